@@ -1,0 +1,29 @@
+"""The data and checkpoints that ship with the package, addressed as `embedded:NAME[/sub/folder]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import RecipeError, unknown
+
+FOLDERS = {"fashion-mnist": "fashion_mnist"}
+PHRASES = Path(__file__).parent / "phrases"
+
+
+def embedded(address: str) -> Path:
+    """Folder of `embedded:fashion-mnist/data` and the like. Raises RecipeError for what does not ship."""
+    name, _, below = address.removeprefix("embedded:").partition("/")
+    if name not in FOLDERS:
+        raise RecipeError(unknown("embedded asset", name, FOLDERS))
+    path = Path(__file__).parent / FOLDERS[name] / below
+    if not path.exists():
+        raise RecipeError(f"'{address}' does not ship; embedded:{name} holds {', '.join(sorted(item.name for item in path.parent.iterdir()))}.")
+    return path
+
+
+def embedded_phrases(name: str) -> Path:
+    """File of the shipped phrase list `name`, for example `fashion-mnist`. Raises RecipeError for an unknown one."""
+    path = PHRASES / f"{name}.yaml"
+    if not path.is_file():
+        raise RecipeError(unknown("phrase list", name, (item.stem for item in PHRASES.glob("*.yaml"))))
+    return path

@@ -1,0 +1,183 @@
+"""The command line: one short command per stage; each parses, calls and prints the path of what it wrote."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or a YAML file.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the recipe; may be given often.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder; default runs/NAME.")]
+Amend = Annotated[bool, typer.Option("--amend", help="Go on in a folder that was made with another recipe, keeping what still fits.")]
+
+
+def _stage(recipe: str, overrides: list[str] | None, out: Path | None, amend: bool, stage: str) -> None:
+    from .recipe import load_recipe, parse_override
+    from .run import open_run, run_until
+
+    run = open_run(load_recipe(recipe, dict(parse_override(text) for text in overrides or [])), out, amend)
+    typer.echo(run_until(run, stage))
+
+
+@app.command()
+def run(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
+    """Carry out the whole chain of a recipe and write `report.html`.
+
+    The same command again does only what is missing.
+
+    Examples: `discl run fashion-lt` · `discl run mine.yaml --set train.epochs=20 --out runs/short`
+    """
+    from .recipe import load_recipe, parse_override
+    from .run import open_run, results_table, run_until
+
+    opened = open_run(load_recipe(recipe, dict(parse_override(text) for text in set_ or [])), out, amend)
+    path = run_until(opened, "report")
+    typer.echo(results_table(opened))
+    typer.echo(path)
+
+
+@app.command()
+def demo(out: Out = None) -> None:
+    """Run the embedded example, `discl run fashion-lt`: ten classes of clothes, three of them rare.
+
+    Example: `discl demo`
+    """
+    run("fashion-lt", None, out)
+
+
+@app.command()
+def hard(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
+    """Find the hard training images: rare classes, or a low true-class probability.
+
+    Example: `discl hard mine.yaml`
+    """
+    _stage(recipe, set_, out, amend, "hard")
+
+
+@app.command()
+def plan(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
+    """Write the plan of the spectrum and print what generating it would cost.
+
+    Example: `discl plan mine.yaml --set spectrum.seeds=4`
+    """
+    from .recipe import load_recipe, parse_override
+    from .run import open_run, run_until
+    from .stages.making import describe_cost, estimate_cost
+
+    opened = open_run(load_recipe(recipe, dict(parse_override(text) for text in set_ or [])), out, amend)
+    path = run_until(opened, "plan")
+    typer.echo(describe_cost(estimate_cost(opened)))
+    typer.echo(path)
+
+
+@app.command()
+def generate(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
+    """Make the images of the plan that are missing.
+
+    Example: `discl generate mine.yaml --set runtime.slots=32`
+    """
+    _stage(recipe, set_, out, amend, "generate")
+
+
+@app.command("filter")
+def filter_(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
+    """Score the synthetic images with CLIP and drop those below the threshold.
+
+    Another threshold scores and writes no image again: `discl filter mine.yaml --set filter.threshold=0.28 --amend`
+    """
+    _stage(recipe, set_, out, amend, "filter")
+
+
+@app.command()
+def train(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
+    """Train the classifier of every method.
+
+    Example: `discl train mine.yaml --set train.epochs=20 --amend`
+    """
+    _stage(recipe, set_, out, amend, "train")
+
+
+@app.command()
+def evaluate(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
+    """Measure every method on validation and test and write `results.json`.
+
+    Example: `discl evaluate mine.yaml`
+    """
+    _stage(recipe, set_, out, amend, "evaluate")
+
+
+@app.command()
+def report(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
+    """Write the run as one self-contained HTML page.
+
+    Example: `discl report mine.yaml`
+    """
+    _stage(recipe, set_, out, amend, "report")
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with one sub-folder of images per class, or of Parquet files.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where to write the recipe; default NAME.yaml.")] = None,
+) -> None:
+    """Write a commented recipe for a folder of images.
+
+    Example: `discl init photos/birds` writes `birds.yaml`
+    """
+    from .starter import write_starter
+
+    path = write_starter(folder, out)
+    typer.echo(path)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the folder of one classifier.")],
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="An image, or a folder of images.")],
+    out: Annotated[Path, typer.Option("--out", metavar="CSV", help="Where to write the predictions.")],
+    method: Annotated[str | None, typer.Option("--method", help="Which method's classifier; default the one trained last.")] = None,
+) -> None:
+    """Classify images with a trained classifier.
+
+    Example: `discl predict runs/fashion-lt photos --out predictions.csv`
+    """
+    from .stages.predicting import predict as predict_images
+
+    typer.echo(predict_images(run, images, out, method))
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that ship with the package."""
+    from .recipe import shipped_recipes
+
+    for name in shipped_recipes():
+        typer.echo(name)
+
+
+def main() -> None:
+    """Entry point of `discl`: an error that a user can mend is printed without a traceback, with exit status 1."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from .errors import DisclError
+
+    try:
+        app()
+    except DisclError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.secho("stopped; the same command goes on where this one ended", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Pixels for training: the images of one or more tables, decoded once into memory or by workers while training runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..data.images import Unreadable, decode_image, to_square
+from ..errors import DataError
+
+MEMORY_LIMIT = 2 * 1024**3
+
+
+class Pixels(Dataset):
+    """uint8 squares `[3, size, size]` of the images of `tables`, one after the other.
+
+    A table is anything indexable whose rows hold `image` as {bytes, path}, such as a Hugging Face data set that is not
+    decoded. Up to 2 GB of squares are decoded once and kept; beyond that each is decoded when it is asked for.
+    """
+
+    def __init__(self, tables: Sequence[Any], size: int, on_progress: Callable[[int], None] = lambda count: None) -> None:
+        self.tables, self.size = list(tables), size
+        self.starts = np.cumsum([0, *(len(table) for table in self.tables)])
+        self.memory: Tensor | None = None
+        if len(self) * 3 * size * size <= MEMORY_LIMIT:
+            self.memory = torch.empty(len(self), 3, size, size, dtype=torch.uint8)
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                for row, square in enumerate(pool.map(self._decode, range(len(self)), chunksize=64)):
+                    self.memory[row] = torch.from_numpy(square)
+                    on_progress(1)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitems__(self, rows: Sequence[int]) -> Tensor:
+        """uint8 `[rows, 3, size, size]`."""
+        if self.memory is not None:
+            return self.memory[torch.as_tensor(rows)]
+        return torch.stack([torch.from_numpy(self._decode(row)) for row in rows])
+
+    def _decode(self, row: int) -> np.ndarray:
+        table = int(np.searchsorted(self.starts, row, side="right")) - 1
+        stored = self.tables[table][int(row - self.starts[table])]
+        try:
+            return to_square(decode_image(stored["image"]), self.size)
+        except Unreadable as error:
+            raise DataError(f"image '{stored.get('id', row)}' cannot be read any more: {error}.") from error
+
+
+class Batches:
+    """Batches of one epoch after another from the same workers: new rows restart nothing."""
+
+    def __init__(self, pixels: Pixels, batch_size: int, workers: int = 0) -> None:
+        self.rows: np.ndarray = np.empty(0, np.int64)
+        self.batch_size = batch_size
+        workers = 0 if pixels.memory is not None else workers
+        self.loader = DataLoader(pixels, batch_sampler=self, num_workers=workers, persistent_workers=workers > 0, collate_fn=_same)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for first in range(0, len(self.rows), self.batch_size):
+            yield self.rows[first : first + self.batch_size].tolist()
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def of(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """(row numbers, uint8 pixels) of each batch of `rows`, in order."""
+        self.rows = rows
+        for number, pixels in enumerate(self.loader):
+            yield rows[number * self.batch_size : (number + 1) * self.batch_size], pixels
+
+
+def _same(batch: Tensor) -> Tensor:
+    return batch

@@ -1,0 +1,21 @@
+"""Real images: tables, readers, splits, long-tail profiles."""
+
+from .images import Unreadable, decode_image, to_square
+from .longtail import class_groups, exponential_counts, order_classes, take_long_tail
+from .readers import read_tables
+from .splits import split_rows
+from .table import ImageTable, inspect_images
+
+__all__ = [
+    "ImageTable",
+    "Unreadable",
+    "class_groups",
+    "decode_image",
+    "exponential_counts",
+    "inspect_images",
+    "order_classes",
+    "read_tables",
+    "split_rows",
+    "take_long_tail",
+    "to_square",
+]

@@ -1,0 +1,54 @@
+"""From a stored image to pixels."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+MAX_SIDE = 20_000
+
+
+class Unreadable(Exception):
+    """An image that cannot be decoded; the message says why."""
+
+
+def decode_image(stored: Mapping[str, Any]) -> Image.Image:
+    """RGB picture of `{bytes, path}` as Hugging Face `datasets` stores it; EXIF rotation applied, transparency on white.
+
+    16-bit grey images are scaled to 8 bits; of an animation the first frame is taken. Raises Unreadable for a missing,
+    truncated or foreign file, and for more than 20,000 pixels a side.
+    """
+    try:
+        source = io.BytesIO(stored["bytes"]) if stored.get("bytes") is not None else stored["path"]
+        with Image.open(source) as image:
+            if max(image.size) > MAX_SIDE:
+                raise Unreadable(f"{image.width}×{image.height} pixels; at most {MAX_SIDE} a side are decoded")
+            if ImageFile.LOAD_TRUNCATED_IMAGES:
+                raise Unreadable("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so truncated images could not be told apart")
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except Unreadable:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Unreadable(str(error) or type(error).__name__) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.float64)
+        image = Image.fromarray(np.clip(wide / 257, 0, 255).round().astype(np.uint8))
+    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def to_square(image: Image.Image, size: int) -> np.ndarray:
+    """uint8 `[3, size, size]`: the shorter side resized to `size` (Lanczos, antialiased), then the centre cropped."""
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    return np.ascontiguousarray(np.asarray(image, np.uint8).transpose(2, 0, 1))

@@ -1,0 +1,62 @@
+"""Long-tailed class counts: the exponential profile, and the groups that results are reported by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..digests import derive_seed
+from ..errors import DataError, unknown
+from .table import ImageTable
+
+
+def exponential_counts(num_classes: int, n_max: int, imbalance_ratio: float) -> list[int]:
+    """n_c = ⌊n_max · IR^(−c/(C−1))⌋ for c = 0 … C − 1, head first (arXiv 1901.05555, section 5)."""
+    if num_classes == 1:
+        return [n_max]
+    exact = (n_max * imbalance_ratio ** (-c / (num_classes - 1)) for c in range(num_classes))
+    return [int(count + 1e-9) for count in exact]  # 500 · 100^(−1) is 4.999… in floats
+
+
+def order_classes(class_names: Sequence[str], order: Sequence[str] | int | None) -> list[int]:
+    """Labels from head to tail: given by name, shuffled with a seed, or as they are.
+
+    Raises DataError for an unknown name or one that is missing.
+    """
+    if order is None:
+        return list(range(len(class_names)))
+    if isinstance(order, int):
+        return np.random.default_rng(derive_seed("class-order", order)).permutation(len(class_names)).tolist()
+    for name in order:
+        if name not in class_names:
+            raise DataError("data.long_tail.class_order: " + unknown("class", name, class_names))
+    missing = [name for name in class_names if name not in order]
+    if missing or len(order) != len(class_names):
+        raise DataError(f"data.long_tail.class_order names {len(order)} classes of {len(class_names)}; missing: {', '.join(missing) or 'none'}.")
+    return [list(class_names).index(name) for name in order]
+
+
+def take_long_tail(table: ImageTable, n_max: int, imbalance_ratio: float, order: Sequence[int], seed: int) -> list[int]:
+    """Row numbers, in table order, of a long-tailed sample; `order` lists the labels from head to tail.
+
+    Each class is shuffled once by (seed, class, id) and its first n_c taken, so lists of different imbalance ratio are
+    nested. Raises DataError if a class has fewer images than its share.
+    """
+    labels, ids = table.labels, table.ids
+    chosen: list[int] = []
+    for label, count in zip(order, exponential_counts(len(order), n_max, imbalance_ratio), strict=True):
+        rows = np.flatnonzero(labels == label).tolist()
+        if len(rows) < count:
+            raise DataError(f"class '{table.class_names[label]}' has {len(rows)} images, the long-tail profile asks for {count}; lower data.long_tail.n_max.")
+        rows.sort(key=lambda row: derive_seed("long-tail", seed, ids[row]))
+        chosen += rows[:count]
+    return sorted(chosen)
+
+
+def class_groups(class_counts: Sequence[int], many: int, few: int) -> dict[str, list[int]]:
+    """`{group: labels}` with many > `many`, few < `few` and medium between; an empty group is absent."""
+    groups: dict[str, list[int]] = {"many": [], "medium": [], "few": []}
+    for label, count in enumerate(class_counts):
+        groups["many" if count > many else "few" if count < few else "medium"].append(label)
+    return {name: labels for name, labels in groups.items() if labels}

@@ -1,0 +1,119 @@
+"""A table of real images, and the one pass that checks them all before any long work starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from ..digests import digest_bytes
+from ..errors import DataError
+from .images import Unreadable, decode_image
+
+OPTIONAL = ("domain", "group")
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """Rows `id` (string, unique), `image` ({bytes, path}, undecoded), `label` (0 … C − 1), optionally `domain` and `group`.
+
+    The rows lie memory-mapped in Arrow; nothing is decoded until it is asked for.
+    """
+
+    rows: Dataset
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def ids(self) -> list[str]:
+        return list(self.rows["id"])
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 `[rows]`."""
+        return np.array(self.rows["label"], np.int64)
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        """int64 `[classes]`."""
+        return np.bincount(self.labels, minlength=len(self.class_names))
+
+    def select(self, rows: Iterable[int]) -> ImageTable:
+        """The table of these rows, in this order."""
+        return ImageTable(self.rows.select(list(rows)), self.class_names)
+
+    def image(self, row: int) -> Image.Image:
+        """Decoded RGB picture of a row. Raises DataError that names the image."""
+        stored = self.rows[int(row)]
+        try:
+            return decode_image(stored["image"])
+        except Unreadable as error:
+            raise DataError(f"image {_name(stored)} cannot be read: {error}.") from error
+
+
+def make_table(columns: dict[str, Sequence], class_names: Sequence[str]) -> ImageTable:
+    """A checked table of plain columns. Raises DataError for a label out of range or an id that stands twice."""
+    rows = Dataset.from_dict(columns).cast_column("image", ImageFeature(decode=False))
+    return check_table(ImageTable(rows, tuple(class_names)))
+
+
+def check_table(table: ImageTable) -> ImageTable:
+    """The table itself. Raises DataError for a label out of range, an id that stands twice or an empty table."""
+    if not len(table):
+        raise DataError("the table of images is empty.")
+    labels, ids = table.labels, table.ids
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(table.class_names)))
+    if len(wrong):
+        raise DataError(
+            f"label {labels[wrong[0]]} of image '{ids[wrong[0]]}' is out of range: there are {len(table.class_names)} class names, "
+            f"so labels run from 0 to {len(table.class_names) - 1} ({len(wrong)} such rows)."
+        )
+    if len(set(ids)) != len(ids):
+        seen: set[str] = set()
+        twice = next(name for name in ids if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise DataError(f"id '{twice}' stands twice; ids have to be unique, for noise and resume are keyed by them.")
+    return table
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What one pass over a table found: content digest, width and height of each row, and the unreadable rows."""
+
+    digests: list[str]
+    sizes: list[tuple[int, int]]
+    unreadable: list[tuple[int, str]]
+
+
+def inspect_images(table: ImageTable, on_progress: Callable[[int], None] = lambda count: None) -> Inspection:
+    """Decodes every image once, in threads. The digest is of the RGB pixels, so another file format does not hide a copy."""
+
+    def look(row: int) -> tuple[str, tuple[int, int], str | None]:
+        stored = table.rows[row]
+        try:
+            image = decode_image(stored["image"])
+        except Unreadable as error:
+            return "", (0, 0), f"{_name(stored)}: {error}"
+        return digest_bytes(f"{image.width}x{image.height}".encode(), image.tobytes()), image.size, None
+
+    digests, sizes, unreadable = [], [], []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for row, (content, size, problem) in enumerate(pool.map(look, range(len(table)), chunksize=64)):
+            digests.append(content)
+            sizes.append(size)
+            if problem:
+                unreadable.append((row, problem))
+            on_progress(1)
+    return Inspection(digests, sizes, unreadable)
+
+
+def _name(stored: dict) -> str:
+    path = stored["image"].get("path")
+    return f"'{stored['id']}'" if not path or path == stored["id"] else f"'{stored['id']}' ({path})"

@@ -1,0 +1,49 @@
+"""Image guidance λ: how much of the real image a synthetic one keeps (arXiv 2410.13674, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .errors import RecipeError
+
+
+@dataclass(frozen=True, order=True)
+class GuidanceLevel:
+    """Image guidance λ as a whole per cent, so that it is exact, hashable and printable.
+
+    0 is text only, 100 is the real image itself. Raises RecipeError outside 0–100 or for a fraction.
+    """
+
+    percent: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.percent, bool) or not isinstance(self.percent, int) or not 0 <= self.percent <= 100:
+            hint = ""
+            if isinstance(self.percent, float) and 0 < self.percent < 1:
+                hint = f" Write λ = {self.percent:g} as {round(self.percent * 100)}."
+            raise RecipeError(f"level {self.percent!r} is not a whole per cent from 0 (text only) to 100 (the real image).{hint}")
+
+    def start_step(self, num_inference_steps: int) -> int:
+        """t(λ) = ⌊(1 − λ)T⌋, the number of denoising steps (eq. 3), in integers: in floats ⌊(1 − 0.9)·50⌋ is 4."""
+        return (100 - self.percent) * num_inference_steps // 100
+
+    def __str__(self) -> str:
+        return f"{self.percent} %"
+
+
+REAL = GuidanceLevel(100)
+TEXT_ONLY = GuidanceLevel(0)
+
+
+def check_levels(levels: Iterable[GuidanceLevel], num_inference_steps: int) -> None:
+    """Raises RecipeError for a level that would be generated without a single denoising step."""
+    for level in levels:
+        if level == REAL:
+            raise RecipeError("level 100 is the real image and is never generated; take it out of spectrum.levels.")
+        if level.start_step(num_inference_steps) == 0:
+            needed = -(-100 // (100 - level.percent))
+            raise RecipeError(
+                f"level {level} leaves t(λ) = 0 denoising steps at {num_inference_steps} inference steps; "
+                f"use at least {needed} steps or a level of at most {100 - -(-100 // num_inference_steps)} %."
+            )

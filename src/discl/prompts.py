@@ -1,0 +1,43 @@
+"""Texts: class names, templates and phrase lists to prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from .assets import embedded_phrases
+from .digests import derive_seed
+from .errors import RecipeError
+
+
+def fill(template: str, name: str) -> str:
+    """The template with `{class}` replaced by the name. Raises RecipeError where `{class}` is missing."""
+    if "{class}" not in template:
+        raise RecipeError(f"template '{template}' lacks {{class}}, so every class would get the same text.")
+    return template.replace("{class}", name)
+
+
+def class_prompts(class_names: Sequence[str], templates: Sequence[str], phrases: str | None = None, names: Mapping[str, str] | None = None) -> dict[str, list[str]]:
+    """`{class: texts}` from templates, or from the phrase list `phrases` (a YAML file or `embedded:NAME`) where it is given.
+
+    `names` replaces class names in templates (scientific → common). Raises RecipeError for a class without phrases.
+    """
+    if phrases is None:
+        return {name: [fill(template, (names or {}).get(name, name)) for template in templates] for name in class_names}
+    path = embedded_phrases(phrases.removeprefix("embedded:")) if phrases.startswith("embedded:") else Path(phrases)
+    if not path.is_file():
+        raise RecipeError(f"prompts.phrases: there is no file {path}.")
+    texts = yaml.safe_load(path.read_text())
+    if not isinstance(texts, dict):
+        raise RecipeError(f"prompts.phrases: {path} holds no mapping from class names to lists of texts.")
+    lacking = [name for name in class_names if not texts.get(name)]
+    if lacking:
+        raise RecipeError(f"prompts.phrases: {path} has no texts for {len(lacking)} classes: {', '.join(lacking[:8])}.")
+    return {name: [str(text) for text in texts[name]] for name in class_names}
+
+
+def draw_prompt(texts: Sequence[str], source_id: str, seed: int, attempt: int) -> str:
+    """One text, a pure function of (source, seed, try), so that all levels of a spectrum share it."""
+    return texts[derive_seed("prompt", source_id, seed, attempt) % len(texts)]

@@ -1,0 +1,349 @@
+"""The recipe: one validated tree of everything that determines a run, read from and written to YAML.
+
+Functions elsewhere take the values that they use, never a whole recipe; only `run.py` knows this tree.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+
+from .curriculum.augmentation import AUGMENTATIONS
+from .curriculum.models import ARCHITECTURES
+from .curriculum.objectives import OBJECTIVES
+from .curriculum.strategies import STRATEGIES
+from .errors import RecipeError, unknown
+from .levels import REAL, GuidanceLevel, check_levels
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def _level(value: Any) -> GuidanceLevel:
+    return value if isinstance(value, GuidanceLevel) else GuidanceLevel(value)
+
+
+def _one_of(kind: str, known: Any) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if value not in known:
+            raise RecipeError(unknown(kind, str(value), known))
+        return value
+
+    return BeforeValidator(check)
+
+
+Level = Annotated[GuidanceLevel, BeforeValidator(_level), PlainSerializer(lambda level: level.percent)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Strict(BaseModel):
+    """Frozen; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class LongTail(Strict):
+    """Exponential profile n_c = ⌊n_max · IR^(−c/(C−1))⌋ over the classes in `class_order`, head first."""
+
+    n_max: int = Field(ge=1)
+    imbalance_ratio: float = Field(ge=1)
+    class_order: list[str] | int | None = Field(None, description="names, head first; a number shuffles with that seed; null keeps the order")
+    seed: int = 0
+
+
+class OwnSplit(Strict):
+    """Shares of a data set that comes without splits; a group (camera, burst) never straddles."""
+
+    validation: Share = 0.1
+    test: Share = 0.2
+    seed: int = 0
+
+
+class Data(Strict):
+    """Where the real images are."""
+
+    root: str = Field(description="folder of class folders, folder of Parquet files, name of a hub data set, or embedded:fashion-mnist")
+    format: Literal["auto", "imagefolder", "parquet", "hub"] = "auto"
+    splits: dict[Literal["train", "validation", "test"], str] = Field(default_factory=dict, description="our split: its name in the data")
+    columns: dict[Literal["id", "image", "label", "domain", "group"], str] = Field(default_factory=dict, description="our column: theirs")
+    own_split: OwnSplit = OwnSplit()
+    long_tail: LongTail | None = None
+    unreadable: Literal["error", "skip"] = "error"
+
+
+class Groups(Strict):
+    """Bounds of the report's groups: many has more training images than `many`, few has fewer than `few`."""
+
+    many: int = Field(100, ge=1)
+    few: int = Field(20, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Groups:
+        if self.few > self.many + 1:
+            raise RecipeError(f"groups.few = {self.few} lies above groups.many = {self.many}; a class would be in two groups.")
+        return self
+
+
+class Hard(Strict):
+    """Which training images get a spectrum."""
+
+    rule: Literal["tail", "probability"] = "tail"
+    fewer_than: int = Field(20, ge=1, description="tail: classes with fewer training images than this")
+    below: float = Field(0.5, gt=0, le=1, description="probability: images whose true class gets less than this")
+    folds: int = Field(3, ge=2, description="probability: no image is judged by a classifier that saw it")
+    epochs: int = Field(10, ge=1, description="probability: epochs of each fold's classifier")
+
+
+class Prompts(Strict):
+    """Texts to generate from; one is drawn per (source, seed, try) and shared by the levels."""
+
+    templates: list[str] = Field(["a photo of {class}"], min_length=1)
+    phrases: str | None = Field(None, description="YAML file {class: [texts]}, or embedded:NAME; used instead of the templates")
+    negative: str = ""
+    names: dict[str, str] = Field(default_factory=dict, description="class name: the name to use in texts")
+
+
+class Spectrum(Strict):
+    """Phase 1: what is generated for each hard image."""
+
+    checkpoint: str = Field(description="folder in diffusers' format, hub name, or embedded:fashion-mnist")
+    levels: list[Level] = Field(min_length=1)
+    seeds: int = Field(8, ge=1, description="synthetic images per source and level")
+    num_inference_steps: int = Field(50, ge=1)
+    guidance_scale: float = Field(10.0, ge=1, description="s = 1 + w of eq. 2, as diffusers counts it")
+    size: int | None = Field(None, ge=8, description="pixels a side; null: the checkpoint's own")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    encoding: Literal["webp-lossless", "webp", "jpeg", "png"] = "webp-lossless"
+
+    @model_validator(mode="after")
+    def _levels_are_generated(self) -> Spectrum:
+        if len(set(self.levels)) != len(self.levels):
+            raise RecipeError(f"spectrum.levels names a level twice: {[level.percent for level in self.levels]}.")
+        check_levels(self.levels, self.num_inference_steps)
+        return self
+
+
+class Filter(Strict):
+    """CLIP filter: images below the threshold (raw cosine) are dropped before training."""
+
+    checkpoint: str = Field(description="CLIP folder in transformers' format, hub name, or embedded:fashion-mnist")
+    template: str = "a photo of {class}"
+    threshold: float = Field(0.3, ge=-1, le=1)
+
+
+class Model(Strict):
+    """The classifier."""
+
+    architecture: Annotated[str, _one_of("architecture", ARCHITECTURES)] = "resnet10"
+    stem: Literal["7x7", "3x3"] = "7x7"
+    width: int | None = Field(None, ge=4, description="channels of the first stage; null: the architecture's own")
+
+
+class Optimizer(Strict):
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    schedule: Literal["cosine", "constant", "steps"] = "cosine"
+    milestones: list[float] = Field([0.8, 0.9], description="steps: shares of the epochs after which lr is divided by 100")
+    warm_up_epochs: int = Field(0, ge=0)
+
+
+class Train(Strict):
+    """Phase 2: what all methods share, so that they are compared at equal numbers of updates."""
+
+    epochs: int = Field(65, ge=1)
+    curriculum_epochs: int = Field(60, ge=0, description="E_CL; from then on only real images")
+    batch_size: int = Field(128, ge=1)
+    steps_per_epoch: int | None = Field(None, ge=1, description="updates in an epoch; null: training images / batch_size")
+    image_size: int = Field(224, ge=8)
+    resize: int | None = Field(None, ge=8, description="square that images are brought to before augmentation; null: image_size")
+    augment: list[Annotated[str, _one_of("augmentation", AUGMENTATIONS)]] = ["random-resized-crop", "flip"]
+    model: Model = Model()
+    optimizer: Optimizer = Optimizer()
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    select: Literal["last", "validation"] = "last"
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _epochs(self) -> Train:
+        if self.curriculum_epochs > self.epochs:
+            raise RecipeError(f"train.curriculum_epochs = {self.curriculum_epochs} exceeds train.epochs = {self.epochs}.")
+        return self
+
+
+class Method(Strict):
+    """One row of the table: what the classifier is trained on, with which loss."""
+
+    strategy: Annotated[str, _one_of("strategy", STRATEGIES)] = "real-only"
+    level: Level | None = Field(None, description="only for strategy fixed")
+    objective: Annotated[str, _one_of("objective", OBJECTIVES)] = "cross-entropy"
+    prior: Literal["real", "effective"] = Field("real", description="class counts of balanced-softmax: real images, or real + synthetic as drawn")
+    undersample: bool | None = Field(None, description="keep the tail's share of an epoch at its share of classes; null: where synthetic images are used")
+    synthetic_scale: float = Field(3.0, ge=0, description="synthetic images in an epoch per real tail image")
+    shortage: Literal["repeat", "cap"] = Field("repeat", description="where fewer images were kept than the scale asks for")
+
+    @model_validator(mode="after")
+    def _level_goes_with_fixed(self) -> Method:
+        if (self.strategy == "fixed") != (self.level is not None):
+            raise RecipeError("strategy 'fixed' and the key 'level' go together, for example {strategy: fixed, level: 50}.")
+        return self
+
+
+class Evaluate(Strict):
+    worst_k: list[int] = [1, 3]
+    logit_adjustment: list[float] = Field([1.0], description="strengths τ of post-hoc logit adjustment; chosen on validation where there are several")
+
+
+class Runtime(Strict):
+    """How a run is carried out; nothing here changes which images or numbers are asked for."""
+
+    device: str = "auto"
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; null: torch's own choice")
+    slots: int = Field(64, ge=1, description="images denoised in one UNet call")
+    workers: int = Field(0, ge=0, description="data-loading processes, where the images do not fit in memory")
+    shard_rows: int = Field(512, ge=1, description="images per shard, and at most lost when killed")
+
+
+class Recipe(Strict):
+    """Everything that determines a run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    data: Data
+    groups: Groups = Groups()
+    hard: Hard = Hard()
+    prompts: Prompts = Prompts()
+    spectrum: Spectrum
+    filter: Filter
+    train: Train = Train()
+    methods: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Method] = Field(min_length=1)
+    baseline: str | None = Field(None, description="the method that the report compares with; null: the first")
+    evaluate: Evaluate = Evaluate()
+    runtime: Runtime = Runtime()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.baseline is not None and self.baseline not in self.methods:
+            raise RecipeError(unknown("baseline", self.baseline, self.methods))
+        for name, method in self.methods.items():
+            needed = {"text-only": GuidanceLevel(0), "fixed": method.level}.get(method.strategy)
+            if needed is not None and needed != REAL and needed not in self.spectrum.levels:
+                raise RecipeError(f"methods.{name} trains on level {needed}, which spectrum.levels lacks; add {needed.percent} there.")
+        return self
+
+    @property
+    def compared_with(self) -> str:
+        """Name of the method that the report compares with."""
+        return self.baseline or next(iter(self.methods))
+
+    def plain(self) -> dict[str, Any]:
+        """The tree as plain values (dict, list, str, numbers), defaults filled in."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(source: str | Path | dict[str, Any], overrides: dict[str, Any] | None = None) -> Recipe:
+    """The recipe of a shipped name, a YAML file or a plain tree, with `overrides` such as `{"train.epochs": 5}` laid over.
+
+    A relative `data.root`, phrase file or checkpoint folder is looked up beside the YAML file, else in the working folder.
+    Raises RecipeError for an unknown name, key or strategy, and for every value out of range.
+    """
+    folder = Path()
+    if isinstance(source, dict):
+        tree = source
+    else:
+        path = _recipe_path(source)
+        folder = path.parent
+        try:
+            tree = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path} is not valid YAML: {error}") from error
+        if not isinstance(tree, dict):
+            raise RecipeError(f"{path} holds no recipe: a mapping of keys is expected at its top.")
+    for key, value in (overrides or {}).items():
+        tree = _with(tree, key.split("."), value, key)
+    return validate(_resolve_paths(tree, folder))
+
+
+def validate(tree: dict[str, Any]) -> Recipe:
+    """The recipe of a plain tree. Raises RecipeError with one line for each problem."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError("\n".join(_explain(problem) for problem in error.errors())) from error
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`("train.epochs", 5)` of "train.epochs=5"; the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set takes key=value, for example --set train.epochs=5; got '{text}'.")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {key}: '{value}' is not a YAML value: {error}") from error
+
+
+def _recipe_path(source: str | Path) -> Path:
+    path = Path(source)
+    if path.suffix in {".yaml", ".yml"} or path.parent != Path():
+        if not path.is_file():
+            raise RecipeError(f"there is no recipe file {path}; shipped recipes: {', '.join(shipped_recipes())}.")
+        return path
+    if str(source) not in shipped_recipes():
+        raise RecipeError(unknown("recipe", str(source), shipped_recipes()) + " A recipe file's name ends in .yaml.")
+    return RECIPES / f"{source}.yaml"
+
+
+def _with(tree: Any, keys: list[str], value: Any, whole: str) -> dict[str, Any]:
+    """A copy of the tree with one value replaced; missing branches are made, so that validation can name them."""
+    if not isinstance(tree, dict):
+        raise RecipeError(f"--set {whole}: '{keys[0]}' lies below a value that is no mapping.")
+    below = _with(tree.get(keys[0]) or {}, keys[1:], value, whole) if len(keys) > 1 else value
+    return {**tree, keys[0]: below}
+
+
+def _resolve_paths(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+    for section, key in (("data", "root"), ("prompts", "phrases"), ("spectrum", "checkpoint"), ("filter", "checkpoint")):
+        branch = tree.get(section)
+        value = branch.get(key) if isinstance(branch, dict) else None
+        if isinstance(value, str) and not value.startswith("embedded:"):
+            for base in (folder, Path()):
+                if (base / value).expanduser().exists():
+                    tree = _with(tree, [section, key], str((base / value).expanduser().resolve()), key)
+                    break
+    return tree
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, RecipeError):
+        return f"{where}: {cause}" if where else str(cause)
+    if problem["type"] == "extra_forbidden":
+        *above, key = problem["loc"]
+        return unknown(f"key in {'.'.join(map(str, above)) or 'the recipe'}", str(key), _known_keys(above))
+    if problem["type"] == "missing":
+        return f"{where}: this key is required."
+    return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}; got {problem.get('input')!r}."
+
+
+def _known_keys(above: list[Any]) -> list[str]:
+    """Names of the keys allowed at a place of the tree."""
+    model: Any = Recipe
+    for part in above:
+        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        below = [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
+        model = below[0] if below else (Method if "methods" in above else model)
+    return list(model.model_fields)

@@ -1,0 +1,22 @@
+"""Pictures to bytes, as the store keeps them."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+ENCODINGS: dict[str, dict] = {
+    "webp-lossless": {"format": "WEBP", "lossless": True, "quality": 50, "method": 4},
+    "webp": {"format": "WEBP", "quality": 92, "method": 4},
+    "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    "png": {"format": "PNG", "compress_level": 4},
+}
+
+
+def encode_image(picture: np.ndarray, encoding: str) -> bytes:
+    """The bytes of a picture, uint8 `[height, width, 3]`, in one of `ENCODINGS`."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, **ENCODINGS[encoding])
+    return buffer.getvalue()

@@ -1,0 +1,82 @@
+"""The CLIP filter: raw cosine between a synthetic image and a plain prompt of its class (`clip_similarity`).
+
+Not CLIPScore, which is 2.5 or 100 times max(cosine, 0): thresholds here are on the cosine itself, in [−1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..checkpoints import checkpoint_digest, find_checkpoint
+from ..digests import digest
+from ..errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Keep, or drop with the reason."""
+
+    keep: bool
+    reason: str = ""
+
+
+def judge(clip_similarity: float, threshold: float) -> Verdict:
+    """Keeps an image at or above the threshold."""
+    if clip_similarity >= threshold:
+        return Verdict(True)
+    return Verdict(False, f"clip_similarity {clip_similarity:.3f} < {threshold:g}")
+
+
+class ClipScorer:
+    """Cosines of images with one text per label, by a transformers `CLIPModel`.
+
+    `texts` maps a label to its plain prompt, for example "a photo of {class}". Raises CheckpointError for a folder that
+    holds no CLIP or pickled weights only.
+    """
+
+    def __init__(self, address: str, texts: Mapping[int, str], device: torch.device | str = "cpu") -> None:
+        from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer
+
+        folder = find_checkpoint(address)
+        if not (folder / "preprocessor_config.json").is_file():
+            raise CheckpointError(f"'{folder}' is no CLIP folder in transformers' format: it has no preprocessor_config.json.")
+        try:
+            self.model = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).to(device).eval()
+            self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+            tokenizer = CLIPTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"'{folder}' cannot be loaded as a CLIP: {error}") from error
+        self.device, self.labels = device, list(texts)
+        tokens = tokenizer(
+            list(texts.values()), padding="max_length", truncation=True, return_tensors="pt",
+            max_length=self.model.config.text_config.max_position_embeddings,
+        )  # fmt: skip
+        with torch.inference_mode():
+            self.text_embeddings = self._normalise(self.model.get_text_features(input_ids=tokens.input_ids.to(device)))
+
+    def __call__(self, images: Sequence[Image.Image], labels: Sequence[int], batch: int = 128) -> np.ndarray:
+        """float32 `[images]` in [−1, 1]: the cosine of each image with the text of its label."""
+        places = torch.tensor([self.labels.index(label) for label in labels], device=self.device)
+        result = np.empty(len(images), np.float32)
+        with torch.inference_mode():
+            for first in range(0, len(images), batch):
+                pixels = self.processor(images=list(images[first : first + batch]), return_tensors="pt")["pixel_values"].to(self.device)
+                embeddings = self._normalise(self.model.get_image_features(pixel_values=pixels))
+                cosines = (embeddings * self.text_embeddings[places[first : first + batch]]).sum(1)
+                result[first : first + batch] = cosines.float().cpu().numpy()
+        return result
+
+    @staticmethod
+    def _normalise(features: object) -> torch.Tensor:
+        embeddings = features if isinstance(features, torch.Tensor) else features.pooler_output  # type: ignore[attr-defined]
+        return torch.nn.functional.normalize(embeddings.float(), dim=1)
+
+
+def describe_scorer(address: str, texts: Mapping[int, str]) -> str:
+    """Digest of the CLIP and of the texts: a score is valid only for the scorer that gave it."""
+    return digest(checkpoint_digest(find_checkpoint(address)), sorted(texts.items()))

@@ -1,0 +1,128 @@
+"""From a data set to checked splits, and to the images that are hard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ..console import progress, say
+from ..data import ImageTable, inspect_images, order_classes, read_tables, split_rows, take_long_tail
+from ..errors import DataError
+from ..hardness import assign_folds, cross_fitted_probability, tail_rows
+from ..workspace import Run, write_table
+from .learning import fit_classifier
+
+
+def prepare_data(run: Run) -> Path:
+    """Checks every image once and lists the rows of each split in `data.parquet`.
+
+    Raises DataError for unreadable images (unless they are skipped), a class without training images, and images of
+    the validation or test split that also lie in training.
+    """
+    path, data = run.path("data.parquet"), run.recipe.data
+    if path.exists():
+        return path
+    found = read_tables(data.root, data.format, data.columns, data.splits)
+    listed: dict[str, dict[str, np.ndarray]] = {}
+    for split, table in found.items():
+        listed[split] = _inspect(table, split, data.unreadable)
+    placed = {split: (split, np.arange(len(columns["row"]))) for split, columns in listed.items()}
+    shares = {name: share for name, share in (("validation", data.own_split.validation), ("test", data.own_split.test)) if name not in found and share}
+    if shares:
+        own = listed["train"]
+        parts = split_rows(own["id"].tolist(), own["label"].tolist(), own["unit"].tolist(), shares, data.own_split.seed)
+        placed |= {split: ("train", np.asarray(rows, np.int64)) for split, rows in parts.items()}
+    tables = {split: {name: column[rows] for name, column in listed[source].items()} for split, (source, rows) in placed.items()}
+    names = found["train"].class_names
+    if data.long_tail:
+        profile, train = data.long_tail, tables["train"]
+        sample = found["train"].select(train["row"])
+        rows = np.asarray(take_long_tail(sample, profile.n_max, profile.imbalance_ratio, order_classes(names, profile.class_order), profile.seed))
+        tables["train"] = {name: column[rows] for name, column in train.items()}
+    _check_splits(tables, names)
+    columns = {name: np.concatenate([table[name] for table in tables.values()]) for name in tables["train"]}
+    columns["split"] = np.repeat(list(tables), [len(table["row"]) for table in tables.values()])
+    columns["source_split"] = np.repeat([placed[split][0] for split in tables], [len(table["row"]) for table in tables.values()])
+    del columns["unit"]
+    write_table(pa.table(columns), path)
+    return path
+
+
+def find_hard(run: Run) -> Path:
+    """Lists the training images that get a spectrum in `hard.parquet`: id, label, digest, size and why."""
+    path, rule = run.path("hard.parquet"), run.recipe.hard
+    if path.exists():
+        return path
+    train, listed = run.train, _split_rows_of(run, "train")
+    if rule.rule == "tail":
+        rows = tail_rows(train.labels.tolist(), train.class_counts.tolist(), rule.fewer_than)
+        measured = {"class_count": train.class_counts[train.labels[rows]]}
+        if not rows:
+            raise DataError(f"no class has fewer than {rule.fewer_than} training images; raise hard.fewer_than (the smallest class has {train.class_counts.min()}).")
+    else:
+        groups = listed["group"].to_pylist() if "group" in listed.column_names else None
+        folds = assign_folds(train.ids, train.labels.tolist(), groups, rule.folds)
+
+        def fit_predict(fitted: list[int], judged: list[int]) -> np.ndarray:
+            return fit_classifier(train, fitted, judged, run.recipe.train, rule.epochs, run.device)
+
+        probability = cross_fitted_probability(folds, train.labels.tolist(), fit_predict)
+        rows = np.flatnonzero(probability < rule.below).tolist()
+        measured = {"true_class_probability": probability[rows]}
+        if not rows:
+            raise DataError(f"no training image has a true-class probability below {rule.below}; the lowest is {probability.min():.3f}. Raise hard.below.")
+    table = listed.take(rows).select(["id", "label", "digest", "width", "height"])
+    for name, values in measured.items():
+        table = table.append_column(name, pa.array(values))
+    write_table(table, path)
+    return path
+
+
+def _inspect(table: ImageTable, split: str, unreadable: str) -> dict[str, np.ndarray]:
+    with progress(f"check {split} images", len(table)) as advance:
+        seen = inspect_images(table, advance)
+    if seen.unreadable:
+        listing = "\n".join(f"  {problem}" for _, problem in seen.unreadable[:20])
+        if unreadable == "error":
+            raise DataError(
+                f"{len(seen.unreadable)} of {len(table)} {split} images cannot be read:\n{listing}\nMend or delete them, or set data.unreadable: skip."
+            )
+        say(f"{len(seen.unreadable)} unreadable {split} images are skipped:\n{listing}")
+    bad = {row for row, _ in seen.unreadable}
+    good = np.asarray([row for row in range(len(table)) if row not in bad], np.int64)
+    columns = {
+        "id": np.asarray(table.ids, object)[good], "row": good, "label": table.labels[good], "digest": np.asarray(seen.digests, object)[good],
+        "width": np.asarray([size[0] for size in seen.sizes], np.int32)[good], "height": np.asarray([size[1] for size in seen.sizes], np.int32)[good],
+    }  # fmt: skip
+    for name in ("domain", "group"):
+        if name in table.rows.column_names:
+            columns[name] = np.asarray([str(value) for value in table.rows[name]], object)[good]
+    columns["unit"] = columns.get("group", columns["digest"])  # copies of one picture never straddle a split either
+    return columns
+
+
+def _check_splits(tables: dict[str, dict[str, np.ndarray]], names: tuple[str, ...]) -> None:
+    counts = np.bincount(tables["train"]["label"], minlength=len(names))
+    if (counts == 0).any():
+        lacking = [name for name, count in zip(names, counts, strict=True) if not count]
+        raise DataError(f"{len(lacking)} classes have no training image: {', '.join(lacking[:8])}. Add images or take the class out of the data.")
+    seen = dict(zip(tables["train"]["digest"], tables["train"]["id"], strict=True))
+    for split in ("validation", "test"):
+        table = tables.get(split)
+        if table is None:
+            continue
+        shared = [(name, seen[content]) for name, content in zip(table["id"], table["digest"], strict=True) if content in seen]
+        if shared:
+            raise DataError(
+                f"{len(shared)} images of the {split} split also lie in training, by content (for example '{shared[0][0]}' is '{shared[0][1]}'); "
+                "figures on them would mean nothing. Remove them from one of the two."
+            )
+
+
+def _split_rows_of(run: Run, split: str) -> pa.Table:
+    listed = pq.read_table(run.path("data.parquet"))
+    return listed.filter(pc.equal(listed["split"], split))

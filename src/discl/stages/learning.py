@@ -1,0 +1,242 @@
+"""Phase 2 of a run: train every method on real and synthetic images, measure them all alike."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..console import progress, say
+from ..curriculum import metrics
+from ..curriculum.mixture import Mixing, Pool
+from ..curriculum.models import ARCHITECTURES, ClassifierConfig, load_classifier
+from ..curriculum.objectives import CORRECTED, adjust_logits
+from ..curriculum.pixels import Pixels
+from ..curriculum.strategies import RealOnly, make_strategy
+from ..curriculum.training import TrainSettings, choose_precision, epoch_rows, make_learning_rate, make_optimizer, predict_logits, read_history, train_classifier
+from ..data import ImageTable
+from ..digests import digest
+from ..errors import RunError
+from ..levels import REAL
+from ..recipe import Method, Train
+from ..workspace import Run, write_text
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as every published recipe has them
+
+
+def train(run: Run) -> Path:
+    """Trains the classifier of every method into `train/METHOD`; a finished one is left alone, a half-finished one goes on."""
+    kept = _kept_images(run)
+    waiting = {name: method for name, method in run.recipe.methods.items() if not _is_finished(run, name, method, kept)}
+    if waiting:
+        size = run.recipe.train.resize or run.recipe.train.image_size
+        with progress("decode training images", len(run.tables["train"]) + len(kept)) as advance:
+            pool, pixels = make_pool(run.tables["train"], _hard_rows(run), kept, size, advance)
+        for name, method in waiting.items():
+            _train_method(run, name, method, pool, pixels)
+    return run.path("train")
+
+
+def make_pool(real: ImageTable, hard: np.ndarray, synthetic: Dataset, size: int, on_progress: Callable[[int], None] = lambda count: None) -> tuple[Pool, Pixels]:
+    """Every sample that training may draw, and its pixels: the rows of `real`, then those of `synthetic`.
+
+    `hard` bool `[real]`; `synthetic` has `image`, `label` and `level`.
+    """
+    count, extra = len(real), len(synthetic)
+    pool = Pool(
+        labels=np.concatenate([real.labels, np.asarray(synthetic["label"], np.int64)]),
+        levels=np.concatenate([np.full(count, REAL.percent), np.asarray(synthetic["level"], np.int64)]),
+        synthetic=np.repeat([False, True], [count, extra]),
+        hard=np.concatenate([hard, np.zeros(extra, bool)]),
+        num_classes=len(real.class_names),
+    )
+    return pool, Pixels([real.rows, synthetic], size, on_progress)
+
+
+def fit_classifier(table: ImageTable, fitted: list[int], judged: list[int], train: Train, epochs: int, device: torch.device) -> np.ndarray:
+    """Probabilities `[judged, classes]` of a plain cross-entropy classifier that is trained on the `fitted` rows only."""
+    rows = table.select(fitted + judged)
+    empty = Dataset.from_dict({"image": [], "label": [], "level": []})
+    pool, pixels = make_pool(rows, np.zeros(len(rows), bool), empty, train.resize or train.image_size)
+    seen = Pool(*(column[: len(fitted)] for column in (pool.labels, pool.levels, pool.synthetic, pool.hard)), pool.num_classes)
+    config = _config(train, table.class_names)
+    settings = _settings(train, len(fitted), device, epochs)
+    with tempfile.TemporaryDirectory() as folder, progress("judge training images", epochs) as advance:
+        train_classifier(
+            seen, pixels, RealOnly(), Mixing(None, 0.0), "cross-entropy", seen.real_counts, config, settings, Path(folder), device=device,
+            on_epoch=lambda record: advance(1),
+        )  # fmt: skip
+        model, _ = load_classifier(Path(folder))
+    logits = predict_logits(model.to(device), pixels, np.arange(len(fitted), len(rows)), config, device=device)
+    return metrics.softmax_rows(logits).numpy()
+
+
+def evaluate(run: Run) -> Path:
+    """Measures every method on validation and test and writes `results.json`: `{method: {split: {metric: value}}}`.
+
+    A method whose loss is not corrected for the class prior gets a second row `METHOD+la`, post-hoc logit adjustment,
+    with τ and the prior (real counts, or the counts effectively trained on) chosen on validation.
+    """
+    recipe = run.recipe
+    splits = {name: table for name, table in run.tables.items() if name != "train"}
+    if not splits:
+        raise RunError("there is neither a validation nor a test split to measure on; set data.own_split or data.splits.")
+    size = recipe.train.resize or recipe.train.image_size
+    pixels: dict[str, Pixels] = {}
+    results: dict[str, Any] = {}
+    for name, method in recipe.methods.items():
+        folder = run.path("train") / name
+        stored = folder / "logits.safetensors"
+        if not stored.exists():
+            model, config = load_classifier(folder)
+            logits = {}
+            for split, table in splits.items():
+                if split not in pixels:
+                    with progress(f"decode {split} images", len(table)) as advance:
+                        pixels[split] = Pixels([table.rows], size, advance)
+                with progress(f"evaluate {name} on {split}", len(table)) as advance:
+                    logits[split] = predict_logits(
+                        model.to(run.device), pixels[split], np.arange(len(table)), config, _precision(run), run.device,
+                        workers=recipe.runtime.workers, on_progress=advance,
+                    )  # fmt: skip
+            save_file(logits, stored)
+        results |= _measure_method(run, name, method, load_file(stored), {split: torch.from_numpy(table.labels) for split, table in splits.items()})
+    write_text(run.path("results.json"), json.dumps(results, indent=2, ensure_ascii=False))
+    return run.path("results.json")
+
+
+def _measure_method(run: Run, name: str, method: Method, logits: dict[str, Tensor], labels: dict[str, Tensor]) -> dict[str, Any]:
+    names = run.tables["train"].class_names
+    measure = partial(metrics.measure, class_names=names, groups=run.groups, worst_k=run.recipe.evaluate.worst_k)
+    results: dict[str, Any] = {name: {split: measure(rows, labels[split]) for split, rows in logits.items()}}
+    if method.objective in CORRECTED:
+        return results
+    history = read_history(run.path("train") / name / "history.jsonl")
+    real = torch.from_numpy(run.tables["train"].class_counts)
+    effective = torch.tensor([record["class_samples"] for record in history]).sum(0).clamp_min(1)
+    options = [(prior, counts, tau) for prior, counts in (("real", real), ("effective", effective)) for tau in run.recipe.evaluate.logit_adjustment]
+    if "validation" in logits:
+        accuracy = [(adjust_logits(logits["validation"], counts, tau).argmax(1) == labels["validation"]).float().mean().item() for _, counts, tau in options]
+        prior, counts, tau = options[int(np.argmax(accuracy))]
+    else:
+        prior, counts, tau = options[0]
+    adjusted = {split: measure(adjust_logits(rows, counts, tau), labels[split]) for split, rows in logits.items()}
+    results[f"{name}+la"] = {split: {**figures, "prior": prior, "tau": tau} for split, figures in adjusted.items()}
+    return results
+
+
+def _train_method(run: Run, name: str, method: Method, pool: Pool, pixels: Pixels) -> None:
+    recipe, folder = run.recipe, run.path("train") / name
+    strategy = make_strategy(
+        method.strategy, levels=recipe.spectrum.levels, curriculum_epochs=recipe.train.curriculum_epochs, level=method.level, seed=recipe.train.seed
+    )
+    undersample = method.undersample if method.undersample is not None else method.strategy != "real-only" and recipe.hard.rule == "tail"
+    mixing = Mixing(pool.tail_share if undersample else None, method.synthetic_scale, method.shortage)
+    settings = _settings(recipe.train, int((~pool.synthetic).sum()), run.device)
+    config = _config(recipe.train, run.tables["train"].class_names)
+    validate = _validator(run, config, settings.precision) if "validation" in run.tables else None
+    if recipe.train.select == "validation" and validate is None:
+        raise RunError("train.select is 'validation', but there is no validation split; use select: last or set data.own_split.")
+    with progress(f"train {name}", settings.epochs) as advance:
+        counts = _prior_counts(pool, strategy, mixing, method, settings)
+        history = train_classifier(
+            pool, pixels, strategy, mixing, method.objective, counts, config, settings, folder, validate, run.device, recipe.runtime.workers,
+            on_epoch=lambda record: advance(1),
+        )  # fmt: skip
+    scales = [record["effective_scale"] for record in history if record["levels"]]
+    if scales:
+        say(f"train {name}: {min(scales):.2f} to {max(scales):.2f} distinct synthetic images per real tail image (asked for {method.synthetic_scale:g})")
+
+
+def _prior_counts(pool: Pool, strategy: Any, mixing: Mixing, method: Method, settings: TrainSettings) -> np.ndarray:
+    """Class counts of Balanced Softmax: real images, or the samples that all epochs draw together."""
+    if method.prior == "real":
+        return pool.real_counts
+    total = np.zeros(pool.num_classes)
+    for epoch in range(settings.epochs):
+        rows, _ = epoch_rows(pool, strategy.levels(epoch, []), mixing, settings, epoch)
+        total += np.bincount(pool.labels[rows], minlength=pool.num_classes)
+    return total
+
+
+def _validator(run: Run, config: ClassifierConfig, precision: torch.dtype) -> Callable[[nn.Module], float]:
+    table = run.tables["validation"]
+    pixels = Pixels([table.rows], config.resize)
+    labels = torch.from_numpy(table.labels)
+
+    def validate(model: nn.Module) -> float:
+        logits = predict_logits(model, pixels, np.arange(len(table)), config, precision, run.device, workers=run.recipe.runtime.workers)
+        return (logits.argmax(1) == labels).double().mean().item()
+
+    return validate
+
+
+def _config(train: Train, class_names: tuple[str, ...]) -> ClassifierConfig:
+    width = train.model.width or ARCHITECTURES[train.model.architecture]["width"]
+    return ClassifierConfig(train.model.architecture, train.model.stem, width, class_names, train.image_size, train.resize or train.image_size, MEAN, STD)
+
+
+def _settings(train: Train, real_images: int, device: torch.device, epochs: int | None = None) -> TrainSettings:
+    asked, epochs = train.optimizer, epochs or train.epochs
+    return TrainSettings(
+        epochs=epochs,
+        steps_per_epoch=train.steps_per_epoch or -(-real_images // train.batch_size),
+        batch_size=train.batch_size,
+        augment=tuple(train.augment),
+        make_optimizer=partial(make_optimizer, name=asked.name, lr=asked.lr, weight_decay=asked.weight_decay, momentum=asked.momentum, nesterov=asked.nesterov),
+        learning_rate=make_learning_rate(asked.lr, asked.schedule, epochs, min(asked.warm_up_epochs, epochs - 1), asked.milestones),
+        precision=choose_precision(train.precision, device),
+        seed=train.seed,
+        select=train.select,
+    )
+
+
+def _precision(run: Run) -> torch.dtype:
+    return choose_precision(run.recipe.train.precision, run.device)
+
+
+def _kept_images(run: Run) -> Dataset:
+    """The synthetic images that the filter kept, in the order of the plan, memory-mapped: id, image, label, level."""
+    verdicts = pq.read_table(run.path("filter.parquet"), columns=["id", "keep"]).to_pylist()
+    files = [str(path) for path in run.spectrum.files()]
+    stored = Dataset.from_parquet(files, cache_dir=str(run.path("cache")), columns=["id", "image", "label", "level"])
+    place = {name: row for row, name in enumerate(stored["id"])}
+    kept = stored.select([place[verdict["id"]] for verdict in verdicts if verdict["keep"]])
+    return kept.cast_column("image", ImageFeature(decode=False))
+
+
+def _hard_rows(run: Run) -> np.ndarray:
+    hard = set(pq.read_table(run.path("hard.parquet"), columns=["id"]).column("id").to_pylist())
+    return np.asarray([name in hard for name in run.tables["train"].ids])
+
+
+def _fingerprint(run: Run, method: Method, kept: Dataset) -> str:
+    """Digest of everything that a method's classifier depends on."""
+    listed = pq.read_table(run.path("data.parquet"), columns=["split", "id", "label", "digest"])
+    used = [] if method.strategy == "real-only" else list(kept["id"])
+    hard = np.flatnonzero(_hard_rows(run)).tolist()
+    return digest(method.model_dump(mode="json"), run.recipe.train.model_dump(mode="json"), listed.to_pydict(), hard, used)
+
+
+def _is_finished(run: Run, name: str, method: Method, kept: Dataset) -> bool:
+    """Whether a method's classifier is there. What was trained on something else, to the end or not, is deleted."""
+    folder, fingerprint = run.path("train") / name, _fingerprint(run, method, kept)
+    mark = folder / "method.json"
+    if mark.exists() and json.loads(mark.read_text())["fingerprint"] != fingerprint:
+        say(f"train {name}: trained on other data or settings; it is trained anew")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(mark, json.dumps({"fingerprint": fingerprint, **method.model_dump(mode="json")}, indent=2))
+    return (folder / "model.safetensors").exists()

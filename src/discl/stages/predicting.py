@@ -1,0 +1,57 @@
+"""Use of a trained classifier on new images."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..curriculum.metrics import softmax_rows
+from ..curriculum.models import load_classifier
+from ..curriculum.pixels import Pixels
+from ..curriculum.training import predict_logits
+from ..data.readers import IMAGE_SUFFIXES
+from ..errors import DataError, RunError, unknown
+
+
+def find_classifier(run: Path, method: str | None = None) -> Path:
+    """Folder of a method's classifier in a run folder (the last method of the recipe unless one is named), or `run` itself if it is one."""
+    if (run / "model.safetensors").exists():
+        return run
+    trained = {path.parent.name: path.parent for path in sorted(run.glob("train/*/model.safetensors"), key=lambda path: path.stat().st_mtime)}
+    if not trained:
+        raise RunError(f"{run} holds no trained classifier; expected {run}/train/METHOD/model.safetensors. Run `discl train` first.")
+    if method is not None and method not in trained:
+        raise RunError(unknown("method", method, trained))
+    return trained[method] if method is not None else list(trained.values())[-1]
+
+
+def predict(
+    run: Path | str, images: Path | str, out: Path | str, method: str | None = None, device: str = "cpu",
+    on_progress: Callable[[int], None] = lambda count: None,
+) -> Path:  # fmt: skip
+    """Writes a CSV of `image, prediction, probability` and one probability column per class, one row per image, and returns its path.
+
+    `images` is an image file or a folder that is searched. Raises DataError where no image is found or one cannot be read.
+    """
+    where = Path(images)
+    files = [where] if where.is_file() else sorted(path for path in where.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise DataError(f"'{where}' holds no image (none ends in {', '.join(sorted(IMAGE_SUFFIXES))}).")
+    model, config = load_classifier(find_classifier(Path(run), method))
+    table = [{"id": str(file), "image": {"bytes": None, "path": str(file)}} for file in files]
+    pixels = Pixels([table], config.resize)
+    logits = predict_logits(model.to(device), pixels, np.arange(len(files)), config, torch.float32, device, on_progress=on_progress)
+    probabilities = softmax_rows(logits).numpy()
+    target = Path(out)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["image", "prediction", "probability", *config.class_names])
+        for file, row in zip(files, probabilities, strict=True):
+            best = int(row.argmax())
+            writer.writerow([file, config.class_names[best], f"{row[best]:.6f}", *(f"{value:.6f}" for value in row)])
+    return target

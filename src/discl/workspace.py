@@ -1,0 +1,146 @@
+"""A run folder: a recipe, and the files in which its stages leave what they made."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import yaml
+
+from .data import ImageTable, class_groups, read_tables
+from .errors import RunError
+from .recipe import Recipe
+from .spectrum.models import describe_generator
+from .spectrum.plan import Sampling
+from .spectrum.store import Shards, score_shards, spectrum_shards
+
+STALE = {"data": ("data", "hard", "plan"), "hard": ("hard", "plan"), "prompts": ("plan",), "spectrum": ("plan",)}
+"""Which tables a changed section of the recipe makes stale; images and scores are keyed by content and never are."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe and the folder in which it is carried out."""
+
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def device(self) -> torch.device:
+        name = self.recipe.runtime.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(name)
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    @cached_property
+    def tables(self) -> dict[str, ImageTable]:
+        """`{split: table}` as `data.parquet` lists them."""
+        listed = pq.read_table(self.path("data.parquet")).to_pandas()
+        data = self.recipe.data
+        found = read_tables(data.root, data.format, data.columns, data.splits)
+        result = {}
+        for name, rows in listed.groupby("split", sort=False):
+            source = found[rows["source_split"].iloc[0]]
+            result[str(name)] = source.select(rows["row"])
+            if result[str(name)].ids != rows["id"].tolist():
+                raise RunError(f"the images of '{data.root}' are no longer those of {self.path('data.parquet')}; start a new folder with --out.")
+        return result
+
+    @property
+    def train(self) -> ImageTable:
+        return self.tables["train"]
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        """What determines the pixels of the spectrum besides the requests."""
+        asked = self.recipe.spectrum
+        model, scheduler, native = describe_generator(asked.checkpoint)
+        return Sampling(model, scheduler, asked.num_inference_steps, asked.guidance_scale, asked.size or native, asked.dtype, asked.encoding)
+
+    @property
+    def spectrum(self) -> Shards:
+        return spectrum_shards(self.path("spectrum"), self.train.class_names)
+
+    @property
+    def scores(self) -> Shards:
+        return score_shards(self.path("scores"))
+
+    @property
+    def groups(self) -> dict[str, list[int]]:
+        """Labels of many / medium / few by the real training images."""
+        return class_groups(self.train.class_counts.tolist(), self.recipe.groups.many, self.recipe.groups.few)
+
+
+def open_run(recipe: Recipe, folder: Path | str | None = None, amend: bool = False) -> Run:
+    """The run of a recipe in `folder` (default `runs/NAME`), made where it does not exist.
+
+    A folder that was made with another recipe is refused with RunError that lists the differences. With `amend` the new
+    recipe takes its place: images and scores that still fit are kept, tables and classifiers that do not are made anew.
+    `runtime` may always differ.
+    """
+    folder = Path(folder) if folder is not None else Path("runs") / recipe.name
+    kept = folder / "recipe.yaml"
+    if kept.exists():
+        old, new = yaml.safe_load(kept.read_text()), recipe.plain()
+        changed = _differences({**old, "runtime": None}, {**new, "runtime": None})
+        if changed and not amend:
+            lines = "\n".join(f"  {key}: {before!r} -> {after!r}" for key, before, after in changed[:12])
+            raise RunError(
+                f"{folder} was made with another recipe:\n{lines}\nChoose another folder with --out, or go on in this one with --amend "
+                "(images that still fit are kept, what they no longer fit is made anew)."
+            )
+        for section in {key.split(".")[0] for key, _, _ in changed}:
+            for name in STALE.get(section, ()):
+                (folder / f"{name}.parquet").unlink(missing_ok=True)
+    elif folder.exists() and any(folder.iterdir()):
+        raise RunError(f"{folder} is not empty and holds no recipe.yaml, so it is no run folder; choose another with --out.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(kept, recipe.to_yaml())
+        if not (folder / "environment.json").exists():
+            write_text(folder / "environment.json", json.dumps(_environment(), indent=2))
+    except OSError as error:
+        raise RunError(f"cannot write to the run folder {folder}: {error}.") from error
+    if recipe.runtime.threads:
+        torch.set_num_threads(recipe.runtime.threads)
+    return Run(recipe, folder)
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [each for name in dict.fromkeys([*old, *new]) for each in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))]
+    return [] if old == new else [(key, old, new)]
+
+
+def _environment() -> dict[str, Any]:
+    packages = ("discl", "torch", "diffusers", "transformers", "datasets", "pyarrow", "kornia", "numpy", "pillow")
+    return {
+        "python": platform.python_version(), "platform": platform.platform(), "processor": platform.machine(),
+        "threads": torch.get_num_threads(), "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "packages": {name: version(name) for name in packages},
+    }  # fmt: skip
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that appears whole or not at all."""
+    unfinished = path.with_name(path.name + ".new")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Writes a Parquet file that appears whole or not at all."""
+    unfinished = path.with_suffix(".new")
+    pq.write_table(table, unfinished)
+    unfinished.replace(path)
