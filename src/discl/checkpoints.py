@@ -24,7 +24,9 @@ def find_checkpoint(address: str) -> Path:
         return _checked(path)
     if address.count("/") == 1 and not address.startswith((".", "/", "~")):
         return _checked(_download(address))
-    raise CheckpointError(f"there is no checkpoint folder '{address}'; give a folder, a hub name such as owner/name, or embedded:fashion-mnist/diffusion.")
+    raise CheckpointError(
+        f"there is no checkpoint folder '{address}'; give a folder, a hub name such as owner/name, or embedded:fashion-mnist/diffusion."
+    )
 
 
 @functools.cache

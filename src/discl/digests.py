@@ -33,5 +33,7 @@ def digest_files(files: Iterable[Path], root: Path) -> str:
     entries = []
     for path in sorted(files):
         with path.open("rb") as stream:
-            entries.append([path.relative_to(root).as_posix(), hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()])
+            entries.append(
+                [path.relative_to(root).as_posix(), hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()]
+            )
     return digest(entries)

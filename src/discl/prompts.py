@@ -19,7 +19,9 @@ def fill(template: str, name: str) -> str:
     return template.replace("{class}", name)
 
 
-def class_prompts(class_names: Sequence[str], templates: Sequence[str], phrases: str | None = None, names: Mapping[str, str] | None = None) -> dict[str, list[str]]:
+def class_prompts(
+    class_names: Sequence[str], templates: Sequence[str], phrases: str | None = None, names: Mapping[str, str] | None = None
+) -> dict[str, list[str]]:
     """`{class: texts}` from templates, or from the phrase list `phrases` (a YAML file or `embedded:NAME`) where it is given.
 
     `names` replaces class names in templates (scientific → common). Raises RecipeError for a class without phrases.

@@ -49,7 +49,9 @@ class LongTail(Strict):
 
     n_max: int = Field(ge=1)
     imbalance_ratio: float = Field(ge=1)
-    class_order: list[str] | int | None = Field(None, description="names, head first; a number shuffles with that seed; null keeps the order")
+    class_order: list[str] | int | None = Field(
+        None, description="names, head first; a number shuffles with that seed; null keeps the order"
+    )
     seed: int = 0
 
 
@@ -181,8 +183,12 @@ class Method(Strict):
     strategy: Annotated[str, _one_of("strategy", STRATEGIES)] = "real-only"
     level: Level | None = Field(None, description="only for strategy fixed")
     objective: Annotated[str, _one_of("objective", OBJECTIVES)] = "cross-entropy"
-    prior: Literal["real", "effective"] = Field("real", description="class counts of balanced-softmax: real images, or real + synthetic as drawn")
-    undersample: bool | None = Field(None, description="keep the tail's share of an epoch at its share of classes; null: where synthetic images are used")
+    prior: Literal["real", "effective"] = Field(
+        "real", description="class counts of balanced-softmax: real images, or real + synthetic as drawn"
+    )
+    undersample: bool | None = Field(
+        None, description="keep the tail's share of an epoch at its share of classes; null: where synthetic images are used"
+    )
     synthetic_scale: float = Field(3.0, ge=0, description="synthetic images in an epoch per real tail image")
     shortage: Literal["repeat", "cap"] = Field("repeat", description="where fewer images were kept than the scale asks for")
 
@@ -195,7 +201,9 @@ class Method(Strict):
 
 class Evaluate(Strict):
     worst_k: list[int] = [1, 3]
-    logit_adjustment: list[float] = Field([1.0], description="strengths τ of post-hoc logit adjustment; chosen on validation where there are several")
+    logit_adjustment: list[float] = Field(
+        [1.0], description="strengths τ of post-hoc logit adjustment; chosen on validation where there are several"
+    )
 
 
 class Runtime(Strict):

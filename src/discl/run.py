@@ -1,6 +1,6 @@
 """The whole chain as resumable stages: what `discl run` does.
 
-    data -> hard -> plan -> generate -> filter -> train -> evaluate -> report
+data -> hard -> plan -> generate -> filter -> train -> evaluate -> report
 """
 
 from __future__ import annotations
@@ -45,7 +45,13 @@ def run_until(run: Run, stage: str) -> Path:
     return path
 
 
-def run(recipe: Recipe | str | Path | dict[str, Any], out: Path | str | None = None, *, overrides: dict[str, Any] | None = None, amend: bool = False) -> Path:
+def run(
+    recipe: Recipe | str | Path | dict[str, Any],
+    out: Path | str | None = None,
+    *,
+    overrides: dict[str, Any] | None = None,
+    amend: bool = False,
+) -> Path:
     """The whole chain: from a recipe (an object, a shipped name, a YAML file or a plain tree) to the path of `report.html`.
 
     Called again with the same arguments it does only what is missing.

@@ -54,7 +54,9 @@ class Run:
             source = found[rows["source_split"].iloc[0]]
             result[str(name)] = source.select(rows["row"])
             if result[str(name)].ids != rows["id"].tolist():
-                raise RunError(f"the images of '{data.root}' are no longer those of {self.path('data.parquet')}; start a new folder with --out.")
+                raise RunError(
+                    f"the images of '{data.root}' are no longer those of {self.path('data.parquet')}; start a new folder with --out."
+                )
         return result
 
     @property
@@ -66,7 +68,9 @@ class Run:
         """What determines the pixels of the spectrum besides the requests."""
         asked = self.recipe.spectrum
         model, scheduler, native = describe_generator(asked.checkpoint)
-        return Sampling(model, scheduler, asked.num_inference_steps, asked.guidance_scale, asked.size or native, asked.dtype, asked.encoding)
+        return Sampling(
+            model, scheduler, asked.num_inference_steps, asked.guidance_scale, asked.size or native, asked.dtype, asked.encoding
+        )
 
     @property
     def spectrum(self) -> Shards:
@@ -119,7 +123,11 @@ def open_run(recipe: Recipe, folder: Path | str | None = None, amend: bool = Fal
 
 def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
     if isinstance(old, dict) and isinstance(new, dict):
-        return [each for name in dict.fromkeys([*old, *new]) for each in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))]
+        return [
+            each
+            for name in dict.fromkeys([*old, *new])
+            for each in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+        ]
     return [] if old == new else [(key, old, new)]
 
 

@@ -17,7 +17,9 @@ def embedded(address: str) -> Path:
         raise RecipeError(unknown("embedded asset", name, FOLDERS))
     path = Path(__file__).parent / FOLDERS[name] / below
     if not path.exists():
-        raise RecipeError(f"'{address}' does not ship; embedded:{name} holds {', '.join(sorted(item.name for item in path.parent.iterdir()))}.")
+        raise RecipeError(
+            f"'{address}' does not ship; embedded:{name} holds {', '.join(sorted(item.name for item in path.parent.iterdir()))}."
+        )
     return path
 
 

@@ -111,9 +111,7 @@ def make_tokenizer(folder: Path):
     texts += [template.format(name) for template in TEMPLATES for name in CLASSES]
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(" ", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=2048, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
@@ -155,11 +153,29 @@ def train_clip(rows, work: Path, steps: int, batch: int) -> None:
     if (folder / "model.safetensors").exists():
         return
     tokenizer = make_tokenizer(folder)
-    text = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "max_position_embeddings": TEXT_LENGTH, "projection_dim": 64, "hidden_act": "quick_gelu", "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    vision = {"image_size": 32, "patch_size": 4, "hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3,
-              "num_attention_heads": 3, "projection_dim": 64, "hidden_act": "quick_gelu"}
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": TEXT_LENGTH,
+        "projection_dim": 64,
+        "hidden_act": "quick_gelu",
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        "image_size": 32,
+        "patch_size": 4,
+        "hidden_size": 96,
+        "intermediate_size": 384,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "projection_dim": 64,
+        "hidden_act": "quick_gelu",
+    }
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
     images, labels, _ = rows["generator"]
@@ -193,7 +209,9 @@ def train_clip(rows, work: Path, steps: int, batch: int) -> None:
             plain = loss.item() + (target * target.clamp_min(1e-9).log()).sum(1).mean().item()
             print(f"clip {step:5d}/{steps} excess loss {plain:.4f} {time.time() - start:.0f} s", flush=True)
     model.half().save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
+    CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    ).save_pretrained(folder)
 
 
 def train_vae(rows, work: Path, steps: int, batch: int) -> None:
@@ -205,8 +223,15 @@ def train_vae(rows, work: Path, steps: int, batch: int) -> None:
         return
     torch.manual_seed(0)
     model = AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=8, sample_size=32, block_out_channels=(16, 32, 64), layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=16,
+        in_channels=3,
+        out_channels=3,
+        latent_channels=8,
+        sample_size=32,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=16,
     )
     images, _, _ = rows["generator"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
@@ -261,9 +286,15 @@ def train_unet(rows, work: Path, steps: int, batch: int) -> None:
     )
     torch.manual_seed(0)
     model = UNet2DConditionModel(
-        sample_size=8, in_channels=8, out_channels=8, block_out_channels=(64, 128), layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=2, cross_attention_dim=64,
+        sample_size=8,
+        in_channels=8,
+        out_channels=8,
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=2,
+        cross_attention_dim=64,
     ).to(memory_format=torch.channels_last)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
@@ -314,9 +345,17 @@ def save_diffusion(folder: Path, unet, scheduler, text_encoder, tokenizer, name:
     scheduler.save_pretrained(folder / "scheduler")
     copy.deepcopy(text_encoder).half().save_pretrained(folder / "text_encoder")
     tokenizer.save_pretrained(folder / "tokenizer")
-    index = {"_class_name": "StableDiffusionPipeline", "feature_extractor": [None, None], "safety_checker": [None, None],
-             "requires_safety_checker": False, "scheduler": ["diffusers", "DDIMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
-             "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "safety_checker": [None, None],
+        "requires_safety_checker": False,
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
 
 

@@ -28,7 +28,9 @@ def macro_f1(confusion: Tensor) -> float:
     return (2 * hits / (confusion.sum(0) + confusion.sum(1)).clamp_min(1))[present].mean().item()
 
 
-def measure(logits: Tensor, labels: Tensor, class_names: Sequence[str], groups: Mapping[str, Sequence[int]], worst_k: Sequence[int] = ()) -> dict[str, Any]:
+def measure(
+    logits: Tensor, labels: Tensor, class_names: Sequence[str], groups: Mapping[str, Sequence[int]], worst_k: Sequence[int] = ()
+) -> dict[str, Any]:
     """Metrics of logits `[rows, classes]`; all shares in [0, 1].
 
     `accuracy` is top-1 over all images; `many`, `medium` and `few` are means over the classes of a group; `worst_k` is
@@ -36,7 +38,11 @@ def measure(logits: Tensor, labels: Tensor, class_names: Sequence[str], groups: 
     """
     confusion = confusion_matrix(logits.argmax(1), labels, len(class_names))
     accuracies = class_accuracies(confusion)
-    result: dict[str, Any] = {"images": len(labels), "accuracy": confusion.diagonal().sum().item() / len(labels), "macro_f1": macro_f1(confusion)}
+    result: dict[str, Any] = {
+        "images": len(labels),
+        "accuracy": confusion.diagonal().sum().item() / len(labels),
+        "macro_f1": macro_f1(confusion),
+    }
     for name, members in groups.items():
         present = [accuracies[label] for label in members if label in accuracies]
         if present:

@@ -90,7 +90,9 @@ def mix_round(pool: Pool, levels: Sequence[GuidanceLevel], mixing: Mixing, rng: 
     return Round(rows, len(synthetic), distinct, len(hard))
 
 
-def _draw(rows: np.ndarray, wanted: int, shortage: str, rng: np.random.Generator, label: int, levels: Sequence[GuidanceLevel]) -> np.ndarray:
+def _draw(
+    rows: np.ndarray, wanted: int, shortage: str, rng: np.random.Generator, label: int, levels: Sequence[GuidanceLevel]
+) -> np.ndarray:
     if not len(rows):
         raise TrainingError(
             f"class {label} has no kept synthetic image at level {', '.join(map(str, levels))}; lower filter.threshold, "

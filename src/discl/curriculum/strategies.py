@@ -100,7 +100,9 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
 }
 
 
-def make_strategy(name: str, *, levels: Sequence[GuidanceLevel], curriculum_epochs: int, level: GuidanceLevel | None = None, seed: int = 0) -> Strategy:
+def make_strategy(
+    name: str, *, levels: Sequence[GuidanceLevel], curriculum_epochs: int, level: GuidanceLevel | None = None, seed: int = 0
+) -> Strategy:
     """The strategy of that name over `levels`. Raises RecipeError for an unknown name or too few curriculum epochs."""
     if name not in STRATEGIES:
         raise RecipeError(unknown("strategy", name, STRATEGIES))

@@ -83,7 +83,21 @@ def train_classifier(
         started = time.monotonic()
         levels = strategy.levels(epoch, history)
         rows, first = epoch_rows(pool, levels, mixing, settings, epoch)
-        loss = _train_epoch(model, optimizer, batches, rows, pool.labels, augment, OBJECTIVES[objective], counts, config, settings, epoch, device, checkpoint)
+        loss = _train_epoch(
+            model,
+            optimizer,
+            batches,
+            rows,
+            pool.labels,
+            augment,
+            OBJECTIVES[objective],
+            counts,
+            config,
+            settings,
+            epoch,
+            device,
+            checkpoint,
+        )
         record = {
             "epoch": epoch, "levels": [level.percent for level in levels], "loss": loss, "samples": len(rows),
             "synthetic_share": float(pool.synthetic[rows].mean()), "hard_share": float((pool.synthetic | pool.hard)[rows].mean()),
@@ -93,7 +107,9 @@ def train_classifier(
         last = epoch + 1 == settings.epochs
         if validate is not None and (settings.select == "validation" or last or (epoch + 1) % settings.validate_every == 0):
             record["validation_accuracy"] = validate(model)
-            if settings.select == "validation" and record["validation_accuracy"] > max((past["validation_accuracy"] for past in history), default=-1.0):
+            if settings.select == "validation" and record["validation_accuracy"] > max(
+                (past["validation_accuracy"] for past in history), default=-1.0
+            ):
                 save_classifier(model, config, folder / "best")
         record["seconds"] = round(time.monotonic() - started, 3)
         history.append(record)
@@ -134,7 +150,9 @@ def _train_epoch(
         if (step + 1) % 50 == 0 or step + 1 == settings.steps_per_epoch:
             if not bool(total.isfinite()):
                 kept = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "no checkpoint had been saved yet"
-                raise TrainingError(f"the loss is not finite in epoch {epoch}, step {step}; {kept}. Lower train.optimizer.lr or use train.precision: float32.")
+                raise TrainingError(
+                    f"the loss is not finite in epoch {epoch}, step {step}; {kept}. Lower train.optimizer.lr or use train.precision: float32."
+                )
     return total.item() / settings.steps_per_epoch
 
 
@@ -160,7 +178,9 @@ def predict_logits(
     return torch.cat(result)
 
 
-def make_learning_rate(peak: float, schedule: str, epochs: int, warm_up_epochs: int = 0, milestones: Sequence[float] = ()) -> Callable[[float], float]:
+def make_learning_rate(
+    peak: float, schedule: str, epochs: int, warm_up_epochs: int = 0, milestones: Sequence[float] = ()
+) -> Callable[[float], float]:
     """Learning rate over progress in [0, 1]: linear warm-up, then `cosine` to 0, `constant`, or `steps` (× .01 after each milestone)."""
     warm_up = warm_up_epochs / epochs
 

@@ -33,7 +33,9 @@ def order_classes(class_names: Sequence[str], order: Sequence[str] | int | None)
             raise DataError("data.long_tail.class_order: " + unknown("class", name, class_names))
     missing = [name for name in class_names if name not in order]
     if missing or len(order) != len(class_names):
-        raise DataError(f"data.long_tail.class_order names {len(order)} classes of {len(class_names)}; missing: {', '.join(missing) or 'none'}.")
+        raise DataError(
+            f"data.long_tail.class_order names {len(order)} classes of {len(class_names)}; missing: {', '.join(missing) or 'none'}."
+        )
     return [list(class_names).index(name) for name in order]
 
 
@@ -48,7 +50,9 @@ def take_long_tail(table: ImageTable, n_max: int, imbalance_ratio: float, order:
     for label, count in zip(order, exponential_counts(len(order), n_max, imbalance_ratio), strict=True):
         rows = np.flatnonzero(labels == label).tolist()
         if len(rows) < count:
-            raise DataError(f"class '{table.class_names[label]}' has {len(rows)} images, the long-tail profile asks for {count}; lower data.long_tail.n_max.")
+            raise DataError(
+                f"class '{table.class_names[label]}' has {len(rows)} images, the long-tail profile asks for {count}; lower data.long_tail.n_max."
+            )
         rows.sort(key=lambda row: derive_seed("long-tail", seed, ids[row]))
         chosen += rows[:count]
     return sorted(chosen)

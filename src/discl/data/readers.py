@@ -21,7 +21,9 @@ SPLIT_NAMES = {
 }
 
 
-def read_tables(root: str, kind: str = "auto", columns: Mapping[str, str] | None = None, splits: Mapping[str, str] | None = None) -> dict[str, ImageTable]:
+def read_tables(
+    root: str, kind: str = "auto", columns: Mapping[str, str] | None = None, splits: Mapping[str, str] | None = None
+) -> dict[str, ImageTable]:
     """`{split: table}` of a data set; data without splits comes as `train` alone.
 
     `kind`: `imagefolder` (root/class/image or root/split/class/image), `parquet` (one file, or files named after their split),
@@ -77,7 +79,9 @@ def _to_table(rows: Dataset, split: str, root: str, columns: Mapping[str, str]) 
             rows = (rows.remove_columns(ours) if ours in rows.column_names else rows).rename_column(theirs, ours)
     for needed in ("image", "label"):
         if needed not in rows.column_names:
-            raise DataError(f"{where} has no column '{needed}' (it has {', '.join(rows.column_names)}); name it in data.columns, for example {{{needed}: their_name}}.")
+            raise DataError(
+                f"{where} has no column '{needed}' (it has {', '.join(rows.column_names)}); name it in data.columns, for example {{{needed}: their_name}}."
+            )
     feature = rows.features["label"]
     if isinstance(feature, ClassLabel):
         names = tuple(feature.names)
@@ -137,7 +141,9 @@ def _refuse_escape(paths: list[Path], root: Path) -> None:
     inside = root.resolve()
     for path in paths:
         if path.is_symlink() and not path.resolve().is_relative_to(inside):
-            raise DataError(f"{path} is a link to {path.resolve()}, outside data.root {inside}; copy the image there or name its folder as the root.")
+            raise DataError(
+                f"{path} is a link to {path.resolve()}, outside data.root {inside}; copy the image there or name its folder as the root."
+            )
 
 
 def _rename_splits(tables: dict[str, ImageTable], splits: Mapping[str, str], root: str) -> dict[str, ImageTable]:
@@ -150,5 +156,7 @@ def _rename_splits(tables: dict[str, ImageTable], splits: Mapping[str, str], roo
         if found is not None:
             result[ours] = tables[found]
     if "train" not in result:
-        raise DataError(f"'{root}' has no training split (it has {', '.join(tables)}); name it in data.splits, for example {{train: their_name}}.")
+        raise DataError(
+            f"'{root}' has no training split (it has {', '.join(tables)}); name it in data.splits, for example {{train: their_name}}."
+        )
     return result

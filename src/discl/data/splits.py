@@ -9,7 +9,9 @@ import numpy as np
 from ..digests import derive_seed
 
 
-def split_rows(ids: Sequence[str], labels: Sequence[int], groups: Sequence[str] | None, shares: dict[str, float], seed: int) -> dict[str, list[int]]:
+def split_rows(
+    ids: Sequence[str], labels: Sequence[int], groups: Sequence[str] | None, shares: dict[str, float], seed: int
+) -> dict[str, list[int]]:
     """`{split: row numbers}` with `train` for what the `shares` leave; near-stratified by label, and no group straddles.
 
     Units (groups, or single images) are taken in an order shuffled by (seed, id). Each goes to the split that lacks most

@@ -234,7 +234,9 @@ class Engine:
     def rows_per_second(self, calls: int = 2) -> float:
         """UNet rows per second at this batch shape, from `calls` timed calls after one that warms up."""
         rows = self.slots * (1 + (self.guidance_scale != 1))
-        conditioning = {name: tensor[:1].expand(rows, *tensor.shape[1:]).contiguous() for name, tensor in self.model.encode_texts([""]).items()}
+        conditioning = {
+            name: tensor[:1].expand(rows, *tensor.shape[1:]).contiguous() for name, tensor in self.model.encode_texts([""]).items()
+        }
         latents = torch.zeros(rows, *self.shape, device=self.model.device)
         timesteps = torch.zeros(rows, dtype=torch.long, device=self.model.device)
         self.model.predict(latents, timesteps, conditioning).sum().item()
@@ -264,7 +266,9 @@ class Engine:
             batch[row] = latents
         if not bool(batch.isfinite().all()):
             broken = next(request for request, latents in finished if not bool(latents.isfinite().all()))
-            raise StoreError(f"the generator produced NaN for source '{broken.source_id}' at level {broken.level} %; use dtype float32 or bfloat16.")
+            raise StoreError(
+                f"the generator produced NaN for source '{broken.source_id}' at level {broken.level} %; use dtype float32 or bfloat16."
+            )
         pictures = self.model.decode(batch.to(self.model.device)).numpy()
         self.work.vae_decodes += len(finished)
         for row, (request, _) in enumerate(finished):

@@ -70,15 +70,21 @@ def make_schedule(scheduler: Any, num_inference_steps: int) -> Schedule:
     """The grid of a diffusers `DDIMScheduler`. Raises CheckpointError for settings that DDIM on latents does not have."""
     config = scheduler.config
     if config.thresholding or config.prediction_type not in {"epsilon", "v_prediction", "sample"}:
-        raise CheckpointError(f"the scheduler's prediction type '{config.prediction_type}' (thresholding {config.thresholding}) is not supported.")
+        raise CheckpointError(
+            f"the scheduler's prediction type '{config.prediction_type}' (thresholding {config.thresholding}) is not supported."
+        )
     if num_inference_steps > config.num_train_timesteps:
-        raise CheckpointError(f"{num_inference_steps} inference steps exceed the {config.num_train_timesteps} steps that the checkpoint was trained with.")
+        raise CheckpointError(
+            f"{num_inference_steps} inference steps exceed the {config.num_train_timesteps} steps that the checkpoint was trained with."
+        )
     scheduler.set_timesteps(num_inference_steps)
     timesteps = scheduler.timesteps.cpu().long()
     following = timesteps - config.num_train_timesteps // num_inference_steps
     alphas = scheduler.alphas_cumprod.cpu().float()
     alphas_next = torch.where(following >= 0, alphas[following.clamp_min(0)], scheduler.final_alpha_cumprod.float())
-    return Schedule(timesteps, alphas[timesteps], alphas_next, config.prediction_type, config.clip_sample_range if config.clip_sample else None)
+    return Schedule(
+        timesteps, alphas[timesteps], alphas_next, config.prediction_type, config.clip_sample_range if config.clip_sample else None
+    )
 
 
 class StableDiffusion:
@@ -159,7 +165,9 @@ def load_generator(address: str, dtype: str = "float32", device: torch.device | 
     try:
         return StableDiffusion(
             unet=UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=wanted, use_safetensors=True),
-            vae=AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32 if dtype == "float16" else wanted, use_safetensors=True),
+            vae=AutoencoderKL.from_pretrained(
+                folder / "vae", torch_dtype=torch.float32 if dtype == "float16" else wanted, use_safetensors=True
+            ),
             text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=wanted, use_safetensors=True),
             tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
             scheduler=load_scheduler(folder),
@@ -178,7 +186,9 @@ def _check_family(folder: Path) -> None:
             "Expected diffusers' layout with unet/, vae/, text_encoder/, tokenizer/ and scheduler/."
         )
     if (folder / "text_encoder_2").is_dir():
-        raise CheckpointError(f"checkpoint '{folder}' is an SDXL folder (it has text_encoder_2); only Stable Diffusion 1.x and 2.x are supported so far.")
+        raise CheckpointError(
+            f"checkpoint '{folder}' is an SDXL folder (it has text_encoder_2); only Stable Diffusion 1.x and 2.x are supported so far."
+        )
     for name in ("unet", "vae", "text_encoder"):
         if not any((folder / name).glob("*.safetensors")):
             raise CheckpointError(f"checkpoint '{folder}': {name}/ holds no *.safetensors file.")

@@ -72,7 +72,17 @@ def plan_requests(
                     "level": level.percent, "seed": seed, "attempt": 0, **asdict(sampling),
                 }  # fmt: skip
                 requests.append(
-                    Request(digest(pixels), source["id"], source["digest"], int(source["label"]), level.percent, seed, 0, prompt, negative_prompt)
+                    Request(
+                        digest(pixels),
+                        source["id"],
+                        source["digest"],
+                        int(source["label"]),
+                        level.percent,
+                        seed,
+                        0,
+                        prompt,
+                        negative_prompt,
+                    )
                 )
     return requests
 

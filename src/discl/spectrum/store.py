@@ -40,7 +40,9 @@ class Shards:
             unfinished.replace(self.folder / name)
         except OSError as error:
             unfinished.unlink(missing_ok=True)
-            raise StoreError(f"cannot write to {self.folder}: {error}. Finished shards are intact; mend the cause and run the same command again.") from error
+            raise StoreError(
+                f"cannot write to {self.folder}: {error}. Finished shards are intact; mend the cause and run the same command again."
+            ) from error
 
     def files(self) -> list[Path]:
         """Finished shards, sorted by name."""

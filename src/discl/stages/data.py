@@ -31,7 +31,11 @@ def prepare_data(run: Run) -> Path:
     for split, table in found.items():
         listed[split] = _inspect(table, split, data.unreadable)
     placed = {split: (split, np.arange(len(columns["row"]))) for split, columns in listed.items()}
-    shares = {name: share for name, share in (("validation", data.own_split.validation), ("test", data.own_split.test)) if name not in found and share}
+    shares = {
+        name: share
+        for name, share in (("validation", data.own_split.validation), ("test", data.own_split.test))
+        if name not in found and share
+    }
     if shares:
         own = listed["train"]
         parts = split_rows(own["id"].tolist(), own["label"].tolist(), own["unit"].tolist(), shares, data.own_split.seed)
@@ -41,7 +45,9 @@ def prepare_data(run: Run) -> Path:
     if data.long_tail:
         profile, train = data.long_tail, tables["train"]
         sample = found["train"].select(train["row"])
-        rows = np.asarray(take_long_tail(sample, profile.n_max, profile.imbalance_ratio, order_classes(names, profile.class_order), profile.seed))
+        rows = np.asarray(
+            take_long_tail(sample, profile.n_max, profile.imbalance_ratio, order_classes(names, profile.class_order), profile.seed)
+        )
         tables["train"] = {name: column[rows] for name, column in train.items()}
     _check_splits(tables, names)
     columns = {name: np.concatenate([table[name] for table in tables.values()]) for name in tables["train"]}
@@ -62,7 +68,9 @@ def find_hard(run: Run) -> Path:
         rows = tail_rows(train.labels.tolist(), train.class_counts.tolist(), rule.fewer_than)
         measured = {"class_count": train.class_counts[train.labels[rows]]}
         if not rows:
-            raise DataError(f"no class has fewer than {rule.fewer_than} training images; raise hard.fewer_than (the smallest class has {train.class_counts.min()}).")
+            raise DataError(
+                f"no class has fewer than {rule.fewer_than} training images; raise hard.fewer_than (the smallest class has {train.class_counts.min()})."
+            )
     else:
         groups = listed["group"].to_pylist() if "group" in listed.column_names else None
         folds = assign_folds(train.ids, train.labels.tolist(), groups, rule.folds)
@@ -74,7 +82,9 @@ def find_hard(run: Run) -> Path:
         rows = np.flatnonzero(probability < rule.below).tolist()
         measured = {"true_class_probability": probability[rows]}
         if not rows:
-            raise DataError(f"no training image has a true-class probability below {rule.below}; the lowest is {probability.min():.3f}. Raise hard.below.")
+            raise DataError(
+                f"no training image has a true-class probability below {rule.below}; the lowest is {probability.min():.3f}. Raise hard.below."
+            )
     table = listed.take(rows).select(["id", "label", "digest", "width", "height"])
     for name, values in measured.items():
         table = table.append_column(name, pa.array(values))
@@ -109,7 +119,9 @@ def _check_splits(tables: dict[str, dict[str, np.ndarray]], names: tuple[str, ..
     counts = np.bincount(tables["train"]["label"], minlength=len(names))
     if (counts == 0).any():
         lacking = [name for name, count in zip(names, counts, strict=True) if not count]
-        raise DataError(f"{len(lacking)} classes have no training image: {', '.join(lacking[:8])}. Add images or take the class out of the data.")
+        raise DataError(
+            f"{len(lacking)} classes have no training image: {', '.join(lacking[:8])}. Add images or take the class out of the data."
+        )
     seen = dict(zip(tables["train"]["digest"], tables["train"]["id"], strict=True))
     for split in ("validation", "test"):
         table = tables.get(split)

@@ -25,7 +25,16 @@ from ..curriculum.models import ARCHITECTURES, ClassifierConfig, load_classifier
 from ..curriculum.objectives import CORRECTED, adjust_logits
 from ..curriculum.pixels import Pixels
 from ..curriculum.strategies import RealOnly, make_strategy
-from ..curriculum.training import TrainSettings, choose_precision, epoch_rows, make_learning_rate, make_optimizer, predict_logits, read_history, train_classifier
+from ..curriculum.training import (
+    TrainSettings,
+    choose_precision,
+    epoch_rows,
+    make_learning_rate,
+    make_optimizer,
+    predict_logits,
+    read_history,
+    train_classifier,
+)
 from ..data import ImageTable
 from ..digests import digest
 from ..errors import RunError
@@ -49,7 +58,9 @@ def train(run: Run) -> Path:
     return run.path("train")
 
 
-def make_pool(real: ImageTable, hard: np.ndarray, synthetic: Dataset, size: int, on_progress: Callable[[int], None] = lambda count: None) -> tuple[Pool, Pixels]:
+def make_pool(
+    real: ImageTable, hard: np.ndarray, synthetic: Dataset, size: int, on_progress: Callable[[int], None] = lambda count: None
+) -> tuple[Pool, Pixels]:
     """Every sample that training may draw, and its pixels: the rows of `real`, then those of `synthetic`.
 
     `hard` bool `[real]`; `synthetic` has `image`, `label` and `level`.
@@ -112,7 +123,9 @@ def evaluate(run: Run) -> Path:
                         workers=recipe.runtime.workers, on_progress=advance,
                     )  # fmt: skip
             save_file(logits, stored)
-        results |= _measure_method(run, name, method, load_file(stored), {split: torch.from_numpy(table.labels) for split, table in splits.items()})
+        results |= _measure_method(
+            run, name, method, load_file(stored), {split: torch.from_numpy(table.labels) for split, table in splits.items()}
+        )
     write_text(run.path("results.json"), json.dumps(results, indent=2, ensure_ascii=False))
     return run.path("results.json")
 
@@ -126,9 +139,14 @@ def _measure_method(run: Run, name: str, method: Method, logits: dict[str, Tenso
     history = read_history(run.path("train") / name / "history.jsonl")
     real = torch.from_numpy(run.tables["train"].class_counts)
     effective = torch.tensor([record["class_samples"] for record in history]).sum(0).clamp_min(1)
-    options = [(prior, counts, tau) for prior, counts in (("real", real), ("effective", effective)) for tau in run.recipe.evaluate.logit_adjustment]
+    options = [
+        (prior, counts, tau) for prior, counts in (("real", real), ("effective", effective)) for tau in run.recipe.evaluate.logit_adjustment
+    ]
     if "validation" in logits:
-        accuracy = [(adjust_logits(logits["validation"], counts, tau).argmax(1) == labels["validation"]).float().mean().item() for _, counts, tau in options]
+        accuracy = [
+            (adjust_logits(logits["validation"], counts, tau).argmax(1) == labels["validation"]).float().mean().item()
+            for _, counts, tau in options
+        ]
         prior, counts, tau = options[int(np.argmax(accuracy))]
     else:
         prior, counts, tau = options[0]
@@ -140,7 +158,11 @@ def _measure_method(run: Run, name: str, method: Method, logits: dict[str, Tenso
 def _train_method(run: Run, name: str, method: Method, pool: Pool, pixels: Pixels) -> None:
     recipe, folder = run.recipe, run.path("train") / name
     strategy = make_strategy(
-        method.strategy, levels=recipe.spectrum.levels, curriculum_epochs=recipe.train.curriculum_epochs, level=method.level, seed=recipe.train.seed
+        method.strategy,
+        levels=recipe.spectrum.levels,
+        curriculum_epochs=recipe.train.curriculum_epochs,
+        level=method.level,
+        seed=recipe.train.seed,
     )
     undersample = method.undersample if method.undersample is not None else method.strategy != "real-only" and recipe.hard.rule == "tail"
     mixing = Mixing(pool.tail_share if undersample else None, method.synthetic_scale, method.shortage)
@@ -157,7 +179,9 @@ def _train_method(run: Run, name: str, method: Method, pool: Pool, pixels: Pixel
         )  # fmt: skip
     scales = [record["effective_scale"] for record in history if record["levels"]]
     if scales:
-        say(f"train {name}: {min(scales):.2f} to {max(scales):.2f} distinct synthetic images per real tail image (asked for {method.synthetic_scale:g})")
+        say(
+            f"train {name}: {min(scales):.2f} to {max(scales):.2f} distinct synthetic images per real tail image (asked for {method.synthetic_scale:g})"
+        )
 
 
 def _prior_counts(pool: Pool, strategy: Any, mixing: Mixing, method: Method, settings: TrainSettings) -> np.ndarray:
@@ -185,7 +209,9 @@ def _validator(run: Run, config: ClassifierConfig, precision: torch.dtype) -> Ca
 
 def _config(train: Train, class_names: tuple[str, ...]) -> ClassifierConfig:
     width = train.model.width or ARCHITECTURES[train.model.architecture]["width"]
-    return ClassifierConfig(train.model.architecture, train.model.stem, width, class_names, train.image_size, train.resize or train.image_size, MEAN, STD)
+    return ClassifierConfig(
+        train.model.architecture, train.model.stem, width, class_names, train.image_size, train.resize or train.image_size, MEAN, STD
+    )
 
 
 def _settings(train: Train, real_images: int, device: torch.device, epochs: int | None = None) -> TrainSettings:
@@ -195,7 +221,9 @@ def _settings(train: Train, real_images: int, device: torch.device, epochs: int 
         steps_per_epoch=train.steps_per_epoch or -(-real_images // train.batch_size),
         batch_size=train.batch_size,
         augment=tuple(train.augment),
-        make_optimizer=partial(make_optimizer, name=asked.name, lr=asked.lr, weight_decay=asked.weight_decay, momentum=asked.momentum, nesterov=asked.nesterov),
+        make_optimizer=partial(
+            make_optimizer, name=asked.name, lr=asked.lr, weight_decay=asked.weight_decay, momentum=asked.momentum, nesterov=asked.nesterov
+        ),
         learning_rate=make_learning_rate(asked.lr, asked.schedule, epochs, min(asked.warm_up_epochs, epochs - 1), asked.milestones),
         precision=choose_precision(train.precision, device),
         seed=train.seed,

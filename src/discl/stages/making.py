@@ -84,6 +84,7 @@ def generate(run: Run) -> Path:
 
     buffer: list[dict[str, Any]] = []
     with progress("generate", len(missing)) as advance, ThreadPoolExecutor(2) as encoders:
+
         def write() -> None:
             encoded = encoders.map(lambda row: encode_image(row["image"], encoding), buffer)
             store.append([{**row, "image": {"bytes": data, "path": None}} for row, data in zip(buffer, encoded, strict=True)])
@@ -96,7 +97,9 @@ def generate(run: Run) -> Path:
                 write()
         write()
     work = engine.work
-    say(f"generate: {work.unet_rows} UNet rows in {work.unet_calls} calls, {work.slot_fill:.1%} of the slots filled, {work.vae_encodes} VAE and {work.text_encodes} text encodes")
+    say(
+        f"generate: {work.unet_rows} UNet rows in {work.unet_calls} calls, {work.slot_fill:.1%} of the slots filled, {work.vae_encodes} VAE and {work.text_encodes} text encodes"
+    )
     return store.folder
 
 
@@ -117,7 +120,12 @@ def filter_spectrum(run: Run) -> Path:
                 part = missing[first : first + 512]
                 pictures = [decode_image(stored) for stored in images.column("image").slice(first, len(part)).to_pylist()]
                 cosines = scorer(pictures, [request.label for request in part])
-                scores.append([{"id": request.id, "scorer": scorer_id, "clip_similarity": float(cosine)} for request, cosine in zip(part, cosines, strict=True)])
+                scores.append(
+                    [
+                        {"id": request.id, "scorer": scorer_id, "clip_similarity": float(cosine)}
+                        for request, cosine in zip(part, cosines, strict=True)
+                    ]
+                )
                 advance(len(part))
         known = _scores_by(scores, scorer_id)
     verdicts = [judge(known[request.id], asked.threshold) for request in requests]
@@ -144,7 +152,11 @@ def _engine(run: Run) -> Engine:
     asked, sampling = run.recipe.spectrum, run.sampling
     model = load_generator(asked.checkpoint, asked.dtype, run.device)
     return Engine(
-        model, num_inference_steps=sampling.num_inference_steps, guidance_scale=sampling.guidance_scale, size=sampling.size, slots=run.recipe.runtime.slots
+        model,
+        num_inference_steps=sampling.num_inference_steps,
+        guidance_scale=sampling.guidance_scale,
+        size=sampling.size,
+        slots=run.recipe.runtime.slots,
     )
 
 

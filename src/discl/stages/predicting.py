@@ -21,7 +21,9 @@ def find_classifier(run: Path, method: str | None = None) -> Path:
     """Folder of a method's classifier in a run folder (the last method of the recipe unless one is named), or `run` itself if it is one."""
     if (run / "model.safetensors").exists():
         return run
-    trained = {path.parent.name: path.parent for path in sorted(run.glob("train/*/model.safetensors"), key=lambda path: path.stat().st_mtime)}
+    trained = {
+        path.parent.name: path.parent for path in sorted(run.glob("train/*/model.safetensors"), key=lambda path: path.stat().st_mtime)
+    }
     if not trained:
         raise RunError(f"{run} holds no trained classifier; expected {run}/train/METHOD/model.safetensors. Run `discl train` first.")
     if method is not None and method not in trained:
