@@ -12,20 +12,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .chain import run, run_until
+    from .curriculum.models import load_classifier
     from .errors import CheckpointError, DataError, DisclError, RecipeError, RunError, StoreError, TrainingError
     from .levels import GuidanceLevel
     from .recipe import Recipe, load_recipe
-    from .run import run
     from .stages.predicting import predict
     from .workspace import Run, open_run
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "chain": ("run", "run_until"),
+    "curriculum.models": ("load_classifier",),
     "errors": ("CheckpointError", "DataError", "DisclError", "RecipeError", "RunError", "StoreError", "TrainingError"),
     "levels": ("GuidanceLevel",),
     "recipe": ("Recipe", "load_recipe"),
-    "run": ("run",),
     "stages.predicting": ("predict",),
     "workspace": ("Run", "open_run"),
 }
@@ -33,7 +35,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CheckpointError", "DataError", "DisclError", "GuidanceLevel", "Recipe", "RecipeError", "Run", "RunError", "StoreError", "TrainingError",
-    "load_recipe", "open_run", "predict", "run",
+    "load_classifier", "load_recipe", "open_run", "predict", "run", "run_until",
 ]  # fmt: skip
 
 

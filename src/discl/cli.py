@@ -19,7 +19,7 @@ Amend = Annotated[bool, typer.Option("--amend", help="Go on in a folder that was
 
 def _stage(recipe: str, overrides: list[str] | None, out: Path | None, amend: bool, stage: str) -> None:
     from .recipe import load_recipe, parse_override
-    from .run import open_run, run_until
+    from .chain import open_run, run_until
 
     run = open_run(load_recipe(recipe, dict(parse_override(text) for text in overrides or [])), out, amend)
     typer.echo(run_until(run, stage))
@@ -34,7 +34,7 @@ def run(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend 
     Examples: `discl run fashion-lt` · `discl run mine.yaml --set train.epochs=20 --out runs/short`
     """
     from .recipe import load_recipe, parse_override
-    from .run import open_run, results_table, run_until
+    from .chain import open_run, results_table, run_until
 
     opened = open_run(load_recipe(recipe, dict(parse_override(text) for text in set_ or [])), out, amend)
     path = run_until(opened, "report")
@@ -67,7 +67,7 @@ def plan(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend
     Example: `discl plan mine.yaml --set spectrum.seeds=4`
     """
     from .recipe import load_recipe, parse_override
-    from .run import open_run, run_until
+    from .chain import open_run, run_until
     from .stages.making import describe_cost, estimate_cost
 
     opened = open_run(load_recipe(recipe, dict(parse_override(text) for text in set_ or [])), out, amend)
