@@ -11,6 +11,9 @@ from .errors import CheckpointError
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
+WANTED = ["*.json", "*.txt", "*.model", "model.safetensors", "*/*.safetensors"]  # no single-file copies of a whole pipeline
+UNWANTED = ["*.fp16.safetensors", "*.non_ema.safetensors", "safety_checker/*"]
+
 
 def find_checkpoint(address: str) -> Path:
     """Local folder of `embedded:NAME/...`, of a path, or of a hub name (downloaded without pickled files).
@@ -39,7 +42,7 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"]))
+        return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=UNWANTED))
     except Exception as error:
         raise CheckpointError(f"checkpoint '{name}' is no local folder and could not be downloaded: {error}") from error
 

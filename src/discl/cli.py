@@ -9,7 +9,14 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Learn from scarce or poor images with a spectrum of diffusion-made ones (arXiv 2410.13674).",
+    epilog="Examples: `discl demo` · `discl init photos/birds` · `discl plan birds.yaml` · `discl run birds.yaml`",
+)
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or a YAML file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the recipe; may be given often.")]
@@ -18,8 +25,8 @@ Amend = Annotated[bool, typer.Option("--amend", help="Go on in a folder that was
 
 
 def _stage(recipe: str, overrides: list[str] | None, out: Path | None, amend: bool, stage: str) -> None:
-    from .recipe import load_recipe, parse_override
     from .chain import open_run, run_until
+    from .recipe import load_recipe, parse_override
 
     run = open_run(load_recipe(recipe, dict(parse_override(text) for text in overrides or [])), out, amend)
     typer.echo(run_until(run, stage))
@@ -33,8 +40,8 @@ def run(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend 
 
     Examples: `discl run fashion-lt` · `discl run mine.yaml --set train.epochs=20 --out runs/short`
     """
-    from .recipe import load_recipe, parse_override
     from .chain import open_run, results_table, run_until
+    from .recipe import load_recipe, parse_override
 
     opened = open_run(load_recipe(recipe, dict(parse_override(text) for text in set_ or [])), out, amend)
     path = run_until(opened, "report")
@@ -66,8 +73,8 @@ def plan(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend
 
     Example: `discl plan mine.yaml --set spectrum.seeds=4`
     """
-    from .recipe import load_recipe, parse_override
     from .chain import open_run, run_until
+    from .recipe import load_recipe, parse_override
     from .stages.making import describe_cost, estimate_cost
 
     opened = open_run(load_recipe(recipe, dict(parse_override(text) for text in set_ or [])), out, amend)
@@ -154,7 +161,10 @@ def predict(
 
 @app.command()
 def recipes() -> None:
-    """List the recipes that ship with the package."""
+    """List the recipes that ship with the package.
+
+    Example: `discl recipes`
+    """
     from .recipe import shipped_recipes
 
     for name in shipped_recipes():

@@ -21,8 +21,8 @@ class DisclError(Exception):
     """Base of all errors that a user can mend."""
 
 
-class RecipeError(DisclError):
-    """A key or value of the recipe is wrong."""
+class RecipeError(DisclError, ValueError):
+    """A key or value of the recipe is wrong. Also a ValueError, so that pydantic gathers all of them with their places."""
 
 
 class DataError(DisclError):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .digests import derive_seed
+from .errors import DataError
 
 FitPredict = Callable[[list[int], list[int]], np.ndarray]
 
@@ -17,10 +18,15 @@ def tail_rows(labels: Sequence[int], class_counts: Sequence[int], fewer_than: in
 
 
 def assign_folds(ids: Sequence[str], labels: Sequence[int], groups: Sequence[str] | None, folds: int) -> np.ndarray:
-    """Fold of each row, int64 `[rows]`; stratified by label, stable in the ids, and a group stays in one fold."""
+    """Fold of each row, int64 `[rows]`; stratified by label, stable in the ids, and a group stays in one fold.
+
+    Raises DataError where there are fewer groups (or images) than folds.
+    """
     units: dict[str, list[int]] = {}
     for row, name in enumerate(ids):
         units.setdefault(groups[row] if groups is not None else name, []).append(row)
+    if len(units) < folds:
+        raise DataError(f"hard.folds = {folds}, but there are only {len(units)} {'images' if groups is None else 'groups'} to divide.")
     result = np.zeros(len(ids), np.int64)
     filled = np.zeros((int(max(labels)) + 1, folds))
     for unit in sorted(units, key=lambda unit: (-len(units[unit]), derive_seed("fold", unit))):

@@ -1,22 +1,35 @@
 """The recipe: one validated tree of everything that determines a run, read from and written to YAML.
 
-Functions elsewhere take the values that they use, never a whole recipe; only `run.py` knows this tree.
+Functions elsewhere take the values that they use, never a whole recipe; only `workspace.py` and `stages/` know this tree.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from .curriculum.augmentation import AUGMENTATIONS
 from .curriculum.models import ARCHITECTURES
 from .curriculum.objectives import OBJECTIVES
-from .curriculum.strategies import STRATEGIES
+from .curriculum.strategies import STRATEGIES, make_strategy
 from .errors import RecipeError, unknown
 from .levels import REAL, GuidanceLevel, check_levels
+from .prompts import fill
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -27,21 +40,44 @@ def _level(value: Any) -> GuidanceLevel:
 
 def _one_of(kind: str, known: Any) -> BeforeValidator:
     def check(value: Any) -> Any:
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise RecipeError(unknown(kind, str(value), known))
         return value
 
     return BeforeValidator(check)
 
 
+def _class_order(value: Any) -> Any:
+    """Names that YAML takes for numbers (the classes '0' … '9') are texts again."""
+    if isinstance(value, list):
+        return [str(name) for name in value]
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise RecipeError(f"a list of class names (head first), a whole number (a seed) or null is expected; got {value!r}.")
+
+
+def _template(value: str) -> str:
+    fill(value, "")
+    return value
+
+
 Level = Annotated[GuidanceLevel, BeforeValidator(_level), PlainSerializer(lambda level: level.percent)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Template = Annotated[str, AfterValidator(_template)]
 
 
 class Strict(BaseModel):
     """Frozen; an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads `on` and `yes` as true, which pydantic would take for the number 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation not in (bool, bool | None):
+            raise RecipeError(f"got the truth value {value} (so YAML reads yes, no, on and off); put it in quotes if a text is meant.")
+        return value
 
 
 class LongTail(Strict):
@@ -49,7 +85,7 @@ class LongTail(Strict):
 
     n_max: int = Field(ge=1)
     imbalance_ratio: float = Field(ge=1)
-    class_order: list[str] | int | None = Field(
+    class_order: Annotated[list[str] | int | None, BeforeValidator(_class_order)] = Field(
         None, description="names, head first; a number shuffles with that seed; null keeps the order"
     )
     seed: int = 0
@@ -61,6 +97,12 @@ class OwnSplit(Strict):
     validation: Share = 0.1
     test: Share = 0.2
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _training_is_left(self) -> OwnSplit:
+        if self.validation + self.test >= 1:
+            raise RecipeError(f"validation + test = {self.validation + self.test:g} leaves no image for training; keep the sum below 1.")
+        return self
 
 
 class Data(Strict):
@@ -101,7 +143,7 @@ class Hard(Strict):
 class Prompts(Strict):
     """Texts to generate from; one is drawn per (source, seed, try) and shared by the levels."""
 
-    templates: list[str] = Field(["a photo of {class}"], min_length=1)
+    templates: list[Template] = Field(["a photo of {class}"], min_length=1)
     phrases: str | None = Field(None, description="YAML file {class: [texts]}, or embedded:NAME; used instead of the templates")
     negative: str = ""
     names: dict[str, str] = Field(default_factory=dict, description="class name: the name to use in texts")
@@ -131,7 +173,7 @@ class Filter(Strict):
     """CLIP filter: images below the threshold (raw cosine) are dropped before training."""
 
     checkpoint: str = Field(description="CLIP folder in transformers' format, hub name, or embedded:fashion-mnist")
-    template: str = "a photo of {class}"
+    template: Template = "a photo of {class}"
     threshold: float = Field(0.3, ge=-1, le=1)
 
 
@@ -240,6 +282,9 @@ class Recipe(Strict):
             needed = {"text-only": GuidanceLevel(0), "fixed": method.level}.get(method.strategy)
             if needed is not None and needed != REAL and needed not in self.spectrum.levels:
                 raise RecipeError(f"methods.{name} trains on level {needed}, which spectrum.levels lacks; add {needed.percent} there.")
+            make_strategy(
+                method.strategy, levels=self.spectrum.levels, curriculum_epochs=self.train.curriculum_epochs, level=method.level
+            )  # raises what would otherwise show only after the spectrum is made
         return self
 
     @property
@@ -294,10 +339,11 @@ def validate(tree: dict[str, Any]) -> Recipe:
 def parse_override(text: str) -> tuple[str, Any]:
     """`("train.epochs", 5)` of "train.epochs=5"; the value is read as YAML."""
     key, equals, value = text.partition("=")
+    key = key.strip()
     if not equals or not key:
         raise RecipeError(f"--set takes key=value, for example --set train.epochs=5; got '{text}'.")
     try:
-        return key.strip(), yaml.safe_load(value)
+        return key, yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {key}: '{value}' is not a YAML value: {error}") from error
 
@@ -334,10 +380,15 @@ def _resolve_paths(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _explain(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
+    of_a_key = problem["loc"][-1:] == ("[key]",)
+    where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, RecipeError):
-        return f"{where}: {cause}" if where else str(cause)
+        return str(cause) if str(cause).startswith(where) else f"{where}: {cause}"
+    if problem["type"] == "literal_error":
+        known = re.findall("'([^']*)'", problem["ctx"]["expected"])
+        kind = f"key in {where.rpartition('.')[0]}" if of_a_key else f"value of {where}"
+        return unknown(kind, str(problem["input"]), known)
     if problem["type"] == "extra_forbidden":
         *above, key = problem["loc"]
         return unknown(f"key in {'.'.join(map(str, above)) or 'the recipe'}", str(key), _known_keys(above))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from .data import ImageTable, read_tables
 from .errors import DataError
 
 TEMPLATE = """\
-# Recipe for {folder}: {images} training images in {classes} classes ({smallest} to {largest} a class).
+# Recipe for {folder!r}: {images} training images in {classes} classes ({smallest} to {largest} a class).
 # discl plan {file}     what the spectrum would cost
 # discl run {file}      the whole chain; the same command again does only what is missing
 name: {name}
@@ -68,7 +69,7 @@ def write_starter(folder: Path, out: Path | None = None) -> Path:
     Raises DataError if the folder holds no data set, or if the file is there already.
     """
     table: ImageTable = read_tables(str(folder))["train"]
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-.") or "my-data"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._") or "my-data"
     path = out if out is not None else Path(f"{name}.yaml")
     if path.exists():
         raise DataError(f"{path} exists already; name another file with --out.")
@@ -77,8 +78,9 @@ def write_starter(folder: Path, out: Path | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         TEMPLATE.format(
-            folder=folder.name, images=len(table), classes=len(table.class_names), smallest=counts.min(), largest=counts.max(), file=path,
-            name=name, root=_quoted(str(folder.resolve())), many=max(100, few), few=few, batch=min(128, len(table)),
+            folder=folder.name, images=len(table), classes=len(table.class_names), smallest=counts.min(), largest=counts.max(),
+            file=shlex.quote(str(path)), name=name, root=_quoted(str(folder.resolve())), many=max(100, few), few=few,
+            batch=min(128, len(table)),
         )
     )  # fmt: skip
     return path

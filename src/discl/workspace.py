@@ -24,6 +24,8 @@ from .spectrum.store import Shards, score_shards, spectrum_shards
 
 STALE = {"data": ("data", "hard", "plan"), "hard": ("hard", "plan"), "prompts": ("plan",), "spectrum": ("plan",)}
 """Which tables a changed section of the recipe makes stale; images and scores are keyed by content and never are."""
+NOT_FOR_JUDGES = ("train.epochs", "train.curriculum_epochs", "train.select")
+"""What the classifiers that find hard images do not take from the section train."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,10 @@ class Run:
         found = read_tables(data.root, data.format, data.columns, data.splits)
         result = {}
         for name, rows in listed.groupby("split", sort=False):
-            source = found[rows["source_split"].iloc[0]]
-            result[str(name)] = source.select(rows["row"])
-            if result[str(name)].ids != rows["id"].tolist():
+            source = found.get(rows["source_split"].iloc[0])
+            if source is not None and rows["row"].max() < len(source):
+                result[str(name)] = source.select(rows["row"])
+            if str(name) not in result or result[str(name)].ids != rows["id"].tolist():
                 raise RunError(
                     f"the images of '{data.root}' are no longer those of {self.path('data.parquet')}; start a new folder with --out."
                 )
@@ -95,16 +98,24 @@ def open_run(recipe: Recipe, folder: Path | str | None = None, amend: bool = Fal
     """
     folder = Path(folder) if folder is not None else Path("runs") / recipe.name
     kept = folder / "recipe.yaml"
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file; name a folder with --out.")
     if kept.exists():
         old, new = yaml.safe_load(kept.read_text()), recipe.plain()
+        if not isinstance(old, dict):
+            raise RunError(f"{kept} holds no recipe, so {folder} is no run folder; choose another with --out.")
         changed = _differences({**old, "runtime": None}, {**new, "runtime": None})
         if changed and not amend:
             lines = "\n".join(f"  {key}: {before!r} -> {after!r}" for key, before, after in changed[:12])
+            lines += f"\n  … and {len(changed) - 12} more" if len(changed) > 12 else ""
             raise RunError(
                 f"{folder} was made with another recipe:\n{lines}\nChoose another folder with --out, or go on in this one with --amend "
                 "(images that still fit are kept, what they no longer fit is made anew)."
             )
-        for section in {key.split(".")[0] for key, _, _ in changed}:
+        stale = {key.split(".")[0] for key, _, _ in changed}
+        if recipe.hard.rule == "probability" and any(key.startswith("train.") and key not in NOT_FOR_JUDGES for key, _, _ in changed):
+            stale.add("hard")
+        for section in stale:
             for name in STALE.get(section, ()):
                 (folder / f"{name}.parquet").unlink(missing_ok=True)
     elif folder.exists() and any(folder.iterdir()):

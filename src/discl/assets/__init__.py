@@ -15,11 +15,10 @@ def embedded(address: str) -> Path:
     name, _, below = address.removeprefix("embedded:").partition("/")
     if name not in FOLDERS:
         raise RecipeError(unknown("embedded asset", name, FOLDERS))
-    path = Path(__file__).parent / FOLDERS[name] / below
+    root = Path(__file__).parent / FOLDERS[name]
+    path = root / below
     if not path.exists():
-        raise RecipeError(
-            f"'{address}' does not ship; embedded:{name} holds {', '.join(sorted(item.name for item in path.parent.iterdir()))}."
-        )
+        raise RecipeError(f"'{address}' does not ship; embedded:{name} holds {', '.join(sorted(item.name for item in root.iterdir()))}.")
     return path
 
 

@@ -373,7 +373,7 @@ def main() -> None:
     parser.add_argument("--target", type=Path, default=HERE / "fashion_mnist")
     parser.add_argument("--clip-steps", type=int, default=2000)
     parser.add_argument("--vae-steps", type=int, default=2500)
-    parser.add_argument("--unet-steps", type=int, default=5000)
+    parser.add_argument("--unet-steps", type=int, default=3500)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     rows = split_rows(arguments.source)

@@ -23,7 +23,11 @@ class Pool:
     levels: np.ndarray
     synthetic: np.ndarray
     hard: np.ndarray
-    num_classes: int
+    class_names: Sequence[str]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
 
     @property
     def real_counts(self) -> np.ndarray:
@@ -77,7 +81,12 @@ def mix_round(pool: Pool, levels: Sequence[GuidanceLevel], mixing: Mixing, rng: 
         for label, count in enumerate(np.bincount(pool.labels[hard], minlength=pool.num_classes)):
             if count:
                 rows = np.flatnonzero(offered & (pool.labels == label))
-                taken = _draw(rows, round(mixing.synthetic_scale * count), mixing.shortage, rng, label, levels)
+                if not len(rows):
+                    raise TrainingError(
+                        f"class '{pool.class_names[label]}' has no kept synthetic image at level {', '.join(map(str, levels))}; "
+                        "lower filter.threshold, raise spectrum.seeds, or leave this level out of spectrum.levels."
+                    )
+                taken = _draw(rows, round(mixing.synthetic_scale * count), mixing.shortage, rng)
                 drawn.append(taken)
                 distinct += len(np.unique(taken))
     synthetic = np.concatenate(drawn)
@@ -90,14 +99,8 @@ def mix_round(pool: Pool, levels: Sequence[GuidanceLevel], mixing: Mixing, rng: 
     return Round(rows, len(synthetic), distinct, len(hard))
 
 
-def _draw(
-    rows: np.ndarray, wanted: int, shortage: str, rng: np.random.Generator, label: int, levels: Sequence[GuidanceLevel]
-) -> np.ndarray:
-    if not len(rows):
-        raise TrainingError(
-            f"class {label} has no kept synthetic image at level {', '.join(map(str, levels))}; lower filter.threshold, "
-            "raise spectrum.seeds, or leave this level out of the spectrum."
-        )
+def _draw(rows: np.ndarray, wanted: int, shortage: str, rng: np.random.Generator) -> np.ndarray:
+    """`wanted` of the rows at random, each as often as the others or once more; with `cap` each at most once."""
     if wanted <= len(rows) or shortage == "cap":
         return rng.choice(rows, min(wanted, len(rows)), replace=False)
     whole = np.repeat(rows, wanted // len(rows))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -118,6 +119,6 @@ def load_classifier(folder: Path) -> tuple[ResNet, ClassifierConfig]:
         config = ClassifierConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()})
         model = build_classifier(config)
         model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"'{folder}' holds no classifier of discl: {error}") from error
     return model.eval(), config

@@ -61,7 +61,14 @@ class Batches:
         self.rows: np.ndarray = np.empty(0, np.int64)
         self.batch_size = batch_size
         workers = 0 if pixels.memory is not None else workers
-        self.loader = DataLoader(pixels, batch_sampler=self, num_workers=workers, persistent_workers=workers > 0, collate_fn=_same)  # type: ignore[arg-type]
+        self.loader = DataLoader(
+            pixels,
+            batch_sampler=self,  # type: ignore[arg-type]
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=_same,
+            generator=torch.Generator(),  # else the loader draws from torch's random state, when workers start or at every epoch
+        )
 
     def __iter__(self) -> Iterator[list[int]]:
         for first in range(0, len(self.rows), self.batch_size):

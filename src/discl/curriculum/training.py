@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -13,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..digests import derive_seed
@@ -52,7 +53,7 @@ def train_classifier(
     strategy: Strategy,
     mixing: Mixing,
     objective: str,
-    class_counts: Sequence[float],
+    class_counts: np.ndarray,
     config: ClassifierConfig,
     settings: TrainSettings,
     folder: Path,
@@ -69,13 +70,13 @@ def train_classifier(
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(derive_seed("init", settings.seed))
-    model = build_classifier(config).to(device, memory_format=torch.channels_last)
+    model = build_classifier(config).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = settings.make_optimizer(model)
     checkpoint = folder / "checkpoint.safetensors"
     history: list[Record] = _load_checkpoint(checkpoint, model, optimizer) if checkpoint.exists() else []
     batches = Batches(pixels, settings.batch_size, workers)
     augment = make_augmentation(settings.augment, config.image_size)
-    counts = torch.as_tensor(np.asarray(class_counts, np.float64), device=device)
+    counts = torch.as_tensor(class_counts, dtype=torch.float64, device=device)
     for record in history:
         on_epoch(record)
     saved = time.monotonic()
@@ -239,7 +240,7 @@ def _load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimi
                     moments.setdefault(int(index), {})[moment] = stored.get_tensor(key)
             history = json.loads(stored.metadata()["history"])
         model.load_state_dict(weights)
-    except (RuntimeError, KeyError, OSError, ValueError) as error:
+    except (RuntimeError, KeyError, OSError, TypeError, ValueError, SafetensorError) as error:
         raise TrainingError(f"checkpoint {path} does not belong to this model: {error}. Delete its folder to train anew.") from error
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return history
@@ -258,11 +259,11 @@ def read_history(path: Path) -> list[Record]:
 
 
 def _finish(folder: Path, model: nn.Module, config: ClassifierConfig, select: str, history: list[Record]) -> None:
+    """Puts the chosen classifier in place; killed anywhere, it can be done again, for `best` goes after the checkpoint."""
     write_history(history, folder / "history.jsonl")
-    if select == "validation" and (folder / "best" / "model.safetensors").exists():
-        for name in ("config.json", "model.safetensors"):
-            (folder / "best" / name).replace(folder / name)
-        (folder / "best").rmdir()
-    else:
-        save_classifier(model, config, folder)
+    best = folder / "best"
+    if select == "validation" and best.exists():
+        model.load_state_dict(load_file(best / "model.safetensors"))
+    save_classifier(model, config, folder)
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    shutil.rmtree(best, ignore_errors=True)

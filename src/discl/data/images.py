@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 MAX_SIDE = 20_000
 
@@ -16,14 +17,17 @@ class Unreadable(Exception):
     """An image that cannot be decoded; the message says why."""
 
 
-def decode_image(stored: Mapping[str, Any]) -> Image.Image:
+def decode_image(stored: Mapping[str, Any] | None) -> Image.Image:
     """RGB picture of `{bytes, path}` as Hugging Face `datasets` stores it; EXIF rotation applied, transparency on white.
 
     16-bit grey images are scaled to 8 bits; of an animation the first frame is taken. Raises Unreadable for a missing,
     truncated or foreign file, and for more than 20,000 pixels a side.
     """
+    data, path = (stored.get("bytes"), stored.get("path")) if stored else (None, None)
+    if data is None and path is None:
+        raise Unreadable("neither bytes nor a path are stored")
     try:
-        source = io.BytesIO(stored["bytes"]) if stored.get("bytes") is not None else stored["path"]
+        source = io.BytesIO(data) if data is not None else path
         with Image.open(source) as image:
             if max(image.size) > MAX_SIDE:
                 raise Unreadable(f"{image.width}×{image.height} pixels; at most {MAX_SIDE} a side are decoded")
@@ -33,6 +37,9 @@ def decode_image(stored: Mapping[str, Any]) -> Image.Image:
             return _to_rgb(ImageOps.exif_transpose(image))
     except Unreadable:
         raise
+    except UnidentifiedImageError as error:
+        empty = not data if data is not None else not Path(path).stat().st_size
+        raise Unreadable("the file is empty" if empty else "the file is no image, or of an unknown format") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Unreadable(str(error) or type(error).__name__) from error
 

@@ -42,16 +42,22 @@ def order_classes(class_names: Sequence[str], order: Sequence[str] | int | None)
 def take_long_tail(table: ImageTable, n_max: int, imbalance_ratio: float, order: Sequence[int], seed: int) -> list[int]:
     """Row numbers, in table order, of a long-tailed sample; `order` lists the labels from head to tail.
 
-    Each class is shuffled once by (seed, class, id) and its first n_c taken, so lists of different imbalance ratio are
-    nested. Raises DataError if a class has fewer images than its share.
+    Each class is shuffled once by (seed, id) and its first n_c taken, so lists of different imbalance ratio are nested.
+    Raises DataError if a class has fewer images than its share, or if its share is none.
     """
     labels, ids = table.labels, table.ids
     chosen: list[int] = []
     for label, count in zip(order, exponential_counts(len(order), n_max, imbalance_ratio), strict=True):
+        if count == 0:
+            raise DataError(
+                f"the long-tail profile leaves no image of class '{table.class_names[label]}'; raise data.long_tail.n_max or lower "
+                f"imbalance_ratio so that n_max / imbalance_ratio is at least 1 (it is {n_max / imbalance_ratio:.3g})."
+            )
         rows = np.flatnonzero(labels == label).tolist()
         if len(rows) < count:
             raise DataError(
-                f"class '{table.class_names[label]}' has {len(rows)} images, the long-tail profile asks for {count}; lower data.long_tail.n_max."
+                f"class '{table.class_names[label]}' has {len(rows)} images, the long-tail profile asks for {count}; "
+                "lower data.long_tail.n_max."
             )
         rows.sort(key=lambda row: derive_seed("long-tail", seed, ids[row]))
         chosen += rows[:count]

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
+import numpy as np
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from datasets import Image as ImageFeature
+from datasets.exceptions import DatasetGenerationError
 
 from ..assets import embedded
 from ..errors import DataError, unknown
@@ -22,7 +25,7 @@ SPLIT_NAMES = {
 
 
 def read_tables(
-    root: str, kind: str = "auto", columns: Mapping[str, str] | None = None, splits: Mapping[str, str] | None = None
+    root: str, kind: str = "auto", columns: Mapping[Any, str] | None = None, splits: Mapping[Any, str] | None = None
 ) -> dict[str, ImageTable]:
     """`{split: table}` of a data set; data without splits comes as `train` alone.
 
@@ -36,12 +39,9 @@ def read_tables(
     if kind != "hub" and not path.exists():
         raise DataError(f"data.root '{root}' does not exist; looked for {path.resolve()}.")
     if kind == "imagefolder":
-        tables = _read_image_folder(path)
+        tables = _read_image_folder(path, set((splits or {}).values()))
     else:
-        tables = {name: _to_table(rows, name, root, columns or {}) for name, rows in _load(kind, root, path).items()}
-    names = {table.class_names for table in tables.values()}
-    if len(names) > 1:
-        raise DataError(f"the splits of '{root}' name different classes: {' | '.join(', '.join(each[:12]) for each in sorted(names))}.")
+        tables = _to_tables(_load(kind, root, path), root, columns or {})
     return _rename_splits(tables, splits or {}, root)
 
 
@@ -53,25 +53,47 @@ def _guess_kind(root: str, path: Path) -> str:
     if root.count("/") <= 1 and not root.startswith((".", "/", "~")) and "/" in root:
         return "hub"
     raise DataError(
-        f"data.root '{root}' does not exist; looked for {path.resolve()}. Give a folder with one sub-folder of images per class, "
-        "a folder of Parquet files, or the owner/name of a data set on the hub."
+        f"data.root '{root}' {'is no Parquet file' if path.is_file() else 'does not exist'}; looked for {path.resolve()}. "
+        "Give a folder with one sub-folder of images per class, a folder of Parquet files, or the owner/name of a data set on the hub."
     )
 
 
-def _load(kind: str, root: str, path: Path) -> DatasetDict:
+def _load(kind: str, root: str, path: Path) -> dict[str, Dataset]:
     if kind == "hub":
-        return load_dataset(root)
+        try:
+            return dict(load_dataset(root))
+        except Exception as error:
+            raise DataError(f"data.root '{root}' is no local folder, and it could not be loaded from the hub: {error}") from error
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     if not files:
         raise DataError(f"data.root '{root}' holds no *.parquet file.")
-    by_split: dict[str, list[str]] = {}
+    by_split: dict[str, list[Path]] = {}
     for file in files:
-        by_split.setdefault(file.stem.split("-")[0] if path.is_dir() else "train", []).append(str(file))
-    return load_dataset("parquet", data_files=by_split)
+        by_split.setdefault(file.stem.split("-")[0] if path.is_dir() else "train", []).append(file)
+    return {split: _load_parquet(shards) for split, shards in by_split.items()}  # one by one: a joint load takes one split's class names
 
 
-def _to_table(rows: Dataset, split: str, root: str, columns: Mapping[str, str]) -> ImageTable:
-    where = f"split '{split}' of '{root}'"
+def _load_parquet(shards: list[Path]) -> Dataset:
+    try:
+        features = [Features.from_arrow_schema(pq.read_schema(shard)) for shard in shards]
+        for shard, each in zip(shards, features, strict=True):
+            if each != features[0]:
+                raise DataError(f"{shard} has other columns or class names than {shards[0]}: {each} against {features[0]}.")
+        return Dataset.from_parquet([str(shard) for shard in shards])
+    except (OSError, ValueError, DatasetGenerationError) as error:
+        raise DataError(f"{', '.join(map(str, shards[:3]))} cannot be read as Parquet: {error}") from error
+
+
+def _to_tables(splits: Mapping[str, Dataset], root: str, columns: Mapping[str, str]) -> dict[str, ImageTable]:
+    places = {split: f"split '{split}' of '{root}'" for split in splits}
+    renamed = {split: _rename_columns(rows, columns, places[split]) for split, rows in splits.items()}
+    names, to_label = _class_names({places[split]: rows for split, rows in renamed.items()})
+    return {split: _to_table(rows, split, places[split], names, to_label) for split, rows in renamed.items()}
+
+
+def _rename_columns(rows: Dataset, columns: Mapping[str, str], where: str) -> Dataset:
+    if not len(rows):
+        raise DataError(f"{where} has no rows.")
     for ours, theirs in columns.items():
         if theirs not in rows.column_names:
             raise DataError(f"data.columns.{ours}: {where}: {unknown('column', theirs, rows.column_names)}")
@@ -80,48 +102,72 @@ def _to_table(rows: Dataset, split: str, root: str, columns: Mapping[str, str]) 
     for needed in ("image", "label"):
         if needed not in rows.column_names:
             raise DataError(
-                f"{where} has no column '{needed}' (it has {', '.join(rows.column_names)}); name it in data.columns, for example {{{needed}: their_name}}."
+                f"{where} has no column '{needed}' (it has {', '.join(rows.column_names)}); "
+                f"name it in data.columns, for example {{{needed}: their_name}}."
             )
-    feature = rows.features["label"]
-    if isinstance(feature, ClassLabel):
-        names = tuple(feature.names)
-        rows = rows.cast_column("label", Value("int64"))
-    elif getattr(feature, "dtype", "") == "string":
-        names = tuple(sorted(rows.unique("label")))
-        index = {name: label for label, name in enumerate(names)}
-        rows = rows.map(lambda row: {"label": index[row["label"]]}, features=_with_feature(rows, "label", Value("int64")))
-    else:
-        names = tuple(str(label) for label in range(max(rows.unique("label")) + 1))
+    return rows
+
+
+def _class_names(splits: Mapping[str, Dataset]) -> tuple[tuple[str, ...], dict[Any, int]]:
+    """The classes of all splits together, and the label of each value in the column `label`."""
+    listed: dict[str, tuple[str, ...]] = {}
+    values: set[Any] = set()
+    for where, rows in splits.items():
+        feature = rows.features["label"]
+        if isinstance(feature, ClassLabel):
+            listed[where] = tuple(feature.names)
+        elif feature.dtype not in {"string", "large_string"} and "int" not in feature.dtype:
+            raise DataError(f"{where}: labels of type {feature.dtype}; whole numbers, texts or a ClassLabel are expected.")
+        found = rows.unique("label")
+        if None in found:
+            raise DataError(f"{where} has images without a label; remove these rows.")
+        values |= set(found)
+    if listed:
+        first, *others = listed.values()
+        if len(listed) < len(splits) or any(names != first for names in others):
+            told = " | ".join(f"{where}: {', '.join(listed.get(where, ('no names',))[:12])}" for where in splits)
+            raise DataError(f"the splits name different classes, or in another order: {told}.")
+        return first, {label: label for label in values}
+    if all(isinstance(value, str) for value in values):
+        names = tuple(sorted(values))
+        return names, {name: label for label, name in enumerate(names)}
+    if any(isinstance(value, str) for value in values):
+        raise DataError("the labels are texts in one split and numbers in another.")
+    return tuple(str(label) for label in range(max(values) + 1)), {label: label for label in values}
+
+
+def _to_table(rows: Dataset, split: str, where: str, names: tuple[str, ...], to_label: Mapping[Any, int]) -> ImageTable:
+    labels = [to_label[value] for value in rows["label"]]
+    rows = rows.remove_columns("label").add_column("label", np.asarray(labels, np.int64))
     if "id" not in rows.column_names:
         rows = rows.add_column("id", [f"{split}-{row:08d}" for row in range(len(rows))])
     elif rows.features["id"] != Value("string"):
         rows = rows.cast_column("id", Value("string"))
     keep = [name for name in ("id", "image", "label", *OPTIONAL) if name in rows.column_names]
-    return check_table(ImageTable(rows.select_columns(keep).cast_column("image", ImageFeature(decode=False)), names))
+    try:
+        rows = rows.select_columns(keep).cast_column("image", ImageFeature(decode=False))
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise DataError(
+            f"{where}: the column 'image' holds no images but {rows.features['image']}; name another in data.columns."
+        ) from error
+    return check_table(ImageTable(rows, names))
 
 
-def _with_feature(rows: Dataset, name: str, feature: Any) -> Any:
-    features = rows.features.copy()
-    features[name] = feature
-    return features
-
-
-def _read_image_folder(root: Path) -> dict[str, ImageTable]:
-    folders = _subfolders(root)
+def _read_image_folder(root: Path, named_splits: set[str]) -> dict[str, ImageTable]:
+    folders = _subfolders(root) if root.is_dir() else []
     if not folders:
         raise DataError(f"data.root '{root}' has no sub-folders; expected root/class/image.jpg or root/train/class/image.jpg.")
-    known = {name for names in SPLIT_NAMES.values() for name in names}
-    as_splits = [folder for folder in folders if folder.name.lower() in known]
-    by_split = {folder.name: _subfolders(folder) for folder in folders} if len(as_splits) == len(folders) else {"train": folders}
+    by_split = {folder.name: _subfolders(folder) for folder in folders} if _are_splits(folders, named_splits) else {"train": folders}
     names = sorted({folder.name for class_folders in by_split.values() for folder in class_folders})
     tables = {}
     for split, class_folders in by_split.items():
-        paths, labels = [], []
+        paths: list[Path] = []
+        labels: list[int] = []
         for folder in class_folders:
             found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."))
             if not found:
                 raise DataError(f"class '{folder.name}' has no images: none in {folder} ends in {', '.join(sorted(IMAGE_SUFFIXES))}.")
-            _refuse_escape(found, root)
+            _refuse_escape([folder, *(file for file in found if file.is_symlink())], root)
             paths += found
             labels += [names.index(folder.name)] * len(found)
         columns = {
@@ -129,8 +175,24 @@ def _read_image_folder(root: Path) -> dict[str, ImageTable]:
             "image": [{"bytes": None, "path": str(path)} for path in paths],
             "label": labels,
         }
-        tables[split] = make_table(columns, names)
+        try:
+            tables[split] = make_table(columns, names)
+        except UnicodeEncodeError as error:
+            raise DataError(f"the file name {error.object!r} in {root} is not valid UTF-8; rename the file.") from error
     return tables
+
+
+def _are_splits(folders: list[Path], named: set[str]) -> bool:
+    """Whether the folders are splits rather than classes. Raises DataError where only some look like it."""
+    known = {name for names in SPLIT_NAMES.values() for name in names}
+    like_splits = [folder for folder in folders if folder.name in named or folder.name.lower() in known]
+    others = [folder.name for folder in folders if folder not in like_splits]
+    if others and like_splits and all(_subfolders(folder) for folder in like_splits):
+        raise DataError(
+            f"{folders[0].parent} holds splits ({', '.join(folder.name for folder in like_splits)}) and other folders "
+            f"({', '.join(others[:8])}); move those away, or name them in data.splits if they are splits."
+        )
+    return not others
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -140,9 +202,9 @@ def _subfolders(folder: Path) -> list[Path]:
 def _refuse_escape(paths: list[Path], root: Path) -> None:
     inside = root.resolve()
     for path in paths:
-        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+        if not path.resolve().is_relative_to(inside):
             raise DataError(
-                f"{path} is a link to {path.resolve()}, outside data.root {inside}; copy the image there or name its folder as the root."
+                f"{path} leads to {path.resolve()}, outside data.root {inside}; copy the images there or name their folder as the root."
             )
 
 

@@ -1,7 +1,189 @@
+"""The page: plain values gathered from a run folder, and the template that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ..data import ImageTable
+from . import charts, tables, words
+from .pictures import LARGEST_SIDE, MAX_LEVELS, Gallery, make_gallery
+from .reading import ADJUSTED, Story, read_run
 
 
-def write_report(folder, train, groups):
-    p = Path(folder) / "report.html"
-    p.write_text("x")
-    return p
+def write_report(folder: Path, train: ImageTable, groups: dict[str, list[int]]) -> Path:
+    """Writes `report.html` into a finished run folder and returns its path; the page appears whole or not at all.
+
+    `train` holds the real training images, `groups` the labels of many / medium / few. The page needs no network and no
+    script. Raises RunError that names the file which an unfinished run lacks.
+    """
+    folder = Path(folder)
+    story = read_run(folder, train.class_names, groups)
+    path = folder / "report.html"
+    unfinished = folder / "report.html.new"
+    unfinished.write_text(render(story, make_gallery(story, train, folder)), encoding="utf-8")
+    unfinished.replace(path)
+    return path
+
+
+def render(story: Story, gallery: Gallery) -> str:
+    """The page as HTML text; every name, prompt and value from the run is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    page = Environment(
+        loader=PackageLoader("discl", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page.filters |= {
+        "percent": words.percent, "points": words.points, "number": words.number, "duration": words.duration, "sign": _sign,
+        "level_colour": charts.level_colour,
+    }  # fmt: skip
+    page.globals |= {"plural": words.plural}
+    return page.get_template("page.html.j2").render(story=story, gallery=gallery, **_values(story))
+
+
+def _sign(value: float | None) -> str:
+    """CSS class of a difference."""
+    return "" if value is None or round(value, 1) == 0 else "up" if value > 0 else "down"
+
+
+def _values(story: Story) -> dict[str, Any]:
+    columns = tables.result_columns(story.figures)
+    others = [split for split in ("test", "validation") if split != story.split and all(split in each for each in story.results.values())]
+    other_figures = {split: {row: splits[split] for row, splits in story.results.items()} for split in others}
+    colours = charts.method_colours(story.methods, story.baseline, story.featured)
+    return {
+        "recipe": words.share_recipe(story.recipe),
+        "recipe_text": yaml.safe_dump(words.share_recipe(story.recipe), sort_keys=False, allow_unicode=True, width=110),
+        "settings": words.describe_settings(story), "headline": words.headline(story), "caution": words.caution(story),
+        "tiles": tiles(story, story.baseline, story.featured), "adjusted": _adjusted_tiles(story),
+        "columns": columns, "rows": tables.result_rows(story.figures, columns),
+        "other_rows": {split: tables.result_rows(figures, columns) for split, figures in other_figures.items()},
+        "bounds": words.group_bounds(story.recipe), "adjusts": any(name.endswith(ADJUSTED) for name in story.figures),
+        "cell": min(LARGEST_SIDE, 104 if len(gallery_levels(story)) <= 6 else 84),
+        "similarity": similarity(story), "kept": tables.kept_table(story), "listed": tables.MAX_CLASSES,
+        "curricula": curricula(story, colours), "epochs": _epoch_axis(story), "curves": curves(story, colours), "colours": colours,
+        "differences": tables.differences(story), "classes": classes(story), "commands": words.commands(story),
+    }  # fmt: skip
+
+
+def gallery_levels(story: Story) -> Sequence[int]:
+    """The levels of the recipe, as many as the gallery shows."""
+    return story.recipe["spectrum"]["levels"][:MAX_LEVELS]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A figure of the headline: with the method, with the baseline, and the difference in points; None where absent."""
+
+    name: str
+    value: float | None
+    before: float | None
+    points: float | None
+
+
+def tiles(story: Story, baseline: str, method: str | None) -> list[Tile]:
+    """all, many, medium and few of a method beside the baseline, or of the baseline alone."""
+    before, after = story.figures[baseline], story.figures[method or baseline]
+    names = {"accuracy": "all", **{group: group for group in tables.GROUPS}}
+    change = {key: tables.difference(after, before, key) if method else None for key in names}
+    return [Tile(name, after.get(key), before.get(key) if method else None, change[key]) for key, name in names.items()]
+
+
+def _adjusted_tiles(story: Story) -> tuple[str, str, list[Tile]] | None:
+    pair = words.adjusted_pair(story)
+    return (*pair, tiles(story, *pair)) if pair else None
+
+
+@dataclass(frozen=True)
+class LevelRow:
+    """Distribution of one level, and how many of its images were kept."""
+
+    level: int
+    ridge: charts.Ridge
+    kept: int
+    planned: int
+    median: float
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """clip_similarity per level over one axis; `threshold_at` is None where the threshold lies outside the axis."""
+
+    axis: charts.Axis
+    threshold: float
+    threshold_at: float | None
+    levels: tuple[LevelRow, ...]
+
+
+def similarity(story: Story) -> Similarity:
+    """How alike the synthetic images are to their class text, level by level from high to low."""
+    values, levels = (story.verdicts[name].to_numpy() for name in ("clip_similarity", "level"))
+    keep = story.verdicts["keep"].to_numpy(zero_copy_only=False)
+    threshold = float(story.recipe["filter"]["threshold"])
+    axis = charts.similarity_axis(values, threshold)
+    rows = []
+    for level in sorted(np.unique(levels).tolist(), reverse=True):
+        here = levels == level
+        shape = charts.ridge(values[here], axis, threshold)
+        rows.append(LevelRow(level, shape, int(keep[here].sum()), int(here.sum()), float(np.median(values[here]))))
+    return Similarity(axis, threshold, axis.place(threshold) if axis.low <= threshold <= axis.high else None, tuple(rows))
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """What a method trained on, epoch by epoch, and its settings in words."""
+
+    method: str
+    colour: str
+    note: str
+    segments: tuple[charts.Segment, ...]
+
+
+def curricula(story: Story, colours: Mapping[str, str]) -> list[Curriculum]:
+    """The curriculum of every method."""
+    result = []
+    for name, history in story.histories.items():
+        method = story.recipe["methods"][name]
+        facts = [method["strategy"], method["objective"]]
+        mixed = [record["synthetic_share"] for record in history if record["levels"]]
+        if mixed:
+            facts.append(f"{np.mean(mixed):.0%} of the samples synthetic")
+        facts.append(words.duration(sum(record["seconds"] for record in history)))
+        result.append(Curriculum(name, colours[name], " · ".join(facts), tuple(charts.segments(history))))
+    return result
+
+
+def _epoch_axis(story: Story) -> charts.Axis:
+    return charts.epoch_axis(max(1, *(len(history) for history in story.histories.values()), 1))
+
+
+def curves(story: Story, colours: Mapping[str, str]) -> list[charts.Chart]:
+    """Training loss (at the middle of its epoch) and validation accuracy (at its end), as far as there is any."""
+    axis = _epoch_axis(story)
+    loss = {name: [(record["epoch"] + 0.5, record["loss"]) for record in history] for name, history in story.histories.items()}
+    accuracy = {
+        name: [(record["epoch"] + 1, 100 * record["validation_accuracy"]) for record in history if record.get("validation_accuracy") is not None]
+        for name, history in story.histories.items()
+    }
+    drawn = (charts.line_chart("Training loss", "", axis, loss, colours), charts.line_chart("Validation accuracy", "%", axis, accuracy, colours))
+    return [chart for chart in drawn if chart is not None]
+
+
+@dataclass(frozen=True)
+class ClassPanel:
+    """Accuracy per class of a method against the baseline; `total` classes of which `rows` are listed."""
+
+    method: str
+    rows: list[tables.ClassRow]
+    total: int
+
+
+def classes(story: Story) -> list[ClassPanel]:
+    """One panel per method other than the baseline, the featured one first; the baseline's own where it is alone."""
+    others = sorted((name for name in story.methods if name != story.baseline), key=lambda name: name != story.featured)
+    return [ClassPanel(name, *tables.class_rows(story, name)) for name in others or [story.baseline]]

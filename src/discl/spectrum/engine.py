@@ -76,7 +76,7 @@ def start_latents(clean: Tensor | None, noise: Tensor, schedule: Schedule, steps
 
 @dataclass
 class _Texts:
-    """Text embeddings, each computed once while it is remembered (at most `limit`, least recently used first out)."""
+    """Text embeddings, each computed once while it is remembered: those that are waited for, and up to `limit` in all."""
 
     model: LatentModel
     work: Work
@@ -97,9 +97,12 @@ class _Texts:
         if text not in self.known:
             self.learn([text])
         self.known.move_to_end(text)
-        while len(self.known) > self.limit:
-            self.known.popitem(last=False)
         return self.known[text]
+
+    def trim(self, needed: set[str]) -> None:
+        """Forgets the least recently used texts beyond `limit`, but none that is `needed`."""
+        for text in [text for text in self.known if text not in needed][: max(len(self.known) - self.limit, 0)]:
+            del self.known[text]
 
 
 class _Queue:
@@ -114,6 +117,7 @@ class _Queue:
         self.heap: list[tuple[int, int, Request]] = []
         self.latents: dict[str, Tensor] = {}
         self.users: Counter[str] = Counter()
+        self.newest: str | None = None  # source of the last request in sight: the plan may go on with it
         self.taken = 0
         self.exhausted = False
 
@@ -128,9 +132,14 @@ class _Queue:
         if request.level > 0:
             clean = self.latents[request.source_id]
             self.users[request.source_id] -= 1
-            if not self.users[request.source_id]:
-                del self.latents[request.source_id]
+            self._release(request.source_id)
         return request, clean
+
+    def _release(self, source: str | None) -> None:
+        """Forgets the latents of a source that no request in sight needs, unless the next ones may be its own."""
+        if source is not None and source != self.newest and not self.users[source]:
+            del self.users[source]
+            self.latents.pop(source, None)
 
     def _look_ahead(self) -> None:
         new: list[Request] = []
@@ -142,11 +151,14 @@ class _Queue:
             new.append(request)
         self.engine.texts.learn(text for request in new for text in (request.prompt, request.negative_prompt))
         sources = dict.fromkeys(request.source_id for request in new if request.level > 0)
+        before, self.newest = self.newest, new[-1].source_id if new else None
+        self.users.update(request.source_id for request in new if request.level > 0)
+        self._release(before)
         self._encode([source for source in sources if source not in self.latents])
         for request in new:
-            self.users[request.source_id] += request.level > 0
             heapq.heappush(self.heap, (-request.steps(len(self.engine.schedule)), self.taken, request))
             self.taken += 1
+        self.engine.texts.trim({text for _, _, request in self.heap for text in (request.prompt, request.negative_prompt)})
 
     def _encode(self, sources: list[str]) -> None:
         engine = self.engine

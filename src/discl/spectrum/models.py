@@ -75,7 +75,7 @@ def make_schedule(scheduler: Any, num_inference_steps: int) -> Schedule:
         )
     if num_inference_steps > config.num_train_timesteps:
         raise CheckpointError(
-            f"{num_inference_steps} inference steps exceed the {config.num_train_timesteps} steps that the checkpoint was trained with."
+            f"{num_inference_steps} inference steps exceed the {config.num_train_timesteps} that the checkpoint was trained for; use fewer."
         )
     scheduler.set_timesteps(num_inference_steps)
     timesteps = scheduler.timesteps.cpu().long()
@@ -110,7 +110,8 @@ class StableDiffusion:
     def latent_shape(self, size: int) -> tuple[int, int, int]:
         """Raises CheckpointError for a size that the VAE cannot halve evenly."""
         if size % self._scale:
-            raise CheckpointError(f"size {size} is not a multiple of {self._scale}, the factor of this checkpoint's VAE.")
+            near = max(round(size / self._scale), 1) * self._scale
+            raise CheckpointError(f"size {size} is not a multiple of {self._scale}, the factor of this checkpoint's VAE; {near} would be.")
         return self.unet.config.in_channels, size // self._scale, size // self._scale
 
     def encode_texts(self, texts: Sequence[str]) -> Conditioning:
@@ -144,10 +145,14 @@ def describe_generator(address: str) -> tuple[str, str, int]:
 
 
 def load_scheduler(folder: Path) -> Any:
-    """The checkpoint's schedule as DDIM, whatever sampler it was published with."""
+    """The checkpoint's schedule as DDIM, whatever sampler it was published with.
+
+    Clipping is off and the offset 1, as diffusers' Stable Diffusion pipelines force them: many samplers' files name neither,
+    and DDIM's own defaults would then bound the latents by ±1.
+    """
     from diffusers import DDIMScheduler
 
-    return DDIMScheduler.from_config(DDIMScheduler.load_config(folder / "scheduler"))
+    return DDIMScheduler.from_config(DDIMScheduler.load_config(folder / "scheduler"), clip_sample=False, steps_offset=1)
 
 
 def load_generator(address: str, dtype: str = "float32", device: torch.device | str = "cpu") -> StableDiffusion:
@@ -157,6 +162,7 @@ def load_generator(address: str, dtype: str = "float32", device: torch.device | 
     lacks a component or weights, holds pickled weights, or is of a family that is not supported.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
+    from safetensors import SafetensorError
     from transformers import CLIPTextModel, CLIPTokenizer
 
     folder = find_checkpoint(address)
@@ -173,7 +179,7 @@ def load_generator(address: str, dtype: str = "float32", device: torch.device | 
             scheduler=load_scheduler(folder),
             device=device,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint '{folder}' cannot be loaded: {error}") from error
 
 
@@ -191,4 +197,11 @@ def _check_family(folder: Path) -> None:
         )
     for name in ("unet", "vae", "text_encoder"):
         if not any((folder / name).glob("*.safetensors")):
-            raise CheckpointError(f"checkpoint '{folder}': {name}/ holds no *.safetensors file.")
+            raise CheckpointError(
+                f"checkpoint '{folder}': {name}/ holds no *.safetensors file. Fetch it, or convert pickled weights, which are refused "
+                "because unpickling runs code, with save_pretrained(..., safe_serialization=True)."
+            )
+    if not any((folder / "tokenizer" / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise CheckpointError(
+            f"checkpoint '{folder}': tokenizer/ holds no vocabulary (tokenizer.json, or vocab.json with merges.txt); fetch it."
+        )

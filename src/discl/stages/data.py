@@ -50,7 +50,10 @@ def prepare_data(run: Run) -> Path:
         )
         tables["train"] = {name: column[rows] for name, column in train.items()}
     _check_splits(tables, names)
-    columns = {name: np.concatenate([table[name] for table in tables.values()]) for name in tables["train"]}
+    columns = {
+        name: np.concatenate([table.get(name, np.full(len(table["row"]), "", object)) for table in tables.values()])
+        for name in dict.fromkeys(name for table in tables.values() for name in table)  # a split may lack domain or group
+    }
     columns["split"] = np.repeat(list(tables), [len(table["row"]) for table in tables.values()])
     columns["source_split"] = np.repeat([placed[split][0] for split in tables], [len(table["row"]) for table in tables.values()])
     del columns["unit"]
@@ -69,10 +72,11 @@ def find_hard(run: Run) -> Path:
         measured = {"class_count": train.class_counts[train.labels[rows]]}
         if not rows:
             raise DataError(
-                f"no class has fewer than {rule.fewer_than} training images; raise hard.fewer_than (the smallest class has {train.class_counts.min()})."
+                f"no class has fewer than {rule.fewer_than} training images; raise hard.fewer_than "
+                f"(the smallest class has {train.class_counts.min()})."
             )
     else:
-        groups = listed["group"].to_pylist() if "group" in listed.column_names else None
+        groups = listed["group" if "group" in listed.column_names else "digest"].to_pylist()  # a copy would give a picture away
         folds = assign_folds(train.ids, train.labels.tolist(), groups, rule.folds)
 
         def fit_predict(fitted: list[int], judged: list[int]) -> np.ndarray:
@@ -83,7 +87,8 @@ def find_hard(run: Run) -> Path:
         measured = {"true_class_probability": probability[rows]}
         if not rows:
             raise DataError(
-                f"no training image has a true-class probability below {rule.below}; the lowest is {probability.min():.3f}. Raise hard.below."
+                f"no training image has a true-class probability below {rule.below}; raise hard.below "
+                f"(the lowest probability is {probability.min():.3f})."
             )
     table = listed.take(rows).select(["id", "label", "digest", "width", "height"])
     for name, values in measured.items():
@@ -99,18 +104,21 @@ def _inspect(table: ImageTable, split: str, unreadable: str) -> dict[str, np.nda
         listing = "\n".join(f"  {problem}" for _, problem in seen.unreadable[:20])
         if unreadable == "error":
             raise DataError(
-                f"{len(seen.unreadable)} of {len(table)} {split} images cannot be read:\n{listing}\nMend or delete them, or set data.unreadable: skip."
+                f"{len(seen.unreadable)} of {len(table)} {split} images cannot be read:\n{listing}\n"
+                "Mend or delete them, or set data.unreadable: skip."
             )
         say(f"{len(seen.unreadable)} unreadable {split} images are skipped:\n{listing}")
     bad = {row for row, _ in seen.unreadable}
     good = np.asarray([row for row in range(len(table)) if row not in bad], np.int64)
+    sizes = np.asarray(seen.sizes, np.int32)[good]
     columns = {
-        "id": np.asarray(table.ids, object)[good], "row": good, "label": table.labels[good], "digest": np.asarray(seen.digests, object)[good],
-        "width": np.asarray([size[0] for size in seen.sizes], np.int32)[good], "height": np.asarray([size[1] for size in seen.sizes], np.int32)[good],
+        "id": np.asarray(table.ids, object)[good], "row": good, "label": table.labels[good],
+        "digest": np.asarray(seen.digests, object)[good], "width": sizes[:, 0], "height": sizes[:, 1],
     }  # fmt: skip
     for name in ("domain", "group"):
         if name in table.rows.column_names:
-            columns[name] = np.asarray([str(value) for value in table.rows[name]], object)[good]
+            stated = [seen.digests[row] if value is None and name == "group" else str(value) for row, value in enumerate(table.rows[name])]
+            columns[name] = np.asarray(stated, object)[good]
     columns["unit"] = columns.get("group", columns["digest"])  # copies of one picture never straddle a split either
     return columns
 
@@ -130,8 +138,8 @@ def _check_splits(tables: dict[str, dict[str, np.ndarray]], names: tuple[str, ..
         shared = [(name, seen[content]) for name, content in zip(table["id"], table["digest"], strict=True) if content in seen]
         if shared:
             raise DataError(
-                f"{len(shared)} images of the {split} split also lie in training, by content (for example '{shared[0][0]}' is '{shared[0][1]}'); "
-                "figures on them would mean nothing. Remove them from one of the two."
+                f"{len(shared)} images of the {split} split also lie in training, by content (for example '{shared[0][0]}' is "
+                f"'{shared[0][1]}'); figures on them would mean nothing. Remove them from one of the two."
             )
 
 

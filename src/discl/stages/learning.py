@@ -71,7 +71,7 @@ def make_pool(
         levels=np.concatenate([np.full(count, REAL.percent), np.asarray(synthetic["level"], np.int64)]),
         synthetic=np.repeat([False, True], [count, extra]),
         hard=np.concatenate([hard, np.zeros(extra, bool)]),
-        num_classes=len(real.class_names),
+        class_names=real.class_names,
     )
     return pool, Pixels([real.rows, synthetic], size, on_progress)
 
@@ -81,7 +81,8 @@ def fit_classifier(table: ImageTable, fitted: list[int], judged: list[int], trai
     rows = table.select(fitted + judged)
     empty = Dataset.from_dict({"image": [], "label": [], "level": []})
     pool, pixels = make_pool(rows, np.zeros(len(rows), bool), empty, train.resize or train.image_size)
-    seen = Pool(*(column[: len(fitted)] for column in (pool.labels, pool.levels, pool.synthetic, pool.hard)), pool.num_classes)
+    count = len(fitted)
+    seen = Pool(pool.labels[:count], pool.levels[:count], pool.synthetic[:count], pool.hard[:count], pool.class_names)
     config = _config(train, table.class_names)
     settings = _settings(train, len(fitted), device, epochs)
     with tempfile.TemporaryDirectory() as folder, progress("judge training images", epochs) as advance:
@@ -122,7 +123,9 @@ def evaluate(run: Run) -> Path:
                         model.to(run.device), pixels[split], np.arange(len(table)), config, _precision(run), run.device,
                         workers=recipe.runtime.workers, on_progress=advance,
                     )  # fmt: skip
-            save_file(logits, stored)
+            unfinished = stored.with_suffix(".new")
+            save_file(logits, unfinished)
+            unfinished.replace(stored)
         results |= _measure_method(
             run, name, method, load_file(stored), {split: torch.from_numpy(table.labels) for split, table in splits.items()}
         )
@@ -253,7 +256,8 @@ def _hard_rows(run: Run) -> np.ndarray:
 def _fingerprint(run: Run, method: Method, kept: Dataset) -> str:
     """Digest of everything that a method's classifier depends on."""
     listed = pq.read_table(run.path("data.parquet"), columns=["split", "id", "label", "digest"])
-    used = [] if method.strategy == "real-only" else list(kept["id"])
+    levels = sorted(level.percent for level in run.recipe.spectrum.levels)
+    used = [] if method.strategy == "real-only" else [run.recipe.hard.rule, levels, list(kept["id"])]
     hard = np.flatnonzero(_hard_rows(run)).tolist()
     return digest(method.model_dump(mode="json"), run.recipe.train.model_dump(mode="json"), listed.to_pydict(), hard, used)
 
@@ -262,9 +266,12 @@ def _is_finished(run: Run, name: str, method: Method, kept: Dataset) -> bool:
     """Whether a method's classifier is there. What was trained on something else, to the end or not, is deleted."""
     folder, fingerprint = run.path("train") / name, _fingerprint(run, method, kept)
     mark = folder / "method.json"
-    if mark.exists() and json.loads(mark.read_text())["fingerprint"] != fingerprint:
-        say(f"train {name}: trained on other data or settings; it is trained anew")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(mark, json.dumps({"fingerprint": fingerprint, **method.model_dump(mode="json")}, indent=2))
+    found = json.loads(mark.read_text())["fingerprint"] if mark.exists() else None
+    if found != fingerprint:
+        if found is not None:
+            say(f"train {name}: trained on other data or settings; it is trained anew")
+        if folder.exists():  # even without a mark, which is how a killed deletion may leave it
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        write_text(mark, json.dumps({"fingerprint": fingerprint, **method.model_dump(mode="json")}, indent=2))
     return (folder / "model.safetensors").exists()

@@ -1,0 +1,350 @@
+"""The engine beside diffusers' own pipelines: ratios of times measured in one process, and exact counters.
+
+    python benchmarks/engine.py --json benchmarks/results/engine.json
+    python benchmarks/engine.py --quick          # a smoke run of a few seconds; its times say nothing
+
+All arms run the same float32 weights at levels 0, 10, 30, 50, 70, 90 % and are first shown to make the same latents and
+pictures. They take turns within every repetition, after one that is not timed; a ratio is the median of the repetitions'
+ratios. diffusers' arms are its Stable Diffusion pipelines with two draws replaced so that the outputs can be compared:
+ε is the engine's, and a source image is encoded to the mode of its posterior. They hold the UNet in the memory layout
+that is faster for them. The slot fill is counted on the real engine with a network that predicts zeros: it depends on no
+value of the network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+
+from discl.digests import derive_seed
+from discl.levels import GuidanceLevel
+from discl.spectrum.engine import Engine, Work, draw_noise
+from discl.spectrum.models import Conditioning, StableDiffusion, load_generator
+from discl.spectrum.plan import Request, Sampling, plan_requests, unet_rows
+
+LEVELS = (0, 10, 30, 50, 70, 90)
+CLASSES = ("shirt", "sneaker", "bag", "coat")
+GUIDANCE_SCALE = 7.5
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured figure; `comparison` says how it has to stand to its goal. Without a goal it only informs."""
+
+    name: str
+    value: float
+    comparison: str = ""
+    goal: float | None = None
+    detail: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        if self.goal is None:
+            return None
+        return {">=": self.value >= self.goal, "<=": self.value <= self.goal, "==": self.value == self.goal}[self.comparison]
+
+
+# ---------------------------------------------------------------- the work
+
+
+def make_requests(sources: int, steps: int, size: int) -> list[Request]:
+    """The plan of `sources` images, all levels, one seed."""
+    rows = [{"id": f"image-{index}", "digest": f"digest-{index}", "label": index % len(CLASSES)} for index in range(sources)]
+    sampling = Sampling("model", "scheduler", steps, GUIDANCE_SCALE, size, "float32", "webp")
+    prompts = {label: [f"a photo of a {name}"] for label, name in enumerate(CLASSES)}
+    return plan_requests(rows, [GuidanceLevel(level) for level in LEVELS], 1, prompts, "", sampling)
+
+
+def pixels_of(source: str, size: int) -> np.ndarray:
+    """A picture uint8 `[3, size, size]` of random patches, a pure function of the source's name."""
+    coarse = np.random.default_rng(derive_seed(source)).integers(256, size=(3, 4, 4), dtype=np.uint8)
+    return np.kron(coarse, np.ones((1, -(-size // 4), -(-size // 4)), np.uint8))[:, :size, :size]
+
+
+# ---------------------------------------------------------------- the arms
+
+
+class ImageToImage(StableDiffusionImg2ImgPipeline):
+    """diffusers' pipeline with the engine's ε and the posterior's mode in place of its own draws."""
+
+    noise: Tensor
+
+    def prepare_latents(
+        self, image: Tensor, timestep: Tensor, batch_size: int, copies: int, dtype: Any, device: Any, generator: Any = None
+    ) -> Tensor:
+        clean = self.vae.encode(image.to(device, dtype)).latent_dist.mode() * self.vae.config.scaling_factor
+        return self.scheduler.add_noise(clean, self.noise, timestep)
+
+
+class Diffusers:
+    """diffusers' text-to-image (λ = 0) and image-to-image (λ > 0) pipelines around the weights of a model."""
+
+    def __init__(self, model: StableDiffusion, unet: Any, steps: int, size: int) -> None:
+        self.steps, self.size, self.shape = steps, size, model.latent_shape(size)
+        self.text, self.image = (self._pipeline(kind, model, unet) for kind in (StableDiffusionPipeline, ImageToImage))
+
+    def __call__(self, requests: Iterable[Request], batch: int, output: str = "np") -> dict[str, Any]:
+        """`{id: picture or latents}` of calls of up to `batch` requests of one level."""
+        made: dict[str, Any] = {}
+        requests = list(requests)
+        for level in LEVELS:
+            same = [request for request in requests if request.level == level]
+            for first in range(0, len(same), batch):
+                part = same[first : first + batch]
+                made.update(zip((request.id for request in part), self._call(part, output), strict=True))
+        return made
+
+    def _call(self, requests: list[Request], output: str) -> Any:
+        noise = torch.stack([draw_noise(request.source_id, request.seed, request.attempt, self.shape) for request in requests])
+        common: dict[str, Any] = {
+            "prompt": [request.prompt for request in requests], "negative_prompt": [request.negative_prompt for request in requests],
+            "num_inference_steps": self.steps, "guidance_scale": GUIDANCE_SCALE, "output_type": output,
+        }  # fmt: skip
+        if requests[0].level == 0:
+            return self.text(latents=noise, height=self.size, width=self.size, **common).images
+        self.image.noise = noise
+        pictures = [Image.fromarray(pixels_of(request.source_id, self.size).transpose(1, 2, 0)) for request in requests]
+        # half a step more than t(λ) / T, because the pipeline rounds T · strength down in floats
+        return self.image(image=pictures, strength=(requests[0].steps(self.steps) + 0.5) / self.steps, **common).images
+
+    @staticmethod
+    def _pipeline(kind: type, model: StableDiffusion, unet: Any) -> Any:
+        pipeline = kind(
+            vae=model.vae, text_encoder=model.text_encoder, tokenizer=model.tokenizer, unet=unet,
+            scheduler=DDIMScheduler.from_config(model.scheduler.config), safety_checker=None, feature_extractor=None,
+            requires_safety_checker=False,
+        )  # fmt: skip
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+
+class Bench:
+    """The arms over one checkpoint at one setting."""
+
+    def __init__(self, model: StableDiffusion, steps: int, slots: int) -> None:
+        self.model, self.steps, self.slots, self.size = model, steps, slots, model.size
+        layouts = {"channels last": model.unet, "contiguous": copy.deepcopy(model.unet).to(memory_format=torch.contiguous_format)}
+        self.layouts = {rows: self._faster(layouts, rows) for rows in (2, 2 * slots)}
+        self.single, self.batched = (Diffusers(model, layouts[self.layouts[rows]], steps, self.size) for rows in (2, 2 * slots))
+
+    def engine(self) -> Engine:
+        return Engine(self.model, num_inference_steps=self.steps, guidance_scale=GUIDANCE_SCALE, size=self.size, slots=self.slots)
+
+    def load_pixels(self, source: str) -> np.ndarray:
+        return pixels_of(source, self.size)
+
+    def generate(self, requests: list[Request]) -> dict[str, np.ndarray]:
+        return {request.id: picture for request, picture in self.engine().generate(requests, self.load_pixels)}
+
+    def denoise(self, requests: list[Request]) -> dict[str, Tensor]:
+        return {request.id: latents for request, latents in self.engine().denoise(requests, self.load_pixels)}
+
+    def count(self, requests: list[Request]) -> Work:
+        """What the engine counts over `requests`."""
+        engine = self.engine()
+        for _ in engine.generate(requests, self.load_pixels):
+            pass
+        return engine.work
+
+    @torch.inference_mode()
+    def bare(self, calls: int) -> None:
+        """`calls` calls of the UNet at the engine's shape, and nothing else."""
+        for _ in range(calls):
+            self.call(self.model.unet, 2 * self.slots)
+
+    @torch.inference_mode()
+    def call(self, unet: Any, rows: int) -> None:
+        latents = torch.zeros(rows, *self.model.latent_shape(self.size)).contiguous(memory_format=torch.channels_last)
+        width = unet.config.cross_attention_dim
+        length = min(self.model.tokenizer.model_max_length, self.model.text_encoder.config.max_position_embeddings)
+        unet(latents, torch.full((rows,), 500), torch.zeros(rows, length, width), return_dict=False)
+
+    def _faster(self, layouts: dict[str, Any], rows: int) -> str:
+        seconds = interleave({name: lambda unet=unet: self.call(unet, rows) for name, unet in layouts.items()}, 5)
+        return min(seconds, key=lambda name: statistics.median(seconds[name]))
+
+
+class Weightless:
+    """A model of the same shapes that predicts zeros, so that long plans can be counted in seconds."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, model: StableDiffusion) -> None:
+        self.schedule, self.latent_shape = model.schedule, model.latent_shape
+
+    def encode_texts(self, texts: list[str]) -> Conditioning:
+        return {"states": torch.zeros(len(texts), 1)}
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        return torch.zeros(len(pixels), *self.latent_shape(pixels.shape[-1]))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        return torch.zeros_like(latents)
+
+
+def interleave(arms: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
+    """Seconds of every arm in every repetition. The arms take turns, in alternating order, after one round that only warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    order = list(arms)
+    for repetition in range(-1, repetitions):
+        for name in order:
+            started = time.perf_counter()
+            arms[name]()
+            if repetition >= 0:
+                seconds[name].append(time.perf_counter() - started)
+        order.reverse()
+    return seconds
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """Median over the repetitions of one arm's time ÷ the other's."""
+    return statistics.median(one / other for one, other in zip(slow, fast, strict=True))
+
+
+# ---------------------------------------------------------------- the figures
+
+
+def equality(bench: Bench, requests: list[Request]) -> list[Figure]:
+    """Largest differences of the engine's outputs from those of diffusers, one call per image and one per level."""
+    latents, pictures = bench.denoise(requests), bench.generate(requests)
+    figures = []
+    for name, arm, batch in (("per image", bench.single, 1), ("per level", bench.batched, bench.slots)):
+        wanted, drawn = arm(requests, batch, "latent"), arm(requests, batch)
+        error = max(((latents[one] - wanted[one]).abs().max() / wanted[one].abs().max()).item() for one in latents)
+        grey = max(np.abs(pictures[one].astype(int) - (drawn[one] * 255).round().astype(int)).max() for one in pictures)
+        figures.append(Figure(f"engine and diffusers {name}: latents, largest relative difference", error, "<=", 1e-5))
+        figures.append(Figure(f"engine and diffusers {name}: pictures, largest difference in grey levels", int(grey), "<=", 1))
+    return figures
+
+
+def counters(bench: Bench, requests: list[Request]) -> list[Figure]:
+    """Goals 3 and 4; they are exact and the same on every machine."""
+    work, figures = bench.count(requests), []
+    rows = unet_rows(requests, bench.steps, GUIDANCE_SCALE)
+    sources = len({request.source_id for request in requests if request.level > 0})
+    texts = len({request.prompt for request in requests}) + 1
+    figures.append(Figure("UNet rows ÷ Σ 2·t(λ)", work.unet_rows / rows, "==", 1.0, f"{work.unet_rows} rows"))
+    figures.append(Figure("VAE encodes ÷ source images", work.vae_encodes / sources, "==", 1.0, f"{work.vae_encodes} encodes"))
+    figures.append(Figure("text encodes ÷ (distinct prompts + 1)", work.text_encodes / texts, "==", 1.0, f"{work.text_encodes} encodes"))
+    for times, goal in ((10, 0.95), (100, 0.99)):
+        wanted = times * bench.slots
+        long = make_requests(-(-wanted // len(LEVELS)), bench.steps, bench.size)[:wanted]
+        engine = Engine(
+            Weightless(bench.model), num_inference_steps=bench.steps, guidance_scale=GUIDANCE_SCALE, size=bench.size, slots=bench.slots
+        )
+        for _ in engine.denoise(long, bench.load_pixels):
+            pass
+        figures.append(Figure(f"slot fill, {times}× as many requests as slots", engine.work.slot_fill, ">=", goal, f"{wanted} requests"))
+    return figures
+
+
+def timings(bench: Bench, sources: int, repetitions: int) -> list[Figure]:
+    """Goals 1, 2 and 5."""
+    slots, figures = bench.slots, []
+
+    def describe(seconds: dict[str, list[float]]) -> str:
+        return ", ".join(f"{name} {statistics.median(values):.2f} s" for name, values in seconds.items())
+
+    few = make_requests(sources, bench.steps, bench.size)
+    seconds = interleave(
+        {"engine": lambda: bench.generate(few), "per image": lambda: bench.single(few, 1), "per level": lambda: bench.batched(few, slots)},
+        repetitions,
+    )
+    gain = ratio(seconds["per image"], seconds["engine"])
+    figures.append(Figure("engine ÷ diffusers per (image, level)", gain, ">=", 4.0, describe(seconds)))
+    name = "engine ÷ diffusers per-level batches, {} images a level, at most {} rows a call"
+    gain = ratio(seconds["per level"], seconds["engine"])
+    figures.append(Figure(name.format(sources, 2 * slots), gain, ">=", 1.15, "a small class"))
+    larger = {slots + max(slots // 4, 1): "a full batch and a tail at each level", 2 * slots: "full batches only, the worst case"}
+    for count, detail in larger.items():
+        requests = make_requests(count, bench.steps, bench.size)
+        arms: dict[str, Callable[[], object]] = {
+            "engine": lambda requests=requests: bench.generate(requests),  # type: ignore[misc]
+            "per level": lambda requests=requests: bench.batched(requests, slots),  # type: ignore[misc]
+        }
+        seconds = interleave(arms, repetitions)
+        gain = ratio(seconds["per level"], seconds["engine"])
+        figures.append(Figure(name.format(count, 2 * slots), gain, ">=", 0.98, f"{detail}; {describe(seconds)}"))
+    calls = bench.count(requests).unet_calls
+    arms = {"engine": lambda: bench.generate(requests), "denoising": lambda: bench.denoise(requests), "bare": lambda: bench.bare(calls)}
+    seconds = interleave(arms, repetitions)
+    share = ratio(seconds["bare"], seconds["engine"])
+    figures.append(Figure("engine with VAE and texts ÷ bare UNet loop", share, ">=", 0.9, f"{calls} calls; {describe(seconds)}"))
+    figures.append(Figure("engine without decoding ÷ bare UNet loop", ratio(seconds["bare"], seconds["denoising"])))
+    rows = 2 * slots * calls
+    figures.append(Figure("UNet rows per second, bare loop", rows / statistics.median(seconds["bare"])))
+    return figures
+
+
+def table(figures: list[Figure]) -> str:
+    """The figures with their goals, one a line."""
+    width = max(len(figure.name) for figure in figures)
+    lines = []
+    for figure in figures:
+        value = f"{figure.value:.1e}" if 0 < abs(figure.value) < 1e-3 else f"{figure.value:,.3f}"
+        goal = "" if figure.goal is None else f"{figure.comparison} {figure.goal:g}"
+        verdict = {True: "met", False: "NOT MET", None: ""}[figure.met]
+        lines.append(f"{figure.name:{width}}  {value:>10}  {goal:<8}  {verdict:<7}  {figure.detail}".rstrip())
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", default="embedded:fashion-mnist/diffusion", help="a folder, a hub name or embedded:...")
+    parser.add_argument("--sources", type=int, default=8, help="images of the small class")
+    parser.add_argument("--slots", type=int, default=16, help="images that share a call of the UNet")
+    parser.add_argument("--steps", type=int, default=20, help="inference steps T")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    parser.add_argument("--quick", action="store_true", help="2 images, 4 slots, T = 10, one repetition")
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.sources, arguments.slots, arguments.steps, arguments.repetitions = 2, 4, 10, 1
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    started = time.time()
+    bench = Bench(load_generator(arguments.checkpoint), arguments.steps, arguments.slots)
+    settings = {
+        "checkpoint": arguments.checkpoint, "num_inference_steps": arguments.steps, "levels": list(LEVELS),
+        "guidance_scale": GUIDANCE_SCALE, "size": bench.size, "sources": arguments.sources, "slots": arguments.slots,
+        "repetitions": arguments.repetitions, "dtype": "float32", "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "diffusers": diffusers.__version__,
+        "unet_parameters": sum(weight.numel() for weight in bench.model.unet.parameters()),
+        "diffusers_layout": {f"{rows} rows": layout for rows, layout in bench.layouts.items()}, "quick": arguments.quick,
+    }  # fmt: skip
+    print(", ".join(f"{name} {value}" for name, value in settings.items()))
+    few = make_requests(arguments.sources, arguments.steps, bench.size)
+    figures = equality(bench, few)
+    print(table(figures), flush=True)
+    if not all(figure.met for figure in figures):
+        raise SystemExit("the outputs are not equal, so nothing was timed.")
+    figures += counters(bench, few)
+    figures += timings(bench, arguments.sources, arguments.repetitions)
+    print(table(figures[4:]))
+    print(f"T = {arguments.steps}, {time.time() - started:.0f} s")
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        rows = [{**asdict(figure), "met": figure.met} for figure in figures]
+        arguments.json.write_text(json.dumps({"settings": settings, "figures": rows}, indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

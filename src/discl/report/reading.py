@@ -1,0 +1,137 @@
+"""What the files of a run folder say, as plain values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+
+from ..data.images import decode_image
+from ..errors import RunError
+
+ADJUSTED = "+la"
+"""How `results.json` marks a method's second row, post-hoc logit adjustment."""
+
+CURRICULA = ("diverse-to-specific", "easy-to-hard", "specific-to-diverse")
+
+
+@dataclass(frozen=True)
+class Story:
+    """A finished run: its recipe, its tables and its figures.
+
+    `groups` maps many / medium / few to labels, an empty group is absent; `split_counts` holds the images per class of each split;
+    `plan` and `verdicts` have one row per synthetic image; `results` is `{method: {split: {metric: value}}}`.
+    """
+
+    name: str
+    recipe: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    class_names: Sequence[str]
+    groups: Mapping[str, Sequence[int]]
+    split_counts: Mapping[str, np.ndarray]
+    hard: Sequence[Mapping[str, Any]]
+    plan: pa.Table
+    verdicts: pa.Table
+    histories: Mapping[str, Sequence[Mapping[str, Any]]]
+    results: Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        """Training images per class, int64 `[classes]`."""
+        return self.split_counts["train"]
+
+    @property
+    def split(self) -> str:
+        """The split that the page's figures come from: test where every method has it, else validation."""
+        return "test" if all("test" in splits for splits in self.results.values()) else "validation"
+
+    @property
+    def figures(self) -> dict[str, Mapping[str, Any]]:
+        """`{row of the table: {metric: value}}` on that split."""
+        return {row: splits[self.split] for row, splits in self.results.items()}
+
+    @property
+    def methods(self) -> list[str]:
+        """Names of the trained methods, in the recipe's order."""
+        return list(self.recipe["methods"])
+
+    @property
+    def baseline(self) -> str:
+        """The method that the others are compared with."""
+        return self.recipe.get("baseline") or self.methods[0]
+
+    @cached_property
+    def featured(self) -> str | None:
+        """The method that the page puts beside the baseline, None where there is no other.
+
+        It is chosen by name and strategy, never by its result: `discl`, else the first with a curriculum over levels, else the
+        first that uses synthetic images, else the first.
+        """
+        others = {name: method["strategy"] for name, method in self.recipe["methods"].items() if name != self.baseline}
+        ranks = {name: (name != "discl", strategy not in CURRICULA, strategy == "real-only") for name, strategy in others.items()}
+        return min(ranks, key=lambda name: ranks[name], default=None)
+
+    def group_of(self, label: int) -> str:
+        """many, medium or few."""
+        return next(name for name, labels in self.groups.items() if label in labels)
+
+
+def read_run(folder: Path, class_names: Sequence[str], groups: Mapping[str, Sequence[int]]) -> Story:
+    """The story of a run folder. Raises RunError that names the file which an unfinished run lacks."""
+    recipe = yaml.safe_load(_text(folder / "recipe.yaml"))
+    listed = _table(folder / "data.parquet", ["split", "label"])
+    splits = pc.unique(listed["split"]).to_pylist()
+    counts = {
+        split: np.bincount(listed.filter(pc.equal(listed["split"], split))["label"].to_numpy(), minlength=len(class_names)) for split in splits
+    }
+    return Story(
+        name=folder.resolve().name,
+        recipe=recipe,
+        environment=json.loads(_text(folder / "environment.json")),
+        class_names=class_names,
+        groups=groups,
+        split_counts=counts,
+        hard=_table(folder / "hard.parquet").to_pylist(),
+        plan=_table(folder / "plan.parquet", ["id", "source_id", "label", "level", "seed", "attempt", "prompt"]),
+        verdicts=_table(folder / "filter.parquet", ["id", "label", "level", "clip_similarity", "keep", "reason"]),
+        histories={name: [json.loads(line) for line in _text(folder / "train" / name / "history.jsonl").splitlines()] for name in recipe["methods"]},
+        results=json.loads(_text(folder / "results.json")),
+    )
+
+
+def read_pictures(folder: Path, ids: Collection[str]) -> dict[str, Any]:
+    """`{id: decoded RGB picture}` of those ids that the spectrum holds; only the row groups with one of them are read."""
+    wanted, found = set(ids), {}
+    for file in sorted((folder / "spectrum").glob("part-*.parquet")):
+        shard = pq.ParquetFile(file)
+        for group in range(shard.num_row_groups):
+            present = wanted.intersection(shard.read_row_group(group, ["id"])["id"].to_pylist())
+            if present:
+                rows = shard.read_row_group(group, ["id", "image"])
+                rows = rows.filter(pc.is_in(rows["id"], pa.array(sorted(present))))
+                found |= {row["id"]: decode_image(row["image"]) for row in rows.to_pylist()}
+    return found
+
+
+def _text(path: Path) -> str:
+    _check(path)
+    return path.read_text(encoding="utf-8")
+
+
+def _table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    _check(path)
+    return pq.read_table(path, columns=columns)
+
+
+def _check(path: Path) -> None:
+    if not path.is_file():
+        raise RunError(f"the report needs {path}, which is not there; carry out the stages before it with `discl run`.")

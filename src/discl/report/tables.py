@@ -1,0 +1,163 @@
+"""The figures of a run as rows of tables: results, differences from the baseline, classes, what the filter kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .reading import ADJUSTED, Story
+
+GROUPS = ("many", "medium", "few")
+MAX_CLASSES = 30
+Figures = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure in [0, 1], None where it is absent, and whether it is the best of its column."""
+
+    value: float | None
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """A method, or its post-hoc adjusted variant, in the results table."""
+
+    name: str
+    method: str
+    adjustment: str
+    cells: tuple[Cell, ...]
+
+
+def result_columns(figures: Mapping[str, Figures]) -> list[tuple[str, str]]:
+    """`[(metric, heading)]` of the results table: all, the three groups, macro F1, then worst-k as far as measured."""
+    worst = sorted({name for row in figures.values() for name in row if name.startswith("worst_")}, key=lambda name: int(name[6:]))
+    fixed = [("accuracy", "all"), *((name, name) for name in GROUPS), ("macro_f1", "macro F1")]
+    return fixed + [(name, "worst class" if name == "worst_1" else f"worst {name[6:]} classes") for name in worst]
+
+
+def result_rows(figures: Mapping[str, Figures], columns: Sequence[tuple[str, str]]) -> list[ResultRow]:
+    """One row per entry of `results.json`. Figures that print alike share the mark of the best; where all do there is none."""
+    best = {}
+    for metric, _ in columns:
+        printed = {round(100 * row[metric], 1) for row in figures.values() if metric in row}
+        best[metric] = max(printed) if len(printed) > 1 else None
+    rows = []
+    for name, row in figures.items():
+        cells = [Cell(row.get(metric), metric in row and round(100 * row[metric], 1) == best[metric]) for metric, _ in columns]
+        prior = {"real": "real class counts", "effective": "class counts as trained on"}.get(row.get("prior", ""), row.get("prior"))
+        adjustment = f"logit adjustment: {prior}, τ = {row['tau']:g}" if "tau" in row else ""
+        rows.append(ResultRow(name, name.removesuffix(ADJUSTED), adjustment, tuple(cells)))
+    return rows
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row against the baseline; `points` are differences in percentage points, None where a group is absent."""
+
+    name: str
+    against: str
+    points: tuple[float | None, ...]
+
+
+def differences(story: Story) -> list[Difference]:
+    """Every other method against the baseline on all, many, medium and few, like with like: adjusted against adjusted."""
+    rows = []
+    for name, figures in story.figures.items():
+        adjusted = ADJUSTED if name.endswith(ADJUSTED) else ""
+        against = story.baseline + adjusted
+        if name.removesuffix(ADJUSTED) != story.baseline and against in story.figures:
+            rows.append(Difference(name, against, tuple(difference(figures, story.figures[against], key) for key in ("accuracy", *GROUPS))))
+    return rows
+
+
+def difference(figures: Figures, baseline: Figures, metric: str) -> float | None:
+    """Difference of a metric in percentage points; None where one of the two lacks it."""
+    return 100 * (figures[metric] - baseline[metric]) if metric in figures and metric in baseline else None
+
+
+def standard_errors(figures: Figures, class_names: Sequence[str], images: Sequence[int], groups: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Standard errors, in points, that the finite number of images alone gives to `accuracy` and to the groups' class means.
+
+    Of an accuracy p over n images √(p(1 − p)/n), of a mean over K classes √(Σ p_c(1 − p_c)/n_c) / K.
+    """
+    share, total = figures["accuracy"], figures["images"]
+    errors = {"accuracy": 100 * math.sqrt(share * (1 - share) / total)}
+    for group, labels in groups.items():
+        members = [(figures["per_class"][class_names[label]], images[label]) for label in labels if class_names[label] in figures["per_class"]]
+        if members:
+            errors[group] = 100 * math.sqrt(sum(p * (1 - p) / n for p, n in members)) / len(members)
+    return errors
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A class: its accuracy in per cent with the baseline and with the method (the same two where there is only one)."""
+
+    name: str
+    count: int
+    group: str
+    before: float
+    after: float
+
+    @property
+    def points(self) -> float:
+        return self.after - self.before
+
+
+def class_rows(story: Story, method: str) -> tuple[list[ClassRow], int]:
+    """The classes by falling number of training images, and of how many they were taken.
+
+    At most 30: where there are more, those that changed most.
+    """
+    before, after = story.figures[story.baseline]["per_class"], story.figures[method]["per_class"]
+    group_of = {label: group for group, labels in story.groups.items() for label in labels}
+    rows = [
+        ClassRow(name, int(story.class_counts[label]), group_of[label], 100 * before[name], 100 * after[name])
+        for label, name in enumerate(story.class_names)
+        if name in before and name in after
+    ]
+    chosen = sorted(rows, key=lambda row: -abs(row.points))[:MAX_CLASSES]
+    return sorted(chosen, key=lambda row: -row.count), len(rows)
+
+
+@dataclass(frozen=True)
+class KeptRow:
+    """A class, or all of them: kept and planned images per level, and over all levels as the last pair; None where none was planned."""
+
+    name: str
+    cells: tuple[tuple[int, int] | None, ...]
+
+
+def kept_table(story: Story) -> tuple[list[int], list[KeptRow], int]:
+    """Levels from high to low, what the filter kept of each class and (last row) of all, and the number of classes with a spectrum.
+
+    Of more than 30 classes those that lost the largest share are listed.
+    """
+    labels, levels = (story.verdicts[name].to_numpy() for name in ("label", "level"))
+    keep = story.verdicts["keep"].to_numpy(zero_copy_only=False)
+    columns = sorted(np.unique(levels).tolist(), reverse=True)
+    place = {level: index for index, level in enumerate(columns)}
+    shape = (len(story.class_names), len(columns))
+    where = (labels, np.asarray([place[level] for level in levels.tolist()], int))
+    planned, kept = np.zeros(shape, int), np.zeros(shape, int)
+    np.add.at(planned, where, 1)
+    np.add.at(kept, where, keep.astype(int))
+
+    def row(name: str, kept: np.ndarray, planned: np.ndarray) -> KeptRow:
+        pairs = [*zip(kept.tolist(), planned.tolist(), strict=True), (int(kept.sum()), int(planned.sum()))]
+        return KeptRow(name, tuple(pair if pair[1] else None for pair in pairs))
+
+    present = np.flatnonzero(planned.sum(1))
+    listed = present
+    if len(present) > MAX_CLASSES:
+        share = kept[present].sum(1) / planned[present].sum(1)
+        listed = present[np.argsort(share, kind="stable")[:MAX_CLASSES]]
+    ordered = sorted(listed.tolist(), key=lambda label: (-story.class_counts[label], label))
+    rows = [row(story.class_names[label], kept[label], planned[label]) for label in ordered]
+    return columns, [*rows, row("all classes", kept.sum(0), planned.sum(0))], len(present)

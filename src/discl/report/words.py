@@ -1,0 +1,192 @@
+"""What was run and what came out, in words."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+
+from .reading import ADJUSTED, Story
+from .tables import GROUPS, difference, standard_errors
+
+PLACES = (("data", "root"), ("prompts", "phrases"), ("spectrum", "checkpoint"), ("filter", "checkpoint"))
+"""Keys of the recipe that may hold a folder of the machine that ran it."""
+
+
+def share_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with absolute paths cut down to their last name, fit to be handed on."""
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in recipe.items()}
+    for section, key in PLACES:
+        result[section][key] = _shorten(result[section].get(key))
+    return result
+
+
+def _shorten(value: Any) -> Any:
+    if isinstance(value, str) and (PurePosixPath(value).is_absolute() or value.startswith("~")):
+        return f"…/{PurePosixPath(value).name}"
+    if isinstance(value, str) and PureWindowsPath(value).is_absolute():
+        return f"…/{PureWindowsPath(value).name}"
+    return value
+
+
+def number(value: float) -> str:
+    """A count with thousands separators."""
+    return f"{value:,.0f}"
+
+
+def percent(value: float | None) -> str:
+    """A share in [0, 1] in per cent with one decimal, an absent one as a dash."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def points(value: float | None) -> str:
+    """A difference in points with its sign, an absent one as a dash."""
+    if value is None:
+        return "–"
+    rounded = round(value, 1)
+    return "±0.0" if rounded == 0 else f"{rounded:+.1f}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def plural(count: int, one: str, many: str = "") -> str:
+    """A count and its noun: 1 class, 1,236 images."""
+    return f"{number(count)} {one if count == 1 else many or one + 's'}"
+
+
+def group_bounds(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Which classes a group holds, in words."""
+    many, few = recipe["groups"]["many"], recipe["groups"]["few"]
+    return {"many": f"more than {many} training images", "medium": f"{few} to {many}", "few": f"fewer than {few}"}
+
+
+def describe_settings(story: Story) -> list[tuple[str, str]]:
+    """`[(what, in words)]`: the main settings of a run."""
+    recipe = share_recipe(story.recipe)
+    return [
+        ("Data", _data(story, recipe)),
+        ("Groups", _groups(story, recipe)),
+        ("Hard images", _hard(story, recipe)),
+        ("Spectrum", _spectrum(story, recipe)),
+        ("Filter", _filter(story, recipe)),
+        ("Classifier", _classifier(recipe)),
+        ("Machine", _machine(story.environment)),
+    ]
+
+
+def _data(story: Story, recipe: Mapping[str, Any]) -> str:
+    counts, data = story.class_counts, recipe["data"]
+    text = f"{data['root']}: {plural(int(counts.sum()), 'training image')} in {plural(len(counts), 'class', 'classes')}"
+    text += f", {number(counts.max())} down to {number(counts.min())} per class" if counts.max() > counts.min() else f", {number(counts.max())} per class"
+    if data["long_tail"]:
+        text += f" (exponential long tail, imbalance ratio {data['long_tail']['imbalance_ratio']:g})"
+    others = [f"{number(story.split_counts[split].sum())} {split}" for split in ("validation", "test") if split in story.split_counts]
+    return f"{text}. {' and '.join(others).capitalize()} images; {'every figure here is on ' + story.split if others else ''}."
+
+
+def _groups(story: Story, recipe: Mapping[str, Any]) -> str:
+    bounds = group_bounds(recipe)
+    parts = [f"{name} ({bounds[name]}): {plural(len(story.groups[name]), 'class', 'classes')}" for name in GROUPS if name in story.groups]
+    absent = [name for name in GROUPS if name not in story.groups]
+    return "; ".join(parts) + (f". No class falls into {' or '.join(absent)}." if absent else ".")
+
+
+def _hard(story: Story, recipe: Mapping[str, Any]) -> str:
+    rule = recipe["hard"]
+    classes = len({row["label"] for row in story.hard})
+    why = f"all images of classes with fewer than {rule['fewer_than']} training images"
+    if rule["rule"] == "probability":
+        why = f"true-class probability below {rule['below']:g}, judged by classifiers that did not see the image ({rule['folds']} folds)"
+    return f"{number(len(story.hard))} of {number(story.class_counts.sum())}, in {plural(classes, 'class', 'classes')}: {why}."
+
+
+def _spectrum(story: Story, recipe: Mapping[str, Any]) -> str:
+    asked = recipe["spectrum"]
+    levels = ", ".join(f"{level}" for level in sorted(asked["levels"], reverse=True))
+    text = f"{plural(story.verdicts.num_rows, 'synthetic image')}: levels λ = {levels} % and {plural(asked['seeds'], 'seed')} for each hard image, by {asked['checkpoint']}"
+    size = f", {asked['size']} × {asked['size']} pixels" if asked["size"] else ""
+    return f"{text}; {asked['num_inference_steps']} inference steps, guidance_scale {asked['guidance_scale']:g}{size}."
+
+
+def _filter(story: Story, recipe: Mapping[str, Any]) -> str:
+    asked = recipe["filter"]
+    kept = int(np.count_nonzero(story.verdicts["keep"].to_numpy(zero_copy_only=False)))
+    share = kept / story.verdicts.num_rows
+    return f"kept where clip_similarity ≥ {asked['threshold']:g}, measured by {asked['checkpoint']}: {number(kept)} of {number(story.verdicts.num_rows)} ({share:.0%})."
+
+
+def _classifier(recipe: Mapping[str, Any]) -> str:
+    asked = recipe["train"]
+    how = f"{asked['optimizer']['name']}, learning rate {asked['optimizer']['lr']:g} ({asked['optimizer']['schedule']}), batches of {asked['batch_size']}"
+    epochs = f"{plural(asked['epochs'], 'epoch')}, of which the first {asked['curriculum_epochs']} may use synthetic images"
+    return f"{asked['model']['architecture']} at {asked['image_size']} × {asked['image_size']} pixels; {epochs}; {how}; training seed {asked['seed']}."
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    packages = environment.get("packages", {})
+    named = [f"{name} {packages[name]}" for name in ("discl", "torch", "diffusers", "transformers") if name in packages]
+    system = str(environment.get("platform", "")).split("-")[0]
+    return f"{environment.get('device', 'unknown device')}, {system} {environment.get('processor', '')}; " + ", ".join([*named, f"Python {environment.get('python')}"]) + "."
+
+
+def headline(story: Story) -> str:
+    """The result in one or two sentences, without judging it."""
+    base = story.figures[story.baseline]
+    if story.featured is None:
+        return f"{story.baseline} reaches {percent(base['accuracy'])} % top-1 on {story.split}. The recipe names no second method to compare it with."
+    new = story.figures[story.featured]
+    text = f"{story.featured} reaches {percent(new['accuracy'])} % top-1 on {story.split}, {_against(difference(new, base, 'accuracy'), story.baseline)}"
+    rare = next((name for name in ("few", "medium") if name in new and name in base), None)
+    if rare is None:
+        return text + "."
+    return f"{text}; on the {rare} classes {percent(new[rare])} %, {_against(difference(new, base, rare), '')}."
+
+
+def _against(change: float | None, baseline: str) -> str:
+    if change is None or round(change, 1) == 0:
+        return f"as {baseline} does" if baseline else "no change"
+    amount = f"{abs(change):.1f} points {'more' if change > 0 else 'fewer'}"
+    return f"{amount} than {baseline}" if baseline else amount
+
+
+def caution(story: Story) -> str:
+    """How far the headline can be trusted."""
+    text = "One run with one training seed, so there are no error bars."
+    if story.featured is None:
+        return text
+    images = story.split_counts[story.split].tolist()
+    errors = [standard_errors(story.figures[name], story.class_names, images, story.groups) for name in (story.baseline, story.featured)]
+    shown = [("accuracy", "all"), *[(name, name) for name in ("few",) if all(name in error for error in errors)]]
+    sizes = " and ".join(f"{np.hypot(errors[0][key], errors[1][key]):.1f} points on {name}" for key, name in shown)
+    return (
+        f"{text} The {number(sum(images))} {story.split} images alone leave a difference uncertain by about {sizes} (standard error, taking the two "
+        "classifiers as independent); how much the figures move from one training seed to the next is not measured here."
+    )
+
+
+def adjusted_pair(story: Story) -> tuple[str, str] | None:
+    """The adjusted rows of the baseline and the featured method, where both exist."""
+    pair = (story.baseline + ADJUSTED, f"{story.featured}{ADJUSTED}")
+    return pair if all(name in story.figures for name in pair) else None
+
+
+def commands(story: Story) -> dict[str, str]:
+    """The commands that go on from here, to be typed beside the run folder."""
+    folder = story.name
+    best = story.featured or story.baseline
+    quoted = shlex.quote(folder)
+    return {
+        "run": f"discl run {shlex.quote(f'{folder}/recipe.yaml')} --out {quoted}",
+        "predict": f"discl predict {quoted} photos --method {shlex.quote(best)} --out predictions.csv",
+        "filter": f"discl run {shlex.quote(f'{folder}/recipe.yaml')} --out {quoted} --set filter.threshold=0.3 --amend",
+        "classifier": f"{folder}/train/{best}/model.safetensors",
+    }

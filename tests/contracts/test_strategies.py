@@ -1,0 +1,77 @@
+"""What every strategy promises, whatever it is: a new one is tested by being named in `STRATEGIES`."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from discl.curriculum.strategies import STRATEGIES, Strategy, make_strategy
+from discl.levels import REAL, GuidanceLevel
+
+SPECTRA = {"one level": (0,), "four levels": (0, 10, 30, 50), "in disorder": (70, 0, 50)}
+CURRICULUM_EPOCHS = (4, 5, 12, 60)
+
+
+def history_of(epochs: int) -> list[dict[str, Any]]:
+    """Records of finished epochs, as training writes them."""
+    return [
+        {"epoch": epoch, "levels": [0], "loss": 2.0 / (epoch + 1), "samples": 64, "validation_accuracy": 0.1, "seconds": 1.0}
+        for epoch in range(epochs)
+    ]
+
+
+@pytest.fixture(params=sorted(STRATEGIES))
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=SPECTRA.values(), ids=SPECTRA.keys())
+def levels(request: pytest.FixtureRequest) -> tuple[GuidanceLevel, ...]:
+    return tuple(GuidanceLevel(percent) for percent in request.param)
+
+
+def build(name: str, levels: tuple[GuidanceLevel, ...], curriculum_epochs: int = 12) -> Strategy:
+    return make_strategy(name, levels=levels, curriculum_epochs=curriculum_epochs, level=levels[-1] if name == "fixed" else None, seed=3)
+
+
+@pytest.mark.parametrize("curriculum_epochs", CURRICULUM_EPOCHS)
+def test_only_levels_that_it_was_given_and_none_twice(name: str, levels: tuple[GuidanceLevel, ...], curriculum_epochs: int) -> None:
+    strategy = build(name, levels, curriculum_epochs)
+    for epoch in range(curriculum_epochs):
+        chosen = strategy.levels(epoch, history_of(epoch))
+        assert isinstance(chosen, tuple)
+        assert set(chosen) <= set(levels)
+        assert len(set(chosen)) == len(chosen)
+        assert REAL not in chosen
+
+
+@pytest.mark.parametrize("curriculum_epochs", CURRICULUM_EPOCHS)
+def test_real_images_only_once_the_curriculum_is_over(name: str, levels: tuple[GuidanceLevel, ...], curriculum_epochs: int) -> None:
+    strategy = build(name, levels, curriculum_epochs)
+    assert all(strategy.levels(epoch, history_of(epoch)) == () for epoch in range(curriculum_epochs, curriculum_epochs + 20))
+
+
+@pytest.mark.parametrize("curriculum_epochs", CURRICULUM_EPOCHS)
+def test_every_curriculum_epoch_has_a_level_or_none_has(name: str, levels: tuple[GuidanceLevel, ...], curriculum_epochs: int) -> None:
+    strategy = build(name, levels, curriculum_epochs)
+    assert len({bool(strategy.levels(epoch, history_of(epoch))) for epoch in range(curriculum_epochs)}) == 1
+
+
+def test_pure_in_epoch_and_history(name: str, levels: tuple[GuidanceLevel, ...]) -> None:
+    """Asked in any order, twice, or of a second instance: the same answer, and the history is left as it was."""
+    strategy = build(name, levels)
+    history = history_of(20)
+    kept = copy.deepcopy(history)
+    forwards = [strategy.levels(epoch, history[:epoch]) for epoch in range(20)]
+    backwards = [strategy.levels(epoch, history[:epoch]) for epoch in reversed(range(20))]
+    anew = [build(name, levels).levels(epoch, history[:epoch]) for epoch in range(20)]
+    assert forwards == backwards[::-1] == anew
+    assert history == kept
+
+
+def test_no_epoch_is_too_late(name: str, levels: tuple[GuidanceLevel, ...]) -> None:
+    strategy = build(name, levels)
+    for epoch in (0, 11, 12, 13, 1_000, 10**9):
+        strategy.levels(epoch, history_of(min(epoch, 20)))

@@ -1,0 +1,81 @@
+"""Metrics against scikit-learn, and what is absent rather than 0."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as reference
+from torch import Tensor
+
+from discl.curriculum.metrics import class_accuracies, confusion_matrix, macro_f1, measure, softmax_rows
+
+NAMES = ("boot", "shirt", "coat", "bag", "hat")
+
+
+def answers(seed: int, present: tuple[int, ...] = (0, 1, 2, 3, 4), rows: int = 200) -> tuple[Tensor, Tensor]:
+    """Logits `[rows, 5]` and labels `[rows]`, right somewhat more often than chance."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.tensor(present)[torch.randint(len(present), (rows,), generator=generator)]
+    logits = torch.randn(rows, 5, generator=generator)
+    logits[torch.arange(rows), labels] += 1
+    return logits, labels
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("present", [(0, 1, 2, 3, 4), (0, 2, 4), (3,)])
+def test_against_scikit_learn(seed: int, present: tuple[int, ...]) -> None:
+    logits, labels = answers(seed, present)
+    predicted = logits.argmax(1)
+    confusion = confusion_matrix(predicted, labels, 5)
+    assert np.array_equal(confusion.numpy(), reference.confusion_matrix(labels, predicted, labels=range(5)))
+    f1 = reference.f1_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)
+    assert macro_f1(confusion) == pytest.approx(f1, rel=1e-12)
+    recalls = reference.recall_score(labels, predicted, labels=present, average=None)
+    assert class_accuracies(confusion) == pytest.approx(dict(zip(present, recalls, strict=True)), rel=1e-12)
+    result = measure(logits, labels, NAMES, {})
+    assert result["images"] == 200
+    assert result["accuracy"] == pytest.approx(reference.accuracy_score(labels, predicted), rel=1e-12)
+    assert result["macro_f1"] == pytest.approx(f1, rel=1e-12)
+    assert result["per_class"] == pytest.approx({NAMES[label]: recall for label, recall in zip(present, recalls, strict=True)}, rel=1e-12)
+
+
+def one_hot(predicted: list[int]) -> Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(predicted), 5).float()
+
+
+def test_written_out() -> None:
+    """boot 2 of 4, shirt 2 of 2, coat 0 of 1, bag 3 of 4; there is no hat, though one is predicted."""
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 2, 3, 3, 3, 3])
+    logits = one_hot([0, 0, 1, 4, 1, 1, 3, 3, 3, 3, 0])
+    groups = {"many": [0, 3], "medium": [1, 4], "few": [2]}
+    result = measure(logits, labels, NAMES, groups, worst_k=(1, 2, 4))
+    assert result.pop("per_class") == {"boot": 0.5, "shirt": 1.0, "coat": 0.0, "bag": 0.75}
+    assert result == pytest.approx(
+        {
+            "images": 11,
+            "accuracy": 7 / 11,
+            "macro_f1": (4 / 7 + 4 / 5 + 0 + 6 / 8) / 4,
+            "many": (2 / 4 + 3 / 4) / 2,
+            "medium": 1.0,
+            "few": 0.0,
+            "worst_1": 0.0,
+            "worst_2": (0 + 1 / 2) / 2,
+            "worst_4": (0 + 1 / 2 + 3 / 4 + 1) / 4,
+        }
+    )
+
+
+def test_what_has_no_image_is_absent() -> None:
+    labels = torch.tensor([0, 0, 1])
+    result = measure(one_hot([0, 1, 1]), labels, NAMES, {"many": [0, 1], "medium": [2, 3], "few": []}, worst_k=(1, 3))
+    assert set(result) == {"images", "accuracy", "macro_f1", "many", "worst_1", "per_class"}
+    assert set(result["per_class"]) == {"boot", "shirt"}
+
+
+def test_probabilities_are_those_of_numpy_in_double() -> None:
+    logits, _ = answers(0)
+    exact = np.exp(logits.double().numpy())
+    probabilities = softmax_rows(logits)
+    assert probabilities.dtype == torch.float64
+    np.testing.assert_allclose(probabilities.numpy(), exact / exact.sum(1, keepdims=True), rtol=1e-12)

@@ -1,0 +1,105 @@
+"""Pixels in memory and from workers, and workers that outlive the rows that they were started with."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from discl.curriculum import pixels as pixels_module
+from discl.curriculum.pixels import Batches, Pixels
+from discl.errors import DataError
+
+EPOCHS = ([5, 0, 5, 11, 3, 8, 9], [1, 2, 3], [11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0])
+
+
+def make_rows(first: int, count: int) -> list[dict[str, object]]:
+    """Undecoded 12×12 drawings, each with a shade of its own."""
+    rows: list[dict[str, object]] = []
+    for index in range(first, first + count):
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((12, 12, 3), index, np.uint8)).save(buffer, "PNG")
+        rows.append({"id": f"image-{index}", "image": {"bytes": buffer.getvalue(), "path": None}})
+    return rows
+
+
+def make_pixels(size: int = 8) -> Pixels:
+    return Pixels([make_rows(0, 7), make_rows(7, 5)], size)
+
+
+@pytest.fixture
+def on_demand(monkeypatch: pytest.MonkeyPatch) -> Pixels:
+    """Pixels that are too many to be kept in memory."""
+    monkeypatch.setattr(pixels_module, "MEMORY_LIMIT", 0)
+    pixels = make_pixels()
+    assert pixels.memory is None
+    return pixels
+
+
+def test_tables_follow_one_another() -> None:
+    pixels = make_pixels()
+    assert len(pixels) == 12
+    batch = pixels.__getitems__([11, 6, 7, 0])
+    assert batch.shape == (4, 3, 8, 8)
+    assert batch.dtype == torch.uint8
+    assert batch[:, 0, 0, 0].tolist() == [11, 6, 7, 0]
+
+
+def test_progress_counts_every_image() -> None:
+    counted: list[int] = []
+    Pixels([make_rows(0, 7), make_rows(7, 5)], 8, counted.append)
+    assert sum(counted) == 12
+
+
+def test_on_demand_is_the_same_as_in_memory(on_demand: Pixels) -> None:
+    memory = make_pixels()
+    memory.memory = torch.stack([torch.from_numpy(memory._decode(row)) for row in range(12)])
+    assert torch.equal(on_demand.__getitems__([11, 6, 7, 0]), memory.__getitems__([11, 6, 7, 0]))
+
+
+def test_batches_in_order_the_last_one_shorter() -> None:
+    batches = Batches(make_pixels(), 3)
+    for rows in EPOCHS:
+        parts = list(batches.of(np.array(rows)))
+        assert len(parts) == len(batches) == -(-len(rows) // 3)
+        assert np.concatenate([chosen for chosen, _ in parts]).tolist() == rows
+        assert torch.cat([stored for _, stored in parts])[:, 0, 0, 0].tolist() == rows
+        assert all(len(chosen) == len(stored) for chosen, stored in parts)
+
+
+def test_the_same_workers_serve_one_epoch_after_another(on_demand: Pixels) -> None:
+    batches = Batches(on_demand, 3, workers=2)
+    seen: list[list[int]] = []
+    for rows in EPOCHS:
+        parts = list(batches.of(np.array(rows)))
+        assert np.concatenate([chosen for chosen, _ in parts]).tolist() == rows
+        assert torch.cat([stored for _, stored in parts])[:, 0, 0, 0].tolist() == rows
+        seen.append([worker.pid for worker in batches.loader._iterator._workers])  # type: ignore[union-attr]
+    assert len(seen[0]) == 2
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_no_worker_where_all_is_in_memory() -> None:
+    assert Batches(make_pixels(), 3, workers=2).loader.num_workers == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_draw_nothing_from_the_random_state(workers: int, on_demand: Pixels) -> None:
+    """Augmentation draws from it, so that workers or a restart would change the images of a run."""
+    batches = Batches(on_demand, 3, workers)
+    for rows in EPOCHS:
+        torch.manual_seed(0)
+        list(batches.of(np.array(rows)))
+        drawn = torch.rand(4)
+        torch.manual_seed(0)
+        assert torch.equal(drawn, torch.rand(4))
+
+
+def test_an_image_that_went_missing_is_named(tmp_path: Path) -> None:
+    gone = {"id": "kitchen/42.png", "image": {"bytes": None, "path": str(tmp_path / "42.png")}}
+    with pytest.raises(DataError, match=r"image 'kitchen/42\.png' cannot be read any more"):
+        Pixels([[gone]], 8)

@@ -1,0 +1,165 @@
+"""Every kind of stored image that people have, to RGB; and every kind that cannot be read."""
+
+from __future__ import annotations
+
+import io
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from discl.data import Unreadable, decode_image, images, to_square
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> dict[str, Any]:
+    """The picture as `datasets` stores it."""
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return {"bytes": stream.getvalue(), "path": None}
+
+
+def pixels(image: Image.Image) -> list[list[tuple[int, ...]]]:
+    """Rows of pixels."""
+    return [[tuple(pixel) for pixel in row] for row in np.asarray(image).tolist()]
+
+
+def test_rgb_comes_back_from_bytes_and_from_a_path(tmp_path: Path) -> None:
+    image = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(2, 4, 3))
+    image.save(tmp_path / "ä b.png")
+    for stored in (encoded(image), {"bytes": None, "path": str(tmp_path / "ä b.png")}, {**encoded(image), "path": "elsewhere.png"}):
+        decoded = decode_image(stored)
+        assert (decoded.mode, pixels(decoded)) == ("RGB", pixels(image))
+
+
+def test_greyscale_and_bilevel() -> None:
+    grey = Image.fromarray(np.array([[0, 100, 255]], np.uint8))
+    assert pixels(decode_image(encoded(grey))) == [[(0, 0, 0), (100, 100, 100), (255, 255, 255)]]
+    assert pixels(decode_image(encoded(grey.convert("1", dither=Image.Dither.NONE)))) == [[(0,) * 3, (0,) * 3, (255,) * 3]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_to_eight(kind: str) -> None:
+    deep = Image.fromarray(np.array([[0, 257, 25700, 65535]], np.uint16))
+    assert pixels(decode_image(encoded(deep, kind))) == [[(0,) * 3, (1,) * 3, (100,) * 3, (255,) * 3]]
+
+
+def test_cmyk_becomes_rgb() -> None:
+    decoded = decode_image(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100))
+    assert decoded.mode == "RGB"
+    assert np.abs(np.asarray(decoded).astype(int) - [255, 0, 0]).max() <= 4
+
+
+def test_transparency_lies_on_white() -> None:
+    rgba = Image.fromarray(np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [0, 0, 0, 51]]], np.uint8))
+    assert pixels(decode_image(encoded(rgba))) == [[(255, 0, 0), (255, 255, 255), (204, 204, 204)]]
+    grey = Image.fromarray(np.array([[[10, 255], [10, 0]]], np.uint8), "LA")
+    assert pixels(decode_image(encoded(grey))) == [[(10, 10, 10), (255, 255, 255)]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_a_palette_with_transparency_lies_on_white(kind: str) -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([200, 10, 10, 0, 0, 250])
+    palette.putdata([0, 1])
+    assert pixels(decode_image(encoded(palette, kind))) == [[(200, 10, 10), (0, 0, 250)]]
+    assert pixels(decode_image(encoded(palette, kind, transparency=1))) == [[(200, 10, 10), (255, 255, 255)]]
+
+
+def test_of_an_animation_the_first_frame_is_taken() -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
+    decoded = decode_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert set(pixels(decoded)[0]) == {(255, 0, 0)}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_the_exif_rotation_is_applied(kind: str) -> None:
+    array = np.zeros((16, 32, 3), np.uint8)
+    array[:, :16] = 255  # the left half is white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90° clockwise to see it upright
+    decoded = decode_image(encoded(Image.fromarray(array), kind, exif=exif))
+    assert decoded.size == (16, 32)
+    assert np.asarray(decoded)[:14].min() > 240
+    assert np.asarray(decoded)[18:].max() < 15
+
+
+def test_a_truncated_jpeg_is_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    stored = encoded(noise, "JPEG")
+    cut = {"bytes": stored["bytes"][: len(stored["bytes"]) // 2], "path": None}
+    with pytest.raises(Unreadable, match="truncated"):
+        decode_image(cut)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(Unreadable, match="LOAD_TRUNCATED_IMAGES is set, so truncated images could not be told apart"):
+        decode_image(cut)
+
+
+def test_what_is_no_image_is_unreadable_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("no image")
+    cases: list[tuple[dict[str, Any] | None, str]] = [
+        ({"bytes": b"", "path": None}, "^the file is empty$"),
+        ({"bytes": None, "path": str(tmp_path / "empty.png")}, "^the file is empty$"),
+        ({"bytes": b"no image", "path": None}, "^the file is no image, or of an unknown format$"),
+        ({"bytes": None, "path": str(tmp_path / "text.png")}, "^the file is no image, or of an unknown format$"),
+        ({"bytes": None, "path": str(tmp_path / "none.png")}, "No such file"),
+        ({"bytes": None, "path": str(tmp_path)}, "Is a directory"),
+        ({"bytes": None, "path": None}, "^neither bytes nor a path are stored$"),
+        (None, "^neither bytes nor a path are stored$"),
+    ]
+    for stored, message in cases:
+        with pytest.raises(Unreadable, match=message):
+            decode_image(stored)
+
+
+def test_enormous_images_are_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = encoded(Image.new("L", (40, 30)))
+    monkeypatch.setattr(images, "MAX_SIDE", 39)
+    with pytest.raises(Unreadable, match=r"^40×30 pixels; at most 39 a side are decoded$"):
+        decode_image(stored)
+    monkeypatch.setattr(images, "MAX_SIDE", 40)
+    assert decode_image(stored).size == (40, 30)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # Pillow refuses more than twice as many
+    with pytest.raises(Unreadable, match="exceeds limit"):
+        decode_image(stored)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM"])
+def test_no_broken_file_raises_anything_else(kind: str) -> None:
+    stored = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)), kind)["bytes"]
+    draw, refused = random.Random(0), 0
+    for case in range(150):
+        broken = bytearray(stored[: draw.randrange(len(stored))] if case % 2 else stored)
+        for _ in range(3):
+            if broken:
+                broken[draw.randrange(min(len(broken), 100))] = draw.randrange(256)
+        try:
+            assert decode_image({"bytes": bytes(broken), "path": None}).mode == "RGB"
+        except Unreadable as error:
+            assert str(error)
+            refused += 1
+    assert refused > 30
+
+
+@pytest.mark.parametrize(("width", "height"), [(30, 10), (10, 30)])
+def test_to_square_takes_the_centre_of_wide_and_tall_images(width: int, height: int) -> None:
+    array = np.zeros((height, width, 3), np.uint8)
+    long = max(width, height)
+    centre = slice(long // 2 - 5, long // 2 + 5)
+    array[(slice(None), centre) if width > height else centre] = 200
+    square = to_square(Image.fromarray(array), 10)
+    assert (square.shape, square.dtype, square.flags.c_contiguous) == ((3, 10, 10), np.uint8, True)
+    assert square.min() == square.max() == 200
+
+
+def test_to_square_keeps_what_has_the_size_and_smooths_what_is_shrunk() -> None:
+    array = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    assert np.array_equal(to_square(Image.fromarray(array), 8), array.transpose(2, 0, 1))
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    assert np.abs(to_square(Image.fromarray(stripes), 8).astype(int) - 127).max() <= 8  # antialiased
+    assert to_square(Image.new("RGB", (1, 500)), 16).shape == (3, 16, 16)

@@ -1,0 +1,155 @@
+"""Loading a checkpoint: what a good folder gives, and what bad ones are told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+from discl.errors import CheckpointError
+from discl.spectrum.models import describe_generator, load_generator, load_scheduler, make_schedule
+
+
+@pytest.fixture
+def copy(tiny_diffusion: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint that a test may spoil."""
+    return Path(shutil.copytree(tiny_diffusion, tmp_path / "checkpoint"))
+
+
+def test_sizes_of_a_good_folder(tiny_diffusion: Path) -> None:
+    model = load_generator(str(tiny_diffusion))
+    assert model.size == 32 and model.latent_shape(32) == (4, 8, 8) and model.latent_shape(48) == (4, 12, 12)
+    assert model.dtype == torch.float32 and model.device == torch.device("cpu")
+    assert not any(part.training for part in (model.unet, model.vae, model.text_encoder))
+    with torch.inference_mode():
+        texts = model.encode_texts(["a shirt", "a very long text " * 50])
+        latents = model.encode_images(torch.zeros(3, 3, 32, 32))
+        pictures = model.decode(latents)
+        output = model.predict(latents[:2], torch.tensor([1, 951]), texts)
+    assert {name: tuple(tensor.shape) for name, tensor in texts.items()} == {"encoder_hidden_states": (2, 16, 32)}
+    assert latents.shape == (3, 4, 8, 8) and latents.dtype == output.dtype == torch.float32 and output.shape == (2, 4, 8, 8)
+    assert pictures.shape == (3, 32, 32, 3) and pictures.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("dtype", "unet", "vae"), [("bfloat16", torch.bfloat16, torch.bfloat16), ("float16", torch.float16, torch.float32)]
+)
+def test_dtype_of_the_weights(tiny_diffusion: Path, dtype: str, unet: torch.dtype, vae: torch.dtype) -> None:
+    model = load_generator(str(tiny_diffusion), dtype)
+    assert (model.dtype, model.vae.dtype) == (unet, vae)
+
+
+def test_description_needs_no_weights_and_follows_the_content(tiny_diffusion: Path, copy: Path) -> None:
+    checkpoint, scheduler, size = describe_generator(str(tiny_diffusion))
+    assert size == 32 and describe_generator(str(copy)) == (checkpoint, scheduler, 32)
+    settings = copy / "scheduler" / "scheduler_config.json"
+    settings.write_text(settings.read_text().replace('"epsilon"', '"v_prediction"'))
+    moved = Path(shutil.copytree(copy, copy.with_name("moved")))
+    assert describe_generator(str(moved))[0] != checkpoint and describe_generator(str(moved))[1] != scheduler
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:diffusers.*")
+def test_schedule_of_a_checkpoint_with_another_sampler_is_that_of_diffusers(copy: Path) -> None:
+    """diffusers' pipelines turn clipping off and set the offset; the file of another sampler says neither."""
+    (copy / "scheduler" / "scheduler_config.json").unlink()
+    DPMSolverMultistepScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(copy / "scheduler")
+    published = DDIMScheduler.from_config(DPMSolverMultistepScheduler.from_pretrained(copy / "scheduler").config)
+    assert published.config.clip_sample
+    pipeline = StableDiffusionPipeline.from_pretrained(copy, scheduler=published, safety_checker=None)
+    ours = load_scheduler(copy)
+    pipeline.scheduler.set_timesteps(20)
+    for name in ("clip_sample", "steps_offset", "prediction_type", "timestep_spacing", "set_alpha_to_one", "num_train_timesteps"):
+        assert ours.config[name] == pipeline.scheduler.config[name]
+    schedule = make_schedule(ours, 20)
+    assert schedule.clip is None and torch.equal(schedule.timesteps, pipeline.scheduler.timesteps)
+
+
+def only_pickled(folder: Path) -> None:
+    for file in folder.rglob("*.safetensors"):
+        file.rename(file.with_suffix(".bin"))
+
+
+def unet_pickled(folder: Path) -> None:
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    file.rename(file.with_suffix(".bin"))
+
+
+def no_weights(folder: Path) -> None:
+    for file in folder.rglob("*.safetensors"):
+        file.unlink()
+
+
+def half_written(folder: Path) -> None:
+    file = folder / "text_encoder" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def no_tokenizer_or_scheduler(folder: Path) -> None:
+    shutil.rmtree(folder / "tokenizer")
+    shutil.rmtree(folder / "scheduler")
+
+
+def no_vocabulary(folder: Path) -> None:
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+
+
+def no_scheduler_file(folder: Path) -> None:
+    (folder / "scheduler" / "scheduler_config.json").unlink()
+
+
+def unknown_settings(folder: Path) -> None:
+    (folder / "unet" / "config.json").write_text(json.dumps({"block_out_channels": [32]}))
+
+
+SPOILED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "no folder": (shutil.rmtree, ["no checkpoint folder", "hub name", "embedded:fashion-mnist/diffusion"]),
+    "a file": (lambda folder: (shutil.rmtree(folder), folder.write_text("")), ["is a file", "folder", "expected"]),
+    "no VAE": (lambda folder: shutil.rmtree(folder / "vae"), ["lacks vae", "it holds model_index.json", "Expected diffusers' layout"]),
+    "no tokenizer or scheduler": (no_tokenizer_or_scheduler, ["lacks tokenizer, scheduler", "Expected diffusers' layout"]),
+    "no weights": (no_weights, ["holds no weights", "*.safetensors"]),
+    "only pickled": (only_pickled, ["only pickled weights", ".bin", "refused", "safe_serialization=True"]),
+    "UNet pickled": (unet_pickled, ["unet/ holds no *.safetensors", "refused", "safe_serialization=True"]),
+    "half a file": (half_written, ["cannot be loaded"]),
+    "SDXL": (lambda folder: shutil.copytree(folder / "text_encoder", folder / "text_encoder_2"), ["SDXL", "text_encoder_2", "1.x and 2.x"]),
+    "no vocabulary": (no_vocabulary, ["tokenizer/ holds no vocabulary", "vocab.json", "fetch"]),
+    "no scheduler file": (no_scheduler_file, ["cannot be loaded", "scheduler_config.json"]),
+    "other settings": (unknown_settings, ["cannot be loaded"]),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_bad_folder_is_told_what_is_wrong(copy: Path, case: str) -> None:
+    spoil, words = SPOILED[case]
+    spoil(copy)
+    with pytest.raises(CheckpointError) as caught:
+        load_generator(str(copy))
+    message = str(caught.value)
+    assert str(copy) in message and all(word in message for word in words), message
+
+
+def test_pickled_weights_beside_safetensors_are_not_read(copy: Path) -> None:
+    for name in ("unet/diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.bin", "text_encoder/pytorch_model.bin"):
+        (copy / name).write_bytes(b"not a pickle at all")
+    assert load_generator(str(copy)).size == 32
+
+
+def test_size_must_be_a_multiple_of_the_vae_factor(tiny_diffusion: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"size 30 is not a multiple of 4, .* VAE; 32 would be"):
+        load_generator(str(tiny_diffusion)).latent_shape(30)
+
+
+def test_more_inference_than_training_steps_are_refused(tiny_diffusion: Path) -> None:
+    model = load_generator(str(tiny_diffusion))
+    with pytest.raises(CheckpointError, match=r"1001 inference steps exceed the 1000 .* use fewer"):
+        model.schedule(1001)
+
+
+@pytest.mark.parametrize(("settings", "words"), [({"thresholding": True}, "thresholding True"), ({"prediction_type": "flow"}, "'flow'")])
+def test_schedules_that_are_not_ddim_are_refused(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        make_schedule(DDIMScheduler(**settings), 10)

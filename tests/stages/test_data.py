@@ -1,0 +1,369 @@
+"""From a data set to checked splits and hard images, and the rules by which a run folder is opened again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from discl.data import ImageTable
+from discl.errors import DataError, RunError
+from discl.recipe import load_recipe
+from discl.stages import data as stage
+from discl.stages.data import find_hard, prepare_data
+from discl.workspace import Run, open_run
+
+
+def write_image(path: Path, number: int, **options: Any) -> None:
+    """A small picture that is determined by `number`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(number).integers(0, 256, (4, 6, 3), np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+
+
+def write_classes(root: Path, start: int = 0, **counts: int) -> None:
+    """So many different pictures in a folder for each class."""
+    number = start
+    for name, count in counts.items():
+        for index in range(count):
+            write_image(root / name / f"{index:02d}.png", number)
+            number += 1
+
+
+def open_on(tmp_path: Path, amend: bool = False, **values: Any) -> Run:
+    """The run in `tmp_path/run` on the images in `tmp_path/images`; `__` in a name stands for the dot."""
+    tree = {
+        "name": "test",
+        "data": {"root": str(tmp_path / "images")},
+        "spectrum": {"checkpoint": "none", "levels": [0]},
+        "filter": {"checkpoint": "none"},
+        "methods": {"ce": {}},
+    }
+    return open_run(load_recipe(tree, {key.replace("__", "."): value for key, value in values.items()}), tmp_path / "run", amend)
+
+
+def listed(run: Run) -> list[dict[str, Any]]:
+    return pq.read_table(run.path("data.parquet")).to_pylist()
+
+
+def ids_of(run: Run) -> dict[str, list[str]]:
+    result: dict[str, list[str]] = {}
+    for row in listed(run):
+        result.setdefault(row["split"], []).append(row["id"])
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------- prepare_data
+
+
+def test_given_splits_are_listed_as_they_are(tmp_path: Path) -> None:
+    write_classes(tmp_path / "images" / "train", a=2, b=1)
+    write_classes(tmp_path / "images" / "val", start=10, a=1)
+    write_classes(tmp_path / "images" / "test", start=20, b=1)
+    run = open_on(tmp_path)
+    assert prepare_data(run) == run.path("data.parquet")
+    rows = listed(run)
+    assert [(row["split"], row["source_split"], row["row"], row["id"], row["label"]) for row in rows] == [
+        ("train", "train", 0, "train/a/00.png", 0),
+        ("train", "train", 1, "train/a/01.png", 0),
+        ("train", "train", 2, "train/b/00.png", 1),
+        ("validation", "validation", 0, "val/a/00.png", 0),
+        ("test", "test", 0, "test/b/00.png", 1),
+    ]
+    assert {(row["width"], row["height"]) for row in rows} == {(6, 4)}
+    assert len({row["digest"] for row in rows}) == 5
+    assert {name: table.ids for name, table in run.tables.items()} == ids_of(run)
+
+
+def test_own_data_is_split_once_and_resumed(tmp_path: Path) -> None:
+    write_classes(tmp_path / "images", a=20, b=10)
+    run = open_on(tmp_path)
+    prepare_data(run)
+    counts = {split: np.bincount([row["label"] for row in listed(run) if row["split"] == split]).tolist() for split in ids_of(run)}
+    assert counts == {"train": [14, 7], "validation": [2, 1], "test": [4, 2]}
+    before, changed = listed(run), run.path("data.parquet").stat().st_mtime_ns
+    prepare_data(open_on(tmp_path))
+    assert run.path("data.parquet").stat().st_mtime_ns == changed
+    run.path("data.parquet").unlink()
+    prepare_data(open_on(tmp_path))
+    assert listed(run) == before
+    assert not list((tmp_path / "run").glob("*.new"))
+
+
+def test_only_the_lacking_split_is_taken_from_training(tmp_path: Path) -> None:
+    write_classes(tmp_path / "images" / "train", a=10)
+    write_classes(tmp_path / "images" / "test", start=20, a=3)
+    run = open_on(tmp_path)
+    prepare_data(run)
+    assert {split: len(ids) for split, ids in ids_of(run).items()} == {"train": 9, "validation": 1, "test": 3}
+    assert {(row["split"], row["source_split"]) for row in listed(run)} == {
+        ("train", "train"), ("validation", "train"), ("test", "test"),
+    }  # fmt: skip
+
+
+def test_copies_of_a_picture_stay_in_one_split(tmp_path: Path) -> None:
+    for number in range(10):
+        for suffix in ("png", "bmp", "tif"):
+            write_image(tmp_path / "images" / "a" / f"{number}.{suffix}", number)
+    run = open_on(tmp_path, data__own_split={"validation": 0.3, "test": 0.3})
+    prepare_data(run)
+    where: dict[str, set[str]] = {}
+    for row in listed(run):
+        where.setdefault(row["digest"], set()).add(row["split"])
+    assert len(where) == 10
+    assert all(len(splits) == 1 for splits in where.values())
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_an_image_of_another_format_with_the_pixels_of_a_training_image_is_refused(tmp_path: Path, split: str) -> None:
+    write_classes(tmp_path / "images" / "train", a=3)
+    write_image(tmp_path / "images" / split / "a" / "copy.webp", 1, lossless=True)
+    write_image(tmp_path / "images" / split / "a" / "new.png", 50)
+    name = "validation" if split == "val" else "test"
+    with pytest.raises(DataError, match=rf"1 images of the {name} split .* \(for example '{split}/a/copy\.webp' is 'train/a/01\.png'\)"):
+        prepare_data(open_on(tmp_path, data__own_split={"validation": 0, "test": 0}))
+    assert not (tmp_path / "run" / "data.parquet").exists()
+
+
+def test_unreadable_images_are_listed_or_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_classes(tmp_path / "images", a=10, b=10)
+    (tmp_path / "images" / "a" / "00.png").write_bytes(b"")
+    (tmp_path / "images" / "b" / "x.jpg").write_text("no image")
+    with pytest.raises(DataError) as raised:
+        prepare_data(open_on(tmp_path))
+    assert str(raised.value).splitlines() == [
+        "2 of 21 train images cannot be read:",
+        f"  'a/00.png' ({tmp_path / 'images' / 'a' / '00.png'}): the file is empty",
+        f"  'b/x.jpg' ({tmp_path / 'images' / 'b' / 'x.jpg'}): the file is no image, or of an unknown format",
+        "Mend or delete them, or set data.unreadable: skip.",
+    ]
+    run = open_on(tmp_path, amend=True, data__unreadable="skip")
+    prepare_data(run)
+    assert "2 unreadable train images are skipped:\n  'a/00.png'" in capsys.readouterr().err
+    ids = [row["id"] for row in listed(run)]
+    assert len(ids) == 19
+    assert not {"a/00.png", "b/x.jpg"} & set(ids)
+    assert {name: table.ids for name, table in run.tables.items()} == ids_of(run)
+
+
+def test_a_class_without_training_images_is_refused(tmp_path: Path) -> None:
+    write_classes(tmp_path / "images" / "train", a=2)
+    write_classes(tmp_path / "images" / "test", start=10, a=1, b=1)
+    with pytest.raises(DataError, match=r"1 classes have no training image: b\. Add images or take the class out"):
+        prepare_data(open_on(tmp_path, data__own_split__validation=0))
+
+
+def test_a_long_tail_is_cut_from_training_only(tmp_path: Path) -> None:
+    write_classes(tmp_path / "images" / "train", a=12, b=12, c=12)
+    write_classes(tmp_path / "images" / "test", start=50, a=2, b=2, c=2)
+    tail = {"n_max": 9, "imbalance_ratio": 9, "class_order": ["c", "a", "b"]}
+    run = open_on(tmp_path, data__own_split__validation=0, data__long_tail=tail)
+    prepare_data(run)
+    assert run.train.class_counts.tolist() == [3, 1, 9]
+    assert run.tables["test"].class_counts.tolist() == [2, 2, 2]
+    assert run.groups == {"few": [0, 1, 2]}
+
+
+def write_parquet_splits(tmp_path: Path, **splits: dict[str, Any]) -> None:
+    """Parquet splits of one class with further columns of texts."""
+    from datasets import Dataset
+    from datasets import Image as ImageFeature
+
+    (tmp_path / "images").mkdir()
+    number = 0
+    for split, columns in splits.items():
+        stored = []
+        for _ in range(len(next(iter(columns.values())))):
+            write_image(tmp_path / "picture.png", number)
+            stored.append({"bytes": (tmp_path / "picture.png").read_bytes(), "path": None})
+            number += 1
+        rows = Dataset.from_dict({"image": stored, "label": ["a"] * len(stored), **columns}).cast_column("image", ImageFeature())
+        rows.to_parquet(str(tmp_path / "images" / f"{split}.parquet"))
+
+
+def test_groups_of_the_data_stay_together_and_an_image_without_one_is_its_own(tmp_path: Path) -> None:
+    groups = [f"camera {number // 4}" for number in range(40)] + [None] * 40
+    write_parquet_splits(tmp_path, train={"group": groups})
+    run = open_on(tmp_path)
+    prepare_data(run)
+    where: dict[str, set[str]] = {}
+    for row in listed(run):
+        where.setdefault(row["group"], set()).add(row["split"])
+    assert len(where) == 50
+    assert all(len(splits) == 1 for splits in where.values())
+    assert {split: len(ids) for split, ids in ids_of(run).items()} == {"train": 56, "validation": 8, "test": 16}
+
+
+def test_a_split_may_lack_the_domain(tmp_path: Path) -> None:
+    write_parquet_splits(tmp_path, train={"domain": ["day", "night"]}, test={"id": ["x"]})
+    run = open_on(tmp_path, data__own_split__validation=0)
+    prepare_data(run)
+    assert [(row["id"], row["domain"]) for row in listed(run)] == [("train-00000000", "day"), ("train-00000001", "night"), ("x", "")]
+
+
+@pytest.mark.parametrize("change", ["removed", "added", "moved"])
+def test_data_that_changed_under_a_run_is_refused(tmp_path: Path, change: str) -> None:
+    write_classes(tmp_path / "images", a=6, b=6)
+    prepare_data(open_on(tmp_path, data__own_split={"validation": 0, "test": 0.2}))
+    if change == "removed":
+        (tmp_path / "images" / "b" / "05.png").unlink()
+    elif change == "added":
+        write_image(tmp_path / "images" / "a" / "000.png", 99)
+    else:
+        shutil.move(tmp_path / "images", tmp_path / "images" / ".." / "train")
+        shutil.move(tmp_path / "train", tmp_path / "images" / "val")
+    run = open_on(tmp_path, data__own_split={"validation": 0, "test": 0.2})
+    with pytest.raises((RunError, DataError), match="are no longer those of .*data.parquet; start a new folder|no training split"):
+        _ = run.tables
+
+
+# ---------------------------------------------------------------------------------------------------- find_hard
+
+
+def test_the_hard_images_of_rare_classes(tmp_path: Path) -> None:
+    write_classes(tmp_path / "images" / "train", a=3, b=2, c=1)
+    write_classes(tmp_path / "images" / "test", start=20, a=1)
+    run = open_on(tmp_path, data__own_split__validation=0, hard__fewer_than=3)
+    prepare_data(run)
+    rows = pq.read_table(find_hard(run)).to_pylist()
+    digests = {row["id"]: row["digest"] for row in listed(run)}
+    assert rows == [
+        {"id": name, "label": label, "digest": digests[name], "width": 6, "height": 4, "class_count": count}
+        for name, label, count in (("train/b/00.png", 1, 2), ("train/b/01.png", 1, 2), ("train/c/00.png", 2, 1))
+    ]
+
+
+def test_no_rare_class_is_told_with_the_smallest(tmp_path: Path) -> None:
+    write_classes(tmp_path / "images", a=8, b=5)
+    run = open_on(tmp_path, data__own_split={"validation": 0, "test": 0}, hard__fewer_than=5)
+    prepare_data(run)
+    with pytest.raises(
+        DataError, match=r"no class has fewer than 5 training images; raise hard\.fewer_than \(the smallest class has 5\)\."
+    ):
+        find_hard(run)
+
+
+def test_hard_images_by_probability_are_judged_by_classifiers_that_saw_no_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(9):
+        write_image(tmp_path / "images" / "a" / f"{number}.png", number)
+        write_image(tmp_path / "images" / "a" / f"{number}.bmp", number)  # a copy in another format
+    calls: list[tuple[set[str], set[str]]] = []
+
+    def fit(table: ImageTable, fitted: list[int], judged: list[int], *_: Any) -> np.ndarray:
+        calls.append(({Path(table.ids[row]).stem for row in fitted}, {Path(table.ids[row]).stem for row in judged}))
+        return np.array([[int(Path(table.ids[row]).stem) / 10] for row in judged])
+
+    monkeypatch.setattr(stage, "fit_classifier", fit)
+    values = {"data__own_split": {"validation": 0, "test": 0}, "hard__rule": "probability"}
+    run = open_on(tmp_path, **values, hard__below=0.25)
+    prepare_data(run)
+    rows = pq.read_table(find_hard(run)).to_pylist()
+    assert [(row["id"], row["true_class_probability"]) for row in rows] == [
+        ("a/0.bmp", 0.0), ("a/0.png", 0.0), ("a/1.bmp", 0.1), ("a/1.png", 0.1), ("a/2.bmp", 0.2), ("a/2.png", 0.2),
+    ]  # fmt: skip
+    assert len(calls) == 3
+    assert all(not fitted & judged for fitted, judged in calls)
+    run = open_on(tmp_path, amend=True, **values, hard__below=1e-9)
+    run.path("data.parquet")
+    rows = pq.read_table(find_hard(run)).to_pylist()
+    assert [row["id"] for row in rows] == ["a/0.bmp", "a/0.png"]
+
+
+def test_no_image_of_low_probability_is_told_with_the_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_classes(tmp_path / "images", a=6)
+    monkeypatch.setattr(stage, "fit_classifier", lambda table, fitted, judged, *_: np.full((len(judged), 1), 0.75))
+    run = open_on(tmp_path, data__own_split={"validation": 0, "test": 0}, hard__rule="probability")
+    prepare_data(run)
+    with pytest.raises(DataError, match=r"below 0\.5; raise hard\.below \(the lowest probability is 0\.750\)"):
+        find_hard(run)
+
+
+# ---------------------------------------------------------------------------------------------------- open_run
+
+
+def test_a_run_folder_holds_its_recipe_and_environment(tmp_path: Path) -> None:
+    run = open_on(tmp_path)
+    assert sorted(path.name for path in run.folder.iterdir()) == ["environment.json", "recipe.yaml"]
+    assert load_recipe(run.path("recipe.yaml")) == run.recipe
+    assert open_on(tmp_path).recipe == run.recipe
+
+
+def test_the_folder_of_another_recipe_is_refused_with_the_differences(tmp_path: Path) -> None:
+    open_on(tmp_path)
+    with pytest.raises(RunError) as raised:
+        open_on(tmp_path, train__epochs=70, hard__fewer_than=5, methods={"ce": {}, "la": {"undersample": True}})
+    assert str(raised.value).splitlines() == [
+        f"{tmp_path / 'run'} was made with another recipe:",
+        "  hard.fewer_than: 20 -> 5",
+        "  train.epochs: 65 -> 70",
+        "  methods.la: None -> {'strategy': 'real-only', 'level': None, 'objective': 'cross-entropy', 'prior': 'real', 'undersample': True, "
+        "'synthetic_scale': 3.0, 'shortage': 'repeat'}",
+        "Choose another folder with --out, or go on in this one with --amend (images that still fit are kept, what they no longer fit is "
+        "made anew).",
+    ]
+    assert open_on(tmp_path).recipe.train.epochs == 65
+
+
+def test_runtime_may_always_differ(tmp_path: Path) -> None:
+    open_on(tmp_path)
+    assert open_on(tmp_path, runtime__slots=3, runtime__shard_rows=7).recipe.runtime.slots == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        ({"train__epochs": 70}, {"data", "hard", "plan", "filter"}),
+        ({"filter__threshold": 0.2}, {"data", "hard", "plan", "filter"}),
+        ({"spectrum__seeds": 2}, {"data", "hard", "filter"}),
+        ({"prompts__negative": "blurred"}, {"data", "hard", "filter"}),
+        ({"hard__fewer_than": 5}, {"data", "filter"}),
+        ({"data__unreadable": "skip"}, {"filter"}),
+        ({"hard__rule": "probability"}, {"data", "filter"}),
+    ],
+)
+def test_amending_removes_the_tables_that_no_longer_fit(tmp_path: Path, values: dict[str, Any], kept: set[str]) -> None:
+    run = open_on(tmp_path)
+    for name in ("data", "hard", "plan", "filter"):
+        run.path(f"{name}.parquet").touch()
+    amended = open_on(tmp_path, amend=True, **values)
+    assert {path.stem for path in run.folder.glob("*.parquet")} == kept
+    assert load_recipe(run.path("recipe.yaml")) == amended.recipe
+
+
+@pytest.mark.parametrize(
+    ("values", "stale"), [({"train__optimizer__lr": 0.5}, True), ({"train__epochs": 70, "train__select": "validation"}, False)]
+)
+def test_hard_images_by_probability_depend_on_how_their_judges_are_trained(tmp_path: Path, values: dict[str, Any], stale: bool) -> None:
+    run = open_on(tmp_path, hard__rule="probability")
+    for name in ("hard", "plan"):
+        run.path(f"{name}.parquet").touch()
+    open_on(tmp_path, amend=True, hard__rule="probability", **values)
+    assert [run.path(f"{name}.parquet").exists() for name in ("hard", "plan")] == [not stale] * 2
+
+
+def test_many_differences_are_counted(tmp_path: Path) -> None:
+    open_on(tmp_path)
+    with pytest.raises(RunError, match=r"… and 3 more"):
+        open_on(tmp_path, methods={"ce": {}, **{f"method-{number}": {} for number in range(15)}})
+
+
+def test_folders_that_are_no_run_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    open_on(tmp_path)  # an empty folder is taken
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").touch()
+    with pytest.raises(RunError, match=r"run is not empty and holds no recipe\.yaml, so it is no run folder; choose another with --out"):
+        open_on(tmp_path, amend=True)
+    (tmp_path / "run" / "recipe.yaml").write_text("- flour\n- eggs\n")
+    with pytest.raises(RunError, match=r"recipe\.yaml holds no recipe, so .* is no run folder"):
+        open_on(tmp_path, amend=True)
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").touch()
+    with pytest.raises(RunError, match=r"run is a file; name a folder with --out"):
+        open_on(tmp_path)

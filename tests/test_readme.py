@@ -1,0 +1,90 @@
+"""The README's commands are run as they stand; only checkpoints and sizes are replaced by ones that are here and small."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+
+def commands(heading: str) -> list[str]:
+    """Commands of the first shell block below a heading of the README, without comments."""
+    section = (ROOT / "README.md").read_text().split(f"## {heading}")[1]
+    block = re.search(r"```bash\n(.*?)```", section, re.DOTALL)
+    assert block is not None
+    return [line.split("#")[0].strip() for line in block.group(1).splitlines() if line.strip()]
+
+
+def call(command: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    words = shlex.split(command)
+    assert words[0] == "discl"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-m", "discl.cli", *words[1:], *more], cwd=folder, capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes of drawings, one of them rare, and a folder of new ones."""
+    random = np.random.default_rng(0)
+    for name, count, shade in (("round things", 60, 200), ("rare", 15, 60)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = random.integers(0, 40, (36, 40, 3)).astype(np.uint8) + np.uint8(shade)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number:02d}.png")
+    (tmp_path / "new-photos").mkdir()
+    for file in (tmp_path / "photos" / "rare").iterdir():
+        Image.open(file).rotate(180).save(tmp_path / "new-photos" / file.name)
+    return tmp_path
+
+
+def test_your_own_images(photos: Path, tiny_diffusion: Path, tiny_clip: Path) -> None:
+    small = [
+        f"spectrum.checkpoint={tiny_diffusion}", "spectrum.num_inference_steps=4", "spectrum.dtype=float32", "spectrum.seeds=2",
+        f"filter.checkpoint={tiny_clip}", "filter.threshold=-1", "train.epochs=5", "train.curriculum_epochs=4", "train.image_size=32",
+        "train.resize=40", "train.model.stem=3x3", "train.model.width=8", "runtime.slots=8",
+    ]  # fmt: skip
+    replaced = [word for value in small for word in ("--set", value)]
+    init, plan, run, predict = commands("Your own images")
+    assert call(init, photos).stdout.strip() == "photos.yaml"
+    planned = call(plan, photos, *replaced)
+    assert planned.returncode == 0, planned.stderr
+    assert "UNet rows" in planned.stdout and "images to generate" in planned.stdout
+    finished = call(run, photos, *replaced)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.strip().endswith("runs/photos/report.html")
+    assert (photos / "runs/photos/report.html").stat().st_size > 10_000
+    answered = call(predict, photos)
+    assert answered.returncode == 0, answered.stderr
+    lines = (photos / "predictions.csv").read_text().splitlines()
+    assert lines[0] == "image,prediction,probability,rare,round things"
+    assert len(lines) == 16
+
+
+def test_the_make_targets_exist() -> None:
+    targets = (ROOT / "Makefile").read_text()
+    for command in commands("The first five minutes"):
+        assert re.search(rf"^{command.removeprefix('make ')}:", targets, re.MULTILINE)
+
+
+def test_stage_commands_exist() -> None:
+    listed = re.findall(r"^\| `discl (\w+)`", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert listed == ["hard", "plan", "generate", "filter", "train", "evaluate", "report"]
+    for stage in listed:
+        shown = call(f"discl {stage} --help", ROOT)
+        assert shown.returncode == 0
+        assert f"discl {stage}" in shown.stdout
+
+
+def test_links_lead_somewhere() -> None:
+    for document in ("README.md", "ARCHITECTURE.md", "benchmarks/README.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text()):
+            assert target.startswith("https://") or (ROOT / document).parent.joinpath(target).exists(), f"{document}: {target}"

@@ -1,0 +1,307 @@
+"""The recipe: what is refused and how it is told, overrides, paths, and the way to YAML and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from discl.errors import RecipeError
+from discl.levels import REAL, GuidanceLevel
+from discl.recipe import Recipe, load_recipe, parse_override, shipped_recipes, validate
+
+REQUIRED: dict[str, Any] = {
+    "name": "mine",
+    "data": {"root": "images"},
+    "spectrum": {"checkpoint": "owner/diffusion", "levels": [0, 50]},
+    "filter": {"checkpoint": "owner/clip"},
+    "methods": {"ce": {}},
+}
+
+
+def with_values(**values: Any) -> Recipe:
+    """The smallest recipe with some values replaced; `__` stands for the dot."""
+    return load_recipe(REQUIRED, {key.replace("__", "."): value for key, value in values.items()})
+
+
+def test_the_smallest_recipe_has_the_defaults_of_the_paper() -> None:
+    recipe = validate(REQUIRED)
+    assert recipe.spectrum.levels == [GuidanceLevel(0), GuidanceLevel(50)]
+    assert (recipe.train.epochs, recipe.train.curriculum_epochs, recipe.filter.threshold) == (65, 60, 0.3)
+    assert (recipe.groups.many, recipe.groups.few, recipe.compared_with) == (100, 20, "ce")
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_load_and_tell_their_cost(name: str) -> None:
+    from discl import recipe
+
+    assert load_recipe(name).name == name
+    header = (recipe.RECIPES / f"{name}.yaml").read_text().split("name:")[0]
+    for word in ("paper row:", "command:", "cost:", "expected score:"):
+        assert word in header
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_a_recipe_survives_yaml(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "kept.yaml"
+    path.write_text(load_recipe(name).to_yaml())
+    again = load_recipe(path)
+    assert again == load_recipe(name)
+    assert again.to_yaml() == path.read_text()
+
+
+def test_plain_is_the_whole_tree_in_plain_values() -> None:
+    recipe = with_values(methods={"half": {"strategy": "fixed", "level": 50}}, prompts__negative="ä")
+    plain = recipe.plain()
+    assert plain["spectrum"]["levels"] == [0, 50]
+    assert plain["methods"]["half"] == {
+        "strategy": "fixed", "level": 50, "objective": "cross-entropy", "prior": "real", "undersample": None, "synthetic_scale": 3.0,
+        "shortage": "repeat",
+    }  # fmt: skip
+    assert yaml.safe_load(recipe.to_yaml()) == plain
+    assert "negative: ä" in recipe.to_yaml()
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("trian", r"unknown key in the recipe 'trian'; known: .* Did you mean 'train'\?"),
+        ("data.rot", r"unknown key in data 'rot'; known: .* Did you mean 'root'\?"),
+        ("data.own_split.validaton", r"unknown key in data\.own_split 'validaton'; .* Did you mean 'validation'\?"),
+        ("data.splits.trian", r"unknown key in data\.splits 'trian'; known: test, train, validation\. Did you mean 'train'\?"),
+        ("data.columns.lable", r"unknown key in data\.columns 'lable'; .* Did you mean 'label'\?"),
+        ("groups.meny", r"unknown key in groups 'meny'; known: few, many\. Did you mean 'many'\?"),
+        ("hard.fewer_then", r"unknown key in hard 'fewer_then'; .* Did you mean 'fewer_than'\?"),
+        ("prompts.template", r"unknown key in prompts 'template'; .* Did you mean 'templates'\?"),
+        ("spectrum.guidance_scal", r"unknown key in spectrum 'guidance_scal'; .* Did you mean 'guidance_scale'\?"),
+        ("filter.treshold", r"unknown key in filter 'treshold'; .* Did you mean 'threshold'\?"),
+        ("train.epoch", r"unknown key in train 'epoch'; .* Did you mean 'epochs'\?"),
+        ("train.model.stemm", r"unknown key in train\.model 'stemm'; .* Did you mean 'stem'\?"),
+        ("train.optimizer.learning_rate", r"unknown key in train\.optimizer 'learning_rate'; known: lr, milestones, momentum, name, "),
+        ("methods.ce.startegy", r"unknown key in methods\.ce 'startegy'; .* Did you mean 'strategy'\?"),
+        ("evaluate.worstk", r"unknown key in evaluate 'worstk'; .* Did you mean 'worst_k'\?"),
+        ("runtime.slot", r"unknown key in runtime 'slot'; .* Did you mean 'slots'\?"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_one(key: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(REQUIRED, {key: 1})
+
+
+def test_an_unknown_key_of_an_optional_section_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"unknown key in data\.long_tail 'nmax'; known: .* Did you mean 'n_max'\?"):
+        with_values(data__long_tail={"n_max": 5, "imbalance_ratio": 2, "nmax": 1})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("methods.ce.strategy", "diverse-to-specifc", r"methods\.ce\.strategy: unknown strategy .* Did you mean 'diverse-to-specific'\?"),
+        ("methods.ce.strategy", ["fixed"], r"methods\.ce\.strategy: unknown strategy '\['fixed'\]'; known: all-levels, "),
+        ("methods.ce.objective", "cross-entrpy", r"methods\.ce\.objective: unknown objective .* Did you mean 'cross-entropy'\?"),
+        ("train.model.architecture", "resnet11", r"train\.model\.architecture: unknown architecture .* Did you mean 'resnet"),
+        ("train.augment", ["flp"], r"train\.augment\.0: unknown augmentation 'flp'; known: .* Did you mean 'flip'\?"),
+        ("data.format", "imagefoldr", r"unknown value of data\.format 'imagefoldr'; .* Did you mean 'imagefolder'\?"),
+        ("spectrum.encoding", "jpg", r"unknown value of spectrum\.encoding 'jpg'; known: jpeg, png, .* Did you mean 'jpeg'\?"),
+        ("baseline", "cee", r"^unknown baseline 'cee'; known: ce\. Did you mean 'ce'\?"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest_one(key: str, value: Any, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(REQUIRED, {key: value})
+
+
+def test_an_unknown_recipe_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"unknown recipe 'fashion-tl'; .* Did you mean 'fashion-lt'\? A recipe file's name ends in \.yaml"
+    ):
+        load_recipe("fashion-tl")
+    with pytest.raises(RecipeError, match=r"there is no recipe file .*mine\.yaml; shipped recipes: .*fashion-lt"):
+        load_recipe(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("spectrum.seeds", "many", r"spectrum\.seeds: input should be a valid integer.*; got 'many'\."),
+        ("spectrum.seeds", True, r"spectrum\.seeds: got the truth value True"),
+        ("spectrum.seeds", 0, r"spectrum\.seeds: input should be greater than or equal to 1; got 0\."),
+        ("spectrum.levels", 30, r"spectrum\.levels: input should be a valid list; got 30\."),
+        ("spectrum.levels", [], r"spectrum\.levels: list should have at least 1 item"),
+        ("spectrum.levels", [0.3], r"spectrum\.levels\.0: level 0\.3 is not a whole per cent .* Write λ = 0\.3 as 30\."),
+        ("spectrum.levels", [10, 10], r"^spectrum\.levels names a level twice: \[10, 10\]\."),
+        ("spectrum.levels", [100], r"level 100 is the real image and is never generated"),
+        ("spectrum.levels", [99], r"level 99 % leaves t\(λ\) = 0 .* use at least 100 steps"),
+        ("spectrum.guidance_scale", 0.5, r"spectrum\.guidance_scale: input should be greater than or equal to 1"),
+        ("train.optimizer.lr", float("nan"), r"train\.optimizer\.lr: input should be a finite number"),
+        ("train.optimizer.lr", float("inf"), r"train\.optimizer\.lr: input should be a finite number"),
+        ("train.model", "resnet10", r"train\.model: input should be a valid dictionary or instance of Model; got 'resnet10'\."),
+        ("train.curriculum_epochs", 66, r"^train\.curriculum_epochs = 66 exceeds train\.epochs = 65\."),
+        ("data.own_split", {"validation": 0.5, "test": 0.5}, r"data\.own_split: validation \+ test = 1 leaves no image for training"),
+        ("data.long_tail", {"n_max": 5}, r"data\.long_tail\.imbalance_ratio: this key is required\."),
+        ("groups", {"many": 10, "few": 20}, r"^groups\.few = 20 lies above groups\.many = 10"),
+        ("prompts.templates", ["a photo"], r"prompts\.templates\.0: template 'a photo' lacks \{class\}"),
+        ("filter.template", "a photo", r"filter\.template: template 'a photo' lacks \{class\}"),
+        ("filter.threshold", 30, r"filter\.threshold: input should be less than or equal to 1; got 30\."),
+        ("methods", {}, r"methods: dictionary should have at least 1 item"),
+        ("methods", {"a/b": {}}, r"methods\.a/b: string should match pattern"),
+        ("name", "../elsewhere", r"name: string should match pattern"),
+        ("name", None, r"name: input should be a valid string; got None\."),
+    ],
+)
+def test_wrong_values_are_refused_with_place_and_value(key: str, value: Any, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(REQUIRED, {key: value})
+
+
+def test_truth_values_are_taken_where_they_are_meant() -> None:
+    recipe = with_values(train__optimizer__nesterov=True, methods__ce__undersample=False)
+    assert recipe.train.optimizer.nesterov is True
+    assert recipe.methods["ce"].undersample is False
+
+
+def test_all_problems_are_told_at_once_one_line_each() -> None:
+    tree = {
+        **REQUIRED,
+        "data": {"rot": "images"},
+        "spectrum": {"checkpoint": "x", "levels": [0.3, 101, 50]},
+        "train": {"epochs": 0, "augment": ["flp"]},
+        "methods": {"a": {"strategy": "fixed"}, "b": {"strategy": "adaptive"}},
+    }
+    with pytest.raises(RecipeError) as raised:
+        validate(tree)
+    places = [
+        "data.root: this key is required.",
+        "unknown key in data 'rot'",
+        "spectrum.levels.0: level 0.3 is not a whole per cent",
+        "spectrum.levels.1: level 101 is not a whole per cent",
+        "train.epochs: input should be greater than or equal to 1; got 0.",
+        "train.augment.0: unknown augmentation 'flp'",
+        "methods.a: strategy 'fixed' and the key 'level' go together",
+        "methods.b.strategy: unknown strategy 'adaptive'",
+    ]
+    lines = str(raised.value).splitlines()
+    assert [line[: len(place)] for line, place in zip(lines, places, strict=True)] == places
+
+
+@pytest.mark.parametrize("method", [{"strategy": "fixed"}, {"strategy": "all-levels", "level": 50}, {"level": 50}])
+def test_fixed_and_level_go_together(method: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=r"methods\.one: strategy 'fixed' and the key 'level' go together, for example"):
+        with_values(methods={"one": method})
+
+
+def test_methods_need_their_levels_in_the_spectrum() -> None:
+    with pytest.raises(RecipeError, match=r"methods\.one trains on level 0 %, which spectrum\.levels lacks; add 0 there\."):
+        with_values(spectrum__levels=[30], methods={"one": {"strategy": "text-only"}})
+    with pytest.raises(RecipeError, match=r"methods\.one trains on level 10 %, which spectrum\.levels lacks; add 10 there\."):
+        with_values(methods={"one": {"strategy": "fixed", "level": 10}})
+    assert with_values(methods={"one": {"strategy": "fixed", "level": 100}}).methods["one"].level == REAL
+
+
+def test_too_few_curriculum_epochs_are_told_before_any_image_is_made() -> None:
+    with pytest.raises(RecipeError, match=r"train\.curriculum_epochs = 1 is too short for a stage of each of the 2 levels"):
+        with_values(train__curriculum_epochs=1, methods={"one": {"strategy": "diverse-to-specific"}})
+
+
+@pytest.mark.parametrize(
+    ("order", "result"), [(None, None), (7, 7), (["b", "a"], ["b", "a"]), ([1, 0], ["1", "0"])], ids=["as is", "seed", "names", "digits"]
+)
+def test_class_orders(order: Any, result: Any) -> None:
+    recipe = with_values(data__long_tail={"n_max": 5, "imbalance_ratio": 2, "class_order": order})
+    assert recipe.data.long_tail is not None
+    assert recipe.data.long_tail.class_order == result
+
+
+@pytest.mark.parametrize("order", ["shuffled", True, 0.5])
+def test_a_class_order_of_another_kind_is_refused_in_one_line(order: Any) -> None:
+    with pytest.raises(RecipeError, match=r"^data\.long_tail\.class_order: [^\n]*$"):
+        with_values(data__long_tail={"n_max": 5, "imbalance_ratio": 2, "class_order": order})
+
+
+@pytest.mark.parametrize(
+    ("text", "pair"),
+    [
+        ("train.epochs=5", ("train.epochs", 5)),
+        ("spectrum.levels=[0, 30]", ("spectrum.levels", [0, 30])),
+        (" data.root =a=b", ("data.root", "a=b")),
+        ("train.resize=null", ("train.resize", None)),
+        ("train.resize=", ("train.resize", None)),
+        ("methods.one={strategy: fixed, level: 50}", ("methods.one", {"strategy": "fixed", "level": 50})),
+    ],
+)
+def test_overrides_are_read_as_yaml(text: str, pair: tuple[str, Any]) -> None:
+    assert parse_override(text) == pair
+
+
+@pytest.mark.parametrize("text", ["train.epochs", "=5", "  =5", ""])
+def test_an_override_without_key_or_value_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"--set takes key=value, for example --set train\.epochs=5; got"):
+        parse_override(text)
+
+
+def test_an_override_that_is_no_yaml_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"--set spectrum\.levels: '\[0' is not a YAML value"):
+        parse_override("spectrum.levels=[0")
+
+
+def test_overrides_are_laid_over_and_change_nothing_else() -> None:
+    base = load_recipe("fashion-lt")
+    changed = load_recipe(
+        "fashion-lt", {"train.epochs": 61, "train.optimizer.lr": "1e-4", "methods.half": {"strategy": "fixed", "level": 50}}
+    )
+    assert changed.train.epochs == 61
+    assert changed.train.optimizer.lr == 1e-4  # YAML reads 1e-4 as a text
+    assert list(changed.methods) == [*base.methods, "half"]
+    assert changed.spectrum == base.spectrum
+    with pytest.raises(RecipeError, match=r"--set name\.first: 'first' lies below a value that is no mapping\."):
+        load_recipe("fashion-lt", {"name.first": 1})
+
+
+def test_an_override_leaves_the_given_tree_alone() -> None:
+    tree = {**REQUIRED, "train": {"epochs": 70}}
+    assert load_recipe(tree, {"train.epochs": 80}).train.epochs == 80
+    assert tree["train"] == {"epochs": 70}
+
+
+def test_relative_paths_are_looked_up_beside_the_file_then_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside, working = tmp_path / "recipes", tmp_path / "work"
+    for folder in (beside / "images", beside / "clip", working / "images", working / "diffusion"):
+        folder.mkdir(parents=True)
+    (beside / "phrases.yaml").write_text("{}")
+    tree = {
+        **REQUIRED,
+        "prompts": {"phrases": "phrases.yaml"},
+        "spectrum": {"checkpoint": "diffusion", "levels": [0]},
+        "filter": {"checkpoint": "clip"},
+    }
+    (beside / "mine.yaml").write_text(yaml.safe_dump(tree))
+    monkeypatch.chdir(working)
+    recipe = load_recipe(beside / "mine.yaml")
+    assert recipe.data.root == str(beside / "images")
+    assert recipe.prompts.phrases == str(beside / "phrases.yaml")
+    assert recipe.filter.checkpoint == str(beside / "clip")
+    assert recipe.spectrum.checkpoint == str(working / "diffusion")
+    assert load_recipe("../recipes/mine.yaml") == recipe
+
+
+def test_names_of_the_hub_and_embedded_ones_stay_as_they_are() -> None:
+    recipe = with_values(filter__checkpoint="embedded:fashion-mnist/clip")
+    assert (recipe.filter.checkpoint, recipe.spectrum.checkpoint) == ("embedded:fashion-mnist/clip", "owner/diffusion")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: [", "is not valid YAML"),
+        (b"\xff\xfe\x00name", "is not valid YAML"),
+        (b"", "holds no recipe: a mapping of keys is expected at its top"),
+        (b"- 1", "holds no recipe: a mapping of keys is expected at its top"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path)
