@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import shutil
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +22,7 @@ from typing import Any
 
 RECIPE = "fashion-lt"
 TUNING_SEED = 1000
+TUNED = ("ce", "ce-undersampled", "balanced-softmax", "discl")
 FIXED_LEVEL = 50
 METHODS: dict[str, dict[str, Any]] = {
     "ce": {"strategy": "real-only"},
@@ -51,16 +53,18 @@ ROWS = (
 )
 
 
-def run_seed(seed: int, work: Path, settings: dict[str, Any], methods: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Results of one long-tailed sample, `{method: {split: {metric: value}}}`, with the seconds of each training."""
+def run_seed(seed: int, work: Path, settings: dict[str, Any], methods: dict[str, Any] | None = None, stage: str = "evaluate") -> dict[str, Any]:
+    """Results of one long-tailed sample, `{method: {split: {metric: value}}}`; empty if it is carried out only to an earlier stage."""
     from discl.recipe import load_recipe
     from discl.chain import run_until
     from discl.workspace import open_run
 
     shared = {**settings, "data.long_tail.seed": seed, "train.seed": seed, "runtime.threads": 1, "runtime.device": "cpu"}
-    recipe = load_recipe(RECIPE, {**shared, "methods": methods or METHODS})
+    recipe = load_recipe(RECIPE, {**shared, "methods": methods or METHODS, "baseline": None})
     run = open_run(recipe, work / f"seed-{seed}", amend=True)
-    run_until(run, "evaluate")
+    run_until(run, stage)
+    if stage != "evaluate":
+        return {}
     results = json.loads(run.path("results.json").read_text())
     if methods is None:
         results |= run_oracle(seed, work, shared)
@@ -101,25 +105,26 @@ def run_oracle(seed: int, work: Path, shared: dict[str, Any]) -> dict[str, Any]:
 
 
 def tune(work: Path, processes: int) -> dict[str, Any]:
-    """Validation figures of a grid over the settings, the same learning rates for the baseline and for DisCL."""
-    grid: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
-    for lr in (0.0005, 0.001, 0.003):
-        for method in ("ce", "ce-undersampled", "balanced-softmax", "discl"):
-            grid.append((f"{method}, lr {lr:g}", {"train.optimizer.lr": lr}, {method: METHODS[method]}))
-    for threshold in TUNED_THRESHOLDS:
-        for scale in (1.5, 4.0, 6.0):
-            grid.append((f"discl, guidance_scale {scale:g}, threshold {threshold:g}", {"spectrum.guidance_scale": scale, "filter.threshold": threshold}, {"discl": METHODS["discl"]}))
-    found = {}
+    """Validation figures of the search: three learning rates for each baseline; for DisCL these and four changes of its own."""
+    grid = [(f"{method}, lr {lr:g}", {"train.optimizer.lr": lr}, method) for method in TUNED for lr in (0.0005, 0.001, 0.003)]
+    grid += [(f"discl, threshold {threshold:g}", {"filter.threshold": threshold}, "discl") for threshold in (-1.0, 0.6)]
+    grid += [(f"discl, guidance_scale {scale:g}", {"spectrum.guidance_scale": scale}, "discl") for scale in (1.5, 6.0)]
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        jobs = {name: pool.submit(run_seed, TUNING_SEED, work / "tune" / name.replace(" ", "-").replace(",", ""), settings, methods) for name, settings, methods in grid}
-        for name, job in jobs.items():
-            found[name] = {method: {key: figures["validation"].get(key) for key in ("accuracy", "many", "medium", "few")} for method, figures in job.result().items()}
-            for method, figures in found[name].items():
-                print(f"{name:<48} {method:<24}" + "".join(f"{100 * value:8.1f}" for value in figures.values()), flush=True)
+        pool.submit(run_seed, TUNING_SEED, work / "tune" / "spectrum", {}, {"discl": METHODS["discl"]}, "filter").result()
+        jobs = {name: pool.submit(try_settings, work / "tune", name, settings, method) for name, settings, method in grid}
+        found = {name: job.result() for name, job in jobs.items()}
+    for name, figures in found.items():
+        print(f"{name:<36}" + "".join(f"{figures[key] * 100:8.1f}" for key in ("accuracy", "many", "medium", "few")))
     return found
 
 
-TUNED_THRESHOLDS = (0.5, 0.6)
+def try_settings(work: Path, name: str, settings: dict[str, Any], method: str) -> dict[str, float]:
+    """Validation figures of one method at these settings; what was generated once is shared."""
+    folder = work / name.replace(", ", "-").replace(" ", "-")
+    if not folder.exists():
+        shutil.copytree(work / "spectrum", folder)
+    figures = run_seed(TUNING_SEED, folder, settings, {method: METHODS[method]})[method]["validation"]
+    return {key: figures[key] for key in ("accuracy", "many", "medium", "few")}
 
 
 def summarise(by_seed: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -31,8 +31,13 @@ def test_number_of_parameters(architecture: str, classes: int, parameters: int) 
 
 @pytest.mark.parametrize(
     ("architecture", "stem", "size", "side", "channels"),
-    [("resnet10", "7x7", 224, 7, 512), ("resnet10", "3x3", 32, 4, 512), ("resnet18", "7x7", 64, 2, 512), ("resnet32-cifar", "7x7", 32, 8, 64)],
-)  # fmt: skip
+    [
+        ("resnet10", "7x7", 224, 7, 512),
+        ("resnet10", "3x3", 32, 4, 512),
+        ("resnet18", "7x7", 64, 2, 512),
+        ("resnet32-cifar", "7x7", 32, 8, 64),
+    ],
+)
 def test_stem_and_stages_give_the_expected_sides(architecture: str, stem: str, size: int, side: int, channels: int) -> None:
     """The CIFAR networks have their own 3×3 stem, whatever the recipe says of it."""
     model = build_classifier(make_config(architecture, stem)).eval()

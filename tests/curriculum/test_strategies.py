@@ -74,7 +74,9 @@ def test_random_draws_with_replacement_and_depends_on_its_seed() -> None:
 
 @pytest.mark.parametrize("name", ["diverse-to-specific", "easy-to-hard", "specific-to-diverse", "random"])
 def test_too_few_epochs_for_a_stage_of_each_level(name: str) -> None:
-    with pytest.raises(RecipeError, match=r"curriculum_epochs = 3 is too short .* each of the 4 levels; use at least 4 epochs or fewer levels"):
+    with pytest.raises(
+        RecipeError, match=r"curriculum_epochs = 3 is too short .* each of the 4 levels; use at least 4 epochs or fewer levels"
+    ):
         strategy_of(name, 3)
 
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -345,7 +346,9 @@ def make_broken(model: nn.Module, bad_epoch: int) -> torch.optim.Optimizer:
 
 @pytest.mark.parametrize("bad_epoch", [0, 2])
 def test_a_loss_that_is_not_finite(bad_epoch: int, tmp_path: Path) -> None:
-    settings = make_settings(epochs=4, make_optimizer=partial(make_broken, bad_epoch=bad_epoch), learning_rate=lambda progress: 1 - progress)
+    settings = make_settings(
+        epochs=4, make_optimizer=partial(make_broken, bad_epoch=bad_epoch), learning_rate=lambda progress: 1 - progress
+    )
     with pytest.raises(TrainingError, match=f"not finite in epoch {bad_epoch}, step 2") as raised:
         train_into(tmp_path, settings)
     checkpoint = tmp_path / "checkpoint.safetensors"
@@ -422,7 +425,7 @@ def test_learning_rate_is_a_share_of_its_peak_and_smooth() -> None:
     values = [rate(step / 2000) for step in range(2001)]
     assert max(values) == pytest.approx(0.3)
     assert min(values) >= 0
-    assert max(abs(after - before) for before, after in zip(values, values[1:], strict=False)) < 0.3 / 100
+    assert max(abs(after - before) for before, after in pairwise(values)) < 0.3 / 100
 
 
 def test_cosine_agrees_with_torch() -> None:

@@ -218,7 +218,7 @@ def test_data_that_changed_under_a_run_is_refused(tmp_path: Path, change: str) -
         shutil.move(tmp_path / "images", tmp_path / "images" / ".." / "train")
         shutil.move(tmp_path / "train", tmp_path / "images" / "val")
     run = open_on(tmp_path, data__own_split={"validation": 0, "test": 0.2})
-    with pytest.raises((RunError, DataError), match="are no longer those of .*data.parquet; start a new folder|no training split"):
+    with pytest.raises((RunError, DataError), match=r"are no longer those of .*data\.parquet; start a new folder|no training split"):
         _ = run.tables
 
 
@@ -269,7 +269,6 @@ def test_hard_images_by_probability_are_judged_by_classifiers_that_saw_no_copy(t
     assert len(calls) == 3
     assert all(not fitted & judged for fitted, judged in calls)
     run = open_on(tmp_path, amend=True, **values, hard__below=1e-9)
-    run.path("data.parquet")
     rows = pq.read_table(find_hard(run)).to_pylist()
     assert [row["id"] for row in rows] == ["a/0.bmp", "a/0.png"]
 

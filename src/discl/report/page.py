@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import yaml
 
 from ..data import ImageTable
 from . import charts, tables, words
-from .pictures import LARGEST_SIDE, MAX_LEVELS, Gallery, make_gallery
+from .pictures import Gallery, make_gallery
 from .reading import ADJUSTED, Story, read_run
 
 
@@ -64,16 +64,10 @@ def _values(story: Story) -> dict[str, Any]:
         "columns": columns, "rows": tables.result_rows(story.figures, columns),
         "other_rows": {split: tables.result_rows(figures, columns) for split, figures in other_figures.items()},
         "bounds": words.group_bounds(story.recipe), "adjusts": any(name.endswith(ADJUSTED) for name in story.figures),
-        "cell": min(LARGEST_SIDE, 104 if len(gallery_levels(story)) <= 6 else 84),
         "similarity": similarity(story), "kept": tables.kept_table(story), "listed": tables.MAX_CLASSES,
         "curricula": curricula(story, colours), "epochs": _epoch_axis(story), "curves": curves(story, colours), "colours": colours,
         "differences": tables.differences(story), "classes": classes(story), "commands": words.commands(story),
     }  # fmt: skip
-
-
-def gallery_levels(story: Story) -> Sequence[int]:
-    """The levels of the recipe, as many as the gallery shows."""
-    return story.recipe["spectrum"]["levels"][:MAX_LEVELS]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ..data import ImageTable
 from .reading import Story, read_pictures
 
 MAX_CLASSES, MAX_SOURCES, MAX_SEEDS, MAX_LEVELS = 6, 2, 3, 8
-MAX_PICTURES, MAX_BYTES = 180, 2_000_000
+MAX_PICTURES, MAX_BYTES = 200, 2_000_000
 LARGEST_SIDE = 160
 
 
@@ -55,7 +55,7 @@ class Example:
     @property
     def bytes(self) -> int:
         """What its pictures add to the page."""
-        return len(self.uri) + sum(len(picture.uri or "") for row in self.rows for picture in row.pictures)
+        return len(self.uri) * len(self.rows) + sum(len(picture.uri or "") for row in self.rows for picture in row.pictures)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def make_gallery(story: Story, train: ImageTable, folder: Path) -> Gallery:
     """
     levels = spread(sorted(pc.unique(story.plan["level"]).to_pylist(), reverse=True), MAX_LEVELS)
     seeds = sorted(pc.unique(story.plan["seed"]).to_pylist())[:MAX_SEEDS]
-    sources = choose_sources(story.hard, story.class_counts.tolist())[: max(1, MAX_PICTURES // (1 + len(seeds) * len(levels)))]
+    sources = choose_sources(story.hard, story.class_counts.tolist())[: max(1, MAX_PICTURES // (len(seeds) * (1 + len(levels))))]
     wanted = [_among(story.plan[name], values) for name, values in (("source_id", [row["id"] for row in sources]), ("seed", seeds), ("level", levels))]
     shown = story.plan.filter(pc.and_(pc.and_(wanted[0], wanted[1]), wanted[2]))
     requests = {(row["source_id"], row["seed"], row["level"]): row for row in shown.sort_by("attempt").to_pylist()}

@@ -80,10 +80,6 @@ class Story:
         ranks = {name: (name != "discl", strategy not in CURRICULA, strategy == "real-only") for name, strategy in others.items()}
         return min(ranks, key=lambda name: ranks[name], default=None)
 
-    def group_of(self, label: int) -> str:
-        """many, medium or few."""
-        return next(name for name, labels in self.groups.items() if label in labels)
-
 
 def read_run(folder: Path, class_names: Sequence[str], groups: Mapping[str, Sequence[int]]) -> Story:
     """The story of a run folder. Raises RunError that names the file which an unfinished run lacks."""

@@ -90,7 +90,7 @@ def _data(story: Story, recipe: Mapping[str, Any]) -> str:
     if data["long_tail"]:
         text += f" (exponential long tail, imbalance ratio {data['long_tail']['imbalance_ratio']:g})"
     others = [f"{number(story.split_counts[split].sum())} {split}" for split in ("validation", "test") if split in story.split_counts]
-    return f"{text}. {' and '.join(others).capitalize()} images; {'every figure here is on ' + story.split if others else ''}."
+    return f"{text}. {' and '.join(others)} images; accuracies on this page are on {story.split}."
 
 
 def _groups(story: Story, recipe: Mapping[str, Any]) -> str:
@@ -121,7 +121,7 @@ def _filter(story: Story, recipe: Mapping[str, Any]) -> str:
     asked = recipe["filter"]
     kept = int(np.count_nonzero(story.verdicts["keep"].to_numpy(zero_copy_only=False)))
     share = kept / story.verdicts.num_rows
-    return f"kept where clip_similarity ≥ {asked['threshold']:g}, measured by {asked['checkpoint']}: {number(kept)} of {number(story.verdicts.num_rows)} ({share:.0%})."
+    return f"kept where clip_similarity ≥ {asked['threshold']:g}".replace("-", "−") + f", measured by {asked['checkpoint']}: {number(kept)} of {number(story.verdicts.num_rows)} ({share:.0%})."
 
 
 def _classifier(recipe: Mapping[str, Any]) -> str:

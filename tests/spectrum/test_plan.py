@@ -1,0 +1,139 @@
+"""The plan: what is asked for, and ids that name exactly what determines the pixels."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from discl.levels import GuidanceLevel
+from discl.prompts import draw_prompt
+from discl.spectrum.plan import Request, Sampling, plan_requests, read_plan, unet_rows, write_plan
+
+SAMPLING = Sampling(
+    model="m" * 32, scheduler="s" * 32, num_inference_steps=50, guidance_scale=10.0, size=64, dtype="float32", encoding="webp-lossless"
+)
+SOURCES = [
+    {"id": "bag/1.png", "digest": "d1", "label": 3},
+    {"id": "bag/2.png", "digest": "d2", "label": 3},
+    {"id": "hat/1.png", "digest": "d3", "label": 4},
+]
+PROMPTS = {3: ["a photo of a bag", "a bag on a chair", "an old bag"], 4: ["a photo of a hat"]}
+PERCENTS = (0, 10, 30, 50)
+
+PRINT_IDS = """
+import json
+from discl.levels import GuidanceLevel
+from discl.spectrum.plan import Sampling, plan_requests
+sources, prompts, sampling, percents, seeds = json.loads(input())
+levels = [GuidanceLevel(percent) for percent in percents]
+requests = plan_requests(sources, levels, seeds, {int(label): texts for label, texts in prompts.items()}, "blurry", Sampling(**sampling))
+print(json.dumps([request.id for request in requests]))
+"""
+
+
+def plan(
+    percents: Sequence[int] = PERCENTS, seeds: int = 2, sources: Sequence[dict[str, Any]] = SOURCES, negative: str = "blurry",
+    sampling: Sampling = SAMPLING, prompts: dict[int, list[str]] = PROMPTS,
+) -> list[Request]:  # fmt: skip
+    return plan_requests(sources, [GuidanceLevel(percent) for percent in percents], seeds, prompts, negative, sampling)
+
+
+def ids(requests: Sequence[Request]) -> set[str]:
+    return {request.id for request in requests}
+
+
+def test_every_source_seed_and_level_once() -> None:
+    requests = plan()
+    asked = [(request.source_id, request.seed, request.level) for request in requests]
+    assert asked == [(source["id"], seed, percent) for source in SOURCES for seed in (0, 1) for percent in PERCENTS]
+    assert len(ids(requests)) == 3 * 2 * 4
+    assert {(request.source_id, request.source_digest, request.label) for request in requests} == {
+        ("bag/1.png", "d1", 3), ("bag/2.png", "d2", 3), ("hat/1.png", "d3", 4),
+    }  # fmt: skip
+    assert {(request.attempt, request.negative_prompt) for request in requests} == {(0, "blurry")}
+
+
+def test_levels_of_a_spectrum_share_a_prompt_which_seeds_draw_anew() -> None:
+    requests = plan(seeds=8)
+    for source in SOURCES:
+        of_source = [request for request in requests if request.source_id == source["id"]]
+        for seed in range(8):
+            assert {request.prompt for request in of_source if request.seed == seed} == {
+                draw_prompt(PROMPTS[source["label"]], source["id"], seed, 0)
+            }
+        assert len({request.prompt for request in of_source}) == len(PROMPTS[source["label"]])
+
+
+def test_same_ids_in_another_process() -> None:
+    """With another seed of the built-in hash, which must not play a part."""
+    arguments = [SOURCES, PROMPTS, {field.name: getattr(SAMPLING, field.name) for field in fields(Sampling)}, PERCENTS, 2]
+    done = subprocess.run(
+        [sys.executable, "-c", PRINT_IDS], input=json.dumps(arguments), env={**os.environ, "PYTHONHASHSEED": "12345"},
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == [request.id for request in plan()]
+
+
+def test_ids_written_out() -> None:
+    """Pinned: another digest would make every spectrum on every disk be generated again."""
+    assert plan()[0].id == "e93950f3e31f68d70410556f133f11b0"
+    assert plan()[-1].id == "6e5ca94a6d97d52ce7fe109eb4201877"
+
+
+def test_order_of_sources_and_levels_does_not_matter() -> None:
+    assert ids(plan(percents=PERCENTS[::-1], sources=SOURCES[::-1])) == ids(plan())
+    assert [request.level for request in plan(percents=(50, 0, 30, 10))] == [request.level for request in plan()]
+
+
+def test_more_levels_seeds_or_sources_only_add() -> None:
+    before = plan(percents=(0, 30), seeds=2, sources=SOURCES[:2])
+    for more in (plan((0, 10, 30), 2, SOURCES[:2]), plan((0, 30), 5, SOURCES[:2]), plan((0, 30), 2, SOURCES)):
+        assert ids(before) < ids(more)
+        assert set(before) < set(more)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Sampling)])
+def test_every_field_of_the_sampling_changes_every_id(name: str) -> None:
+    value = getattr(SAMPLING, name)
+    other = replace(SAMPLING, **{name: value + "x" if isinstance(value, str) else value + 1})
+    assert not ids(plan(sampling=other)) & ids(plan())
+
+
+def test_whatever_else_determines_the_pixels_changes_the_id() -> None:
+    before = ids(plan())
+    assert not ids(plan(negative="")) & before
+    assert not ids(plan(prompts={3: ["a bag"], 4: ["a hat"]})) & before
+    assert not ids(plan(sources=[{**source, "digest": source["digest"] + "x"} for source in SOURCES])) & before
+    assert not ids(plan(sources=[{**source, "id": source["id"] + "x"} for source in SOURCES])) & before
+
+
+def test_the_label_is_only_written_down() -> None:
+    """The pixels come from the prompt: two labels with the same texts ask for the same images."""
+    prompts = {3: ["a bag"], 4: ["a bag"]}
+    relabelled = [{**source, "label": 4} for source in SOURCES]
+    assert ids(plan(sources=relabelled, prompts=prompts)) == ids(plan(prompts=prompts))
+    assert {request.label for request in plan(sources=relabelled, prompts=prompts)} == {4}
+
+
+def test_unet_rows_are_twice_the_steps_of_all_requests() -> None:
+    """At T = 50 the levels 0, 10, 30 and 50 take 50, 45, 35 and 25 steps; 3 sources × 2 seeds, and two rows a step."""
+    assert [request.steps(50) for request in plan()[:4]] == [50, 45, 35, 25]
+    assert unet_rows(plan(), 50, 10.0) == 2 * 6 * (50 + 45 + 35 + 25) == 1860
+    assert unet_rows(plan(), 50, 1.0) == 930
+    assert unet_rows(plan(), 4, 10.0) == 2 * 6 * (4 + 3 + 2 + 2)
+    assert unet_rows([], 50, 10.0) == 0
+
+
+@pytest.mark.parametrize("seeds", [0, 2])
+def test_to_disk_and_back(seeds: int, tmp_path: Path) -> None:
+    requests = plan(seeds=seeds)
+    write_plan(requests, tmp_path / "plan.parquet")
+    assert read_plan(tmp_path / "plan.parquet") == requests

@@ -1,0 +1,206 @@
+"""The store: rows exist whole or not at all, and anybody can open them."""
+
+from __future__ import annotations
+
+import errno
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from discl.errors import StoreError
+from discl.spectrum import store as store_module
+from discl.spectrum.encoding import ENCODINGS, encode_image
+from discl.spectrum.store import Shards, rows_by_id, score_shards, spectrum_shards
+
+NAMES = ("bag", "hat")
+
+
+def make_picture(shade: int) -> np.ndarray:
+    picture = np.full((8, 8, 3), shade, np.uint8)
+    picture[:4] = 255 - shade
+    return picture
+
+
+def make_row(index: int) -> dict[str, Any]:
+    return {
+        "id": f"id-{index}", "image": {"bytes": encode_image(make_picture(index), "webp-lossless"), "path": None}, "label": index % 2,
+        "level": 10 * (index % 5), "seed": index // 5, "attempt": 0, "prompt": "a bag", "negative_prompt": "",
+        "source_id": f"bag/{index}.png", "source_digest": "d", "source_width": 30, "source_height": 20, "width": 8, "height": 8,
+        "model": "m", "scheduler": "s", "num_inference_steps": 50, "guidance_scale": 10.0, "dtype": "float32", "encoding": "webp-lossless",
+    }  # fmt: skip
+
+
+def make_rows(indices: Sequence[int]) -> list[dict[str, Any]]:
+    return [make_row(index) for index in indices]
+
+
+@pytest.fixture
+def spectrum(tmp_path: Path) -> Shards:
+    return spectrum_shards(tmp_path / "spectrum", NAMES)
+
+
+def files(store: Shards) -> list[str]:
+    """Everything that lies in the folder, hidden files too."""
+    return sorted(path.name for path in store.folder.iterdir()) if store.folder.exists() else []
+
+
+def test_an_empty_store(spectrum: Shards) -> None:
+    assert spectrum.ids() == set()
+    assert spectrum.files() == []
+    assert spectrum.read().num_rows == 0
+    assert spectrum.read(["id", "level"]).column_names == ["id", "level"]
+    spectrum.append([])
+    spectrum.clear_unfinished()
+    assert files(spectrum) == []
+
+
+def test_rows_come_back_as_they_were(spectrum: Shards) -> None:
+    spectrum.append(make_rows([0, 1, 2]))
+    spectrum.append(make_rows([3, 4]))
+    assert len(spectrum.files()) == 2
+    assert spectrum.ids() == {f"id-{index}" for index in range(5)}
+    stored = sorted(spectrum.read().to_pylist(), key=lambda row: row["id"])
+    assert stored == make_rows(range(5))
+    assert spectrum.read(["level", "id"]).column_names == ["level", "id"]
+
+
+def test_rows_by_id_in_the_order_of_the_plan(spectrum: Shards) -> None:
+    spectrum.append(make_rows([0, 1, 2]))
+    spectrum.append(make_rows([3, 4]))
+    wanted = ["id-4", "id-0", "id-3"]
+    assert rows_by_id(spectrum.read(["id"]), wanted).column("id").to_pylist() == wanted
+    with pytest.raises(StoreError, match="lacks 2 of 3 images that the plan names; run `discl generate` first"):
+        rows_by_id(spectrum.read(["id"]), ["id-0", "id-8", "id-9"])
+
+
+def test_the_same_rows_twice_are_one_shard(spectrum: Shards) -> None:
+    for rows in ([0, 1, 2], [0, 1, 2], [2, 0, 1]):
+        spectrum.append(make_rows(rows))
+    assert len(spectrum.files()) == 1
+    assert spectrum.read().num_rows == 3
+
+
+def test_duplicate_rows_are_harmless(spectrum: Shards) -> None:
+    """Two workers that made the same images: each is counted and found once."""
+    spectrum.append(make_rows([0, 1, 2]))
+    spectrum.append(make_rows([1, 2, 3]))
+    assert spectrum.ids() == {f"id-{index}" for index in range(4)}
+    found = rows_by_id(spectrum.read(), [f"id-{index}" for index in range(4)]).to_pylist()
+    assert found == make_rows(range(4))
+
+
+def test_opens_with_datasets_and_shows_pictures(spectrum: Shards, tmp_path: Path) -> None:
+    from datasets import ClassLabel, load_dataset
+    from datasets import Image as ImageFeature
+
+    spectrum.append(make_rows([0, 1, 2]))
+    spectrum.append(make_rows([3]))
+    opened = load_dataset("parquet", data_files=[str(path) for path in spectrum.files()], split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(opened) == 4
+    assert isinstance(opened.features["image"], ImageFeature)
+    assert opened.features["label"] == ClassLabel(names=list(NAMES))
+    row = next(row for row in opened if row["id"] == "id-3")
+    assert isinstance(row["image"], Image.Image)
+    assert np.array_equal(np.asarray(row["image"].convert("RGB")), make_picture(3))
+    assert opened.features["label"].int2str(row["label"]) == "hat"
+    assert (row["prompt"], row["level"], row["guidance_scale"]) == ("a bag", 30, 10.0)
+
+
+def fail(number: int) -> Callable[..., None]:
+    """A writer that fills half of its file and is then refused more."""
+
+    def write_table(table: pa.Table, path: Path, **_: Any) -> None:
+        Path(path).write_bytes(b"PAR1 half of a shard")
+        raise OSError(number, "No space left on device")
+
+    return write_table
+
+
+def test_a_full_disk_leaves_nothing_half_written(spectrum: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    spectrum.append(make_rows([0, 1]))
+    before = {path.name: path.read_bytes() for path in spectrum.folder.iterdir()}
+    with monkeypatch.context() as patched:
+        patched.setattr(store_module.pq, "write_table", fail(errno.ENOSPC))
+        with pytest.raises(StoreError, match=r"cannot write to .*No space left on device.*Finished shards are intact"):
+            spectrum.append(make_rows([2, 3]))
+    assert {path.name: path.read_bytes() for path in spectrum.folder.iterdir()} == before
+    spectrum.append(make_rows([2, 3]))
+    assert spectrum.ids() == {f"id-{index}" for index in range(4)}
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_disk_that_refuses_later_leaves_nothing_either(step: str, spectrum: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(store_module.os if step == "fsync" else Path, step, refuse)
+    with pytest.raises(StoreError, match="Input/output error"):
+        spectrum.append(make_rows([0, 1]))
+    assert files(spectrum) == []
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "spectrum").write_text("a file is in the way")
+    with pytest.raises(StoreError, match="cannot write to"):
+        spectrum_shards(tmp_path / "spectrum", NAMES).append(make_rows([0]))
+
+
+def test_what_a_killed_writer_left_is_ignored_and_cleared(spectrum: Shards) -> None:
+    spectrum.append(make_rows([0, 1]))
+    finished = files(spectrum)
+    left = spectrum.folder / ".part-0123456789abcdef.parquet.fedcba9876543210"
+    left.write_bytes(b"PAR1 half of a shard")
+    assert spectrum.ids() == {"id-0", "id-1"}
+    assert [path.name for path in spectrum.files()] == finished
+    spectrum.clear_unfinished()
+    assert files(spectrum) == finished
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"", lambda data: b"no parquet", lambda data: data[: len(data) // 2], lambda data: data[:-1]]
+)
+def test_a_corrupted_shard_is_named(damage: Callable[[bytes], bytes], spectrum: Shards) -> None:
+    spectrum.append(make_rows([0, 1]))
+    spectrum.append(make_rows([2, 3]))
+    shard = spectrum.files()[1]
+    shard.write_bytes(damage(shard.read_bytes()))
+    with pytest.raises(StoreError, match="cannot be read") as raised:
+        spectrum.ids()
+    assert str(shard) in str(raised.value)
+    assert "Delete it and run the same command again" in str(raised.value)
+    shard.unlink()
+    assert len(spectrum.ids()) == 2
+
+
+def test_scores_lie_in_shards_of_their_own(tmp_path: Path) -> None:
+    scores = score_shards(tmp_path / "scores")
+    scores.append([{"id": "id-0", "scorer": "a", "clip_similarity": 0.25}])
+    scores.append([{"id": "id-1", "scorer": "b", "clip_similarity": -0.5}])
+    assert sorted(scores.read().to_pylist(), key=lambda row: row["id"]) == [
+        {"id": "id-0", "scorer": "a", "clip_similarity": 0.25},
+        {"id": "id-1", "scorer": "b", "clip_similarity": -0.5},
+    ]
+    assert pq.read_schema(scores.files()[0]).field("clip_similarity").type == pa.float32()
+
+
+@pytest.mark.parametrize("encoding", sorted(ENCODINGS))
+def test_every_encoding_can_be_read_back(encoding: str) -> None:
+    """The lossless ones bit for bit, the others to within a few grey values on a smooth picture."""
+    ramp = np.broadcast_to(np.linspace(20, 220, 32).astype(np.uint8)[:, None, None], (32, 32, 3))
+    with Image.open(io.BytesIO(encode_image(ramp, encoding))) as image:
+        assert image.size == (32, 32)
+        back = np.asarray(image.convert("RGB")).astype(int)
+    assert np.abs(back - ramp.astype(int)).max() <= (0 if encoding in {"png", "webp-lossless"} else 8)
+
+
+@pytest.mark.parametrize("encoding", sorted(ENCODINGS))
+def test_encoding_is_deterministic(encoding: str) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    assert encode_image(picture, encoding) == encode_image(picture.copy(), encoding)

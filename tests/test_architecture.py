@@ -1,0 +1,147 @@
+"""The rules of the house, checked on the imports and calls in the source."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import discl
+
+ROOT = Path(discl.__file__).parent
+FLOORS = [
+    {"cli"},
+    {"chain", "starter"},
+    {"report"},
+    {"stages", "baselines"},
+    {"workspace"},
+    {"recipe"},
+    {"curriculum", "spectrum"},
+    {"data", "hardness", "prompts", "checkpoints"},
+    {"assets", "console", "digests", "levels"},
+    {"errors"},
+]
+"""Rooms from the entrance down; a room imports from the floors below it only."""
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__").replace("__init__", ""): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+
+def is_script(module: str) -> bool:
+    """The scripts that made the assets are run by hand and belong to no room."""
+    return module.startswith("assets.make_")
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text())
+
+
+def imports(module: str, everywhere: bool = True) -> set[str]:
+    """Modules that a module imports; those of discl begin with "discl.". With `everywhere` false, only while it is loaded itself."""
+    package = f"discl.{module}".rstrip(".").split(".")
+    if MODULES[module].name != "__init__.py":
+        package = package[:-1]
+    waiting: list[ast.AST] = list(tree(module).body)
+    found: set[str] = set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*base, *(node.module or "").split(".")]).rstrip(".")
+            submodules = {f"{source}.{alias.name}" for alias in node.names} & {f"discl.{name}" for name in MODULES}
+            found |= submodules or {source}
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            waiting += node.body if everywhere else []
+        elif everywhere or not isinstance(node, ast.FunctionDef):
+            waiting += ast.iter_child_nodes(node)
+    return found
+
+
+def inside(module: str, everywhere: bool = True) -> set[str]:
+    """Modules of discl, without the prefix, that a module imports."""
+    return {name.removeprefix("discl.") for name in imports(module, everywhere) if name.startswith("discl.")}
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+def test_the_source_is_read_at_all() -> None:
+    assert {"", "cli", "spectrum", "spectrum.engine", "stages.data"} <= set(MODULES)
+    assert {"discl.errors", "discl.levels", "collections.abc", "dataclasses"} <= imports("levels") | imports("stages.data")
+    assert "discl.recipe" in imports("cli")
+    assert "discl.recipe" not in imports("cli", everywhere=False)
+    assert {"stages.learning", "workspace", "hardness"} <= inside("stages.data")
+    assert "data.table" in inside("data")
+
+
+def test_every_room_has_its_floor() -> None:
+    rooms = {room(module) for module in MODULES} - {""}
+    assert rooms <= set(FLOOR_OF), f"say in FLOORS where these belong: {sorted(rooms - set(FLOOR_OF))}"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name and not is_script(name)])
+def test_arrows_point_down_only(module: str) -> None:
+    upwards = {
+        other for other in inside(module) if room(other) != room(module) and FLOOR_OF.get(room(other), 0) <= FLOOR_OF.get(room(module), 0)
+    }
+    assert not upwards
+
+
+def test_nobody_imports_the_command_line() -> None:
+    assert [module for module in MODULES if "cli" in inside(module)] == []
+
+
+def test_the_two_wings_do_not_know_each_other() -> None:
+    assert [
+        module for module in MODULES if room(module) == "spectrum" and any(room(other) == "curriculum" for other in inside(module))
+    ] == []
+    assert [
+        module for module in MODULES if room(module) == "curriculum" and any(room(other) == "spectrum" for other in inside(module))
+    ] == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {module: inside(module, everywhere=False) & set(MODULES) for module in MODULES}
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not is_script(name)])
+def test_heavy_packages_stay_in_their_room(module: str) -> None:
+    packages = {name.split(".")[0] for name in imports(module)}
+    if module not in {"spectrum.models", "spectrum.filter"}:
+        assert not packages & {"diffusers", "transformers", "accelerate"}
+    assert not {name.split(".")[0] for name in imports(module, everywhere=False)} & {"diffusers", "transformers", "accelerate", "ray"}
+
+
+@pytest.mark.parametrize("module", ["", "cli", "errors", "levels", "digests"])
+def test_what_the_entrance_loads_is_light(module: str) -> None:
+    packages = {name.split(".")[0] for name in imports(module, everywhere=False)}
+    assert not packages & {"torch", "numpy", "datasets", "pyarrow", "PIL", "pydantic"}
+
+
+def called_names(module: str) -> set[str]:
+    """Names of what a module calls: `hash`, `torch.load`."""
+    return {ast.unparse(node.func) for node in ast.walk(tree(module)) if isinstance(node, ast.Call)}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not is_script(name)])
+def test_nothing_is_unpickled_evaluated_or_keyed_by_the_built_in_hash(module: str) -> None:
+    assert not {name.split(".")[0] for name in imports(module)} & {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+    assert not called_names(module) & {"hash", "eval", "exec", "torch.load", "yaml.load", "np.load", "numpy.load"}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not is_script(name)])
+def test_user_input_is_not_checked_by_assert(module: str) -> None:
+    assert not [node.lineno for node in ast.walk(tree(module)) if isinstance(node, ast.Assert)]

@@ -1,0 +1,479 @@
+"""The whole chain on tiny real data: from a folder of drawings to a report, killed and resumed, amended and left alone."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+
+import discl
+from discl.chain import STAGES, results_table, run_until
+from discl.curriculum import training
+from discl.curriculum.models import load_classifier
+from discl.curriculum.training import read_history
+from discl.errors import RunError, TrainingError
+from discl.recipe import validate
+from discl.spectrum.models import StableDiffusion
+from discl.spectrum.store import Shards
+from discl.stages import data, learning, making
+from discl.workspace import Run, open_run
+
+CLASSES = ("bag", "boot", "coat", "hat")
+COUNTS = {"train": (20, 12, 5, 3), "validation": (4, 4, 4, 4), "test": (3, 3, 3, 3)}
+HARD = 5 + 3
+METHODS = ("ce", "balanced", "discl")
+ROWS = {"ce", "ce+la", "balanced", "discl", "discl+la"}
+
+Tree = dict[str, Any]
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+def draw_picture(label: int, split: str, index: int) -> Image.Image:
+    """A 32×32 drawing of a shape on noise: the shape tells the class, the noise makes every picture another."""
+    generator = np.random.default_rng([label, len(split), index])
+    image = Image.fromarray(generator.integers(0, 120, (32, 32, 3)).astype(np.uint8))
+    left, top = generator.integers(2, 10, 2).tolist()
+    box, colour = (left, top, left + 18, top + 18), tuple(generator.integers(150, 256, 3).tolist())
+    pen = ImageDraw.Draw(image)
+    if label == 3:
+        pen.arc(box, 0, 200, fill=colour)
+    else:
+        [pen.rectangle, pen.ellipse, pen.line][label](box, fill=colour)
+    return image
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory, tiny_diffusion: Path, tiny_clip: Path) -> Tree:
+    """A recipe over 40 training images, of which the 8 coats and hats are rare; the filter keeps everything."""
+    root = tmp_path_factory.mktemp("data")
+    for split, counts in COUNTS.items():
+        for label, (name, count) in enumerate(zip(CLASSES, counts, strict=True)):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                draw_picture(label, split, index).save(folder / f"{index:02d}.png")
+    return {
+        "name": "tiny",
+        "data": {"root": str(root)},
+        "groups": {"many": 15, "few": 6},
+        "hard": {"fewer_than": 6},
+        "spectrum": {"checkpoint": str(tiny_diffusion), "levels": [0, 50], "seeds": 2, "num_inference_steps": 4},
+        "filter": {"checkpoint": str(tiny_clip), "threshold": -1},
+        "train": {
+            "epochs": 3, "curriculum_epochs": 2, "batch_size": 8, "steps_per_epoch": 4, "image_size": 16, "resize": 18,
+            "augment": ["random-crop", "flip"], "model": {"architecture": "resnet10", "width": 8, "stem": "3x3"}, "precision": "float32",
+        },
+        "methods": {
+            "ce": {"strategy": "real-only"},
+            "balanced": {"strategy": "real-only", "objective": "balanced-softmax"},
+            "discl": {"strategy": "diverse-to-specific"},
+        },
+        "evaluate": {"logit_adjustment": [0.25, 1.0, 2.0], "worst_k": [1, 2]},
+        "runtime": {"device": "cpu", "threads": 1, "slots": 2, "shard_rows": 12},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The recipe asks for one thread; other tests get theirs back."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def finished(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was never stopped. Tests that change a run work on a copy."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    assert discl.run(tree, folder) == folder / "report.html"
+    return folder
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def changed(tree: Tree, **values: Any) -> Tree:
+    """A recipe in which the values of dotted keys, with `__` for the dot, are replaced."""
+    result = json.loads(json.dumps(tree))
+    for key, value in values.items():
+        *above, last = key.split("__")
+        branch = result
+        for name in above:
+            branch = branch[name]
+        branch[last] = value
+    return result
+
+
+def images(folder: Path) -> dict[str, bytes]:
+    """`{id: encoded picture}`; fails where one lies in the store twice."""
+    rows = [row for shard in sorted(folder.glob("spectrum/part-*.parquet")) for row in pq.read_table(shard).to_pylist()]
+    assert not [name for name, count in Counter(row["id"] for row in rows).items() if count > 1]
+    return {row["id"]: row["image"]["bytes"] for row in rows}
+
+
+def scores(folder: Path) -> dict[str, float]:
+    rows = [row for shard in sorted(folder.glob("scores/part-*.parquet")) for row in pq.read_table(shard).to_pylist()]
+    assert len({row["id"] for row in rows}) == len(rows)
+    return {row["id"]: row["clip_similarity"] for row in rows}
+
+
+def stamps(folder: Path, *patterns: str) -> dict[str, tuple[int, bytes]]:
+    """`{file: (when it was written, its bytes)}`."""
+    found = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
+
+
+def assert_same_run(folder: Path, reference: Path) -> None:
+    """Same plan, images, verdicts, weights, logits and figures, bit for bit; scores to within rounding."""
+    for name in ("data.parquet", "hard.parquet", "plan.parquet", "results.json", "recipe.yaml"):
+        assert (folder / name).read_bytes() == (reference / name).read_bytes(), name
+    assert images(folder) == images(reference)
+    assert scores(folder) == pytest.approx(scores(reference), abs=1e-6)
+    verdicts = [pq.read_table(each / "filter.parquet", columns=["id", "keep"]).to_pylist() for each in (folder, reference)]
+    assert verdicts[0] == verdicts[1]
+    for method in METHODS:
+        for name in ("model.safetensors", "config.json", "logits.safetensors", "method.json"):
+            assert (folder / "train" / method / name).read_bytes() == (reference / "train" / method / name).read_bytes(), (method, name)
+        histories = [read_history(each / "train" / method / "history.jsonl") for each in (folder, reference)]
+        assert [{**record, "seconds": 0} for record in histories[0]] == [{**record, "seconds": 0} for record in histories[1]]
+    assert not [path for path in folder.rglob("*") if path.name.startswith(".part-") or path.suffix == ".new"]
+
+
+@pytest.fixture
+def no_phase_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a generator nor a CLIP may be loaded."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("nothing was to be generated or scored")
+
+    monkeypatch.setattr(making, "load_generator", refuse)
+    monkeypatch.setattr(making, "ClipScorer", refuse)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the methods that are trained while a test runs."""
+    names: list[str] = []
+    train = learning._train_method
+    monkeypatch.setattr(learning, "_train_method", lambda run, name, *rest: (names.append(name), train(run, name, *rest)))
+    return names
+
+
+def test_every_stage_leaves_its_file(finished: Path) -> None:
+    tables = {"data.parquet", "hard.parquet", "plan.parquet", "filter.parquet"}
+    expected = tables | {"recipe.yaml", "environment.json", "results.json", "report.html"}
+    expected |= {
+        f"train/{method}/{name}"
+        for method in METHODS
+        for name in ("model.safetensors", "config.json", "history.jsonl", "method.json", "logits.safetensors")
+    }
+    found = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
+    shards = {name for name in found if name.startswith(("spectrum/part-", "scores/part-"))}
+    assert {name.split("/")[0] for name in shards} == {"spectrum", "scores"}
+    assert {name for name in found - shards if not name.startswith("cache/")} == expected
+    assert (finished / "report.html").stat().st_size > 0
+
+
+def test_what_was_asked_for_was_made(finished: Path) -> None:
+    """8 rare images × 2 seeds × 2 levels, 32×32 each; the pictures of a seed differ from level to level."""
+    hard = pq.read_table(finished / "hard.parquet").to_pylist()
+    assert Counter(row["id"].split("/")[1] for row in hard) == {"coat": 5, "hat": 3}
+    plan = pq.read_table(finished / "plan.parquet").to_pylist()
+    assert len(plan) == HARD * 2 * 2
+    stored = images(finished)
+    assert set(stored) == {row["id"] for row in plan}
+    assert all(Image.open(io.BytesIO(data)).size == (32, 32) for data in stored.values())
+    assert len(set(stored.values())) == len(stored)
+    verdicts = pq.read_table(finished / "filter.parquet").to_pylist()
+    assert [row["id"] for row in verdicts] == [row["id"] for row in plan]
+    assert all(row["keep"] and -1 <= row["clip_similarity"] <= 1 for row in verdicts)
+
+
+def test_the_curriculum_was_followed(finished: Path) -> None:
+    """One epoch at 0 %, one at 50 %, then real images only; three synthetic images for each rare one, in the same shares."""
+    levels = {method: [record["levels"] for record in read_history(finished / "train" / method / "history.jsonl")] for method in METHODS}
+    assert levels == {"ce": [[], [], []], "balanced": [[], [], []], "discl": [[0], [50], []]}
+    ce, discl_ = (read_history(finished / "train" / method / "history.jsonl") for method in ("ce", "discl"))
+    assert all(record["synthetic_share"] == 0 for record in ce)
+    assert [record["synthetic_share"] > 0 for record in discl_] == [True, True, False]
+    assert [record["effective_scale"] for record in discl_] == [2, 2, 0]  # both kept images of every source, of the 3 asked for
+    assert {record["samples"] for record in ce + discl_} == {32}
+
+
+def test_results_hold_every_method_and_split(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    assert set(results) == ROWS
+    for name, splits in results.items():
+        assert list(splits) == ["validation", "test"]
+        for split, figures in splits.items():
+            expected = {"images", "accuracy", "macro_f1", "many", "medium", "few", "worst_1", "worst_2", "per_class"}
+            assert set(figures) == expected | ({"prior", "tau"} if name.endswith("+la") else set())
+            assert figures["images"] == sum(COUNTS[split])
+            assert set(figures["per_class"]) == set(CLASSES)
+            assert figures["accuracy"] == pytest.approx(np.mean(list(figures["per_class"].values())))
+            assert figures["few"] == pytest.approx(np.mean([figures["per_class"]["coat"], figures["per_class"]["hat"]]))
+
+
+def test_logit_adjustment_is_chosen_on_validation(finished: Path, tree: Tree) -> None:
+    """By hand: every τ with either prior, the most accurate on validation, the first of equals, and that one on test."""
+    results = json.loads((finished / "results.json").read_text())
+    for method in ("ce", "discl"):
+        history = read_history(finished / "train" / method / "history.jsonl")
+        drawn = np.maximum(np.sum([record["class_samples"] for record in history], 0), 1)
+        logits = {split: tensor.numpy() for split, tensor in load_file(finished / "train" / method / "logits.safetensors").items()}
+        labels = {split: np.repeat(range(4), COUNTS[split]) for split in logits}
+        best: tuple[float, str, float] = (-1.0, "", 0.0)
+        for prior, counts in (("real", np.array(COUNTS["train"])), ("effective", drawn)):
+            for tau in tree["evaluate"]["logit_adjustment"]:
+                shift = tau * np.log(counts / counts.sum())
+                accuracy = {split: ((rows - shift).argmax(1) == labels[split]).mean() for split, rows in logits.items()}
+                if accuracy["validation"] > best[0]:
+                    best, expected = (accuracy["validation"], prior, tau), accuracy
+        for split, figures in results[f"{method}+la"].items():
+            assert (figures["prior"], figures["tau"]) == best[1:]
+            assert figures["accuracy"] == pytest.approx(expected[split])
+
+
+def test_logits_are_those_of_the_stored_classifier(finished: Path, tree: Tree) -> None:
+    logits = load_file(finished / "train" / "discl" / "logits.safetensors")["test"]
+    model, config = load_classifier(finished / "train" / "discl")
+    assert config.class_names == CLASSES
+    table = open_run(validate(tree), finished).tables["test"]
+    for row in (0, 7):
+        square = np.asarray(table.image(row).resize((18, 18), Image.Resampling.LANCZOS), np.float32).transpose(2, 0, 1)[:, 1:17, 1:17] / 255
+        mean, std = (np.array(values, np.float32)[:, None, None] for values in (config.mean, config.std))
+        with torch.inference_mode():
+            expected = model(torch.from_numpy((square - mean) / std)[None])
+        torch.testing.assert_close(logits[row : row + 1], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_results_as_a_table(finished: Path, tree: Tree) -> None:
+    table = results_table(open_run(validate(tree), finished)).splitlines()
+    assert table[0].split() == ["top-1", "on", "test,", "%", "all", "many", "medium", "few"]
+    assert {line.split()[0] for line in table[1:]} == ROWS
+    assert all(len(line.split()) == 5 for line in table[1:])
+
+
+def test_a_second_call_does_nothing_anew(
+    copied: Path, tree: Tree, no_phase_one: None, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StableDiffusion, "predict", lambda *_: pytest.fail("a UNet call"))
+    monkeypatch.setattr(learning, "predict_logits", lambda *_, **__: pytest.fail("a classifier was measured again"))
+    kept = stamps(copied, "data.parquet", "hard.parquet", "plan.parquet", "spectrum/*", "scores/*", "train/*/*")
+    everything = {name: data for name, (_, data) in stamps(copied, "*", "spectrum/*", "scores/*", "train/*/*").items()}
+    discl.run(tree, copied)
+    assert stamps(copied, "data.parquet", "hard.parquet", "plan.parquet", "spectrum/*", "scores/*", "train/*/*") == kept
+    after = {name: data for name, (_, data) in stamps(copied, "*", "spectrum/*", "scores/*", "train/*/*").items()}
+    assert {name for name in everything if after[name] != everything[name]} <= {"report.html"}
+    assert set(after) == set(everything)
+    assert trained == []
+
+
+def test_runtime_may_differ_without_amend(copied: Path, tree: Tree, no_phase_one: None, trained: list[str]) -> None:
+    discl.run(changed(tree, runtime__slots=7, runtime__shard_rows=3), copied)
+    assert trained == []
+
+
+def test_another_recipe_is_refused_with_what_differs(copied: Path, tree: Tree) -> None:
+    before = stamps(copied, "*", "spectrum/*", "train/*/*")
+    with pytest.raises(RunError, match=r"made with another recipe:\n  filter\.threshold: -1\.0 -> 0\.3\n") as raised:
+        discl.run(changed(tree, filter__threshold=0.3), copied)
+    assert "--amend" in str(raised.value)
+    assert stamps(copied, "*", "spectrum/*", "train/*/*") == before
+
+
+def test_another_threshold_rewrites_no_image_and_no_score(copied: Path, tree: Tree, no_phase_one: None, trained: list[str]) -> None:
+    """Only the method that uses synthetic images is trained anew, on those that are still kept."""
+    verdicts = pq.read_table(copied / "filter.parquet").to_pylist()
+    cells = {(row["label"], row["level"]) for row in verdicts}
+    best = [max(row["clip_similarity"] for row in verdicts if (row["label"], row["level"]) == cell) for cell in cells]
+    threshold = min(best) - 1e-4  # every class keeps an image at every level
+    patterns = ("plan.parquet", "spectrum/*", "scores/*", "train/ce/*", "train/balanced/*")
+    before, discl_before = stamps(copied, *patterns), (copied / "train" / "discl" / "model.safetensors").read_bytes()
+    discl.run(changed(tree, filter__threshold=threshold), copied, amend=True)
+    assert stamps(copied, *patterns) == before
+    after = pq.read_table(copied / "filter.parquet").to_pylist()
+    assert 0 < sum(row["keep"] for row in after) < len(after)
+    assert [row["keep"] for row in after] == [row["clip_similarity"] >= threshold for row in verdicts]
+    assert all(row["keep"] == (row["reason"] == "") for row in after)
+    assert trained == ["discl"]
+    assert (copied / "train" / "discl" / "model.safetensors").read_bytes() != discl_before
+
+
+def test_a_threshold_that_keeps_nothing_of_a_class_is_explained(copied: Path, tree: Tree, no_phase_one: None) -> None:
+    with pytest.raises(TrainingError, match=r"class '(coat|hat)' has no kept synthetic image at level 0 %; lower filter\.threshold"):
+        discl.run(changed(tree, filter__threshold=1.0), copied, amend=True)
+
+
+def test_another_level_only_adds_images(copied: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, kept = images(copied), stamps(copied, "spectrum/*", "scores/*", "hard.parquet", "data.parquet")
+    rows: list[int] = []
+    predict = StableDiffusion.predict
+
+    def counted(self: StableDiffusion, latents: torch.Tensor, *rest: Any) -> torch.Tensor:
+        rows.append(len(latents))
+        return predict(self, latents, *rest)
+
+    monkeypatch.setattr(StableDiffusion, "predict", counted)
+    discl.run(changed(tree, spectrum__levels=[0, 25, 50], train__curriculum_epochs=3), copied, amend=True)
+    after, now = images(copied), stamps(copied, "spectrum/*", "scores/*", "hard.parquet", "data.parquet")
+    assert {name: after[name] for name in before} == before
+    assert kept.items() <= now.items()
+    assert len(after) == len(before) + HARD * 2
+    assert sum(rows) == 2 * 3 * HARD * 2  # two rows a step, three steps of four at 25 %
+    assert set(scores(copied)) == set(after)
+    assert [record["levels"] for record in read_history(copied / "train" / "discl" / "history.jsonl")] == [[0], [25], [50]]
+
+
+def test_a_level_more_is_another_curriculum_even_if_nothing_of_it_was_kept(copied: Path, tree: Tree) -> None:
+    run = open_run(validate(tree), copied)
+    kept = learning._kept_images(run)
+    before = {name: learning._fingerprint(run, method, kept) for name, method in run.recipe.methods.items()}
+    more = Run(validate(changed(tree, spectrum__levels=[0, 25, 50], train__curriculum_epochs=3)), copied)
+    more = replace(more, recipe=more.recipe.model_copy(update={"train": run.recipe.train}))
+    after = {name: learning._fingerprint(more, method, kept) for name, method in run.recipe.methods.items()}
+    assert {name for name in METHODS if before[name] != after[name]} == {"discl"}
+
+
+def test_a_changed_method_is_trained_anew_and_the_others_are_left(copied: Path, tree: Tree, no_phase_one: None, trained: list[str]) -> None:
+    patterns = ("train/ce/*", "train/discl/*", "spectrum/*", "scores/*", "plan.parquet")
+    before, balanced = stamps(copied, *patterns), (copied / "train" / "balanced" / "model.safetensors").read_bytes()
+    fixed = {"strategy": "fixed", "level": 50, "objective": "balanced-softmax"}
+    methods = {**tree["methods"], "balanced": fixed, "more": {"undersample": True}}
+    discl.run(changed(tree, methods=methods), copied, amend=True)
+    assert trained == ["balanced", "more"]
+    assert stamps(copied, *patterns) == before
+    assert (copied / "train" / "balanced" / "model.safetensors").read_bytes() != balanced
+    assert set(json.loads((copied / "results.json").read_text())) == ROWS | {"more", "more+la"}
+
+
+def test_amended_there_and_back_is_the_run_it_was(copied: Path, finished: Path, tree: Tree, no_phase_one: None) -> None:
+    discl.run(changed(tree, train__seed=1), copied, amend=True)
+    models = [(folder / "train" / "ce" / "model.safetensors").read_bytes() for folder in (copied, finished)]
+    assert models[0] != models[1]
+    discl.run(tree, copied, amend=True)
+    assert_same_run(copied, finished)
+
+
+def kill_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, until it is called for the `call`-th time (from 1)."""
+    calls = iter(range(1, 10**6))
+
+    def until(*arguments: Any, **named: Any) -> Any:
+        if next(calls) == call:
+            raise Killed
+        return function(*arguments, **named)
+
+    return until
+
+
+def half_written(content: Any, path: Path) -> None:
+    """Stands for any of the writers: it is killed in the middle of its file."""
+    Path(path).write_bytes(b"half of a file")
+    raise Killed
+
+
+def half_table(table: Any, path: Path) -> None:
+    half_written(table, path.with_suffix(".new"))
+
+
+def test_interrupted_in_every_stage(tree: Tree, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One folder, called again after each stop: 32 images in shards of 3, then one shard of scores, then 3 × 3 epochs."""
+    folder, small = tmp_path / "run", changed(tree, runtime__shard_rows=3)
+    points: list[tuple[Any, str, Callable[..., Any]]] = [
+        (data, "write_table", half_table),
+        (making, "write_plan", half_written),
+        (Shards, "append", kill_at(4, Shards.append)),
+        (Shards, "append", kill_at(2, Shards.append)),
+        (Shards, "append", kill_at(8, Shards.append)),
+        (making, "write_table", half_table),
+        (training, "_train_epoch", kill_at(5, training._train_epoch)),
+        (training.shutil, "rmtree", kill_at(1, training.shutil.rmtree)),
+        (learning, "save_file", half_written),
+    ]
+    made = []
+    for place, name, replacement in points:
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            patched.setattr(place, name, replacement)
+            discl.run(small, folder)
+        made.append((len(images(folder)), len(scores(folder))))
+    assert made == [(0, 0)] * 2 + [(9, 0), (12, 0), (32, 0)] + [(32, 32)] * 4
+    discl.run(tree, folder)
+    assert_same_run(folder, finished)
+
+
+def test_a_deletion_that_was_killed_leaves_no_classifier_behind(copied: Path, finished: Path, tree: Tree, trained: list[str]) -> None:
+    """What was left of a method's folder is not taken for the classifier that the recipe asks for."""
+    (copied / "train" / "ce" / "method.json").unlink()
+    shutil.copy(copied / "train" / "balanced" / "model.safetensors", copied / "train" / "ce" / "model.safetensors")
+    discl.run(tree, copied)
+    assert trained == ["ce"]
+    assert_same_run(copied, finished)
+
+
+def run_and_kill(recipe: Path, folder: Path, ready: Callable[[], bool]) -> None:
+    """`discl run` in a process of its own, killed as soon as the run has come so far."""
+    command = [sys.executable, "-m", "discl.cli", "run", str(recipe), "--out", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+        while not ready():
+            assert child.poll() is None, child.stdout and child.stdout.read().decode()
+            time.sleep(0.002)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+
+
+def test_killed_while_generating_and_while_training(tree: Tree, finished: Path, tmp_path: Path) -> None:
+    recipe, folder = tmp_path / "tiny.yaml", tmp_path / "run"
+    recipe.write_text(yaml.safe_dump(changed(tree, runtime__shard_rows=2)))
+    run_and_kill(recipe, folder, lambda: len(list(folder.glob("spectrum/part-*"))) >= 3)
+    assert 6 <= len(images(folder)) < 32
+    first = images(folder)
+    run_and_kill(recipe, folder, (folder / "train" / "ce" / "model.safetensors").exists)
+    assert not (folder / "train" / "discl" / "model.safetensors").exists()
+    assert images(folder).items() >= first.items()
+    discl.run(tree, folder)
+    assert_same_run(folder, finished)
+
+
+def test_stages_one_by_one_are_the_whole_chain(tree: Tree, finished: Path, tmp_path: Path) -> None:
+    for stage in STAGES:
+        path = run_until(open_run(validate(tree), tmp_path / "run"), stage)
+        assert path.exists()
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_validation_selection_needs_a_validation_split(tree: Tree, copied: Path) -> None:
+    """Without one the run stops with what to do; with one each method keeps its best epoch."""
+    discl.run(changed(tree, train__select="validation"), copied, amend=True)
+    for method in METHODS:
+        figures = [record["validation_accuracy"] for record in read_history(copied / "train" / method / "history.jsonl")]
+        measured = json.loads((copied / "results.json").read_text())[method]["validation"]["accuracy"]
+        assert measured == pytest.approx(max(figures))
+        assert not (copied / "train" / method / "best").exists()
+    shutil.copytree(tree["data"]["root"], copied.with_name("data"))
+    shutil.rmtree(copied.with_name("data") / "validation")
+    alone = changed(tree, train__select="validation", data={"root": str(copied.with_name("data")), "own_split": {"validation": 0}})
+    with pytest.raises(RunError, match=r"there is no validation split; use select: last or set data\.own_split"):
+        discl.run(alone, copied.with_name("without"))

@@ -1,0 +1,192 @@
+"""The command line: help with examples, short errors, recipes for one's own images, and nothing heavy until it is needed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from typer.main import get_command
+
+from discl import cli
+from discl.errors import DataError
+from discl.levels import GuidanceLevel
+from discl.recipe import load_recipe, shipped_recipes
+from discl.starter import write_starter
+
+COMMANDS = sorted(get_command(cli.app).commands)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def discl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """`discl("recipes")` -> (exit status, standard output, standard error)."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["discl", *arguments])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def write_images(root: Path, **counts: int) -> Path:
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(np.full((4, 4, 3), number, np.uint8)).save(root / name / f"{number}.png")
+    return root
+
+
+def loaded_by(code: str) -> set[str]:
+    """Which heavy packages a fresh process has loaded after `code`."""
+    heavy = ["torch", "diffusers", "transformers", "datasets", "pandas", "pyarrow", "PIL", "numpy"]
+    end = f"import sys; print(*[name for name in {heavy} if name in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{end}"], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+def test_importing_discl_loads_nothing_heavy() -> None:
+    assert loaded_by("import discl; discl.GuidanceLevel(30); discl.DisclError") == set()
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys; from discl import cli; sys.argv = ['discl', '--help']\ntry: cli.main()\nexcept SystemExit: pass"
+    assert loaded_by(code) == set()
+
+
+def test_names_of_the_package_are_fetched_when_they_are_used() -> None:
+    import discl
+
+    assert discl.GuidanceLevel is GuidanceLevel
+    assert discl.load_recipe is load_recipe
+    assert all(getattr(discl, name) is not None for name in discl.__all__)
+    with pytest.raises(AttributeError, match="module 'discl' has no attribute 'lode_recipe'"):
+        _ = discl.lode_recipe
+
+
+def test_help_names_every_command_and_shows_examples(discl) -> None:
+    status, out, _ = discl("--help")
+    assert status == 0
+    assert "discl init photos/birds" in out
+    assert all(re.search(rf"^│ {name} +[A-Z]", out, re.MULTILINE) for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_every_command_shows_an_example(discl, command: str) -> None:
+    status, out, _ = discl(command, "--help")
+    assert status == 0
+    assert f"discl {command}" in out.split("Usage:")[1].split("\n", 1)[1]
+
+
+def test_recipes_are_listed(discl) -> None:
+    assert discl("recipes") == (0, "".join(f"{name}\n" for name in shipped_recipes()), "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "fashion-tl"], "error: unknown recipe 'fashion-tl'; known: fashion-lt. Did you mean 'fashion-lt'?"),
+        (["train", "fashion-lt", "--set", "train.epoch=5"], "error: unknown key in train 'epoch'; known: "),
+        (["plan", "fashion-lt", "--set", "methods.discl.strategy=diverse"], "error: methods.discl.strategy: unknown strategy 'diverse'; "),
+        (["hard", "fashion-lt", "--set", "train.epochs"], "error: --set takes key=value, for example --set train.epochs=5; got"),
+        (
+            ["filter", "fashion-lt", "--set", "filter.threshold=2"],
+            "error: filter.threshold: input should be less than or equal to 1; got 2.",
+        ),
+        (["generate", "nowhere/mine.yaml"], "error: there is no recipe file nowhere/mine.yaml; shipped recipes: fashion-lt."),
+        (["init", "nowhere"], "error: data.root 'nowhere' does not exist; looked for "),
+        (["predict", "nowhere", "nothing.png", "--out", "x.csv"], "error: 'nothing.png' holds no image (none ends in "),
+    ],
+)
+def test_a_mistake_ends_with_status_1_and_one_short_paragraph(
+    discl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, error = discl(*arguments)
+    assert (status, out) == (1, "")
+    assert error.startswith(message)
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_installed_command_prints_no_traceback() -> None:
+    done = subprocess.run([sys.executable, "-m", "discl.cli", "run", "fashion-tl"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: unknown recipe 'fashion-tl'; known: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_interruption_tells_how_to_go_on(discl, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupt)
+    assert discl("run", "fashion-lt") == (130, "", "stopped; the same command goes on where this one ended\n")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("birds", "birds"),
+        ("my birds (2024)", "my-birds-2024"),
+        ("Vögel im Gärten", "V-gel-im-G-rten"),
+        ("鳥", "my-data"),
+        ("_it's: {odd} #1", "it-s-odd-1"),
+    ],
+)
+def test_init_writes_a_recipe_that_loads(discl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, name: str) -> None:
+    write_images(tmp_path / folder, wren=3, owl=40)
+    monkeypatch.chdir(tmp_path)
+    assert discl("init", folder) == (0, f"{name}.yaml\n", "")
+    recipe = load_recipe(tmp_path / f"{name}.yaml")
+    assert (recipe.name, recipe.data.root) == (name, str(tmp_path / folder))
+    assert (recipe.groups.many, recipe.groups.few, recipe.hard.fewer_than, recipe.train.batch_size) == (100, 20, 20, 43)
+    assert list(recipe.methods) == ["ce", "discl"]
+    header = (tmp_path / f"{name}.yaml").read_text().splitlines()[0]
+    assert header.endswith(": 43 training images in 2 classes (3 to 40 a class).")
+
+
+def test_init_never_overwrites(discl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "birds", wren=1)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "birds.yaml").write_text("mine")
+    assert discl("init", "birds") == (1, "", "error: birds.yaml exists already; name another file with --out.\n")
+    assert (tmp_path / "birds.yaml").read_text() == "mine"
+    assert discl("init", "birds", "--out", "new folder/other.yaml") == (0, "new folder/other.yaml\n", "")
+    assert "# discl plan 'new folder/other.yaml' " in (tmp_path / "new folder" / "other.yaml").read_text()
+
+
+def test_the_tail_of_a_starter_holds_at_least_the_smallest_class(tmp_path: Path) -> None:
+    write_images(tmp_path / "data", a=25, b=30)
+    recipe = load_recipe(write_starter(tmp_path / "data", tmp_path / "r.yaml"))
+    assert (recipe.groups.many, recipe.groups.few, recipe.hard.fewer_than) == (100, 26, 26)
+    with pytest.raises(DataError, match=r"r\.yaml exists already"):
+        write_starter(tmp_path / "data", tmp_path / "r.yaml")
+
+
+def test_options_reach_the_run(discl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from discl import workspace
+
+    opened: list[workspace.Run] = []
+    monkeypatch.setattr(f"{cli.__package__}.chain.run_until", lambda run, stage: opened.append(run) or Path(stage))
+    out = str(tmp_path / "run")
+    overrides = ["--set", "train.epochs=70", "--set", "spectrum.levels=[0, 50]"]
+    assert discl("hard", "fashion-lt", "--out", out, *overrides) == (0, "hard\n", "")
+    assert (opened[0].folder, opened[0].recipe.train.epochs) == (tmp_path / "run", 70)
+    assert opened[0].recipe.spectrum.levels == [GuidanceLevel(0), GuidanceLevel(50)]
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["spectrum"]["levels"] == [0, 50]
+    status, _, error = discl("hard", "fashion-lt", "--out", out)
+    assert status == 1
+    assert "  spectrum.levels: [0, 50] -> [0, 10, 30, 50]\n  train.epochs: 70 -> 65\n" in error
+    assert discl("train", "fashion-lt", "--out", out, "--amend") == (0, "train\n", "")
+    assert opened[1].recipe == load_recipe("fashion-lt")

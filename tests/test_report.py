@@ -1,0 +1,344 @@
+"""The report of small run folders that are written here from plain values: no model, no stage of the chain."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from discl.data import class_groups, make_table
+from discl.errors import RunError
+from discl.report import charts, pictures, reading, tables, words, write_report
+
+EVIL = '<script>alert(1)</script> & "co"'
+PLAIN = {"ce": "real-only", "discl": "diverse-to-specific"}
+
+
+class Page(HTMLParser):
+    """What a page holds: its text, its tags and their attributes."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.html, self.tags, self.text = html, [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def values(self, *attributes: str) -> list[str]:
+        return [value or "" for _, attrs in self.tags for name, value in attrs.items() if name in attributes]
+
+    def having(self, css_class: str) -> list[dict[str, Any]]:
+        return [attrs for _, attrs in self.tags if css_class in (attrs.get("class") or "").split()]
+
+
+def encode(pixels: np.ndarray) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def picture(label: int, level: int, seed: int, size: tuple[int, int] = (16, 16)) -> np.ndarray:
+    """A disc of the class's colour that dissolves into noise as λ falls."""
+    width, height = size
+    y, x = np.mgrid[:height, :width]
+    inside = np.hypot((x - width / 2) / width, (y - height / 2) / height) < 0.35
+    clean = np.where(inside[..., None], np.asarray([60 + 37 * label % 190, 230 - 53 * label % 200, 90 + 71 * label % 160]), 245)
+    noise = np.random.default_rng([label, seed]).integers(0, 256, (height, width, 3))
+    return (level / 100 * clean + (1 - level / 100) * noise).astype(np.uint8)
+
+
+def figures(names: Sequence[str], counts: Sequence[int], images: int, lift: float) -> dict[str, Any]:
+    """Plausible figures: classes with more training images fare better, `lift` helps the others."""
+    share = np.asarray(counts) / max(counts)
+    accuracy = np.clip(0.25 + 0.7 * share**0.4 + lift * (1 - 1.3 * share), 0, 1)
+    result = {"images": images * len(names), "accuracy": float(accuracy.mean()), "macro_f1": float(accuracy.mean()) - 0.01}
+    for group, labels in class_groups(list(counts), 100, 20).items():
+        result[group] = float(accuracy[labels].mean())
+    result["worst_1"] = float(accuracy.min())
+    return {**result, "per_class": dict(zip(names, accuracy.tolist(), strict=True))}
+
+
+def history(strategy: str, levels: Sequence[int], epochs: int, curriculum_epochs: int, offset: float, validated: bool) -> list[dict[str, Any]]:
+    stages = sorted(levels)
+    records = []
+    for epoch in range(epochs):
+        used = [] if strategy == "real-only" or epoch >= curriculum_epochs else [stages[epoch * len(stages) // curriculum_epochs]]
+        if used and strategy == "all-levels":
+            used = stages
+        record = {"epoch": epoch, "levels": used, "loss": 0.3 + offset + 1.5 * math.exp(-epoch / 6), "synthetic_share": 0.25 * bool(used), "seconds": 2.5}
+        if validated and (epoch + 1) % 5 == 0:
+            record["validation_accuracy"] = 0.6 + offset - 0.3 * math.exp(-epoch / 6)
+        records.append(record)
+    return records
+
+
+def make_run(
+    folder: Path, counts: Mapping[str, int], methods: Mapping[str, str] = PLAIN, levels: Sequence[int] = (0, 30, 50), seeds: int = 2,
+    splits: Sequence[str] = ("validation", "test"), size: tuple[int, int] = (16, 16), epochs: int = 20, threshold: float = 0.25,
+) -> Path:  # fmt: skip
+    """Writes a finished run folder with that many training images per class and returns the path of its report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names, amounts = list(counts), list(counts.values())
+    real = {label: encode(picture(label, 100, 0, size)) for label in range(len(names))}
+    labels = [label for label, count in enumerate(amounts) for _ in range(count)]
+    ids = [f"train-{row:05d}" for row in range(len(labels))]
+    train = make_table({"id": ids, "image": [real[label] for label in labels], "label": labels}, names)
+    rows = [("train", label) for label in labels] + [(split, label) for split in splits for label in range(len(names)) for _ in range(50)]
+    pq.write_table(pa.table({"split": [split for split, _ in rows], "label": [label for _, label in rows]}), folder / "data.parquet")
+    rarest = sorted(range(len(names)), key=lambda label: amounts[label])[: max(1, min(len(names) - 1, 40))]
+    hard = [{"id": name, "label": label} for name, label in zip(ids, labels, strict=True) if label in rarest]
+    pq.write_table(pa.Table.from_pylist(hard), folder / "hard.parquet")
+    _write_spectrum(folder, names, hard, levels, seeds, size, threshold)
+    recipe = _recipe(folder, methods, levels, seeds, epochs, threshold)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    (folder / "environment.json").write_text(json.dumps({"python": "3.11", "platform": "Linux-6", "processor": "x86_64", "device": "cpu", "packages": {"discl": "0.1.0"}}))
+    results: dict[str, Any] = {}
+    for index, (name, strategy) in enumerate(methods.items()):
+        records = history(strategy, levels, epochs, epochs - 4, 0.02 * index, "validation" in splits)
+        (folder / "train" / name).mkdir(parents=True, exist_ok=True)
+        (folder / "train" / name / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        results[name] = {split: figures(names, amounts, 50, 0.03 * index) for split in splits}
+        results[f"{name}+la"] = {split: {**figures(names, amounts, 50, 0.05 + 0.02 * index), "prior": "real", "tau": 1.0} for split in splits}
+    (folder / "results.json").write_text(json.dumps(results))
+    return write_report(folder, train, class_groups(amounts, 100, 20))
+
+
+def _write_spectrum(
+    folder: Path, names: Sequence[str], hard: Sequence[Mapping[str, Any]], levels: Sequence[int], seeds: int, size: tuple[int, int], threshold: float
+) -> None:
+    plan, images, verdicts = [], [], []
+    random = np.random.default_rng(0)
+    drawn = {}
+    for source in hard:
+        for seed in range(seeds):
+            for level in levels:
+                name, label = f"{source['id']}-{seed}-{level}", source["label"]
+                request = {"id": name, "source_id": source["id"], "label": label, "level": level, "seed": seed}
+                drawn[label, level, seed] = drawn.get((label, level, seed)) or encode(picture(label, level, seed, size))
+                cosine = float(np.float32(random.normal(0.27 + 0.001 * level, 0.03)))
+                keep = cosine >= threshold
+                plan.append({**request, "attempt": 0, "prompt": f"a photo of {names[label]}, seed {seed}"})
+                images.append({"id": name, "image": drawn[label, level, seed]})
+                verdicts.append({**request, "clip_similarity": cosine, "keep": keep, "reason": "" if keep else f"clip_similarity {cosine:.3f} < {threshold:g}"})
+    (folder / "spectrum").mkdir(exist_ok=True)
+    half = len(images) // 2
+    for part, rows in enumerate((images[:half], images[half:])):
+        if rows:
+            pq.write_table(pa.Table.from_pylist(rows), folder / "spectrum" / f"part-{part}.parquet", row_group_size=16)
+    pq.write_table(pa.Table.from_pylist(plan), folder / "plan.parquet")
+    pq.write_table(pa.Table.from_pylist(verdicts), folder / "filter.parquet")
+
+
+def _recipe(folder: Path, methods: Mapping[str, str], levels: Sequence[int], seeds: int, epochs: int, threshold: float) -> dict[str, Any]:
+    return {
+        "name": "small", "data": {"root": str(folder.resolve() / "birds"), "long_tail": None}, "groups": {"many": 100, "few": 20},
+        "hard": {"rule": "tail", "fewer_than": 20, "below": 0.5, "folds": 3},
+        "prompts": {"templates": ["a photo of {class}"], "phrases": None, "negative": EVIL},
+        "spectrum": {"checkpoint": "someone/model", "levels": list(levels), "seeds": seeds, "num_inference_steps": 20, "guidance_scale": 3.0, "size": None},
+        "filter": {"checkpoint": "someone/clip", "threshold": threshold},
+        "train": {
+            "epochs": epochs, "curriculum_epochs": epochs - 4, "batch_size": 64, "image_size": 32, "seed": 0, "model": {"architecture": "resnet10"},
+            "optimizer": {"name": "adam", "lr": 0.001, "schedule": "cosine"},
+        },
+        "methods": {name: {"strategy": strategy, "objective": "cross-entropy"} for name, strategy in methods.items()}, "baseline": None,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "small", {"wren": 130, "heron": 40, "owl": 9, EVIL: 5})
+
+
+@pytest.fixture(scope="module")
+def page(path: Path) -> Page:
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_names_prompts_and_recipe_values_are_escaped(page: Page) -> None:
+    assert "<script" not in page.html
+    assert page.html.count("&lt;script&gt;alert(1)&lt;/script&gt; &amp; &#34;co&#34;") > 5
+    assert f"“a photo of {EVIL}, seed 0”" in page.text
+    assert any(EVIL in alt for alt in page.values("alt"))
+
+
+def test_page_needs_no_network_and_no_script(page: Page) -> None:
+    assert all(address.startswith("data:image/") for address in page.values("src"))
+    assert all(address.startswith("#") for address in page.values("href"))
+    assert not {"script", "link", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
+    assert not re.search(r"https?://|url\(|@import|//cdn", page.html)
+
+
+def test_page_is_well_formed_and_has_its_sections(page: Page) -> None:
+    headings = re.findall(r"<h2>(.*?)</h2>", page.html)
+    assert headings == ["What was run", "Results", "The spectrum", "The filter", "The curriculum", "Class by class", "How to go on"]
+    assert "<title>small · discl report</title>" in page.html
+    assert all("alt" in attrs for tag, attrs in page.tags if tag == "img")
+    for tag in ("div", "section", "table", "tr", "td", "th", "span", "p", "details", "figure", "svg"):
+        assert len(re.findall(rf"<{tag}[\s>]", page.html)) == page.html.count(f"</{tag}>"), tag
+
+
+def test_all_methods_and_their_adjusted_rows_are_present(page: Page, path: Path) -> None:
+    for name in json.loads((path.parent / "results.json").read_text()):
+        assert re.search(rf"</i>{re.escape(name)}<", page.html)
+    assert "logit adjustment: real class counts, τ = 1" in page.text
+    assert "discl reaches" in page.text and "more than ce; on the few classes" in page.text
+    assert "One run with one training seed, so there are no error bars." in page.text
+
+
+def test_dropped_pictures_are_marked_with_their_reason(page: Page, path: Path) -> None:
+    shown = {(attrs["alt"]) for tag, attrs in page.tags if tag == "img" and "synthetic" in attrs["alt"]}
+    marked = page.having("dropped")
+    verdicts = pq.read_table(path.parent / "filter.parquet").to_pylist()
+    assert 0 < len(marked) < sum(not row["keep"] for row in verdicts) + 1
+    assert len(marked) == sum("dropped: clip_similarity" in alt for alt in re.findall(r'alt="(synthetic[^"]*)"', page.html))
+    assert all("dropped: clip_similarity 0." in attrs["title"] and "&lt; 0.25" not in attrs["title"] for attrs in marked)
+    assert shown
+
+
+def test_the_gallery_shows_two_images_of_each_hard_class_rarest_first(page: Page) -> None:
+    shown = re.findall(r"real image (train-\d+)", page.html)
+    assert shown == ["train-00179", "train-00180", "train-00170", "train-00171", "train-00130", "train-00131"]
+    assert sum("synthetic" in alt for alt in page.values("alt")) == 6 * 2 * 3
+
+
+def test_no_folder_of_the_machine_is_on_the_page(page: Page, path: Path) -> None:
+    assert str(path.parent) not in page.html and "…/birds" in page.text
+    assert "discl run small/recipe.yaml --out small" in page.text
+    assert "discl predict small photos --method discl --out predictions.csv" in page.text
+
+
+def test_an_absent_group_is_a_dash_and_never_zero(tmp_path: Path) -> None:
+    page = Page(make_run(tmp_path, {"wren": 130, "heron": 40}).read_text())
+    assert "No class falls into few." in page.text and "no such class" in page.text
+    assert len(page.having("absent")) == 1 + 4 + 4  # the tile; four rows on test and four on validation
+    assert re.search(r"on the medium classes", page.text)
+    assert not re.search(r"\b0\.0\b", re.sub(r"±0\.0", "", page.text.split("The spectrum")[0].split("All")[0].split("Results")[1]))
+
+
+@pytest.mark.parametrize("methods", [{"ce": "real-only"}, {f"m{i}": ("real-only", "specific-to-diverse", "all-levels")[i % 3] for i in range(12)}])
+@pytest.mark.parametrize("splits", [("validation",), ("test",)])
+def test_any_number_of_methods_and_either_split_alone(tmp_path: Path, methods: dict[str, str], splits: tuple[str, ...]) -> None:
+    page = Page(make_run(tmp_path, {"wren": 6, "owl": 5}, methods, splits=splits, epochs=8).read_text())
+    assert f"top-1 on {splits[0]}" in page.text
+    assert ("Validation accuracy" in page.text) == (splits == ("validation",))
+    assert all(f"Curriculum of {name}" in page.values("aria-label") for name in methods)
+    assert len(page.having("dot")) == (0 if len(methods) == 1 else 11 * (2 * 2 + 2))
+
+
+def test_many_classes_and_levels_show_a_part_and_say_so(tmp_path: Path) -> None:
+    counts = {f"class {label:02d}": 1 + (59 - label) // 10 for label in range(60)}
+    page = Page(make_run(tmp_path, counts, levels=range(0, 100, 8), seeds=4, epochs=17).read_text())
+    assert "Of 60 classes the 30 that changed most are shown." in page.text
+    assert "Of 40 classes with a spectrum, the 30 that lost the largest share are listed." in page.text
+    assert "at 8 of 13 levels" in page.text
+    assert len(page.having("class-value")) == 31
+
+
+@pytest.mark.parametrize("size", [(400, 150), (90, 300)])
+def test_large_pictures_keep_the_page_small(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = make_run(tmp_path, {f"class {label}": 3 for label in range(7)}, levels=(0, 50), size=size)
+    assert path.stat().st_size < 3_000_000
+    uri = re.search(r'src="data:image/webp;base64,([^"]+)"', path.read_text())
+    assert uri is not None
+    import base64
+
+    assert max(Image.open(io.BytesIO(base64.b64decode(uri[1]))).size) == 160
+
+
+def test_an_unfinished_run_is_refused_and_the_old_page_stays(tmp_path: Path) -> None:
+    path = make_run(tmp_path, {"wren": 6, "owl": 5})
+    before = path.read_bytes()
+    assert not list(tmp_path.glob("*.new"))
+    (tmp_path / "results.json").unlink()
+    with pytest.raises(RunError, match=r"results\.json, which is not there"):
+        write_report(tmp_path, make_table({"id": ["a"], "image": [encode(picture(0, 100, 0))], "label": [0]}, ["wren"]), {"few": [0]})
+    assert path.read_bytes() == before
+
+
+def test_axes_have_round_ticks() -> None:
+    assert charts.nice_axis(0.31, 1.34).ticks == (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4)
+    assert charts.nice_axis(45.2, 61.0, 4).ticks == (45, 50, 55, 60, 65)
+    assert charts.epoch_axis(65).ticks == (0, 20, 40, 60)
+    assert charts.epoch_axis(3).ticks == (0, 1, 2, 3)
+    flat = charts.nice_axis(2.0, 2.0)
+    assert flat.low < 2.0 < flat.high
+    assert charts.nice_axis(0, 10, 5).place(2.5) == 25
+
+
+def test_a_history_becomes_stretches_of_equal_levels() -> None:
+    records = [{"levels": levels} for levels in ([0], [0], [10, 30], [], [])]
+    found = [(each.first, each.last, each.levels, each.text) for each in charts.segments(records)]
+    assert found == [(1, 2, (0,), "0 %"), (3, 3, (10, 30), "10 % · 30 %"), (4, 5, (), "real only")]
+
+
+def test_level_colours_meet_their_stops() -> None:
+    assert [charts.level_colour(percent) for percent in (0, 50, 100)] == ["#5e42c4", "#ce4682", "#f3a83c"]
+
+
+def test_an_axis_does_not_stretch_to_a_threshold_far_away() -> None:
+    values = np.asarray([0.2, 0.3])
+    assert charts.similarity_axis(values, 0.35).high == pytest.approx(0.354)
+    assert charts.similarity_axis(values, -1.0).low == pytest.approx(0.196)
+
+
+def test_standard_errors_against_hand_computed_ones() -> None:
+    measured = {"accuracy": 0.5, "images": 100, "per_class": {"a": 0.5, "b": 0.8}}
+    found = tables.standard_errors(measured, ["a", "b"], [40, 60], {"few": [0, 1]})
+    assert found["accuracy"] == pytest.approx(5.0)
+    assert found["few"] == pytest.approx(100 * math.sqrt(0.25 / 40 + 0.16 / 60) / 2)
+
+
+def test_figures_that_print_alike_share_the_mark() -> None:
+    rows = tables.result_rows({"a": {"accuracy": 0.50001, "few": 0.2}, "b": {"accuracy": 0.50002}, "c": {"accuracy": 0.4}}, [("accuracy", "all"), ("few", "few")])
+    assert [[cell.best for cell in row.cells] for row in rows] == [[True, False], [True, False], [False, False]]
+    assert [row.cells[1].value for row in rows] == [0.2, None, None]
+
+
+def test_the_featured_method_is_chosen_by_strategy_and_compared_like_with_like(path: Path) -> None:
+    story = reading.read_run(path.parent, ["wren", "heron", "owl", EVIL], {"many": [0], "medium": [1], "few": [2, 3]})
+    assert (story.baseline, story.featured, story.split) == ("ce", "discl", "test")
+    assert [(row.name, row.against) for row in tables.differences(story)] == [("discl", "ce"), ("discl+la", "ce+la")]
+    strategies = {"ce": "real-only", "text": "text-only", "up": "easy-to-hard", "down": "specific-to-diverse"}
+    other = reading.Story(**{**vars(story), "recipe": {**story.recipe, "methods": {name: {"strategy": each} for name, each in strategies.items()}}})
+    assert other.featured == "up"
+
+
+def test_numbers_in_words() -> None:
+    assert [words.points(value) for value in (1.25, -3.04, 0.04, None)] == ["+1.2", "−3.0", "±0.0", "–"]
+    assert [words.percent(value) for value in (0.0, 0.5224, None)] == ["0.0", "52.2", "–"]
+    assert [words.duration(seconds) for seconds in (12.4, 600, 8000)] == ["12 s", "10 min", "2 h 13 min"]
+    assert pictures.spread(list(range(10)), 4) == [0, 3, 6, 9]
+
+
+def test_a_browser_renders_the_page(path: Path, tmp_path: Path) -> None:
+    browser = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip("no Chromium is installed")
+    flags = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
+    ]  # fmt: skip
+    done = subprocess.run([browser, *flags, "--dump-dom", path.resolve().as_uri()], capture_output=True, text=True, timeout=500)
+    dom = Page(done.stdout)
+    written = Page(path.read_text(encoding="utf-8"))
+    assert "discl reaches" in dom.text
+    assert sum(tag == "img" for tag, _ in dom.tags) == sum(tag == "img" for tag, _ in written.tags) > 36
+    assert sum(tag == "path" for tag, _ in dom.tags) == sum(tag == "path" for tag, _ in written.tags)
