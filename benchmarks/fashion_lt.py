@@ -53,10 +53,12 @@ ROWS = (
 )
 
 
-def run_seed(seed: int, work: Path, settings: dict[str, Any], methods: dict[str, Any] | None = None, stage: str = "evaluate") -> dict[str, Any]:
+def run_seed(
+    seed: int, work: Path, settings: dict[str, Any], methods: dict[str, Any] | None = None, stage: str = "evaluate"
+) -> dict[str, Any]:
     """Results of one long-tailed sample, `{method: {split: {metric: value}}}`; empty if it is carried out only to an earlier stage."""
-    from discl.recipe import load_recipe
     from discl.chain import run_until
+    from discl.recipe import load_recipe
     from discl.workspace import open_run
 
     shared = {**settings, "data.long_tail.seed": seed, "train.seed": seed, "runtime.threads": 1, "runtime.device": "cpu"}
@@ -84,7 +86,8 @@ def run_oracle(seed: int, work: Path, shared: dict[str, Any]) -> dict[str, Any]:
     from discl.stages.learning import evaluate, train
     from discl.workspace import open_run
 
-    recipe = load_recipe(RECIPE, {**shared, "methods": ORACLES, "train.curriculum_epochs": shared.get("train.epochs") or load_recipe(RECIPE).train.epochs})
+    epochs = load_recipe(RECIPE, shared).train.epochs  # its extra images are real, so they stay to the end
+    recipe = load_recipe(RECIPE, {**shared, "methods": ORACLES, "train.curriculum_epochs": epochs})
     run = open_run(recipe, work / f"seed-{seed}-oracle", amend=True)
     prepare_data(run)
     find_hard(run)
@@ -98,7 +101,8 @@ def run_oracle(seed: int, work: Path, shared: dict[str, Any]) -> dict[str, Any]:
             rows += free[: round(recipe.methods["oracle"].synthetic_scale * counts[label])]
         chosen = [pool.rows[row] for row in rows]
         run.spectrum.append([{"id": f"oracle-{row['id']}", "image": row["image"], "label": row["label"], "level": 100} for row in chosen])
-        pq.write_table(pa.table({"id": [f"oracle-{row['id']}" for row in chosen], "keep": [True] * len(chosen)}), run.path("filter.parquet"))
+        kept = {"id": [f"oracle-{row['id']}" for row in chosen], "keep": [True] * len(chosen)}
+        pq.write_table(pa.table(kept), run.path("filter.parquet"))
     train(run)
     evaluate(run)
     return json.loads(run.path("results.json").read_text())
@@ -135,7 +139,8 @@ def summarise(by_seed: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         for metric in ("accuracy", "many", "medium", "few"):
             values = [100 * results[key]["test"][metric] for results in by_seed.values()]
             gains = [value - 100 * results["ce"]["test"][metric] for value, results in zip(values, by_seed.values(), strict=True)]
-            row[metric] = {"mean": statistics.mean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0, "gain": statistics.mean(gains)}
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            row[metric] = {"mean": statistics.mean(values), "std": spread, "gain": statistics.mean(gains)}
         rows.append(row)
     return rows
 

@@ -76,7 +76,7 @@ def room(module: str) -> str:
 
 def test_the_source_is_read_at_all() -> None:
     assert {"", "cli", "spectrum", "spectrum.engine", "stages.data"} <= set(MODULES)
-    assert {"discl.errors", "discl.levels", "collections.abc", "dataclasses"} <= imports("levels") | imports("stages.data")
+    assert {"discl.errors", "collections.abc", "dataclasses"} <= imports("levels")
     assert "discl.recipe" in imports("cli")
     assert "discl.recipe" not in imports("cli", everywhere=False)
     assert {"stages.learning", "workspace", "hardness"} <= inside("stages.data")

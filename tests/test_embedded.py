@@ -60,7 +60,8 @@ def test_text_only_images_show_their_class(seed: int) -> None:
     names = read_tables("embedded:fashion-mnist/data")["train"].class_names
     texts = class_prompts(names, [], "embedded:fashion-mnist")
     asked = load_recipe("fashion-lt").spectrum
-    engine = Engine(load_generator(DIFFUSION), num_inference_steps=asked.num_inference_steps, guidance_scale=asked.guidance_scale, size=32, slots=50)
+    settings = {"num_inference_steps": asked.num_inference_steps, "guidance_scale": asked.guidance_scale}
+    engine = Engine(load_generator(DIFFUSION), **settings, size=32, slots=50)
     requests = [
         Request(f"{label}-{number}", f"{label}-{number}", "", label, 0, seed, 0, texts[name][number], "")
         for label, name in enumerate(names)

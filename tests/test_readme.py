@@ -28,7 +28,9 @@ def call(command: str, folder: Path, *more: str) -> subprocess.CompletedProcess[
     words = shlex.split(command)
     assert words[0] == "discl"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "discl.cli", *words[1:], *more], cwd=folder, capture_output=True, text=True, env=environment)
+    return subprocess.run(
+        [sys.executable, "-m", "discl.cli", *words[1:], *more], cwd=folder, capture_output=True, text=True, env=environment
+    )
 
 
 @pytest.fixture

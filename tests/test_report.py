@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import io
 import json
 import math
@@ -20,11 +22,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from discl.data import class_groups, make_table
+from discl.data import class_groups
+from discl.data.table import make_table
 from discl.errors import RunError
 from discl.report import charts, pictures, reading, tables, words, write_report
 
 EVIL = '<script>alert(1)</script> & "co"'
+TWELVE = {f"m{index}": ("real-only", "specific-to-diverse", "all-levels")[index % 3] for index in range(12)}
 PLAIN = {"ce": "real-only", "discl": "diverse-to-specific"}
 
 
@@ -76,14 +80,17 @@ def figures(names: Sequence[str], counts: Sequence[int], images: int, lift: floa
     return {**result, "per_class": dict(zip(names, accuracy.tolist(), strict=True))}
 
 
-def history(strategy: str, levels: Sequence[int], epochs: int, curriculum_epochs: int, offset: float, validated: bool) -> list[dict[str, Any]]:
+def history(
+    strategy: str, levels: Sequence[int], epochs: int, curriculum_epochs: int, offset: float, validated: bool
+) -> list[dict[str, Any]]:
     stages = sorted(levels)
     records = []
     for epoch in range(epochs):
         used = [] if strategy == "real-only" or epoch >= curriculum_epochs else [stages[epoch * len(stages) // curriculum_epochs]]
         if used and strategy == "all-levels":
             used = stages
-        record = {"epoch": epoch, "levels": used, "loss": 0.3 + offset + 1.5 * math.exp(-epoch / 6), "synthetic_share": 0.25 * bool(used), "seconds": 2.5}
+        loss = 0.3 + offset + 1.5 * math.exp(-epoch / 6)
+        record = {"epoch": epoch, "levels": used, "loss": loss, "synthetic_share": 0.25 * bool(used), "seconds": 2.5}
         if validated and (epoch + 1) % 5 == 0:
             record["validation_accuracy"] = 0.6 + offset - 0.3 * math.exp(-epoch / 6)
         records.append(record)
@@ -109,20 +116,28 @@ def make_run(
     _write_spectrum(folder, names, hard, levels, seeds, size, threshold)
     recipe = _recipe(folder, methods, levels, seeds, epochs, threshold)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    (folder / "environment.json").write_text(json.dumps({"python": "3.11", "platform": "Linux-6", "processor": "x86_64", "device": "cpu", "packages": {"discl": "0.1.0"}}))
+    environment = {"python": "3.11", "platform": "Linux-6", "processor": "x86_64", "device": "cpu", "packages": {"discl": "0.1.0"}}
+    (folder / "environment.json").write_text(json.dumps(environment))
     results: dict[str, Any] = {}
     for index, (name, strategy) in enumerate(methods.items()):
         records = history(strategy, levels, epochs, epochs - 4, 0.02 * index, "validation" in splits)
         (folder / "train" / name).mkdir(parents=True, exist_ok=True)
         (folder / "train" / name / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         results[name] = {split: figures(names, amounts, 50, 0.03 * index) for split in splits}
-        results[f"{name}+la"] = {split: {**figures(names, amounts, 50, 0.05 + 0.02 * index), "prior": "real", "tau": 1.0} for split in splits}
+        adjusted = {**figures(names, amounts, 50, 0.05 + 0.02 * index), "prior": "real", "tau": 1.0}
+        results[f"{name}+la"] = dict.fromkeys(splits, adjusted)
     (folder / "results.json").write_text(json.dumps(results))
     return write_report(folder, train, class_groups(amounts, 100, 20))
 
 
 def _write_spectrum(
-    folder: Path, names: Sequence[str], hard: Sequence[Mapping[str, Any]], levels: Sequence[int], seeds: int, size: tuple[int, int], threshold: float
+    folder: Path,
+    names: Sequence[str],
+    hard: Sequence[Mapping[str, Any]],
+    levels: Sequence[int],
+    seeds: int,
+    size: tuple[int, int],
+    threshold: float,
 ) -> None:
     plan, images, verdicts = [], [], []
     random = np.random.default_rng(0)
@@ -137,7 +152,8 @@ def _write_spectrum(
                 keep = cosine >= threshold
                 plan.append({**request, "attempt": 0, "prompt": f"a photo of {names[label]}, seed {seed}"})
                 images.append({"id": name, "image": drawn[label, level, seed]})
-                verdicts.append({**request, "clip_similarity": cosine, "keep": keep, "reason": "" if keep else f"clip_similarity {cosine:.3f} < {threshold:g}"})
+                reason = "" if keep else f"clip_similarity {cosine:.3f} < {threshold:g}"
+                verdicts.append({**request, "clip_similarity": cosine, "keep": keep, "reason": reason})
     (folder / "spectrum").mkdir(exist_ok=True)
     half = len(images) // 2
     for part, rows in enumerate((images[:half], images[half:])):
@@ -152,11 +168,14 @@ def _recipe(folder: Path, methods: Mapping[str, str], levels: Sequence[int], see
         "name": "small", "data": {"root": str(folder.resolve() / "birds"), "long_tail": None}, "groups": {"many": 100, "few": 20},
         "hard": {"rule": "tail", "fewer_than": 20, "below": 0.5, "folds": 3},
         "prompts": {"templates": ["a photo of {class}"], "phrases": None, "negative": EVIL},
-        "spectrum": {"checkpoint": "someone/model", "levels": list(levels), "seeds": seeds, "num_inference_steps": 20, "guidance_scale": 3.0, "size": None},
+        "spectrum": {
+            "checkpoint": "someone/model", "levels": list(levels), "seeds": seeds, "num_inference_steps": 20, "guidance_scale": 3.0,
+            "size": None,
+        },
         "filter": {"checkpoint": "someone/clip", "threshold": threshold},
         "train": {
-            "epochs": epochs, "curriculum_epochs": epochs - 4, "batch_size": 64, "image_size": 32, "seed": 0, "model": {"architecture": "resnet10"},
-            "optimizer": {"name": "adam", "lr": 0.001, "schedule": "cosine"},
+            "epochs": epochs, "curriculum_epochs": epochs - 4, "batch_size": 64, "image_size": 32, "seed": 0,
+            "model": {"architecture": "resnet10"}, "optimizer": {"name": "adam", "lr": 0.001, "schedule": "cosine"},
         },
         "methods": {name: {"strategy": strategy, "objective": "cross-entropy"} for name, strategy in methods.items()}, "baseline": None,
     }  # fmt: skip
@@ -233,7 +252,7 @@ def test_an_absent_group_is_a_dash_and_never_zero(tmp_path: Path) -> None:
     assert not re.search(r"\b0\.0\b", re.sub(r"±0\.0", "", page.text.split("The spectrum")[0].split("All")[0].split("Results")[1]))
 
 
-@pytest.mark.parametrize("methods", [{"ce": "real-only"}, {f"m{i}": ("real-only", "specific-to-diverse", "all-levels")[i % 3] for i in range(12)}])
+@pytest.mark.parametrize("methods", [{"ce": "real-only"}, TWELVE])
 @pytest.mark.parametrize("splits", [("validation",), ("test",)])
 def test_any_number_of_methods_and_either_split_alone(tmp_path: Path, methods: dict[str, str], splits: tuple[str, ...]) -> None:
     page = Page(make_run(tmp_path, {"wren": 6, "owl": 5}, methods, splits=splits, epochs=8).read_text())
@@ -258,8 +277,6 @@ def test_large_pictures_keep_the_page_small(tmp_path: Path, size: tuple[int, int
     assert path.stat().st_size < 3_000_000
     uri = re.search(r'src="data:image/webp;base64,([^"]+)"', path.read_text())
     assert uri is not None
-    import base64
-
     assert max(Image.open(io.BytesIO(base64.b64decode(uri[1]))).size) == 160
 
 
@@ -307,7 +324,8 @@ def test_standard_errors_against_hand_computed_ones() -> None:
 
 
 def test_figures_that_print_alike_share_the_mark() -> None:
-    rows = tables.result_rows({"a": {"accuracy": 0.50001, "few": 0.2}, "b": {"accuracy": 0.50002}, "c": {"accuracy": 0.4}}, [("accuracy", "all"), ("few", "few")])
+    measured = {"a": {"accuracy": 0.50001, "few": 0.2}, "b": {"accuracy": 0.50002}, "c": {"accuracy": 0.4}}
+    rows = tables.result_rows(measured, [("accuracy", "all"), ("few", "few")])
     assert [[cell.best for cell in row.cells] for row in rows] == [[True, False], [True, False], [False, False]]
     assert [row.cells[1].value for row in rows] == [0.2, None, None]
 
@@ -317,7 +335,8 @@ def test_the_featured_method_is_chosen_by_strategy_and_compared_like_with_like(p
     assert (story.baseline, story.featured, story.split) == ("ce", "discl", "test")
     assert [(row.name, row.against) for row in tables.differences(story)] == [("discl", "ce"), ("discl+la", "ce+la")]
     strategies = {"ce": "real-only", "text": "text-only", "up": "easy-to-hard", "down": "specific-to-diverse"}
-    other = reading.Story(**{**vars(story), "recipe": {**story.recipe, "methods": {name: {"strategy": each} for name, each in strategies.items()}}})
+    methods = {name: {"strategy": strategy} for name, strategy in strategies.items()}
+    other = dataclasses.replace(story, recipe={**story.recipe, "methods": methods})
     assert other.featured == "up"
 
 

@@ -34,8 +34,8 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "CheckpointError", "DataError", "DisclError", "GuidanceLevel", "Recipe", "RecipeError", "Run", "RunError", "StoreError", "TrainingError",
-    "load_classifier", "load_recipe", "open_run", "predict", "run", "run_until",
+    "CheckpointError", "DataError", "DisclError", "GuidanceLevel", "Recipe", "RecipeError", "Run", "RunError", "StoreError",
+    "TrainingError", "load_classifier", "load_recipe", "open_run", "predict", "run", "run_until",
 ]  # fmt: skip
 
 

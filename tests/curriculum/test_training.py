@@ -93,7 +93,7 @@ def make_settings(optimizer: str = "adam", epochs: int = 8, **changed: Any) -> T
 
 
 def curriculum(epochs: int) -> Strategy:
-    return make_strategy("diverse-to-specific", levels=(GuidanceLevel(0), GuidanceLevel(50)), curriculum_epochs=epochs - 2)
+    return make_strategy("diverse-to-specific", levels=(GuidanceLevel(0), GuidanceLevel(50)), curriculum_epochs=max(2, epochs - 2))
 
 
 def train_into(folder: Path, settings: TrainSettings | None = None, **changed: Any) -> list[Record]:
@@ -192,11 +192,11 @@ def test_killed_again_and_again(tmp_path: Path, uninterrupted: dict[str, bytes])
     assert contents(tmp_path) == uninterrupted
 
 
-@pytest.mark.parametrize("epoch", [1, 4, 6])
+@pytest.mark.parametrize("epoch", [1, 4, 5])
 def test_last_save_some_epochs_before_the_end(
     epoch: int, tmp_path: Path, uninterrupted: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second passes in an epoch, and only every third one is saved; what came after the save is done again."""
+    """A second passes in an epoch, so that the fourth one is saved and the seventh; what came after a save is done again."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: clock.now))
 
@@ -207,7 +207,7 @@ def test_last_save_some_epochs_before_the_end(
 
     with pytest.raises(Killed):
         train_into(tmp_path, make_settings(save_seconds=2.5), on_epoch=on_epoch)
-    saved = {1: 0, 4: 4, 6: 4}[epoch]
+    saved = 4 if epoch >= 3 else 0
     assert (tmp_path / "checkpoint.safetensors").exists() == bool(saved)
     assert not saved or len(read_history(tmp_path / "history.jsonl")) == saved
     train_into(tmp_path, make_settings(save_seconds=2.5))
@@ -361,8 +361,10 @@ def test_a_loss_that_is_not_finite(bad_epoch: int, tmp_path: Path) -> None:
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         train_into(tmp_path, on_epoch=stop_after(1))
-    with pytest.raises(TrainingError, match=r"checkpoint\.safetensors does not belong to this model.*Delete its folder to train anew"):
+    with pytest.raises(TrainingError, match=r"checkpoint\.safetensors does not belong to this model: .*size mismatch for conv1") as raised:
         train_into(tmp_path, config=replace(CONFIG, width=8))
+    assert str(raised.value).endswith("Delete its folder to train anew.")
+    assert len(str(raised.value)) < 600  # the first of some fifty tensors that do not fit
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors", None])

@@ -300,8 +300,8 @@ def test_the_folder_of_another_recipe_is_refused_with_the_differences(tmp_path: 
         f"{tmp_path / 'run'} was made with another recipe:",
         "  hard.fewer_than: 20 -> 5",
         "  train.epochs: 65 -> 70",
-        "  methods.la: None -> {'strategy': 'real-only', 'level': None, 'objective': 'cross-entropy', 'prior': 'real', 'undersample': True, "
-        "'synthetic_scale': 3.0, 'shortage': 'repeat'}",
+        "  methods.la: None -> {'strategy': 'real-only', 'level': None, 'objective': 'cross-entropy', 'prior': 'real', "
+        "'undersample': True, 'synthetic_scale': 3.0, 'shortage': 'repeat'}",
         "Choose another folder with --out, or go on in this one with --amend (images that still fit are kept, what they no longer fit is "
         "made anew).",
     ]

@@ -25,7 +25,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """All that is needed to build a classifier again and to feed it: `image_size` in pixels a side, `mean` and `std` per channel of [0, 1]."""
+    """All that is needed to build and feed a classifier: `image_size` in pixels a side, `mean` and `std` per channel of [0, 1]."""
 
     architecture: str
     stem: str
@@ -112,13 +112,19 @@ def save_classifier(model: nn.Module, config: ClassifierConfig, folder: Path) ->
     unfinished.replace(folder / "model.safetensors")
 
 
+def first_cause(error: Exception) -> str:
+    """One line of an error that may list every tensor of a network."""
+    return " ".join(line.strip() for line in str(error).splitlines()[:2])
+
+
 def load_classifier(folder: Path) -> tuple[ResNet, ClassifierConfig]:
     """The classifier of a folder that `save_classifier` wrote, in evaluation mode. Raises CheckpointError if it is none."""
     try:
         plain = json.loads((folder / "config.json").read_text())
-        config = ClassifierConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()})
+        settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
+        config = ClassifierConfig(**settings)
         model = build_classifier(config)
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"'{folder}' holds no classifier of discl: {error}") from error
+        raise CheckpointError(f"'{folder}' holds no classifier of discl: {first_cause(error)}") from error
     return model.eval(), config

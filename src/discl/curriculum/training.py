@@ -22,7 +22,7 @@ from ..digests import derive_seed
 from ..errors import TrainingError
 from .augmentation import centre, make_augmentation
 from .mixture import Mixing, Pool, Round, mix_epoch
-from .models import ClassifierConfig, build_classifier, normalise, save_classifier
+from .models import ClassifierConfig, build_classifier, first_cause, normalise, save_classifier
 from .objectives import OBJECTIVES
 from .pixels import Batches, Pixels
 from .strategies import Levels, Strategy
@@ -148,12 +148,11 @@ def _train_epoch(
         loss.backward()
         optimizer.step()
         total += loss.detach()
-        if (step + 1) % 50 == 0 or step + 1 == settings.steps_per_epoch:
-            if not bool(total.isfinite()):
-                kept = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "no checkpoint had been saved yet"
-                raise TrainingError(
-                    f"the loss is not finite in epoch {epoch}, step {step}; {kept}. Lower train.optimizer.lr or use train.precision: float32."
-                )
+        looked_at = (step + 1) % 50 == 0 or step + 1 == settings.steps_per_epoch  # a look waits for the device
+        if looked_at and not bool(total.isfinite()):
+            kept = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "no checkpoint had been saved yet"
+            mend = "Lower train.optimizer.lr or use train.precision: float32."
+            raise TrainingError(f"the loss is not finite in epoch {epoch}, step {step}; {kept}. {mend}")
     return total.item() / settings.steps_per_epoch
 
 
@@ -241,7 +240,8 @@ def _load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimi
             history = json.loads(stored.metadata()["history"])
         model.load_state_dict(weights)
     except (RuntimeError, KeyError, OSError, TypeError, ValueError, SafetensorError) as error:
-        raise TrainingError(f"checkpoint {path} does not belong to this model: {error}. Delete its folder to train anew.") from error
+        cause = first_cause(error)
+        raise TrainingError(f"checkpoint {path} does not belong to this model: {cause} Delete its folder to train anew.") from error
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return history
 

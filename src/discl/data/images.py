@@ -27,7 +27,7 @@ def decode_image(stored: Mapping[str, Any] | None) -> Image.Image:
     if data is None and path is None:
         raise Unreadable("neither bytes nor a path are stored")
     try:
-        source = io.BytesIO(data) if data is not None else path
+        source: Any = io.BytesIO(data) if data is not None else path
         with Image.open(source) as image:
             if max(image.size) > MAX_SIDE:
                 raise Unreadable(f"{image.width}×{image.height} pixels; at most {MAX_SIDE} a side are decoded")
@@ -38,7 +38,7 @@ def decode_image(stored: Mapping[str, Any] | None) -> Image.Image:
     except Unreadable:
         raise
     except UnidentifiedImageError as error:
-        empty = not data if data is not None else not Path(path).stat().st_size
+        empty = not data if data is not None else not Path(str(path)).stat().st_size
         raise Unreadable("the file is empty" if empty else "the file is no image, or of an unknown format") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Unreadable(str(error) or type(error).__name__) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ def _read_image_folder(root: Path, named_splits: set[str]) -> dict[str, ImageTab
             _refuse_escape([folder, *(file for file in found if file.is_symlink())], root)
             paths += found
             labels += [names.index(folder.name)] * len(found)
-        columns = {
+        columns: dict[str, Sequence[Any]] = {
             "id": [path.relative_to(root).as_posix() for path in paths],
             "image": [{"bytes": None, "path": str(path)} for path in paths],
             "label": labels,

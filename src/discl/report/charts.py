@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,9 @@ def nice_axis(low: float, high: float, ticks: int = 5, snap: bool = True) -> Axi
     exact = (high - low) / ticks
     power = 10.0 ** math.floor(math.log10(exact))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= exact * 0.999)
-    first, last = (math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)) if snap else (math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9))
+    inward = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    outward = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    first, last = outward if snap else inward
     marks = tuple(round(index * step, 10) for index in range(first, last + 1))
     return Axis(marks[0], marks[-1], marks) if snap else Axis(low, high, marks)
 
@@ -52,7 +54,7 @@ def epoch_axis(epochs: int) -> Axis:
 
 def level_colour(percent: float) -> str:
     """Colour of λ as #rrggbb."""
-    for (start, left), (end, right) in zip(LEVEL_STOPS, LEVEL_STOPS[1:], strict=False):
+    for (start, left), (end, right) in pairwise(LEVEL_STOPS):
         if percent <= end:
             share = (percent - start) / (end - start)
             return "#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in zip(left, right, strict=True))
@@ -173,7 +175,9 @@ class Chart:
     lines: tuple[Line, ...]
 
 
-def line_chart(title: str, unit: str, x: Axis, series: Mapping[str, Sequence[tuple[float, float]]], colours: Mapping[str, str]) -> Chart | None:
+def line_chart(
+    title: str, unit: str, x: Axis, series: Mapping[str, Sequence[tuple[float, float]]], colours: Mapping[str, str]
+) -> Chart | None:
     """The chart of `{name: points}`, None where no series has a point. The y axis spans the values and is not bound to 0."""
     values = [value for points in series.values() for _, value in points if math.isfinite(value)]
     if not values:

@@ -161,11 +161,12 @@ def curves(story: Story, colours: Mapping[str, str]) -> list[charts.Chart]:
     axis = _epoch_axis(story)
     loss = {name: [(record["epoch"] + 0.5, record["loss"]) for record in history] for name, history in story.histories.items()}
     accuracy = {
-        name: [(record["epoch"] + 1, 100 * record["validation_accuracy"]) for record in history if record.get("validation_accuracy") is not None]
+        name: [(record["epoch"] + 1, 100 * record["validation_accuracy"]) for record in history if "validation_accuracy" in record]
         for name, history in story.histories.items()
     }
-    drawn = (charts.line_chart("Training loss", "", axis, loss, colours), charts.line_chart("Validation accuracy", "%", axis, accuracy, colours))
-    return [chart for chart in drawn if chart is not None]
+    drawn = [("Training loss", "", loss), ("Validation accuracy", "%", accuracy)]
+    found = [charts.line_chart(title, unit, axis, series, colours) for title, unit, series in drawn]
+    return [chart for chart in found if chart is not None]
 
 
 @dataclass(frozen=True)

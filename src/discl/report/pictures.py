@@ -75,8 +75,9 @@ def make_gallery(story: Story, train: ImageTable, folder: Path) -> Gallery:
     levels = spread(sorted(pc.unique(story.plan["level"]).to_pylist(), reverse=True), MAX_LEVELS)
     seeds = sorted(pc.unique(story.plan["seed"]).to_pylist())[:MAX_SEEDS]
     sources = choose_sources(story.hard, story.class_counts.tolist())[: max(1, MAX_PICTURES // (len(seeds) * (1 + len(levels))))]
-    wanted = [_among(story.plan[name], values) for name, values in (("source_id", [row["id"] for row in sources]), ("seed", seeds), ("level", levels))]
-    shown = story.plan.filter(pc.and_(pc.and_(wanted[0], wanted[1]), wanted[2]))
+    shown = story.plan
+    for name, values in (("source_id", [row["id"] for row in sources]), ("seed", seeds), ("level", levels)):
+        shown = shown.filter(_among(shown[name], values))
     requests = {(row["source_id"], row["seed"], row["level"]): row for row in shown.sort_by("attempt").to_pylist()}
     verdicts = {row["id"]: row for row in story.verdicts.filter(_among(story.verdicts["id"], shown["id"].to_pylist())).to_pylist()}
     stored = read_pictures(folder, shown["id"].to_pylist())

@@ -85,10 +85,8 @@ def read_run(folder: Path, class_names: Sequence[str], groups: Mapping[str, Sequ
     """The story of a run folder. Raises RunError that names the file which an unfinished run lacks."""
     recipe = yaml.safe_load(_text(folder / "recipe.yaml"))
     listed = _table(folder / "data.parquet", ["split", "label"])
-    splits = pc.unique(listed["split"]).to_pylist()
-    counts = {
-        split: np.bincount(listed.filter(pc.equal(listed["split"], split))["label"].to_numpy(), minlength=len(class_names)) for split in splits
-    }
+    labels, split_of = listed["label"].to_numpy(), np.asarray(listed["split"].to_pylist())
+    counts = {str(split): np.bincount(labels[split_of == split], minlength=len(class_names)) for split in np.unique(split_of)}
     return Story(
         name=folder.resolve().name,
         recipe=recipe,
@@ -99,14 +97,15 @@ def read_run(folder: Path, class_names: Sequence[str], groups: Mapping[str, Sequ
         hard=_table(folder / "hard.parquet").to_pylist(),
         plan=_table(folder / "plan.parquet", ["id", "source_id", "label", "level", "seed", "attempt", "prompt"]),
         verdicts=_table(folder / "filter.parquet", ["id", "label", "level", "clip_similarity", "keep", "reason"]),
-        histories={name: [json.loads(line) for line in _text(folder / "train" / name / "history.jsonl").splitlines()] for name in recipe["methods"]},
+        histories={name: _json_lines(folder / "train" / name / "history.jsonl") for name in recipe["methods"]},
         results=json.loads(_text(folder / "results.json")),
     )
 
 
 def read_pictures(folder: Path, ids: Collection[str]) -> dict[str, Any]:
     """`{id: decoded RGB picture}` of those ids that the spectrum holds; only the row groups with one of them are read."""
-    wanted, found = set(ids), {}
+    wanted = set(ids)
+    found: dict[str, Any] = {}
     for file in sorted((folder / "spectrum").glob("part-*.parquet")):
         shard = pq.ParquetFile(file)
         for group in range(shard.num_row_groups):
@@ -121,6 +120,10 @@ def read_pictures(folder: Path, ids: Collection[str]) -> dict[str, Any]:
 def _text(path: Path) -> str:
     _check(path)
     return path.read_text(encoding="utf-8")
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in _text(path).splitlines()]
 
 
 def _table(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -81,15 +81,18 @@ def difference(figures: Figures, baseline: Figures, metric: str) -> float | None
     return 100 * (figures[metric] - baseline[metric]) if metric in figures and metric in baseline else None
 
 
-def standard_errors(figures: Figures, class_names: Sequence[str], images: Sequence[int], groups: Mapping[str, Sequence[int]]) -> dict[str, float]:
+def standard_errors(
+    figures: Figures, class_names: Sequence[str], images: Sequence[int], groups: Mapping[str, Sequence[int]]
+) -> dict[str, float]:
     """Standard errors, in points, that the finite number of images alone gives to `accuracy` and to the groups' class means.
 
-    Of an accuracy p over n images √(p(1 − p)/n), of a mean over K classes √(Σ p_c(1 − p_c)/n_c) / K.
+    `images` is per class. Of an accuracy p over n images √(p(1 − p)/n), of a mean over K classes √(Σ p_c(1 − p_c)/n_c) / K.
     """
     share, total = figures["accuracy"], figures["images"]
     errors = {"accuracy": 100 * math.sqrt(share * (1 - share) / total)}
     for group, labels in groups.items():
-        members = [(figures["per_class"][class_names[label]], images[label]) for label in labels if class_names[label] in figures["per_class"]]
+        accuracies = {label: figures["per_class"].get(class_names[label]) for label in labels}
+        members = [(accuracy, images[label]) for label, accuracy in accuracies.items() if accuracy is not None]
         if members:
             errors[group] = 100 * math.sqrt(sum(p * (1 - p) / n for p, n in members)) / len(members)
     return errors

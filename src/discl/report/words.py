@@ -86,7 +86,8 @@ def describe_settings(story: Story) -> list[tuple[str, str]]:
 def _data(story: Story, recipe: Mapping[str, Any]) -> str:
     counts, data = story.class_counts, recipe["data"]
     text = f"{data['root']}: {plural(int(counts.sum()), 'training image')} in {plural(len(counts), 'class', 'classes')}"
-    text += f", {number(counts.max())} down to {number(counts.min())} per class" if counts.max() > counts.min() else f", {number(counts.max())} per class"
+    spread = f"{number(counts.max())} down to {number(counts.min())}" if counts.max() > counts.min() else number(counts.max())
+    text += f", {spread} per class"
     if data["long_tail"]:
         text += f" (exponential long tail, imbalance ratio {data['long_tail']['imbalance_ratio']:g})"
     others = [f"{number(story.split_counts[split].sum())} {split}" for split in ("validation", "test") if split in story.split_counts]
@@ -112,39 +113,44 @@ def _hard(story: Story, recipe: Mapping[str, Any]) -> str:
 def _spectrum(story: Story, recipe: Mapping[str, Any]) -> str:
     asked = recipe["spectrum"]
     levels = ", ".join(f"{level}" for level in sorted(asked["levels"], reverse=True))
-    text = f"{plural(story.verdicts.num_rows, 'synthetic image')}: levels λ = {levels} % and {plural(asked['seeds'], 'seed')} for each hard image, by {asked['checkpoint']}"
+    what = f"levels λ = {levels} % and {plural(asked['seeds'], 'seed')} for each hard image"
+    how = f"{asked['num_inference_steps']} inference steps, guidance_scale {asked['guidance_scale']:g}"
     size = f", {asked['size']} × {asked['size']} pixels" if asked["size"] else ""
-    return f"{text}; {asked['num_inference_steps']} inference steps, guidance_scale {asked['guidance_scale']:g}{size}."
+    return f"{plural(story.verdicts.num_rows, 'synthetic image')}: {what}, by {asked['checkpoint']}; {how}{size}."
 
 
 def _filter(story: Story, recipe: Mapping[str, Any]) -> str:
     asked = recipe["filter"]
-    kept = int(np.count_nonzero(story.verdicts["keep"].to_numpy(zero_copy_only=False)))
-    share = kept / story.verdicts.num_rows
-    return f"kept where clip_similarity ≥ {asked['threshold']:g}".replace("-", "−") + f", measured by {asked['checkpoint']}: {number(kept)} of {number(story.verdicts.num_rows)} ({share:.0%})."
+    kept, made = int(np.count_nonzero(story.verdicts["keep"].to_numpy(zero_copy_only=False))), story.verdicts.num_rows
+    rule = f"kept where clip_similarity ≥ {asked['threshold']:g}".replace("-", "−")
+    return f"{rule}, measured by {asked['checkpoint']}: {number(kept)} of {number(made)} ({100 * kept / made:.0f} %)."
 
 
 def _classifier(recipe: Mapping[str, Any]) -> str:
-    asked = recipe["train"]
-    how = f"{asked['optimizer']['name']}, learning rate {asked['optimizer']['lr']:g} ({asked['optimizer']['schedule']}), batches of {asked['batch_size']}"
+    asked, optimizer = recipe["train"], recipe["train"]["optimizer"]
+    what = f"{asked['model']['architecture']} at {asked['image_size']} × {asked['image_size']} pixels"
     epochs = f"{plural(asked['epochs'], 'epoch')}, of which the first {asked['curriculum_epochs']} may use synthetic images"
-    return f"{asked['model']['architecture']} at {asked['image_size']} × {asked['image_size']} pixels; {epochs}; {how}; training seed {asked['seed']}."
+    how = f"{optimizer['name']}, learning rate {optimizer['lr']:g} ({optimizer['schedule']}), batches of {asked['batch_size']}"
+    return f"{what}; {epochs}; {how}; training seed {asked['seed']}."
 
 
 def _machine(environment: Mapping[str, Any]) -> str:
     packages = environment.get("packages", {})
     named = [f"{name} {packages[name]}" for name in ("discl", "torch", "diffusers", "transformers") if name in packages]
     system = str(environment.get("platform", "")).split("-")[0]
-    return f"{environment.get('device', 'unknown device')}, {system} {environment.get('processor', '')}; " + ", ".join([*named, f"Python {environment.get('python')}"]) + "."
+    named.append(f"Python {environment.get('python')}")
+    return f"{environment.get('device', 'unknown device')}, {system} {environment.get('processor', '')}; {', '.join(named)}."
 
 
 def headline(story: Story) -> str:
     """The result in one or two sentences, without judging it."""
     base = story.figures[story.baseline]
     if story.featured is None:
-        return f"{story.baseline} reaches {percent(base['accuracy'])} % top-1 on {story.split}. The recipe names no second method to compare it with."
+        text = f"{story.baseline} reaches {percent(base['accuracy'])} % top-1 on {story.split}"
+        return f"{text}. The recipe names no second method to compare it with."
     new = story.figures[story.featured]
-    text = f"{story.featured} reaches {percent(new['accuracy'])} % top-1 on {story.split}, {_against(difference(new, base, 'accuracy'), story.baseline)}"
+    compared = _against(difference(new, base, "accuracy"), story.baseline)
+    text = f"{story.featured} reaches {percent(new['accuracy'])} % top-1 on {story.split}, {compared}"
     rare = next((name for name in ("few", "medium") if name in new and name in base), None)
     if rare is None:
         return text + "."
@@ -168,8 +174,9 @@ def caution(story: Story) -> str:
     shown = [("accuracy", "all"), *[(name, name) for name in ("few",) if all(name in error for error in errors)]]
     sizes = " and ".join(f"{np.hypot(errors[0][key], errors[1][key]):.1f} points on {name}" for key, name in shown)
     return (
-        f"{text} The {number(sum(images))} {story.split} images alone leave a difference uncertain by about {sizes} (standard error, taking the two "
-        "classifiers as independent); how much the figures move from one training seed to the next is not measured here."
+        f"{text} The {number(sum(images))} {story.split} images alone leave a difference uncertain by about {sizes} "
+        "(standard error, taking the two classifiers as independent); "
+        "how much the figures move from one training seed to the next is not measured here."
     )
 
 

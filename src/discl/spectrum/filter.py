@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,8 @@ class ClipScorer:
         if not (folder / "preprocessor_config.json").is_file():
             raise CheckpointError(f"'{folder}' is no CLIP folder in transformers' format: it has no preprocessor_config.json.")
         try:
-            self.model = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).to(device).eval()
+            self.model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
+            self.model.to(device)
             self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
             tokenizer = CLIPTokenizer.from_pretrained(folder)
         except (OSError, ValueError, RuntimeError) as error:

@@ -79,7 +79,8 @@ def spectrum_shards(folder: Path, class_names: Sequence[str]) -> Shards:
     features = Features(
         {
             "id": text, "image": Image(), "label": ClassLabel(names=list(class_names)), "level": number, "seed": number, "attempt": number,
-            "prompt": text, "negative_prompt": text, "source_id": text, "source_digest": text, "source_width": number, "source_height": number,
+            "prompt": text, "negative_prompt": text, "source_id": text, "source_digest": text, "source_width": number,
+            "source_height": number,
             "width": number, "height": number, "model": text, "scheduler": text, "num_inference_steps": number, "guidance_scale": real,
             "dtype": text, "encoding": text,
         }

@@ -177,14 +177,13 @@ def _train_method(run: Run, name: str, method: Method, pool: Pool, pixels: Pixel
     with progress(f"train {name}", settings.epochs) as advance:
         counts = _prior_counts(pool, strategy, mixing, method, settings)
         history = train_classifier(
-            pool, pixels, strategy, mixing, method.objective, counts, config, settings, folder, validate, run.device, recipe.runtime.workers,
-            on_epoch=lambda record: advance(1),
+            pool, pixels, strategy, mixing, method.objective, counts, config, settings, folder, validate, run.device,
+            recipe.runtime.workers, on_epoch=lambda record: advance(1),
         )  # fmt: skip
     scales = [record["effective_scale"] for record in history if record["levels"]]
     if scales:
-        say(
-            f"train {name}: {min(scales):.2f} to {max(scales):.2f} distinct synthetic images per real tail image (asked for {method.synthetic_scale:g})"
-        )
+        asked = f"(asked for {method.synthetic_scale:g})"
+        say(f"train {name}: {min(scales):.2f} to {max(scales):.2f} distinct synthetic images per real tail image {asked}")
 
 
 def _prior_counts(pool: Pool, strategy: Any, mixing: Mixing, method: Method, settings: TrainSettings) -> np.ndarray:

@@ -61,7 +61,8 @@ def describe_cost(cost: dict[str, float]) -> str:
     time = f"{hours} h {seconds // 60} min" if hours else f"{seconds // 60} min {seconds % 60} s"
     made = int(cost["images_planned"] - cost["images"])
     there = f" ({made:,} of {int(cost['images_planned']):,} are there already)" if made else ""
-    return f"{int(cost['images']):,} images to generate{there}: {int(cost['unet_rows']):,} UNet rows, about {time} on this machine, {cost['bytes'] / 1e6:.1f} MB on disk"
+    size = f"{cost['bytes'] / 1e6:.1f} MB on disk"
+    return f"{int(cost['images']):,} images to generate{there}: {int(cost['unet_rows']):,} UNet rows, about {time} on this machine, {size}"
 
 
 def generate(run: Run) -> Path:
@@ -97,9 +98,8 @@ def generate(run: Run) -> Path:
                 write()
         write()
     work = engine.work
-    say(
-        f"generate: {work.unet_rows} UNet rows in {work.unet_calls} calls, {work.slot_fill:.1%} of the slots filled, {work.vae_encodes} VAE and {work.text_encodes} text encodes"
-    )
+    encodes = f"{work.vae_encodes} VAE and {work.text_encodes} text encodes"
+    say(f"generate: {work.unet_rows} UNet rows in {work.unet_calls} calls, {work.slot_fill:.1%} of the slots filled, {encodes}")
     return store.folder
 
 
@@ -133,7 +133,8 @@ def filter_spectrum(run: Run) -> Path:
         {
             "id": [request.id for request in requests], "source_id": [request.source_id for request in requests],
             "label": [request.label for request in requests], "level": [request.level for request in requests],
-            "seed": [request.seed for request in requests], "clip_similarity": pa.array([known[request.id] for request in requests], pa.float32()),
+            "seed": [request.seed for request in requests],
+            "clip_similarity": pa.array([known[request.id] for request in requests], pa.float32()),
             "keep": [verdict.keep for verdict in verdicts], "reason": [verdict.reason for verdict in verdicts],
         }
     )  # fmt: skip

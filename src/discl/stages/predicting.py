@@ -18,7 +18,7 @@ from ..errors import DataError, RunError, unknown
 
 
 def find_classifier(run: Path, method: str | None = None) -> Path:
-    """Folder of a method's classifier in a run folder (the last method of the recipe unless one is named), or `run` itself if it is one."""
+    """Folder of a method's classifier in a run folder (the one trained last unless one is named), or `run` itself if it is one."""
     if (run / "model.safetensors").exists():
         return run
     trained = {

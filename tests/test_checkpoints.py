@@ -1,0 +1,69 @@
+"""Where checkpoints lie, and that pickled weights are never taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub.utils import filter_repo_objects
+
+from discl.assets import embedded
+from discl.checkpoints import checkpoint_digest, find_checkpoint
+from discl.errors import CheckpointError
+
+
+def write_files(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    return folder
+
+
+def test_folders_and_embedded_checkpoints_are_found(tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "model", "unet/model.safetensors", "unet/old.bin")
+    assert find_checkpoint(str(folder)) == folder
+    assert find_checkpoint("embedded:fashion-mnist/clip") == embedded("embedded:fashion-mnist/clip")
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    folder = write_files(tmp_path, "unet/diffusion_pytorch_model.bin", "vae/vae.ckpt", "config.json")
+    with pytest.raises(CheckpointError, match=r"holds only pickled weights \(diffusion_pytorch_model\.bin, vae\.ckpt\), which are refused"):
+        find_checkpoint(str(folder))
+
+
+def test_what_is_no_checkpoint_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint folder '.*none'; give a folder, a hub name such as owner/name"):
+        find_checkpoint(str(tmp_path / "none"))
+    with pytest.raises(CheckpointError, match=r"holds no weights: no \*\.safetensors file"):
+        find_checkpoint(str(write_files(tmp_path / "empty", "config.json")))
+    with pytest.raises(CheckpointError, match="is a file; a folder in diffusers' or transformers' format is expected"):
+        find_checkpoint(str(tmp_path / "empty" / "config.json"))
+
+
+def test_the_hub_is_asked_for_no_pickled_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = {"model_index.json", "unet/config.json", "unet/model.safetensors", "tokenizer/merges.txt"}
+    pickled = {"sd.ckpt", "unet/model.bin", "unet/model.pt", "model.pkl", "model.pth"}
+    asked: set[str] = set()
+
+    def download(name: str, **options: Any) -> str:
+        asked.update(filter_repo_objects(wanted | pickled, **options))
+        return str(write_files(tmp_path / "hub", "model.safetensors"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert find_checkpoint("owner/name") == tmp_path / "hub"
+    assert asked == wanted
+
+    def refuse(name: str, **options: Any) -> str:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(CheckpointError, match="checkpoint 'owner/other' is no local folder and could not be downloaded: no network"):
+        find_checkpoint("owner/other")
+
+
+def test_the_digest_is_of_what_makes_the_pixels(tmp_path: Path) -> None:
+    names = ("unet/model.safetensors", "tokenizer/merges.txt", "config.json")
+    first = checkpoint_digest(write_files(tmp_path / "a", *names))
+    assert checkpoint_digest(write_files(tmp_path / "b", *names, "README.md", "picture.png")) == first
+    assert checkpoint_digest(write_files(tmp_path / "c", *names, "vae/model.safetensors")) != first
