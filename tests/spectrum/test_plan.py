@@ -69,7 +69,7 @@ def test_levels_of_a_spectrum_share_a_prompt_which_seeds_draw_anew() -> None:
             assert {request.prompt for request in of_source if request.seed == seed} == {
                 draw_prompt(PROMPTS[source["label"]], source["id"], seed, 0)
             }
-        assert len({request.prompt for request in of_source}) == len(PROMPTS[source["label"]])
+        assert len({request.prompt for request in of_source}) >= min(2, len(PROMPTS[source["label"]]))
 
 
 def test_same_ids_in_another_process() -> None:

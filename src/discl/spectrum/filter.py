@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from ..checkpoints import checkpoint_digest, find_checkpoint
 from ..digests import digest
@@ -51,7 +52,7 @@ class ClipScorer:
             self.model.to(device)
             self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
             tokenizer = CLIPTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"'{folder}' cannot be loaded as a CLIP: {error}") from error
         self.device, self.labels = device, list(texts)
         tokens = tokenizer(

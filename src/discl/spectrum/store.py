@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ class Shards:
                 os.fsync(stream.fileno())
             unfinished.replace(self.folder / name)
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
+            with suppress(OSError):
+                unfinished.unlink()
             raise StoreError(
                 f"cannot write to {self.folder}: {error}. Finished shards are intact; mend the cause and run the same command again."
             ) from error
