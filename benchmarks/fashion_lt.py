@@ -26,7 +26,6 @@ TUNED = ("ce", "ce-undersampled", "balanced-softmax", "discl")
 FIXED_LEVEL = 50
 METHODS: dict[str, dict[str, Any]] = {
     "ce": {"strategy": "real-only"},
-    "ce-undersampled": {"strategy": "real-only", "undersample": True},
     "balanced-softmax": {"strategy": "real-only", "objective": "balanced-softmax"},
     "text-only": {"strategy": "text-only"},
     "fixed": {"strategy": "fixed", "level": FIXED_LEVEL},
@@ -34,10 +33,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "discl": {"strategy": "diverse-to-specific"},
     "balanced-softmax-discl": {"strategy": "diverse-to-specific", "objective": "balanced-softmax", "prior": "effective"},
 }
+OWN_RATE = {"ce-undersampled": {"strategy": "real-only", "undersample": True}}
+"""Methods whose best learning rate was another one than the recipe's."""
+OWN_LEARNING_RATE = 0.01
 ORACLES = {"oracle": {"strategy": "fixed", "level": 100}}
 ROWS = (
     ("ce", "CE"),
-    ("ce-undersampled", "CE, undersampled"),
+    ("ce-undersampled", "CE, undersampled (lr .01)"),
     ("ce+la", "CE + LA"),
     ("balanced-softmax", "BS"),
     ("text-only", "CE + text-only"),
@@ -67,8 +69,21 @@ def run_seed(
         return {}
     results = json.loads(run.path("results.json").read_text())
     if methods is None:
+        copy = work / "own-rate"
+        share_spectrum(work / f"seed-{seed}", copy / f"seed-{seed}")
+        results |= run_seed(seed, copy, {**settings, "train.optimizer.lr": OWN_LEARNING_RATE}, OWN_RATE)
         results |= run_oracle(seed, work, shared)
     return results
+
+
+def share_spectrum(source: Path, target: Path) -> None:
+    """Copies what was generated and scored, so that another folder need not do it again."""
+    if not target.exists():
+        unfinished = target.with_name(target.name + ".new")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(source, unfinished, ignore=shutil.ignore_patterns("train", "cache", "results.json"))
+        unfinished.replace(target)
 
 
 def run_oracle(seed: int, work: Path, shared: dict[str, Any]) -> dict[str, Any]:
@@ -123,9 +138,8 @@ def tune(work: Path, processes: int) -> dict[str, Any]:
 def try_settings(work: Path, name: str, settings: dict[str, Any], method: str) -> dict[str, float]:
     """Validation figures of one method at these settings; what was generated once is shared."""
     folder = work / name.replace(", ", "-").replace(" ", "-")
-    if not folder.exists():
-        shutil.copytree(work / "spectrum", folder)
-    figures = run_seed(TUNING_SEED, folder, settings, {method: METHODS[method]})[method]["validation"]
+    share_spectrum(work / "spectrum" / f"seed-{TUNING_SEED}", folder / f"seed-{TUNING_SEED}")
+    figures = run_seed(TUNING_SEED, folder, settings, {method: (METHODS | OWN_RATE)[method]})[method]["validation"]
     return {key: figures[key] for key in ("accuracy", "many", "medium", "few")}
 
 

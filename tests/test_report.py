@@ -343,6 +343,7 @@ def test_the_featured_method_is_chosen_by_strategy_and_compared_like_with_like(p
 def test_numbers_in_words() -> None:
     assert [words.points(value) for value in (1.25, -3.04, 0.04, None)] == ["+1.2", "−3.0", "±0.0", "–"]
     assert [words.percent(value) for value in (0.0, 0.5224, None)] == ["0.0", "52.2", "–"]
+    assert [words.share(pair) for pair in ((0, 9), (239, 240), (1, 900), (3, 3))] == ["0 %", "99 %", "1 %", "100 %"]
     assert [words.duration(seconds) for seconds in (12.4, 600, 8000)] == ["12 s", "10 min", "2 h 13 min"]
     assert pictures.spread(list(range(10)), 4) == [0, 3, 6, 9]
 

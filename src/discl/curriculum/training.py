@@ -68,6 +68,8 @@ def train_classifier(
     chooses. Every random draw is a function of (seed, epoch), so a run that was killed and called again ends with the
     same weights. Raises TrainingError where the loss is not finite, naming epoch, step and the last good checkpoint.
     """
+    if settings.select == "validation" and validate is None:
+        raise TrainingError("select is 'validation', but there is nothing to validate on; use select: last.")
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(derive_seed("init", settings.seed))
     model = build_classifier(config).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

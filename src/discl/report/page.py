@@ -39,7 +39,7 @@ def render(story: Story, gallery: Gallery) -> str:
         loader=PackageLoader("discl", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     page.filters |= {
-        "percent": words.percent, "points": words.points, "number": words.number, "duration": words.duration, "sign": _sign,
+        "percent": words.percent, "points": words.points, "number": words.number, "share": words.share, "sign": _sign,
         "level_colour": charts.level_colour,
     }  # fmt: skip
     page.globals |= {"plural": words.plural}
@@ -146,7 +146,7 @@ def curricula(story: Story, colours: Mapping[str, str]) -> list[Curriculum]:
         facts = [method["strategy"], method["objective"]]
         mixed = [record["synthetic_share"] for record in history if record["levels"]]
         if mixed:
-            facts.append(f"{np.mean(mixed):.0%} of the samples synthetic")
+            facts.append(f"{100 * np.mean(mixed):.0f} % of the samples synthetic")
         facts.append(words.duration(sum(record["seconds"] for record in history)))
         result.append(Curriculum(name, colours[name], " · ".join(facts), tuple(charts.segments(history))))
     return result

@@ -42,6 +42,13 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
+def share(pair: tuple[int, int]) -> str:
+    """A part of a whole in whole per cent; 100 % is all of it and 0 % nothing, never a rounded figure."""
+    part, whole = pair
+    rounded = round(100 * part / whole)
+    return f"{rounded if part in (0, whole) else min(max(rounded, 1), 99)} %"
+
+
 def points(value: float | None) -> str:
     """A difference in points with its sign, an absent one as a dash."""
     if value is None:

@@ -5,8 +5,10 @@ Not CLIPScore, which is 2.5 or 100 times max(cosine, 0): thresholds here are on 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,9 +46,7 @@ class ClipScorer:
     def __init__(self, address: str, texts: Mapping[int, str], device: torch.device | str = "cpu") -> None:
         from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer
 
-        folder = find_checkpoint(address)
-        if not (folder / "preprocessor_config.json").is_file():
-            raise CheckpointError(f"'{folder}' is no CLIP folder in transformers' format: it has no preprocessor_config.json.")
+        folder = find_clip(address)
         try:
             self.model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
             self.model.to(device)
@@ -82,4 +82,16 @@ class ClipScorer:
 
 def describe_scorer(address: str, texts: Mapping[int, str]) -> str:
     """Digest of the CLIP and of the texts: a score is valid only for the scorer that gave it."""
-    return digest(checkpoint_digest(find_checkpoint(address)), sorted(texts.items()))
+    return digest(checkpoint_digest(find_clip(address)), sorted(texts.items()))
+
+
+def find_clip(address: str) -> Path:
+    """Folder of a CLIP in transformers' format. Raises CheckpointError for another family or missing files."""
+    folder = find_checkpoint(address)
+    lacking = [name for name in ("config.json", "preprocessor_config.json") if not (folder / name).is_file()]
+    if lacking:
+        raise CheckpointError(f"'{folder}' is no CLIP folder in transformers' format: it has no {' and no '.join(lacking)}.")
+    family = json.loads((folder / "config.json").read_text()).get("model_type")
+    if family != "clip":
+        raise CheckpointError(f"'{folder}' holds a model of the family '{family}'; the filter needs a CLIP (model_type 'clip').")
+    return folder

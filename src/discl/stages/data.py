@@ -50,6 +50,10 @@ def prepare_data(run: Run) -> Path:
         )
         tables["train"] = {name: column[rows] for name, column in train.items()}
     _check_splits(tables, names)
+    if len(tables) == 1:
+        raise DataError("there is neither a validation nor a test split to measure on; set data.own_split or name them in data.splits.")
+    if run.recipe.train.select == "validation" and "validation" not in tables:
+        raise DataError("train.select is 'validation', but there is no validation split; use select: last or set data.own_split.")
     columns = {
         name: np.concatenate([table.get(name, np.full(len(table["row"]), "", object)) for table in tables.values()])
         for name in dict.fromkeys(name for table in tables.values() for name in table)  # a split may lack domain or group

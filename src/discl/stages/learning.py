@@ -37,7 +37,6 @@ from ..curriculum.training import (
 )
 from ..data import ImageTable
 from ..digests import digest
-from ..errors import RunError
 from ..levels import REAL
 from ..recipe import Method, Train
 from ..workspace import Run, write_text
@@ -103,8 +102,6 @@ def evaluate(run: Run) -> Path:
     """
     recipe = run.recipe
     splits = {name: table for name, table in run.tables.items() if name != "train"}
-    if not splits:
-        raise RunError("there is neither a validation nor a test split to measure on; set data.own_split or data.splits.")
     size = recipe.train.resize or recipe.train.image_size
     pixels: dict[str, Pixels] = {}
     results: dict[str, Any] = {}
@@ -172,8 +169,6 @@ def _train_method(run: Run, name: str, method: Method, pool: Pool, pixels: Pixel
     settings = _settings(recipe.train, int((~pool.synthetic).sum()), run.device)
     config = _config(recipe.train, run.tables["train"].class_names)
     validate = _validator(run, config, settings.precision) if "validation" in run.tables else None
-    if recipe.train.select == "validation" and validate is None:
-        raise RunError("train.select is 'validation', but there is no validation split; use select: last or set data.own_split.")
     with progress(f"train {name}", settings.epochs) as advance:
         counts = _prior_counts(pool, strategy, mixing, method, settings)
         history = train_classifier(

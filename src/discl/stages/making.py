@@ -16,7 +16,7 @@ from ..data import decode_image, to_square
 from ..prompts import class_prompts, fill
 from ..spectrum.encoding import encode_image
 from ..spectrum.engine import Engine
-from ..spectrum.filter import ClipScorer, describe_scorer, judge
+from ..spectrum.filter import ClipScorer, describe_scorer, find_clip, judge
 from ..spectrum.models import load_generator
 from ..spectrum.plan import Request, Sampling, plan_requests, read_plan, unet_rows, write_plan
 from ..spectrum.store import Shards, rows_by_id
@@ -29,6 +29,7 @@ def make_plan(run: Run) -> Path:
     if path.exists():
         return path
     names = run.train.class_names
+    find_clip(recipe.filter.checkpoint)  # a wrong address is found before anything is generated, not after
     texts = class_prompts(names, recipe.prompts.templates, recipe.prompts.phrases, recipe.prompts.names)
     hard = pq.read_table(run.path("hard.parquet"), columns=["id", "digest", "label"]).to_pylist()
     prompts = {label: texts[name] for label, name in enumerate(names)}
