@@ -23,10 +23,11 @@ LARGEST_SIDE = 160
 
 @dataclass(frozen=True)
 class Picture:
-    """A synthetic image and the filter's verdict on it; `uri` is None where the store lacks it."""
+    """A synthetic image, its longer side in pixels, and the filter's verdict on it; `uri` is None where the store lacks it."""
 
     level: int
     uri: str | None
+    side: int
     clip_similarity: float
     keep: bool
     reason: str
@@ -125,8 +126,9 @@ def to_uri(image: Image.Image) -> str:
 
 def _picture(request: Mapping[str, Any], verdicts: Mapping[str, Any], stored: Mapping[str, Image.Image]) -> Picture:
     verdict = verdicts[request["id"]]
-    uri = to_uri(stored[request["id"]]) if request["id"] in stored else None
-    return Picture(request["level"], uri, verdict["clip_similarity"], verdict["keep"], verdict["reason"])
+    image = stored.get(request["id"])
+    uri, side = (to_uri(image), max(image.size)) if image is not None else (None, 0)
+    return Picture(request["level"], uri, side, verdict["clip_similarity"], verdict["keep"], verdict["reason"])
 
 
 def _among(column: pa.ChunkedArray, values: Sequence[Any]) -> pa.ChunkedArray:

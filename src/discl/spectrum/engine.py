@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..digests import derive_seed
-from ..errors import StoreError
+from ..errors import CheckpointError
 from .models import Conditioning, LatentModel, Schedule
 from .plan import Request
 
@@ -149,7 +149,7 @@ class _Queue:
                 self.exhausted = True
                 break
             new.append(request)
-        self.engine.texts.learn(text for request in new for text in (request.prompt, request.negative_prompt))
+        self.engine.texts.learn(text for request in new for text in self.engine.texts_of(request))
         sources = dict.fromkeys(request.source_id for request in new if request.level > 0)
         before, self.newest = self.newest, new[-1].source_id if new else None
         self.users.update(request.source_id for request in new if request.level > 0)
@@ -158,7 +158,7 @@ class _Queue:
         for request in new:
             heapq.heappush(self.heap, (-request.steps(len(self.engine.schedule)), self.taken, request))
             self.taken += 1
-        self.engine.texts.trim({text for _, _, request in self.heap for text in (request.prompt, request.negative_prompt)})
+        self.engine.texts.trim({text for _, _, request in self.heap for text in self.engine.texts_of(request)})
 
     def _encode(self, sources: list[str]) -> None:
         engine = self.engine
@@ -224,7 +224,7 @@ class Engine:
                 position[slot] = len(schedule) - steps
                 noise = draw_noise(request.source_id, request.seed, request.attempt, self.shape)
                 latents[slot] = start_latents(clean, noise, schedule, steps).to(model.device)
-                self._place_text(conditioning, slot, request, guided)
+                self._place_text(conditioning, slot, request)
             active = [slot for slot in range(slots) if occupant[slot] is not None]
             if not active:
                 return
@@ -263,9 +263,13 @@ class Engine:
         without, with_text = both.chunk(2)
         return without + self.guidance_scale * (with_text - without)
 
-    def _place_text(self, conditioning: Conditioning, slot: int, request: Request, guided: bool) -> None:
+    def texts_of(self, request: Request) -> list[str]:
+        """The texts that a request's rows are conditioned on: with guidance the negative prompt comes first."""
+        return [request.prompt] if self.guidance_scale == 1 else [request.negative_prompt, request.prompt]
+
+    def _place_text(self, conditioning: Conditioning, slot: int, request: Request) -> None:
         """Writes a slot's text rows: the negative prompt's in the first half, the prompt's in the second."""
-        halves = [request.negative_prompt, request.prompt] if guided else [request.prompt]
+        halves = self.texts_of(request)
         for half, text in enumerate(halves):
             for name, tensor in self.texts[text].items():
                 if name not in conditioning:
@@ -278,7 +282,7 @@ class Engine:
             batch[row] = latents
         if not bool(batch.isfinite().all()):
             broken = next(request for request, latents in finished if not bool(latents.isfinite().all()))
-            raise StoreError(
+            raise CheckpointError(
                 f"the generator produced NaN for source '{broken.source_id}' at level {broken.level} %; use dtype float32 or bfloat16."
             )
         pictures = self.model.decode(batch.to(self.model.device)).numpy()

@@ -91,6 +91,11 @@ class StableDiffusion:
     """A Stable Diffusion 1.x/2.x checkpoint: UNet2DConditionModel, AutoencoderKL, CLIP text encoder, DDIM."""
 
     def __init__(self, unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any, device: torch.device | str = "cpu") -> None:
+        if unet.config.in_channels != vae.config.latent_channels:
+            raise CheckpointError(
+                f"the UNet takes {unet.config.in_channels} channels and the VAE makes {vae.config.latent_channels}: "
+                "this is an inpainting or another special checkpoint; use the plain text-to-image one."
+            )
         self.device, self.dtype = torch.device(device), unet.dtype
         self.unet = unet.to(self.device, memory_format=torch.channels_last).eval()
         self.vae = vae.to(self.device).eval()
