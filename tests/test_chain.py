@@ -28,7 +28,7 @@ from discl.chain import STAGES, results_table, run_until
 from discl.curriculum import training
 from discl.curriculum.models import load_classifier
 from discl.curriculum.training import read_history
-from discl.errors import RunError, TrainingError
+from discl.errors import DataError, RecipeError, RunError, TrainingError
 from discl.recipe import validate
 from discl.spectrum.models import StableDiffusion
 from discl.spectrum.store import Shards
@@ -226,7 +226,7 @@ def test_results_hold_every_method_and_split(finished: Path) -> None:
     results = json.loads((finished / "results.json").read_text())
     assert set(results) == ROWS
     for name, splits in results.items():
-        assert list(splits) == ["validation", "test"]
+        assert set(splits) == {"validation", "test"}
         for split, figures in splits.items():
             expected = {"images", "accuracy", "macro_f1", "many", "medium", "few", "worst_1", "worst_2", "per_class"}
             assert set(figures) == expected | ({"prior", "tau"} if name.endswith("+la") else set())
@@ -347,6 +347,18 @@ def test_another_level_only_adds_images(copied: Path, tree: Tree, monkeypatch: p
     assert [record["levels"] for record in read_history(copied / "train" / "discl" / "history.jsonl")] == [[0], [25], [50]]
 
 
+def test_fixed_at_100_trains_on_the_hard_images_repeated(copied: Path, tree: Tree, no_phase_one: None) -> None:
+    discl.run(changed(tree, methods={**tree["methods"], "repeated": {"strategy": "fixed", "level": 100}}), copied, amend=True)
+    history = read_history(copied / "train" / "repeated" / "history.jsonl")
+    assert [record["levels"] for record in history] == [[100], [100], []]
+    assert {record["synthetic_share"] for record in history} == {0}
+
+
+def test_a_crop_larger_than_the_image_is_refused(tree: Tree) -> None:
+    with pytest.raises(RecipeError, match=r"train\.resize = 12 is smaller than train\.image_size = 16"):
+        validate(changed(tree, train__resize=12))
+
+
 def test_a_level_more_is_another_curriculum_even_if_nothing_of_it_was_kept(copied: Path, tree: Tree) -> None:
     run = open_run(validate(tree), copied)
     kept = learning._kept_images(run)
@@ -465,7 +477,7 @@ def test_stages_one_by_one_are_the_whole_chain(tree: Tree, finished: Path, tmp_p
 
 
 def test_validation_selection_needs_a_validation_split(tree: Tree, copied: Path) -> None:
-    """Without one the run stops with what to do; with one each method keeps its best epoch."""
+    """With one each method keeps its best epoch; without one the run stops with what to do, before anything is made."""
     discl.run(changed(tree, train__select="validation"), copied, amend=True)
     for method in METHODS:
         figures = [record["validation_accuracy"] for record in read_history(copied / "train" / method / "history.jsonl")]
@@ -475,5 +487,6 @@ def test_validation_selection_needs_a_validation_split(tree: Tree, copied: Path)
     shutil.copytree(tree["data"]["root"], copied.with_name("data"))
     shutil.rmtree(copied.with_name("data") / "validation")
     alone = changed(tree, train__select="validation", data={"root": str(copied.with_name("data")), "own_split": {"validation": 0}})
-    with pytest.raises(RunError, match=r"there is no validation split; use select: last or set data\.own_split"):
+    with pytest.raises(DataError, match=r"there is no validation split; use select: last or set data\.own_split"):
         discl.run(alone, copied.with_name("without"))
+    assert not (copied.with_name("without") / "plan.parquet").exists()

@@ -187,6 +187,6 @@ def test_options_reach_the_run(discl, tmp_path: Path, monkeypatch: pytest.Monkey
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["spectrum"]["levels"] == [0, 50]
     status, _, error = discl("hard", "fashion-lt", "--out", out)
     assert status == 1
-    assert "  spectrum.levels: [0, 50] -> [0, 10, 30, 50]\n  train.epochs: 70 -> 65\n" in error
+    assert "  spectrum.levels: [0, 50] -> [0, 10, 30, 50]\n  train.epochs: 70 -> 36\n" in error
     assert discl("train", "fashion-lt", "--out", out, "--amend") == (0, "train\n", "")
     assert opened[1].recipe == load_recipe("fashion-lt")

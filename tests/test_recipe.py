@@ -30,7 +30,7 @@ def test_the_smallest_recipe_has_the_defaults_of_the_paper() -> None:
     recipe = validate(REQUIRED)
     assert recipe.spectrum.levels == [GuidanceLevel(0), GuidanceLevel(50)]
     assert (recipe.train.epochs, recipe.train.curriculum_epochs, recipe.filter.threshold) == (65, 60, 0.3)
-    assert (recipe.groups.many, recipe.groups.few, recipe.compared_with) == (100, 20, "ce")
+    assert (recipe.groups.many, recipe.groups.few, recipe.baseline) == (100, 20, None)
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

@@ -14,7 +14,7 @@ from .recipe import Recipe, load_recipe
 from .report import write_report
 from .stages.data import find_hard, prepare_data
 from .stages.learning import evaluate, train
-from .stages.making import filter_spectrum, generate, make_plan
+from .stages.making import check_models, filter_spectrum, generate, make_plan
 from .workspace import Run, open_run
 
 
@@ -37,6 +37,7 @@ STAGES: dict[str, Callable[[Run], Path]] = {
 
 def run_until(run: Run, stage: str) -> Path:
     """Carries out the stages up to and including `stage`, each doing only what is missing; returns what the last one wrote."""
+    check_models(run, stage)
     path = run.folder
     for name, carry_out in STAGES.items():
         path = carry_out(run)
@@ -56,8 +57,7 @@ def run(
 
     Called again with the same arguments it does only what is missing.
     """
-    checked = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
-    return run_until(open_run(checked, out, amend), "report")
+    return run_until(open_run(load_recipe(recipe, overrides), out, amend), "report")
 
 
 def results_table(run: Run) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from .workspace import Run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,12 +27,17 @@ Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run fold
 Amend = Annotated[bool, typer.Option("--amend", help="Go on in a folder that was made with another recipe, keeping what still fits.")]
 
 
-def _stage(recipe: str, overrides: list[str] | None, out: Path | None, amend: bool, stage: str) -> None:
-    from .chain import open_run, run_until
+def _open(recipe: str, overrides: list[str] | None, out: Path | None, amend: bool) -> Run:
     from .recipe import load_recipe, parse_override
+    from .workspace import open_run
 
-    run = open_run(load_recipe(recipe, dict(parse_override(text) for text in overrides or [])), out, amend)
-    typer.echo(run_until(run, stage))
+    return open_run(load_recipe(recipe, dict(parse_override(text) for text in overrides or [])), out, amend)
+
+
+def _stage(recipe: str, overrides: list[str] | None, out: Path | None, amend: bool, stage: str) -> None:
+    from .chain import run_until
+
+    typer.echo(run_until(_open(recipe, overrides, out, amend), stage))
 
 
 @app.command()
@@ -38,12 +46,11 @@ def run(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend 
 
     The same command again does only what is missing.
 
-    Examples: `discl run fashion-lt` · `discl run mine.yaml --set train.epochs=20 --out runs/short`
+    Examples: `discl run fashion-lt` · `discl run mine.yaml --set spectrum.seeds=4 --out runs/four`
     """
-    from .chain import open_run, results_table, run_until
-    from .recipe import load_recipe, parse_override
+    from .chain import results_table, run_until
 
-    opened = open_run(load_recipe(recipe, dict(parse_override(text) for text in set_ or [])), out, amend)
+    opened = _open(recipe, set_, out, amend)
     path = run_until(opened, "report")
     typer.echo(results_table(opened))
     typer.echo(path)
@@ -60,7 +67,7 @@ def demo(out: Out = None) -> None:
 
 @app.command()
 def hard(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
-    """Find the hard training images: rare classes, or a low true-class probability.
+    """Find the hard training images: rare classes, or a low true-class probability. Does first whatever is missing before.
 
     Example: `discl hard mine.yaml`
     """
@@ -73,11 +80,10 @@ def plan(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend
 
     Example: `discl plan mine.yaml --set spectrum.seeds=4`
     """
-    from .chain import open_run, run_until
-    from .recipe import load_recipe, parse_override
+    from .chain import run_until
     from .stages.making import describe_cost, estimate_cost
 
-    opened = open_run(load_recipe(recipe, dict(parse_override(text) for text in set_ or [])), out, amend)
+    opened = _open(recipe, set_, out, amend)
     path = run_until(opened, "plan")
     typer.echo(describe_cost(estimate_cost(opened)))
     typer.echo(path)
@@ -85,7 +91,7 @@ def plan(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend
 
 @app.command()
 def generate(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
-    """Make the images of the plan that are missing.
+    """Make the images of the plan that are missing. Does first whatever is missing before.
 
     Example: `discl generate mine.yaml --set runtime.slots=32`
     """
@@ -103,16 +109,16 @@ def filter_(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Am
 
 @app.command()
 def train(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
-    """Train the classifier of every method.
+    """Train the classifier of every method. Does first whatever is missing before.
 
-    Example: `discl train mine.yaml --set train.epochs=20 --amend`
+    Example: `discl train mine.yaml --set train.optimizer.lr=0.003 --amend`
     """
     _stage(recipe, set_, out, amend, "train")
 
 
 @app.command()
 def evaluate(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
-    """Measure every method on validation and test and write `results.json`.
+    """Measure every method on validation and test and write `results.json`. Does first whatever is missing before.
 
     Example: `discl evaluate mine.yaml`
     """
@@ -121,7 +127,7 @@ def evaluate(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: A
 
 @app.command()
 def report(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
-    """Write the run as one self-contained HTML page.
+    """Write the run as one self-contained HTML page. Does first whatever is missing before.
 
     Example: `discl report mine.yaml`
     """
@@ -148,7 +154,7 @@ def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the folder of one classifier.")],
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="An image, or a folder of images.")],
     out: Annotated[Path, typer.Option("--out", metavar="CSV", help="Where to write the predictions.")],
-    method: Annotated[str | None, typer.Option("--method", help="Which method's classifier; default the one trained last.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="Which method's classifier; default the last of the recipe.")] = None,
 ) -> None:
     """Classify images with a trained classifier.
 

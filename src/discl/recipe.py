@@ -111,7 +111,9 @@ class Data(Strict):
     root: str = Field(description="folder of class folders, folder of Parquet files, name of a hub data set, or embedded:fashion-mnist")
     format: Literal["auto", "imagefolder", "parquet", "hub"] = "auto"
     splits: dict[Literal["train", "validation", "test"], str] = Field(default_factory=dict, description="our split: its name in the data")
-    columns: dict[Literal["id", "image", "label", "domain", "group"], str] = Field(default_factory=dict, description="our column: theirs")
+    columns: dict[Literal["id", "image", "label", "split", "domain", "group"], str] = Field(
+        default_factory=dict, description="our column: theirs"
+    )
     own_split: OwnSplit = OwnSplit()
     long_tail: LongTail | None = None
     unreadable: Literal["error", "skip"] = "error"
@@ -216,6 +218,13 @@ class Train(Strict):
     def _epochs(self) -> Train:
         if self.curriculum_epochs > self.epochs:
             raise RecipeError(f"train.curriculum_epochs = {self.curriculum_epochs} exceeds train.epochs = {self.epochs}.")
+        if self.optimizer.warm_up_epochs >= self.epochs:
+            raise RecipeError(f"train.optimizer.warm_up_epochs = {self.optimizer.warm_up_epochs} leaves none of the {self.epochs} epochs.")
+        if self.resize is not None and self.resize < self.image_size:
+            raise RecipeError(
+                f"train.resize = {self.resize} is smaller than train.image_size = {self.image_size}, which is cut out of it; "
+                "raise it, or leave it out."
+            )
         return self
 
 
@@ -242,16 +251,16 @@ class Method(Strict):
 
 
 class Evaluate(Strict):
-    worst_k: list[int] = [1, 3]
+    worst_k: list[Annotated[int, Field(ge=1)]] = [1, 3]
     logit_adjustment: list[float] = Field(
-        [1.0], description="strengths τ of post-hoc logit adjustment; chosen on validation where there are several"
+        [1.0], min_length=1, description="strengths τ of post-hoc logit adjustment; chosen on validation where there are several"
     )
 
 
 class Runtime(Strict):
-    """How a run is carried out; nothing here changes which images or numbers are asked for."""
+    """How a run is carried out, not what is asked for. Bitwise the same results need the same device, threads and slots."""
 
-    device: str = "auto"
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; null: torch's own choice")
     slots: int = Field(64, ge=1, description="images denoised in one UNet call")
     workers: int = Field(0, ge=0, description="data-loading processes, where the images do not fit in memory")
@@ -287,11 +296,6 @@ class Recipe(Strict):
             )  # raises what would otherwise show only after the spectrum is made
         return self
 
-    @property
-    def compared_with(self) -> str:
-        """Name of the method that the report compares with."""
-        return self.baseline or next(iter(self.methods))
-
     def plain(self) -> dict[str, Any]:
         """The tree as plain values (dict, list, str, numbers), defaults filled in."""
         return self.model_dump(mode="json")
@@ -305,14 +309,16 @@ def shipped_recipes() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def load_recipe(source: str | Path | dict[str, Any], overrides: dict[str, Any] | None = None) -> Recipe:
-    """The recipe of a shipped name, a YAML file or a plain tree, with `overrides` such as `{"train.epochs": 5}` laid over.
+def load_recipe(source: Recipe | str | Path | dict[str, Any], overrides: dict[str, Any] | None = None) -> Recipe:
+    """The recipe of a shipped name, a YAML file, a plain tree or another recipe, with `overrides` such as `{"train.epochs": 5}` laid over.
 
     A relative `data.root`, phrase file or checkpoint folder is looked up beside the YAML file, else in the working folder.
     Raises RecipeError for an unknown name, key or strategy, and for every value out of range.
     """
     folder = Path()
-    if isinstance(source, dict):
+    if isinstance(source, Recipe):
+        tree = source.plain()
+    elif isinstance(source, dict):
         tree = source
     else:
         path = _recipe_path(source)

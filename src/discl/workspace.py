@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -14,10 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
+from datasets import Dataset
+from datasets import Image as ImageFeature
 
 from .data import ImageTable, class_groups, read_tables
-from .errors import RunError
-from .recipe import Recipe
+from .errors import RunError, StoreError
+from .recipe import Recipe, load_recipe
 from .spectrum.models import describe_generator
 from .spectrum.plan import Sampling
 from .spectrum.store import Shards, score_shards, spectrum_shards
@@ -56,9 +59,11 @@ class Run:
             source = found.get(rows["source_split"].iloc[0])
             if source is not None and rows["row"].max() < len(source):
                 result[str(name)] = source.select(rows["row"])
-            if str(name) not in result or result[str(name)].ids != rows["id"].tolist():
+            table = result.get(str(name))
+            if table is None or table.ids != rows["id"].tolist() or table.labels.tolist() != rows["label"].tolist():
                 raise RunError(
-                    f"the images of '{data.root}' are no longer those of {self.path('data.parquet')}; start a new folder with --out."
+                    f"the images or labels of '{data.root}' are no longer those of {self.path('data.parquet')}; "
+                    "start a new folder with --out."
                 )
         return result
 
@@ -89,13 +94,14 @@ class Run:
         return class_groups(self.train.class_counts.tolist(), self.recipe.groups.many, self.recipe.groups.few)
 
 
-def open_run(recipe: Recipe, folder: Path | str | None = None, amend: bool = False) -> Run:
-    """The run of a recipe in `folder` (default `runs/NAME`), made where it does not exist.
+def open_run(recipe: Recipe | str | Path | dict[str, Any], folder: Path | str | None = None, amend: bool = False) -> Run:
+    """The run of a recipe (an object, or whatever `load_recipe` takes) in `folder` (default `runs/NAME`), made where it does not exist.
 
     A folder that was made with another recipe is refused with RunError that lists the differences. With `amend` the new
     recipe takes its place: images and scores that still fit are kept, tables and classifiers that do not are made anew.
     `runtime` may always differ.
     """
+    recipe = load_recipe(recipe)
     folder = Path(folder) if folder is not None else Path("runs") / recipe.name
     kept = folder / "recipe.yaml"
     if folder.exists() and not folder.is_dir():
@@ -112,6 +118,9 @@ def open_run(recipe: Recipe, folder: Path | str | None = None, amend: bool = Fal
                 f"{folder} was made with another recipe:\n{lines}\nChoose another folder with --out, or go on in this one with --amend "
                 "(images that still fit are kept, what they no longer fit is made anew)."
             )
+        for name in ("results.json", "report.html"):
+            if changed:
+                (folder / name).unlink(missing_ok=True)
         stale = {key.split(".")[0] for key, _, _ in changed}
         if recipe.hard.rule == "probability" and any(key.startswith("train.") and key not in NOT_FOR_JUDGES for key, _, _ in changed):
             stale.add("hard")
@@ -130,6 +139,22 @@ def open_run(recipe: Recipe, folder: Path | str | None = None, amend: bool = Fal
     if recipe.runtime.threads:
         torch.set_num_threads(recipe.runtime.threads)
     return Run(recipe, folder)
+
+
+def stored_images(run: Run, ids: Sequence[str]) -> Dataset:
+    """`id` and undecoded `image` of these rows of the store, in this order, memory-mapped. Raises StoreError if one is not there.
+
+    The shards are copied once into one Arrow file in the run folder's `cache/`, which may be deleted at any time.
+    """
+    files = [str(path) for path in run.spectrum.files()]
+    if not files:
+        raise StoreError("the store holds no image yet; run `discl generate` first.")
+    stored = Dataset.from_parquet(files, cache_dir=str(run.path("cache")), columns=["id", "image"])
+    place = {name: row for row, name in enumerate(stored.select_columns("id")[:]["id"])}
+    lacking = sum(name not in place for name in ids)
+    if lacking:
+        raise StoreError(f"the store lacks {lacking} of {len(ids)} images that the plan names; run `discl generate` first.")
+    return stored.select([place[name] for name in ids]).cast_column("image", ImageFeature(decode=False))
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:

@@ -17,7 +17,7 @@ from PIL import Image
 from discl.errors import StoreError
 from discl.spectrum import store as store_module
 from discl.spectrum.encoding import ENCODINGS, encode_image
-from discl.spectrum.store import Shards, rows_by_id, score_shards, spectrum_shards
+from discl.spectrum.store import Shards, score_shards, spectrum_shards
 
 NAMES = ("bag", "hat")
 
@@ -57,7 +57,7 @@ def test_an_empty_store(spectrum: Shards) -> None:
     assert spectrum.read().num_rows == 0
     assert spectrum.read(["id", "level"]).column_names == ["id", "level"]
     spectrum.append([])
-    spectrum.clear_unfinished()
+    spectrum.clear_unfinished(older_than=-1)
     assert files(spectrum) == []
 
 
@@ -69,15 +69,6 @@ def test_rows_come_back_as_they_were(spectrum: Shards) -> None:
     stored = sorted(spectrum.read().to_pylist(), key=lambda row: row["id"])
     assert stored == make_rows(range(5))
     assert spectrum.read(["level", "id"]).column_names == ["level", "id"]
-
-
-def test_rows_by_id_in_the_order_of_the_plan(spectrum: Shards) -> None:
-    spectrum.append(make_rows([0, 1, 2]))
-    spectrum.append(make_rows([3, 4]))
-    wanted = ["id-4", "id-0", "id-3"]
-    assert rows_by_id(spectrum.read(["id"]), wanted).column("id").to_pylist() == wanted
-    with pytest.raises(StoreError, match="lacks 2 of 3 images that the plan names; run `discl generate` first"):
-        rows_by_id(spectrum.read(["id"]), ["id-0", "id-8", "id-9"])
 
 
 def test_the_same_rows_twice_are_one_shard(spectrum: Shards) -> None:
@@ -92,8 +83,7 @@ def test_duplicate_rows_are_harmless(spectrum: Shards) -> None:
     spectrum.append(make_rows([0, 1, 2]))
     spectrum.append(make_rows([1, 2, 3]))
     assert spectrum.ids() == {f"id-{index}" for index in range(4)}
-    found = rows_by_id(spectrum.read(), [f"id-{index}" for index in range(4)]).to_pylist()
-    assert found == make_rows(range(4))
+    assert {row["id"]: row for row in spectrum.read().to_pylist()} == {row["id"]: row for row in make_rows(range(4))}
 
 
 def test_opens_with_datasets_and_shows_pictures(spectrum: Shards, tmp_path: Path) -> None:
@@ -159,7 +149,7 @@ def test_what_a_killed_writer_left_is_ignored_and_cleared(spectrum: Shards) -> N
     left.write_bytes(b"PAR1 half of a shard")
     assert spectrum.ids() == {"id-0", "id-1"}
     assert [path.name for path in spectrum.files()] == finished
-    spectrum.clear_unfinished()
+    spectrum.clear_unfinished(older_than=-1)
     assert files(spectrum) == finished
 
 

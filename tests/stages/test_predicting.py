@@ -13,6 +13,7 @@ from PIL import Image
 
 from discl.curriculum.models import ClassifierConfig, build_classifier, save_classifier
 from discl.errors import DataError, RunError
+from discl.recipe import load_recipe
 from discl.stages.predicting import find_classifier, predict
 
 
@@ -48,11 +49,14 @@ def test_one_row_for_each_image_and_one_column_for_each_class(tmp_path: Path) ->
     assert alone[1] == ",".join(rows[0])
 
 
-def test_the_classifier_trained_last_is_used_unless_one_is_named(tmp_path: Path) -> None:
-    old, new = write_classifier(tmp_path / "train" / "z", 0, age=60), write_classifier(tmp_path / "train" / "a", 1)
-    assert find_classifier(tmp_path) == new
-    assert find_classifier(tmp_path, "z") == old
-    assert find_classifier(old) == old
+def test_the_last_method_of_the_recipe_is_used_unless_one_is_named(tmp_path: Path) -> None:
+    for name in ("z", "a", "left-over"):
+        write_classifier(tmp_path / "train" / name, 0)
+    recipe = load_recipe("fashion-lt", {"methods": {"a": {}, "z": {}, "not-trained-yet": {}}})
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    assert find_classifier(tmp_path) == tmp_path / "train" / "z"
+    assert find_classifier(tmp_path, "a") == tmp_path / "train" / "a"
+    assert find_classifier(tmp_path / "train" / "left-over") == tmp_path / "train" / "left-over"
     with pytest.raises(RunError, match="unknown method 'disc'; known: a, z"):
         find_classifier(tmp_path, "disc")
 

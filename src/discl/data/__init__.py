@@ -4,13 +4,14 @@ from .images import Unreadable, decode_image, to_square
 from .longtail import class_groups, exponential_counts, order_classes, take_long_tail
 from .readers import read_tables
 from .splits import split_rows
-from .table import ImageTable, inspect_images
+from .table import ImageTable, digest_image, inspect_images
 
 __all__ = [
     "ImageTable",
     "Unreadable",
     "class_groups",
     "decode_image",
+    "digest_image",
     "exponential_counts",
     "inspect_images",
     "order_classes",

@@ -87,8 +87,17 @@ def _load_parquet(shards: list[Path]) -> Dataset:
 def _to_tables(splits: Mapping[str, Dataset], root: str, columns: Mapping[str, str]) -> dict[str, ImageTable]:
     places = {split: f"split '{split}' of '{root}'" for split in splits}
     renamed = {split: _rename_columns(rows, columns, places[split]) for split, rows in splits.items()}
+    if len(renamed) == 1 and "split" in (rows := next(iter(renamed.values()))).column_names:
+        renamed = _divide(rows)
+        places = {split: f"split '{split}' of '{root}'" for split in renamed}
     names, to_label = _class_names({places[split]: rows for split, rows in renamed.items()})
     return {split: _to_table(rows, split, places[split], names, to_label) for split, rows in renamed.items()}
+
+
+def _divide(rows: Dataset) -> dict[str, Dataset]:
+    """The splits that a column `split` names, in the order in which they first appear."""
+    named = [str(value) for value in rows.select_columns("split")[:]["split"]]
+    return {split: rows.select([row for row, name in enumerate(named) if name == split]) for split in dict.fromkeys(named)}
 
 
 def _rename_columns(rows: Dataset, columns: Mapping[str, str], where: str) -> Dataset:
@@ -137,7 +146,7 @@ def _class_names(splits: Mapping[str, Dataset]) -> tuple[tuple[str, ...], dict[A
 
 
 def _to_table(rows: Dataset, split: str, where: str, names: tuple[str, ...], to_label: Mapping[Any, int]) -> ImageTable:
-    labels = [to_label[value] for value in rows["label"]]
+    labels = [to_label[value] for value in rows.select_columns("label")[:]["label"]]
     rows = rows.remove_columns("label").add_column("label", np.asarray(labels, np.int64))
     if "id" not in rows.column_names:
         rows = rows.add_column("id", [f"{split}-{row:08d}" for row in range(len(rows))])

@@ -34,12 +34,12 @@ class ImageTable:
 
     @property
     def ids(self) -> list[str]:
-        return list(self.rows["id"])
+        return self.rows.select_columns("id")[:]["id"]
 
     @property
     def labels(self) -> np.ndarray:
         """int64 `[rows]`."""
-        return np.array(self.rows["label"], np.int64)
+        return np.array(self.rows.select_columns("label")[:]["label"], np.int64)
 
     @property
     def class_counts(self) -> np.ndarray:
@@ -92,8 +92,13 @@ class Inspection:
     unreadable: list[tuple[int, str]]
 
 
+def digest_image(image: Image.Image) -> str:
+    """Digest of the size and the RGB pixels, so that another file format does not hide a copy."""
+    return digest_bytes(f"{image.width}x{image.height}".encode(), image.tobytes())
+
+
 def inspect_images(table: ImageTable, on_progress: Callable[[int], None] = lambda count: None) -> Inspection:
-    """Decodes every image once, in threads. The digest is of the RGB pixels, so another file format does not hide a copy."""
+    """Decodes every image once, in threads."""
 
     def look(row: int) -> tuple[str, tuple[int, int], str | None]:
         stored = table.rows[row]
@@ -101,7 +106,7 @@ def inspect_images(table: ImageTable, on_progress: Callable[[int], None] = lambd
             image = decode_image(stored["image"])
         except Unreadable as error:
             return "", (0, 0), f"{_name(stored)}: {error}"
-        return digest_bytes(f"{image.width}x{image.height}".encode(), image.tobytes()), image.size, None
+        return digest_image(image), image.size, None
 
     digests, sizes, unreadable = [], [], []
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -38,7 +38,7 @@ def nice_axis(low: float, high: float, ticks: int = 5, snap: bool = True) -> Axi
         low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
     exact = (high - low) / ticks
     power = 10.0 ** math.floor(math.log10(exact))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= exact * 0.999)
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= 0.75 * exact)
     inward = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     outward = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     first, last = outward if snap else inward
@@ -83,7 +83,7 @@ def similarity_axis(values: np.ndarray, threshold: float) -> Axis:
     spread = max(high - low, 0.01)
     if low - spread <= threshold <= high + spread:
         low, high = min(low, threshold), max(high, threshold)
-    margin = 0.04 * spread
+    margin = 0.1 * spread
     return nice_axis(low - margin, high + margin, 6, snap=False)
 
 

@@ -40,7 +40,7 @@ def render(story: Story, gallery: Gallery) -> str:
     )
     page.filters |= {
         "percent": words.percent, "points": words.points, "number": words.number, "share": words.share, "sign": _sign,
-        "level_colour": charts.level_colour,
+        "cosine": words.cosine, "plain": words.plain, "level_colour": charts.level_colour,
     }  # fmt: skip
     page.globals |= {"plural": words.plural}
     return page.get_template("page.html.j2").render(story=story, gallery=gallery, **_values(story))
@@ -63,7 +63,8 @@ def _values(story: Story) -> dict[str, Any]:
         "tiles": tiles(story, story.baseline, story.featured), "adjusted": _adjusted_tiles(story),
         "columns": columns, "rows": tables.result_rows(story.figures, columns),
         "other_rows": {split: tables.result_rows(figures, columns) for split, figures in other_figures.items()},
-        "bounds": words.group_bounds(story.recipe), "adjusts": any(name.endswith(ADJUSTED) for name in story.figures),
+        "bounds": words.group_bounds(story.recipe), "adjustment_note": words.adjustment_note(story),
+        "adjusts": any(name.endswith(ADJUSTED) for name in story.figures),
         "similarity": similarity(story), "kept": tables.kept_table(story), "listed": tables.MAX_CLASSES,
         "curricula": curricula(story, colours), "epochs": _epoch_axis(story), "curves": curves(story, colours), "colours": colours,
         "differences": tables.differences(story), "classes": classes(story), "commands": words.commands(story),

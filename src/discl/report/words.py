@@ -42,6 +42,16 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
+def plain(value: float) -> str:
+    """A number as short as it goes, with a true minus."""
+    return f"{value:g}".replace("-", "−")
+
+
+def cosine(value: float) -> str:
+    """A clip_similarity with three decimals; never minus zero."""
+    return f"{round(value, 3) + 0.0:.3f}".replace("-", "−")
+
+
 def share(pair: tuple[int, int]) -> str:
     """A part of a whole in whole per cent; 100 % is all of it and 0 % nothing, never a rounded figure."""
     part, whole = pair
@@ -129,7 +139,7 @@ def _spectrum(story: Story, recipe: Mapping[str, Any]) -> str:
 def _filter(story: Story, recipe: Mapping[str, Any]) -> str:
     asked = recipe["filter"]
     kept, made = int(np.count_nonzero(story.verdicts["keep"].to_numpy(zero_copy_only=False))), story.verdicts.num_rows
-    rule = f"kept where clip_similarity ≥ {asked['threshold']:g}".replace("-", "−")
+    rule = f"kept where clip_similarity ≥ {plain(asked['threshold'])}"
     return f"{rule}, measured by {asked['checkpoint']}: {number(kept)} of {number(made)} ({100 * kept / made:.0f} %)."
 
 
@@ -174,6 +184,8 @@ def _against(change: float | None, baseline: str) -> str:
 def caution(story: Story) -> str:
     """How far the headline can be trusted."""
     text = "One run with one training seed, so there are no error bars."
+    if story.split == "validation" and story.recipe["train"].get("select") == "validation":
+        text += " The weights were chosen on these very images, which flatters every figure."
     if story.featured is None:
         return text
     images = story.split_counts[story.split].tolist()
@@ -187,6 +199,15 @@ def caution(story: Story) -> str:
     )
 
 
+def adjustment_note(story: Story) -> str:
+    """How prior and τ of the adjusted rows were chosen."""
+    if "validation" not in story.split_counts:
+        return "there is no validation split to choose prior and τ on, so they are the real class counts and the recipe's first τ"
+    if story.split == "validation":
+        return "prior and τ were chosen on these very images, which flatters those rows"
+    return "prior and τ were chosen on validation"
+
+
 def adjusted_pair(story: Story) -> tuple[str, str] | None:
     """The adjusted rows of the baseline and the featured method, where both exist."""
     pair = (story.baseline + ADJUSTED, f"{story.featured}{ADJUSTED}")
@@ -198,9 +219,10 @@ def commands(story: Story) -> dict[str, str]:
     folder = story.name
     best = story.featured or story.baseline
     quoted = shlex.quote(folder)
+    stricter = round(float(np.percentile(story.verdicts["clip_similarity"].to_numpy(), 25)), 2) + 0.0  # drops about a quarter
     return {
         "run": f"discl run {shlex.quote(f'{folder}/recipe.yaml')} --out {quoted}",
         "predict": f"discl predict {quoted} photos --method {shlex.quote(best)} --out predictions.csv",
-        "filter": f"discl run {shlex.quote(f'{folder}/recipe.yaml')} --out {quoted} --set filter.threshold=0.3 --amend",
+        "filter": f"discl run {shlex.quote(f'{folder}/recipe.yaml')} --out {quoted} --set filter.threshold={stricter:g} --amend",
         "classifier": f"{folder}/train/{best}/model.safetensors",
     }

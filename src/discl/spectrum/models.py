@@ -114,9 +114,7 @@ class StableDiffusion:
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
         """Raises CheckpointError for a size that the VAE cannot halve evenly."""
-        if size % self._scale:
-            near = max(round(size / self._scale), 1) * self._scale
-            raise CheckpointError(f"size {size} is not a multiple of {self._scale}, the factor of this checkpoint's VAE; {near} would be.")
+        _check_size(size, self._scale)
         return self.unet.config.in_channels, size // self._scale, size // self._scale
 
     def encode_texts(self, texts: Sequence[str]) -> Conditioning:
@@ -147,6 +145,26 @@ def describe_generator(address: str) -> tuple[str, str, int]:
     unet, vae = UNet2DConditionModel.load_config(folder / "unet"), AutoencoderKL.load_config(folder / "vae")
     settings = {key: value for key, value in dict(scheduler.config).items() if not key.startswith("_")}
     return checkpoint_digest(folder), digest("DDIM", settings), unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def check_generator(address: str, num_inference_steps: int, size: int | None = None) -> None:
+    """Raises CheckpointError for a checkpoint that is missing, of another family, or cannot do so many steps or this size.
+
+    Reads configurations only, no weight.
+    """
+    from diffusers import AutoencoderKL
+
+    folder = find_checkpoint(address)
+    _check_family(folder)
+    make_schedule(load_scheduler(folder), num_inference_steps)
+    if size is not None:
+        _check_size(size, 2 ** (len(AutoencoderKL.load_config(folder / "vae")["block_out_channels"]) - 1))
+
+
+def _check_size(size: int, factor: int) -> None:
+    if size % factor:
+        near = max(round(size / factor), 1) * factor
+        raise CheckpointError(f"size {size} is not a multiple of {factor}, the factor of this checkpoint's VAE; {near} would be.")
 
 
 def load_scheduler(folder: Path) -> Any:

@@ -8,8 +8,9 @@ their own and are joined by id. Every shard opens with `datasets.load_dataset("p
 from __future__ import annotations
 
 import os
+import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class Shards:
         return sorted(self.folder.glob("part-*.parquet"))
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """All rows of the finished shards, in no particular order; `rows_by_id` brings them into the plan's."""
+        """All rows of the finished shards, in no particular order."""
         tables = []
         for file in self.files():
             try:
@@ -67,10 +68,11 @@ class Shards:
         """Ids of the rows present."""
         return set(self.read(["id"]).column("id").to_pylist())
 
-    def clear_unfinished(self) -> None:
-        """Deletes what a killed writer left behind; never a finished shard."""
+    def clear_unfinished(self, older_than: float = 3600.0) -> None:
+        """Deletes what a killed writer left behind, never a finished shard nor, within `older_than` seconds, one that is being written."""
         for file in self.folder.glob(".part-*"):
-            file.unlink(missing_ok=True)
+            if time.time() - file.stat().st_mtime > older_than:
+                file.unlink(missing_ok=True)
 
 
 def spectrum_shards(folder: Path, class_names: Sequence[str]) -> Shards:
@@ -93,13 +95,3 @@ def spectrum_shards(folder: Path, class_names: Sequence[str]) -> Shards:
 def score_shards(folder: Path) -> Shards:
     """The store of filter scores; `scorer` is the digest of the CLIP and of the text that was compared with."""
     return Shards(folder, pa.schema([("id", pa.string()), ("scorer", pa.string()), ("clip_similarity", pa.float32())]))
-
-
-def rows_by_id(table: pa.Table, ids: Iterable[str]) -> pa.Table:
-    """The rows of these ids, in this order. Raises StoreError for ids that the table lacks."""
-    place = {name: row for row, name in enumerate(table.column("id").to_pylist())}
-    wanted = list(ids)
-    lacking = [name for name in wanted if name not in place]
-    if lacking:
-        raise StoreError(f"the store lacks {len(lacking)} of {len(wanted)} images that the plan names; run `discl generate` first.")
-    return table.take([place[name] for name in wanted])

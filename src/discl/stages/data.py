@@ -50,10 +50,6 @@ def prepare_data(run: Run) -> Path:
         )
         tables["train"] = {name: column[rows] for name, column in train.items()}
     _check_splits(tables, names)
-    if len(tables) == 1:
-        raise DataError("there is neither a validation nor a test split to measure on; set data.own_split or name them in data.splits.")
-    if run.recipe.train.select == "validation" and "validation" not in tables:
-        raise DataError("train.select is 'validation', but there is no validation split; use select: last or set data.own_split.")
     columns = {
         name: np.concatenate([table.get(name, np.full(len(table["row"]), "", object)) for table in tables.values()])
         for name in dict.fromkeys(name for table in tables.values() for name in table)  # a split may lack domain or group
@@ -134,17 +130,16 @@ def _check_splits(tables: dict[str, dict[str, np.ndarray]], names: tuple[str, ..
         raise DataError(
             f"{len(lacking)} classes have no training image: {', '.join(lacking[:8])}. Add images or take the class out of the data."
         )
-    seen = dict(zip(tables["train"]["digest"], tables["train"]["id"], strict=True))
-    for split in ("validation", "test"):
-        table = tables.get(split)
-        if table is None:
-            continue
-        shared = [(name, seen[content]) for name, content in zip(table["id"], table["digest"], strict=True) if content in seen]
-        if shared:
-            raise DataError(
-                f"{len(shared)} images of the {split} split also lie in training, by content (for example '{shared[0][0]}' is "
-                f"'{shared[0][1]}'); figures on them would mean nothing. Remove them from one of the two."
-            )
+    for first, second in (("validation", "train"), ("test", "train"), ("test", "validation")):
+        if first in tables and second in tables:
+            table, seen = tables[first], dict(zip(tables[second]["digest"], tables[second]["id"], strict=True))
+            shared = [(name, seen[content]) for name, content in zip(table["id"], table["digest"], strict=True) if content in seen]
+            if shared:
+                where = "training" if second == "train" else second
+                raise DataError(
+                    f"{len(shared)} images of the {first} split also lie in {where}, by content (for example '{shared[0][0]}' is "
+                    f"'{shared[0][1]}'); figures on them would mean nothing. Remove them from one of the two."
+                )
 
 
 def _split_rows_of(run: Run, split: str) -> pa.Table:

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
-from datasets import Image as ImageFeature
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -39,7 +38,7 @@ from ..data import ImageTable
 from ..digests import digest
 from ..levels import REAL
 from ..recipe import Method, Train
-from ..workspace import Run, write_text
+from ..workspace import Run, stored_images, write_text
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as every published recipe has them
 
@@ -47,7 +46,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as every
 def train(run: Run) -> Path:
     """Trains the classifier of every method into `train/METHOD`; a finished one is left alone, a half-finished one goes on."""
     kept = _kept_images(run)
-    waiting = {name: method for name, method in run.recipe.methods.items() if not _is_finished(run, name, method, kept)}
+    waiting = {name: method for name, method in run.recipe.methods.items() if not _open_method(run, name, method, kept)}
     if waiting:
         size = run.recipe.train.resize or run.recipe.train.image_size
         with progress("decode training images", len(run.tables["train"]) + len(kept)) as advance:
@@ -83,7 +82,7 @@ def fit_classifier(table: ImageTable, fitted: list[int], judged: list[int], trai
     count = len(fitted)
     seen = Pool(pool.labels[:count], pool.levels[:count], pool.synthetic[:count], pool.hard[:count], pool.class_names)
     config = _config(train, table.class_names)
-    settings = _settings(train, len(fitted), device, epochs)
+    settings = _settings(train, len(fitted), device, epochs, judges=True)
     with tempfile.TemporaryDirectory() as folder, progress("judge training images", epochs) as advance:
         train_classifier(
             seen, pixels, RealOnly(), Mixing(None, 0.0), "cross-entropy", seen.real_counts, config, settings, Path(folder), device=device,
@@ -166,7 +165,7 @@ def _train_method(run: Run, name: str, method: Method, pool: Pool, pixels: Pixel
     )
     undersample = method.undersample if method.undersample is not None else method.strategy != "real-only" and recipe.hard.rule == "tail"
     mixing = Mixing(pool.tail_share if undersample else None, method.synthetic_scale, method.shortage)
-    settings = _settings(recipe.train, int((~pool.synthetic).sum()), run.device)
+    settings = _settings(recipe.train, int((~pool.synthetic).sum()), run.device, recipe.train.epochs)
     config = _config(recipe.train, run.tables["train"].class_names)
     validate = _validator(run, config, settings.precision) if "validation" in run.tables else None
     with progress(f"train {name}", settings.epochs) as advance:
@@ -211,8 +210,8 @@ def _config(train: Train, class_names: tuple[str, ...]) -> ClassifierConfig:
     )
 
 
-def _settings(train: Train, real_images: int, device: torch.device, epochs: int | None = None) -> TrainSettings:
-    asked, epochs = train.optimizer, epochs or train.epochs
+def _settings(train: Train, real_images: int, device: torch.device, epochs: int, judges: bool = False) -> TrainSettings:
+    asked = train.optimizer
     return TrainSettings(
         epochs=epochs,
         steps_per_epoch=train.steps_per_epoch or -(-real_images // train.batch_size),
@@ -224,7 +223,7 @@ def _settings(train: Train, real_images: int, device: torch.device, epochs: int 
         learning_rate=make_learning_rate(asked.lr, asked.schedule, epochs, min(asked.warm_up_epochs, epochs - 1), asked.milestones),
         precision=choose_precision(train.precision, device),
         seed=train.seed,
-        select=train.select,
+        select="last" if judges else train.select,
     )
 
 
@@ -233,13 +232,15 @@ def _precision(run: Run) -> torch.dtype:
 
 
 def _kept_images(run: Run) -> Dataset:
-    """The synthetic images that the filter kept, in the order of the plan, memory-mapped: id, image, label, level."""
-    verdicts = pq.read_table(run.path("filter.parquet"), columns=["id", "keep"]).to_pylist()
-    files = [str(path) for path in run.spectrum.files()]
-    stored = Dataset.from_parquet(files, cache_dir=str(run.path("cache")), columns=["id", "image", "label", "level"])
-    place = {name: row for row, name in enumerate(stored["id"])}
-    kept = stored.select([place[verdict["id"]] for verdict in verdicts if verdict["keep"]])
-    return kept.cast_column("image", ImageFeature(decode=False))
+    """The synthetic images that the filter kept, in the order of the plan, memory-mapped: id, image, label, level.
+
+    Label and level are the plan's: a picture in the store may have been made under another numbering of the classes.
+    """
+    verdicts = [verdict for verdict in pq.read_table(run.path("filter.parquet")).to_pylist() if verdict["keep"]]
+    images = stored_images(run, [verdict["id"] for verdict in verdicts])
+    for name in ("label", "level"):
+        images = images.add_column(name, [verdict[name] for verdict in verdicts])
+    return images
 
 
 def _hard_rows(run: Run) -> np.ndarray:
@@ -251,13 +252,17 @@ def _fingerprint(run: Run, method: Method, kept: Dataset) -> str:
     """Digest of everything that a method's classifier depends on."""
     listed = pq.read_table(run.path("data.parquet"), columns=["split", "id", "label", "digest"])
     levels = sorted(level.percent for level in run.recipe.spectrum.levels)
-    used = [] if method.strategy == "real-only" else [run.recipe.hard.rule, levels, list(kept["id"])]
+    used = [] if method.strategy == "real-only" else [run.recipe.hard.rule, levels, list(kept["id"]), list(kept["label"])]
     hard = np.flatnonzero(_hard_rows(run)).tolist()
-    return digest(method.model_dump(mode="json"), run.recipe.train.model_dump(mode="json"), listed.to_pydict(), hard, used)
+    names = list(run.train.class_names)
+    return digest(method.model_dump(mode="json"), run.recipe.train.model_dump(mode="json"), names, listed.to_pydict(), hard, used)
 
 
-def _is_finished(run: Run, name: str, method: Method, kept: Dataset) -> bool:
-    """Whether a method's classifier is there. What was trained on something else, to the end or not, is deleted."""
+def _open_method(run: Run, name: str, method: Method, kept: Dataset) -> bool:
+    """Makes a method's folder ready and returns whether its classifier is there.
+
+    What was trained on something else, to the end or not, is deleted first.
+    """
     folder, fingerprint = run.path("train") / name, _fingerprint(run, method, kept)
     mark = folder / "method.json"
     found = json.loads(mark.read_text())["fingerprint"] if mark.exists() else None

@@ -12,24 +12,40 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..console import progress, say
-from ..data import decode_image, to_square
+from ..data import decode_image, digest_image, to_square
+from ..errors import DataError, RunError
 from ..prompts import class_prompts, fill
 from ..spectrum.encoding import encode_image
 from ..spectrum.engine import Engine
 from ..spectrum.filter import ClipScorer, describe_scorer, find_clip, judge
-from ..spectrum.models import load_generator
+from ..spectrum.models import check_generator, load_generator
 from ..spectrum.plan import Request, Sampling, plan_requests, read_plan, unet_rows, write_plan
-from ..spectrum.store import Shards, rows_by_id
-from ..workspace import Run, write_table
+from ..spectrum.store import Shards
+from ..workspace import Run, stored_images, write_table
+
+
+def check_models(run: Run, stage: str) -> None:
+    """Looks for the generator and the CLIP before any long work starts, if `stage` needs them.
+
+    Raises CheckpointError for a folder that is missing, of another family, or cannot make pictures of the size asked for.
+    """
+    if stage in {"data", "hard"}:
+        return
+    find_clip(run.recipe.filter.checkpoint)
+    check_generator(run.recipe.spectrum.checkpoint, run.recipe.spectrum.num_inference_steps, run.recipe.spectrum.size)
 
 
 def make_plan(run: Run) -> Path:
-    """Writes every image that the spectrum needs to `plan.parquet`."""
+    """Writes every image that the spectrum needs to `plan.parquet`.
+
+    It is made anew each time, for it is quick: a checkpoint or a phrase file that has changed meanwhile gives other ids.
+    """
     path, recipe = run.path("plan.parquet"), run.recipe
-    if path.exists():
-        return path
+    if len(run.tables) == 1:
+        raise DataError("there is neither a validation nor a test split to measure on; set data.own_split or name them in data.splits.")
+    if recipe.train.select == "validation" and "validation" not in run.tables:
+        raise DataError("train.select is 'validation', but there is no validation split; use select: last or set data.own_split.")
     names = run.train.class_names
-    find_clip(recipe.filter.checkpoint)  # a wrong address is found before anything is generated, not after
     texts = class_prompts(names, recipe.prompts.templates, recipe.prompts.phrases, recipe.prompts.names)
     hard = pq.read_table(run.path("hard.parquet"), columns=["id", "digest", "label"]).to_pylist()
     prompts = {label: texts[name] for label, name in enumerate(names)}
@@ -77,12 +93,15 @@ def generate(run: Run) -> Path:
         say(f"generate: {len(requests) - len(missing)} of {len(requests)} images are there already")
     engine, train, size = _engine(run), run.train, run.sampling.size
     places = {name: row for row, name in enumerate(train.ids)}
-    hard = pq.read_table(run.path("hard.parquet"), columns=["id", "width", "height"]).to_pylist()
-    sizes = {row["id"]: (row["width"], row["height"]) for row in hard}
+    hard = pq.read_table(run.path("hard.parquet"), columns=["id", "digest", "width", "height"]).to_pylist()
+    sizes, digests = {row["id"]: (row["width"], row["height"]) for row in hard}, {row["id"]: row["digest"] for row in hard}
     encoding, shard_rows = run.recipe.spectrum.encoding, run.recipe.runtime.shard_rows
 
     def load_pixels(source: str) -> np.ndarray:
-        return to_square(train.image(places[source]), size)
+        image = train.image(places[source])
+        if digest_image(image) != digests[source]:
+            raise RunError(f"image '{source}' has changed since it was checked; delete data.parquet and hard.parquet in {run.folder}.")
+        return to_square(image, size)
 
     buffer: list[dict[str, Any]] = []
     with progress("generate", len(missing)) as advance, ThreadPoolExecutor(2) as encoders:
@@ -114,12 +133,12 @@ def filter_spectrum(run: Run) -> Path:
     known = _scores_by(scores, scorer_id)
     missing = [request for request in requests if request.id not in known]
     if missing:
-        images = rows_by_id(run.spectrum.read(["id", "image"]), [request.id for request in missing])
+        images = stored_images(run, [request.id for request in missing])
         scorer = ClipScorer(asked.checkpoint, texts, run.device)
         with progress("filter", len(missing)) as advance:
             for first in range(0, len(missing), 512):
                 part = missing[first : first + 512]
-                pictures = [decode_image(stored) for stored in images.column("image").slice(first, len(part)).to_pylist()]
+                pictures = [decode_image(images[row]["image"]) for row in range(first, first + len(part))]
                 cosines = scorer(pictures, [request.label for request in part])
                 scores.append(
                     [

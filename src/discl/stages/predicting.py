@@ -15,15 +15,16 @@ from ..curriculum.pixels import Pixels
 from ..curriculum.training import predict_logits
 from ..data.readers import IMAGE_SUFFIXES
 from ..errors import DataError, RunError, unknown
+from ..recipe import load_recipe
 
 
 def find_classifier(run: Path, method: str | None = None) -> Path:
-    """Folder of a method's classifier in a run folder (the one trained last unless one is named), or `run` itself if it is one."""
+    """Folder of a method's classifier in a run folder (the recipe's last one unless one is named), or `run` itself if it is one."""
     if (run / "model.safetensors").exists():
         return run
-    trained = {
-        path.parent.name: path.parent for path in sorted(run.glob("train/*/model.safetensors"), key=lambda path: path.stat().st_mtime)
-    }
+    recipe = run / "recipe.yaml"
+    methods = load_recipe(recipe).methods if recipe.exists() else {}
+    trained = {name: run / "train" / name for name in methods if (run / "train" / name / "model.safetensors").exists()}
     if not trained:
         raise RunError(f"{run} holds no trained classifier; expected {run}/train/METHOD/model.safetensors. Run `discl train` first.")
     if method is not None and method not in trained:
