@@ -281,10 +281,10 @@ def test_a_second_call_does_nothing_anew(
 ) -> None:
     monkeypatch.setattr(StableDiffusion, "predict", lambda *_: pytest.fail("a UNet call"))
     monkeypatch.setattr(learning, "predict_logits", lambda *_, **__: pytest.fail("a classifier was measured again"))
-    kept = stamps(copied, "data.parquet", "hard.parquet", "plan.parquet", "spectrum/*", "scores/*", "train/*/*")
+    kept = stamps(copied, "data.parquet", "hard.parquet", "spectrum/*", "scores/*", "train/*/*")
     everything = {name: data for name, (_, data) in stamps(copied, "*", "spectrum/*", "scores/*", "train/*/*").items()}
     discl.run(tree, copied)
-    assert stamps(copied, "data.parquet", "hard.parquet", "plan.parquet", "spectrum/*", "scores/*", "train/*/*") == kept
+    assert stamps(copied, "data.parquet", "hard.parquet", "spectrum/*", "scores/*", "train/*/*") == kept
     after = {name: data for name, (_, data) in stamps(copied, "*", "spectrum/*", "scores/*", "train/*/*").items()}
     assert {name for name in everything if after[name] != everything[name]} <= {"report.html"}
     assert set(after) == set(everything)
@@ -310,10 +310,12 @@ def test_another_threshold_rewrites_no_image_and_no_score(copied: Path, tree: Tr
     cells = {(row["label"], row["level"]) for row in verdicts}
     best = [max(row["clip_similarity"] for row in verdicts if (row["label"], row["level"]) == cell) for cell in cells]
     threshold = min(best) - 1e-4  # every class keeps an image at every level
-    patterns = ("plan.parquet", "spectrum/*", "scores/*", "train/ce/*", "train/balanced/*")
-    before, discl_before = stamps(copied, *patterns), (copied / "train" / "discl" / "model.safetensors").read_bytes()
+    patterns = ("spectrum/*", "scores/*", "train/ce/*", "train/balanced/*")
+    before, plan = stamps(copied, *patterns), (copied / "plan.parquet").read_bytes()
+    discl_before = (copied / "train" / "discl" / "model.safetensors").read_bytes()
     discl.run(changed(tree, filter__threshold=threshold), copied, amend=True)
     assert stamps(copied, *patterns) == before
+    assert (copied / "plan.parquet").read_bytes() == plan
     after = pq.read_table(copied / "filter.parquet").to_pylist()
     assert 0 < sum(row["keep"] for row in after) < len(after)
     assert [row["keep"] for row in after] == [row["clip_similarity"] >= threshold for row in verdicts]
@@ -347,13 +349,6 @@ def test_another_level_only_adds_images(copied: Path, tree: Tree, monkeypatch: p
     assert [record["levels"] for record in read_history(copied / "train" / "discl" / "history.jsonl")] == [[0], [25], [50]]
 
 
-def test_fixed_at_100_trains_on_the_hard_images_repeated(copied: Path, tree: Tree, no_phase_one: None) -> None:
-    discl.run(changed(tree, methods={**tree["methods"], "repeated": {"strategy": "fixed", "level": 100}}), copied, amend=True)
-    history = read_history(copied / "train" / "repeated" / "history.jsonl")
-    assert [record["levels"] for record in history] == [[100], [100], []]
-    assert {record["synthetic_share"] for record in history} == {0}
-
-
 def test_a_crop_larger_than_the_image_is_refused(tree: Tree) -> None:
     with pytest.raises(RecipeError, match=r"train\.resize = 12 is smaller than train\.image_size = 16"):
         validate(changed(tree, train__resize=12))
@@ -370,7 +365,7 @@ def test_a_level_more_is_another_curriculum_even_if_nothing_of_it_was_kept(copie
 
 
 def test_a_changed_method_is_trained_anew_and_the_others_are_left(copied: Path, tree: Tree, no_phase_one: None, trained: list[str]) -> None:
-    patterns = ("train/ce/*", "train/discl/*", "spectrum/*", "scores/*", "plan.parquet")
+    patterns = ("train/ce/*", "train/discl/*", "spectrum/*", "scores/*")
     before, balanced = stamps(copied, *patterns), (copied / "train" / "balanced" / "model.safetensors").read_bytes()
     fixed = {"strategy": "fixed", "level": 50, "objective": "balanced-softmax"}
     methods = {**tree["methods"], "balanced": fixed, "more": {"undersample": True}}
