@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def test_batches_in_order_the_last_one_shorter() -> None:
     batches = Batches(make_pixels(), 3)
     for rows in EPOCHS:
         parts = list(batches.of(np.array(rows)))
-        assert len(parts) == len(batches) == -(-len(rows) // 3)
+        assert [len(chosen) for chosen, _ in parts] == [len(rows[first : first + 3]) for first in range(0, len(rows), 3)]
         assert np.concatenate([chosen for chosen, _ in parts]).tolist() == rows
         assert torch.cat([stored for _, stored in parts])[:, 0, 0, 0].tolist() == rows
         assert all(len(chosen) == len(stored) for chosen, stored in parts)
@@ -81,6 +82,20 @@ def test_the_same_workers_serve_one_epoch_after_another(on_demand: Pixels) -> No
         seen.append([worker.pid for worker in batches.loader._iterator._workers])  # type: ignore[union-attr]
     assert len(seen[0]) == 2
     assert seen[0] == seen[1] == seen[2]
+
+
+def test_workers_end_with_their_batches(on_demand: Pixels) -> None:
+    """At once: workers that a garbage collector has to end take five seconds each, after every validation."""
+    batches = Batches(on_demand, 3, workers=2)
+    list(batches.of(np.array(EPOCHS[0])))
+    workers = batches.loader._iterator._workers  # type: ignore[union-attr]
+    assert all(worker.is_alive() for worker in workers)
+    gc.disable()
+    try:
+        del batches
+        assert not any(worker.is_alive() for worker in workers)
+    finally:
+        gc.enable()
 
 
 def test_no_worker_where_all_is_in_memory() -> None:

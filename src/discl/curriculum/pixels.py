@@ -54,21 +54,12 @@ class Pixels(Dataset):
             raise DataError(f"image '{stored.get('id', row)}' cannot be read any more: {error}.") from error
 
 
-class Batches:
-    """Batches of one epoch after another from the same workers: new rows restart nothing."""
+class _Order:
+    """The batches of row numbers that a loader goes through."""
 
-    def __init__(self, pixels: Pixels, batch_size: int, workers: int = 0) -> None:
+    def __init__(self, batch_size: int) -> None:
         self.rows: np.ndarray = np.empty(0, np.int64)
         self.batch_size = batch_size
-        workers = 0 if pixels.memory is not None else workers
-        self.loader = DataLoader(
-            pixels,
-            batch_sampler=self,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            collate_fn=_same,
-            generator=torch.Generator(),  # else the loader draws from torch's random state, when workers start or at every epoch
-        )
 
     def __iter__(self) -> Iterator[list[int]]:
         for first in range(0, len(self.rows), self.batch_size):
@@ -77,11 +68,27 @@ class Batches:
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
 
+
+class Batches:
+    """Batches of one epoch after another from the same workers: new rows restart nothing."""
+
+    def __init__(self, pixels: Pixels, batch_size: int, workers: int = 0) -> None:
+        self.order = _Order(batch_size)  # apart from this object: workers end at once only if nothing refers back to their loader
+        workers = 0 if pixels.memory is not None else workers
+        self.loader = DataLoader(
+            pixels,
+            batch_sampler=self.order,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=_same,
+            generator=torch.Generator(),  # else the loader draws from torch's random state, when workers start or at every epoch
+        )
+
     def of(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
         """(row numbers, uint8 pixels) of each batch of `rows`, in order."""
-        self.rows = rows
+        self.order.rows, size = rows, self.order.batch_size
         for number, pixels in enumerate(self.loader):
-            yield rows[number * self.batch_size : (number + 1) * self.batch_size], pixels
+            yield rows[number * size : (number + 1) * size], pixels
 
 
 def _same(batch: Any) -> Any:
