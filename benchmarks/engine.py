@@ -193,7 +193,7 @@ class Weightless:
         return torch.zeros(len(pixels), *self.latent_shape(pixels.shape[-1]))
 
     def decode(self, latents: Tensor) -> Tensor:
-        raise NotImplementedError
+        return torch.zeros(len(latents), 8, 8, 3, dtype=torch.uint8)
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         return torch.zeros_like(latents)
