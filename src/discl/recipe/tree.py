@@ -5,8 +5,6 @@ Functions elsewhere take the values that they use, never a whole recipe; only `w
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -17,21 +15,18 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from .curriculum.augmentation import AUGMENTATIONS
-from .curriculum.models import ARCHITECTURES
-from .curriculum.objectives import OBJECTIVES
-from .curriculum.strategies import STRATEGIES, make_strategy
-from .errors import RecipeError, unknown
-from .levels import REAL, GuidanceLevel, check_levels
-from .prompts import fill
-
-RECIPES = Path(__file__).parent / "recipes"
+from ..curriculum.augmentation import AUGMENTATIONS
+from ..curriculum.models import ARCHITECTURES
+from ..curriculum.objectives import OBJECTIVES
+from ..curriculum.strategies import STRATEGIES, make_strategy
+from ..errors import RecipeError, unknown
+from ..levels import REAL, GuidanceLevel, check_levels
+from ..prompts import fill
 
 
 def _level(value: Any) -> GuidanceLevel:
@@ -302,113 +297,3 @@ class Recipe(Strict):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
-
-
-def shipped_recipes() -> list[str]:
-    """Names of the recipes that ship with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def load_recipe(source: Recipe | str | Path | dict[str, Any], overrides: dict[str, Any] | None = None) -> Recipe:
-    """The recipe of a shipped name, a YAML file, a plain tree or another recipe, with `overrides` such as `{"train.epochs": 5}` laid over.
-
-    A relative `data.root`, phrase file or checkpoint folder is looked up beside the YAML file, else in the working folder.
-    Raises RecipeError for an unknown name, key or strategy, and for every value out of range.
-    """
-    folder = Path()
-    if isinstance(source, Recipe):
-        tree = source.plain()
-    elif isinstance(source, dict):
-        tree = source
-    else:
-        path = _recipe_path(source)
-        folder = path.parent
-        try:
-            tree = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path} is not valid YAML: {error}") from error
-        if not isinstance(tree, dict):
-            raise RecipeError(f"{path} holds no recipe: a mapping of keys is expected at its top.")
-    for key, value in (overrides or {}).items():
-        tree = _with(tree, key.split("."), value, key)
-    return validate(_resolve_paths(tree, folder))
-
-
-def validate(tree: dict[str, Any]) -> Recipe:
-    """The recipe of a plain tree. Raises RecipeError with one line for each problem."""
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        raise RecipeError("\n".join(_explain(problem) for problem in error.errors())) from error
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """`("train.epochs", 5)` of "train.epochs=5"; the value is read as YAML."""
-    key, equals, value = text.partition("=")
-    key = key.strip()
-    if not equals or not key:
-        raise RecipeError(f"--set takes key=value, for example --set train.epochs=5; got '{text}'.")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {key}: '{value}' is not a YAML value: {error}") from error
-
-
-def _recipe_path(source: str | Path) -> Path:
-    path = Path(source)
-    if path.suffix in {".yaml", ".yml"} or path.parent != Path():
-        if not path.is_file():
-            raise RecipeError(f"there is no recipe file {path}; shipped recipes: {', '.join(shipped_recipes())}.")
-        return path
-    if str(source) not in shipped_recipes():
-        raise RecipeError(unknown("recipe", str(source), shipped_recipes()) + " A recipe file's name ends in .yaml.")
-    return RECIPES / f"{source}.yaml"
-
-
-def _with(tree: Any, keys: list[str], value: Any, whole: str) -> dict[str, Any]:
-    """A copy of the tree with one value replaced; missing branches are made, so that validation can name them."""
-    if not isinstance(tree, dict):
-        raise RecipeError(f"--set {whole}: '{keys[0]}' lies below a value that is no mapping.")
-    below = _with(tree.get(keys[0]) or {}, keys[1:], value, whole) if len(keys) > 1 else value
-    return {**tree, keys[0]: below}
-
-
-def _resolve_paths(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
-    for section, key in (("data", "root"), ("prompts", "phrases"), ("spectrum", "checkpoint"), ("filter", "checkpoint")):
-        branch = tree.get(section)
-        value = branch.get(key) if isinstance(branch, dict) else None
-        if isinstance(value, str) and not value.startswith("embedded:"):
-            for base in (folder, Path()):
-                if (base / value).expanduser().exists():
-                    tree = _with(tree, [section, key], str((base / value).expanduser().resolve()), key)
-                    break
-    return tree
-
-
-def _explain(problem: Any) -> str:
-    of_a_key = problem["loc"][-1:] == ("[key]",)
-    where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
-    cause = problem.get("ctx", {}).get("error")
-    if isinstance(cause, RecipeError):
-        return str(cause) if str(cause).startswith(where) else f"{where}: {cause}"
-    if problem["type"] == "literal_error":
-        known = re.findall("'([^']*)'", problem["ctx"]["expected"])
-        kind = f"key in {where.rpartition('.')[0]}" if of_a_key else f"value of {where}"
-        return unknown(kind, str(problem["input"]), known)
-    if problem["type"] == "extra_forbidden":
-        *above, key = problem["loc"]
-        return unknown(f"key in {'.'.join(map(str, above)) or 'the recipe'}", str(key), _known_keys(above))
-    if problem["type"] == "missing":
-        return f"{where}: this key is required."
-    return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}; got {problem.get('input')!r}."
-
-
-def _known_keys(above: list[Any]) -> list[str]:
-    """Names of the keys allowed at a place of the tree."""
-    model: Any = Recipe
-    for part in above:
-        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        below = [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
-        model = below[0] if below else (Method if "methods" in above else model)
-    return list(model.model_fields)
