@@ -1,0 +1,139 @@
+"""CUDA, a curriculum of augmentation strength per class (Ahn et al., ICLR 2023, arXiv 2302.05499).
+
+Every class has a level from 0 to 10. A training picture is augmented at its class's level with probability ½; before each epoch
+the level rises where the model still recognises pictures augmented up to it, and falls where it does not.
+
+The released code lets three operations weaken as the strength grows; here all 22 grow with it, as the paper means them to:
+posterise takes bits away, solarise lowers its threshold from 256.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+MAX_LEVEL = 10
+STRENGTH_SCALE = 30
+Recognised = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
+
+Operation = tuple[float, float, bool, Callable[[Image.Image, float], Image.Image]]
+"""(lo, hi, either sign, apply)."""
+
+
+def _affine(*matrix: Callable[[float, Image.Image], float]) -> Callable[[Image.Image, float], Image.Image]:
+    return lambda picture, v: picture.transform(
+        picture.size, Image.Transform.AFFINE, tuple(entry(v, picture) for entry in matrix), Image.Resampling.BILINEAR
+    )
+
+
+def _constant(value: float) -> Callable[[float, Image.Image], float]:
+    return lambda v, picture: value
+
+
+def _resize_crop(picture: Image.Image, factor: float) -> Image.Image:
+    """Enlarged by `factor` and cut back to its size around the middle."""
+    width, height = picture.size
+    half_width, half_height = width / factor / 2, height / factor / 2
+    box = (width / 2 - half_width, height / 2 - half_height, width / 2 + half_width, height / 2 + half_height)
+    return picture.resize((width, height), Image.Resampling.BILINEAR, box)
+
+
+def _solarize_add(picture: Image.Image, amount: float) -> Image.Image:
+    """Adds `amount` to every value below 128."""
+    return picture.point([min(255, value + int(amount)) if value < 128 else value for value in range(256)] * 3)
+
+
+def _enhanced(kind: type) -> Callable[[Image.Image, float], Image.Image]:
+    return lambda picture, v: kind(picture).enhance(v)
+
+
+def _plain(change: Callable[[Image.Image], Image.Image]) -> Operation:
+    return 0.0, 0.0, False, lambda picture, v: change(picture)
+
+
+_ZERO, _ONE = _constant(0.0), _constant(1.0)
+OPERATIONS: Mapping[str, Operation] = {
+    "vertical-flip": _plain(ImageOps.flip),
+    "mirror": _plain(ImageOps.mirror),
+    "edge-enhance": _plain(lambda picture: picture.filter(ImageFilter.EDGE_ENHANCE)),
+    "detail": _plain(lambda picture: picture.filter(ImageFilter.DETAIL)),
+    "smooth": _plain(lambda picture: picture.filter(ImageFilter.SMOOTH)),
+    "auto-contrast": _plain(ImageOps.autocontrast),
+    "equalise": _plain(ImageOps.equalize),
+    "invert": _plain(ImageOps.invert),
+    "blur": (0, 2, False, lambda picture, v: picture.filter(ImageFilter.GaussianBlur(v))),
+    "resize-crop": (1, 1.5, False, _resize_crop),
+    "rotate": (0, 30, True, lambda picture, v: picture.rotate(v, Image.Resampling.BILINEAR)),
+    "posterise": (0, 4, False, lambda picture, v: ImageOps.posterize(picture, 8 - int(v))),
+    "solarise": (0, 256, False, lambda picture, v: ImageOps.solarize(picture, 256 - int(v))),
+    "solarise-add": (0, 110, False, _solarize_add),
+    "colour": (0.1, 1.9, False, _enhanced(ImageEnhance.Color)),
+    "contrast": (0.1, 1.9, False, _enhanced(ImageEnhance.Contrast)),
+    "brightness": (0.1, 1.9, False, _enhanced(ImageEnhance.Brightness)),
+    "sharpness": (0.1, 1.9, False, _enhanced(ImageEnhance.Sharpness)),
+    "shear-x": (0, 0.3, True, _affine(_ONE, lambda v, picture: v, _ZERO, _ZERO, _ONE, _ZERO)),
+    "shear-y": (0, 0.3, True, _affine(_ONE, _ZERO, _ZERO, lambda v, picture: v, _ONE, _ZERO)),
+    "translate-x": (0, 100, True, _affine(_ONE, _ZERO, lambda v, picture: v, _ZERO, _ONE, _ZERO)),
+    "translate-y": (0, 100, True, _affine(_ONE, _ZERO, _ZERO, _ZERO, _ONE, lambda v, picture: v)),
+}
+NAMES = tuple(OPERATIONS)
+
+
+def magnitude(name: str, strength: int) -> float:
+    """lo + (s / 30)(hi − lo), without its sign; translation in pixels, rotation in degrees."""
+    lo, hi, _, _ = OPERATIONS[name]
+    return lo + strength / STRENGTH_SCALE * (hi - lo)
+
+
+def augment(picture: Image.Image, strength: int, rng: np.random.Generator) -> Image.Image:
+    """The RGB picture after `strength` of the 22 operations, drawn with replacement, each at that strength."""
+    for choice in rng.integers(len(NAMES), size=strength):
+        _, _, either_sign, apply = OPERATIONS[NAMES[choice]]
+        value = magnitude(NAMES[choice], strength)
+        picture = apply(picture, -value if either_sign and rng.random() < 0.5 else value)
+    return picture
+
+
+def augment_batch(pictures: np.ndarray, strengths: Sequence[int], seed: int, threads: ThreadPoolExecutor | None = None) -> np.ndarray:
+    """uint8 `[batch, 3, h, w]`: each picture augmented at its strength; a pure function of `seed`, whatever the number of threads."""
+
+    def one(row: int) -> np.ndarray:
+        if not strengths[row]:
+            return pictures[row]
+        picture = Image.fromarray(np.ascontiguousarray(pictures[row].transpose(1, 2, 0)))
+        return np.asarray(augment(picture, strengths[row], np.random.default_rng([seed, row]))).transpose(2, 0, 1)
+
+    rows = range(len(pictures))
+    return np.stack(list(threads.map(one, rows) if threads else map(one, rows)))
+
+
+def training_strengths(levels: np.ndarray, labels: np.ndarray, rng: np.random.Generator, probability: float = 0.5) -> np.ndarray:
+    """int64 `[batch]`: the level of each row's class with `probability`, else 0."""
+    return np.where(rng.random(len(labels)) < probability, levels[labels], 0)
+
+
+def update_levels(
+    levels: np.ndarray, rows_of_class: Sequence[np.ndarray], recognised: Recognised, threshold: float, rng: np.random.Generator
+) -> np.ndarray:
+    """The levels of the next epoch, int64 `[classes]` in 0 … 10 (Algorithm 1 of the paper, LoL score and update).
+
+    For each class and each s up to its level, 10·(s + 1) of its training rows are drawn with replacement;
+    `recognised(rows, s, rng)` says for each whether the model (in evaluation mode) is right about it augmented at strength s. The
+    level rises by one if the accuracy exceeds `threshold` (γ = .6 on CIFAR, .4 on large sets) at every s, and falls by one otherwise.
+    """
+    result = levels.copy()
+    drawn: list[tuple[int, int, np.ndarray]] = []
+    for label, level in enumerate(levels):
+        for strength in range(int(level) + 1):
+            drawn.append((label, strength, rng.choice(rows_of_class[label], 10 * (strength + 1))))
+    passed = np.ones(len(levels), bool)
+    for strength in sorted({strength for _, strength, _ in drawn}):  # all classes of a strength in one call: full batches
+        parts = [(label, rows) for label, each, rows in drawn if each == strength]
+        right = recognised(np.concatenate([rows for _, rows in parts]), strength, rng)
+        for part, (label, _) in zip(right.reshape(len(parts), -1), parts, strict=True):
+            passed[label] &= part.mean() > threshold
+    result += np.where(passed, 1, -1)
+    return result.clip(0, MAX_LEVEL)

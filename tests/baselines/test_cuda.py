@@ -1,0 +1,121 @@
+"""CUDA's operations, strengths and level update, against values worked out by hand."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from discl.baselines.cuda import NAMES, OPERATIONS, augment, augment_batch, magnitude, training_strengths, update_levels
+
+
+def picture(size: int = 32) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+
+def apply(name: str, value: float, image: Image.Image) -> np.ndarray:
+    return np.asarray(OPERATIONS[name][3](image, value))
+
+
+def test_there_are_22_operations():
+    assert len(NAMES) == 22
+
+
+@pytest.mark.parametrize(
+    ("name", "strength", "value"),
+    [("rotate", 10, 10.0), ("rotate", 30, 30.0), ("blur", 15, 1.0), ("contrast", 0, 0.1), ("contrast", 10, 0.7), ("resize-crop", 6, 1.1),
+     ("translate-x", 3, 10.0), ("posterise", 30, 4.0), ("solarise", 10, 256 / 3), ("shear-y", 10, 0.1), ("mirror", 10, 0.0)],
+)  # fmt: skip
+def test_magnitude_is_linear_in_strength(name, strength, value):
+    assert magnitude(name, strength) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_operations_keep_size_and_mode(name):
+    for strength in (0, 1, 10, 30):
+        result = OPERATIONS[name][3](picture(), magnitude(name, strength))
+        assert (result.size, result.mode) == ((32, 32), "RGB")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in {"colour", "contrast", "brightness", "sharpness", "resize-crop"}])
+def test_operations_with_a_magnitude_change_nothing_at_strength_0(name):
+    lo, hi, _, _ = OPERATIONS[name]
+    if lo != hi:
+        assert np.array_equal(apply(name, magnitude(name, 0), picture()), np.asarray(picture()))
+
+
+@pytest.mark.parametrize("name", ["posterise", "solarise", "solarise-add", "blur"])
+def test_the_change_grows_with_strength(name):
+    original = np.asarray(picture()).astype(int)
+    change = [np.abs(apply(name, magnitude(name, strength), picture()).astype(int) - original).mean() for strength in (0, 10, 20, 30)]
+    assert change == sorted(change)
+    assert change[0] < change[-1]
+
+
+def test_known_pixels():
+    image = Image.fromarray(np.asarray([[[10, 127, 200]]], np.uint8))
+    assert apply("solarise-add", 50.9, image).ravel().tolist() == [60, 177, 200]
+    assert apply("posterise", 4.0, image).ravel().tolist() == [0, 112, 192]
+    assert apply("solarise", 128.0, image).ravel().tolist() == [10, 127, 55]
+    assert apply("invert", 0.0, image).ravel().tolist() == [245, 128, 55]
+
+
+def test_translation_is_in_pixels():
+    original = np.asarray(picture())
+    assert np.array_equal(apply("translate-x", 5.0, picture())[:, :-5], original[:, 5:])
+    assert np.array_equal(apply("translate-y", -5.0, picture())[5:], original[:-5])
+
+
+def test_strength_0_changes_nothing_and_draws_nothing():
+    rng = np.random.default_rng(1)
+    before = rng.bit_generator.state
+    assert np.array_equal(np.asarray(augment(picture(), 0, rng)), np.asarray(picture()))
+    assert rng.bit_generator.state == before
+
+
+def test_batches_do_not_depend_on_threads():
+    batch = np.random.default_rng(2).integers(0, 256, (8, 3, 16, 16), dtype=np.uint8)
+    strengths = [0, 1, 2, 3, 4, 5, 10, 10]
+    alone = augment_batch(batch, strengths, seed=3)
+    with ThreadPoolExecutor(4) as threads:
+        assert np.array_equal(alone, augment_batch(batch, strengths, seed=3, threads=threads))
+    assert np.array_equal(alone[0], batch[0])
+    assert not np.array_equal(alone, augment_batch(batch, strengths, seed=4))
+
+
+def test_half_of_the_rows_get_their_class_level():
+    levels = np.asarray([0, 4, 10])
+    labels = np.repeat([0, 1, 2], 2000)
+    strengths = training_strengths(levels, labels, np.random.default_rng(0))
+    assert set(strengths[labels == 1]) == {0, 4}
+    assert (strengths[labels == 2] == 10).mean() == pytest.approx(0.5, abs=0.05)
+    assert not strengths[labels == 0].any()
+
+
+def test_levels_rise_and_fall():
+    """Class 0 is right everywhere, class 1 never, class 2 only below strength 2, class 3 stands at the top."""
+    rows_of_class = [np.asarray([0, 1]), np.asarray([2]), np.asarray([3]), np.asarray([4])]
+    owner = np.asarray([0, 0, 1, 2, 3])
+    asked: dict[int, list[int]] = {}
+
+    def recognised(rows, strength, rng):
+        for label in owner[rows]:
+            asked.setdefault(int(label), []).append(strength)
+        return np.select([owner[rows] == 0, owner[rows] == 1, owner[rows] == 2], [True, False, strength < 2], True)
+
+    updated = update_levels(np.asarray([1, 0, 2, 10]), rows_of_class, recognised, 0.6, np.random.default_rng(0))
+    assert updated.tolist() == [2, 0, 1, 10]
+    assert {strength: asked[2].count(strength) for strength in set(asked[2])} == {0: 10, 1: 20, 2: 30}
+    assert len(asked[3]) == sum(10 * (s + 1) for s in range(11))
+
+
+def test_an_accuracy_at_the_threshold_does_not_pass():
+    rows = [np.arange(10)]
+
+    def recognised(chosen, strength, rng):
+        return np.arange(len(chosen)) < 0.6 * len(chosen)
+
+    assert update_levels(np.asarray([3]), rows, recognised, 0.6, np.random.default_rng(0)).tolist() == [2]
+    assert update_levels(np.asarray([3]), rows, recognised, 0.59, np.random.default_rng(0)).tolist() == [4]
