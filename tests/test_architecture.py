@@ -15,7 +15,7 @@ ROOT = Path(discl.__file__).parent
 FLOORS = [
     {"cli"},
     {"chain", "starter"},
-    {"report"},
+    {"report", "comparison"},
     {"stages", "baselines"},
     {"workspace"},
     {"recipe"},

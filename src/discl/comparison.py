@@ -1,0 +1,139 @@
+"""Methods × seeds in one table: mean ± std, paired difference to a baseline with its interval, cost, published figures.
+
+Plain numbers in, plain text out: `{method: [figure of each seed]}` and the right and wrong of every image.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .digests import derive_seed
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference in percentage points and its bootstrap interval."""
+
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method's row: `{column: figures of the seeds in [0, 1]}`, intervals against the baseline, costs by name, published per cents."""
+
+    name: str
+    figures: Mapping[str, Sequence[float]]
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
+    published: Mapping[str, float] = field(default_factory=dict)
+
+
+def paired_interval(
+    first: np.ndarray, second: np.ndarray, labels: np.ndarray, members: Sequence[int] | None = None, *, replicates: int = 2000,
+    confidence: float = 0.95, seed: int = 0,
+) -> Interval | None:  # fmt: skip
+    """How much better `first` is than `second`, both bool `[seeds, images]` (right or wrong) on the same images and seeds.
+
+    Over all images (`members` None), or the mean over the classes in `members`. The percentile bootstrap draws seeds and, within
+    each class, images with replacement, the same for both methods. None where no image is of these classes.
+    Raises ValueError for arrays of different shape.
+    """
+    if first.shape != second.shape or first.shape[1] != len(labels):
+        raise ValueError(f"paired figures of {first.shape} and {second.shape} over {len(labels)} images do not match.")
+    classes = np.unique(labels) if members is None else np.intersect1d(members, labels)
+    if not len(classes):
+        return None
+    rng = np.random.default_rng(derive_seed("paired-interval", seed))
+    gain = first.astype(np.int8) - second.astype(np.int8)
+    drawn_seeds = rng.integers(len(gain), size=(replicates, len(gain)))
+    seed_weights = np.stack([(drawn_seeds == each).mean(1) for each in range(len(gain))], 1)
+    exact, replicated, total = 0.0, np.zeros(replicates), 0.0
+    for label in classes:
+        part = gain[:, labels == label]
+        patterns, counts = np.unique(part.T, axis=0, return_counts=True)  # few distinct outcomes: images of one are drawn together
+        weights = rng.multinomial(part.shape[1], counts / counts.sum(), size=replicates) / part.shape[1]
+        share = float(part.shape[1]) if members is None else 1.0
+        exact += share * part.mean()
+        replicated += share * ((weights @ patterns) * seed_weights).sum(1)
+        total += share
+    low, high = np.quantile(replicated / total, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(100 * exact / total, 100 * float(low), 100 * float(high))
+
+
+def mean_std(figures: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation (None for a single figure), in per cent."""
+    values = 100 * np.asarray(figures, np.float64)
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+def as_cells(entries: Sequence[Entry], columns: Sequence[str], plus: str = "±") -> tuple[list[str], list[list[str]]]:
+    """Heading and rows of the table as texts; a column that no entry has is left out, a figure that is absent is a dash."""
+    columns = [name for name in columns if any(name in entry.figures for entry in entries)]
+    compared = [name for name in columns if any(name in entry.intervals for entry in entries)]
+    costs = list(dict.fromkeys(name for entry in entries for name in entry.costs))
+    published = [name for name in columns if any(name in entry.published for entry in entries)]
+    heading = [
+        "method",
+        *columns,
+        *(f"{name}, difference [95 %]" for name in compared),
+        *costs,
+        *(f"{name}, published" for name in published),
+    ]
+    rows = []
+    for entry in entries:
+        row = [entry.name]
+        row += [_figure(entry.figures.get(name), plus) for name in columns]
+        for name in compared:
+            each = entry.intervals.get(name)
+            row.append("–" if each is None else f"{each.difference:+.1f} [{each.low:+.1f}, {each.high:+.1f}]")
+        row += [f"{entry.costs[name]:,.0f}" if name in entry.costs else "–" for name in costs]
+        row += [f"{entry.published[name]:.1f}" if name in entry.published else "–" for name in published]
+        rows.append(row)
+    return heading, rows
+
+
+def as_markdown(entries: Sequence[Entry], columns: Sequence[str]) -> str:
+    """The table in Markdown."""
+    heading, rows = as_cells(entries, columns)
+    lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *rows]
+    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines) + "\n"
+
+
+def as_latex(entries: Sequence[Entry], columns: Sequence[str]) -> str:
+    """The table as a LaTeX `tabular` of the booktabs package."""
+    heading, rows = as_cells(entries, columns, plus=r"$\pm$")
+    lines = [r"\begin{tabular}{l" + "r" * (len(heading) - 1) + "}", r"\toprule", _latex_line(heading), r"\midrule"]
+    return "\n".join([*lines, *map(_latex_line, rows), r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def as_csv(entries: Sequence[Entry], columns: Sequence[str]) -> str:
+    """One line per method and seed with the raw figures in [0, 1], for whoever wants to compute on them."""
+    columns = [name for name in columns if any(name in entry.figures for entry in entries)]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["method", "run", *columns])
+    for entry in entries:
+        for run in range(max(len(figures) for figures in entry.figures.values())):
+            writer.writerow([entry.name, run, *(f"{entry.figures[name][run]:.6f}" if name in entry.figures else "" for name in columns)])
+    return out.getvalue()
+
+
+def _figure(figures: Sequence[float] | None, plus: str) -> str:
+    if not figures:
+        return "–"
+    mean, std = mean_std(figures)
+    return f"{mean:.1f}" if std is None else f"{mean:.1f} {plus} {std:.1f}"
+
+
+_LATEX = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "–": "--", "λ": r"$\lambda$"}
+
+
+def _latex_line(cells: Sequence[str]) -> str:
+    return " & ".join("".join(_LATEX.get(letter, letter) for letter in cell) for cell in cells) + r" \\"

@@ -1,0 +1,82 @@
+"""Tables over seeds, and paired bootstrap intervals against known answers."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+from discl.comparison import Entry, Interval, as_csv, as_latex, as_markdown, mean_std, paired_interval
+
+
+def test_mean_and_sample_deviation():
+    assert mean_std([0.5, 0.7]) == pytest.approx((60, 100 * 0.1 * 2**0.5))
+    assert mean_std([0.5]) == (50.0, None)
+
+
+def test_difference_over_all_images_and_over_classes():
+    labels = np.asarray([0, 0, 0, 1])
+    first = np.asarray([[True, True, True, False]])
+    second = np.asarray([[False, True, True, True]])
+    assert paired_interval(first, second, labels).difference == pytest.approx(0)
+    assert paired_interval(first, second, labels, [0, 1]).difference == pytest.approx(100 * (1 / 3 - 1) / 2)
+    assert paired_interval(first, second, labels, [1]) == Interval(-100, -100, -100)
+    assert paired_interval(first, second, labels, [2]) is None
+
+
+def test_interval_is_that_of_a_binomial():
+    """One class, one seed, second always wrong: the interval is that of a mean of n right-or-wrong images."""
+    rng = np.random.default_rng(0)
+    first = rng.random((1, 400)) < 0.3
+    found = paired_interval(first, np.zeros((1, 400), bool), np.zeros(400, int), replicates=4000)
+    share = first.mean()
+    half = 100 * 1.96 * (share * (1 - share) / 400) ** 0.5
+    assert found.difference == pytest.approx(100 * share)
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.06)
+
+
+def test_pairs_are_drawn_together():
+    """Two equal methods differ by nothing in every replicate, however much both vary."""
+    first = np.random.default_rng(1).random((3, 50)) < 0.5
+    assert paired_interval(first, first, np.repeat([0, 1], 25)) == Interval(0, 0, 0)
+
+
+def test_seeds_are_drawn_too():
+    first = np.asarray([[True] * 20, [False] * 20])
+    found = paired_interval(first, np.zeros((2, 20), bool), np.zeros(20, int))
+    assert (found.low, found.high) == (0, 100)
+
+
+def test_other_shapes_are_refused():
+    with pytest.raises(ValueError, match="do not match"):
+        paired_interval(np.zeros((1, 3), bool), np.zeros((2, 3), bool), np.zeros(3, int))
+
+
+ENTRIES = [
+    Entry("ce", {"all": [0.5, 0.52], "few": [0.1, 0.1]}, costs={"UNet rows": 0}, published={"few": 5.49}),
+    Entry("discl_a", {"all": [0.6, 0.6]}, {"all": Interval(9, 7.96, 10.04)}, {"UNet rows": 25792}),
+]
+
+
+def test_markdown():
+    assert as_markdown(ENTRIES, ["all", "many", "few"]).splitlines() == [
+        "| method | all | few | all, difference [95 %] | UNet rows | few, published |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| ce | 51.0 ± 1.4 | 10.0 ± 0.0 | – | 0 | 5.5 |",
+        "| discl_a | 60.0 ± 0.0 | – | +9.0 [+8.0, +10.0] | 25,792 | – |",
+    ]
+
+
+def test_latex_escapes():
+    lines = as_latex(ENTRIES, ["all"]).splitlines()
+    assert lines[0] == r"\begin{tabular}{lrrr}"
+    assert lines[2] == r"method & all & all, difference [95 \%] & UNet rows \\"
+    assert lines[5] == r"discl\_a & 60.0 $\pm$ 0.0 & +9.0 [+8.0, +10.0] & 25,792 \\"
+
+
+def test_csv_holds_raw_figures():
+    rows = list(csv.DictReader(io.StringIO(as_csv(ENTRIES, ["all", "few"]))))
+    assert [row["all"] for row in rows] == ["0.500000", "0.520000", "0.600000", "0.600000"]
+    assert rows[3] == {"method": "discl_a", "run": "1", "all": "0.600000", "few": ""}
