@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,7 +16,7 @@ class Pool:
     """All samples that training may draw, one row each; a real image is a row at level 100.
 
     `labels` int64 `[rows]`, `levels` whole per cents `[rows]`, `synthetic` and `hard` bool `[rows]`; `hard` marks the
-    real images that have a spectrum.
+    real images that have a spectrum, `held_out` rows that are never drawn (default none).
     """
 
     labels: np.ndarray
@@ -24,6 +24,11 @@ class Pool:
     synthetic: np.ndarray
     hard: np.ndarray
     class_names: Sequence[str]
+    held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+
+    def __post_init__(self) -> None:
+        if not len(self.held_out):
+            object.__setattr__(self, "held_out", np.zeros(len(self.labels), bool))
 
     @property
     def num_classes(self) -> int:
@@ -45,11 +50,15 @@ class Mixing:
     """How an epoch is mixed. `tail_share` is kept by undersampling the other images; None takes them all.
 
     `synthetic_scale` is synthetic images per real hard image; where fewer were kept they `repeat` or the class is `cap`ped.
+    A class that has none at all at its levels is an `error`, or takes those of its `nearest` level (none if it has none anywhere).
+    `with_hard` false leaves the hard real images out of epochs that have levels (algorithm 2).
     """
 
     tail_share: float | None
     synthetic_scale: float
     shortage: str = "repeat"
+    missing: str = "error"
+    with_hard: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,36 +76,61 @@ class Round:
         return self.distinct_synthetic / self.hard if self.hard else 0.0
 
 
-def mix_round(pool: Pool, levels: Sequence[GuidanceLevel], mixing: Mixing, rng: np.random.Generator) -> Round:
+def mix_round(
+    pool: Pool, levels: Sequence[GuidanceLevel], mixing: Mixing, rng: np.random.Generator,
+    class_levels: Mapping[int, Sequence[GuidanceLevel]] | None = None,
+) -> Round:  # fmt: skip
     """All hard real images, `synthetic_scale` times as many synthetic ones of the levels, class by class, and the others.
 
-    Raises TrainingError for a class that has hard images but no synthetic image at these levels.
+    `class_levels` names the labels that take other levels than `levels`. Raises TrainingError that names every class which has hard
+    images but no synthetic image at its levels.
     """
-    hard = np.flatnonzero(pool.hard)
-    others = np.flatnonzero(~pool.hard & ~pool.synthetic)
+    hard = np.flatnonzero(pool.hard & ~pool.held_out)
+    others = np.flatnonzero(~pool.hard & ~pool.synthetic & ~pool.held_out)
     drawn = [np.empty(0, np.int64)]
     distinct = 0
     if levels and mixing.synthetic_scale > 0:
-        offered = pool.synthetic & np.isin(pool.levels, [level.percent for level in levels])
-        for label, count in enumerate(np.bincount(pool.labels[hard], minlength=pool.num_classes)):
-            if count:
-                rows = np.flatnonzero(offered & (pool.labels == label))
-                if not len(rows):
-                    raise TrainingError(
-                        f"class '{pool.class_names[label]}' has no kept synthetic image at level {', '.join(map(str, levels))}; "
-                        "lower filter.threshold, raise spectrum.seeds, or leave this level out of spectrum.levels."
-                    )
-                taken = _draw(rows, round(mixing.synthetic_scale * count), mixing.shortage, rng)
-                drawn.append(taken)
-                distinct += len(np.unique(taken))
+        counts = np.bincount(pool.labels[hard], minlength=pool.num_classes)
+        for label, rows in _offered(pool, np.flatnonzero(counts), levels, class_levels or {}, mixing.missing).items():
+            taken = _draw(rows, round(mixing.synthetic_scale * counts[label]), mixing.shortage, rng)
+            drawn.append(taken)
+            distinct += len(np.unique(taken))
     synthetic = np.concatenate(drawn)
-    tail = np.concatenate([hard, synthetic])
+    tail = np.concatenate([hard, synthetic]) if mixing.with_hard or not levels else synthetic
     if mixing.tail_share and len(tail):
         wanted = round(len(tail) * (1 - mixing.tail_share) / mixing.tail_share)
         if wanted < len(others):
             others = rng.choice(others, wanted, replace=False)
     rows = rng.permutation(np.concatenate([tail, others]))
     return Round(rows, len(synthetic), distinct, len(hard))
+
+
+def _offered(
+    pool: Pool, labels: np.ndarray, levels: Sequence[GuidanceLevel], class_levels: Mapping[int, Sequence[GuidanceLevel]], missing: str
+) -> dict[int, np.ndarray]:
+    """`{label: rows of synthetic images at its levels}`, in one pass over the synthetic rows."""
+    synthetic = np.flatnonzero(pool.synthetic & ~pool.held_out)
+    synthetic = synthetic[np.argsort(pool.labels[synthetic], kind="stable")]
+    starts = np.searchsorted(pool.labels[synthetic], np.arange(pool.num_classes + 1))
+    result, lacking = {}, []
+    for label in labels.tolist():
+        rows = synthetic[starts[label] : starts[label + 1]]
+        wanted = [level.percent for level in class_levels.get(label, levels)]
+        there = rows[np.isin(pool.levels[rows], wanted)]
+        if not len(there) and missing == "nearest" and len(rows):
+            distance = np.abs(pool.levels[rows][:, None] - np.asarray(wanted)[None]).min(1)
+            there = rows[distance == distance.min()]
+        if len(there):
+            result[label] = there
+        elif missing == "error":
+            lacking.append(f"'{pool.class_names[label]}' at {', '.join(f'{percent} %' for percent in wanted)}")
+    if lacking:
+        told = "; ".join(lacking[:12]) + (f"; and {len(lacking) - 12} more" if len(lacking) > 12 else "")
+        raise TrainingError(
+            f"{'class' if len(lacking) == 1 else f'{len(lacking)} classes'} without a kept synthetic image at the level of an epoch: {told}. "
+            "Lower filter.threshold, raise spectrum.seeds, leave the level out of spectrum.levels, or set missing: nearest in the method."
+        )
+    return result
 
 
 def _draw(rows: np.ndarray, wanted: int, shortage: str, rng: np.random.Generator) -> np.ndarray:
@@ -107,16 +141,19 @@ def _draw(rows: np.ndarray, wanted: int, shortage: str, rng: np.random.Generator
     return np.concatenate([whole, rng.choice(rows, wanted % len(rows), replace=False)])
 
 
-def mix_epoch(pool: Pool, levels: Sequence[GuidanceLevel], mixing: Mixing, samples: int, seed: int) -> tuple[np.ndarray, Round]:
+def mix_epoch(
+    pool: Pool, levels: Sequence[GuidanceLevel], mixing: Mixing, samples: int, seed: int,
+    class_levels: Mapping[int, Sequence[GuidanceLevel]] | None = None,
+) -> tuple[np.ndarray, Round]:  # fmt: skip
     """Row numbers `[samples]` of an epoch, and its first round.
 
     An epoch is a fixed number of samples, so all methods take equally many updates: rounds follow one another, each
     undersampled and drawn anew, and the last one is cut off.
     """
     rng = np.random.default_rng(seed)
-    rounds = [mix_round(pool, levels, mixing, rng)]
+    rounds = [mix_round(pool, levels, mixing, rng, class_levels)]
     if not len(rounds[0].rows):
         raise TrainingError("there is no sample to train on: the pool holds neither hard nor other real images.")
     while sum(len(each.rows) for each in rounds) < samples:
-        rounds.append(mix_round(pool, levels, mixing, rng))
+        rounds.append(mix_round(pool, levels, mixing, rng, class_levels))
     return np.concatenate([each.rows for each in rounds])[:samples], rounds[0]
