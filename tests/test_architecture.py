@@ -15,12 +15,12 @@ ROOT = Path(discl.__file__).parent
 FLOORS = [
     {"cli"},
     {"chain", "starter"},
-    {"report", "comparison"},
+    {"report"},
     {"stages", "baselines"},
     {"workspace"},
     {"recipe"},
     {"curriculum", "spectrum"},
-    {"data", "hardness", "prompts", "checkpoints"},
+    {"data", "hardness", "prompts", "checkpoints", "comparison"},
     {"assets", "console", "digests", "levels"},
     {"errors"},
 ]

@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 import discl
+from discl import chain
 from discl.chain import STAGES, results_table, run_until
 from discl.curriculum import training
 from discl.curriculum.models import load_classifier
@@ -32,7 +33,7 @@ from discl.errors import DataError, RecipeError, RunError, TrainingError
 from discl.recipe import validate
 from discl.spectrum.models import StableDiffusion
 from discl.spectrum.store import Shards
-from discl.stages import data, learning, making
+from discl.stages import comparing, data, learning, making
 from discl.workspace import Run, open_run
 
 CLASSES = ("bag", "boot", "coat", "hat")
@@ -183,7 +184,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_every_stage_leaves_its_file(finished: Path) -> None:
     tables = {"data.parquet", "hard.parquet", "plan.parquet", "filter.parquet"}
-    expected = tables | {"recipe.yaml", "environment.json", "results.json", "report.html"}
+    expected = tables | {"recipe.yaml", "environment.json", "results.json", "predictions.safetensors", "report.html"}
     expected |= {
         f"train/{method}/{name}"
         for method in METHODS
@@ -325,7 +326,7 @@ def test_another_threshold_rewrites_no_image_and_no_score(copied: Path, tree: Tr
 
 
 def test_a_threshold_that_keeps_nothing_of_a_class_is_explained(copied: Path, tree: Tree, no_phase_one: None) -> None:
-    with pytest.raises(TrainingError, match=r"class '(coat|hat)' has no kept synthetic image at level 0 %; lower filter\.threshold"):
+    with pytest.raises(TrainingError, match=r"2 classes without a kept .*'coat' at 0 %; 'hat' at 0 %. Lower filter\.threshold"):
         discl.run(changed(tree, filter__threshold=1.0), copied, amend=True)
 
 
@@ -382,6 +383,34 @@ def test_amended_there_and_back_is_the_run_it_was(copied: Path, finished: Path, 
     assert models[0] != models[1]
     discl.run(tree, copied, amend=True)
     assert_same_run(copied, finished)
+
+
+def test_methods_and_seeds_in_one_table(
+    copied: Path, finished: Path, tree: Tree, no_phase_one: None, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every method once a seed, on the spectrum that is there; the second call trains nothing; a killed one goes on."""
+    opened = open_run(changed(tree, compare={"published": "cifar100-lt-ir100-resnet10", "rows": {"discl": "ce-discl"}}), copied, amend=True)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(comparing, "train", kill_at(2, comparing.train))
+        chain.compare(opened, [0, 1])
+    path = chain.compare(opened, [0, 1])
+    results = [json.loads((copied / "seeds" / seed / "results.json").read_text()) for seed in ("0", "1")]
+    assert results[0] == json.loads((finished / "results.json").read_text())  # seed 0 is the recipe's own
+    assert not list(copied.glob("seeds/*/spectrum")) and not list(copied.glob("seeds/*/data.parquet"))
+    table = json.loads((copied / "comparison.json").read_text())["rows"]
+    assert list(table) == list(results[0])
+    for row, stated in table.items():
+        assert stated["figures"]["all"] == [result[row]["test"]["accuracy"] for result in results]
+    few = np.mean([100 * (result["discl"]["test"]["few"] - result["ce"]["test"]["few"]) for result in results])
+    assert table["discl"]["intervals"]["few"][0] == pytest.approx(few)
+    assert table["discl"]["intervals"]["few"][1] <= few <= table["discl"]["intervals"]["few"][2]
+    assert "few" in table["discl+la"]["intervals"] and not table["ce"]["intervals"]
+    assert (table["ce"]["costs"]["UNet rows"], table["discl"]["costs"]["UNet rows"]) == (0, 8 * 2 * 2 * (4 + 2))
+    assert table["discl"]["published"]["few"] == 10.65
+    assert path.read_text().count("\n") == len(table) + 2
+    trained.clear()
+    chain.compare(opened, [0, 1])
+    assert trained == []
 
 
 def kill_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:

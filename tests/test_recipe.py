@@ -99,7 +99,7 @@ def test_an_unknown_key_of_an_optional_section_is_refused() -> None:
     ("key", "value", "message"),
     [
         ("methods.ce.strategy", "diverse-to-specifc", r"methods\.ce\.strategy: unknown strategy .* Did you mean 'diverse-to-specific'\?"),
-        ("methods.ce.strategy", ["fixed"], r"methods\.ce\.strategy: unknown strategy '\['fixed'\]'; known: all-levels, "),
+        ("methods.ce.strategy", ["fixed"], r"methods\.ce\.strategy: unknown strategy '\['fixed'\]'; known: adaptive, "),
         ("methods.ce.objective", "cross-entrpy", r"methods\.ce\.objective: unknown objective .* Did you mean 'cross-entropy'\?"),
         ("train.model.architecture", "resnet11", r"train\.model\.architecture: unknown architecture .* Did you mean 'resnet"),
         ("train.augment", ["flp"], r"train\.augment\.0: unknown augmentation 'flp'; known: .* Did you mean 'flip'\?"),
@@ -168,7 +168,7 @@ def test_all_problems_are_told_at_once_one_line_each() -> None:
         "data": {"rot": "images"},
         "spectrum": {"checkpoint": "x", "levels": [0.3, 101, 50]},
         "train": {"epochs": 0, "augment": ["flp"]},
-        "methods": {"a": {"strategy": "fixed"}, "b": {"strategy": "adaptive"}},
+        "methods": {"a": {"strategy": "fixed"}, "b": {"strategy": "adaptief"}},
     }
     with pytest.raises(RecipeError) as raised:
         validate(tree)
@@ -180,7 +180,7 @@ def test_all_problems_are_told_at_once_one_line_each() -> None:
         "train.epochs: input should be greater than or equal to 1; got 0.",
         "train.augment.0: unknown augmentation 'flp'",
         "methods.a: strategy 'fixed' and the key 'level' go together",
-        "methods.b.strategy: unknown strategy 'adaptive'",
+        "methods.b.strategy: unknown strategy 'adaptief'",
     ]
     lines = str(raised.value).splitlines()
     assert [line[: len(place)] for line, place in zip(lines, places, strict=True)] == places

@@ -6,12 +6,13 @@ data -> hard -> plan -> generate -> filter -> train -> evaluate -> report
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .recipe import Recipe, load_recipe
 from .report import write_report
+from .stages import comparing
 from .stages.data import find_hard, prepare_data
 from .stages.learning import evaluate, train
 from .stages.making import check_models, filter_spectrum, generate, make_plan
@@ -58,6 +59,12 @@ def run(
     Called again with the same arguments it does only what is missing.
     """
     return run_until(open_run(load_recipe(recipe, overrides), out, amend), "report")
+
+
+def compare(run: Run, seeds: Sequence[int] | None = None) -> Path:
+    """Phase 1 once, then every method with every training seed (the recipe's unless given); returns the path of `comparison.md`."""
+    run_until(run, "filter")
+    return comparing.compare(run, seeds or run.recipe.compare.seeds)
 
 
 def results_table(run: Run) -> str:

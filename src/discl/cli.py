@@ -135,6 +135,35 @@ def report(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Ame
 
 
 @app.command()
+def compare(
+    recipe: RecipeArgument,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="LIST", help="Training seeds, such as 0,1,2; default the recipe's.")
+    ] = None,
+    set_: Set = None,
+    out: Out = None,
+    amend: Amend = False,
+) -> None:
+    """Train and measure every method with several seeds and write one table: mean ± std, paired difference with interval, cost.
+
+    Phase 1 is done once; the same command again does only what is missing.
+
+    Example: `discl compare fashion-lt --seeds 0,1,2`
+    """
+    from .chain import compare as compare_methods
+    from .errors import RecipeError
+
+    opened = _open(recipe, set_, out, amend)
+    try:
+        chosen = [int(seed) for seed in seeds.split(",")] if seeds else None
+    except ValueError as error:
+        raise RecipeError(f"--seeds takes whole numbers with commas between them, for example 0,1,2; got '{seeds}'.") from error
+    path = compare_methods(opened, chosen)
+    typer.echo(path.read_text())
+    typer.echo(path)
+
+
+@app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with one sub-folder of images per class, or of Parquet files.")],
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where to write the recipe; default NAME.yaml.")] = None,

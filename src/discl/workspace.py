@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -33,10 +33,11 @@ NOT_FOR_JUDGES = ("train.epochs", "train.curriculum_epochs", "train.select")
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe and the folder in which it is carried out."""
+    """A recipe and the folder in which it is carried out; `borrowed` names files and folders that are another run's."""
 
     recipe: Recipe
     folder: Path
+    borrowed: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -46,7 +47,7 @@ class Run:
         return torch.device(name)
 
     def path(self, name: str) -> Path:
-        return self.folder / name
+        return self.borrowed.get(name, self.folder / name)
 
     @cached_property
     def tables(self) -> dict[str, ImageTable]:

@@ -169,7 +169,7 @@ def test_an_image_that_is_kept_at_another_level_changes_nothing() -> None:
 
 def test_a_class_without_a_kept_image_is_named_with_level_and_mend() -> None:
     pool = make_pool(REAL, {("bag", 0): 30, ("bag", 50): 10, ("hat", 50): 20})
-    with pytest.raises(TrainingError, match=r"class 'hat' has no kept synthetic image at level 0 %; lower filter\.threshold") as raised:
+    with pytest.raises(TrainingError, match=r"1 class without a kept .*: 'hat' at 0 %. Lower filter\.threshold") as raised:
         draw((TEXT_ONLY,), Mixing(SHARE, 3.0), pool)
     assert "raise spectrum.seeds" in str(raised.value)
     assert draw((TEXT_ONLY, HALF), Mixing(SHARE, 3.0), pool).synthetic == 27
@@ -177,6 +177,43 @@ def test_a_class_without_a_kept_image_is_named_with_level_and_mend() -> None:
 
 
 def test_an_empty_pool_is_refused() -> None:
-    empty = replace(POOL, labels=POOL.labels[:0], levels=POOL.levels[:0], synthetic=POOL.synthetic[:0], hard=POOL.hard[:0])
+    empty = replace(
+        POOL, held_out=POOL.held_out[:0], labels=POOL.labels[:0], levels=POOL.levels[:0], synthetic=POOL.synthetic[:0], hard=POOL.hard[:0]
+    )
     with pytest.raises(TrainingError, match="no sample to train on"):
         mix_epoch(empty, (), Mixing(None, 3.0), 10, seed=0)
+
+
+def test_every_class_that_lacks_images_is_named() -> None:
+    with pytest.raises(TrainingError, match=r"2 classes .* 'bag' at 90 %; 'hat' at 90 %"):
+        draw((GuidanceLevel(90),), Mixing(SHARE, 3.0))
+
+
+def test_a_class_that_lacks_a_level_may_take_its_nearest() -> None:
+    pool = make_pool(REAL, {("bag", 0): 30, ("bag", 90): 4, ("hat", 50): 20, ("hat", 70): 20})
+    counts = count_rows(pool, draw((TEXT_ONLY,), Mixing(SHARE, 3.0, missing="nearest"), pool).rows)
+    assert (counts["bag", 0], counts["hat", 50], counts["hat", 70]) == (18, 9, 0)
+    nothing = make_pool(REAL, {("bag", 0): 30})
+    assert count_rows(nothing, draw((TEXT_ONLY,), Mixing(SHARE, 3.0, missing="nearest"), nothing).rows)["hat", 100] == 3
+
+
+def test_a_class_may_have_levels_of_its_own() -> None:
+    drawn = mix_round(POOL, (TEXT_ONLY,), Mixing(SHARE, 3.0), np.random.default_rng(0), {4: (HALF,)})
+    counts = count_rows(POOL, drawn.rows)
+    assert (counts["bag", 0], counts["bag", 50], counts["hat", 0], counts["hat", 50]) == (18, 0, 0, 9)
+
+
+def test_held_out_rows_are_never_drawn() -> None:
+    held_out = np.zeros(len(POOL.labels), bool)
+    held_out[[0, 170, 171]] = True
+    pool = replace(POOL, held_out=held_out)
+    for seed in range(20):
+        assert not held_out[draw((TEXT_ONLY, HALF), Mixing(None, 3.0), pool, seed).rows].any()
+
+
+def test_hard_images_may_be_left_out_where_there_are_levels() -> None:
+    mixing = Mixing(None, 3.0, with_hard=False)
+    drawn = draw((HALF,), mixing)
+    assert not POOL.hard[drawn.rows].any()
+    assert (drawn.synthetic, drawn.hard) == (27, 9)
+    assert POOL.hard[draw((), mixing).rows].sum() == 9

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import yaml
+
 from ..errors import RecipeError, unknown
 
 FOLDERS = {"fashion-mnist": "fashion_mnist"}
 PHRASES = Path(__file__).parent / "phrases"
+PUBLISHED = Path(__file__).parent / "published.yaml"
 
 
 def embedded(address: str) -> Path:
@@ -28,3 +31,16 @@ def embedded_phrases(name: str) -> Path:
     if not path.is_file():
         raise RecipeError(unknown("phrase list", name, (item.stem for item in PHRASES.glob("*.yaml"))))
     return path
+
+
+def published_figures(table: str) -> dict[str, dict[str, float]]:
+    """`{row: {column: per cent}}` of a table of the paper (arXiv 2410.13674), for example `imagenet-lt-resnet10`.
+
+    Raises RecipeError for a table that is not in `published.yaml`.
+    """
+    tables = yaml.safe_load(PUBLISHED.read_text())
+    if table not in tables:
+        raise RecipeError(unknown("published table", table, tables))
+    rows = dict(tables[table])
+    columns = rows.pop("columns")
+    return {row: dict(zip(columns, figures, strict=True)) for row, figures in rows.items()}

@@ -127,7 +127,7 @@ def _offered(
     if lacking:
         told = "; ".join(lacking[:12]) + (f"; and {len(lacking) - 12} more" if len(lacking) > 12 else "")
         raise TrainingError(
-            f"{'class' if len(lacking) == 1 else f'{len(lacking)} classes'} without a kept synthetic image at the level of an epoch: {told}. "
+            f"{len(lacking)} class{'es' * (len(lacking) > 1)} without a kept synthetic image at the levels of an epoch: {told}. "
             "Lower filter.threshold, raise spectrum.seeds, leave the level out of spectrum.levels, or set missing: nearest in the method."
         )
     return result

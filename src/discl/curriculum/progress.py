@@ -46,7 +46,7 @@ def draw_guidance_set(pool: Pool, levels: Sequence[GuidanceLevel], size: int, se
         offered = np.flatnonzero(pool.synthetic & (pool.levels == level.percent))
         offered = rng.permutation(offered)
         part = min(share / len(offered), 0.5) if len(offered) else 0.0
-        taken = [rows[: int(round(part * len(rows)))] for rows in _by_label(offered, pool.labels).values() if len(rows) > 1]
+        taken = [rows[: round(part * len(rows))] for rows in _by_label(offered, pool.labels).values() if len(rows) > 1]
         if not sum(map(len, taken)):
             raise TrainingError(
                 f"level {level} has {len(offered)} kept synthetic images, too few for a guidance validation set; lower filter.threshold, "
@@ -62,8 +62,8 @@ def check_disjoint(pool: Pool, guidance: GuidanceSet) -> None:
     shared = np.flatnonzero(~pool.held_out[guidance.rows])
     if len(shared):
         raise TrainingError(
-            f"{len(shared)} of {len(guidance)} images of the guidance validation set may also be trained on (row {guidance.rows[shared[0]]}); "
-            "progress on them would be memory. Mark them in Pool.held_out."
+            f"{len(shared)} of {len(guidance)} images of the guidance validation set may also be trained on "
+            f"(row {guidance.rows[shared[0]]}); progress on them would be memory. Mark them in Pool.held_out."
         )
 
 
@@ -86,7 +86,8 @@ def measure_progress(guidance: GuidanceSet, before: np.ndarray, after: np.ndarra
     at a level where V holds at least three of its images there.
     """
     change = after - before
-    gain, class_gain = {}, {}
+    gain: dict[str, float] = {}
+    class_gain: dict[str, dict[str, float]] = {}
     for level in np.unique(guidance.levels).tolist():
         there = guidance.levels == level
         gain[str(level)] = float(without_outliers(change[there]).mean())

@@ -105,8 +105,8 @@ class Adaptive:
 class Bandit:
     """EXP3 over the levels (Auer et al. 2002, fig. 1): a level is drawn, and rewarded by the mean gain over all of V in its epoch.
 
-    Gains are scaled to [0, 1] between the 20th and the 80th percentile of those seen so far (arXiv 1704.03003, section 3.3). Every level keeps a
-    probability of at least γ / K, so no single measurement decides an epoch.
+    Gains are scaled to [0, 1] between the 20th and the 80th percentile of those seen so far (arXiv 1704.03003, section 3.3). Every
+    level keeps a probability of at least γ / K, so no single measurement decides an epoch.
     """
 
     arms: Levels
@@ -126,15 +126,14 @@ class Bandit:
         finished = [record for record in history[:epoch] if "progress" in record]
         drawn = [self.arms.index(GuidanceLevel(record["levels"][0])) for record in finished]
         gains = [float(np.mean(list(record["progress"]["gain"].values()))) for record in finished]
-        probabilities = exp3_probabilities(
-            drawn, [scale_reward(gains[: turn + 1]) for turn in range(len(gains))], len(self.arms), self.exploration
-        )
+        rewards = [scale_reward(gains[: turn + 1]) for turn in range(len(gains))]
+        probabilities = exp3_probabilities(drawn, rewards, len(self.arms), self.exploration)
         rng = np.random.default_rng(derive_seed("bandit", self.seed, epoch))
         return (self.arms[int(rng.choice(len(self.arms), p=probabilities))],)
 
 
 def scale_reward(gains: Sequence[float]) -> float:
-    """The last of the gains on a scale where the 20th percentile of all of them is 0 and the 80th is 1, cut off there; ½ where they are equal."""
+    """The last of the gains, in [0, 1]: their 20th percentile is 0, the 80th 1, and what lies beyond is cut off; ½ where both are equal."""
     low, high = np.quantile(gains, [0.2, 0.8])
     return 0.5 if high == low else float(np.clip((gains[-1] - low) / (high - low), 0, 1))
 

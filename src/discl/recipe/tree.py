@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..assets import published_figures
 from ..curriculum.augmentation import AUGMENTATIONS
 from ..curriculum.models import ARCHITECTURES
 from ..curriculum.objectives import OBJECTIVES
@@ -53,6 +54,11 @@ def _class_order(value: Any) -> Any:
 
 def _template(value: str) -> str:
     fill(value, "")
+    return value
+
+
+def _published(value: str) -> str:
+    published_figures(value)
     return value
 
 
@@ -252,6 +258,16 @@ class Evaluate(Strict):
     )
 
 
+class Compare(Strict):
+    """`discl compare`: methods × seeds, beside the paper's figures."""
+
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1, 2], min_length=1)
+    published: Annotated[str, AfterValidator(_published)] | None = Field(
+        None, description="a table of the paper, as assets/published.yaml names it"
+    )
+    rows: dict[str, str] = Field(default_factory=dict, description="our row: its name in that table, where they differ")
+
+
 class Runtime(Strict):
     """How a run is carried out, not what is asked for. Bitwise the same results need the same device, threads and slots."""
 
@@ -276,6 +292,7 @@ class Recipe(Strict):
     methods: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Method] = Field(min_length=1)
     baseline: str | None = Field(None, description="the method that the report compares with; null: the first")
     evaluate: Evaluate = Evaluate()
+    compare: Compare = Compare()
     runtime: Runtime = Runtime()
 
     @model_validator(mode="after")

@@ -104,6 +104,8 @@ def evaluate(run: Run) -> Path:
     size = recipe.train.resize or recipe.train.image_size
     pixels: dict[str, Pixels] = {}
     results: dict[str, Any] = {}
+    predictions: dict[str, Tensor] = {}
+    measure = partial(metrics.measure, class_names=run.train.class_names, groups=run.groups, worst_k=recipe.evaluate.worst_k)
     for name, method in recipe.methods.items():
         folder = run.path("train") / name
         stored = folder / "logits.safetensors"
@@ -122,19 +124,22 @@ def evaluate(run: Run) -> Path:
             unfinished = stored.with_suffix(".new")
             save_file(logits, unfinished)
             unfinished.replace(stored)
-        results |= _measure_method(
-            run, name, method, load_file(stored), {split: torch.from_numpy(table.labels) for split, table in splits.items()}
-        )
+        labels = {split: torch.from_numpy(table.labels) for split, table in splits.items()}
+        for row, (rows_logits, stated) in _rows_of(run, name, method, load_file(stored), labels).items():
+            results[row] = {split: {**measure(each, labels[split]), **stated} for split, each in rows_logits.items()}
+            predictions |= {f"{row}/{split}": each.argmax(1) for split, each in rows_logits.items()}
+    save_file(predictions, run.path("predictions.safetensors"))
     write_text(run.path("results.json"), json.dumps(results, indent=2, ensure_ascii=False))
     return run.path("results.json")
 
 
-def _measure_method(run: Run, name: str, method: Method, logits: dict[str, Tensor], labels: dict[str, Tensor]) -> dict[str, Any]:
-    names = run.tables["train"].class_names
-    measure = partial(metrics.measure, class_names=names, groups=run.groups, worst_k=run.recipe.evaluate.worst_k)
-    results: dict[str, Any] = {name: {split: measure(rows, labels[split]) for split, rows in logits.items()}}
+def _rows_of(
+    run: Run, name: str, method: Method, logits: dict[str, Tensor], labels: dict[str, Tensor]
+) -> dict[str, tuple[dict[str, Tensor], dict[str, Any]]]:
+    """`{row of the table: (logits of each split, what was chosen)}`: the classifier itself and its post-hoc variants."""
+    rows: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {name: (logits, {})}
     if method.objective in CORRECTED:
-        return results
+        return rows
     history = read_history(run.path("train") / name / "history.jsonl")
     real = torch.from_numpy(run.tables["train"].class_counts)
     effective = torch.tensor([record["class_samples"] for record in history]).sum(0).clamp_min(1)
@@ -149,9 +154,9 @@ def _measure_method(run: Run, name: str, method: Method, logits: dict[str, Tenso
         prior, counts, tau = options[int(np.argmax(accuracy))]
     else:
         prior, counts, tau = options[0]
-    adjusted = {split: measure(adjust_logits(rows, counts, tau), labels[split]) for split, rows in logits.items()}
-    results[f"{name}+la"] = {split: {**figures, "prior": prior, "tau": tau} for split, figures in adjusted.items()}
-    return results
+    adjusted = {split: adjust_logits(each, counts, tau) for split, each in logits.items()}
+    rows[f"{name}+la"] = (adjusted, {"prior": prior, "tau": tau})
+    return rows
 
 
 def _train_method(run: Run, name: str, method: Method, pool: Pool, pixels: Pixels) -> None:

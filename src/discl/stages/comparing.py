@@ -1,0 +1,127 @@
+"""Every method of a recipe over several seeds, in one table: the same spectrum, the same number of updates, the same evaluator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from ..assets import published_figures
+from ..comparison import Entry, Interval, as_csv, as_latex, as_markdown, paired_interval
+from ..console import say
+from ..curriculum.training import read_history
+from ..spectrum.plan import read_plan, unet_rows
+from ..workspace import Run, write_text
+from .learning import evaluate, train
+
+PHASE_1 = ("data.parquet", "hard.parquet", "plan.parquet", "filter.parquet", "spectrum", "scores", "cache")
+VARIANTS = ("+la", "+we")
+"""Rows of `results.json` that are made from a method's classifier after training."""
+
+
+def seed_run(run: Run, seed: int) -> Run:
+    """The run of another training seed, in `seeds/SEED`: data, spectrum and filter are those of `run`."""
+    recipe = run.recipe.model_copy(update={"train": run.recipe.train.model_copy(update={"seed": seed})})
+    return replace(run, recipe=recipe, folder=run.folder / "seeds" / str(seed), borrowed={name: run.path(name) for name in PHASE_1})
+
+
+def compare(run: Run, seeds: Sequence[int]) -> Path:
+    """Trains and measures every method with every seed (only what is missing) and writes `comparison.md`, `.csv`, `.tex` and `.json`.
+
+    Returns the path of the Markdown table. Differences are against the recipe's baseline, like with like: adjusted against adjusted.
+    """
+    runs = []
+    for number, seed in enumerate(seeds, 1):
+        say(f"compare: seed {seed} ({number} of {len(seeds)})")
+        each = seed_run(run, seed)
+        each.folder.mkdir(parents=True, exist_ok=True)
+        train(each)
+        evaluate(each)
+        runs.append(each)
+    split, metrics = measured_columns(runs[0])
+    entries = make_entries(run, runs, split, metrics)
+    columns = [heading for _, _, heading in metrics]
+    for suffix, write in ((".md", as_markdown), (".csv", as_csv), (".tex", as_latex)):
+        write_text(run.path(f"comparison{suffix}"), write(entries, columns))
+    write_text(run.path("comparison.json"), json.dumps(_plain(entries, seeds), indent=2, ensure_ascii=False))
+    return run.path("comparison.md")
+
+
+def measured_columns(run: Run) -> tuple[str, list[tuple[str, str, str]]]:
+    """(split of the intervals, [(split, metric, heading)]): top-1 by group and over all, or macro F1 where there is an OOD split."""
+    figures = json.loads(run.path("results.json").read_text())
+    splits = set.intersection(*(set(row) for row in figures.values()))
+    main = "test" if "test" in splits else "validation"
+    if "test-ood" in splits:
+        return main, [(main, "macro_f1", "ID macro F1"), ("test-ood", "macro_f1", "OOD macro F1"), (main, "accuracy", "ID top-1")]
+    groups = [name for name in ("many", "medium", "few") if any(name in row[main] for row in figures.values())]
+    return main, [*((main, name, name) for name in groups), (main, "accuracy", "all")]
+
+
+def make_entries(run: Run, runs: Sequence[Run], split: str, metrics: Sequence[tuple[str, str, str]]) -> list[Entry]:
+    """One entry for each row of the runs' `results.json`."""
+    results = [json.loads(each.path("results.json").read_text()) for each in runs]
+    labels = run.tables[split].labels
+    right = {row: np.stack([_right(each, row, split, labels) for each in runs]) for row in results[0]}
+    published = published_figures(run.recipe.compare.published) if run.recipe.compare.published else {}
+    baseline = run.recipe.baseline or next(iter(run.recipe.methods))
+    entries = []
+    for row in results[0]:
+        method, variant = split_variant(row)
+        figures = {
+            heading: [result[row][where][metric] for result in results]
+            for where, metric, heading in metrics
+            if all(metric in result[row].get(where, {}) for result in results)
+        }
+        intervals: dict[str, Interval] = {}
+        against = baseline + variant
+        if row != against and against in right:
+            for where, metric, heading in metrics:
+                members = None if metric == "accuracy" else run.groups.get(metric)
+                if where == split and (metric == "accuracy" or members is not None):
+                    found = paired_interval(right[row], right[against], labels, members)
+                    if found is not None:
+                        intervals[heading] = found
+        entries.append(Entry(row, figures, intervals, _costs(run, runs, method), published.get(run.recipe.compare.rows.get(row, row), {})))
+    return entries
+
+
+def split_variant(row: str) -> tuple[str, str]:
+    """("discl", "+la") of "discl+la"."""
+    method, plus, variant = row.partition("+")
+    return (method, plus + variant) if plus + variant in VARIANTS else (row, "")
+
+
+def _right(run: Run, row: str, split: str, labels: np.ndarray) -> np.ndarray:
+    return load_file(run.path("predictions.safetensors"))[f"{row}/{split}"] == labels
+
+
+def _costs(run: Run, runs: Sequence[Run], method: str) -> dict[str, float]:
+    """UNet rows of the levels that the method trained on, and mean training seconds."""
+    histories = [read_history(each.path("train") / method / "history.jsonl") for each in runs]
+    levels = {level for history in histories for record in history for level in record["levels"]}
+    asked = run.recipe.spectrum
+    requests = [request for request in read_plan(run.path("plan.parquet")) if request.level in levels]
+    seconds = [sum(record["seconds"] for record in history) for history in histories]
+    return {
+        "UNet rows": unet_rows(requests, asked.num_inference_steps, asked.guidance_scale), "training, s": float(np.mean(seconds))
+    }  # fmt: skip
+
+
+def _plain(entries: Sequence[Entry], seeds: Sequence[int]) -> dict[str, Any]:
+    return {
+        "seeds": list(seeds),
+        "rows": {
+            entry.name: {
+                "figures": {name: list(values) for name, values in entry.figures.items()},
+                "intervals": {name: [each.difference, each.low, each.high] for name, each in entry.intervals.items()},
+                "costs": dict(entry.costs), "published": dict(entry.published),
+            }
+            for entry in entries
+        },
+    }  # fmt: skip
