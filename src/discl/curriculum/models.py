@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,29 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from .backbones import TimmClassifier, TransformersClassifier
+from .clip import ClipClassifier
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "resnet10": {"blocks": (1, 1, 1, 1), "width": 64, "shortcut": "projection"},
     "resnet18": {"blocks": (2, 2, 2, 2), "width": 64, "shortcut": "projection"},
     "resnet34": {"blocks": (3, 4, 6, 3), "width": 64, "shortcut": "projection"},
+    "resnet50": {"blocks": (3, 4, 6, 3), "width": 64, "shortcut": "bottleneck"},
     "resnet32-cifar": {"blocks": (5, 5, 5), "width": 16, "shortcut": "padding"},
 }
+"""Our own residual networks."""
+
+FROM_CHECKPOINT = ("transformers", "timm", "clip")
+"""Families whose architecture is that of a checkpoint: an image classifier of transformers, a model of timm, a CLIP."""
 
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """All that is needed to build and feed a classifier: `image_size` in pixels a side, `mean` and `std` per channel of [0, 1]."""
+    """All that is needed to build and feed a classifier: `image_size` in pixels a side, `mean` and `std` per channel of [0, 1].
+
+    `head` is linear, or cosine between features and class vectors (ResNets only). `backbone` describes the network of a
+    checkpoint's family, so that a saved classifier needs the checkpoint no more.
+    """
 
     architecture: str
     stem: str
@@ -35,6 +47,8 @@ class ClassifierConfig:
     resize: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    head: str = "linear"
+    backbone: Mapping[str, Any] | None = None
 
 
 class BasicBlock(nn.Module):
@@ -60,23 +74,65 @@ class BasicBlock(nn.Module):
         return F.relu(x + y)
 
 
-class ResNet(nn.Module):
-    """A residual network of basic blocks. Stem 7×7 is ImageNet's (stride 2, max-pooled), 3×3 keeps the resolution."""
+class Bottleneck(nn.Module):
+    """1×1, 3×3 and 1×1 convolutions to four times the channels (arXiv 1512.03385, fig. 5), the stride in the 3×3 as everyone has it."""
 
-    def __init__(self, blocks: tuple[int, ...], width: int, num_classes: int, stem: str = "7x7", shortcut: str = "projection") -> None:
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, 4 * channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * channels)
+        self.downsample = None
+        if stride != 1 or channels_in != 4 * channels:
+            self.downsample = nn.Sequential(nn.Conv2d(channels_in, 4 * channels, 1, stride, bias=False), nn.BatchNorm2d(4 * channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        return F.relu(self.bn3(self.conv3(y)) + (x if self.downsample is None else self.downsample(x)))
+
+
+class CosineHead(nn.Module):
+    """Cosines `[batch, classes]` of features with one vector per class, for LDAM (arXiv 1906.07413)."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num_classes, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
+
+
+class ResNet(nn.Module):
+    """A residual network. Stem 7×7 is ImageNet's (stride 2, max-pooled), 3×3 keeps the resolution.
+
+    `shortcut` is projection or padding, both of basic blocks, or bottleneck. `head` is linear or cosine.
+    """
+
+    def __init__(
+        self, blocks: tuple[int, ...], width: int, num_classes: int, stem: str = "7x7", shortcut: str = "projection", head: str = "linear"
+    ) -> None:
         super().__init__()
         large = stem == "7x7"
         self.conv1 = nn.Conv2d(3, width, 7 if large else 3, 2 if large else 1, 3 if large else 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
-        layers, channels_in = [], width
+        layers: list[nn.Module] = []
+        channels_in = width
         for stage, count in enumerate(blocks):
             channels = width * 2**stage
             for block in range(count):
-                layers.append(BasicBlock(channels_in, channels, 2 if stage and not block else 1, shortcut))
-                channels_in = channels
+                stride = 2 if stage and not block else 1
+                if shortcut == "bottleneck":
+                    layers.append(Bottleneck(channels_in, channels, stride))
+                    channels_in = 4 * channels
+                else:
+                    layers.append(BasicBlock(channels_in, channels, stride, shortcut))
+                    channels_in = channels
         self.layers = nn.Sequential(*layers)
-        self.fc = nn.Linear(channels_in, num_classes)
+        self.fc = CosineHead(channels_in, num_classes) if head == "cosine" else nn.Linear(channels_in, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -90,11 +146,24 @@ class ResNet(nn.Module):
         return self.fc(self.features(x))
 
 
-def build_classifier(config: ClassifierConfig) -> ResNet:
+    @property
+    def head(self) -> nn.Module:
+        """The last layer, which turns features into logits."""
+        return self.fc
+
+
+def build_classifier(config: ClassifierConfig) -> nn.Module:
     """The network of a configuration, freshly initialised from torch's random state."""
+    classes = len(config.class_names)
+    if config.architecture == "clip":
+        return ClipClassifier(dict(config.backbone or {}), classes)
+    if config.architecture == "transformers":
+        return TransformersClassifier(dict(config.backbone or {}), config.class_names)
+    if config.architecture == "timm":
+        return TimmClassifier(dict(config.backbone or {}), classes)
     known = ARCHITECTURES[config.architecture]
     stem = "3x3" if config.architecture.endswith("-cifar") else config.stem
-    return ResNet(known["blocks"], config.width, len(config.class_names), stem, known["shortcut"])
+    return ResNet(known["blocks"], config.width, classes, stem, known["shortcut"], config.head)
 
 
 def normalise(pixels: Tensor, config: ClassifierConfig) -> Tensor:
@@ -104,12 +173,15 @@ def normalise(pixels: Tensor, config: ClassifierConfig) -> Tensor:
 
 
 def save_classifier(model: nn.Module, config: ClassifierConfig, folder: Path) -> None:
-    """Writes `model.safetensors` and `config.json`."""
+    """Writes `model.safetensors` and `config.json`, with the model in evaluation mode (and back afterwards)."""
+    training = model.training
+    model.eval()  # a CLIP that learns from texts makes its head anew
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(asdict(config), indent=2, ensure_ascii=False))
     unfinished = folder / "model.safetensors.new"
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, unfinished)
     unfinished.replace(folder / "model.safetensors")
+    model.train(training)
 
 
 def first_cause(error: Exception) -> str:
@@ -117,8 +189,9 @@ def first_cause(error: Exception) -> str:
     return " ".join(line.strip() for line in str(error).splitlines()[:2])
 
 
-def load_classifier(folder: Path) -> tuple[ResNet, ClassifierConfig]:
+def load_classifier(folder: Path) -> tuple[nn.Module, ClassifierConfig]:
     """The classifier of a folder that `save_classifier` wrote, in evaluation mode. Raises CheckpointError if it is none."""
+    folder = Path(folder)
     try:
         plain = json.loads((folder / "config.json").read_text())
         settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}

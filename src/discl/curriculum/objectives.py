@@ -1,12 +1,19 @@
-"""Losses over logits, and the post-hoc correction for label shift."""
+"""Losses over logits or over CLIP features, and the post-hoc correction for label shift."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..errors import RecipeError, unknown
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
@@ -19,13 +26,120 @@ def balanced_softmax(logits: Tensor, labels: Tensor, class_counts: Tensor) -> Te
     return F.cross_entropy(logits + class_counts.to(logits).log(), labels)
 
 
-OBJECTIVES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+def logit_adjusted(logits: Tensor, labels: Tensor, class_counts: Tensor, *, tau: float = 1.0) -> Tensor:
+    """CE(z + τ log π_c, y) with π_c = n_c / N (arXiv 2007.07314, eq. 10); at τ = 1 the loss of Balanced Softmax."""
+    return F.cross_entropy(adjust_logits(logits, class_counts, -tau), labels)
+
+
+def focal(logits: Tensor, labels: Tensor, class_counts: Tensor, *, gamma: float = 2.0) -> Tensor:
+    """mean −(1 − p_y)^γ log p_y with p = softmax(z) (arXiv 1708.02002, eq. 4); γ = 0 is cross-entropy."""
+    log_probability = F.log_softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
+    # 1 − p_y from expm1, and not below the smallest normal number, whose power has a finite slope for every γ
+    missing = (-torch.expm1(log_probability)).clamp_min(torch.finfo(logits.dtype).tiny ** 0.5)
+    return (missing**gamma * -log_probability).mean()
+
+
+def ldam(
+    logits: Tensor, labels: Tensor, class_counts: Tensor, *,
+    max_margin: float = 0.5, scale: float = 30.0, beta: float = 0.9999, defer: float = 0.8, progress: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """CE(s · (z − Δ_y at y), y) with margins Δ_c ∝ n_c^(−1/4), the largest `max_margin` (arXiv 1906.07413, eq. 13).
+
+    The logits are cosines (`train.model.head: cosine`), s is `scale`. From the share `defer` of the epochs on, images are
+    weighted by their class (DRW, algorithm 1) with `class_weights`; `progress` is the share that has passed.
+    """
+    margins = class_counts.to(logits) ** -0.25
+    margins = margins * (max_margin / margins.max())
+    moved = logits.scatter_add(1, labels[:, None], -margins[labels][:, None])
+    losses = F.cross_entropy(scale * moved, labels, reduction="none")
+    return (losses * class_weights(class_counts, beta).to(logits)[labels]).mean() if progress >= defer else losses.mean()
+
+
+def class_weights(class_counts: Tensor, beta: float) -> Tensor:
+    """Weights ∝ (1 − β)/(1 − β^n_c) (arXiv 1901.05555, eq. 5), float64 `[classes]`, with mean 1 over the images.
+
+    The weights of a batch are not divided by their own sum, so that shares of a batch on several devices add up.
+    """
+    counts = class_counts.double()
+    weights = 1 / -torch.expm1(counts * math.log(beta)) if beta else torch.ones_like(counts)
+    return weights * (counts.sum() / (counts * weights).sum())
+
+
+def contrastive(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE of FLYP (arXiv 2212.00638, eq. 2): the mean of CE over images → texts and texts → images.
+
+    `images` and `texts` are normalised embeddings `[batch, dim]` of pairs, `scale` multiplies their cosines. Other images of the same
+    class count as negatives, as in the paper.
+    """
+    cosines = scale * images @ texts.T
+    pairs = torch.arange(len(images), device=images.device)
+    return (F.cross_entropy(cosines, pairs) + F.cross_entropy(cosines.T, pairs)) / 2
+
+
+OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "cross-entropy": cross_entropy,
     "balanced-softmax": balanced_softmax,
+    "logit-adjusted": logit_adjusted,
+    "focal": focal,
+    "ldam": ldam,
 }
+"""Losses of (logits, labels, class counts); what stands behind the star is the recipe's to choose, but for `progress`."""
 
-CORRECTED = frozenset({"balanced-softmax"})
+FLYP = "flyp"
+"""The contrastive objective: it is of (images, class prompts), not of logits, and needs a CLIP."""
+
+CORRECTED = frozenset({"balanced-softmax", "logit-adjusted", "ldam"})
 """Objectives that already correct for the class prior; post-hoc adjustment on top would correct twice."""
+
+BOUNDS: dict[str, tuple[float, float]] = {
+    "tau": (0, 100), "gamma": (0, 100), "max_margin": (0, 1), "scale": (1e-3, 1e3), "beta": (0, 1 - 1e-12), "defer": (0, 1),
+}  # fmt: skip
+"""Least and greatest value of each parameter of an objective."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss by name with its parameters; `loss(logits, labels, class_counts, progress)` with progress in [0, 1]."""
+
+    name: str
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+    def loss(self, logits: Tensor, labels: Tensor, class_counts: Tensor, progress: float = 0.0) -> Tensor:
+        """The mean loss of a batch. Raises RecipeError for `flyp`, which is no loss of logits."""
+        if self.name == FLYP:
+            raise RecipeError("objective flyp compares images with class prompts and has no loss over logits.")
+        function = partial(OBJECTIVES[self.name], **self.parameters)
+        if "progress" in inspect.signature(OBJECTIVES[self.name]).parameters:
+            function = partial(function, progress=progress)
+        return function(logits, labels, class_counts)
+
+
+def make_objective(asked: str | Mapping[str, Any] | Objective) -> Objective:
+    """The objective of a name or of `{name: focal, gamma: 2}`. Raises RecipeError for an unknown name or parameter, or a value out of range."""
+    if isinstance(asked, Objective):
+        return asked
+    if not isinstance(asked, (str, Mapping)) or (not isinstance(asked, str) and not isinstance(asked.get("name"), str)):
+        raise RecipeError(f"an objective is a name or a mapping such as {{name: focal, gamma: 2}}; got {asked!r}.")
+    name = asked if isinstance(asked, str) else asked["name"]
+    if name not in OBJECTIVES and name != FLYP:
+        raise RecipeError(unknown("objective", name, [*OBJECTIVES, FLYP]))
+    given = {} if isinstance(asked, str) else {key: value for key, value in asked.items() if key != "name"}
+    known = parameters_of(name)
+    for key, value in given.items():
+        if key not in known:
+            raise RecipeError(unknown(f"parameter of objective {name}", key, known) if known else f"objective {name} has no parameter; got {key}.")
+        low, high = BOUNDS[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise RecipeError(f"objective {name}: {key} lies between {low:g} and {high:g}; got {value!r}.")
+    return Objective(name, {key: float(value) for key, value in given.items()})
+
+
+def parameters_of(name: str) -> list[str]:
+    """Names of the parameters of an objective that a recipe may give."""
+    if name == FLYP:
+        return []
+    found = inspect.signature(OBJECTIVES[name]).parameters.values()
+    return [each.name for each in found if each.kind is each.KEYWORD_ONLY and each.name != "progress"]
 
 
 def adjust_logits(logits: Tensor, class_counts: Tensor, tau: float = 1.0) -> Tensor:

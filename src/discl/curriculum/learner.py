@@ -1,0 +1,246 @@
+"""One epoch of gradient steps: forward, loss, backward, moving average of the weights, on one process or many."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..digests import derive_seed
+from ..errors import TrainingError
+from .augmentation import make_augmentation, mix_images
+from .clip import ClipClassifier
+from .models import ClassifierConfig, normalise
+from .objectives import FLYP, Objective, contrastive
+from .pixels import Batches, Pixels
+from .processes import Processes, current_processes
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """How a gradient step is made.
+
+    `mixup` and `cutmix` are α of Beta(α, α), 0 for off; `accumulate` divides a batch into that many parts whose gradients are
+    averaged (FLYP contrasts within a part); `ema` is the decay of a moving average of the weights, which is then what is evaluated;
+    in the first `head_epochs` epochs only the head is trained.
+    """
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    accumulate: int = 1
+    ema: float | None = None
+    head_epochs: int = 0
+
+
+class Learner:
+    """A model with its optimizer and, where asked for, the moving average of its weights."""
+
+    def __init__(
+        self, model: nn.Module, make_optimizer: Callable[[nn.Module], torch.optim.Optimizer], objective: Objective, class_counts: np.ndarray,
+        config: ClassifierConfig, stepping: Stepping, augment: tuple[str, ...], precision: torch.dtype, device: torch.device | str,
+    ) -> None:  # fmt: skip
+        if objective.name == FLYP and not isinstance(model, ClipClassifier):
+            raise TrainingError(f"objective flyp needs a CLIP (train.model.architecture: clip); this is a {type(model).__name__}.")
+        self.model, self.objective, self.config = model, objective, config
+        self.stepping, self.precision, self.device = stepping, precision, torch.device(device)
+        self.processes = current_processes()
+        if self.processes.size > 1 and self.device.type == "cuda":
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.optimizer = make_optimizer(self.model)
+        self.counts = torch.as_tensor(class_counts, dtype=torch.float64, device=device)
+        self.augment = make_augmentation(augment, config.image_size, stepping.crop_scale)
+        self.average = copy.deepcopy(self.model).requires_grad_(False) if stepping.ema is not None else None
+        self.trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model to measure and to save: the moving average where there is one."""
+        return self.model if self.average is None else self.average
+
+    def batches(self, pixels: Pixels, batch_size: int, workers: int) -> Batches:
+        """Batches of this process's share, in parts if gradients accumulate. Raises TrainingError where a batch cannot be divided."""
+        parts = self.processes.size * self.stepping.accumulate
+        if batch_size % parts:
+            raise TrainingError(
+                f"train.batch_size = {batch_size} cannot be divided evenly into {parts} parts "
+                f"(train.accumulate {self.stepping.accumulate} × {self.processes.size} processes)."
+            )
+        return Batches(pixels, batch_size // parts, workers)
+
+    def train_epoch(
+        self, batches: Batches, rows: np.ndarray, labels: np.ndarray, epoch: int, epochs: int, batch_size: int, seed: int,
+        learning_rate: Callable[[float], float], checkpoint: Path,
+    ) -> float:  # fmt: skip
+        """Mean loss of one epoch over `rows` `[steps × batch_size]`, whose labels `[pool]` are those of all rows.
+
+        The random state is set anew, so that an epoch does not depend on those before it. Raises TrainingError where the loss is not finite.
+        """
+        self._freeze(epoch < self.stepping.head_epochs)
+        torch.manual_seed(derive_seed("augment", seed, epoch, *([self.processes.rank] if self.processes.rank else [])))
+        parts, steps = self.stepping.accumulate, len(rows) // batch_size
+        total = torch.zeros((), device=self.device)
+        for part, (chosen, stored) in enumerate(batches.of(self.processes.share(rows, batch_size))):
+            step = part // parts
+            progress = (epoch + step / steps) / epochs
+            if part % parts == 0:
+                self.optimizer.zero_grad(set_to_none=True)
+            loss = self._loss(stored, torch.from_numpy(labels[chosen]).to(self.device), progress) / parts
+            loss.backward()
+            total += loss.detach()
+            if (part + 1) % parts == 0:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = learning_rate(progress)
+                self._step(epoch * steps + step)
+                looked_at = (step + 1) % 50 == 0 or step + 1 == steps  # a look waits for the device
+                if looked_at and not bool(total.isfinite()):
+                    raise TrainingError(_not_finite(epoch, step, checkpoint))
+        self.processes.average([total])
+        self.processes.average_buffers(self.model)
+        if self.average is not None:
+            self.processes.average_buffers(self.average)
+        return total.item() / steps
+
+    def _loss(self, stored: Tensor, labels: Tensor, progress: float) -> Tensor:
+        images = normalise(self.augment(stored.to(self.device, non_blocking=True).float() / 255), self.config)
+        order, share = None, 1.0
+        if self.stepping.mixup > 0 or self.stepping.cutmix > 0:
+            images, order, share = mix_images(images, self.stepping.mixup, self.stepping.cutmix)
+        images = images.contiguous(memory_format=torch.channels_last)
+        if self.objective.name == FLYP:
+            clip: Any = self.model
+            with autocast(self.device, self.precision):
+                seen, texts = clip.pairs(images, labels)
+            return contrastive(self.processes.gather(seen), self.processes.gather(texts), clip.scale)
+        with autocast(self.device, self.precision):
+            logits = self.model(images).float()
+        loss = self.objective.loss(logits, labels, self.counts, progress)
+        if order is not None:
+            loss = share * loss + (1 - share) * self.objective.loss(logits, labels[order], self.counts, progress)
+        return loss
+
+    def _step(self, taken: int) -> None:
+        self.processes.average_gradients(self.model)
+        self.optimizer.step()
+        if isinstance(self.model, ClipClassifier):
+            self.model.clamp_scale()
+        if self.average is not None and self.stepping.ema is not None:
+            decay = ema_decay(self.stepping.ema, taken)
+            with torch.no_grad():
+                for mean, now in zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True):
+                    if mean.is_floating_point():
+                        mean.lerp_(now, 1 - decay)
+                    else:
+                        mean.copy_(now)
+
+    def _freeze(self, head_only: bool) -> None:
+        """Training mode; with `head_only` everything but the head gets no gradient and stays in evaluation mode."""
+        self.model.train(not head_only)
+        head = {id(parameter) for parameter in head_of(self.model).parameters()} if head_only else set()
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in self.trainable and (not head_only or id(parameter) in head))
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors that a checkpoint keeps: `model.*`, `optimizer.INDEX.*` and, where there is an average, `average.*`."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items() if value is not None}
+        return tensors
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes over what `state` gave. Raises KeyError or RuntimeError for another model's."""
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition(".")
+            groups[kind][name] = tensor
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in groups["optimizer"].items():
+            index, _, name = key.partition(".")
+            moments.setdefault(int(index), {})[name] = tensor
+        self.model.load_state_dict(groups["model"])
+        if self.average is not None:
+            self.average.load_state_dict(groups["average"])
+        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+def head_of(model: nn.Module) -> nn.Module:
+    """The last layer of a classifier. Raises TrainingError for one that has none apart."""
+    head = getattr(model, "head", None)
+    if not isinstance(head, nn.Module):
+        raise TrainingError(f"a {type(model).__name__} has no head of its own to train; use fine_tune: full.")
+    return head
+
+
+def ema_decay(decay: float, taken: int) -> float:
+    """Decay after `taken` steps, min(decay, (1 + t)/(10 + t)): the first weights, which say little, are soon forgotten."""
+    return min(decay, (1 + taken) / (10 + taken))
+
+
+def autocast(device: torch.device | str, precision: torch.dtype) -> Any:
+    """Computation in that precision where torch deems it safe; nothing changes for float32."""
+    return nullcontext() if precision == torch.float32 else torch.autocast(torch.device(device).type, precision)
+
+
+def make_learning_rate(
+    peak: float, schedule: str, epochs: float, warm_up_epochs: float = 0, milestones: tuple[float, ...] | list[float] = (), warm_up_steps: float = 0
+) -> Callable[[float], float]:
+    """Learning rate over progress in [0, 1]: linear warm-up, then `cosine` to 0, `constant`, or `steps` (× .01 after each milestone).
+
+    Warm-up in epochs starts at peak / (epochs + 1); with `warm_up_steps` steps, of which an epoch has `warm_up_steps / warm_up_epochs`,
+    step i has (i + 1) / steps of the peak.
+    """
+    warm_up = warm_up_epochs / epochs
+
+    def rate(progress: float) -> float:
+        if progress < warm_up:
+            if warm_up_steps:
+                return peak * min(1.0, progress / warm_up + 1 / warm_up_steps)
+            return peak * (progress * epochs + 1) / (warm_up_epochs + 1)
+        if schedule == "cosine":
+            return peak * 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
+        if schedule == "steps":
+            return peak * 0.01 ** sum(progress >= milestone for milestone in milestones)
+        return peak
+
+    return rate
+
+
+def two_phases(first: Callable[[float], float], second: Callable[[float], float], share: float) -> Callable[[float], float]:
+    """The rate `first` over the first `share` of progress, then `second` over the rest, each stretched over its own part."""
+    return lambda progress: first(progress / share) if progress < share else second((progress - share) / (1 - share) if share < 1 else 1.0)
+
+
+def make_optimizer(
+    model: nn.Module, name: str, lr: float, weight_decay: float, momentum: float, nesterov: bool, decay_vectors: bool = True
+) -> torch.optim.Optimizer:
+    """The torch optimizer of that name over all parameters.
+
+    Without `decay_vectors`, parameters of fewer than two dimensions (norms, biases, CLIP's scale) get no weight decay, as in open_clip.
+    """
+    parameters: Any = list(model.parameters())
+    if not decay_vectors and weight_decay:
+        parameters = [
+            {"params": [each for each in model.parameters() if each.ndim >= 2]},
+            {"params": [each for each in model.parameters() if each.ndim < 2], "weight_decay": 0.0},
+        ]
+        parameters = [group for group in parameters if group["params"]]
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov)
+    kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=lr, weight_decay=weight_decay)
+
+
+def _not_finite(epoch: int, step: int, checkpoint: Path) -> str:
+    kept = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "no checkpoint had been saved yet"
+    mend = "Lower train.optimizer.lr or use train.precision: float32."
+    return f"the loss is not finite in epoch {epoch}, step {step}; {kept}. {mend}"
