@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from discl.curriculum.objectives import CORRECTED, OBJECTIVES
+from discl.curriculum.objectives import BOUNDS, CORRECTED, OBJECTIVES, make_objective, parameters_of
+from discl.errors import RecipeError
 
 COUNTS = torch.tensor([500.0, 60.0, 7.0, 1.0], dtype=torch.float64)
 
@@ -35,7 +36,7 @@ def test_a_finite_scalar_of_the_type_of_the_logits(name: str, scale: float) -> N
 
 def test_gradient_reaches_every_logit_and_sums_to_nothing(name: str) -> None:
     """Adding a constant to all logits of an image changes no probability, so each row of the gradient sums to 0."""
-    logits, labels = batch_of()
+    logits, labels = batch_of(0.1)  # as cosines are, which some losses enlarge
     logits.requires_grad_()
     OBJECTIVES[name](logits, labels, COUNTS).backward()
     assert logits.grad is not None
@@ -66,12 +67,29 @@ def test_names_of_the_classes_do_not_matter(name: str) -> None:
 
 
 def test_cross_entropy_where_all_classes_are_equally_large(name: str) -> None:
+    """But for the two that change cross-entropy itself, whose parameters can turn that off."""
+    parameters = {"focal": {"gamma": 0.0}, "ldam": {"max_margin": 0.0, "scale": 1.0}}.get(name, {})
     logits, labels = batch_of()
     for count in (1.0, 500.0):
-        torch.testing.assert_close(OBJECTIVES[name](logits, labels, torch.full((4,), count)), F.cross_entropy(logits, labels))
+        loss = OBJECTIVES[name](logits, labels, torch.full((4,), count), **parameters)
+        torch.testing.assert_close(loss, F.cross_entropy(logits, labels))
 
 
 def test_corrected_ones_are_those_that_use_the_counts(name: str) -> None:
     logits, labels = batch_of()
-    differs = not torch.equal(OBJECTIVES[name](logits, labels, COUNTS), F.cross_entropy(logits, labels))
+    differs = not torch.equal(OBJECTIVES[name](logits, labels, COUNTS), OBJECTIVES[name](logits, labels, torch.ones(4)))
     assert differs == (name in CORRECTED)
+
+
+def test_recipes_can_name_it_and_each_of_its_parameters(name: str) -> None:
+    logits, labels = batch_of()
+    assert torch.equal(make_objective(name).loss(logits, labels, COUNTS), OBJECTIVES[name](logits, labels, COUNTS))
+    for parameter in parameters_of(name):
+        low, high = BOUNDS[parameter]
+        for value in (low, high):
+            assert make_objective({"name": name, parameter: value}).loss(logits, labels, COUNTS, 1.0).isfinite()
+        for value in (low - 1, high + 1, True, "1"):
+            with pytest.raises(RecipeError, match=f"{name}: {parameter} lies between"):
+                make_objective({"name": name, parameter: value})
+    with pytest.raises(RecipeError, match="gamme"):
+        make_objective({"name": name, "gamme": 1})

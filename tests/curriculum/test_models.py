@@ -22,7 +22,13 @@ def make_config(architecture: str = "resnet10", stem: str = "7x7", width: int | 
 
 @pytest.mark.parametrize(
     ("architecture", "classes", "parameters"),
-    [("resnet10", 1_000, 5_418_792), ("resnet18", 1_000, 11_689_512), ("resnet34", 1_000, 21_797_672), ("resnet32-cifar", 100, 470_004)],
+    [
+        ("resnet10", 1_000, 5_418_792),
+        ("resnet18", 1_000, 11_689_512),
+        ("resnet34", 1_000, 21_797_672),
+        ("resnet32-cifar", 100, 470_004),
+        ("resnet50", 1_000, 25_557_032),
+    ],
 )
 def test_number_of_parameters(architecture: str, classes: int, parameters: int) -> None:
     model = build_classifier(make_config(architecture, classes=classes))

@@ -28,8 +28,10 @@ from torch import nn
 
 from discl.curriculum import pixels as pixels_module
 from discl.curriculum import training
+from discl.curriculum.learner import Learner
 from discl.curriculum.mixture import Mixing, Pool
 from discl.curriculum.models import ClassifierConfig, build_classifier, load_classifier, save_classifier
+from discl.curriculum.optimization import make_learning_rate, make_optimizer
 from discl.curriculum.pixels import Pixels
 from discl.curriculum.strategies import Strategy, make_strategy
 from discl.curriculum.training import (
@@ -37,8 +39,6 @@ from discl.curriculum.training import (
     TrainSettings,
     choose_precision,
     epoch_rows,
-    make_learning_rate,
-    make_optimizer,
     predict_logits,
     read_history,
     train_classifier,
@@ -301,9 +301,9 @@ def test_validation_choice_survives_a_kill(epoch: int, tmp_path: Path, monkeypat
     train_into(tmp_path / "whole", settings, validate=accuracies(figures))
     save = training._save_checkpoint
 
-    def save_once(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[Record]) -> None:
+    def save_once(path: Path, learner: Learner, history: list[Record]) -> None:
         if len(history) == 2:
-            save(path, model, optimizer, history)
+            save(path, learner, history)
 
     monkeypatch.setattr(training, "_save_checkpoint", save_once)
     with pytest.raises(Killed):

@@ -14,8 +14,9 @@ AUGMENTATIONS = ("flip", "random-crop", "random-resized-crop", "color-jitter", "
 def make_augmentation(names: Sequence[str], image_size: int, crop_scale: tuple[float, float] = (0.08, 1.0)) -> nn.Module:
     """A module from float pixels `[batch, 3, resize, resize]` in [0, 1] to `[batch, 3, image_size, image_size]`.
 
-    `random-crop` pads by an eighth (4 pixels at 32) and crops back; `random-resized-crop` takes a share of the
-    area from `crop_scale`; `color-jitter` is (.4, .4, .4); `cutout` blanks a square of half the side. Without one of the two crops the centre is taken.
+    `random-crop` pads by an eighth (4 pixels at 32) and crops back; `random-resized-crop` takes a share of the area from
+    `crop_scale`; `color-jitter` is (.4, .4, .4); `cutout` blanks a square of half the side. Without one of the two crops the
+    centre is taken.
     """
     import kornia.augmentation as K
 

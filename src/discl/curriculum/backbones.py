@@ -34,7 +34,9 @@ class TransformersClassifier(nn.Module):
             found = getattr(self.model, name, None)
             if isinstance(found, nn.Module) and next(found.parameters(), None) is not None:
                 return found
-        raise CheckpointError(f"the head of a {type(self.model).__name__} was not found, so it cannot be trained alone; use fine_tune: full.")
+        raise CheckpointError(
+            f"the head of a {type(self.model).__name__} was not found, so it cannot be trained alone; use fine_tune: full."
+        )
 
     def load_pretrained(self, folder: Path) -> None:
         """Takes over the weights of a folder, but for a head of other classes. Raises CheckpointError where they do not fit."""
@@ -50,9 +52,9 @@ class TransformersClassifier(nn.Module):
 
 
 class TimmClassifier(nn.Module):
-    """A model of timm by name (`{"name": ..., "image_size": ...}`); freshly initialised. Raises CheckpointError where timm is not installed."""
+    """A model of timm, `{"name": ...}`, freshly initialised. Raises CheckpointError where timm is not installed."""
 
-    def __init__(self, settings: dict[str, Any], num_classes: int, weights: Path | None = None) -> None:
+    def __init__(self, settings: dict[str, Any], num_classes: int) -> None:
         super().__init__()
         timm = import_timm()
         try:

@@ -29,6 +29,8 @@ class ClipClassifier(nn.Module):
     initialised; `load_pretrained` takes over a CLIP's weights.
     """
 
+    prompts: Tensor
+
     def __init__(self, settings: Mapping[str, Any], num_classes: int) -> None:
         from transformers import CLIPConfig, CLIPModel
 
@@ -113,8 +115,8 @@ def tokenize(folder: Path, texts: Mapping[str, Sequence[str]]) -> Tensor:
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"'{folder}' has no CLIP tokenizer: {error}") from error
     flat = [text for each in texts.values() for text in each]
-    tokens = tokenizer(flat, padding="longest", truncation=True, max_length=read_clip_settings(folder)["text_config"]["max_position_embeddings"],
-                       return_tensors="pt").input_ids  # fmt: skip
+    length = read_clip_settings(folder)["text_config"].get("max_position_embeddings", 77)
+    tokens = tokenizer(flat, padding="longest", truncation=True, max_length=length, return_tensors="pt").input_ids
     return tokens.unflatten(0, (len(texts), -1))
 
 
@@ -155,4 +157,6 @@ def interpolate(pretrained: Mapping[str, Tensor], tuned: Mapping[str, Tensor], a
     """
     if alpha in (0.0, 1.0):
         return dict(tuned if alpha else pretrained)
-    return {name: (1 - alpha) * pretrained[name] + alpha * tensor if tensor.is_floating_point() else tensor for name, tensor in tuned.items()}
+    return {
+        name: (1 - alpha) * pretrained[name] + alpha * tensor if tensor.is_floating_point() else tensor for name, tensor in tuned.items()
+    }

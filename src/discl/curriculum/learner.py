@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ from .augmentation import make_augmentation, mix_images
 from .clip import ClipClassifier
 from .models import ClassifierConfig, normalise
 from .objectives import FLYP, Objective, contrastive
+from .optimization import ema_decay
 from .pixels import Batches, Pixels
-from .processes import Processes, current_processes
+from .processes import current_processes
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Learner:
     """A model with its optimizer and, where asked for, the moving average of its weights."""
 
     def __init__(
-        self, model: nn.Module, make_optimizer: Callable[[nn.Module], torch.optim.Optimizer], objective: Objective, class_counts: np.ndarray,
+        self, model: nn.Module, make_optimizer: Callable[[nn.Module], torch.optim.Optimizer], objective: Objective,
+        class_counts: np.ndarray,
         config: ClassifierConfig, stepping: Stepping, augment: tuple[str, ...], precision: torch.dtype, device: torch.device | str,
     ) -> None:  # fmt: skip
         if objective.name == FLYP and not isinstance(model, ClipClassifier):
@@ -82,7 +83,8 @@ class Learner:
     ) -> float:  # fmt: skip
         """Mean loss of one epoch over `rows` `[steps × batch_size]`, whose labels `[pool]` are those of all rows.
 
-        The random state is set anew, so that an epoch does not depend on those before it. Raises TrainingError where the loss is not finite.
+        The random state is set anew, so that an epoch does not depend on those before it. Raises TrainingError where the loss is
+        not finite.
         """
         self._freeze(epoch < self.stepping.head_epochs)
         torch.manual_seed(derive_seed("augment", seed, epoch, *([self.processes.rank] if self.processes.rank else [])))
@@ -148,6 +150,12 @@ class Learner:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self.trainable and (not head_only or id(parameter) in head))
 
+    def write(self, action: Callable[[], None]) -> None:
+        """Lets the first process write a file while the others wait."""
+        if self.processes.first:
+            action()
+        self.processes.wait()
+
     def state(self) -> dict[str, Tensor]:
         """All tensors that a checkpoint keeps: `model.*`, `optimizer.INDEX.*` and, where there is an average, `average.*`."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -181,63 +189,9 @@ def head_of(model: nn.Module) -> nn.Module:
     return head
 
 
-def ema_decay(decay: float, taken: int) -> float:
-    """Decay after `taken` steps, min(decay, (1 + t)/(10 + t)): the first weights, which say little, are soon forgotten."""
-    return min(decay, (1 + taken) / (10 + taken))
-
-
 def autocast(device: torch.device | str, precision: torch.dtype) -> Any:
     """Computation in that precision where torch deems it safe; nothing changes for float32."""
     return nullcontext() if precision == torch.float32 else torch.autocast(torch.device(device).type, precision)
-
-
-def make_learning_rate(
-    peak: float, schedule: str, epochs: float, warm_up_epochs: float = 0, milestones: tuple[float, ...] | list[float] = (), warm_up_steps: float = 0
-) -> Callable[[float], float]:
-    """Learning rate over progress in [0, 1]: linear warm-up, then `cosine` to 0, `constant`, or `steps` (× .01 after each milestone).
-
-    Warm-up in epochs starts at peak / (epochs + 1); with `warm_up_steps` steps, of which an epoch has `warm_up_steps / warm_up_epochs`,
-    step i has (i + 1) / steps of the peak.
-    """
-    warm_up = warm_up_epochs / epochs
-
-    def rate(progress: float) -> float:
-        if progress < warm_up:
-            if warm_up_steps:
-                return peak * min(1.0, progress / warm_up + 1 / warm_up_steps)
-            return peak * (progress * epochs + 1) / (warm_up_epochs + 1)
-        if schedule == "cosine":
-            return peak * 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
-        if schedule == "steps":
-            return peak * 0.01 ** sum(progress >= milestone for milestone in milestones)
-        return peak
-
-    return rate
-
-
-def two_phases(first: Callable[[float], float], second: Callable[[float], float], share: float) -> Callable[[float], float]:
-    """The rate `first` over the first `share` of progress, then `second` over the rest, each stretched over its own part."""
-    return lambda progress: first(progress / share) if progress < share else second((progress - share) / (1 - share) if share < 1 else 1.0)
-
-
-def make_optimizer(
-    model: nn.Module, name: str, lr: float, weight_decay: float, momentum: float, nesterov: bool, decay_vectors: bool = True
-) -> torch.optim.Optimizer:
-    """The torch optimizer of that name over all parameters.
-
-    Without `decay_vectors`, parameters of fewer than two dimensions (norms, biases, CLIP's scale) get no weight decay, as in open_clip.
-    """
-    parameters: Any = list(model.parameters())
-    if not decay_vectors and weight_decay:
-        parameters = [
-            {"params": [each for each in model.parameters() if each.ndim >= 2]},
-            {"params": [each for each in model.parameters() if each.ndim < 2], "weight_decay": 0.0},
-        ]
-        parameters = [group for group in parameters if group["params"]]
-    if name == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov)
-    kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=lr, weight_decay=weight_decay)
 
 
 def _not_finite(epoch: int, step: int, checkpoint: Path) -> str:

@@ -51,6 +51,7 @@ class Mixing:
 
     `synthetic_scale` is synthetic images per real hard image; where fewer were kept they `repeat` or the class is `cap`ped.
     A class that has none at all at its levels is an `error`, or takes those of its `nearest` level (none if it has none anywhere).
+    Classes are drawn ∝ their images to the power `class_power`: 1 leaves an epoch as it is, 0 balances the classes, ½ lies between.
     `with_hard` false leaves the hard real images out of epochs that have levels (algorithm 2).
     """
 
@@ -59,6 +60,7 @@ class Mixing:
     shortage: str = "repeat"
     missing: str = "error"
     with_hard: bool = True
+    class_power: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -156,4 +158,17 @@ def mix_epoch(
         raise TrainingError("there is no sample to train on: the pool holds neither hard nor other real images.")
     while sum(len(each.rows) for each in rounds) < samples:
         rounds.append(mix_round(pool, levels, mixing, rng, class_levels))
-    return np.concatenate([each.rows for each in rounds])[:samples], rounds[0]
+    rows = np.concatenate([each.rows for each in rounds])[:samples]
+    if mixing.class_power != 1:
+        rows = rng.permutation(balance_classes(rows, pool.labels[rows], samples, mixing.class_power, rng))
+    return rows, rounds[0]
+
+
+def balance_classes(rows: np.ndarray, labels: np.ndarray, samples: int, power: float, rng: np.random.Generator) -> np.ndarray:
+    """`samples` of the rows, classes ∝ n_c^power of these rows (arXiv 1910.09217, eq. 1), evenly within a class."""
+    present, counts = np.unique(labels, return_counts=True)
+    shares = counts.astype(float) ** power
+    wanted = rng.multinomial(samples, shares / shares.sum())
+    return np.concatenate(
+        [_draw(rows[labels == label], count, "repeat", rng) for label, count in zip(present, wanted.tolist(), strict=True)]
+    )

@@ -145,7 +145,6 @@ class ResNet(nn.Module):
         """Logits `[batch, classes]` of normalised pixels `[batch, 3, h, w]`."""
         return self.fc(self.features(x))
 
-
     @property
     def head(self) -> nn.Module:
         """The last layer, which turns features into logits."""

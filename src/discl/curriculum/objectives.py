@@ -115,7 +115,10 @@ class Objective:
 
 
 def make_objective(asked: str | Mapping[str, Any] | Objective) -> Objective:
-    """The objective of a name or of `{name: focal, gamma: 2}`. Raises RecipeError for an unknown name or parameter, or a value out of range."""
+    """The objective of a name or of `{name: focal, gamma: 2}`.
+
+    Raises RecipeError for an unknown name or parameter, or a value out of range.
+    """
     if isinstance(asked, Objective):
         return asked
     if not isinstance(asked, (str, Mapping)) or (not isinstance(asked, str) and not isinstance(asked.get("name"), str)):
@@ -127,7 +130,9 @@ def make_objective(asked: str | Mapping[str, Any] | Objective) -> Objective:
     known = parameters_of(name)
     for key, value in given.items():
         if key not in known:
-            raise RecipeError(unknown(f"parameter of objective {name}", key, known) if known else f"objective {name} has no parameter; got {key}.")
+            raise RecipeError(
+                unknown(f"parameter of objective {name}", key, known) if known else f"objective {name} has no parameter; got {key}."
+            )
         low, high = BOUNDS[key]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
             raise RecipeError(f"objective {name}: {key} lies between {low:g} and {high:g}; got {value!r}.")

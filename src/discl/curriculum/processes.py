@@ -34,7 +34,9 @@ class Processes:
         if self.size == 1:
             return rows
         if batch_size % self.size or len(rows) % batch_size:
-            raise TrainingError(f"{self.size} processes cannot share batches of {batch_size} evenly; choose a multiple as train.batch_size.")
+            raise TrainingError(
+                f"{self.size} processes cannot share batches of {batch_size} evenly; choose a multiple as train.batch_size."
+            )
         return rows.reshape(-1, self.size, batch_size // self.size)[:, self.rank].reshape(-1)
 
     def average(self, tensors: Iterable[Tensor]) -> None:
@@ -65,7 +67,7 @@ class Processes:
             return tensor
         from torch.distributed.nn.functional import all_gather
 
-        return torch.cat(all_gather(tensor))  # type: ignore[no-untyped-call]
+        return torch.cat(all_gather(tensor))
 
     def wait(self) -> None:
         """Returns once every process has come here."""

@@ -22,14 +22,13 @@ from ..curriculum import metrics
 from ..curriculum.mixture import Mixing, Pool
 from ..curriculum.models import ARCHITECTURES, ClassifierConfig, load_classifier
 from ..curriculum.objectives import CORRECTED, adjust_logits
+from ..curriculum.optimization import make_learning_rate, make_optimizer
 from ..curriculum.pixels import Pixels
 from ..curriculum.strategies import RealOnly, make_strategy
 from ..curriculum.training import (
     TrainSettings,
     choose_precision,
     epoch_rows,
-    make_learning_rate,
-    make_optimizer,
     predict_logits,
     read_history,
     train_classifier,
