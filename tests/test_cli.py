@@ -88,7 +88,11 @@ def test_the_help_of_every_command_shows_an_example(discl, command: str) -> None
 
 
 def test_recipes_are_listed(discl) -> None:
-    assert discl("recipes") == (0, "".join(f"{name}\n" for name in shipped_recipes()), "")
+    status, out, _ = discl("recipes")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == shipped_recipes()
+    assert all(len(line.split(maxsplit=1)[1]) > 20 for line in out.splitlines())  # one line of the header
+    assert re.search(r"^fashion-lt +The embedded example: Fashion-MNIST as a long tail", out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +106,7 @@ def test_recipes_are_listed(discl) -> None:
             ["filter", "fashion-lt", "--set", "filter.threshold=2"],
             "error: filter.threshold: input should be less than or equal to 1; got 2.",
         ),
-        (["generate", "nowhere/mine.yaml"], "error: there is no recipe file nowhere/mine.yaml; shipped recipes: fashion-lt."),
+        (["generate", "nowhere/mine.yaml"], "error: there is no recipe file nowhere/mine.yaml; shipped recipes:"),
         (["init", "nowhere"], "error: data.root 'nowhere' does not exist; looked for "),
         (["predict", "nowhere", "nothing.png", "--out", "x.csv"], "error: 'nothing.png' holds no image (none ends in "),
     ],

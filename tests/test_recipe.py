@@ -305,3 +305,93 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes, mes
     path.write_bytes(content)
     with pytest.raises(RecipeError, match=message):
         load_recipe(path)
+
+
+def write_recipes(folder: Path, **trees: Any) -> Path:
+    """YAML files of these names; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, tree in trees.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+    return folder
+
+
+def test_a_recipe_is_laid_over_the_one_it_extends(tmp_path: Path) -> None:
+    write_recipes(
+        tmp_path,
+        base={
+            **REQUIRED,
+            "name": "base",
+            "train": {"batch_size": 8, "optimizer": {"lr": 0.5, "momentum": 0.1}},
+            "methods": {"ce": {}, "x": {}},
+        },
+        mine={
+            "extends": "base.yaml",
+            "spectrum": {"levels": [10]},
+            "train": {"optimizer": {"lr": 0.25}},
+            "methods": {"x": None, "discl": {"strategy": "diverse-to-specific"}},
+        },
+    )  # fmt: skip
+    recipe = load_recipe(tmp_path / "mine.yaml", {"train.epochs": 70})
+    assert recipe.name == "mine"  # never the base's
+    assert [level.percent for level in recipe.spectrum.levels] == [10]  # a list is replaced
+    assert recipe.spectrum.checkpoint == "owner/diffusion"
+    assert (recipe.train.batch_size, recipe.train.optimizer.lr, recipe.train.optimizer.momentum, recipe.train.epochs) == (8, 0.25, 0.1, 70)
+    assert list(recipe.methods) == ["ce", "discl"]  # a null takes out what the base says
+    assert "extends" not in recipe.plain()
+    flat = tmp_path / "flat.yaml"
+    flat.write_text(recipe.to_yaml())
+    assert load_recipe(flat) == recipe
+
+
+def test_bases_may_have_bases_and_be_several_and_shipped(tmp_path: Path) -> None:
+    write_recipes(
+        tmp_path / "shared",
+        deep={"extends": "fashion-lt", "train": {"batch_size": 7, "seed": 3}},
+        small={"train": {"seed": 4, "image_size": 16}},
+    )
+    write_recipes(tmp_path, mine={"name": "other", "extends": ["shared/deep.yaml", "shared/small.yaml"], "hard": {"fewer_than": 9}})
+    recipe = load_recipe(tmp_path / "mine.yaml")
+    shipped = load_recipe("fashion-lt")
+    assert recipe.name == "other"
+    assert (recipe.train.batch_size, recipe.train.seed, recipe.train.image_size, recipe.hard.fewer_than) == (7, 4, 16, 9)
+    assert recipe.spectrum == shipped.spectrum
+    assert load_recipe({"name": "plain", "extends": "fashion-lt"}).train == shipped.train
+
+
+def test_a_path_is_looked_up_beside_the_file_that_states_it(tmp_path: Path) -> None:
+    (tmp_path / "shared" / "images").mkdir(parents=True)
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "images").mkdir()
+    write_recipes(tmp_path / "shared", base=REQUIRED)
+    write_recipes(tmp_path, mine={"extends": "shared/base.yaml", "filter": {"checkpoint": "clip"}})
+    recipe = load_recipe(tmp_path / "mine.yaml")
+    assert recipe.data.root == str(tmp_path / "shared" / "images")
+    assert recipe.filter.checkpoint == str(tmp_path / "clip")
+
+
+@pytest.mark.parametrize(
+    ("extends", "message"),
+    [
+        ("fashion-tl", r"mine\.yaml extends 'fashion-tl': unknown recipe 'fashion-tl'; .* Did you mean 'fashion-lt'\?"),
+        ("base.yaml", r"mine\.yaml extends 'base\.yaml': there is no recipe file .*base\.yaml"),
+        ("other.yaml", r"extend one another in a circle: mine\.yaml -> other\.yaml -> mine\.yaml; take one `extends` out"),
+        ("mine.yaml", r"extend one another in a circle: mine\.yaml -> mine\.yaml"),
+        (7, r"^extends: the name of a shipped recipe or the path of a YAML file is expected, or a list of them; got 7\."),
+        ([["a"]], r"^extends: the name of a shipped recipe"),
+    ],
+)  # fmt: skip
+def test_a_base_that_cannot_be_extended_is_refused(tmp_path: Path, extends: Any, message: str) -> None:
+    write_recipes(tmp_path, mine={**REQUIRED, "extends": extends}, other={"extends": "mine.yaml"})
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(tmp_path / "mine.yaml")
+
+
+def test_two_files_may_share_a_base(tmp_path: Path) -> None:
+    write_recipes(
+        tmp_path,
+        base=REQUIRED,
+        left={"extends": "base.yaml"},
+        right={"extends": "base.yaml"},
+        mine={"extends": ["left.yaml", "right.yaml"]},
+    )
+    assert load_recipe(tmp_path / "mine.yaml").name == "mine"

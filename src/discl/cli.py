@@ -196,14 +196,15 @@ def predict(
 
 @app.command()
 def recipes() -> None:
-    """List the recipes that ship with the package.
+    """List the recipes that ship with the package, each with one line.
 
     Example: `discl recipes`
     """
-    from .recipe import shipped_recipes
+    from .recipe import describe_shipped, shipped_recipes
 
-    for name in shipped_recipes():
-        typer.echo(name)
+    names = shipped_recipes()
+    for name in names:
+        typer.echo(f"{name:<{max(map(len, names))}}  {describe_shipped(name)}")
 
 
 def main() -> None:

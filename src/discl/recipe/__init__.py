@@ -1,6 +1,6 @@
 """The recipe: one validated tree of everything that determines a run, read from and written to YAML."""
 
-from .loading import RECIPES, load_recipe, parse_override, shipped_recipes, validate
+from .loading import RECIPES, describe_shipped, load_recipe, parse_override, shipped_recipes, validate
 from .tree import Data, Evaluate, Filter, Hard, Method, Prompts, Recipe, Runtime, Spectrum, Train
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Runtime",
     "Spectrum",
     "Train",
+    "describe_shipped",
     "load_recipe",
     "parse_override",
     "shipped_recipes",

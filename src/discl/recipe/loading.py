@@ -16,30 +16,34 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the recipes that ship with the package."""
+    """Names of the recipes that ship with the package; what several of them share lies in `recipes/base` and is no recipe of its own."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def describe_shipped(name: str) -> str:
+    """The first line of a shipped recipe's header."""
+    first = (RECIPES / f"{name}.yaml").read_text().partition("\n")[0]
+    return first.removeprefix("#").strip()
 
 
 def load_recipe(source: Recipe | str | Path | dict[str, Any], overrides: dict[str, Any] | None = None) -> Recipe:
     """The recipe of a shipped name, a YAML file, a plain tree or another recipe, with `overrides` such as `{"train.epochs": 5}` laid over.
 
-    A relative `data.root`, phrase file or checkpoint folder is looked up beside the YAML file, else in the working folder.
-    Raises RecipeError for an unknown name, key or strategy, and for every value out of range.
+    `extends: NAME` or `extends: path/to/base.yaml` (or a list of them, later ones over earlier ones) lays the file over another recipe:
+    mappings are merged key by key, lists and values replaced, and a null takes out what the base says. The name is never inherited;
+    a file that extends another and states none is called like the file.
+    A relative `data.root`, phrase file or checkpoint folder is looked up beside the YAML file that states it, else in the working folder.
+    Raises RecipeError for an unknown name, base, key or strategy, for bases that extend one another, and for every value out of range.
     """
     folder = Path()
     if isinstance(source, Recipe):
         tree = source.plain()
     elif isinstance(source, dict):
-        tree = source
+        tree = _extended(source, folder, ())
     else:
         path = _recipe_path(source)
         folder = path.parent
-        try:
-            tree = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path} is not valid YAML: {error}") from error
-        if not isinstance(tree, dict):
-            raise RecipeError(f"{path} holds no recipe: a mapping of keys is expected at its top.")
+        tree = _read(path, ())
     for key, value in (overrides or {}).items():
         tree = _with(tree, key.split("."), value, key)
     return validate(_resolve_paths(tree, folder))
@@ -65,9 +69,62 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise RecipeError(f"--set {key}: '{value}' is not a YAML value: {error}") from error
 
 
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The flat tree of a file; `above` are the files that extend it, outermost first."""
+    here = path.resolve()
+    if here in above:
+        circle = " -> ".join(each.name for each in (*above[above.index(here) :], here))
+        raise RecipeError(f"these recipes extend one another in a circle: {circle}; take one `extends` out.")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path} holds no recipe: a mapping of keys is expected at its top.")
+    if "extends" in tree:
+        tree = {"name": path.stem, **tree}
+    return _extended(tree, path.parent, (*above, here))
+
+
+def _extended(tree: dict[str, Any], folder: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The tree over its bases, without the key `extends`; `folder` is where relative paths of this tree are looked up first."""
+    bases = tree.get("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise RecipeError(
+            f"extends: the name of a shipped recipe or the path of a YAML file is expected, or a list of them; got {bases!r}."
+        )
+    flat: dict[str, Any] = {}
+    for base in bases:
+        try:
+            path = _recipe_path(folder / Path(base).expanduser() if _is_path(base) else base)
+        except RecipeError as error:
+            raise RecipeError(f"{above[-1] if above else 'the recipe'} extends '{base}': {error}") from error
+        flat = _laid_over(flat, {key: value for key, value in _read(path, above).items() if key != "name"})
+    own = {key: value for key, value in tree.items() if key != "extends"}
+    return _laid_over(flat, _resolve_paths(own, folder))
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Two trees as one: mappings merged, everything else replaced; a null takes out what lies below."""
+    merged = dict(below)
+    for key, value in above.items():
+        if value is None and key in below:
+            del merged[key]
+        elif isinstance(value, dict) and isinstance(below.get(key), dict):
+            merged[key] = _laid_over(below[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _is_path(source: str | Path) -> bool:
+    return Path(source).suffix in {".yaml", ".yml"} or Path(source).parent != Path()
+
+
 def _recipe_path(source: str | Path) -> Path:
     path = Path(source)
-    if path.suffix in {".yaml", ".yml"} or path.parent != Path():
+    if _is_path(source):
         if not path.is_file():
             raise RecipeError(f"there is no recipe file {path}; shipped recipes: {', '.join(shipped_recipes())}.")
         return path
