@@ -54,7 +54,7 @@ class Run:
         """`{split: table}` as `data.parquet` lists them."""
         listed = pq.read_table(self.path("data.parquet")).to_pandas()
         data = self.recipe.data
-        found = read_tables(data.root, data.format, data.columns, data.splits)
+        found = read_tables(data.root, data.format, data.columns, data.splits, data.files)
         result = {}
         for name, rows in listed.groupby("split", sort=False):
             source = found.get(rows["source_split"].iloc[0])

@@ -164,7 +164,7 @@ def test_a_root_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(DataError, match=r"data\.root '.*none' does not exist; looked for"):
         read_tables(str(tmp_path / "none"), "parquet")
     (tmp_path / "file.zip").write_bytes(b"")
-    with pytest.raises(DataError, match=r"data\.root '.*file\.zip' is no Parquet file"):
+    with pytest.raises(DataError, match=r"data\.root '.*file\.zip' is no Parquet, CSV or tar file"):
         read_tables(str(tmp_path / "file.zip"))
     with pytest.raises(DataError, match=r"has no sub-folders; expected root/class/image\.jpg or root/train/class/image\.jpg"):
         read_tables(str(tmp_path / "file.zip"), "imagefolder")
@@ -181,7 +181,7 @@ def test_what_the_hub_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> None:
         raise ConnectionError(f"cannot reach {name}")
 
-    monkeypatch.setattr("discl.data.readers.load_dataset", refuse)
+    monkeypatch.setattr("discl.data.readers.tabular.load_dataset", refuse)
     with pytest.raises(
         DataError, match=r"'photos/birds' is no local folder, and it could not be loaded from the hub: cannot reach photos/birds"
     ):

@@ -27,6 +27,8 @@ def decode_image(stored: Mapping[str, Any] | None) -> Image.Image:
     if data is None and path is None:
         raise Unreadable("neither bytes nor a path are stored")
     try:
+        if data is None and _is_slice(path):
+            data = _slice(str(path))
         source: Any = io.BytesIO(data) if data is not None else path
         with Image.open(source) as image:
             if max(image.size) > MAX_SIDE:
@@ -42,6 +44,19 @@ def decode_image(stored: Mapping[str, Any] | None) -> Image.Image:
         raise Unreadable("the file is empty" if empty else "the file is no image, or of an unknown format") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Unreadable(str(error) or type(error).__name__) from error
+
+
+def _is_slice(path: Any) -> bool:
+    return str(path).startswith("slice://")
+
+
+def _slice(address: str) -> bytes:
+    """The bytes at `slice://OFFSET:SIZE::FILE`, a picture inside a larger file."""
+    place, _, file = address.removeprefix("slice://").partition("::")
+    offset, size = map(int, place.split(":"))
+    with Path(file).open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(size)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

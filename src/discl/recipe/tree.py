@@ -25,6 +25,7 @@ from ..curriculum.augmentation import AUGMENTATIONS
 from ..curriculum.models import ARCHITECTURES
 from ..curriculum.objectives import OBJECTIVES
 from ..curriculum.strategies import STRATEGIES, make_strategy
+from ..data.readers import READERS
 from ..errors import RecipeError, unknown
 from ..levels import REAL, GuidanceLevel, check_levels
 from ..prompts import fill
@@ -110,8 +111,11 @@ class Data(Strict):
     """Where the real images are."""
 
     root: str = Field(description="folder of class folders, folder of Parquet files, name of a hub data set, or embedded:fashion-mnist")
-    format: Literal["auto", "imagefolder", "parquet", "hub"] = "auto"
-    splits: dict[Literal["train", "validation", "test"], str] = Field(default_factory=dict, description="our split: its name in the data")
+    format: Annotated[str, _one_of("format", ("auto", *READERS))] = "auto"
+    files: dict[str, str] = Field(default_factory=dict, description="their split: its list, for formats that have lists")
+    splits: dict[Literal["train", "validation", "test", "validation-ood", "test-ood"], str] = Field(
+        default_factory=dict, description="our split: its name in the data"
+    )
     columns: dict[Literal["id", "image", "label", "split", "domain", "group"], str] = Field(
         default_factory=dict, description="our column: theirs"
     )

@@ -26,7 +26,7 @@ def prepare_data(run: Run) -> Path:
     path, data = run.path("data.parquet"), run.recipe.data
     if path.exists():
         return path
-    found = read_tables(data.root, data.format, data.columns, data.splits)
+    found = read_tables(data.root, data.format, data.columns, data.splits, data.files)
     listed: dict[str, dict[str, np.ndarray]] = {}
     for split, table in found.items():
         listed[split] = _inspect(table, split, data.unreadable)

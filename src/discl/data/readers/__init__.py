@@ -1,0 +1,118 @@
+"""Readers: from whatever lies on disk or on the hub to tables of one shape, `id, image, label` and optionally `domain` and `group`.
+
+A reader is a function from a `Source` to `{split: ImageTable}` and a name in `READERS`. It opens nothing but lists: images are
+decoded when they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ...assets import embedded
+from ...errors import DataError, unknown
+from ..table import ImageTable
+from .annotated import read_coco, read_inaturalist, read_wilds
+from .archives import PICKLED, read_cifar, read_webdataset
+from .building import IMAGE_SUFFIXES, SPLIT_NAMES, Source
+from .files import LISTS, read_image_folder, read_lists
+from .tabular import read_hub, read_manifest, read_parquet, read_saved
+
+READERS: dict[str, Callable[[Source], dict[str, ImageTable]]] = {
+    "imagefolder": read_image_folder,
+    "parquet": read_parquet,
+    "hub": read_hub,
+    "datasets": read_saved,
+    "manifest": read_manifest,
+    "imagenet-lt": read_lists,
+    "cifar": read_cifar,
+    "inaturalist": read_inaturalist,
+    "wilds": read_wilds,
+    "webdataset": read_webdataset,
+    "coco": read_coco,
+}
+
+__all__ = ["IMAGE_SUFFIXES", "READERS", "SPLIT_NAMES", "Source", "read_tables"]
+
+
+def read_tables(
+    root: str, kind: str = "auto", columns: Mapping[Any, str] | None = None, splits: Mapping[Any, str] | None = None,
+    files: Mapping[str, str] | None = None,
+) -> dict[str, ImageTable]:  # fmt: skip
+    """`{split: table}` of a data set; data without splits comes as `train` alone.
+
+    `kind` is one of `READERS`, or `auto`, which goes by the files that are there. `columns` renames theirs to ours
+    (`{"label": "fine_label"}`), `splits` names ours in their words (`{"test": "eval"}`), `files` names the lists of formats that
+    have some. Raises DataError for whatever is missing, and says what was looked for.
+    """
+    path = embedded(root) if root.startswith("embedded:") else Path(root).expanduser()
+    source = Source(root, path, columns or {}, splits or {}, files or {})
+    if kind == "auto":
+        kind = _guess_kind(source)
+    if kind not in READERS:
+        raise DataError(unknown("data.format", kind, READERS))
+    if kind != "hub" and not path.exists():
+        raise DataError(f"data.root '{root}' does not exist; looked for {path.resolve()}.")
+    return _rename_splits(READERS[kind](source), source.splits, root)
+
+
+def _guess_kind(source: Source) -> str:
+    root, path = source.root, source.path
+    if path.is_file():
+        by_suffix = {".parquet": "parquet", ".csv": "manifest", ".tsv": "manifest", ".tar": "webdataset"}
+        if path.suffix in by_suffix:
+            return by_suffix[path.suffix]
+    elif path.is_dir():
+        return _guess_folder(path)
+    elif root.count("/") == 1 and not root.startswith((".", "/", "~")):
+        return "hub"
+    raise DataError(
+        f"data.root '{root}' {'is no Parquet, CSV or tar file' if path.is_file() else 'does not exist'}; looked for {path.resolve()}. "
+        "Give a folder with one sub-folder of images per class, a folder of Parquet files, or the owner/name of a data set on the hub."
+    )
+
+
+def _guess_folder(path: Path) -> str:
+    def holds(*patterns: str) -> bool:
+        return any(next(path.glob(pattern), None) is not None for pattern in patterns)
+
+    marks = {
+        "imagenet-lt": (LISTS["train"],),
+        "inaturalist": ("train2018.json",),
+        "wilds": ("metadata.csv",),
+        "cifar": ("train.bin", "data_batch_1.bin", "cifar-10*-binary", "cifar-10-batches-bin", *PICKLED),
+        "datasets": ("dataset_dict.json", "dataset_info.json"),
+        "parquet": ("*.parquet", "*/*.parquet", "*/*/*.parquet"),
+        "webdataset": ("*.tar", "*/*.tar"),
+        "coco": ("annotations/*.json",),
+        "manifest": ("*.csv", "*.tsv"),
+    }
+    for kind, patterns in marks.items():
+        if holds(*patterns) and not (kind in {"manifest", "wilds"} and not _lists_images(path, kind)):
+            return kind
+    return "imagefolder"
+
+
+def _lists_images(path: Path, kind: str) -> bool:
+    """Whether a CSV at the root is the list of images, and not something beside folders of classes."""
+    file = path / "metadata.csv" if kind == "wilds" else next(iter([*path.glob("*.csv"), *path.glob("*.tsv")]))
+    heading = file.open(encoding="utf-8", errors="replace").readline()
+    return all(name in heading for name in (("split", "filename") if kind == "wilds" else ("path", "label")))
+
+
+def _rename_splits(tables: dict[str, ImageTable], splits: Mapping[str, str], root: str) -> dict[str, ImageTable]:
+    result = {}
+    for ours, usual in SPLIT_NAMES.items():
+        theirs = splits.get(ours)
+        if theirs is not None and theirs not in tables:
+            raise DataError(f"data.splits.{ours}: '{root}' has no such split: {unknown('split', theirs, tables)}")
+        free = [name for name in tables if name not in splits.values()]  # what the user gave another name is not taken twice
+        found = theirs or next((name for name in free if name.lower() in usual), None)
+        if found is not None:
+            result[ours] = tables[found]
+    if "train" not in result:
+        raise DataError(
+            f"'{root}' has no training split (it has {', '.join(tables)}); name it in data.splits, for example {{train: their_name}}."
+        )
+    return result

@@ -1,0 +1,135 @@
+"""Images inside larger files: CIFAR's binary version, and WebDataset shards."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import DataError
+from ..table import ImageTable
+from .building import IMAGE_SUFFIXES, SPLIT_NAMES, Source, build_table, expected
+
+SIDE = 32
+PICKLED = ("cifar-10-batches-py", "cifar-100-python", "data_batch_1", "meta", "batches.meta")
+HEADER = b"P6 32 32 255\n"
+
+
+def read_cifar(source: Source) -> dict[str, ImageTable]:
+    """The binary version of CIFAR-10 or CIFAR-100 (fine labels); the pickled Python version is refused.
+
+    Pictures are wrapped as PPM, which loses nothing.
+    """
+    folder = next((each for each in (source.path, *sorted(source.path.glob("cifar-10*-b*"))) if _is_binary(each)), None)
+    if folder is None:
+        if any((source.path / name).exists() for name in PICKLED):
+            raise DataError(
+                f"data.root '{source.root}' holds the pickled Python version of CIFAR, which is never unpickled because that runs code; "
+                "take the binary version (cifar-10-binary.tar.gz, cifar-100-binary.tar.gz) or a Parquet copy such as uoft-cs/cifar100."
+            )
+        tree = ["train.bin, test.bin, fine_label_names.txt", "or data_batch_1.bin … data_batch_5.bin, test_batch.bin, batches.meta.txt"]
+        raise DataError(expected(source, "cifar", tree))
+    hundred = (folder / "train.bin").is_file()
+    names = [
+        line for line in (folder / ("fine_label_names.txt" if hundred else "batches.meta.txt")).read_text().split("\n") if line.strip()
+    ]
+    train = [folder / "train.bin"] if hundred else [folder / f"data_batch_{number}.bin" for number in range(1, 6)]
+    tests = [folder / ("test.bin" if hundred else "test_batch.bin")]
+    return {split: _read_binary(files, 2 if hundred else 1, split, names) for split, files in (("train", train), ("test", tests))}
+
+
+def _is_binary(folder: Path) -> bool:
+    return (folder / "train.bin").is_file() or (folder / "data_batch_1.bin").is_file()
+
+
+def _read_binary(files: list[Path], label_bytes: int, split: str, names: list[str]) -> ImageTable:
+    record = label_bytes + 3 * SIDE * SIDE
+    parts = []
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"{file} is missing from the binary version of CIFAR.")
+        raw = np.fromfile(file, np.uint8)
+        if len(raw) % record:
+            raise DataError(f"{file} has {len(raw)} bytes, which is no multiple of {record}; it is truncated or of another version.")
+        parts.append(raw.reshape(-1, record))
+    rows = np.concatenate(parts)
+    pixels = rows[:, label_bytes:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1).reshape(len(rows), -1)
+    encoded = [HEADER + picture.tobytes() for picture in pixels]
+    ids = [f"{split}-{row:05d}" for row in range(len(rows))]
+    return build_table(ids, rows[:, label_bytes - 1].astype(np.int64), names, ids, files[0].parent, encoded)
+
+
+def read_webdataset(source: Source) -> dict[str, ImageTable]:
+    """Tar shards in which files that share a name belong together: an image, and `.cls` (a label) or `.json` ({label, ...}).
+
+    Shards are indexed, not unpacked: an image is read from its place in the tar. A shard's split is its name up to the first
+    "-" (`train-000000.tar`); other shards are `train`. `.txt` or `.json` may hold a class by name.
+    """
+    by_split: dict[str, list[Path]] = {}
+    known = {name for names in SPLIT_NAMES.values() for name in names} | set(source.splits.values())
+    shards = [source.path] if source.path.is_file() else sorted(source.path.rglob("*.tar"))
+    if not shards:
+        raise DataError(expected(source, "webdataset", ["train-000000.tar", "test-000000.tar"]))
+    for shard in shards:
+        split = next((part for part in (shard.stem.split("-")[0], shard.parent.name) if part in known), "train")
+        by_split.setdefault(split, []).append(shard)
+    found = {split: [sample for shard in files for sample in _index_shard(shard)] for split, files in by_split.items()}
+    values = {label for samples in found.values() for _, _, label in samples}
+    numbers, texts = ({value for value in values if isinstance(value, kind)} for kind in (int, str))
+    if not texts:
+        names = [str(label) for label in range(max(map(int, numbers)) + 1)]
+    elif not numbers:
+        names = sorted(map(str, texts))
+    else:
+        raise DataError(f"data.root '{source.root}': labels are texts in some samples and numbers in others.")
+    place = {name: label for label, name in enumerate(names)}
+    return {
+        split: build_table(
+            [path for _, path, _ in samples], np.asarray([label if isinstance(label, int) else place[label] for _, _, label in samples]),
+            names, [name for name, _, _ in samples], source.path,
+        )
+        for split, samples in found.items()
+    }  # fmt: skip
+
+
+def _index_shard(shard: Path) -> list[tuple[str, str, int | str]]:
+    """(id, address of the picture, label) of each sample of a shard."""
+    samples: dict[str, dict[str, object]] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                folder, _, base = member.name.rpartition("/")
+                key, _, suffix = base.partition(".")
+                sample = samples.setdefault(f"{folder}/{key}" if folder else key, {})
+                if "." + suffix.lower() in IMAGE_SUFFIXES:
+                    sample["path"] = f"slice://{member.offset_data}:{member.size}::{shard}"
+                elif suffix in {"cls", "txt", "json"}:
+                    stream = tar.extractfile(member)
+                    sample[suffix] = stream.read().decode().strip() if stream else ""
+    except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{shard} cannot be read as a tar file: {error}") from error
+    return [
+        (f"{shard.stem}/{name}", str(sample["path"]), _label_of(sample, name, shard))
+        for name, sample in samples.items()
+        if "path" in sample
+    ]
+
+
+def _label_of(sample: dict[str, object], name: str, shard: Path) -> int | str:
+    if "cls" in sample:
+        text = str(sample["cls"])
+        return int(text) if text.isdecimal() else text
+    if "json" in sample:
+        try:
+            stated = json.loads(str(sample["json"])).get("label")
+        except (ValueError, AttributeError) as error:
+            raise DataError(f"{shard}: {name}.json holds no JSON object: {error}") from error
+        if isinstance(stated, int | str):
+            return stated
+    if "txt" in sample:
+        return str(sample["txt"])
+    raise DataError(f"{shard}: sample '{name}' has no label; a file {name}.cls, or {name}.json with a key label, is expected.")

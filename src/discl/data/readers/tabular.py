@@ -1,0 +1,176 @@
+"""Tables that are tables already: Parquet files, data sets of the hub or on disk, and manifests that list files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
+from datasets import Image as ImageFeature
+from datasets.exceptions import DatasetGenerationError
+
+from ...errors import DataError, unknown
+from ..table import OPTIONAL, ImageTable, check_table
+from .building import Source, arrow_images, full_paths
+
+
+def read_hub(source: Source) -> dict[str, ImageTable]:
+    """A data set of the hub by its owner/name."""
+    try:
+        splits = dict(load_dataset(source.root))
+    except Exception as error:
+        raise DataError(f"data.root '{source.root}' is no local folder, and it could not be loaded from the hub: {error}") from error
+    return to_tables(splits, source)
+
+
+def read_saved(source: Source) -> dict[str, ImageTable]:
+    """A folder that `datasets` wrote with `save_to_disk`."""
+    try:
+        found = load_from_disk(str(source.path))
+    except (OSError, ValueError) as error:
+        raise DataError(f"data.root '{source.root}' cannot be read as a folder of save_to_disk: {error}") from error
+    return to_tables(dict(found) if isinstance(found, DatasetDict) else {"train": found}, source)
+
+
+def read_parquet(source: Source) -> dict[str, ImageTable]:
+    """One Parquet file, or files that are named after their split."""
+    root, path = source.root, source.path
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    if not files:
+        raise DataError(f"data.root '{root}' holds no *.parquet file.")
+    by_split: dict[str, list[Path]] = {}
+    for file in files:
+        by_split.setdefault(file.stem.split("-")[0] if path.is_dir() else "train", []).append(file)
+    return to_tables(
+        {split: _load_parquet(shards) for split, shards in by_split.items()}, source
+    )  # one by one: a joint load takes one split's names
+
+
+def _load_parquet(shards: list[Path]) -> Dataset:
+    try:
+        features = [Features.from_arrow_schema(pq.read_schema(shard)) for shard in shards]
+        for shard, each in zip(shards, features, strict=True):
+            if each != features[0]:
+                raise DataError(f"{shard} has other columns or class names than {shards[0]}: {each} against {features[0]}.")
+        return Dataset.from_parquet([str(shard) for shard in shards])
+    except (OSError, ValueError, DatasetGenerationError) as error:
+        raise DataError(f"{', '.join(map(str, shards[:3]))} cannot be read as Parquet: {error}") from error
+
+
+def to_tables(splits: Mapping[str, Dataset], source: Source) -> dict[str, ImageTable]:
+    """`{split: table}` of data sets with the columns image and label, under the user's names for them."""
+    root, columns = source.root, source.columns
+    places = {split: f"split '{split}' of '{root}'" for split in splits}
+    renamed = {split: _rename_columns(rows, columns, places[split]) for split, rows in splits.items()}
+    if len(renamed) == 1 and "split" in (rows := next(iter(renamed.values()))).column_names:
+        renamed = _divide(rows)
+        places = {split: f"split '{split}' of '{root}'" for split in renamed}
+    names, to_label = _class_names({places[split]: rows for split, rows in renamed.items()})
+    return {split: _to_table(rows, split, places[split], names, to_label) for split, rows in renamed.items()}
+
+
+def _divide(rows: Dataset) -> dict[str, Dataset]:
+    """The splits that a column `split` names, in the order in which they first appear."""
+    named = [str(value) for value in rows.select_columns("split")[:]["split"]]
+    return {split: rows.select([row for row, name in enumerate(named) if name == split]) for split in dict.fromkeys(named)}
+
+
+def _rename_columns(rows: Dataset, columns: Mapping[str, str], where: str) -> Dataset:
+    if not len(rows):
+        raise DataError(f"{where} has no rows.")
+    for ours, theirs in columns.items():
+        if theirs not in rows.column_names:
+            raise DataError(f"data.columns.{ours}: {where}: {unknown('column', theirs, rows.column_names)}")
+        if ours != theirs:
+            rows = (rows.remove_columns(ours) if ours in rows.column_names else rows).rename_column(theirs, ours)
+    for needed in ("image", "label"):
+        if needed not in rows.column_names:
+            raise DataError(
+                f"{where} has no column '{needed}' (it has {', '.join(rows.column_names)}); "
+                f"name it in data.columns, for example {{{needed}: their_name}}."
+            )
+    return rows
+
+
+def _class_names(splits: Mapping[str, Dataset]) -> tuple[tuple[str, ...], dict[Any, int]]:
+    """The classes of all splits together, and the label of each value in the column `label`."""
+    listed: dict[str, tuple[str, ...]] = {}
+    values: set[Any] = set()
+    for where, rows in splits.items():
+        feature = rows.features["label"]
+        if isinstance(feature, ClassLabel):
+            listed[where] = tuple(feature.names)
+        elif feature.dtype not in {"string", "large_string"} and "int" not in feature.dtype:
+            raise DataError(f"{where}: labels of type {feature.dtype}; whole numbers, texts or a ClassLabel are expected.")
+        found = rows.unique("label")
+        if None in found:
+            raise DataError(f"{where} has images without a label; remove these rows.")
+        values |= set(found)
+    if listed:
+        first, *others = listed.values()
+        if len(listed) < len(splits) or any(names != first for names in others):
+            told = " | ".join(f"{where}: {', '.join(listed.get(where, ('no names',))[:12])}" for where in splits)
+            raise DataError(f"the splits name different classes, or in another order: {told}.")
+        return first, {label: label for label in values}
+    if all(isinstance(value, str) for value in values):
+        names = tuple(sorted(values))
+        return names, {name: label for label, name in enumerate(names)}
+    if any(isinstance(value, str) for value in values):
+        raise DataError("the labels are texts in one split and numbers in another.")
+    return tuple(str(label) for label in range(max(values) + 1)), {label: label for label in values}
+
+
+def _to_table(rows: Dataset, split: str, where: str, names: tuple[str, ...], to_label: Mapping[Any, int]) -> ImageTable:
+    labels = [to_label[value] for value in rows.select_columns("label")[:]["label"]]
+    rows = rows.remove_columns("label").add_column("label", np.asarray(labels, np.int64))
+    if "id" not in rows.column_names:
+        rows = rows.add_column("id", [f"{split}-{row:08d}" for row in range(len(rows))])
+    elif rows.features["id"] != Value("string"):
+        rows = rows.cast_column("id", Value("string"))
+    keep = [name for name in ("id", "image", "label", *OPTIONAL) if name in rows.column_names]
+    try:
+        rows = rows.select_columns(keep).cast_column("image", ImageFeature(decode=False))
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise DataError(
+            f"{where}: the column 'image' holds no images but {rows.features['image']}; name another in data.columns."
+        ) from error
+    return check_table(ImageTable(rows, names))
+
+
+def read_manifest(source: Source) -> dict[str, ImageTable]:
+    """A CSV, TSV or Parquet file that lists `path` and `label`, optionally `id`, `split`, `domain`, `group`; paths are relative to it."""
+    file = source.path if source.path.is_file() else source.file("train", _only_list(source.path))
+    try:
+        if file.suffix == ".parquet":
+            listed = pq.read_table(file)
+        else:
+            delimiter = "\t" if file.suffix in {".tsv", ".tab"} else ","
+            listed = pacsv.read_csv(file, parse_options=pacsv.ParseOptions(delimiter=delimiter))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{file} cannot be read as a table: {error}") from error
+    theirs = source.columns.get("image", "path")
+    if theirs not in listed.column_names:
+        raise DataError(f"{file}: {unknown('column', theirs, listed.column_names)} Say data.columns: {{image: their_name}}.")
+    paths = full_paths(file.parent, listed.column(theirs).cast(pa.string()).to_pylist(), str(file))
+    columns = {name: listed.column(name) for name in listed.column_names if name != theirs}
+    if "id" not in columns and "id" not in source.columns:
+        columns["id"] = listed.column(theirs)
+    table = pa.table({"image": arrow_images(paths), **{name: values for name, values in columns.items() if name != "image"}})
+    rows = Dataset(table).cast_column("image", ImageFeature(decode=False))
+    return to_tables(
+        {"train": rows}, Source(source.root, source.path, {ours: name for ours, name in source.columns.items() if ours != "image"})
+    )
+
+
+def _only_list(folder: Path) -> str:
+    found = sorted(file.name for file in folder.iterdir() if file.suffix in {".csv", ".tsv", ".parquet"})
+    if len(found) != 1:
+        raise DataError(
+            f"{folder} holds {len(found)} lists ({', '.join(found[:6]) or 'no .csv, .tsv or .parquet'}); name the right one as data.root."
+        )
+    return found[0]
