@@ -41,7 +41,7 @@ spectrum:
   encoding: jpeg
 
 filter:
-  checkpoint: openai/clip-vit-base-patch32
+  checkpoint: laion/CLIP-ViT-B-32-laion2B-s34B-b79K  # has safetensors, which openai/clip-vit-base-patch32 lacks
   template: "a photo of {{class}}"
   threshold: 0.25              # raw cosine; look at the report's histogram, then try another: --amend makes no image again
 
