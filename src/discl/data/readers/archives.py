@@ -32,9 +32,8 @@ def read_cifar(source: Source) -> dict[str, ImageTable]:
         tree = ["train.bin, test.bin, fine_label_names.txt", "or data_batch_1.bin … data_batch_5.bin, test_batch.bin, batches.meta.txt"]
         raise DataError(expected(source, "cifar", tree))
     hundred = (folder / "train.bin").is_file()
-    names = [
-        line for line in (folder / ("fine_label_names.txt" if hundred else "batches.meta.txt")).read_text().split("\n") if line.strip()
-    ]
+    listed = (folder / ("fine_label_names.txt" if hundred else "batches.meta.txt")).read_text().split("\n")
+    names = [line.strip().replace("_", " ") for line in listed if line.strip()]  # aquarium_fish: texts are written from these names
     train = [folder / "train.bin"] if hundred else [folder / f"data_batch_{number}.bin" for number in range(1, 6)]
     tests = [folder / ("test.bin" if hundred else "test_batch.bin")]
     return {split: _read_binary(files, 2 if hundred else 1, split, names) for split, files in (("train", train), ("test", tests))}
