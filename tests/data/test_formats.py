@@ -148,8 +148,8 @@ EXPECTED: dict[str, tuple[Callable[[Path], None], str, dict[str, list[tuple[str,
         cifar100,
         "cifar",
         {
-            "train": [(f"train-0000{row}", row, ("apple", "aquarium_fish", "baby")[row % 3]) for row in range(6)],
-            "test": [(f"test-0000{row}", 10 + row, ("apple", "aquarium_fish", "baby")[row]) for row in range(3)],
+            "train": [(f"train-0000{row}", row, ("apple", "aquarium fish", "baby")[row % 3]) for row in range(6)],
+            "test": [(f"test-0000{row}", 10 + row, ("apple", "aquarium fish", "baby")[row]) for row in range(3)],
         },
     ),
     "inaturalist": (
