@@ -385,6 +385,17 @@ def test_amended_there_and_back_is_the_run_it_was(copied: Path, finished: Path, 
     assert_same_run(copied, finished)
 
 
+def test_methods_that_follow_progress(copied: Path, tree: Tree, no_phase_one: None) -> None:
+    """They hold images out for V, choose among the levels, and a second call trains nothing."""
+    methods = {"ce": {}, **{name: {"strategy": name, "guidance_images": 8} for name in ("adaptive", "adaptive-per-class", "bandit")}}
+    opened = open_run(changed(tree, methods=methods, spectrum__seeds=2), copied, amend=True)
+    run_until(opened, "evaluate")
+    for name in methods:
+        history = read_history(copied / "train" / name / "history.jsonl")
+        assert [len(record.get("progress", {}).get("gain", {})) for record in history] == ([0, 0, 0] if name == "ce" else [2, 2, 0])
+    assert {"adaptive", "adaptive+la", "bandit", "adaptive-per-class"} < set(json.loads((copied / "results.json").read_text()))
+
+
 def test_methods_and_seeds_in_one_table(
     copied: Path, finished: Path, tree: Tree, no_phase_one: None, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,9 @@ def test_plain_is_the_whole_tree_in_plain_values() -> None:
     assert plain["spectrum"]["levels"] == [0, 50]
     assert plain["methods"]["half"] == {
         "strategy": "fixed", "level": 50, "objective": "cross-entropy", "prior": "real", "undersample": None, "synthetic_scale": 3.0,
+        "missing": "error",
+        "guidance_images": None,
+        "probe_samples": None,
         "shortage": "repeat",
     }  # fmt: skip
     assert yaml.safe_load(recipe.to_yaml()) == plain

@@ -17,9 +17,17 @@ CURRICULUM_EPOCHS = (4, 5, 12, 60)
 def history_of(epochs: int) -> list[dict[str, Any]]:
     """Records of finished epochs, as training writes them."""
     return [
-        {"epoch": epoch, "levels": [0], "loss": 2.0 / (epoch + 1), "samples": 64, "validation_accuracy": 0.1, "seconds": 1.0}
+        {
+            "epoch": epoch, "levels": [0], "loss": 2.0 / (epoch + 1), "samples": 64, "validation_accuracy": 0.1, "seconds": 1.0,
+            "progress": {"gain": {"0": 0.02 * (epoch % 3)}, "class_gain": {"1": {"0": 0.1}}},
+        }
         for epoch in range(epochs)
-    ]
+    ]  # fmt: skip
+
+
+def known_at(strategy: Strategy, epoch: int, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a strategy knows when it is asked for an epoch: the finished ones, and its probe if it has one."""
+    return history[:epoch] + ([{"progress": history[epoch]["progress"]}] if strategy.measures(epoch) == "probe" else [])
 
 
 @pytest.fixture(params=sorted(STRATEGIES))
@@ -40,7 +48,7 @@ def build(name: str, levels: tuple[GuidanceLevel, ...], curriculum_epochs: int =
 def test_only_levels_that_it_was_given_and_none_twice(name: str, levels: tuple[GuidanceLevel, ...], curriculum_epochs: int) -> None:
     strategy = build(name, levels, curriculum_epochs)
     for epoch in range(curriculum_epochs):
-        chosen = strategy.levels(epoch, history_of(epoch))
+        chosen = strategy.levels(epoch, known_at(strategy, epoch, history_of(epoch + 1)))
         assert isinstance(chosen, tuple)
         assert set(chosen) <= set(levels)
         assert len(set(chosen)) == len(chosen)
@@ -50,13 +58,16 @@ def test_only_levels_that_it_was_given_and_none_twice(name: str, levels: tuple[G
 @pytest.mark.parametrize("curriculum_epochs", CURRICULUM_EPOCHS)
 def test_real_images_only_once_the_curriculum_is_over(name: str, levels: tuple[GuidanceLevel, ...], curriculum_epochs: int) -> None:
     strategy = build(name, levels, curriculum_epochs)
-    assert all(strategy.levels(epoch, history_of(epoch)) == () for epoch in range(curriculum_epochs, curriculum_epochs + 20))
+    assert all(
+        strategy.levels(epoch, known_at(strategy, epoch, history_of(epoch + 1))) == ()
+        for epoch in range(curriculum_epochs, curriculum_epochs + 20)
+    )
 
 
 @pytest.mark.parametrize("curriculum_epochs", CURRICULUM_EPOCHS)
 def test_every_curriculum_epoch_has_a_level_or_none_has(name: str, levels: tuple[GuidanceLevel, ...], curriculum_epochs: int) -> None:
     strategy = build(name, levels, curriculum_epochs)
-    assert len({bool(strategy.levels(epoch, history_of(epoch))) for epoch in range(curriculum_epochs)}) == 1
+    assert len({bool(strategy.levels(epoch, known_at(strategy, epoch, history_of(epoch + 1)))) for epoch in range(curriculum_epochs)}) == 1
 
 
 def test_pure_in_epoch_and_history(name: str, levels: tuple[GuidanceLevel, ...]) -> None:
@@ -64,9 +75,9 @@ def test_pure_in_epoch_and_history(name: str, levels: tuple[GuidanceLevel, ...])
     strategy = build(name, levels)
     history = history_of(20)
     kept = copy.deepcopy(history)
-    forwards = [strategy.levels(epoch, history[:epoch]) for epoch in range(20)]
-    backwards = [strategy.levels(epoch, history[:epoch]) for epoch in reversed(range(20))]
-    anew = [build(name, levels).levels(epoch, history[:epoch]) for epoch in range(20)]
+    forwards = [strategy.levels(epoch, known_at(strategy, epoch, history)) for epoch in range(20)]
+    backwards = [strategy.levels(epoch, known_at(strategy, epoch, history)) for epoch in reversed(range(20))]
+    anew = [build(name, levels).levels(epoch, known_at(strategy, epoch, history)) for epoch in range(20)]
     assert forwards == backwards[::-1] == anew
     assert history == kept
 
@@ -74,4 +85,15 @@ def test_pure_in_epoch_and_history(name: str, levels: tuple[GuidanceLevel, ...])
 def test_no_epoch_is_too_late(name: str, levels: tuple[GuidanceLevel, ...]) -> None:
     strategy = build(name, levels)
     for epoch in (0, 11, 12, 13, 1_000, 10**9):
-        strategy.levels(epoch, history_of(min(epoch, 20)))
+        strategy.levels(epoch, known_at(strategy, epoch, history_of(20)) if epoch < 20 else history_of(20))
+
+
+def test_class_levels_are_levels_of_the_spectrum(name: str, levels: tuple[GuidanceLevel, ...]) -> None:
+    strategy = build(name, levels)
+    offered = {str(level.percent): 0.1 for level in levels}
+    progress = {"gain": offered, "class_gain": {"2": offered, "5": dict(list(offered.items())[:1])}}
+    for epoch in (0, 11, 12, 30):
+        history = [{"epoch": place, "levels": [levels[0].percent], "progress": progress} for place in range(epoch + 1)]
+        own = strategy.class_levels(epoch, history)
+        assert {level for chosen in own.values() for level in chosen} <= set(levels)
+        assert not own or epoch < 12

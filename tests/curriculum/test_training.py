@@ -33,13 +33,15 @@ from discl.curriculum.mixture import Mixing, Pool
 from discl.curriculum.models import ClassifierConfig, build_classifier, load_classifier, save_classifier
 from discl.curriculum.optimization import make_learning_rate, make_optimizer
 from discl.curriculum.pixels import Pixels
-from discl.curriculum.strategies import Strategy, make_strategy
+from discl.curriculum.progress import GuidanceSet, best_level, draw_guidance_set
+from discl.curriculum.strategies import MEASURING, Strategy, make_strategy
 from discl.curriculum.training import (
     Record,
     TrainSettings,
     choose_precision,
     epoch_rows,
     predict_logits,
+    probe_rows,
     read_history,
     train_classifier,
 )
@@ -329,6 +331,72 @@ def test_killed_while_the_chosen_model_is_put_in_place(killed_in: str, tmp_path:
         )  # fmt: skip
     train_into(tmp_path / "killed", settings, validate=accuracies(figures))
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+# ---------------------------------------------------------------- strategies that follow progress
+
+
+def follow_progress(name: str, folder: Path, settings: TrainSettings | None = None, **changed: Any) -> list[Record]:
+    """Training by a strategy that measures, on V of two images of each rare class at each level."""
+    pool, pixels = make_samples()
+    levels = (GuidanceLevel(0), GuidanceLevel(50))
+    guidance = draw_guidance_set(pool, levels, 8, seed=1)
+    held_out = np.zeros(len(pool.labels), bool)
+    held_out[guidance.rows] = True
+    arguments: dict[str, Any] = {
+        "strategy": make_strategy(name, levels=levels, curriculum_epochs=6), "mixing": Mixing(None, 2.0, with_hard=name == "bandit"),
+        "objective": "cross-entropy", "class_counts": pool.real_counts, "config": CONFIG, "guidance": guidance, **changed,
+    }  # fmt: skip
+    settings = settings or make_settings(probe_samples=8)
+    return train_classifier(replace(pool, held_out=held_out), pixels, settings=settings, folder=folder, **arguments)
+
+
+@pytest.mark.parametrize("name", sorted(MEASURING))
+def test_progress_is_measured_and_followed(name: str, tmp_path: Path) -> None:
+    history = follow_progress(name, tmp_path)
+    for record in history[:6]:
+        assert set(record["progress"]["gain"]) == {"0", "50"}
+        assert len(record["levels"]) == 1
+        if name != "bandit":
+            assert record["levels"] == [best_level(record["progress"]["gain"]).percent]
+    assert all("progress" not in record and record["levels"] == [] for record in history[6:])
+    assert {record["samples"] for record in history} == {24}  # a probe is part of the epoch's updates
+    if name != "bandit":
+        assert history[0]["progress"]["gain"]["0"] != history[0]["progress"]["gain"]["50"]
+
+
+@pytest.mark.parametrize("name", sorted(MEASURING))
+@pytest.mark.parametrize("epoch", [0, 3, 6])
+def test_resumed_is_uninterrupted_with_progress_too(name: str, epoch: int, tmp_path: Path) -> None:
+    follow_progress(name, tmp_path / "whole")
+    with pytest.raises(Killed):
+        follow_progress(name, tmp_path / "killed", on_epoch=stop_after(epoch))
+    follow_progress(name, tmp_path / "killed")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_hard_images_are_in_the_probe_and_not_beside_the_synthetic_ones(tmp_path: Path) -> None:
+    """Algorithm 2: D is drawn from all real images, the epoch from S_λ and D_nh."""
+    pool, _ = make_samples()
+    settings = make_settings(probe_samples=16)
+    probes = np.concatenate([probe_rows(pool, settings, epoch) for epoch in range(20)])
+    assert not pool.synthetic[probes].any() and pool.hard[probes].any()
+    assert len(probe_rows(pool, settings, 0)) == 16 == len(set(probe_rows(pool, settings, 0)))
+    rows, _ = epoch_rows(pool, (GuidanceLevel(50),), Mixing(None, 2.0, with_hard=False), settings, 0, samples=8)
+    assert len(rows) == 8 and not pool.hard[rows].any()
+
+
+def test_a_probe_as_long_as_the_epoch_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"24 samples takes 3 of the epoch's 3 steps"):
+        follow_progress("adaptive", tmp_path, make_settings(probe_samples=24))
+
+
+def test_progress_needs_a_guidance_set_that_training_leaves_alone(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no guidance validation set"):
+        follow_progress("adaptive", tmp_path / "none", guidance=None)
+    pool, _ = make_samples()
+    with pytest.raises(TrainingError, match="may also be trained on"):
+        follow_progress("adaptive", tmp_path / "shared", guidance=GuidanceSet(np.array([0]), pool.labels[:1], pool.levels[:1]))
 
 
 def make_broken(model: nn.Module, bad_epoch: int) -> torch.optim.Optimizer:

@@ -79,20 +79,22 @@ class Learner:
 
     def train_epoch(
         self, batches: Batches, rows: np.ndarray, labels: np.ndarray, epoch: int, epochs: int, batch_size: int, seed: int,
-        learning_rate: Callable[[float], float], checkpoint: Path,
+        learning_rate: Callable[[float], float], checkpoint: Path, first_step: int = 0, steps_per_epoch: int | None = None,
     ) -> float:  # fmt: skip
-        """Mean loss of one epoch over `rows` `[steps × batch_size]`, whose labels `[pool]` are those of all rows.
+        """Mean loss over `rows` `[steps × batch_size]` of an epoch, or of a part of it from `first_step` on; `labels` `[pool]` of all rows.
 
         The random state is set anew, so that an epoch does not depend on those before it. Raises TrainingError where the loss is
         not finite.
         """
         self._freeze(epoch < self.stepping.head_epochs)
-        torch.manual_seed(derive_seed("augment", seed, epoch, *([self.processes.rank] if self.processes.rank else [])))
-        parts, steps = self.stepping.accumulate, len(rows) // batch_size
+        rank = self.processes.rank
+        torch.manual_seed(derive_seed("augment", seed, epoch, *([rank] if rank else []), *(["from", first_step] if first_step else [])))
+        parts, here = self.stepping.accumulate, len(rows) // batch_size
+        steps = steps_per_epoch or here
         total = torch.zeros((), device=self.device)
         for part, (chosen, stored) in enumerate(batches.of(self.processes.share(rows, batch_size))):
             step = part // parts
-            progress = (epoch + step / steps) / epochs
+            progress = (epoch + (first_step + step) / steps) / epochs
             if part % parts == 0:
                 self.optimizer.zero_grad(set_to_none=True)
             loss = self._loss(stored, torch.from_numpy(labels[chosen]).to(self.device), progress) / parts
@@ -101,15 +103,15 @@ class Learner:
             if (part + 1) % parts == 0:
                 for group in self.optimizer.param_groups:
                     group["lr"] = learning_rate(progress)
-                self._step(epoch * steps + step)
-                looked_at = (step + 1) % 50 == 0 or step + 1 == steps  # a look waits for the device
+                self._step(epoch * steps + first_step + step)
+                looked_at = (step + 1) % 50 == 0 or step + 1 == here  # a look waits for the device
                 if looked_at and not bool(total.isfinite()):
-                    raise TrainingError(_not_finite(epoch, step, checkpoint))
+                    raise TrainingError(_not_finite(epoch, first_step + step, checkpoint))
         self.processes.average([total])
         self.processes.average_buffers(self.model)
         if self.average is not None:
             self.processes.average_buffers(self.average)
-        return total.item() / steps
+        return total.item() / here
 
     def _loss(self, stored: Tensor, labels: Tensor, progress: float) -> Tensor:
         images = normalise(self.augment(stored.to(self.device, non_blocking=True).float() / 255), self.config)

@@ -45,9 +45,16 @@ class Pixels(Dataset):
             return self.memory[torch.as_tensor(rows)]
         return torch.stack([torch.from_numpy(self._decode(row)) for row in rows])
 
-    def _decode(self, row: int) -> np.ndarray:
+    def of_rows(self, rows: Sequence[int] | np.ndarray) -> Pixels:
+        """The pixels of these rows alone, decoded."""
+        return Pixels([[self._stored(int(row)) for row in rows]], self.size)
+
+    def _stored(self, row: int) -> Any:
         table = int(np.searchsorted(self.starts, row, side="right")) - 1
-        stored = self.tables[table][int(row - self.starts[table])]
+        return self.tables[table][int(row - self.starts[table])]
+
+    def _decode(self, row: int) -> np.ndarray:
+        stored = self._stored(row)
         try:
             return to_square(decode_image(stored["image"]), self.size)
         except Unreadable as error:

@@ -25,6 +25,7 @@ from .mixture import Mixing, Pool, Round, mix_epoch
 from .models import ClassifierConfig, build_classifier, first_cause, normalise, save_classifier
 from .objectives import Objective, make_objective
 from .pixels import Batches, Pixels
+from .progress import GuidanceSet, check_disjoint, measure_progress, true_class_probability
 from .strategies import Levels, Strategy
 
 Record = dict[str, Any]
@@ -32,7 +33,10 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What training needs besides samples, strategy and loss; `learning_rate` maps progress in [0, 1] to a rate."""
+    """What training needs besides samples, strategy and loss; `learning_rate` maps progress in [0, 1] to a rate.
+
+    `probe_samples` is |D| of algorithm 2, rounded to whole batches; they are part of the epoch's samples.
+    """
 
     epochs: int
     steps_per_epoch: int
@@ -46,6 +50,7 @@ class TrainSettings:
     validate_every: int = 5
     save_seconds: float = 15.0
     stepping: Stepping = field(default_factory=Stepping)
+    probe_samples: int = 0
 
 
 def train_classifier(
@@ -63,16 +68,19 @@ def train_classifier(
     workers: int = 0,
     on_epoch: Callable[[Record], None] = lambda record: None,
     make_model: Callable[[], nn.Module] | None = None,
+    guidance: GuidanceSet | None = None,
 ) -> list[Record]:
     """Trains a classifier into `folder` (`model.safetensors`, `config.json`, `history.jsonl`) and returns its history.
 
-    `pixels` holds the images of the pool's rows; `validate(model)` returns the figure by which `select="validation"`
-    chooses; `make_model` gives the network to begin with (default `build_classifier(config)`). Every random draw is a function
-    of (seed, epoch), so a run that was killed and called again ends with the same weights. Raises TrainingError where the loss
-    is not finite, naming epoch, step and the last good checkpoint.
+    `pixels` holds the images of the pool's rows; `validate(model)` returns the figure by which `select="validation"` chooses;
+    `make_model` gives the network to begin with (default `build_classifier(config)`); `guidance` is V, for strategies that measure
+    progress. Every random draw is a function of (seed, epoch), so a run that was killed and called again ends with the same
+    weights. Raises TrainingError where the loss is not finite, naming epoch, step and the last good checkpoint.
     """
     if settings.select == "validation" and validate is None:
         raise TrainingError("select is 'validation', but there is nothing to validate on; use select: last.")
+    if guidance is not None:
+        check_disjoint(pool, guidance)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(derive_seed("init", settings.seed))
     model = (make_model or partial(build_classifier, config))().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -83,18 +91,16 @@ def train_classifier(
     checkpoint = folder / "checkpoint.safetensors"
     history: list[Record] = _load_checkpoint(checkpoint, learner) if checkpoint.exists() else []
     batches = learner.batches(pixels, settings.batch_size, workers)
+    judge = _Judge(learner, pixels, guidance) if guidance is not None else None
     for record in history:
         on_epoch(record)
     saved = time.monotonic()
     for epoch in range(len(history), settings.epochs):
         started = time.monotonic()
-        levels = strategy.levels(epoch, history)
-        rows, first = epoch_rows(pool, levels, mixing, settings, epoch)
-        loss = _train_epoch(learner, batches, rows, pool.labels, settings, epoch, checkpoint)
+        chosen, rows = _train_epoch(learner, batches, pool, strategy, mixing, settings, epoch, history, judge, checkpoint)
         record = {
-            "epoch": epoch, "levels": [level.percent for level in levels], "loss": loss, "samples": len(rows),
-            "synthetic_share": float(pool.synthetic[rows].mean()), "hard_share": float((pool.synthetic | pool.hard)[rows].mean()),
-            "effective_scale": first.effective_scale, "learning_rate": learner.optimizer.param_groups[0]["lr"],
+            "epoch": epoch, **chosen, "samples": len(rows), "synthetic_share": float(pool.synthetic[rows].mean()),
+            "hard_share": float((pool.synthetic | pool.hard)[rows].mean()), "learning_rate": learner.optimizer.param_groups[0]["lr"],
             "class_samples": np.bincount(pool.labels[rows], minlength=pool.num_classes).tolist(),
         }  # fmt: skip
         last = epoch + 1 == settings.epochs
@@ -114,17 +120,86 @@ def train_classifier(
     return history
 
 
-def epoch_rows(pool: Pool, levels: Levels, mixing: Mixing, settings: TrainSettings, epoch: int) -> tuple[np.ndarray, Round]:
-    """The rows that an epoch draws, and its first round: a pure function of (seed, epoch, levels)."""
-    return mix_epoch(pool, levels, mixing, settings.steps_per_epoch * settings.batch_size, derive_seed("mix", settings.seed, epoch))
+def epoch_rows(
+    pool: Pool, levels: Levels, mixing: Mixing, settings: TrainSettings, epoch: int, class_levels: Mapping[int, Levels] | None = None,
+    samples: int | None = None,
+) -> tuple[np.ndarray, Round]:  # fmt: skip
+    """The rows that an epoch draws (`samples` of them; default a whole epoch's), and its first round: pure in (seed, epoch, levels)."""
+    samples = settings.steps_per_epoch * settings.batch_size if samples is None else samples
+    return mix_epoch(pool, levels, mixing, samples, derive_seed("mix", settings.seed, epoch), class_levels)
+
+
+def probe_rows(pool: Pool, settings: TrainSettings, epoch: int) -> np.ndarray:
+    """D of algorithm 2: random real rows, hard ones among them, in whole batches; none twice before all had their turn.
+
+    Raises TrainingError where the probe would leave the epoch no step.
+    """
+    steps = max(round(settings.probe_samples / settings.batch_size), 1)
+    if steps >= settings.steps_per_epoch:
+        raise TrainingError(
+            f"the probe of {settings.probe_samples} samples takes {steps} of the epoch's {settings.steps_per_epoch} steps and leaves none "
+            "for the chosen level; lower methods.*.probe_samples or raise train.steps_per_epoch."
+        )
+    real = np.flatnonzero(~pool.synthetic & ~pool.held_out)
+    rng = np.random.default_rng(derive_seed("probe", settings.seed, epoch))
+    passes = [rng.permutation(real) for _ in range(-(-steps * settings.batch_size // len(real)))]
+    return np.concatenate(passes)[: steps * settings.batch_size]
+
+
+class _Judge:
+    """Measures the true-class probability of every image of V, with the model in evaluation mode; V is decoded once."""
+
+    def __init__(self, learner: Learner, pixels: Pixels, guidance: GuidanceSet) -> None:
+        self.learner, self.guidance, self.pixels = learner, guidance, pixels.of_rows(guidance.rows)
+
+    def __call__(self) -> np.ndarray:
+        learner, rows = self.learner, np.arange(len(self.guidance))
+        logits = predict_logits(learner.model, self.pixels, rows, learner.config, learner.precision, learner.device)
+        return true_class_probability(logits, self.guidance.labels)
 
 
 def _train_epoch(
-    learner: Learner, batches: Batches, rows: np.ndarray, labels: np.ndarray, settings: TrainSettings, epoch: int, checkpoint: Path
-) -> float:
-    return learner.train_epoch(
-        batches, rows, labels, epoch, settings.epochs, settings.batch_size, settings.seed, settings.learning_rate, checkpoint
-    )
+    learner: Learner, batches: Batches, pool: Pool, strategy: Strategy, mixing: Mixing, settings: TrainSettings, epoch: int,
+    history: list[Record], judge: _Judge | None, checkpoint: Path,
+) -> tuple[Record, np.ndarray]:  # fmt: skip
+    """The steps of one epoch: where the strategy asks for it a probe first, then the levels that it chooses.
+
+    Returns what was chosen and measured, as plain values for the record, and the rows that were drawn.
+    """
+
+    def train_on(rows: np.ndarray, first_step: int) -> float:
+        return len(rows) * learner.train_epoch(
+            batches, rows, pool.labels, epoch, settings.epochs, settings.batch_size, settings.seed, settings.learning_rate, checkpoint,
+            first_step, settings.steps_per_epoch,
+        )  # fmt: skip
+
+    measured = strategy.measures(epoch)
+    if measured != "never" and judge is None:
+        raise TrainingError("this strategy follows learning progress, but there is no guidance validation set to measure it on.")
+    before = judge() if judge is not None and measured != "never" else np.empty(0)
+    progress: Record = {}
+    probe, total = np.empty(0, np.int64), 0.0
+    if judge is not None and measured == "probe":
+        probe = probe_rows(pool, settings, epoch)
+        total = train_on(probe, 0)
+        progress = {"progress": measure_progress(judge.guidance, before, judge())}
+    known = [*history, progress] if progress else history
+    levels, class_levels = strategy.levels(epoch, known), strategy.class_levels(epoch, known)
+    left = settings.steps_per_epoch * settings.batch_size - len(probe)
+    rows, first = epoch_rows(pool, levels, mixing, settings, epoch, class_levels, left)
+    total += train_on(rows, len(probe) // settings.batch_size)
+    if judge is not None and measured == "epoch":
+        progress = {"progress": measure_progress(judge.guidance, before, judge())}
+    rows = np.concatenate([probe, rows])
+    chosen = {
+        "levels": [level.percent for level in levels],
+        "loss": total / len(rows),
+        "effective_scale": first.effective_scale,
+        **progress,
+    }
+    if class_levels:
+        chosen["class_levels"] = {str(label): [level.percent for level in own] for label, own in class_levels.items()}
+    return chosen, rows
 
 
 @torch.inference_mode()

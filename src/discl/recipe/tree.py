@@ -24,7 +24,7 @@ from ..assets import published_figures
 from ..curriculum.augmentation import AUGMENTATIONS
 from ..curriculum.models import ARCHITECTURES
 from ..curriculum.objectives import OBJECTIVES
-from ..curriculum.strategies import STRATEGIES, make_strategy
+from ..curriculum.strategies import MEASURING, STRATEGIES, make_strategy
 from ..data.readers import READERS
 from ..errors import RecipeError, unknown
 from ..levels import REAL, GuidanceLevel, check_levels
@@ -246,12 +246,25 @@ class Method(Strict):
         None, description="keep the tail's share of an epoch at its share of classes; null: where synthetic images are used"
     )
     synthetic_scale: float = Field(3.0, ge=0, description="synthetic images in an epoch per real tail image")
+    missing: Literal["error", "nearest"] = Field(
+        "error", description="a class without any kept image at an epoch's level: stop, or take its nearest level"
+    )
+    guidance_images: int | None = Field(
+        None, ge=1, description="|V|, images that progress is measured on; null: 2,000, or a fifth of those kept if that is less"
+    )
+    probe_samples: int | None = Field(
+        None, ge=1, description="|D|, real samples of an epoch's probe; null: 30,000, or a quarter of an epoch if that is less"
+    )
     shortage: Literal["repeat", "cap"] = Field("repeat", description="where fewer images were kept than the scale asks for")
 
     @model_validator(mode="after")
     def _level_goes_with_fixed(self) -> Method:
         if (self.strategy == "fixed") != (self.level is not None):
             raise RecipeError("strategy 'fixed' and the key 'level' go together, for example {strategy: fixed, level: 50}.")
+        if self.strategy in MEASURING and self.prior == "effective":
+            raise RecipeError(
+                f"prior 'effective' needs a schedule that is known beforehand, which strategy '{self.strategy}' has not; use real."
+            )
         return self
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from ..curriculum.models import ARCHITECTURES, ClassifierConfig, load_classifier
 from ..curriculum.objectives import CORRECTED, adjust_logits
 from ..curriculum.optimization import make_learning_rate, make_optimizer
 from ..curriculum.pixels import Pixels
-from ..curriculum.strategies import RealOnly, make_strategy
+from ..curriculum.progress import draw_guidance_set
+from ..curriculum.strategies import MEASURING, WITHOUT_HARD, RealOnly, make_strategy
 from ..curriculum.training import (
     TrainSettings,
     choose_precision,
@@ -34,7 +36,7 @@ from ..curriculum.training import (
     train_classifier,
 )
 from ..data import ImageTable
-from ..digests import digest
+from ..digests import derive_seed, digest
 from ..levels import REAL
 from ..recipe import Method, Train
 from ..workspace import Run, stored_images, write_text
@@ -168,15 +170,27 @@ def _train_method(run: Run, name: str, method: Method, pool: Pool, pixels: Pixel
         seed=recipe.train.seed,
     )
     undersample = method.undersample if method.undersample is not None else method.strategy != "real-only" and recipe.hard.rule == "tail"
-    mixing = Mixing(pool.tail_share if undersample else None, method.synthetic_scale, method.shortage)
+    mixing = Mixing(
+        pool.tail_share if undersample else None, method.synthetic_scale, method.shortage, method.missing,
+        with_hard=method.strategy not in WITHOUT_HARD,
+    )  # fmt: skip
     settings = _settings(recipe.train, int((~pool.synthetic).sum()), run.device, recipe.train.epochs)
+    guidance = None
+    if method.strategy in MEASURING:
+        images = method.guidance_images or min(2000, int(pool.synthetic.sum()) // 5)
+        guidance = draw_guidance_set(pool, recipe.spectrum.levels, images, derive_seed("guidance", recipe.train.seed))
+        held_out = np.zeros(len(pool.labels), bool)
+        held_out[guidance.rows] = True
+        pool = replace(pool, held_out=held_out)
+        samples = settings.steps_per_epoch * settings.batch_size
+        settings = replace(settings, probe_samples=method.probe_samples or min(30_000, samples // 4))
     config = _config(recipe.train, run.tables["train"].class_names)
     validate = _validator(run, config, settings.precision) if "validation" in run.tables else None
     with progress(f"train {name}", settings.epochs) as advance:
         counts = _prior_counts(pool, strategy, mixing, method, settings)
         history = train_classifier(
             pool, pixels, strategy, mixing, method.objective, counts, config, settings, folder, validate, run.device,
-            recipe.runtime.workers, on_epoch=lambda record: advance(1),
+            recipe.runtime.workers, on_epoch=lambda record: advance(1), guidance=guidance,
         )  # fmt: skip
     scales = [record["effective_scale"] for record in history if record["levels"]]
     if scales:
