@@ -142,13 +142,17 @@ def _with(tree: Any, keys: list[str], value: Any, whole: str) -> dict[str, Any]:
 
 
 def _resolve_paths(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
-    for section, key in (("data", "root"), ("prompts", "phrases"), ("spectrum", "checkpoint"), ("filter", "checkpoint")):
-        branch = tree.get(section)
-        value = branch.get(key) if isinstance(branch, dict) else None
+    model = ("train", "model", "checkpoint")
+    methods = tree.get("methods")
+    overlaid = [("methods", str(name), *model) for name in (methods if isinstance(methods, dict) else {})]
+    for keys in (("data", "root"), ("prompts", "phrases"), ("spectrum", "checkpoint"), ("filter", "checkpoint"), model, *overlaid):
+        value: Any = tree
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
         if isinstance(value, str) and not value.startswith("embedded:"):
             for base in (folder, Path()):
                 if (base / value).expanduser().exists():
-                    tree = _with(tree, [section, key], str((base / value).expanduser().resolve()), key)
+                    tree = _with(tree, list(keys), str((base / value).expanduser().resolve()), keys[-1])
                     break
     return tree
 

@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -22,8 +23,8 @@ from pydantic import (
 
 from ..assets import published_figures
 from ..curriculum.augmentation import AUGMENTATIONS
-from ..curriculum.models import ARCHITECTURES
-from ..curriculum.objectives import OBJECTIVES
+from ..curriculum.models import ARCHITECTURES, FROM_CHECKPOINT
+from ..curriculum.objectives import FLYP, Objective, make_objective
 from ..curriculum.strategies import MEASURING, STRATEGIES, make_strategy
 from ..data.readers import READERS
 from ..errors import RecipeError, unknown
@@ -60,6 +61,11 @@ def _template(value: str) -> str:
 
 def _published(value: str) -> str:
     published_figures(value)
+    return value
+
+
+def _objective(value: Any) -> Any:
+    make_objective(value)
     return value
 
 
@@ -185,11 +191,30 @@ class Filter(Strict):
 
 
 class Model(Strict):
-    """The classifier."""
+    """The classifier: one of our residual networks, or whatever a checkpoint of transformers, timm or CLIP is."""
 
-    architecture: Annotated[str, _one_of("architecture", ARCHITECTURES)] = "resnet10"
+    architecture: Annotated[str, _one_of("architecture", [*ARCHITECTURES, *FROM_CHECKPOINT])] = "resnet10"
+    checkpoint: str | None = Field(None, description="transformers, timm, clip: folder or hub name")
+    pretrained: bool = Field(True, description="begin with the checkpoint's weights, or take only its architecture")
+    templates: list[Template] = Field(["a photo of {class}."], min_length=1, description="clip: prompts of each class")
+    head: Literal["linear", "cosine"] = "linear"
     stem: Literal["7x7", "3x3"] = "7x7"
     width: int | None = Field(None, ge=4, description="channels of the first stage; null: the architecture's own")
+
+    @model_validator(mode="after")
+    def _checkpoint_where_one_is_needed(self) -> Model:
+        needs = self.architecture in FROM_CHECKPOINT
+        if needs and self.checkpoint is None:
+            raise RecipeError(f"architecture {self.architecture} takes its network from a checkpoint; name one in train.model.checkpoint.")
+        if not needs and self.checkpoint is not None:
+            raise RecipeError(
+                f"architecture {self.architecture} starts from scratch; leave out checkpoint, or use architecture: transformers, timm or clip."
+            )
+        if needs and (self.head != "linear" or self.width is not None):
+            raise RecipeError(f"head: cosine and width are for our own residual networks; architecture {self.architecture} has its own.")
+        if not self.pretrained and self.architecture == "clip":
+            raise RecipeError("architecture clip needs its pretrained weights, for its head is made of its texts; leave out pretrained.")
+        return self
 
 
 class Optimizer(Strict):
@@ -201,6 +226,10 @@ class Optimizer(Strict):
     schedule: Literal["cosine", "constant", "steps"] = "cosine"
     milestones: list[float] = Field([0.8, 0.9], description="steps: shares of the epochs after which lr is divided by 100")
     warm_up_epochs: int = Field(0, ge=0)
+    warm_up_steps: int | None = Field(None, ge=1, description="warm-up in updates; used instead of warm_up_epochs")
+    decay_vectors: bool | None = Field(
+        None, description="weight decay on norms, biases and scales too; null: for residual networks only, as open_clip does"
+    )
 
 
 class Train(Strict):
@@ -213,6 +242,15 @@ class Train(Strict):
     image_size: int = Field(224, ge=8)
     resize: int | None = Field(None, ge=8, description="square that images are brought to before augmentation; null: image_size")
     augment: list[Annotated[str, _one_of("augmentation", AUGMENTATIONS)]] = ["random-resized-crop", "flip"]
+    crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = Field(
+        (0.08, 1.0), description="shares of the area that random-resized-crop takes; FLYP: [0.9, 1.0]"
+    )
+    mixup: float = Field(0.0, ge=0, description="α of Beta(α, α); 0 for off")
+    cutmix: float = Field(0.0, ge=0, description="α of Beta(α, α); 0 for off")
+    accumulate: int = Field(1, ge=1, description="parts of a batch whose gradients are averaged, to save memory")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, which is then evaluated and saved")
+    head_epochs: int | None = Field(None, ge=1, description="lp-ft: first epochs, of the head alone; null: a quarter of all")
+    head_lr: float = Field(1e-3, gt=0, description="lp-ft: learning rate of those")
     model: Model = Model()
     optimizer: Optimizer = Optimizer()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -225,6 +263,12 @@ class Train(Strict):
             raise RecipeError(f"train.curriculum_epochs = {self.curriculum_epochs} exceeds train.epochs = {self.epochs}.")
         if self.optimizer.warm_up_epochs >= self.epochs:
             raise RecipeError(f"train.optimizer.warm_up_epochs = {self.optimizer.warm_up_epochs} leaves none of the {self.epochs} epochs.")
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise RecipeError(f"train.crop_scale = {list(self.crop_scale)} names the greater share first.")
+        if self.batch_size % self.accumulate:
+            raise RecipeError(f"train.batch_size = {self.batch_size} cannot be divided evenly into accumulate = {self.accumulate} parts.")
+        if self.head_epochs is not None and self.head_epochs >= self.epochs:
+            raise RecipeError(f"train.head_epochs = {self.head_epochs} leaves none of the {self.epochs} epochs for the whole network.")
         if self.resize is not None and self.resize < self.image_size:
             raise RecipeError(
                 f"train.resize = {self.resize} is smaller than train.image_size = {self.image_size}, which is cut out of it; "
@@ -238,7 +282,16 @@ class Method(Strict):
 
     strategy: Annotated[str, _one_of("strategy", STRATEGIES)] = "real-only"
     level: Level | None = Field(None, description="only for strategy fixed")
-    objective: Annotated[str, _one_of("objective", OBJECTIVES)] = "cross-entropy"
+    objective: Annotated[str | dict[str, str | float], BeforeValidator(_objective)] = Field(
+        "cross-entropy", description="a name, or a mapping with parameters such as {name: focal, gamma: 2}"
+    )
+    fine_tune: Literal["full", "linear-probe", "lp-ft", "zero-shot"] = Field(
+        "full", description="what is trained; lp-ft: the head first, then all; zero-shot: nothing"
+    )
+    sampling: Literal["instance", "square-root", "class-balanced"] = Field(
+        "instance", description="how often an epoch draws a class: as mixed, ∝ √ of that, or all classes equally"
+    )
+    train: dict[str, Any] = Field(default_factory=dict, description="laid over the section train for this method alone")
     prior: Literal["real", "effective"] = Field(
         "real", description="class counts of balanced-softmax: real images, or real + synthetic as drawn"
     )
@@ -256,6 +309,11 @@ class Method(Strict):
         None, ge=1, description="|D|, real samples of an epoch's probe; null: 30,000, or a quarter of an epoch if that is less"
     )
     shortage: Literal["repeat", "cap"] = Field("repeat", description="where fewer images were kept than the scale asks for")
+
+    @property
+    def loss(self) -> Objective:
+        """The objective with its parameters."""
+        return make_objective(self.objective)
 
     @model_validator(mode="after")
     def _level_goes_with_fixed(self) -> Method:
@@ -317,6 +375,7 @@ class Recipe(Strict):
         if self.baseline is not None and self.baseline not in self.methods:
             raise RecipeError(unknown("baseline", self.baseline, self.methods))
         for name, method in self.methods.items():
+            _check_fine_tuning(name, method, self.training(name))
             needed = {"text-only": GuidanceLevel(0), "fixed": method.level}.get(method.strategy)
             if needed is not None and needed != REAL and needed not in self.spectrum.levels:
                 raise RecipeError(f"methods.{name} trains on level {needed}, which spectrum.levels lacks; add {needed.percent} there.")
@@ -325,9 +384,47 @@ class Recipe(Strict):
             )  # raises what would otherwise show only after the spectrum is made
         return self
 
+    def training(self, name: str) -> Train:
+        """The section `train` with what a method lays over it. Raises RecipeError where that is out of range."""
+        if not self.methods[name].train:
+            return self.train
+        try:
+            return Train.model_validate(_overlaid(self.train.model_dump(mode="json"), self.methods[name].train))
+        except ValidationError as error:
+            told = [f"methods.{name}.train.{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+            raise RecipeError("\n".join(told)) from error
+
     def plain(self) -> dict[str, Any]:
         """The tree as plain values (dict, list, str, numbers), defaults filled in."""
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
+
+
+def _overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = {key: _overlaid(below[key], value) for key, value in above.items() if isinstance(value, dict) and isinstance(below.get(key), dict)}
+    return {**below, **above, **both}
+
+
+def _check_fine_tuning(name: str, method: Method, train: Train) -> None:
+    """Raises RecipeError where a method asks of its network what that cannot do."""
+    architecture, objective = train.model.architecture, method.loss.name
+    if architecture != "clip" and (objective == FLYP or method.fine_tune == "zero-shot"):
+        what = f"objective {FLYP}" if objective == FLYP else "fine_tune: zero-shot"
+        raise RecipeError(f"methods.{name}: {what} needs a CLIP, but the architecture is {architecture}; set train.model.architecture: clip.")
+    if objective == FLYP and method.fine_tune != "full":
+        raise RecipeError(f"methods.{name}: objective {FLYP} trains both towers; use fine_tune: full instead of {method.fine_tune}.")
+    if objective == FLYP and (train.mixup or train.cutmix):
+        raise RecipeError(f"methods.{name}: mixup and cutmix have no meaning for objective {FLYP}, an image has one text; set them to 0.")
+    if method.fine_tune in {"linear-probe", "lp-ft"} and (architecture in ARCHITECTURES or not train.model.pretrained):
+        raise RecipeError(f"methods.{name}: fine_tune: {method.fine_tune} needs a pretrained network, but {architecture} starts from scratch.")
+    if method.fine_tune == "lp-ft" and train.epochs < 2:
+        raise RecipeError(f"methods.{name}: fine_tune: lp-ft needs at least two epochs; got {train.epochs}.")
+    if method.fine_tune == "zero-shot" and method.strategy != "real-only":
+        raise RecipeError(f"methods.{name}: fine_tune: zero-shot trains on nothing; leave out strategy (got {method.strategy}).")
+    if (objective == "ldam") != (train.model.head == "cosine"):
+        raise RecipeError(
+            f"methods.{name}: objective ldam and head: cosine go together; write "
+            "{objective: ldam, train: {model: {head: cosine}}}, with one of our residual networks."
+        )

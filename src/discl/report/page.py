@@ -144,7 +144,9 @@ def curricula(story: Story, colours: Mapping[str, str]) -> list[Curriculum]:
     result = []
     for name, history in story.histories.items():
         method = story.recipe["methods"][name]
-        facts = [method["strategy"], method["objective"]]
+        objective = method["objective"]
+        facts = [method["strategy"], objective if isinstance(objective, str) else objective["name"]]
+        facts += [method["fine_tune"]] if method.get("fine_tune", "full") != "full" else []
         mixed = [record["synthetic_share"] for record in history if record["levels"]]
         if mixed:
             facts.append(f"{100 * np.mean(mixed):.0f} % of the samples synthetic")
