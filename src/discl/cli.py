@@ -184,6 +184,7 @@ def predict(
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="An image, or a folder of images.")],
     out: Annotated[Path, typer.Option("--out", metavar="CSV", help="Where to write the predictions.")],
     method: Annotated[str | None, typer.Option("--method", help="Which method's classifier; default the last of the recipe.")] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 or mps.")] = "cpu",
 ) -> None:
     """Classify images with a trained classifier.
 
@@ -191,7 +192,7 @@ def predict(
     """
     from .stages.predicting import predict as predict_images
 
-    typer.echo(predict_images(run, images, out, method))
+    typer.echo(predict_images(run, images, out, method, device))
 
 
 @app.command()

@@ -208,7 +208,7 @@ class Model(Strict):
             raise RecipeError(f"architecture {self.architecture} takes its network from a checkpoint; name one in train.model.checkpoint.")
         if not needs and self.checkpoint is not None:
             raise RecipeError(
-                f"architecture {self.architecture} starts from scratch; leave out checkpoint, or use architecture: transformers, timm or clip."
+                f"architecture {self.architecture} is built from scratch; leave out checkpoint, or name transformers, timm or clip."
             )
         if needs and (self.head != "linear" or self.width is not None):
             raise RecipeError(f"head: cosine and width are for our own residual networks; architecture {self.architecture} has its own.")
@@ -331,6 +331,10 @@ class Evaluate(Strict):
     logit_adjustment: list[float] = Field(
         [1.0], min_length=1, description="strengths τ of post-hoc logit adjustment; chosen on validation where there are several"
     )
+    weight_ensembling: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
+        description="clip: shares α of the tuned weights to choose from on validation; empty for no row METHOD+we",
+    )
 
 
 class Compare(Strict):
@@ -403,7 +407,9 @@ class Recipe(Strict):
 
 
 def _overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    both = {key: _overlaid(below[key], value) for key, value in above.items() if isinstance(value, dict) and isinstance(below.get(key), dict)}
+    both = {
+        key: _overlaid(below[key], value) for key, value in above.items() if isinstance(value, dict) and isinstance(below.get(key), dict)
+    }
     return {**below, **above, **both}
 
 
@@ -412,13 +418,17 @@ def _check_fine_tuning(name: str, method: Method, train: Train) -> None:
     architecture, objective = train.model.architecture, method.loss.name
     if architecture != "clip" and (objective == FLYP or method.fine_tune == "zero-shot"):
         what = f"objective {FLYP}" if objective == FLYP else "fine_tune: zero-shot"
-        raise RecipeError(f"methods.{name}: {what} needs a CLIP, but the architecture is {architecture}; set train.model.architecture: clip.")
+        raise RecipeError(
+            f"methods.{name}: {what} needs a CLIP, but the architecture is {architecture}; set train.model.architecture: clip."
+        )
     if objective == FLYP and method.fine_tune != "full":
         raise RecipeError(f"methods.{name}: objective {FLYP} trains both towers; use fine_tune: full instead of {method.fine_tune}.")
     if objective == FLYP and (train.mixup or train.cutmix):
         raise RecipeError(f"methods.{name}: mixup and cutmix have no meaning for objective {FLYP}, an image has one text; set them to 0.")
     if method.fine_tune in {"linear-probe", "lp-ft"} and (architecture in ARCHITECTURES or not train.model.pretrained):
-        raise RecipeError(f"methods.{name}: fine_tune: {method.fine_tune} needs a pretrained network, but {architecture} starts from scratch.")
+        raise RecipeError(
+            f"methods.{name}: fine_tune: {method.fine_tune} needs a pretrained network, but {architecture} starts from scratch."
+        )
     if method.fine_tune == "lp-ft" and train.epochs < 2:
         raise RecipeError(f"methods.{name}: fine_tune: lp-ft needs at least two epochs; got {train.epochs}.")
     if method.fine_tune == "zero-shot" and method.strategy != "real-only":

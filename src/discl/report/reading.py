@@ -21,6 +21,9 @@ from ..errors import RunError
 ADJUSTED = "+la"
 """How `results.json` marks a method's second row, post-hoc logit adjustment."""
 
+ENSEMBLED = "+we"
+"""How it marks weight ensembling."""
+
 CURRICULA = ("diverse-to-specific", "easy-to-hard", "specific-to-diverse")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .reading import ADJUSTED, Story
+from .reading import ADJUSTED, ENSEMBLED, Story
 
 GROUPS = ("many", "medium", "few")
 MAX_CLASSES = 30
@@ -52,7 +52,9 @@ def result_rows(figures: Mapping[str, Figures], columns: Sequence[tuple[str, str
         cells = [Cell(row.get(metric), metric in row and round(100 * row[metric], 1) == best[metric]) for metric, _ in columns]
         prior = {"real": "real class counts", "effective": "class counts as trained on"}.get(row.get("prior", ""), row.get("prior"))
         adjustment = f"logit adjustment: {prior}, τ = {row['tau']:g}" if "tau" in row else ""
-        rows.append(ResultRow(name, name.removesuffix(ADJUSTED), adjustment, tuple(cells)))
+        if "alpha" in row:
+            adjustment = f"weight ensembling: α = {row['alpha']:g}"
+        rows.append(ResultRow(name, name.removesuffix(ADJUSTED).removesuffix(ENSEMBLED), adjustment, tuple(cells)))
     return rows
 
 
@@ -69,9 +71,9 @@ def differences(story: Story) -> list[Difference]:
     """Every other method against the baseline on all, many, medium and few, like with like: adjusted against adjusted."""
     rows = []
     for name, figures in story.figures.items():
-        adjusted = ADJUSTED if name.endswith(ADJUSTED) else ""
+        adjusted = next((mark for mark in (ADJUSTED, ENSEMBLED) if name.endswith(mark)), "")
         against = story.baseline + adjusted
-        if name.removesuffix(ADJUSTED) != story.baseline and against in story.figures:
+        if name.removesuffix(adjusted) != story.baseline and against in story.figures:
             rows.append(Difference(name, against, tuple(difference(figures, story.figures[against], key) for key in ("accuracy", *GROUPS))))
     return rows
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ def starter_of(config: ClassifierConfig, train: Train, names: Mapping[str, str] 
     """A function that gives the network to begin with: the checkpoint's where the recipe wants it pretrained, else a fresh one."""
 
     def start() -> nn.Module:
-        model = build_classifier(config)
+        model: Any = build_classifier(config)
         if train.model.checkpoint is not None and train.model.pretrained:
             folder = find_checkpoint(train.model.checkpoint)
             if isinstance(model, ClipClassifier):

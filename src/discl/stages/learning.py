@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from ..console import progress, say
 from ..curriculum import metrics
 from ..curriculum.mixture import Mixing, Pool
-from ..curriculum.models import ARCHITECTURES, ClassifierConfig, load_classifier
+from ..curriculum.models import ClassifierConfig, load_classifier, save_classifier
 from ..curriculum.objectives import CORRECTED, adjust_logits
-from ..curriculum.optimization import make_learning_rate, make_optimizer
 from ..curriculum.pixels import Pixels
+from ..curriculum.processes import current_processes
 from ..curriculum.progress import draw_guidance_set
 from ..curriculum.strategies import MEASURING, WITHOUT_HARD, RealOnly, make_strategy
 from ..curriculum.training import (
@@ -40,20 +40,28 @@ from ..digests import derive_seed, digest
 from ..levels import REAL
 from ..recipe import Method, Train
 from ..workspace import Run, stored_images, write_text
+from .classifiers import checkpoint_identity, describe_classifier, describe_training, ensembles, starter_of
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as every published recipe has them
+CLASS_POWER = {"instance": 1.0, "square-root": 0.5, "class-balanced": 0.0}
+"""Exponent of a class's share of an epoch, by the name that recipes use."""
 
 
 def train(run: Run) -> Path:
     """Trains the classifier of every method into `train/METHOD`; a finished one is left alone, a half-finished one goes on."""
     kept = _kept_images(run)
+    processes = current_processes()
+    if not processes.first:
+        processes.wait()  # until the first has made the folders ready
     waiting = {name: method for name, method in run.recipe.methods.items() if not _open_method(run, name, method, kept)}
-    if waiting:
-        size = run.recipe.train.resize or run.recipe.train.image_size
+    if processes.first:
+        processes.wait()
+    configs = {name: _config(run, name) for name in waiting}
+    for size in sorted({config.resize for config in configs.values()}):
         with progress("decode training images", len(run.tables["train"]) + len(kept)) as advance:
             pool, pixels = make_pool(run.tables["train"], _hard_rows(run), kept, size, advance)
         for name, method in waiting.items():
-            _train_method(run, name, method, pool, pixels)
+            if configs[name].resize == size:
+                _train_method(run, name, method, pool, pixels)
     return run.path("train")
 
 
@@ -79,15 +87,15 @@ def fit_classifier(table: ImageTable, fitted: list[int], judged: list[int], trai
     """Probabilities `[judged, classes]` of a plain cross-entropy classifier that is trained on the `fitted` rows only."""
     rows = table.select(fitted + judged)
     empty = Dataset.from_dict({"image": [], "label": [], "level": []})
-    pool, pixels = make_pool(rows, np.zeros(len(rows), bool), empty, train.resize or train.image_size)
+    config = describe_classifier(train, table.class_names)
+    pool, pixels = make_pool(rows, np.zeros(len(rows), bool), empty, config.resize)
     count = len(fitted)
     seen = Pool(pool.labels[:count], pool.levels[:count], pool.synthetic[:count], pool.hard[:count], pool.class_names)
-    config = _config(train, table.class_names)
-    settings = _settings(train, len(fitted), device, epochs, judges=True)
+    settings = replace(describe_training(train, "full", len(fitted), device, epochs), select="last")
     with tempfile.TemporaryDirectory() as folder, progress("judge training images", epochs) as advance:
         train_classifier(
             seen, pixels, RealOnly(), Mixing(None, 0.0), "cross-entropy", seen.real_counts, config, settings, Path(folder), device=device,
-            on_epoch=lambda record: advance(1),
+            on_epoch=lambda record: advance(1), make_model=starter_of(config, train),
         )  # fmt: skip
         model, _ = load_classifier(Path(folder))
     logits = predict_logits(model.to(device), pixels, np.arange(len(fitted), len(rows)), config, device=device)
@@ -98,40 +106,87 @@ def evaluate(run: Run) -> Path:
     """Measures every method on validation and test and writes `results.json`: `{method: {split: {metric: value}}}`.
 
     A method whose loss is not corrected for the class prior gets a second row `METHOD+la`, post-hoc logit adjustment,
-    with τ and the prior (real counts, or the counts effectively trained on) chosen on validation.
+    with τ and the prior (real counts, or the counts effectively trained on) chosen on validation. A tuned CLIP gets a row
+    `METHOD+we`, weight ensembling.
     """
-    recipe = run.recipe
     splits = {name: table for name, table in run.tables.items() if name != "train"}
-    size = recipe.train.resize or recipe.train.image_size
-    pixels: dict[str, Pixels] = {}
+    labels = {split: torch.from_numpy(table.labels) for split, table in splits.items()}
+    decode = _decoder(splits)
     results: dict[str, Any] = {}
     predictions: dict[str, Tensor] = {}
-    measure = partial(metrics.measure, class_names=run.train.class_names, groups=run.groups, worst_k=recipe.evaluate.worst_k)
-    for name, method in recipe.methods.items():
+    measure = partial(metrics.measure, class_names=run.train.class_names, groups=run.groups, worst_k=run.recipe.evaluate.worst_k)
+    for name, method in run.recipe.methods.items():
         folder = run.path("train") / name
-        stored = folder / "logits.safetensors"
-        if not stored.exists():
-            model, config = load_classifier(folder)
-            logits = {}
-            for split, table in splits.items():
-                if split not in pixels:
-                    with progress(f"decode {split} images", len(table)) as advance:
-                        pixels[split] = Pixels([table.rows], size, advance)
-                with progress(f"evaluate {name} on {split}", len(table)) as advance:
-                    logits[split] = predict_logits(
-                        model.to(run.device), pixels[split], np.arange(len(table)), config, _precision(run), run.device,
-                        workers=recipe.runtime.workers, on_progress=advance,
-                    )  # fmt: skip
-            unfinished = stored.with_suffix(".new")
-            save_file(logits, unfinished)
-            unfinished.replace(stored)
-        labels = {split: torch.from_numpy(table.labels) for split, table in splits.items()}
-        for row, (rows_logits, stated) in _rows_of(run, name, method, load_file(stored), labels).items():
-            results[row] = {split: {**measure(each, labels[split]), **stated} for split, each in rows_logits.items()}
-            predictions |= {f"{row}/{split}": each.argmax(1) for split, each in rows_logits.items()}
+        if not (folder / "logits.safetensors").exists():
+            _measure_classifier(run, name, *load_classifier(folder), folder, decode)
+        rows = _rows_of(run, name, method, load_file(folder / "logits.safetensors"), labels)
+        tuned_clip = run.recipe.training(name).model.architecture == "clip" and method.fine_tune in {"full", "lp-ft"}
+        if tuned_clip and run.recipe.evaluate.weight_ensembling:
+            rows[f"{name}+we"] = _ensemble(run, name, decode, labels)
+        for row, (logits, stated) in rows.items():
+            results[row] = {split: {**measure(each, labels[split]), **stated} for split, each in logits.items()}
+            predictions |= {f"{row}/{split}": each.argmax(1) for split, each in logits.items()}
     save_file(predictions, run.path("predictions.safetensors"))
     write_text(run.path("results.json"), json.dumps(results, indent=2, ensure_ascii=False))
     return run.path("results.json")
+
+
+def _decoder(splits: dict[str, ImageTable]) -> Callable[[int], dict[str, Pixels]]:
+    """A function that gives the pixels of every split at a size, decoded when they are first asked for."""
+
+    @cache
+    def decode(size: int) -> dict[str, Pixels]:
+        result = {}
+        for split, table in splits.items():
+            with progress(f"decode {split} images", len(table)) as advance:
+                result[split] = Pixels([table.rows], size, advance)
+        return result
+
+    return decode
+
+
+def _measure_classifier(
+    run: Run, name: str, model: nn.Module, config: ClassifierConfig, folder: Path, decode: Callable[[int], dict[str, Pixels]]
+) -> None:
+    """Writes a classifier's logits of every split to `folder/logits.safetensors`."""
+    logits = {}
+    for split, pixels in decode(config.resize).items():
+        with progress(f"evaluate {name} on {split}", len(pixels)) as advance:
+            logits[split] = predict_logits(
+                model.to(run.device), pixels, np.arange(len(pixels)), config, _precision(run), run.device,
+                workers=run.recipe.runtime.workers, on_progress=advance,
+            )  # fmt: skip
+    stored = folder / "logits.safetensors"
+    save_file(logits, stored.with_suffix(".new"))
+    stored.with_suffix(".new").replace(stored)
+
+
+def _ensemble(
+    run: Run, name: str, decode: Callable[[int], dict[str, Pixels]], labels: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(logits of each split, α) of the weights between the pretrained and the tuned CLIP; kept in `train/METHOD/we`, a classifier too.
+
+    α has the best macro F1 on validation; without a validation split it is 0.5, the default of arXiv 2109.01903.
+    """
+    folder, alphas = run.path("train") / name / "we", list(run.recipe.evaluate.weight_ensembling)
+    mark = folder / "ensemble.json"
+    if not mark.exists() or json.loads(mark.read_text())["alphas"] != alphas:
+        tuned, config = load_classifier(folder.parent)
+        pretrained = starter_of(config, run.recipe.training(name), run.recipe.prompts.names)()
+        pixels = decode(config.resize).get("validation")
+
+        def measure(model: nn.Module) -> float:
+            if pixels is None:
+                return 0.0
+            logits = predict_logits(model, pixels, np.arange(len(pixels)), config, _precision(run), run.device)
+            return metrics.macro_f1(metrics.confusion_matrix(logits.argmax(1), labels["validation"], len(config.class_names)))
+
+        alpha, figures = ensembles(pretrained, tuned.to(run.device), alphas if pixels is not None else [0.5], measure)
+        shutil.rmtree(folder, ignore_errors=True)
+        save_classifier(tuned, config, folder)
+        _measure_classifier(run, f"{name}+we", tuned, config, folder, decode)
+        write_text(mark, json.dumps({"alpha": alpha, "alphas": alphas, "validation_macro_f1": list(figures.values())}))
+    return load_file(folder / "logits.safetensors"), {"alpha": json.loads(mark.read_text())["alpha"]}
 
 
 def _rows_of(
@@ -139,9 +194,9 @@ def _rows_of(
 ) -> dict[str, tuple[dict[str, Tensor], dict[str, Any]]]:
     """`{row of the table: (logits of each split, what was chosen)}`: the classifier itself and its post-hoc variants."""
     rows: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {name: (logits, {})}
-    if method.objective in CORRECTED:
-        return rows
     history = read_history(run.path("train") / name / "history.jsonl")
+    if method.loss.name in CORRECTED or not history:
+        return rows
     real = torch.from_numpy(run.tables["train"].class_counts)
     effective = torch.tensor([record["class_samples"] for record in history]).sum(0).clamp_min(1)
     options = [
@@ -165,32 +220,34 @@ def _train_method(run: Run, name: str, method: Method, pool: Pool, pixels: Pixel
     strategy = make_strategy(
         method.strategy,
         levels=recipe.spectrum.levels,
-        curriculum_epochs=recipe.train.curriculum_epochs,
+        curriculum_epochs=recipe.training(name).curriculum_epochs,
         level=method.level,
-        seed=recipe.train.seed,
+        seed=recipe.training(name).seed,
     )
     undersample = method.undersample if method.undersample is not None else method.strategy != "real-only" and recipe.hard.rule == "tail"
     mixing = Mixing(
         pool.tail_share if undersample else None, method.synthetic_scale, method.shortage, method.missing,
-        with_hard=method.strategy not in WITHOUT_HARD,
+        with_hard=method.strategy not in WITHOUT_HARD, class_power=CLASS_POWER[method.sampling],
     )  # fmt: skip
-    settings = _settings(recipe.train, int((~pool.synthetic).sum()), run.device, recipe.train.epochs)
+    train = recipe.training(name)
+    settings = describe_training(train, method.fine_tune, int((~pool.synthetic).sum()), run.device, train.epochs)
     guidance = None
     if method.strategy in MEASURING:
         images = method.guidance_images or min(2000, int(pool.synthetic.sum()) // 5)
-        guidance = draw_guidance_set(pool, recipe.spectrum.levels, images, derive_seed("guidance", recipe.train.seed))
+        guidance = draw_guidance_set(pool, recipe.spectrum.levels, images, derive_seed("guidance", train.seed))
         held_out = np.zeros(len(pool.labels), bool)
         held_out[guidance.rows] = True
         pool = replace(pool, held_out=held_out)
         samples = settings.steps_per_epoch * settings.batch_size
         settings = replace(settings, probe_samples=method.probe_samples or min(30_000, samples // 4))
-    config = _config(recipe.train, run.tables["train"].class_names)
+    config = _config(run, name)
     validate = _validator(run, config, settings.precision) if "validation" in run.tables else None
     with progress(f"train {name}", settings.epochs) as advance:
         counts = _prior_counts(pool, strategy, mixing, method, settings)
         history = train_classifier(
-            pool, pixels, strategy, mixing, method.objective, counts, config, settings, folder, validate, run.device,
+            pool, pixels, strategy, mixing, method.loss, counts, config, settings, folder, validate, run.device,
             recipe.runtime.workers, on_epoch=lambda record: advance(1), guidance=guidance,
+            make_model=starter_of(config, train, recipe.prompts.names),
         )  # fmt: skip
     scales = [record["effective_scale"] for record in history if record["levels"]]
     if scales:
@@ -221,28 +278,9 @@ def _validator(run: Run, config: ClassifierConfig, precision: torch.dtype) -> Ca
     return validate
 
 
-def _config(train: Train, class_names: tuple[str, ...]) -> ClassifierConfig:
-    width = train.model.width or ARCHITECTURES[train.model.architecture]["width"]
-    return ClassifierConfig(
-        train.model.architecture, train.model.stem, width, class_names, train.image_size, train.resize or train.image_size, MEAN, STD
-    )
-
-
-def _settings(train: Train, real_images: int, device: torch.device, epochs: int, judges: bool = False) -> TrainSettings:
-    asked = train.optimizer
-    return TrainSettings(
-        epochs=epochs,
-        steps_per_epoch=train.steps_per_epoch or -(-real_images // train.batch_size),
-        batch_size=train.batch_size,
-        augment=tuple(train.augment),
-        make_optimizer=partial(
-            make_optimizer, name=asked.name, lr=asked.lr, weight_decay=asked.weight_decay, momentum=asked.momentum, nesterov=asked.nesterov
-        ),
-        learning_rate=make_learning_rate(asked.lr, asked.schedule, epochs, min(asked.warm_up_epochs, epochs - 1), asked.milestones),
-        precision=choose_precision(train.precision, device),
-        seed=train.seed,
-        select="last" if judges else train.select,
-    )
+def _config(run: Run, name: str) -> ClassifierConfig:
+    train, method = run.recipe.training(name), run.recipe.methods[name]
+    return describe_classifier(train, run.train.class_names, run.recipe.prompts.names, method.loss.name)
 
 
 def _precision(run: Run) -> torch.dtype:
@@ -266,14 +304,17 @@ def _hard_rows(run: Run) -> np.ndarray:
     return np.asarray([name in hard for name in run.tables["train"].ids])
 
 
-def _fingerprint(run: Run, method: Method, kept: Dataset) -> str:
+def _fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
     """Digest of everything that a method's classifier depends on."""
     listed = pq.read_table(run.path("data.parquet"), columns=["split", "id", "label", "digest"])
     levels = sorted(level.percent for level in run.recipe.spectrum.levels)
     used = [] if method.strategy == "real-only" else [run.recipe.hard.rule, levels, list(kept["id"]), list(kept["label"])]
     hard = np.flatnonzero(_hard_rows(run)).tolist()
+    train = run.recipe.training(name)
     names = list(run.train.class_names)
-    return digest(method.model_dump(mode="json"), run.recipe.train.model_dump(mode="json"), names, listed.to_pydict(), hard, used)
+    return digest(
+        method.model_dump(mode="json"), train.model_dump(mode="json"), checkpoint_identity(train), names, listed.to_pydict(), hard, used
+    )
 
 
 def _open_method(run: Run, name: str, method: Method, kept: Dataset) -> bool:
@@ -281,7 +322,7 @@ def _open_method(run: Run, name: str, method: Method, kept: Dataset) -> bool:
 
     What was trained on something else, to the end or not, is deleted first.
     """
-    folder, fingerprint = run.path("train") / name, _fingerprint(run, method, kept)
+    folder, fingerprint = run.path("train") / name, _fingerprint(run, name, method, kept)
     mark = folder / "method.json"
     found = json.loads(mark.read_text())["fingerprint"] if mark.exists() else None
     if found != fingerprint:

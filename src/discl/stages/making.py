@@ -22,10 +22,11 @@ from ..spectrum.models import check_generator, load_generator
 from ..spectrum.plan import Request, Sampling, plan_requests, read_plan, unet_rows, write_plan
 from ..spectrum.store import Shards
 from ..workspace import Run, stored_images, write_table
+from .classifiers import describe_classifier
 
 
 def check_models(run: Run, stage: str) -> None:
-    """Looks for the generator and the CLIP before any long work starts, if `stage` needs them.
+    """Looks for the generator, the CLIP and the classifiers' checkpoints before any long work starts, if `stage` needs them.
 
     Raises CheckpointError for a folder that is missing, of another family, or cannot make pictures of the size asked for.
     """
@@ -33,6 +34,10 @@ def check_models(run: Run, stage: str) -> None:
         return
     find_clip(run.recipe.filter.checkpoint)
     check_generator(run.recipe.spectrum.checkpoint, run.recipe.spectrum.num_inference_steps, run.recipe.spectrum.size)
+    for name, method in run.recipe.methods.items():
+        train = run.recipe.training(name)
+        if train.model.checkpoint is not None:
+            describe_classifier(train, ("a", "b"), None, method.loss.name)
 
 
 def make_plan(run: Run) -> Path:

@@ -44,6 +44,8 @@ def predict(
     files = [where] if where.is_file() else sorted(path for path in where.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise DataError(f"'{where}' holds no image (none ends in {', '.join(sorted(IMAGE_SUFFIXES))}).")
+    if not _is_there(device):
+        raise RunError(f"there is no device '{device}' here; use --device cpu.")
     model, config = load_classifier(find_classifier(Path(run), method))
     table = [{"id": str(file), "image": {"bytes": None, "path": str(file)}} for file in files]
     pixels = Pixels([table], config.resize)
@@ -58,3 +60,10 @@ def predict(
             best = int(row.argmax())
             writer.writerow([file, config.class_names[best], f"{row[best]:.6f}", *(f"{value:.6f}" for value in row)])
     return target
+
+
+def _is_there(device: str) -> bool:
+    try:
+        return torch.empty(0, device=device).device.type != "meta"
+    except (RuntimeError, AssertionError):
+        return False
