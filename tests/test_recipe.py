@@ -56,13 +56,11 @@ def test_plain_is_the_whole_tree_in_plain_values() -> None:
     recipe = with_values(methods={"half": {"strategy": "fixed", "level": 50}}, prompts__negative="ä")
     plain = recipe.plain()
     assert plain["spectrum"]["levels"] == [0, 50]
-    assert plain["methods"]["half"] == {
+    expected = {
         "strategy": "fixed", "level": 50, "objective": "cross-entropy", "prior": "real", "undersample": None, "synthetic_scale": 3.0,
-        "missing": "error",
-        "guidance_images": None,
-        "probe_samples": None,
-        "shortage": "repeat",
+        "shortage": "repeat", "fine_tune": "full", "sampling": "instance", "train": {},
     }  # fmt: skip
+    assert {key: plain["methods"]["half"][key] for key in expected} == expected
     assert yaml.safe_load(recipe.to_yaml()) == plain
     assert "negative: ä" in recipe.to_yaml()
 
@@ -85,7 +83,7 @@ def test_plain_is_the_whole_tree_in_plain_values() -> None:
         ("filter.treshold", r"unknown key in filter 'treshold'; .* Did you mean 'threshold'\?"),
         ("train.epoch", r"unknown key in train 'epoch'; .* Did you mean 'epochs'\?"),
         ("train.model.stemm", r"unknown key in train\.model 'stemm'; .* Did you mean 'stem'\?"),
-        ("train.optimizer.learning_rate", r"unknown key in train\.optimizer 'learning_rate'; known: lr, milestones, momentum, name, "),
+        ("train.optimizer.learning_rate", r"unknown key in train\.optimizer 'learning_rate'; known: .*lr, milestones, momentum, name, "),
         ("methods.ce.startegy", r"unknown key in methods\.ce 'startegy'; .* Did you mean 'strategy'\?"),
         ("evaluate.worstk", r"unknown key in evaluate 'worstk'; .* Did you mean 'worst_k'\?"),
         ("runtime.slot", r"unknown key in runtime 'slot'; .* Did you mean 'slots'\?"),
@@ -401,3 +399,52 @@ def test_two_files_may_share_a_base(tmp_path: Path) -> None:
         mine={"extends": ["left.yaml", "right.yaml"]},
     )
     assert load_recipe(tmp_path / "mine.yaml").name == "mine"
+
+
+CLIP = {"architecture": "clip", "checkpoint": "owner/clip"}
+
+
+@pytest.mark.parametrize(
+    ("train", "method", "message"),
+    [
+        ({}, {"objective": "flyp"}, r"methods\.one: objective flyp needs a CLIP, but the architecture is resnet10; set train\.model"),
+        ({}, {"fine_tune": "zero-shot"}, r"methods\.one: fine_tune: zero-shot needs a CLIP"),
+        ({}, {"fine_tune": "lp-ft"}, r"methods\.one: fine_tune: lp-ft needs a pretrained network, but resnet10 starts from scratch"),
+        ({"model": CLIP}, {"objective": "flyp", "fine_tune": "linear-probe"}, r"objective flyp trains both towers; use fine_tune: full"),
+        ({"model": CLIP, "mixup": 0.2}, {"objective": "flyp"}, r"mixup and cutmix have no meaning for objective flyp"),
+        ({"model": CLIP}, {"fine_tune": "zero-shot", "strategy": "all-levels"}, r"zero-shot trains on nothing; leave out strategy"),
+        ({"model": {**CLIP, "templates": []}}, {}, r"train\.model\.templates"),
+        ({"model": {**CLIP, "templates": ["a photo"]}}, {}, r"lacks \{class\}"),
+        ({"model": {"architecture": "clip"}}, {}, r"architecture clip takes its network from a checkpoint; name one in train\.model"),
+        ({"model": {"checkpoint": "owner/clip"}}, {}, r"architecture resnet10 is built from scratch; leave out checkpoint"),
+        ({"model": {**CLIP, "pretrained": False}}, {}, r"architecture clip needs its pretrained weights"),
+        ({"model": {**CLIP, "head": "cosine"}}, {}, r"head: cosine and width are for our own residual networks"),
+        ({}, {"objective": "ldam"}, r"objective ldam and head: cosine go together"),
+        ({}, {"objective": {"name": "focal", "gama": 2}}, r"unknown parameter of objective focal 'gama'; known: gamma"),
+        ({}, {"train": {"optimizer": {"lr": -1}}}, r"methods\.one\.train\.optimizer\.lr: Input should be greater than 0"),
+        ({}, {"train": {"epoch": 5}}, r"methods\.one\.train\.epoch"),
+        ({"batch_size": 10, "accumulate": 4}, {}, r"train\.batch_size = 10 cannot be divided evenly into accumulate = 4 parts"),
+        ({"crop_scale": [1.0, 0.9]}, {}, r"names the greater share first"),
+    ],
+)
+def test_objectives_and_networks_that_do_not_go_together(train: dict[str, Any], method: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        validate({**REQUIRED, "train": train, "methods": {"one": method}})
+
+
+def test_a_method_lays_its_own_training_over_the_shared_one() -> None:
+    recipe = validate(
+        {
+            **REQUIRED,
+            "train": {"epochs": 70, "optimizer": {"name": "sgd", "lr": 0.1}},
+            "methods": {
+                "plain": {},
+                "tuned": {"objective": {"name": "focal", "gamma": 1}, "train": {"optimizer": {"lr": 0.5}, "model": {"width": 8}}},
+            },
+        }
+    )
+    assert recipe.training("plain") is recipe.train
+    tuned = recipe.training("tuned")
+    assert (tuned.optimizer.name, tuned.optimizer.lr, tuned.model.width, tuned.epochs) == ("sgd", 0.5, 8, 70)
+    assert recipe.methods["tuned"].loss.parameters == {"gamma": 1.0}
+    assert validate(recipe.plain()) == recipe
