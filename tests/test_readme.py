@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from discl.recipe import shipped_recipes
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -87,6 +89,16 @@ def test_stage_commands_exist() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for document in ("README.md", "ARCHITECTURE.md", "benchmarks/README.md"):
+    for document in ("README.md", "ARCHITECTURE.md", "benchmarks/README.md", "docs/your-own-data.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text()):
             assert target.startswith("https://") or (ROOT / document).parent.joinpath(target).exists(), f"{document}: {target}"
+
+
+def test_recipes_of_the_table_ship_and_none_is_left_out() -> None:
+    section = (ROOT / "README.md").read_text().split("## The paper's data sets")[1].split("\n## ")[0]
+    named = re.findall(r"`((?:imagenet-lt|cifar100-lt|inaturalist2018|iwildcam|fashion-lt)[a-z0-9-]*)`", section)
+    assert "fashion-lt" in named
+    for name in named:
+        assert name in shipped_recipes()
+    families = {name.split("-")[0] for name in shipped_recipes()}
+    assert families == {name.split("-")[0] for name in named}
