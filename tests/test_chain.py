@@ -358,10 +358,10 @@ def test_a_crop_larger_than_the_image_is_refused(tree: Tree) -> None:
 def test_a_level_more_is_another_curriculum_even_if_nothing_of_it_was_kept(copied: Path, tree: Tree) -> None:
     run = open_run(validate(tree), copied)
     kept = learning._kept_images(run)
-    before = {name: learning._fingerprint(run, method, kept) for name, method in run.recipe.methods.items()}
+    before = {name: learning._fingerprint(run, name, method, kept) for name, method in run.recipe.methods.items()}
     more = Run(validate(changed(tree, spectrum__levels=[0, 25, 50], train__curriculum_epochs=3)), copied)
     more = replace(more, recipe=more.recipe.model_copy(update={"train": run.recipe.train}))
-    after = {name: learning._fingerprint(more, method, kept) for name, method in run.recipe.methods.items()}
+    after = {name: learning._fingerprint(more, name, method, kept) for name, method in run.recipe.methods.items()}
     assert {name for name in METHODS if before[name] != after[name]} == {"discl"}
 
 

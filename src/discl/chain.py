@@ -10,6 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from .console import console
+from .curriculum.processes import join_processes
 from .recipe import Recipe, load_recipe
 from .report import write_report
 from .stages import comparing
@@ -36,12 +40,30 @@ STAGES: dict[str, Callable[[Run], Path]] = {
 }
 
 
+def open_together(recipe: Recipe, out: Path | str | None, amend: bool) -> Run:
+    """As `open_run`, by several processes: the first opens the folder alone, then the others, who stay silent from then on."""
+    processes = join_processes(cpu=recipe.runtime.device == "cpu" or not torch.cuda.is_available())
+    if processes.first:
+        run = open_run(recipe, out, amend)
+        processes.wait()
+        return run
+    processes.wait()
+    console.quiet = True
+    return open_run(recipe, out)
+
+
 def run_until(run: Run, stage: str) -> Path:
-    """Carries out the stages up to and including `stage`, each doing only what is missing; returns what the last one wrote."""
+    """Carries out the stages up to and including `stage`, each doing only what is missing; returns what the last one wrote.
+
+    Where `torchrun` or `accelerate launch` started several processes they train together, and the first does the rest.
+    """
     check_models(run, stage)
+    processes = join_processes(cpu=run.device.type == "cpu")
     path = run.folder
     for name, carry_out in STAGES.items():
-        path = carry_out(run)
+        if processes.first or name == "train":
+            path = carry_out(run)
+        processes.wait()
         if name == stage:
             break
     return path

@@ -31,7 +31,12 @@ def _open(recipe: str, overrides: list[str] | None, out: Path | None, amend: boo
     from .recipe import load_recipe, parse_override
     from .workspace import open_run
 
-    return open_run(load_recipe(recipe, dict(parse_override(text) for text in overrides or [])), out, amend)
+    loaded = load_recipe(recipe, dict(parse_override(text) for text in overrides or []))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # started by torchrun or accelerate launch
+        from .chain import open_together
+
+        return open_together(loaded, out, amend)
+    return open_run(loaded, out, amend)
 
 
 def _stage(recipe: str, overrides: list[str] | None, out: Path | None, amend: bool, stage: str) -> None:

@@ -353,6 +353,7 @@ class Runtime(Strict):
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; null: torch's own choice")
     slots: int = Field(64, ge=1, description="images denoised in one UNet call")
+    loggers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list, description="training curves beside history.jsonl")
     workers: int = Field(0, ge=0, description="data-loading processes, where the images do not fit in memory")
     shard_rows: int = Field(512, ge=1, description="images per shard, and at most lost when killed")
 

@@ -41,6 +41,7 @@ from ..levels import REAL
 from ..recipe import Method, Train
 from ..workspace import Run, stored_images, write_text
 from .classifiers import checkpoint_identity, describe_classifier, describe_training, ensembles, starter_of
+from .loggers import open_loggers
 
 CLASS_POWER = {"instance": 1.0, "square-root": 0.5, "class-balanced": 0.0}
 """Exponent of a class's share of an epoch, by the name that recipes use."""
@@ -242,11 +243,18 @@ def _train_method(run: Run, name: str, method: Method, pool: Pool, pixels: Pixel
         settings = replace(settings, probe_samples=method.probe_samples or min(30_000, samples // 4))
     config = _config(run, name)
     validate = _validator(run, config, settings.precision) if "validation" in run.tables else None
-    with progress(f"train {name}", settings.epochs) as advance:
+    loggers = recipe.runtime.loggers if current_processes().first else []
+    logs = run.path("logs")
+    with progress(f"train {name}", settings.epochs) as advance, open_loggers(loggers, logs, f"{recipe.name}-{name}") as log:
+
+        def on_epoch(record: dict[str, Any]) -> None:
+            advance(1)
+            log(record)
+
         counts = _prior_counts(pool, strategy, mixing, method, settings)
         history = train_classifier(
             pool, pixels, strategy, mixing, method.loss, counts, config, settings, folder, validate, run.device,
-            recipe.runtime.workers, on_epoch=lambda record: advance(1), guidance=guidance,
+            recipe.runtime.workers, on_epoch=on_epoch, guidance=guidance,
             make_model=starter_of(config, train, recipe.prompts.names),
         )  # fmt: skip
     scales = [record["effective_scale"] for record in history if record["levels"]]
