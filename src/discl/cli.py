@@ -70,6 +70,40 @@ def demo(out: Out = None) -> None:
     run("fashion-lt", None, out)
 
 
+data_app = typer.Typer(no_args_is_help=True, help="Look at a data set, or bring it to the training size.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command("check")
+def data_check(recipe: RecipeArgument, set_: Set = None) -> None:
+    """Count images, classes and sizes of each split and list every problem; exit status 1 if one would stop a run.
+
+    Example: `discl data check mine.yaml`
+    """
+    from .recipe import load_recipe, parse_override
+    from .stages.checking import check_data, describe_check
+
+    loaded = load_recipe(recipe, dict(parse_override(text) for text in set_ or []))
+    check = check_data(loaded.data)
+    typer.echo(describe_check(check, loaded.groups))
+    if check.fatal:
+        raise typer.Exit(1)
+
+
+@data_app.command("prepare")
+def data_prepare(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
+    """Bring every real image to the training size once, into `prepared/` of the run folder: faster epochs, the same results.
+
+    Example: `discl data prepare mine.yaml`
+    """
+    from .chain import run_until
+    from .stages.preparing import prepare_squares
+
+    opened = _open(recipe, set_, out, amend)
+    run_until(opened, "data")
+    typer.echo(prepare_squares(opened))
+
+
 @app.command()
 def hard(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
     """Find the hard training images: rare classes, or a low true-class probability. Does first whatever is missing before.

@@ -13,7 +13,7 @@ from PIL import Image
 
 from discl.data import ImageTable
 from discl.errors import DataError, RunError
-from discl.recipe import load_recipe
+from discl.recipe import Method, load_recipe
 from discl.stages import data as stage
 from discl.stages.data import find_hard, prepare_data
 from discl.workspace import Run, open_run
@@ -300,8 +300,7 @@ def test_the_folder_of_another_recipe_is_refused_with_the_differences(tmp_path: 
         f"{tmp_path / 'run'} was made with another recipe:",
         "  hard.fewer_than: 20 -> 5",
         "  train.epochs: 65 -> 70",
-        "  methods.la: None -> {'strategy': 'real-only', 'level': None, 'objective': 'cross-entropy', 'prior': 'real', "
-        "'undersample': True, 'synthetic_scale': 3.0, 'shortage': 'repeat'}",
+        f"  methods.la: None -> {Method(undersample=True).model_dump(mode='json')!r}",
         "Choose another folder with --out, or go on in this one with --amend (images that still fit are kept, what they no longer fit is "
         "made anew).",
     ]

@@ -4,10 +4,11 @@ from .images import Unreadable, decode_image, to_square
 from .longtail import class_groups, exponential_counts, order_classes, take_long_tail
 from .readers import read_tables
 from .splits import split_rows
-from .table import ImageTable, digest_image, inspect_images
+from .table import ImageTable, Inspection, digest_image, inspect_images
 
 __all__ = [
     "ImageTable",
+    "Inspection",
     "Unreadable",
     "class_groups",
     "decode_image",

@@ -128,6 +128,9 @@ class Data(Strict):
     own_split: OwnSplit = OwnSplit()
     long_tail: LongTail | None = None
     unreadable: Literal["error", "skip"] = "error"
+    overlap: Literal["error", "keep"] = Field(
+        "error", description="pictures that lie in two splits: stop, or keep them as published benchmarks do (CIFAR-100 has some)"
+    )
 
 
 class Groups(Strict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 
 from ..console import progress, say
 from ..data import ImageTable, inspect_images, order_classes, read_tables, split_rows, take_long_tail
+from ..data.readers import SPLIT_NAMES
 from ..errors import DataError
 from ..hardness import assign_folds, cross_fitted_probability, tail_rows
 from ..workspace import Run, write_table
@@ -49,7 +51,7 @@ def prepare_data(run: Run) -> Path:
             take_long_tail(sample, profile.n_max, profile.imbalance_ratio, order_classes(names, profile.class_order), profile.seed)
         )
         tables["train"] = {name: column[rows] for name, column in train.items()}
-    _check_splits(tables, names)
+    _check_splits(tables, names, data.overlap)
     columns = {
         name: np.concatenate([table.get(name, np.full(len(table["row"]), "", object)) for table in tables.values()])
         for name in dict.fromkeys(name for table in tables.values() for name in table)  # a split may lack domain or group
@@ -123,23 +125,26 @@ def _inspect(table: ImageTable, split: str, unreadable: str) -> dict[str, np.nda
     return columns
 
 
-def _check_splits(tables: dict[str, dict[str, np.ndarray]], names: tuple[str, ...]) -> None:
+def _check_splits(tables: dict[str, dict[str, np.ndarray]], names: tuple[str, ...], overlap: str) -> None:
     counts = np.bincount(tables["train"]["label"], minlength=len(names))
     if (counts == 0).any():
         lacking = [name for name, count in zip(names, counts, strict=True) if not count]
         raise DataError(
             f"{len(lacking)} classes have no training image: {', '.join(lacking[:8])}. Add images or take the class out of the data."
         )
-    for first, second in (("validation", "train"), ("test", "train"), ("test", "validation")):
-        if first in tables and second in tables:
-            table, seen = tables[first], dict(zip(tables[second]["digest"], tables[second]["id"], strict=True))
-            shared = [(name, seen[content]) for name, content in zip(table["id"], table["digest"], strict=True) if content in seen]
-            if shared:
-                where = "training" if second == "train" else second
+    for second, first in combinations(("train", *(name for name in SPLIT_NAMES if name in tables and name != "train")), 2):
+        table, seen = tables[first], dict(zip(tables[second]["digest"], tables[second]["id"], strict=True))
+        shared = [(name, seen[content]) for name, content in zip(table["id"], table["digest"], strict=True) if content in seen]
+        if shared:
+            where = "training" if second == "train" else second
+            example = f"(for example '{shared[0][0]}' is '{shared[0][1]}')"
+            told = f"{len(shared)} images of the {first} split also lie in {where}, by content {example}"
+            if overlap == "error":
                 raise DataError(
-                    f"{len(shared)} images of the {first} split also lie in {where}, by content (for example '{shared[0][0]}' is "
-                    f"'{shared[0][1]}'); figures on them would mean nothing. Remove them from one of the two."
+                    f"{told}; figures on them would mean nothing. Remove them from one of the two; where a published benchmark has "
+                    "them, data.overlap: keep leaves them in."
                 )
+            say(f"{told}; they are kept, as data.overlap says")
 
 
 def _split_rows_of(run: Run, split: str) -> pa.Table:

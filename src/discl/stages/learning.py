@@ -42,6 +42,7 @@ from ..recipe import Method, Train
 from ..workspace import Run, stored_images, write_text
 from .classifiers import checkpoint_identity, describe_classifier, describe_training, ensembles, starter_of
 from .loggers import open_loggers
+from .preparing import prepared_table
 
 CLASS_POWER = {"instance": 1.0, "square-root": 0.5, "class-balanced": 0.0}
 """Exponent of a class's share of an epoch, by the name that recipes use."""
@@ -59,7 +60,7 @@ def train(run: Run) -> Path:
     configs = {name: _config(run, name) for name in waiting}
     for size in sorted({config.resize for config in configs.values()}):
         with progress("decode training images", len(run.tables["train"]) + len(kept)) as advance:
-            pool, pixels = make_pool(run.tables["train"], _hard_rows(run), kept, size, advance)
+            pool, pixels = make_pool(prepared_table(run, "train"), _hard_rows(run), kept, size, advance)
         for name, method in waiting.items():
             if configs[name].resize == size:
                 _train_method(run, name, method, pool, pixels)
@@ -140,7 +141,7 @@ def _decoder(splits: dict[str, ImageTable]) -> Callable[[int], dict[str, Pixels]
         result = {}
         for split, table in splits.items():
             with progress(f"decode {split} images", len(table)) as advance:
-                result[split] = Pixels([table.rows], size, advance)
+                result[split] = Pixels([prepared_table(run, split).rows], size, advance)
         return result
 
     return decode
@@ -276,7 +277,7 @@ def _prior_counts(pool: Pool, strategy: Any, mixing: Mixing, method: Method, set
 
 def _validator(run: Run, config: ClassifierConfig, precision: torch.dtype) -> Callable[[nn.Module], float]:
     table = run.tables["validation"]
-    pixels = Pixels([table.rows], config.resize)
+    pixels = Pixels([prepared_table(run, "validation").rows], config.resize)
     labels = torch.from_numpy(table.labels)
 
     def validate(model: nn.Module) -> float:

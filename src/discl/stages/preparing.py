@@ -1,0 +1,83 @@
+"""Real images brought to the training size once, for data whose large pictures would be decoded in every epoch."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets import Dataset
+from datasets import Image as ImageFeature
+
+from ..console import progress, say
+from ..data import ImageTable, to_square
+from ..digests import digest
+from ..spectrum.encoding import encode_image
+from ..spectrum.store import Shards
+from ..workspace import Run
+
+ENCODING = "webp-lossless"
+SHARD_ROWS = 512
+
+
+def prepare_squares(run: Run) -> Path:
+    """Writes the square that training sees of every real image to `prepared/`, Parquet shards of lossless WebP; only what is missing.
+
+    Training on them gives the same bits as training on the originals, for nothing is lost but the pixels that training does not see.
+    """
+    store, size = _store(run), _size(run)
+    store.clear_unfinished()
+    present = store.ids()
+    for split, table in run.tables.items():
+        keys = _keys(run, split, size)
+        missing = [row for row, key in enumerate(keys) if key not in present]
+        present |= set(keys)
+
+        def square(row: int, table: ImageTable = table, keys: list[str] = keys) -> dict[str, Any]:
+            data = encode_image(to_square(table.image(row), size).transpose(1, 2, 0), ENCODING)
+            return {"id": keys[row], "image": {"bytes": data, "path": None}}
+
+        with progress(f"prepare {split} images", len(missing)) as advance, ThreadPoolExecutor(os.cpu_count()) as threads:
+            for first in range(0, len(missing), SHARD_ROWS):
+                part = missing[first : first + SHARD_ROWS]
+                store.append(list({row["id"]: row for row in threads.map(square, part)}.values()))
+                advance(len(part))
+    return store.folder
+
+
+def prepared_table(run: Run, split: str) -> ImageTable:
+    """The images of a split as training wants them: the prepared squares if all of them are there, else the originals."""
+    table, store = run.tables[split], _store(run)
+    if not store.files():
+        return table
+    keys = _keys(run, split, _size(run))
+    stored = Dataset.from_parquet([str(file) for file in store.files()], cache_dir=str(run.path("cache")))
+    place = {key: row for row, key in enumerate(stored.select_columns("id")[:]["id"])}
+    if any(key not in place for key in keys):
+        say(f"prepared/ lacks some {split} images of {_size(run)} pixels, so the originals are read; `discl data prepare` makes them")
+        return table
+    squares = stored.select([place[key] for key in keys]).select_columns("image").cast_column("image", ImageFeature(decode=False))
+    rows = table.rows.select_columns([name for name in table.rows.column_names if name != "image"])
+    for name in rows.column_names:
+        squares = squares.add_column(name, rows[name][:])
+    return ImageTable(squares, table.class_names)
+
+
+def _size(run: Run) -> int:
+    return run.recipe.train.resize or run.recipe.train.image_size
+
+
+def _store(run: Run) -> Shards:
+    return Shards(
+        run.path("prepared"), pa.schema([("id", pa.string()), ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])
+    )
+
+
+def _keys(run: Run, split: str, size: int) -> list[str]:
+    """What determines each square: the picture's content and the size."""
+    listed = pq.read_table(run.path("data.parquet"), columns=["split", "digest"])
+    return [digest(content, size) for content in listed.filter(pc.equal(listed["split"], split))["digest"].to_pylist()]
