@@ -70,7 +70,9 @@ def demo(out: Out = None) -> None:
     run("fashion-lt", None, out)
 
 
-data_app = typer.Typer(no_args_is_help=True, help="Look at a data set, or bring it to the training size.")
+data_app = typer.Typer(
+    no_args_is_help=True, help="Look at a data set, or bring it to the training size. Example: `discl data check mine.yaml`"
+)
 app.add_typer(data_app, name="data")
 
 

@@ -120,9 +120,9 @@ def test_prepared_squares_are_what_training_sees(images: Path, tmp_path: Path, m
 
     run = open_on(images, tmp_path / "run")
     prepare_data(run)
-    before = Pixels([prepared_table(run, "train").rows], 8).memory
+    before = Pixels([prepared_table(run, "train", 8).rows], 8).memory
     prepare_squares(run)
-    prepared = prepared_table(run, "train")
+    prepared = prepared_table(run, "train", 8)
     assert all(row["image"]["bytes"] for row in prepared.rows)
     assert (prepared.ids, prepared.labels.tolist()) == (run.tables["train"].ids, run.tables["train"].labels.tolist())
     assert (Pixels([prepared.rows], 8).memory == before).all()
@@ -137,7 +137,7 @@ def test_squares_of_another_size_are_not_used(images: Path, tmp_path: Path) -> N
     prepare_data(run)
     prepare_squares(run)
     other = open_on(images, tmp_path / "run", size=16)
-    assert prepared_table(other, "train").rows[0]["image"]["bytes"] is None
+    assert prepared_table(other, "train", 16).rows[0]["image"]["bytes"] is None
 
 
 def test_a_killed_preparation_goes_on(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +158,7 @@ def test_a_killed_preparation_goes_on(images: Path, tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         prepare_squares(run)
     monkeypatch.setattr(preparing, "encode_image", encode)
-    assert prepared_table(run, "train").rows[0]["image"]["bytes"] is None
+    assert prepared_table(run, "train", 8).rows[0]["image"]["bytes"] is None
     prepare_squares(run)
-    assert all(row["image"]["bytes"] for split in run.tables for row in prepared_table(run, split).rows)
+    assert all(row["image"]["bytes"] for split in run.tables for row in prepared_table(run, split, 8).rows)
     assert len(preparing._store(run).read(["id"])) == 16

@@ -60,7 +60,7 @@ def train(run: Run) -> Path:
     configs = {name: _config(run, name) for name in waiting}
     for size in sorted({config.resize for config in configs.values()}):
         with progress("decode training images", len(run.tables["train"]) + len(kept)) as advance:
-            pool, pixels = make_pool(prepared_table(run, "train"), _hard_rows(run), kept, size, advance)
+            pool, pixels = make_pool(prepared_table(run, "train", size), _hard_rows(run), kept, size, advance)
         for name, method in waiting.items():
             if configs[name].resize == size:
                 _train_method(run, name, method, pool, pixels)
@@ -113,7 +113,7 @@ def evaluate(run: Run) -> Path:
     """
     splits = {name: table for name, table in run.tables.items() if name != "train"}
     labels = {split: torch.from_numpy(table.labels) for split, table in splits.items()}
-    decode = _decoder(splits)
+    decode = _decoder(run, splits)
     results: dict[str, Any] = {}
     predictions: dict[str, Tensor] = {}
     measure = partial(metrics.measure, class_names=run.train.class_names, groups=run.groups, worst_k=run.recipe.evaluate.worst_k)
@@ -133,7 +133,7 @@ def evaluate(run: Run) -> Path:
     return run.path("results.json")
 
 
-def _decoder(splits: dict[str, ImageTable]) -> Callable[[int], dict[str, Pixels]]:
+def _decoder(run: Run, splits: dict[str, ImageTable]) -> Callable[[int], dict[str, Pixels]]:
     """A function that gives the pixels of every split at a size, decoded when they are first asked for."""
 
     @cache
@@ -141,7 +141,7 @@ def _decoder(splits: dict[str, ImageTable]) -> Callable[[int], dict[str, Pixels]
         result = {}
         for split, table in splits.items():
             with progress(f"decode {split} images", len(table)) as advance:
-                result[split] = Pixels([prepared_table(run, split).rows], size, advance)
+                result[split] = Pixels([prepared_table(run, split, size).rows], size, advance)
         return result
 
     return decode
@@ -277,7 +277,7 @@ def _prior_counts(pool: Pool, strategy: Any, mixing: Mixing, method: Method, set
 
 def _validator(run: Run, config: ClassifierConfig, precision: torch.dtype) -> Callable[[nn.Module], float]:
     table = run.tables["validation"]
-    pixels = Pixels([prepared_table(run, "validation").rows], config.resize)
+    pixels = Pixels([prepared_table(run, "validation", config.resize).rows], config.resize)
     labels = torch.from_numpy(table.labels)
 
     def validate(model: nn.Module) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,17 @@ def prepare_squares(run: Run) -> Path:
 
     Training on them gives the same bits as training on the originals, for nothing is lost but the pixels that training does not see.
     """
-    store, size = _store(run), _size(run)
+    store = _store(run)
     store.clear_unfinished()
     present = store.ids()
-    for split, table in run.tables.items():
+    asked = [run.recipe.training(name) for name in run.recipe.methods]
+    sizes = sorted({train.resize or train.image_size for train in asked})
+    for size, (split, table) in product(sizes, run.tables.items()):
         keys = _keys(run, split, size)
         missing = [row for row, key in enumerate(keys) if key not in present]
         present |= set(keys)
 
-        def square(row: int, table: ImageTable = table, keys: list[str] = keys) -> dict[str, Any]:
+        def square(row: int, table: ImageTable = table, keys: list[str] = keys, size: int = size) -> dict[str, Any]:
             data = encode_image(to_square(table.image(row), size).transpose(1, 2, 0), ENCODING)
             return {"id": keys[row], "image": {"bytes": data, "path": None}}
 
@@ -49,26 +52,22 @@ def prepare_squares(run: Run) -> Path:
     return store.folder
 
 
-def prepared_table(run: Run, split: str) -> ImageTable:
-    """The images of a split as training wants them: the prepared squares if all of them are there, else the originals."""
+def prepared_table(run: Run, split: str, size: int) -> ImageTable:
+    """The images of a split as training at `size` pixels wants them: the prepared squares if all of them are there, else the originals."""
     table, store = run.tables[split], _store(run)
     if not store.files():
         return table
-    keys = _keys(run, split, _size(run))
+    keys = _keys(run, split, size)
     stored = Dataset.from_parquet([str(file) for file in store.files()], cache_dir=str(run.path("cache")))
     place = {key: row for row, key in enumerate(stored.select_columns("id")[:]["id"])}
     if any(key not in place for key in keys):
-        say(f"prepared/ lacks some {split} images of {_size(run)} pixels, so the originals are read; `discl data prepare` makes them")
+        say(f"prepared/ lacks some {split} images of {size} pixels, so the originals are read; `discl data prepare` makes them")
         return table
     squares = stored.select([place[key] for key in keys]).select_columns("image").cast_column("image", ImageFeature(decode=False))
     rows = table.rows.select_columns([name for name in table.rows.column_names if name != "image"])
     for name in rows.column_names:
         squares = squares.add_column(name, rows[name][:])
     return ImageTable(squares, table.class_names)
-
-
-def _size(run: Run) -> int:
-    return run.recipe.train.resize or run.recipe.train.image_size
 
 
 def _store(run: Run) -> Shards:
