@@ -525,3 +525,28 @@ def test_validation_selection_needs_a_validation_split(tree: Tree, copied: Path)
     with pytest.raises(DataError, match=r"there is no validation split; use select: last or set data\.own_split"):
         discl.run(alone, copied.with_name("without"))
     assert not (copied.with_name("without") / "plan.parquet").exists()
+
+
+def test_a_clip_beside_the_others_in_a_run(copied: Path, tree: Tree, tiny_clip: Path, no_phase_one: None, trained: list[str]) -> None:
+    """Zero-shot, probed, and tuned with its texts; the tuned one gets a row of interpolated weights, which predicts too."""
+    model = {"architecture": "clip", "checkpoint": str(tiny_clip), "stem": "7x7", "width": None}
+    own = {"image_size": 32, "resize": None, "augment": [], "model": model, "optimizer": {"name": "adamw", "lr": 1e-4}}
+    methods = {
+        **tree["methods"],
+        "zero-shot": {"fine_tune": "zero-shot", "train": own},
+        "probe": {"fine_tune": "linear-probe", "train": own},
+        "flyp": {"objective": "flyp", "strategy": "all-levels", "train": {**own, "optimizer": {"name": "adamw", "lr": 1e-3}}},
+    }
+    recipe = changed(tree, methods=methods, evaluate__weight_ensembling=[0.0, 0.5, 1.0])
+    discl.run(recipe, copied, amend=True)
+    assert trained == ["zero-shot", "probe", "flyp"]
+    results = json.loads((copied / "results.json").read_text())
+    assert set(results) == ROWS | {"zero-shot", "probe", "probe+la", "flyp", "flyp+la", "flyp+we"}
+    alpha = results["flyp+we"]["test"]["alpha"]
+    scores = json.loads((copied / "train/flyp/we/ensemble.json").read_text())["validation_macro_f1"]
+    assert scores[[0.0, 0.5, 1.0].index(alpha)] == max(scores) == pytest.approx(results["flyp+we"]["validation"]["macro_f1"])
+    assert scores[0] == pytest.approx(results["zero-shot"]["validation"]["macro_f1"])
+    assert scores[2] == pytest.approx(results["flyp"]["validation"]["macro_f1"])
+    assert "weight ensembling" in (copied / "report.html").read_text()
+    discl.predict(copied / "train/flyp/we", Path(tree["data"]["root"]) / "test", copied / "predictions.csv")
+    assert len((copied / "predictions.csv").read_text().splitlines()) == 1 + sum(COUNTS["test"])

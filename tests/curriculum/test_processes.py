@@ -54,6 +54,13 @@ def train_into(clip: str, folder: Path, objective: str) -> None:
     )  # fmt: skip
 
 
+def starter_learned(clip: str, tuned: dict[str, torch.Tensor]) -> float:
+    """How far the image tower has moved from the checkpoint."""
+    name = "vision_model.embeddings.patch_embedding.weight"
+    start = load_file(Path(clip) / "model.safetensors")[name]
+    return float((tuned[f"clip.{name}"] - start).abs().max())
+
+
 def test_two_processes_train_what_one_does(tiny_clip: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -72,6 +79,8 @@ def test_two_processes_train_what_one_does(tiny_clip: Path, tmp_path: Path) -> N
     for objective in ("flyp", "cross-entropy"):
         one, two = (load_file(tmp_path / which / objective / "model.safetensors") for which in ("one", "two"))
         assert one.keys() == two.keys()
+        learned = starter_learned(str(tiny_clip), one)
+        assert learned > 1e-3, "training that moves nothing would compare nothing"
         for name, tensor in one.items():
             torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=2e-5, msg=f"{objective}: {name}")
 

@@ -74,3 +74,11 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"broken\.png.*the file is no image, or of an unknown format"):
         predict(model, tmp_path / "broken.png", tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+    model = write_classifier(tmp_path / "model", 0)
+    (tmp_path / "any.png").write_text("no image")
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(RunError, match=f"there is no device '{device}' here; use --device cpu"):
+            predict(model, tmp_path / "any.png", tmp_path / "out.csv", device=device)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,14 +66,30 @@ class Processes:
         """The rows of all processes, one after the other, with gradients that flow back to whose they are."""
         if self.size == 1:
             return tensor
-        from torch.distributed.nn.functional import all_gather
-
-        return torch.cat(all_gather(tensor))
+        gathered: Tensor = _Gather.apply(tensor, self)
+        return gathered
 
     def wait(self) -> None:
         """Returns once every process has come here."""
         if self.size > 1:
             dist.barrier()
+
+
+class _Gather(torch.autograd.Function):
+    """Every process's tensor, one after the other; the gradient of each is the sum of what all processes have for it."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, processes: Processes) -> Tensor:
+        ctx.processes = processes
+        parts = [torch.empty_like(tensor) for _ in range(processes.size)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(ctx.processes.size)[ctx.processes.rank], None
 
 
 def current_processes() -> Processes:
