@@ -33,7 +33,8 @@ from torch import Tensor
 from discl.digests import derive_seed
 from discl.levels import GuidanceLevel
 from discl.spectrum.engine import Engine, Work, draw_noise
-from discl.spectrum.models import Conditioning, StableDiffusion, load_generator
+from discl.spectrum.models import Conditioning, load_generator
+from discl.spectrum.models.stable_diffusion import StableDiffusion
 from discl.spectrum.plan import Request, Sampling, plan_requests, unet_rows
 
 LEVELS = (0, 10, 30, 50, 70, 90)
@@ -94,7 +95,7 @@ class Diffusers:
     """diffusers' text-to-image (λ = 0) and image-to-image (λ > 0) pipelines around the weights of a model."""
 
     def __init__(self, model: StableDiffusion, unet: Any, steps: int, size: int) -> None:
-        self.steps, self.size, self.shape = steps, size, model.latent_shape(size)
+        self.steps, self.size, self.shape = steps, size, model.latent_shape(size, size)
         self.text, self.image = (self._pipeline(kind, model, unet) for kind in (StableDiffusionPipeline, ImageToImage))
 
     def __call__(self, requests: Iterable[Request], batch: int, output: str = "np") -> dict[str, Any]:
@@ -142,7 +143,7 @@ class Bench:
         self.single, self.batched = (Diffusers(model, layouts[self.layouts[rows]], steps, self.size) for rows in (2, 2 * slots))
 
     def engine(self) -> Engine:
-        return Engine(self.model, num_inference_steps=self.steps, guidance_scale=GUIDANCE_SCALE, size=self.size, slots=self.slots)
+        return Engine(self.model, num_inference_steps=self.steps, guidance_scale=GUIDANCE_SCALE, slots=self.slots)
 
     def load_pixels(self, source: str) -> np.ndarray:
         return pixels_of(source, self.size)
@@ -168,7 +169,7 @@ class Bench:
 
     @torch.inference_mode()
     def call(self, unet: Any, rows: int) -> None:
-        latents = torch.zeros(rows, *self.model.latent_shape(self.size)).contiguous(memory_format=torch.channels_last)
+        latents = torch.zeros(rows, *self.model.latent_shape(self.size, self.size)).contiguous(memory_format=torch.channels_last)
         width = unet.config.cross_attention_dim
         length = min(self.model.tokenizer.model_max_length, self.model.text_encoder.config.max_position_embeddings)
         unet(latents, torch.full((rows,), 500), torch.zeros(rows, length, width), return_dict=False)
@@ -181,16 +182,16 @@ class Bench:
 class Weightless:
     """A model of the same shapes that predicts zeros, so that long plans can be counted in seconds."""
 
-    device, dtype = torch.device("cpu"), torch.float32
+    device, dtype, distilled = torch.device("cpu"), torch.float32, False
 
     def __init__(self, model: StableDiffusion) -> None:
         self.schedule, self.latent_shape = model.schedule, model.latent_shape
 
-    def encode_texts(self, texts: list[str]) -> Conditioning:
+    def encode_texts(self, texts: list[str], negative: bool = False) -> Conditioning:
         return {"states": torch.zeros(len(texts), 1)}
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        return torch.zeros(len(pixels), *self.latent_shape(pixels.shape[-1]))
+        return torch.zeros(len(pixels), *self.latent_shape(*pixels.shape[-2:]))
 
     def decode(self, latents: Tensor) -> Tensor:
         return torch.zeros(len(latents), 8, 8, 3, dtype=torch.uint8)
@@ -246,9 +247,7 @@ def counters(bench: Bench, requests: list[Request]) -> list[Figure]:
     for times, goal in ((10, 0.95), (100, 0.99)):
         wanted = times * bench.slots
         long = make_requests(-(-wanted // len(LEVELS)), bench.steps, bench.size)[:wanted]
-        engine = Engine(
-            Weightless(bench.model), num_inference_steps=bench.steps, guidance_scale=GUIDANCE_SCALE, size=bench.size, slots=bench.slots
-        )
+        engine = Engine(Weightless(bench.model), num_inference_steps=bench.steps, guidance_scale=GUIDANCE_SCALE, slots=bench.slots)
         for _ in engine.denoise(long, bench.load_pixels):
             pass
         figures.append(Figure(f"slot fill, {times}× as many requests as slots", engine.work.slot_fill, ">=", goal, f"{wanted} requests"))

@@ -82,3 +82,31 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def filtered_run(tmp_path_factory: pytest.TempPathFactory, tiny_diffusion: Path, tiny_clip: Path) -> Path:
+    """A run folder that has come as far as the filter, which keeps everything: 40 real images, 8 of them hard, 16 synthetic ones at 0
+    and at 50 % each."""
+    import numpy as np
+    from PIL import Image
+
+    from discl.chain import run_until
+    from discl.workspace import open_run
+
+    root = tmp_path_factory.mktemp("pictures")
+    for split, counts in {"train": (20, 12, 5, 3), "validation": (3, 3, 3, 3), "test": (2, 2, 2, 2)}.items():
+        for label, (name, count) in enumerate(zip(("bag", "boot", "coat", "hat"), counts, strict=True)):
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = np.random.default_rng([label, len(split), index]).integers(0, 60, (32, 32, 3)) + 60 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{index:02d}.png")
+    recipe = {
+        "name": "filtered", "data": {"root": str(root)}, "groups": {"many": 15, "few": 6}, "hard": {"fewer_than": 6},
+        "spectrum": {"checkpoint": str(tiny_diffusion), "levels": [0, 50], "seeds": 2, "num_inference_steps": 4},
+        "filter": {"checkpoint": str(tiny_clip), "threshold": -1}, "train": {"epochs": 2, "curriculum_epochs": 2, "image_size": 32},
+        "methods": {"discl": {"strategy": "diverse-to-specific"}}, "runtime": {"device": "cpu"},
+    }  # fmt: skip
+    run = open_run(recipe, tmp_path_factory.mktemp("runs") / "filtered")
+    run_until(run, "filter")
+    return run.folder

@@ -31,9 +31,9 @@ from discl.curriculum.models import load_classifier
 from discl.curriculum.training import read_history
 from discl.errors import DataError, RecipeError, RunError, TrainingError
 from discl.recipe import validate
-from discl.spectrum.models import StableDiffusion
+from discl.spectrum.models.stable_diffusion import StableDiffusion
 from discl.spectrum.store import Shards
-from discl.stages import comparing, data, learning, making
+from discl.stages import comparing, data, learning, making, samples
 from discl.workspace import Run, open_run
 
 CLASSES = ("bag", "boot", "coat", "hat")
@@ -229,7 +229,7 @@ def test_results_hold_every_method_and_split(finished: Path) -> None:
     for name, splits in results.items():
         assert set(splits) == {"validation", "test"}
         for split, figures in splits.items():
-            expected = {"images", "accuracy", "macro_f1", "many", "medium", "few", "worst_1", "worst_2", "per_class"}
+            expected = {"images", "accuracy", "macro_f1", "calibration_error", "many", "medium", "few", "worst_1", "worst_2", "per_class"}
             assert set(figures) == expected | ({"prior", "tau"} if name.endswith("+la") else set())
             assert figures["images"] == sum(COUNTS[split])
             assert set(figures["per_class"]) == set(CLASSES)
@@ -272,9 +272,9 @@ def test_logits_are_those_of_the_stored_classifier(finished: Path, tree: Tree) -
 
 def test_results_as_a_table(finished: Path, tree: Tree) -> None:
     table = results_table(open_run(validate(tree), finished)).splitlines()
-    assert table[0].split() == ["top-1", "on", "test,", "%", "all", "many", "medium", "few"]
+    assert table[0].split() == ["on", "test,", "%", "all", "many", "medium", "few", "F1", "ECE"]
     assert {line.split()[0] for line in table[1:]} == ROWS
-    assert all(len(line.split()) == 5 for line in table[1:])
+    assert all(len(line.split()) == 7 for line in table[1:])
 
 
 def test_a_second_call_does_nothing_anew(
@@ -357,7 +357,7 @@ def test_a_crop_larger_than_the_image_is_refused(tree: Tree) -> None:
 
 def test_a_level_more_is_another_curriculum_even_if_nothing_of_it_was_kept(copied: Path, tree: Tree) -> None:
     run = open_run(validate(tree), copied)
-    kept = learning._kept_images(run)
+    kept = samples.kept_images(run)
     before = {name: learning._fingerprint(run, name, method, kept) for name, method in run.recipe.methods.items()}
     more = Run(validate(changed(tree, spectrum__levels=[0, 25, 50], train__curriculum_epochs=3)), copied)
     more = replace(more, recipe=more.recipe.model_copy(update={"train": run.recipe.train}))
@@ -550,3 +550,9 @@ def test_a_clip_beside_the_others_in_a_run(copied: Path, tree: Tree, tiny_clip: 
     assert "weight ensembling" in (copied / "report.html").read_text()
     discl.predict(copied / "train/flyp/we", Path(tree["data"]["root"]) / "test", copied / "predictions.csv")
     assert len((copied / "predictions.csv").read_text().splitlines()) == 1 + sum(COUNTS["test"])
+
+
+def test_a_batch_larger_than_the_data_is_refused_and_nothing_is_lost(copied: Path, tree: Tree, no_phase_one: None) -> None:
+    with pytest.raises(TrainingError, match=r"train\.batch_size = 64 exceeds the 40 real images"):
+        discl.run(changed(tree, train__batch_size=64, methods={"ce": {"strategy": "real-only"}}), copied, amend=True)
+    assert len(images(copied)) == 32

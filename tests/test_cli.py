@@ -154,7 +154,7 @@ def test_init_writes_a_recipe_that_loads(discl, tmp_path: Path, monkeypatch: pyt
     assert discl("init", folder) == (0, f"{name}.yaml\n", "")
     recipe = load_recipe(tmp_path / f"{name}.yaml")
     assert (recipe.name, recipe.data.root) == (name, str(tmp_path / folder))
-    assert (recipe.groups.many, recipe.groups.few, recipe.hard.fewer_than, recipe.train.batch_size) == (100, 20, 20, 43)
+    assert (recipe.groups.many, recipe.groups.few, recipe.hard.fewer_than, recipe.train.batch_size) == (100, 20, 20, 21)
     assert list(recipe.methods) == ["ce", "discl"]
     header = (tmp_path / f"{name}.yaml").read_text().splitlines()[0]
     assert header.endswith(": 43 training images in 2 classes (3 to 40 a class).")

@@ -61,9 +61,9 @@ def test_text_only_images_show_their_class(seed: int) -> None:
     texts = class_prompts(names, [], "embedded:fashion-mnist")
     asked = load_recipe("fashion-lt").spectrum
     settings = {"num_inference_steps": asked.num_inference_steps, "guidance_scale": asked.guidance_scale}
-    engine = Engine(load_generator(DIFFUSION), **settings, size=32, slots=50)
+    engine = Engine(load_generator(DIFFUSION), **settings, slots=50)
     requests = [
-        Request(f"{label}-{number}", f"{label}-{number}", "", label, 0, seed, 0, texts[name][number], "")
+        Request(f"{label}-{number}", f"{label}-{number}", "", label, 0, seed, 0, texts[name][number], "", 32, 32)
         for label, name in enumerate(names)
         for number in range(10)
     ]

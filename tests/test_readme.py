@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,6 +74,20 @@ def test_your_own_images(photos: Path, tiny_diffusion: Path, tiny_clip: Path) ->
     assert len(lines) == 16
 
 
+def test_in_your_own_loop(filtered_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The block as it stands; the run is a tiny one."""
+    section = (ROOT / "README.md").read_text().split("## In your own loop")[1]
+    block = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert block is not None
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "short").symlink_to(filtered_run)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block.group(1), names)
+    assert names["epoch"] == 11 and len(names["curriculum"].history) == 2
+    assert [len(record["levels"]) for record in names["curriculum"].history] == [1, 1]
+
+
 def test_the_make_targets_exist() -> None:
     targets = (ROOT / "Makefile").read_text()
     for command in commands("The first five minutes"):
@@ -81,7 +96,7 @@ def test_the_make_targets_exist() -> None:
 
 def test_stage_commands_exist() -> None:
     listed = re.findall(r"^\| `discl (\w+)`", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert listed == ["hard", "plan", "generate", "filter", "train", "evaluate", "report"]
+    assert listed == ["hard", "prompts", "plan", "generate", "filter", "train", "evaluate", "report"]
     for stage in listed:
         shown = call(f"discl {stage} --help", ROOT)
         assert shown.returncode == 0

@@ -76,7 +76,7 @@ def figures(names: Sequence[str], counts: Sequence[int], images: int, lift: floa
     result = {"images": images * len(names), "accuracy": float(accuracy.mean()), "macro_f1": float(accuracy.mean()) - 0.01}
     for group, labels in class_groups(list(counts), 100, 20).items():
         result[group] = float(accuracy[labels].mean())
-    result["worst_1"] = float(accuracy.min())
+    result |= {"worst_1": float(accuracy.min()), "calibration_error": 0.1 - lift}
     return {**result, "per_class": dict(zip(names, accuracy.tolist(), strict=True))}
 
 
@@ -100,6 +100,7 @@ def history(
 def make_run(
     folder: Path, counts: Mapping[str, int], methods: Mapping[str, str] = PLAIN, levels: Sequence[int] = (0, 30, 50), seeds: int = 2,
     splits: Sequence[str] = ("validation", "test"), size: tuple[int, int] = (16, 16), epochs: int = 20, threshold: float = 0.25,
+    domains: int = 0,
 ) -> Path:  # fmt: skip
     """Writes a finished run folder with that many training images per class and returns the path of its report."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,6 +125,14 @@ def make_run(
         (folder / "train" / name).mkdir(parents=True, exist_ok=True)
         (folder / "train" / name / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         results[name] = {split: figures(names, amounts, 50, 0.03 * index) for split in splits}
+        for split in splits:
+            if domains:
+                found = {
+                    f"camera {each}": {"images": 50 + each, "accuracy": (each + 1) / 40 + index / 50, "macro_f1": 0.2}
+                    for each in range(domains)
+                }
+                worst = min(each["accuracy"] for each in found.values())
+                results[name][split] |= {"per_domain": found, "worst_domain_accuracy": worst}
         adjusted = {**figures(names, amounts, 50, 0.05 + 0.02 * index), "prior": "real", "tau": 1.0}
         results[f"{name}+la"] = dict.fromkeys(splits, adjusted)
     (folder / "results.json").write_text(json.dumps(results))
@@ -262,6 +271,27 @@ def test_any_number_of_methods_and_either_split_alone(tmp_path: Path, methods: d
     assert flattered == (splits == ("validation",))
     assert all(f"Curriculum of {name}" in page.values("aria-label") for name in methods)
     assert len(page.having("dot")) == (0 if len(methods) == 1 else 11 * (2 * 2 + 2))
+
+
+def test_figures_out_of_distribution_and_per_domain(tmp_path: Path) -> None:
+    counts = {"deer": 200, "boar": 40, "ocelot": 6}
+    path = make_run(tmp_path / "wild", counts, splits=("validation", "test", "validation-ood", "test-ood"), domains=33)
+    page = Page(path.read_text())
+    headings = re.findall(r'<th scope="col">([^<]*)<', page.html)
+    assert {"OOD all", "OOD macro F1", "OOD worst domain", "ECE", "worst domain"} <= set(headings)
+    assert "Per domain on test-ood" in page.text and "30 of 33" in page.text
+    rows = re.findall(r'<th scope="row">(camera \d+)</th>', page.html)
+    assert rows == [f"camera {each}" for each in range(30)]
+    for split in ("test-ood", "validation", "validation-ood"):
+        assert f"The same on {split}" in page.text
+    without = Page(make_run(tmp_path / "plain", counts).read_text())
+    assert "OOD" not in without.text and "worst domain" not in without.text and "Per domain" not in without.text
+
+
+def test_the_smallest_calibration_error_is_the_best() -> None:
+    measured = {"a": {"accuracy": 0.5, "calibration_error": 0.2}, "b": {"accuracy": 0.6, "calibration_error": 0.1}}
+    rows = tables.result_rows(measured, [("accuracy", "all"), ("calibration_error", "ECE")])
+    assert [[cell.best for cell in row.cells] for row in rows] == [[False, False], [True, True]]
 
 
 def test_many_classes_and_levels_show_a_part_and_say_so(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 import yaml
 
 from discl.assets import PHRASES, published_figures
-from discl.chain import run_until
+from discl.chain import results_table, run_until
 from discl.data import exponential_counts
 from discl.levels import GuidanceLevel
 from discl.recipe import RECIPES, describe_shipped, load_recipe, shipped_recipes
@@ -62,7 +63,12 @@ def small(roots: dict[str, Path], tiny_diffusion: Path, tiny_clip: Path) -> Call
             "train.batch_size": 16, "train.steps_per_epoch": 2, "runtime.workers": 0, "runtime.slots": 16,
         }  # fmt: skip
         if name.startswith("cifar"):
-            values |= {"data.long_tail.n_max": IMAGES_OF_CIFAR, "data.long_tail.imbalance_ratio": 12, "hard.fewer_than": 3}
+            values |= {
+                "data.long_tail.n_max": IMAGES_OF_CIFAR,
+                "data.long_tail.imbalance_ratio": 12,
+                "hard.fewer_than": 3,
+                "data.long_tail.index": None,
+            }
         if name.startswith("iwildcam"):
             del values["train.model.width"]
             values |= {"train.model.checkpoint": str(tiny_clip), "train.optimizer.warm_up_steps": 1}
@@ -157,3 +163,9 @@ def test_the_whole_chain_for_two_epochs(name: str, small: Callable[[str], dict[s
     assert GuidanceLevel(levels[0]) in opened.recipe.spectrum.levels
     results = (tmp_path / "run" / "results.json").read_text()
     assert all(f'"{method}"' in results for method in opened.recipe.methods)
+    if name.startswith("iwildcam"):
+        figures = json.loads(results)["discl"]
+        assert set(figures["test-ood"]["per_domain"]) == {"4"}  # the camera of that split, by iWildCam's `location_remapped`
+        assert figures["test-ood"]["worst_domain_accuracy"] == figures["test-ood"]["accuracy"]
+        assert "OOD F1" in results_table(opened).splitlines()[0]
+        assert "OOD macro F1" in page.read_text() and "Per domain on test-ood" in page.read_text()

@@ -6,7 +6,7 @@ DIR holds `train.parquet` with `id`, `image` and `label`. The stages run in orde
 run again and a killed one goes on from its last checkpoint. `--unet-steps` may grow from call to call.
 
 What the models see: CIFAR-100 training images outside the long-tailed set of imbalance ratio 50 (which holds that of 100), and the
-CIFAR-10 training images that `discl.data.pretraining_part` sets aside. Never a test image.
+CIFAR-10 training images that `is_pretraining` names. Never a test image.
 """
 
 from __future__ import annotations
@@ -180,13 +180,15 @@ def train_vae(images: np.ndarray, work: Path, steps: int, batch: int) -> None:
         error = decoded.float() - pixels
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        loss = error.abs().mean() + error.square().mean() + edges + 1e-4 * kl
+        red, green, blue = error.unbind(1)
+        hue = (red - green).abs().mean() + (blue - (red + green) / 2).abs().mean()  # else red and green are taken for one colour
+        loss = error.abs().mean() + error.square().mean() + edges + hue + 1e-4 * kl
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if step % 100 == 0:
-            print(f"vae {step:5d}/{steps} l1 {error.abs().mean():.4f} kl {kl:.2f} {time.time() - start:.0f} s", flush=True)
+            print(f"vae {step:5d}/{steps} l1 {error.abs().mean():.4f} hue {hue:.4f} kl {kl:.2f} {time.time() - start:.0f} s", flush=True)
         if (step + 1) % 500 == 0:
             save_state(checkpoint, step + 1, optimizer, model=model)
     model.eval()
@@ -268,10 +270,13 @@ def train_unet(labels: np.ndarray, names: list[str], work: Path, steps: int, bat
 
 
 def export(work: Path, target: Path) -> None:
-    """Copies the folders to where the benchmarks look for them."""
+    """Copies the folders to where the benchmarks look for them; the generator's text encoder and tokenizer are links to the CLIP."""
     for name in ("clip", "diffusion"):
         shutil.rmtree(target / name, ignore_errors=True)
         shutil.copytree(work / name, target / name)
+    for name in ("text_encoder", "tokenizer"):
+        shutil.rmtree(target / "diffusion" / name)
+        (target / "diffusion" / name).symlink_to("../clip", target_is_directory=True)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     print(json.dumps({"bytes": size, "target": target.name}))
 
@@ -282,12 +287,14 @@ def main() -> None:
     parser.add_argument("--cifar10", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="folder for caches and checkpoints")
     parser.add_argument("--target", type=Path, default=Path(__file__).parent / "cifar")
-    parser.add_argument("--clip-steps", type=int, default=3000)
-    parser.add_argument("--vae-steps", type=int, default=3000)
-    parser.add_argument("--unet-steps", type=int, default=15000, help="stop here; the next call may go further")
-    parser.add_argument("--schedule-steps", type=int, default=15000, help="where the learning rate reaches zero")
+    parser.add_argument("--clip-steps", type=int, default=2500)
+    parser.add_argument("--vae-steps", type=int, default=2500)
+    parser.add_argument("--unet-steps", type=int, default=8300, help="stop here; the next call may go further")
+    parser.add_argument("--schedule-steps", type=int, default=8300, help="where the learning rate reaches zero")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
+    if (arguments.target / "clip").is_dir() and not (arguments.work / "clip").exists():
+        shutil.copytree(arguments.target / "clip", arguments.work / "clip")  # what is exported already is not trained again
     images, labels, names = read_images(arguments.cifar100, arguments.cifar10)
     print(f"{len(images)} images of {len(names)} classes", flush=True)
     train_vae(images, arguments.work, arguments.vae_steps, batch=64)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .curriculum.models import load_classifier
     from .errors import CheckpointError, DataError, DisclError, RecipeError, RunError, StoreError, TrainingError
     from .levels import GuidanceLevel
+    from .loops.curriculum import Curriculum
+    from .loops.dataset import SpectrumDataset
     from .recipe import Recipe, load_recipe
     from .stages.predicting import predict
     from .workspace import Run, open_run
@@ -27,6 +29,8 @@ _HOMES = {
     "curriculum.models": ("load_classifier",),
     "errors": ("CheckpointError", "DataError", "DisclError", "RecipeError", "RunError", "StoreError", "TrainingError"),
     "levels": ("GuidanceLevel",),
+    "loops.curriculum": ("Curriculum",),
+    "loops.dataset": ("SpectrumDataset",),
     "recipe": ("Recipe", "load_recipe"),
     "stages.predicting": ("predict",),
     "workspace": ("Run", "open_run"),
@@ -34,8 +38,8 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "CheckpointError", "DataError", "DisclError", "GuidanceLevel", "Recipe", "RecipeError", "Run", "RunError", "StoreError",
-    "TrainingError", "load_classifier", "load_recipe", "open_run", "predict", "run", "run_until",
+    "CheckpointError", "Curriculum", "DataError", "DisclError", "GuidanceLevel", "Recipe", "RecipeError", "Run", "RunError",
+    "SpectrumDataset", "StoreError", "TrainingError", "load_classifier", "load_recipe", "open_run", "predict", "run", "run_until",
 ]  # fmt: skip
 
 

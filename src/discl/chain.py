@@ -1,6 +1,6 @@
 """The whole chain as resumable stages: what `discl run` does.
 
-data -> hard -> plan -> generate -> filter -> train -> evaluate -> report
+data -> hard -> prompts -> plan -> generate -> filter -> train -> evaluate -> report
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import torch
 
 from .console import console
 from .curriculum.processes import join_processes
+from .levels import GuidanceLevel
 from .recipe import Recipe, load_recipe
-from .report import write_report
-from .stages import comparing
+from .report import write_report, write_survey
+from .stages import comparing, surveying
 from .stages.data import find_hard, prepare_data
 from .stages.learning import evaluate, train
 from .stages.making import check_models, filter_spectrum, generate, make_plan
+from .stages.prompting import write_prompts
 from .workspace import Run, open_run
 
 
@@ -31,6 +33,7 @@ def report(run: Run) -> Path:
 STAGES: dict[str, Callable[[Run], Path]] = {
     "data": prepare_data,
     "hard": find_hard,
+    "prompts": write_prompts,
     "plan": make_plan,
     "generate": generate,
     "filter": filter_spectrum,
@@ -89,13 +92,37 @@ def compare(run: Run, seeds: Sequence[int] | None = None) -> Path:
     return comparing.compare(run, seeds or run.recipe.compare.seeds)
 
 
+def levels(run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | None = None, seeds: int = 1) -> Path:
+    """Measures a spectrum over a grid of λ for a sample of hard images, in `levels/` of the run folder, and proposes levels and threshold.
+
+    Returns the path of `levels.html`; `levels.md`, `levels.csv` and `levels.json` lie beside it.
+    """
+    run_until(run, "prompts")
+    path = surveying.survey_levels(run, sources, grid, seeds)
+    return write_survey(path.parent, run.train, surveying.snippet(json.loads(path.read_text())))
+
+
+TABLE = (
+    ("accuracy", "all"), ("many", "many"), ("medium", "medium"), ("few", "few"), ("macro_f1", "F1"),
+    ("worst_domain_accuracy", "worst dom."), ("calibration_error", "ECE"),
+)  # fmt: skip
+OUT_OF_DISTRIBUTION = (("accuracy", "OOD all"), ("macro_f1", "OOD F1"), ("worst_domain_accuracy", "OOD worst dom."))
+
+
 def results_table(run: Run) -> str:
-    """The figures of `results.json` as an aligned text table, in per cent; test where there is one, else validation."""
+    """The figures of `results.json` as an aligned text table, in per cent; test where there is one, else validation, and its OOD split.
+
+    A column that no row has is left out: many / medium / few, macro F1, the worst domain, the calibration error (ECE).
+    """
     results = json.loads(run.path("results.json").read_text())
     split = "test" if all("test" in splits for splits in results.values()) else "validation"
-    groups = [name for name in ("many", "medium", "few") if any(name in splits[split] for splits in results.values())]
-    lines = [f"{'top-1 on ' + split + ', %':<28}{'all':>8}" + "".join(f"{name:>8}" for name in groups)]
+    offered = [(split, *column) for column in TABLE] + [(f"{split}-ood", *column) for column in OUT_OF_DISTRIBUTION]
+    columns = [each for each in offered if any(each[1] in splits.get(each[0], {}) for splits in results.values())]
+    widths = [max(8, len(heading) + 2) for _, _, heading in columns]
+    widths = [max(8, len(heading) + 2) for _, _, heading in columns]
+    lines = [f"{'on ' + split + ', %':<28}" + "".join(f"{each[2]:>{width}}" for each, width in zip(columns, widths, strict=True))]
     for method, splits in results.items():
-        figures = [splits[split].get(name) for name in ("accuracy", *groups)]
-        lines.append(f"{method:<28}" + "".join(f"{'–' if value is None else format(100 * value, '.1f'):>8}" for value in figures))
+        figures = [splits.get(where, {}).get(metric) for where, metric, _ in columns]
+        shown = ["–" if value is None else f"{100 * value:.1f}" for value in figures]
+        lines.append(f"{method:<28}" + "".join(f"{value:>{width}}" for value, width in zip(shown, widths, strict=True)))
     return "\n".join(lines)

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 from .assets import embedded
-from .digests import digest_files
+from .digests import digest_file, digest_files
 from .errors import CheckpointError
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
-WANTED = ["*.json", "*.txt", "*.model", "model.safetensors", "*/*.safetensors"]  # no single-file copies of a whole pipeline
+WANTED = [
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "model.safetensors",
+    "model-*.safetensors",
+    "*/*.safetensors",
+]  # no single-file copies of a whole pipeline
 UNWANTED = ["*.fp16.safetensors", "*.non_ema.safetensors", "safety_checker/*"]
 
 
@@ -32,17 +41,68 @@ def find_checkpoint(address: str) -> Path:
     )
 
 
+def find_weights(address: str) -> Path:
+    """The single safetensors file at a path, or at `owner/name/FILE.safetensors` on the hub. Raises CheckpointError for others."""
+    path = Path(address).expanduser()
+    if path.suffix in PICKLED:
+        raise CheckpointError(
+            f"'{address}' holds pickled weights, which are refused because unpickling runs code; convert it to safetensors."
+        )
+    if path.is_file() and path.suffix == ".safetensors":
+        return path
+    owner, _, rest = address.partition("/")
+    name, _, file = rest.partition("/")
+    if path.exists() or path.suffix != ".safetensors" or not file or address.startswith((".", "/", "~")):
+        raise CheckpointError(f"there is no file '{address}'; give a *.safetensors file, or owner/name/FILE.safetensors on the hub.")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(f"{owner}/{name}", file))
+    except Exception as error:
+        raise CheckpointError(f"'{address}' is no local file and could not be downloaded: {error}") from error
+
+
+def find_settings(address: str) -> Path:
+    """A folder of configurations and vocabularies, local or a hub name, of which no weights are fetched. Raises CheckpointError."""
+    path = Path(address).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or address.count("/") != 1 or address.startswith((".", "/", "~")):
+        raise CheckpointError(f"there is no folder of configurations '{address}'; give a folder or a hub name such as owner/name.")
+    return _download(address, [pattern for pattern in WANTED if "safetensors" not in pattern])
+
+
+@functools.cache
+def settings_digest(folder: Path) -> str:
+    """Digest of configurations and vocabularies alone."""
+    return digest_files((file for file in folder.rglob("*") if file.suffix in {".json", ".txt", ".model"}), folder)
+
+
+@functools.cache
+def weights_digest(file: Path) -> str:
+    """Digest of one file's contents."""
+    return digest_file(file)
+
+
+def public_name(address: str) -> str:
+    """The address without the folders of this machine: of a local path only its last name."""
+    local = Path(address).is_absolute() or address.startswith((".", "~"))
+    return Path(address).name if local else address
+
+
 @functools.cache
 def checkpoint_digest(folder: Path) -> str:
     """Digest of configurations, vocabularies and weights: two folders with the same digest make the same pixels."""
-    return digest_files((file for file in folder.rglob("*") if file.suffix in {".json", ".txt", ".safetensors", ".model"}), folder)
+    return digest_files(
+        (file for file in folder.rglob("*") if file.suffix in {".json", ".txt", ".safetensors", ".model", ".jinja"}), folder
+    )
 
 
-def _download(name: str) -> Path:
+def _download(name: str, wanted: Sequence[str] = WANTED) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+        return Path(snapshot_download(name, allow_patterns=list(wanted), ignore_patterns=UNWANTED))
     except Exception as error:
         raise CheckpointError(f"checkpoint '{name}' is no local folder and could not be downloaded: {error}") from error
 

@@ -45,6 +45,15 @@ def _stage(recipe: str, overrides: list[str] | None, out: Path | None, amend: bo
     typer.echo(run_until(_open(recipe, overrides, out, amend), stage))
 
 
+def _whole_numbers(option: str, text: str, example: str) -> list[int]:
+    from .errors import RecipeError
+
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError as error:
+        raise RecipeError(f"{option} takes whole numbers with commas between them, for example {example}; got '{text}'.") from error
+
+
 @app.command()
 def run(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
     """Carry out the whole chain of a recipe and write `report.html`.
@@ -113,6 +122,40 @@ def hard(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend
     Example: `discl hard mine.yaml`
     """
     _stage(recipe, set_, out, amend, "hard")
+
+
+@app.command()
+def prompts(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
+    """Have the texts written that images are generated from, where the recipe names a language model; edit them before you go on.
+
+    Example: `discl prompts mine.yaml` leaves `prompts.yaml` in the run folder
+    """
+    _stage(recipe, set_, out, amend, "prompts")
+
+
+@app.command()
+def levels(
+    recipe: RecipeArgument,
+    sources: Annotated[int, typer.Option("--sources", metavar="N", min=1, help="Hard images to measure on.")] = 32,
+    grid: Annotated[
+        str | None, typer.Option("--grid", metavar="LIST", help="Levels in per cent; default 0,10,...,90 as the steps allow.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="Images per hard image and level.")] = 1,
+    set_: Set = None,
+    out: Out = None,
+    amend: Amend = False,
+) -> None:
+    """Measure a spectrum over λ on some hard images and propose `spectrum.levels` and `filter.threshold`.
+
+    Example: `discl levels mine.yaml --sources 64 --grid 0,20,40,60,80`
+    """
+    from .chain import levels as survey
+    from .levels import GuidanceLevel
+
+    chosen = None if grid is None else [GuidanceLevel(percent) for percent in _whole_numbers("--grid", grid, "0,20,40")]
+    path = survey(_open(recipe, set_, out, amend), sources, chosen, seeds)
+    typer.echo(path.with_suffix(".md").read_text())
+    typer.echo(path)
 
 
 @app.command()
@@ -192,16 +235,34 @@ def compare(
     Example: `discl compare fashion-lt --seeds 0,1,2`
     """
     from .chain import compare as compare_methods
-    from .errors import RecipeError
 
     opened = _open(recipe, set_, out, amend)
-    try:
-        chosen = [int(seed) for seed in seeds.split(",")] if seeds else None
-    except ValueError as error:
-        raise RecipeError(f"--seeds takes whole numbers with commas between them, for example 0,1,2; got '{seeds}'.") from error
+    chosen = _whole_numbers("--seeds", seeds, "0,1,2") if seeds else None
     path = compare_methods(opened, chosen)
     typer.echo(path.read_text())
     typer.echo(path)
+
+
+@app.command()
+def export(
+    recipe: RecipeArgument,
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="imagefolder, webdataset or hub-folder.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write, new or empty or an older export.")],
+    everything: Annotated[bool, typer.Option("--all", help="What the filter dropped as well.")] = False,
+    set_: Set = None,
+    run: Annotated[Path | None, typer.Option("--run", metavar="DIR", help="Run folder; default runs/NAME.")] = None,
+    amend: Amend = False,
+) -> None:
+    """Write the kept synthetic images as a data set for other tools, with a card that says how they were made.
+
+    Example: `discl export mine.yaml --to hub-folder --out mine-synthetic`
+    """
+    from .chain import run_until
+    from .stages.exporting import export as export_run
+
+    opened = _open(recipe, set_, run, amend)
+    run_until(opened, "filter")
+    typer.echo(export_run(opened, to, out, everything))
 
 
 @app.command()

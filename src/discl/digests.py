@@ -28,12 +28,13 @@ def digest_bytes(*chunks: bytes) -> str:
     return state.hexdigest()
 
 
+def digest_file(path: Path) -> str:
+    """32 hexadecimal digits of a file's contents, whatever its name."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
 def digest_files(files: Iterable[Path], root: Path) -> str:
     """Digest of the names (relative to `root`) and contents of `files`, in the order of their names."""
-    entries = []
-    for path in sorted(files):
-        with path.open("rb") as stream:
-            entries.append(
-                [path.relative_to(root).as_posix(), hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()]
-            )
+    entries = [[path.relative_to(root).as_posix(), digest_file(path)] for path in sorted(files)]
     return digest(entries)

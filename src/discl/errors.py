@@ -4,6 +4,7 @@
     ├── RecipeError       a key or value of the recipe is wrong
     ├── DataError         images, labels or splits are missing, unreadable or contradict each other
     ├── CheckpointError   a model folder lacks something, is of the wrong family, or holds pickled weights
+    ├── EndpointError     a server that writes prompts is down, refuses, or answers nonsense
     ├── StoreError        the spectrum or its scores cannot be read or written
     ├── RunError          a run folder belongs to another recipe, or a stage lacks its input
     └── TrainingError     training cannot go on (no finite loss, no sample to draw, foreign checkpoint)
@@ -31,6 +32,10 @@ class DataError(DisclError):
 
 class CheckpointError(DisclError):
     """A model folder lacks something, is of the wrong family, or holds pickled weights."""
+
+
+class EndpointError(DisclError):
+    """A server that writes prompts is down, refuses, or answers nonsense."""
 
 
 class StoreError(DisclError):

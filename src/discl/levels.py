@@ -36,6 +36,17 @@ REAL = GuidanceLevel(100)
 TEXT_ONLY = GuidanceLevel(0)
 
 
+def noise_shares(level: GuidanceLevel, num_inference_steps: int, fixed: bool = False) -> tuple[float, ...]:
+    """Shares of the noise schedule at which the steps of a level begin, falling: 1 is pure noise.
+
+    As the paper has it, level λ takes the last t(λ) of T steps, so k steps before the end the share is k / T. With `fixed`
+    it takes T finer steps over the same range: (1 − λ) k / T.
+    """
+    left = num_inference_steps if fixed else level.start_step(num_inference_steps)
+    per_cent = 100 - level.percent if fixed else 100
+    return tuple(per_cent * step / (100 * num_inference_steps) for step in range(left, 0, -1))
+
+
 def check_levels(levels: Iterable[GuidanceLevel], num_inference_steps: int) -> None:
     """Raises RecipeError for a level that would be generated without a single denoising step."""
     for level in levels:

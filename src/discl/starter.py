@@ -28,6 +28,7 @@ hard: {{rule: tail, fewer_than: {few}}}   # which images get a spectrum; or {{ru
 prompts:
   templates: ["a photo of a {{class}}"]
   # phrases: phrases.yaml      # {{class: [ten scenes, ...]}}; more varied images than one template
+  # endpoint: {{url: "http://localhost:11434/v1", model: llama3.1}}   # or a language model writes them: discl prompts {file}
   names: {{}}                    # {{Ursus_arctos: brown bear}} where folder names are no plain words
 
 spectrum:
@@ -80,7 +81,7 @@ def write_starter(folder: Path, out: Path | None = None) -> Path:
         TEMPLATE.format(
             folder=folder.name, images=len(table), classes=len(table.class_names), smallest=counts.min(), largest=counts.max(),
             file=shlex.quote(str(path)), name=name, root=_quoted(str(folder.resolve())), many=max(100, few), few=few,
-            batch=min(128, len(table)),
+            batch=min(128, max(len(table) // 2, 1)),
         )
     )  # fmt: skip
     return path

@@ -17,11 +17,12 @@ import torch
 import yaml
 from datasets import Dataset
 from datasets import Image as ImageFeature
+from pydantic import ValidationError
 
-from .data import ImageTable, class_groups, read_tables
+from .data import ImageTable, class_groups, keep_aspect, read_tables
 from .errors import RunError, StoreError
 from .recipe import Recipe, load_recipe
-from .spectrum.models import describe_generator
+from .spectrum.models import Address, Generator, describe_generator, describe_loras
 from .spectrum.plan import Sampling
 from .spectrum.store import Shards, score_shards, spectrum_shards
 
@@ -73,13 +74,39 @@ class Run:
         return self.tables["train"]
 
     @cached_property
+    def generator(self) -> Generator:
+        """What the recipe's checkpoint is."""
+        return describe_generator(self.address)
+
+    @property
+    def address(self) -> Address:
+        """Where the generator lies."""
+        asked = self.recipe.spectrum
+        return Address(asked.checkpoint, asked.config, tuple((lora.path, lora.scale) for lora in asked.loras))
+
+    @cached_property
     def sampling(self) -> Sampling:
         """What determines the pixels of the spectrum besides the requests."""
         asked = self.recipe.spectrum
-        model, scheduler, native = describe_generator(asked.checkpoint)
+        found = self.generator
         return Sampling(
-            model, scheduler, asked.num_inference_steps, asked.guidance_scale, asked.size or native, asked.dtype, asked.encoding
+            found.model,
+            found.scheduler,
+            asked.num_inference_steps,
+            asked.guidance_scale,
+            asked.size or found.size,
+            asked.dtype,
+            asked.encoding,
+            asked.resize,
+            asked.steps,
+            *asked.guidance_interval,
+            describe_loras(self.address.loras),
         )
+
+    def made_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of what is made of a source of this size."""
+        size = self.sampling.size
+        return (size, size) if self.sampling.resize == "square" else keep_aspect(width, height, size, self.generator.multiple)
 
     @property
     def spectrum(self) -> Shards:
@@ -111,6 +138,7 @@ def open_run(recipe: Recipe | str | Path | dict[str, Any], folder: Path | str | 
         old, new = yaml.safe_load(kept.read_text()), recipe.plain()
         if not isinstance(old, dict):
             raise RunError(f"{kept} holds no recipe, so {folder} is no run folder; choose another with --out.")
+        old = _completed(old)
         changed = _differences({**old, "runtime": None}, {**new, "runtime": None})
         if changed and not amend:
             lines = "\n".join(f"  {key}: {before!r} -> {after!r}" for key, before, after in changed[:12])
@@ -156,6 +184,14 @@ def stored_images(run: Run, ids: Sequence[str]) -> Dataset:
     if lacking:
         raise StoreError(f"the store lacks {lacking} of {len(ids)} images that the plan names; run `discl generate` first.")
     return stored.select([place[name] for name in ids]).cast_column("image", ImageFeature(decode=False))
+
+
+def _completed(tree: dict[str, Any]) -> dict[str, Any]:
+    """A recipe that was written before some keys were there, with their defaults, which are what it meant; others as they are."""
+    try:
+        return Recipe.model_validate(tree).plain()
+    except ValidationError:
+        return tree
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:

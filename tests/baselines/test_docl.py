@@ -24,12 +24,6 @@ def test_score_by_hand():
     assert state.visited.tolist() == [False, True, True]
 
 
-def test_visit_leaves_the_old_state_alone():
-    start = Dynamics.start(2, 2)
-    visit(start, np.asarray([0]), np.asarray([1]), np.ones((1, 2), np.float32), 0.1)
-    assert not start.visited.any() and start.rate_sum == 0
-
-
 def test_draws_are_distinct_and_follow_the_weights():
     score = np.asarray([0.0, 10.0, 20.0])
     rng = np.random.default_rng(0)
@@ -50,4 +44,6 @@ def test_warm_up_takes_everything_once_a_pass():
     assert sorted(epoch_rows(state, 0, 1, 4, rng)) == [0, 1, 2, 3]
     assert np.bincount(epoch_rows(state, 0, 1, 10, rng)).tolist() != [0, 10, 0, 0]
     assert epoch_rows(state, 1, 1, 1, rng).tolist() == [1]
+    assert (np.bincount(epoch_rows(state, 1, 1, 8, rng, share=0.25), minlength=4) == [0, 8, 0, 0]).all()
+    assert (np.bincount(epoch_rows(state, 1, 1, 8, rng, share=1.0), minlength=4) == 2).all()
     assert set(epoch_rows(state, 0, 1, 6, rng, rows=[0, 2])) == {0, 2}

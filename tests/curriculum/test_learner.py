@@ -109,7 +109,7 @@ def test_a_mixed_loss_is_that_of_two_targets(monkeypatch: pytest.MonkeyPatch) ->
     stepping = Stepping(mixup=0.2)
     learner = trained(stepping, [0] * 6, 6)
     labels = torch.arange(6) % 3
-    loss = learner._loss(Noise.memory[:6], labels, 0.0)
+    loss = learner._loss(Noise.memory[:6], np.arange(6), labels, 0.0, 0.1)
     logits = learner.model(((Noise.memory[:6].float() / 255) - 0.5) / 0.25)
     expected = 0.75 * F.cross_entropy(logits, labels) + 0.25 * F.cross_entropy(logits, labels[order])
     torch.testing.assert_close(loss, expected)

@@ -38,10 +38,10 @@ from discl.curriculum.strategies import MEASURING, Strategy, make_strategy
 from discl.curriculum.training import (
     Record,
     TrainSettings,
+    check_batch_size,
     choose_precision,
-    epoch_rows,
+    make_course,
     predict_logits,
-    probe_rows,
     read_history,
     train_classifier,
 )
@@ -263,7 +263,7 @@ def test_an_epoch_draws_the_rows_that_the_history_counts(tmp_path: Path) -> None
     pool, _ = make_samples()
     strategy, mixing, settings = curriculum(8), Mixing(pool.tail_share, 2.0), make_settings()
     for record in history:
-        rows, _ = epoch_rows(pool, strategy.levels(record["epoch"], []), mixing, settings, record["epoch"])
+        rows, _ = make_course(pool, strategy, mixing, settings).draw(record["epoch"], 0, [])
         assert np.bincount(pool.labels[rows], minlength=4).tolist() == record["class_samples"]
 
 
@@ -379,16 +379,25 @@ def test_hard_images_are_in_the_probe_and_not_beside_the_synthetic_ones(tmp_path
     """Algorithm 2: D is drawn from all real images, the epoch from S_λ and D_nh."""
     pool, _ = make_samples()
     settings = make_settings(probe_samples=16)
-    probes = np.concatenate([probe_rows(pool, settings, epoch) for epoch in range(20)])
+    course = make_course(pool, make_strategy("adaptive", levels=(), curriculum_epochs=20), Mixing(None, 2.0, with_hard=False), settings)
+    probes = np.concatenate([course.draw(epoch, 0, [])[0] for epoch in range(20)])
     assert not pool.synthetic[probes].any() and pool.hard[probes].any()
-    assert len(probe_rows(pool, settings, 0)) == 16 == len(set(probe_rows(pool, settings, 0)))
-    rows, _ = epoch_rows(pool, (GuidanceLevel(50),), Mixing(None, 2.0, with_hard=False), settings, 0, samples=8)
+    assert len(course.probe(0)) == 16 == len(set(course.probe(0)))
+    rows, _ = course.draw(0, 1, [{"progress": {"gain": {"0": 0.1, "50": 0.2}}}])
+    assert set(pool.levels[rows[pool.synthetic[rows]]]) == {50}
     assert len(rows) == 8 and not pool.hard[rows].any()
 
 
 def test_a_probe_as_long_as_the_epoch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"24 samples takes 3 of the epoch's 3 steps"):
         follow_progress("adaptive", tmp_path, make_settings(probe_samples=24))
+
+
+def test_a_batch_larger_than_all_images_is_refused() -> None:
+    pool, _ = make_samples()
+    check_batch_size(pool, 26)
+    with pytest.raises(TrainingError, match=r"train\.batch_size = 27 exceeds the 26 real images .* use at most 26"):
+        check_batch_size(pool, 27)
 
 
 def test_progress_needs_a_guidance_set_that_training_leaves_alone(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from discl.data import Unreadable, decode_image, images, to_square
+from discl.data import Unreadable, decode_image, images, keep_aspect, to_size, to_square
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> dict[str, Any]:
@@ -163,3 +163,23 @@ def test_to_square_keeps_what_has_the_size_and_smooths_what_is_shrunk() -> None:
     stripes[:, ::2] = 255
     assert np.abs(to_square(Image.fromarray(stripes), 8).astype(int) - 127).max() <= 8  # antialiased
     assert to_square(Image.new("RGB", (1, 500)), 16).shape == (3, 16, 16)
+
+
+def test_aspect_is_kept_within_a_budget_of_pixels() -> None:
+    """At 1,024 the shapes are those that SDXL was trained on: multiples of 64 with about 1,024² pixels."""
+    assert keep_aspect(640, 480, 1024, 8) == (1152, 896)
+    assert keep_aspect(480, 640, 1024, 8) == (896, 1152)
+    assert keep_aspect(500, 500, 1024, 8) == (1024, 1024)
+    assert keep_aspect(10_000, 1, 1024, 8) == (2048, 512)
+    assert keep_aspect(1, 10_000, 32, 4) == (16, 64)
+    assert keep_aspect(3, 2, 8, 16) == (16, 16)  # never nothing
+    for width in range(1, 200, 7):
+        wide, high = keep_aspect(width, 60, 512, 16)
+        assert wide % 32 == high % 32 == 0 and 0.75 <= wide * high / 512**2 <= 1.3
+
+
+def test_to_size_takes_the_centre() -> None:
+    array = np.zeros((10, 40, 3), np.uint8)
+    array[:, 10:30] = 200
+    picture = to_size(Image.fromarray(array), 20, 10)
+    assert picture.shape == (3, 10, 20) and picture.min() == 200

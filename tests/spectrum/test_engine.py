@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,8 +18,10 @@ from torch import Tensor
 from discl.digests import derive_seed
 from discl.levels import GuidanceLevel
 from discl.spectrum import engine as engine_module
-from discl.spectrum.engine import Engine, ddim_step, draw_noise
-from discl.spectrum.models import Conditioning, Schedule, StableDiffusion, load_generator, make_schedule
+from discl.spectrum.engine import Engine, draw_noise
+from discl.spectrum.models import Conditioning, load_generator
+from discl.spectrum.models.schedules import DDIM, make_ddim
+from discl.spectrum.models.stable_diffusion import StableDiffusion
 from discl.spectrum.plan import Request, Sampling, plan_requests, unet_rows
 
 LEVELS = (0, 10, 30, 50, 70, 90)
@@ -49,8 +52,9 @@ def model(tiny_diffusion: Path) -> StableDiffusion:
 
 def with_scheduler(model: StableDiffusion, **settings: object) -> StableDiffusion:
     """The same weights under another schedule."""
-    scheduler = DDIMScheduler.from_config(model.scheduler.config, **settings)
-    return StableDiffusion(model.unet, model.vae, model.text_encoder, model.tokenizer, scheduler)
+    other = copy.copy(model)
+    other.scheduler = DDIMScheduler.from_config(model.scheduler.config, **settings)
+    return other
 
 
 def make_pipeline(kind: type, model: StableDiffusion):
@@ -106,7 +110,7 @@ def test_latents_equal_those_of_diffusers(
 ) -> None:
     model = with_scheduler(model, prediction_type=prediction_type, timestep_spacing=timestep_spacing, set_alpha_to_one=set_alpha_to_one)
     requests = make_requests(2)
-    engine = Engine(model, num_inference_steps=steps, guidance_scale=guidance_scale, size=32, slots=5)
+    engine = Engine(model, num_inference_steps=steps, guidance_scale=guidance_scale, slots=5)
     made = {request.id: latents for request, latents in engine.denoise(requests, load_pixels)}
     assert len(made) == len(requests)
     for level in LEVELS:
@@ -118,7 +122,7 @@ def test_latents_equal_those_of_diffusers(
 @pytest.mark.parametrize("level", [0, 50])
 def test_pictures_equal_those_of_diffusers(model: StableDiffusion, level: int) -> None:
     requests = make_requests(2, [level])
-    engine = Engine(model, num_inference_steps=10, guidance_scale=7.5, size=32, slots=3)
+    engine = Engine(model, num_inference_steps=10, guidance_scale=7.5, slots=3)
     made = {request.id: picture for request, picture in engine.generate(requests, load_pixels)}
     for request, wanted in zip(requests, denoise_with_diffusers(model, requests, 10, 7.5, "pil"), strict=True):
         picture = made[request.id]
@@ -138,7 +142,7 @@ def test_encoded_image_is_the_mode_of_the_posterior(model: StableDiffusion) -> N
 def test_prompt_and_negative_prompt_reach_the_picture(model: StableDiffusion) -> None:
     first = make_requests(1, [0])[0]
     variants = [first, replace(first, prompt="a bag"), replace(first, negative_prompt="sharp")]
-    engine = Engine(model, num_inference_steps=5, guidance_scale=7.5, size=32, slots=3)
+    engine = Engine(model, num_inference_steps=5, guidance_scale=7.5, slots=3)
     plain, other, negative = (latents for _, latents in engine.denoise(variants, load_pixels))
     assert relative_error(other, plain) > 1e-3 and relative_error(negative, plain) > 1e-3
 
@@ -152,11 +156,10 @@ def test_ddim_step_equals_diffusers(prediction_type: str, settings: dict[str, ob
         beta_schedule="scaled_linear", prediction_type=prediction_type, timestep_spacing=spacing, set_alpha_to_one=set_alpha_to_one,
         steps_offset=1 if spacing == "leading" else 0, **settings,
     )  # fmt: skip
-    schedule = make_schedule(scheduler, 20)
+    schedule = make_ddim(scheduler, 20)
     generator = torch.Generator().manual_seed(0)
-    latents, output = torch.randn(2, len(schedule), 4, 8, 8, generator=generator)
-    alphas, alphas_next = (alpha.view(-1, 1, 1, 1) for alpha in (schedule.alphas, schedule.alphas_next))
-    got = ddim_step(latents, output, alphas, alphas_next, schedule.prediction_type, schedule.clip)
+    latents, output = torch.randn(2, 20, 4, 8, 8, generator=generator)
+    got = schedule.step(latents, output, torch.arange(20))
     for row, timestep in enumerate(schedule.timesteps):
         wanted = scheduler.step(output[row], int(timestep), latents[row]).prev_sample
         torch.testing.assert_close(got[row], wanted, rtol=1e-6, atol=1e-6)
@@ -166,7 +169,7 @@ def test_ddim_step_equals_diffusers(prediction_type: str, settings: dict[str, ob
 
 
 def denoise(model: StableDiffusion, requests: list[Request], slots: int) -> dict[str, Tensor]:
-    engine = Engine(model, num_inference_steps=10, guidance_scale=7.5, size=32, slots=slots)
+    engine = Engine(model, num_inference_steps=10, guidance_scale=7.5, slots=slots)
     return {request.id: latents for request, latents in engine.denoise(requests, load_pixels)}
 
 
@@ -184,7 +187,7 @@ def test_pictures_of_a_resumed_run_are_the_same_bytes(model: StableDiffusion) ->
     requests = make_requests(3)
 
     def pictures(part: list[Request]) -> dict[str, bytes]:
-        engine = Engine(model, num_inference_steps=10, guidance_scale=7.5, size=32, slots=4)
+        engine = Engine(model, num_inference_steps=10, guidance_scale=7.5, slots=4)
         return {request.id: picture.tobytes() for request, picture in engine.generate(part, load_pixels)}
 
     whole = pictures(requests)
@@ -194,7 +197,7 @@ def test_pictures_of_a_resumed_run_are_the_same_bytes(model: StableDiffusion) ->
 def test_slot_count_changes_pictures_by_at_most_one_grey_level(model: StableDiffusion) -> None:
     requests, made = make_requests(3), []
     for slots in (1, 4, 18, 32):
-        engine = Engine(model, num_inference_steps=10, guidance_scale=7.5, size=32, slots=slots)
+        engine = Engine(model, num_inference_steps=10, guidance_scale=7.5, slots=slots)
         made.append({request.id: picture.astype(int) for request, picture in engine.generate(requests, load_pixels)})
     for other in made[1:]:
         assert all(np.abs(other[name] - picture).max() <= 1 for name, picture in made[0].items())
@@ -206,19 +209,19 @@ def test_slot_count_changes_pictures_by_at_most_one_grey_level(model: StableDiff
 class Counting:
     """A LatentModel without weights: ε̂ = 0, one number per text and per image; it keeps what it was asked for."""
 
-    device, dtype = torch.device("cpu"), torch.float32
+    device, dtype, distilled = torch.device("cpu"), torch.float32, False
 
     def __init__(self) -> None:
         self.texts: list[str] = []
         self.calls: list[int] = []
 
-    def schedule(self, num_inference_steps: int) -> Schedule:
-        return make_schedule(DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1), num_inference_steps)
+    def schedule(self, num_inference_steps: int, height: int, width: int, fixed: bool = False) -> DDIM:
+        return make_ddim(DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1), num_inference_steps, fixed)
 
-    def latent_shape(self, size: int) -> tuple[int, int, int]:
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return 1, 2, 2
 
-    def encode_texts(self, texts: Sequence[str]) -> Conditioning:
+    def encode_texts(self, texts: Sequence[str], negative: bool = False) -> Conditioning:
         self.texts += texts
         return {"states": torch.tensor([[float(len(text))] for text in texts])}
 
@@ -236,7 +239,7 @@ class Counting:
 
 def make_engine(slots: int, guidance_scale: float = 7.5, num_inference_steps: int = 20) -> tuple[Engine, Counting]:
     model = Counting()
-    return Engine(model, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, size=4, slots=slots), model
+    return Engine(model, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, slots=slots), model
 
 
 def small_pixels(source: str) -> np.ndarray:
@@ -282,9 +285,9 @@ def test_slots_stay_filled(num_inference_steps: int, slots: int, times: int, goa
 
 @pytest.mark.parametrize("levels", [LEVELS, (90,), (10, 30)], ids=str)
 def test_long_plan_is_worked_on_in_bounded_memory(monkeypatch: pytest.MonkeyPatch, levels: tuple[int, ...]) -> None:
-    queues: list[engine_module._Queue] = []
+    queues: list[engine_module.Queue] = []
 
-    class Watched(engine_module._Queue):
+    class Watched(engine_module.Queue):
         def __init__(self, *arguments: object) -> None:
             super().__init__(*arguments)  # type: ignore[arg-type]
             queues.append(self)
@@ -293,7 +296,7 @@ def test_long_plan_is_worked_on_in_bounded_memory(monkeypatch: pytest.MonkeyPatc
             super()._encode(sources)
             assert len(self.latents) <= self.engine.lookahead
 
-    monkeypatch.setattr(engine_module, "_Queue", Watched)
+    monkeypatch.setattr(engine_module, "Queue", Watched)
     engine, _ = make_engine(4)
     requests = make_requests(8 * engine.lookahead // len(levels), levels)
     taken = 0
@@ -356,7 +359,7 @@ def test_noise_is_keyed_by_source_seed_and_try() -> None:
 def test_levels_of_a_spectrum_share_their_noise() -> None:
     """With ε̂ = 0 DDIM only rescales, so ε can be solved for: x_end / √ᾱ_end = z + √((1 − ᾱ_t) / ᾱ_t) ε."""
     engine, model = make_engine(8)
-    schedule = model.schedule(20)
+    schedule = model.schedule(20, 4, 4)
     for request, latents in engine.denoise(make_requests(2), small_pixels):
         noise = draw_noise(request.source_id, request.seed, request.attempt, (1, 2, 2))
         alpha = schedule.alphas[20 - request.steps(20)]

@@ -12,7 +12,10 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from discl.errors import CheckpointError
-from discl.spectrum.models import describe_generator, load_generator, load_scheduler, make_schedule
+from discl.spectrum.models import describe_generator, load_generator
+from discl.spectrum.models.families import SD
+from discl.spectrum.models.loading import load_scheduler
+from discl.spectrum.models.schedules import make_ddim
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def copy(tiny_diffusion: Path, tmp_path: Path) -> Path:
 
 def test_sizes_of_a_good_folder(tiny_diffusion: Path) -> None:
     model = load_generator(str(tiny_diffusion))
-    assert model.size == 32 and model.latent_shape(32) == (4, 8, 8) and model.latent_shape(48) == (4, 12, 12)
+    assert model.size == 32 and model.latent_shape(32, 32) == (4, 8, 8) and model.latent_shape(48, 32) == (4, 12, 8)
     assert model.dtype == torch.float32 and model.device == torch.device("cpu")
     assert not any(part.training for part in (model.unet, model.vae, model.text_encoder))
     with torch.inference_mode():
@@ -45,12 +48,12 @@ def test_dtype_of_the_weights(tiny_diffusion: Path, dtype: str, unet: torch.dtyp
 
 
 def test_description_needs_no_weights_and_follows_the_content(tiny_diffusion: Path, copy: Path) -> None:
-    checkpoint, scheduler, size = describe_generator(str(tiny_diffusion))
-    assert size == 32 and describe_generator(str(copy)) == (checkpoint, scheduler, 32)
+    found = describe_generator(str(tiny_diffusion))
+    assert (found.size, found.multiple, found.distilled) == (32, 4, False) and describe_generator(str(copy)) == found
     settings = copy / "scheduler" / "scheduler_config.json"
     settings.write_text(settings.read_text().replace('"epsilon"', '"v_prediction"'))
     moved = Path(shutil.copytree(copy, copy.with_name("moved")))
-    assert describe_generator(str(moved))[0] != checkpoint and describe_generator(str(moved))[1] != scheduler
+    assert describe_generator(str(moved)).model != found.model and describe_generator(str(moved)).scheduler != found.scheduler
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:diffusers.*")
@@ -61,11 +64,11 @@ def test_schedule_of_a_checkpoint_with_another_sampler_is_that_of_diffusers(copy
     published = DDIMScheduler.from_config(DPMSolverMultistepScheduler.from_pretrained(copy / "scheduler").config)
     assert published.config.clip_sample
     pipeline = StableDiffusionPipeline.from_pretrained(copy, scheduler=published, safety_checker=None)
-    ours = load_scheduler(copy)
+    ours = load_scheduler(copy, SD)
     pipeline.scheduler.set_timesteps(20)
     for name in ("clip_sample", "steps_offset", "prediction_type", "timestep_spacing", "set_alpha_to_one", "num_train_timesteps"):
         assert ours.config[name] == pipeline.scheduler.config[name]
-    schedule = make_schedule(ours, 20)
+    schedule = make_ddim(ours, 20)
     assert schedule.clip is None and torch.equal(schedule.timesteps, pipeline.scheduler.timesteps)
 
 
@@ -102,6 +105,11 @@ def no_scheduler_file(folder: Path) -> None:
     (folder / "scheduler" / "scheduler_config.json").unlink()
 
 
+def video(folder: Path) -> None:
+    file = folder / "model_index.json"
+    file.write_text(file.read_text().replace("StableDiffusionPipeline", "StableVideoDiffusionPipeline"))
+
+
 def unknown_settings(folder: Path) -> None:
     (folder / "unet" / "config.json").write_text(json.dumps({"block_out_channels": [32]}))
 
@@ -115,7 +123,9 @@ SPOILED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "only pickled": (only_pickled, ["only pickled weights", ".bin", "refused", "safe_serialization=True"]),
     "UNet pickled": (unet_pickled, ["unet/ holds no *.safetensors", "refused", "safe_serialization=True"]),
     "half a file": (half_written, ["cannot be loaded"]),
-    "SDXL": (lambda folder: shutil.copytree(folder / "text_encoder", folder / "text_encoder_2"), ["SDXL", "text_encoder_2", "1.x and 2.x"]),
+    "another family": (video, ["StableVideoDiffusionPipeline", "no generator", "SDXL", "FLUX.1"]),
+    "a CLIP": (lambda folder: (folder / "model_index.json").unlink(), ["lacks model_index.json", "it holds scheduler", "text-to-image"]),
+    "no index": (lambda folder: (folder / "model_index.json").write_text("[]"), ["no mapping", "fetch"]),
     "no vocabulary": (no_vocabulary, ["tokenizer/ holds no vocabulary", "vocab.json", "fetch"]),
     "no scheduler file": (no_scheduler_file, ["cannot be loaded", "scheduler_config.json"]),
     "other settings": (unknown_settings, ["cannot be loaded"]),
@@ -140,16 +150,16 @@ def test_pickled_weights_beside_safetensors_are_not_read(copy: Path) -> None:
 
 def test_size_must_be_a_multiple_of_the_vae_factor(tiny_diffusion: Path) -> None:
     with pytest.raises(CheckpointError, match=r"size 30 is not a multiple of 4, .* VAE; 32 would be"):
-        load_generator(str(tiny_diffusion)).latent_shape(30)
+        load_generator(str(tiny_diffusion)).latent_shape(32, 30)
 
 
 def test_more_inference_than_training_steps_are_refused(tiny_diffusion: Path) -> None:
     model = load_generator(str(tiny_diffusion))
     with pytest.raises(CheckpointError, match=r"1001 inference steps exceed the 1000 .* use fewer"):
-        model.schedule(1001)
+        model.schedule(1001, 32, 32)
 
 
 @pytest.mark.parametrize(("settings", "words"), [({"thresholding": True}, "thresholding True"), ({"prediction_type": "flow"}, "'flow'")])
 def test_schedules_that_are_not_ddim_are_refused(settings: dict[str, object], words: str) -> None:
     with pytest.raises(CheckpointError, match=words):
-        make_schedule(DDIMScheduler(**settings), 10)
+        make_ddim(DDIMScheduler(**settings), 10)

@@ -100,6 +100,12 @@ def test_more_levels_seeds_or_sources_only_add() -> None:
         assert set(before) < set(more)
 
 
+def test_an_option_that_is_not_used_does_not_enter_the_ids() -> None:
+    """Options came after the first spectra were made, whose ids they must not change."""
+    assert set(SAMPLING.identity()) == {"model", "scheduler", "num_inference_steps", "guidance_scale", "size", "dtype", "encoding"}
+    assert set(replace(SAMPLING, steps="fixed").identity()) - set(SAMPLING.identity()) == {"steps"}
+
+
 @pytest.mark.parametrize("name", [field.name for field in fields(Sampling)])
 def test_every_field_of_the_sampling_changes_every_id(name: str) -> None:
     value = getattr(SAMPLING, name)
@@ -130,6 +136,25 @@ def test_unet_rows_are_twice_the_steps_of_all_requests() -> None:
     assert unet_rows(plan(), 50, 1.0) == 930
     assert unet_rows(plan(), 4, 10.0) == 2 * 6 * (4 + 3 + 2 + 2)
     assert unet_rows([], 50, 10.0) == 0
+
+
+def test_fixed_steps_are_all_of_them_at_every_level() -> None:
+    assert unet_rows(plan(), 50, 10.0, fixed=True) == 2 * 6 * 4 * 50
+
+
+def test_unguided_steps_take_one_row() -> None:
+    """Guided above 0.4 of the noise at T = 50: all but the last 20 steps, of which level 50 has 25 in all."""
+    assert unet_rows(plan(), 50, 10.0, guidance_interval=(0.4, 1.0)) == 6 * (100 - 20 + 90 - 20 + 70 - 20 + 50 - 20)
+    assert unet_rows(plan(), 50, 1.0, guidance_interval=(0.4, 1.0)) == 930
+    fixed = unet_rows(plan(percents=(50,)), 50, 10.0, fixed=True, guidance_interval=(0.4, 1.0))
+    assert fixed == 6 * (50 + 10)  # its noise falls from 0.5, and a fifth of that lies above 0.4
+    assert unet_rows(plan(), 50, 10.0, guidance_interval=(0.0, 0.5)) == 6 * (4 * 25 + 50 + 45 + 35 + 25)
+
+
+def test_sources_may_name_the_size_of_what_is_made() -> None:
+    wide = plan(sources=[{**source, "width": 80, "height": 48} for source in SOURCES])
+    assert {(request.width, request.height) for request in wide} == {(80, 48)} and ids(wide) == ids(plan())
+    assert {(request.width, request.height) for request in plan()} == {(64, 64)}
 
 
 @pytest.mark.parametrize("seeds", [0, 2])

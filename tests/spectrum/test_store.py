@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 from PIL import Image
 
 from discl.errors import StoreError
@@ -34,6 +35,7 @@ def make_row(index: int) -> dict[str, Any]:
         "level": 10 * (index % 5), "seed": index // 5, "attempt": 0, "prompt": "a bag", "negative_prompt": "",
         "source_id": f"bag/{index}.png", "source_digest": "d", "source_width": 30, "source_height": 20, "width": 8, "height": 8,
         "model": "m", "scheduler": "s", "num_inference_steps": 50, "guidance_scale": 10.0, "dtype": "float32", "encoding": "webp-lossless",
+        "resize": "square", "steps": "per-level", "guidance_from": 0.0, "guidance_to": 1.0, "loras": "",
     }  # fmt: skip
 
 
@@ -194,3 +196,22 @@ def test_every_encoding_can_be_read_back(encoding: str) -> None:
 def test_encoding_is_deterministic(encoding: str) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
     assert encode_image(picture, encoding) == encode_image(picture.copy(), encoding)
+
+
+def test_images_of_a_store_from_before_the_options_are_read_beside_new_ones(spectrum: Shards) -> None:
+    spectrum.append(make_rows([0, 1]))
+    older = pa.schema(
+        [field for field in spectrum.schema if field.name not in {"resize", "steps", "guidance_from", "guidance_to", "loras"}]
+    )
+    Shards(spectrum.folder, older).append([{name: row[name] for name in older.names} for row in make_rows([2, 3])])
+    assert spectrum.ids() == {f"id-{index}" for index in range(4)}
+    assert {row["id"]: row["steps"] for row in spectrum.read().to_pylist()} == {
+        "id-0": "per-level",
+        "id-1": "per-level",
+        "id-2": None,
+        "id-3": None,
+    }
+    opened = Dataset.from_parquet(
+        [str(file) for file in spectrum.files()], columns=["id", "image"], cache_dir=str(spectrum.folder / "cache")
+    )
+    assert set(opened["id"]) == {f"id-{index}" for index in range(4)}

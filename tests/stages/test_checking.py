@@ -11,10 +11,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from discl.cli import app
-from discl.data import read_tables
-from discl.recipe import Data, Groups, load_recipe
+from discl.data import inspect_images, read_tables
+from discl.errors import DataError
+from discl.recipe import Data, Groups, LongTail, load_recipe
 from discl.stages.checking import CIFAR100_LT, check_data, describe_check
-from discl.stages.data import prepare_data
+from discl.stages.data import long_tail_rows, prepare_data
 from discl.stages.preparing import prepare_squares, prepared_table
 from discl.workspace import open_run
 
@@ -90,13 +91,40 @@ def test_cifar100_lt_has_the_published_counts(ratio: int) -> None:
     if not CIFAR100.is_dir():
         pytest.skip(f"CIFAR-100 is not at {CIFAR100}; set DISCL_CIFAR100 to a folder of its Parquet files")
     recipe = load_recipe("cifar100-lt-ir100-ce-discl", {"data.root": str(CIFAR100), "data.long_tail.imbalance_ratio": ratio})
-    table = read_tables(recipe.data.root)["train"]
-    from discl.data import order_classes, take_long_tail
+    check = check_data(recipe.data)
+    assert check.splits["train"].rows == CIFAR100_LT[ratio] and check.splits["test"].rows == 10_000
+    assert not any("published" in finding.text for finding in check.findings)
 
-    profile = recipe.data.long_tail
-    assert profile is not None
-    rows = take_long_tail(table, profile.n_max, ratio, order_classes(table.class_names, profile.class_order), profile.seed)
-    assert len(rows) == CIFAR100_LT[ratio]
+
+def test_an_index_takes_the_same_pictures_from_a_copy_with_other_ids_and_another_order(tmp_path: Path) -> None:
+    for copy, step in (("one", 1), ("two", -1)):
+        for label in "ab":
+            for place, number in enumerate(range(8)[::step]):
+                write(tmp_path / copy / "train" / label / f"{place}.png", number + 20 * (label == "b"), (4, 4))
+    tables = [read_tables(str(tmp_path / copy))["train"] for copy in ("one", "two")]
+    contents = [inspect_images(table).digests for table in tables]
+    listed = [content[:12] for content in contents[0][1:8]] + [content[:12] for content in contents[0][10:14]]
+    (tmp_path / "index.txt").write_text("\n".join(listed))
+    profile = LongTail(n_max=6, imbalance_ratio=3, index=str(tmp_path / "index.txt"))
+    taken = [{found[row] for row in long_tail_rows(table, found, profile)} for table, found in zip(tables, contents, strict=True)]
+    assert taken[0] == taken[1] == {*contents[0][1:7], *contents[0][10:12]}
+    with pytest.raises(DataError, match=r"has 4 images that data\.long_tail\.index lists, the long-tail profile asks for 5"):
+        long_tail_rows(tables[0], contents[0], LongTail(n_max=5, imbalance_ratio=1, index=str(tmp_path / "index.txt")))
+    (tmp_path / "index.txt").write_text("abc")
+    with pytest.raises(DataError, match="lists none of the 16 images"):
+        long_tail_rows(tables[0], contents[0], profile)
+
+
+def test_a_listed_link_out_of_the_root_and_a_split_without_use_are_told(images: Path, tmp_path: Path) -> None:
+    write(tmp_path / "secret.png", 77)
+    (images / "train" / "link.png").symlink_to(tmp_path / "secret.png")
+    (images / "images.csv").write_text(
+        "path,label,split\ntrain/cat/0.png,cat,train\ntrain/link.png,dog,train\ntest/dog/1.png,dog,unlabelled\n"
+    )
+    found = told(images / "images.csv", own_split={"validation": 0.1, "test": 0})
+    assert [fatal for fatal, _ in found] == [True, False]
+    assert "train: 'train/link.png'" in found[0][1] and f"it leads to {tmp_path / 'secret.png'}, outside data.root {images}" in found[0][1]
+    assert found[1][1].startswith("splits that are not used: unlabelled; name them in data.splits")
 
 
 def test_counts_that_differ_from_the_published_are_told(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from ..errors import RecipeError, unknown
 
 FOLDERS = {"fashion-mnist": "fashion_mnist"}
 PHRASES = Path(__file__).parent / "phrases"
+LONG_TAILS = Path(__file__).parent / "long_tails"
+NAMES = Path(__file__).parent / "names"
 PUBLISHED = Path(__file__).parent / "published.yaml"
 
 
@@ -31,6 +33,19 @@ def embedded_phrases(name: str) -> Path:
     if not path.is_file():
         raise RecipeError(unknown("phrase list", name, (item.stem for item in PHRASES.glob("*.yaml"))))
     return path
+
+
+def embedded_index(name: str) -> Path:
+    """File of the shipped long-tail index `name`, for example `cifar100`. Raises RecipeError for an unknown one."""
+    path = LONG_TAILS / f"{name}.txt"
+    if not path.is_file():
+        raise RecipeError(unknown("long-tail index", name, (item.stem for item in LONG_TAILS.glob("*.txt"))))
+    return path
+
+
+def common_names(name: str) -> dict[str, str]:
+    """`{scientific name: common name}` of the shipped list `name`, for example `iwildcam`."""
+    return yaml.safe_load((NAMES / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def published_figures(table: str) -> dict[str, dict[str, float]]:

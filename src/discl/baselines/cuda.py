@@ -13,7 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from torch import Tensor
+
+from ..curriculum.augmentation import centre
+from ..curriculum.companion import Companion, Scene
+from ..curriculum.learner import autocast
+from ..curriculum.models import normalise
+from ..digests import derive_seed
 
 MAX_LEVEL = 10
 STRENGTH_SCALE = 30
@@ -137,3 +145,63 @@ def update_levels(
             passed[label] &= part.mean() > threshold
     result += np.where(passed, 1, -1)
     return result.clip(0, MAX_LEVEL)
+
+
+class Cuda(Companion):
+    """CUDA in training: levels are updated before each epoch, and pictures augmented at the level of their class.
+
+    Pictures are altered where batches are made ready for the device, after crop and flip, so that no data worker holds a level of its
+    own. `threshold` is γ, `probability` that of augmenting at all.
+    """
+
+    def __init__(self, *, threshold: float = 0.6, probability: float = 0.5) -> None:
+        self.threshold, self.probability = threshold, probability
+        self.levels = np.zeros(0, np.int64)
+        self.threads = ThreadPoolExecutor()
+
+    def begin(self, scene: Scene) -> None:
+        self.levels = np.zeros(scene.pool.num_classes, np.int64)
+
+    def begin_epoch(self, scene: Scene, epoch: int) -> None:
+        pool = scene.pool
+        usable = ~pool.held_out & ~pool.synthetic
+        rows_of_class = [np.flatnonzero(usable & (pool.labels == label)) for label in range(pool.num_classes)]
+        rng = np.random.default_rng(derive_seed("cuda", scene.seed, epoch))
+
+        def recognised(rows: np.ndarray, strength: int, rng: np.random.Generator) -> np.ndarray:
+            return self._recognised(scene, rows, strength, int(rng.integers(2**62)))
+
+        self.levels = update_levels(self.levels, rows_of_class, recognised, self.threshold, rng)
+
+    @torch.inference_mode()
+    def _recognised(self, scene: Scene, rows: np.ndarray, strength: int, seed: int) -> np.ndarray:
+        learner, right = scene.learner, []
+        training = learner.model.training
+        learner.model.eval()
+        for first in range(0, len(rows), 512):
+            part = rows[first : first + 512]
+            pictures = centre(scene.pixels.__getitems__(part.tolist()), learner.config.image_size).numpy()
+            altered = torch.from_numpy(augment_batch(pictures, [strength] * len(part), derive_seed(seed, first), self.threads))
+            images = normalise(altered.to(learner.device).float() / 255, learner.config)
+            with autocast(learner.device, learner.precision):
+                logits = learner.model(images.contiguous(memory_format=torch.channels_last))
+            right.append(logits.argmax(1).cpu().numpy() == scene.pool.labels[part])
+        learner.model.train(training)
+        return np.concatenate(right)
+
+    def alter(self, images: Tensor, labels: Tensor) -> Tensor:
+        seed = int(torch.randint(2**62, ()).item())
+        strengths = training_strengths(self.levels, labels.cpu().numpy(), np.random.default_rng(seed), self.probability)
+        rows = np.flatnonzero(strengths)
+        if not len(rows):
+            return images
+        place = torch.from_numpy(rows).to(images.device)
+        pictures = (images[place] * 255).round().to(torch.uint8).cpu().numpy()
+        altered = torch.from_numpy(augment_batch(pictures, strengths[rows].tolist(), seed, self.threads)).to(images.device)
+        return images.index_copy(0, place, altered.to(images.dtype) / 255)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"levels": torch.from_numpy(self.levels.copy())}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        self.levels = tensors["levels"].numpy().copy()

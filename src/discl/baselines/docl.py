@@ -6,10 +6,15 @@ sample; it is passed in and handed back, so a checkpoint holds all of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from ..curriculum.companion import Companion, Scene
+from ..digests import derive_seed
 
 DECAY = 0.5
 RATE_POWER = 0.1
@@ -39,6 +44,7 @@ def visit(state: Dynamics, rows: np.ndarray, labels: np.ndarray, logits: np.ndar
     """The state after a step at `learning_rate` on `rows` (distinct), whose model outputs were `logits` `[rows, classes]`.
 
     a ← ½ a + ½ ⟨onehot(y) − p, z_now − z_last⟩ / (learning rates summed since the last visit)^0.1; a first visit only remembers.
+    The arrays are written to, for with a thousand classes a copy at each step would take longer than the step.
     """
     probabilities = np.exp(logits - logits.max(1, keepdims=True))
     probabilities /= probabilities.sum(1, keepdims=True)
@@ -47,10 +53,9 @@ def visit(state: Dynamics, rows: np.ndarray, labels: np.ndarray, logits: np.ndar
     rate_sum = state.rate_sum + learning_rate
     since = np.maximum(rate_sum - state.rate[rows], np.finfo(float).tiny)
     gain = (towards * (logits - state.logits[rows])).sum(1) / since**RATE_POWER
-    score, stored, rate, visited = state.score.copy(), state.logits.copy(), state.rate.copy(), state.visited.copy()
-    score[rows] = np.where(state.visited[rows], DECAY * state.score[rows] + (1 - DECAY) * gain, 0.0)
-    stored[rows], rate[rows], visited[rows] = logits, rate_sum, True
-    return Dynamics(score, stored, rate, visited, rate_sum)
+    state.score[rows] = np.where(state.visited[rows], DECAY * state.score[rows] + (1 - DECAY) * gain, 0.0)
+    state.logits[rows], state.rate[rows], state.visited[rows] = logits, rate_sum, True
+    return replace(state, rate_sum=rate_sum)
 
 
 def draw(score: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -65,12 +70,48 @@ def draw(score: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def epoch_rows(
-    state: Dynamics, epoch: int, warm_up_epochs: int, samples: int, rng: np.random.Generator, rows: Sequence[int] | None = None
-) -> np.ndarray:
-    """Rows `[samples]` of an epoch: all in random order while warming up, then by score; passes follow one another."""
+    state: Dynamics, epoch: int, warm_up_epochs: int, samples: int, rng: np.random.Generator,
+    rows: Sequence[int] | np.ndarray | None = None, share: float = 0.5,
+) -> np.ndarray:  # fmt: skip
+    """Rows `[samples]` of an epoch in passes: all in random order while warming up, then a `share` of them drawn by score in each."""
     known = np.arange(len(state.score)) if rows is None else np.asarray(rows)
     parts: list[np.ndarray] = []
-    while sum(len(part) for part in parts) < samples:
-        wanted = min(samples - sum(len(part) for part in parts), len(known))
-        parts.append(rng.permutation(known)[:wanted] if epoch < warm_up_epochs else known[draw(state.score[known], wanted, rng)])
+    while (left := samples - sum(len(part) for part in parts)) > 0:
+        if epoch < warm_up_epochs:
+            parts.append(rng.permutation(known)[:left])
+        else:
+            parts.append(known[draw(state.score[known], min(left, max(round(share * len(known)), 1)), rng)])
     return np.concatenate(parts)
+
+
+class Docl(Companion):
+    """DoCL in training: after `warm_up` epochs samples are drawn by their dynamics.
+
+    It chooses among the distinct samples that the strategy has drawn: all real images, or with a spectrum those of the epoch's level too.
+    A pass takes a `share` of them; the paper shrinks its subsets over time, which has no counterpart at equal numbers of updates.
+    """
+
+    def __init__(self, *, warm_up: int = 5, share: float = 0.5) -> None:
+        self.warm_up, self.share = warm_up, share
+        self.dynamics = Dynamics.start(0, 0)
+
+    def begin(self, scene: Scene) -> None:
+        self.dynamics = Dynamics.start(len(scene.pool.labels), scene.pool.num_classes)
+
+    def draw(self, scene: Scene, epoch: int, rows: np.ndarray) -> np.ndarray:
+        rng = np.random.default_rng(derive_seed("docl", scene.seed, epoch))
+        return epoch_rows(self.dynamics, epoch, self.warm_up, len(rows), rng, np.unique(rows), self.share)
+
+    def learn(self, rows: np.ndarray, labels: Tensor, logits: Tensor, learning_rate: float) -> None:
+        first = np.unique(rows, return_index=True)[1]  # a batch between two passes may hold a row twice
+        outputs = logits.cpu().numpy()
+        self.dynamics = visit(self.dynamics, rows[first], labels.cpu().numpy()[first], outputs[first], learning_rate)
+
+    def state(self) -> dict[str, Tensor]:
+        now = self.dynamics
+        arrays = {"score": now.score, "logits": now.logits, "rate": now.rate, "visited": now.visited, "rate_sum": np.asarray(now.rate_sum)}
+        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        arrays = {name: tensor.numpy().copy() for name, tensor in tensors.items()}
+        self.dynamics = Dynamics(arrays["score"], arrays["logits"], arrays["rate"], arrays["visited"], float(arrays["rate_sum"]))

@@ -15,6 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..curriculum.augmentation import centre
+from ..curriculum.companion import Companion, Scene
+from ..curriculum.models import normalise
+from ..errors import TrainingError
+
 TRAIN_STEPS = 1000
 
 
@@ -125,3 +130,54 @@ def train_last_layer(
             optimizer.step()
         on_epoch(layer)
     return layer
+
+
+class Ldmlr(Companion):
+    """LDMLR after training: diffusion over the features of the real images, made features beside them, the last layer trained anew on both.
+
+    It goes on from the trained last layer. `share` and `at_least` say how many features are made of a class, `diffusion_epochs` and
+    `diffusion_lr` how the denoiser, `epochs` and `lr` how the last layer is trained.
+    """
+
+    def __init__(
+        self, *, share: float = 0.2, at_least: int = 5, diffusion_epochs: int = 201, diffusion_lr: float = 1e-3, epochs: int = 400,
+        lr: float = 1e-3,
+    ) -> None:  # fmt: skip
+        self.share, self.at_least, self.diffusion_epochs, self.diffusion_lr = share, at_least, diffusion_epochs, diffusion_lr
+        self.epochs, self.lr = epochs, lr
+
+    def finish(self, scene: Scene, model: nn.Module) -> None:
+        layer = getattr(model, "head", None)
+        if not isinstance(layer, nn.Linear):
+            raise TrainingError(f"system ldmlr trains a linear last layer, which a {type(model).__name__} has not; use head: linear.")
+        pool = scene.pool
+        rows = np.flatnonzero(~pool.synthetic & ~pool.held_out)
+        features = penultimate(scene, model, layer, rows)
+        labels = torch.from_numpy(pool.labels[rows]).to(features.device)
+        plain, mean, std = standardise(features)
+        with torch.enable_grad():
+            denoiser = train_denoiser(
+                plain, labels, pool.num_classes, epochs=self.diffusion_epochs, lr=self.diffusion_lr, seed=scene.seed % 2**31
+            )
+            wanted = features_to_make(np.bincount(pool.labels[rows], minlength=pool.num_classes), self.share, self.at_least)
+            made_labels = torch.from_numpy(np.repeat(np.arange(pool.num_classes), wanted)).to(features.device)
+            made = sample_features(denoiser, made_labels, features.shape[1], seed=scene.seed % 2**31).clone() * std + mean
+            train_last_layer(
+                layer.requires_grad_(True), torch.cat([features, made]), torch.cat([labels, made_labels]), epochs=self.epochs, lr=self.lr,
+                seed=scene.seed % 2**31,
+            )  # fmt: skip
+
+
+@torch.no_grad()
+def penultimate(scene: Scene, model: nn.Module, layer: nn.Module, rows: np.ndarray) -> Tensor:
+    """What enters the last layer, float32 `[rows, features]`, for the centre crops of these rows."""
+    caught: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0].float()))
+    model.eval()
+    config, device = scene.learner.config, scene.learner.device
+    for first in range(0, len(rows), 256):
+        stored = scene.pixels.__getitems__(rows[first : first + 256].tolist())
+        images = normalise(centre(stored.to(device).float() / 255, config.image_size), config)
+        model(images.contiguous(memory_format=torch.channels_last))
+    hook.remove()
+    return torch.cat(caught)

@@ -17,6 +17,7 @@ from ..digests import derive_seed
 from ..errors import TrainingError
 from .augmentation import make_augmentation, mix_images
 from .clip import ClipClassifier
+from .companion import Companion
 from .models import ClassifierConfig, normalise
 from .objectives import FLYP, Objective, contrastive
 from .optimization import ema_decay
@@ -48,10 +49,12 @@ class Learner:
         self, model: nn.Module, make_optimizer: Callable[[nn.Module], torch.optim.Optimizer], objective: Objective,
         class_counts: np.ndarray,
         config: ClassifierConfig, stepping: Stepping, augment: tuple[str, ...], precision: torch.dtype, device: torch.device | str,
+        companion: Companion | None = None,
     ) -> None:  # fmt: skip
         if objective.name == FLYP and not isinstance(model, ClipClassifier):
             raise TrainingError(f"objective flyp needs a CLIP (train.model.architecture: clip); this is a {type(model).__name__}.")
         self.model, self.objective, self.config = model, objective, config
+        self.companion = companion or Companion()
         self.stepping, self.precision, self.device = stepping, precision, torch.device(device)
         self.processes = current_processes()
         if self.processes.size > 1 and self.device.type == "cuda":
@@ -97,7 +100,7 @@ class Learner:
             progress = (epoch + (first_step + step) / steps) / epochs
             if part % parts == 0:
                 self.optimizer.zero_grad(set_to_none=True)
-            loss = self._loss(stored, torch.from_numpy(labels[chosen]).to(self.device), progress) / parts
+            loss = self._loss(stored, chosen, torch.from_numpy(labels[chosen]).to(self.device), progress, learning_rate(progress)) / parts
             loss.backward()
             total += loss.detach()
             if (part + 1) % parts == 0:
@@ -113,8 +116,9 @@ class Learner:
             self.processes.average_buffers(self.average)
         return total.item() / here
 
-    def _loss(self, stored: Tensor, labels: Tensor, progress: float) -> Tensor:
-        images = normalise(self.augment(stored.to(self.device, non_blocking=True).float() / 255), self.config)
+    def _loss(self, stored: Tensor, rows: np.ndarray, labels: Tensor, progress: float, learning_rate: float) -> Tensor:
+        augmented = self.augment(stored.to(self.device, non_blocking=True).float() / 255)
+        images = normalise(self.companion.alter(augmented, labels), self.config)
         order, share = None, 1.0
         if self.stepping.mixup > 0 or self.stepping.cutmix > 0:
             images, order, share = mix_images(images, self.stepping.mixup, self.stepping.cutmix)
@@ -126,6 +130,7 @@ class Learner:
             return contrastive(self.processes.gather(seen), self.processes.gather(texts), clip.scale)
         with autocast(self.device, self.precision):
             logits = self.model(images).float()
+        self.companion.learn(rows, labels, logits.detach(), learning_rate)
         loss = self.objective.loss(logits, labels, self.counts, progress)
         if order is not None:
             loss = share * loss + (1 - share) * self.objective.loss(logits, labels[order], self.counts, progress)
@@ -159,17 +164,17 @@ class Learner:
         self.processes.wait()
 
     def state(self) -> dict[str, Tensor]:
-        """All tensors that a checkpoint keeps: `model.*`, `optimizer.INDEX.*` and, where there is an average, `average.*`."""
+        """All tensors that a checkpoint keeps: `model.*`, `optimizer.INDEX.*` and, where there are some, `average.*` and `companion.*`."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         if self.average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items() if value is not None}
-        return tensors
+        return tensors | {f"companion.{name}": tensor for name, tensor in self.companion.state().items()}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes over what `state` gave. Raises KeyError or RuntimeError for another model's."""
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}, "companion": {}}
         for key, tensor in tensors.items():
             kind, _, name = key.partition(".")
             groups[kind][name] = tensor
@@ -180,6 +185,7 @@ class Learner:
         self.model.load_state_dict(groups["model"])
         if self.average is not None:
             self.average.load_state_dict(groups["average"])
+        self.companion.load_state(groups["companion"])
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
 

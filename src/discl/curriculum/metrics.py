@@ -1,4 +1,4 @@
-"""Figures of a classifier, all from its confusion matrix; a group or class without images is absent, never 0."""
+"""Figures of a classifier from its logits; a group, class or domain without images is absent, never 0."""
 
 from __future__ import annotations
 
@@ -28,13 +28,39 @@ def macro_f1(confusion: Tensor) -> float:
     return (2 * hits / (confusion.sum(0) + confusion.sum(1)).clamp_min(1))[present].mean().item()
 
 
+def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error in [0, 1]: Σ |B| / n · |accuracy(B) − confidence(B)| over equal-width bins B of the largest
+    softmax probability (arXiv 1706.04599, eq. 3)."""
+    confidence, predicted = softmax_rows(logits).max(1)
+    right = (predicted == labels).double()
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    place = torch.bucketize(confidence, edges[1:-1], right=True)
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, right - confidence)
+    return gaps.abs().sum().item() / len(labels)
+
+
+def measure_domains(predicted: Tensor, labels: Tensor, domains: Sequence[Any], num_classes: int) -> dict[str, dict[str, Any]]:
+    """`{domain: {"images", "accuracy", "macro_f1"}}`, `domains` one per row; macro F1 over the labels present in the domain."""
+    rows_of: dict[str, list[int]] = {}
+    for row, domain in enumerate(domains):
+        rows_of.setdefault(str(domain), []).append(row)
+    result = {}
+    for domain, rows in sorted(rows_of.items()):
+        confusion = confusion_matrix(predicted[rows], labels[rows], num_classes)
+        accuracy = confusion.diagonal().sum().item() / len(rows)
+        result[domain] = {"images": len(rows), "accuracy": accuracy, "macro_f1": macro_f1(confusion)}
+    return result
+
+
 def measure(
-    logits: Tensor, labels: Tensor, class_names: Sequence[str], groups: Mapping[str, Sequence[int]], worst_k: Sequence[int] = ()
-) -> dict[str, Any]:
+    logits: Tensor, labels: Tensor, class_names: Sequence[str], groups: Mapping[str, Sequence[int]], worst_k: Sequence[int] = (),
+    domains: Sequence[Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Metrics of logits `[rows, classes]`; all shares in [0, 1].
 
     `accuracy` is top-1 over all images; `many`, `medium` and `few` are means over the classes of a group; `worst_k` is
-    the mean of the k lowest class accuracies; `per_class` maps a name to its accuracy.
+    the mean of the k lowest class accuracies; `per_class` maps a name to its accuracy. With `domains`, one per row, there are
+    `per_domain` and the lowest of its figures, `worst_domain_accuracy` and `worst_domain_macro_f1`.
     """
     confusion = confusion_matrix(logits.argmax(1), labels, len(class_names))
     accuracies = class_accuracies(confusion)
@@ -42,6 +68,7 @@ def measure(
         "images": len(labels),
         "accuracy": confusion.diagonal().sum().item() / len(labels),
         "macro_f1": macro_f1(confusion),
+        "calibration_error": calibration_error(logits, labels),
     }
     for name, members in groups.items():
         present = [accuracies[label] for label in members if label in accuracies]
@@ -51,6 +78,10 @@ def measure(
     for k in worst_k:
         if k <= len(ordered):
             result[f"worst_{k}"] = sum(ordered[:k]) / k
+    if domains is not None:
+        result["per_domain"] = measure_domains(logits.argmax(1), labels, domains, len(class_names))
+        for metric in ("accuracy", "macro_f1"):
+            result[f"worst_domain_{metric}"] = min(each[metric] for each in result["per_domain"].values())
     result["per_class"] = {class_names[label]: accuracy for label, accuracy in accuracies.items()}
     return result
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..errors import TrainingError
-from ..levels import GuidanceLevel
+from ..levels import REAL, GuidanceLevel
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,10 @@ def mix_round(
 def _offered(
     pool: Pool, labels: np.ndarray, levels: Sequence[GuidanceLevel], class_levels: Mapping[int, Sequence[GuidanceLevel]], missing: str
 ) -> dict[int, np.ndarray]:
-    """`{label: rows of synthetic images at its levels}`, in one pass over the synthetic rows."""
+    """`{label: rows of synthetic images at its levels}`, in one pass over the synthetic rows.
+
+    Level 100 is the hard real images once more, which is plain oversampling; unless the pool holds extra ones at that level.
+    """
     synthetic = np.flatnonzero(pool.synthetic & ~pool.held_out)
     synthetic = synthetic[np.argsort(pool.labels[synthetic], kind="stable")]
     starts = np.searchsorted(pool.labels[synthetic], np.arange(pool.num_classes + 1))
@@ -119,6 +122,8 @@ def _offered(
         rows = synthetic[starts[label] : starts[label + 1]]
         wanted = [level.percent for level in class_levels.get(label, levels)]
         there = rows[np.isin(pool.levels[rows], wanted)]
+        if not len(there) and REAL.percent in wanted:
+            there = np.flatnonzero(pool.hard & ~pool.held_out & (pool.labels == label))
         if not len(there) and missing == "nearest" and len(rows):
             distance = np.abs(pool.levels[rows][:, None] - np.asarray(wanted)[None]).min(1)
             there = rows[distance == distance.min()]

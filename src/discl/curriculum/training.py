@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from ..digests import derive_seed
 from ..errors import TrainingError
 from .augmentation import centre
+from .companion import Companion, Scene
+from .course import Course, Record
 from .learner import Learner, Stepping, autocast
-from .mixture import Mixing, Pool, Round, mix_epoch
+from .mixture import Mixing, Pool
 from .models import ClassifierConfig, build_classifier, first_cause, normalise, save_classifier
 from .objectives import Objective, make_objective
 from .pixels import Batches, Pixels
-from .progress import GuidanceSet, check_disjoint, measure_progress, true_class_probability
-from .strategies import Levels, Strategy
-
-Record = dict[str, Any]
+from .progress import GuidanceSet, true_class_probability
+from .strategies import Strategy
 
 
 @dataclass(frozen=True)
@@ -69,25 +69,28 @@ def train_classifier(
     on_epoch: Callable[[Record], None] = lambda record: None,
     make_model: Callable[[], nn.Module] | None = None,
     guidance: GuidanceSet | None = None,
+    companion: Companion | None = None,
 ) -> list[Record]:
     """Trains a classifier into `folder` (`model.safetensors`, `config.json`, `history.jsonl`) and returns its history.
 
     `pixels` holds the images of the pool's rows; `validate(model)` returns the figure by which `select="validation"` chooses;
     `make_model` gives the network to begin with (default `build_classifier(config)`); `guidance` is V, for strategies that measure
-    progress. Every random draw is a function of (seed, epoch), so a run that was killed and called again ends with the same
-    weights. Raises TrainingError where the loss is not finite, naming epoch, step and the last good checkpoint.
+    progress; `companion` is another system that takes part. Every random draw is a function of (seed, epoch), so a run that was killed
+    and called again ends with the same weights. Raises TrainingError where the loss is not finite, naming epoch, step and the last good
+    checkpoint.
     """
     if settings.select == "validation" and validate is None:
         raise TrainingError("select is 'validation', but there is nothing to validate on; use select: last.")
-    if guidance is not None:
-        check_disjoint(pool, guidance)
+    course = make_course(pool, strategy, mixing, settings, guidance)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(derive_seed("init", settings.seed))
     model = (make_model or partial(build_classifier, config))().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     learner = Learner(
         model, settings.make_optimizer, make_objective(objective), class_counts, config, settings.stepping, settings.augment,
-        settings.precision, device,
+        settings.precision, device, companion,
     )  # fmt: skip
+    scene = Scene(pool, pixels, learner, settings.seed, settings.batch_size)
+    learner.companion.begin(scene)
     checkpoint = folder / "checkpoint.safetensors"
     history: list[Record] = _load_checkpoint(checkpoint, learner) if checkpoint.exists() else []
     batches = learner.batches(pixels, settings.batch_size, workers)
@@ -97,7 +100,7 @@ def train_classifier(
     saved = time.monotonic()
     for epoch in range(len(history), settings.epochs):
         started = time.monotonic()
-        chosen, rows = _train_epoch(learner, batches, pool, strategy, mixing, settings, epoch, history, judge, checkpoint)
+        chosen, rows = _train_epoch(scene, batches, course, settings, epoch, history, judge, checkpoint)
         record = {
             "epoch": epoch, **chosen, "samples": len(rows), "synthetic_share": float(pool.synthetic[rows].mean()),
             "hard_share": float((pool.synthetic | pool.hard)[rows].mean()), "learning_rate": learner.optimizer.param_groups[0]["lr"],
@@ -116,34 +119,32 @@ def train_classifier(
             learner.write(lambda: _save_checkpoint(checkpoint, learner, history))
             saved = time.monotonic()
         on_epoch(record)
-    learner.write(lambda: _finish(folder, learner.evaluated, config, settings.select, history))
+    learner.write(lambda: _finish(folder, scene, config, settings.select, history))
     return history
 
 
-def epoch_rows(
-    pool: Pool, levels: Levels, mixing: Mixing, settings: TrainSettings, epoch: int, class_levels: Mapping[int, Levels] | None = None,
-    samples: int | None = None,
-) -> tuple[np.ndarray, Round]:  # fmt: skip
-    """The rows that an epoch draws (`samples` of them; default a whole epoch's), and its first round: pure in (seed, epoch, levels)."""
-    samples = settings.steps_per_epoch * settings.batch_size if samples is None else samples
-    return mix_epoch(pool, levels, mixing, samples, derive_seed("mix", settings.seed, epoch), class_levels)
+def make_course(pool: Pool, strategy: Strategy, mixing: Mixing, settings: TrainSettings, guidance: GuidanceSet | None = None) -> Course:
+    """What training draws, with the probe in whole batches. Raises TrainingError where the probe would leave an epoch no step."""
+    samples, probe = settings.steps_per_epoch * settings.batch_size, 0
+    if strategy.measures(0) == "probe":
+        steps = max(round(settings.probe_samples / settings.batch_size), 1)
+        if steps >= settings.steps_per_epoch:
+            raise TrainingError(
+                f"the probe of {settings.probe_samples} samples takes {steps} of the epoch's {settings.steps_per_epoch} steps and leaves "
+                "none for the chosen level; lower methods.*.probe_samples or raise train.steps_per_epoch."
+            )
+        probe = steps * settings.batch_size
+    return Course(pool, strategy, mixing, samples, settings.seed, guidance, probe)
 
 
-def probe_rows(pool: Pool, settings: TrainSettings, epoch: int) -> np.ndarray:
-    """D of algorithm 2: random real rows, hard ones among them, in whole batches; none twice before all had their turn.
-
-    Raises TrainingError where the probe would leave the epoch no step.
-    """
-    steps = max(round(settings.probe_samples / settings.batch_size), 1)
-    if steps >= settings.steps_per_epoch:
+def check_batch_size(pool: Pool, batch_size: int) -> None:
+    """Raises TrainingError where a batch is larger than the real images, so that an update without synthetic ones would see some twice."""
+    rows = int((~pool.synthetic & ~pool.held_out).sum())
+    if rows < batch_size:
         raise TrainingError(
-            f"the probe of {settings.probe_samples} samples takes {steps} of the epoch's {settings.steps_per_epoch} steps and leaves none "
-            "for the chosen level; lower methods.*.probe_samples or raise train.steps_per_epoch."
+            f"train.batch_size = {batch_size} exceeds the {rows} real images that there are to train on, so a batch would hold images "
+            f"twice; use at most {rows}."
         )
-    real = np.flatnonzero(~pool.synthetic & ~pool.held_out)
-    rng = np.random.default_rng(derive_seed("probe", settings.seed, epoch))
-    passes = [rng.permutation(real) for _ in range(-(-steps * settings.batch_size // len(real)))]
-    return np.concatenate(passes)[: steps * settings.batch_size]
 
 
 class _Judge:
@@ -159,47 +160,26 @@ class _Judge:
 
 
 def _train_epoch(
-    learner: Learner, batches: Batches, pool: Pool, strategy: Strategy, mixing: Mixing, settings: TrainSettings, epoch: int,
-    history: list[Record], judge: _Judge | None, checkpoint: Path,
+    scene: Scene, batches: Batches, course: Course, settings: TrainSettings, epoch: int, history: list[Record], judge: _Judge | None,
+    checkpoint: Path,
 ) -> tuple[Record, np.ndarray]:  # fmt: skip
-    """The steps of one epoch: where the strategy asks for it a probe first, then the levels that it chooses.
-
-    Returns what was chosen and measured, as plain values for the record, and the rows that were drawn.
-    """
-
-    def train_on(rows: np.ndarray, first_step: int) -> float:
-        return len(rows) * learner.train_epoch(
-            batches, rows, pool.labels, epoch, settings.epochs, settings.batch_size, settings.seed, settings.learning_rate, checkpoint,
-            first_step, settings.steps_per_epoch,
+    """The steps of one epoch, part by part: what was chosen and measured, as plain values for the record, and the rows that were drawn."""
+    record: Record = {}
+    drawn: list[np.ndarray] = []
+    total, learner = 0.0, scene.learner
+    learner.companion.begin_epoch(scene, epoch)
+    for part in range(course.parts(epoch)):
+        rows, chosen = course.draw(epoch, part, [*history, record] if record else history)
+        rows = learner.companion.draw(scene, epoch, rows)
+        before = course.before(epoch, part, judge)
+        total += len(rows) * learner.train_epoch(
+            batches, rows, course.pool.labels, epoch, settings.epochs, settings.batch_size, settings.seed, settings.learning_rate,
+            checkpoint, sum(map(len, drawn)) // settings.batch_size, settings.steps_per_epoch,
         )  # fmt: skip
-
-    measured = strategy.measures(epoch)
-    if measured != "never" and judge is None:
-        raise TrainingError("this strategy follows learning progress, but there is no guidance validation set to measure it on.")
-    before = judge() if judge is not None and measured != "never" else np.empty(0)
-    progress: Record = {}
-    probe, total = np.empty(0, np.int64), 0.0
-    if judge is not None and measured == "probe":
-        probe = probe_rows(pool, settings, epoch)
-        total = train_on(probe, 0)
-        progress = {"progress": measure_progress(judge.guidance, before, judge())}
-    known = [*history, progress] if progress else history
-    levels, class_levels = strategy.levels(epoch, known), strategy.class_levels(epoch, known)
-    left = settings.steps_per_epoch * settings.batch_size - len(probe)
-    rows, first = epoch_rows(pool, levels, mixing, settings, epoch, class_levels, left)
-    total += train_on(rows, len(probe) // settings.batch_size)
-    if judge is not None and measured == "epoch":
-        progress = {"progress": measure_progress(judge.guidance, before, judge())}
-    rows = np.concatenate([probe, rows])
-    chosen = {
-        "levels": [level.percent for level in levels],
-        "loss": total / len(rows),
-        "effective_scale": first.effective_scale,
-        **progress,
-    }
-    if class_levels:
-        chosen["class_levels"] = {str(label): [level.percent for level in own] for label, own in class_levels.items()}
-    return chosen, rows
+        record |= {**chosen, **course.progress(before, judge)}
+        drawn.append(rows)
+    rows = np.concatenate(drawn)
+    return {**record, "loss": total / len(rows)}, rows
 
 
 @torch.inference_mode()
@@ -263,12 +243,14 @@ def read_history(path: Path) -> list[Record]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _finish(folder: Path, model: nn.Module, config: ClassifierConfig, select: str, history: list[Record]) -> None:
+def _finish(folder: Path, scene: Scene, config: ClassifierConfig, select: str, history: list[Record]) -> None:
     """Puts the chosen classifier in place; killed anywhere, it can be done again, for `best` goes after the checkpoint."""
+    model = scene.learner.evaluated
     write_history(history, folder / "history.jsonl")
     best = folder / "best"
     if select == "validation" and best.exists():
         model.load_state_dict(load_file(best / "model.safetensors"))
+    scene.learner.companion.finish(scene, model)
     save_classifier(model, config, folder)
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     shutil.rmtree(best, ignore_errors=True)

@@ -1,7 +1,7 @@
 """Real images: tables, readers, splits, long-tail profiles."""
 
-from .images import Unreadable, decode_image, to_square
-from .longtail import class_groups, exponential_counts, order_classes, take_long_tail
+from .images import Unreadable, decode_image, keep_aspect, to_size, to_square
+from .longtail import class_groups, exponential_counts, order_classes, rank_by_index, take_long_tail
 from .readers import read_tables
 from .splits import split_rows
 from .table import ImageTable, Inspection, digest_image, inspect_images
@@ -15,9 +15,12 @@ __all__ = [
     "digest_image",
     "exponential_counts",
     "inspect_images",
+    "keep_aspect",
     "order_classes",
+    "rank_by_index",
     "read_tables",
     "split_rows",
     "take_long_tail",
+    "to_size",
     "to_square",
 ]

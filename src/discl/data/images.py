@@ -71,6 +71,22 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def to_square(image: Image.Image, size: int) -> np.ndarray:
     """uint8 `[3, size, size]`: the shorter side resized to `size` (Lanczos, antialiased), then the centre cropped."""
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    return to_size(image, size, size)
+
+
+def to_size(image: Image.Image, width: int, height: int) -> np.ndarray:
+    """uint8 `[3, height, width]`: resized until it covers that (Lanczos, antialiased), then the centre cropped."""
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     return np.ascontiguousarray(np.asarray(image, np.uint8).transpose(2, 0, 1))
+
+
+def keep_aspect(width: int, height: int, size: int, multiple: int) -> tuple[int, int]:
+    """(width, height) of about size² pixels at the aspect of a picture, at most 4 : 1 or 1 : 4.
+
+    Sides are multiples of `multiple` and of about size / 16 (at 1,024 of 64, as SDXL was trained), so that shapes are few.
+    """
+    aspect = min(max(width / height, 1 / 4), 4.0)
+    unit = multiple * max(size // (16 * multiple), 1)
+    wide, high = (max(round(side / unit), 1) * unit for side in (size * aspect**0.5, size / aspect**0.5))
+    return wide, high

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from ..assets import embedded_index
 from ..digests import derive_seed
 from ..errors import DataError, unknown
 from .table import ImageTable
+
+INDEX_CHARACTERS = 12
 
 
 def exponential_counts(num_classes: int, n_max: int, imbalance_ratio: float) -> list[int]:
@@ -39,11 +43,13 @@ def order_classes(class_names: Sequence[str], order: Sequence[str] | int | None)
     return [list(class_names).index(name) for name in order]
 
 
-def take_long_tail(table: ImageTable, n_max: int, imbalance_ratio: float, order: Sequence[int], seed: int) -> list[int]:
+def take_long_tail(
+    table: ImageTable, n_max: int, imbalance_ratio: float, order: Sequence[int], seed: int, ranks: Sequence[int] | None = None
+) -> list[int]:
     """Row numbers, in table order, of a long-tailed sample; `order` lists the labels from head to tail.
 
-    Each class is shuffled once by (seed, id) and its first n_c taken, so lists of different imbalance ratio are nested.
-    Raises DataError if a class has fewer images than its share, or if its share is none.
+    Each class is shuffled once by (seed, id), or sorted by `ranks` where they are given (`rank_by_index`), and its first n_c taken, so
+    lists of different imbalance ratio are nested. Raises DataError if a class has fewer images than its share, or if its share is none.
     """
     labels, ids = table.labels, table.ids
     chosen: list[int] = []
@@ -53,15 +59,32 @@ def take_long_tail(table: ImageTable, n_max: int, imbalance_ratio: float, order:
                 f"the long-tail profile leaves no image of class '{table.class_names[label]}'; raise data.long_tail.n_max or lower "
                 f"imbalance_ratio so that n_max / imbalance_ratio is at least 1 (it is {n_max / imbalance_ratio:.3g})."
             )
-        rows = np.flatnonzero(labels == label).tolist()
+        rows = [row for row in np.flatnonzero(labels == label).tolist() if ranks is None or ranks[row] >= 0]
         if len(rows) < count:
+            listed = "" if ranks is None else " that data.long_tail.index lists"
             raise DataError(
-                f"class '{table.class_names[label]}' has {len(rows)} images, the long-tail profile asks for {count}; "
+                f"class '{table.class_names[label]}' has {len(rows)} images{listed}, the long-tail profile asks for {count}; "
                 "lower data.long_tail.n_max."
             )
-        rows.sort(key=lambda row: derive_seed("long-tail", seed, ids[row]))
+        rows.sort(key=lambda row: derive_seed("long-tail", seed, ids[row]) if ranks is None else ranks[row])
         chosen += rows[:count]
     return sorted(chosen)
+
+
+def rank_by_index(digests: Sequence[str], index: str) -> list[int]:
+    """Place of each image in an index list, −1 for those not listed: by content, so that every copy of a data set gives the same sample.
+
+    `digests` are those of `digest_image`; `index` is a file or `embedded:NAME` with the first twelve characters of one a line.
+    Raises DataError for a file that is missing or lists none of the images.
+    """
+    file = embedded_index(index.removeprefix("embedded:")) if index.startswith("embedded:") else Path(index)
+    if not file.is_file():
+        raise DataError(f"data.long_tail.index: there is no file {file}.")
+    place = {line: rank for rank, line in enumerate(file.read_text().split())}
+    ranks = [place.get(content[:INDEX_CHARACTERS], -1) for content in digests]
+    if max(ranks) < 0:
+        raise DataError(f"data.long_tail.index: {file} lists none of the {len(ranks)} images by content; is it of another data set?")
+    return ranks
 
 
 def class_groups(class_counts: Sequence[int], many: int, few: int) -> dict[str, list[int]]:

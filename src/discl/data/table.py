@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -23,11 +25,12 @@ OPTIONAL = ("domain", "group")
 class ImageTable:
     """Rows `id` (string, unique), `image` ({bytes, path}, undecoded), `label` (0 … C − 1), optionally `domain` and `group`.
 
-    The rows lie memory-mapped in Arrow; nothing is decoded until it is asked for.
+    The rows lie memory-mapped in Arrow; nothing is decoded until it is asked for. Files have to lie below `root`, where there is one.
     """
 
     rows: Dataset
     class_names: tuple[str, ...]
+    root: Path | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -39,7 +42,7 @@ class ImageTable:
     @property
     def labels(self) -> np.ndarray:
         """int64 `[rows]`."""
-        return np.array(self.rows.select_columns("label")[:]["label"], np.int64)
+        return np.array(self.rows.select_columns("label").with_format("arrow")[:]["label"], np.int64)
 
     @property
     def class_counts(self) -> np.ndarray:
@@ -48,7 +51,7 @@ class ImageTable:
 
     def select(self, rows: Iterable[int]) -> ImageTable:
         """The table of these rows, in this order."""
-        return ImageTable(self.rows.select(list(rows)), self.class_names)
+        return replace(self, rows=self.rows.select(list(rows)))
 
     def image(self, row: int) -> Image.Image:
         """Decoded RGB picture of a row. Raises DataError that names the image."""
@@ -69,16 +72,18 @@ def check_table(table: ImageTable) -> ImageTable:
     """The table itself. Raises DataError for a label out of range, an id that stands twice or an empty table."""
     if not len(table):
         raise DataError("the table of images is empty.")
-    labels, ids = table.labels, table.ids
+    labels = table.labels
     wrong = np.flatnonzero((labels < 0) | (labels >= len(table.class_names)))
     if len(wrong):
+        example, last = table.rows[int(wrong[0])]["id"], len(table.class_names) - 1
         raise DataError(
-            f"label {labels[wrong[0]]} of image '{ids[wrong[0]]}' is out of range: there are {len(table.class_names)} class names, "
-            f"so labels run from 0 to {len(table.class_names) - 1} ({len(wrong)} such rows)."
+            f"label {labels[wrong[0]]} of image '{example}' is out of range: there are {last + 1} class names, "
+            f"so labels run from 0 to {last} ({len(wrong)} such rows)."
         )
-    if len(set(ids)) != len(ids):
-        seen: set[str] = set()
-        twice = next(name for name in ids if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+    ids = table.rows.select_columns("id").with_format("arrow")[:]["id"]
+    if pc.count_distinct(ids).as_py() != len(ids):
+        counted = pc.value_counts(ids)
+        twice = counted.field("values").filter(pc.greater(counted.field("counts"), 1))[0].as_py()
         raise DataError(f"id '{twice}' stands twice; ids have to be unique, for noise and resume are keyed by them.")
     return table
 
@@ -91,6 +96,12 @@ class Inspection:
     sizes: list[tuple[int, int]]
     unreadable: list[tuple[int, str]]
 
+    def select(self, rows: Sequence[int]) -> Inspection:
+        """What was found of these rows, in this order."""
+        place = {row: number for number, row in enumerate(rows)}
+        unreadable = [(place[row], problem) for row, problem in self.unreadable if row in place]
+        return Inspection([self.digests[row] for row in rows], [self.sizes[row] for row in rows], unreadable)
+
 
 def digest_image(image: Image.Image) -> str:
     """Digest of the size and the RGB pixels, so that another file format does not hide a copy."""
@@ -98,11 +109,14 @@ def digest_image(image: Image.Image) -> str:
 
 
 def inspect_images(table: ImageTable, on_progress: Callable[[int], None] = lambda count: None) -> Inspection:
-    """Decodes every image once, in threads."""
+    """Decodes every image once, in threads. A file that a link leads out of the table's root is as unreadable as a broken one."""
+    root = os.path.realpath(table.root) if table.root else None
 
     def look(row: int) -> tuple[str, tuple[int, int], str | None]:
         stored = table.rows[row]
         try:
+            if root is not None:
+                _refuse_escape(stored["image"]["path"], root)
             image = decode_image(stored["image"])
         except Unreadable as error:
             return "", (0, 0), f"{_name(stored)}: {error}"
@@ -117,6 +131,12 @@ def inspect_images(table: ImageTable, on_progress: Callable[[int], None] = lambd
                 unreadable.append((row, problem))
             on_progress(1)
     return Inspection(digests, sizes, unreadable)
+
+
+def _refuse_escape(path: str, root: str) -> None:
+    file = os.path.realpath(path.rpartition("::")[2])
+    if not file.startswith(root + os.sep) and file != root:
+        raise Unreadable(f"it leads to {file}, outside data.root {root}; copy the images there or name their folder as the root")
 
 
 def _name(stored: dict) -> str:

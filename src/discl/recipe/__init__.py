@@ -1,15 +1,21 @@
 """The recipe: one validated tree of everything that determines a run, read from and written to YAML."""
 
+from .data import Data, Groups, Hard, LongTail
+from .learning import Evaluate, Method, Train
 from .loading import RECIPES, describe_shipped, load_recipe, parse_override, shipped_recipes, validate
-from .tree import Data, Evaluate, Filter, Groups, Hard, Method, Prompts, Recipe, Runtime, Spectrum, Train
+from .making import Captions, Endpoint, Filter, Prompts, Spectrum
+from .tree import Recipe, Runtime
 
 __all__ = [
     "RECIPES",
+    "Captions",
     "Data",
+    "Endpoint",
     "Evaluate",
     "Filter",
     "Groups",
     "Hard",
+    "LongTail",
     "Method",
     "Prompts",
     "Recipe",

@@ -10,7 +10,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..errors import RecipeError, unknown
-from .tree import Method, Recipe
+from .learning import Method
+from .tree import Recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -145,7 +146,15 @@ def _resolve_paths(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     model = ("train", "model", "checkpoint")
     methods = tree.get("methods")
     overlaid = [("methods", str(name), *model) for name in (methods if isinstance(methods, dict) else {})]
-    for keys in (("data", "root"), ("prompts", "phrases"), ("spectrum", "checkpoint"), ("filter", "checkpoint"), model, *overlaid):
+    for keys in (
+        ("data", "root"),
+        ("prompts", "phrases"),
+        ("prompts", "captions", "checkpoint"),
+        ("spectrum", "checkpoint"),
+        ("filter", "checkpoint"),
+        model,
+        *overlaid,
+    ):
         value: Any = tree
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None

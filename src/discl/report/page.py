@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -14,6 +14,9 @@ from ..data import ImageTable
 from . import charts, tables, words
 from .pictures import Gallery, make_gallery
 from .reading import ADJUSTED, Story, read_run
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 def write_report(folder: Path, train: ImageTable, groups: dict[str, list[int]]) -> Path:
@@ -33,17 +36,22 @@ def write_report(folder: Path, train: ImageTable, groups: dict[str, list[int]]) 
 
 def render(story: Story, gallery: Gallery) -> str:
     """The page as HTML text; every name, prompt and value from the run is escaped."""
+    return make_environment().get_template("page.html.j2").render(story=story, gallery=gallery, **_values(story))
+
+
+def make_environment() -> Environment:
+    """The templates of this room, with their filters."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    page = Environment(
+    pages = Environment(
         loader=PackageLoader("discl", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    page.filters |= {
+    pages.filters |= {
         "percent": words.percent, "points": words.points, "number": words.number, "share": words.share, "sign": _sign,
         "cosine": words.cosine, "plain": words.plain, "level_colour": charts.level_colour,
     }  # fmt: skip
-    page.globals |= {"plural": words.plural}
-    return page.get_template("page.html.j2").render(story=story, gallery=gallery, **_values(story))
+    pages.globals |= {"plural": words.plural}
+    return pages
 
 
 def _sign(value: float | None) -> str:
@@ -53,8 +61,10 @@ def _sign(value: float | None) -> str:
 
 def _values(story: Story) -> dict[str, Any]:
     columns = tables.result_columns(story.figures)
-    others = [split for split in ("test", "validation") if split != story.split and all(split in each for each in story.results.values())]
+    splits = ("test", "test-ood", "validation", "validation-ood")
+    others = [split for split in splits if split != story.split and all(split in each for each in story.results.values())]
     other_figures = {split: {row: splits[split] for row, splits in story.results.items()} for split in others}
+    other_columns = {split: tables.result_columns(figures) for split, figures in other_figures.items()}
     colours = charts.method_colours(story.methods, story.baseline, story.featured)
     return {
         "recipe": words.share_recipe(story.recipe),
@@ -62,7 +72,8 @@ def _values(story: Story) -> dict[str, Any]:
         "settings": words.describe_settings(story), "headline": words.headline(story), "caution": words.caution(story),
         "tiles": tiles(story, story.baseline, story.featured), "adjusted": _adjusted_tiles(story),
         "columns": columns, "rows": tables.result_rows(story.figures, columns),
-        "other_rows": {split: tables.result_rows(figures, columns) for split, figures in other_figures.items()},
+        "other_rows": {split: tables.result_rows(figures, other_columns[split]) for split, figures in other_figures.items()},
+        "other_columns": other_columns, "domains": tables.domain_table(story),
         "bounds": words.group_bounds(story.recipe), "adjustment_note": words.adjustment_note(story),
         "adjusts": any(name.endswith(ADJUSTED) for name in story.figures),
         "similarity": similarity(story), "kept": tables.kept_table(story), "listed": tables.MAX_CLASSES,

@@ -7,14 +7,15 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
 from ..data import ImageTable
-from .reading import Story, read_pictures
+from .reading import read_pictures
 
 MAX_CLASSES, MAX_SOURCES, MAX_SEEDS, MAX_LEVELS = 6, 2, 3, 8
 MAX_PICTURES, MAX_BYTES = 200, 2_000_000
@@ -67,7 +68,26 @@ class Gallery:
     examples: tuple[Example, ...]
 
 
-def make_gallery(story: Story, train: ImageTable, folder: Path) -> Gallery:
+class Pictured(Protocol):
+    """What the choice of examples depends on: rows of `hard.parquet`, plan, verdicts, and the classes with their counts."""
+
+    @property
+    def hard(self) -> Sequence[Mapping[str, Any]]: ...
+
+    @property
+    def plan(self) -> pa.Table: ...
+
+    @property
+    def verdicts(self) -> pa.Table: ...
+
+    @property
+    def class_names(self) -> Sequence[str]: ...
+
+    @property
+    def class_counts(self) -> np.ndarray: ...
+
+
+def make_gallery(story: Pictured, train: ImageTable, folder: Path) -> Gallery:
     """Examples of up to 6 classes, rarest first, with up to 2 images each and the first seeds.
 
     Fewer where there are many levels or large pictures, so that they take about 2 MB at most. The choice depends on ids

@@ -58,9 +58,19 @@ class Story:
         return "test" if all("test" in splits for splits in self.results.values()) else "validation"
 
     @property
+    def ood(self) -> str | None:
+        """That split's counterpart out of distribution, where every method was measured on it."""
+        name = f"{self.split}-ood"
+        return name if all(name in splits for splits in self.results.values()) else None
+
+    @property
     def figures(self) -> dict[str, Mapping[str, Any]]:
-        """`{row of the table: {metric: value}}` on that split."""
-        return {row: splits[self.split] for row, splits in self.results.items()}
+        """`{row of the table: {metric: value}}` on that split; `ood_…` are those of its counterpart out of distribution."""
+        ood = self.ood
+        return {
+            row: {**splits[self.split], **{f"ood_{metric}": value for metric, value in (splits[ood] if ood else {}).items()}}
+            for row, splits in self.results.items()
+        }
 
     @property
     def methods(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from .reading import ADJUSTED, ENSEMBLED, Story
 
 GROUPS = ("many", "medium", "few")
 MAX_CLASSES = 30
+OOD = (("ood_accuracy", "OOD all"), ("ood_macro_f1", "OOD macro F1"), ("ood_worst_domain_accuracy", "OOD worst domain"))
+LOWER_IS_BETTER = frozenset({"calibration_error"})
 Figures = Mapping[str, Any]
 
 
@@ -35,10 +38,16 @@ class ResultRow:
 
 
 def result_columns(figures: Mapping[str, Figures]) -> list[tuple[str, str]]:
-    """`[(metric, heading)]` of the results table: all, the three groups, macro F1, then worst-k as far as measured."""
-    worst = sorted({name for row in figures.values() for name in row if name.startswith("worst_")}, key=lambda name: int(name[6:]))
-    fixed = [("accuracy", "all"), *((name, name) for name in GROUPS), ("macro_f1", "macro F1")]
-    return fixed + [(name, "worst class" if name == "worst_1" else f"worst {name[6:]} classes") for name in worst]
+    """`[(metric, heading)]` of the results table: all, the three groups, macro F1, then what was measured besides.
+
+    That is the figures out of distribution, the worst domain, worst-k and the calibration error (ECE).
+    """
+    measured = {name for row in figures.values() for name in row}
+    worst = sorted((name for name in measured if re.fullmatch(r"worst_\d+", name)), key=lambda name: int(name[6:]))
+    groups = [(name, name) for name in GROUPS]
+    worst_k = [(name, "worst class" if name == "worst_1" else f"worst {name[6:]} classes") for name in worst]
+    last = [each for each in (("worst_domain_accuracy", "worst domain"), ("calibration_error", "ECE")) if each[0] in measured]
+    return [("accuracy", "all"), *groups, ("macro_f1", "macro F1"), *(each for each in OOD if each[0] in measured), *worst_k, *last]
 
 
 def result_rows(figures: Mapping[str, Figures], columns: Sequence[tuple[str, str]]) -> list[ResultRow]:
@@ -46,7 +55,7 @@ def result_rows(figures: Mapping[str, Figures], columns: Sequence[tuple[str, str
     best = {}
     for metric, _ in columns:
         printed = {round(100 * row[metric], 1) for row in figures.values() if metric in row}
-        best[metric] = max(printed) if len(printed) > 1 else None
+        best[metric] = (min if metric in LOWER_IS_BETTER else max)(printed) if len(printed) > 1 else None
     rows = []
     for name, row in figures.items():
         cells = [Cell(row.get(metric), metric in row and round(100 * row[metric], 1) == best[metric]) for metric, _ in columns]
@@ -129,6 +138,33 @@ def class_rows(story: Story, method: str) -> tuple[list[ClassRow], int]:
     ]
     chosen = sorted(rows, key=lambda row: -abs(row.points))[:MAX_CLASSES]
     return sorted(chosen, key=lambda row: -row.count), len(rows)
+
+
+@dataclass(frozen=True)
+class DomainRow:
+    """A domain: its images, then accuracy and macro F1 of each method that is shown."""
+
+    name: str
+    images: int
+    cells: tuple[float, ...]
+
+
+def domain_table(story: Story) -> tuple[str, list[str], list[DomainRow], int] | None:
+    """(split, methods shown, rows, number of domains) of the split out of distribution, or else of the page's; None without domains.
+
+    Domains stand from the worst on (accuracy of the last method shown), at most 30.
+    """
+    split = next((name for name in (story.ood, story.split) if name and "per_domain" in story.results[story.baseline][name]), None)
+    if split is None:
+        return None
+    shown = [name for name in dict.fromkeys((story.baseline, story.featured)) if name]
+    measured = [story.results[name][split]["per_domain"] for name in shown]
+    names = sorted(measured[-1], key=lambda name: (measured[-1][name]["accuracy"], name))
+    rows = [
+        DomainRow(name, measured[0][name]["images"], tuple(each[name][metric] for each in measured for metric in ("accuracy", "macro_f1")))
+        for name in names[:MAX_CLASSES]
+    ]
+    return split, shown, rows, len(names)
 
 
 @dataclass(frozen=True)

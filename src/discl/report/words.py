@@ -107,7 +107,9 @@ def _data(story: Story, recipe: Mapping[str, Any]) -> str:
     text += f", {spread} per class"
     if data["long_tail"]:
         text += f" (exponential long tail, imbalance ratio {data['long_tail']['imbalance_ratio']:g})"
-    others = [f"{number(story.split_counts[split].sum())} {split}" for split in ("validation", "test") if split in story.split_counts]
+    listed = [split for split in ("validation", "validation-ood", "test", "test-ood") if split in story.split_counts]
+    others = [f"{number(story.split_counts[split].sum())} {split}" for split in listed]
+    others = [", ".join(others[:-1]), others[-1]] if len(others) > 2 else others
     return f"{text}. {' and '.join(others)} images; accuracies on this page are on {story.split}."
 
 

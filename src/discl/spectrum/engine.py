@@ -1,18 +1,16 @@
 """The step-level batched denoiser.
 
-One UNet call holds rows that stand at different steps: the UNet takes a timestep per row and a DDIM step is elementwise.
-A slot whose image is finished takes the next request, the longest first, so every call is full until the work runs out.
-Calls keep one static shape: idle rows at the very end are computed and counted as waste, and in return an image does not
-depend on which others it shared a call with.
+One call of the network holds rows that stand at different steps: it takes a timestep per row, and a step of DDIM or of a flow
+is elementwise. A slot whose image is finished takes the next request, the longest first, so every call is full until the work
+runs out. Calls keep one static shape: idle rows at the very end are computed and counted as waste, and in return an image
+does not depend on which others it shared a call with.
 """
 
 from __future__ import annotations
 
-import heapq
+import itertools
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,27 +18,10 @@ from torch import Tensor
 
 from ..digests import derive_seed
 from ..errors import CheckpointError
+from ..levels import GuidanceLevel, noise_shares
 from .models import Conditioning, LatentModel, Schedule
 from .plan import Request
-
-LoadPixels = Callable[[str], np.ndarray]
-
-
-@dataclass
-class Work:
-    """What the engine did. Useful rows are those of an unfinished image; the rest of a call is padding."""
-
-    unet_calls: int = 0
-    unet_rows: int = 0
-    unet_rows_computed: int = 0
-    vae_encodes: int = 0
-    vae_decodes: int = 0
-    text_encodes: int = 0
-
-    @property
-    def slot_fill(self) -> float:
-        """Useful UNet rows ÷ rows computed, in [0, 1]."""
-        return self.unet_rows / self.unet_rows_computed if self.unet_rows_computed else 1.0
+from .queue import LoadPixels, Queue, Text, Texts, Work
 
 
 def draw_noise(source_id: str, seed: int, attempt: int, shape: Sequence[int]) -> Tensor:
@@ -49,235 +30,89 @@ def draw_noise(source_id: str, seed: int, attempt: int, shape: Sequence[int]) ->
     return torch.randn(tuple(shape), generator=generator)
 
 
-def ddim_step(latents: Tensor, output: Tensor, alpha: Tensor, alpha_next: Tensor, prediction_type: str, clip: float | None) -> Tensor:
-    """x_next = √ᾱ_next · x̂0 + √(1 − ᾱ_next) · ε̂ with η = 0 (arXiv 2010.02502, eq. 12).
-
-    `alpha` and `alpha_next` are ᾱ now and after the step, broadcast over `latents` `[rows, c, h, w]`. Clipping bounds x̂0
-    and leaves ε̂ as predicted, as diffusers does.
-    """
-    if prediction_type == "epsilon":
-        noise, clean = output, (latents - (1 - alpha).sqrt() * output) / alpha.sqrt()
-    elif prediction_type == "v_prediction":
-        noise, clean = alpha.sqrt() * output + (1 - alpha).sqrt() * latents, alpha.sqrt() * latents - (1 - alpha).sqrt() * output
-    else:
-        noise, clean = (latents - alpha.sqrt() * output) / (1 - alpha).sqrt(), output
-    if clip is not None:
-        clean = clean.clamp(-clip, clip)
-    return alpha_next.sqrt() * clean + (1 - alpha_next).sqrt() * noise
-
-
-def start_latents(clean: Tensor | None, noise: Tensor, schedule: Schedule, steps: int) -> Tensor:
-    """z_t = √ᾱ_t · z_real + √(1 − ᾱ_t) · ε (eq. 1, 3) where `steps` steps are left; pure noise where `clean` is None (λ = 0)."""
-    if clean is None:
-        return noise
-    alpha = schedule.alphas[len(schedule) - steps]
-    return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-
-
-@dataclass
-class _Texts:
-    """Text embeddings, each computed once while it is remembered: those that are waited for, and up to `limit` in all."""
-
-    model: LatentModel
-    work: Work
-    limit: int = 4096
-    batch: int = 16
-    known: OrderedDict[str, Conditioning] = field(default_factory=OrderedDict)
-
-    def learn(self, texts: Iterable[str]) -> None:
-        new = [text for text in dict.fromkeys(texts) if text not in self.known]
-        for first in range(0, len(new), self.batch):
-            part = new[first : first + self.batch]
-            encoded = self.model.encode_texts(part + [""] * (self.batch - len(part)))
-            self.work.text_encodes += len(part)
-            for row, text in enumerate(part):
-                self.known[text] = {name: tensor[row].clone() for name, tensor in encoded.items()}
-
-    def __getitem__(self, text: str) -> Conditioning:
-        if text not in self.known:
-            self.learn([text])
-        self.known.move_to_end(text)
-        return self.known[text]
-
-    def trim(self, needed: set[str]) -> None:
-        """Forgets the least recently used texts beyond `limit`, but none that is `needed`."""
-        for text in [text for text in self.known if text not in needed][: max(len(self.known) - self.limit, 0)]:
-            del self.known[text]
-
-
-class _Queue:
-    """Requests waiting for a slot, the longest first, with the latents of their source images.
-
-    It looks ahead over a bounded number of requests, so that a plan of any length is worked on in constant memory.
-    """
-
-    def __init__(self, requests: Iterable[Request], engine: Engine, load_pixels: LoadPixels) -> None:
-        self.incoming = iter(requests)
-        self.engine, self.load_pixels = engine, load_pixels
-        self.heap: list[tuple[int, int, Request]] = []
-        self.latents: dict[str, Tensor] = {}
-        self.users: Counter[str] = Counter()
-        self.newest: str | None = None  # source of the last request in sight: the plan may go on with it
-        self.taken = 0
-        self.exhausted = False
-
-    def pop(self) -> tuple[Request, Tensor | None] | None:
-        """The longest request in sight with its clean latents (None for text only), or None when the work has run out."""
-        if not self.exhausted and len(self.heap) <= self.engine.lookahead // 2:
-            self._look_ahead()
-        if not self.heap:
-            return None
-        _, _, request = heapq.heappop(self.heap)
-        clean = None
-        if request.level > 0:
-            clean = self.latents[request.source_id]
-            self.users[request.source_id] -= 1
-            self._release(request.source_id)
-        return request, clean
-
-    def _release(self, source: str | None) -> None:
-        """Forgets the latents of a source that no request in sight needs, unless the next ones may be its own."""
-        if source is not None and source != self.newest and not self.users[source]:
-            del self.users[source]
-            self.latents.pop(source, None)
-
-    def _look_ahead(self) -> None:
-        new: list[Request] = []
-        while len(self.heap) + len(new) < self.engine.lookahead:
-            request = next(self.incoming, None)
-            if request is None:
-                self.exhausted = True
-                break
-            new.append(request)
-        self.engine.texts.learn(text for request in new for text in self.engine.texts_of(request))
-        sources = dict.fromkeys(request.source_id for request in new if request.level > 0)
-        before, self.newest = self.newest, new[-1].source_id if new else None
-        self.users.update(request.source_id for request in new if request.level > 0)
-        self._release(before)
-        self._encode([source for source in sources if source not in self.latents])
-        for request in new:
-            heapq.heappush(self.heap, (-request.steps(len(self.engine.schedule)), self.taken, request))
-            self.taken += 1
-        self.engine.texts.trim({text for _, _, request in self.heap for text in self.engine.texts_of(request)})
-
-    def _encode(self, sources: list[str]) -> None:
-        engine = self.engine
-        for first in range(0, len(sources), engine.vae_batch):
-            part = sources[first : first + engine.vae_batch]
-            pixels = torch.zeros(engine.vae_batch, 3, engine.size, engine.size)
-            for row, source in enumerate(part):
-                pixels[row] = torch.from_numpy(self.load_pixels(source)).float() / 127.5 - 1
-            for source, latents in zip(part, engine.model.encode_images(pixels).cpu(), strict=False):
-                self.latents[source] = latents.clone()
-            engine.work.vae_encodes += len(part)
-
-
 class Engine:
     """Denoises requests with one model at one setting; `work` counts what was done.
 
-    `slots` images share a UNet call (twice as many rows with guidance, s > 1).
+    `slots` guided images share a call of the network (two rows each with guidance, s > 1). `fixed` gives every level T
+    steps; outside of `guidance_interval` (noise shares, the first excluded) a step takes one row, and others the room.
     """
 
-    def __init__(self, model: LatentModel, *, num_inference_steps: int, guidance_scale: float, size: int, slots: int = 64) -> None:
-        self.model, self.schedule = model, model.schedule(num_inference_steps)
-        self.guidance_scale, self.size, self.slots = guidance_scale, size, slots
+    def __init__(
+        self,
+        model: LatentModel,
+        *,
+        num_inference_steps: int,
+        guidance_scale: float,
+        slots: int = 64,
+        fixed: bool = False,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        self.model, self.num_inference_steps, self.fixed = model, num_inference_steps, fixed
+        self.guided = guidance_scale != 1 and not model.distilled
+        self.guidance_scale, self.guidance_interval, self.slots = guidance_scale, guidance_interval, slots
+        self.rows = slots * (1 + self.guided)
         self.vae_batch = min(slots, 16)
         self.lookahead = max(16 * slots, 256)
-        self.shape = model.latent_shape(size)
         self.work = Work()
-        self.texts = _Texts(model, self.work)
+        self.texts = Texts(model, self.work)
 
     @torch.inference_mode()
     def generate(self, requests: Iterable[Request], load_pixels: LoadPixels) -> Iterator[tuple[Request, np.ndarray]]:
-        """Yields each request with its picture, uint8 `[size, size, 3]`, in the order in which they are finished.
+        """Yields each request with its picture, uint8 `[height, width, 3]`, in the order in which they are finished.
 
-        `load_pixels(source_id)` returns the source image as uint8 `[3, size, size]`; it is asked once per source in sight.
+        Requests of one shape that follow one another share calls, so sort them by shape. `load_pixels(source_id)` returns
+        the source as uint8 `[3, height, width]` of its requests; it is asked once per source in sight.
         """
         finished: list[tuple[Request, Tensor]] = []
         for request, latents in self.denoise(requests, load_pixels):
-            finished.append((request, latents))
-            if len(finished) == self.vae_batch:
+            if finished and (len(finished) == self.vae_batch or latents.shape != finished[0][1].shape):
                 yield from self._decode(finished)
                 finished = []
+            finished.append((request, latents))
         if finished:
             yield from self._decode(finished)
 
     @torch.inference_mode()
     def denoise(self, requests: Iterable[Request], load_pixels: LoadPixels) -> Iterator[tuple[Request, Tensor]]:
         """Yields each request with its clean latents `[c, h, w]`, float32 on the CPU, as soon as its last step is done."""
-        queue = _Queue(requests, self, load_pixels)
-        model, schedule, slots = self.model, self.schedule, self.slots
-        guided = self.guidance_scale != 1
-        latents = torch.zeros(slots, *self.shape, device=model.device)
-        position = torch.zeros(slots, dtype=torch.long)  # index of the next step of each slot
-        occupant: list[Request | None] = [None] * slots
-        conditioning: Conditioning = {}
-        tables = [tensor.to(model.device) for tensor in (schedule.timesteps, schedule.alphas, schedule.alphas_next)]
-        while True:
-            for slot in (slot for slot in range(slots) if occupant[slot] is None):
-                taken = queue.pop()
-                if taken is None:
+        for (height, width), alike in itertools.groupby(requests, lambda request: (request.height, request.width)):
+            slots = _Slots(self, height, width)
+            queue = Queue(alike, self, slots.schedule.spans, load_pixels)
+            while True:
+                while slots.has_room() and (taken := queue.pop()) is not None:
+                    slots.place(*taken)
+                if slots.idle():
                     break
-                request, clean = taken
-                occupant[slot] = request
-                steps = request.steps(len(schedule))
-                position[slot] = len(schedule) - steps
-                noise = draw_noise(request.source_id, request.seed, request.attempt, self.shape)
-                latents[slot] = start_latents(clean, noise, schedule, steps).to(model.device)
-                self._place_text(conditioning, slot, request)
-            active = [slot for slot in range(slots) if occupant[slot] is not None]
-            if not active:
-                return
-            timesteps, alphas, alphas_next = (table[position.to(model.device)] for table in tables)
-            output = self._guided(latents, timesteps, conditioning) if guided else model.predict(latents, timesteps, conditioning)
-            alphas, alphas_next = (alpha.view(-1, 1, 1, 1) for alpha in (alphas, alphas_next))
-            latents = ddim_step(latents, output, alphas, alphas_next, schedule.prediction_type, schedule.clip)
-            self.work.unet_calls += 1
-            self.work.unet_rows += len(active) * (1 + guided)
-            self.work.unet_rows_computed += slots * (1 + guided)
-            for slot in active:
-                position[slot] += 1
-                if position[slot] == len(schedule):
-                    request = occupant[slot]  # type: ignore[assignment]
-                    occupant[slot], position[slot] = None, 0
-                    yield request, latents[slot].cpu().clone()
+                yield from slots.advance()
 
     @torch.inference_mode()
-    def rows_per_second(self, calls: int = 2) -> float:
-        """UNet rows per second at this batch shape, from `calls` timed calls after one that warms up."""
-        rows = self.slots * (1 + (self.guidance_scale != 1))
-        conditioning = {
-            name: tensor[:1].expand(rows, *tensor.shape[1:]).contiguous() for name, tensor in self.model.encode_texts([""]).items()
-        }
-        latents = torch.zeros(rows, *self.shape, device=self.model.device)
-        timesteps = torch.zeros(rows, dtype=torch.long, device=self.model.device)
+    def rows_per_second(self, height: int, width: int, calls: int = 2) -> float:
+        """Rows of the network per second at this batch shape, from `calls` timed calls after one that warms up."""
+        encoded = self.model.encode_texts([""])
+        conditioning = {name: tensor[:1].expand(self.rows, *tensor.shape[1:]).contiguous() for name, tensor in encoded.items()}
+        conditioning |= self.told_scale()
+        latents = torch.zeros(self.rows, *self.model.latent_shape(height, width), device=self.model.device)
+        schedule = self.model.schedule(self.num_inference_steps, height, width, self.fixed)
+        timesteps = schedule.timesteps[:1].expand(self.rows).to(self.model.device)
         self.model.predict(latents, timesteps, conditioning).sum().item()
         started = time.perf_counter()
         for _ in range(calls):
             self.model.predict(latents, timesteps, conditioning).sum().item()
-        return calls * rows / (time.perf_counter() - started)
+        return calls * self.rows / (time.perf_counter() - started)
 
-    def _guided(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """ε_u + s (ε_c − ε_u), which is eq. 2 with s = 1 + w; both halves go through the network in one call."""
-        both = self.model.predict(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), conditioning)
-        without, with_text = both.chunk(2)
-        return without + self.guidance_scale * (with_text - without)
+    def told_scale(self) -> Conditioning:
+        """What the rows of a distilled network are told of guidance; nothing for others."""
+        if not self.model.distilled:
+            return {}
+        return {"guidance_scale": torch.full((self.rows,), float(self.guidance_scale), device=self.model.device)}
 
-    def texts_of(self, request: Request) -> list[str]:
+    def texts_of(self, request: Request) -> list[Text]:
         """The texts that a request's rows are conditioned on: with guidance the negative prompt comes first."""
-        return [request.prompt] if self.guidance_scale == 1 else [request.negative_prompt, request.prompt]
-
-    def _place_text(self, conditioning: Conditioning, slot: int, request: Request) -> None:
-        """Writes a slot's text rows: the negative prompt's in the first half, the prompt's in the second."""
-        halves = self.texts_of(request)
-        for half, text in enumerate(halves):
-            for name, tensor in self.texts[text].items():
-                if name not in conditioning:
-                    conditioning[name] = tensor.new_zeros(len(halves) * self.slots, *tensor.shape)
-                conditioning[name][half * self.slots + slot] = tensor
+        prompt = Text(request.prompt, negative=False)
+        return [Text(request.negative_prompt, negative=True), prompt] if self.guided else [prompt]
 
     def _decode(self, finished: list[tuple[Request, Tensor]]) -> Iterator[tuple[Request, np.ndarray]]:
-        batch = torch.zeros(self.vae_batch, *self.shape)
+        batch = torch.zeros(self.vae_batch, *finished[0][1].shape)
         for row, (_, latents) in enumerate(finished):
             batch[row] = latents
         if not bool(batch.isfinite().all()):
@@ -289,3 +124,110 @@ class Engine:
         self.work.vae_decodes += len(finished)
         for row, (request, _) in enumerate(finished):
             yield request, pictures[row]
+
+
+class _Slots:
+    """Images of one shape in the making, each at a step of its own.
+
+    A guided step takes two rows of a call, another one. There is a place for every image that a call could hold; those for
+    which a call has no rows left wait for the next one.
+    """
+
+    def __init__(self, engine: Engine, height: int, width: int) -> None:
+        self.engine, model = engine, engine.model
+        self.schedule: Schedule = model.schedule(engine.num_inference_steps, height, width, engine.fixed)
+        self.tables = self.schedule.to(model.device)
+        self.shape = model.latent_shape(height, width)
+        self.guided = self._guided_steps()
+        self.halves = 1 + engine.guided
+        count = engine.slots if bool(self.guided.all()) else engine.rows
+        self.latents = torch.zeros(count, *self.shape, device=model.device)
+        self.occupant: list[Request | None] = [None] * count
+        self.position, self.end = [0] * count, [0] * count  # the next step of each place, and one beyond its last
+        self.conditioning: Conditioning = {}
+        self.told = engine.told_scale()
+        self.gathered: tuple[list[int], Conditioning] | None = None
+
+    def _guided_steps(self) -> Tensor:
+        """Which steps of the schedule take two rows, bool `[steps]`."""
+        guided = torch.zeros(len(self.schedule.timesteps), dtype=torch.bool)
+        low, high = self.engine.guidance_interval
+        for percent, span in self.schedule.spans.items():
+            shares = noise_shares(GuidanceLevel(percent), self.engine.num_inference_steps, self.engine.fixed)
+            guided[span.start : span.stop] = torch.tensor([self.engine.guided and low < share <= high for share in shares])
+        return guided
+
+    def _needs(self, place: int) -> int:
+        return 1 + int(self.guided[self.position[place]])
+
+    def _taken(self) -> list[int]:
+        return [place for place, request in enumerate(self.occupant) if request is not None]
+
+    def idle(self) -> bool:
+        return not self._taken()
+
+    def has_room(self) -> bool:
+        """Whether the next call has a row, and an image a place, to spare."""
+        taken = self._taken()
+        return len(taken) < len(self.occupant) and sum(map(self._needs, taken)) < self.engine.rows
+
+    def place(self, request: Request, clean: Tensor | None) -> None:
+        """Puts a request at the start of its level."""
+        place = self.occupant.index(None)
+        span = self.schedule.spans[request.level]
+        self.occupant[place], self.position[place], self.end[place] = request, span.start, span.stop
+        noise = draw_noise(request.source_id, request.seed, request.attempt, self.shape)
+        self.latents[place] = self.schedule.start(clean, noise, span.start).to(self.latents.device)
+        for half, text in enumerate(self.engine.texts_of(request)):
+            for name, tensor in self.engine.texts[text].items():
+                if name not in self.conditioning:
+                    self.conditioning[name] = tensor.new_zeros(self.halves * len(self.occupant), *tensor.shape)
+                self.conditioning[name][half * len(self.occupant) + place] = tensor
+        self.gathered = None
+
+    def advance(self) -> Iterator[tuple[Request, Tensor]]:
+        """One call of the network; yields what is finished with its latents on the CPU."""
+        engine, count, device = self.engine, len(self.occupant), self.latents.device
+        chosen, left = [], engine.rows
+        for place in self._taken():
+            if self._needs(place) <= left:
+                chosen.append(place)
+                left -= self._needs(place)
+        both = [place for place in chosen if self.guided[self.position[place]]]
+        single = [place for place in chosen if not self.guided[self.position[place]]]
+        prompts = (self.halves - 1) * count  # where the prompts' own conditioning begins, behind that of the negative ones
+        rows = [*both, *(prompts + place for place in (*both, *single))]
+        rows += [0] * (engine.rows - len(rows))
+        index = torch.tensor(self.position, device=device)
+        places = torch.tensor([row % count for row in rows], device=device)
+        output = engine.model.predict(self.latents[places], self.tables.timesteps[index[places]], self._gather(rows))
+        negative_row, prompt_row = torch.zeros(2, count, dtype=torch.long)
+        for row, place in enumerate(both):
+            negative_row[place], prompt_row[place] = row, len(both) + row
+        for row, place in enumerate(single):
+            negative_row[place] = prompt_row[place] = 2 * len(both) + row
+        without, with_text = output[negative_row.to(device)], output[prompt_row.to(device)]
+        # ε_u + s (ε_c − ε_u), which is eq. 2 with s = 1 + w; where a step is not guided both are ε_c
+        guided = without + engine.guidance_scale * (with_text - without) if engine.guided else with_text
+        moved = torch.zeros(count, 1, 1, 1, dtype=torch.bool)
+        moved[chosen] = True
+        self.latents = torch.where(moved.to(device), self.tables.step(self.latents, guided, index), self.latents)
+        engine.work.unet_calls += 1
+        engine.work.unet_rows += 2 * len(both) + len(single)
+        engine.work.unet_rows_computed += engine.rows
+        yield from self._finished(chosen)
+
+    def _gather(self, rows: list[int]) -> Conditioning:
+        """The conditioning of the rows of a call; kept while the same rows are asked for."""
+        if self.gathered is None or self.gathered[0] != rows:
+            where = torch.tensor(rows, device=self.latents.device)
+            self.gathered = rows, {name: tensor[where] for name, tensor in self.conditioning.items()} | self.told
+        return self.gathered[1]
+
+    def _finished(self, moved: Sequence[int]) -> Iterator[tuple[Request, Tensor]]:
+        for place in moved:
+            self.position[place] += 1
+            request = self.occupant[place]
+            if request is not None and self.position[place] == self.end[place]:
+                self.occupant[place], self.position[place] = None, 0
+                yield request, self.latents[place].cpu().clone()

@@ -6,7 +6,7 @@ Not CLIPScore, which is 2.5 or 100 times max(cosine, 0): thresholds here are on 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,13 +66,21 @@ class ClipScorer:
         """float32 `[images]` in [−1, 1]: the cosine of each image with the text of its label."""
         places = torch.tensor([self.labels.index(label) for label in labels], device=self.device)
         result = np.empty(len(images), np.float32)
-        with torch.inference_mode():
-            for first in range(0, len(images), batch):
-                pixels = self.processor(images=list(images[first : first + batch]), return_tensors="pt")["pixel_values"].to(self.device)
-                embeddings = self._normalise(self.model.get_image_features(pixel_values=pixels))
-                cosines = (embeddings * self.text_embeddings[places[first : first + batch]]).sum(1)
-                result[first : first + batch] = cosines.float().cpu().numpy()
+        for first, embeddings in self._embeddings(images, batch):
+            cosines = (embeddings * self.text_embeddings[places[first : first + batch]]).sum(1)
+            result[first : first + batch] = cosines.float().cpu().numpy()
         return result
+
+    def embed(self, images: Sequence[Image.Image], batch: int = 128) -> np.ndarray:
+        """float32 `[images, dimensions]` of length 1: products of two rows are cosines."""
+        parts = [embeddings.cpu().numpy() for _, embeddings in self._embeddings(images, batch)]
+        return np.concatenate(parts) if parts else np.empty((0, self.text_embeddings.shape[1]), np.float32)
+
+    def _embeddings(self, images: Sequence[Image.Image], batch: int) -> Iterator[tuple[int, torch.Tensor]]:
+        for first in range(0, len(images), batch):
+            pixels = self.processor(images=list(images[first : first + batch]), return_tensors="pt")["pixel_values"].to(self.device)
+            with torch.inference_mode():
+                yield first, self._normalise(self.model.get_image_features(pixel_values=pixels))
 
     @staticmethod
     def _normalise(features: object) -> torch.Tensor:

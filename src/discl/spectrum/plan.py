@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..digests import digest
-from ..levels import GuidanceLevel
-from ..prompts import draw_prompt
+from ..levels import GuidanceLevel, noise_shares
+from ..prompts import CAPTION, draw_prompt
 
 
 @dataclass(frozen=True)
 class Sampling:
     """What determines the pixels besides the request itself.
 
-    `guidance_scale` is s = 1 + w of eq. 2; `size` is in pixels a side; `model` and `scheduler` are digests.
+    `guidance_scale` is s = 1 + w of eq. 2; `size` is in pixels a side; `model` and `scheduler` are digests. Fields with a
+    default are options that came later: they enter an id only where they are used, so that older images keep theirs.
+    `guidance_from` and `guidance_to` bound the noise shares at which a step is guided (`levels.noise_shares`), the first excluded.
     """
 
     model: str
@@ -29,6 +31,25 @@ class Sampling:
     size: int
     dtype: str
     encoding: str
+    resize: str = "square"
+    steps: str = "per-level"
+    guidance_from: float = 0.0
+    guidance_to: float = 1.0
+    loras: str = ""
+
+    @property
+    def fixed(self) -> bool:
+        """Whether every level takes T steps."""
+        return self.steps == "fixed"
+
+    @property
+    def guidance_interval(self) -> tuple[float, float]:
+        return self.guidance_from, self.guidance_to
+
+    def identity(self) -> dict[str, Any]:
+        """What enters the ids: all fields but the options that are not used."""
+        options = {each.name: each.default for each in fields(self) if each.default is not MISSING}
+        return {name: value for name, value in asdict(self).items() if name not in options or value != options[name]}
 
 
 @dataclass(frozen=True)
@@ -44,6 +65,8 @@ class Request:
     attempt: int
     prompt: str
     negative_prompt: str
+    width: int
+    height: int
 
     def steps(self, num_inference_steps: int) -> int:
         """t(λ), the denoising steps that this request takes."""
@@ -60,16 +83,18 @@ def plan_requests(
 ) -> list[Request]:
     """Requests for every source (`id`, `digest`, `label`), level and seed; `prompts` maps a label to its texts.
 
+    A text may hold `{caption}`, which the source's `caption` replaces. A source may name the `width` and `height`
+    of what is made of it, which follow from its own size and the sampling.
     The same arguments give the same ids in every process; more levels or seeds only add requests.
     """
     requests = []
     for source in sources:
         for seed in range(seeds):
-            prompt = draw_prompt(prompts[source["label"]], source["id"], seed, 0)
+            prompt = draw_prompt(prompts[source["label"]], source["id"], seed, 0).replace(CAPTION, source.get("caption", "")).strip(" ,")
             for level in sorted(levels):
                 pixels = {
                     "source_digest": source["digest"], "source_id": source["id"], "prompt": prompt, "negative_prompt": negative_prompt,
-                    "level": level.percent, "seed": seed, "attempt": 0, **asdict(sampling),
+                    "level": level.percent, "seed": seed, "attempt": 0, **sampling.identity(),
                 }  # fmt: skip
                 requests.append(
                     Request(
@@ -82,15 +107,27 @@ def plan_requests(
                         0,
                         prompt,
                         negative_prompt,
+                        source.get("width", sampling.size),
+                        source.get("height", sampling.size),
                     )
                 )
     return requests
 
 
-def unet_rows(requests: Sequence[Request], num_inference_steps: int, guidance_scale: float) -> int:
-    """Σ 2·t(λ): rows that the UNet has to compute (Σ t(λ) without guidance, s = 1)."""
-    per_step = 1 if guidance_scale == 1 else 2
-    return per_step * sum(request.steps(num_inference_steps) for request in requests)
+def unet_rows(
+    requests: Sequence[Request],
+    num_inference_steps: int,
+    guidance_scale: float,
+    fixed: bool = False,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+) -> int:
+    """Σ 2·t(λ): rows that the network has to compute; one a step without guidance, s = 1 or outside of the interval."""
+    low, high = guidance_interval
+    rows = {}
+    for percent in {request.level for request in requests}:
+        shares = noise_shares(GuidanceLevel(percent), num_inference_steps, fixed)
+        rows[percent] = sum(1 + (guidance_scale != 1 and low < share <= high) for share in shares)
+    return sum(rows[request.level] for request in requests)
 
 
 def write_plan(requests: Sequence[Request], path: Path) -> None:

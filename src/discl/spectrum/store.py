@@ -86,7 +86,7 @@ def spectrum_shards(folder: Path, class_names: Sequence[str]) -> Shards:
             "prompt": text, "negative_prompt": text, "source_id": text, "source_digest": text, "source_width": number,
             "source_height": number,
             "width": number, "height": number, "model": text, "scheduler": text, "num_inference_steps": number, "guidance_scale": real,
-            "dtype": text, "encoding": text,
+            "dtype": text, "encoding": text, "resize": text, "steps": text, "guidance_from": real, "guidance_to": real, "loras": text,
         }
     )  # fmt: skip
     return Shards(folder, features.arrow_schema)

@@ -9,8 +9,9 @@ from itertools import combinations
 import numpy as np
 
 from ..console import progress
-from ..data import Inspection, class_groups, inspect_images, order_classes, read_tables, take_long_tail
+from ..data import Inspection, class_groups, inspect_images, read_tables
 from ..recipe import Data, Groups
+from .data import long_tail_rows, unused_splits
 
 PUBLISHED = {
     ("imagenet-lt", 1000): {"train": 115_846, "validation": 20_000, "test": 50_000},
@@ -57,12 +58,12 @@ def check_data(data: Data) -> Check:
 
     Raises DataError only where nothing can be read at all.
     """
-    tables = read_tables(data.root, data.format, data.columns, data.splits, data.files)
-    if data.long_tail:
-        profile, train = data.long_tail, tables["train"]
-        order = order_classes(train.class_names, profile.class_order)
-        tables["train"] = train.select(take_long_tail(train, profile.n_max, profile.imbalance_ratio, order, profile.seed))
     findings: list[Finding] = []
+
+    def on_unused(names: list[str]) -> None:
+        findings.append(Finding(False, unused_splits(names)))
+
+    tables = read_tables(data.root, data.format, data.columns, data.splits, data.files, on_unused)
     splits: dict[str, SplitCheck] = {}
     seen: dict[str, Inspection] = {}
     for split, table in tables.items():
@@ -70,9 +71,12 @@ def check_data(data: Data) -> Check:
             seen[split] = inspect_images(table, advance)
         for _, problem in seen[split].unreadable:
             findings.append(Finding(data.unreadable == "error", f"{split}: {problem}"))
+        if data.long_tail and split == "train":
+            rows = long_tail_rows(table, seen[split].digests, data.long_tail)
+            tables[split], seen[split] = table.select(rows), seen[split].select(rows)
         sizes = np.asarray([size for size in seen[split].sizes if size[0]], np.int64).reshape(-1, 2)
         domains = len(set(table.rows["domain"][:])) if "domain" in table.rows.column_names else 0
-        splits[split] = SplitCheck(len(table), table.class_counts, sizes, domains)
+        splits[split] = SplitCheck(len(tables[split]), tables[split].class_counts, sizes, domains)
     ids = {split: table.ids for split, table in tables.items()}
     findings += _copies(seen, ids, data.overlap == "error") + _classes(splits, tables["train"].class_names)
     findings += _published(data, {split: check.rows for split, check in splits.items()}, len(tables["train"].class_names))

@@ -15,9 +15,10 @@ from ..assets import published_figures
 from ..comparison import Entry, Interval, as_csv, as_latex, as_markdown, paired_interval
 from ..console import say
 from ..curriculum.training import read_history
-from ..spectrum.plan import read_plan, unet_rows
+from ..spectrum.plan import read_plan
 from ..workspace import Run, write_text
 from .learning import evaluate, train
+from .making import count_rows
 
 PHASE_1 = ("data.parquet", "hard.parquet", "plan.parquet", "filter.parquet", "spectrum", "scores", "cache")
 VARIANTS = ("+la", "+we")
@@ -105,11 +106,10 @@ def _costs(run: Run, runs: Sequence[Run], method: str) -> dict[str, float]:
     """UNet rows of the levels that the method trained on, and mean training seconds."""
     histories = [read_history(each.path("train") / method / "history.jsonl") for each in runs]
     levels = {level for history in histories for record in history for level in record["levels"]}
-    asked = run.recipe.spectrum
     requests = [request for request in read_plan(run.path("plan.parquet")) if request.level in levels]
     seconds = [sum(record["seconds"] for record in history) for history in histories]
     return {
-        "UNet rows": unet_rows(requests, asked.num_inference_steps, asked.guidance_scale), "training, s": float(np.mean(seconds))
+        "UNet rows": count_rows(run, requests), "training, s": float(np.mean(seconds))
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..console import progress, say
-from ..data import ImageTable, inspect_images, order_classes, read_tables, split_rows, take_long_tail
+from ..data import ImageTable, inspect_images, order_classes, rank_by_index, read_tables, split_rows, take_long_tail
 from ..data.readers import SPLIT_NAMES
 from ..errors import DataError
 from ..hardness import assign_folds, cross_fitted_probability, tail_rows
+from ..recipe import LongTail
 from ..workspace import Run, write_table
 from .learning import fit_classifier
 
@@ -28,7 +30,7 @@ def prepare_data(run: Run) -> Path:
     path, data = run.path("data.parquet"), run.recipe.data
     if path.exists():
         return path
-    found = read_tables(data.root, data.format, data.columns, data.splits, data.files)
+    found = read_tables(data.root, data.format, data.columns, data.splits, data.files, lambda names: say(unused_splits(names)))
     listed: dict[str, dict[str, np.ndarray]] = {}
     for split, table in found.items():
         listed[split] = _inspect(table, split, data.unreadable)
@@ -45,11 +47,8 @@ def prepare_data(run: Run) -> Path:
     tables = {split: {name: column[rows] for name, column in listed[source].items()} for split, (source, rows) in placed.items()}
     names = found["train"].class_names
     if data.long_tail:
-        profile, train = data.long_tail, tables["train"]
-        sample = found["train"].select(train["row"])
-        rows = np.asarray(
-            take_long_tail(sample, profile.n_max, profile.imbalance_ratio, order_classes(names, profile.class_order), profile.seed)
-        )
+        train = tables["train"]
+        rows = np.asarray(long_tail_rows(found["train"].select(train["row"]), train["digest"].tolist(), data.long_tail))
         tables["train"] = {name: column[rows] for name, column in train.items()}
     _check_splits(tables, names, data.overlap)
     columns = {
@@ -61,6 +60,18 @@ def prepare_data(run: Run) -> Path:
     del columns["unit"]
     write_table(pa.table(columns), path)
     return path
+
+
+def unused_splits(names: list[str]) -> str:
+    """What is said of splits that are neither for training nor for measuring."""
+    return f"splits that are not used: {', '.join(names)}; name them in data.splits if they should be, for example {{test: {names[0]}}}."
+
+
+def long_tail_rows(table: ImageTable, digests: Sequence[str], profile: LongTail) -> list[int]:
+    """Row numbers of the long-tailed sample that a recipe asks for; `digests` are those of the table's images."""
+    order = order_classes(table.class_names, profile.class_order)
+    ranks = rank_by_index(digests, profile.index) if profile.index else None
+    return take_long_tail(table, profile.n_max, profile.imbalance_ratio, order, profile.seed, ranks)
 
 
 def find_hard(run: Run) -> Path:

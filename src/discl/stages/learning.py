@@ -18,31 +18,33 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..baselines import make_system
 from ..console import progress, say
 from ..curriculum import metrics
+from ..curriculum.course import hold_out_guidance, make_mixing
 from ..curriculum.mixture import Mixing, Pool
 from ..curriculum.models import ClassifierConfig, load_classifier, save_classifier
 from ..curriculum.objectives import CORRECTED, adjust_logits
 from ..curriculum.pixels import Pixels
 from ..curriculum.processes import current_processes
-from ..curriculum.progress import draw_guidance_set
-from ..curriculum.strategies import MEASURING, WITHOUT_HARD, RealOnly, make_strategy
+from ..curriculum.strategies import MEASURING, RealOnly, make_strategy
 from ..curriculum.training import (
     TrainSettings,
+    check_batch_size,
     choose_precision,
-    epoch_rows,
+    make_course,
     predict_logits,
     read_history,
     train_classifier,
 )
 from ..data import ImageTable
-from ..digests import derive_seed, digest
-from ..levels import REAL
+from ..digests import digest
 from ..recipe import Method, Train
-from ..workspace import Run, stored_images, write_text
+from ..workspace import Run, write_text
 from .classifiers import checkpoint_identity, describe_classifier, describe_training, ensembles, starter_of
 from .loggers import open_loggers
 from .preparing import prepared_table
+from .samples import hard_rows, kept_images, make_pool
 
 CLASS_POWER = {"instance": 1.0, "square-root": 0.5, "class-balanced": 0.0}
 """Exponent of a class's share of an epoch, by the name that recipes use."""
@@ -50,7 +52,7 @@ CLASS_POWER = {"instance": 1.0, "square-root": 0.5, "class-balanced": 0.0}
 
 def train(run: Run) -> Path:
     """Trains the classifier of every method into `train/METHOD`; a finished one is left alone, a half-finished one goes on."""
-    kept = _kept_images(run)
+    kept = kept_images(run)
     processes = current_processes()
     if not processes.first:
         processes.wait()  # until the first has made the folders ready
@@ -60,29 +62,12 @@ def train(run: Run) -> Path:
     configs = {name: _config(run, name) for name in waiting}
     for size in sorted({config.resize for config in configs.values()}):
         with progress("decode training images", len(run.tables["train"]) + len(kept)) as advance:
-            pool, pixels = make_pool(prepared_table(run, "train", size), _hard_rows(run), kept, size, advance)
+            real = prepared_table(run, "train", size)
+            pool, pixels = make_pool(real, hard_rows(run), kept), Pixels([real.rows, kept], size, advance)
         for name, method in waiting.items():
             if configs[name].resize == size:
                 _train_method(run, name, method, pool, pixels)
     return run.path("train")
-
-
-def make_pool(
-    real: ImageTable, hard: np.ndarray, synthetic: Dataset, size: int, on_progress: Callable[[int], None] = lambda count: None
-) -> tuple[Pool, Pixels]:
-    """Every sample that training may draw, and its pixels: the rows of `real`, then those of `synthetic`.
-
-    `hard` bool `[real]`; `synthetic` has `image`, `label` and `level`.
-    """
-    count, extra = len(real), len(synthetic)
-    pool = Pool(
-        labels=np.concatenate([real.labels, np.asarray(synthetic["label"], np.int64)]),
-        levels=np.concatenate([np.full(count, REAL.percent), np.asarray(synthetic["level"], np.int64)]),
-        synthetic=np.repeat([False, True], [count, extra]),
-        hard=np.concatenate([hard, np.zeros(extra, bool)]),
-        class_names=real.class_names,
-    )
-    return pool, Pixels([real.rows, synthetic], size, on_progress)
 
 
 def fit_classifier(table: ImageTable, fitted: list[int], judged: list[int], train: Train, epochs: int, device: torch.device) -> np.ndarray:
@@ -90,7 +75,7 @@ def fit_classifier(table: ImageTable, fitted: list[int], judged: list[int], trai
     rows = table.select(fitted + judged)
     empty = Dataset.from_dict({"image": [], "label": [], "level": []})
     config = describe_classifier(train, table.class_names)
-    pool, pixels = make_pool(rows, np.zeros(len(rows), bool), empty, config.resize)
+    pool, pixels = make_pool(rows, np.zeros(len(rows), bool), empty), Pixels([rows.rows], config.resize)
     count = len(fitted)
     seen = Pool(pool.labels[:count], pool.levels[:count], pool.synthetic[:count], pool.hard[:count], pool.class_names)
     settings = replace(describe_training(train, "full", len(fitted), device, epochs), select="last")
@@ -113,6 +98,7 @@ def evaluate(run: Run) -> Path:
     """
     splits = {name: table for name, table in run.tables.items() if name != "train"}
     labels = {split: torch.from_numpy(table.labels) for split, table in splits.items()}
+    domains = {split: table.rows["domain"][:] for split, table in splits.items() if "domain" in table.rows.column_names}
     decode = _decoder(run, splits)
     results: dict[str, Any] = {}
     predictions: dict[str, Tensor] = {}
@@ -126,7 +112,7 @@ def evaluate(run: Run) -> Path:
         if tuned_clip and run.recipe.evaluate.weight_ensembling:
             rows[f"{name}+we"] = _ensemble(run, name, decode, labels)
         for row, (logits, stated) in rows.items():
-            results[row] = {split: {**measure(each, labels[split]), **stated} for split, each in logits.items()}
+            results[row] = {split: {**measure(each, labels[split], domains=domains.get(split)), **stated} for split, each in logits.items()}
             predictions |= {f"{row}/{split}": each.argmax(1) for split, each in logits.items()}
     save_file(predictions, run.path("predictions.safetensors"))
     write_text(run.path("results.json"), json.dumps(results, indent=2, ensure_ascii=False))
@@ -227,21 +213,17 @@ def _train_method(run: Run, name: str, method: Method, pool: Pool, pixels: Pixel
         seed=recipe.training(name).seed,
     )
     undersample = method.undersample if method.undersample is not None else method.strategy != "real-only" and recipe.hard.rule == "tail"
-    mixing = Mixing(
-        pool.tail_share if undersample else None, method.synthetic_scale, method.shortage, method.missing,
-        with_hard=method.strategy not in WITHOUT_HARD, class_power=CLASS_POWER[method.sampling],
-    )  # fmt: skip
+    mixing = make_mixing(
+        pool, method.strategy, undersample, method.synthetic_scale, method.shortage, method.missing, CLASS_POWER[method.sampling]
+    )
     train = recipe.training(name)
     settings = describe_training(train, method.fine_tune, int((~pool.synthetic).sum()), run.device, train.epochs)
     guidance = None
     if method.strategy in MEASURING:
-        images = method.guidance_images or min(2000, int(pool.synthetic.sum()) // 5)
-        guidance = draw_guidance_set(pool, recipe.spectrum.levels, images, derive_seed("guidance", train.seed))
-        held_out = np.zeros(len(pool.labels), bool)
-        held_out[guidance.rows] = True
-        pool = replace(pool, held_out=held_out)
+        pool, guidance = hold_out_guidance(pool, recipe.spectrum.levels, method.guidance_images, train.seed)
         samples = settings.steps_per_epoch * settings.batch_size
         settings = replace(settings, probe_samples=method.probe_samples or min(30_000, samples // 4))
+    check_batch_size(pool, settings.batch_size)
     config = _config(run, name)
     validate = _validator(run, config, settings.precision) if "validation" in run.tables else None
     loggers = recipe.runtime.loggers if current_processes().first else []
@@ -257,6 +239,7 @@ def _train_method(run: Run, name: str, method: Method, pool: Pool, pixels: Pixel
             pool, pixels, strategy, mixing, method.loss, counts, config, settings, folder, validate, run.device,
             recipe.runtime.workers, on_epoch=on_epoch, guidance=guidance,
             make_model=starter_of(config, train, recipe.prompts.names),
+            companion=make_system(method.system) if method.system else None,
         )  # fmt: skip
     scales = [record["effective_scale"] for record in history if record["levels"]]
     if scales:
@@ -269,8 +252,9 @@ def _prior_counts(pool: Pool, strategy: Any, mixing: Mixing, method: Method, set
     if method.prior == "real":
         return pool.real_counts
     total = np.zeros(pool.num_classes)
+    course = make_course(pool, strategy, mixing, settings)
     for epoch in range(settings.epochs):
-        rows, _ = epoch_rows(pool, strategy.levels(epoch, []), mixing, settings, epoch)
+        rows, _ = course.draw(epoch, 0, [])
         total += np.bincount(pool.labels[rows], minlength=pool.num_classes)
     return total
 
@@ -296,29 +280,12 @@ def _precision(run: Run) -> torch.dtype:
     return choose_precision(run.recipe.train.precision, run.device)
 
 
-def _kept_images(run: Run) -> Dataset:
-    """The synthetic images that the filter kept, in the order of the plan, memory-mapped: id, image, label, level.
-
-    Label and level are the plan's: a picture in the store may have been made under another numbering of the classes.
-    """
-    verdicts = [verdict for verdict in pq.read_table(run.path("filter.parquet")).to_pylist() if verdict["keep"]]
-    images = stored_images(run, [verdict["id"] for verdict in verdicts])
-    for name in ("label", "level"):
-        images = images.add_column(name, [verdict[name] for verdict in verdicts])
-    return images
-
-
-def _hard_rows(run: Run) -> np.ndarray:
-    hard = set(pq.read_table(run.path("hard.parquet"), columns=["id"]).column("id").to_pylist())
-    return np.asarray([name in hard for name in run.tables["train"].ids])
-
-
 def _fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
     """Digest of everything that a method's classifier depends on."""
     listed = pq.read_table(run.path("data.parquet"), columns=["split", "id", "label", "digest"])
     levels = sorted(level.percent for level in run.recipe.spectrum.levels)
     used = [] if method.strategy == "real-only" else [run.recipe.hard.rule, levels, list(kept["id"]), list(kept["label"])]
-    hard = np.flatnonzero(_hard_rows(run)).tolist()
+    hard = np.flatnonzero(hard_rows(run)).tolist()
     train = run.recipe.training(name)
     names = list(run.train.class_names)
     return digest(

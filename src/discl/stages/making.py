@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -12,17 +14,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..console import progress, say
-from ..data import decode_image, digest_image, to_square
+from ..data import decode_image, digest_image, to_size
 from ..errors import DataError, RunError
-from ..prompts import class_prompts, fill
+from ..prompts import fill
 from ..spectrum.encoding import encode_image
 from ..spectrum.engine import Engine
+from ..spectrum.fallback import PlainEngine
 from ..spectrum.filter import ClipScorer, describe_scorer, find_clip, judge
-from ..spectrum.models import check_generator, load_generator
+from ..spectrum.models import check_generator, load_generator, load_plain
 from ..spectrum.plan import Request, Sampling, plan_requests, read_plan, unet_rows, write_plan
 from ..spectrum.store import Shards
 from ..workspace import Run, stored_images, write_table
 from .classifiers import describe_classifier
+from .prompting import check_prompts, texts_by_label, with_captions
 
 
 def check_models(run: Run, stage: str) -> None:
@@ -32,8 +36,10 @@ def check_models(run: Run, stage: str) -> None:
     """
     if stage in {"data", "hard"}:
         return
+    check_prompts(run)
     find_clip(run.recipe.filter.checkpoint)
-    check_generator(run.recipe.spectrum.checkpoint, run.recipe.spectrum.num_inference_steps, run.recipe.spectrum.size)
+    asked = run.recipe.spectrum
+    check_generator(run.address, asked.num_inference_steps, asked.size, asked.levels, asked.steps == "fixed", asked.guidance_interval)
     for name, method in run.recipe.methods.items():
         train = run.recipe.training(name)
         if train.model.checkpoint is not None:
@@ -50,10 +56,11 @@ def make_plan(run: Run) -> Path:
         raise DataError("there is neither a validation nor a test split to measure on; set data.own_split or name them in data.splits.")
     if recipe.train.select == "validation" and "validation" not in run.tables:
         raise DataError("train.select is 'validation', but there is no validation split; use select: last or set data.own_split.")
-    names = run.train.class_names
-    texts = class_prompts(names, recipe.prompts.templates, recipe.prompts.phrases, recipe.prompts.names)
-    hard = pq.read_table(run.path("hard.parquet"), columns=["id", "digest", "label"]).to_pylist()
-    prompts = {label: texts[name] for label, name in enumerate(names)}
+    hard = pq.read_table(run.path("hard.parquet"), columns=["id", "digest", "label", "width", "height"]).to_pylist()
+    for row in hard:
+        row["width"], row["height"] = run.made_size(row["width"], row["height"])
+    hard = with_captions(run, hard)
+    prompts = texts_by_label(run)
     requests = plan_requests(hard, recipe.spectrum.levels, recipe.spectrum.seeds, prompts, recipe.prompts.negative, run.sampling)
     unfinished = path.with_suffix(".new")
     write_plan(requests, unfinished)
@@ -61,20 +68,27 @@ def make_plan(run: Run) -> Path:
     return path
 
 
-def estimate_cost(run: Run, engine: Engine | None = None) -> dict[str, float]:
+def estimate_cost(run: Run, engine: Engine | PlainEngine | None = None) -> dict[str, float]:
     """What generating the rest of the plan costs: images, UNet rows, seconds (from two timed UNet calls) and bytes on disk."""
     requests, missing = _missing(run)
-    asked = run.recipe.spectrum
-    rows = unet_rows(missing, asked.num_inference_steps, asked.guidance_scale)
+    rows = count_rows(run, missing)
     engine = engine or _engine(run)
     places = {name: row for row, name in enumerate(run.train.ids)}
-    samples = [run.train.image(places[source]) for source in list(dict.fromkeys(request.source_id for request in requests))[:16]]
-    size = run.sampling.size
-    encoded = [len(encode_image(to_square(image, size).transpose(1, 2, 0), asked.encoding)) for image in samples]
+    samples = list({request.source_id: request for request in requests}.values())[:16]
+    pictures = [to_size(run.train.image(places[each.source_id]), each.width, each.height).transpose(1, 2, 0) for each in samples]
+    encoded = [len(encode_image(picture, run.recipe.spectrum.encoding)) for picture in pictures]
+    height, width = Counter((request.height, request.width) for request in requests).most_common(1)[0][0]
     return {
         "images": len(missing), "images_planned": len(requests), "unet_rows": rows,
-        "seconds": rows / engine.rows_per_second() if missing else 0.0, "bytes": len(missing) * float(np.mean(encoded)),
+        "seconds": rows / engine.rows_per_second(height, width) if missing else 0.0, "bytes": len(missing) * float(np.mean(encoded)),
     }  # fmt: skip
+
+
+def count_rows(run: Run, requests: Sequence[Request]) -> int:
+    """Rows that the network computes for these requests at the recipe's setting."""
+    sampling = run.sampling
+    scale = 1 if run.generator.distilled else sampling.guidance_scale
+    return unet_rows(requests, sampling.num_inference_steps, scale, sampling.fixed, sampling.guidance_interval)
 
 
 def describe_cost(cost: dict[str, float]) -> str:
@@ -96,7 +110,9 @@ def generate(run: Run) -> Path:
         return store.folder
     if len(missing) < len(requests):
         say(f"generate: {len(requests) - len(missing)} of {len(requests)} images are there already")
-    engine, train, size = _engine(run), run.train, run.sampling.size
+    engine, train = _engine(run), run.train
+    shapes = {request.source_id: (request.width, request.height) for request in missing}
+    missing.sort(key=lambda request: (request.width, request.height))  # a shape at a time, otherwise as planned
     places = {name: row for row, name in enumerate(train.ids)}
     hard = pq.read_table(run.path("hard.parquet"), columns=["id", "digest", "width", "height"]).to_pylist()
     sizes, digests = {row["id"]: (row["width"], row["height"]) for row in hard}, {row["id"]: row["digest"] for row in hard}
@@ -106,7 +122,7 @@ def generate(run: Run) -> Path:
         image = train.image(places[source])
         if digest_image(image) != digests[source]:
             raise RunError(f"image '{source}' has changed since it was checked; delete data.parquet and hard.parquet in {run.folder}.")
-        return to_square(image, size)
+        return to_size(image, *shapes[source])
 
     buffer: list[dict[str, Any]] = []
     with progress("generate", len(missing)) as advance, ThreadPoolExecutor(2) as encoders:
@@ -174,21 +190,24 @@ def _missing(run: Run) -> tuple[list[Request], list[Request]]:
     return requests, [request for request in requests if request.id not in present]
 
 
-def _engine(run: Run) -> Engine:
+def _engine(run: Run) -> Engine | PlainEngine:
     asked, sampling = run.recipe.spectrum, run.sampling
-    model = load_generator(asked.checkpoint, asked.dtype, run.device)
+    settings: dict[str, Any] = {"num_inference_steps": sampling.num_inference_steps, "guidance_scale": sampling.guidance_scale}
+    if run.generator.plain:
+        say(f"the engine does not know a {run.generator.family}: diffusers' own pipeline makes its images one by one, which is slower")
+        return PlainEngine(load_plain(run.address, asked.dtype, run.device), **settings)
     return Engine(
-        model,
-        num_inference_steps=sampling.num_inference_steps,
-        guidance_scale=sampling.guidance_scale,
-        size=sampling.size,
+        load_generator(run.address, asked.dtype, run.device),
+        **settings,
         slots=run.recipe.runtime.slots,
+        fixed=sampling.fixed,
+        guidance_interval=sampling.guidance_interval,
     )
 
 
 def _stored(request: Request, sampling: Sampling, size: tuple[int, int]) -> dict[str, Any]:
-    shape = {"source_width": size[0], "source_height": size[1], "width": sampling.size, "height": sampling.size}
-    return {**asdict(request), **{key: value for key, value in asdict(sampling).items() if key != "size"}, **shape}
+    settings = {key: value for key, value in asdict(sampling).items() if key != "size"}
+    return {**asdict(request), **settings, "source_width": size[0], "source_height": size[1]}
 
 
 def _scores_by(scores: Shards, scorer: str) -> dict[str, float]:

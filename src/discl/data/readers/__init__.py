@@ -38,13 +38,13 @@ __all__ = ["IMAGE_SUFFIXES", "READERS", "SPLIT_NAMES", "Source", "read_tables"]
 
 def read_tables(
     root: str, kind: str = "auto", columns: Mapping[Any, str] | None = None, splits: Mapping[Any, str] | None = None,
-    files: Mapping[str, str] | None = None,
+    files: Mapping[str, str] | None = None, on_unused: Callable[[list[str]], None] = lambda splits: None,
 ) -> dict[str, ImageTable]:  # fmt: skip
     """`{split: table}` of a data set; data without splits comes as `train` alone.
 
     `kind` is one of `READERS`, or `auto`, which goes by the files that are there. `columns` renames theirs to ours
     (`{"label": "fine_label"}`), `splits` names ours in their words (`{"test": "eval"}`), `files` names the lists of formats that
-    have some. Raises DataError for whatever is missing, and says what was looked for.
+    have some; `on_unused` is told of splits that are none of ours. Raises DataError for whatever is missing, and says what was looked for.
     """
     path = embedded(root) if root.startswith("embedded:") else Path(root).expanduser()
     source = Source(root, path, columns or {}, splits or {}, files or {})
@@ -54,7 +54,12 @@ def read_tables(
         raise DataError(unknown("data.format", kind, READERS))
     if kind != "hub" and not path.exists():
         raise DataError(f"data.root '{root}' does not exist; looked for {path.resolve()}.")
-    return _rename_splits(READERS[kind](source), source.splits, root)
+    found = READERS[kind](source)
+    tables = _rename_splits(found, source.splits, root)
+    unused = [name for name, table in found.items() if not any(table is each for each in tables.values())]
+    if unused:
+        on_unused(unused)
+    return tables
 
 
 def _guess_kind(source: Source) -> str:

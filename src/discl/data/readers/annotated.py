@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
+from ...assets import common_names
 from ...errors import DataError
 from ..table import ImageTable
 from .building import Source, build_table, expected, full_paths
@@ -59,24 +61,23 @@ def _read_json(source: Source, files: Any) -> dict[str, ImageTable]:
     tables = {}
     for split, content in stated.items():
         file = source.path / files[split]
-        category_of: dict[Any, set[Any]] = {}
-        for annotation in content["annotations"]:
-            category_of.setdefault(annotation["image_id"], set()).add(annotation["category_id"])
-        several = sum(len(each) > 1 for each in category_of.values())
+        category_of = dict(content["annotations"])
+        several = len({image for image, category in content["annotations"] if category_of[image] != category})
         if several:
             raise DataError(
                 f"{file}: {several} images show several categories, so they are no samples of one class; cut the objects out first."
             )
-        images = [image for image in content["images"] if image["id"] in category_of]
-        if len(images) < len(content["images"]):
-            raise DataError(f"{file}: {len(content['images']) - len(images)} images have no annotation; take them out of the list.")
-        unknown_ids = {next(iter(category_of[image["id"]])) for image in images} - set(label_of)
+        images = content["images"]
+        bare = sum(number not in category_of for number, _ in images)
+        if bare:
+            raise DataError(f"{file}: {bare} images have no annotation; take them out of the list.")
+        unknown_ids = {category_of[number] for number, _ in images} - set(label_of)
         if unknown_ids:
             raise DataError(f"{file}: category {min(unknown_ids)} stands in no list of categories; the file is of another version.")
-        below = _image_folder(source.path, file, images[0]["file_name"])
-        paths = full_paths(source.path, [below + image["file_name"] for image in images], str(file))
-        labels = np.asarray([label_of[next(iter(category_of[image["id"]]))] for image in images], np.int64)
-        tables[split] = build_table(paths, labels, names, [str(image["file_name"]) for image in images], source.path)
+        below = _image_folder(source.path, file, images[0][1])
+        paths = full_paths(source.path, [below + name for _, name in images], str(file))
+        labels = np.asarray([label_of[category_of[number]] for number, _ in images], np.int64)
+        tables[split] = build_table(paths, labels, names, [name for _, name in images], source.path)
     return tables
 
 
@@ -89,9 +90,18 @@ def _image_folder(root: Path, file: Path, example: str) -> str:
     return ""
 
 
+def _compact(each: dict[str, Any]) -> Any:
+    """An image as (id, file_name), an annotation as (image_id, category_id): a million of them as they stand would take 2 GB."""
+    if "file_name" in each and "id" in each:
+        return each["id"], str(each["file_name"])
+    if "image_id" in each and "category_id" in each:
+        return each["image_id"], each["category_id"]
+    return each
+
+
 def _load_json(file: Path) -> Any:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"), object_hook=_compact)
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read as JSON: {error}") from error
     lacking = [] if isinstance(content, list) else [name for name in ("images", "annotations") if name not in (content or {})]
@@ -104,7 +114,8 @@ def read_wilds(source: Source) -> dict[str, ImageTable]:
     """iWildCam v2.0 as WILDS stores it (arXiv 2012.07421): `metadata.csv` (split, y, filename, location, sequence) and images in `train/`.
 
     `id_val` is our `validation`, `id_test` our `test`, `val` and `test` are `validation-ood` and `test-ood`. The domain is the
-    camera (location), the group the sequence. Class names come from `categories.csv`.
+    camera (location), the group the sequence. Class names come from `categories.csv`, and are common names where we know one for the
+    scientific name (`assets/names/iwildcam.yaml`).
     """
     metadata = source.file("metadata", "metadata.csv")
     tree = ["metadata.csv (split, y, filename, location_remapped, sequence_remapped)", "categories.csv (y, name)", "train/….jpg"]
@@ -121,9 +132,11 @@ def read_wilds(source: Source) -> dict[str, ImageTable]:
     for theirs, ours in WILDS_SPLITS.items():
         rows = listed.filter(pc.equal(listed["split"], theirs))
         if rows.num_rows:
-            files = rows["filename"].cast(pa.string()).to_pylist()
+            files = rows["filename"].cast(pa.string()).combine_chunks()
             paths = full_paths(source.path / "train", files, str(metadata))
-            optional = {ours_: rows[each].cast(pa.string()).to_pylist() for ours_, each in (("domain", domain), ("group", group)) if each}
+            optional = {
+                ours_: rows[each].cast(pa.string()).combine_chunks() for ours_, each in (("domain", domain), ("group", group)) if each
+            }
             tables[ours] = build_table(paths, rows["y"].to_numpy(), names, files, source.path, **optional)
     if "train" not in tables:
         raise DataError(
@@ -140,8 +153,12 @@ def _wilds_names(file: Path, classes: int) -> list[str]:
     if lacking:
         raise DataError(f"{file} has no column {' and no '.join(lacking)} (it has {', '.join(listed.column_names)}).")
     stated = {
-        label: name
+        label: str(name)
         for label, name in zip(listed["y"].to_pylist(), listed["name"].to_pylist(), strict=True)
         if label is not None and label >= 0
     }
-    return [str(stated.get(label, label)) for label in range(max(classes, max(stated, default=-1) + 1))]
+    common = common_names("iwildcam")
+    spoken = {label: common.get(name, name) for label, name in stated.items()}
+    twice = {name for name, count in Counter(spoken.values()).items() if count > 1}
+    names = {label: f"{name} ({stated[label]})" if name in twice else name for label, name in spoken.items()}
+    return [names.get(label, str(label)) for label in range(max(classes, max(names, default=-1) + 1))]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from datasets import Image as ImageFeature
 
@@ -48,13 +49,14 @@ def expected(source: Source, kind: str, tree: Sequence[str]) -> str:
     return f"data.root '{source.root}' is not laid out as {kind}. Expected in {source.path.resolve()}:\n{lines}\nFound: {found}."
 
 
-def full_paths(root: Path, paths: Sequence[str], where: str) -> list[str]:
+def full_paths(root: Path, paths: Sequence[str] | pa.Array, where: str) -> pa.Array:
     """Paths below `root`. Raises DataError for one that is absolute or climbs out of it."""
-    base = str(root)
-    for path in paths:
-        if path is None or path.startswith("/") or (".." in path and ".." in PurePosixPath(path).parts):
+    listed = strings(paths)
+    suspects = pc.or_kleene(pc.starts_with(listed, "/"), pc.match_substring(listed, ".."))
+    for path in listed.filter(pc.fill_null(suspects, True)).to_pylist():
+        if path is None or path.startswith("/") or ".." in PurePosixPath(path).parts:
             raise DataError(f"{where} names '{path}', which leads out of {root}; paths have to stay below it.")
-    return [f"{base}/{path}" for path in paths]
+    return pc.binary_join_element_wise(f"{root}/", listed, "")
 
 
 def refuse_escape(paths: Sequence[Path], root: Path) -> None:
@@ -67,21 +69,26 @@ def refuse_escape(paths: Sequence[Path], root: Path) -> None:
             )
 
 
-def arrow_images(paths: Sequence[str], data: Sequence[bytes] | None = None) -> pa.StructArray:
+def strings(values: Sequence[str] | pa.Array) -> pa.Array:
+    """The values as an Arrow array of texts."""
+    return values if isinstance(values, pa.Array) else pa.array(values, pa.string())
+
+
+def arrow_images(paths: Sequence[str] | pa.Array, data: Sequence[bytes] | None = None) -> pa.StructArray:
     """A column of {bytes, path} as `datasets` stores images."""
     stored = pa.nulls(len(paths), pa.binary()) if data is None else pa.array(data, pa.binary())
-    return pa.StructArray.from_arrays([stored, pa.array(paths, pa.string())], names=["bytes", "path"])
+    return pa.StructArray.from_arrays([stored, strings(paths)], names=["bytes", "path"])
 
 
 def build_table(
-    paths: Sequence[str], labels: np.ndarray, class_names: Sequence[str], ids: Sequence[str], root: Path,
-    data: Sequence[bytes] | None = None, **optional: Sequence[str],
+    paths: Sequence[str] | pa.Array, labels: np.ndarray, class_names: Sequence[str], ids: Sequence[str] | pa.Array, root: Path,
+    data: Sequence[bytes] | None = None, **optional: Sequence[str] | pa.Array,
 ) -> ImageTable:  # fmt: skip
     """A checked table of image files (or of encoded pictures, `data`), with `domain` and `group` where they are given."""
     try:
-        columns = {"id": pa.array(ids, pa.string()), "image": arrow_images(paths, data), "label": pa.array(labels, pa.int64())}
-        columns |= {name: pa.array(values, pa.string()) for name, values in optional.items()}
+        columns = {"id": strings(ids), "image": arrow_images(paths, data), "label": pa.array(labels, pa.int64())}
+        columns |= {name: strings(values) for name, values in optional.items()}
     except UnicodeEncodeError as error:
         raise DataError(f"the file name {error.object!r} in {root} is not valid UTF-8; rename the file.") from error
     rows = Dataset(pa.table(columns)).cast_column("image", ImageFeature(decode=False))
-    return check_table(ImageTable(rows, tuple(class_names)))
+    return check_table(ImageTable(rows, tuple(class_names), root if data is None else None))

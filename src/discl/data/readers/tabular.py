@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,15 +157,15 @@ def read_manifest(source: Source) -> dict[str, ImageTable]:
     theirs = source.columns.get("image", "path")
     if theirs not in listed.column_names:
         raise DataError(f"{file}: {unknown('column', theirs, listed.column_names)} Say data.columns: {{image: their_name}}.")
-    paths = full_paths(file.parent, listed.column(theirs).cast(pa.string()).to_pylist(), str(file))
+    paths = full_paths(file.parent, listed.column(theirs).cast(pa.string()).combine_chunks(), str(file))
     columns = {name: listed.column(name) for name in listed.column_names if name != theirs}
     if "id" not in columns and "id" not in source.columns:
         columns["id"] = listed.column(theirs)
     table = pa.table({"image": arrow_images(paths), **{name: values for name, values in columns.items() if name != "image"}})
     rows = Dataset(table).cast_column("image", ImageFeature(decode=False))
-    return to_tables(
-        {"train": rows}, Source(source.root, source.path, {ours: name for ours, name in source.columns.items() if ours != "image"})
-    )
+    columns = {ours: name for ours, name in source.columns.items() if ours != "image"}
+    tables = to_tables({"train": rows}, Source(source.root, source.path, columns))
+    return {split: replace(table, root=file.parent) for split, table in tables.items()}
 
 
 def _only_list(folder: Path) -> str:

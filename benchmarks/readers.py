@@ -1,0 +1,163 @@
+"""Opening a data set of a million entries: seconds and peak memory of every reader that goes by lists.
+
+    python benchmarks/readers.py --entries 1000000 --json benchmarks/results/readers.json
+
+A synthetic tree of each format is written below `--work`: the lists name their images, which need not exist for a table to open (the image
+folder and the tar shards hold one tiny picture over and over). Each reader then opens its tree in a process of its own, which also asks for
+all ids and labels and counts the classes, as every run does. The base is the memory of such a process before it opens anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+CLASSES = 1000
+GOAL_SECONDS, GOAL_BYTES = 30.0, 1e9
+
+
+def picture() -> bytes:
+    """A tiny JPEG."""
+    out = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), 127, np.uint8)).save(out, "JPEG")
+    return out.getvalue()
+
+
+def name_of(row: int) -> str:
+    return f"class_{row % CLASSES:04d}/picture_{row:08d}.jpg"
+
+
+def make_lists(root: Path, entries: int) -> None:
+    text = "".join(f"train/{name_of(row)} {row % CLASSES}\n" for row in range(entries))
+    (root / "ImageNet_LT_train.txt").write_text(text)
+
+
+def make_manifest(root: Path, entries: int) -> None:
+    lines = (f"{name_of(row)},class {row % CLASSES},camera {row % 300}\n" for row in range(entries))
+    (root / "images.csv").write_text("path,label,domain\n" + "".join(lines))
+
+
+def make_inaturalist(root: Path, entries: int) -> None:
+    content = {
+        "images": [{"id": row, "file_name": f"train_val2018/{name_of(row)}", "width": 800, "height": 600} for row in range(entries)],
+        "annotations": [{"id": row, "image_id": row, "category_id": row % CLASSES} for row in range(entries)],
+        "categories": [{"id": label, "name": f"class {label}"} for label in range(CLASSES)],
+    }
+    (root / "train2018.json").write_text(json.dumps(content))
+
+
+def make_wilds(root: Path, entries: int) -> None:
+    lines = (f"train,{row % CLASSES},{row:08d}.jpg,{row % 300},{row // 3}\n" for row in range(entries))
+    (root / "metadata.csv").write_text("split,y,filename,location_remapped,sequence_remapped\n" + "".join(lines))
+    (root / "categories.csv").write_text("y,name\n" + "".join(f"{label},animal {label}\n" for label in range(CLASSES)))
+
+
+def make_parquet(root: Path, entries: int) -> None:
+    shards = max(entries // 100_000, 1)
+    for number, rows in enumerate(np.array_split(np.arange(entries), shards)):
+        images = [{"bytes": None, "path": name_of(int(row))} for row in rows]
+        table = pa.table({"id": [f"{row:08d}" for row in rows], "image": images, "label": rows % CLASSES})
+        pq.write_table(table, root / f"train-{number:05d}.parquet")
+
+
+def make_image_folder(root: Path, entries: int) -> None:
+    content = picture()
+    for label in range(CLASSES):
+        (root / f"class_{label:04d}").mkdir()
+    for row in range(entries):
+        (root / name_of(row)).write_bytes(content)
+
+
+def make_webdataset(root: Path, entries: int) -> None:
+    content, shards = picture(), max(entries // 10_000, 1)
+    for number, rows in enumerate(np.array_split(np.arange(entries), shards)):
+        with tarfile.open(root / f"train-{number:06d}.tar", "w") as tar:
+            for row in rows:
+                for suffix, data in (("jpg", content), ("cls", str(row % CLASSES).encode())):
+                    member = tarfile.TarInfo(f"{row:08d}.{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+
+
+TREES: dict[str, Callable[[Path, int], None]] = {
+    "imagenet-lt": make_lists,
+    "manifest": make_manifest,
+    "inaturalist": make_inaturalist,
+    "wilds": make_wilds,
+    "parquet": make_parquet,
+    "imagefolder": make_image_folder,
+    "webdataset": make_webdataset,
+}
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process; not that of `getrusage`, which a child takes over from its parent."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def open_one(root: str, kind: str) -> dict[str, float]:
+    """What opening costs in this process."""
+    from discl.data import read_tables
+
+    base = peak_bytes()
+    started = time.perf_counter()
+    table = read_tables(root, kind)["train"]
+    opened = time.perf_counter() - started
+    rows, classes = len(table.ids), int((table.class_counts > 0).sum())
+    return {
+        "rows": rows, "classes": classes, "seconds": opened, "seconds_with_ids": time.perf_counter() - started,
+        "base_bytes": base, "peak_bytes": peak_bytes(),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--entries", type=int, default=1_000_000)
+    parser.add_argument("--work", type=Path, default=Path("build/readers"))
+    parser.add_argument("--formats", nargs="+", choices=TREES, default=list(TREES))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--open", nargs=2, metavar=("ROOT", "FORMAT"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.open:
+        print(json.dumps(open_one(*arguments.open)))
+        return
+    results = {}
+    print(f"| format | entries | open, s | with ids and labels, s | peak, MB | of which base | goals ({GOAL_SECONDS:.0f} s, 1 GB) |")
+    print("|---|---|---|---|---|---|---|")
+    for kind in arguments.formats:
+        root = arguments.work / kind
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir(parents=True)
+        TREES[kind](root, arguments.entries)
+        command = [sys.executable, __file__, "--open", str(root), kind]
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        results[kind] = each = json.loads(told.splitlines()[-1])
+        shutil.rmtree(root)
+        if each["rows"] != arguments.entries or each["classes"] != min(CLASSES, arguments.entries):
+            raise SystemExit(f"{kind}: {each['rows']} rows of {each['classes']} classes were read; {arguments.entries} were written.")
+        met = "met" if each["seconds_with_ids"] <= GOAL_SECONDS and each["peak_bytes"] <= GOAL_BYTES else "missed"
+        print(
+            f"| {kind} | {each['rows']:,} | {each['seconds']:.1f} | {each['seconds_with_ids']:.1f} | {each['peak_bytes'] / 1e6:.0f} "
+            f"| {each['base_bytes'] / 1e6:.0f} | {met} |",
+            flush=True,
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"entries": arguments.entries, "readers": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""What another system adds to training, at the few places where it may: the systems compared with plug in here, and so may your own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .learner import Learner
+    from .mixture import Pool
+    from .pixels import Pixels
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a companion sees of a training: samples, their pixels, the learner with its model, and the seed."""
+
+    pool: Pool
+    pixels: Pixels
+    learner: Learner
+    seed: int
+    batch_size: int
+
+
+class Companion:
+    """Adds nothing; a subclass overrides what its system does. One object accompanies one training.
+
+    All that it remembers is in `state`, so that a killed training goes on with it; its draws are functions of (seed, epoch).
+    """
+
+    def begin(self, scene: Scene) -> None:
+        """Called once, before the first epoch and before `load_state`."""
+
+    def begin_epoch(self, scene: Scene, epoch: int) -> None:
+        """Called before each epoch; the model may be looked at, in evaluation mode."""
+
+    def draw(self, scene: Scene, epoch: int, rows: np.ndarray) -> np.ndarray:
+        """The rows of the epoch's part, as many as `rows`, which is what the strategy has drawn."""
+        return rows
+
+    def alter(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Images `[batch, 3, size, size]` in [0, 1], after crop and flip and before normalisation; random draws from torch's state."""
+        return images
+
+    def learn(self, rows: np.ndarray, labels: Tensor, logits: Tensor, learning_rate: float) -> None:
+        """Told of every forward pass in training, with the model's outputs `[batch, classes]`."""
+
+    def finish(self, scene: Scene, model: nn.Module) -> None:
+        """Called once after the last epoch with the model that will be saved; may change it in place."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that has to survive a kill."""
+        return {}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes over what `state` gave."""

@@ -1,0 +1,101 @@
+"""The course of a training: which rows each epoch draws, part by part, and when progress is measured. Pure in (epoch, history)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..digests import derive_seed
+from ..errors import TrainingError
+from ..levels import GuidanceLevel
+from .mixture import Mixing, Pool, mix_epoch
+from .progress import GuidanceSet, check_disjoint, draw_guidance_set, measure_progress
+from .strategies import WITHOUT_HARD, History, Strategy
+
+Record = dict[str, Any]
+Judge = Callable[[], np.ndarray]
+"""Measures the true-class probability of every image of V: float64 `[images]`."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """Strategy and mixture over a pool. An epoch has `samples`; where the strategy probes, the first `probe_samples` are the probe's.
+
+    `guidance` is V, for strategies that measure progress. Every draw is a function of (`seed`, epoch, levels).
+    """
+
+    pool: Pool
+    strategy: Strategy
+    mixing: Mixing
+    samples: int
+    seed: int
+    guidance: GuidanceSet | None = None
+    probe_samples: int = 0
+
+    def __post_init__(self) -> None:
+        if self.guidance is not None:
+            check_disjoint(self.pool, self.guidance)
+
+    def parts(self, epoch: int) -> int:
+        """Parts that an epoch is drawn in: a probe and then the level that it chooses, or everything at once."""
+        return 2 if self.strategy.measures(epoch) == "probe" else 1
+
+    def draw(self, epoch: int, part: int, history: History) -> tuple[np.ndarray, Record]:
+        """The rows of a part of an epoch, and what was chosen as plain values for the epoch's record (nothing for a probe).
+
+        `history` holds the records of all epochs before, and for the part after a probe one more with its progress.
+        """
+        probes = self.strategy.measures(epoch) == "probe"
+        if probes and part == 0:
+            return self.probe(epoch), {}
+        levels, class_levels = self.strategy.levels(epoch, history), self.strategy.class_levels(epoch, history)
+        left = self.samples - (self.probe_samples if probes else 0)
+        rows, first = mix_epoch(self.pool, levels, self.mixing, left, derive_seed("mix", self.seed, epoch), class_levels)
+        chosen: Record = {"levels": [level.percent for level in levels], "effective_scale": first.effective_scale}
+        if class_levels:
+            chosen["class_levels"] = {str(label): [level.percent for level in own] for label, own in class_levels.items()}
+        return rows, chosen
+
+    def probe(self, epoch: int) -> np.ndarray:
+        """D of algorithm 2: random real rows `[probe_samples]`, hard ones among them; none twice before all had their turn."""
+        real = np.flatnonzero(~self.pool.synthetic & ~self.pool.held_out)
+        rng = np.random.default_rng(derive_seed("probe", self.seed, epoch))
+        passes = [rng.permutation(real) for _ in range(-(-self.probe_samples // len(real)))]
+        return np.concatenate(passes)[: self.probe_samples]
+
+    def before(self, epoch: int, part: int, judge: Judge | None) -> np.ndarray | None:
+        """What `judge` finds before a part around which progress is measured, the first one; None where it is not.
+
+        Raises TrainingError where there is nothing to measure on.
+        """
+        if part or self.strategy.measures(epoch) == "never":
+            return None
+        if judge is None or self.guidance is None:
+            raise TrainingError("this strategy follows learning progress, but there is no guidance validation set to measure it on.")
+        return judge()
+
+    def progress(self, before: np.ndarray | None, judge: Judge | None) -> Record:
+        """For the record: the progress that a part has brought, measured after it; nothing where `before` is None."""
+        if before is None or judge is None or self.guidance is None:
+            return {}
+        return {"progress": measure_progress(self.guidance, before, judge())}
+
+
+def hold_out_guidance(pool: Pool, levels: Sequence[GuidanceLevel], images: int | None, seed: int) -> tuple[Pool, GuidanceSet]:
+    """V of about `images` images (default 2,000, or a fifth of the synthetic ones if that is less), and the pool without them."""
+    images = images or min(2000, int(pool.synthetic.sum()) // 5)
+    guidance = draw_guidance_set(pool, levels, images, derive_seed("guidance", seed))
+    held_out = pool.held_out.copy()
+    held_out[guidance.rows] = True
+    return replace(pool, held_out=held_out), guidance
+
+
+def make_mixing(
+    pool: Pool, strategy: str, undersample: bool, synthetic_scale: float, shortage: str, missing: str, class_power: float = 1.0
+) -> Mixing:
+    """The mixture that goes with a strategy: those that probe leave the hard real images to the probe."""
+    with_hard = strategy not in WITHOUT_HARD
+    return Mixing(pool.tail_share if undersample else None, synthetic_scale, shortage, missing, with_hard, class_power)

@@ -1,0 +1,120 @@
+"""The formats, each one function from images with their facts to files in a folder.
+
+An image is a mapping: `id`, encoded `bytes`, `label` (a number), and facts such as level and prompt, plain values that go along
+as metadata; all images of an export have the same keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Image = Mapping[str, Any]
+Write = Callable[[Path, Iterable[Image], Sequence[str]], None]
+
+SHARD_IMAGES, SHARD_BYTES = 5_000, 400_000_000
+SIGNATURES = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpg"), (b"RIFF", "webp"))
+LONGEST_NAME = 80
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
+
+
+def write_imagefolder(folder: Path, images: Iterable[Image], class_names: Sequence[str]) -> None:
+    """`CLASS/LEVEL-ID.webp` and one `metadata.jsonl`, as `datasets.load_dataset("imagefolder", data_dir=...)` and torchvision read it."""
+    places = safe_names(class_names)
+    with (folder / "metadata.jsonl").open("w", encoding="utf-8") as listed:
+        for image in images:
+            name = f"{places[image['label']]}/{image['level']:03d}-{image['id']}.{suffix_of(image['bytes'])}"
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(image["bytes"])
+            listed.write(json.dumps({"file_name": name, **_facts(image, class_names)}, ensure_ascii=False) + "\n")
+
+
+def write_webdataset(folder: Path, images: Iterable[Image], class_names: Sequence[str]) -> None:
+    """`train-000000.tar` and so on, with `ID.webp` and `ID.json` for each image; the class stands in the JSON's `label` by its name."""
+    for number, part in enumerate(_parts(images)):
+        with tarfile.open(folder / f"train-{number:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for image in part:
+                _add(tar, f"{image['id']}.{suffix_of(image['bytes'])}", image["bytes"])
+                _add(tar, f"{image['id']}.json", json.dumps(_facts(image, class_names), ensure_ascii=False).encode())
+
+
+def write_hub_folder(folder: Path, images: Iterable[Image], class_names: Sequence[str]) -> None:
+    """`data/train-00000.parquet` and so on, as `datasets.load_dataset(FOLDER)` and the hub's viewer read it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import ClassLabel, Features, Image, Value
+
+    (folder / "data").mkdir()
+    kinds = {bool: "bool", int: "int32", float: "float64", str: "string"}
+    for number, part in enumerate(_parts(images)):
+        facts = [key for key in part[0] if key not in {"id", "label", "bytes"}]
+        known = {key: next((image[key] for image in part if image[key] is not None), "") for key in facts}
+        features = Features(
+            {"image": Image(), "label": ClassLabel(names=list(class_names)), "id": Value("string")}
+            | {key: Value(kinds[type(value)]) for key, value in known.items()}
+        )
+        rows = [
+            {"image": {"bytes": image["bytes"], "path": f"{image['id']}.{suffix_of(image['bytes'])}"}, "label": image["label"]}
+            | {"id": image["id"], **{key: image[key] for key in facts}}
+            for image in part
+        ]
+        table = pa.Table.from_pylist(rows, features.arrow_schema)
+        pq.write_table(table, folder / "data" / f"train-{number:05d}.parquet", row_group_size=100)
+
+
+FORMATS: dict[str, Write] = {"imagefolder": write_imagefolder, "webdataset": write_webdataset, "hub-folder": write_hub_folder}
+
+
+def safe_names(names: Sequence[str]) -> list[str]:
+    """A folder name for each class that every file system takes; different names stay different, even where case does not count."""
+    taken: set[str] = set()
+    result = []
+    for name in names:
+        plain = re.sub(r"[^\w.+-]+", "_", unicodedata.normalize("NFC", name)).strip("._")
+        while len(plain.encode()) > LONGEST_NAME:
+            plain = plain[:-1]
+        if not plain or plain.casefold().split(".")[0] in RESERVED:
+            plain = f"class_{plain}"
+        if plain.casefold() in taken:
+            plain = f"{plain}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
+        taken.add(plain.casefold())
+        result.append(plain)
+    return result
+
+
+def suffix_of(data: bytes) -> str:
+    """webp, png or jpg, by the first bytes of the file."""
+    return next(suffix for start, suffix in SIGNATURES if data.startswith(start))
+
+
+def _facts(image: Image, class_names: Sequence[str]) -> dict[str, Any]:
+    facts = {key: value for key, value in image.items() if key not in {"bytes", "label"}}
+    return {**facts, "label": class_names[image["label"]], "label_index": image["label"]}
+
+
+def _parts(images: Iterable[Image]) -> Iterator[list[Image]]:
+    """Consecutive images of at most 5,000 and about 400 MB."""
+    part: list[Image] = []
+    size = 0
+    for image in images:
+        part.append(image)
+        size += len(image["bytes"])
+        if len(part) >= SHARD_IMAGES or size >= SHARD_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """No date and no owner, so that the same images give the same file."""
+    entry = tarfile.TarInfo(name)
+    entry.size = len(data)
+    tar.addfile(entry, io.BytesIO(data))

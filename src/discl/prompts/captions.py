@@ -1,0 +1,126 @@
+"""Captions of pictures by any image-to-text model of transformers: BLIP, GIT, vision encoder-decoders, and models that chat."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..checkpoints import checkpoint_digest, find_checkpoint
+from ..digests import digest
+from ..errors import CheckpointError
+
+QUESTION = "Describe this picture in one sentence."
+"""What a model that chats is asked where the recipe does not say."""
+
+
+class Captioner:
+    """Captions by greedy decoding, in batches of one static size, so that a caption does not depend on what shared its batch.
+
+    `prompt` is the beginning that a plain captioner completes, or the question to one that chats; a caption holds neither.
+    Raises CheckpointError for a folder of another family, without weights, or with pickled ones only.
+    """
+
+    def __init__(
+        self, address: str, prompt: str | None = None, max_new_tokens: int = 40, dtype: str = "float32",
+        device: torch.device | str = "cpu", batch: int = 16,
+    ) -> None:  # fmt: skip
+        from safetensors import SafetensorError
+        from transformers import AutoModelForImageTextToText
+
+        folder = find_captioner(address)
+        try:
+            self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True).eval()
+            self.model.to(device)
+            self.images, self.tokenizer, self.both = _load_processors(folder)
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+            raise CheckpointError(f"'{folder}' cannot be loaded as an image-to-text model: {error}") from error
+        self.device, self.batch, self.max_new_tokens = device, batch, max_new_tokens
+        self.chats = self.both is not None and bool(getattr(self.both, "chat_template", None))
+        self.prompt = prompt or (QUESTION if self.chats else None)
+        self.tokenizer.padding_side = "left"
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[Image.Image]) -> list[str]:
+        """One line of text for each picture; empty where the model says nothing."""
+        captions: list[str] = []
+        for first in range(0, len(images), self.batch):
+            part = list(images[first : first + self.batch])
+            inputs = self._inputs([*part, *[part[-1]] * (self.batch - len(part))])
+            tokens = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1)
+            given = inputs.get("input_ids", inputs.get("decoder_input_ids"))
+            new = tokens if given is None else _without_beginning(tokens, given)
+            said = self.tokenizer.batch_decode(new[: len(part)], skip_special_tokens=True)
+            captions += [" ".join(text.split()) for text in said]
+        return captions
+
+    def _inputs(self, images: list[Image.Image]) -> dict[str, Any]:
+        if self.chats:
+            content = [{"type": "image"}, {"type": "text", "text": self.prompt}]
+            text = self.both.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+            inputs = dict(self.both(images=images, text=[text] * len(images), padding=True, return_tensors="pt"))
+        else:
+            inputs = {"pixel_values": self.images(images=images, return_tensors="pt")["pixel_values"]}
+            if self.prompt is not None:
+                inputs |= self._beginning(len(images))
+        floating = {name: value.to(self.model.dtype) for name, value in inputs.items() if value.is_floating_point()}
+        return {name: value.to(self.device) for name, value in {**inputs, **floating}.items()}
+
+    def _beginning(self, rows: int) -> dict[str, torch.Tensor]:
+        """Tokens of the beginning, without the one that would end the sentence (BLIP takes it off by itself)."""
+        tokens = self.tokenizer(self.prompt, return_tensors="pt")
+        ids, mask = tokens["input_ids"], tokens["attention_mask"]
+        family = self.model.config.model_type
+        if family == "vision-encoder-decoder":
+            started = torch.tensor([[self.model.generation_config.decoder_start_token_id]])
+            plain = self.tokenizer(self.prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+            return {"decoder_input_ids": torch.cat([started, plain], 1).repeat(rows, 1)}
+        if not family.startswith("blip") and ids[0, -1] in {self.tokenizer.sep_token_id, self.tokenizer.eos_token_id}:
+            ids, mask = ids[:, :-1], mask[:, :-1]
+        return {"input_ids": ids.repeat(rows, 1), "attention_mask": mask.repeat(rows, 1)}
+
+
+def _without_beginning(tokens: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+    """Generated tokens without the given ones, which most models repeat; BLIP replaces the first of them and leaves out the last."""
+    for length in (given.shape[1], given.shape[1] - 1):
+        if 0 < length <= tokens.shape[1] and bool((tokens[:, 1:length] == given[:, 1:length]).all()):
+            return tokens[:, length:]
+    return tokens
+
+
+def describe_captioner(address: str, prompt: str | None, max_new_tokens: int, dtype: str) -> str:
+    """Digest of everything that determines a caption besides the picture."""
+    return digest(checkpoint_digest(find_captioner(address)), prompt, max_new_tokens, dtype)
+
+
+def find_captioner(address: str) -> Path:
+    """Folder of an image-to-text model in transformers' format. Raises CheckpointError for another family or missing files."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as FAMILIES
+
+    folder = find_checkpoint(address)
+    lacking = [name for name in ("config.json",) if not (folder / name).is_file()]
+    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        lacking.append("preprocessor_config.json")
+    if lacking:
+        raise CheckpointError(f"'{folder}' is no image-to-text model in transformers' format: it has no {' and no '.join(lacking)}.")
+    family = json.loads((folder / "config.json").read_text()).get("model_type")
+    if family not in FAMILIES:
+        raise CheckpointError(
+            f"'{folder}' holds a model of the family '{family}', which writes no captions; "
+            "name an image-to-text model such as BLIP, GIT, a vision encoder-decoder or LLaVA in prompts.captions.checkpoint."
+        )
+    return folder
+
+
+def _load_processors(folder: Path) -> tuple[Any, Any, Any]:
+    """(of images, of texts, of both together or None); older folders have the first two only."""
+    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+
+    both = AutoProcessor.from_pretrained(folder, backend="pil")
+    if hasattr(both, "image_processor") and hasattr(both, "tokenizer"):
+        return both.image_processor, both.tokenizer, both
+    return AutoImageProcessor.from_pretrained(folder, backend="pil"), AutoTokenizer.from_pretrained(folder), None

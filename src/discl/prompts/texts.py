@@ -1,0 +1,68 @@
+"""Class names, templates and phrase lists to prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from ..assets import embedded_phrases
+from ..digests import derive_seed
+from ..errors import RecipeError, unknown
+
+CAPTION = "{caption}"
+"""What a template may hold beside `{class}`: the caption of the source image."""
+
+
+def fill(template: str, name: str) -> str:
+    """The template with `{class}` replaced by the name. Raises RecipeError where `{class}` is missing."""
+    if "{class}" not in template:
+        raise RecipeError(f"template '{template}' lacks {{class}}, so every class would get the same text.")
+    return template.replace("{class}", name)
+
+
+def class_prompts(
+    class_names: Sequence[str], templates: Sequence[str], phrases: str | None = None, names: Mapping[str, str] | None = None
+) -> dict[str, list[str]]:
+    """`{class: texts}` from templates, or from the phrase list `phrases` (a YAML file or `embedded:NAME`) where it is given.
+
+    `names` replaces class names in templates (scientific → common). Raises RecipeError for a class without phrases, and for
+    a name that is no class.
+    """
+    spoken = spoken_names(class_names, names or {})
+    if phrases is None:
+        return {name: [fill(template, spoken[name]) for template in templates] for name in class_names}
+    path = embedded_phrases(phrases.removeprefix("embedded:")) if phrases.startswith("embedded:") else Path(phrases)
+    if not path.is_file():
+        raise RecipeError(f"prompts.phrases: there is no file {path}.")
+    texts = read_phrases(path)
+    lacking = [name for name in class_names if not texts.get(name)]
+    if lacking:
+        raise RecipeError(f"prompts.phrases: {path} has no texts for {len(lacking)} classes: {', '.join(lacking[:8])}.")
+    return {name: texts[name] for name in class_names}
+
+
+def spoken_names(class_names: Sequence[str], names: Mapping[str, str]) -> dict[str, str]:
+    """`{class: the name to use in texts}`. Raises RecipeError where `names` names no class."""
+    for name in names:
+        if name not in class_names:
+            raise RecipeError("prompts.names: " + unknown("class", name, class_names))
+    return {name: names.get(name, name) for name in class_names}
+
+
+def read_phrases(path: Path) -> dict[str, list[str]]:
+    """`{class: texts}` of a YAML file, classes without any text left out. Raises RecipeError for a file that holds no such mapping."""
+    try:
+        listed = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"prompts: {path} is not valid YAML: {error}") from error
+    listed = {} if listed is None else listed
+    if not isinstance(listed, dict) or not all(texts is None or isinstance(texts, list) for texts in listed.values()):
+        raise RecipeError(f"prompts: {path} holds no mapping from class names to lists of texts.")
+    return {str(name): [str(text) for text in texts] for name, texts in listed.items() if texts}
+
+
+def draw_prompt(texts: Sequence[str], source_id: str, seed: int, attempt: int) -> str:
+    """One text, a pure function of (source, seed, try), so that all levels of a spectrum share it."""
+    return texts[derive_seed("prompt", source_id, seed, attempt) % len(texts)]

@@ -1,0 +1,94 @@
+"""Sections of the recipe about real images: where they are, how they are divided, which are hard."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from ..data.readers import READERS
+from ..errors import RecipeError
+from .base import Strict, one_of
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _class_order(value: Any) -> Any:
+    """Names that YAML takes for numbers (the classes '0' … '9') are texts again."""
+    if isinstance(value, list):
+        return [str(name) for name in value]
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise RecipeError(f"a list of class names (head first), a whole number (a seed) or null is expected; got {value!r}.")
+
+
+class LongTail(Strict):
+    """Exponential profile n_c = ⌊n_max · IR^(−c/(C−1))⌋ over the classes in `class_order`, head first."""
+
+    n_max: int = Field(ge=1)
+    imbalance_ratio: float = Field(ge=1)
+    class_order: Annotated[list[str] | int | None, BeforeValidator(_class_order)] = Field(
+        None, description="names, head first; a number shuffles with that seed; null keeps the order"
+    )
+    seed: int = 0
+    index: str | None = Field(
+        None,
+        description="list of content digests to take from, first things first, instead of the seed's draw; a file, or embedded:cifar100",
+    )
+
+
+class OwnSplit(Strict):
+    """Shares of a data set that comes without splits; a group (camera, burst) never straddles."""
+
+    validation: Share = 0.1
+    test: Share = 0.2
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _training_is_left(self) -> OwnSplit:
+        if self.validation + self.test >= 1:
+            raise RecipeError(f"validation + test = {self.validation + self.test:g} leaves no image for training; keep the sum below 1.")
+        return self
+
+
+class Data(Strict):
+    """Where the real images are."""
+
+    root: str = Field(description="folder of class folders, folder of Parquet files, name of a hub data set, or embedded:fashion-mnist")
+    format: Annotated[str, one_of("format", ("auto", *READERS))] = "auto"
+    files: dict[str, str] = Field(default_factory=dict, description="their split: its list, for formats that have lists")
+    splits: dict[Literal["train", "validation", "test", "validation-ood", "test-ood"], str] = Field(
+        default_factory=dict, description="our split: its name in the data"
+    )
+    columns: dict[Literal["id", "image", "label", "split", "domain", "group"], str] = Field(
+        default_factory=dict, description="our column: theirs"
+    )
+    own_split: OwnSplit = OwnSplit()
+    long_tail: LongTail | None = None
+    unreadable: Literal["error", "skip"] = "error"
+    overlap: Literal["error", "keep"] = Field(
+        "error", description="pictures that lie in two splits: stop, or keep them as published benchmarks do (CIFAR-100 has some)"
+    )
+
+
+class Groups(Strict):
+    """Bounds of the report's groups: many has more training images than `many`, few has fewer than `few`."""
+
+    many: int = Field(100, ge=1)
+    few: int = Field(20, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Groups:
+        if self.few > self.many + 1:
+            raise RecipeError(f"groups.few = {self.few} lies above groups.many = {self.many}; a class would be in two groups.")
+        return self
+
+
+class Hard(Strict):
+    """Which training images get a spectrum."""
+
+    rule: Literal["tail", "probability"] = "tail"
+    fewer_than: int = Field(20, ge=1, description="tail: classes with fewer training images than this")
+    below: float = Field(0.5, gt=0, le=1, description="probability: images whose true class gets less than this")
+    folds: int = Field(3, ge=2, description="probability: no image is judged by a classifier that saw it")
+    epochs: int = Field(10, ge=1, description="probability: epochs of each fold's classifier")

@@ -1,0 +1,128 @@
+"""Sections of the recipe for phase 1: texts, spectrum, filter."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from ..errors import RecipeError
+from ..levels import check_levels
+from ..prompts import CAPTION
+from ..prompts.endpoint import check_url
+from .base import CaptionedTemplate, Level, Strict, Template
+
+
+class Endpoint(Strict):
+    """A language model that describes each class, at any server with OpenAI's chat interface (vLLM, Ollama, llama.cpp, a provider).
+
+    What it writes lies in `prompts.yaml` of the run folder and may be edited; a class that stands there is not asked for again.
+    """
+
+    url: Annotated[str, AfterValidator(check_url)] = Field(description="base URL, such as http://localhost:11434/v1")
+    model: str = Field(min_length=1)
+    key_variable: str | None = Field(
+        None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="environment variable that holds the API key; the key itself stands nowhere"
+    )
+    count: int = Field(10, ge=1, description="texts per class")
+    words: int = Field(15, ge=1, description="words in a text, at least")
+    only_class: bool = Field(True, description="refuse texts that name another class of the data set")
+    tries: int = Field(4, ge=1, description="how often a class is asked for before its texts count as unusable")
+    parameters: dict[str, Any] = Field(default_factory=dict, description="sent along, such as {temperature: 1.0, max_tokens: 2000}")
+    parallel: int = Field(4, ge=1, le=64, description="requests under way at once")
+    timeout: float = Field(120, gt=0, description="seconds")
+    retries: int = Field(6, ge=0, description="how often a request is sent again that a busy or failing server turned away")
+
+    @field_validator("parameters")
+    @classmethod
+    def _of_their_own(cls, value: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted({"model", "messages", "stream", "n"} & set(value))
+        if taken:
+            raise RecipeError(f"prompts.endpoint.parameters cannot set {', '.join(taken)}; take it out.")
+        return value
+
+
+class Captions(Strict):
+    """An image-to-text model of transformers that describes each hard image, for templates that hold {caption}."""
+
+    checkpoint: str = Field(description="folder in transformers' format, or hub name")
+    prompt: str | None = Field(None, min_length=1, description="beginning that the model completes, or the question to one that chats")
+    max_new_tokens: int = Field(40, ge=1, description="tokens in a caption, at most")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class Prompts(Strict):
+    """Texts to generate from; one is drawn per (source, seed, try) and shared by the levels."""
+
+    templates: list[CaptionedTemplate] = Field(["a photo of {class}"], min_length=1)
+    phrases: str | None = Field(None, description="YAML file {class: [texts]}, or embedded:NAME; used instead of the templates")
+    endpoint: Endpoint | None = Field(None, description="a language model that writes the texts; used instead of the templates")
+    captions: Captions | None = Field(None, description="captions of the hard images, for templates that hold {caption} beside {class}")
+    negative: str = ""
+    names: dict[str, str] = Field(default_factory=dict, description="class name: the name to use in texts")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Prompts:
+        if self.phrases is not None and self.endpoint is not None:
+            raise RecipeError("prompts.phrases and prompts.endpoint both say where the texts come from; leave one out.")
+        captioned = any(CAPTION in template for template in self.templates)
+        if captioned and self.captions is None:
+            raise RecipeError(f"prompts.templates hold {CAPTION}, but no model writes captions; name one in prompts.captions.checkpoint.")
+        if self.captions is not None and not (captioned and self.phrases is None and self.endpoint is None):
+            raise RecipeError(
+                f"prompts.captions is used by templates that hold {CAPTION}, such as 'a photo of {{class}}, {CAPTION}'; "
+                "write one, and leave out phrases and endpoint."
+            )
+        return self
+
+
+class Lora(Strict):
+    """Weights that are added to the generator's."""
+
+    path: str = Field(description="a *.safetensors file, or owner/name/FILE.safetensors on the hub")
+    scale: float = Field(1.0, description="what they are multiplied with")
+
+
+class Spectrum(Strict):
+    """Phase 1: what is generated for each hard image."""
+
+    checkpoint: str = Field(description="folder in diffusers' format, hub name, single *.safetensors file, or embedded:fashion-mnist")
+    config: str | None = Field(
+        None, description="single file: folder or hub name with its family's configurations; null: a folder beside it"
+    )
+    loras: list[Lora] = Field(default_factory=list, description="LoRA weights and their scales; need pip install 'discl[lora]'")
+    levels: list[Level] = Field(min_length=1)
+    seeds: int = Field(8, ge=1, description="synthetic images per source and level")
+    num_inference_steps: int = Field(50, ge=1)
+    guidance_scale: float = Field(10.0, ge=1, description="s = 1 + w of eq. 2, as diffusers counts it")
+    steps: Literal["per-level", "fixed"] = Field(
+        "per-level", description="level λ takes the last t(λ) of T steps, as the paper has it, or T finer steps over the same noise"
+    )
+    guidance_interval: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = Field(
+        (0.0, 1.0), description="shares of the noise schedule, 1 is pure noise, in which steps are guided; others cost half; lossy"
+    )
+    size: int | None = Field(None, ge=8, description="pixels a side; null: the checkpoint's own")
+    resize: Literal["square", "keep-aspect"] = Field(
+        "square", description="centre squares of size × size, or pictures of about as many pixels at their own aspect, to 4 : 1"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    encoding: Literal["webp-lossless", "webp", "jpeg", "png"] = "webp-lossless"
+
+    @model_validator(mode="after")
+    def _levels_are_generated(self) -> Spectrum:
+        if len(set(self.levels)) != len(self.levels):
+            raise RecipeError(f"spectrum.levels names a level twice: {[level.percent for level in self.levels]}.")
+        check_levels(self.levels, 100 * self.num_inference_steps if self.steps == "fixed" else self.num_inference_steps)
+        if self.guidance_interval[0] >= self.guidance_interval[1]:
+            raise RecipeError(
+                f"spectrum.guidance_interval = {list(self.guidance_interval)} is empty; write the cleaner end first, for example [0.4, 1]."
+            )
+        return self
+
+
+class Filter(Strict):
+    """CLIP filter: images below the threshold (raw cosine) are dropped before training."""
+
+    checkpoint: str = Field(description="CLIP folder in transformers' format, hub name, or embedded:fashion-mnist")
+    template: Template = "a photo of {class}"
+    threshold: float = Field(0.3, ge=-1, le=1)

@@ -1,0 +1,158 @@
+"""Which generators are known, and what a folder must hold to be one; read from configurations, never from weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import CheckpointError
+from .flow import Flux, StableDiffusion3
+from .interface import LatentModel
+from .stable_diffusion import StableDiffusion, StableDiffusionXL
+
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of a folder that nothing here needs."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of checkpoint: its name, the diffusers class that loads it, the parts it cannot do without.
+
+    Without `build` it is one that the engine does not know: diffusers' own pipeline makes its pictures, `text` those of level 0.
+    """
+
+    name: str
+    pipeline: str
+    build: Callable[..., LatentModel] | None
+    parts: tuple[str, ...]
+    distilled: bool = False
+    text: str | None = None
+
+    @property
+    def network(self) -> str:
+        return self.parts[0]
+
+    @property
+    def diffusion(self) -> bool:
+        return self.network == "unet"
+
+    @property
+    def plain(self) -> bool:
+        return self.build is None
+
+
+_FLOW = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+SD = Family(
+    "Stable Diffusion 1.x/2.x", "StableDiffusionImg2ImgPipeline", StableDiffusion, ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+)
+SDXL = Family("SDXL", "StableDiffusionXLImg2ImgPipeline", StableDiffusionXL, ("unet", "vae", "text_encoder_2", "tokenizer_2", "scheduler"))
+SD3 = Family("Stable Diffusion 3.x", "StableDiffusion3Img2ImgPipeline", StableDiffusion3, _FLOW)
+FLUX = Family("FLUX.1", "FluxImg2ImgPipeline", Flux, _FLOW, distilled=True)
+
+FAMILIES = {
+    "StableDiffusionPipeline": SD, "StableDiffusionImg2ImgPipeline": SD,
+    "StableDiffusionXLPipeline": SDXL, "StableDiffusionXLImg2ImgPipeline": SDXL,
+    "StableDiffusion3Pipeline": SD3, "StableDiffusion3Img2ImgPipeline": SD3,
+    "FluxPipeline": FLUX, "FluxImg2ImgPipeline": FLUX,
+}  # fmt: skip
+"""`_class_name` of model_index.json: the family."""
+
+
+NOT_PLAIN = ("ControlNet", "Inpaint", "Kontext", "Control", "Inpainting")
+"""Parts of the names of pipelines that want more than a text and a picture."""
+
+
+def find_family(folder: Path) -> Family:
+    """The family of a folder in diffusers' layout, known or of any image-to-image pipeline. Raises CheckpointError for another one."""
+    index = read_index(folder)
+    found = str(index.get("_class_name"))
+    family = FAMILIES.get(found) or _plain_family(found, index)
+    if family is None:
+        known = ", ".join(dict.fromkeys(family.name for family in FAMILIES.values()))
+        raise CheckpointError(
+            f"checkpoint '{folder}' is a {found}, which is no generator that is supported; supported are {known} in diffusers' layout, "
+            "and, slower, whatever diffusers has an image-to-image pipeline for."
+        )
+    return family
+
+
+def _plain_family(found: str, index: dict[str, Any]) -> Family | None:
+    """The family of another pipeline, or None where diffusers can make no image from a text and an image with it."""
+    from diffusers.pipelines import auto_pipeline as auto
+
+    image, text = (
+        auto._get_task_class(table, found, throw_error_if_not_exist=False)
+        for table in (auto.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING, auto.AUTO_TEXT2IMAGE_PIPELINES_MAPPING)
+    )
+    if image is None or image.__name__ in FAMILIES or any(word in found for word in NOT_PLAIN):
+        return None
+    parts = _listed(index)
+    network = next((name for name in ("transformer", "unet", "prior") if name in parts), None)
+    if network is None:
+        return None
+    others = tuple(name for name in parts if name != network)
+    return Family(found, image.__name__, None, (network, *others), text=None if text is None else text.__name__)
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """`model_index.json` of a folder. Raises CheckpointError where it is missing or no JSON."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except FileNotFoundError as error:
+        found = ", ".join(sorted(item.name for item in folder.iterdir()))
+        raise CheckpointError(
+            f"checkpoint '{folder}' is no generator in diffusers' layout: it lacks model_index.json (it holds {found}). "
+            "A CLIP or a classifier cannot generate; name a text-to-image checkpoint."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint '{folder}': model_index.json cannot be read: {error}") from error
+    if not isinstance(index, dict):
+        raise CheckpointError(f"checkpoint '{folder}': model_index.json holds no mapping; fetch it anew.")
+    return index
+
+
+def parts_of(folder: Path, family: Family) -> list[str]:
+    """Names of the parts that a checkpoint is made of: those of its family, and those that its model_index.json lists."""
+    return [*family.parts, *(name for name in _listed(read_index(folder)) if name not in family.parts)]
+
+
+def _listed(index: dict[str, Any]) -> list[str]:
+    return [name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None and name not in UNUSED]
+
+
+def check_parts(folder: Path, family: Family, weights: bool = True) -> None:
+    """Raises CheckpointError for a folder that lacks a part, its vocabulary or, with `weights`, its safetensors."""
+    parts = parts_of(folder, family)
+    lacking = [name for name in parts if not (folder / name).is_dir()]
+    if lacking:
+        found = ", ".join(sorted(item.name for item in folder.iterdir()))
+        raise CheckpointError(
+            f"checkpoint '{folder}' is no complete {family.name} folder: it lacks {', '.join(lacking)} (it holds {found}). "
+            f"Expected diffusers' layout with {', '.join(name + '/' for name in parts)}."
+        )
+    for name in parts:
+        if name.startswith("tokenizer"):
+            if not any((folder / name / file).is_file() for file in ("tokenizer.json", "vocab.json", "spiece.model")):
+                raise CheckpointError(
+                    f"checkpoint '{folder}': {name}/ holds no vocabulary (tokenizer.json, or vocab.json with merges.txt); fetch it."
+                )
+        elif weights and "processor" not in name and name != "scheduler" and not any((folder / name).glob("*.safetensors")):
+            raise CheckpointError(
+                f"checkpoint '{folder}': {name}/ holds no *.safetensors file. Fetch it, or convert pickled weights, which are refused "
+                "because unpickling runs code, with save_pretrained(..., safe_serialization=True)."
+            )
+
+
+def read_config(folder: Path, part: str) -> dict[str, Any]:
+    """Settings of one part. Raises CheckpointError where they are missing or no JSON."""
+    path = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    try:
+        settings = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint '{folder}' cannot be loaded: {path.name} of {part}/ is missing or no JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"checkpoint '{folder}' cannot be loaded: {path.name} of {part}/ holds no mapping.")
+    return settings

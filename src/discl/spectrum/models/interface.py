@@ -1,0 +1,51 @@
+"""What the engine needs of a generator: texts and pictures in, predictions for rows at steps of their own, pictures out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .schedules import Schedule
+
+Conditioning = dict[str, Tensor]
+"""Tensors with one row per text, or per row of a call."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class LatentModel(Protocol):
+    """What the engine needs of a checkpoint.
+
+    `distilled`: guidance is built into the network, so a step takes one row, which carries `guidance_scale` among its conditioning.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    distilled: bool
+
+    def schedule(self, num_inference_steps: int, height: int, width: int, fixed: bool = False) -> Schedule:
+        """The grid of T steps for pictures of that many pixels; with `fixed`, T steps for every level."""
+        ...
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """`[c, h, w]` of a picture's latents. Raises CheckpointError for sides that the checkpoint cannot make."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str], negative: bool = False) -> Conditioning:
+        """Tensors with one row per text; `negative` for what guidance leads away from."""
+        ...
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Scaled latents, float32, of pixels `[batch, 3, height, width]` in [−1, 1]; the posterior's mode, so nothing is drawn."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """uint8 pixels `[batch, height, width, 3]`, on the CPU."""
+        ...
+
+    def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The network's output, float32, for latents `[rows, c, h, w]` at `timesteps` `[rows]`."""
+        ...

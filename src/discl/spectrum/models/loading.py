@@ -1,0 +1,284 @@
+"""Generators from disk: what one is, whether it can do what is asked, and the model itself."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...checkpoints import PICKLED, checkpoint_digest, find_checkpoint, find_settings, find_weights, settings_digest, weights_digest
+from ...digests import digest
+from ...errors import CheckpointError
+from ...levels import TEXT_ONLY, GuidanceLevel
+from .families import UNUSED, Family, check_parts, find_family, parts_of, read_config
+from .interface import DTYPES, LatentModel
+from .schedules import make_ddim, make_flow
+from .stable_diffusion import check_side
+
+FLUX_SAMPLE_SIZE = 128  # FLUX's files name no size of their own; diffusers takes this many latents a side
+
+
+@dataclass(frozen=True)
+class Generator:
+    """What a checkpoint is, as far as its configuration tells.
+
+    `model` and `scheduler` are digests; `size` is native pixels a side; the sides of a picture are multiples of `multiple` pixels;
+    a `distilled` one takes one row a step whatever the guidance; of a `plain` one diffusers' own pipeline makes the pictures.
+    """
+
+    family: str
+    model: str
+    scheduler: str
+    size: int
+    multiple: int
+    distilled: bool
+    plain: bool = False
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a generator lies: a folder in diffusers' layout, a hub name, `embedded:...`, or a single safetensors file.
+
+    A single file holds weights only; `config` names a folder or hub name with the configurations (and tokenizers) of its
+    family, by default a folder beside the file that is called as it is. `loras` are files and the scales they are added with.
+    """
+
+    checkpoint: str
+    config: str | None = None
+    loras: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def single(self) -> bool:
+        path = Path(self.checkpoint).expanduser()
+        return not path.is_dir() and path.suffix in {".safetensors", *PICKLED}
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A generator on this machine: its family, the folder of its configurations, its weights where they are a file of their own."""
+
+    family: Family
+    folder: Path
+    file: Path | None
+
+    @property
+    def digest(self) -> str:
+        if self.file is None:
+            return checkpoint_digest(self.folder)
+        return digest(weights_digest(self.file), settings_digest(self.folder))
+
+
+def _find(address: Address | str) -> _Found:
+    address = Address(address) if isinstance(address, str) else address
+    if not address.single:
+        folder, file = find_checkpoint(address.checkpoint), None
+    else:
+        file = find_weights(address.checkpoint)
+        beside = file.with_suffix("")
+        if address.config is None and not beside.is_dir():
+            raise CheckpointError(
+                f"'{file}' is a single file, which says nothing of its configuration; name a folder or hub name of its family in "
+                f"spectrum.config, for example stabilityai/stable-diffusion-xl-base-1.0, or put such a folder beside it as {beside.name}/."
+            )
+        folder = find_settings(address.config or str(beside))
+    family = find_family(folder)
+    check_parts(folder, family, weights=file is None)
+    return _Found(family, folder, file)
+
+
+def describe_generator(address: Address | str) -> Generator:
+    """The checkpoint's family, digests and sizes, read without loading any weight."""
+    found = _find(address)
+    folder, family = found.folder, found.family
+    multiple = _multiple(folder, family)
+    raw = read_config(folder, "scheduler") if family.plain else dict(load_scheduler(folder, family).config)
+    settings = {key: value for key, value in raw.items() if not key.startswith("_")}
+    patch = 1 if family.diffusion else 2
+    side = read_config(folder, family.network).get("sample_size", FLUX_SAMPLE_SIZE)
+    if not isinstance(side, int):
+        raise CheckpointError(f"checkpoint '{folder}': the sample_size {side!r} of {family.network}/ is no whole number.")
+    scheduler = digest(family.pipeline if family.plain else "DDIM" if family.diffusion else "flow", settings)
+    return Generator(family.name, found.digest, scheduler, side * multiple // patch, multiple, family.distilled, family.plain)
+
+
+def check_generator(
+    address: Address | str,
+    num_inference_steps: int,
+    size: int | None = None,
+    levels: Iterable[GuidanceLevel] = (),
+    fixed: bool = False,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+) -> None:
+    """Raises CheckpointError for a checkpoint that is missing, of another family, or cannot do these steps, levels or sides.
+
+    Reads configurations only, no weight.
+    """
+    found = _find(address)
+    folder, family = found.folder, found.family
+    if isinstance(address, Address):
+        describe_loras(address.loras)
+    if family.plain:
+        _check_plain(found, levels, fixed or guidance_interval != (0.0, 1.0))
+        if size is not None:
+            check_side(size, _multiple(folder, family))
+        return
+    scheduler = load_scheduler(folder, family)
+    if family.distilled and guidance_interval != (0.0, 1.0):
+        raise CheckpointError(
+            f"checkpoint '{folder}' is {family.name}, whose guidance is built in and costs nothing; leave out spectrum.guidance_interval."
+        )
+    make = make_ddim if family.diffusion else make_flow
+    schedule = make(scheduler, num_inference_steps, fixed=fixed)
+    lacking = [str(level) for level in levels if level.percent not in schedule.spans]
+    if lacking:
+        raise CheckpointError(
+            f"level {lacking[0]} has fewer than {num_inference_steps} training steps of noise, so that steps: fixed cannot be; "
+            "use fewer steps, a lower level, or steps: per-level."
+        )
+    if size is not None:
+        check_side(size, _multiple(folder, family))
+
+
+def _check_plain(found: _Found, levels: Iterable[GuidanceLevel], options: bool) -> None:
+    name = found.family.name
+    if options:
+        raise CheckpointError(
+            f"checkpoint '{found.folder}' is a {name}, which diffusers' own pipeline denoises; leave out spectrum.steps and "
+            "spectrum.guidance_interval, which are for families of the engine."
+        )
+    if found.family.text is None and TEXT_ONLY in levels:
+        raise CheckpointError(f"diffusers has no text-to-image pipeline for a {name}, which level 0 needs; take 0 out of spectrum.levels.")
+
+
+def describe_loras(loras: Sequence[tuple[str, float]]) -> str:
+    """What LoRA weights add to an id: digest and scale of each; empty without any. Raises CheckpointError for a missing file."""
+    return " ".join(f"{weights_digest(find_weights(path))}*{scale:g}" for path, scale in loras)
+
+
+def load_scheduler(folder: Path, family: Family) -> Any:
+    """The checkpoint's schedule: of a diffusion model as DDIM, whatever sampler it was published with, of a flow as Euler steps.
+
+    For DDIM clipping is off and the offset 1, as diffusers' Stable Diffusion pipelines force them: many samplers' files name
+    neither, and DDIM's own defaults would then bound the latents by ±1.
+    """
+    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+    settings = read_config(folder, "scheduler")
+    with _told(folder):
+        if family.diffusion:
+            return DDIMScheduler.from_config(settings, clip_sample=False, steps_offset=1)
+        return FlowMatchEulerDiscreteScheduler.from_config(settings)
+
+
+def load_generator(address: Address | str, dtype: str = "float32", device: torch.device | str = "cpu") -> LatentModel:
+    """The model of a checkpoint, its LoRAs added to its weights.
+
+    The VAE runs in float32 where float16 is asked for (it overflows there). Raises CheckpointError for a folder that
+    lacks a component or weights, holds pickled weights, or is of a family that is not supported.
+    """
+    found = _find(address)
+    if found.family.build is None:
+        raise CheckpointError(f"checkpoint '{found.folder}' is a {found.family.name}, which the engine does not know; use load_plain.")
+    with _told(found.file or found.folder):
+        pipeline = load_pipeline(found, dtype)
+    if isinstance(address, Address):
+        add_loras(pipeline, address.loras)
+    return found.family.build(pipeline, device)
+
+
+def load_plain(address: Address | str, dtype: str = "float32", device: torch.device | str = "cpu") -> tuple[Any, Any | None]:
+    """diffusers' image-to-image and text-to-image pipelines (None where it has none) of a checkpoint, sharing their parts."""
+    import diffusers
+
+    found = _find(address)
+    kind = getattr(diffusers, found.family.pipeline)
+    diffusers.utils.logging.disable_progress_bar()
+    takes = kind._get_signature_types()
+    unused = {name: None for name in UNUSED if name in takes and name in kind._optional_components}
+    with _told(found.file or found.folder):
+        wanted: dict[str, Any] = {"local_files_only": True, **unused}
+        if found.file is not None:
+            image = kind.from_single_file(str(found.file), config=str(found.folder), torch_dtype=DTYPES[dtype], **wanted)
+        else:
+            image = kind.from_pretrained(found.folder, dtype=DTYPES[dtype], use_safetensors=True, **wanted)
+        if isinstance(address, Address):
+            add_loras(image, address.loras)
+        image.to(device)
+        text = None if found.family.text is None else getattr(diffusers, found.family.text).from_pipe(image)
+    for pipeline in (image, text):
+        if pipeline is not None:
+            pipeline.set_progress_bar_config(disable=True)
+    return image, text
+
+
+def load_pipeline(found: _Found, dtype: str) -> Any:
+    """diffusers' pipeline, from safetensors only."""
+    import diffusers
+
+    family, folder, wanted = found.family, found.folder, DTYPES[dtype]
+    kind = getattr(diffusers, family.pipeline)
+    takes = [name for name in kind._get_signature_types() if name in UNUSED or name.startswith(("tokenizer", "text_encoder"))]
+    absent: dict[str, Any] = {name: None for name in takes if name not in parts_of(folder, family)}
+    common = {**absent, "scheduler": load_scheduler(folder, family), "local_files_only": True}
+    diffusers.utils.logging.disable_progress_bar()
+    if found.file is not None:
+        pipeline = kind.from_single_file(str(found.file), config=str(folder), torch_dtype=wanted, **common)
+        pipeline.vae.to(torch.float32 if dtype == "float16" else wanted)
+        return pipeline
+    return kind.from_pretrained(
+        folder,
+        **common,
+        dtype={"default": wanted, "vae": torch.float32 if dtype == "float16" else wanted},
+        use_safetensors=True,
+        variant="fp16" if _half_only(folder, family) else None,
+    )
+
+
+def add_loras(pipeline: Any, loras: Sequence[tuple[str, float]]) -> None:
+    """Adds LoRA weights, each times its scale, to those of a pipeline.
+
+    Raises CheckpointError where a file fits nothing of this checkpoint, or where peft is not installed.
+    """
+    if not loras:
+        return
+    if importlib.util.find_spec("peft") is None:
+        raise CheckpointError("LoRA weights need the package peft; install it with pip install 'discl[lora]'.")
+    names = []
+    for number, (address, _) in enumerate(loras):
+        file, name = find_weights(address), f"lora{number}"
+        with _told(file):
+            pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
+        if not any(name in adapters for adapters in pipeline.get_list_adapters().values()):
+            raise CheckpointError(f"the LoRA '{file}' fits nothing of this checkpoint; it belongs to another family.")
+        names.append(name)
+    pipeline.set_adapters(names, [scale for _, scale in loras])
+    pipeline.fuse_lora(adapter_names=names)
+    pipeline.unload_lora_weights()
+
+
+def _half_only(folder: Path, family: Family) -> bool:
+    files = [file.name for name in parts_of(folder, family) for file in (folder / name).glob("*.safetensors")]
+    return all(".fp16." in name for name in files)
+
+
+def _multiple(folder: Path, family: Family) -> int:
+    if family.plain and "vae" not in family.parts:
+        return 16
+    channels = read_config(folder, "vae").get("block_out_channels", [0])
+    return 2 ** (len(channels) - 1) * (1 if family.diffusion else 2)
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Whatever diffusers and transformers raise for a spoilt folder, as CheckpointError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint '{folder}' cannot be loaded: {error}") from error

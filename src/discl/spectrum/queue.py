@@ -1,0 +1,148 @@
+"""What waits for a slot of the engine: requests, the latents of their sources, the embeddings of their texts; and what was done."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .models import Conditioning, LatentModel
+from .plan import Request
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+LoadPixels = Callable[[str], np.ndarray]
+"""uint8 `[3, height, width]` of a source, in the shape of what is made of it."""
+
+
+@dataclass
+class Work:
+    """What the engine did. Useful rows are those of an unfinished image; the rest of a call is padding."""
+
+    unet_calls: int = 0
+    unet_rows: int = 0
+    unet_rows_computed: int = 0
+    vae_encodes: int = 0
+    vae_decodes: int = 0
+    text_encodes: int = 0
+
+    @property
+    def slot_fill(self) -> float:
+        """Useful UNet rows ÷ rows computed, in [0, 1]."""
+        return self.unet_rows / self.unet_rows_computed if self.unet_rows_computed else 1.0
+
+
+class Text(NamedTuple):
+    """A text that rows are conditioned on, and whether guidance leads away from it."""
+
+    words: str
+    negative: bool
+
+
+@dataclass
+class Texts:
+    """Text embeddings, each computed once while it is remembered: those that are waited for, and up to `limit` in all."""
+
+    model: LatentModel
+    work: Work
+    limit: int = 4096
+    batch: int = 16
+    known: OrderedDict[Text, Conditioning] = field(default_factory=OrderedDict)
+
+    def learn(self, texts: Iterable[Text]) -> None:
+        unknown = [text for text in dict.fromkeys(texts) if text not in self.known]
+        for negative in (True, False):
+            new = [text for text in unknown if text.negative == negative]
+            for first in range(0, len(new), self.batch):
+                part = new[first : first + self.batch]
+                words = [text.words for text in part] + [""] * (self.batch - len(part))
+                encoded = self.model.encode_texts(words, negative)
+                self.work.text_encodes += len(part)
+                for row, text in enumerate(part):
+                    self.known[text] = {name: tensor[row].clone() for name, tensor in encoded.items()}
+
+    def __getitem__(self, text: Text) -> Conditioning:
+        if text not in self.known:
+            self.learn([text])
+        self.known.move_to_end(text)
+        return self.known[text]
+
+    def trim(self, needed: set[Text]) -> None:
+        """Forgets the least recently used texts beyond `limit`, but none that is `needed`."""
+        for text in [text for text in self.known if text not in needed][: max(len(self.known) - self.limit, 0)]:
+            del self.known[text]
+
+
+class Queue:
+    """Requests waiting for a slot, the longest first, with the latents of their source images.
+
+    It looks ahead over a bounded number of requests, so that a plan of any length is worked on in constant memory.
+    """
+
+    def __init__(self, requests: Iterable[Request], engine: Engine, spans: Mapping[int, range], load_pixels: LoadPixels) -> None:
+        self.incoming = iter(requests)
+        self.engine, self.spans, self.load_pixels = engine, spans, load_pixels
+        self.heap: list[tuple[int, int, Request]] = []
+        self.latents: dict[str, Tensor] = {}
+        self.users: Counter[str] = Counter()
+        self.newest: str | None = None  # source of the last request in sight: the plan may go on with it
+        self.taken = 0
+        self.exhausted = False
+
+    def pop(self) -> tuple[Request, Tensor | None] | None:
+        """The longest request in sight with its clean latents (None for text only), or None when the work has run out."""
+        if not self.exhausted and len(self.heap) <= self.engine.lookahead // 2:
+            self._look_ahead()
+        if not self.heap:
+            return None
+        _, _, request = heapq.heappop(self.heap)
+        clean = None
+        if request.level > 0:
+            clean = self.latents[request.source_id]
+            self.users[request.source_id] -= 1
+            self._release(request.source_id)
+        return request, clean
+
+    def _release(self, source: str | None) -> None:
+        """Forgets the latents of a source that no request in sight needs, unless the next ones may be its own."""
+        if source is not None and source != self.newest and not self.users[source]:
+            del self.users[source]
+            self.latents.pop(source, None)
+
+    def _look_ahead(self) -> None:
+        new: list[Request] = []
+        while len(self.heap) + len(new) < self.engine.lookahead:
+            request = next(self.incoming, None)
+            if request is None:
+                self.exhausted = True
+                break
+            new.append(request)
+        self.engine.texts.learn(text for request in new for text in self.engine.texts_of(request))
+        sources = dict.fromkeys(request.source_id for request in new if request.level > 0)
+        before, self.newest = self.newest, new[-1].source_id if new else None
+        self.users.update(request.source_id for request in new if request.level > 0)
+        self._release(before)
+        self._encode([source for source in sources if source not in self.latents])
+        for request in new:
+            heapq.heappush(self.heap, (-len(self.spans[request.level]), self.taken, request))
+            self.taken += 1
+        self.engine.texts.trim({text for _, _, request in self.heap for text in self.engine.texts_of(request)})
+
+    def _encode(self, sources: list[str]) -> None:
+        engine = self.engine
+        for first in range(0, len(sources), engine.vae_batch):
+            part = sources[first : first + engine.vae_batch]
+            loaded = [torch.from_numpy(self.load_pixels(source)) for source in part]
+            pixels = torch.zeros(engine.vae_batch, *loaded[0].shape)
+            for row, picture in enumerate(loaded):
+                pixels[row] = picture.float() / 127.5 - 1
+            for source, latents in zip(part, engine.model.encode_images(pixels).cpu(), strict=False):
+                self.latents[source] = latents.clone()
+            engine.work.vae_encodes += len(part)

@@ -1,0 +1,134 @@
+"""The texts of a run: written by a language model, captions of the hard images, and what prompts are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from ..console import progress, say
+from ..data import digest_image
+from ..digests import digest
+from ..errors import RunError
+from ..prompts import class_prompts
+from ..prompts.captions import Captioner, describe_captioner, find_captioner
+from ..prompts.endpoint import Endpoint, read_key
+from ..prompts.texts import spoken_names
+from ..prompts.writing import Demand, missing_classes, write_missing
+from ..recipe import Captions
+from ..recipe import Endpoint as EndpointSection
+from ..spectrum.store import Shards
+from ..workspace import Run
+
+WRITTEN = "prompts.yaml"
+CAPTIONED_AT_ONCE = 256
+
+
+def check_prompts(run: Run) -> None:
+    """Looks for the language model's key and the captioner before any long work starts.
+
+    Raises EndpointError where a key is needed and not set, CheckpointError where the captioner is none.
+    """
+    asked = run.recipe.prompts
+    if asked.endpoint is not None and not run.path(WRITTEN).exists():
+        read_key(asked.endpoint.key_variable)
+    if asked.captions is not None:
+        find_captioner(asked.captions.checkpoint)
+
+
+def write_prompts(run: Run) -> Path:
+    """Has the texts and captions written that the recipe asks for and that the run folder lacks.
+
+    Returns `prompts.yaml`, the folder of captions, or, where the recipe asks for neither, the run folder.
+    """
+    asked = run.recipe.prompts
+    if asked.endpoint is not None:
+        return _describe_classes(run, asked.endpoint)
+    if asked.captions is not None:
+        return _caption_images(run, asked.captions)
+    return run.folder
+
+
+def texts_by_label(run: Run) -> dict[int, list[str]]:
+    """`{label: texts}` that prompts are drawn from; what a language model has to write is written first."""
+    asked, names = run.recipe.prompts, run.train.class_names
+    phrases = str(write_prompts(run)) if asked.endpoint is not None else asked.phrases
+    texts = class_prompts(names, asked.templates, phrases, asked.names)
+    return {label: texts[name] for label, name in enumerate(names)}
+
+
+def with_captions(run: Run, hard: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `hard.parquet` with their `caption` beside, where the recipe asks for captions; missing ones are made first."""
+    asked = run.recipe.prompts.captions
+    if asked is None:
+        return [dict(row) for row in hard]
+    write_prompts(run)
+    captions = _captions(run, asked)
+    return [{**row, "caption": captions[row["digest"]]} for row in hard]
+
+
+def _describe_classes(run: Run, asked: EndpointSection) -> Path:
+    path = run.path(WRITTEN)
+    names = spoken_names(run.train.class_names, run.recipe.prompts.names)
+    missing = missing_classes(path, names)
+    if missing:
+        if len(missing) < len(names):
+            say(f"prompts: {len(names) - len(missing)} of {len(names)} classes have texts already")
+        endpoint = Endpoint(asked.url, asked.model, read_key(asked.key_variable), asked.parameters, asked.timeout, asked.retries)
+        demand = Demand(asked.count, asked.words, asked.only_class, asked.tries)
+        with progress("prompts", len(missing)) as advance:
+            write_missing(path, names, endpoint, demand, asked.parallel, advance)
+    return path
+
+
+def _caption_images(run: Run, asked: Captions) -> Path:
+    """Captions the hard images that have no caption by this model yet."""
+    store, train = _caption_shards(run), run.train
+    store.clear_unfinished()
+    known, captioner_id = _captions(run, asked), _captioner_id(asked)
+    hard = pq.read_table(run.path("hard.parquet"), columns=["id", "digest"]).to_pylist()
+    missing = list({row["digest"]: row for row in hard if row["digest"] not in known}.values())
+    if not missing:
+        return store.folder
+    captioner = Captioner(asked.checkpoint, asked.prompt, asked.max_new_tokens, asked.dtype, run.device)
+    places, empty = {name: row for row, name in enumerate(train.ids)}, 0
+
+    def load(row: Mapping[str, Any]) -> Image.Image:
+        image = train.image(places[row["id"]])
+        if digest_image(image) != row["digest"]:
+            raise RunError(f"image '{row['id']}' has changed since it was checked; delete data.parquet and hard.parquet in {run.folder}.")
+        return image.convert("RGB")
+
+    with progress("captions", len(missing)) as advance:
+        for first in range(0, len(missing), CAPTIONED_AT_ONCE):
+            part = missing[first : first + CAPTIONED_AT_ONCE]
+            captions = captioner([load(row) for row in part])
+            empty += captions.count("")
+            store.append(
+                [
+                    {"id": digest(row["digest"], captioner_id), "image": row["digest"], "captioner": captioner_id, "caption": caption}
+                    for row, caption in zip(part, captions, strict=True)
+                ]
+            )
+            advance(len(part))
+    if empty:
+        say(f"captions: {empty} of {len(missing)} images got an empty one; their prompts hold the rest of the template only")
+    return store.folder
+
+
+def _caption_shards(run: Run) -> Shards:
+    return Shards(run.path("captions"), pa.schema([(name, pa.string()) for name in ("id", "image", "captioner", "caption")]))
+
+
+def _captioner_id(asked: Captions) -> str:
+    return describe_captioner(asked.checkpoint, asked.prompt, asked.max_new_tokens, asked.dtype)
+
+
+def _captions(run: Run, asked: Captions) -> dict[str, str]:
+    """`{digest of the image: caption}` by the captioner that the recipe names."""
+    captioner = _captioner_id(asked)
+    return {row["image"]: row["caption"] for row in _caption_shards(run).read().to_pylist() if row["captioner"] == captioner}

@@ -1,0 +1,45 @@
+"""The samples of a run: real training images, which of them are hard, and the synthetic images that the filter kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from ..curriculum.mixture import Pool
+from ..data import ImageTable
+from ..levels import REAL
+from ..workspace import Run, stored_images
+
+
+def kept_images(run: Run) -> Dataset:
+    """The synthetic images that the filter kept, in the order of the plan, memory-mapped: id, image, label, level.
+
+    Label and level are the plan's: a picture in the store may have been made under another numbering of the classes.
+    """
+    verdicts = [verdict for verdict in pq.read_table(run.path("filter.parquet")).to_pylist() if verdict["keep"]]
+    images = stored_images(run, [verdict["id"] for verdict in verdicts])
+    for name in ("label", "level"):
+        images = images.add_column(name, [verdict[name] for verdict in verdicts])
+    return images
+
+
+def hard_rows(run: Run) -> np.ndarray:
+    """Which training images are hard: bool `[real]`."""
+    hard = set(pq.read_table(run.path("hard.parquet"), columns=["id"]).column("id").to_pylist())
+    return np.asarray([name in hard for name in run.tables["train"].ids])
+
+
+def make_pool(real: ImageTable, hard: np.ndarray, synthetic: Dataset) -> Pool:
+    """Every sample that training may draw: the rows of `real`, then those of `synthetic`, which has `label` and `level`.
+
+    `hard` bool `[real]`.
+    """
+    count, extra = len(real), len(synthetic)
+    return Pool(
+        labels=np.concatenate([real.labels, np.asarray(synthetic["label"], np.int64)]),
+        levels=np.concatenate([np.full(count, REAL.percent), np.asarray(synthetic["level"], np.int64)]),
+        synthetic=np.repeat([False, True], [count, extra]),
+        hard=np.concatenate([hard, np.zeros(extra, bool)]),
+        class_names=real.class_names,
+    )

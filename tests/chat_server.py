@@ -1,0 +1,83 @@
+"""A chat server on 127.0.0.1 that a test scripts; only these tests know it."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+Reply = tuple[int, dict[str, str], str | bytes]
+
+
+def sentences(name: str, count: int, start: int = 0) -> list[str]:
+    """Usable texts: twenty words each that name the class."""
+    return [
+        f"Photograph {start + each} of the {name} in soft light" + " beside an old wall of grey stone and dry grass"
+        for each in range(count)
+    ]
+
+
+def completion(content: str | None) -> Reply:
+    return 200, {}, json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": content}}]})
+
+
+def numbered(texts: list[str]) -> Reply:
+    return completion("\n".join(f"{number}. {text}" for number, text in enumerate(texts, 1)))
+
+
+def asked_for(body: dict) -> tuple[str, int]:
+    """Class and number of texts of the last message of a request."""
+    count, name = re.search(r'Write (\d+) descriptions of photographs of "([^"]+)"', body["messages"][-1]["content"]).groups()
+    return name, int(count)
+
+
+@dataclass
+class Server:
+    url: str
+    bodies: list[dict] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+
+    @property
+    def classes(self) -> list[str]:
+        return [asked_for(body)[0] for body in self.bodies]
+
+
+@contextmanager
+def serve(answer: Callable[[int, dict], Reply]) -> Iterator[Server]:
+    """`answer(how many requests came before, body)` says what comes back."""
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                before = len(server.bodies)
+                server.bodies.append(body)
+                server.headers.append(dict(self.headers))
+                server.paths.append(self.path)
+            status, headers, said = answer(before, body)
+            data = said if isinstance(said, bytes) else said.encode()
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(data)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(f"http://127.0.0.1:{listener.server_port}/v1")
+    thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        listener.shutdown()
+        listener.server_close()
+        thread.join()

@@ -1,0 +1,115 @@
+"""Every system that takes part in training: it changes what is learned, and a killed training goes on to the same weights."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from discl.baselines import SYSTEMS, find_system, make_system
+from discl.curriculum.companion import Companion
+from discl.curriculum.mixture import Mixing, Pool
+from discl.curriculum.models import ClassifierConfig
+from discl.curriculum.optimization import make_learning_rate, make_optimizer
+from discl.curriculum.pixels import Pixels
+from discl.curriculum.strategies import RealOnly
+from discl.curriculum.training import TrainSettings, train_classifier
+from discl.errors import RecipeError
+
+NAMES = ("boot", "shirt", "coat")
+COUNTS = (9, 6, 3)
+CONFIG = ClassifierConfig("resnet10", "3x3", 4, NAMES, 12, 14, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+QUICK: dict[str, dict[str, Any]] = {
+    "cuda": {"threshold": 0.05},
+    "docl": {"warm_up": 1},
+    "ldmlr": {"diffusion_epochs": 3, "epochs": 3},
+}
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+def samples() -> tuple[Pool, Pixels]:
+    labels = np.repeat(np.arange(3), COUNTS)
+    rng = np.random.default_rng(0)
+    pixels = Pixels([[]], CONFIG.resize)
+    noise = rng.integers(0, 60, (len(labels), 3, 14, 14))
+    pixels.memory = torch.from_numpy((70 * labels[:, None, None, None] + noise).astype(np.uint8))
+    real = np.zeros(len(labels), bool)
+    return Pool(labels, np.full(len(labels), 100), real, labels == 2, NAMES), pixels
+
+
+def train(folder: Path, companion: Companion | None, on_epoch: Any = lambda record: None) -> dict[str, torch.Tensor]:
+    pool, pixels = samples()
+    settings = TrainSettings(
+        epochs=4, steps_per_epoch=3, batch_size=6, augment=("flip",), precision=torch.float32, seed=3, save_seconds=0.0,
+        make_optimizer=partial(make_optimizer, name="sgd", lr=0.05, weight_decay=0.0, momentum=0.9, nesterov=False),
+        learning_rate=make_learning_rate(0.05, "constant", 4, 0),
+    )  # fmt: skip
+    train_classifier(
+        pool, pixels, RealOnly(), Mixing(None, 0.0), "cross-entropy", pool.real_counts, CONFIG, settings, folder,
+        on_epoch=on_epoch, companion=companion,
+    )  # fmt: skip
+    return load_file(folder / "model.safetensors")
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    return train(tmp_path_factory.mktemp("plain"), None)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_it_takes_part_and_survives_a_kill(name: str, tmp_path: Path, plain: dict[str, torch.Tensor]) -> None:
+    asked = {"name": name, **QUICK[name]}
+    whole = train(tmp_path / "whole", make_system(asked))
+    assert not same(whole, plain)
+    if name == "ldmlr":  # only the last layer is another
+        assert {key for key in whole if not torch.equal(whole[key], plain[key])} == {"fc.weight", "fc.bias"}
+
+    def kill(record: dict[str, Any]) -> None:
+        if record["epoch"] == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", make_system(asked), kill)
+    assert same(train(tmp_path / "killed", make_system(asked)), whole)
+
+
+def test_a_companion_that_adds_nothing_changes_nothing(tmp_path: Path, plain: dict[str, torch.Tensor]) -> None:
+    assert same(train(tmp_path, make_system("discl.curriculum.companion:Companion")), plain)
+
+
+def test_cuda_raises_levels_of_what_is_recognised(tmp_path: Path) -> None:
+    system = make_system({"name": "cuda", "threshold": -1.0})  # every accuracy exceeds it
+    train(tmp_path, system)
+    assert system.state()["levels"].tolist() == [4, 4, 4]
+
+
+def test_docl_remembers_every_sample_that_was_drawn(tmp_path: Path) -> None:
+    system = make_system({"name": "docl", "warm_up": 4})
+    train(tmp_path, system)
+    assert system.state()["visited"].all() and (system.state()["score"] != 0).any()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("cudda", r"unknown system 'cudda'; known: cuda, docl, ldmlr\. Did you mean 'cuda'\? One of your own is named as module:Class"),
+        ({"name": "cuda", "treshold": 1}, r"unknown parameter of system cuda 'treshold'; known: probability, threshold\. Did you mean"),
+        ("nowhere:Thing", r"system 'nowhere:Thing' cannot be found"),
+        (["cuda"], r"a system is a name or a mapping"),
+    ],
+)
+def test_what_is_no_system_is_refused(asked: Any, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        find_system(asked)

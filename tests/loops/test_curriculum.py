@@ -1,0 +1,212 @@
+"""A curriculum in a plain loop: the rows of every epoch, progress, resuming, and workers that a level switch leaves alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+
+import discl
+from discl.curriculum.mixture import mix_epoch
+from discl.curriculum.progress import best_level
+from discl.digests import derive_seed
+from discl.errors import DataError, RunError, StoreError, TrainingError
+from discl.levels import GuidanceLevel
+from discl.workspace import Run
+
+REAL, HARD, EACH = 40, 8, 16
+
+
+@pytest.fixture(scope="module")
+def dataset(filtered_run: Path) -> discl.SpectrumDataset:
+    return discl.SpectrumDataset.of_run(filtered_run, size=16)
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
+
+
+def train(curriculum: discl.Curriculum, epochs: range, model: nn.Module) -> list[list[int]]:
+    """Rows of each epoch of a plain loop."""
+    loader = DataLoader(curriculum.dataset, 8, sampler=curriculum)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    drawn = []
+    for epoch in epochs:
+        curriculum.begin(epoch, model)
+        drawn.append(list(curriculum))
+        for images, labels, _ in loader:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+    return drawn
+
+
+# ---------------------------------------------------------------- the data set
+
+
+def test_a_run_is_one_data_set_of_real_and_kept_images(filtered_run: Path) -> None:
+    dataset = discl.SpectrumDataset.of_run(filtered_run)
+    assert len(dataset) == REAL + 2 * EACH
+    assert dataset.pool.hard.sum() == HARD and dataset.pool.synthetic.sum() == 2 * EACH
+    real, made = dataset[0], dataset[REAL]
+    assert isinstance(real.image, Image.Image) and real.level == 100 and real.label == dataset.pool.labels[0]
+    assert made.level in {0, 50} and dataset.class_names[made.label] in {"coat", "hat"}
+    assert dataset[-1].level == dataset.pool.levels[-1]
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]
+    pixels = discl.SpectrumDataset.of_run(filtered_run, size=16, transform=lambda image: 2 * image)[0].image
+    assert pixels.shape == (3, 16, 16) and pixels.dtype == torch.float32
+    assert torch.equal(pixels, 2 * discl.SpectrumDataset.of_run(filtered_run, size=16)[0].image)
+    other = discl.SpectrumDataset.of_run(filtered_run, split="validation")
+    assert len(other) == 12 and not other.pool.synthetic.any()
+
+
+def test_a_folder_of_shards_and_real_images_is_the_same_data_set(filtered_run: Path) -> None:
+    whole = discl.SpectrumDataset.of_run(filtered_run, size=16)
+    train = Run(discl.load_recipe(filtered_run / "recipe.yaml"), filtered_run).train
+    shards = discl.SpectrumDataset.of_shards(filtered_run / "spectrum", train, size=16)
+    key = [(label, level) for label, level in zip(whole.pool.labels, whole.pool.levels, strict=True)]
+    assert sorted(key) == sorted(zip(shards.pool.labels, shards.pool.levels, strict=True))
+    assert np.array_equal(whole.pool.hard, shards.pool.hard)
+    some = discl.SpectrumDataset.of_shards(filtered_run / "spectrum", train, keep=set(whole.tables[1]["id"][:5]))
+    assert some.pool.synthetic.sum() == 5
+
+
+def test_what_is_lacking_is_said(filtered_run: Path, tmp_path: Path) -> None:
+    train = Run(discl.load_recipe(filtered_run / "recipe.yaml"), filtered_run).train
+    with pytest.raises(RunError, match=r"lacks recipe\.yaml"):
+        discl.SpectrumDataset.of_run(tmp_path)
+    with pytest.raises(DataError, match="unknown split 'tset'"):
+        discl.SpectrumDataset.of_run(filtered_run, split="tset")
+    with pytest.raises(StoreError, match="no Parquet shard"):
+        discl.SpectrumDataset.of_shards(tmp_path, train)
+    with pytest.raises(DataError, match="hard has 1 values for 40"):
+        discl.SpectrumDataset.of_shards(filtered_run / "spectrum", train, hard=[True])
+    with pytest.raises(DataError, match="give hard="):
+        discl.SpectrumDataset.of_shards(filtered_run / "spectrum", train.select(range(20)))
+
+
+# ---------------------------------------------------------------- the epochs
+
+
+def test_epochs_follow_the_strategy_as_training_does(dataset: discl.SpectrumDataset) -> None:
+    curriculum = discl.Curriculum(dataset, "diverse-to-specific", curriculum_epochs=4, samples=24, seed=3)
+    seen = []
+    for epoch in range(6):
+        curriculum.set_epoch(epoch)
+        rows = list(curriculum)
+        seen.append(curriculum.levels)
+        levels = tuple(GuidanceLevel(level) for level in curriculum.levels)
+        alone, _ = mix_epoch(dataset.pool, levels, curriculum.course.mixing, 24, derive_seed("mix", 3, epoch))
+        assert rows == alone.tolist() and len(curriculum) == 24
+        assert set(dataset.pool.levels[rows]) <= {100, *curriculum.levels}
+    assert seen == [(0,), (0,), (50,), (50,), (), ()]
+    curriculum.set_epoch(2)  # any epoch, in any order
+    assert curriculum.levels == (50,)
+
+
+def test_a_level_switch_restarts_no_worker(filtered_run: Path) -> None:
+    dataset = discl.SpectrumDataset.of_run(filtered_run, transform=lambda image: os.getpid())
+    curriculum = discl.Curriculum(dataset, "diverse-to-specific", curriculum_epochs=2, samples=32)
+    loader = DataLoader(dataset, 4, sampler=curriculum, num_workers=2, persistent_workers=True)
+    pids: list[set[int]] = []
+    levels = []
+    for epoch in range(3):
+        curriculum.set_epoch(epoch)
+        levels.append(curriculum.levels)
+        batches = list(loader)
+        pids.append({pid for batch in batches for pid in batch.image.tolist()})
+        assert {level for batch in batches for level in batch.level.tolist()} == {100, *curriculum.levels}
+    assert levels == [(0,), (50,), ()]
+    assert len(pids[0]) == 2 and pids[0] == pids[1] == pids[2] and os.getpid() not in pids[0]
+
+
+def test_adaptive_probes_then_follows_what_was_measured(dataset: discl.SpectrumDataset) -> None:
+    curriculum = discl.Curriculum(dataset, "adaptive", curriculum_epochs=6, probe_every=3, samples=16, guidance_images=8)
+    drawn = train(curriculum, range(9), make_model())
+    pool, held = dataset.pool, set(curriculum.guidance_rows.tolist())
+    assert held and not held & {row for rows in drawn for row in rows}
+    assert len(curriculum.history) == 2
+    for block, record in enumerate(curriculum.history):
+        probe, *others = drawn[3 * block : 3 * block + 3]
+        assert not pool.synthetic[probe].any() and len(set(probe)) == 16
+        assert record["levels"] == [best_level(record["progress"]["gain"]).percent]
+        for rows in others:
+            made = pool.synthetic[rows]
+            assert made.any() and set(pool.levels[rows][made]) == set(record["levels"])
+            assert not pool.hard[rows].any()  # algorithm 2: S_λ ∪ D_nh
+    assert not pool.synthetic[np.concatenate(drawn[6:])].any()
+
+
+def test_progress_is_the_change_of_the_users_own_probability(dataset: discl.SpectrumDataset) -> None:
+    """With a model that answers .1 before the probe and .1 + λ / 1000 after it, level 50 gains most, by .05."""
+    calls: list[int] = []
+
+    def probability(model: nn.Module, batch: Any) -> torch.Tensor:
+        assert not model.training
+        calls.append(len(batch.label))
+        return 0.1 + (batch.level / 1000 if len(calls) > 1 else 0 * batch.level)
+
+    model = make_model()
+    curriculum = discl.Curriculum(dataset, "adaptive", curriculum_epochs=2, probe_every=2, guidance_images=8, probability=probability)
+    curriculum.begin(0, model)
+    assert model.training and curriculum.levels == ()
+    curriculum.begin(1, model)
+    assert curriculum.levels == (50,) and len(calls) == 2
+    assert curriculum.state_dict()["record"]["progress"]["gain"] == pytest.approx({"0": 0.0, "50": 0.05})
+
+
+@pytest.mark.parametrize("strategy", ["adaptive", "adaptive-per-class", "bandit", "random"])
+@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_resumed_draws_what_it_would_have_drawn(dataset: discl.SpectrumDataset, strategy: str, stop: int) -> None:
+    def make() -> discl.Curriculum:
+        return discl.Curriculum(dataset, strategy, curriculum_epochs=6, probe_every=2, samples=16, guidance_images=8)
+
+    whole = train(make(), range(8), make_model())
+    first, model = make(), make_model()
+    head = train(first, range(stop), model)
+    first.end(model)
+    resumed = make()
+    resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert head + train(resumed, range(stop, 8), model) == whole
+
+
+def test_level_100_is_the_real_image_once_more(dataset: discl.SpectrumDataset) -> None:
+    curriculum = discl.Curriculum(dataset, "fixed", level=100, curriculum_epochs=2, samples=64)
+    rows = curriculum.rows()
+    assert not dataset.pool.synthetic[rows].any()
+    plain = discl.Curriculum(dataset, "real-only", curriculum_epochs=2, samples=64, undersample=False).rows()
+    assert dataset.pool.hard[rows].mean() > 1.5 * dataset.pool.hard[plain].mean()
+
+
+def test_what_cannot_be_followed_is_refused(dataset: discl.SpectrumDataset) -> None:
+    with pytest.raises(TrainingError, match=r"asks for level 70, .* it has 0, 50"):
+        discl.Curriculum(dataset, "fixed", level=70, curriculum_epochs=2)
+    with pytest.raises(TrainingError, match="level= go together"):
+        discl.Curriculum(dataset, "fixed", curriculum_epochs=2)
+    with pytest.raises(discl.RecipeError, match="Did you mean 'adaptive'"):
+        discl.Curriculum(dataset, "adaptiv", curriculum_epochs=2)
+    with pytest.raises(TrainingError, match="probe_every = 1"):
+        discl.Curriculum(dataset, "adaptive", curriculum_epochs=2, probe_every=1)
+    curriculum = discl.Curriculum(dataset, "adaptive", curriculum_epochs=4, guidance_images=8)
+    with pytest.raises(TrainingError, match="with the model"):
+        curriculum.begin(0)
+    with pytest.raises(TrainingError, match="cannot follow epoch 0"):
+        curriculum.begin(3, make_model())
+    curriculum.set_epoch(1)
+    with pytest.raises(TrainingError, match=r"call begin\(1, model\) first"):
+        list(curriculum)
+    wrong = discl.Curriculum(
+        dataset, "adaptive", curriculum_epochs=4, guidance_images=8, probability=lambda model, batch: torch.zeros(len(batch.label), 4)
+    )
+    with pytest.raises(TrainingError, match="one per image"):
+        wrong.begin(0, make_model())

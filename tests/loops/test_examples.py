@@ -1,0 +1,63 @@
+"""The examples are run on a tiny spectrum; a Trainer's or Lightning's checkpoint brings the curriculum back."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(name: str) -> Any:
+    found = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("strategy", ["diverse-to-specific", "adaptive"])
+def test_plain_pytorch(filtered_run: Path, strategy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert 0 <= load("plain_pytorch").main(str(filtered_run), strategy, 6) <= 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6 and "levels real only" in lines[-1]
+    assert {"levels (0,)", "levels (50,)"} & {line.split(": ")[1].split(", loss")[0] for line in lines}
+
+
+def test_an_example_is_a_command(filtered_run: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "plain_pytorch.py"), str(filtered_run), "diverse-to-specific", "3"]
+    answered = subprocess.run(command, capture_output=True, text=True)
+    assert answered.returncode == 0, answered.stderr
+    assert "validation accuracy" in answered.stdout
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_hugging_face_trainer(filtered_run: Path, tmp_path: Path, stop: int) -> None:
+    example = load("hf_trainer")
+    whole = example.main(str(filtered_run), "adaptive", 9, str(tmp_path / "whole"))
+    assert whole.state.epoch == 9
+    assert len(whole.curriculum.history) == 2 and all(record["progress"] for record in whole.curriculum.history)
+    kept = tmp_path / "whole" / f"checkpoint-{stop}"  # an epoch of 40 samples is one step here
+    shutil.copytree(kept, tmp_path / "resumed" / kept.name)
+    resumed = example.main(str(filtered_run), "adaptive", 9, str(tmp_path / "resumed"), resume=True)
+    assert resumed.curriculum.history == whole.curriculum.history
+
+
+def test_lightning(filtered_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    example = load("lightning_trainer")
+    curriculum, trainer = example.main(str(filtered_run), "adaptive", 9, str(tmp_path / "whole"))
+    assert trainer.current_epoch == 9
+    assert len(curriculum.history) == 2 and all(record["progress"] for record in curriculum.history)
+    _, half = example.main(str(filtered_run), "diverse-to-specific", 3, str(tmp_path / "half"))
+    stored = Path(half.checkpoint_callback.best_model_path)
+    resumed, longer = example.main(str(filtered_run), "diverse-to-specific", 6, str(tmp_path / "half"), str(stored))
+    assert longer.current_epoch == 6 and resumed.number == 5
+    json.dumps(resumed.state_dict())

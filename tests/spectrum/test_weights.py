@@ -1,0 +1,194 @@
+"""Weights from elsewhere than a folder: LoRA files, single files in the original layout."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from discl.errors import CheckpointError
+from discl.spectrum.models import Address, check_generator, describe_generator, describe_loras, load_generator
+
+peft = pytest.importorskip("peft")
+
+
+def make_lora(folder: Path, family: Path, kind: str, part: str) -> Path:
+    """Random LoRA weights of the attention of a checkpoint's network, as diffusers saves them."""
+    pipeline = getattr(diffusers, kind).from_pretrained(family)
+    network = getattr(pipeline, part)
+    torch.manual_seed(7)
+    network.add_adapter(peft.LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights="gaussian"))
+    state = {name: torch.randn_like(tensor) * 0.3 for name, tensor in peft.get_peft_model_state_dict(network).items()}
+    getattr(diffusers, kind).save_lora_weights(folder, **{f"{part}_lora_layers": state})
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+@torch.inference_mode()
+def predicted(model) -> torch.Tensor:
+    """The network's output for one text at one step."""
+    conditioning = model.encode_texts(["a grey shirt"])
+    conditioning |= {"guidance_scale": torch.full((1,), 3.5)} if model.distilled else {}
+    latents = torch.randn(1, *model.latent_shape(32, 32), generator=torch.Generator().manual_seed(0))
+    return model.predict(latents, model.schedule(10, 32, 32).timesteps[3:4], conditioning)
+
+
+FAMILIES = [
+    ("tiny_diffusion", "StableDiffusionPipeline", "unet"), ("tiny_xl", "StableDiffusionXLPipeline", "unet"),
+    ("tiny_sd3", "StableDiffusion3Pipeline", "transformer"), ("tiny_flux", "FluxPipeline", "transformer"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "kind", "part"), FAMILIES)
+def test_lora_is_added_as_diffusers_adds_it(family: str, kind: str, part: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder = request.getfixturevalue(family)
+    file = make_lora(tmp_path, folder, kind, part)
+    plain = load_generator(str(folder))
+    added = load_generator(Address(str(folder), loras=((str(file), 0.7),)))
+    pipeline = getattr(diffusers, kind).from_pretrained(folder)
+    pipeline.load_lora_weights(tmp_path, weight_name=file.name, adapter_name="one")
+    pipeline.set_adapters(["one"], [0.7])
+    setattr(plain, "unet" if part == "unet" else "transformer", getattr(pipeline, part))
+    wanted, got = predicted(plain), predicted(added)
+    assert (got - predicted(load_generator(str(folder)))).abs().max() > 1e-3
+    assert ((got - wanted).abs().max() / wanted.abs().max()).item() <= 1e-4
+
+
+def test_lora_enters_the_identity_by_content_and_scale(tiny_diffusion: Path, tmp_path: Path) -> None:
+    file = make_lora(tmp_path, tiny_diffusion, "StableDiffusionPipeline", "unet")
+    copy = shutil.copy(file, tmp_path / "renamed.safetensors")
+    assert describe_loras([]) == ""
+    first = describe_loras([(str(file), 0.7)])
+    assert first == describe_loras([(str(copy), 0.7)]) != describe_loras([(str(file), 0.5)])
+
+
+def test_lora_of_another_family_is_told(tiny_xl: Path, tiny_flux: Path, tmp_path: Path) -> None:
+    file = make_lora(tmp_path, tiny_flux, "FluxPipeline", "transformer")
+    with pytest.raises(CheckpointError, match=r"pytorch_lora_weights"):
+        load_generator(Address(str(tiny_xl), loras=((str(file), 1.0),)))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("absent.safetensors", "there is no file"), ("one.ckpt", "pickled weights, which are refused")]
+)
+def test_missing_or_pickled_lora_is_told_before_anything_is_loaded(tiny_diffusion: Path, tmp_path: Path, name: str, words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        check_generator(Address(str(tiny_diffusion), loras=((str(tmp_path / name), 1.0),)), 10)
+
+
+# ---------------------------------------------------------------- a single file
+
+RESNET = {
+    "norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}  # fmt: skip
+
+
+def original_unet(state: dict[str, torch.Tensor], layers: int = 1) -> dict[str, torch.Tensor]:
+    """Names of the published Stable Diffusion files for those of diffusers' UNet (down: plain, attention; up: attention, plain)."""
+    fixed = {
+        "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0", "conv_out": "out.2",
+    }  # fmt: skip
+
+    def renamed(name: str) -> str:
+        part = name.split(".")
+        if part[0] not in {"down_blocks", "up_blocks", "mid_block"}:
+            start = next(each for each in fixed if name.startswith(each))
+            return fixed[start] + name.removeprefix(start)
+        if part[0] == "mid_block":
+            place = f"middle_block.{1 if part[1] == 'attentions' else 2 * int(part[2])}"
+            kind, rest = part[1], part[3:]
+        else:
+            block, kind, number, rest = int(part[1]), part[2], int(part[3]), part[4:]
+            if kind == "downsamplers":
+                return f"input_blocks.{(layers + 1) * (block + 1)}.0.op.{rest[-1]}"
+            if kind == "upsamplers":
+                return f"output_blocks.{(layers + 1) * block + layers}.2.conv.{rest[-1]}"  # behind a block with attention
+            index = (layers + 1) * block + number
+            place = f"input_blocks.{index + 1}" if part[0] == "down_blocks" else f"output_blocks.{index}"
+            place += ".1" if kind == "attentions" else ".0"
+        return ".".join([place, *([RESNET[rest[0]], *rest[1:]] if kind == "resnets" else rest)])
+
+    return {f"model.diffusion_model.{renamed(name)}": tensor for name, tensor in state.items()}
+
+
+def original_vae(state: dict[str, torch.Tensor], blocks: int = 3) -> dict[str, torch.Tensor]:
+    """Names of the published files for those of diffusers' AutoencoderKL."""
+    attention = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out", "group_norm": "norm"}
+    result = {}
+    for name, tensor in state.items():
+        new = name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out").replace(".resnets.", ".block.")
+        if "mid_block" in new:
+            for number in (0, 1):
+                new = new.replace(f"mid_block.block.{number}.", f"mid.block_{number + 1}.")
+            new = new.replace("mid_block.attentions.0.", "mid.attn_1.")
+            for ours, theirs in attention.items():
+                new = new.replace(f"attn_1.{ours}.", f"attn_1.{theirs}.")
+            if "attn_1" in new and new.endswith("weight") and "norm" not in new:
+                tensor = tensor[:, :, None, None]
+        for block in range(blocks):
+            new = new.replace(f"encoder.down_blocks.{block}.", f"encoder.down.{block}.")
+            new = new.replace(f"decoder.up_blocks.{block}.", f"decoder.up.{blocks - 1 - block}.")
+        new = new.replace("downsamplers.0", "downsample").replace("upsamplers.0", "upsample")
+        result[f"first_stage_model.{new}"] = tensor
+    return result
+
+
+def write_single(folder: Path, file: Path) -> Path:
+    """The weights of a Stable Diffusion folder in one file of the original layout, its configurations in a folder beside it."""
+    state = original_unet(load_file(folder / "unet" / "diffusion_pytorch_model.safetensors"))
+    state |= original_vae(load_file(folder / "vae" / "diffusion_pytorch_model.safetensors"))
+    for name, tensor in load_file(folder / "text_encoder" / "model.safetensors").items():
+        state[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = tensor
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
+    shutil.copytree(folder, file.with_suffix(""), ignore=shutil.ignore_patterns("*.safetensors"))
+    return file
+
+
+@pytest.fixture
+def single(tiny_diffusion: Path, tmp_path: Path) -> Path:
+    return write_single(tiny_diffusion, tmp_path / "tiny.safetensors")
+
+
+def test_single_file_gives_the_same_model_as_its_folder(single: Path, tiny_diffusion: Path) -> None:
+    from_file, from_folder = load_generator(str(single)), load_generator(str(tiny_diffusion))
+    torch.testing.assert_close(predicted(from_file), predicted(from_folder), rtol=1e-5, atol=1e-5)
+    pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    with torch.inference_mode():
+        torch.testing.assert_close(from_file.encode_images(pixels), from_folder.encode_images(pixels), rtol=1e-5, atol=1e-5)
+        latents = torch.randn(1, 4, 8, 8)
+        assert (from_file.decode(latents).int() - from_folder.decode(latents).int()).abs().max() <= 1
+
+
+def test_single_file_with_its_configuration_elsewhere(single: Path, tmp_path: Path) -> None:
+    settings = single.with_suffix("").rename(tmp_path / "settings")
+    with pytest.raises(CheckpointError, match=r"single file, which says nothing .* spectrum\.config, .* beside it as tiny/"):
+        describe_generator(str(single))
+    found = describe_generator(Address(str(single), config=str(settings)))
+    assert (found.family, found.size, found.multiple) == ("Stable Diffusion 1.x/2.x", 32, 4)
+    model = load_generator(Address(str(single), config=str(settings)), "float16")
+    assert (model.dtype, model.vae.dtype) == (torch.float16, torch.float32)  # type: ignore[attr-defined]
+
+
+def test_single_file_is_identified_by_its_content(single: Path, tmp_path: Path) -> None:
+    other = shutil.copy(single, tmp_path / "other.safetensors")
+    shutil.copytree(single.with_suffix(""), tmp_path / "other")
+    assert describe_generator(str(other)) == describe_generator(str(single))
+    state = load_file(single)
+    name = next(iter(state))
+    save_file(state | {name: state[name] + 1}, tmp_path / "third.safetensors")
+    shutil.copytree(single.with_suffix(""), tmp_path / "third")
+    assert describe_generator(str(tmp_path / "third.safetensors")).model != describe_generator(str(single)).model
+
+
+def test_half_a_single_file_and_a_pickled_one_are_told(single: Path) -> None:
+    data = single.read_bytes()
+    single.write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match=r"tiny\.safetensors' cannot be loaded"):
+        load_generator(str(single))
+    with pytest.raises(CheckpointError, match="pickled weights, which are refused"):
+        load_generator(str(single.rename(single.with_suffix(".ckpt"))))

@@ -1,0 +1,91 @@
+"""Phase 1 with its options, on pictures of several shapes: what is stored says how it was made."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from discl.chain import run_until
+from discl.errors import CheckpointError, RecipeError
+from discl.recipe import validate
+from discl.stages.making import count_rows, estimate_cost
+from discl.workspace import open_run
+
+SHAPES = ((48, 32), (32, 48), (32, 32), (400, 20))
+
+
+@pytest.fixture
+def tree(tmp_path: Path, tiny_diffusion: Path, tiny_clip: Path) -> dict[str, Any]:
+    for split in ("train", "test"):
+        for label, name in enumerate(("boot", "hat")):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for index, (width, height) in enumerate(SHAPES):
+                noise = np.random.default_rng([label, index, len(split)]).integers(256, size=(height, width, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(folder / f"{index}.png")
+    return {
+        "name": "shapes",
+        "data": {"root": str(tmp_path / "data")},
+        "spectrum": {"checkpoint": str(tiny_diffusion), "levels": [0, 50], "seeds": 1, "num_inference_steps": 4, "guidance_scale": 4},
+        "filter": {"checkpoint": str(tiny_clip), "threshold": -1},
+        "methods": {"ce": {}},
+        "runtime": {"device": "cpu", "slots": 2},
+    }  # fmt: skip
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [row for shard in sorted(folder.glob("spectrum/part-*.parquet")) for row in pq.read_table(shard).to_pylist()]
+
+
+def test_pictures_keep_their_aspect(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree["spectrum"] |= {"resize": "keep-aspect"}
+    run = open_run(validate(tree), tmp_path / "run")
+    run_until(run, "generate")
+    made = rows_of(run.folder)
+    shapes = {((row["source_width"], row["source_height"]), (row["width"], row["height"])) for row in made}
+    assert shapes == {((48, 32), (40, 28)), ((32, 48), (28, 40)), ((32, 32), (32, 32)), ((400, 20), (64, 16))}
+    assert all(Image.open(io.BytesIO(row["image"]["bytes"])).size == (row["width"], row["height"]) for row in made)
+    assert len(made) == 16 and {row["resize"] for row in made} == {"keep-aspect"}
+    assert estimate_cost(run)["images"] == 0
+    run_until(run, "filter")
+
+
+def test_options_are_recorded_and_counted(tree: dict[str, Any], tmp_path: Path) -> None:
+    plain = open_run(validate(tree), tmp_path / "plain")
+    run_until(plain, "plan")
+    before = pq.read_table(plain.path("plan.parquet")).to_pylist()
+    tree["spectrum"] |= {"steps": "fixed", "guidance_interval": [0.4, 1]}
+    run = open_run(validate(tree), tmp_path / "run")
+    run_until(run, "generate")
+    made = rows_of(run.folder)
+    assert {(row["steps"], row["guidance_from"], row["guidance_to"]) for row in made} == {("fixed", 0.4, 1.0)}
+    assert not {row["id"] for row in made} & {row["id"] for row in before}
+    from discl.spectrum.plan import read_plan
+
+    # level 0 begins its steps at 1, 3/4, 1/2, 1/4 of the noise, level 50 at 1/2, 3/8, 1/4, 1/8
+    assert count_rows(run, read_plan(run.path("plan.parquet"))) == 8 * (2 + 2 + 2 + 1) + 8 * (2 + 1 + 1 + 1)
+
+
+def test_a_run_from_before_a_key_was_there_is_the_same_run(tree: dict[str, Any], tmp_path: Path) -> None:
+    kept = open_run(validate(tree), tmp_path / "run").folder / "recipe.yaml"
+    older = yaml.safe_load(kept.read_text())
+    for key in ("steps", "guidance_interval", "resize"):
+        del older["spectrum"][key]
+    kept.write_text(yaml.safe_dump(older))
+    open_run(validate(tree), tmp_path / "run")
+
+
+def test_bad_options_are_told(tree: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"guidance_interval = \[0.8, 0.2\] is empty"):
+        validate(json.loads(json.dumps(tree)) | {"spectrum": tree["spectrum"] | {"guidance_interval": [0.8, 0.2]}})
+    high = tree | {"spectrum": tree["spectrum"] | {"steps": "fixed", "num_inference_steps": 50, "levels": [97]}}
+    with pytest.raises(CheckpointError, match="level 97 % has fewer than 50 training steps"):
+        run_until(open_run(validate(high), tmp_path / "run"), "plan")
