@@ -1,10 +1,11 @@
-"""Opening a data set of a million entries: seconds and peak memory of every reader that goes by lists.
+"""Opening a data set of a million entries: seconds and peak memory of every reader.
 
     python benchmarks/readers.py --entries 1000000 --json benchmarks/results/readers.json
 
 A synthetic tree of each format is written below `--work`: the lists name their images, which need not exist for a table to open (the image
 folder and the tar shards hold one tiny picture over and over). Each reader then opens its tree in a process of its own, which also asks for
-all ids and labels and counts the classes, as every run does. The base is the memory of such a process before it opens anything.
+all ids and labels and counts the classes, as every run does. The base is the memory of such a process before it opens anything. The goal is
+held against the time that the processor was busy (of all threads together), which other work on the machine does not lengthen.
 """
 
 from __future__ import annotations
@@ -114,12 +115,11 @@ def open_one(root: str, kind: str) -> dict[str, float]:
     from discl.data import read_tables
 
     base = peak_bytes()
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     table = read_tables(root, kind)["train"]
-    opened = time.perf_counter() - started
     rows, classes = len(table.ids), int((table.class_counts > 0).sum())
     return {
-        "rows": rows, "classes": classes, "seconds": opened, "seconds_with_ids": time.perf_counter() - started,
+        "rows": rows, "classes": classes, "seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - busy,
         "base_bytes": base, "peak_bytes": peak_bytes(),
     }  # fmt: skip
 
@@ -136,8 +136,8 @@ def main() -> None:
         print(json.dumps(open_one(*arguments.open)))
         return
     results = {}
-    print(f"| format | entries | open, s | with ids and labels, s | peak, MB | of which base | goals ({GOAL_SECONDS:.0f} s, 1 GB) |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"| format | entries | elapsed, s | processor, s | peak, MB | of which base | goals ({GOAL_SECONDS:.0f} s, 1 GB) |")
+    print("|---|---|---|---|---|---|---|", flush=True)
     for kind in arguments.formats:
         root = arguments.work / kind
         shutil.rmtree(root, ignore_errors=True)
@@ -149,9 +149,9 @@ def main() -> None:
         shutil.rmtree(root)
         if each["rows"] != arguments.entries or each["classes"] != min(CLASSES, arguments.entries):
             raise SystemExit(f"{kind}: {each['rows']} rows of {each['classes']} classes were read; {arguments.entries} were written.")
-        met = "met" if each["seconds_with_ids"] <= GOAL_SECONDS and each["peak_bytes"] <= GOAL_BYTES else "missed"
+        met = "met" if each["processor_seconds"] <= GOAL_SECONDS and each["peak_bytes"] <= GOAL_BYTES else "missed"
         print(
-            f"| {kind} | {each['rows']:,} | {each['seconds']:.1f} | {each['seconds_with_ids']:.1f} | {each['peak_bytes'] / 1e6:.0f} "
+            f"| {kind} | {each['rows']:,} | {each['seconds']:.1f} | {each['processor_seconds']:.1f} | {each['peak_bytes'] / 1e6:.0f} "
             f"| {each['base_bytes'] / 1e6:.0f} | {met} |",
             flush=True,
         )

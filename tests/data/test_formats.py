@@ -284,6 +284,44 @@ def test_lists_by_name(tmp_path: Path) -> None:
         read_tables(str(tmp_path), "imagenet-lt", files={"train": "lost.txt"})
 
 
+def test_ids_of_images_may_be_texts(tmp_path: Path) -> None:
+    coco(tmp_path)
+    told_before = {split: told(table) for split, table in read_tables(str(tmp_path)).items()}
+    for file in (tmp_path / "annotations").iterdir():
+        content = json.loads(file.read_text())
+        for each in content["images"]:
+            each["id"] = f"camera/{each['id']}"
+        for each in content["annotations"]:
+            each["image_id"] = f"camera/{each['image_id']}"
+        file.write_text(json.dumps(content))
+    assert {split: told(table) for split, table in read_tables(str(tmp_path)).items()} == told_before
+
+
+def test_a_category_that_is_not_listed(tmp_path: Path) -> None:
+    coco(tmp_path)
+    file = tmp_path / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["category_id"] = 4711
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"category 4711 stands in no list"):
+        read_tables(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+@pytest.mark.parametrize("name", ["short", "ü", "deep/" * 30 + "picture", "x" * 90, "x" * 95])
+def test_tars_of_every_kind_give_the_same(kind: int, name: str, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "train-0.tar", "w", format=kind) as tar:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        for suffix, data in (("png", encoded(5)), ("cls", b"1"), ("png", encoded(6)), ("cls", b"0")):
+            member = tarfile.TarInfo(f"{name}{int(data in (encoded(6), b'0'))}.{suffix}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        if name == "short":
+            tar.addfile(folder)
+    assert told(read_tables(str(tmp_path))["train"]) == [(f"train-0/{name}0", 5, "1"), (f"train-0/{name}1", 6, "0")]
+
+
 def test_an_image_of_several_categories_is_of_no_class(tmp_path: Path) -> None:
     coco(tmp_path)
     file = tmp_path / "annotations" / "instances_train2017.json"
@@ -294,7 +332,7 @@ def test_an_image_of_several_categories_is_of_no_class(tmp_path: Path) -> None:
         read_tables(str(tmp_path))
 
 
-@pytest.mark.parametrize("text", ["", "[1", '{"images": []}', "null"])
+@pytest.mark.parametrize("text", ["", "[1", '{"images": []}', "null", '{"images": [', '{"images": [{"id": 1.5}], "annotations": []}'])
 def test_annotations_of_another_kind(text: str, tmp_path: Path) -> None:
     inaturalist(tmp_path)
     (tmp_path / "train2018.json").write_text(text)

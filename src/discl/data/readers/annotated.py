@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
+import pyarrow.json as pajson
 
 from ...assets import common_names
 from ...errors import DataError
@@ -49,36 +52,56 @@ def read_coco(source: Source) -> dict[str, ImageTable]:
 
 
 def _read_json(source: Source, files: Any) -> dict[str, ImageTable]:
-    stated = {split: _load_json(source.path / name) for split, name in files.items()}
-    categories = {each["id"]: str(each.get("name", each["id"])) for content in stated.values() for each in content.get("categories", [])}
+    stated = {split: _load_annotations(source.path / name) for split, name in files.items()}
+    categories = {number: name for each in stated.values() for number, name in each.categories.items()}
     if (source.path / "categories.json").is_file():
-        categories |= {each["id"]: str(each["name"]) for each in _load_json(source.path / "categories.json")}
+        categories |= _names_of(source.path / "categories.json")
     numbers = sorted(categories)
-    label_of = {number: label for label, number in enumerate(numbers)}
     names = [categories[number] for number in numbers]
     if len(set(names)) < len(names):
         names = [f"{categories[number]} ({number})" for number in numbers]
     tables = {}
     for split, content in stated.items():
         file = source.path / files[split]
-        category_of = dict(content["annotations"])
-        several = len({image for image, category in content["annotations"] if category_of[image] != category})
+        labels = content.labels(numbers, file)
+        listed_files = content.images.field("file_name")
+        below = _image_folder(source.path, file, listed_files[0].as_py())
+        paths = full_paths(source.path / below, listed_files, str(file))
+        tables[split] = build_table(paths, labels, names, listed_files, source.path)
+    return tables
+
+
+@dataclass(frozen=True)
+class _Annotations:
+    """A file in the style of COCO, column by column: images {id, file_name}, annotations {image_id, category_id}, names by category."""
+
+    images: pa.StructArray
+    annotations: pa.StructArray
+    categories: dict[Any, str]
+
+    def labels(self, numbers: Sequence[Any], file: Path) -> np.ndarray:
+        """int64 `[images]`: the place of each image's category in `numbers`. Raises DataError unless each image has exactly one."""
+        image_id, category_id = self.annotations.field("image_id"), self.annotations.field("category_id")
+        place = pc.fill_null(pc.index_in(image_id, value_set=self.images.field("id")), -1).to_numpy(zero_copy_only=False)
+        label = pc.fill_null(pc.index_in(category_id, value_set=pa.array(numbers, category_id.type)), -1).to_numpy(zero_copy_only=False)
+        listed = place >= 0
+        unknown = np.flatnonzero(listed & (label < 0))
+        if len(unknown):
+            raise DataError(
+                f"{file}: category {pc.min(category_id.take(pa.array(unknown)))} stands in no list of categories; "
+                "the file is of another version."
+            )
+        result = np.full(len(self.images), -1, np.int64)
+        result[place[listed]] = label[listed]
+        several = len(np.unique(place[listed & (result[place] != label)]))
         if several:
             raise DataError(
                 f"{file}: {several} images show several categories, so they are no samples of one class; cut the objects out first."
             )
-        images = content["images"]
-        bare = sum(number not in category_of for number, _ in images)
+        bare = int((result < 0).sum())
         if bare:
             raise DataError(f"{file}: {bare} images have no annotation; take them out of the list.")
-        unknown_ids = {category_of[number] for number, _ in images} - set(label_of)
-        if unknown_ids:
-            raise DataError(f"{file}: category {min(unknown_ids)} stands in no list of categories; the file is of another version.")
-        below = _image_folder(source.path, file, images[0][1])
-        paths = full_paths(source.path, [below + name for _, name in images], str(file))
-        labels = np.asarray([label_of[category_of[number]] for number, _ in images], np.int64)
-        tables[split] = build_table(paths, labels, names, [name for _, name in images], source.path)
-    return tables
+        return result
 
 
 def _image_folder(root: Path, file: Path, example: str) -> str:
@@ -90,24 +113,45 @@ def _image_folder(root: Path, file: Path, example: str) -> str:
     return ""
 
 
-def _compact(each: dict[str, Any]) -> Any:
-    """An image as (id, file_name), an annotation as (image_id, category_id): a million of them as they stand would take 2 GB."""
-    if "file_name" in each and "id" in each:
-        return each["id"], str(each["file_name"])
-    if "image_id" in each and "category_id" in each:
-        return each["image_id"], each["category_id"]
-    return each
-
-
-def _load_json(file: Path) -> Any:
+def _load_annotations(file: Path) -> _Annotations:
+    """The columns that matter, by Arrow: a million images in a fifth of the memory that Python's objects would take."""
+    text, number = pa.string(), pa.int64()
+    problem: Exception | None = None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"), object_hook=_compact)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as JSON: {error}") from error
-    lacking = [] if isinstance(content, list) else [name for name in ("images", "annotations") if name not in (content or {})]
-    if lacking:
-        raise DataError(f"{file} has no {' and no '.join(lacking)}; annotations in the style of COCO are expected.")
-    return content
+        with file.open("rb") as stream:
+            opens = stream.read(64).lstrip()[:1]
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+    if opens != b"{":
+        raise DataError(f"{file} cannot be read as JSON with annotations in the style of COCO: it does not begin with {{.")
+    for image_id, category_id in ((number, number), (text, number), (text, text)):
+        wanted = {
+            "images": {"id": image_id, "file_name": text},
+            "annotations": {"image_id": image_id, "category_id": category_id},
+            "categories": {"id": category_id, "name": text},
+        }
+        schema = pa.schema([(name, pa.list_(pa.struct(list(fields.items())))) for name, fields in wanted.items()])
+        parse = pajson.ParseOptions(explicit_schema=schema, newlines_in_values=True, unexpected_field_behavior="ignore")
+        try:
+            read = pajson.ReadOptions(use_threads=False, block_size=file.stat().st_size + 1)  # the file is a single value
+            table = pajson.read_json(file, read, parse)
+        except (pa.ArrowException, OSError, OverflowError) as error:
+            problem = error
+            continue
+        lacking = [name for name in ("images", "annotations") if table.num_rows != 1 or not table[name][0].is_valid]
+        if lacking:
+            raise DataError(f"{file} has no {' and no '.join(lacking)}; annotations in the style of COCO are expected.")
+        images, annotations, categories = (table[name].combine_chunks().flatten() for name in wanted)
+        named = zip(categories.field("id").to_pylist(), categories.field("name").to_pylist(), strict=True)
+        return _Annotations(images, annotations, {key: str(key if name is None else name) for key, name in named})
+    raise DataError(f"{file} cannot be read as JSON with annotations in the style of COCO: {problem}")
+
+
+def _names_of(file: Path) -> dict[Any, str]:
+    try:
+        return {each["id"]: str(each["name"]) for each in json.loads(file.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{file} cannot be read as a list of categories (id, name): {error}") from error
 
 
 def read_wilds(source: Source) -> dict[str, ImageTable]:
