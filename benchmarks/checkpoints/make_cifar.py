@@ -163,8 +163,9 @@ def train_vae(images: np.ndarray, work: Path, steps: int, batch: int) -> None:
         return
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    # norms of four channels and more: a norm of one channel takes its mean away, and with it the colour of a picture
     model = AutoencoderKL(
-        latent_channels=8, sample_size=32, block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=16, **blocks
+        latent_channels=8, sample_size=32, block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=4, **blocks
     ).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, weight_decay=0.0)
     checkpoint = work / "vae-checkpoint.pt"
