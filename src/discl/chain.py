@@ -27,7 +27,7 @@ from .workspace import Run, open_run
 
 def report(run: Run) -> Path:
     """Writes the whole story of the run as one self-contained page, `report.html`."""
-    return write_report(run.folder, run.tables["train"], run.groups)
+    return write_report(run.folder, run.tables["train"], run.groups, run.place("spectrum"))
 
 
 STAGES: dict[str, Callable[[Run], Path]] = {
@@ -99,7 +99,7 @@ def levels(run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | None = N
     """
     run_until(run, "prompts")
     path = surveying.survey_levels(run, sources, grid, seeds)
-    return write_survey(path.parent, run.train, surveying.snippet(json.loads(path.read_text())))
+    return write_survey(path.parent, run.train, surveying.snippet(json.loads(path.read_text())), run.place(f"{surveying.FOLDER}/spectrum"))
 
 
 TABLE = (

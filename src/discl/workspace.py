@@ -50,6 +50,11 @@ class Run:
     def path(self, name: str) -> Path:
         return self.borrowed.get(name, self.folder / name)
 
+    def place(self, name: str) -> Path | str:
+        """Where shards of a kind lie: in the run folder, or under `runtime.store`."""
+        store = self.recipe.runtime.store
+        return self.path(name) if store is None else f"{store.rstrip('/')}/{name}"
+
     @cached_property
     def tables(self) -> dict[str, ImageTable]:
         """`{split: table}` as `data.parquet` lists them."""
@@ -110,11 +115,11 @@ class Run:
 
     @property
     def spectrum(self) -> Shards:
-        return spectrum_shards(self.path("spectrum"), self.train.class_names)
+        return spectrum_shards(self.place("spectrum"), self.train.class_names)
 
     @property
     def scores(self) -> Shards:
-        return score_shards(self.path("scores"))
+        return score_shards(self.place("scores"))
 
     @property
     def groups(self) -> dict[str, list[int]]:
@@ -173,9 +178,10 @@ def open_run(recipe: Recipe | str | Path | dict[str, Any], folder: Path | str | 
 def stored_images(run: Run, ids: Sequence[str]) -> Dataset:
     """`id` and undecoded `image` of these rows of the store, in this order, memory-mapped. Raises StoreError if one is not there.
 
-    The shards are copied once into one Arrow file in the run folder's `cache/`, which may be deleted at any time.
+    The shards are copied once into one Arrow file in the run folder's `cache/`, which may be deleted at any time; so are those
+    of a store elsewhere, as they are. A row that is there twice is taken once.
     """
-    files = [str(path) for path in run.spectrum.files()]
+    files = run.spectrum.local_files(run.path("cache") / "shards")
     if not files:
         raise StoreError("the store holds no image yet; run `discl generate` first.")
     stored = Dataset.from_parquet(files, cache_dir=str(run.path("cache")), columns=["id", "image"])

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from PIL import Image
 
 from discl.errors import StoreError
@@ -215,3 +218,100 @@ def test_images_of_a_store_from_before_the_options_are_read_beside_new_ones(spec
         [str(file) for file in spectrum.files()], columns=["id", "image"], cache_dir=str(spectrum.folder / "cache")
     )
     assert set(opened["id"]) == {f"id-{index}" for index in range(4)}
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    """A store of objects, in the memory of this process."""
+    yield "memory://bucket/birds"
+    fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
+def test_a_store_elsewhere_is_the_same_store(bucket: str, tmp_path: Path) -> None:
+    store = spectrum_shards(f"{bucket}/", NAMES)
+    assert (store.ids(), list(store.files()), store.local_files(tmp_path / "cache")) == (set(), [], [])
+    store.append(make_rows([0, 1, 2]))
+    store.append(make_rows([2, 3]))
+    assert store.folder == bucket and [file.name for file in store.files()] == sorted(file.name for file in store.files())
+    again = spectrum_shards(bucket, NAMES)
+    assert again.ids() == {f"id-{index}" for index in range(4)}
+    assert {row["id"]: row for row in again.read().to_pylist()} == {row["id"]: row for row in make_rows(range(4))}
+    assert again.read(["id", "level"]).column_names == ["id", "level"]
+    assert again.rows(["id-3", "id-9"], ["level"]) == {"id-3": {"id": "id-3", "level": 30}}
+    names = [path.rsplit("/", 1)[1] for path in fsspec.filesystem("memory").find("/bucket/birds")]
+    assert sorted(names) == [file.name for file in store.files()]  # nothing beside the shards
+
+
+def test_shards_from_elsewhere_are_copied_once(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = spectrum_shards(bucket, NAMES)
+    store.append(make_rows([0, 1]))
+    first = store.local_files(tmp_path / "cache")
+    store.append(make_rows([2]))
+    taken: list[str] = []
+    get_file = MemoryFileSystem.get_file
+    monkeypatch.setattr(MemoryFileSystem, "get_file", lambda self, path, *rest, **named: taken.append(path) or get_file(self, path, *rest))
+    files_here = store.local_files(tmp_path / "cache")
+    assert len(files_here) == 2 and set(first) < set(files_here) and len(taken) == 1
+    assert {row["id"] for file in files_here for row in pq.read_table(file, columns=["id"]).to_pylist()} == {"id-0", "id-1", "id-2"}
+
+
+def test_only_the_columns_asked_for_travel(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids of a store of large pictures are read without the pictures."""
+    store = spectrum_shards(bucket, NAMES)
+    noise = np.random.default_rng(0).bytes(3_000_000)
+    store.append([{**row, "image": {"bytes": noise, "path": None}} for row in make_rows([0])])
+    travelled = 0
+    read = MemoryFile.read
+
+    def counted(self: MemoryFile, *arguments: Any) -> bytes:
+        nonlocal travelled
+        data = read(self, *arguments)
+        travelled += len(data)
+        return data
+
+    monkeypatch.setattr(MemoryFile, "read", counted)
+    assert store.ids() == {"id-0"}
+    assert 0 < travelled < 300_000
+
+
+def test_a_path_as_a_url_is_a_folder(tmp_path: Path) -> None:
+    store = spectrum_shards(f"file://{tmp_path}/spectrum", NAMES)
+    store.append(make_rows([0]))
+    assert store.folder == tmp_path / "spectrum" and store.elsewhere is None
+    assert spectrum_shards(tmp_path / "spectrum", NAMES).ids() == {"id-0"}
+
+
+def test_where_renaming_is_all_there_is_a_shard_is_put_beside_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`dir://` stands for the file systems that show a file while it is written; one that fails half way leaves no shard."""
+    monkeypatch.setattr(store_module, "open_place", lambda folder: (DirFileSystem(str(folder), fsspec.filesystem("file")), "birds"))
+    store = spectrum_shards(tmp_path, NAMES)
+    store.append(make_rows([0, 1]))
+    assert store.ids() == {"id-0", "id-1"}
+    monkeypatch.setattr(DirFileSystem, "mv", lambda *_, **__: (_ for _ in ()).throw(TimeoutError("the line is down")))
+    with pytest.raises(StoreError, match=r"cannot write to .*the line is down"):
+        store.append(make_rows([2]))
+    assert store.ids() == {"id-0", "id-1"}
+
+
+@pytest.mark.parametrize(
+    ("url", "told"), [("s4://bucket/birds", "Protocol not known: s4"), ("gdrive://bucket", "installed"), ("memory://", "names no folder")]
+)
+def test_a_place_that_cannot_be_opened_is_told(url: str, told: str) -> None:
+    with pytest.raises(StoreError, match=rf"store '{url}' cannot be opened: .*{told}"):
+        spectrum_shards(url, NAMES)
+
+
+def test_what_a_store_elsewhere_fails_with_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refused(Exception):
+        """An error that is no OSError, as some packages have."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise Refused("no such key")
+
+    store = spectrum_shards(bucket, NAMES)
+    store.append(make_rows([0]))
+    for name, call in (("pipe_file", lambda: store.append(make_rows([1]))), ("glob", store.files), ("open", store.ids)):
+        with monkeypatch.context() as patched, pytest.raises(StoreError, match="Refused: no such key"):
+            patched.setattr(MemoryFileSystem, name, refuse)
+            call()
+    assert store.ids() == {"id-0"}

@@ -82,7 +82,7 @@ class SpectrumDataset(Dataset):
         lacking = [name for name in ("image", "label", "level") if name not in stored.column_names]
         if lacking:
             raise StoreError(f"the shards in {shards} lack {', '.join(lacking)}; they have {', '.join(stored.column_names)}.")
-        taken = None if keep is None else np.flatnonzero(np.isin(stored["id"][:], list(keep)))
+        taken = _rows_to_take(stored, keep)
         if hard is None:
             sources = set(stored["source_id"][:]) if "source_id" in stored.column_names else set()
             hard = [name in sources for name in table.ids]
@@ -95,9 +95,7 @@ class SpectrumDataset(Dataset):
             raise DataError(f"hard has {len(hard)} values for {len(table)} real images; give one for each.")
         labels = _labels_by_name(stored, table.class_names)
         synthetic = stored.select_columns(["image", "level"]).add_column("label", labels)
-        if taken is not None:
-            synthetic = synthetic.select(taken)
-        return cls(table, synthetic, np.asarray(hard, bool), size, transform)
+        return cls(table, synthetic.select(taken), np.asarray(hard, bool), size, transform)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -121,6 +119,17 @@ class SpectrumDataset(Dataset):
         if self.transform is not None:
             image = self.transform(image)
         return Sample(image, int(self.pool.labels[row]), int(self.pool.levels[row]))
+
+
+def _rows_to_take(stored: Rows, keep: Iterable[str] | None) -> np.ndarray:
+    """Rows of the shards, ascending: those that `keep` names, and each image once, though two workers may have made it."""
+    if "id" not in stored.column_names:
+        if keep is not None:
+            raise StoreError(f"keep names ids, but the shards have no column id; they have {', '.join(stored.column_names)}.")
+        return np.arange(len(stored))
+    ids = np.asarray(stored["id"][:])
+    first = np.sort(np.unique(ids, return_index=True)[1]) if len(ids) else np.arange(0)
+    return first if keep is None else first[np.isin(ids[first], list(keep))]
 
 
 def _labels_by_name(stored: Rows, class_names: Sequence[str]) -> list[int]:

@@ -29,6 +29,11 @@ class Runtime(Strict):
     slots: int = Field(64, ge=1, description="images denoised in one UNet call")
     loggers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list, description="training curves beside history.jsonl")
     workers: int = Field(0, ge=0, description="data-loading processes, where the images do not fit in memory")
+    store: str | None = Field(
+        None,
+        min_length=1,
+        description="folder or URL that fsspec knows, such as s3://bucket/birds, for images and scores; null: the run folder",
+    )
     shard_rows: int = Field(512, ge=1, description="images per shard, and at most lost when killed")
 
 

@@ -19,17 +19,18 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-def write_report(folder: Path, train: ImageTable, groups: dict[str, list[int]]) -> Path:
+def write_report(folder: Path, train: ImageTable, groups: dict[str, list[int]], store: Path | str | None = None) -> Path:
     """Writes `report.html` into a finished run folder and returns its path; the page appears whole or not at all.
 
-    `train` holds the real training images, `groups` the labels of many / medium / few. The page needs no network and no
+    `train` holds the real training images, `groups` the labels of many / medium / few; the synthetic ones lie in `store`, by default
+    `spectrum` in the run folder. The page needs no network and no
     script. Raises RunError that names the file which an unfinished run lacks.
     """
     folder = Path(folder)
     story = read_run(folder, train.class_names, groups)
     path = folder / "report.html"
     unfinished = folder / "report.html.new"
-    unfinished.write_text(render(story, make_gallery(story, train, folder)), encoding="utf-8")
+    unfinished.write_text(render(story, make_gallery(story, train, store or folder / "spectrum")), encoding="utf-8")
     unfinished.replace(path)
     return path
 

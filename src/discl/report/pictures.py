@@ -87,11 +87,11 @@ class Pictured(Protocol):
     def class_counts(self) -> np.ndarray: ...
 
 
-def make_gallery(story: Pictured, train: ImageTable, folder: Path) -> Gallery:
+def make_gallery(story: Pictured, train: ImageTable, store: Path | str) -> Gallery:
     """Examples of up to 6 classes, rarest first, with up to 2 images each and the first seeds.
 
-    Fewer where there are many levels or large pictures, so that they take about 2 MB at most. The choice depends on ids
-    and counts only, never on how a picture came out.
+    `store` is the folder of the spectrum's shards. Fewer where there are many levels or large pictures, so that they take about 2 MB
+    at most. The choice depends on ids and counts only, never on how a picture came out.
     """
     levels = spread(sorted(pc.unique(story.plan["level"]).to_pylist(), reverse=True), MAX_LEVELS)
     seeds = sorted(pc.unique(story.plan["seed"]).to_pylist())[:MAX_SEEDS]
@@ -101,7 +101,7 @@ def make_gallery(story: Pictured, train: ImageTable, folder: Path) -> Gallery:
         shown = shown.filter(_among(shown[name], values))
     requests = {(row["source_id"], row["seed"], row["level"]): row for row in shown.sort_by("attempt").to_pylist()}
     verdicts = {row["id"]: row for row in story.verdicts.filter(_among(story.verdicts["id"], shown["id"].to_pylist())).to_pylist()}
-    stored = read_pictures(folder, shown["id"].to_pylist())
+    stored = read_pictures(store, shown["id"].to_pylist())
     places = {name: row for row, name in enumerate(train.ids)}
 
     examples: list[Example] = []

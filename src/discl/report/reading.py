@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
 from ..data.images import decode_image
 from ..errors import RunError
+from ..spectrum.store import Shards
 
 ADJUSTED = "+la"
 """How `results.json` marks a method's second row, post-hoc logit adjustment."""
@@ -115,19 +115,10 @@ def read_run(folder: Path, class_names: Sequence[str], groups: Mapping[str, Sequ
     )
 
 
-def read_pictures(folder: Path, ids: Collection[str]) -> dict[str, Any]:
-    """`{id: decoded RGB picture}` of those ids that the spectrum holds; only the row groups with one of them are read."""
-    wanted = set(ids)
-    found: dict[str, Any] = {}
-    for file in sorted((folder / "spectrum").glob("part-*.parquet")):
-        shard = pq.ParquetFile(file)
-        for group in range(shard.num_row_groups):
-            present = wanted.intersection(shard.read_row_group(group, ["id"])["id"].to_pylist())
-            if present:
-                rows = shard.read_row_group(group, ["id", "image"])
-                rows = rows.filter(pc.is_in(rows["id"], pa.array(sorted(present))))
-                found |= {row["id"]: decode_image(row["image"]) for row in rows.to_pylist()}
-    return found
+def read_pictures(store: Path | str, ids: Collection[str]) -> dict[str, Any]:
+    """`{id: decoded RGB picture}` of those ids that the spectrum in `store` holds."""
+    shards = Shards(store, pa.schema([("id", pa.string()), ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))]))
+    return {name: decode_image(row["image"]) for name, row in shards.rows(ids, ["image"]).items()}
 
 
 def _text(path: Path) -> str:

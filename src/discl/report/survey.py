@@ -75,13 +75,14 @@ class Surveyed:
         return pq.read_table(self.folder / "filter.parquet")
 
 
-def write_survey(folder: Path, train: ImageTable, snippet: str) -> Path:
+def write_survey(folder: Path, train: ImageTable, snippet: str, store: Path | str | None = None) -> Path:
     """Writes `levels.html` beside the `levels.json` of a survey and returns its path; the page appears whole or not at all.
 
-    `snippet` are the proposed lines of a recipe, `train` the real training images.
+    `snippet` are the proposed lines of a recipe, `train` the real training images; the synthetic ones lie in `store`, by default
+    `spectrum` in the folder.
     """
     found = json.loads((folder / "levels.json").read_text())
-    gallery = make_gallery(Surveyed(folder, train.class_names, train.class_counts), train, folder)
+    gallery = make_gallery(Surveyed(folder, train.class_names, train.class_counts), train, store or folder / "spectrum")
     page = make_environment().get_template("survey.html.j2")
     path = folder / "levels.html"
     unfinished = folder / "levels.html.new"

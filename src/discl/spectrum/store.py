@@ -1,81 +1,219 @@
-"""The spectrum on disk: a folder of Parquet shards, one row per synthetic image.
+"""The spectrum on disk: a folder of Parquet shards, one row per synthetic image; on this machine, or wherever fsspec reaches.
 
-A shard is written beside its place and renamed into it, so a row exists whole or not at all. What is missing is the
-plan minus the ids present: a crash, a new level or a second worker need no other bookkeeping. Scores lie in shards of
-their own and are joined by id. Every shard opens with `datasets.load_dataset("parquet", data_files=...)`.
+A shard is written beside its place and renamed into it, or put whole where only that is possible, so a row exists whole or
+not at all. What is missing is the plan minus the ids present: a crash, a new level or a second worker need no other
+bookkeeping. Two workers that made the same row leave it twice, in shards of different names; it is read once. Scores lie in
+shards of their own and are joined by id. Every shard opens with `datasets.load_dataset("parquet", data_files=...)`.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import time
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePath, PurePosixPath
+from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..digests import digest
 from ..errors import StoreError
 
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+PUT_WHOLE = {"memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "hf"}
+"""fsspec's names of stores in which an object is there whole or not at all. Elsewhere it is put beside its place and renamed."""
+READERS = 16
+"""Shards of a store elsewhere that are read at once."""
+
 
 class Shards:
-    """A folder of Parquet shards of one kind of row, keyed by `id`."""
+    """A folder of Parquet shards of one kind of row, keyed by `id`.
 
-    def __init__(self, folder: Path, schema: pa.Schema) -> None:
-        self.folder, self.schema = folder, schema
+    `folder` is a path, or a URL that fsspec knows, such as `s3://bucket/birds`; its keys come from the environment or from
+    fsspec's own configuration. Raises StoreError where fsspec knows no such place or lacks the package for it.
+    """
+
+    def __init__(self, folder: Path | str, schema: pa.Schema) -> None:
+        self.schema = schema
+        self.elsewhere, path = open_place(folder)
+        self.folder: Any = Path(path) if self.elsewhere is None else str(folder).rstrip("/")
+        self.root = path.rstrip("/")
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
         """Writes the rows as one shard. Raises StoreError, with nothing half-written in place, if the disk refuses."""
         if not rows:
             return
         name = f"part-{digest(sorted(row['id'] for row in rows))}.parquet"
-        unfinished = self.folder / f".{name}.{uuid.uuid4().hex}"
+        table = pa.Table.from_pylist(list(rows), self.schema)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.Table.from_pylist(list(rows), self.schema), unfinished, row_group_size=256)
-            with unfinished.open("rb") as stream:
-                os.fsync(stream.fileno())
-            unfinished.replace(self.folder / name)
+            if self.elsewhere is None:
+                self._write(table, name)
+            else:
+                self._put(table, name, self.elsewhere)
         except OSError as error:
-            with suppress(OSError):
-                unfinished.unlink()
             raise StoreError(
                 f"cannot write to {self.folder}: {error}. Finished shards are intact; mend the cause and run the same command again."
             ) from error
 
-    def files(self) -> list[Path]:
-        """Finished shards, sorted by name."""
-        return sorted(self.folder.glob("part-*.parquet"))
+    def _write(self, table: pa.Table, name: str) -> None:
+        unfinished = Path(self.folder) / f".{name}.{uuid.uuid4().hex}"
+        try:
+            unfinished.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, unfinished, row_group_size=256)
+            with unfinished.open("rb") as stream:
+                os.fsync(stream.fileno())
+            unfinished.replace(Path(self.folder) / name)
+        except OSError:
+            with suppress(OSError):
+                unfinished.unlink()
+            raise
+
+    def _put(self, table: pa.Table, name: str, elsewhere: AbstractFileSystem) -> None:
+        shard = io.BytesIO()
+        pq.write_table(table, shard, row_group_size=256)
+        with _elsewhere():
+            elsewhere.makedirs(self.root, exist_ok=True)
+            if PUT_WHOLE.intersection(_protocols(elsewhere)):
+                elsewhere.pipe_file(f"{self.root}/{name}", shard.getvalue())
+                return
+            unfinished = f"{self.root}/.{name}.{uuid.uuid4().hex}"
+            elsewhere.pipe_file(unfinished, shard.getvalue())
+            elsewhere.mv(unfinished, f"{self.root}/{name}")
+
+    def files(self) -> Sequence[PurePath]:
+        """Finished shards, sorted by name: paths on this machine, or in the file system elsewhere."""
+        if self.elsewhere is None:
+            return sorted(Path(self.folder).glob("part-*.parquet"))
+        try:
+            with _elsewhere():
+                self.elsewhere.invalidate_cache()
+                return sorted(PurePosixPath(file) for file in self.elsewhere.glob(f"{self.root}/part-*.parquet"))
+        except OSError as error:
+            raise StoreError(f"cannot list {self.folder}: {error}") from error
+
+    def local_files(self, cache: Path) -> list[str]:
+        """Finished shards as files on this machine; those of a store elsewhere are copied into `cache`, each once."""
+        files, elsewhere = self.files(), self.elsewhere
+        if elsewhere is None:
+            return [str(file) for file in files]
+        cache.mkdir(parents=True, exist_ok=True)
+
+        def copy(file: PurePath) -> str:
+            place = cache / file.name
+            if not place.exists():
+                unfinished = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
+                try:
+                    with _elsewhere():
+                        elsewhere.get_file(str(file), str(unfinished))
+                    unfinished.replace(place)
+                except OSError as error:
+                    with suppress(OSError):
+                        unfinished.unlink()
+                    raise StoreError(f"cannot copy {file} of {self.folder} to {cache}: {error}") from error
+            return str(place)
+
+        with ThreadPoolExecutor(READERS) as readers:
+            return list(readers.map(copy, files))
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """All rows of the finished shards, in no particular order."""
-        tables = []
-        for file in self.files():
-            try:
-                tables.append(pq.read_table(file, columns=None if columns is None else list(columns)))
-            except (OSError, pa.ArrowInvalid) as error:
-                raise StoreError(f"shard {file} cannot be read: {error}. Delete it and run the same command again.") from error
+        """All rows of the finished shards, in no particular order; only the columns asked for are read.
+
+        A row that two workers made is there twice: take it by its id.
+        """
+        wanted = None if columns is None else list(columns)
+        tables = self._each(lambda file: pq.read_table(file, columns=wanted, partitioning=None))
         if not tables:
-            wanted = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
-            return wanted.empty_table()
+            return (self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])).empty_table()
         return pa.concat_tables(tables, promote_options="default")
 
     def ids(self) -> set[str]:
         """Ids of the rows present."""
         return set(self.read(["id"]).column("id").to_pylist())
 
+    def rows(self, ids: Collection[str], columns: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """`{id: row}` of those that are there; only the row groups with one of them are read."""
+        wanted = pa.array(sorted(set(ids)), pa.string())
+
+        def chosen(file: PurePath | IO[bytes]) -> list[dict[str, Any]]:
+            shard, found = pq.ParquetFile(file), []
+            for group in range(shard.num_row_groups):
+                there = pc.is_in(shard.read_row_group(group, ["id"])["id"], wanted)
+                if pc.any(there).as_py():
+                    found += shard.read_row_group(group, ["id", *columns]).filter(there).to_pylist()
+            return found
+
+        return {row["id"]: row for rows in self._each(chosen) for row in rows}
+
     def clear_unfinished(self, older_than: float = 3600.0) -> None:
         """Deletes what a killed writer left behind, never a finished shard nor, within `older_than` seconds, one that is being written."""
-        for file in self.folder.glob(".part-*"):
-            if time.time() - file.stat().st_mtime > older_than:
-                file.unlink(missing_ok=True)
+        if self.elsewhere is not None:
+            return
+        for file in Path(self.folder).glob(".part-*"):
+            with suppress(FileNotFoundError):  # another process clears too, or has finished it
+                if time.time() - file.stat().st_mtime > older_than:
+                    file.unlink()
+
+    def _each(self, read: Callable[[Any], Any]) -> list[Any]:
+        """What `read` makes of each shard, which it is handed as a path or an open file."""
+
+        def one(file: PurePath) -> Any:
+            try:
+                if self.elsewhere is None:
+                    return read(file)
+                with _elsewhere(), self.elsewhere.open(str(file), "rb", cache_type="none") as stream:
+                    return read(stream)
+            except (OSError, pa.ArrowInvalid) as error:
+                raise StoreError(f"shard {file} cannot be read: {error}. Delete it and run the same command again.") from error
+
+        files = self.files()
+        if self.elsewhere is None:
+            return [one(file) for file in files]
+        with ThreadPoolExecutor(READERS) as readers:
+            return list(readers.map(one, files))
 
 
-def spectrum_shards(folder: Path, class_names: Sequence[str]) -> Shards:
+def open_place(folder: Path | str) -> tuple[AbstractFileSystem | None, str]:
+    """(file system, path in it) of a folder; None for this machine's own. Raises StoreError for a URL that fsspec cannot open."""
+    if isinstance(folder, Path) or "://" not in folder:
+        return None, str(folder)
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(folder)
+    except (ImportError, ValueError) as error:
+        raise StoreError(
+            f"store '{folder}' cannot be opened: {error}; write a folder, or a URL whose package for fsspec is installed."
+        ) from error
+    if not path.strip("/"):
+        raise StoreError(f"store '{folder}' cannot be opened: it names no folder; write one, such as {folder.rstrip('/')}//birds.")
+    return (None if "file" in _protocols(filesystem) else filesystem), path
+
+
+def _protocols(filesystem: AbstractFileSystem) -> tuple[str, ...]:
+    names = filesystem.protocol
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+@contextmanager
+def _elsewhere() -> Iterator[None]:
+    """Whatever a store elsewhere fails with (each package has errors of its own) becomes an OSError, as it would be here."""
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def spectrum_shards(folder: Path | str, class_names: Sequence[str]) -> Shards:
     """The store of synthetic images: how each was asked for, and its encoded picture."""
     from datasets import ClassLabel, Features, Image, Value
 
@@ -92,6 +230,6 @@ def spectrum_shards(folder: Path, class_names: Sequence[str]) -> Shards:
     return Shards(folder, features.arrow_schema)
 
 
-def score_shards(folder: Path) -> Shards:
+def score_shards(folder: Path | str) -> Shards:
     """The store of filter scores; `scorer` is the digest of the CLIP and of the text that was compared with."""
     return Shards(folder, pa.schema([("id", pa.string()), ("scorer", pa.string()), ("clip_similarity", pa.float32())]))

@@ -49,7 +49,7 @@ def prepare_squares(run: Run) -> Path:
                 part = missing[first : first + SHARD_ROWS]
                 store.append(list({row["id"]: row for row in threads.map(square, part)}.values()))
                 advance(len(part))
-    return store.folder
+    return run.path("prepared")
 
 
 def prepared_table(run: Run, split: str, size: int) -> ImageTable:

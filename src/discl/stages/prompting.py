@@ -93,7 +93,7 @@ def _caption_images(run: Run, asked: Captions) -> Path:
     hard = pq.read_table(run.path("hard.parquet"), columns=["id", "digest"]).to_pylist()
     missing = list({row["digest"]: row for row in hard if row["digest"] not in known}.values())
     if not missing:
-        return store.folder
+        return run.path("captions")
     captioner = Captioner(asked.checkpoint, asked.prompt, asked.max_new_tokens, asked.dtype, run.device)
     places, empty = {name: row for row, name in enumerate(train.ids)}, 0
 
@@ -117,7 +117,7 @@ def _caption_images(run: Run, asked: Captions) -> Path:
             advance(len(part))
     if empty:
         say(f"captions: {empty} of {len(missing)} images got an empty one; their prompts hold the rest of the template only")
-    return store.folder
+    return run.path("captions")
 
 
 def _caption_shards(run: Run) -> Shards:

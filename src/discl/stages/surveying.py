@@ -71,7 +71,9 @@ def survey_levels(run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | N
 def survey_run(run: Run, levels: Sequence[GuidanceLevel], seeds: int) -> Run:
     """The run of the survey, in `levels/`: data and texts are those of `run`."""
     spectrum = run.recipe.spectrum.model_copy(update={"levels": list(levels), "seeds": seeds})
-    recipe = run.recipe.model_copy(update={"spectrum": spectrum})
+    store = None if run.recipe.runtime.store is None else str(run.place(FOLDER))
+    runtime = run.recipe.runtime.model_copy(update={"store": store})
+    recipe = run.recipe.model_copy(update={"spectrum": spectrum, "runtime": runtime})
     return replace(run, recipe=recipe, folder=run.folder / FOLDER, borrowed={name: run.path(name) for name in SHARED})
 
 
