@@ -31,15 +31,9 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from discl.assets import make_fashion_mnist as fashion  # noqa: E402
 from discl.data import decode_image, read_tables, take_long_tail  # noqa: E402
-from discl.digests import derive_seed  # noqa: E402
+from discl.data.traps import is_pretraining  # noqa: E402
 
 TEMPLATES = ("a photo of a {}", "a photo of {}", "{}")
-PRETRAINING_SHARE = 0.6
-
-
-def is_pretraining(image_id: str) -> bool:
-    """Whether a CIFAR-10 training image belongs to the part that only the generator and the CLIP see: three in five, by id."""
-    return derive_seed("cifar10-pretraining", image_id) % 1000 < 1000 * PRETRAINING_SHARE
 
 
 def read_images(cifar100: Path, cifar10: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:

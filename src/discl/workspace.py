@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -19,9 +19,9 @@ from datasets import Dataset
 from datasets import Image as ImageFeature
 from pydantic import ValidationError
 
-from .data import ImageTable, class_groups, keep_aspect, read_tables
+from .data import Cameras, ImageTable, class_groups, keep_aspect, read_tables, through_cameras
 from .errors import RunError, StoreError
-from .recipe import Recipe, load_recipe
+from .recipe import Data, Recipe, load_recipe
 from .spectrum.models import Address, Generator, describe_generator, describe_loras
 from .spectrum.plan import Sampling
 from .spectrum.store import Shards, score_shards, spectrum_shards
@@ -60,7 +60,7 @@ class Run:
         """`{split: table}` as `data.parquet` lists them."""
         listed = pq.read_table(self.path("data.parquet")).to_pandas()
         data = self.recipe.data
-        found = read_tables(data.root, data.format, data.columns, data.splits, data.files)
+        found = read_data(data)
         result = {}
         for name, rows in listed.groupby("split", sort=False):
             source = found.get(rows["source_split"].iloc[0])
@@ -173,6 +173,12 @@ def open_run(recipe: Recipe | str | Path | dict[str, Any], folder: Path | str | 
     if recipe.runtime.threads:
         torch.set_num_threads(recipe.runtime.threads)
     return Run(recipe, folder)
+
+
+def read_data(data: Data, on_unused: Callable[[list[str]], None] = lambda splits: None) -> dict[str, ImageTable]:
+    """`{split: table}` of what the section `data` names, before any long tail or split of our own; raises as `read_tables` does."""
+    tables = read_tables(data.root, data.format, data.columns, data.splits, data.files, on_unused)
+    return through_cameras(tables, Cameras(**dict(data.cameras))) if data.cameras else tables
 
 
 def stored_images(run: Run, ids: Sequence[str]) -> Dataset:

@@ -5,8 +5,10 @@ from .longtail import class_groups, exponential_counts, order_classes, rank_by_i
 from .readers import read_tables
 from .splits import split_rows
 from .table import ImageTable, Inspection, digest_image, inspect_images
+from .traps import Cameras, is_pretraining, through_cameras
 
 __all__ = [
+    "Cameras",
     "ImageTable",
     "Inspection",
     "Unreadable",
@@ -15,12 +17,14 @@ __all__ = [
     "digest_image",
     "exponential_counts",
     "inspect_images",
+    "is_pretraining",
     "keep_aspect",
     "order_classes",
     "rank_by_index",
     "read_tables",
     "split_rows",
     "take_long_tail",
+    "through_cameras",
     "to_size",
     "to_square",
 ]

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from .cameras import SCHEME, degrade, parse_address
+
 MAX_SIDE = 20_000
 
 
@@ -20,10 +22,13 @@ class Unreadable(Exception):
 def decode_image(stored: Mapping[str, Any] | None) -> Image.Image:
     """RGB picture of `{bytes, path}` as Hugging Face `datasets` stores it; EXIF rotation applied, transparency on white.
 
-    16-bit grey images are scaled to 8 bits; of an animation the first frame is taken. Raises Unreadable for a missing,
-    truncated or foreign file, and for more than 20,000 pixels a side.
+    16-bit grey images are scaled to 8 bits; of an animation the first frame is taken. A path that begins with `camera://` is one
+    that `cameras` degrades. Raises Unreadable for a missing, truncated or foreign file, and for more than 20,000 pixels a side.
     """
     data, path = (stored.get("bytes"), stored.get("path")) if stored else (None, None)
+    if str(path).startswith(SCHEME):
+        camera, shot, path = parse_address(str(path))
+        return degrade(decode_image({"bytes": data, "path": path}), camera, shot)
     if data is None and path is None:
         raise Unreadable("neither bytes nor a path are stored")
     try:

@@ -51,6 +51,23 @@ class OwnSplit(Strict):
         return self
 
 
+class Cameras(Strict):
+    """The pictures as camera traps would have taken them, with the camera as domain; parts and degradation depend on seed and id alone.
+
+    From the training images come pretraining (left out), train and validation, from the test images test and, by other cameras, test-ood.
+    """
+
+    seed: int = 0
+    seen: int = Field(12, ge=1, description="cameras of train, validation and test")
+    unseen: int = Field(6, ge=1, description="cameras of test-ood")
+    clean: float = Field(0.2, ge=0, le=1, description="share of pictures that stay as they are")
+    pretraining: Share = Field(0.6, description="share of the training images that only generator and CLIP may have seen")
+    validation: int = Field(2000, ge=1, description="images of validation")
+    most: dict[Literal["train", "validation", "test", "test-ood"], Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict, description="split: images in it, at most"
+    )
+
+
 class Data(Strict):
     """Where the real images are."""
 
@@ -63,6 +80,7 @@ class Data(Strict):
     columns: dict[Literal["id", "image", "label", "split", "domain", "group"], str] = Field(
         default_factory=dict, description="our column: theirs"
     )
+    cameras: Cameras | None = Field(None, description="degrade the pictures, for a low-quality example on real photos")
     own_split: OwnSplit = OwnSplit()
     long_tail: LongTail | None = None
     unreadable: Literal["error", "skip"] = "error"

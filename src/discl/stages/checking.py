@@ -9,8 +9,9 @@ from itertools import combinations
 import numpy as np
 
 from ..console import progress
-from ..data import Inspection, class_groups, inspect_images, read_tables
+from ..data import Inspection, class_groups, inspect_images
 from ..recipe import Data, Groups
+from ..workspace import read_data
 from .data import long_tail_rows, unused_splits
 
 PUBLISHED = {
@@ -63,7 +64,7 @@ def check_data(data: Data) -> Check:
     def on_unused(names: list[str]) -> None:
         findings.append(Finding(False, unused_splits(names)))
 
-    tables = read_tables(data.root, data.format, data.columns, data.splits, data.files, on_unused)
+    tables = read_data(data, on_unused)
     splits: dict[str, SplitCheck] = {}
     seen: dict[str, Inspection] = {}
     for split, table in tables.items():

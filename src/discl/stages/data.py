@@ -12,12 +12,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..console import progress, say
-from ..data import ImageTable, inspect_images, order_classes, rank_by_index, read_tables, split_rows, take_long_tail
+from ..data import ImageTable, inspect_images, order_classes, rank_by_index, split_rows, take_long_tail
 from ..data.readers import SPLIT_NAMES
 from ..errors import DataError
 from ..hardness import assign_folds, cross_fitted_probability, tail_rows
 from ..recipe import LongTail
-from ..workspace import Run, write_table
+from ..workspace import Run, read_data, write_table
 from .learning import fit_classifier
 
 
@@ -30,7 +30,7 @@ def prepare_data(run: Run) -> Path:
     path, data = run.path("data.parquet"), run.recipe.data
     if path.exists():
         return path
-    found = read_tables(data.root, data.format, data.columns, data.splits, data.files, lambda names: say(unused_splits(names)))
+    found = read_data(data, lambda names: say(unused_splits(names)))
     listed: dict[str, dict[str, np.ndarray]] = {}
     for split, table in found.items():
         listed[split] = _inspect(table, split, data.unreadable)

@@ -89,6 +89,8 @@ def _rename_columns(rows: Dataset, columns: Mapping[str, str], where: str) -> Da
             raise DataError(f"data.columns.{ours}: {where}: {unknown('column', theirs, rows.column_names)}")
         if ours != theirs:
             rows = (rows.remove_columns(ours) if ours in rows.column_names else rows).rename_column(theirs, ours)
+    if "image" not in rows.column_names and "img" in rows.column_names:  # as uoft-cs/cifar10 calls it
+        rows = rows.rename_column("img", "image")
     for needed in ("image", "label"):
         if needed not in rows.column_names:
             raise DataError(

@@ -1,0 +1,393 @@
+"""What the curriculum costs in training: ratios of times measured in one process, and a counter.
+
+    python benchmarks/training.py --json benchmarks/results/training.json
+    python benchmarks/training.py --quick          # a smoke run of a few seconds; its times say nothing
+
+Every arm trains the same network by the same updates; what differs is where a batch comes from. The arms take turns, an epoch each,
+after one that is not timed; a ratio is that of the medians. `--clock cpu` takes the processor time of this process instead of the
+wall's, for a machine that has other work (everything but the arm with workers then runs in this process alone).
+The pictures are the shipped ones, as JPEG files of 32 and of 256 pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from discl.curriculum import pixels as pixels_module
+from discl.curriculum.course import Course, hold_out_guidance, make_mixing
+from discl.curriculum.learner import Learner, Stepping
+from discl.curriculum.mixture import Pool
+from discl.curriculum.models import ClassifierConfig, build_classifier
+from discl.curriculum.objectives import make_objective
+from discl.curriculum.optimization import make_optimizer
+from discl.curriculum.pixels import Batches, Pixels
+from discl.curriculum.progress import measure_progress, true_class_probability
+from discl.curriculum.strategies import make_strategy
+from discl.curriculum.training import choose_precision, predict_logits
+from discl.data import read_tables
+from discl.levels import GuidanceLevel
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LEVELS = (50, 70, 90)
+SETS = {  # real images, hard ones, images of the spectrum, of which V is 2,000 or a fifth, as in the recipes
+    "CIFAR100-LT": (10_847, 325, 2_925),
+    "iWildCam": (129_809, 8_260, 198_240),
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured figure; `comparison` says how it has to stand to its goal. Without a goal it only informs."""
+
+    name: str
+    value: float
+    comparison: str = ""
+    goal: float | None = None
+    detail: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        if self.goal is None:
+            return None
+        return {">=": self.value >= self.goal, "<=": self.value <= self.goal, "==": self.value == self.goal}[self.comparison]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network, the pictures that it learns from and how."""
+
+    architecture: str
+    image_size: int
+    stored_size: int
+    batch: int
+    augment: tuple[str, ...]
+    steps: int
+
+    @property
+    def config(self) -> ClassifierConfig:
+        stem = "7x7" if self.image_size > 64 else "3x3"
+        width = 16 if self.architecture.endswith("-cifar") else 64
+        names = tuple(str(label) for label in range(10))
+        return ClassifierConfig(self.architecture, stem, width, names, self.image_size, self.stored_size, MEAN, STD)
+
+
+SMALL = Setting("resnet32-cifar", 32, 32, 128, ("random-crop", "flip"), 4)
+LARGE = Setting("resnet10", 224, 256, 8, ("random-resized-crop", "flip"), 2)
+
+
+# ---------------------------------------------------------------- what is trained on
+
+
+def jpegs(size: int, count: int) -> tuple[list[bytes], np.ndarray]:
+    """(JPEG files, labels) of shipped pictures."""
+    table = read_tables("embedded:fashion-mnist/data")["validation"]
+    files = []
+    for row in range(count):
+        out = io.BytesIO()
+        table.image(row % len(table)).resize((size, size), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
+        files.append(out.getvalue())
+    return files, np.resize(table.labels, count)
+
+
+def make_pool(real: int, hard: int, synthetic: int) -> Pool:
+    """`hard` of the real images are hard; ten classes, and each level of each class has equal parts of the synthetic ones."""
+    rows = np.arange(real + synthetic)
+    return Pool(
+        labels=rows % 10,
+        levels=np.where(rows < real, 100, np.asarray(LEVELS)[rows // 10 % len(LEVELS)]),
+        synthetic=np.repeat([False, True], [real, synthetic]),
+        hard=np.arange(real + synthetic) < hard,
+        class_names=[str(label) for label in range(10)],
+    )
+
+
+def imagenet_lt() -> Pool:
+    """A pool of ImageNet-LT's size: 115,846 real images of 1,000 classes, 1,530 hard ones in 136 of them, 24 synthetic ones of each."""
+    real, hard, tail = 115_846, 1_530, 136
+    rows, extra = np.arange(real), np.arange(24 * hard)
+    return Pool(
+        labels=np.concatenate([np.where(rows < hard, rows % tail, tail + rows % (1000 - tail)), extra % tail]),
+        levels=np.concatenate([np.full(real, 100), np.asarray(LEVELS)[extra // tail % len(LEVELS)]]),
+        synthetic=np.repeat([False, True], [real, len(extra)]),
+        hard=np.arange(real + len(extra)) < hard,
+        class_names=[str(label) for label in range(1000)],
+    )
+
+
+def make_course(pool: Pool, strategy: str, samples: int, undersample: bool = False) -> Course:
+    levels = [GuidanceLevel(level) for level in LEVELS]
+    followed = make_strategy(strategy, levels=levels, curriculum_epochs=1000)
+    return Course(pool, followed, make_mixing(pool, strategy, undersample, 3.0, "repeat", "error"), samples, 0)
+
+
+def make_learner(setting: Setting, precision: torch.dtype, counts: np.ndarray) -> Learner:
+    torch.manual_seed(0)
+    model: Any = build_classifier(setting.config)
+    optimizer = partial(make_optimizer, name="sgd", lr=0.01, weight_decay=2e-4, momentum=0.9, nesterov=False)
+    return Learner(
+        model.to(memory_format=torch.channels_last), optimizer, make_objective("cross-entropy"), counts, setting.config, Stepping(),
+        setting.augment, precision, "cpu",
+    )  # fmt: skip
+
+
+class Fixed:
+    """The same batch again and again, from memory: what training costs that waits for nothing."""
+
+    def __init__(self, pixels: Pixels, batch: int) -> None:
+        self.rows, self.pixels = np.arange(batch), pixels.__getitems__(list(range(batch)))
+
+    def of(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
+        for _ in range(len(rows) // len(self.rows)):
+            yield self.rows, self.pixels
+
+
+def train_epoch(learner: Learner, batches: Any, rows: np.ndarray, labels: np.ndarray, setting: Setting) -> None:
+    learner.train_epoch(batches, rows, labels, 0, 1, setting.batch, 0, lambda progress: 0.01, Path("none"))
+
+
+class PlainFolder(Dataset):
+    """The files of a folder as a plain loop reads them: PIL, one picture after the other, augmentation by PIL too."""
+
+    def __init__(self, files: Sequence[Path], labels: np.ndarray, setting: Setting) -> None:
+        self.files, self.labels, self.setting = files, labels, setting
+        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        with Image.open(self.files[row]) as stored:
+            image = stored.convert("RGB")
+        size = self.setting.image_size
+        if "random-resized-crop" in self.setting.augment:
+            side = round(image.width * float(torch.empty(()).uniform_(0.08, 1)) ** 0.5)
+            left, top = (int(torch.randint(image.width - side + 1, ())) for _ in range(2))
+            image = image.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
+        else:
+            border = size // 8
+            left, top = (int(torch.randint(2 * border + 1, ())) for _ in range(2))
+            image = ImageOps.expand(image, border).crop((left, top, left + size, top + size))
+        if torch.rand(()) < 0.5:
+            image = ImageOps.mirror(image)
+        pixels = torch.from_numpy(np.asarray(image, np.uint8).copy()).permute(2, 0, 1).float() / 255
+        return (pixels - self.mean) / self.std, int(self.labels[row])
+
+
+def plain_loop(folder: Path, files: Sequence[bytes], labels: np.ndarray, setting: Setting) -> Callable[[], None]:
+    """An epoch of the loop that everybody writes: DataLoader, forward, backward, step, in float32."""
+    paths = [folder / f"{row:05d}.jpg" for row in range(len(files))]
+    for path, data in zip(paths, files, strict=True):
+        path.write_bytes(data)
+    torch.manual_seed(0)
+    model = build_classifier(setting.config).train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=2e-4)
+    loader = DataLoader(PlainFolder(paths, labels, setting), setting.batch, shuffle=True, drop_last=True)
+
+    def epoch() -> None:
+        done = 0
+        while done < setting.steps:
+            for images, truth in loader:
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(images), truth).backward()
+                optimizer.step()
+                done += 1
+                if done == setting.steps:
+                    break
+
+    return epoch
+
+
+# ---------------------------------------------------------------- the measurements
+
+
+def take_turns(arms: dict[str, Callable[[], None]], repetitions: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Median seconds of each arm; they take turns, and one turn is not timed."""
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(repetitions + 1):
+        for name, carry_out in arms.items():
+            started = clock()
+            carry_out()
+            if turn:
+                times[name].append(clock() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def feeding(setting: Setting, images: int, repetitions: int, clock: Callable[[], float], decoded: bool, title: str) -> list[Figure]:
+    """Curriculum training beside the same loop on a fixed batch, and beside a plain loop on files."""
+    files, labels = jpegs(setting.stored_size, images)
+    pool = make_pool(images * 3 // 4, images // 16, images // 4)
+    limit, pixels_module.MEMORY_LIMIT = pixels_module.MEMORY_LIMIT, pixels_module.MEMORY_LIMIT if decoded else 0
+    pixels = Pixels([[{"image": {"bytes": data, "path": None}} for data in files]], setting.stored_size)
+    pixels_module.MEMORY_LIMIT = limit
+    course = make_course(pool, "diverse-to-specific", setting.steps * setting.batch)
+    epochs = iter(range(1000))
+    precisions = {"float32": torch.float32, "auto": choose_precision("auto", "cpu")}
+    arms: dict[str, Callable[[], None]] = {}
+    for name, precision in precisions.items():
+        learner = make_learner(setting, precision, pool.real_counts)
+        batches, fixed = learner.batches(pixels, setting.batch, 0), Fixed(pixels, setting.batch)
+        rows = np.arange(setting.steps * setting.batch) % setting.batch
+
+        def ours(learner: Learner = learner, batches: Batches = batches) -> None:
+            drawn, _ = course.draw(next(epochs), 0, [])
+            train_epoch(learner, batches, drawn, pool.labels, setting)
+
+        def same_batch(learner: Learner = learner, fixed: Fixed = fixed, rows: np.ndarray = rows) -> None:
+            train_epoch(learner, fixed, rows, pool.labels, setting)
+
+        arms |= {f"fixed {name}": same_batch, f"curriculum {name}": ours}
+    with tempfile.TemporaryDirectory() as folder:
+        arms["plain"] = plain_loop(Path(folder), files, labels, setting)
+        seconds = take_turns(arms, repetitions, clock)
+    rate = {name: setting.steps * setting.batch / value for name, value in seconds.items()}
+    automatic = str(precisions["auto"]).removeprefix("torch.")
+    speeds = ", ".join(f"{name.replace('auto', automatic)} {value:.0f}" for name, value in rate.items()) + " images/s"
+    return [
+        Figure(
+            f"{title}: curriculum ÷ fixed batch in memory, {automatic}", rate["curriculum auto"] / rate["fixed auto"],
+            ">=" if decoded else "", 0.95 if decoded else None, speeds,
+        ),
+        Figure(
+            f"{title}: curriculum ÷ fixed batch in memory, float32", rate["curriculum float32"] / rate["fixed float32"],
+            ">=" if decoded else "", 0.95 if decoded else None,
+        ),
+        Figure(f"{title}: curriculum ÷ plain loop of PIL on files, both float32", rate["curriculum float32"] / rate["plain"]),
+        Figure(f"{title}: curriculum as it comes ({automatic}) ÷ that plain loop", rate["curriculum auto"] / rate["plain"]),
+    ]  # fmt: skip
+
+
+def probing(setting: Setting, images: int, repetitions: int, clock: Callable[[], float]) -> list[Figure]:
+    """Measuring on V before and after a probe, as a share of an epoch that has it; and the draw of an epoch's rows beside a step."""
+    files, labels = jpegs(setting.stored_size, images)
+    pixels = Pixels([[{"image": {"bytes": data, "path": None}} for data in files]], setting.stored_size)
+    precision = choose_precision("auto", "cpu")
+    learner = make_learner(setting, precision, np.ones(10))
+    batches, config = learner.batches(pixels, setting.batch, 0), setting.config
+    rows = np.arange(setting.steps * setting.batch) % images
+    judged = np.arange(min(setting.steps * setting.batch, images))
+    seconds = take_turns(
+        {
+            "epoch": lambda: train_epoch(learner, batches, rows, np.resize(labels, images), setting),
+            "judge": lambda: none(true_class_probability(predict_logits(learner.model, pixels, judged, config, precision), labels[judged])),
+        },
+        repetitions, clock,
+    )  # fmt: skip
+    step, per_image = seconds["epoch"] / setting.steps, seconds["judge"] / len(judged)
+    figures = []
+    levels = [GuidanceLevel(level) for level in LEVELS]
+    for name, (real, hard, synthetic) in SETS.items():
+        _, guidance = hold_out_guidance(make_pool(real, hard, synthetic), levels, None, 0)
+        before, after = np.random.default_rng(0).random((2, len(guidance)))
+        counted = take_turns({"gain": lambda: none(measure_progress(guidance, before, after))}, 3, clock)["gain"]  # noqa: B023
+        measured, trained = 2 * len(guidance) * per_image + counted, real / setting.batch * step
+        figures.append(
+            Figure(
+                f"progress of {name}: measuring ÷ training time", measured / (measured + trained), "<=", 0.05,
+                f"|V| {len(guidance)}, {real:,} images an epoch; {1 / per_image:.0f} images/s judged, {setting.batch / step:.0f} trained",
+            )
+        )  # fmt: skip
+    pool = imagenet_lt()
+    for strategy in ("diverse-to-specific", "all-levels"):
+        steps = int((~pool.synthetic).sum()) // setting.batch
+        course, epochs = make_course(pool, strategy, steps * setting.batch, undersample=True), iter(range(100))
+        drawn = take_turns({"draw": lambda: none(course.draw(next(epochs), 0, []))}, 3, clock)["draw"]  # noqa: B023
+        told = f"{1000 * drawn:.0f} ms for {steps} steps of {1000 * step:.0f} ms"
+        figures.append(Figure(f"index draw of ImageNet-LT ÷ step, {strategy}", drawn / steps / step, "<=", 0.01, told))
+    return figures
+
+
+def none(result: Any) -> None:
+    """Takes a result that is not needed."""
+
+
+class Marking(list):
+    """Rows that leave a file named after the process that asks for one."""
+
+    folder: Path
+
+    def __getitem__(self, row: Any) -> Any:
+        (self.folder / str(os.getpid())).touch()
+        return super().__getitem__(row)
+
+
+def workers_restarted(workers: int = 2, epochs: int = 4) -> Figure:
+    """Processes that decode over `epochs` of another level each, beyond the workers that the first epoch started."""
+    files, _ = jpegs(32, 256)
+    limit, pixels_module.MEMORY_LIMIT = pixels_module.MEMORY_LIMIT, 0
+    table = Marking({"image": {"bytes": data, "path": None}} for data in files)
+    pixels = Pixels([table], 32)
+    pixels_module.MEMORY_LIMIT = limit
+    pool = make_pool(160, 32, 96)
+    course = make_course(pool, "diverse-to-specific", 128)
+    strategy = replace(course.strategy, curriculum_epochs=epochs - 1)  # type: ignore[type-var]
+    course, seen = replace(course, strategy=strategy), set()
+    with tempfile.TemporaryDirectory() as folder:
+        table.folder = Path(folder)
+        batches = Batches(pixels, 16, workers)
+        for epoch in range(epochs):
+            rows, chosen = course.draw(epoch, 0, [])
+            seen.add(tuple(chosen["levels"]))
+            for _ in batches.of(rows):
+                pass
+        processes = len(list(table.folder.iterdir()))
+    detail = f"{workers} workers, levels {', '.join(' '.join(map(str, levels)) or 'real only' for levels in sorted(seen))}"
+    return Figure("workers restarted by a switch of level", processes - workers, "==", 0, detail)
+
+
+def table_of(figures: Sequence[Figure]) -> str:
+    """One line per figure."""
+    width = max(len(figure.name) for figure in figures)
+    lines = []
+    for figure in figures:
+        goal = f"{figure.comparison} {figure.goal:g}" if figure.goal is not None else ""
+        verdict = {None: "", True: "met", False: "MISSED"}[figure.met]
+        lines.append(f"{figure.name:<{width}}  {figure.value:8.4f}  {goal:<8} {verdict:<7} {figure.detail}".rstrip())
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--quick", action="store_true", help="one short repetition, small pictures only")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
+    small = replace(SMALL, steps=2, batch=32) if arguments.quick else SMALL
+    repetitions, images = (1, 256) if arguments.quick else (arguments.repetitions, 1024)
+    figures = [workers_restarted()]
+    figures += feeding(small, images, repetitions, clock, True, "32 px, decoded once")
+    figures += probing(small, images, repetitions, clock)
+    if not arguments.quick:
+        figures += feeding(LARGE, 64, repetitions, clock, False, "224 px, decoded at each visit, no worker")
+    print(table_of(figures))
+    settings = {
+        "small": asdict(small), "large": asdict(LARGE), "repetitions": repetitions, "threads": arguments.threads,
+        "clock": arguments.clock, "torch": torch.__version__, "quick": arguments.quick,
+    }  # fmt: skip
+    if arguments.json:
+        rows = [{**asdict(figure), "met": figure.met} for figure in figures]
+        arguments.json.write_text(json.dumps({"settings": settings, "figures": rows}, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
