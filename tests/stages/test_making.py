@@ -16,6 +16,7 @@ from PIL import Image
 from discl.chain import run_until
 from discl.errors import CheckpointError, RecipeError
 from discl.recipe import validate
+from discl.stages import making
 from discl.stages.making import count_rows, estimate_cost
 from discl.workspace import open_run
 
@@ -89,3 +90,30 @@ def test_bad_options_are_told(tree: dict[str, Any], tmp_path: Path) -> None:
     high = tree | {"spectrum": tree["spectrum"] | {"steps": "fixed", "num_inference_steps": 50, "levels": [97]}}
     with pytest.raises(CheckpointError, match="level 97 % has fewer than 50 training steps"):
         run_until(open_run(validate(high), tmp_path / "run"), "plan")
+
+
+def test_the_filter_reads_an_image_again_only_for_another_scorer(
+    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    scored = making._score
+
+    def watched(run: Any, requests: Any, scorer: Any) -> None:
+        read.append(len(requests))
+        scored(run, requests, scorer)
+
+    monkeypatch.setattr(making, "_score", watched)
+    run_until(open_run(validate(tree), tmp_path / "run"), "filter")
+    assert read == []
+    first = pq.read_table(tmp_path / "run" / "filter.parquet").to_pylist()
+    other = validate(tree | {"filter": tree["filter"] | {"template": "a drawing of a {class}"}})
+    run_until(open_run(other, tmp_path / "run", amend=True), "filter")
+    assert read == [16]
+    second = pq.read_table(tmp_path / "run" / "filter.parquet").to_pylist()
+    assert [row["id"] for row in first] == [row["id"] for row in second]
+    assert [row["clip_similarity"] for row in first] != [row["clip_similarity"] for row in second]
+    for shard in (tmp_path / "run" / "scores").glob("part-*.parquet"):
+        shard.unlink()
+    run_until(open_run(validate(tree), tmp_path / "run", amend=True), "filter")
+    assert read == [16, 16]
+    assert pq.read_table(tmp_path / "run" / "filter.parquet").to_pylist() == first

@@ -39,11 +39,12 @@ def judge(clip_similarity: float, threshold: float) -> Verdict:
 class ClipScorer:
     """Cosines of images with one text per label, by a transformers `CLIPModel`.
 
-    `texts` maps a label to its plain prompt, for example "a photo of {class}". Raises CheckpointError for a folder that
-    holds no CLIP or pickled weights only.
+    `texts` maps a label to its plain prompt, for example "a photo of {class}"; `id` is `describe_scorer` of both. Calls of the
+    network hold `batch` images, the last one filled up, so a cosine does not depend on what it is measured with. Raises
+    CheckpointError for a folder that holds no CLIP or pickled weights only.
     """
 
-    def __init__(self, address: str, texts: Mapping[int, str], device: torch.device | str = "cpu") -> None:
+    def __init__(self, address: str, texts: Mapping[int, str], device: torch.device | str = "cpu", batch: int = 32) -> None:
         from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer
 
         folder = find_clip(address)
@@ -54,7 +55,8 @@ class ClipScorer:
             tokenizer = CLIPTokenizer.from_pretrained(folder)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"'{folder}' cannot be loaded as a CLIP: {error}") from error
-        self.device, self.labels = device, list(texts)
+        self.device, self.labels, self.batch = device, list(texts), batch
+        self.id = describe_scorer(address, texts)
         tokens = tokenizer(
             list(texts.values()), padding="max_length", truncation=True, return_tensors="pt",
             max_length=self.model.config.text_config.max_position_embeddings,
@@ -62,25 +64,29 @@ class ClipScorer:
         with torch.inference_mode():
             self.text_embeddings = self._normalise(self.model.get_text_features(input_ids=tokens.input_ids.to(device)))
 
-    def __call__(self, images: Sequence[Image.Image], labels: Sequence[int], batch: int = 128) -> np.ndarray:
+    def __call__(self, images: Sequence[Image.Image], labels: Sequence[int]) -> np.ndarray:
         """float32 `[images]` in [−1, 1]: the cosine of each image with the text of its label."""
         places = torch.tensor([self.labels.index(label) for label in labels], device=self.device)
         result = np.empty(len(images), np.float32)
-        for first, embeddings in self._embeddings(images, batch):
-            cosines = (embeddings * self.text_embeddings[places[first : first + batch]]).sum(1)
-            result[first : first + batch] = cosines.float().cpu().numpy()
+        for first, embeddings in self._embeddings(images):
+            last = first + len(embeddings)
+            cosines = (embeddings * self.text_embeddings[places[first:last]]).sum(1)
+            result[first:last] = cosines.float().cpu().numpy()
         return result
 
-    def embed(self, images: Sequence[Image.Image], batch: int = 128) -> np.ndarray:
+    def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
         """float32 `[images, dimensions]` of length 1: products of two rows are cosines."""
-        parts = [embeddings.cpu().numpy() for _, embeddings in self._embeddings(images, batch)]
+        parts = [embeddings.cpu().numpy() for _, embeddings in self._embeddings(images)]
         return np.concatenate(parts) if parts else np.empty((0, self.text_embeddings.shape[1]), np.float32)
 
-    def _embeddings(self, images: Sequence[Image.Image], batch: int) -> Iterator[tuple[int, torch.Tensor]]:
-        for first in range(0, len(images), batch):
-            pixels = self.processor(images=list(images[first : first + batch]), return_tensors="pt")["pixel_values"].to(self.device)
+    def _embeddings(self, images: Sequence[Image.Image]) -> Iterator[tuple[int, torch.Tensor]]:
+        for first in range(0, len(images), self.batch):
+            part = list(images[first : first + self.batch])
+            pixels = self.processor(images=part, return_tensors="pt")["pixel_values"]
+            padded = torch.zeros(self.batch, *pixels.shape[1:])
+            padded[: len(part)] = pixels
             with torch.inference_mode():
-                yield first, self._normalise(self.model.get_image_features(pixel_values=pixels))
+                yield first, self._normalise(self.model.get_image_features(pixel_values=padded.to(self.device)))[: len(part)]
 
     @staticmethod
     def _normalise(features: object) -> torch.Tensor:

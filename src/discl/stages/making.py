@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,9 @@ from ..spectrum.engine import Engine
 from ..spectrum.fallback import PlainEngine
 from ..spectrum.filter import ClipScorer, describe_scorer, find_clip, judge
 from ..spectrum.models import check_generator, load_generator, load_plain
-from ..spectrum.plan import Request, Sampling, plan_requests, read_plan, unet_rows, write_plan
+from ..spectrum.plan import Request, plan_requests, read_plan, unet_rows, write_plan
 from ..spectrum.store import Shards
+from ..spectrum.worker import Worker
 from ..workspace import Run, stored_images, write_table
 from .classifiers import describe_classifier
 from .prompting import check_prompts, texts_by_label, with_captions
@@ -102,72 +101,73 @@ def describe_cost(cost: dict[str, float]) -> str:
 
 
 def generate(run: Run) -> Path:
-    """Makes the images of the plan that the store lacks."""
+    """Makes the images of the plan that the store lacks, and scores them for the filter on the way."""
     store = run.spectrum
     store.clear_unfinished()
+    run.scores.clear_unfinished()
     requests, missing = _missing(run)
     if not missing:
         return store.folder
     if len(missing) < len(requests):
         say(f"generate: {len(requests) - len(missing)} of {len(requests)} images are there already")
-    engine, train = _engine(run), run.train
-    shapes = {request.source_id: (request.width, request.height) for request in missing}
     missing.sort(key=lambda request: (request.width, request.height))  # a shape at a time, otherwise as planned
-    places = {name: row for row, name in enumerate(train.ids)}
-    hard = pq.read_table(run.path("hard.parquet"), columns=["id", "digest", "width", "height"]).to_pylist()
-    sizes, digests = {row["id"]: (row["width"], row["height"]) for row in hard}, {row["id"]: row["digest"] for row in hard}
-    encoding, shard_rows = run.recipe.spectrum.encoding, run.recipe.runtime.shard_rows
-
-    def load_pixels(source: str) -> np.ndarray:
-        image = train.image(places[source])
-        if digest_image(image) != digests[source]:
-            raise RunError(f"image '{source}' has changed since it was checked; delete data.parquet and hard.parquet in {run.folder}.")
-        return to_size(image, *shapes[source])
-
-    buffer: list[dict[str, Any]] = []
-    with progress("generate", len(missing)) as advance, ThreadPoolExecutor(2) as encoders:
-
-        def write() -> None:
-            encoded = encoders.map(lambda row: encode_image(row["image"], encoding), buffer)
-            store.append([{**row, "image": {"bytes": data, "path": None}} for row, data in zip(buffer, encoded, strict=True)])
-            buffer.clear()
-
-        for request, picture in engine.generate(missing, load_pixels):
-            buffer.append({**_stored(request, run.sampling, sizes[request.source_id]), "image": picture})
-            advance(1)
-            if len(buffer) >= shard_rows:
-                write()
-        write()
-    work = engine.work
+    worker, sources = make_worker(run), Sources(run, missing)
+    with progress("generate", len(missing)) as advance:
+        worker.make(missing, sources, sources.sizes, lambda request: advance(1))
+    work = worker.engine.work
     encodes = f"{work.vae_encodes} VAE and {work.text_encodes} text encodes"
     say(f"generate: {work.unet_rows} UNet rows in {work.unet_calls} calls, {work.slot_fill:.1%} of the slots filled, {encodes}")
     return store.folder
 
 
+def make_worker(run: Run) -> Worker:
+    """The recipe's engine and filter, loaded on the run's device, which write to the run's stores."""
+    asked = run.recipe.filter
+    scorer = ClipScorer(asked.checkpoint, filter_texts(run), run.device)
+    return Worker(_engine(run), run.spectrum, run.sampling, scorer=scorer, scores=run.scores, shard_rows=run.recipe.runtime.shard_rows)
+
+
+class Sources:
+    """Pixels of the source images of some requests, in the requests' shapes; `sizes` are their own (width, height).
+
+    Called with an id of `hard.parquet` it returns uint8 `[3, height, width]`, and raises RunError for an image that is another one than
+    when it was checked.
+    """
+
+    def __init__(self, run: Run, requests: Sequence[Request]) -> None:
+        self.folder, self.train = run.folder, run.train
+        self.places = {name: row for row, name in enumerate(self.train.ids)}
+        self.shapes = {request.source_id: (request.width, request.height) for request in requests}
+        hard = pq.read_table(run.path("hard.parquet"), columns=["id", "digest", "width", "height"]).to_pylist()
+        self.sizes = {row["id"]: (row["width"], row["height"]) for row in hard}
+        self.digests = {row["id"]: row["digest"] for row in hard}
+
+    def __call__(self, source: str) -> np.ndarray:
+        image = self.train.image(self.places[source])
+        if digest_image(image) != self.digests[source]:
+            raise RunError(f"image '{source}' has changed since it was checked; delete data.parquet and hard.parquet in {self.folder}.")
+        return to_size(image, *self.shapes[source])
+
+
+def filter_texts(run: Run) -> dict[int, str]:
+    """The plain prompt of each label that the filter compares images with."""
+    asked, names = run.recipe.filter, run.recipe.prompts.names
+    return {label: fill(asked.template, names.get(name, name)) for label, name in enumerate(run.train.class_names)}
+
+
 def filter_spectrum(run: Run) -> Path:
-    """Scores the images that have no score yet and writes keep, or drop with its reason, for each to `filter.parquet`."""
-    names, asked = run.train.class_names, run.recipe.filter
-    texts = {label: fill(asked.template, run.recipe.prompts.names.get(name, name)) for label, name in enumerate(names)}
-    scorer_id, scores = describe_scorer(asked.checkpoint, texts), run.scores
+    """Writes keep, or drop with its reason, for each image of the plan to `filter.parquet`.
+
+    Images were scored while they were made; what has no score of this CLIP and these texts is read again and scored here.
+    """
+    asked, texts, scores = run.recipe.filter, filter_texts(run), run.scores
+    scorer_id = describe_scorer(asked.checkpoint, texts)
     scores.clear_unfinished()
     requests = read_plan(run.path("plan.parquet"))
     known = _scores_by(scores, scorer_id)
     missing = [request for request in requests if request.id not in known]
     if missing:
-        images = stored_images(run, [request.id for request in missing])
-        scorer = ClipScorer(asked.checkpoint, texts, run.device)
-        with progress("filter", len(missing)) as advance:
-            for first in range(0, len(missing), 512):
-                part = missing[first : first + 512]
-                pictures = [decode_image(images[row]["image"]) for row in range(first, first + len(part))]
-                cosines = scorer(pictures, [request.label for request in part])
-                scores.append(
-                    [
-                        {"id": request.id, "scorer": scorer_id, "clip_similarity": float(cosine)}
-                        for request, cosine in zip(part, cosines, strict=True)
-                    ]
-                )
-                advance(len(part))
+        _score(run, missing, ClipScorer(asked.checkpoint, texts, run.device))
         known = _scores_by(scores, scorer_id)
     verdicts = [judge(known[request.id], asked.threshold) for request in requests]
     table = pa.table(
@@ -182,6 +182,23 @@ def filter_spectrum(run: Run) -> Path:
     write_table(table, run.path("filter.parquet"))
     say(f"filter: {sum(verdict.keep for verdict in verdicts)} of {len(verdicts)} images kept at clip_similarity >= {asked.threshold:g}")
     return run.path("filter.parquet")
+
+
+def _score(run: Run, requests: Sequence[Request], scorer: ClipScorer) -> None:
+    """Scores images of the store."""
+    images = stored_images(run, [request.id for request in requests])
+    with progress("filter", len(requests)) as advance:
+        for first in range(0, len(requests), 512):
+            part = requests[first : first + 512]
+            pictures = [decode_image(images[row]["image"]) for row in range(first, first + len(part))]
+            cosines = scorer(pictures, [request.label for request in part])
+            run.scores.append(
+                [
+                    {"id": request.id, "scorer": scorer.id, "clip_similarity": float(cosine)}
+                    for request, cosine in zip(part, cosines, strict=True)
+                ]
+            )
+            advance(len(part))
 
 
 def _missing(run: Run) -> tuple[list[Request], list[Request]]:
@@ -203,11 +220,6 @@ def _engine(run: Run) -> Engine | PlainEngine:
         fixed=sampling.fixed,
         guidance_interval=sampling.guidance_interval,
     )
-
-
-def _stored(request: Request, sampling: Sampling, size: tuple[int, int]) -> dict[str, Any]:
-    settings = {key: value for key, value in asdict(sampling).items() if key != "size"}
-    return {**asdict(request), **settings, "source_width": size[0], "source_height": size[1]}
 
 
 def _scores_by(scores: Shards, scorer: str) -> dict[str, float]:

@@ -1,0 +1,206 @@
+"""One device at work: requests in, shards of images and of their scores out.
+
+Only the network's calls wait for one another. Sources are read ahead of them in one thread; pictures are encoded in others, and
+one more scores and writes what is finished. Everything between them is bounded, so a plan of any length takes constant memory.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from queue import Full, Queue
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ..data import decode_image
+from .encoding import encode_image
+from .engine import Engine
+from .fallback import PlainEngine
+from .filter import ClipScorer
+from .plan import Request, Sampling
+from .queue import LoadPixels
+from .store import Shards
+
+WAITING = 64
+"""Pictures, at most, that are denoised and not yet encoded."""
+AHEAD = 256
+"""Requests whose sources are read before the engine asks for them."""
+
+
+class Worker:
+    """Makes, encodes, scores and writes requests with one engine; loaded once, used for any number of calls of `make`.
+
+    `images` and, with a `scorer`, `scores` are the stores that it appends to, shards of `shard_rows` rows. A score is that of the
+    stored picture, decoded from its bytes, so it is the one that a later pass over the store would give.
+
+    `engine.work` counts the engine's part; `scored` counts pictures decoded and scored, `sources_read` calls of `load_pixels`, and
+    `waited` the seconds in which the engine stood still for a source or for room behind it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine | PlainEngine,
+        images: Shards,
+        sampling: Sampling,
+        *,
+        scorer: ClipScorer | None = None,
+        scores: Shards | None = None,
+        shard_rows: int = 512,
+    ) -> None:
+        if (scorer is None) != (scores is None):
+            raise TypeError("a worker takes a scorer and a store of scores, or neither.")
+        self.engine, self.images, self.sampling, self.shard_rows = engine, images, sampling, shard_rows
+        self.scorer, self.scores = scorer, scores
+        self.scored = self.sources_read = 0
+        self.waited = 0.0
+
+    def make(
+        self,
+        requests: Iterable[Request],
+        load_pixels: LoadPixels,
+        sizes: Mapping[str, tuple[int, int]],
+        finished: Callable[[Request], None] = lambda request: None,
+    ) -> None:
+        """Makes the requests and returns when all are written; `finished` is called for each, in this thread, once it is denoised.
+
+        `load_pixels` is as in `Engine.generate`, called in a thread of its own; `sizes` maps a source to its own (width, height) in
+        pixels, which are kept in the row. Sort requests by shape, those of a source together. What stops it, an error of
+        `load_pixels`, of the engine or StoreError of a disk that refuses, is raised here, after the pictures that were finished
+        are written as far as the disk takes them. A killed process loses what is in the engine's slots, up to WAITING pictures and
+        one unfinished shard.
+        """
+        with _Sources(self, requests, load_pixels) as sources, _Output(self, sizes) as output:
+            for request, picture in self.engine.generate(sources.requests(), sources.load):
+                output.put(request, picture)
+                finished(request)
+
+
+class _Sources:
+    """Requests on their way to the engine, the pixels of their sources read meanwhile."""
+
+    def __init__(self, worker: Worker, requests: Iterable[Request], load_pixels: LoadPixels) -> None:
+        self.worker, self.incoming, self.load_pixels = worker, iter(requests), load_pixels
+        self.reader = ThreadPoolExecutor(1, "sources")
+        self.waiting: dict[str, Future[np.ndarray]] = {}
+        self.recent: OrderedDict[str, None] = OrderedDict()  # read lately: the engine holds their latents, or asks for them again
+
+    def requests(self) -> Iterator[Request]:
+        """The requests, each some time after its source was ordered."""
+        ahead: deque[Request] = deque()
+        for request in self.incoming:
+            if request.level > 0 and request.source_id not in self.recent:
+                self.waiting[request.source_id] = self._read(request.source_id)
+            ahead.append(request)
+            if len(ahead) > AHEAD:
+                yield ahead.popleft()
+        yield from ahead
+
+    def load(self, source: str) -> np.ndarray:
+        """The pixels of a source, as soon as they are there."""
+        reading = self.waiting.pop(source, None) or self._read(source)
+        started = time.perf_counter()
+        try:
+            return reading.result()
+        finally:
+            self.worker.waited += time.perf_counter() - started
+
+    def _read(self, source: str) -> Future[np.ndarray]:
+        self.worker.sources_read += 1
+        self.recent[source] = None
+        self.recent.move_to_end(source)
+        while len(self.recent) > 4 * AHEAD:
+            oldest, _ = self.recent.popitem(last=False)
+            self.waiting.pop(oldest, None)
+        return self.reader.submit(self.load_pixels, source)
+
+    def __enter__(self) -> _Sources:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.reader.shutdown(cancel_futures=True)
+
+
+class _Output:
+    """Finished pictures on their way to the disk: encoded by several threads, scored and written by one."""
+
+    def __init__(self, worker: Worker, sizes: Mapping[str, tuple[int, int]]) -> None:
+        self.worker, self.sizes = worker, sizes
+        self.settings = {name: value for name, value in asdict(worker.sampling).items() if name != "size"}
+        self.encoders = ThreadPoolExecutor(min(max((os.cpu_count() or 2) - 1, 2), 8), "encode")
+        self.queue: Queue[tuple[Request, Future[bytes]] | None] = Queue(WAITING)
+        self.error: BaseException | None = None
+        self.writer = threading.Thread(target=self._drain, name="write", daemon=True)
+
+    def put(self, request: Request, picture: np.ndarray) -> None:
+        """Hands on a finished picture; waits while WAITING others are before it. Raises what stopped the writer."""
+        self._hand_on((request, self.encoders.submit(encode_image, picture, self.worker.sampling.encoding)))
+        if self.error is not None:
+            raise self.error
+
+    def _hand_on(self, item: tuple[Request, Future[bytes]] | None) -> None:
+        started = time.perf_counter()
+        while self.error is None:
+            try:
+                self.queue.put(item, timeout=0.1)
+                break
+            except Full:
+                continue
+        self.worker.waited += time.perf_counter() - started
+
+    def _drain(self) -> None:
+        rows: list[dict[str, Any]] = []
+        unscored: list[dict[str, Any]] = []
+        scores: list[dict[str, Any]] = []
+        batch = self.worker.scorer.batch if self.worker.scorer else 1
+        try:
+            while True:
+                item = self.queue.get()
+                if item is not None:
+                    request, encoded = item
+                    row = self._row(request, encoded.result())
+                    rows.append(row)
+                    unscored.append(row)
+                last = item is None or len(rows) >= self.worker.shard_rows
+                if last or len(unscored) >= batch:
+                    scores += self._score(unscored)
+                    unscored = []
+                if last:
+                    self.worker.images.append(rows)
+                    if self.worker.scores is not None:
+                        self.worker.scores.append(scores)
+                    rows, scores = [], []
+                if item is None:
+                    return
+        except BaseException as error:  # handed to the thread that called
+            self.error = error
+
+    def _score(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        scorer = self.worker.scorer
+        if scorer is None or not rows:
+            return []
+        cosines = scorer([decode_image(row["image"]) for row in rows], [row["label"] for row in rows])
+        self.worker.scored += len(rows)
+        return [{"id": row["id"], "scorer": scorer.id, "clip_similarity": float(cosine)} for row, cosine in zip(rows, cosines, strict=True)]
+
+    def _row(self, request: Request, encoded: bytes) -> dict[str, Any]:
+        width, height = self.sizes[request.source_id]
+        image = {"bytes": encoded, "path": None}
+        return {**asdict(request), **self.settings, "source_width": width, "source_height": height, "image": image}
+
+    def __enter__(self) -> _Output:
+        self.writer.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._hand_on(None)
+        self.writer.join()
+        self.encoders.shutdown(cancel_futures=True)
+        if kind is None and self.error is not None:
+            raise self.error
