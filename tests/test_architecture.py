@@ -22,7 +22,7 @@ FLOORS = [
     {"baselines"},
     {"curriculum", "spectrum"},
     {"data", "hardness", "prompts", "comparison", "export"},
-    {"checkpoints"},
+    {"checkpoints", "locks"},
     {"assets", "console", "digests", "levels"},
     {"errors"},
 ]

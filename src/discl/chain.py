@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,10 @@ STAGES: dict[str, Callable[[Run], Path]] = {
 }
 
 
+SHARED = ("plan", "generate")
+"""Stages that several processes may carry out at once in one folder: the first is the same for all, the second divides its work."""
+
+
 def open_together(recipe: Recipe, out: Path | str | None, amend: bool) -> Run:
     """As `open_run`, by several processes: the first opens the folder alone, then the others, who stay silent from then on."""
     processes = join_processes(cpu=recipe.runtime.device == "cpu" or not torch.cuda.is_available())
@@ -58,15 +63,19 @@ def open_together(recipe: Recipe, out: Path | str | None, amend: bool) -> Run:
 def run_until(run: Run, stage: str) -> Path:
     """Carries out the stages up to and including `stage`, each doing only what is missing; returns what the last one wrote.
 
+    Processes that work in one folder take turns: each waits until another has ended the stage, and does what is missing then.
+
     Where `torchrun` or `accelerate launch` started several processes they train together, and the first does the rest.
     """
     check_models(run, stage)
     processes = join_processes(cpu=run.device.type == "cpu")
     path = run.folder
     for name, carry_out in STAGES.items():
-        if processes.first or name == "train":
-            path = carry_out(run)
-        processes.wait()
+        with run.turn(name) if processes.first and name not in SHARED else nullcontext():
+            processes.wait()
+            if processes.first or name == "train":
+                path = carry_out(run)
+            processes.wait()
         if name == stage:
             break
     return path
@@ -89,7 +98,8 @@ def run(
 def compare(run: Run, seeds: Sequence[int] | None = None) -> Path:
     """Phase 1 once, then every method with every training seed (the recipe's unless given); returns the path of `comparison.md`."""
     run_until(run, "filter")
-    return comparing.compare(run, seeds or run.recipe.compare.seeds)
+    with run.turn("compare"):
+        return comparing.compare(run, seeds or run.recipe.compare.seeds)
 
 
 def levels(run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | None = None, seeds: int = 1) -> Path:
@@ -98,7 +108,8 @@ def levels(run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | None = N
     Returns the path of `levels.html`; `levels.md`, `levels.csv` and `levels.json` lie beside it.
     """
     run_until(run, "prompts")
-    path = surveying.survey_levels(run, sources, grid, seeds)
+    with run.turn("levels"):
+        path = surveying.survey_levels(run, sources, grid, seeds)
     return write_survey(path.parent, run.train, surveying.snippet(json.loads(path.read_text())), run.place(f"{surveying.FOLDER}/spectrum"))
 
 

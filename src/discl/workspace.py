@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -21,9 +23,10 @@ from pydantic import ValidationError
 
 from .data import Cameras, ImageTable, class_groups, keep_aspect, read_tables, through_cameras
 from .errors import RunError, StoreError
+from .locks import lock
 from .recipe import Data, Recipe, load_recipe
 from .spectrum.models import Address, Generator, describe_generator, describe_loras
-from .spectrum.plan import Sampling
+from .spectrum.plan import Sampling, Share
 from .spectrum.store import Shards, score_shards, spectrum_shards
 
 STALE = {"data": ("data", "hard", "plan"), "hard": ("hard", "plan"), "prompts": ("plan",), "spectrum": ("plan",)}
@@ -113,6 +116,20 @@ class Run:
         size = self.sampling.size
         return (size, size) if self.sampling.resize == "square" else keep_aspect(width, height, size, self.generator.multiple)
 
+    @contextmanager
+    def turn(self, stage: str, share: Share | None = None) -> Iterator[None]:
+        """Keeps other processes that work in this folder from the same stage, or waits for them.
+
+        Stages exclude each other; generation excludes only what would make the same images: another share of the same division goes on
+        beside it. Raises RunError where another process has changed the folder's recipe meanwhile.
+        """
+        what = f"{stage} {share}" if share else stage
+        with lock(self.folder, what, lambda other: _clash(what, other)):
+            kept = self.folder / "recipe.yaml"
+            if kept.exists() and _changes(yaml.safe_load(kept.read_text()), self.recipe):
+                raise RunError(f"another process has changed the recipe of {self.folder} meanwhile; run the command again.")
+            yield
+
     @property
     def spectrum(self) -> Shards:
         return spectrum_shards(self.place("spectrum"), self.train.class_names)
@@ -136,38 +153,15 @@ def open_run(recipe: Recipe | str | Path | dict[str, Any], folder: Path | str | 
     """
     recipe = load_recipe(recipe)
     folder = Path(folder) if folder is not None else Path("runs") / recipe.name
-    kept = folder / "recipe.yaml"
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file; name a folder with --out.")
-    if kept.exists():
-        old, new = yaml.safe_load(kept.read_text()), recipe.plain()
-        if not isinstance(old, dict):
-            raise RunError(f"{kept} holds no recipe, so {folder} is no run folder; choose another with --out.")
-        old = _completed(old)
-        changed = _differences({**old, "runtime": None}, {**new, "runtime": None})
-        if changed and not amend:
-            lines = "\n".join(f"  {key}: {before!r} -> {after!r}" for key, before, after in changed[:12])
-            lines += f"\n  … and {len(changed) - 12} more" if len(changed) > 12 else ""
-            raise RunError(
-                f"{folder} was made with another recipe:\n{lines}\nChoose another folder with --out, or go on in this one with --amend "
-                "(images that still fit are kept, what they no longer fit is made anew)."
-            )
-        for name in ("results.json", "report.html"):
-            if changed:
-                (folder / name).unlink(missing_ok=True)
-        stale = {key.split(".")[0] for key, _, _ in changed}
-        if recipe.hard.rule == "probability" and any(key.startswith("train.") and key not in NOT_FOR_JUDGES for key, _, _ in changed):
-            stale.add("hard")
-        for section in stale:
-            for name in STALE.get(section, ()):
-                (folder / f"{name}.parquet").unlink(missing_ok=True)
-    elif folder.exists() and any(folder.iterdir()):
-        raise RunError(f"{folder} is not empty and holds no recipe.yaml, so it is no run folder; choose another with --out.")
+    changed = _changed_keys(recipe, folder, amend)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(kept, recipe.to_yaml())
-        if not (folder / "environment.json").exists():
-            write_text(folder / "environment.json", json.dumps(_environment(), indent=2))
+        if changed is None or changed:
+            with lock(folder, "open", lambda other: _clash("open", other)):
+                _discard_stale(recipe, folder, _changed_keys(recipe, folder, amend) or [])
+                _keep(recipe, folder)
+        else:
+            _keep(recipe, folder)
     except OSError as error:
         raise RunError(f"cannot write to the run folder {folder}: {error}.") from error
     if recipe.runtime.threads:
@@ -179,6 +173,71 @@ def read_data(data: Data, on_unused: Callable[[list[str]], None] = lambda splits
     """`{split: table}` of what the section `data` names, before any long tail or split of our own; raises as `read_tables` does."""
     tables = read_tables(data.root, data.format, data.columns, data.splits, data.files, on_unused)
     return through_cameras(tables, Cameras(**dict(data.cameras))) if data.cameras else tables
+
+
+def _changed_keys(recipe: Recipe, folder: Path, amend: bool) -> list[str] | None:
+    """Keys of the folder's recipe that have another value in this one; None for a folder that is no run yet.
+
+    Raises RunError for what is no run folder and, without `amend`, for another recipe.
+    """
+    kept = folder / "recipe.yaml"
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file; name a folder with --out.")
+    if not kept.exists():
+        foreign = folder.exists() and [each for each in folder.iterdir() if each.name != "locks" and not each.name.startswith(kept.name)]
+        if foreign and not kept.exists():
+            raise RunError(f"{folder} is not empty and holds no recipe.yaml, so it is no run folder; choose another with --out.")
+        return None
+    old = yaml.safe_load(kept.read_text())
+    if not isinstance(old, dict):
+        raise RunError(f"{kept} holds no recipe, so {folder} is no run folder; choose another with --out.")
+    changed = _changes(old, recipe)
+    if changed and not amend:
+        lines = "\n".join(f"  {key}: {before!r} -> {after!r}" for key, before, after in changed[:12])
+        lines += f"\n  … and {len(changed) - 12} more" if len(changed) > 12 else ""
+        raise RunError(
+            f"{folder} was made with another recipe:\n{lines}\nChoose another folder with --out, or go on in this one with --amend "
+            "(images that still fit are kept, what they no longer fit is made anew)."
+        )
+    return [key for key, _, _ in changed]
+
+
+def _discard_stale(recipe: Recipe, folder: Path, changed: Sequence[str]) -> None:
+    """Deletes the tables and pages that no longer fit the recipe."""
+    for name in ("results.json", "report.html"):
+        if changed:
+            (folder / name).unlink(missing_ok=True)
+    stale = {key.split(".")[0] for key in changed}
+    if recipe.hard.rule == "probability" and any(key.startswith("train.") and key not in NOT_FOR_JUDGES for key in changed):
+        stale.add("hard")
+    for section in stale:
+        for name in STALE.get(section, ()):
+            (folder / f"{name}.parquet").unlink(missing_ok=True)
+
+
+def _keep(recipe: Recipe, folder: Path) -> None:
+    kept, text = folder / "recipe.yaml", recipe.to_yaml()
+    if not kept.exists() or kept.read_text() != text:
+        write_text(kept, text)
+    if not (folder / "environment.json").exists():
+        write_text(folder / "environment.json", json.dumps(_environment(), indent=2))
+
+
+def _changes(old: dict[str, Any], recipe: Recipe) -> list[tuple[str, Any, Any]]:
+    """(key, value before, value now) of what differs, `runtime` aside."""
+    return _differences({**_completed(old), "runtime": None}, {**recipe.plain(), "runtime": None})
+
+
+def _clash(mine: str, other: str) -> bool:
+    """Whether two stages may not work in one folder at once; see `Run.turn`."""
+    (stage, *share), (other_stage, *other_share) = mine.split(), other.split()
+    if "generate" not in (stage, other_stage):
+        return True
+    if stage != other_stage:
+        return False
+    number, of = (share or ["1/1"])[0].split("/")
+    other_number, other_of = (other_share or ["1/1"])[0].split("/")
+    return of != other_of or number == other_number
 
 
 def stored_images(run: Run, ids: Sequence[str]) -> Dataset:
@@ -227,7 +286,7 @@ def _environment() -> dict[str, Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file that appears whole or not at all."""
-    unfinished = path.with_name(path.name + ".new")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.new")
     unfinished.write_text(text)
     unfinished.replace(path)
 

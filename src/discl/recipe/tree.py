@@ -29,6 +29,7 @@ class Runtime(Strict):
     slots: int = Field(64, ge=1, description="images denoised in one UNet call")
     loggers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list, description="training curves beside history.jsonl")
     workers: int = Field(0, ge=0, description="data-loading processes, where the images do not fit in memory")
+    processes: int | None = Field(None, ge=1, description="processes that generate, or Ray workers; null: one for each GPU in sight")
     store: str | None = Field(
         None,
         min_length=1,

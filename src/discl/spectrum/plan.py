@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..digests import digest
+from ..errors import RecipeError
 from ..levels import GuidanceLevel, noise_shares
 from ..prompts import CAPTION, draw_prompt
 
@@ -71,6 +72,37 @@ class Request:
     def steps(self, num_inference_steps: int) -> int:
         """t(λ), the denoising steps that this request takes."""
         return GuidanceLevel(self.level).start_step(num_inference_steps)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The k-th of n shares of a plan, k from 1: every n-th source with all that is made of it, so that no two shares encode it."""
+
+    number: int = 1
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.of:
+            raise RecipeError(
+                f"share {self.number}/{self.of} is none: the first number goes from 1 to the second, from 1/{max(self.of, 1)} to "
+                f"{max(self.of, 1)}/{max(self.of, 1)}."
+            )
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    def of_plan(self, requests: Sequence[Request]) -> list[Request]:
+        """The requests of this share, in their order. Pure in the plan's sources, so more levels or seeds divide it the same way."""
+        sources = {source: place for place, source in enumerate(dict.fromkeys(request.source_id for request in requests))}
+        return [request for request in requests if sources[request.source_id] % self.of == self.number - 1]
+
+
+def parse_share(text: str) -> Share:
+    """`2/8` -> Share(2, 8). Raises RecipeError for what is no share."""
+    number, slash, of = text.partition("/")
+    if not slash or not number.strip().isdecimal() or not of.strip().isdecimal():
+        raise RecipeError(f"a share is written k/n, for example 2/8 for the second of eight; got '{text}'.")
+    return Share(int(number), int(of))
 
 
 def plan_requests(

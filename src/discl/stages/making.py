@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,9 +62,12 @@ def make_plan(run: Run) -> Path:
     hard = with_captions(run, hard)
     prompts = texts_by_label(run)
     requests = plan_requests(hard, recipe.spectrum.levels, recipe.spectrum.seeds, prompts, recipe.prompts.negative, run.sampling)
-    unfinished = path.with_suffix(".new")
-    write_plan(requests, unfinished)
-    unfinished.replace(path)
+    unfinished = path.with_suffix(f".{os.getpid()}.new")  # others may plan at once, and come to the same
+    try:
+        write_plan(requests, unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return path
 
 
