@@ -424,6 +424,56 @@ def test_methods_and_seeds_in_one_table(
     assert trained == []
 
 
+def test_every_method_has_the_same_number_of_trials(copied: Path, tree: Tree, no_phase_one: None, trained: list[str]) -> None:
+    """Nothing of what is judged on is trained on, test images are not listed, the best trial is what the table trains."""
+    space = {"train.optimizer.lr": [1e-9, 3e-3]}
+    asked = {
+        "trials": 2,
+        "space": space,
+        "methods": {"discl": {"synthetic_scale": [2.0]}},
+        "hold_out": 0.3,
+        "train": {"epochs": 2},
+    }
+    opened = open_run(changed(tree, compare={"tune": asked}, train__optimizer={"lr": 3e-3}), copied, amend=True)
+    path = chain.compare(opened, [0], tune=True)
+    found = json.loads((copied / "tuned" / "trials.json").read_text())
+    listed = pq.read_table(copied / "tuned" / "trials" / "data.parquet").to_pylist()
+    held = {row["id"] for row in listed if row["split"] == "validation"}
+    assert {row["split"] for row in listed} == {"train", "validation"} and {row["source_split"] for row in listed} == {"train"}
+    assert found["judged_on"] == f"{len(held)} of the 40 training images, held out"
+    for name, column in (("hard", "id"), ("plan", "source_id"), ("filter", "source_id")):
+        rows = set(pq.read_table(copied / "tuned" / "trials" / f"{name}.parquet")[column].to_pylist())
+        assert rows and not rows & held
+    results = json.loads((copied / "tuned" / "trials" / "results.json").read_text())
+    assert {"ce.0", "ce.1", "discl.0", "discl.1"} <= set(results)
+    tuned = {}
+    for name, each in found["methods"].items():
+        assert [trial["figure"] for trial in each["trials"]] == [
+            np.mean(list(results[f"{name}.{number}"]["validation"]["per_class"].values())) for number in range(2)
+        ]
+        best = max(each["trials"], key=lambda trial: trial["figure"])
+        assert each["chosen"] == best["settings"]
+        tuned[name] = json.loads((copied / "tuned" / "seeds" / "0" / "train" / name / "method.json").read_text())["train"]
+    assert found["methods"]["ce"]["trials"][1]["settings"] == {"train.optimizer.lr": 1e-9}
+    assert set(found["methods"]["discl"]["trials"][1]["settings"]) == {"train.optimizer.lr", "synthetic_scale"}
+    assert {name: each.get("optimizer", {}).get("lr") for name, each in tuned.items()} == {
+        name: each["chosen"].get("train.optimizer.lr") for name, each in found["methods"].items()
+    }
+    assert "test images took no part" in path.read_text() and path.parent == copied / "tuned"
+    assert len(trained) == 6 + 3
+    trained.clear()
+    chain.compare(opened, [0], tune=True)
+    assert trained == []
+
+
+def test_a_search_that_cannot_be_is_told_before_anything_is_trained(copied: Path, tree: Tree) -> None:
+    with pytest.raises(RecipeError, match=r"method in compare.tune.methods 'dicsl'.*discl"):
+        validate(changed(tree, compare={"tune": {"methods": {"dicsl": {"synthetic_scale": [1]}}}}))
+    opened = open_run(changed(tree, compare={"tune": {"space": {"train.optimiser.lr": [1e-3]}}}), copied, amend=True)
+    with pytest.raises(RecipeError, match=r"optimiser"):
+        chain.compare(opened, [0], tune=True)
+
+
 def kill_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, until it is called for the `call`-th time (from 1)."""
     calls = iter(range(1, 10**6))

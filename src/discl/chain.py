@@ -95,11 +95,14 @@ def run(
     return run_until(open_run(load_recipe(recipe, overrides), out, amend), "report")
 
 
-def compare(run: Run, seeds: Sequence[int] | None = None) -> Path:
-    """Phase 1 once, then every method with every training seed (the recipe's unless given); returns the path of `comparison.md`."""
+def compare(run: Run, seeds: Sequence[int] | None = None, *, tune: bool = False) -> Path:
+    """Phase 1 once, then every method with every training seed (the recipe's unless given); returns the path of `comparison.md`.
+
+    With `tune` every method first gets the same number of trials on validation (section compare.tune), and the table lies in `tuned/`.
+    """
     run_until(run, "filter")
     with run.turn("compare"):
-        return comparing.compare(run, seeds or run.recipe.compare.seeds)
+        return comparing.compare(run, seeds or run.recipe.compare.seeds, tune)
 
 
 def levels(run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | None = None, seeds: int = 1) -> Path:

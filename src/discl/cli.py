@@ -224,13 +224,16 @@ def compare(
     seeds: Annotated[
         str | None, typer.Option("--seeds", metavar="LIST", help="Training seeds, such as 0,1,2; default the recipe's.")
     ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="First give every method the same number of trials on validation (section compare.tune).")
+    ] = False,
     set_: Set = None,
     out: Out = None,
     amend: Amend = False,
 ) -> None:
     """Train and measure every method with several seeds and write one table: mean ± std, paired difference with interval, cost.
 
-    Phase 1 is done once; the same command again does only what is missing.
+    Phase 1 is done once; the same command again does only what is missing. With --tune table and trials lie in the folder's tuned/.
 
     Example: `discl compare fashion-lt --seeds 0,1,2`
     """
@@ -238,7 +241,7 @@ def compare(
 
     opened = _open(recipe, set_, out, amend)
     chosen = _whole_numbers("--seeds", seeds, "0,1,2") if seeds else None
-    path = compare_methods(opened, chosen)
+    path = compare_methods(opened, chosen, tune=tune)
     typer.echo(path.read_text())
     typer.echo(path)
 

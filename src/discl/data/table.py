@@ -42,7 +42,7 @@ class ImageTable:
     @property
     def labels(self) -> np.ndarray:
         """int64 `[rows]`."""
-        return np.array(self.rows.select_columns("label").with_format("arrow")[:]["label"], np.int64)
+        return self.rows.select_columns("label").with_format("arrow")[:]["label"].to_numpy().astype(np.int64)
 
     @property
     def class_counts(self) -> np.ndarray:

@@ -183,6 +183,26 @@ class Evaluate(Strict):
     )
 
 
+class Tune(Strict):
+    """`discl compare --tune`: a search on validation, with as many trials for every method."""
+
+    trials: int = Field(3, ge=1, description="of each method; the first is the method as it stands")
+    space: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="keys of a method, such as train.optimizer.lr, and the values to try for all methods; empty: lr / 3 and 3 lr",
+    )
+    methods: dict[str, dict[str, Annotated[list[Any], Field(min_length=1)]]] = Field(
+        default_factory=dict, description="more keys of single methods, such as {ce-cuda: {system.threshold: [0.4, 0.6]}}"
+    )
+    hold_out: float | None = Field(
+        None, gt=0, lt=1,
+        description="share of the training images that trials are judged on; null: the validation split, or a fifth where there is none",
+    )  # fmt: skip
+    metric: Literal["balanced_accuracy", "accuracy", "macro_f1"] = "balanced_accuracy"
+    seed: int = 0
+    train: dict[str, Any] = Field(default_factory=dict, description="laid over the section train for trials, such as fewer epochs")
+
+
 class Compare(Strict):
     """`discl compare`: methods × seeds, beside the paper's figures."""
 
@@ -191,3 +211,4 @@ class Compare(Strict):
         None, description="a table of the paper, as assets/published.yaml names it"
     )
     rows: dict[str, str] = Field(default_factory=dict, description="our row: its name in that table, where they differ")
+    tune: Tune = Tune()

@@ -59,6 +59,9 @@ class Recipe(Strict):
     def _consistent(self) -> Recipe:
         if self.baseline is not None and self.baseline not in self.methods:
             raise RecipeError(unknown("baseline", self.baseline, self.methods))
+        for name in self.compare.tune.methods:
+            if name not in self.methods:
+                raise RecipeError(unknown("method in compare.tune.methods", name, self.methods))
         for name, method in self.methods.items():
             _check_fine_tuning(name, method, self.training(name))
             needed = {"text-only": GuidanceLevel(0), "fixed": method.level}.get(method.strategy)

@@ -19,8 +19,9 @@ from ..spectrum.plan import read_plan
 from ..workspace import Run, write_text
 from .learning import evaluate, train
 from .making import count_rows
+from .tuning import describe_tuning, tune, tuned_run
 
-PHASE_1 = ("data.parquet", "hard.parquet", "plan.parquet", "filter.parquet", "spectrum", "scores", "cache")
+PHASE_1 = ("data.parquet", "hard.parquet", "plan.parquet", "filter.parquet", "spectrum", "scores", "cache", "prepared")
 VARIANTS = ("+la", "+we")
 """Rows of `results.json` that are made from a method's classifier after training."""
 
@@ -28,15 +29,23 @@ VARIANTS = ("+la", "+we")
 def seed_run(run: Run, seed: int) -> Run:
     """The run of another training seed, in `seeds/SEED`: data, spectrum and filter are those of `run`."""
     recipe = run.recipe.model_copy(update={"train": run.recipe.train.model_copy(update={"seed": seed})})
-    return replace(run, recipe=recipe, folder=run.folder / "seeds" / str(seed), borrowed={name: run.path(name) for name in PHASE_1})
+    return replace(run, recipe=recipe, folder=run.folder / "seeds" / str(seed), borrowed=_phase_1(run))
 
 
-def compare(run: Run, seeds: Sequence[int]) -> Path:
+def _phase_1(run: Run) -> dict[str, Path]:
+    return {name: run.path(name) for name in PHASE_1}
+
+
+def compare(run: Run, seeds: Sequence[int], tuned: bool = False) -> Path:
     """Trains and measures every method with every seed (only what is missing) and writes `comparison.md`, `.csv`, `.tex` and `.json`.
 
     Returns the path of the Markdown table. Differences are against the recipe's baseline, like with like: adjusted against adjusted.
+    With `tuned` each method gets the same number of trials on validation first, and all of this stands in `tuned/`.
     """
-    runs = []
+    runs, notes = [], ""
+    if tuned:
+        run = tuned_run(replace(run, borrowed=_phase_1(run)), tune(run))
+        notes = describe_tuning(run)
     for number, seed in enumerate(seeds, 1):
         say(f"compare: seed {seed} ({number} of {len(seeds)})")
         each = seed_run(run, seed)
@@ -47,8 +56,12 @@ def compare(run: Run, seeds: Sequence[int]) -> Path:
     split, metrics = measured_columns(runs[0])
     entries = make_entries(run, runs, split, metrics)
     columns = [heading for _, _, heading in metrics]
-    for suffix, write in ((".md", as_markdown), (".csv", as_csv), (".tex", as_latex)):
-        write_text(run.path(f"comparison{suffix}"), write(entries, columns))
+    for suffix, text in (
+        (".md", as_markdown(entries, columns) + notes),
+        (".csv", as_csv(entries, columns)),
+        (".tex", as_latex(entries, columns)),
+    ):
+        write_text(run.path(f"comparison{suffix}"), text)
     write_text(run.path("comparison.json"), json.dumps(_plain(entries, seeds), indent=2, ensure_ascii=False))
     return run.path("comparison.md")
 
