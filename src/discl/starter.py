@@ -36,6 +36,7 @@ spectrum:
   checkpoint: stable-diffusion-v1-5/stable-diffusion-v1-5
   levels: [0, 10, 30, 50]      # whole per cents of image guidance: 0 is text only, 100 the real image
   seeds: 8                     # synthetic images per hard image and level
+  tries: 1                     # draw each up to so many times, until the filter keeps one
   num_inference_steps: 50
   guidance_scale: 10
   dtype: float16               # bfloat16 or float32 on a CPU

@@ -93,6 +93,9 @@ class Spectrum(Strict):
     loras: list[Lora] = Field(default_factory=list, description="LoRA weights and their scales; need pip install 'discl[lora]'")
     levels: list[Level] = Field(min_length=1)
     seeds: int = Field(8, ge=1, description="synthetic images per source and level")
+    tries: int = Field(
+        1, ge=1, description="how often each is drawn, at most, until the filter keeps one: other prompt, other noise; 1 draws none again"
+    )
     num_inference_steps: int = Field(50, ge=1)
     guidance_scale: float = Field(10.0, ge=1, description="s = 1 + w of eq. 2, as diffusers counts it")
     steps: Literal["per-level", "fixed"] = Field(

@@ -133,6 +133,8 @@ def _spectrum(story: Story, recipe: Mapping[str, Any]) -> str:
     asked = recipe["spectrum"]
     levels = ", ".join(f"{level}" for level in sorted(asked["levels"], reverse=True))
     what = f"levels λ = {levels} % and {plural(asked['seeds'], 'seed')} for each hard image"
+    if asked.get("tries", 1) > 1:
+        what += f", each drawn up to {asked['tries']} times until the filter keeps one"
     how = f"{asked['num_inference_steps']} inference steps, guidance_scale {asked['guidance_scale']:g}"
     size = f", {asked['size']} × {asked['size']} pixels" if asked["size"] else ""
     return f"{plural(story.verdicts.num_rows, 'synthetic image')}: {what}, by {asked['checkpoint']}; {how}{size}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,33 @@ def parse_share(text: str) -> Share:
     return Share(int(number), int(of))
 
 
+@dataclass(frozen=True)
+class Planner:
+    """Requests of a run; `prompts` maps a label to its texts.
+
+    A text may hold `{caption}`, which the source's `caption` replaces. A source is a mapping with `id`, `digest` and `label`; it may name
+    the `width` and `height` of what is made of it, which follow from its own size and the sampling.
+    """
+
+    prompts: Mapping[int, Sequence[str]]
+    negative_prompt: str
+    sampling: Sampling
+
+    def request(self, source: Mapping[str, Any], level: int, seed: int, attempt: int = 0) -> Request:
+        """The request for one image; its id is the same in every process. Prompt and noise are drawn anew for each try."""
+        prompt = draw_prompt(self.prompts[source["label"]], source["id"], seed, attempt)
+        prompt = prompt.replace(CAPTION, source.get("caption", "")).strip(" ,")
+        pixels = {
+            "source_digest": source["digest"], "source_id": source["id"], "prompt": prompt, "negative_prompt": self.negative_prompt,
+            "level": level, "seed": seed, "attempt": attempt, **self.sampling.identity(),
+        }  # fmt: skip
+        size = self.sampling.size
+        return Request(
+            digest(pixels), source["id"], source["digest"], int(source["label"]), level, seed, attempt, prompt, self.negative_prompt,
+            source.get("width", size), source.get("height", size),
+        )  # fmt: skip
+
+
 def plan_requests(
     sources: Sequence[Mapping[str, Any]],
     levels: Sequence[GuidanceLevel],
@@ -113,37 +140,35 @@ def plan_requests(
     negative_prompt: str,
     sampling: Sampling,
 ) -> list[Request]:
-    """Requests for every source (`id`, `digest`, `label`), level and seed; `prompts` maps a label to its texts.
+    """The first try of every source, seed and level; arguments as `Planner` takes them. More levels or seeds only add requests."""
+    planner = Planner(prompts, negative_prompt, sampling)
+    order = sorted(level.percent for level in levels)
+    return [planner.request(source, level, seed) for source in sources for seed in range(seeds) for level in order]
 
-    A text may hold `{caption}`, which the source's `caption` replaces. A source may name the `width` and `height`
-    of what is made of it, which follow from its own size and the sampling.
-    The same arguments give the same ids in every process; more levels or seeds only add requests.
+
+def follow_tries(
+    plan: Iterable[Request],
+    again: Callable[[Request, int], Request],
+    cosines: Mapping[str, float],
+    keep: Callable[[float], bool],
+    tries: int,
+) -> tuple[list[Request], list[Request]]:
+    """(every try that a plan of first tries has come to, in its order; those among them that have no score yet).
+
+    Where the filter drops an image the next try, `again(first, attempt)`, takes its place, until one is kept or `tries` were made. Pure
+    in its arguments: `cosines` maps ids to the scores that are known, whoever made the images, and before or after a kill.
     """
-    requests = []
-    for source in sources:
-        for seed in range(seeds):
-            prompt = draw_prompt(prompts[source["label"]], source["id"], seed, 0).replace(CAPTION, source.get("caption", "")).strip(" ,")
-            for level in sorted(levels):
-                pixels = {
-                    "source_digest": source["digest"], "source_id": source["id"], "prompt": prompt, "negative_prompt": negative_prompt,
-                    "level": level.percent, "seed": seed, "attempt": 0, **sampling.identity(),
-                }  # fmt: skip
-                requests.append(
-                    Request(
-                        digest(pixels),
-                        source["id"],
-                        source["digest"],
-                        int(source["label"]),
-                        level.percent,
-                        seed,
-                        0,
-                        prompt,
-                        negative_prompt,
-                        source.get("width", sampling.size),
-                        source.get("height", sampling.size),
-                    )
-                )
-    return requests
+    tried, unscored = [], []
+    for first in plan:
+        for attempt in range(tries):
+            request = again(first, attempt) if attempt else first
+            tried.append(request)
+            if request.id not in cosines:
+                unscored.append(request)
+                break
+            if keep(cosines[request.id]):
+                break
+    return tried, unscored
 
 
 def unet_rows(

@@ -15,10 +15,9 @@ from ..assets import published_figures
 from ..comparison import Entry, Interval, as_csv, as_latex, as_markdown, paired_interval
 from ..console import say
 from ..curriculum.training import read_history
-from ..spectrum.plan import read_plan
 from ..workspace import Run, write_text
 from .learning import evaluate, train
-from .making import count_rows
+from .making import count_rows, tries_so_far
 from .tuning import describe_tuning, tune, tuned_run
 
 PHASE_1 = ("data.parquet", "hard.parquet", "plan.parquet", "filter.parquet", "spectrum", "scores", "cache", "prepared")
@@ -119,7 +118,7 @@ def _costs(run: Run, runs: Sequence[Run], method: str) -> dict[str, float]:
     """UNet rows of the levels that the method trained on, and mean training seconds."""
     histories = [read_history(each.path("train") / method / "history.jsonl") for each in runs]
     levels = {level for history in histories for record in history for level in record["levels"]}
-    requests = [request for request in read_plan(run.path("plan.parquet")) if request.level in levels]
+    requests = [request for request in tries_so_far(run)[0] if request.level in levels]
     seconds = [sum(record["seconds"] for record in history) for history in histories]
     return {
         "UNet rows": count_rows(run, requests), "training, s": float(np.mean(seconds))

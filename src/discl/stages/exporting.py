@@ -63,7 +63,7 @@ def describe_making(run: Run, everything: bool) -> dict[str, str]:
         "hard images": _hard_rule(run),
         "generator": f"{public_name(asked.checkpoint)} (digest {sampling.model})",
         "levels λ": ", ".join(f"{level.percent} %" for level in sorted(asked.levels)),
-        "seeds": f"{asked.seeds} per hard image and level",
+        "seeds": f"{asked.seeds} per hard image and level" + (f", each drawn up to {asked.tries} times" if asked.tries > 1 else ""),
         "sampler": f"{asked.num_inference_steps} inference steps; a level λ takes ⌊(1 − λ) · {asked.num_inference_steps}⌋ of them",
         "guidance scale": f"{asked.guidance_scale:g} (as diffusers counts it)",
         "precision and encoding": f"{asked.dtype}, {asked.encoding}",

@@ -21,7 +21,7 @@ from ..spectrum.engine import Engine
 from ..spectrum.fallback import PlainEngine
 from ..spectrum.filter import ClipScorer, describe_scorer, find_clip, judge
 from ..spectrum.models import check_generator, load_generator, load_plain
-from ..spectrum.plan import Request, plan_requests, read_plan, unet_rows, write_plan
+from ..spectrum.plan import Planner, Request, follow_tries, plan_requests, read_plan, unet_rows, write_plan
 from ..spectrum.store import Shards
 from ..spectrum.worker import Worker
 from ..workspace import Run, stored_images, write_table
@@ -47,7 +47,7 @@ def check_models(run: Run, stage: str) -> None:
 
 
 def make_plan(run: Run) -> Path:
-    """Writes every image that the spectrum needs to `plan.parquet`.
+    """Writes every image that the spectrum needs to `plan.parquet`; of those that may be drawn several times the first try.
 
     It is made anew each time, for it is quick: a checkpoint or a phrase file that has changed meanwhile gives other ids.
     """
@@ -56,11 +56,7 @@ def make_plan(run: Run) -> Path:
         raise DataError("there is neither a validation nor a test split to measure on; set data.own_split or name them in data.splits.")
     if recipe.train.select == "validation" and "validation" not in run.tables:
         raise DataError("train.select is 'validation', but there is no validation split; use select: last or set data.own_split.")
-    hard = pq.read_table(run.path("hard.parquet"), columns=["id", "digest", "label", "width", "height"]).to_pylist()
-    for row in hard:
-        row["width"], row["height"] = run.made_size(row["width"], row["height"])
-    hard = with_captions(run, hard)
-    prompts = texts_by_label(run)
+    hard, prompts = _planned_sources(run), texts_by_label(run)
     requests = plan_requests(hard, recipe.spectrum.levels, recipe.spectrum.seeds, prompts, recipe.prompts.negative, run.sampling)
     unfinished = path.with_suffix(f".{os.getpid()}.new")  # others may plan at once, and come to the same
     try:
@@ -72,8 +68,12 @@ def make_plan(run: Run) -> Path:
 
 
 def estimate_cost(run: Run, engine: Engine | PlainEngine | None = None) -> dict[str, float]:
-    """What generating the rest of the plan costs: images, UNet rows, seconds (from two timed UNet calls) and bytes on disk."""
-    requests, missing = _missing(run)
+    """What generating the rest of the plan costs: images, UNet rows, seconds (from two timed UNet calls) and bytes on disk.
+
+    `further_images` and `further_rows` are what may come on top, if the filter drops every try but the last of `spectrum.tries`.
+    """
+    requests, missing = missing_images(run)
+    further = [request for request in missing for _ in range(request.attempt + 1, run.recipe.spectrum.tries)]
     rows = count_rows(run, missing)
     engine = engine or _engine(run)
     places = {name: row for row, name in enumerate(run.train.ids)}
@@ -84,6 +84,7 @@ def estimate_cost(run: Run, engine: Engine | PlainEngine | None = None) -> dict[
     return {
         "images": len(missing), "images_planned": len(requests), "unet_rows": rows,
         "seconds": rows / engine.rows_per_second(height, width) if missing else 0.0, "bytes": len(missing) * float(np.mean(encoded)),
+        "further_images": len(further), "further_rows": count_rows(run, further),
     }  # fmt: skip
 
 
@@ -101,27 +102,85 @@ def describe_cost(cost: dict[str, float]) -> str:
     made = int(cost["images_planned"] - cost["images"])
     there = f" ({made:,} of {int(cost['images_planned']):,} are there already)" if made else ""
     size = f"{cost['bytes'] / 1e6:.1f} MB on disk"
-    return f"{int(cost['images']):,} images to generate{there}: {int(cost['unet_rows']):,} UNet rows, about {time} on this machine, {size}"
+    told = f"{int(cost['images']):,} images to generate{there}: {int(cost['unet_rows']):,} UNet rows, about {time} on this machine, {size}"
+    if cost.get("further_images"):
+        further = f"{int(cost['further_images']):,} further tries with {int(cost['further_rows']):,} UNet rows"
+        told += f"; where the filter drops images up to {further}"
+    return told
 
 
 def generate(run: Run) -> Path:
-    """Makes the images of the plan that the store lacks, and scores them for the filter on the way."""
+    """Makes the images of the plan that the store lacks, and scores them for the filter on the way.
+
+    With `spectrum.tries` > 1 those that the filter drops are drawn again, all that are due together, until there is nothing to draw.
+    """
     store = run.spectrum
     store.clear_unfinished()
     run.scores.clear_unfinished()
-    requests, missing = _missing(run)
-    if not missing:
-        return store.folder
-    if len(missing) < len(requests):
-        say(f"generate: {len(requests) - len(missing)} of {len(requests)} images are there already")
-    missing.sort(key=lambda request: (request.width, request.height))  # a shape at a time, otherwise as planned
-    worker, sources = make_worker(run), Sources(run, missing)
-    with progress("generate", len(missing)) as advance:
-        worker.make(missing, sources, sources.sizes, lambda request: advance(1))
-    work = worker.engine.work
-    encodes = f"{work.vae_encodes} VAE and {work.text_encodes} text encodes"
-    say(f"generate: {work.unet_rows} UNet rows in {work.unet_calls} calls, {work.slot_fill:.1%} of the slots filled, {encodes}")
+    worker: Worker | None = None
+    while True:
+        tried, missing = missing_images(run)
+        if not missing:
+            break
+        if len(missing) < len(tried):
+            say(f"generate: {len(tried) - len(missing)} of {len(tried)} images are there already")
+        worker = worker or make_worker(run)
+        _make(run, worker, missing)
+    if worker is not None:
+        work = worker.engine.work
+        encodes = f"{work.vae_encodes} VAE and {work.text_encodes} text encodes"
+        say(f"generate: {work.unet_rows} UNet rows in {work.unet_calls} calls, {work.slot_fill:.1%} of the slots filled, {encodes}")
     return store.folder
+
+
+def _make(run: Run, worker: Worker, requests: Sequence[Request]) -> None:
+    sources = Sources(run, requests)
+    with progress("generate", len(requests)) as advance:
+        worker.make(requests, sources, sources.sizes, lambda request: advance(1))
+
+
+def missing_images(run: Run, plan: Sequence[Request] | None = None) -> tuple[list[Request], list[Request]]:
+    """(every try that the plan has come to, those that are to be made now), the second sorted by shape and otherwise as planned.
+
+    `plan` is a part of the plan, by default all of it. When the second list is made, call again: with `spectrum.tries` > 1 there may be
+    further tries. Images of the store that lack a score are then scored first, for that decides what is drawn again.
+    """
+    plan = read_plan(run.path("plan.parquet")) if plan is None else plan
+    while True:
+        tried, unscored = tries_so_far(run, plan)
+        present = run.spectrum.ids()
+        if run.recipe.spectrum.tries == 1:
+            missing = [request for request in tried if request.id not in present]
+            break
+        missing = [request for request in unscored if request.id not in present]
+        if len(missing) == len(unscored):
+            break
+        _score(run, [request for request in unscored if request.id in present])
+    return tried, sorted(missing, key=lambda request: (request.width, request.height))
+
+
+def tries_so_far(run: Run, plan: Sequence[Request] | None = None) -> tuple[list[Request], list[Request]]:
+    """(every try that the plan has come to by the scores that are known, those of them without a score); see `follow_tries`."""
+    asked, spectrum = run.recipe.filter, run.recipe.spectrum
+    plan = read_plan(run.path("plan.parquet")) if plan is None else plan
+    known = _scores_by(run.scores, describe_scorer(asked.checkpoint, filter_texts(run)))
+    if spectrum.tries == 1:
+        return list(plan), [request for request in plan if request.id not in known]
+    planner = Planner(texts_by_label(run), run.recipe.prompts.negative, run.sampling)
+    sources = {row["id"]: row for row in _planned_sources(run)}
+
+    def again(first: Request, attempt: int) -> Request:
+        return planner.request(sources[first.source_id], first.level, first.seed, attempt)
+
+    return follow_tries(plan, again, known, lambda cosine: judge(cosine, asked.threshold).keep, spectrum.tries)
+
+
+def _planned_sources(run: Run) -> list[dict[str, Any]]:
+    """Rows of `hard.parquet` as the plan wants them: with the size of what is made of them, and captions where texts take them."""
+    hard = pq.read_table(run.path("hard.parquet"), columns=["id", "digest", "label", "width", "height"]).to_pylist()
+    for row in hard:
+        row["width"], row["height"] = run.made_size(row["width"], row["height"])
+    return with_captions(run, hard)
 
 
 def make_worker(run: Run) -> Worker:
@@ -160,25 +219,23 @@ def filter_texts(run: Run) -> dict[int, str]:
 
 
 def filter_spectrum(run: Run) -> Path:
-    """Writes keep, or drop with its reason, for each image of the plan to `filter.parquet`.
+    """Writes keep, or drop with its reason, for each image of the plan and each further try to `filter.parquet`.
 
     Images were scored while they were made; what has no score of this CLIP and these texts is read again and scored here.
     """
-    asked, texts, scores = run.recipe.filter, filter_texts(run), run.scores
-    scorer_id = describe_scorer(asked.checkpoint, texts)
+    asked, scores = run.recipe.filter, run.scores
     scores.clear_unfinished()
-    requests = read_plan(run.path("plan.parquet"))
-    known = _scores_by(scores, scorer_id)
-    missing = [request for request in requests if request.id not in known]
-    if missing:
-        _score(run, missing, ClipScorer(asked.checkpoint, texts, run.device))
-        known = _scores_by(scores, scorer_id)
+    requests, missing = tries_so_far(run)
+    while missing:
+        _score(run, missing)
+        requests, missing = tries_so_far(run)
+    known = _scores_by(scores, describe_scorer(asked.checkpoint, filter_texts(run)))
     verdicts = [judge(known[request.id], asked.threshold) for request in requests]
     table = pa.table(
         {
             "id": [request.id for request in requests], "source_id": [request.source_id for request in requests],
             "label": [request.label for request in requests], "level": [request.level for request in requests],
-            "seed": [request.seed for request in requests],
+            "seed": [request.seed for request in requests], "attempt": [request.attempt for request in requests],
             "clip_similarity": pa.array([known[request.id] for request in requests], pa.float32()),
             "keep": [verdict.keep for verdict in verdicts], "reason": [verdict.reason for verdict in verdicts],
         }
@@ -188,8 +245,9 @@ def filter_spectrum(run: Run) -> Path:
     return run.path("filter.parquet")
 
 
-def _score(run: Run, requests: Sequence[Request], scorer: ClipScorer) -> None:
-    """Scores images of the store."""
+def _score(run: Run, requests: Sequence[Request]) -> None:
+    """Scores images of the store. Raises StoreError where one is not there."""
+    scorer = ClipScorer(run.recipe.filter.checkpoint, filter_texts(run), run.device)
     images = stored_images(run, [request.id for request in requests])
     with progress("filter", len(requests)) as advance:
         for first in range(0, len(requests), 512):
@@ -203,12 +261,6 @@ def _score(run: Run, requests: Sequence[Request], scorer: ClipScorer) -> None:
                 ]
             )
             advance(len(part))
-
-
-def _missing(run: Run) -> tuple[list[Request], list[Request]]:
-    requests = read_plan(run.path("plan.parquet"))
-    present = run.spectrum.ids()
-    return requests, [request for request in requests if request.id not in present]
 
 
 def _engine(run: Run) -> Engine | PlainEngine:

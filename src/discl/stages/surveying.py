@@ -69,8 +69,8 @@ def survey_levels(run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | N
 
 
 def survey_run(run: Run, levels: Sequence[GuidanceLevel], seeds: int) -> Run:
-    """The run of the survey, in `levels/`: data and texts are those of `run`."""
-    spectrum = run.recipe.spectrum.model_copy(update={"levels": list(levels), "seeds": seeds})
+    """The run of the survey, in `levels/`: data and texts are those of `run`; nothing is drawn again, for it measures what is kept."""
+    spectrum = run.recipe.spectrum.model_copy(update={"levels": list(levels), "seeds": seeds, "tries": 1})
     store = None if run.recipe.runtime.store is None else str(run.place(FOLDER))
     runtime = run.recipe.runtime.model_copy(update={"store": store})
     recipe = run.recipe.model_copy(update={"spectrum": spectrum, "runtime": runtime})
