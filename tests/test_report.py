@@ -25,7 +25,7 @@ from PIL import Image
 from discl.data import class_groups
 from discl.data.table import make_table
 from discl.errors import RunError
-from discl.report import charts, pictures, reading, tables, words, write_report
+from discl.report import charts, pictures, reading, tables, words, write_comparison, write_report
 
 EVIL = '<script>alert(1)</script> & "co"'
 TWELVE = {f"m{index}": ("real-only", "specific-to-diverse", "all-levels")[index % 3] for index in range(12)}
@@ -301,6 +301,31 @@ def test_many_classes_and_levels_show_a_part_and_say_so(tmp_path: Path) -> None:
     assert "Of 40 classes with a spectrum, the 30 that lost the largest share are listed." in page.text
     assert "at 8 of 13 levels" in page.text
     assert len(page.having("class-value")) == 31
+
+
+def test_a_comparison_is_drawn_on_its_page_and_in_the_report(tmp_path: Path) -> None:
+    rows = {
+        "ce": {"figures": {"few": [0.10, 0.14], "all": [0.5, 0.6]}, "intervals": {}, "costs": {"UNet rows": 0}, "published": {"few": 20.0}},
+        "ce+la": {"figures": {"all": [0.5, 0.5]}, "intervals": {}, "costs": {}, "published": {}},
+        EVIL: {"figures": {"few": [0.3, 0.3], "all": [0.7, 0.7]}, "intervals": {"few": [18.0, 15.5, 20.5]}, "costs": {}, "published": {}},
+    }
+    told = {"seeds": [0, 1], "split": "test", "baseline": "ce", "notes": ["Chosen by accuracy.", "ce: as it stands"], "rows": rows}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "comparison.json").write_text(json.dumps(told))
+    report = Page(make_run(tmp_path / "run", {"cat": 150, "dog": 8}).read_text())
+    own = Page(write_comparison(tmp_path / "run", EVIL).read_text())
+    for drawn in (report, own):
+        assert "script" not in {tag for tag, _ in drawn.tags}
+        titles = [attrs["title"] for attrs in drawn.having("thirds") if "title" in attrs]
+        assert titles == [
+            "ce, few: 12.0 ± 2.8; the paper's 20.0", "ce, all: 55.0 ± 7.1", "ce+la, all: 50.0 ± 0.0", f"{EVIL}, few: 30.0 ± 0.0",
+            f"{EVIL}, all: 70.0 ± 0.0",
+        ]  # fmt: skip
+        assert "+18.0 [+15.5, +20.5]" in drawn.text and "Chosen by accuracy." in drawn.text
+        assert len(drawn.having("diamond")) == 1
+        lines = {attrs["style"] for attrs in drawn.having("base-line")}
+        assert lines == {"left:10.00%", "left:25.00%"}  # 12 on an axis from 10 to 30, 55 on one from 50 to 70
+    assert "Several seeds" in report.text and "tuned" not in report.text
 
 
 @pytest.mark.parametrize("size", [(400, 150), (90, 300)])

@@ -17,7 +17,7 @@ from .console import console
 from .curriculum.processes import join_processes
 from .levels import GuidanceLevel
 from .recipe import Recipe, load_recipe
-from .report import write_report, write_survey
+from .report import write_comparison, write_report, write_survey
 from .stages import comparing, surveying
 from .stages.data import find_hard, prepare_data
 from .stages.learning import evaluate, train
@@ -98,11 +98,14 @@ def run(
 def compare(run: Run, seeds: Sequence[int] | None = None, *, tune: bool = False) -> Path:
     """Phase 1 once, then every method with every training seed (the recipe's unless given); returns the path of `comparison.md`.
 
-    With `tune` every method first gets the same number of trials on validation (section compare.tune), and the table lies in `tuned/`.
+    `comparison.html` beside it draws the table. With `tune` every method first gets the same number of trials on validation (section
+    compare.tune), and the table lies in `tuned/`.
     """
     run_until(run, "filter")
     with run.turn("compare"):
-        return comparing.compare(run, seeds or run.recipe.compare.seeds, tune)
+        path = comparing.compare(run, seeds or run.recipe.compare.seeds, tune)
+        write_comparison(path.parent, run.recipe.name)
+        return path
 
 
 def levels(run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | None = None, seeds: int = 1) -> Path:

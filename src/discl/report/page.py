@@ -12,6 +12,7 @@ import yaml
 
 from ..data import ImageTable
 from . import charts, tables, words
+from .compared import Comparison, compare_values, read_comparison
 from .pictures import Gallery, make_gallery
 from .reading import ADJUSTED, Story, read_run
 
@@ -30,14 +31,17 @@ def write_report(folder: Path, train: ImageTable, groups: dict[str, list[int]], 
     story = read_run(folder, train.class_names, groups)
     path = folder / "report.html"
     unfinished = folder / "report.html.new"
-    unfinished.write_text(render(story, make_gallery(story, train, store or folder / "spectrum")), encoding="utf-8")
+    gallery = make_gallery(story, train, store or folder / "spectrum")
+    compared = {"Several seeds": read_comparison(folder), "Several seeds, every method tuned": read_comparison(folder / "tuned")}
+    unfinished.write_text(render(story, gallery, {title: each for title, each in compared.items() if each}), encoding="utf-8")
     unfinished.replace(path)
     return path
 
 
-def render(story: Story, gallery: Gallery) -> str:
-    """The page as HTML text; every name, prompt and value from the run is escaped."""
-    return make_environment().get_template("page.html.j2").render(story=story, gallery=gallery, **_values(story))
+def render(story: Story, gallery: Gallery, comparisons: Mapping[str, Comparison] | None = None) -> str:
+    """The page as HTML text; every name, prompt and value from the run is escaped. `comparisons` are drawn under their titles."""
+    drawn = {title: compare_values(each) for title, each in (comparisons or {}).items()}
+    return make_environment().get_template("page.html.j2").render(story=story, gallery=gallery, comparisons=drawn, **_values(story))
 
 
 def make_environment() -> Environment:

@@ -41,7 +41,8 @@ def compare(run: Run, seeds: Sequence[int], tuned: bool = False) -> Path:
     Returns the path of the Markdown table. Differences are against the recipe's baseline, like with like: adjusted against adjusted.
     With `tuned` each method gets the same number of trials on validation first, and all of this stands in `tuned/`.
     """
-    runs, notes = [], ""
+    runs: list[Run] = []
+    notes: list[str] = []
     if tuned:
         run = tuned_run(replace(run, borrowed=_phase_1(run)), tune(run))
         notes = describe_tuning(run)
@@ -56,12 +57,12 @@ def compare(run: Run, seeds: Sequence[int], tuned: bool = False) -> Path:
     entries = make_entries(run, runs, split, metrics)
     columns = [heading for _, _, heading in metrics]
     for suffix, text in (
-        (".md", as_markdown(entries, columns) + notes),
+        (".md", as_markdown(entries, columns) + _listed(notes)),
         (".csv", as_csv(entries, columns)),
         (".tex", as_latex(entries, columns)),
     ):
         write_text(run.path(f"comparison{suffix}"), text)
-    write_text(run.path("comparison.json"), json.dumps(_plain(entries, seeds), indent=2, ensure_ascii=False))
+    write_text(run.path("comparison.json"), json.dumps(_plain(run, entries, seeds, split, notes), indent=2, ensure_ascii=False))
     return run.path("comparison.md")
 
 
@@ -82,7 +83,7 @@ def make_entries(run: Run, runs: Sequence[Run], split: str, metrics: Sequence[tu
     labels = run.tables[split].labels
     right = {row: np.stack([_right(each, row, split, labels) for each in runs]) for row in results[0]}
     published = published_figures(run.recipe.compare.published) if run.recipe.compare.published else {}
-    baseline = run.recipe.baseline or next(iter(run.recipe.methods))
+    baseline = _baseline(run)
     entries = []
     for row in results[0]:
         method, variant = split_variant(row)
@@ -125,9 +126,18 @@ def _costs(run: Run, runs: Sequence[Run], method: str) -> dict[str, float]:
     }  # fmt: skip
 
 
-def _plain(entries: Sequence[Entry], seeds: Sequence[int]) -> dict[str, Any]:
+def _baseline(run: Run) -> str:
+    return run.recipe.baseline or next(iter(run.recipe.methods))
+
+
+def _listed(notes: Sequence[str]) -> str:
+    """A sentence and a list, in Markdown."""
+    return "\n" + "\n".join([notes[0], "", *(f"- {note}" for note in notes[1:])]) + "\n" if notes else ""
+
+
+def _plain(run: Run, entries: Sequence[Entry], seeds: Sequence[int], split: str, notes: Sequence[str]) -> dict[str, Any]:
     return {
-        "seeds": list(seeds),
+        "seeds": list(seeds), "split": split, "baseline": _baseline(run), "notes": list(notes),
         "rows": {
             entry.name: {
                 "figures": {name: list(values) for name, values in entry.figures.items()},

@@ -88,15 +88,15 @@ def tuned_run(run: Run, recipe: Recipe) -> Run:
     return replace(run, recipe=recipe, folder=run.folder / "tuned")
 
 
-def describe_tuning(run: Run) -> str:
-    """What was searched and chosen, as lines of Markdown below the table."""
+def describe_tuning(run: Run) -> list[str]:
+    """What was searched, and what was chosen for each method."""
     told = json.loads((run.folder / "trials.json").read_text())
-    lines = [f"Settings chosen by {told['metric']} on {told['judged_on']}; the test images took no part.", ""]
+    lines = [f"Settings chosen by {told['metric']} on {told['judged_on']}; the test images took no part."]
     for name, each in told["methods"].items():
         chosen = ", ".join(f"{key} = {value}" for key, value in each["chosen"].items()) or "as it stands"
         figures = [trial["figure"] for trial in each["trials"]]
-        lines.append(f"- {name}: {chosen} ({100 * max(figures):.1f}, the worst of {len(figures)} trials {100 * min(figures):.1f})")
-    return "\n" + "\n".join(lines) + "\n"
+        lines.append(f"{name}: {chosen} ({100 * max(figures):.1f}, the worst of {len(figures)} trials {100 * min(figures):.1f})")
+    return lines
 
 
 def _row(name: str, number: int) -> str:
