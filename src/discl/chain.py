@@ -15,13 +15,15 @@ import torch
 
 from .console import console
 from .curriculum.processes import join_processes
+from .errors import RunError
 from .levels import GuidanceLevel
 from .recipe import Recipe, load_recipe
 from .report import write_comparison, write_report, write_survey
-from .stages import comparing, surveying
+from .spectrum.plan import WHOLE, Share
+from .stages import comparing, making, surveying
 from .stages.data import find_hard, prepare_data
 from .stages.learning import evaluate, train
-from .stages.making import check_models, filter_spectrum, generate, make_plan
+from .stages.making import check_models, filter_spectrum, make_plan
 from .stages.prompting import write_prompts
 from .workspace import Run, open_run
 
@@ -36,7 +38,7 @@ STAGES: dict[str, Callable[[Run], Path]] = {
     "hard": find_hard,
     "prompts": write_prompts,
     "plan": make_plan,
-    "generate": generate,
+    "generate": making.generate,
     "filter": filter_spectrum,
     "train": train,
     "evaluate": evaluate,
@@ -79,6 +81,18 @@ def run_until(run: Run, stage: str) -> Path:
         if name == stage:
             break
     return path
+
+
+def generate(run: Run, share: Share = WHOLE, ray: str | None = None) -> Path:
+    """The images of the plan, or of a share of it, that the store lacks; with what has to be done before. Returns the store's folder.
+
+    `ray` is the address of a cluster, or "auto" for the one at hand. Raises RunError where a share is asked of a cluster, for that
+    divides the work itself.
+    """
+    if ray and share != WHOLE:
+        raise RunError("--ray divides the work itself; leave out --shard.")
+    run_until(run, "plan")
+    return making.generate(run, share, ray)
 
 
 def run(

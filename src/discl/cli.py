@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from .workspace import Run
@@ -173,13 +174,43 @@ def plan(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend
     typer.echo(path)
 
 
-@app.command()
-def generate(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
-    """Make the images of the plan that are missing. Does first whatever is missing before.
+class WithAddress(TyperCommand):
+    """A command whose option `--ray` may go without a value: what follows is its value if it looks like an address."""
 
-    Example: `discl generate mine.yaml --set runtime.slots=32`
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = [*args, ""]
+        for place, word in enumerate(args):
+            if word == "--ray" and not (":" in given[place + 1] or given[place + 1] in {"auto", "local"}):
+                args = [*args[:place], "--ray=auto", *args[place + 1 :]]
+        return super().parse_args(ctx, args)
+
+
+@app.command(cls=WithAddress)
+def generate(
+    recipe: RecipeArgument,
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="K/N", help="Only the K-th of N shares of the plan, such as 2/8; N may change later.")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="[ADDRESS]", help="On a Ray cluster, one worker per GPU; without an address on the one at hand."),
+    ] = None,
+    set_: Set = None,
+    out: Out = None,
+    amend: Amend = False,
+) -> None:
+    """Make the images of the plan that are missing, on every GPU of this machine. Does first whatever is missing before.
+
+    Examples: `discl generate mine.yaml --set runtime.slots=32` · in a job array `discl generate mine.yaml --shard $SLURM_ARRAY_TASK_ID/8`
+    · on a cluster `discl generate mine.yaml --ray 10.0.0.1:6379`
     """
-    _stage(recipe, set_, out, amend, "generate")
+    from .chain import generate as generate_images
+    from .spectrum.plan import WHOLE, parse_share
+
+    share = WHOLE if shard is None else parse_share(shard)
+    opened = _open(recipe, set_, out, amend)
+    generate_images(opened, share, ray)
+    typer.echo(opened.place("spectrum"))
 
 
 @app.command("filter")

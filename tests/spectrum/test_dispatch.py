@@ -9,7 +9,7 @@ import pytest
 
 from discl.errors import RecipeError
 from discl.spectrum.dispatch import Dispatcher, cut
-from discl.spectrum.plan import Request, Share, parse_share
+from discl.spectrum.plan import WHOLE, Request, Share, parse_share
 
 
 def make_requests(sources: int, each: int = 4, sizes: tuple[int, ...] = (32,)) -> list[Request]:
@@ -40,7 +40,7 @@ def test_more_seeds_or_levels_divide_a_plan_the_same_way() -> None:
 
 @pytest.mark.parametrize("text", ["5/4", "0/4", "0/0", "1/0"])
 def test_a_share_that_there_is_not(text: str) -> None:
-    with pytest.raises(RecipeError, match=rf"share {text} is none: the first number goes from 1 to the second"):
+    with pytest.raises(RecipeError, match=rf"there is no share {text}: shares go from 1/. to .*--array=1-"):
         parse_share(text)
 
 
@@ -51,7 +51,7 @@ def test_what_is_no_share_at_all(text: str) -> None:
 
 
 def test_a_share_is_read() -> None:
-    assert (parse_share("2/8"), str(Share(2, 8)), Share()) == (Share(2, 8), "2/8", Share(1, 1))
+    assert (parse_share("2/8"), str(Share(2, 8)), WHOLE) == (Share(2, 8), "2/8", Share(1, 1))
 
 
 def test_pieces_keep_sources_whole_and_shapes_apart() -> None:

@@ -27,7 +27,11 @@ class Dispatcher:
 
     def plan(self, requests: Sequence[Request], most: int = 512) -> None:
         """More to make, the requests of a shape together: in pieces of about `most` requests, or fewer for an even end."""
-        self.waiting.extend(cut(requests, max(1, min(most, len(requests) // (PIECES * self.workers)))))
+        self.waiting.extend(cut(requests, min(most, self.even(len(requests)))))
+
+    def even(self, planned: int) -> int:
+        """Requests that a worker may have in store so that none ends long before the others."""
+        return max(planned // (PIECES * self.workers), 1)
 
     def take(self, worker: str, idle: bool) -> list[Request] | None:
         """The next piece, empty when there is none for now; None when the worker may go. `idle`: it has written all that it had."""

@@ -78,23 +78,30 @@ class Request:
 class Share:
     """The k-th of n shares of a plan, k from 1: every n-th source with all that is made of it, so that no two shares encode it."""
 
-    number: int = 1
-    of: int = 1
+    number: int
+    of: int
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.of:
+            last = max(self.of, 1)
             raise RecipeError(
-                f"share {self.number}/{self.of} is none: the first number goes from 1 to the second, from 1/{max(self.of, 1)} to "
-                f"{max(self.of, 1)}/{max(self.of, 1)}."
+                f"there is no share {self.number}/{self.of}: shares go from 1/{last} to {last}/{last}, and a SLURM array that fits is "
+                f"--array=1-{last}."
             )
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
 
-    def of_plan(self, requests: Sequence[Request]) -> list[Request]:
-        """The requests of this share, in their order. Pure in the plan's sources, so more levels or seeds divide it the same way."""
-        sources = {source: place for place, source in enumerate(dict.fromkeys(request.source_id for request in requests))}
+    def of_plan(self, requests: Sequence[Request], plan: Sequence[Request] | None = None) -> list[Request]:
+        """Those of the requests, by default all of the plan, that are in this share, in their order.
+
+        Pure in the plan's sources, so more levels or seeds divide it the same way.
+        """
+        sources = {source: place for place, source in enumerate(dict.fromkeys(each.source_id for each in plan or requests))}
         return [request for request in requests if sources[request.source_id] % self.of == self.number - 1]
+
+
+WHOLE = Share(1, 1)
 
 
 def parse_share(text: str) -> Share:

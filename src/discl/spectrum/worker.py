@@ -60,6 +60,13 @@ class Worker:
         self.scorer, self.scores = scorer, scores
         self.scored = self.sources_read = 0
         self.waited = 0.0
+        self.ahead = AHEAD
+
+    def look_ahead(self, requests: int) -> None:
+        """Takes about this many requests at most before the slots need them, though always enough for two calls."""
+        self.ahead = min(self.ahead, requests)
+        if isinstance(self.engine, Engine):
+            self.engine.lookahead = min(self.engine.lookahead, max(requests, 2 * self.engine.slots))
 
     def make(
         self,
@@ -98,7 +105,7 @@ class _Sources:
             if request.level > 0 and request.source_id not in self.recent:
                 self.waiting[request.source_id] = self._read(request.source_id)
             ahead.append(request)
-            if len(ahead) > AHEAD:
+            if len(ahead) > self.worker.ahead:
                 yield ahead.popleft()
         yield from ahead
 

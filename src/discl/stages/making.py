@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +21,16 @@ from ..spectrum.engine import Engine
 from ..spectrum.fallback import PlainEngine
 from ..spectrum.filter import ClipScorer, describe_scorer, find_clip, judge
 from ..spectrum.models import check_generator, load_generator, load_plain
-from ..spectrum.plan import Planner, Request, follow_tries, plan_requests, read_plan, unet_rows, write_plan
+from ..spectrum.plan import WHOLE, Planner, Request, Share, follow_tries, plan_requests, read_plan, unet_rows, write_plan
 from ..spectrum.store import Shards
 from ..spectrum.worker import Worker
 from ..workspace import Run, stored_images, write_table
 from .classifiers import describe_classifier
 from .prompting import check_prompts, texts_by_label, with_captions
+
+if TYPE_CHECKING:
+    from .cluster import RayCrew
+    from .crew import Alone, Crew
 
 
 def check_models(run: Run, stage: str) -> None:
@@ -109,34 +113,45 @@ def describe_cost(cost: dict[str, float]) -> str:
     return told
 
 
-def generate(run: Run) -> Path:
-    """Makes the images of the plan that the store lacks, and scores them for the filter on the way.
+def generate(run: Run, share: Share = WHOLE, ray: str | None = None) -> Path:
+    """Makes the images of a share of the plan that the store lacks, and scores them for the filter on the way; returns the store's folder.
 
     With `spectrum.tries` > 1 those that the filter drops are drawn again, all that are due together, until there is nothing to draw.
+    One process works on each visible GPU of this machine, or as many as `runtime.processes` says; with the address of a cluster in
+    `ray` its workers do. Other processes that generate in this folder are waited for, unless they make another share.
     """
-    store = run.spectrum
-    store.clear_unfinished()
-    run.scores.clear_unfinished()
-    worker: Worker | None = None
-    while True:
-        tried, missing = missing_images(run)
-        if not missing:
-            break
-        if len(missing) < len(tried):
-            say(f"generate: {len(tried) - len(missing)} of {len(tried)} images are there already")
-        worker = worker or make_worker(run)
-        _make(run, worker, missing)
-    if worker is not None:
-        work = worker.engine.work
-        encodes = f"{work.vae_encodes} VAE and {work.text_encodes} text encodes"
-        say(f"generate: {work.unet_rows} UNet rows in {work.unet_calls} calls, {work.slot_fill:.1%} of the slots filled, {encodes}")
-    return store.folder
+    with run.turn("generate", share):
+        run.spectrum.clear_unfinished()
+        run.scores.clear_unfinished()
+        plan = read_plan(run.path("plan.parquet"))
+        mine = share.of_plan(plan)
+        tried, missing = missing_images(run, mine)
+        if missing:
+            with _crew(run, missing, ray) as crew:
+                while missing:
+                    if len(missing) < len(tried):
+                        say(f"generate: {len(tried) - len(missing)} of {len(tried)} images are there already")
+                    with progress("generate", len(missing)) as advance:
+                        crew.make(missing, advance)
+                    tried, missing = missing_images(run, mine)
+            work = crew.done
+            encodes = f"{work.vae_encodes} VAE and {work.text_encodes} text encodes"
+            say(f"generate: {work.unet_rows} UNet rows in {work.unet_calls} calls, {work.slot_fill:.1%} of the slots filled, {encodes}")
+        if share != WHOLE:
+            tried, present = tries_so_far(run, plan)[0], run.spectrum.ids()
+            left = sum(request.id not in present for request in tried)
+            say(f"generate: share {share} is done; {left} of {len(tried)} images of the whole plan are still to be made")
+        return run.spectrum.folder
 
 
-def _make(run: Run, worker: Worker, requests: Sequence[Request]) -> None:
-    sources = Sources(run, requests)
-    with progress("generate", len(requests)) as advance:
-        worker.make(requests, sources, sources.sizes, lambda request: advance(1))
+def _crew(run: Run, requests: Sequence[Request], ray: str | None) -> Alone | Crew | RayCrew:
+    """Who makes them: this process, several of this machine, or a cluster."""
+    from . import cluster, crew  # which make workers with what this module has
+
+    if ray:
+        return cluster.RayCrew(run, ray)
+    places = crew.devices(run)[: len({request.source_id for request in requests})]
+    return crew.Crew(run, places) if len(places) > 1 else crew.Alone(run)
 
 
 def missing_images(run: Run, plan: Sequence[Request] | None = None) -> tuple[list[Request], list[Request]]:
@@ -200,10 +215,15 @@ class Sources:
     def __init__(self, run: Run, requests: Sequence[Request]) -> None:
         self.folder, self.train = run.folder, run.train
         self.places = {name: row for row, name in enumerate(self.train.ids)}
-        self.shapes = {request.source_id: (request.width, request.height) for request in requests}
+        self.shapes: dict[str, tuple[int, int]] = {}
+        self.expect(requests)
         hard = pq.read_table(run.path("hard.parquet"), columns=["id", "digest", "width", "height"]).to_pylist()
         self.sizes = {row["id"]: (row["width"], row["height"]) for row in hard}
         self.digests = {row["id"]: row["digest"] for row in hard}
+
+    def expect(self, requests: Sequence[Request]) -> None:
+        """More requests, whose sources will be asked for."""
+        self.shapes |= {request.source_id: (request.width, request.height) for request in requests}
 
     def __call__(self, source: str) -> np.ndarray:
         image = self.train.image(self.places[source])

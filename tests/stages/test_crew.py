@@ -1,0 +1,202 @@
+"""Several processes that generate together: the images of one, whatever happens to the workers."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from discl import chain
+from discl.chain import run_until
+from discl.errors import RunError
+from discl.recipe import validate
+from discl.spectrum.plan import Share
+from discl.stages import crew as crew_module
+from discl.stages.making import generate
+from discl.workspace import Run, open_run
+
+SOURCES, LEVELS, SEEDS = 10, (0, 50), 2
+PLANNED = SOURCES * len(LEVELS) * SEEDS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory, tiny_diffusion: Path, tiny_clip: Path) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("data")
+    for split, count in (("train", SOURCES // 2), ("validation", 1), ("test", 1)):
+        for label, name in enumerate(("boot", "hat")):
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                noise = np.random.default_rng([label, index, len(split)]).integers(256, size=(32, 32, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(root / split / name / f"{index}.png")
+    return {
+        "name": "crew", "data": {"root": str(root)}, "hard": {"fewer_than": 100},
+        "spectrum": {"checkpoint": str(tiny_diffusion), "levels": list(LEVELS), "seeds": SEEDS, "num_inference_steps": 4},
+        "filter": {"checkpoint": str(tiny_clip), "threshold": -1}, "methods": {"ce": {}},
+        "runtime": {"device": "cpu", "threads": 1, "slots": 2, "shard_rows": 4},
+    }  # fmt: skip
+
+
+def start(tree: dict[str, Any], folder: Path, **runtime: Any) -> Run:
+    """A run with its plan."""
+    run = open_run(validate(tree | {"runtime": tree["runtime"] | runtime}), folder)
+    run_until(run, "plan")
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """What one process makes."""
+    run = start(tree, tmp_path_factory.mktemp("runs") / "alone")
+    generate(run)
+    return pictures(run)
+
+
+def pictures(run: Run) -> dict[str, np.ndarray]:
+    """`{id: pixels}` of all that the store holds; fails where something lies there twice, or has no score or two."""
+    rows = run.spectrum.read(["id", "image"]).to_pylist()
+    assert max(Counter(row["id"] for row in rows).values(), default=1) == 1
+    assert sorted(row["id"] for row in run.scores.read(["id"]).to_pylist()) == sorted(row["id"] for row in rows)
+    return {row["id"]: np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")).astype(int) for row in rows}
+
+
+def assert_same(made: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> None:
+    assert made.keys() == reference.keys()
+    assert max(np.abs(made[name] - reference[name]).max() for name in reference) <= 1
+
+
+def workers_of(process: psutil.Process, sign: str = "discl.stages.crew") -> list[psutil.Process]:
+    found = []
+    for child in process.children(recursive=True):
+        try:
+            if sign in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+def kill_one(run: Run, find: Callable[[], list[psutil.Process]], killed: list[int]) -> threading.Thread:
+    """Kills a worker once there are images."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not killed:
+            if len(list((run.folder / "spectrum").glob("part-*"))) >= 2 and (found := find()):
+                killed.append(found[0].pid)
+                os.kill(found[0].pid, signal.SIGKILL)
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_two_processes_make_what_one_makes_though_one_is_killed(
+    tree: dict[str, Any], alone: dict[str, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, killed = start(tree, tmp_path / "run", processes=2), []
+    thread = kill_one(run, lambda: workers_of(psutil.Process()), killed)
+    generate(run)
+    thread.join()
+    assert len(alone) == PLANNED
+    assert_same(pictures(run), alone)
+    told = capsys.readouterr().err
+    assert killed and "generate: 2 processes, on cpu" in told and "the worker on cpu ended with signal 9; the " in told
+    assert not workers_of(psutil.Process())
+
+
+def test_an_error_of_a_worker_is_told_and_finished_work_is_kept(tree: dict[str, Any], tmp_path: Path) -> None:
+    """One source has changed since the plan was made: what was made before stands, and the command can be run again."""
+    run = start(tree, tmp_path / "run", processes=2)
+    with pytest.raises(RunError, match=r"image '.*' has changed since it was checked"):
+        generate(replace(run, borrowed={"hard.parquet": other_digest(run, tmp_path / "hard.parquet")}))
+    assert not workers_of(psutil.Process())
+    before = pictures(run)
+    run = start(tree, tmp_path / "run")
+    generate(run)
+    assert len(pictures(run)) == PLANNED and set(before) <= set(pictures(run))
+
+
+def other_digest(run: Run, path: Path) -> Path:
+    import pyarrow as pa
+
+    rows = pq.read_table(run.path("hard.parquet")).to_pylist()
+    rows[-1]["digest"] = "another"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def test_workers_that_cannot_live_are_given_up(tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = start(tree, tmp_path / "run", processes=2)
+    monkeypatch.setattr(crew_module.sys, "executable", "/bin/false")
+    with pytest.raises(RunError, match=r"end with status 1 before they make an image, 3 in a row.* lower runtime\.slots"):
+        generate(run)
+
+
+def test_a_device_that_lacks_a_worker(tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One worker for each GPU in sight, unless a device or a number is named; never more than there are sources."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+
+    def of(**runtime: Any) -> list[str]:
+        return crew_module.devices(Run(validate(tree | {"runtime": runtime}), tmp_path))
+
+    assert of() == of(device="cuda") == ["cuda:0", "cuda:1", "cuda:2"]
+    assert of(device="cuda:1") == ["cuda:1"]
+    assert of(device="cpu") == ["cpu"]
+    assert of(processes=2) == ["cuda:0", "cuda:1"]
+    assert of(processes=4) == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
+    assert of(device="cpu", processes=2) == ["cpu", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A cluster of this machine, which talks to nobody."""
+    ray = pytest.importorskip("ray")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(
+        num_cpus=4, num_gpus=0, object_store_memory=80_000_000, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+        _node_ip_address="127.0.0.1",
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+def test_two_workers_of_which_one_is_killed_make_what_one_process_makes(
+    tree: dict[str, Any], alone: dict[str, np.ndarray], cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, killed = start(tree, tmp_path / "run", processes=2), []
+    thread = kill_one(run, lambda: workers_of(psutil.Process(), "ray::RayWorker.work"), killed)
+    assert chain.generate(run, ray="auto") == tmp_path / "run" / "spectrum"
+    thread.join()
+    assert len(alone) == PLANNED
+    assert_same(pictures(run), alone)
+    told = capsys.readouterr().err
+    assert killed and "generate: 2 Ray workers on 1 machine\n" in told and " died; the " in told
+    assert not workers_of(psutil.Process(), "ray::RayWorker.work")
+
+
+def test_a_share_of_a_cluster_is_refused(tree: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"--ray divides the work itself; leave out --shard"):
+        chain.generate(start(tree, tmp_path / "run"), Share(1, 2), "auto")
