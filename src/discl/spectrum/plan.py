@@ -92,13 +92,10 @@ class Share:
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
 
-    def of_plan(self, requests: Sequence[Request], plan: Sequence[Request] | None = None) -> list[Request]:
-        """Those of the requests, by default all of the plan, that are in this share, in their order.
-
-        Pure in the plan's sources, so more levels or seeds divide it the same way.
-        """
-        sources = {source: place for place, source in enumerate(dict.fromkeys(each.source_id for each in plan or requests))}
-        return [request for request in requests if sources[request.source_id] % self.of == self.number - 1]
+    def of_plan(self, plan: Sequence[Request]) -> list[Request]:
+        """The requests of this share, in their order. Pure in the plan's sources, so more levels or seeds divide it the same way."""
+        sources = {source: place for place, source in enumerate(dict.fromkeys(request.source_id for request in plan))}
+        return [request for request in plan if sources[request.source_id] % self.of == self.number - 1]
 
 
 WHOLE = Share(1, 1)
