@@ -3,7 +3,7 @@
     DisclError
     ├── RecipeError       a key or value of the recipe is wrong
     ├── DataError         images, labels or splits are missing, unreadable or contradict each other
-    ├── CheckpointError   a model folder lacks something, is of the wrong family, or holds pickled weights
+    ├── CheckpointError   a model folder lacks something, is of the wrong family, holds pickled weights, or needs more memory than there is
     ├── EndpointError     a server that writes prompts is down, refuses, or answers nonsense
     ├── StoreError        the spectrum or its scores cannot be read or written
     ├── RunError          a run folder belongs to another recipe, or a stage lacks its input

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from ..curriculum.models import ARCHITECTURES
 from ..curriculum.objectives import FLYP
@@ -21,12 +21,24 @@ from .learning import Compare, Evaluate, Method, Train
 from .making import Filter, Prompts, Spectrum
 
 
+def _slots(value: Any) -> Any:
+    if value != "auto" and (not isinstance(value, int) or value < 1):
+        raise RecipeError(f"got {value!r}; write a whole number from 1 on, or auto.")
+    return value
+
+
 class Runtime(Strict):
-    """How a run is carried out, not what is asked for. Bitwise the same results need the same device, threads and slots."""
+    """How a run is carried out, not what is asked for.
+
+    Bitwise the same results need the same device, threads and slots; another number of slots changes pixels by at most one grey level in
+    float32.
+    """
 
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; null: torch's own choice")
-    slots: int = Field(64, ge=1, description="images denoised in one UNet call")
+    slots: Annotated[int | Literal["auto"], BeforeValidator(_slots)] = Field(
+        "auto", description="images denoised in one UNet call; auto: found by trying on a GPU, by the pictures' size elsewhere"
+    )
     loggers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list, description="training curves beside history.jsonl")
     workers: int = Field(0, ge=0, description="data-loading processes, where the images do not fit in memory")
     processes: int | None = Field(None, ge=1, description="processes that generate, or Ray workers; null: one for each GPU in sight")

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..console import say
 from ..digests import derive_seed
 from ..errors import CheckpointError
 from ..levels import GuidanceLevel, noise_shares
+from .memory import free_cached, is_out_of_memory, largest_that_fits, slots_on_cpu, stay_below
 from .models import Conditioning, LatentModel, Schedule
 from .plan import Request
 from .queue import LoadPixels, Queue, Text, Texts, Work
@@ -33,7 +35,8 @@ def draw_noise(source_id: str, seed: int, attempt: int, shape: Sequence[int]) ->
 class Engine:
     """Denoises requests with one model at one setting; `work` counts what was done.
 
-    `slots` guided images share a call of the network (two rows each with guidance, s > 1). `fixed` gives every level T
+    `slots` guided images share a call of the network (two rows each with guidance, s > 1); where a call runs out of memory it is
+    done again with half as many, and nothing that is in the slots or finished is lost. `fixed` gives every level T
     steps; outside of `guidance_interval` (noise shares, the first excluded) a step takes one row, and others the room.
     """
 
@@ -49,12 +52,33 @@ class Engine:
     ) -> None:
         self.model, self.num_inference_steps, self.fixed = model, num_inference_steps, fixed
         self.guided = guidance_scale != 1 and not model.distilled
-        self.guidance_scale, self.guidance_interval, self.slots = guidance_scale, guidance_interval, slots
-        self.rows = slots * (1 + self.guided)
-        self.vae_batch = min(slots, 16)
-        self.lookahead = max(16 * slots, 256)
+        self.guidance_scale, self.guidance_interval = guidance_scale, guidance_interval
+        self.set_slots(slots)
         self.work = Work()
         self.texts = Texts(model, self.work)
+
+    def set_slots(self, slots: int) -> None:
+        """How many guided images share a call, from the next shape on."""
+        self.slots, self.rows = slots, slots * (1 + self.guided)
+        self.vae_batch = min(slots, 16)
+        self.lookahead = max(16 * slots, 256)
+
+    def fit_slots(self, height: int, width: int) -> int:
+        """Sets the slots to what suits the device for pictures of that many pixels, and returns them.
+
+        On a GPU the largest power of two, up to 64, whose calls leave some memory free; elsewhere a number that depends on the shape alone.
+        """
+        latents = self.model.latent_shape(height, width)
+        if self.model.device.type != "cuda":
+            self.set_slots(slots_on_cpu(*latents[1:]))
+            return self.slots
+
+        def call(slots: int) -> None:
+            self.set_slots(slots)
+            self._bare_call(height, width)()
+
+        self.set_slots(largest_that_fits(stay_below(call, self.model.device)))
+        return self.slots
 
     @torch.inference_mode()
     def generate(self, requests: Iterable[Request], load_pixels: LoadPixels) -> Iterator[tuple[Request, np.ndarray]]:
@@ -65,7 +89,7 @@ class Engine:
         """
         finished: list[tuple[Request, Tensor]] = []
         for request, latents in self.denoise(requests, load_pixels):
-            if finished and (len(finished) == self.vae_batch or latents.shape != finished[0][1].shape):
+            if finished and (len(finished) >= self.vae_batch or latents.shape != finished[0][1].shape):
                 yield from self._decode(finished)
                 finished = []
             finished.append((request, latents))
@@ -88,17 +112,28 @@ class Engine:
     @torch.inference_mode()
     def rows_per_second(self, height: int, width: int, calls: int = 2) -> float:
         """Rows of the network per second at this batch shape, from `calls` timed calls after one that warms up."""
+        call = self._bare_call(height, width)
+        call()
+        started = time.perf_counter()
+        for _ in range(calls):
+            call()
+        return calls * self.rows / (time.perf_counter() - started)
+
+    @torch.inference_mode()
+    def _bare_call(self, height: int, width: int) -> Callable[[], None]:
+        """A call of the network at the engine's shape, on noise-free latents and no text; it returns when the device has ended it."""
         encoded = self.model.encode_texts([""])
         conditioning = {name: tensor[:1].expand(self.rows, *tensor.shape[1:]).contiguous() for name, tensor in encoded.items()}
         conditioning |= self.told_scale()
         latents = torch.zeros(self.rows, *self.model.latent_shape(height, width), device=self.model.device)
         schedule = self.model.schedule(self.num_inference_steps, height, width, self.fixed)
         timesteps = schedule.timesteps[:1].expand(self.rows).to(self.model.device)
-        self.model.predict(latents, timesteps, conditioning).sum().item()
-        started = time.perf_counter()
-        for _ in range(calls):
+
+        @torch.inference_mode()
+        def call() -> None:
             self.model.predict(latents, timesteps, conditioning).sum().item()
-        return calls * self.rows / (time.perf_counter() - started)
+
+        return call
 
     def told_scale(self) -> Conditioning:
         """What the rows of a distilled network are told of guidance; nothing for others."""
@@ -111,19 +146,49 @@ class Engine:
         prompt = Text(request.prompt, negative=False)
         return [Text(request.negative_prompt, negative=True), prompt] if self.guided else [prompt]
 
+    def halve_slots(self) -> None:
+        """After a call that ran out of memory: half the slots from the next call on. Raises CheckpointError where there is one only."""
+        if self.slots == 1:
+            raise CheckpointError("out of memory with a single image in a call of the network; " + MEND)
+        say(f"out of memory with {self.slots} images in a call of the network: {self.slots // 2} from now on")
+        self.slots //= 2
+        self.rows = self.slots * (1 + self.guided)
+        self.work.out_of_memory += 1
+        free_cached()
+
+    def through_vae(self, call: Callable[[Tensor], Tensor], items: Tensor) -> Tensor:
+        """The call of the VAE, over batches of one static size that is halved when memory does not suffice; the result on the CPU."""
+        while True:
+            size, parts = self.vae_batch, []
+            try:
+                for part in items.split(size):
+                    batch = torch.zeros(size, *items.shape[1:])
+                    batch[: len(part)] = part
+                    parts.append(call(batch.to(self.model.device)).cpu()[: len(part)])
+                return torch.cat(parts)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            if size == 1:
+                raise CheckpointError("out of memory with a single image in a call of the VAE; " + MEND)
+            say(f"out of memory with {size} images in a call of the VAE: {size // 2} from now on")
+            self.vae_batch = size // 2
+            self.work.out_of_memory += 1
+            free_cached()
+
     def _decode(self, finished: list[tuple[Request, Tensor]]) -> Iterator[tuple[Request, np.ndarray]]:
-        batch = torch.zeros(self.vae_batch, *finished[0][1].shape)
-        for row, (_, latents) in enumerate(finished):
-            batch[row] = latents
-        if not bool(batch.isfinite().all()):
-            broken = next(request for request, latents in finished if not bool(latents.isfinite().all()))
-            raise CheckpointError(
-                f"the generator produced NaN for source '{broken.source_id}' at level {broken.level} %; use dtype float32 or bfloat16."
-            )
-        pictures = self.model.decode(batch.to(self.model.device)).numpy()
-        self.work.vae_decodes += len(finished)
-        for row, (request, _) in enumerate(finished):
-            yield request, pictures[row]
+        whole = [(request, latents) for request, latents in finished if bool(latents.isfinite().all())]
+        if whole:
+            pictures = self.through_vae(self.model.decode, torch.stack([latents for _, latents in whole])).numpy()
+            self.work.vae_decodes += len(whole)
+            yield from ((request, picture) for (request, _), picture in zip(whole, pictures, strict=True))
+        for request, latents in finished:
+            if not bool(latents.isfinite().all()):
+                where = f"source '{request.source_id}' at level {request.level} %"
+                raise CheckpointError(f"the generator produced NaN for {where}; use dtype float32 or bfloat16.")
+
+
+MEND = "use a smaller spectrum.size, spectrum.dtype bfloat16 or float16, or a device with more memory."
 
 
 class _Slots:
@@ -145,7 +210,6 @@ class _Slots:
         self.occupant: list[Request | None] = [None] * count
         self.position, self.end = [0] * count, [0] * count  # the next step of each place, and one beyond its last
         self.conditioning: Conditioning = {}
-        self.told = engine.told_scale()
         self.gathered: tuple[list[int], Conditioning] | None = None
 
     def _guided_steps(self) -> Tensor:
@@ -187,12 +251,30 @@ class _Slots:
 
     def advance(self) -> Iterator[tuple[Request, Tensor]]:
         """One call of the network; yields what is finished with its latents on the CPU."""
-        engine, count, device = self.engine, len(self.occupant), self.latents.device
-        chosen, left = [], engine.rows
+        while True:
+            chosen = self._choose()
+            try:
+                self._call(chosen)
+                break
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            self.gathered = None
+            self.engine.halve_slots()
+        yield from self._finished(chosen)
+
+    def _choose(self) -> list[int]:
+        """Places that the next call has rows for, the first ones first."""
+        chosen, left = [], self.engine.rows
         for place in self._taken():
             if self._needs(place) <= left:
                 chosen.append(place)
                 left -= self._needs(place)
+        return chosen
+
+    def _call(self, chosen: Sequence[int]) -> None:
+        """Moves the images at these places on by a step; where it fails nothing has changed."""
+        engine, count, device = self.engine, len(self.occupant), self.latents.device
         both = [place for place in chosen if self.guided[self.position[place]]]
         single = [place for place in chosen if not self.guided[self.position[place]]]
         prompts = (self.halves - 1) * count  # where the prompts' own conditioning begins, behind that of the negative ones
@@ -215,13 +297,12 @@ class _Slots:
         engine.work.unet_calls += 1
         engine.work.unet_rows += 2 * len(both) + len(single)
         engine.work.unet_rows_computed += engine.rows
-        yield from self._finished(chosen)
 
     def _gather(self, rows: list[int]) -> Conditioning:
         """The conditioning of the rows of a call; kept while the same rows are asked for."""
         if self.gathered is None or self.gathered[0] != rows:
             where = torch.tensor(rows, device=self.latents.device)
-            self.gathered = rows, {name: tensor[where] for name, tensor in self.conditioning.items()} | self.told
+            self.gathered = rows, {name: tensor[where] for name, tensor in self.conditioning.items()} | self.engine.told_scale()
         return self.gathered[1]
 
     def _finished(self, moved: Sequence[int]) -> Iterator[tuple[Request, Tensor]]:

@@ -24,7 +24,10 @@ LoadPixels = Callable[[str], np.ndarray]
 
 @dataclass
 class Work:
-    """What the engine did. Useful rows are those of an unfinished image; the rest of a call is padding."""
+    """What the engine did. Useful rows are those of an unfinished image; the rest of a call is padding.
+
+    `out_of_memory` counts calls that failed and were done again with half as many images.
+    """
 
     unet_calls: int = 0
     unet_rows: int = 0
@@ -32,6 +35,7 @@ class Work:
     vae_encodes: int = 0
     vae_decodes: int = 0
     text_encodes: int = 0
+    out_of_memory: int = 0
 
     @property
     def slot_fill(self) -> float:
@@ -137,12 +141,10 @@ class Queue:
 
     def _encode(self, sources: list[str]) -> None:
         engine = self.engine
-        for first in range(0, len(sources), engine.vae_batch):
-            part = sources[first : first + engine.vae_batch]
-            loaded = [torch.from_numpy(self.load_pixels(source)) for source in part]
-            pixels = torch.zeros(engine.vae_batch, *loaded[0].shape)
-            for row, picture in enumerate(loaded):
-                pixels[row] = picture.float() / 127.5 - 1
-            for source, latents in zip(part, engine.model.encode_images(pixels).cpu(), strict=False):
+        size = engine.vae_batch
+        for first in range(0, len(sources), size):
+            part = sources[first : first + size]
+            pixels = torch.stack([torch.from_numpy(self.load_pixels(source)) for source in part]).float() / 127.5 - 1
+            for source, latents in zip(part, engine.through_vae(engine.model.encode_images, pixels), strict=True):
                 self.latents[source] = latents.clone()
             engine.work.vae_encodes += len(part)

@@ -289,13 +289,17 @@ def _engine(run: Run) -> Engine | PlainEngine:
     if run.generator.plain:
         say(f"the engine does not know a {run.generator.family}: diffusers' own pipeline makes its images one by one, which is slower")
         return PlainEngine(load_plain(run.address, asked.dtype, run.device), **settings)
-    return Engine(
+    slots = run.recipe.runtime.slots
+    engine = Engine(
         load_generator(run.address, asked.dtype, run.device),
         **settings,
-        slots=run.recipe.runtime.slots,
+        slots=1 if slots == "auto" else slots,
         fixed=sampling.fixed,
         guidance_interval=sampling.guidance_interval,
     )
+    if slots == "auto":
+        engine.fit_slots(sampling.size, sampling.size)
+    return engine
 
 
 def _scores_by(scores: Shards, scorer: str) -> dict[str, float]:
