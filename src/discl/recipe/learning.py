@@ -137,6 +137,9 @@ class Method(Strict):
     sampling: Literal["instance", "square-root", "class-balanced"] = Field(
         "instance", description="how often an epoch draws a class: as mixed, ∝ √ of that, or all classes equally"
     )
+    threshold: float | None = Field(
+        None, ge=-1, le=1, description="clip_similarity from which on this method takes images; null: those that the filter kept"
+    )
     train: dict[str, Any] = Field(default_factory=dict, description="laid over the section train for this method alone")
     prior: Literal["real", "effective"] = Field(
         "real", description="class counts of balanced-softmax: real images, or real + synthetic as drawn"

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from ..baselines.alia import NEGATIVE_PROMPTS
 from ..errors import RecipeError
 from ..levels import check_levels
 from ..prompts import CAPTION
@@ -124,8 +125,14 @@ class Spectrum(Strict):
 
 
 class Filter(Strict):
-    """CLIP filter: images below the threshold (raw cosine) are dropped before training."""
+    """CLIP filter: images below the threshold (raw cosine) are dropped before training; or ALIA's two filters (arXiv 2305.16289).
+
+    ALIA drops an image whose picture CLIP finds nearer to one of `negatives` than to its class, and one of which a classifier trained on
+    the real images (for `hard.epochs`) is surer than it is on average of real images of that class: too easy, or mislabelled.
+    """
 
     checkpoint: str = Field(description="CLIP folder in transformers' format, hub name, or embedded:fashion-mnist")
     template: Template = "a photo of {class}"
     threshold: float = Field(0.3, ge=-1, le=1)
+    rule: Literal["threshold", "alia"] = "threshold"
+    negatives: list[str] = Field(list(NEGATIVE_PROMPTS), min_length=1, description="alia: texts that fit any picture")

@@ -52,20 +52,21 @@ CLASS_POWER = {"instance": 1.0, "square-root": 0.5, "class-balanced": 0.0}
 
 def train(run: Run) -> Path:
     """Trains the classifier of every method into `train/METHOD`; a finished one is left alone, a half-finished one goes on."""
-    kept = kept_images(run)
+    methods = run.recipe.methods
+    kept = {threshold: kept_images(run, threshold) for threshold in dict.fromkeys(method.threshold for method in methods.values())}
     processes = current_processes()
     if not processes.first:
         processes.wait()  # until the first has made the folders ready
-    waiting = {name: method for name, method in run.recipe.methods.items() if not _open_method(run, name, method, kept)}
+    waiting = {name: method for name, method in methods.items() if not _open_method(run, name, method, kept[method.threshold])}
     if processes.first:
         processes.wait()
-    configs = {name: _config(run, name) for name in waiting}
-    for size in sorted({config.resize for config in configs.values()}):
-        with progress("decode training images", len(run.tables["train"]) + len(kept)) as advance:
-            real = prepared_table(run, "train", size)
-            pool, pixels = make_pool(real, hard_rows(run), kept), Pixels([real.rows, kept], size, advance)
+    fed = {name: (_config(run, name).resize, method.threshold) for name, method in waiting.items()}
+    for size, threshold in dict.fromkeys(sorted(fed.values(), key=lambda each: each[0])):
+        synthetic, real = kept[threshold], prepared_table(run, "train", size)
+        with progress("decode training images", len(real) + len(synthetic)) as advance:
+            pool, pixels = make_pool(real, hard_rows(run), synthetic), Pixels([real.rows, synthetic], size, advance)
         for name, method in waiting.items():
-            if configs[name].resize == size:
+            if fed[name] == (size, threshold):
                 _train_method(run, name, method, pool, pixels)
     return run.path("train")
 
@@ -289,7 +290,13 @@ def _fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
     train = run.recipe.training(name)
     names = list(run.train.class_names)
     return digest(
-        method.model_dump(mode="json"), train.model_dump(mode="json"), checkpoint_identity(train), names, listed.to_pydict(), hard, used
+        method.model_dump(mode="json", exclude={"threshold"}),  # whose effect is what was kept
+        train.model_dump(mode="json"),
+        checkpoint_identity(train),
+        names,
+        listed.to_pydict(),
+        hard,
+        used,
     )
 
 

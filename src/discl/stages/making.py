@@ -25,6 +25,7 @@ from ..spectrum.plan import WHOLE, Planner, Request, Share, follow_tries, plan_r
 from ..spectrum.store import Shards
 from ..spectrum.worker import Worker
 from ..workspace import Run, stored_images, write_table
+from .alia import alia_verdicts
 from .classifiers import describe_classifier
 from .prompting import check_prompts, texts_by_label, with_captions
 
@@ -250,7 +251,10 @@ def filter_spectrum(run: Run) -> Path:
         _score(run, missing)
         requests, missing = tries_so_far(run)
     known = _scores_by(scores, describe_scorer(asked.checkpoint, filter_texts(run)))
-    verdicts = [judge(known[request.id], asked.threshold) for request in requests]
+    if asked.rule == "alia":
+        verdicts, told = alia_verdicts(run, requests, filter_texts(run)), "by ALIA's filters"
+    else:
+        verdicts, told = [judge(known[request.id], asked.threshold) for request in requests], f"at clip_similarity >= {asked.threshold:g}"
     table = pa.table(
         {
             "id": [request.id for request in requests], "source_id": [request.source_id for request in requests],
@@ -261,7 +265,7 @@ def filter_spectrum(run: Run) -> Path:
         }
     )  # fmt: skip
     write_table(table, run.path("filter.parquet"))
-    say(f"filter: {sum(verdict.keep for verdict in verdicts)} of {len(verdicts)} images kept at clip_similarity >= {asked.threshold:g}")
+    say(f"filter: {sum(verdict.keep for verdict in verdicts)} of {len(verdicts)} images kept {told}")
     return run.path("filter.parquet")
 
 

@@ -9,15 +9,21 @@ from datasets import Dataset
 from ..curriculum.mixture import Pool
 from ..data import ImageTable
 from ..levels import REAL
+from ..spectrum.filter import judge
 from ..workspace import Run, stored_images
 
 
-def kept_images(run: Run) -> Dataset:
+def kept_images(run: Run, threshold: float | None = None) -> Dataset:
     """The synthetic images that the filter kept, in the order of the plan, memory-mapped: id, image, label, level.
 
-    Label and level are the plan's: a picture in the store may have been made under another numbering of the classes.
+    With a `threshold`, those of at least that clip_similarity instead, whatever the filter said. Label and level are the plan's: a
+    picture in the store may have been made under another numbering of the classes.
     """
-    verdicts = [verdict for verdict in pq.read_table(run.path("filter.parquet")).to_pylist() if verdict["keep"]]
+    verdicts = [
+        verdict
+        for verdict in pq.read_table(run.path("filter.parquet")).to_pylist()
+        if (verdict["keep"] if threshold is None else judge(verdict["clip_similarity"], threshold).keep)
+    ]
     images = stored_images(run, [verdict["id"] for verdict in verdicts])
     for name in ("label", "level"):
         images = images.add_column(name, [verdict[name] for verdict in verdicts])

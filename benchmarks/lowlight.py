@@ -1,0 +1,221 @@
+"""The table of evidence on low-quality photos: CIFAR-10 in low light, every method, several seeds, one spectrum.
+
+    python benchmarks/lowlight.py --root DIR --json benchmarks/results/lowlight.json      # hours; killed and called again, it goes on
+    python benchmarks/lowlight.py --root DIR --estimate                                   # how many
+    python benchmarks/lowlight.py --table benchmarks/results/lowlight.json                # the table once more, from the figures
+
+The recipes are `cifar10-lowlight` and, for ALIA, whose edits are other pictures, `cifar10-lowlight-alia`; both have the same images,
+network and number of updates. Phase 1 comes first, then a pool of processes trains some methods of a seed at a time. Without `--root`
+the images come from the hub. `--set` overrides a key of both recipes, for a run in miniature.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+RECIPES = ("cifar10-lowlight", "cifar10-lowlight-alia")
+ROWS = {
+    "base": "CE", "base+we": "CE + WE", "zero-shot": "zero-shot", "lp-ft": "LP-FT", "lp-ft+we": "LP-FT + WE", "flyp": "FLYP",
+    "flyp+we": "FLYP + WE", "docl": "CE + DoCL", "alia": "CE + ALIA", "flyp-alia": "FLYP + ALIA", "text-only": "text-only",
+    "fixed": "fixed level", "all-levels": "all levels", "random": "random", "easy-to-hard": "easy-to-hard",
+    "adaptive-no-threshold": "adaptive, no threshold", "adaptive-lower-threshold": "adaptive, lower threshold",
+    "adaptive-higher-threshold": "adaptive, higher threshold", "adaptive": "**DisCL, adaptive**",
+    "adaptive+we": "**DisCL, adaptive + WE**", "adaptive-per-class": "adaptive per class", "bandit": "bandit",
+}  # fmt: skip
+COLUMNS = {"ID macro F1": "test", "OOD macro F1": "test-ood"}
+EXPECTED = ("adaptive", "all-levels", "fixed", "text-only")
+"""By OOD macro F1, best first."""
+CHUNK = 4
+
+
+def open_recipe(name: str, settings: dict[str, Any], work: Path) -> Any:
+    """The run of a recipe; that of ALIA takes the splits from the other one."""
+    from dataclasses import replace
+
+    from discl.recipe import load_recipe
+    from discl.workspace import open_run
+
+    run = open_run(load_recipe(name, settings), work / name, amend=True)
+    return run if name == RECIPES[0] else replace(run, borrowed={"data.parquet": work / RECIPES[0] / "data.parquet"})
+
+
+def train_some(name: str, seed: int, methods: list[str], settings: dict[str, Any], work: Path) -> tuple[list[str], float]:
+    """Trains these methods of a recipe with a seed; returns their names and the seconds that it took."""
+    from dataclasses import replace
+
+    import torch
+
+    from discl.console import console
+    from discl.stages.comparing import seed_run
+    from discl.stages.learning import train
+
+    torch.set_num_threads(1)
+    console.quiet = True
+    started = time.time()
+    run = seed_run(open_recipe(name, settings, work), seed)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    chosen = {method: run.recipe.methods[method] for method in methods}
+    train(replace(run, recipe=run.recipe.model_copy(update={"methods": chosen, "baseline": None})))
+    return methods, time.time() - started
+
+
+def carry_out(settings: dict[str, Any], work: Path, seeds: list[int], processes: int) -> dict[str, Any]:
+    """Everything that is missing, then the figures of all seeds."""
+    from discl.chain import run_until
+    from discl.stages.comparing import compare
+
+    runs = {}
+    for name in RECIPES:
+        runs[name] = open_recipe(name, settings, work)
+        run_until(runs[name], "filter")
+    jobs = []
+    for seed in seeds:
+        for name, run in runs.items():
+            methods = list(run.recipe.methods)
+            jobs += [(name, seed, methods[first : first + CHUNK]) for first in range(0, len(methods), CHUNK)]
+    started = time.time()
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        waiting = [pool.submit(train_some, *job, settings, work) for job in jobs]
+        for done, job in enumerate(as_completed(waiting), 1):
+            methods, seconds = job.result()
+            print(f"{done} of {len(jobs)}, {time.time() - started:.0f} s: {', '.join(methods)} ({seconds:.0f} s)", flush=True)
+    figures: dict[str, Any] = {"seeds": seeds, "rows": {}, "levels": {}, "kept": {}}
+    for name, run in runs.items():
+        compare(run, seeds)
+        results = [json.loads((run.folder / "seeds" / str(seed) / "results.json").read_text()) for seed in seeds]
+        for row in results[0]:
+            if row in ROWS:
+                figures["rows"][row] = {
+                    heading: [result[row][split]["macro_f1"] for result in results] for heading, split in COLUMNS.items()
+                }  # fmt: skip
+        figures["kept"][name] = count_kept(run)
+        figures["levels"] |= {
+            method: [levels_of(run.folder / "seeds" / str(seed) / "train" / method) for seed in seeds] for method in run.recipe.methods
+        }  # fmt: skip
+    recipe = runs[RECIPES[0]].recipe
+    figures["images"] = {split: len(table) for split, table in runs[RECIPES[0]].tables.items()}
+    figures["settings"] = {
+        "levels": [level.percent for level in recipe.spectrum.levels], "threshold": recipe.filter.threshold, "epochs": recipe.train.epochs,
+        "batch_size": recipe.train.batch_size, "fixed": str(recipe.methods["fixed"].level), "seeds_per_image": recipe.spectrum.seeds,
+    }  # fmt: skip
+    return figures
+
+
+def count_kept(run: Any) -> dict[str, list[int]]:
+    """`{level: [images kept, images made]}`."""
+    import pyarrow.parquet as pq
+
+    counts: dict[str, list[int]] = {}
+    for verdict in pq.read_table(run.path("filter.parquet"), columns=["level", "keep"]).to_pylist():
+        of_level = counts.setdefault(str(verdict["level"]), [0, 0])
+        of_level[0] += verdict["keep"]
+        of_level[1] += 1
+    return counts
+
+
+def levels_of(folder: Path) -> list[list[int]]:
+    """The levels of each epoch."""
+    from discl.curriculum.training import read_history
+
+    return [record["levels"] for record in read_history(folder / "history.jsonl")]
+
+
+def estimate(settings: dict[str, Any], seeds: int, processes: int) -> str:
+    """Hours that the trainings take, from one epoch of FLYP on the real images of the recipe, timed on one thread."""
+    import pyarrow as pa
+    import torch
+
+    from discl.recipe import load_recipe
+    from discl.stages.data import prepare_data
+    from discl.stages.learning import train
+    from discl.workspace import open_run, write_table
+
+    torch.set_num_threads(1)
+    whole = [load_recipe(name, settings) for name in RECIPES]
+    flyp = {"flyp": {"strategy": "real-only", "objective": "flyp"}}
+    one = {"methods": flyp, "baseline": None, "train.epochs": 1, "train.curriculum_epochs": 1, "hard": {"rule": "tail"}}
+    with tempfile.TemporaryDirectory() as folder:
+        run = open_run(load_recipe(RECIPES[0], {**settings, **one}), Path(folder) / "run")
+        prepare_data(run)
+        ids = run.train.ids[:1]
+        write_table(pa.table({"id": ids}), run.path("hard.parquet"))
+        run.spectrum.append([{"id": "none", "image": run.train.rows[0]["image"], "label": 0, "level": 0}])
+        write_table(
+            pa.table({"id": ["none"], "label": [0], "level": [0], "clip_similarity": [1.0], "keep": [True]}), run.path("filter.parquet")
+        )
+        wall, processor = time.time(), time.process_time()
+        train(run)
+        wall, processor = time.time() - wall, time.process_time() - processor
+    trainings = seeds * sum(method.fine_tune != "zero-shot" for recipe in whole for method in recipe.methods.values())
+    epochs = trainings * whole[0].train.epochs
+    hours = [seconds * epochs / processes / 3600 for seconds in (processor, wall)]
+    return (
+        f"an epoch of FLYP on one thread: {processor:.1f} s of processor time, {wall:.1f} s; {trainings} trainings of "
+        f"{whole[0].train.epochs} epochs by {processes} processes: {hours[0]:.1f} h on idle cores, {hours[1]:.1f} h as busy as they are now"
+    )
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Mean ± standard deviation over seeds, in per cent, in Markdown; and how the expected order came out."""
+    lines = ["| method | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
+    means: dict[str, float] = {}
+    for row, title in ROWS.items():
+        if row not in figures["rows"]:
+            continue
+        cells = []
+        for heading in COLUMNS:
+            values = [100 * value for value in figures["rows"][row][heading]]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}")
+        means[row] = statistics.mean(figures["rows"][row]["OOD macro F1"])
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    lines.append("")
+    for better, worse in pairwise(EXPECTED):
+        if better in means and worse in means:
+            came = "as expected" if means[better] >= means[worse] else "NOT as expected"
+            lines.append(f"{better} ≥ {worse} on OOD macro F1: {100 * (means[better] - means[worse]):+.1f} points, {came}  ")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", help="CIFAR-10 as a folder of Parquet files; otherwise it comes from the hub")
+    parser.add_argument("--work", type=Path, default=Path("build/lowlight"), help="folder for the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--processes", type=int, default=2, help="trainings at a time, one CPU thread each")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--estimate", action="store_true", help="time one epoch and say how long all would take")
+    parser.add_argument("--table", type=Path, help="print the table of these figures and do nothing else")
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table(json.loads(arguments.table.read_text())))
+        return
+    from discl.recipe import parse_override
+
+    settings: dict[str, Any] = {"runtime.device": "cpu"} | dict(parse_override(text) for text in arguments.overrides)
+    if arguments.root:
+        settings["data.root"] = str(Path(arguments.root).resolve())
+    if arguments.estimate:
+        print(estimate(settings, len(arguments.seeds), arguments.processes))
+        return
+    started = time.time()
+    figures = carry_out(settings, arguments.work, arguments.seeds, arguments.processes)
+    print(table(figures))
+    print(f"{time.time() - started:.0f} s")
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

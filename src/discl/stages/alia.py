@@ -1,0 +1,72 @@
+"""ALIA's filters on the spectrum of a run: what CLIP and a classifier of the real images say of each edit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import concatenate_datasets
+
+from ..baselines.alia import confidence_drop, mean_self_confidence, semantic_drop
+from ..console import progress
+from ..data import ImageTable, decode_image
+from ..digests import digest
+from ..spectrum.filter import ClipScorer, Verdict, describe_scorer
+from ..spectrum.plan import Request
+from ..workspace import Run, stored_images, write_table
+from .learning import fit_classifier
+
+REASONS = {0: "", 1: "too easy: the classifier is surer of it than of real images of its class", 2: "looks mislabelled"}
+
+
+def alia_verdicts(run: Run, requests: Sequence[Request], texts: Mapping[int, str]) -> list[Verdict]:
+    """Keep, or drop with the reason, for each image of the plan (arXiv 2305.16289); `texts` are the plain prompts of the labels.
+
+    The classifier is trained on the training images; the mean self-confidence of a class is taken over validation, which it has not
+    seen, or over training where there is no validation split. Both models' answers are kept in `alia.parquet`.
+    """
+    labels = np.asarray([request.label for request in requests])
+    asked = run.recipe.filter
+    texts = {**texts, **{len(texts) + place: text for place, text in enumerate(asked.negatives)}}
+    listed = pq.read_table(run.path("data.parquet"), columns=["split", "digest", "label"]).to_pydict()
+    train = run.recipe.train.model_dump(mode="json")
+    key = digest([request.id for request in requests], describe_scorer(asked.checkpoint, texts), train, run.recipe.hard.epochs, listed)
+    path = run.path("alia.parquet")
+    if not path.exists() or (pq.read_schema(path).metadata or {}).get(b"key") != key.encode():
+        found = pa.table(_ask(run, requests, labels, texts))
+        write_table(found.replace_schema_metadata({"key": key}), path)
+    found = pq.read_table(path)
+    semantic, confidence = found["semantic"].to_pylist(), found["confidence"].to_pylist()
+    dropped = [
+        "CLIP prefers a text that fits any picture" if fits else REASONS[sure] for fits, sure in zip(semantic, confidence, strict=True)
+    ]
+    return [Verdict(not reason, reason) for reason in dropped]
+
+
+def _ask(run: Run, requests: Sequence[Request], labels: np.ndarray, texts: Mapping[int, str]) -> dict[str, np.ndarray]:
+    """`semantic` bool and `confidence` int64 `[images]`, as the formulas of `baselines.alia` give them."""
+    classes, count = len(run.train.class_names), len(requests)
+    images = stored_images(run, [request.id for request in requests])
+    scorer = ClipScorer(run.recipe.filter.checkpoint, texts, run.device)
+    anchors = scorer.text_embeddings.cpu().numpy()
+    cosines = np.empty((count, len(texts)), np.float32)
+    with progress("compare with texts", count) as advance:
+        for first in range(0, count, 512):
+            rows = range(first, min(first + 512, count))
+            cosines[first : first + 512] = scorer.embed([decode_image(images[row]["image"]) for row in rows]) @ anchors.T
+            advance(len(rows))
+    real, held_out = run.train, run.tables.get("validation")
+    known = real if held_out is None else held_out
+    parts = [table.rows.select_columns(["id", "image", "label"]) for table in ([real] if held_out is None else [real, held_out])]
+    edits = images.add_column("label", labels)
+    joint = ImageTable(concatenate_datasets([*parts, edits.cast(parts[0].features)]), real.class_names)
+    start, end = (0 if held_out is None else len(real)), len(joint) - count
+    judged = [*range(start, end), *range(end, len(joint))]
+    probabilities = fit_classifier(joint, list(range(len(real))), judged, run.recipe.train, run.recipe.hard.epochs, run.device)
+    confidence = mean_self_confidence(probabilities[: end - start], known.labels, classes)
+    return {
+        "semantic": semantic_drop(cosines[np.arange(count), labels], cosines[:, classes:]),
+        "confidence": confidence_drop(probabilities[end - start :], labels, confidence),
+    }
