@@ -17,7 +17,7 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -68,23 +68,25 @@ def train_some(name: str, seed: int, methods: list[str], settings: dict[str, Any
     return methods, time.time() - started
 
 
-def carry_out(settings: dict[str, Any], work: Path, seeds: list[int], processes: int) -> dict[str, Any]:
-    """Everything that is missing, then the figures of all seeds."""
+def carry_out(
+    settings: dict[str, Any], work: Path, seeds: list[int], processes: int, own: dict[str, dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Everything that is missing, then the figures of all seeds; `own` are further settings by recipe."""
     from discl.chain import run_until
     from discl.stages.comparing import compare
 
-    runs = {}
+    runs, jobs = {}, []
+    asked = {name: settings | (own or {}).get(name, {}) for name in RECIPES}
     for name in RECIPES:
-        runs[name] = open_recipe(name, settings, work)
+        runs[name] = open_recipe(name, asked[name], work)
         run_until(runs[name], "filter")
-    jobs = []
     for seed in seeds:
         for name, run in runs.items():
             methods = list(run.recipe.methods)
-            jobs += [(name, seed, methods[first : first + CHUNK]) for first in range(0, len(methods), CHUNK)]
+            jobs += [(name, seed, methods[first : first + CHUNK], asked[name], work) for first in range(0, len(methods), CHUNK)]
     started = time.time()
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        waiting = [pool.submit(train_some, *job, settings, work) for job in jobs]
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) if processes > 1 else ThreadPoolExecutor(1) as pool:
+        waiting = [pool.submit(train_some, *job) for job in jobs]
         for done, job in enumerate(as_completed(waiting), 1):
             methods, seconds = job.result()
             print(f"{done} of {len(jobs)}, {time.time() - started:.0f} s: {', '.join(methods)} ({seconds:.0f} s)", flush=True)
@@ -105,7 +107,7 @@ def carry_out(settings: dict[str, Any], work: Path, seeds: list[int], processes:
     figures["images"] = {split: len(table) for split, table in runs[RECIPES[0]].tables.items()}
     figures["settings"] = {
         "levels": [level.percent for level in recipe.spectrum.levels], "threshold": recipe.filter.threshold, "epochs": recipe.train.epochs,
-        "batch_size": recipe.train.batch_size, "fixed": str(recipe.methods["fixed"].level), "seeds_per_image": recipe.spectrum.seeds,
+        "batch_size": recipe.train.batch_size, "seeds_per_image": recipe.spectrum.seeds,
     }  # fmt: skip
     return figures
 

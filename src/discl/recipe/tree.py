@@ -75,7 +75,9 @@ class Recipe(Strict):
             if name not in self.methods:
                 raise RecipeError(unknown("method in compare.tune.methods", name, self.methods))
         if self.filter.rule == "alia" and self.spectrum.tries > 1:
-            raise RecipeError("spectrum.tries draws again what lies below filter.threshold, which filter.rule alia does not go by; set it to 1.")
+            raise RecipeError(
+                "spectrum.tries draws again what lies below filter.threshold, which filter.rule alia does not go by; set it to 1."
+            )
         for name, method in self.methods.items():
             _check_fine_tuning(name, method, self.training(name))
             needed = {"text-only": GuidanceLevel(0), "fixed": method.level}.get(method.strategy)
