@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 from discl.curriculum import pixels as pixels_module
@@ -408,7 +409,7 @@ def test_progress_needs_a_guidance_set_that_training_leaves_alone(tmp_path: Path
         follow_progress("adaptive", tmp_path / "shared", guidance=GuidanceSet(np.array([0]), pool.labels[:1], pool.levels[:1]))
 
 
-def make_broken(model: nn.Module, bad_epoch: int) -> torch.optim.Optimizer:
+def make_broken(model: nn.Module, bad_epoch: float) -> torch.optim.Optimizer:
     """SGD whose parameters turn to NaN once its learning rate has fallen to that of `bad_epoch`."""
 
     class Broken(torch.optim.SGD):
@@ -433,6 +434,16 @@ def test_a_loss_that_is_not_finite(bad_epoch: int, tmp_path: Path) -> None:
     assert (str(checkpoint) if bad_epoch else "no checkpoint had been saved yet") in str(raised.value)
     assert "train.optimizer.lr" in str(raised.value)
     assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_the_last_step_of_an_epoch_cannot_spoil_the_checkpoint(tmp_path: Path) -> None:
+    """Its own loss is still finite, and so is that of every step before."""
+    broken = partial(make_broken, bad_epoch=1 + 2 / 3)
+    settings = make_settings(epochs=4, make_optimizer=broken, learning_rate=lambda progress: 1 - progress)
+    with pytest.raises(TrainingError, match=r"the network is not finite in epoch 1, step 2; the last good checkpoint is .*checkpoint\."):
+        train_into(tmp_path, settings)
+    kept = load_file(tmp_path / "checkpoint.safetensors")
+    assert all(tensor.isfinite().all() for tensor in kept.values())
 
 
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -86,8 +86,8 @@ class Learner:
     ) -> float:  # fmt: skip
         """Mean loss over `rows` `[steps × batch_size]` of an epoch, or of a part of it from `first_step` on; `labels` `[pool]` of all rows.
 
-        The random state is set anew, so that an epoch does not depend on those before it. Raises TrainingError where the loss is
-        not finite.
+        The random state is set anew, so that an epoch does not depend on those before it. Raises TrainingError where the loss, or at
+        the end a parameter, is not finite.
         """
         self._freeze(epoch < self.stepping.head_epochs)
         rank = self.processes.rank
@@ -109,7 +109,9 @@ class Learner:
                 self._step(epoch * steps + first_step + step)
                 looked_at = (step + 1) % 50 == 0 or step + 1 == here  # a look waits for the device
                 if looked_at and not bool(total.isfinite()):
-                    raise TrainingError(_not_finite(epoch, first_step + step, checkpoint))
+                    raise TrainingError(_not_finite("loss", epoch, first_step + step, checkpoint))
+        if not _finite(self.model):  # the last step's doing, whose own loss was still finite: it must not reach a checkpoint
+            raise TrainingError(_not_finite("network", epoch, first_step + here - 1, checkpoint))
         self.processes.average([total])
         self.processes.average_buffers(self.model)
         if self.average is not None:
@@ -202,7 +204,11 @@ def autocast(device: torch.device | str, precision: torch.dtype) -> Any:
     return nullcontext() if precision == torch.float32 else torch.autocast(torch.device(device).type, precision)
 
 
-def _not_finite(epoch: int, step: int, checkpoint: Path) -> str:
+def _finite(model: nn.Module) -> bool:
+    return bool(torch.stack([parameter.detach().isfinite().all() for parameter in model.parameters()]).all())
+
+
+def _not_finite(what: str, epoch: int, step: int, checkpoint: Path) -> str:
     kept = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "no checkpoint had been saved yet"
     mend = "Lower train.optimizer.lr or use train.precision: float32."
-    return f"the loss is not finite in epoch {epoch}, step {step}; {kept}. {mend}"
+    return f"the {what} is not finite in epoch {epoch}, step {step}; {kept}. {mend}"
