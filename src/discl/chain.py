@@ -5,9 +5,10 @@ data -> hard -> prompts -> plan -> generate -> filter -> train -> evaluate -> re
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ SHARED = ("plan", "generate")
 """Stages that several processes may carry out at once in one folder: the first is the same for all, the second divides its work."""
 
 
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+"""How a system says that it takes no more bytes."""
+
+
 def open_together(recipe: Recipe, out: Path | str | None, amend: bool) -> Run:
     """As `open_run`, by several processes: the first opens the folder alone, then the others, who stay silent from then on."""
     processes = join_processes(cpu=recipe.runtime.device == "cpu" or not torch.cuda.is_available())
@@ -76,11 +81,25 @@ def run_until(run: Run, stage: str) -> Path:
         with run.turn(name) if processes.first and name not in SHARED else nullcontext():
             processes.wait()
             if processes.first or name == "train":
-                path = carry_out(run)
+                with _refusals(name):
+                    path = carry_out(run)
             processes.wait()
         if name == stage:
             break
     return path
+
+
+@contextmanager
+def _refusals(stage: str) -> Iterator[None]:
+    """Makes an error that names the way on of a disk that is full or may not be written to; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        raise RunError(
+            f"stage '{stage}' cannot write: {error}. What was finished is intact; mend the cause and run the same command again."
+        ) from error
 
 
 def generate(run: Run, share: Share = WHOLE, ray: str | None = None) -> Path:

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -287,12 +287,25 @@ def _environment() -> dict[str, Any]:
 def write_text(path: Path, text: str) -> None:
     """Writes a file that appears whole or not at all."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.new")
-    unfinished.write_text(text)
-    unfinished.replace(path)
+    with _whole(unfinished):
+        unfinished.write_text(text)
+        unfinished.replace(path)
 
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Writes a Parquet file that appears whole or not at all."""
     unfinished = path.with_suffix(".new")
-    pq.write_table(table, unfinished)
-    unfinished.replace(path)
+    with _whole(unfinished):
+        pq.write_table(table, unfinished)
+        unfinished.replace(path)
+
+
+@contextmanager
+def _whole(unfinished: Path) -> Iterator[None]:
+    """Leaves nothing of a file that the disk refused."""
+    try:
+        yield
+    except OSError:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise

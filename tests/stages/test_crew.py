@@ -29,8 +29,8 @@ from discl.stages import crew as crew_module
 from discl.stages.making import generate
 from discl.workspace import Run, open_run
 
-SOURCES, LEVELS, SEEDS = 10, (0, 50), 2
-PLANNED = SOURCES * len(LEVELS) * SEEDS
+PLANNED = 10 * 2 * 2
+"""10 sources, 2 levels, 2 seeds."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,34 +40,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory, tiny_diffusion: Path, tiny_clip: Path) -> dict[str, Any]:
-    root = tmp_path_factory.mktemp("data")
-    for split, count in (("train", SOURCES // 2), ("validation", 1), ("test", 1)):
-        for label, name in enumerate(("boot", "hat")):
-            (root / split / name).mkdir(parents=True)
-            for index in range(count):
-                noise = np.random.default_rng([label, index, len(split)]).integers(256, size=(32, 32, 3), dtype=np.uint8)
-                Image.fromarray(noise).save(root / split / name / f"{index}.png")
-    return {
-        "name": "crew", "data": {"root": str(root)}, "hard": {"fewer_than": 100},
-        "spectrum": {"checkpoint": str(tiny_diffusion), "levels": list(LEVELS), "seeds": SEEDS, "num_inference_steps": 4},
-        "filter": {"checkpoint": str(tiny_clip), "threshold": -1}, "methods": {"ce": {}},
-        "runtime": {"device": "cpu", "threads": 1, "slots": 2, "shard_rows": 4},
-    }  # fmt: skip
-
-
-def start(tree: dict[str, Any], folder: Path, **runtime: Any) -> Run:
+def start(small_tree: dict[str, Any], folder: Path, **runtime: Any) -> Run:
     """A run with its plan."""
-    run = open_run(validate(tree | {"runtime": tree["runtime"] | runtime}), folder)
+    run = open_run(validate(small_tree | {"runtime": small_tree["runtime"] | runtime}), folder)
     run_until(run, "plan")
     return run
 
 
 @pytest.fixture(scope="module")
-def alone(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+def alone(small_tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """What one process makes."""
-    run = start(tree, tmp_path_factory.mktemp("runs") / "alone")
+    run = start(small_tree, tmp_path_factory.mktemp("runs") / "alone")
     generate(run)
     return pictures(run)
 
@@ -117,9 +100,9 @@ def kill_one(run: Run, find: Callable[[], list[psutil.Process]], killed: list[in
 
 
 def test_two_processes_make_what_one_makes_though_one_is_killed(
-    tree: dict[str, Any], alone: dict[str, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_tree: dict[str, Any], alone: dict[str, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, killed = start(tree, tmp_path / "run", processes=2), []
+    run, killed = start(small_tree, tmp_path / "run", processes=2), []
     thread = kill_one(run, lambda: workers_of(psutil.Process()), killed)
     generate(run)
     thread.join()
@@ -130,14 +113,14 @@ def test_two_processes_make_what_one_makes_though_one_is_killed(
     assert not workers_of(psutil.Process())
 
 
-def test_an_error_of_a_worker_is_told_and_finished_work_is_kept(tree: dict[str, Any], tmp_path: Path) -> None:
+def test_an_error_of_a_worker_is_told_and_finished_work_is_kept(small_tree: dict[str, Any], tmp_path: Path) -> None:
     """One source has changed since the plan was made: what was made before stands, and the command can be run again."""
-    run = start(tree, tmp_path / "run", processes=2)
+    run = start(small_tree, tmp_path / "run", processes=2)
     with pytest.raises(RunError, match=r"image '.*' has changed since it was checked"):
         generate(replace(run, borrowed={"hard.parquet": other_digest(run, tmp_path / "hard.parquet")}))
     assert not workers_of(psutil.Process())
     before = pictures(run)
-    run = start(tree, tmp_path / "run")
+    run = start(small_tree, tmp_path / "run")
     generate(run)
     assert len(pictures(run)) == PLANNED and set(before) <= set(pictures(run))
 
@@ -151,20 +134,20 @@ def other_digest(run: Run, path: Path) -> Path:
     return path
 
 
-def test_workers_that_cannot_live_are_given_up(tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = start(tree, tmp_path / "run", processes=2)
+def test_workers_that_cannot_live_are_given_up(small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = start(small_tree, tmp_path / "run", processes=2)
     monkeypatch.setattr(crew_module.sys, "executable", "/bin/false")
     with pytest.raises(RunError, match=r"end with status 1 before they make an image, 3 in a row.* lower runtime\.slots"):
         generate(run)
 
 
-def test_a_device_that_lacks_a_worker(tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_lacks_a_worker(small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One worker for each GPU in sight, unless a device or a number is named; never more than there are sources."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
 
     def of(**runtime: Any) -> list[str]:
-        return crew_module.devices(Run(validate(tree | {"runtime": runtime}), tmp_path))
+        return crew_module.devices(Run(validate(small_tree | {"runtime": runtime}), tmp_path))
 
     assert of() == of(device="cuda") == ["cuda:0", "cuda:1", "cuda:2"]
     assert of(device="cuda:1") == ["cuda:1"]
@@ -188,9 +171,9 @@ def cluster() -> Iterator[None]:
 
 
 def test_two_workers_of_which_one_is_killed_make_what_one_process_makes(
-    tree: dict[str, Any], alone: dict[str, np.ndarray], cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_tree: dict[str, Any], alone: dict[str, np.ndarray], cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, killed = start(tree, tmp_path / "run", processes=2), []
+    run, killed = start(small_tree, tmp_path / "run", processes=2), []
     thread = kill_one(run, lambda: workers_of(psutil.Process(), "ray::RayWorker.work"), killed)
     assert chain.generate(run, ray="auto") == tmp_path / "run" / "spectrum"
     thread.join()
@@ -201,6 +184,6 @@ def test_two_workers_of_which_one_is_killed_make_what_one_process_makes(
     assert not workers_of(psutil.Process(), "ray::RayWorker.work")
 
 
-def test_a_share_of_a_cluster_is_refused(tree: dict[str, Any], tmp_path: Path) -> None:
+def test_a_share_of_a_cluster_is_refused(small_tree: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"--ray divides the work itself; leave out --shard"):
-        chain.generate(start(tree, tmp_path / "run"), Share(1, 2), "auto")
+        chain.generate(start(small_tree, tmp_path / "run"), Share(1, 2), "auto")

@@ -35,12 +35,14 @@ if TYPE_CHECKING:
 
 
 def check_models(run: Run, stage: str) -> None:
-    """Looks for the generator, the CLIP and the classifiers' checkpoints before any long work starts, if `stage` needs them.
+    """Looks for the store, the generator, the CLIP and the classifiers' checkpoints before any long work starts, if `stage` needs them.
 
-    Raises CheckpointError for a folder that is missing, of another family, or cannot make pictures of the size asked for.
+    Raises CheckpointError for a folder that is missing, of another family, or cannot make pictures of the size asked for, and
+    StoreError for a store that cannot be reached.
     """
     if stage in {"data", "hard"}:
         return
+    Shards(run.place("spectrum"), pa.schema([])).files()
     check_prompts(run)
     find_clip(run.recipe.filter.checkpoint)
     asked = run.recipe.spectrum

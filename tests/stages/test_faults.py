@@ -1,0 +1,234 @@
+"""What must not hurt: kills at random, several processes in one folder, a disk that is full or refuses; stores elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import torch
+import yaml
+
+import discl as package
+from discl import cli
+from discl.chain import generate, run_until
+from discl.errors import RecipeError, RunError, StoreError
+from discl.recipe import validate
+from discl.spectrum.plan import Share, read_plan
+from discl.stages.exporting import export
+from discl.workspace import Run, open_run
+
+ROOT = Path(__file__).parents[2]
+PLANNED = 10 * 2 * 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def environment() -> dict[str, str]:
+    """Of a command that tests start: the package as it is tested."""
+    return {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
+
+
+def ids(run: Run) -> Counter[str]:
+    """How often each id lies in the store."""
+    return Counter(run.spectrum.read(["id"]).column("id").to_pylist())
+
+
+def assert_complete(run: Run) -> None:
+    assert ids(run) == Counter(request.id for request in read_plan(run.path("plan.parquet")))
+    assert len(ids(run)) == PLANNED
+
+
+def with_runtime(tree: dict[str, Any], **runtime: Any) -> dict[str, Any]:
+    return tree | {"runtime": tree["runtime"] | runtime}
+
+
+def test_killed_five_times_at_random_moments(tmp_path: Path) -> None:
+    """`benchmarks/kill.py` in small: nothing lost or doubled, the same images, redone at most what was in flight."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "kill.py"), "--kills", "5", "--seeds", "1", "--json", str(tmp_path / "kill.json")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "kill.json").read_text())
+    assert (found["kills"], found["lost"], found["doubled"]) == (5, 0, 0)
+    assert found["largest_difference_in_grey_levels"] <= 1
+    assert found["redone_rows_most"] <= found["rows_in_flight_at_most"]
+
+
+def test_several_processes_begin_one_folder_at_once(small_tree: dict[str, Any], tmp_path: Path) -> None:
+    """Two shares and the whole: each waits where it has to, and every image is made once."""
+    recipe, folder = tmp_path / "small.yaml", tmp_path / "run"
+    recipe.write_text(yaml.safe_dump(small_tree))
+    words = [sys.executable, "-m", "discl.cli", "generate", str(recipe), "--out", str(folder)]
+    processes = [
+        subprocess.Popen([*words, *more], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for more in (["--shard", "1/2"], ["--shard", "2/2"], [])
+    ]
+    told = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], told
+    assert all(output.strip().endswith(f"{folder}/spectrum") for output, _ in told)
+    assert all(f"generate: share {share}/2 is done; " in told[place][1] for place, share in enumerate((1, 2)))
+    assert any("waiting for process " in errors for _, errors in told)
+    assert_complete(open_run(validate(small_tree), folder))
+    assert not (folder / "locks").exists()
+
+
+def test_the_number_of_shares_may_change(small_tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = open_run(validate(small_tree), tmp_path / "run")
+    left = []
+    for share in (Share(1, 2), Share(3, 3), Share(1, 2), Share(3, 3), Share(1, 3), Share(2, 3)):
+        generate(run, share)
+        left.append(PLANNED - len(ids(run)))
+        assert f"share {share} is done; {left[-1]} of {PLANNED} images of the whole plan are still to be made" in capsys.readouterr().err
+    assert left == [20, 16, 16, 16, 8, 0]
+    assert_complete(run)
+
+
+def test_a_recipe_that_another_process_changed_is_noticed(small_tree: dict[str, Any], tmp_path: Path) -> None:
+    run = open_run(validate(small_tree), tmp_path / "run")
+    open_run(validate(small_tree | {"spectrum": small_tree["spectrum"] | {"seeds": 3}}), run.folder, amend=True)
+    with pytest.raises(RunError, match=r"another process has changed the recipe of .* run the command again"):
+        run_until(run, "plan")
+
+
+def test_stages_and_shares_that_clash(small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may be done at once in one folder: nothing but generating, and of that only other shares of the same division."""
+    from discl import workspace
+
+    assert workspace._clash("train", "filter") and workspace._clash("open", "train")
+    assert not workspace._clash("train", "generate 1/1") and not workspace._clash("generate 1/4", "open")
+    assert not workspace._clash("generate 1/4", "generate 2/4")
+    for other in ("generate 1/4", "generate 1/3", "generate 2/3", "generate 1/1"):
+        assert workspace._clash("generate 1/4", other)
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    yield "memory://bucket/birds"
+    fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
+def test_a_run_whose_images_lie_in_a_bucket(small_tree: dict[str, Any], bucket: str, tmp_path: Path) -> None:
+    """Generated in two shares from two run folders, as by machines that see nothing but the bucket; then used by one of them."""
+    tree = with_runtime(small_tree, store=bucket) | {"train": {"epochs": 1, "curriculum_epochs": 1, "image_size": 32, "batch_size": 8}}
+    for number in (1, 2):
+        run = open_run(validate(tree), tmp_path / f"run-{number}")
+        assert str(generate(run, Share(number, 2))) == f"{bucket}/spectrum"
+    assert_complete(run)
+    path = run_until(run, "report")
+    assert not (run.folder / "spectrum").exists() and not (run.folder / "scores").exists()
+    assert path.stat().st_size > 10_000 and "data:image" in path.read_text()
+    exported = export(run, "imagefolder", tmp_path / "out")
+    assert len(list(exported.rglob("*.webp"))) == PLANNED
+    kept = {file.name for file in (run.folder / "cache" / "shards").iterdir()}
+    assert kept == {file.name for file in run.spectrum.files()}
+
+
+def test_a_store_that_there_is_not_is_told(small_tree: dict[str, Any], tmp_path: Path) -> None:
+    run = open_run(validate(with_runtime(small_tree, store="s4://bucket")), tmp_path / "run")
+    with pytest.raises(StoreError, match=r"store 's4://bucket/.*' cannot be opened: Protocol not known: s4"):
+        run_until(run, "generate")
+    assert not (run.folder / "data.parquet").exists()  # told before anything is done
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """A disk on which no file grows beyond `size` bytes: what writes more is refused by the system, as on a full one."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk(small_tree: dict[str, Any], tmp_path: Path) -> None:
+    """It is told, what was finished stands, nothing half-written is left, and the same command goes on when there is room."""
+    run = open_run(validate(small_tree), tmp_path / "run")
+    generate(run, Share(1, 2))
+    before = {file: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()}
+    largest = max(file.stat().st_size for file in run.folder.glob("spectrum/*"))
+    wide = open_run(validate(with_runtime(small_tree, shard_rows=20)), run.folder)
+    with files_of_at_most(largest + 5_000), pytest.raises(StoreError, match=r"cannot write to .*spectrum: .*File too large.* are intact"):
+        run_until(wide, "generate")
+    after = {file: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()}
+    assert {name: after[name] for name in before if name.parent.name in {"spectrum", "scores"}} == {
+        name: data for name, data in before.items() if name.parent.name in {"spectrum", "scores"}
+    }
+    assert not [file for file in after if file.name.startswith(".part-") or file.suffix == ".new"]
+    run_until(run, "generate")
+    assert_complete(run)
+
+
+def test_a_disk_that_is_full_before_anything_is_made(small_tree: dict[str, Any], tmp_path: Path) -> None:
+    run = open_run(validate(small_tree), tmp_path / "run")
+    with files_of_at_most(4_000), pytest.raises(RunError, match=r"stage '\w+' cannot write: .*File too large.* run the same command again"):
+        run_until(run, "plan")
+    assert not [file for file in run.folder.iterdir() if file.suffix == ".new"]
+    run_until(run, "plan")
+
+
+@pytest.mark.parametrize("place", ["/proc/discl", "FILE"])
+def test_a_folder_that_cannot_be_written_to(
+    place: str, small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Told in one line, as the command line does it. Even root cannot write to /proc, or make a folder in a file."""
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(yaml.safe_dump(small_tree))
+    folder = place.replace("FILE", str(recipe / "run"))
+    monkeypatch.setattr(sys, "argv", ["discl", "generate", str(recipe), "--out", folder])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 1 and told.startswith(f"error: cannot write to the run folder {folder}: ") and "Traceback" not in told
+
+
+@pytest.mark.parametrize(("written", "words"), [("5/4", "there is no share 5/4"), ("0/4", "--array=1-4"), ("two of four", "written k/n")])
+def test_a_share_with_a_slip_is_told(
+    written: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["discl", "generate", "fashion-lt", "--out", str(tmp_path / "run"), "--shard", written])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1 and words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [
+        (["r.yaml", "--ray"], "auto"), (["--ray", "r.yaml"], "auto"), (["r.yaml", "--ray", "--out", "o"], "auto"),
+        (["r.yaml", "--ray", "10.0.0.1:6379"], "10.0.0.1:6379"), (["r.yaml", "--ray=auto"], "auto"), (["r.yaml"], None),
+    ],
+)  # fmt: skip
+def test_the_address_of_a_cluster_may_be_left_out(words: list[str], address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    found: list[Any] = []
+
+    class Opened:
+        def place(self, name: str) -> str:
+            return name
+
+    monkeypatch.setattr(cli, "_open", lambda recipe, *_: found.append(recipe) or Opened())
+    monkeypatch.setattr("discl.chain.generate", lambda opened, share, ray: found.append(ray))
+    result = CliRunner().invoke(cli.app, ["generate", *words])
+    assert (result.exit_code, found) == (0, ["r.yaml", address]), result.output
+
+
+def test_a_number_of_processes_that_makes_no_sense(small_tree: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=r"runtime\.processes"):
+        validate(with_runtime(small_tree, processes=0))
