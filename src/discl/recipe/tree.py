@@ -39,6 +39,9 @@ class Runtime(Strict):
     slots: Annotated[int | Literal["auto"], BeforeValidator(_slots)] = Field(
         "auto", description="images denoised in one UNet call; auto: found by trying on a GPU, by the pictures' size elsewhere"
     )
+    compile: bool | None = Field(
+        None, description="torch.compile of the generator's network; null: on a GPU of NVIDIA, where the plan is long; ids stay the same"
+    )
     loggers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list, description="training curves beside history.jsonl")
     workers: int = Field(0, ge=0, description="data-loading processes, where the images do not fit in memory")
     processes: int | None = Field(None, ge=1, description="processes that generate, or Ray workers; null: one for each GPU in sight")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from .memory import free_cached, is_out_of_memory, largest_that_fits, slots_on_c
 from .models import Conditioning, LatentModel, Schedule
 from .plan import Request
 from .queue import LoadPixels, Queue, Text, Texts, Work
+
+MOST_SHAPES = 64
+"""Shapes of calls that are compiled, at most, one by one."""
 
 
 def draw_noise(source_id: str, seed: int, attempt: int, shape: Sequence[int]) -> Tensor:
@@ -80,6 +84,21 @@ class Engine:
         self.set_slots(largest_that_fits(stay_below(call, self.model.device)))
         return self.slots
 
+    def compile(self, height: int, width: int, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compiles the network (torch.compile) for calls of this shape; another shape or number of slots is compiled when it comes.
+
+        Pixels move by rounding only, ids do not. Raises whatever the compiler does, after which the network is as before.
+        """
+        # a run may hold many shapes; beyond the limit torch would silently go on without
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_SHAPES)
+        network = self.model.network
+        network.compile(backend=backend, dynamic=False)
+        try:
+            self._bare_call(height, width)()
+        except Exception:
+            network._compiled_call_impl = None
+            raise
+
     @torch.inference_mode()
     def generate(self, requests: Iterable[Request], load_pixels: LoadPixels) -> Iterator[tuple[Request, np.ndarray]]:
         """Yields each request with its picture, uint8 `[height, width, 3]`, in the order in which they are finished.
@@ -127,7 +146,7 @@ class Engine:
         conditioning |= self.told_scale()
         latents = torch.zeros(self.rows, *self.model.latent_shape(height, width), device=self.model.device)
         schedule = self.model.schedule(self.num_inference_steps, height, width, self.fixed)
-        timesteps = schedule.timesteps[:1].expand(self.rows).to(self.model.device)
+        timesteps = schedule.timesteps[:1].repeat(self.rows).to(self.model.device)
 
         @torch.inference_mode()
         def call() -> None:

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from .crew import Alone, Crew
 
 
+PAYS = 1000
+"""Calls of the network from which on compiling it first takes less time than it saves."""
+
+
 def check_models(run: Run, stage: str) -> None:
     """Looks for the store, the generator, the CLIP and the classifiers' checkpoints before any long work starts, if `stage` needs them.
 
@@ -205,7 +209,9 @@ def make_worker(run: Run) -> Worker:
     """The recipe's engine and filter, loaded on the run's device, which write to the run's stores."""
     asked = run.recipe.filter
     scorer = ClipScorer(asked.checkpoint, filter_texts(run), run.device)
-    return Worker(_engine(run), run.spectrum, run.sampling, scorer=scorer, scores=run.scores, shard_rows=run.recipe.runtime.shard_rows)
+    engine = _engine(run)
+    _compile(run, engine)
+    return Worker(engine, run.spectrum, run.sampling, scorer=scorer, scores=run.scores, shard_rows=run.recipe.runtime.shard_rows)
 
 
 class Sources:
@@ -306,6 +312,21 @@ def _engine(run: Run) -> Engine | PlainEngine:
     if slots == "auto":
         engine.fit_slots(sampling.size, sampling.size)
     return engine
+
+
+def _compile(run: Run, engine: Engine | PlainEngine) -> None:
+    """Compiles the engine where the recipe asks for it, or leaves it open and it pays; goes on without where that fails."""
+    asked = run.recipe.runtime.compile
+    if asked is False or isinstance(engine, PlainEngine):
+        return
+    if asked is None and (run.device.type != "cuda" or count_rows(run, read_plan(run.path("plan.parquet"))) < PAYS * engine.rows):
+        return
+    say("generate: compiling the network, which takes a minute or more")
+    try:
+        engine.compile(run.sampling.size, run.sampling.size)
+    except Exception as error:  # compilers fail in many ways, and none of them is worth losing a run
+        told = str(error).strip().splitlines() or [type(error).__name__]
+        say(f"torch.compile failed ({told[0]}); going on without, which is slower; runtime.compile: false leaves it out")
 
 
 def _scores_by(scores: Shards, scorer: str) -> dict[str, float]:

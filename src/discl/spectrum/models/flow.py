@@ -36,6 +36,10 @@ class FlowModel:
         return patch
 
     @property
+    def network(self) -> torch.nn.Module:
+        return self.transformer
+
+    @property
     def size(self) -> int:
         """Native pixels a side."""
         return self.pipeline.default_sample_size * self.autoencoder.factor

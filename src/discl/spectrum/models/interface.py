@@ -20,11 +20,15 @@ class LatentModel(Protocol):
     """What the engine needs of a checkpoint.
 
     `distilled`: guidance is built into the network, so a step takes one row, which carries `guidance_scale` among its conditioning.
+    `network` is what `predict` calls, for torch.compile.
     """
 
     device: torch.device
     dtype: torch.dtype
     distilled: bool
+
+    @property
+    def network(self) -> torch.nn.Module: ...
 
     def schedule(self, num_inference_steps: int, height: int, width: int, fixed: bool = False) -> Schedule:
         """The grid of T steps for pictures of that many pixels; with `fixed`, T steps for every level."""

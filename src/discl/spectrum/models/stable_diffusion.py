@@ -20,7 +20,7 @@ class Autoencoder:
     """The VAE of a pipeline: pixels to scaled latents and back."""
 
     def __init__(self, vae: Any) -> None:
-        self.vae, config = vae, vae.config
+        self.vae, config = vae.to(memory_format=torch.channels_last), vae.config
         self.factor = 2 ** (len(config.block_out_channels) - 1)
         self.channels = config.latent_channels
 
@@ -76,6 +76,10 @@ class StableDiffusion:
     def _take_texts(self, pipeline: Any) -> None:
         self.tokenizer, self.text_encoder = pipeline.tokenizer, pipeline.text_encoder.to(self.device).eval()
         self._length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+
+    @property
+    def network(self) -> torch.nn.Module:
+        return self.unet
 
     @property
     def size(self) -> int:
