@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import yaml
 from PIL import Image
 
 from discl.chain import run_until
-from discl.errors import CheckpointError, RecipeError
+from discl.errors import CheckpointError, DataError, RecipeError
 from discl.recipe import validate
 from discl.stages import making
 from discl.stages.making import count_rows, estimate_cost
@@ -117,3 +119,33 @@ def test_the_filter_reads_an_image_again_only_for_another_scorer(
     run_until(open_run(validate(tree), tmp_path / "run", amend=True), "filter")
     assert read == [16, 16]
     assert pq.read_table(tmp_path / "run" / "filter.parquet").to_pylist() == first
+
+
+def write_png(path: Path, width: int, height: int) -> None:
+    """A black picture of one bit a pixel, in a file of a few kilobytes whatever its size."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    packed, row = zlib.compressobj(1), bytes((width + 7) // 8 + 1)
+    content = b"".join(packed.compress(row) for _ in range(height)) + packed.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "message"),
+    [(0, 9, "no image"), (100_000, 1, "100000×1 pixels; at most 20000 a side"), (19_000, 19_000, "could be decompression bomb")],
+)
+def test_a_source_that_became_unreadable_is_named_and_finished_work_is_kept(
+    width: int, height: int, message: str, tree: dict[str, Any], tmp_path: Path
+) -> None:
+    first = tree | {"spectrum": tree["spectrum"] | {"levels": [0]}}
+    run_until(open_run(validate(first), tmp_path / "run"), "generate")
+    before = {row["id"]: row["image"]["bytes"] for row in rows_of(tmp_path / "run")}
+    write_png(tmp_path / "data" / "train" / "hat" / "2.png", width, height)
+    with pytest.raises(DataError, match=rf"image 'train/hat/2.png'.* cannot be read: .*{message}"):
+        run_until(open_run(validate(tree), tmp_path / "run", amend=True), "generate")
+    assert before.items() <= {row["id"]: row["image"]["bytes"] for row in rows_of(tmp_path / "run")}.items() and len(before) == 8
+    with pytest.raises(DataError, match=message):  # a new run finds it while the data are checked
+        run_until(open_run(validate(tree), tmp_path / "other"), "data")
