@@ -136,7 +136,7 @@ def other_digest(run: Run, path: Path) -> Path:
 
 def test_workers_that_cannot_live_are_given_up(small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = start(small_tree, tmp_path / "run", processes=2)
-    monkeypatch.setattr(crew_module.sys, "executable", "/bin/false")
+    monkeypatch.setattr(crew_module.Crew, "command", ("/bin/false",))
     with pytest.raises(RunError, match=r"end with status 1 before they make an image, 3 in a row.* lower runtime\.slots"):
         generate(run)
 

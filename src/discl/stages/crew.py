@@ -125,6 +125,8 @@ class Alone:
 class Crew:
     """Worker processes on this machine, one per device; used as a context, at whose end they go."""
 
+    command: tuple[str, ...] = (sys.executable, "-P", "-m", "discl.stages.crew")
+
     def __init__(self, run: Run, places: Sequence[str]) -> None:
         self.run, self.places = run, places
         self.dispatcher, self.changed = Dispatcher(len(places)), threading.Condition()
@@ -201,9 +203,7 @@ class Crew:
         threads = asked or (max(torch.get_num_threads() // len(self.places), 1) if self.places[number] == "cpu" else None)
         package = str(Path(errors.__file__).parents[1])
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))}
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "discl.stages.crew"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         with self.changed:
             self.processes[name] = process
         self._answer(process, {**describe(self.run, self.places[number], threads, self.ahead), "quiet": number > 0})
