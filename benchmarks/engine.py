@@ -2,13 +2,14 @@
 
     python benchmarks/engine.py --json benchmarks/results/engine.json
     python benchmarks/engine.py --quick          # a smoke run of a few seconds; its times say nothing
+    python benchmarks/engine.py --parts worker   # only what the worker adds: reading, encoding, scoring, writing
 
 All arms run the same float32 weights at levels 0, 10, 30, 50, 70, 90 % and are first shown to make the same latents and
 pictures. They take turns within every repetition, after one that is not timed; a ratio is the median of the repetitions'
 ratios. diffusers' arms are its Stable Diffusion pipelines with two draws replaced so that the outputs can be compared:
 ε is the engine's, and a source image is encoded to the mode of its posterior. They hold the UNet in the memory layout
 that is faster for them. The slot fill is counted on the real engine with a network that predicts zeros: it depends on no
-value of the network.
+value of the network. All of it runs on the CPU; `benchmarks/sdxl.py` takes SDXL's true shape to a GPU, plain and compiled.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import copy
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -30,16 +32,22 @@ from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffu
 from PIL import Image
 from torch import Tensor
 
+from discl.data import decode_image
 from discl.digests import derive_seed
 from discl.levels import GuidanceLevel
+from discl.spectrum.encoding import encode_image
 from discl.spectrum.engine import Engine, Work, draw_noise
+from discl.spectrum.filter import ClipScorer
 from discl.spectrum.models import Conditioning, load_generator
 from discl.spectrum.models.stable_diffusion import StableDiffusion
 from discl.spectrum.plan import Request, Sampling, plan_requests, unet_rows
+from discl.spectrum.store import score_shards, spectrum_shards
+from discl.spectrum.worker import Worker
 
 LEVELS = (0, 10, 30, 50, 70, 90)
 CLASSES = ("shirt", "sneaker", "bag", "coat")
 GUIDANCE_SCALE = 7.5
+PARTS = ("counters", "times", "worker", "slots")
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,9 @@ class Diffusers:
 class Bench:
     """The arms over one checkpoint at one setting."""
 
-    def __init__(self, model: StableDiffusion, steps: int, slots: int) -> None:
+    def __init__(self, checkpoint: str, steps: int, slots: int) -> None:
+        model: Any = load_generator(checkpoint)
+        self.checkpoint = checkpoint
         self.model, self.steps, self.slots, self.size = model, steps, slots, model.size
         layouts = {"channels last": model.unet, "contiguous": copy.deepcopy(model.unet).to(memory_format=torch.contiguous_format)}
         self.layouts = {rows: self._faster(layouts, rows) for rows in (2, 2 * slots)}
@@ -292,6 +302,66 @@ def timings(bench: Bench, sources: int, repetitions: int) -> list[Figure]:
     return figures
 
 
+def beside_denoising(bench: Bench, sources: int, repetitions: int, clip: str, encoding: str = "webp-lossless") -> list[Figure]:
+    """Goal 6, and what reading, encoding, scoring and writing add to denoising when they run beside it."""
+    requests = make_requests(sources, bench.steps, bench.size)
+    scorer = ClipScorer(clip, {label: f"a photo of a {name}" for label, name in enumerate(CLASSES)})
+    stored = [encode_image(picture, encoding) for picture in bench.generate(requests).values()]
+    waits: list[float] = []
+
+    def worker() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            sampling = Sampling("m", "s", bench.steps, GUIDANCE_SCALE, bench.size, "float32", encoding)
+            images, scores = spectrum_shards(Path(folder) / "spectrum", CLASSES), score_shards(Path(folder) / "scores")
+            work = Worker(bench.engine(), images, sampling, scorer=scorer, scores=scores, shard_rows=64)
+            started = time.perf_counter()
+            work.make(requests, bench.load_pixels, {request.source_id: (bench.size, bench.size) for request in requests})
+            waits.append(work.waited / (time.perf_counter() - started))
+
+    def score() -> None:
+        scorer([decode_image({"bytes": data, "path": None}) for data in stored], [0] * len(stored))
+
+    arms: dict[str, Callable[[], object]] = {"engine": lambda: bench.generate(requests), "worker": worker, "scoring": score}
+    seconds = interleave(arms, repetitions)
+    told = ", ".join(f"{name} {statistics.median(values):.2f} s" for name, values in seconds.items())
+    clip_share = ratio(seconds["scoring"], seconds["engine"])
+    return [
+        Figure("CLIP scoring ÷ generation", clip_share, "<=", 0.02, f"{len(requests)} images; {told}"),
+        Figure(
+            "worker (reads, encodes, scores, writes) ÷ engine alone",
+            ratio(seconds["worker"], seconds["engine"]),
+            detail="1 is full overlap",
+        ),
+        Figure("idle share: denoising waits for sources or for room behind it", statistics.median(waits)),
+    ]
+
+
+def other_slots(bench: Bench, sources: int) -> list[Figure]:
+    """How far pixels move when the slots, the order or the workers change, in float32 and in bfloat16."""
+    figures = []
+    requests = make_requests(sources, bench.steps, bench.size)
+    for dtype, comparison, goal in (("float32", "<=", 1.0), ("bfloat16", "", None)):
+        model = load_generator(bench.checkpoint, dtype)
+
+        def pictures(asked: list[Request], slots: int, model: Any = model) -> dict[str, np.ndarray]:
+            engine = Engine(model, num_inference_steps=bench.steps, guidance_scale=GUIDANCE_SCALE, slots=slots)
+            return {request.id: picture.astype(int) for request, picture in engine.generate(asked, bench.load_pixels)}
+
+        first = pictures(requests, 4)
+        half = len(requests) // 2
+        others = {
+            "reversed, in two workers, 4 slots": {**pictures(requests[half:][::-1], 4), **pictures(requests[:half][::-1], 4)},
+            "16 slots instead of 4": pictures(requests, 16),
+        }
+        for name, made in others.items():
+            differences = np.concatenate([np.abs(made[one] - first[one]).ravel() for one in first])
+            told = f"mean {differences.mean():.4f}, in {np.mean(differences > 0):.2%} of the values"
+            bound = 0.0 if "reversed" in name else goal
+            sign = "==" if "reversed" in name else comparison
+            figures.append(Figure(f"grey levels between pictures, {dtype}: {name}", int(differences.max()), sign, bound, told))
+    return figures
+
+
 def table(figures: list[Figure]) -> str:
     """The figures with their goals, one a line."""
     width = max(len(figure.name) for figure in figures)
@@ -311,6 +381,8 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=16, help="images that share a call of the UNet")
     parser.add_argument("--steps", type=int, default=20, help="inference steps T")
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="equality is always shown first")
+    parser.add_argument("--clip", default="embedded:fashion-mnist/clip", help="CLIP that scores the pictures")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--quick", action="store_true", help="2 images, 4 slots, T = 10, one repetition")
     parser.add_argument("--json", type=Path, help="also write the figures there")
@@ -320,7 +392,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     started = time.time()
-    bench = Bench(load_generator(arguments.checkpoint), arguments.steps, arguments.slots)
+    bench = Bench(arguments.checkpoint, arguments.steps, arguments.slots)
     settings = {
         "checkpoint": arguments.checkpoint, "num_inference_steps": arguments.steps, "levels": list(LEVELS),
         "guidance_scale": GUIDANCE_SCALE, "size": bench.size, "sources": arguments.sources, "slots": arguments.slots,
@@ -335,8 +407,14 @@ def main() -> None:
     print(table(figures), flush=True)
     if not all(figure.met for figure in figures):
         raise SystemExit("the outputs are not equal, so nothing was timed.")
-    figures += counters(bench, few)
-    figures += timings(bench, arguments.sources, arguments.repetitions)
+    if "counters" in arguments.parts:
+        figures += counters(bench, few)
+    if "times" in arguments.parts:
+        figures += timings(bench, arguments.sources, arguments.repetitions)
+    if "worker" in arguments.parts:
+        figures += beside_denoising(bench, arguments.sources, arguments.repetitions, arguments.clip)
+    if "slots" in arguments.parts:
+        figures += other_slots(bench, arguments.sources)
     print(table(figures[4:]))
     print(f"T = {arguments.steps}, {time.time() - started:.0f} s")
     if arguments.json:
