@@ -194,3 +194,12 @@ def test_options_reach_the_run(discl, tmp_path: Path, monkeypatch: pytest.Monkey
     assert "  spectrum.levels: [0, 50] -> [0, 10, 30, 50]\n  train.epochs: 70 -> 36\n" in error
     assert discl("train", "fashion-lt", "--out", out, "--amend") == (0, "train\n", "")
     assert opened[1].recipe == load_recipe("fashion-lt")
+
+
+def test_what_is_stopped_says_how_to_go_on(discl, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_open", stop)
+    status, _, told = discl("generate", "fashion-lt")
+    assert status == 130 and "the same command goes on where this one ended" in told

@@ -357,9 +357,10 @@ def main() -> None:
     except DisclError as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.secho("stopped; the same command goes on where this one ended", err=True)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == 130:  # what typer makes of Ctrl-C
+            typer.secho("stopped; the same command goes on where this one ended", err=True)
+        raise
 
 
 if __name__ == "__main__":
