@@ -59,6 +59,16 @@ def test_more_is_never_asked_of_the_filter_than_half_and_the_shortage_is_told() 
     assert "training asks for 4 kept images per hard image and level, of 4 tries: raise spectrum.seeds to 8" in found.reasons[-1]
 
 
+def test_images_that_are_drawn_again_may_be_scarcer() -> None:
+    """Of 4 images 3 are wanted: of one try each three in four must pass, of two tries one in two: 1 − (1 − 1/2)² = 3/4."""
+    text = tuple(0.20 + 0.01 * step for step in range(9))
+    once, twice, often = (propose({0: level(0.4, *text)}, np.full(9, 0.9), None, scale=3, seeds=4, tries=tries) for tries in (1, 2, 20))
+    assert once.threshold == twice.threshold == 0.24 and often.threshold > 0.26
+    assert "raise spectrum.seeds" in once.reasons[-1] and not any(
+        "raise spectrum.seeds" in each for each in (*twice.reasons, *often.reasons)
+    )
+
+
 def test_a_generator_that_changes_nothing_is_told() -> None:
     found = propose({0: level(0.93, *GOOD), 50: level(0.99, *GOOD)}, REAL, 0.5, scale=3, seeds=8)
     assert found.levels == (0,)

@@ -44,12 +44,20 @@ class Proposal:
 
 
 def propose(
-    measured: Mapping[int, Measured], real_text: np.ndarray, pair: float | None, *, scale: float, seeds: int, count: int = 4
+    measured: Mapping[int, Measured],
+    real_text: np.ndarray,
+    pair: float | None,
+    *,
+    scale: float,
+    seeds: int,
+    tries: int = 1,
+    count: int = 4,
 ) -> Proposal:
     """Levels and threshold for training, of the levels `measured`.
 
     `real_text` are the cosines of the real hard images with the text of their class, `pair` the mean cosine of two real images of
-    one class (None where no class has two). Training wants `scale` kept images per hard image at each level, from `seeds` tries.
+    one class (None where no class has two). Training wants `scale` kept images per hard image at each level, of `seeds`
+    that are drawn up to `tries` times each until one is kept.
 
     1. A level is left out if its mean image similarity exceeds 0.85 (the paper's bound), or lies closer to 1 than to `pair` where that is
        the higher bound: such images are their source once more.
@@ -57,7 +65,8 @@ def propose(
     3. Of the rest at most `count` are taken, both ends among them, spread evenly over the image similarity, not over λ, so that each
        stage of a curriculum comes closer to the real images by an equal step.
     4. The threshold is the median of `real_text`: kept is what is as typical of its class as a typical real image. Where too few would be
-       left at some level it is lowered until that level keeps `scale` / `seeds` of its images (at most half).
+       left at some level it is lowered until that level keeps `scale` / `seeds` of its images, or the smaller share that is enough where
+       they are drawn several times (at most half).
     """
     reasons: list[str] = []
     bound = TOO_ALIKE if pair is None else max(TOO_ALIKE, (1 + pair) / 2)
@@ -67,7 +76,7 @@ def propose(
     levels = spread_levels({level: float(measured[level].image_similarity.mean()) for level in usable}, count)
     if len(levels) < len(usable):
         reasons.append(f"of the {len(usable)} levels left, {_listed(levels)} are spread evenly over the image similarity.")
-    threshold = _threshold({level: measured[level] for level in levels}, typical, scale, seeds, reasons)
+    threshold = _threshold({level: measured[level] for level in levels}, typical, scale, seeds, tries, reasons)
     return Proposal(tuple(levels), threshold, bound, tuple(reasons))
 
 
@@ -130,8 +139,9 @@ def _worth_it(measured: Mapping[int, Measured], levels: Sequence[int], typical: 
     return [level for level in levels if level not in poor]
 
 
-def _threshold(measured: Mapping[int, Measured], typical: float, scale: float, seeds: int, reasons: list[str]) -> float:
-    share = min(scale / seeds, MOST_ASKED)
+def _threshold(measured: Mapping[int, Measured], typical: float, scale: float, seeds: int, tries: int, reasons: list[str]) -> float:
+    needed = 1 - (1 - min(scale / seeds, 1)) ** (1 / tries)  # of n tries at a share p one is kept with 1 − (1 − p)^n
+    share = min(needed, MOST_ASKED)
     supply = {level: float(np.quantile(each.text_similarity, 1 - share)) for level, each in measured.items()}
     scarce = min(supply, key=lambda level: supply[level])
     threshold = math.floor(100 * min(typical, supply[scarce]) + 1e-6) / 100
@@ -142,10 +152,12 @@ def _threshold(measured: Mapping[int, Measured], typical: float, scale: float, s
             f"threshold {threshold:.2f}: the median of the real hard images ({typical:.3f}) would keep only "
             f"{measured[scarce].kept(typical):.0%} of level {scarce}; it is lowered until that level keeps {share:.0%}."
         )
-    if scale / seeds > MOST_ASKED:
+    if needed > MOST_ASKED:
+        gained = 1 - (1 - min(each.kept(threshold) for each in measured.values())) ** tries
+        drawn = f"images drawn up to {tries} times" if tries > 1 else "tries"
         reasons.append(
-            f"training asks for {scale:g} kept images per hard image and level, of {seeds} tries: raise spectrum.seeds to "
-            f"{math.ceil(scale / min(each.kept(threshold) for each in measured.values()))}, or images will be repeated."
+            f"training asks for {scale:g} kept images per hard image and level, of {seeds} {drawn}: raise spectrum.seeds to "
+            f"{math.ceil(scale / gained)}, or images will be repeated."
         )
     return threshold
 

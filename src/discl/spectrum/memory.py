@@ -49,8 +49,9 @@ def largest_that_fits(call: Callable[[int], None], most: int = MOST_SLOTS) -> in
 
 
 def stay_below(call: Callable[[int], None], device: torch.device) -> Callable[[int], None]:
-    """The call, which also counts as out of memory when it took more than its share of the GPU's."""
-    limit = SHARE_OF_MEMORY * torch.cuda.get_device_properties(device).total_memory
+    """The call, which also counts as out of memory when it took more than its share of what this process has of the GPU's, or can get."""
+    free, _ = torch.cuda.mem_get_info(device)
+    limit = SHARE_OF_MEMORY * (free + torch.cuda.memory_reserved(device))
 
     def watched(size: int) -> None:
         torch.cuda.reset_peak_memory_stats(device)

@@ -151,7 +151,7 @@ def _summary(run: Run, survey: Run, measured: Mapping[int, Measured], real_text:
     recipe = run.recipe
     scales = [method.synthetic_scale for method in recipe.methods.values() if method.strategy != "real-only"]
     scale, seeds = max(scales, default=3.0), recipe.spectrum.seeds
-    proposal = propose(measured, real_text, pair, scale=scale, seeds=seeds)
+    proposal = propose(measured, real_text, pair, scale=scale, seeds=seeds, tries=recipe.spectrum.tries)
     asked = recipe.filter.threshold
     rows = [
         {
