@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import threading
 import time
@@ -187,3 +188,20 @@ def test_two_workers_of_which_one_is_killed_make_what_one_process_makes(
 def test_a_share_of_a_cluster_is_refused(small_tree: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"--ray divides the work itself; leave out --shard"):
         chain.generate(start(small_tree, tmp_path / "run"), Share(1, 2), "auto")
+
+
+def test_a_machine_that_does_not_see_the_run_folder(small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets the tables sent along where images go to a place that all reach; else it is told that there is none."""
+    from discl.stages import cluster
+
+    monkeypatch.chdir(tmp_path)
+    run = start(small_tree, tmp_path / "run")
+    told = crew_module.describe(run, "cpu", 1, 8) | {"node": "here", "store": None}
+    told["tables"] = {name: run.path(name).read_bytes() for name in cluster.TABLES}
+    assert cluster._open(told, "here").folder == cluster._open(told, "there").folder == run.folder
+    shutil.rmtree(run.folder)
+    with pytest.raises(RunError, match=r"does not see the run folder .* or set runtime\.store to a place that all reach"):
+        cluster._open(told, "there")
+    lent = cluster._open(told | {"store": "s3://bucket/birds"}, "there")
+    assert len(lent.train) == 10 and lent.path("hard.parquet").read_bytes() == told["tables"]["hard.parquet"]
+    shutil.rmtree(lent.path("hard.parquet").parent)
