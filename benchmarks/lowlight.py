@@ -132,38 +132,49 @@ def levels_of(folder: Path) -> list[list[int]]:
 
 
 def estimate(settings: dict[str, Any], seeds: int, processes: int) -> str:
-    """Hours that the trainings take, from one epoch of FLYP on the real images of the recipe, timed on one thread."""
-    import pyarrow as pa
+    """Hours that the trainings take, from ten updates of FLYP timed on one thread."""
     import torch
+
+    from discl.recipe import load_recipe
+
+    torch.set_num_threads(1)
+    whole = [load_recipe(name, settings) for name in RECIPES]
+    with tempfile.TemporaryDirectory() as folder:
+        short, long = (time_updates(settings, steps, Path(folder) / str(steps)) for steps in (2, 12))
+    wall, processor = ((after - before) / 10 for before, after in zip(short, long, strict=True))
+    train, cameras = whole[0].train, whole[0].data.cameras
+    updates = train.epochs * (train.steps_per_epoch or -(-cameras.most["train"] // train.batch_size))
+    trainings = seeds * sum(method.fine_tune != "zero-shot" for recipe in whole for method in recipe.methods.values())
+    hours = [seconds * updates * trainings / processes / 3600 for seconds in (processor, wall)]
+    return (
+        f"an update of FLYP on one thread: {processor:.2f} s of processor time, {wall:.2f} s by the clock; {trainings} trainings of "
+        f"{updates} updates by {processes} processes: {hours[0]:.1f} h on idle cores, {hours[1]:.1f} h as busy as they are now"
+    )
+
+
+def time_updates(settings: dict[str, Any], steps: int, folder: Path) -> tuple[float, float]:
+    """(seconds by the clock, of processor time) of training FLYP for so many updates on a few images."""
+    import pyarrow as pa
 
     from discl.recipe import load_recipe
     from discl.stages.data import prepare_data
     from discl.stages.learning import train
     from discl.workspace import open_run, write_table
 
-    torch.set_num_threads(1)
-    whole = [load_recipe(name, settings) for name in RECIPES]
-    flyp = {"flyp": {"strategy": "real-only", "objective": "flyp"}}
-    one = {"methods": flyp, "baseline": None, "train.epochs": 1, "train.curriculum_epochs": 1, "hard": {"rule": "tail"}}
-    with tempfile.TemporaryDirectory() as folder:
-        run = open_run(load_recipe(RECIPES[0], {**settings, **one}), Path(folder) / "run")
-        prepare_data(run)
-        ids = run.train.ids[:1]
-        write_table(pa.table({"id": ids}), run.path("hard.parquet"))
-        run.spectrum.append([{"id": "none", "image": run.train.rows[0]["image"], "label": 0, "level": 0}])
-        write_table(
-            pa.table({"id": ["none"], "label": [0], "level": [0], "clip_similarity": [1.0], "keep": [True]}), run.path("filter.parquet")
-        )
-        wall, processor = time.time(), time.process_time()
-        train(run)
-        wall, processor = time.time() - wall, time.process_time() - processor
-    trainings = seeds * sum(method.fine_tune != "zero-shot" for recipe in whole for method in recipe.methods.values())
-    epochs = trainings * whole[0].train.epochs
-    hours = [seconds * epochs / processes / 3600 for seconds in (processor, wall)]
-    return (
-        f"an epoch of FLYP on one thread: {processor:.1f} s of processor time, {wall:.1f} s; {trainings} trainings of "
-        f"{whole[0].train.epochs} epochs by {processes} processes: {hours[0]:.1f} h on idle cores, {hours[1]:.1f} h as busy as they are now"
-    )
+    one = {
+        "methods": {"flyp": {"strategy": "real-only", "objective": "flyp"}}, "baseline": None, "train.epochs": 1,
+        "train.curriculum_epochs": 1, "train.steps_per_epoch": steps, "hard": {"rule": "tail"}, "data.cameras.validation": 64,
+        "data.cameras.most": {"train": 512, "test": 64, "test-ood": 64},
+    }  # fmt: skip
+    run = open_run(load_recipe(RECIPES[0], {**settings, **one}), folder)
+    prepare_data(run)
+    write_table(pa.table({"id": run.train.ids[:1]}), run.path("hard.parquet"))
+    run.spectrum.append([{"id": "none", "image": run.train.rows[0]["image"], "label": 0, "level": 0}])
+    verdict = {"id": ["none"], "label": [0], "level": [0], "clip_similarity": [1.0], "keep": [True]}
+    write_table(pa.table(verdict), run.path("filter.parquet"))
+    wall, processor = time.time(), time.process_time()
+    train(run)
+    return time.time() - wall, time.process_time() - processor
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -195,7 +206,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--processes", type=int, default=2, help="trainings at a time, one CPU thread each")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--estimate", action="store_true", help="time one epoch and say how long all would take")
+    parser.add_argument("--estimate", action="store_true", help="time some updates and say how long all would take")
     parser.add_argument("--table", type=Path, help="print the table of these figures and do nothing else")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()

@@ -49,11 +49,11 @@ def test_every_row_of_the_table_is_a_method_and_every_method_a_row(script: Any) 
 
 def test_settings(script: Any) -> None:
     recipe, alia = (load_recipe(name) for name in script.RECIPES)
-    assert recipe.data == alia.data and recipe.train == alia.train
+    assert recipe.data == alia.data and recipe.train == alia.train.model_copy(update={"curriculum_epochs": 12})
     assert recipe.data.cameras is not None and recipe.data.cameras.most["train"] <= 10_000
     thresholds = [recipe.methods[f"adaptive-{name}-threshold"].threshold for name in ("no", "lower", "higher")]
     assert thresholds[0] == -1 and -1 < thresholds[1] < recipe.filter.threshold < thresholds[2]
-    assert all(alia.training(name).curriculum_epochs == alia.train.epochs for name in alia.methods)
+    assert alia.train.curriculum_epochs == alia.train.epochs
 
 
 def test_the_table_in_miniature(script: Any, settings: dict[str, Any], tmp_path: Path) -> None:
@@ -62,8 +62,10 @@ def test_the_table_in_miniature(script: Any, settings: dict[str, Any], tmp_path:
     few["adaptive"] = {"strategy": "adaptive", "objective": "flyp", "missing": "nearest", "guidance_images": 12, "probe_samples": 16}
     few["adaptive-higher-threshold"] = {**few["adaptive"], "threshold": -0.5}
     alia = {"strategy": "fixed", "level": 50, "synthetic_scale": 1, "undersample": False, "missing": "nearest"}
-    alia["train"] = {"curriculum_epochs": 5}
-    chosen = {script.RECIPES[0]: {"methods": few, "baseline": None}, script.RECIPES[1]: {"methods": {"alia": alia}}}
+    chosen = {
+        script.RECIPES[0]: {"methods": few, "baseline": None},
+        script.RECIPES[1]: {"methods": {"alia": alia}, "train.curriculum_epochs": 5},
+    }
     figures = script.carry_out(settings, tmp_path, [3], 1, chosen)
     assert set(figures["rows"]) == {"base", "base+we", "zero-shot", "adaptive", "adaptive+we", "adaptive-higher-threshold", "alia"}
     assert all(0 <= value <= 1 for row in figures["rows"].values() for values in row.values() for value in values)
