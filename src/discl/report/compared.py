@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..comparison import Entry, Interval, as_cells, mean_std
+from ..errors import RunError
 from .charts import Axis, nice_axis
 
 
@@ -92,11 +93,15 @@ def _spot(entry: Entry, name: str, axis: Axis, published: Mapping[str, float]) -
 
 
 def write_comparison(folder: Path, name: str) -> Path:
-    """Writes `comparison.html` beside the `comparison.json` of a folder and returns its path; the page appears whole or not at all."""
+    """Writes `comparison.html` beside the `comparison.json` of a folder and returns its path; the page appears whole or not at all.
+
+    Raises RunError where there is none.
+    """
     from .page import make_environment
 
     found = read_comparison(folder)
-    assert found is not None
+    if found is None:
+        raise RunError(f"{folder} holds no comparison.json; run `discl compare` first.")
     path = folder / "comparison.html"
     unfinished = folder / "comparison.html.new"
     unfinished.write_text(
