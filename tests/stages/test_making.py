@@ -100,9 +100,9 @@ def test_the_filter_reads_an_image_again_only_for_another_scorer(
     read: list[int] = []
     scored = making._score
 
-    def watched(run: Any, requests: Any, scorer: Any) -> None:
+    def watched(run: Any, requests: Any) -> None:
         read.append(len(requests))
-        scored(run, requests, scorer)
+        scored(run, requests)
 
     monkeypatch.setattr(making, "_score", watched)
     run_until(open_run(validate(tree), tmp_path / "run"), "filter")
