@@ -44,7 +44,7 @@ class ClipScorer:
     CheckpointError for a folder that holds no CLIP or pickled weights only.
     """
 
-    def __init__(self, address: str, texts: Mapping[int, str], device: torch.device | str = "cpu", batch: int = 32) -> None:
+    def __init__(self, address: str, texts: Mapping[int, str], device: torch.device | str = "cpu", batch: int = 16) -> None:
         from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer
 
         folder = find_clip(address)
