@@ -40,12 +40,14 @@ def tune(run: Run) -> Recipe:
         if len(planned) < asked.trials:
             say(f"tune: {name} has {len(planned)} trials instead of {asked.trials}, for its space holds no more")
     searched = _trial_run(run, trials)
-    judged = _divide(run, searched)
+    judged = divide(run, searched)
     say(f"tune: {sum(map(len, trials.values()))} trials, judged by {asked.metric} on {judged}")
     train(searched)
     evaluate(searched)
     results = json.loads(searched.path("results.json").read_text())
-    figures = {name: [_figure(results[_row(name, number)], asked.metric) for number in range(len(each))] for name, each in trials.items()}
+    figures = {
+        name: [judge_trial(results[_row(name, number)], asked.metric) for number in range(len(each))] for name, each in trials.items()
+    }
     best = {name: trials[name][int(np.argmax(each))] for name, each in figures.items()}
     told = {
         "judged_on": judged, "metric": asked.metric,
@@ -58,7 +60,7 @@ def tune(run: Run) -> Recipe:
         },
     }  # fmt: skip
     write_text(searched.folder.parent / "trials.json", json.dumps(told, indent=2, ensure_ascii=False))
-    return _with_methods(run.recipe, {name: (name, best[name]) for name in trials})
+    return with_methods(run.recipe, {name: (name, best[name]) for name in trials})
 
 
 def plan_trials(recipe: Recipe, name: str) -> list[Settings]:
@@ -79,7 +81,7 @@ def plan_trials(recipe: Recipe, name: str) -> list[Settings]:
     if len(others) > wanted:
         rng = np.random.default_rng(derive_seed("trials", asked.seed, name))
         others = [others[place] for place in sorted(rng.choice(len(others), wanted, replace=False))]
-    _with_methods(recipe, {_row(name, number): (name, each) for number, each in enumerate(others)})
+    with_methods(recipe, {_row(name, number): (name, each) for number, each in enumerate(others)})
     return [{}, *others]
 
 
@@ -106,7 +108,7 @@ def _row(name: str, number: int) -> str:
 def _trial_run(run: Run, trials: Mapping[str, list[Settings]]) -> Run:
     """A run whose methods are all trials, on the spectrum and scores of `run`."""
     named = {_row(name, number): (name, each) for name, planned in trials.items() for number, each in enumerate(planned)}
-    recipe = _with_methods(run.recipe, named, run.recipe.compare.tune.train)
+    recipe = with_methods(run.recipe, named, run.recipe.compare.tune.train)
     folder = run.folder / "tuned" / "trials"
     folder.mkdir(parents=True, exist_ok=True)
     return replace(
@@ -114,7 +116,7 @@ def _trial_run(run: Run, trials: Mapping[str, list[Settings]]) -> Run:
     )
 
 
-def _divide(run: Run, searched: Run) -> str:
+def divide(run: Run, searched: Run) -> str:
     """Writes the tables of the trials and says what they are judged on.
 
     What is held out takes its hard rows and synthetic images with it.
@@ -139,13 +141,13 @@ def _divide(run: Run, searched: Run) -> str:
     return judged
 
 
-def _figure(row: Mapping[str, Any], metric: str) -> float:
+def judge_trial(row: Mapping[str, Any], metric: str) -> float:
     """A trial's figure on validation; balanced accuracy is the mean over the classes that have images there."""
     measured = row["validation"]
     return float(np.mean(list(measured["per_class"].values()))) if metric == "balanced_accuracy" else measured[metric]
 
 
-def _with_methods(recipe: Recipe, named: Mapping[str, tuple[str, Settings]], train: Mapping[str, Any] | None = None) -> Recipe:
+def with_methods(recipe: Recipe, named: Mapping[str, tuple[str, Settings]], train: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe with these methods alone: `{new name: (name of a method, what is laid over it)}`. Raises RecipeError if one cannot be."""
     tree = recipe.plain()
     methods = {}

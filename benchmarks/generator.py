@@ -1,0 +1,137 @@
+"""How good the stand-in generator of the CIFAR benchmarks is, and whether it recites what it has seen.
+
+    python benchmarks/generator.py --cifar100 DIR --cifar10 DIR --json benchmarks/results/generator.json --grid docs/cifar_generator.png
+
+Text-only images of all 100 classes of CIFAR-100, made by the engine at the setting of cifar100_lt.yaml, against the test images. Feature
+network: the image tower of checkpoints/cifar/clip (it was trained on the generator's training images, so distances are smaller than
+those of an unrelated network would be; the rows of real images say what is reached at best).
+
+- Fréchet distance of Gaussians fitted to the features (arXiv 1706.08500, with this network in the place of Inception);
+- precision and recall by balls around the third-nearest neighbour (arXiv 1904.06991);
+- nearest neighbour: the cosine distance to the nearest training image of the generator, and how many lie closer to one than 99 in
+  100 test images do. A generator that recites has many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from discl.data import decode_image, read_tables
+from discl.levels import GuidanceLevel
+from discl.recipe import load_recipe
+from discl.spectrum.engine import Engine
+from discl.spectrum.filter import ClipScorer
+from discl.spectrum.models import Address, load_generator
+from discl.spectrum.plan import Sampling, plan_requests
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "checkpoints"))
+
+from make_cifar import read_images  # noqa: E402
+
+NEIGHBOURS = 3
+
+
+def make_images(per_class: int, checkpoint: str, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(uint8 `[n, 32, 32, 3]`, labels `[n]`): text-only images, in the order in which they were planned."""
+    asked = load_recipe(HERE / "cifar100_lt.yaml").spectrum
+    model = load_generator(Address(checkpoint), asked.dtype, torch.device("cpu"))
+    sampling = Sampling("", "", asked.num_inference_steps, asked.guidance_scale, 32, asked.dtype, "png")
+    sources = [{"id": f"{name}-{number}", "digest": "", "label": label} for label, name in enumerate(names) for number in range(per_class)]
+    prompts = {label: [f"a photo of a {name}"] for label, name in enumerate(names)}
+    requests = plan_requests(sources, [GuidanceLevel(0)], 1, prompts, "", sampling)
+    engine = Engine(model, num_inference_steps=sampling.num_inference_steps, guidance_scale=sampling.guidance_scale, slots=64)
+    pictures = {request.id: picture for request, picture in engine.generate(requests, lambda source: np.zeros((3, 32, 32), np.uint8))}
+    return np.stack([pictures[request.id] for request in requests]), np.array([request.label for request in requests])
+
+
+def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½) of features `[n, d]`."""
+    means, covariances = zip(*((each.mean(0), np.cov(each, rowvar=False)) for each in (first, second)), strict=True)
+    values, vectors = np.linalg.eigh(covariances[0])
+    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ covariances[1] @ root).clip(0)).sum()
+    return float(((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * cross)
+
+
+def covered(points: np.ndarray, manifold: np.ndarray) -> float:
+    """Share of the points that lie in a ball around a point of the manifold, its radius the distance to the third-nearest other one."""
+    radii = np.sort(1 - manifold @ manifold.T, axis=1)[:, NEIGHBOURS]
+    return float(((1 - points @ manifold.T) <= radii).any(1).mean())
+
+
+def nearest(points: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(cosine distance, row) of the nearest training image of each point."""
+    parts = [points[first : first + 512] @ training.T for first in range(0, len(points), 512)]
+    return 1 - np.concatenate([part.max(1) for part in parts]), np.concatenate([part.argmax(1) for part in parts])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar100", type=Path, required=True)
+    parser.add_argument("--cifar10", type=Path, required=True)
+    parser.add_argument("--checkpoints", type=Path, default=HERE / "checkpoints" / "cifar")
+    parser.add_argument("--per-class", type=int, default=20)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--grid", type=Path, help="also write sample pictures of twenty classes, and their nearest training images")
+    arguments = parser.parse_args()
+    tables = read_tables(str(arguments.cifar100))
+    names = [name.replace("_", " ") for name in tables["test"].class_names]
+    test = np.stack([np.asarray(decode_image(row["image"])) for row in tables["test"].rows])
+    training, training_labels, _ = read_images(arguments.cifar100, arguments.cifar10)
+    training = training[training_labels < 100]
+    made, labels = make_images(arguments.per_class, str(arguments.checkpoints / "diffusion"), names)
+    scorer = ClipScorer(str(arguments.checkpoints / "clip"), {label: f"a photo of a {name}" for label, name in enumerate(names)})
+
+    def features(pictures: np.ndarray) -> np.ndarray:
+        return scorer.embed([Image.fromarray(each) for each in pictures])
+
+    rng = np.random.default_rng(0)
+    seen = features(training)
+    groups = {
+        "text-only": features(made),
+        "training images": seen[rng.choice(len(seen), len(made), replace=False)],
+        "test images": features(test[rng.choice(len(test), len(made), replace=False)]),
+    }
+    reference = features(test)
+    limit = float(np.quantile(nearest(reference, seen)[0], 0.01))
+    figures: dict[str, Any] = {}
+    print(print("| images | Fréchet distance | precision | recall | nearest training image, median | closer than 99 % of test images |"))
+    print("|---|---|---|---|---|---|")
+    others = reference[rng.permutation(len(reference))[: len(made)]]
+    for name, found in groups.items():
+        distance = nearest(found, seen)[0]
+        figures[name] = {
+            "frechet_distance": frechet_distance(found, reference), "precision": covered(found, others), "recall": covered(others, found),
+            "nearest_median": float(np.median(distance)), "closer_than_test": float((distance < limit).mean()),
+        }  # fmt: skip
+        each = figures[name]
+        print(
+            f"| {name} | {each['frechet_distance']:.4f} | {each['precision']:.2f} | {each['recall']:.2f} | {each['nearest_median']:.3f} "
+            f"| {each['closer_than_test']:.1%} |"
+        )
+    recognised = scorer.text_embeddings.numpy() @ groups["text-only"].T
+    figures["recognised_by_clip"] = float((recognised.argmax(0) == labels).mean())
+    figures["test_recognised_by_clip"] = float(((scorer.text_embeddings.numpy() @ reference.T).argmax(0) == tables["test"].labels).mean())
+    recognised, at_best = (f"{figures[name]:.1%}" for name in ("recognised_by_clip", "test_recognised_by_clip"))
+    print(f"The CLIP recognises {recognised} of the text-only and {at_best} of the test images.")
+    if arguments.grid:
+        where = nearest(groups["text-only"], seen)[1]
+        columns = [np.flatnonzero(labels == label)[:8] for label in range(0, 100, 5)]
+        pictures = [np.concatenate([np.concatenate([made[row], training[where[row]]], 0) for row in rows], 0) for rows in columns]
+        arguments.grid.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.concatenate(pictures, 1)).save(arguments.grid)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"images": len(made), **figures}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
