@@ -184,16 +184,16 @@ def make_oracle(run: Any, folder: Path) -> None:
     if (folder / "filter.parquet").exists():
         return
     pool, real, recipe = read_tables(run.recipe.data.root)["train"], run.train, run.recipe
-    taken, counts, labels = set(real.ids), real.class_counts, pool.labels
-    free = [row for row, name in enumerate(pool.ids) if name not in taken and counts[labels[row]] < recipe.hard.fewer_than]
-    free.sort(key=lambda row: derive_seed("oracle", pool.ids[row]))
+    taken, counts, labels, names = set(real.ids), real.class_counts, pool.labels, pool.ids
+    free = [row for row, name in enumerate(names) if name not in taken and counts[labels[row]] < recipe.hard.fewer_than]
+    free.sort(key=lambda row: derive_seed("oracle", names[row]))
     chosen: list[int] = []
     for label in np.flatnonzero(counts < recipe.hard.fewer_than):
         wanted = round(recipe.methods["ce-discl"].synthetic_scale * counts[label])
         chosen += [row for row in free if labels[row] == label][:wanted]
     folder.mkdir(parents=True, exist_ok=True)
-    store = replace(run, folder=folder, borrowed={}).spectrum
-    ids = [f"oracle-{pool.ids[row]}" for row in chosen]
+    store = replace(run, folder=folder, borrowed={"data.parquet": run.path("data.parquet")}).spectrum
+    ids = [f"oracle-{names[row]}" for row in chosen]
     images = [pool.rows[row]["image"] for row in chosen]
     store.append(
         [
