@@ -357,10 +357,11 @@ def main() -> None:
     except DisclError as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         sys.exit(1)
-    except SystemExit as ended:
-        if ended.code == 130:  # what typer makes of Ctrl-C
-            typer.secho("stopped; the same command goes on where this one ended", err=True)
-        raise
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if isinstance(ended, SystemExit) and ended.code != 130:  # typer makes 130 of a Ctrl-C that comes while a command runs
+            raise
+        typer.secho("stopped; the same command goes on where this one ended", err=True)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

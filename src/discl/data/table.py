@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +36,11 @@ class ImageTable:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
+    @cached_property
     def ids(self) -> list[str]:
         return self.rows.select_columns("id")[:]["id"]
 
-    @property
+    @cached_property
     def labels(self) -> np.ndarray:
         """int64 `[rows]`."""
         return self.rows.select_columns("label").with_format("arrow")[:]["label"].to_numpy().astype(np.int64)
