@@ -35,7 +35,7 @@ from discl.curriculum.course import Course, hold_out_guidance, make_mixing
 from discl.curriculum.learner import Learner, Stepping
 from discl.curriculum.mixture import Pool
 from discl.curriculum.models import ClassifierConfig, build_classifier
-from discl.curriculum.objectives import make_objective
+from discl.curriculum.objectives import FLYP, make_objective
 from discl.curriculum.optimization import make_optimizer
 from discl.curriculum.pixels import Batches, Pixels
 from discl.curriculum.progress import measure_progress, true_class_probability
@@ -43,9 +43,12 @@ from discl.curriculum.strategies import make_strategy
 from discl.curriculum.training import choose_precision, predict_logits
 from discl.data import read_tables
 from discl.levels import GuidanceLevel
+from discl.recipe import Train
+from discl.stages.classifiers import describe_classifier, starter_of
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LEVELS = (50, 70, 90)
+PARTS = ("workers", "small", "progress", "large", "attention")
 SETS = {  # real images, hard ones, images of the spectrum, of which V is 2,000 or a fifth, as in the recipes
     "CIFAR100-LT": (10_847, 325, 2_925),
     "iWildCam": (129_809, 8_260, 198_240),
@@ -313,6 +316,45 @@ def probing(setting: Setting, images: int, repetitions: int, clock: Callable[[],
     return figures
 
 
+def attention(repetitions: int, clock: Callable[[], float], batch: int = 128) -> list[Figure]:
+    """A step of FLYP in bfloat16 with the attention that the learner chooses on a CPU, beside torch's fused one."""
+    folder = Path(__file__).parent / "checkpoints" / "cifar" / "clip"
+    train = Train.model_validate({"image_size": 32, "model": {"architecture": "clip", "checkpoint": str(folder)}})
+    config = describe_classifier(train, tuple(f"class {label}" for label in range(10)), None, FLYP)
+    setting = Setting("clip", 32, 32, batch, ("random-crop", "flip"), 2)
+    pixels = Noise(batch)
+    arms: dict[str, Callable[[], None]] = {}
+    for name in ("sdpa", "eager"):
+        optimizer = partial(make_optimizer, name="adamw", lr=1e-5, weight_decay=0.1, momentum=0.9, nesterov=False)
+        learner = Learner(
+            starter_of(config, train)(), optimizer, make_objective(FLYP), np.ones(10), config, Stepping(), setting.augment,
+            torch.bfloat16, "cpu",
+        )  # fmt: skip
+        if name == "sdpa":
+            learner.model.clip.set_attn_implementation(name)  # type: ignore[union-attr, operator]
+        rows, labels = np.arange(setting.steps * batch) % batch, np.arange(batch) % 10
+
+        def epoch(learner: Learner = learner, rows: np.ndarray = rows, labels: np.ndarray = labels) -> None:
+            train_epoch(learner, Fixed(pixels, batch), rows, labels, setting)  # type: ignore[arg-type]
+
+        arms[name] = epoch
+    seconds = take_turns(arms, repetitions, clock)
+    told = ", ".join(f"{name} {value / setting.steps:.3f} s a step" for name, value in seconds.items())
+    return [
+        Figure("FLYP in bfloat16 on a CPU: plain attention ÷ fused attention, images/s", seconds["sdpa"] / seconds["eager"], "", None, told)
+    ]
+
+
+class Noise:
+    """Pixels drawn at random."""
+
+    def __init__(self, count: int) -> None:
+        self.memory = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def __getitems__(self, rows: Sequence[int]) -> Tensor:
+        return self.memory[torch.as_tensor(rows)]
+
+
 def none(result: Any) -> None:
     """Takes a result that is not needed."""
 
@@ -368,17 +410,24 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--quick", action="store_true", help="one short repetition, small pictures only")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
     small = replace(SMALL, steps=2, batch=32) if arguments.quick else SMALL
     repetitions, images = (1, 256) if arguments.quick else (arguments.repetitions, 1024)
-    figures = [workers_restarted()]
-    figures += feeding(small, images, repetitions, clock, True, "32 px, decoded once")
-    figures += probing(small, images, repetitions, clock)
-    if not arguments.quick:
+    figures: list[Figure] = []
+    if "workers" in arguments.parts:
+        figures.append(workers_restarted())
+    if "small" in arguments.parts:
+        figures += feeding(small, images, repetitions, clock, True, "32 px, decoded once")
+    if "progress" in arguments.parts:
+        figures += probing(small, images, repetitions, clock)
+    if "large" in arguments.parts and not arguments.quick:
         figures += feeding(LARGE, 64, repetitions, clock, False, "224 px, decoded at each visit, no worker")
+    if "attention" in arguments.parts:
+        figures += attention(repetitions, clock)
     print(table_of(figures))
     settings = {
         "small": asdict(small), "large": asdict(LARGE), "repetitions": repetitions, "threads": arguments.threads,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from discl.curriculum.clip import ClipClassifier, interpolate
-from discl.curriculum.learner import Stepping
+from discl.curriculum.learner import Learner, Stepping
 from discl.curriculum.mixture import Mixing, Pool
 from discl.curriculum.models import ClassifierConfig, build_classifier, load_classifier
-from discl.curriculum.objectives import contrastive
+from discl.curriculum.objectives import contrastive, make_objective
 from discl.curriculum.optimization import make_optimizer
 from discl.curriculum.pixels import Pixels
 from discl.curriculum.strategies import RealOnly
@@ -141,6 +142,20 @@ def test_flyp_reaches_both_towers_and_the_scale_but_not_the_head(tiny_clip: Path
     ):
         gradient = dict(model.named_parameters())[name].grad
         assert gradient is not None and gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("precision", "attention"), [(torch.bfloat16, "eager"), (torch.float32, "sdpa")])
+def test_bfloat16_on_a_cpu_multiplies_plain_matrices(precision: torch.dtype, attention: str, tiny_clip: Path) -> None:
+    train = make_train(tiny_clip)
+    model, config = start(tiny_clip, "flyp")
+    sgd = partial(make_optimizer, name="sgd", lr=0.1, weight_decay=0.0, momentum=0.0, nesterov=False)
+    x = torch.randn(6, 3, config.image_size, config.image_size)
+    before = model.features(x), model.texts(model.prompts[:, 0])
+    Learner(model, sgd, make_objective("flyp"), np.ones(3), config, Stepping(), tuple(train.augment), precision, "cpu")
+    assert model.clip.config.vision_config._attn_implementation == attention
+    assert model.clip.config.text_config._attn_implementation == attention
+    for old, new in zip(before, (model.features(x), model.texts(model.prompts[:, 0])), strict=True):
+        torch.testing.assert_close(old, new)  # the same attention, causal mask of the texts included
 
 
 def test_pairs_are_prompts_of_the_images_own_classes_drawn_at_random(tiny_clip: Path) -> None:

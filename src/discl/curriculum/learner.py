@@ -59,6 +59,7 @@ class Learner:
         self.processes = current_processes()
         if self.processes.size > 1 and self.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        choose_attention(self.model, self.device, precision)
         self.optimizer = make_optimizer(self.model)
         self.counts = torch.as_tensor(class_counts, dtype=torch.float64, device=device)
         self.augment = make_augmentation(augment, config.image_size, stepping.crop_scale)
@@ -197,6 +198,17 @@ def head_of(model: nn.Module) -> nn.Module:
     if not isinstance(head, nn.Module):
         raise TrainingError(f"a {type(model).__name__} has no head of its own to train; use fine_tune: full.")
     return head
+
+
+def choose_attention(model: nn.Module, device: torch.device, precision: torch.dtype) -> None:
+    """Plain matrix products in the place of torch's fused attention for transformers trained in bfloat16 on a CPU.
+
+    There the backward pass of the fused one alone takes half of a step (benchmarks/training.py).
+    """
+    if device.type == "cpu" and precision == torch.bfloat16:
+        for module in model.children():
+            if hasattr(module, "set_attn_implementation"):
+                module.set_attn_implementation("eager")
 
 
 def autocast(device: torch.device | str, precision: torch.dtype) -> Any:
