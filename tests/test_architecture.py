@@ -23,7 +23,7 @@ FLOORS = [
     {"curriculum", "spectrum"},
     {"data", "hardness", "prompts", "comparison", "export"},
     {"checkpoints", "locks"},
-    {"assets", "console", "digests", "levels"},
+    {"assets", "console", "digests", "levels", "plugins"},
     {"errors"},
 ]
 """Rooms from the entrance down; a room imports from the floors below it only."""

@@ -7,8 +7,9 @@ import io
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
-from discl.comparison import Entry, Interval, as_csv, as_latex, as_markdown, mean_std, paired_interval
+from discl.comparison import Entry, Interval, as_csv, as_latex, as_markdown, mean_std, paired_f1_interval, paired_interval
 
 
 def test_mean_and_sample_deviation():
@@ -76,7 +77,31 @@ def test_latex_escapes():
     assert lines[5] == r"discl\_a & 60.0 $\pm$ 0.0 & +9.0 [+8.0, +10.0] & 25,792 \\"
 
 
+def test_difference_of_macro_f1():
+    """Against scikit-learn for the data themselves, and against a bootstrap written out image by image."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 3], [60, 30, 12])  # nobody is of class 2, though it is predicted
+    first, second = (np.where(rng.random((3, 102)) < right, labels, rng.integers(4, size=(3, 102))) for right in (0.7, 0.5))
+
+    def macro(predicted, labels):
+        present = np.unique(labels)
+        return f1_score(labels, predicted, labels=present, average="macro", zero_division=0)
+
+    found = paired_f1_interval(first, second, labels)
+    assert found.difference == pytest.approx(100 * np.mean([macro(first[seed], labels) - macro(second[seed], labels) for seed in range(3)]))
+    drawn = []
+    for _ in range(400):
+        rows = np.concatenate([rng.choice(np.flatnonzero(labels == each), (labels == each).sum()) for each in (0, 1, 3)])
+        seeds = rng.integers(3, size=3)
+        drawn.append(100 * np.mean([macro(first[seed][rows], labels[rows]) - macro(second[seed][rows], labels[rows]) for seed in seeds]))
+    assert [found.low, found.high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=2.5)
+    same = paired_f1_interval(first, first, labels)
+    assert (same.low, same.difference, same.high) == (0, 0, 0)
+    with pytest.raises(ValueError, match="do not match"):
+        paired_f1_interval(first, second[:2], labels)
+
+
 def test_csv_holds_raw_figures():
-    rows = list(csv.DictReader(io.StringIO(as_csv(ENTRIES, ["all", "few"]))))
+    rows = list(csv.DictReader(io.StringIO(as_csv(ENTRIES, ["all", "few"], seeds=[4, 7]))))
     assert [row["all"] for row in rows] == ["0.500000", "0.520000", "0.600000", "0.600000"]
-    assert rows[3] == {"method": "discl_a", "run": "1", "all": "0.600000", "few": ""}
+    assert rows[3] == {"method": "discl_a", "seed": "7", "all": "0.600000", "few": ""}

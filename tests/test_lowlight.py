@@ -49,7 +49,7 @@ def test_every_row_of_the_table_is_a_method_and_every_method_a_row(script: Any) 
 
 def test_settings(script: Any) -> None:
     recipe, alia = (load_recipe(name) for name in script.RECIPES)
-    assert recipe.data == alia.data and recipe.train == alia.train.model_copy(update={"curriculum_epochs": 12})
+    assert recipe.data == alia.data and recipe.train == alia.train.model_copy(update={"curriculum_epochs": 8})
     assert recipe.data.cameras is not None and recipe.data.cameras.most["train"] <= 10_000
     thresholds = [recipe.methods[f"adaptive-{name}-threshold"].threshold for name in ("no", "lower", "higher")]
     assert thresholds[0] == -1 and -1 < thresholds[1] < recipe.filter.threshold < thresholds[2]

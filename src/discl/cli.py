@@ -129,7 +129,7 @@ def hard(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend
 def prompts(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
     """Have the texts written that images are generated from, where the recipe names a language model; edit them before you go on.
 
-    Example: `discl prompts mine.yaml` leaves `prompts.yaml` in the run folder
+    Example: `discl prompts mine.yaml` leaves `prompts.yaml`, or `settings.yaml`, in the run folder
     """
     _stage(recipe, set_, out, amend, "prompts")
 

@@ -67,6 +67,36 @@ def paired_interval(
     return Interval(100 * exact / total, 100 * float(low), 100 * float(high))
 
 
+def paired_f1_interval(
+    first: np.ndarray, second: np.ndarray, labels: np.ndarray, *, replicates: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """How much higher the macro F1 of `first` is than that of `second`, both predicted labels, int `[seeds, images]`.
+
+    Macro F1 is over the labels that are present; the bootstrap draws as in `paired_interval`. Raises ValueError for arrays of
+    different shape.
+    """
+    if first.shape != second.shape or first.shape[1] != len(labels):
+        raise ValueError(f"paired figures of {first.shape} and {second.shape} over {len(labels)} images do not match.")
+    rng = np.random.default_rng(derive_seed("paired-f1-interval", seed))
+    seeds, size = len(first), int(max(first.max(), second.max(), labels.max())) + 1
+    drawn_seeds = rng.integers(seeds, size=(replicates, seeds))
+    seed_weights = np.stack([(drawn_seeds == each).mean(1) for each in range(seeds)], 1)
+    both = np.concatenate([first, second])
+    present, counts = np.unique(labels, return_counts=True)
+    # of each arm and replicate, the last of which is the data themselves: images of a class that are found, images called by its name
+    hits, called = np.zeros((2, len(both), replicates + 1, size))
+    for label, count in zip(present, counts, strict=True):
+        patterns, times = np.unique(both[:, labels == label], axis=1, return_counts=True)
+        weights = np.concatenate([rng.multinomial(count, times / count, size=replicates), times[None]])
+        for arm, names in enumerate(patterns):
+            hits[arm, :, label] = weights[:, names == label].sum(1)
+            np.add.at(called[arm].T, names, weights.T)
+    scores = (2 * hits[..., present] / (called[..., present] + counts)).mean(2)
+    gains = (scores[:seeds] - scores[seeds:]).T  # [replicates + 1, seeds]
+    low, high = np.quantile((gains[:-1] * seed_weights).sum(1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(100 * float(gains[-1].mean()), 100 * float(low), 100 * float(high))
+
+
 def mean_std(figures: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation (None for a single figure), in per cent."""
     values = 100 * np.asarray(figures, np.float64)
@@ -113,15 +143,15 @@ def as_latex(entries: Sequence[Entry], columns: Sequence[str]) -> str:
     return "\n".join([*lines, *map(_latex_line, rows), r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def as_csv(entries: Sequence[Entry], columns: Sequence[str]) -> str:
+def as_csv(entries: Sequence[Entry], columns: Sequence[str], seeds: Sequence[int]) -> str:
     """One line per method and seed with the raw figures in [0, 1], for whoever wants to compute on them."""
     columns = [name for name in columns if any(name in entry.figures for entry in entries)]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["method", "run", *columns])
+    writer.writerow(["method", "seed", *columns])
     for entry in entries:
-        for run in range(max(len(figures) for figures in entry.figures.values())):
-            writer.writerow([entry.name, run, *(f"{entry.figures[name][run]:.6f}" if name in entry.figures else "" for name in columns)])
+        for place, seed in enumerate(seeds):
+            writer.writerow([entry.name, seed, *(f"{entry.figures[name][place]:.6f}" if name in entry.figures else "" for name in columns)])
     return out.getvalue()
 
 

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from discl.baselines.cuda import NAMES, OPERATIONS, augment, augment_batch, magnitude, training_strengths, update_levels
+from discl.baselines.cuda import MAX_LEVEL, NAMES, OPERATIONS, augment, augment_batch, magnitude, training_strengths, update_levels
+
+RANGES = {
+    **dict.fromkeys(["vertical-flip", "mirror", "edge-enhance", "detail", "smooth", "auto-contrast", "equalise", "invert"], (0, 0)),
+    "blur": (0, 2), "resize-crop": (1, 1.5), "rotate": (0, 30), "posterise": (0, 4), "solarise": (0, 256), "solarise-add": (0, 110),
+    **dict.fromkeys(["colour", "contrast", "brightness", "sharpness"], (0.1, 1.9)),
+    **dict.fromkeys(["shear-x", "shear-y"], (0, 0.3)), **dict.fromkeys(["translate-x", "translate-y"], (0, 100)),
+}  # fmt: skip
+"""(lo, hi) of each operation (arXiv 2302.05499 and its code)."""
+EITHER_SIGN = {"rotate", "shear-x", "shear-y", "translate-x", "translate-y"}
+FACTORS = ("colour", "contrast", "brightness", "sharpness")
 
 
 def picture(size: int = 32) -> Image.Image:
@@ -19,8 +29,43 @@ def apply(name: str, value: float, image: Image.Image) -> np.ndarray:
     return np.asarray(OPERATIONS[name][3](image, value))
 
 
-def test_there_are_22_operations():
+def test_there_are_22_operations_with_these_ranges():
     assert len(NAMES) == 22
+    assert {name: (lo, hi) for name, (lo, hi, _, _) in OPERATIONS.items()} == RANGES
+    assert {name for name, (_, _, either_sign, _) in OPERATIONS.items() if either_sign} == EITHER_SIGN
+
+
+def drawn_values(name: str, monkeypatch: pytest.MonkeyPatch, strength: int = 4) -> list[float]:
+    """What an operation is called with, where it alone is drawn a thousand times."""
+    values: list[float] = []
+    lo, hi, either_sign, _ = OPERATIONS[name]
+    monkeypatch.setattr("discl.baselines.cuda.NAMES", (name,))
+    monkeypatch.setitem(OPERATIONS, name, (lo, hi, either_sign, lambda picture, value: values.append(value) or picture))  # type: ignore
+    rng = np.random.default_rng(5)
+    for _ in range(250):
+        augment(picture(4), strength, rng)
+    return values
+
+
+@pytest.mark.parametrize("name", sorted(EITHER_SIGN))
+def test_either_sign_is_drawn_equally_often(name, monkeypatch):
+    values = drawn_values(name, monkeypatch)
+    assert {abs(value) for value in values} == {magnitude(name, 4)}
+    assert np.mean(np.asarray(values) > 0) == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize("name", sorted(set(RANGES) - EITHER_SIGN))
+def test_the_others_have_one_sign(name, monkeypatch):
+    assert set(drawn_values(name, monkeypatch)) == {magnitude(name, 4)}
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_factors_weaken_up_to_the_highest_level(name):
+    """They begin at .1 and would change nothing at 1, which no level reaches."""
+    original = np.asarray(picture()).astype(int)
+    change = [np.abs(apply(name, magnitude(name, strength), picture()).astype(int) - original).mean() for strength in (1, 4, 7, MAX_LEVEL)]
+    assert change == sorted(change, reverse=True) and change[-1] > 0
+    assert magnitude(name, MAX_LEVEL) == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +154,18 @@ def test_levels_rise_and_fall():
     assert updated.tolist() == [2, 0, 1, 10]
     assert {strength: asked[2].count(strength) for strength in set(asked[2])} == {0: 10, 1: 20, 2: 30}
     assert len(asked[3]) == sum(10 * (s + 1) for s in range(11))
+
+
+def test_a_class_without_an_image_keeps_its_level():
+    rows_of_class = [np.arange(4), np.empty(0, np.int64), np.arange(4, 6)]
+
+    def recognised(rows, strength, rng):
+        return rows < 4
+
+    updated = update_levels(np.asarray([2, 3, 2]), rows_of_class, recognised, 0.5, np.random.default_rng(0))
+    assert updated.tolist() == [3, 3, 1]
+    empty = [np.empty(0, np.int64)] * 2
+    assert update_levels(np.asarray([0, 4]), empty, recognised, 0.5, np.random.default_rng(0)).tolist() == [0, 4]
 
 
 def test_an_accuracy_at_the_threshold_does_not_pass():

@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from discl.baselines.ldmlr import cosine_alphas, features_to_make, sample_features, standardise, train_denoiser, train_last_layer
+from discl.baselines.ldmlr import (
+    DIFFUSION_RATES,
+    Ldmlr,
+    cosine_alphas,
+    features_to_make,
+    sample_features,
+    standardise,
+    train_denoiser,
+    train_last_layer,
+)
 
 
 def test_cosine_schedule():
@@ -22,6 +31,84 @@ def test_cosine_schedule():
 def test_features_to_make():
     assert features_to_make([500, 100, 24, 23, 5]).tolist() == [100, 20, 5, 5, 5]
     assert features_to_make([500, 53], only=[1]).tolist() == [0, 11]  # .2 · 53 = 10.6
+    assert features_to_make([500, 0]).tolist() == [100, 0]
+
+
+def test_features_for_chosen_groups_only():
+    counts = np.asarray([500, 100, 20, 19, 0])
+    assert Ldmlr(only="few").features(counts).tolist() == [0, 0, 0, 5, 0]
+    assert Ldmlr(only=["many", "medium"]).features(counts).tolist() == [100, 20, 5, 0, 0]
+    assert Ldmlr(only=["few"], few=30).features(counts).tolist() == [0, 0, 5, 5, 0]
+    assert Ldmlr().features(counts).tolist() == [100, 20, 5, 5, 0]
+    with pytest.raises(ValueError, match=r"unknown group of classes 'fwe'; known: few, many, medium\. Did you mean 'few'\?"):
+        Ldmlr(only=["fwe"])
+
+
+class Says(nn.Module):
+    """A denoiser that predicts the same x0 for everything, or a share of what it sees; remembers what it was asked."""
+
+    def __init__(self, answer: torch.Tensor | float) -> None:
+        super().__init__()
+        self.answer = answer
+        self.asked: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def forward(self, noisy: torch.Tensor, times: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        self.asked.append((noisy.clone(), times.clone()))
+        return self.answer * noisy if isinstance(self.answer, float) else self.answer.expand_as(noisy)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 50])
+def test_a_denoiser_that_always_predicts_c_samples_exactly_c(steps):
+    """The denoiser's output is x0 itself, neither noise nor velocity."""
+    c = torch.tensor([0.3, -2.5, 7.0])
+    model = Says(c)
+    assert torch.equal(sample_features(model, torch.tensor([0, 1, 1]), 3, steps), c.expand(3, 3))
+    assert len(model.asked) == steps
+
+
+def test_one_ddim_step_by_hand():
+    """x0 = x / 2 at t = 999; ε = (x − √ā x0) / √(1 − ā); the next input is √ā' x0 + √(1 − ā') ε at t = 0, whose x0 is the sample."""
+    model = Says(0.5)
+    made = sample_features(model, torch.tensor([0]), 2, steps=2, seed=3)
+    (start, first), (following, second) = model.asked
+    assert (first.tolist(), second.tolist()) == ([999], [0])
+    assert torch.equal(start, torch.randn(1, 2, generator=torch.Generator().manual_seed(3)))
+    at, below = (float(cosine_alphas()[time]) for time in (999, 0))
+    for component in range(2):
+        x = start[0, component].item()
+        noise = (x - math.sqrt(at) * 0.5 * x) / math.sqrt(1 - at)
+        expected = math.sqrt(below) * 0.5 * x + math.sqrt(1 - below) * noise
+        assert following[0, component].item() == pytest.approx(expected, rel=1e-5)
+        assert made[0, component].item() == pytest.approx(0.5 * expected, rel=1e-5)
+
+
+def test_training_makes_it_predict_x0():
+    """Of features that are all the same, x0 is known at every time, and noise at none."""
+    features, labels = torch.tensor([[1.5, -2.0]]).repeat(64, 1), torch.zeros(64, dtype=torch.long)
+    model = train_denoiser(features, labels, 1, epochs=60, batch_size=16)
+    noise = torch.randn(32, 2, generator=torch.Generator().manual_seed(1))
+    for time in (0, 500, 999):
+        alpha = cosine_alphas()[time].float()
+        answer = model(alpha.sqrt() * features[:32] + (1 - alpha).sqrt() * noise, torch.full((32,), time), labels[:32])
+        assert (answer - features[:32]).abs().max() < 0.3
+
+
+@pytest.mark.parametrize(("asked", "lr", "rate"), [("adam", None, 1e-3), ("sgd", None, 1e-4), ("sgd", 0.2, 0.2)])
+def test_the_denoisers_optimizer_is_chosen(asked, lr, rate, monkeypatch):
+    used: list[tuple[str, float]] = []
+    for name in ("Adam", "SGD"):
+        whole = getattr(torch.optim, name)
+
+        def make(parameters, lr, name=name, whole=whole):
+            used.append((name.lower(), lr))
+            return whole(parameters, lr=lr)
+
+        monkeypatch.setattr(torch.optim, name, make)
+    train_denoiser(torch.eye(2), torch.arange(2), 2, epochs=1, optimizer=asked, lr=lr)
+    assert used == [(asked, rate)]
+    assert DIFFUSION_RATES == {"adam": 1e-3, "sgd": 1e-4}
+    with pytest.raises(ValueError, match=r"unknown diffusion_optimizer 'sdg'; known: adam, sgd\. Did you mean 'sgd'\?"):
+        Ldmlr(diffusion_optimizer="sdg")
 
 
 def test_standardise_keeps_what_lies_beyond_one():

@@ -104,7 +104,7 @@ def test_docl_remembers_every_sample_that_was_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ("cudda", r"unknown system 'cudda'; known: cuda, docl, ldmlr\. Did you mean 'cuda'\? One of your own is named as module:Class"),
+        ("cudda", r"unknown system 'cudda'; known: cuda, docl, ldmlr\. Did you mean 'cuda'\? One of your own is named as module:attr"),
         ({"name": "cuda", "treshold": 1}, r"unknown parameter of system cuda 'treshold'; known: probability, threshold\. Did you mean"),
         ("nowhere:Thing", r"system 'nowhere:Thing' cannot be found"),
         (["cuda"], r"a system is a name or a mapping"),

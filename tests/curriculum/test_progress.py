@@ -11,6 +11,7 @@ import torch
 from discl.curriculum.mixture import Pool
 from discl.curriculum.progress import (
     GuidanceSet,
+    allot,
     best_level,
     check_disjoint,
     draw_guidance_set,
@@ -85,8 +86,38 @@ def test_gain_by_level_and_class() -> None:
     after = np.array([0.1, 0.2, 0.3, 0.4, 9.0, 0.1, 0.3, -0.5])
     measured = measure_progress(guidance, before, after)
     assert measured["gain"] == pytest.approx({"0": (0.1 + 0.2 + 0.3 + 0.4 + 0.1 + 0.3) / 6, "50": -0.5})
-    assert set(measured["class_gain"]) == {"1"}  # two images of class 2, one at 50 %, say too little
-    assert measured["class_gain"]["1"] == pytest.approx({"0": 0.25})
+    common = (0.1 + 0.2 + 0.3 + 0.4 + 0.1 + 0.3) / 6
+    assert measured["class_gain"]["1"] == pytest.approx({"0": (5 * 0.25 + 10 * common) / 15, "50": -0.5})  # its outlier is left out
+    assert measured["class_gain"]["2"] == pytest.approx({"0": (2 * 0.2 + 10 * common) / 12, "50": -0.5})  # at 50 % it has no image
+
+
+def test_a_class_of_few_images_keeps_the_common_level() -> None:
+    """One lucky image of class 2 is no reason to leave the level that all others gain from; ten are."""
+
+    def best_of_class_2(images: int) -> GuidanceLevel:
+        labels, levels = np.repeat([1, 1, 2, 2], [40, 40, images, images]), np.repeat([0, 50, 0, 50], [40, 40, images, images])
+        after = np.repeat([0.1, 0.2, 0.25, 0.15], [40, 40, images, images])
+        return best_level(measure_progress(GuidanceSet(np.arange(len(labels)), labels, levels), after * 0, after)["class_gain"]["2"])
+
+    assert [best_of_class_2(images).percent for images in (1, 30)] == [50, 0]
+
+
+def test_shares_are_whole_and_add_up() -> None:
+    rng = np.random.default_rng(0)
+    assert allot(7, np.array([40, 20, 10, 2]), rng).tolist() == [4, 2, 1, 0]
+    assert allot(30, np.array([20, 20, 9, 1]), rng).tolist() == [10, 10, 4, 0]  # half of each at most
+    assert allot(25, np.array([2, 2, 60]), rng).tolist() == [1, 1, 23]
+    assert allot(5, np.array([1, 0]), rng).tolist() == [0, 0] and allot(99, np.array([3, 5]), rng).tolist() == [1, 2]
+    many = [allot(50, np.full(100, 4), np.random.default_rng(seed)) for seed in range(20)]
+    assert {int(each.sum()) for each in many} == {50} and np.mean(many, 0).min() > 0.1  # which classes give is left to chance
+
+
+def test_many_classes_of_few_images_still_give_their_share() -> None:
+    """300 classes of 3 images and 60 wanted: a fifth of an image each."""
+    pool = make_pool({(label, 0): 3 for label in range(300)})
+    pool = replace(pool, class_names=tuple(map(str, range(300))))
+    drawn = draw_guidance_set(pool, LEVELS[:1], 60, seed=0)
+    assert len(drawn) == len(set(drawn.labels.tolist())) == 60
 
 
 def test_best_level_prefers_the_more_diverse() -> None:

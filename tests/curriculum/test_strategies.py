@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import pytest
 
-from discl.curriculum.strategies import MEASURING, STRATEGIES, Strategy, exp3_probabilities, make_strategy, scale_reward
+from discl.curriculum.strategies import MEASURING, STRATEGIES, Strategy, make_strategy, rewards_of, ucb_indices
 from discl.errors import RecipeError
 from discl.levels import GuidanceLevel
 
@@ -91,7 +93,7 @@ def test_unknown_name_lists_the_known_and_proposes_only_what_is_near() -> None:
     with pytest.raises(RecipeError) as near:
         strategy_of("all-levls")
     assert str(near.value).startswith("unknown strategy 'all-levls'; known: adaptive, ")
-    assert str(near.value).endswith("Did you mean 'all-levels'?")
+    assert str(near.value).endswith("Did you mean 'all-levels'? One of your own is named as module:attribute.")
     with pytest.raises(RecipeError) as far:
         strategy_of("boosting")
     assert "known: " in str(far.value)
@@ -125,36 +127,48 @@ def test_per_class_takes_each_class_where_it_gains_most() -> None:
     assert strategy.class_levels(2, [probe] * 3) == {}
 
 
-def test_exp3_by_hand() -> None:
-    """Two arms, γ = .2: the first is drawn and rewarded fully, then the second by half."""
-    first = math.exp(0.2 * 1 / (0.5 * 2))
-    p = [0.8 * first / (first + 1) + 0.1, 0.8 * 1 / (first + 1) + 0.1]
-    assert exp3_probabilities([0], [1.0], 2, 0.2) == pytest.approx(p)
-    second = math.exp(0.2 * 0.5 / (p[1] * 2))
-    assert exp3_probabilities([0, 1], [1.0, 0.5], 2, 0.2) == pytest.approx(
-        [0.8 * first / (first + second) + 0.1, 0.8 * second / (first + second) + 0.1]
-    )
-    assert exp3_probabilities([], [], 4, 0.2).tolist() == [0.25] * 4
+def test_ucb_by_hand() -> None:
+    """Three draws, discount ½: arm 0 weighs ¼ and 1, arm 1 ½; arm 2 was never drawn."""
+    n = math.log(1.75)
+    found = ucb_indices([0, 1, 0], [1.0, 0.5, -1.0], 3, 0.5, 0.2)
+    assert found[:2] == pytest.approx([-0.75 / 1.25 + 2 * math.sqrt(0.2 * n / 1.25), 0.5 + 2 * math.sqrt(0.2 * n / 0.5)])
+    assert found[2] == math.inf
+    assert ucb_indices([0], [1.0], 2, 0.9, 0.05).tolist() == [1.0, math.inf]
 
 
-def test_exp3_stays_finite_and_explores() -> None:
-    probabilities = exp3_probabilities([2] * 5000, [1.0] * 5000, 4, 0.2)
-    assert probabilities == pytest.approx([0.05, 0.05, 0.85, 0.05])
+def test_rewards_are_distances_from_the_course() -> None:
+    """Gains that fall with the logarithm of the epoch have none; beside such ones, three median distances count as 1."""
+    falling = [1 - 0.2 * math.log1p(epoch) for epoch in range(9)]
+    off = [0, 0.01, -0.01, 0.01, 0.5, 0.01, -0.01, 0.02, -0.01]
+    rewards = rewards_of([each + more for each, more in zip(falling, off, strict=True)])
+    assert rewards[4] == 1 and set(rewards.argsort()[-2:].tolist()) == {4, 7}
+    assert np.median(np.abs(rewards)) == pytest.approx(1 / 3)
+    assert rewards_of([0.3, 0.1]).tolist() == [0, 0] and rewards_of([0.2] * 5).tolist() == [0] * 5
 
 
-def test_rewards_lie_between_the_20th_and_the_80th_percentile() -> None:
-    assert scale_reward([3.0]) == 0.5
-    assert [scale_reward([0.0, 1.0, 2.0, 3.0, 4.0, last]) for last in (4.0, 2.0, 0.0)] == [1.0, 0.5, 0.0]
+def played(epochs: int, seed: int, worth: Mapping[int, float], wild: int | None = None) -> list[int]:
+    """The per cents that the bandit draws where gains shrink, and a level's epoch brings that share of the usual gain more."""
+    strategy, noise, history = strategy_of("bandit", epochs, seed=seed), np.random.default_rng(seed), []
+    for epoch in range(epochs):
+        (level,) = strategy.levels(epoch, history)
+        gain = (1 + worth[level.percent] + 0.05 * noise.normal()) * 0.1 / (1 + 0.2 * epoch)
+        history.append({"levels": [level.percent], **progress(*[0.9 if epoch == wild else gain] * 4)})
+    return [record["levels"][0] for record in history]
+
+
+def test_the_bandit_finds_the_better_level_while_all_gains_shrink() -> None:
+    worth = {0: 0.0, 10: 0.0, 30: 0.3, 50: -0.2}
+    for epochs, least in ((8, 0.35), (40, 0.6)):
+        shares = [played(epochs, seed, worth).count(30) / epochs for seed in range(40)]
+        assert np.mean(shares) > least
+    assert all(set(played(8, seed, worth)[:4]) == {0, 10, 30, 50} for seed in range(10))
 
 
 def test_one_bad_probe_cannot_steer_the_bandit() -> None:
-    """After a long run in favour of one level, a single wild gain elsewhere leaves it the most probable."""
-    good = [{"levels": [30], **progress(*[0.02 + 0.001 * epoch] * 4)} for epoch in range(30)]
-    others = [{"levels": [level], **progress(*[-0.01] * 4)} for level in (0, 10, 50) for _ in range(5)]
-    wild = [{"levels": [0], **progress(*[0.9] * 4)}]
-    drawn = Counter(strategy_of("bandit", 100, seed=seed).levels(46, [*others, *good, *wild])[0].percent for seed in range(300))
-    assert drawn.most_common(1)[0][0] == 30
-    assert set(drawn) == {0, 10, 30, 50}
+    """A wild gain in one epoch, whichever level has it, leaves the better level in front."""
+    worth = {0: 0.0, 10: 0.0, 30: 0.3, 50: -0.2}
+    shares = [played(40, seed, worth, wild=12).count(30) / 40 for seed in range(40)]
+    assert np.mean(shares) > 0.5
 
 
 def test_the_bandit_follows_its_seed() -> None:

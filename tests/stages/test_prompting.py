@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -205,3 +207,144 @@ def test_a_captioner_that_is_none_stops_before_any_work(tmp_path: Path, tiny_cli
     with pytest.raises(CheckpointError, match="writes no captions"):
         run_until(run, "generate")
     assert not run.path("data.parquet").exists()
+
+
+PLACES = ["in a meadow at dusk", "on a wooden floor", "under a bright lamp", "in fog"]
+
+
+def bullets(*texts: str) -> Callable[[int, dict], stub.Reply]:
+    return lambda *_: stub.completion("\n".join(f"- {text}" for text in texts))
+
+
+Opens = Callable[..., Run]
+
+
+@pytest.fixture
+def with_settings(small_tree: dict, captioner: Path, tmp_path: Path) -> Opens:
+    """Opens a run over ten pictures of boots and hats whose settings are asked of a server."""
+
+    def opens(url: str, folder: str = "run", amend: bool = False, templates: list[str] | None = None, **more: object) -> Run:
+        asked = {
+            "kind": "clothes", "images": 6, "captions": 3, "captioner": {"checkpoint": str(captioner), "max_new_tokens": 4},
+            "endpoint": {"url": url, "model": "tiny", "retries": 0}, **more,
+        }  # fmt: skip
+        prompts = {"settings": asked} if templates is None else {"settings": asked, "templates": templates}
+        return open_run(load_recipe({**small_tree, "prompts": prompts}), tmp_path / folder, amend)
+
+    return opens
+
+
+def test_captions_are_condensed_into_settings_that_the_plan_holds(
+    with_settings: Opens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stub.serve(bullets("In a meadow at dusk.", *PLACES[1:], "in fog")) as server:
+        run = with_settings(server.url)
+        assert run_until(run, "prompts") == tmp_path / "run/settings.yaml"
+        (body,) = server.bodies
+        request = body["messages"][0]["content"]
+    captions = {row["caption"] for row in caption_rows(run)}
+    shown = re.findall("^- (.*)$", request, re.MULTILINE)
+    assert len(caption_rows(run)) == 6 and 0 < len(shown) <= 3 and set(shown) <= captions
+    assert "photos of clothes" in request and "at most 10 settings" in request
+    assert yaml.safe_load(run.path("settings.yaml").read_text()) == PLACES
+
+    monkeypatch.setattr(prompting, "Captioner", lambda *_: pytest.fail("nothing was to be captioned"))
+    run_until(run, "plan")  # the server is gone: nothing is asked
+    names = run.train.class_names
+    plan = pq.read_table(run.path("plan.parquet")).to_pylist()
+    assert {row["prompt"].partition(f"{names[row['label']]} ")[2] for row in plan} == set(PLACES)
+    assert all(row["prompt"].startswith(f"a photo of a {names[row['label']]} ") for row in plan)
+
+    before = planned(run)
+    run.path("settings.yaml").write_text(yaml.safe_dump([*PLACES[:3], "in deep snow"]))
+    run_until(run, "plan")
+    after = planned(run)
+    gone, new = before.keys() - after.keys(), after.keys() - before.keys()
+    assert gone and len(gone) == len(new) < len(before)
+    assert all(before[name].endswith(" in fog") for name in gone) and all(after[name].endswith(" in deep snow") for name in new)
+
+
+def test_settings_go_where_the_templates_say(with_settings: Opens) -> None:
+    run = with_settings("http://127.0.0.1:9/v1", templates=["{setting}: one {class}", "a {class}"])
+    run.path("settings.yaml").write_text("- at night\n- at noon\n")  # written by hand: neither a captioner nor a server is needed
+    run_until(run, "plan")
+    assert not run.path("captions").exists()
+    names = run.train.class_names
+    asked = {row["prompt"].replace(names[row["label"]], "X") for row in pq.read_table(run.path("plan.parquet")).to_pylist()}
+    assert asked == {"at night: one X", "at noon: one X", "a X"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("", "0 of 2 after 2 tries; the answer was empty"),
+        ("I am sorry, but I cannot help with that.", r"0 of 2 after 2 tries; 'I am sorry, but I cannot help with that\.' is a sentence"),
+        ("- on a hat\n- next to two Boots", "'on a hat' names 'hat'; 'next to two Boots' names 'boot'"),
+        ("- among other clothes\n- in {a} box", "'among other clothes' names 'clothes'; 'in {a} box' holds a brace"),
+        ("- in fog\n- " + "very " * 15 + "dark", "1 of 2 after 2 tries; .* has 16 words, at most 15 are allowed"),
+        ("in fog", "1 of 2 after 2 tries; the same ones came again"),
+    ],
+    ids=["empty", "refusal", "classes", "kind and brace", "too long", "only one"],
+)
+def test_settings_that_make_no_sense_are_refused_and_the_captions_kept(
+    with_settings: Opens, monkeypatch: pytest.MonkeyPatch, answer: str, told: str
+) -> None:
+    with stub.serve(lambda *_: stub.completion(answer)) as server:
+        run = with_settings(server.url, tries=2)
+        with pytest.raises(EndpointError, match=told) as raised:
+            run_until(run, "prompts")
+        assert len(server.bodies) == 2
+    assert str(run.path("settings.yaml")) in str(raised.value) and not run.path("settings.yaml").exists()
+    monkeypatch.setattr(prompting, "Captioner", lambda *_: pytest.fail("nothing was to be captioned"))
+    with stub.serve(bullets(*PLACES)) as server:
+        run_until(with_settings(server.url, amend=True), "prompts")
+    assert yaml.safe_load(run.path("settings.yaml").read_text()) == PLACES
+
+
+@pytest.mark.parametrize("text", ["", "[]", "in fog", "hat: [in fog]", "- in fog\n-\n", "- at night: dark", "- 'in fog"])
+def test_a_settings_file_that_is_no_list_is_refused(with_settings: Opens, text: str) -> None:
+    run = with_settings("http://127.0.0.1:9/v1")
+    run.path("settings.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=r"settings\.yaml (holds no list of settings; write one a line|is not valid YAML)"):
+        run_until(run, "plan")
+
+
+def test_a_server_of_settings_that_refuses_names_its_own_key(with_settings: Opens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with stub.serve(lambda *_: (404, {}, "no such model")) as server:
+        run = with_settings(server.url)
+        with pytest.raises(EndpointError, match=r"answers 404: 'no such model'\. Check prompts\.settings\.endpoint\.url"):
+            run_until(run, "prompts")
+    monkeypatch.delenv("DISCL_TEST_KEY", raising=False)
+    endpoint = {"url": "http://127.0.0.1:9/v1", "model": "tiny", "key_variable": "DISCL_TEST_KEY"}
+    with pytest.raises(EndpointError, match="DISCL_TEST_KEY"):
+        run_until(with_settings("", "other", endpoint=endpoint), "generate")
+    assert not (tmp_path / "other/data.parquet").exists()
+
+
+MADE = {"captioner": {"checkpoint": "a/b"}, "endpoint": {"url": "http://h/v1", "model": "m"}}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "told"),
+    [
+        ({"templates": ["a {class} {setting}"]}, r"hold \{setting\}, but no model writes settings; name a captioner and an endpoint"),
+        ({"settings": MADE, "templates": ["a {class}"]}, r"write 'a photo of a \{class\} \{setting\}' there"),
+        ({"settings": MADE, "phrases": "embedded:fashion-mnist"}, r"prompts\.settings and prompts\.phrases both say"),
+        ({"settings": MADE, "endpoint": MADE["endpoint"]}, r"prompts\.settings and prompts\.endpoint both say"),
+        ({"settings": MADE, "captions": {"checkpoint": "a/b"}}, r"prompts\.settings and prompts\.captions both say"),
+        ({"settings": {**MADE, "captions": 200}}, r"captions = 200 exceeds prompts\.settings\.images = 100"),
+        ({"settings": {"endpoint": MADE["endpoint"]}}, r"prompts\.settings\.captioner: this key is required"),
+        ({"settings": {**MADE, "count": 1}}, r"prompts\.settings\.count: input should be greater than or equal to 2"),
+        ({"settings": {**MADE, "endpoint": {**MADE["endpoint"], "words": 3}}}, r"unknown key in prompts\.settings\.endpoint 'words'"),
+    ],
+)
+def test_settings_and_templates_go_together(prompts: dict, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        load_recipe("fashion-lt", {"prompts": prompts})
+
+
+def test_a_recipe_with_settings_survives_yaml(tmp_path: Path) -> None:
+    recipe = load_recipe("fashion-lt", {"prompts": {"settings": MADE}})
+    assert recipe.prompts.templates == ["a photo of a {class} {setting}"]
+    (tmp_path / "kept.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(tmp_path / "kept.yaml") == recipe

@@ -1,19 +1,18 @@
 """The systems that DisCL is compared with: each by its formulas, and those that take part in training as a `Companion`.
 
-A recipe names one as `system: cuda`, or with parameters as `system: {name: cuda, threshold: 0.4}`. A system of your own is a class with
-the methods of `discl.curriculum.companion.Companion`, named as `module:Class` or by an entry point of the group `discl.systems`.
+A recipe names one as `system: cuda`, or with parameters as `system: {name: cuda, threshold: 0.4}`. A system of your own is a
+`discl.curriculum.companion.Companion`, named as `module:Class` or by an entry point of the group `discl.systems`.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any
 
 from ..curriculum.companion import Companion
 from ..errors import RecipeError, unknown
+from ..plugins import find_piece
 
 SYSTEMS = {"cuda": "discl.baselines.cuda:Cuda", "docl": "discl.baselines.docl:Docl", "ldmlr": "discl.baselines.ldmlr:Ldmlr"}
 GROUP = "discl.systems"
@@ -28,15 +27,7 @@ def find_system(asked: str | Mapping[str, Any]) -> tuple[Callable[..., Companion
         raise RecipeError(f"a system is a name or a mapping such as {{name: cuda, threshold: 0.4}}; got {asked!r}.")
     name = asked if isinstance(asked, str) else asked["name"]
     given = {} if isinstance(asked, str) else {key: value for key, value in asked.items() if key != "name"}
-    own = {entry.name: entry.value for entry in entry_points(group=GROUP)}
-    address = name if ":" in name else {**own, **SYSTEMS}.get(name)
-    if address is None:
-        raise RecipeError(f"{unknown('system', name, [*SYSTEMS, *own])} One of your own is named as module:Class.")
-    module, _, attribute = address.partition(":")
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(f"system '{name}' cannot be found: {error}") from error
+    found = find_piece("system", name, SYSTEMS, GROUP)
     known = [each.name for each in inspect.signature(found).parameters.values() if each.kind is each.KEYWORD_ONLY]
     for key in given:
         if key not in known:

@@ -1,7 +1,7 @@
 """ALIA, language-guided edits (Dunlap et al., NeurIPS 2023, arXiv 2305.16289): which texts to ask for, and which edits to drop.
 
 Captions, a language model and img2img are the project's own (`prompts`, `spectrum`); what is ALIA's is here: the request that condenses
-captions into settings, and the semantic and the confidence filter.
+captions into settings (recipe key `prompts.settings`), and the semantic and the confidence filter (`filter.rule`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def condense_request(captions: Sequence[str], kind: str, settings: int = 10) -> 
     return (
         f"These are captions of photos of {kind}:\n{listed}\n\nName at most {settings} settings in which such photos are taken: "
         f"place, background, weather, light or time of day. Leave {kind} itself and its looks out. One setting a line, each a short "
-        f'phrase that can follow "a photo of {kind}", such as "in a meadow at dusk". Settings should differ from one another.'
+        f'phrase that can follow "a photo of {kind}", such as "in a meadow at dusk", without a full stop. Settings should differ from '
+        "one another. Answer with these lines and with nothing else."
     )
 
 

@@ -3,8 +3,11 @@
 Every class has a level from 0 to 10. A training picture is augmented at its class's level with probability ½; before each epoch
 the level rises where the model still recognises pictures augmented up to it, and falls where it does not.
 
-The released code lets three operations weaken as the strength grows; here all 22 grow with it, as the paper means them to:
-posterise takes bits away, solarise lowers its threshold from 256.
+Posterise, solarise and solarise-add alter a picture the more the greater the strength: they take bits away, lower the threshold from
+256, and add to what lies below 128. (In the released code the first two keep bits and raise the threshold, so they weaken, and the
+third inverts values from 128 on at any strength.) Colour, contrast, brightness and sharpness are factors from .1 on, as published,
+and a factor of 1 changes nothing: at the strengths that levels reach, factors of .1 to .7, they weaken as the strength grows. Eight
+operations have no magnitude.
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ from ..curriculum.augmentation import centre
 from ..curriculum.companion import Companion, Scene
 from ..curriculum.learner import autocast
 from ..curriculum.models import normalise
+from ..curriculum.pixels import Batches
 from ..digests import derive_seed
 
 MAX_LEVEL = 10
 STRENGTH_SCALE = 30
+JUDGED_AT_ONCE = 512
 Recognised = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 Operation = tuple[float, float, bool, Callable[[Image.Image, float], Image.Image]]
@@ -131,11 +136,13 @@ def update_levels(
     For each class and each s up to its level, 10·(s + 1) of its training rows are drawn with replacement;
     `recognised(rows, s, rng)` says for each whether the model (in evaluation mode) is right about it augmented at strength s. The
     level rises by one if the accuracy exceeds `threshold` (γ = .6 on CIFAR, .4 on large sets) at every s, and falls by one otherwise.
+    A class without rows keeps its level.
     """
     result = levels.copy()
     drawn: list[tuple[int, int, np.ndarray]] = []
-    for label, level in enumerate(levels):
-        for strength in range(int(level) + 1):
+    known = np.asarray([len(rows) > 0 for rows in rows_of_class])
+    for label in np.flatnonzero(known).tolist():
+        for strength in range(int(levels[label]) + 1):
             drawn.append((label, strength, rng.choice(rows_of_class[label], 10 * (strength + 1))))
     passed = np.ones(len(levels), bool)
     for strength in sorted({strength for _, strength, _ in drawn}):  # all classes of a strength in one call: full batches
@@ -143,7 +150,7 @@ def update_levels(
         right = recognised(np.concatenate([rows for _, rows in parts]), strength, rng)
         for part, (label, _) in zip(right.reshape(len(parts), -1), parts, strict=True):
             passed[label] &= part.mean() > threshold
-    result += np.where(passed, 1, -1)
+    result += np.where(known, np.where(passed, 1, -1), 0)
     return result.clip(0, MAX_LEVEL)
 
 
@@ -158,8 +165,10 @@ class Cuda(Companion):
         self.threshold, self.probability = threshold, probability
         self.levels = np.zeros(0, np.int64)
         self.threads = ThreadPoolExecutor()
+        self.batches: Batches | None = None
 
     def begin(self, scene: Scene) -> None:
+        self.batches = Batches(scene.pixels, JUDGED_AT_ONCE, scene.workers)
         self.levels = np.zeros(scene.pool.num_classes, np.int64)
 
     def begin_epoch(self, scene: Scene, epoch: int) -> None:
@@ -175,13 +184,13 @@ class Cuda(Companion):
 
     @torch.inference_mode()
     def _recognised(self, scene: Scene, rows: np.ndarray, strength: int, seed: int) -> np.ndarray:
+        batches = self.batches or Batches(scene.pixels, JUDGED_AT_ONCE)
         learner, right = scene.learner, []
         training = learner.model.training
         learner.model.eval()
-        for first in range(0, len(rows), 512):
-            part = rows[first : first + 512]
-            pictures = centre(scene.pixels.__getitems__(part.tolist()), learner.config.image_size).numpy()
-            altered = torch.from_numpy(augment_batch(pictures, [strength] * len(part), derive_seed(seed, first), self.threads))
+        for number, (part, stored) in enumerate(batches.of(rows)):
+            pictures, own = centre(stored, learner.config.image_size).numpy(), derive_seed(seed, number * JUDGED_AT_ONCE)
+            altered = torch.from_numpy(augment_batch(pictures, [strength] * len(part), own, self.threads))
             images = normalise(altered.to(learner.device).float() / 255, learner.config)
             with autocast(learner.device, learner.precision):
                 logits = learner.model(images.contiguous(memory_format=torch.channels_last))

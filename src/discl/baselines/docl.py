@@ -1,7 +1,9 @@
 """DoCL, a curriculum by learning dynamics (Zhou, Wang and Bilmes, AISTATS 2021).
 
-A sample is drawn the more often the more the model's output on it moves towards its label. The state is three arrays of one row per
-sample; it is passed in and handed back, so a checkpoint holds all of it.
+A sample is drawn the more often the more the model's output on it moves towards its label. The state is four arrays of one row per
+sample; it is passed in and handed back, so a checkpoint holds all of it. The score weighs how each logit has moved by probabilities
+of now, so no summary of a sample's last logits would do: all are kept, in float32, and data sets where that takes more than
+`LOGITS_LIMIT` are refused.
 """
 
 from __future__ import annotations
@@ -13,12 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..console import say
 from ..curriculum.companion import Companion, Scene
 from ..digests import derive_seed
+from ..errors import TrainingError
 
 DECAY = 0.5
 RATE_POWER = 0.1
 TEMPERATURE = 0.1
+LOGITS_LIMIT = 2 * 10**9
+"""Bytes of remembered logits, in memory and in each checkpoint: samples × classes × 4. ImageNet-LT has .5 GB, iNaturalist 2018 14 GB."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +94,30 @@ class Docl(Companion):
     """DoCL in training: after `warm_up` epochs samples are drawn by their dynamics.
 
     It chooses among the distinct samples that the strategy has drawn: all real images, or with a spectrum those of the epoch's level too.
-    A pass takes a `share` of them; the paper shrinks its subsets over time, which has no counterpart at equal numbers of updates.
+    A pass takes a `share` of them, in (0, 1]; the paper shrinks its subsets over time, which has no counterpart at equal numbers of
+    updates. Where the training is no longer than the warm-up, it says so: nothing but the order of the samples is then its own.
+    Raises TrainingError where the samples' logits take more than `LOGITS_LIMIT`.
     """
 
     def __init__(self, *, warm_up: int = 5, share: float = 0.5) -> None:
+        if warm_up < 0 or not 0 < share <= 1:
+            raise ValueError(f"warm_up is 0 or more and share lies in (0, 1]; got {warm_up} and {share}.")
         self.warm_up, self.share = warm_up, share
         self.dynamics = Dynamics.start(0, 0)
 
     def begin(self, scene: Scene) -> None:
-        self.dynamics = Dynamics.start(len(scene.pool.labels), scene.pool.num_classes)
+        samples, classes = len(scene.pool.labels), scene.pool.num_classes
+        if samples * classes * 4 > LOGITS_LIMIT:
+            raise TrainingError(
+                f"system docl remembers the logits of every sample: {samples:,} samples of {classes:,} classes take "
+                f"{samples * classes * 4 / 1e9:.1f} GB, more than its {LOGITS_LIMIT / 1e9:.0f} GB; leave this method out."
+            )
+        if self.warm_up >= scene.epochs and scene.learner.processes.first:
+            say(
+                f"system docl: warm_up {self.warm_up} leaves none of the {scene.epochs} epochs to draw samples by their dynamics; "
+                f"write {{name: docl, warm_up: {scene.epochs // 3}}} or train for longer."
+            )
+        self.dynamics = Dynamics.start(samples, classes)
 
     def draw(self, scene: Scene, epoch: int, rows: np.ndarray) -> np.ndarray:
         rng = np.random.default_rng(derive_seed("docl", scene.seed, epoch))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor, nn
 
+from .objectives import FLYP
+
 if TYPE_CHECKING:
     from .learner import Learner
     from .mixture import Pool
@@ -17,13 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a companion sees of a training: samples, their pixels, the learner with its model, and the seed."""
+    """What a companion sees of a training: samples, their pixels, the learner with its model, the seed and how long it goes on.
+
+    `workers` decode pixels that do not fit in memory, where they are read through `Batches`.
+    """
 
     pool: Pool
     pixels: Pixels
     learner: Learner
     seed: int
     batch_size: int
+    epochs: int
+    workers: int = 0
 
 
 class Companion:
@@ -31,6 +38,12 @@ class Companion:
 
     All that it remembers is in `state`, so that a killed training goes on with it; its draws are functions of (seed, epoch).
     """
+
+    def objection(self, objective: str) -> str | None:
+        """Why it has no effect beside this objective, as a sentence about it; None where it has one. A recipe refuses the former."""
+        if objective == FLYP and type(self).learn is not Companion.learn:
+            return f"it learns from logits, and objective {FLYP} has none"
+        return None
 
     def begin(self, scene: Scene) -> None:
         """Called once, before the first epoch and before `load_state`."""
@@ -47,7 +60,7 @@ class Companion:
         return images
 
     def learn(self, rows: np.ndarray, labels: Tensor, logits: Tensor, learning_rate: float) -> None:
-        """Told of every forward pass in training, with the model's outputs `[batch, classes]`."""
+        """Told of every forward pass in training, with the model's outputs `[batch, classes]`: of all processes, in each of them."""
 
     def finish(self, scene: Scene, model: nn.Module) -> None:
         """Called once after the last epoch with the model that will be saved; may change it in place."""

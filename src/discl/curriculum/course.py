@@ -94,8 +94,8 @@ def hold_out_guidance(pool: Pool, levels: Sequence[GuidanceLevel], images: int |
 
 
 def make_mixing(
-    pool: Pool, strategy: str, undersample: bool, synthetic_scale: float, shortage: str, missing: str, class_power: float = 1.0
+    pool: Pool, strategy: str | Strategy, undersample: bool, synthetic_scale: float, shortage: str, missing: str, class_power: float = 1.0
 ) -> Mixing:
-    """The mixture that goes with a strategy: those that probe leave the hard real images to the probe."""
-    with_hard = strategy not in WITHOUT_HARD
+    """The mixture that goes with a strategy (one that ships may be named): those that probe leave the hard real images to the probe."""
+    with_hard = strategy not in WITHOUT_HARD if isinstance(strategy, str) else strategy.measures(0) != "probe"
     return Mixing(pool.tail_share if undersample else None, synthetic_scale, shortage, missing, with_hard, class_power)

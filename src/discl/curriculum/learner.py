@@ -133,11 +133,18 @@ class Learner:
             return contrastive(self.processes.gather(seen), self.processes.gather(texts), clip.scale)
         with autocast(self.device, self.precision):
             logits = self.model(images).float()
-        self.companion.learn(rows, labels, logits.detach(), learning_rate)
+        self._tell(rows, labels, logits.detach(), learning_rate)
         loss = self.objective.loss(logits, labels, self.counts, progress)
         if order is not None:
             loss = share * loss + (1 - share) * self.objective.loss(logits, labels[order], self.counts, progress)
         return loss
+
+    def _tell(self, rows: np.ndarray, labels: Tensor, logits: Tensor, learning_rate: float) -> None:
+        """Tells the companion what was seen, by all processes, so that each keeps the same state and draws the same rows by it."""
+        if self.processes.size > 1 and type(self.companion).learn is not Companion.learn:
+            rows = self.processes.gather(torch.as_tensor(rows, device=self.device)).cpu().numpy()
+            labels, logits = self.processes.gather(labels), self.processes.gather(logits)
+        self.companion.learn(rows, labels, logits, learning_rate)
 
     def _step(self, taken: int) -> None:
         self.processes.average_gradients(self.model)
@@ -207,8 +214,9 @@ def choose_attention(model: nn.Module, device: torch.device, precision: torch.dt
     """
     if device.type == "cpu" and precision == torch.bfloat16:
         for module in model.children():
-            if hasattr(module, "set_attn_implementation"):
-                module.set_attn_implementation("eager")
+            choose: Any = getattr(module, "set_attn_implementation", None)
+            if choose is not None:
+                choose("eager")
 
 
 def autocast(device: torch.device | str, precision: torch.dtype) -> Any:

@@ -1,12 +1,18 @@
-"""Losses over logits or over CLIP features, and the post-hoc correction for label shift."""
+"""Losses over logits or over CLIP features, and the post-hoc correction for label shift.
+
+An objective of your own is a function `(logits, labels, class_counts) -> scalar`; what it takes by keyword only is the recipe's to give,
+but for `progress`. It is named as `module:attribute` or by an entry point of the group `discl.objectives`; with an attribute
+`corrected = True` it counts among those that correct for the class prior.
+"""
 
 from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -14,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import RecipeError, unknown
+from ..plugins import check_call, find_piece
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
@@ -85,16 +92,17 @@ OBJECTIVES: dict[str, Callable[..., Tensor]] = {
 }
 """Losses of (logits, labels, class counts); what stands behind the star is the recipe's to choose, but for `progress`."""
 
+GROUP = "discl.objectives"
 FLYP = "flyp"
 """The contrastive objective: it is of (images, class prompts), not of logits, and needs a CLIP."""
 
 CORRECTED = frozenset({"balanced-softmax", "logit-adjusted", "ldam"})
-"""Objectives that already correct for the class prior; post-hoc adjustment on top would correct twice."""
+"""Objectives here that already correct for the class prior; post-hoc adjustment on top would correct twice."""
 
 BOUNDS: dict[str, tuple[float, float]] = {
     "tau": (0, 100), "gamma": (0, 100), "max_margin": (0, 1), "scale": (1e-3, 1e3), "beta": (0, 1 - 1e-12), "defer": (0, 1),
 }  # fmt: skip
-"""Least and greatest value of each parameter of an objective."""
+"""Least and greatest value of each parameter of an objective; those of your own only have to be finite."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +116,26 @@ class Objective:
         """The mean loss of a batch. Raises RecipeError for `flyp`, which is no loss of logits."""
         if self.name == FLYP:
             raise RecipeError("objective flyp compares images with class prompts and has no loss over logits.")
-        function = partial(OBJECTIVES[self.name], **self.parameters)
-        if "progress" in inspect.signature(OBJECTIVES[self.name]).parameters:
+        found = find_objective(self.name)
+        function = partial(found, **self.parameters)
+        if "progress" in inspect.signature(found).parameters:
             function = partial(function, progress=progress)
         return function(logits, labels, class_counts)
+
+    @property
+    def corrected(self) -> bool:
+        """Whether it corrects for the class prior itself."""
+        return self.name in CORRECTED or (self.name != FLYP and getattr(find_objective(self.name), "corrected", False) is True)
+
+
+def find_objective(name: str) -> Callable[..., Tensor]:
+    """The loss of that name, or of `module:attribute`. Raises RecipeError for an unknown one."""
+    return OBJECTIVES[name] if name in OBJECTIVES else _own(name)
+
+
+@cache
+def _own(name: str) -> Callable[..., Tensor]:
+    return find_piece("objective", name, {**OBJECTIVES, FLYP: contrastive}, GROUP)
 
 
 def make_objective(asked: str | Mapping[str, Any] | Objective) -> Objective:
@@ -124,8 +148,6 @@ def make_objective(asked: str | Mapping[str, Any] | Objective) -> Objective:
     if not isinstance(asked, (str, Mapping)) or (not isinstance(asked, str) and not isinstance(asked.get("name"), str)):
         raise RecipeError(f"an objective is a name or a mapping such as {{name: focal, gamma: 2}}; got {asked!r}.")
     name = asked if isinstance(asked, str) else asked["name"]
-    if name not in OBJECTIVES and name != FLYP:
-        raise RecipeError(unknown("objective", name, [*OBJECTIVES, FLYP]))
     given = {} if isinstance(asked, str) else {key: value for key, value in asked.items() if key != "name"}
     known = parameters_of(name)
     for key, value in given.items():
@@ -133,9 +155,12 @@ def make_objective(asked: str | Mapping[str, Any] | Objective) -> Objective:
             raise RecipeError(
                 unknown(f"parameter of objective {name}", key, known) if known else f"objective {name} has no parameter; got {key}."
             )
-        low, high = BOUNDS[key]
+        low, high = BOUNDS[key] if name in OBJECTIVES else (-sys.float_info.max, sys.float_info.max)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            raise RecipeError(f"objective {name}: {key} lies between {low:g} and {high:g}; got {value!r}.")
+            allowed = f"lies between {low:g} and {high:g}" if name in OBJECTIVES else "is a finite number"
+            raise RecipeError(f"objective {name}: {key} {allowed}; got {value!r}.")
+    if name not in OBJECTIVES and name != FLYP:
+        check_call("objective", name, find_objective(name), "logits", "labels", "class_counts", **given)
     return Objective(name, {key: float(value) for key, value in given.items()})
 
 
@@ -143,7 +168,7 @@ def parameters_of(name: str) -> list[str]:
     """Names of the parameters of an objective that a recipe may give."""
     if name == FLYP:
         return []
-    found = inspect.signature(OBJECTIVES[name]).parameters.values()
+    found = inspect.signature(find_objective(name)).parameters.values()
     return [each.name for each in found if each.kind is each.KEYWORD_ONLY and each.name != "progress"]
 
 

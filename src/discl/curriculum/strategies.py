@@ -5,6 +5,10 @@ resumed run takes the same path and a report can draw the curriculum. An empty t
 
 A strategy that follows learning progress says how it is measured; training then puts the plain numbers of
 `progress.measure_progress` into the epoch's record, and the strategy reads them from the history.
+
+A strategy of your own is a callable of `(levels, curriculum_epochs, level, seed)`, all by name, that gives a `Strategy` (`Planned` is a
+base for those that measure nothing). It is named as `module:attribute` or by an entry point of the group `discl.strategies`, and has to be
+pure in (epoch, history) like those here.
 """
 
 from __future__ import annotations
@@ -12,15 +16,17 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
 from ..digests import derive_seed
-from ..errors import RecipeError, unknown
-from ..levels import TEXT_ONLY, GuidanceLevel
+from ..errors import RecipeError
+from ..levels import REAL, TEXT_ONLY, GuidanceLevel
+from ..plugins import check_call, find_piece
 from .progress import best_level
 
+GROUP = "discl.strategies"
 Levels = tuple[GuidanceLevel, ...]
 History = Sequence[Mapping[str, Any]]
 Measured = Literal["never", "probe", "epoch"]
@@ -28,7 +34,7 @@ Measured = Literal["never", "probe", "epoch"]
 
 
 class Strategy(Protocol):
-    """What training asks, for each epoch from 0.
+    """What training asks, for each epoch from 0. One that measures does so from epoch 0 on.
 
     `history` holds one plain record for each finished epoch and, for a strategy that probes, one more: `{"progress": ...}` of the
     epoch that begins.
@@ -43,7 +49,7 @@ class Strategy(Protocol):
         ...
 
 
-class _Planned:
+class Planned:
     """A strategy that is the same whatever was learned."""
 
     def measures(self, epoch: int) -> Measured:
@@ -54,7 +60,7 @@ class _Planned:
 
 
 @dataclass(frozen=True)
-class RealOnly(_Planned):
+class RealOnly(Planned):
     """No synthetic image at all."""
 
     def levels(self, epoch: int, history: History) -> Levels:
@@ -62,7 +68,7 @@ class RealOnly(_Planned):
 
 
 @dataclass(frozen=True)
-class Staged(_Planned):
+class Staged(Planned):
     """`stages` one after the other, each for an equal number of the first `curriculum_epochs`; then real images only.
 
     Where the epochs do not divide evenly, stages differ by at most one epoch (linear G, algorithm 1).
@@ -81,7 +87,8 @@ class Staged(_Planned):
 class Adaptive:
     """The level with the greatest progress in a probe on random real images (algorithm 2); then real images only.
 
-    With `per_class` each class takes the level from which it gains most itself, and the common one where V says too little of it.
+    With `per_class` each class takes the level from which it gains most by `progress.measure_progress`, the common one where V has no
+    image of it.
     """
 
     curriculum_epochs: int
@@ -103,16 +110,18 @@ class Adaptive:
 
 @dataclass(frozen=True)
 class Bandit:
-    """EXP3 over the levels (Auer et al. 2002, fig. 1): a level is drawn, and rewarded by the mean gain over all of V in its epoch.
+    """Discounted UCB over the levels (Garivier and Moulines, arXiv 0805.3415, section 3); a level's reward is what its epoch brings.
 
-    Gains are scaled to [0, 1] between the 20th and the 80th percentile of those seen so far (arXiv 1704.03003, section 3.3). Every
-    level keeps a probability of at least γ / K, so no single measurement decides an epoch.
+    That is the mean gain over all of V, measured against the course of the gains so far (`rewards_of`), for gains shrink as training goes
+    on whatever is drawn. Every level has an epoch first, in an order drawn by the seed. An index is a mean over the epochs of a level, so
+    no single measurement decides.
     """
 
     arms: Levels
     curriculum_epochs: int
     seed: int = 0
-    exploration: float = 0.2
+    discount: float = 0.9
+    exploration: float = 0.05
 
     def measures(self, epoch: int) -> Measured:
         return "epoch" if epoch < self.curriculum_epochs else "never"
@@ -123,33 +132,41 @@ class Bandit:
     def levels(self, epoch: int, history: History) -> Levels:
         if epoch >= self.curriculum_epochs:
             return ()
+        order = np.random.default_rng(derive_seed("bandit", self.seed)).permutation(len(self.arms))
         finished = [record for record in history[:epoch] if "progress" in record]
         drawn = [self.arms.index(GuidanceLevel(record["levels"][0])) for record in finished]
         gains = [float(np.mean(list(record["progress"]["gain"].values()))) for record in finished]
-        rewards = [scale_reward(gains[: turn + 1]) for turn in range(len(gains))]
-        probabilities = exp3_probabilities(drawn, rewards, len(self.arms), self.exploration)
-        rng = np.random.default_rng(derive_seed("bandit", self.seed, epoch))
-        return (self.arms[int(rng.choice(len(self.arms), p=probabilities))],)
+        indices = ucb_indices(drawn, rewards_of(gains), len(self.arms), self.discount, self.exploration)
+        return (self.arms[max(order.tolist(), key=lambda arm: indices[arm])],)
 
 
-def scale_reward(gains: Sequence[float]) -> float:
-    """The last of the gains, in [0, 1]: their 20th percentile is 0, the 80th 1, and what lies beyond is cut off; ½ where both are equal."""
-    low, high = np.quantile(gains, [0.2, 0.8])
-    return 0.5 if high == low else float(np.clip((gains[-1] - low) / (high - low), 0, 1))
+def rewards_of(gains: Sequence[float]) -> np.ndarray:
+    """How far each gain lies above the course of all, float64 in [-1, 1].
 
-
-def exp3_probabilities(drawn: Sequence[int], rewards: Sequence[float], arms: int, exploration: float) -> np.ndarray:
-    """Probability of each arm, float64 `[arms]`, after these draws and their rewards in [0, 1].
-
-    p_i = (1 − γ) w_i / Σ w + γ / K, and after a draw of i with reward x: w_i ← w_i · exp(γ x / (p_i K)).
+    The course is the Theil-Sen line over the logarithm of the epoch, through the medians; three median distances from it count as 1. So
+    one wild measurement moves neither the line nor the scale.
     """
-    weights = np.zeros(arms)  # logarithms
-    probabilities = np.full(arms, 1 / arms)
-    for arm, reward in zip(drawn, rewards, strict=True):
-        weights[arm] += exploration * reward / (probabilities[arm] * arms)
-        shares = np.exp(weights - weights.max())
-        probabilities = (1 - exploration) * shares / shares.sum() + exploration / arms
-    return probabilities
+    values, places = np.asarray(gains, np.float64), np.log1p(np.arange(len(gains)))
+    if len(gains) < 3:
+        return np.zeros(len(gains))
+    first, second = np.triu_indices(len(gains), 1)
+    rest = values - np.median((values[second] - values[first]) / (places[second] - places[first])) * places
+    rest -= np.median(rest)
+    scale = 3 * np.median(np.abs(rest))
+    return np.clip(rest / scale, -1, 1) if scale > 0 else np.sign(rest)
+
+
+def ucb_indices(drawn: Sequence[int], rewards: Sequence[float] | np.ndarray, arms: int, discount: float, exploration: float) -> np.ndarray:
+    """Index of each arm after these draws, float64 `[arms]`: its discounted mean reward X plus 2 √(ξ log n / N); infinite without a draw.
+
+    N is the arm's discounted number of draws and n that of all; with t draws, the s-th from 1 has the weight discount^(t − s).
+    """
+    weights = discount ** np.arange(len(drawn) - 1, -1, -1.0)
+    counts = np.bincount(np.asarray(drawn, np.int64), weights, arms)
+    sums = np.bincount(np.asarray(drawn, np.int64), weights * np.asarray(rewards), arms)
+    spread = exploration * max(np.log(max(counts.sum(), 1)), 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(counts > 0, sums / counts + 2 * np.sqrt(spread / counts), np.inf)
 
 
 def _in_stages(levels: Levels, curriculum_epochs: int) -> Staged:
@@ -218,16 +235,56 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
 }
 
 MEASURING = frozenset({"adaptive", "adaptive-per-class", "bandit"})
-"""Strategies that need a guidance validation set."""
+"""Strategies here that need a guidance validation set; `follows_progress` answers for your own too."""
 
 WITHOUT_HARD = frozenset({"adaptive", "adaptive-per-class"})
-"""Strategies whose curriculum epochs draw the hard real images in the probe and not beside the synthetic ones (algorithm 2: S_λ ∪ D_nh)."""
+"""Those of them whose curriculum epochs draw the hard real images in the probe, not beside synthetic ones (algorithm 2: S_λ ∪ D_nh)."""
 
 
 def make_strategy(
     name: str, *, levels: Sequence[GuidanceLevel], curriculum_epochs: int, level: GuidanceLevel | None = None, seed: int = 0
 ) -> Strategy:
-    """The strategy of that name over `levels`. Raises RecipeError for an unknown name or too few curriculum epochs."""
-    if name not in STRATEGIES:
-        raise RecipeError(unknown("strategy", name, STRATEGIES))
-    return STRATEGIES[name](levels=tuple(levels), curriculum_epochs=curriculum_epochs, level=level, seed=seed)
+    """The strategy of that name, or of `module:attribute`, over `levels`.
+
+    Raises RecipeError for an unknown name, too few curriculum epochs, or something of your own that is no strategy.
+    """
+    given: dict[str, Any] = {"levels": tuple(levels), "curriculum_epochs": curriculum_epochs, "level": level, "seed": seed}
+    found = find_strategy(name)
+    if name in STRATEGIES:
+        return found(**given)
+    check_call("strategy", name, found, **given)
+    return check_strategy(name, found(**given), levels)
+
+
+def find_strategy(name: str) -> Callable[..., Strategy]:
+    """What makes the strategy of that name. Raises RecipeError for an unknown one."""
+    return find_piece("strategy", name, STRATEGIES, GROUP)
+
+
+def check_strategy(name: str, strategy: Any, levels: Sequence[GuidanceLevel]) -> Strategy:
+    """The strategy itself, if it can be asked as `Strategy` says and answers alike twice. Raises RecipeError otherwise.
+
+    Only epoch 0 is asked for, whose history is known beforehand.
+    """
+    for asked in ("measures", "levels", "class_levels"):
+        if not callable(getattr(strategy, asked, None)):
+            raise RecipeError(f"strategy '{name}' gives a {type(strategy).__name__}, which has no method {asked}(epoch, ...).")
+    measured = strategy.measures(0)
+    if measured not in get_args(Measured):
+        raise RecipeError(f"strategy '{name}': measures(0) is {measured!r}; allowed: {', '.join(get_args(Measured))}.")
+    if measured == "probe" and not levels:
+        return strategy
+    gain = {str(level.percent): 0.0 for level in levels}
+    history = [{"progress": {"gain": gain, "class_gain": {}}}] if measured == "probe" else []
+    first, again = strategy.levels(0, history), strategy.levels(0, history)
+    if not isinstance(first, tuple) or not set(first) <= {*levels, REAL}:
+        known = ", ".join(str(level) for level in levels)
+        raise RecipeError(f"strategy '{name}': levels(0, ...) is {first!r}; it has to be a tuple of the levels {known or '(none)'}.")
+    if first != again:
+        raise RecipeError(f"strategy '{name}' answers {first!r} and then {again!r} for epoch 0; it has to be pure in (epoch, history).")
+    return strategy
+
+
+def follows_progress(name: str, strategy: Strategy) -> bool:
+    """Whether a strategy needs a guidance validation set."""
+    return name in MEASURING or strategy.measures(0) != "never"

@@ -89,7 +89,7 @@ def train_classifier(
         model, settings.make_optimizer, make_objective(objective), class_counts, config, settings.stepping, settings.augment,
         settings.precision, device, companion,
     )  # fmt: skip
-    scene = Scene(pool, pixels, learner, settings.seed, settings.batch_size)
+    scene = Scene(pool, pixels, learner, settings.seed, settings.batch_size, settings.epochs, workers)
     learner.companion.begin(scene)
     checkpoint = folder / "checkpoint.safetensors"
     history: list[Record] = _load_checkpoint(checkpoint, learner) if checkpoint.exists() else []
@@ -246,11 +246,14 @@ def read_history(path: Path) -> list[Record]:
 def _finish(folder: Path, scene: Scene, config: ClassifierConfig, select: str, history: list[Record]) -> None:
     """Puts the chosen classifier in place; killed anywhere, it can be done again, for `best` goes after the checkpoint."""
     model = scene.learner.evaluated
-    write_history(history, folder / "history.jsonl")
     best = folder / "best"
     if select == "validation" and best.exists():
         model.load_state_dict(load_file(best / "model.safetensors"))
+    started = time.monotonic()
     scene.learner.companion.finish(scene, model)
+    if history:  # what a companion does in the end is training too
+        history[-1]["seconds"] = round(history[-1]["seconds"] + time.monotonic() - started, 3)
+    write_history(history, folder / "history.jsonl")
     save_classifier(model, config, folder)
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     shutil.rmtree(best, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, Subset
 
 from ..curriculum.course import Course, Record, hold_out_guidance, make_mixing
-from ..curriculum.strategies import MEASURING, make_strategy
+from ..curriculum.strategies import follows_progress, make_strategy
 from ..errors import TrainingError
 from ..levels import REAL, GuidanceLevel
 from .dataset import SpectrumDataset
@@ -46,16 +47,16 @@ class Curriculum(Sampler[int]):
         if probe_every < 2:
             raise TrainingError(f"probe_every = {probe_every} leaves no epoch for the level that a probe chooses; use 2 or more.")
         samples = samples or int((~pool.synthetic).sum())
-        probes = strategy in MEASURING and strategy != "bandit"
+        make = partial(make_strategy, strategy, levels=asked, seed=seed, level=GuidanceLevel(level) if level is not None else None)
+        followed = make(curriculum_epochs=curriculum_epochs)
+        probes = followed.measures(0) == "probe"
         self.span = probe_every if probes else 1
-        followed = make_strategy(
-            strategy, levels=asked, curriculum_epochs=-(-curriculum_epochs // self.span), seed=seed,
-            level=GuidanceLevel(level) if level is not None else None,
-        )  # fmt: skip
+        if probes:
+            followed = make(curriculum_epochs=-(-curriculum_epochs // self.span))
         guidance = None
-        if strategy in MEASURING:
+        if follows_progress(strategy, followed):
             pool, guidance = hold_out_guidance(pool, asked, guidance_images, seed)
-        mixing = make_mixing(pool, strategy, undersample and strategy != "real-only", synthetic_scale, shortage, missing)
+        mixing = make_mixing(pool, followed, undersample and strategy != "real-only", synthetic_scale, shortage, missing)
         self.course = Course(pool, followed, mixing, samples * self.span, seed, guidance, samples if probes else 0)
         self.dataset, self.samples, self.probability = dataset, samples, probability or true_class_probability
         self.collate, self.batch_size = collate, batch_size

@@ -111,7 +111,8 @@ def find_captioner(address: str) -> Path:
     if family not in FAMILIES:
         raise CheckpointError(
             f"'{folder}' holds a model of the family '{family}', which writes no captions; "
-            "name an image-to-text model such as BLIP, GIT, a vision encoder-decoder or LLaVA in prompts.captions.checkpoint."
+            "name an image-to-text model such as BLIP, GIT, a vision encoder-decoder or LLaVA in prompts.captions.checkpoint, "
+            "or in prompts.settings.captioner.checkpoint where the captions are for settings."
         )
     return folder
 

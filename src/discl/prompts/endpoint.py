@@ -69,7 +69,7 @@ class Endpoint:
 
     `parameters` (temperature, max_tokens, …) go into each request as they are. A request that a busy or failing server turns
     away is sent again at most `retries` times, after the seconds that the server names in Retry-After, else after
-    `backoff`, 2 · `backoff`, 4 · `backoff` … seconds. `stopped` ends waiting early.
+    `backoff`, 2 · `backoff`, 4 · `backoff` … seconds. `stopped` ends waiting early. `section` is where the recipe states all this.
     """
 
     url: str
@@ -79,6 +79,7 @@ class Endpoint:
     timeout: float = 120.0
     retries: int = 6
     backoff: float = 1.0
+    section: str = "prompts.endpoint"
     stopped: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def ask(self, messages: Sequence[Mapping[str, str]]) -> str:
@@ -100,7 +101,7 @@ class Endpoint:
                     ) from failure
                 if self.stopped.wait(min(wait, LONGEST_WAIT)):
                     raise EndpointError("stopped while waiting for the endpoint.") from failure
-        raise EndpointError(f"prompts.endpoint.retries is {self.retries}; 0 or more is allowed.")
+        raise EndpointError(f"{self.section}.retries is {self.retries}; 0 or more is allowed.")
 
     @property
     def _address(self) -> str:
@@ -128,12 +129,12 @@ class Endpoint:
         if status in PASSING:
             return _Passing(said, _retry_after(headers.get("Retry-After")))
         advice = {
-            401: "Set the variable that prompts.endpoint.key_variable names to a valid API key.",
-            403: "Set the variable that prompts.endpoint.key_variable names to a key that may use this model.",
-            404: "Check prompts.endpoint.url (most end in /v1) and prompts.endpoint.model.",
-        }.get(status, "Check prompts.endpoint: url, model and parameters.")
+            401: f"Set the variable that {self.section}.key_variable names to a valid API key.",
+            403: f"Set the variable that {self.section}.key_variable names to a key that may use this model.",
+            404: f"Check {self.section}.url (most end in /v1) and {self.section}.model.",
+        }.get(status, f"Check {self.section}: url, model and parameters.")
         if 300 <= status < 400:
-            advice = f"It points to {headers.get('Location')}; if that is right, write it into prompts.endpoint.url."
+            advice = f"It points to {headers.get('Location')}; if that is right, write it into {self.section}.url."
         return EndpointError(f"{self._address} {said}. {advice}")
 
     def _content(self, body: bytes) -> str:
@@ -143,7 +144,7 @@ class Endpoint:
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise EndpointError(
                 f"{self._address} answers no chat completion: {self._shown(body)}. "
-                "Check prompts.endpoint.url: the base URL of an OpenAI-compatible server, most end in /v1."
+                f"Check {self.section}.url: the base URL of an OpenAI-compatible server, most end in /v1."
             ) from error
         return content if isinstance(content, str) else ""
 

@@ -13,6 +13,8 @@ from ..errors import RecipeError, unknown
 
 CAPTION = "{caption}"
 """What a template may hold beside `{class}`: the caption of the source image."""
+SETTING = "{setting}"
+"""What a template may hold beside `{class}`: a place or condition, the same for all images."""
 
 
 def fill(template: str, name: str) -> str:
@@ -41,6 +43,11 @@ def class_prompts(
     if lacking:
         raise RecipeError(f"prompts.phrases: {path} has no texts for {len(lacking)} classes: {', '.join(lacking[:8])}.")
     return {name: texts[name] for name in class_names}
+
+
+def with_settings(templates: Sequence[str], settings: Sequence[str]) -> list[str]:
+    """Each template that holds `{setting}` once with each setting, the others as they are."""
+    return [template.replace(SETTING, each) for template in templates for each in (settings if SETTING in template else ("",))]
 
 
 def spoken_names(class_names: Sequence[str], names: Mapping[str, str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +104,7 @@ def missing_classes(path: Path, names: Mapping[str, str]) -> list[str]:
 
 
 class UnusableError(Exception):
-    """A model's texts for a class cannot be used."""
+    """A model's texts cannot be used."""
 
 
 def describe_class(name: str, others: Sequence[str], endpoint: Asks, demand: Demand) -> list[str]:
@@ -112,29 +112,50 @@ def describe_class(name: str, others: Sequence[str], endpoint: Asks, demand: Dem
 
     Raises UnusableError, with what was wrong and what came back, after `demand.tries` tries.
     """
+
+    def problem(text: str) -> str | None:
+        return find_problem(text, name, others if demand.only_class else (), demand.words)
+
+    return gather_texts(lambda count: _request(name, demand, count), problem, endpoint, demand.count, demand.tries)
+
+
+def gather_texts(
+    request: Callable[[int], str],
+    problem: Callable[[str], str | None],
+    endpoint: Asks,
+    count: int,
+    tries: int,
+    enough: int | None = None,
+) -> list[str]:
+    """At most `count` different texts, as soon as there are `enough` (by default all of them).
+
+    `request` says how so many texts are asked for, `problem` why one cannot be used or None. Usable ones are kept from try to try and
+    only the rest is asked for again. Raises UnusableError, with what was wrong and what came back, after `tries` tries.
+    """
+    enough = count if enough is None else enough
     texts: list[str] = []
-    request = {"role": "user", "content": _request(name, demand, demand.count)}
-    messages = [request]
+    first = {"role": "user", "content": request(count)}
+    messages = [first]
     rejected: list[str] = []
-    for _ in range(demand.tries):
+    for _ in range(tries):
         answer = endpoint.ask(messages)
         rejected = []
         for text in parse_texts(answer):
-            problem = find_problem(text, name, others if demand.only_class else (), demand.words)
-            if problem is not None:
-                rejected.append(f"'{_short(text)}' {problem}")
+            wrong = problem(text)
+            if wrong is not None:
+                rejected.append(f"'{_short(text)}' {wrong}")
             elif text not in texts:
                 texts.append(text)
-        if len(texts) >= demand.count:
-            return texts[: demand.count]
+        if len(texts) >= enough:
+            return texts[:count]
         if not rejected and not texts:
-            rejected = [f"'{_short(answer)}' is no list of sentences" if answer.strip() else "the answer was empty"]
-        again = f"{_request(name, demand, demand.count - len(texts))} They have to differ from those before."
+            rejected = [f"'{_short(answer)}' is no list of texts" if answer.strip() else "the answer was empty"]
+        again = f"{request(count - len(texts))} They have to differ from those before."
         if rejected:
             again = f"These cannot be used: {'; '.join(rejected[:SHOWN])}. {again}"
-        messages = [request, {"role": "assistant", "content": answer}, {"role": "user", "content": again}]
-    wrong = "; ".join(rejected[:SHOWN]) or "the same ones came again"
-    raise UnusableError(f"{len(texts)} of {demand.count} after {demand.tries} tries; {wrong}")
+        messages = [first, {"role": "assistant", "content": answer}, {"role": "user", "content": again}]
+    told = "; ".join(rejected[:SHOWN]) or "the same ones came again"
+    raise UnusableError(f"{len(texts)} of {enough} after {tries} tries; {told}")
 
 
 def _request(name: str, demand: Demand, count: int) -> str:
@@ -188,10 +209,14 @@ def find_problem(text: str, name: str, others: Sequence[str], words: int) -> str
     rest = plain
     for alias in sorted(own, key=len, reverse=True):
         rest = _pattern(alias).sub(" ", rest)
-    for other in others:
-        if any(_find(alias, rest) for alias in _aliases(other)):
-            return f"names another class, '{other}'"
-    return None
+    other = find_name(rest, others)
+    return None if other is None else f"names another class, '{other}'"
+
+
+def find_name(text: str, names: Iterable[str]) -> str | None:
+    """The first of `names` that a text holds, compared as `find_problem` does; None where it holds none."""
+    plain = _plain(text)
+    return next((name for name in names if any(_find(alias, plain) for alias in _aliases(name))), None)
 
 
 def _others(name: str, names: Mapping[str, str]) -> list[str]:
@@ -237,19 +262,20 @@ def _make_appendable(path: Path) -> None:
         fits = isinstance(listed, dict) and len(listed) == len(known) + 1 and all(listed.values())
     except yaml.YAMLError:
         fits = False
-    _write(path, text if fits else HEADER + "".join(_block(name, texts) for name, texts in known.items()))
+    write_whole(path, text if fits else HEADER + "".join(_block(name, texts) for name, texts in known.items()))
 
 
 def _append(path: Path, name: str, texts: list[str]) -> None:
     """Adds a class to the file as it is now, so that edits made meanwhile stay."""
-    _write(path, f"{path.read_text(encoding='utf-8').rstrip()}\n{_block(name, texts)}")
+    write_whole(path, f"{path.read_text(encoding='utf-8').rstrip()}\n{_block(name, texts)}")
 
 
 def _block(name: str, texts: list[str]) -> str:
     return yaml.safe_dump({name: texts}, allow_unicode=True, width=10_000)
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that appears whole or not at all."""
     unfinished = path.with_name(path.name + ".new")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)

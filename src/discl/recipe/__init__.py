@@ -3,7 +3,7 @@
 from .data import Data, Groups, Hard, LongTail
 from .learning import Evaluate, Method, Train
 from .loading import RECIPES, describe_shipped, load_recipe, parse_override, shipped_recipes, validate
-from .making import Captions, Endpoint, Filter, Prompts, Spectrum
+from .making import Captions, Endpoint, Filter, Prompts, Server, Settings, Spectrum
 from .tree import Recipe, Runtime
 
 __all__ = [
@@ -20,6 +20,8 @@ __all__ = [
     "Prompts",
     "Recipe",
     "Runtime",
+    "Server",
+    "Settings",
     "Spectrum",
     "Train",
     "describe_shipped",

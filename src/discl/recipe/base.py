@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Pla
 
 from ..errors import RecipeError, unknown
 from ..levels import GuidanceLevel
-from ..prompts import CAPTION, fill
+from ..prompts import CAPTION, SETTING, fill
 
 
 def _level(value: Any) -> GuidanceLevel:
@@ -28,19 +28,20 @@ def one_of(kind: str, known: Any) -> BeforeValidator:
 
 def _template(value: str) -> str:
     fill(value, "")
-    if CAPTION in value:
-        raise RecipeError(f"template '{value}' holds {CAPTION}; only prompts.templates may, for only they describe one image.")
+    for place in (CAPTION, SETTING):
+        if place in value:
+            raise RecipeError(f"template '{value}' holds {place}; only prompts.templates may, for only they describe one image.")
     return value
 
 
-def _captioned_template(value: str) -> str:
+def _image_template(value: str) -> str:
     fill(value, "")
     return value
 
 
 Level = Annotated[GuidanceLevel, BeforeValidator(_level), PlainSerializer(lambda level: level.percent)]
 Template = Annotated[str, AfterValidator(_template)]
-CaptionedTemplate = Annotated[str, AfterValidator(_captioned_template)]
+ImageTemplate = Annotated[str, AfterValidator(_image_template)]
 
 
 class Strict(BaseModel):

@@ -11,7 +11,7 @@ from ..baselines import make_system
 from ..curriculum.augmentation import AUGMENTATIONS
 from ..curriculum.models import ARCHITECTURES, FROM_CHECKPOINT
 from ..curriculum.objectives import Objective, make_objective
-from ..curriculum.strategies import MEASURING, STRATEGIES
+from ..curriculum.strategies import find_strategy
 from ..errors import RecipeError
 from .base import Level, Strict, Template, one_of
 
@@ -29,6 +29,11 @@ def _system(value: Any) -> Any:
 
 def _objective(value: Any) -> Any:
     make_objective(value)
+    return value
+
+
+def _strategy(value: Any) -> Any:
+    find_strategy(str(value))
     return value
 
 
@@ -119,13 +124,22 @@ class Train(Strict):
         return self
 
 
+class Adjustment(Strict):
+    """Post-hoc logit adjustment z − τ log π, with π the shares of the classes."""
+
+    prior: Literal["real", "effective"] = Field(
+        "effective", description="classes counted among real images, or as they were drawn in training"
+    )
+    tau: float = Field(1.0, ge=0, le=100)
+
+
 class Method(Strict):
     """One row of the table: what the classifier is trained on, with which loss."""
 
-    strategy: Annotated[str, one_of("strategy", STRATEGIES)] = "real-only"
+    strategy: Annotated[str, BeforeValidator(_strategy)] = Field("real-only", description="a name, or module:attribute for one of your own")
     level: Level | None = Field(None, description="only for strategy fixed")
     objective: Annotated[str | dict[str, str | float], BeforeValidator(_objective)] = Field(
-        "cross-entropy", description="a name, or a mapping with parameters such as {name: focal, gamma: 2}"
+        "cross-entropy", description="a name, a mapping with parameters such as {name: focal, gamma: 2}, or module:attribute"
     )
     system: Annotated[str | dict[str, Any] | None, BeforeValidator(_system)] = Field(
         None,
@@ -141,6 +155,10 @@ class Method(Strict):
         None, ge=-1, le=1, description="clip_similarity from which on this method takes images; null: those that the filter kept"
     )
     train: dict[str, Any] = Field(default_factory=dict, description="laid over the section train for this method alone")
+    adjustment: Adjustment | None = Field(
+        None,
+        description="of the row METHOD+la; null: the best on validation, without a validation split prior effective and the τ nearest to 1",
+    )
     prior: Literal["real", "effective"] = Field(
         "real", description="class counts of balanced-softmax: real images, or real + synthetic as drawn"
     )
@@ -168,17 +186,13 @@ class Method(Strict):
     def _level_goes_with_fixed(self) -> Method:
         if (self.strategy == "fixed") != (self.level is not None):
             raise RecipeError("strategy 'fixed' and the key 'level' go together, for example {strategy: fixed, level: 50}.")
-        if self.strategy in MEASURING and self.prior == "effective":
-            raise RecipeError(
-                f"prior 'effective' needs a schedule that is known beforehand, which strategy '{self.strategy}' has not; use real."
-            )
         return self
 
 
 class Evaluate(Strict):
     worst_k: list[Annotated[int, Field(ge=1)]] = Field([1, 3])
     logit_adjustment: list[float] = Field(
-        [1.0], min_length=1, description="strengths τ of post-hoc logit adjustment; chosen on validation where there are several"
+        [1.0], min_length=1, description="strengths τ of post-hoc logit adjustment, from which the best on validation is taken"
     )
     weight_ensembling: list[Annotated[float, Field(ge=0, le=1)]] = Field(
         [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],

@@ -150,6 +150,7 @@ def _resolve_paths(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
         ("data", "root"),
         ("prompts", "phrases"),
         ("prompts", "captions", "checkpoint"),
+        ("prompts", "settings", "captioner", "checkpoint"),
         ("spectrum", "checkpoint"),
         ("filter", "checkpoint"),
         model,

@@ -9,28 +9,23 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from ..baselines.alia import NEGATIVE_PROMPTS
 from ..errors import RecipeError
 from ..levels import check_levels
-from ..prompts import CAPTION
+from ..prompts import CAPTION, SETTING
 from ..prompts.endpoint import check_url
-from .base import CaptionedTemplate, Level, Strict, Template
+from .base import ImageTemplate, Level, Strict, Template
+
+OF_SETTINGS = f"a photo of a {{class}} {SETTING}"
+"""The template where `prompts.settings` stands without any."""
 
 
-class Endpoint(Strict):
-    """A language model that describes each class, at any server with OpenAI's chat interface (vLLM, Ollama, llama.cpp, a provider).
-
-    What it writes lies in `prompts.yaml` of the run folder and may be edited; a class that stands there is not asked for again.
-    """
+class Server(Strict):
+    """A language model at any server with OpenAI's chat interface (vLLM, Ollama, llama.cpp, a provider)."""
 
     url: Annotated[str, AfterValidator(check_url)] = Field(description="base URL, such as http://localhost:11434/v1")
     model: str = Field(min_length=1)
     key_variable: str | None = Field(
         None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="environment variable that holds the API key; the key itself stands nowhere"
     )
-    count: int = Field(10, ge=1, description="texts per class")
-    words: int = Field(15, ge=1, description="words in a text, at least")
-    only_class: bool = Field(True, description="refuse texts that name another class of the data set")
-    tries: int = Field(4, ge=1, description="how often a class is asked for before its texts count as unusable")
     parameters: dict[str, Any] = Field(default_factory=dict, description="sent along, such as {temperature: 1.0, max_tokens: 2000}")
-    parallel: int = Field(4, ge=1, le=64, description="requests under way at once")
     timeout: float = Field(120, gt=0, description="seconds")
     retries: int = Field(6, ge=0, description="how often a request is sent again that a busy or failing server turned away")
 
@@ -39,12 +34,25 @@ class Endpoint(Strict):
     def _of_their_own(cls, value: dict[str, Any]) -> dict[str, Any]:
         taken = sorted({"model", "messages", "stream", "n"} & set(value))
         if taken:
-            raise RecipeError(f"prompts.endpoint.parameters cannot set {', '.join(taken)}; take it out.")
+            raise RecipeError(f"parameters cannot set {', '.join(taken)}; take it out.")
         return value
 
 
+class Endpoint(Server):
+    """A language model that describes each class.
+
+    What it writes lies in `prompts.yaml` of the run folder and may be edited; a class that stands there is not asked for again.
+    """
+
+    count: int = Field(10, ge=1, description="texts per class")
+    words: int = Field(15, ge=1, description="words in a text, at least")
+    only_class: bool = Field(True, description="refuse texts that name another class of the data set")
+    tries: int = Field(4, ge=1, description="how often a class is asked for before its texts count as unusable")
+    parallel: int = Field(4, ge=1, le=64, description="requests under way at once")
+
+
 class Captions(Strict):
-    """An image-to-text model of transformers that describes each hard image, for templates that hold {caption}."""
+    """An image-to-text model of transformers; as `prompts.captions` it describes each hard image, for templates that hold {caption}."""
 
     checkpoint: str = Field(description="folder in transformers' format, or hub name")
     prompt: str | None = Field(None, min_length=1, description="beginning that the model completes, or the question to one that chats")
@@ -52,15 +60,69 @@ class Captions(Strict):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
+class Settings(Strict):
+    """Places and conditions that images are edited to, as ALIA finds them (arXiv 2305.16289), for templates that hold {setting}.
+
+    Captions of training images, condensed by a language model. They lie in `settings.yaml` of the run folder and may be edited; nothing
+    is captioned or asked for while it is there.
+    """
+
+    captioner: Captions
+    endpoint: Server
+    kind: str = Field("objects", min_length=1, description="what all pictures show, such as animals; the language model is told")
+    images: int = Field(100, ge=1, description="training images that are captioned, drawn at random")
+    captions: int = Field(20, ge=1, description="captions among those, all different, that the language model is shown")
+    count: int = Field(10, ge=2, description="settings, at most")
+    tries: int = Field(4, ge=1, description="how often the language model is asked before its answers count as unusable")
+
+    @model_validator(mode="after")
+    def _enough_images(self) -> Settings:
+        if self.captions > self.images:
+            raise RecipeError(
+                f"prompts.settings.captions = {self.captions} exceeds prompts.settings.images = {self.images}, of which they are; "
+                "raise images."
+            )
+        return self
+
+
 class Prompts(Strict):
     """Texts to generate from; one is drawn per (source, seed, try) and shared by the levels."""
 
-    templates: list[CaptionedTemplate] = Field(["a photo of {class}"], min_length=1)
+    templates: list[ImageTemplate] = Field(["a photo of {class}"], min_length=1)
     phrases: str | None = Field(None, description="YAML file {class: [texts]}, or embedded:NAME; used instead of the templates")
     endpoint: Endpoint | None = Field(None, description="a language model that writes the texts; used instead of the templates")
     captions: Captions | None = Field(None, description="captions of the hard images, for templates that hold {caption} beside {class}")
+    settings: Settings | None = Field(
+        None, description="settings condensed from captions, for templates that hold {setting} beside {class}"
+    )
     negative: str = ""
     names: dict[str, str] = Field(default_factory=dict, description="class name: the name to use in texts")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _template_of_settings(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("settings") is not None:
+            return {"templates": [OF_SETTINGS], **value}
+        return value
+
+    @model_validator(mode="after")
+    def _settings_are_used(self) -> Prompts:
+        holds = any(SETTING in template for template in self.templates)
+        if self.settings is None:
+            if holds:
+                raise RecipeError(
+                    f"prompts.templates hold {SETTING}, but no model writes settings; name a captioner and an endpoint in "
+                    f"prompts.settings, or write a template for each setting in the place of {SETTING}."
+                )
+            return self
+        for other in ("phrases", "endpoint", "captions"):
+            if getattr(self, other) is not None:
+                raise RecipeError(f"prompts.settings and prompts.{other} both say what stands beside the class; leave one out.")
+        if not holds:
+            raise RecipeError(
+                f"prompts.settings is used by templates that hold {SETTING}, which prompts.templates do not; write '{OF_SETTINGS}' there."
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_kind(self) -> Prompts:

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from ..baselines import make_system
 from ..curriculum.models import ARCHITECTURES
 from ..curriculum.objectives import FLYP
-from ..curriculum.strategies import make_strategy
+from ..curriculum.strategies import follows_progress, make_strategy
 from ..errors import RecipeError, unknown
 from ..levels import REAL, GuidanceLevel
 from .base import Strict
@@ -86,9 +87,14 @@ class Recipe(Strict):
             needed = {"text-only": GuidanceLevel(0), "fixed": method.level}.get(method.strategy)
             if needed is not None and needed != REAL and needed not in self.spectrum.levels:
                 raise RecipeError(f"methods.{name} trains on level {needed}, which spectrum.levels lacks; add {needed.percent} there.")
-            make_strategy(
-                method.strategy, levels=self.spectrum.levels, curriculum_epochs=self.train.curriculum_epochs, level=method.level
+            strategy = make_strategy(
+                method.strategy, levels=self.spectrum.levels, curriculum_epochs=self.training(name).curriculum_epochs, level=method.level
             )  # raises what would otherwise show only after the spectrum is made
+            if method.prior == "effective" and follows_progress(method.strategy, strategy):
+                raise RecipeError(
+                    f"methods.{name}: prior 'effective' needs a schedule that is known beforehand, which strategy '{method.strategy}' has "
+                    "not; use real."
+                )
         return self
 
     def training(self, name: str) -> Train:
@@ -136,8 +142,16 @@ def _check_fine_tuning(name: str, method: Method, train: Train) -> None:
         raise RecipeError(f"methods.{name}: fine_tune: lp-ft needs at least two epochs; got {train.epochs}.")
     if method.fine_tune == "zero-shot" and method.strategy != "real-only":
         raise RecipeError(f"methods.{name}: fine_tune: zero-shot trains on nothing; leave out strategy (got {method.strategy}).")
+    if method.fine_tune == "zero-shot" and method.system is not None:
+        raise RecipeError(f"methods.{name}: fine_tune: zero-shot trains on nothing; leave out system (got {method.system}).")
     if (objective == "ldam") != (train.model.head == "cosine"):
         raise RecipeError(
             f"methods.{name}: objective ldam and head: cosine go together; write "
             "{objective: ldam, train: {model: {head: cosine}}}, with one of our residual networks."
+        )
+    reason = make_system(method.system).objection(objective) if method.system is not None else None
+    if reason is not None:
+        raise RecipeError(
+            f"methods.{name}: system {method.system} has no effect beside objective {objective}: {reason}. Take another objective, "
+            "or leave the system out."
         )

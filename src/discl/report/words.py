@@ -12,16 +12,22 @@ import numpy as np
 from .reading import ADJUSTED, Story
 from .tables import GROUPS, difference, standard_errors
 
-PLACES = (("data", "root"), ("prompts", "phrases"), ("spectrum", "checkpoint"), ("filter", "checkpoint"))
+PLACES = {
+    ("data", "root"), ("prompts", "phrases"), ("prompts", "captions", "checkpoint"), ("prompts", "settings", "captioner", "checkpoint"),
+    ("spectrum", "checkpoint"), ("filter", "checkpoint"), ("train", "model", "checkpoint"),
+}  # fmt: skip
 """Keys of the recipe that may hold a folder of the machine that ran it."""
 
 
-def share_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with absolute paths cut down to their last name, fit to be handed on."""
-    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in recipe.items()}
-    for section, key in PLACES:
-        result[section][key] = _shorten(result[section].get(key))
-    return result
+def share_recipe(recipe: Mapping[str, Any], above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The recipe, or the section of it below the keys `above`, with absolute paths cut down to their last name, fit to be handed on."""
+
+    def shared(key: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return share_recipe(value, (*above, key))
+        return _shorten(value) if (*above, key) in PLACES else value
+
+    return {key: shared(key, value) for key, value in recipe.items()}
 
 
 def _shorten(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from ..assets import published_figures
-from ..comparison import Entry, Interval, as_csv, as_latex, as_markdown, paired_interval
+from ..comparison import Entry, Interval, as_csv, as_latex, as_markdown, paired_f1_interval, paired_interval
 from ..console import say
 from ..curriculum.training import read_history
 from ..workspace import Run, write_text
@@ -58,7 +58,7 @@ def compare(run: Run, seeds: Sequence[int], tuned: bool = False) -> Path:
     columns = [heading for _, _, heading in metrics]
     for suffix, text in (
         (".md", as_markdown(entries, columns) + _listed(notes)),
-        (".csv", as_csv(entries, columns)),
+        (".csv", as_csv(entries, columns, seeds)),
         (".tex", as_latex(entries, columns)),
     ):
         write_text(run.path(f"comparison{suffix}"), text)
@@ -80,8 +80,12 @@ def measured_columns(run: Run) -> tuple[str, list[tuple[str, str, str]]]:
 def make_entries(run: Run, runs: Sequence[Run], split: str, metrics: Sequence[tuple[str, str, str]]) -> list[Entry]:
     """One entry for each row of the runs' `results.json`."""
     results = [json.loads(each.path("results.json").read_text()) for each in runs]
-    labels = run.tables[split].labels
-    right = {row: np.stack([_right(each, row, split, labels) for each in runs]) for row in results[0]}
+    predicted = {
+        (row, where): np.stack([_predicted(each, row, where) for each in runs])
+        for row in results[0]
+        for where in dict.fromkeys(where for where, _, _ in metrics)
+        if all(where in result[row] for result in results)
+    }
     published = published_figures(run.recipe.compare.published) if run.recipe.compare.published else {}
     baseline = _baseline(run)
     entries = []
@@ -94,13 +98,11 @@ def make_entries(run: Run, runs: Sequence[Run], split: str, metrics: Sequence[tu
         }
         intervals: dict[str, Interval] = {}
         against = baseline + variant
-        if row != against and against in right:
-            for where, metric, heading in metrics:
-                members = None if metric == "accuracy" else run.groups.get(metric)
-                if where == split and (metric == "accuracy" or members is not None):
-                    found = paired_interval(right[row], right[against], labels, members)
-                    if found is not None:
-                        intervals[heading] = found
+        for where, metric, heading in metrics:
+            if row != against and (row, where) in predicted and (against, where) in predicted:
+                found = paired(predicted[row, where], predicted[against, where], run.tables[where].labels, metric, run.groups)
+                if found is not None:
+                    intervals[heading] = found
         entries.append(Entry(row, figures, intervals, _costs(run, runs, method), published.get(run.recipe.compare.rows.get(row, row), {})))
     return entries
 
@@ -111,14 +113,26 @@ def split_variant(row: str) -> tuple[str, str]:
     return (method, plus + variant) if plus + variant in VARIANTS else (row, "")
 
 
-def _right(run: Run, row: str, split: str, labels: np.ndarray) -> np.ndarray:
-    return load_file(run.path("predictions.safetensors"))[f"{row}/{split}"] == labels
+def paired(first: np.ndarray, second: np.ndarray, labels: np.ndarray, metric: str, groups: Mapping[str, Sequence[int]]) -> Interval | None:
+    """The paired interval of a metric (macro_f1, accuracy or a group of classes) of two rows' predictions `[seeds, images]`."""
+    if metric == "macro_f1":
+        return paired_f1_interval(first, second, labels)
+    if metric != "accuracy" and metric not in groups:
+        return None
+    return paired_interval(first == labels, second == labels, labels, None if metric == "accuracy" else groups[metric])
+
+
+def _predicted(run: Run, row: str, split: str) -> np.ndarray:
+    return load_file(run.path("predictions.safetensors"))[f"{row}/{split}"]
 
 
 def _costs(run: Run, runs: Sequence[Run], method: str) -> dict[str, float]:
-    """UNet rows of the levels that the method trained on, and mean training seconds."""
+    """UNet rows of the levels that the method trained on (or measured), and mean training seconds."""
     histories = [read_history(each.path("train") / method / "history.jsonl") for each in runs]
-    levels = {level for history in histories for record in history for level in record["levels"]}
+    if any("progress" in record for history in histories for record in history):
+        levels = {level.percent for level in run.recipe.spectrum.levels}
+    else:
+        levels = {level for history in histories for record in history for level in record["levels"]}
     requests = [request for request in tries_so_far(run)[0] if request.level in levels]
     seconds = [sum(record["seconds"] for record in history) for history in histories]
     return {

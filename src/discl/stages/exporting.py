@@ -91,6 +91,8 @@ def _prompts(run: Run) -> str:
     if asked.phrases is not None:
         return f"phrase list {public_name(asked.phrases)}; one drawn per source and seed"
     texts = "; ".join(f"“{template}”" for template in asked.templates)
+    if asked.settings is not None:
+        return f"{texts}, settings by {asked.settings.endpoint.model}, perhaps edited; one drawn per source and seed"
     return texts if asked.captions is None else f"{texts}, captions by {public_name(asked.captions.checkpoint)}"
 
 

@@ -24,10 +24,10 @@ from ..curriculum import metrics
 from ..curriculum.course import hold_out_guidance, make_mixing
 from ..curriculum.mixture import Mixing, Pool
 from ..curriculum.models import ClassifierConfig, load_classifier, save_classifier
-from ..curriculum.objectives import CORRECTED, adjust_logits
+from ..curriculum.objectives import adjust_logits
 from ..curriculum.pixels import Pixels
 from ..curriculum.processes import current_processes
-from ..curriculum.strategies import MEASURING, RealOnly, make_strategy
+from ..curriculum.strategies import RealOnly, follows_progress, make_strategy
 from ..curriculum.training import (
     TrainSettings,
     check_batch_size,
@@ -94,7 +94,8 @@ def evaluate(run: Run) -> Path:
     """Measures every method on validation and test and writes `results.json`: `{method: {split: {metric: value}}}`.
 
     A method whose loss is not corrected for the class prior gets a second row `METHOD+la`, post-hoc logit adjustment,
-    with τ and the prior (real counts, or the counts effectively trained on) chosen on validation. A tuned CLIP gets a row
+    with τ and the prior (real counts, or the counts effectively trained on) of the best mean class accuracy on validation, or as
+    the recipe's `adjustment` says. A tuned CLIP gets a row
     `METHOD+we`, weight ensembling.
     """
     splits = {name: table for name, table in run.tables.items() if name != "train"}
@@ -184,22 +185,27 @@ def _rows_of(
     """`{row of the table: (logits of each split, what was chosen)}`: the classifier itself and its post-hoc variants."""
     rows: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {name: (logits, {})}
     history = read_history(run.path("train") / name / "history.jsonl")
-    if method.loss.name in CORRECTED or not history:
+    if method.loss.corrected or not history:
         return rows
-    real = torch.from_numpy(run.tables["train"].class_counts)
-    effective = torch.tensor([record["class_samples"] for record in history]).sum(0).clamp_min(1)
-    options = [
-        (prior, counts, tau) for prior, counts in (("real", real), ("effective", effective)) for tau in run.recipe.evaluate.logit_adjustment
-    ]
-    if "validation" in logits:
-        accuracy = [
-            (adjust_logits(logits["validation"], counts, tau).argmax(1) == labels["validation"]).float().mean().item()
-            for _, counts, tau in options
-        ]
-        prior, counts, tau = options[int(np.argmax(accuracy))]
+    counts = {
+        "real": torch.from_numpy(run.tables["train"].class_counts),
+        "effective": torch.tensor([record["class_samples"] for record in history]).sum(0).clamp_min(1),
+    }
+    options: list[tuple[str, float]] = [(prior, tau) for prior in counts for tau in run.recipe.evaluate.logit_adjustment]
+    prior: str
+    if method.adjustment is not None:
+        prior, tau = method.adjustment.prior, method.adjustment.tau
+    elif "validation" in logits:
+
+        def judge(option: tuple[str, float]) -> float:
+            predicted = adjust_logits(logits["validation"], counts[option[0]], option[1]).argmax(1)
+            confusion = metrics.confusion_matrix(predicted, labels["validation"], len(counts["real"]))
+            return float(np.mean(list(metrics.class_accuracies(confusion).values())))
+
+        prior, tau = max(options, key=judge)
     else:
-        prior, counts, tau = options[0]
-    adjusted = {split: adjust_logits(each, counts, tau) for split, each in logits.items()}
+        prior, tau = "effective", min(run.recipe.evaluate.logit_adjustment, key=lambda each: abs(each - 1))
+    adjusted = {split: adjust_logits(each, counts[prior], tau) for split, each in logits.items()}
     rows[f"{name}+la"] = (adjusted, {"prior": prior, "tau": tau})
     return rows
 
@@ -214,13 +220,11 @@ def _train_method(run: Run, name: str, method: Method, pool: Pool, pixels: Pixel
         seed=recipe.training(name).seed,
     )
     undersample = method.undersample if method.undersample is not None else method.strategy != "real-only" and recipe.hard.rule == "tail"
-    mixing = make_mixing(
-        pool, method.strategy, undersample, method.synthetic_scale, method.shortage, method.missing, CLASS_POWER[method.sampling]
-    )
+    mixing = make_mixing(pool, strategy, undersample, method.synthetic_scale, method.shortage, method.missing, CLASS_POWER[method.sampling])
     train = recipe.training(name)
     settings = describe_training(train, method.fine_tune, int((~pool.synthetic).sum()), run.device, train.epochs)
     guidance = None
-    if method.strategy in MEASURING:
+    if follows_progress(method.strategy, strategy):
         pool, guidance = hold_out_guidance(pool, recipe.spectrum.levels, method.guidance_images, train.seed)
         samples = settings.steps_per_epoch * settings.batch_size
         settings = replace(settings, probe_samples=method.probe_samples or min(30_000, samples // 4))
@@ -290,7 +294,7 @@ def _fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
     train = run.recipe.training(name)
     names = list(run.train.class_names)
     return digest(
-        method.model_dump(mode="json", exclude={"threshold"}),  # whose effect is what was kept
+        method.model_dump(mode="json", exclude={"threshold", "adjustment"}),  # what was kept tells of the one; the other comes after
         train.model_dump(mode="json"),
         checkpoint_identity(train),
         names,

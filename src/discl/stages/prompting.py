@@ -1,4 +1,4 @@
-"""The texts of a run: written by a language model, captions of the hard images, and what prompts are drawn from."""
+"""The texts of a run: descriptions and settings by a language model, captions of the images, and what prompts are drawn from."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from ..baselines.alia import condense_request, pick_captions
 from ..console import progress, say
 from ..data import digest_image
-from ..digests import digest
+from ..digests import derive_seed, digest
 from ..errors import RunError
 from ..prompts import class_prompts
 from ..prompts.captions import Captioner, describe_captioner, find_captioner
 from ..prompts.endpoint import Endpoint, read_key
-from ..prompts.texts import spoken_names
+from ..prompts.settings import read_settings, write_settings
+from ..prompts.texts import spoken_names, with_settings
 from ..prompts.writing import Demand, missing_classes, write_missing
-from ..recipe import Captions
+from ..recipe import Captions, Server, Settings
 from ..recipe import Endpoint as EndpointSection
 from ..spectrum.store import Shards
 from ..workspace import Run
 
 WRITTEN = "prompts.yaml"
+SETTINGS = "settings.yaml"
 CAPTIONED_AT_ONCE = 256
 
 
@@ -38,18 +41,24 @@ def check_prompts(run: Run) -> None:
         read_key(asked.endpoint.key_variable)
     if asked.captions is not None:
         find_captioner(asked.captions.checkpoint)
+    if asked.settings is not None and not run.path(SETTINGS).exists():
+        read_key(asked.settings.endpoint.key_variable)
+        find_captioner(asked.settings.captioner.checkpoint)
 
 
 def write_prompts(run: Run) -> Path:
-    """Has the texts and captions written that the recipe asks for and that the run folder lacks.
+    """Has the texts, settings or captions written that the recipe asks for and that the run folder lacks.
 
-    Returns `prompts.yaml`, the folder of captions, or, where the recipe asks for neither, the run folder.
+    Returns `prompts.yaml`, `settings.yaml`, the folder of captions, or, where the recipe asks for none of them, the run folder.
     """
     asked = run.recipe.prompts
     if asked.endpoint is not None:
         return _describe_classes(run, asked.endpoint)
+    if asked.settings is not None:
+        return _condense_captions(run, asked.settings)
     if asked.captions is not None:
-        return _caption_images(run, asked.captions)
+        hard = pq.read_table(run.path("hard.parquet"), columns=["id", "digest"]).to_pylist()
+        return _caption_images(run, asked.captions, hard)
     return run.folder
 
 
@@ -57,7 +66,8 @@ def texts_by_label(run: Run) -> dict[int, list[str]]:
     """`{label: texts}` that prompts are drawn from; what a language model has to write is written first."""
     asked, names = run.recipe.prompts, run.train.class_names
     phrases = str(write_prompts(run)) if asked.endpoint is not None else asked.phrases
-    texts = class_prompts(names, asked.templates, phrases, asked.names)
+    templates = asked.templates if asked.settings is None else with_settings(asked.templates, read_settings(write_prompts(run)))
+    texts = class_prompts(names, templates, phrases, asked.names)
     return {label: texts[name] for label, name in enumerate(names)}
 
 
@@ -78,20 +88,46 @@ def _describe_classes(run: Run, asked: EndpointSection) -> Path:
     if missing:
         if len(missing) < len(names):
             say(f"prompts: {len(names) - len(missing)} of {len(names)} classes have texts already")
-        endpoint = Endpoint(asked.url, asked.model, read_key(asked.key_variable), asked.parameters, asked.timeout, asked.retries)
+        endpoint = _reach(asked, "prompts.endpoint")
         demand = Demand(asked.count, asked.words, asked.only_class, asked.tries)
         with progress("prompts", len(missing)) as advance:
             write_missing(path, names, endpoint, demand, asked.parallel, advance)
     return path
 
 
-def _caption_images(run: Run, asked: Captions) -> Path:
-    """Captions the hard images that have no caption by this model yet."""
+def _reach(asked: Server, section: str) -> Endpoint:
+    key = read_key(asked.key_variable)
+    return Endpoint(asked.url, asked.model, key, asked.parameters, asked.timeout, asked.retries, section=section)
+
+
+def _condense_captions(run: Run, asked: Settings) -> Path:
+    """Captions a sample of the training images and has the captions condensed into settings, unless the file is there."""
+    path, prompts = run.path(SETTINGS), run.recipe.prompts
+    if path.exists():
+        return path
+    endpoint, names = _reach(asked.endpoint, "prompts.settings.endpoint"), spoken_names(run.train.class_names, prompts.names)
+    listed = pq.read_table(run.path("data.parquet"), columns=["id", "digest"], filters=[("split", "==", "train")]).to_pylist()
+    sample = sorted(listed, key=lambda row: derive_seed("settings", row["id"]))[: asked.images]
+    _caption_images(run, asked.captioner, sample)
+    captions = _captions(run, asked.captioner)
+    shown = pick_captions([captions[row["digest"]] for row in sample if captions[row["digest"]]], asked.captions)
+    if not shown:
+        raise RunError(
+            f"'{asked.captioner.checkpoint}' wrote an empty caption for all of {len(sample)} training images; take another model in "
+            f"prompts.settings.captioner, or write the settings into {path} yourself, a list in YAML such as '- in a meadow at dusk'."
+        )
+    say(f"settings: {asked.endpoint.model} condenses captions of {len(sample)} images, {len(shown)} of them and all different")
+    forbidden = [asked.kind, *names.values()]
+    write_settings(path, lambda count: condense_request(shown, asked.kind, count), forbidden, endpoint, asked.count, asked.tries)
+    return path
+
+
+def _caption_images(run: Run, asked: Captions, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Captions the training images (`id`, `digest`) that have no caption by this model yet."""
     store, train = _caption_shards(run), run.train
     store.clear_unfinished()
     known, captioner_id = _captions(run, asked), _captioner_id(asked)
-    hard = pq.read_table(run.path("hard.parquet"), columns=["id", "digest"]).to_pylist()
-    missing = list({row["digest"]: row for row in hard if row["digest"] not in known}.values())
+    missing = list({row["digest"]: row for row in rows if row["digest"] not in known}.values())
     if not missing:
         return run.path("captions")
     captioner = Captioner(asked.checkpoint, asked.prompt, asked.max_new_tokens, asked.dtype, run.device)
@@ -116,7 +152,7 @@ def _caption_images(run: Run, asked: Captions) -> Path:
             )
             advance(len(part))
     if empty:
-        say(f"captions: {empty} of {len(missing)} images got an empty one; their prompts hold the rest of the template only")
+        say(f"captions: {empty} of {len(missing)} images got an empty one, which adds nothing to a prompt")
     return run.path("captions")
 
 

@@ -32,7 +32,7 @@ from ..workspace import Run, stored_images, write_table, write_text
 from .making import filter_spectrum, generate, make_plan
 
 FOLDER = "levels"
-SHARED = ("data.parquet", "prompts.yaml", "captions")
+SHARED = ("data.parquet", "prompts.yaml", "settings.yaml", "captions")
 """What the survey takes from the run that it is made for."""
 AT_ONCE = 512
 

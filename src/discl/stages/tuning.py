@@ -48,7 +48,12 @@ def tune(run: Run) -> Recipe:
     figures = {
         name: [judge_trial(results[_row(name, number)], asked.metric) for number in range(len(each))] for name, each in trials.items()
     }
-    best = {name: trials[name][int(np.argmax(each))] for name, each in figures.items()}
+    best = {}
+    for name, each in figures.items():
+        number = int(np.argmax(each))
+        best[name] = trials[name][number]
+        if "validation" not in run.tables:  # there the final model itself would be the better judge
+            best[name] = {**best[name], **adjustment_of(results, _row(name, number))}
     told = {
         "judged_on": judged, "metric": asked.metric,
         "methods": {
@@ -145,6 +150,15 @@ def judge_trial(row: Mapping[str, Any], metric: str) -> float:
     """A trial's figure on validation; balanced accuracy is the mean over the classes that have images there."""
     measured = row["validation"]
     return float(np.mean(list(measured["per_class"].values()))) if metric == "balanced_accuracy" else measured[metric]
+
+
+def adjustment_of(results: Mapping[str, Any], row: str) -> Settings:
+    """Prior and τ that a trial's logit adjustment was found to need, as settings of its method: none for a loss that needs none."""
+    adjusted = results.get(f"{row}+la")
+    if adjusted is None:
+        return {}
+    (found,) = {(each["prior"], each["tau"]) for each in adjusted.values()}
+    return {"adjustment": {"prior": found[0], "tau": found[1]}}
 
 
 def with_methods(recipe: Recipe, named: Mapping[str, tuple[str, Settings]], train: Mapping[str, Any] | None = None) -> Recipe:

@@ -1,0 +1,239 @@
+"""Systems, strategies and objectives of your own: by `module:attribute` and by entry point, with the errors that shipped ones have."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from discl.baselines import make_system
+from discl.curriculum.course import make_mixing
+from discl.curriculum.mixture import Pool
+from discl.curriculum.objectives import Objective, make_objective, parameters_of
+from discl.curriculum.strategies import STRATEGIES, follows_progress, make_strategy
+from discl.errors import RecipeError
+from discl.levels import GuidanceLevel
+from discl.recipe import Recipe
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from contracts import test_strategies as contract
+
+LEVELS = (GuidanceLevel(0), GuidanceLevel(50))
+SOURCE = '''
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+
+from discl.curriculum.companion import Companion
+from discl.curriculum.strategies import Planned
+
+
+class Halves(Companion):
+    def __init__(self, *, share=0.5):
+        self.share = share
+
+
+class Listens(Companion):
+    def learn(self, rows, labels, logits, learning_rate):
+        pass
+
+
+@dataclass(frozen=True)
+class Alternating(Planned):
+    """One level after the other, each for an epoch, again and again."""
+
+    levels_in_turn: tuple
+    curriculum_epochs: int
+
+    def levels(self, epoch, history):
+        return (self.levels_in_turn[epoch % len(self.levels_in_turn)],) if epoch < self.curriculum_epochs else ()
+
+
+def alternating(levels, curriculum_epochs, **_):
+    return Alternating(tuple(sorted(levels)), curriculum_epochs)
+
+
+class Probing(Alternating):
+    def measures(self, epoch):
+        return "probe" if epoch < self.curriculum_epochs else "never"
+
+
+def probing(levels, curriculum_epochs, **_):
+    return Probing(tuple(sorted(levels)), curriculum_epochs)
+
+
+class Forgetful(Planned):
+    """Another answer each time that it is asked."""
+
+    def __init__(self, levels, **_):
+        self.left = list(levels)
+
+    def levels(self, epoch, history):
+        return (self.left.pop(),)
+
+
+class Elsewhere(Planned):
+    def __init__(self, **_):
+        pass
+
+    def levels(self, epoch, history):
+        return ["no level"]
+
+
+def nothing(**_):
+    return object()
+
+
+def too_few(levels):
+    return None
+
+
+def scaled(logits, labels, class_counts, *, factor=1.0, progress=0.0):
+    return factor * (1 + progress) * F.cross_entropy(logits, labels)
+
+
+def prior_aware(logits, labels, class_counts):
+    return F.cross_entropy(logits + class_counts.to(logits).log(), labels)
+
+
+prior_aware.corrected = True
+
+
+def of_two(logits, labels):
+    return logits.mean()
+
+
+NUMBER = 3
+'''
+ENTRY_POINTS = """
+[discl.systems]
+halves = own_pieces:Halves
+[discl.strategies]
+alternating = own_pieces:alternating
+[discl.objectives]
+scaled = own_pieces:scaled
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_pieces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A package as pip would have installed it: a module and its entry points."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "own_pieces.py").write_text(SOURCE)
+    info = folder / "own_pieces-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-pieces\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(ENTRY_POINTS)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(str(folder))
+        importlib.invalidate_caches()
+        yield
+
+
+def recipe_of(**method: Any) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "short",
+            "data": {"root": "somewhere"},
+            "spectrum": {"checkpoint": "somewhere", "levels": [0, 50]},
+            "filter": {"checkpoint": "somewhere", "threshold": 0.2},
+            "train": {"epochs": 6, "curriculum_epochs": 4},
+            "methods": {"mine": method},
+        }
+    )
+
+
+@pytest.mark.parametrize("name", ["own_pieces:Halves", "halves"])
+def test_a_system(name: str) -> None:
+    assert make_system({"name": name, "share": 0.25}).share == 0.25  # type: ignore[attr-defined]
+    assert recipe_of(system={"name": name, "share": 0.25}).methods["mine"].system == {"name": name, "share": 0.25}
+
+
+@pytest.mark.parametrize("name", ["own_pieces:alternating", "alternating"])
+def test_a_strategy(name: str) -> None:
+    strategy = make_strategy(name, levels=LEVELS, curriculum_epochs=4)
+    assert [strategy.levels(epoch, []) for epoch in range(6)] == [(LEVELS[0],), (LEVELS[1],)] * 2 + [()] * 2
+    assert not follows_progress(name, strategy)
+    assert recipe_of(strategy=name, prior="effective").methods["mine"].strategy == name
+
+
+@pytest.mark.parametrize("promise", [name for name in dir(contract) if name.startswith("test_")])
+def test_a_strategy_keeps_what_every_strategy_promises(promise: str) -> None:
+    """The contract suite runs over one of your own too."""
+    given: dict[str, Any] = {"name": "own_pieces:alternating", "levels": LEVELS}
+    test = getattr(contract, promise)
+    if "curriculum_epochs" in test.__annotations__:
+        given["curriculum_epochs"] = 5
+    test(**given)
+
+
+def test_a_strategy_that_probes(tmp_path: Path) -> None:
+    strategy = make_strategy("own_pieces:probing", levels=LEVELS, curriculum_epochs=4)
+    assert follows_progress("own_pieces:probing", strategy)
+    real = torch.zeros(4, dtype=torch.bool).numpy()
+    pool = Pool(torch.arange(4).numpy(), torch.full((4,), 100).numpy(), real, ~real, tuple("abcd"))
+    for name in STRATEGIES:
+        shipped = make_strategy(name, levels=LEVELS, curriculum_epochs=4, level=LEVELS[0])
+        assert make_mixing(pool, shipped, True, 3.0, "repeat", "error") == make_mixing(pool, name, True, 3.0, "repeat", "error")
+    assert not make_mixing(pool, strategy, True, 3.0, "repeat", "error").with_hard
+    with pytest.raises(ValueError, match=r"methods\.mine: prior 'effective' needs a schedule .* strategy 'own_pieces:probing' has not"):
+        recipe_of(strategy="own_pieces:probing", prior="effective")
+
+
+@pytest.mark.parametrize("name", ["own_pieces:scaled", "scaled"])
+def test_an_objective(name: str) -> None:
+    logits, labels, counts = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]), torch.tensor([3.0, 1.0])
+    plain = make_objective("cross-entropy").loss(logits, labels, counts)
+    assert torch.equal(make_objective(name).loss(logits, labels, counts), plain)
+    assert torch.equal(make_objective({"name": name, "factor": 2}).loss(logits, labels, counts, 0.5), 3 * plain)
+    assert parameters_of(name) == ["factor"]
+    assert recipe_of(objective={"name": name, "factor": 2}).methods["mine"].loss == Objective(name, {"factor": 2.0})
+    assert not make_objective(name).corrected and make_objective("own_pieces:prior_aware").corrected
+    assert [make_objective(each).corrected for each in ("focal", "ldam", "flyp")] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"system": "halvs"}, r"unknown system 'halvs'; known: cuda, docl, halves, ldmlr\. Did you mean 'halves'\? One of your own is nam"),
+        ({"system": "own_pieces:Nobody"}, r"system 'own_pieces:Nobody' cannot be found: module 'own_pieces' has no attribute 'Nobody'"),
+        ({"system": {"name": "halves", "shar": 1}}, r"unknown parameter of system halves 'shar'; known: share\. Did you mean 'share'"),
+        ({"strategy": "alternatin"}, r"unknown strategy 'alternatin'; known: .*, alternating, .*Did you mean 'alternating'"),
+        ({"strategy": "nowhere:thing"}, r"strategy 'nowhere:thing' cannot be found: No module named 'nowhere'"),
+        ({"strategy": ":thing"}, r"strategy ':thing' cannot be found"),
+        ({"strategy": "own_pieces:NUMBER"}, r"strategy 'own_pieces:NUMBER' is a int and cannot be called"),
+        ({"strategy": "own_pieces:too_few"}, r"'own_pieces:too_few' has to take \(levels=, curriculum_epochs=, level=, seed=\): got an un"),
+        ({"strategy": "own_pieces:nothing"}, r"strategy 'own_pieces:nothing' gives a object, which has no method measures"),
+        ({"strategy": "own_pieces:Forgetful"}, r"answers .* and then .* for epoch 0; it has to be pure in \(epoch, history\)"),
+        ({"strategy": "own_pieces:Elsewhere"}, r"levels\(0, \.\.\.\) is \['no level'\]; it has to be a tuple of the levels 0 %, 50 %"),
+        ({"strategy": 3}, r"unknown strategy '3'; known"),
+        ({"objective": "scald"}, r"unknown objective 'scald'; known: .*flyp.*scaled\. Did you mean 'scaled'"),
+        ({"objective": "own_pieces:of_two"}, r"objective 'own_pieces:of_two' has to take \(logits, labels, class_counts\): too many pos"),
+        ({"objective": "own_pieces:NUMBER"}, r"objective 'own_pieces:NUMBER' is a int and cannot be called"),
+        ({"objective": {"name": "scaled", "facto": 1}}, r"unknown parameter of objective scaled 'facto'; known: factor\. Did you mean"),
+        ({"objective": {"name": "scaled", "factor": "two"}}, r"objective scaled: factor is a finite number; got 'two'"),
+        ({"objective": {"name": "own_pieces:prior_aware", "tau": 1}}, r"objective own_pieces:prior_aware has no parameter; got tau"),
+    ],
+)  # fmt: skip
+def test_what_is_none_is_refused(method: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        try:
+            recipe_of(**method)
+        except ValueError as error:  # pydantic's, with the places
+            raise RecipeError(str(error)) from error
+
+
+def test_a_name_that_ships_is_never_anothers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "impostor-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: impostor\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[discl.systems]\ncuda = own_pieces:Halves\n[discl.objectives]\nfocal = own_pieces:scaled\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert type(make_system("cuda")).__name__ == "Cuda"
+    assert parameters_of("focal") == ["gamma"]
