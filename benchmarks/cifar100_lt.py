@@ -2,13 +2,14 @@
 
     python benchmarks/cifar100_lt.py --data DIR            # everything that is missing, then the table
     python benchmarks/cifar100_lt.py                       # the table alone, from what lies in results/cifar100_lt
-    python benchmarks/cifar100_lt.py --data DIR --results build/try --set train.epochs=3 --set train.curriculum_epochs=3   # a miniature
+    python benchmarks/cifar100_lt.py --data DIR --results build/try --set train.steps_per_epoch=4   # in miniature
 
 DIR holds CIFAR-100 as Parquet. Each training is a unit of its own: its figures and predictions are written to `--results` as soon as it
-is done, and a unit whose file is there is not carried out again, on whatever machine. First the trials (compare.tune in cifar100_lt.yaml:
-as many for every method, judged on a fifth of the long-tailed set that is held out from them), then every method at its best
-settings on the whole set, last epoch. The oracle gets real images of the tail classes, as many as DisCL's synthetic scale asks
-for, in the place of the spectrum; the generator has seen them.
+is done, and a unit whose file is there, and is of this recipe and these settings, is not carried out again, on whatever machine. First
+the trials (compare.tune in cifar100_lt.yaml: as many for every method, judged on a fifth of the long-tailed set that is held out from
+them), then every method at its best settings on the whole set, last epoch; prior and τ of its logit adjustment are those that were best
+for its best trial. The oracle gets real images of the tail classes, as many as DisCL's synthetic scale asks for, in the place of the
+spectrum, and DisCL's settings; the generator has seen them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +45,15 @@ class Job:
     results: Path
     overrides: Mapping[str, Any]
 
+    @cached_property
     def recipe(self) -> Any:
         from discl.recipe import load_recipe
 
         root = {"data.root": str(self.data.resolve())} if self.data else {}
         return load_recipe(RECIPE, {**root, "runtime.device": "cpu", "runtime.threads": 1, **self.overrides})
+
+    def read(self, place: str) -> dict[str, Any]:
+        return json.loads((self.results / f"{place}.json").read_text())
 
 
 @dataclass(frozen=True)
@@ -59,32 +65,46 @@ class Unit:
     settings: Mapping[str, Any]
     seed: int | None = None  # None: a trial
 
+    def identity(self, job: Job) -> str:
+        """A digest of all that its figures follow from; where the data lie, other methods and how long the search is do not count."""
+        from discl.digests import digest
+
+        recipe = job.recipe.model_dump(mode="json", exclude_defaults=True)  # what is added to recipes later does not count either
+        told = {name: recipe[name] for name in ("data", "hard", "prompts", "spectrum", "filter", "train", "evaluate")}
+        for section in ("spectrum", "filter"):
+            told[section]["checkpoint"] = Path(told[section]["checkpoint"]).name
+        told["data"].pop("root")
+        method = recipe["methods"]["ce-discl" if self.method == ORACLE else self.method]
+        overlay = job.recipe.compare.tune.train if self.seed is None else self.seed
+        return digest(told, method, self.method, dict(self.settings), overlay)
+
     def done(self, job: Job) -> bool:
-        return (job.results / f"{self.place}.json").is_file()
+        return (job.results / f"{self.place}.json").is_file() and job.read(self.place)["identity"] == self.identity(job)
 
 
 def trial_units(job: Job) -> list[Unit]:
     from discl.stages.tuning import plan_trials
 
-    recipe = job.recipe()
-    planned = {name: plan_trials(recipe, name) for name in recipe.methods}
+    planned = {name: plan_trials(job.recipe, name) for name in job.recipe.methods}
     return [Unit(f"trials/{name}.{number}", name, each) for name, trials in planned.items() for number, each in enumerate(trials)]
 
 
 def chosen_settings(job: Job) -> dict[str, Mapping[str, Any]]:
-    """The settings of each method's best trial; the earlier of two equals. The oracle takes those of DisCL's own training."""
+    """The settings of each method's best trial, its logit adjustment among them; the earlier of two equals. The oracle has DisCL's."""
     best: dict[str, tuple[float, Mapping[str, Any]]] = {}
     for unit in trial_units(job):
-        figure = json.loads((job.results / f"{unit.place}.json").read_text())["figure"]
-        if unit.method not in best or figure > best[unit.method][0]:
-            best[unit.method] = figure, unit.settings
+        if not unit.done(job):
+            raise SystemExit(f"trial {unit.place} is missing or of another recipe; name the data with --data to go on.")
+        told = job.read(unit.place)
+        if unit.method not in best or told["figure"] > best[unit.method][0]:
+            best[unit.method] = told["figure"], {**told["settings"], **told["adjustment"]}
     chosen = {name: settings for name, (_, settings) in best.items()}
     return {**chosen, ORACLE: chosen["ce-discl"]}
 
 
 def seed_units(job: Job) -> list[Unit]:
-    seeds, chosen = job.recipe().compare.seeds, chosen_settings(job)
-    return [Unit(f"seed-{seed}/{name}", name, each, seed) for seed in seeds for name, each in chosen.items()]
+    chosen = chosen_settings(job)
+    return [Unit(f"seed-{seed}/{name}", name, each, seed) for seed in job.recipe.compare.seeds for name, each in chosen.items()]
 
 
 def open_data(job: Job) -> Any:
@@ -92,7 +112,7 @@ def open_data(job: Job) -> Any:
     from discl.chain import run_until
     from discl.workspace import open_run
 
-    run = open_run(job.recipe(), job.work / "spectrum", amend=True)
+    run = open_run(job.recipe, job.work / "spectrum", amend=True)
     run_until(run, "filter")
     return run
 
@@ -104,11 +124,11 @@ def carry_out(unit: Unit, job: Job) -> str:
     from discl.curriculum.training import read_history
     from discl.recipe import load_recipe
     from discl.stages.learning import evaluate, train
-    from discl.stages.tuning import judge_trial, with_methods
+    from discl.stages.tuning import adjustment_of, judge_trial, with_methods
     from discl.workspace import Run
 
     torch.set_num_threads(1)
-    recipe, work, results = job.recipe(), job.work, job.results
+    recipe, work, results = job.recipe, job.work, job.results
     metric, overlay = recipe.compare.tune.metric, dict(recipe.compare.tune.train) if unit.seed is None else {"seed": unit.seed}
     if unit.method == ORACLE:
         extra = {"methods": {ORACLE: {"strategy": "fixed", "level": 100}}, "baseline": None, "train.curriculum_epochs": recipe.train.epochs}
@@ -125,20 +145,21 @@ def carry_out(unit: Unit, job: Job) -> str:
     rows = json.loads(run.path("results.json").read_text())
     history = read_history(run.path("train") / unit.method / "history.jsonl")
     told: dict[str, Any] = {
-        "settings": dict(unit.settings), "seconds": round(sum(record["seconds"] for record in history), 1), "epochs": len(history),
-        "levels": [record["levels"] for record in history],
+        "identity": unit.identity(job), "settings": dict(unit.settings),
+        "seconds": round(sum(record["seconds"] for record in history), 1), "epochs": len(history),
+        "levels": [record["levels"] for record in history], "measured": any("progress" in record for record in history),
     }  # fmt: skip
     if unit.seed is None:
-        told["figure"] = judge_trial(rows[unit.method], metric)
+        told |= {"figure": judge_trial(rows[unit.method], metric), "adjustment": adjustment_of(rows, unit.method)}
         line = f"{100 * told['figure']:.1f} balanced on what is held out"
     else:
-        told["rows"] = {row: {name: split["test"][key] for name, key in COLUMNS.items()} for row, split in rows.items()}
+        told["rows"] = {row: split["test"] for row, split in rows.items()}
         predictions = load_file(run.path("predictions.safetensors"))
         write_whole(
             results / f"{unit.place}.safetensors",
             lambda file: save_file({row: predictions[f"{row}/test"].astype(np.uint8) for row in rows}, file),
         )
-        line = ", ".join(f"{name} {100 * value:.1f}" for name, value in told["rows"][unit.method].items())
+        line = ", ".join(f"{name} {100 * told['rows'][unit.method][key]:.1f}" for name, key in COLUMNS.items())
     write_whole(results / f"{unit.place}.json", lambda file: file.write_text(json.dumps(told)))
     return f"{unit.place}: {line} ({time.time() - started:.0f} s)"
 
@@ -206,49 +227,49 @@ def make_oracle(run: Any, folder: Path) -> None:
 
 
 def write_table(job: Job) -> str:
-    """The table of all seeds that are complete, with paired intervals against CE, in Markdown; also `comparison.json` beside it."""
-    from discl.comparison import Entry, as_csv, as_latex, as_markdown, paired_interval
+    """Writes `comparison.md`, `.csv`, `.tex`, `.json` and `.html` of all seeds that are complete; returns the first.
 
-    results = job.results
+    Differences are against CE, adjusted against adjusted.
+    """
+    from discl.assets import published_figures
+    from discl.comparison import Entry
+    from discl.report.compared import write_comparison
+    from discl.stages.comparing import paired, split_variant, write_tables
+
+    results, recipe, units = job.results, job.recipe, seed_units(job)
     facts = json.loads((results / FACTS).read_text())
     labels = load_file(results / "labels.safetensors")["test"].astype(np.int64)
-    units = seed_units(job)
-    seeds = [seed for seed in job.recipe().compare.seeds if all(unit.done(job) for unit in units if unit.seed == seed)]
+    seeds = [seed for seed in recipe.compare.seeds if all(unit.done(job) for unit in units if unit.seed == seed)]
     if not seeds:
         raise SystemExit("no seed is complete yet; name the data with --data to go on.")
-    found: dict[str, list[dict[str, Any]]] = {}
-    right: dict[str, list[np.ndarray]] = {}
-    told_of: dict[str, list[dict[str, Any]]] = {}
+    told: dict[str, list[dict[str, Any]]] = {}
+    predicted: dict[str, list[np.ndarray]] = {}
     for unit in units:
         if unit.seed in seeds:
-            told = json.loads((results / f"{unit.place}.json").read_text())
-            predicted = load_file(results / f"{unit.place}.safetensors")
-            for row, figures in told["rows"].items():
-                found.setdefault(row, []).append(figures)
-                right.setdefault(row, []).append(predicted[row] == labels)
-                told_of.setdefault(row, []).append(told)
+            told.setdefault(unit.method, []).append(job.read(unit.place))
+            for row, names in load_file(results / f"{unit.place}.safetensors").items():
+                predicted.setdefault(row, []).append(names.astype(np.int64))
+    paper = published_figures(recipe.compare.published)
     entries = []
-    for row, figures in found.items():
-        against = "ce+la" if row.endswith("+la") else "ce"
-        intervals = {}
-        if row != against:
-            for name in COLUMNS:
-                interval = paired_interval(np.stack(right[row]), np.stack(right[against]), labels, facts["groups"].get(name))
-                intervals |= {name: interval} if interval else {}
-        levels = {level for told in told_of[row] for levels in told["levels"] for level in levels}
+    for seen in told.values():
+        levels = {level for each in seen for epoch in each["levels"] for level in epoch}
+        if seen[0]["measured"]:
+            levels = {level.percent for level in recipe.spectrum.levels}
         rows = sum(facts["unet_rows"].get(str(level), 0) for level in levels)
-        seconds = float(np.mean([told["seconds"] for told in told_of[row]]))
-        columns = {name: [each[name] for each in figures] for name in COLUMNS}
-        entries.append(Entry(row, columns, intervals, {"UNet rows": rows, "training, s": seconds}))
-    for suffix, write in ((".md", as_markdown), (".csv", as_csv), (".tex", as_latex)):
-        write_whole(results / f"table{suffix}", lambda file, write=write: file.write_text(write(entries, list(COLUMNS))))
-    chosen = [
-        f"- {name}: " + (", ".join(f"{key} = {value}" for key, value in each.items()) or "as it stands")
-        for name, each in chosen_settings(job).items()
-    ]
-    return "\n".join(
-        [as_markdown(entries, list(COLUMNS)), f"Seeds {', '.join(map(str, seeds))}. Chosen on {facts['judged_on']}:", "", *chosen]
-    )
+        costs = {"UNet rows": rows, "training, s": float(np.mean([each["seconds"] for each in seen]))}
+        for row in seen[0]["rows"]:
+            against, intervals = recipe.baseline + split_variant(row)[1], {}
+            for name, key in COLUMNS.items():
+                found = paired(np.stack(predicted[row]), np.stack(predicted[against]), labels, key, facts["groups"])
+                intervals |= {name: found} if found and row != against else {}
+            figures = {name: [each["rows"][row][key] for each in seen] for name, key in COLUMNS.items()}
+            entries.append(Entry(row, figures, intervals, costs, paper.get(row, {})))
+    notes = [f"Chosen by {recipe.compare.tune.metric} on {facts['judged_on']}; a row +la has the learning rate of the row without."]
+    for name, settings in chosen_settings(job).items():
+        notes.append(f"{name}: " + (", ".join(f"{key} = {value}" for key, value in settings.items()) or "as it stands"))
+    write_tables(results, entries, list(COLUMNS), seeds, "test", recipe.baseline, notes)
+    write_comparison(results, recipe.name)
+    return (results / "comparison.md").read_text()
 
 
 def carry_out_all(units: Sequence[Unit], job: Job, processes: int, until: float) -> bool:

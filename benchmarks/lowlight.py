@@ -23,6 +23,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 RECIPES = ("cifar10-lowlight", "cifar10-lowlight-alia")
 ROWS = {
     "base": "CE", "base+we": "CE + WE", "zero-shot": "zero-shot", "lp-ft": "LP-FT", "lp-ft+we": "LP-FT + WE", "flyp": "FLYP",
@@ -77,7 +79,7 @@ def carry_out(
 ) -> dict[str, Any]:
     """Everything that is missing, then the figures of all seeds; `own` are further settings by recipe."""
     from discl.chain import run_until
-    from discl.stages.comparing import compare
+    from discl.stages.comparing import compare, make_entries, seed_run
 
     runs, jobs = {}, []
     asked = {name: settings | (own or {}).get(name, {}) for name in RECIPES}
@@ -95,17 +97,18 @@ def carry_out(
             methods, seconds = job.result()
             print(f"{done} of {len(jobs)}, {time.time() - started:.0f} s: {', '.join(methods)} ({seconds:.0f} s)", flush=True)
     figures: dict[str, Any] = {"seeds": seeds, "rows": {}, "levels": {}, "kept": {}}
+    seeded = {name: [seed_run(run, seed) for seed in seeds] for name, run in runs.items()}
     for name, run in runs.items():
         compare(run, seeds)
-        results = [json.loads((run.folder / "seeds" / str(seed) / "results.json").read_text()) for seed in seeds]
-        for row in results[0]:
-            if row in ROWS:
-                figures["rows"][row] = {
-                    heading: [result[row][split]["macro_f1"] for result in results] for heading, split in COLUMNS.items()
+        for entry in make_entries(run, seeded[name], "test", [(split, "macro_f1", heading) for heading, split in COLUMNS.items()]):
+            if entry.name in ROWS:
+                figures["rows"][entry.name] = {
+                    "figures": {heading: list(values) for heading, values in entry.figures.items()}, "costs": dict(entry.costs),
+                    "intervals": intervals(entry.name, seeded[name], runs[RECIPES[0]], seeded[RECIPES[0]]),
                 }  # fmt: skip
         figures["kept"][name] = count_kept(run)
         figures["levels"] |= {
-            method: [levels_of(run.folder / "seeds" / str(seed) / "train" / method) for seed in seeds] for method in run.recipe.methods
+            method: [levels_of(each.path("train") / method) for each in seeded[name]] for method in run.recipe.methods
         }  # fmt: skip
     recipe = runs[RECIPES[0]].recipe
     figures["images"] = {split: len(table) for split, table in runs[RECIPES[0]].tables.items()}
@@ -206,21 +209,36 @@ def time_updates(settings: dict[str, Any], steps: int, folder: Path) -> tuple[fl
     return time.time() - wall, time.process_time() - processor
 
 
+def intervals(row: str, runs: list[Any], main: Any, main_runs: list[Any]) -> dict[str, list[float]]:
+    """`{column: [difference, low, high]}` of a row against the baseline of the main recipe, ensembled against ensembled."""
+    from discl.stages.comparing import paired, read_predictions, split_variant
+
+    against = (main.recipe.baseline or next(iter(main.recipe.methods))) + split_variant(row)[1]
+    if row == against:
+        return {}
+    found = {}
+    for heading, split in COLUMNS.items():
+        ours, theirs = (
+            np.stack([read_predictions(each, name, split) for each in own]) for own, name in ((runs, row), (main_runs, against))
+        )
+        interval = paired(ours, theirs, main.tables[split].labels, "macro_f1", {})
+        found[heading] = [interval.difference, interval.low, interval.high]
+    return found
+
+
 def table(figures: dict[str, Any]) -> str:
     """Mean ± standard deviation over seeds, in per cent, in Markdown; and how the expected order came out."""
-    lines = ["| method | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
-    means: dict[str, float] = {}
+    from discl.comparison import Entry, Interval, as_markdown
+
+    entries = []
     for row, title in ROWS.items():
-        if row not in figures["rows"]:
-            continue
-        cells = []
-        for heading in COLUMNS:
-            values = [100 * value for value in figures["rows"][row][heading]]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.1f}{spread}")
-        means[row] = statistics.mean(figures["rows"][row]["OOD macro F1"])
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    lines.append("")
+        if row in figures["rows"]:
+            told = figures["rows"][row]
+            entries.append(
+                Entry(title, told["figures"], {name: Interval(*each) for name, each in told["intervals"].items()}, told["costs"])
+            )
+    lines = [as_markdown(entries, list(COLUMNS))]
+    means = {row: statistics.mean(told["figures"]["OOD macro F1"]) for row, told in figures["rows"].items()}
     for better, worse in pairwise(EXPECTED):
         if better in means and worse in means:
             came = "as expected" if means[better] >= means[worse] else "NOT as expected"

@@ -68,14 +68,24 @@ def test_the_table_in_miniature(script: Any, settings: dict[str, Any], tmp_path:
     }
     figures = script.carry_out(settings, tmp_path, [3], 1, chosen)
     assert set(figures["rows"]) == {"base", "base+we", "zero-shot", "adaptive", "adaptive+we", "adaptive-higher-threshold", "alia"}
-    assert all(0 <= value <= 1 for row in figures["rows"].values() for values in row.values() for value in values)
+    rows = figures["rows"]
+    assert all(0 <= value <= 1 for row in rows.values() for values in row["figures"].values() for value in values)
+    assert not rows["base"]["intervals"] and not rows["base+we"]["intervals"]
+    for row in ("adaptive", "alia", "adaptive+we"):  # against the baseline, here the first method, whatever the recipe
+        base = rows["base+we" if row.endswith("+we") else "base"]["figures"]["OOD macro F1"][0]
+        difference, low, high = rows[row]["intervals"]["OOD macro F1"]
+        assert difference == pytest.approx(100 * (rows[row]["figures"]["OOD macro F1"][0] - base)) and low <= high
+    assert rows["alia"]["costs"]["UNet rows"] > 0 and rows["adaptive"]["costs"]["training, s"] > 0
     assert figures["images"] == {"train": 60, "validation": 20, "test": 30, "test-ood": 20}
     assert [len(levels) for levels in figures["levels"]["adaptive"][0]] == [1, 1, 1, 1, 0]
     assert figures["levels"]["alia"] == [[[50]] * 5] and figures["levels"]["base"] == [[[]] * 5]
     reasons = pq.read_table(tmp_path / script.RECIPES[1] / "filter.parquet")["reason"].to_pylist()
     assert len(reasons) == 60 and any("any picture" in reason or "too easy" in reason or "mislabelled" in reason for reason in reasons)
     lines = script.table(json.loads(json.dumps(figures))).splitlines()
-    assert lines[0] == "| method | ID macro F1 | OOD macro F1 |" and sum("DisCL, adaptive" in line for line in lines) == 2
+    assert (
+        lines[0].startswith("| method | ID macro F1 | OOD macro F1 | ID macro F1, difference [95 %] |")
+        and sum("DisCL, adaptive" in line for line in lines) == 2
+    )
     trained = [*tmp_path.rglob("model.safetensors")]
     times = [path.stat().st_mtime_ns for path in trained]
     assert script.carry_out(settings, tmp_path, [3], 1, chosen) == figures

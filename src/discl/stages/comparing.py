@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -55,15 +54,32 @@ def compare(run: Run, seeds: Sequence[int], tuned: bool = False) -> Path:
         runs.append(each)
     split, metrics = measured_columns(runs[0])
     entries = make_entries(run, runs, split, metrics)
-    columns = [heading for _, _, heading in metrics]
+    write_tables(run.folder, entries, [heading for _, _, heading in metrics], seeds, split, _baseline(run), notes)
+    return run.path("comparison.md")
+
+
+def write_tables(
+    folder: Path, entries: Sequence[Entry], columns: Sequence[str], seeds: Sequence[int], split: str, baseline: str, notes: Sequence[str]
+) -> None:
+    """Writes `comparison.md`, `.csv`, `.tex` and `.json`; the last is what the report draws. `notes` are a sentence and a list."""
+    plain = {
+        "seeds": list(seeds), "split": split, "baseline": baseline, "notes": list(notes),
+        "rows": {
+            entry.name: {
+                "figures": {name: list(values) for name, values in entry.figures.items()},
+                "intervals": {name: [each.difference, each.low, each.high] for name, each in entry.intervals.items()},
+                "costs": dict(entry.costs), "published": dict(entry.published),
+            }
+            for entry in entries
+        },
+    }  # fmt: skip
     for suffix, text in (
         (".md", as_markdown(entries, columns) + _listed(notes)),
         (".csv", as_csv(entries, columns, seeds)),
         (".tex", as_latex(entries, columns)),
+        (".json", json.dumps(plain, indent=2, ensure_ascii=False) + "\n"),
     ):
-        write_text(run.path(f"comparison{suffix}"), text)
-    write_text(run.path("comparison.json"), json.dumps(_plain(run, entries, seeds, split, notes), indent=2, ensure_ascii=False))
-    return run.path("comparison.md")
+        write_text(folder / f"comparison{suffix}", text)
 
 
 def measured_columns(run: Run) -> tuple[str, list[tuple[str, str, str]]]:
@@ -81,7 +97,7 @@ def make_entries(run: Run, runs: Sequence[Run], split: str, metrics: Sequence[tu
     """One entry for each row of the runs' `results.json`."""
     results = [json.loads(each.path("results.json").read_text()) for each in runs]
     predicted = {
-        (row, where): np.stack([_predicted(each, row, where) for each in runs])
+        (row, where): np.stack([read_predictions(each, row, where) for each in runs])
         for row in results[0]
         for where in dict.fromkeys(where for where, _, _ in metrics)
         if all(where in result[row] for result in results)
@@ -122,7 +138,8 @@ def paired(first: np.ndarray, second: np.ndarray, labels: np.ndarray, metric: st
     return paired_interval(first == labels, second == labels, labels, None if metric == "accuracy" else groups[metric])
 
 
-def _predicted(run: Run, row: str, split: str) -> np.ndarray:
+def read_predictions(run: Run, row: str, split: str) -> np.ndarray:
+    """The labels that a row predicted, int `[images]`, in the order of the split."""
     return load_file(run.path("predictions.safetensors"))[f"{row}/{split}"]
 
 
@@ -147,17 +164,3 @@ def _baseline(run: Run) -> str:
 def _listed(notes: Sequence[str]) -> str:
     """A sentence and a list, in Markdown."""
     return "\n" + "\n".join([notes[0], "", *(f"- {note}" for note in notes[1:])]) + "\n" if notes else ""
-
-
-def _plain(run: Run, entries: Sequence[Entry], seeds: Sequence[int], split: str, notes: Sequence[str]) -> dict[str, Any]:
-    return {
-        "seeds": list(seeds), "split": split, "baseline": _baseline(run), "notes": list(notes),
-        "rows": {
-            entry.name: {
-                "figures": {name: list(values) for name, values in entry.figures.items()},
-                "intervals": {name: [each.difference, each.low, each.high] for name, each in entry.intervals.items()},
-                "costs": dict(entry.costs), "published": dict(entry.published),
-            }
-            for entry in entries
-        },
-    }  # fmt: skip

@@ -157,8 +157,8 @@ def adjustment_of(results: Mapping[str, Any], row: str) -> Settings:
     adjusted = results.get(f"{row}+la")
     if adjusted is None:
         return {}
-    (found,) = {(each["prior"], each["tau"]) for each in adjusted.values()}
-    return {"adjustment": {"prior": found[0], "tau": found[1]}}
+    ((prior, tau),) = {(each["prior"], each["tau"]) for each in adjusted.values()}
+    return {"adjustment.prior": prior, "adjustment.tau": tau}
 
 
 def with_methods(recipe: Recipe, named: Mapping[str, tuple[str, Settings]], train: Mapping[str, Any] | None = None) -> Recipe:

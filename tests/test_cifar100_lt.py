@@ -1,0 +1,141 @@
+"""The script of the CIFAR100-LT table, on made-up trainings, and the measures of the generator, against values worked out by hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import save_file
+
+from discl.chain import run_until
+from discl.data import read_tables
+from discl.recipe import load_recipe
+from discl.workspace import open_run
+
+sys.path.insert(0, str(Path(__file__).parent))
+import miniatures
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def load_script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look it up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    return load_script("cifar100_lt")
+
+
+LABELS = np.repeat(np.arange(100, dtype=np.uint8), 2)
+GROUPS = {"many": list(range(35)), "medium": list(range(35, 70)), "few": list(range(70, 100))}
+
+
+def make_up(script: Any, job: Any, units: Sequence[Any]) -> None:
+    """The files that these units would leave: method number n is right about the first 10·n images, more with each seed."""
+    job.results.mkdir(parents=True, exist_ok=True)
+    facts = {"judged_on": "a part", "groups": GROUPS, "unet_rows": {"0": 78000, "20": 62400, "50": 39000, "90": 7800}}
+    (job.results / script.FACTS).write_text(json.dumps(facts))
+    save_file({"test": LABELS}, job.results / "labels.safetensors")
+    order = [*job.recipe.methods, script.ORACLE]
+    for unit in units:
+        path = job.results / f"{unit.place}.json"
+        path.parent.mkdir(exist_ok=True)
+        told = {"identity": unit.identity(job), "settings": dict(unit.settings), "seconds": 100.0, "measured": unit.method == "ce-adaptive"}
+        told["levels"] = [[0], [50], []] if unit.method == "ce-discl" else [[]]
+        rows = [unit.method] if unit.method.startswith("bs") else [unit.method, f"{unit.method}+la"]
+        if unit.seed is None:
+            la = {} if len(rows) == 1 else {"adjustment.prior": "real", "adjustment.tau": 1.5}
+            path.write_text(json.dumps(told | {"figure": 0.2 + 0.1 * (unit.settings == {"train.optimizer.lr": 0.03}), "adjustment": la}))
+            continue
+        predicted = np.where(np.arange(200) < 10 * order.index(unit.method) + unit.seed, LABELS, 255).astype(np.uint8)
+        right = predicted == LABELS
+        means = {name: float(right[np.isin(LABELS, members)].mean()) for name, members in GROUPS.items()}
+        path.write_text(json.dumps(told | {"rows": {row: {**means, "accuracy": float(right.mean())} for row in rows}}))
+        save_file(dict.fromkeys(rows, predicted), path.with_suffix(".safetensors"))
+
+
+def test_the_table_of_complete_seeds(script: Any, tmp_path: Path) -> None:
+    job = script.Job(None, tmp_path / "work", tmp_path / "results", {})
+    with pytest.raises(SystemExit, match=r"trial trials/ce\.0 is missing"):
+        script.chosen_settings(job)
+    make_up(script, job, script.trial_units(job))
+    chosen = script.chosen_settings(job)
+    assert chosen["ce"] == {"train.optimizer.lr": 0.03, "adjustment.prior": "real", "adjustment.tau": 1.5}
+    assert chosen["bs"] == {"train.optimizer.lr": 0.03} and chosen["oracle"] == chosen["ce-discl"]
+    units = script.seed_units(job)
+    assert len(units) == 3 * 14
+    make_up(script, job, units[:-1])  # of the last seed a training is missing
+    told = script.write_table(job)
+    plain = json.loads((job.results / "comparison.json").read_text())
+    assert plain["seeds"] == [0, 1] and plain["baseline"] == "ce"
+    discl, names = plain["rows"]["ce-discl"], list(job.recipe.methods)
+    assert discl["figures"]["all"] == pytest.approx([10 * names.index("ce-discl") / 200, (10 * names.index("ce-discl") + 1) / 200])
+    assert discl["costs"] == {"UNet rows": 78000 + 39000, "training, s": 100}
+    assert plain["rows"]["ce-adaptive"]["costs"]["UNet rows"] == 78000 + 62400 + 39000 + 7800  # every level is measured
+    assert plain["rows"]["ce"]["costs"]["UNet rows"] == 0
+    assert discl["intervals"]["all"][0] == pytest.approx(100 * 10 * names.index("ce-discl") / 200)
+    assert discl["published"]["few"] == 10.65 and not plain["rows"]["ce-discl+la"]["published"]
+    assert "ce" not in plain["rows"]["ce"]["intervals"] and plain["rows"]["ce-cuda+la"]["intervals"]
+    assert "train.optimizer.lr = 0.03" in told and "ce-cuda" in (job.results / "comparison.html").read_text()
+
+
+def test_a_training_of_other_settings_is_carried_out_again(script: Any, tmp_path: Path) -> None:
+    job = script.Job(None, tmp_path / "work", tmp_path / "results", {})
+    (unit, *_) = script.trial_units(job)
+    make_up(script, job, [unit])
+    assert unit.done(job)
+    elsewhere = replace(job, data=tmp_path, overrides={"runtime.threads": 2})
+    assert unit.done(elsewhere)
+    for change in ({"train.batch_size": 64}, {"filter.threshold": 0.4}, {"compare.tune.train": {"epochs": 4, "curriculum_epochs": 4}}):
+        assert not unit.done(replace(job, overrides=change))
+    assert not replace(unit, settings={"train.optimizer.lr": 0.2}).done(job)
+
+
+def test_the_oracle_has_real_images_that_training_lacks(script: Any, tmp_path: Path) -> None:
+    root = tmp_path / "pictures"
+    for number in range(90):
+        miniatures.draw(root / "abc"[number % 3] / f"{number}.png", number % 3, number)
+    asked = {
+        "name": "short", "data": {"root": str(root), "long_tail": {"n_max": 20, "imbalance_ratio": 10}, "own_split": {"test": 0.1}},
+        "hard": {"rule": "tail", "fewer_than": 8}, "methods": {"ce-discl": {"strategy": "all-levels", "synthetic_scale": 2}},
+        "spectrum": {"checkpoint": "nowhere", "levels": [0, 50]}, "filter": {"checkpoint": "nowhere", "threshold": 0.2},
+    }  # fmt: skip
+    run = open_run(load_recipe(asked), tmp_path / "run")
+    run_until(run, "data")
+    script.make_oracle(run, tmp_path / "oracle")
+    verdicts = pq.read_table(tmp_path / "oracle" / "filter.parquet").to_pylist()
+    ids = [verdict["id"].removeprefix("oracle-") for verdict in verdicts]
+    assert ids and len(set(ids)) == len(ids) and not set(ids) & set(run.train.ids)
+    counts = run.train.class_counts
+    tail = np.flatnonzero(counts < 8)
+    assert {verdict["label"] for verdict in verdicts} == set(tail.tolist())
+    wanted = {label: min(2 * counts[label], (read_tables(str(root))["train"].labels == label).sum() - counts[label]) for label in tail}
+    assert {label: sum(verdict["label"] == label for verdict in verdicts) for label in tail} == wanted
+
+
+def test_measures_of_a_generator() -> None:
+    generator = load_script("generator")
+    rng = np.random.default_rng(0)
+    plain = rng.normal(size=(4000, 3))
+    moved = plain * 2 + np.array([3.0, 0, 0])  # |Δμ|² + Σ (1 − 2)² over the axes
+    assert generator.frechet_distance(plain, plain) == pytest.approx(0, abs=1e-6)
+    assert generator.frechet_distance(plain, moved) == pytest.approx(9 + 3, rel=0.1)
+    ring = np.stack([np.cos(np.arange(0, 6.28, 0.1)), np.sin(np.arange(0, 6.28, 0.1))], 1)
+    half = ring[: len(ring) // 2]
+    assert generator.covered(half, ring) == 1
+    assert 0.5 <= generator.covered(ring, half) < 0.65
+    distance, row = generator.nearest(ring[[3, 9]], ring)
+    assert distance == pytest.approx([0, 0]) and row.tolist() == [3, 9]
