@@ -44,13 +44,15 @@ class Job:
     work: Path
     results: Path
     overrides: Mapping[str, Any]
+    source: Path = RECIPE
+    device: str = "cpu"
 
     @cached_property
     def recipe(self) -> Any:
         from discl.recipe import load_recipe
 
         root = {"data.root": str(self.data.resolve())} if self.data else {}
-        return load_recipe(RECIPE, {**root, "runtime.device": "cpu", "runtime.threads": 1, **self.overrides})
+        return load_recipe(self.source, {**root, "runtime.device": self.device, "runtime.threads": 1, **self.overrides})
 
     def read(self, place: str) -> dict[str, Any]:
         return json.loads((self.results / f"{place}.json").read_text())
@@ -294,6 +296,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="CIFAR-100 as Parquet; without it only the table is made")
     parser.add_argument("--work", type=Path, default=Path("build/cifar100_lt"))
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="cifar100_lt_full.yaml is the long one, for a GPU")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
     parser.add_argument("--processes", type=int, default=2, help="trainings at a time, one CPU thread each")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no training after this time")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="lay a value over the recipe")
@@ -301,7 +305,8 @@ def main() -> None:
     from discl.recipe import parse_override
 
     until = time.time() + 60 * arguments.minutes
-    job = Job(arguments.data, arguments.work, arguments.results, dict(map(parse_override, arguments.set)))
+    overrides = dict(map(parse_override, arguments.set))
+    job = Job(arguments.data, arguments.work, arguments.results, overrides, arguments.recipe, arguments.device)
     if job.data:
         prepare(open_data(job), job)
         for plan in (trial_units, seed_units):

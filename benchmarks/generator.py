@@ -1,6 +1,7 @@
 """How good the stand-in generator of the CIFAR benchmarks is, and whether it recites what it has seen.
 
     python benchmarks/generator.py --cifar100 DIR --cifar10 DIR --json benchmarks/results/generator.json --grid docs/cifar_generator.png
+    python benchmarks/generator.py --cifar100 DIR --cifar10 DIR --run build/cifar100_lt/spectrum --json benchmarks/results/recitation.json
 
 Text-only images of all 100 classes of CIFAR-100, made by the engine at the setting of cifar100_lt.yaml, against the test images. Feature
 network: the image tower of checkpoints/cifar/clip (it was trained on the generator's training images, so distances are smaller than
@@ -10,6 +11,10 @@ those of an unrelated network would be; the rows of real images say what is reac
 - precision and recall by balls around the third-nearest neighbour (arXiv 1904.06991);
 - nearest neighbour: the cosine distance to the nearest training image of the generator, and how many lie closer to one than 99 in
   100 test images do. A generator that recites has many.
+
+With `--run`, the images that a run of cifar100_lt.py kept, level by level, pixel by pixel: the root of the mean squared difference in
+[0, 1] to the nearest image of the same class that the generator has seen, and how many lie closer than 99 in 100 test images of their
+class do; and the mean step from pixel to pixel, which says how blurred they are.
 """
 
 from __future__ import annotations
@@ -74,12 +79,59 @@ def nearest(points: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.nd
     return 1 - np.concatenate([part.max(1) for part in parts]), np.concatenate([part.argmax(1) for part in parts])
 
 
+def pixel_distances(images: np.ndarray, labels: np.ndarray, seen: np.ndarray, seen_labels: np.ndarray) -> np.ndarray:
+    """Root mean squared difference, in [0, 1], of each uint8 image to the nearest one of its class among `seen`; infinite without one."""
+    found = np.full(len(images), np.inf)
+    for label in np.unique(labels).tolist():
+        ours, theirs = (each[of == label].astype(np.float64) / 255 for each, of in ((images, labels), (seen, seen_labels)))
+        if len(theirs):
+            ours, theirs = ours.reshape(len(ours), -1), theirs.reshape(len(theirs), -1)
+            squared = (ours**2).sum(1)[:, None] + (theirs**2).sum(1) - 2 * ours @ theirs.T
+            found[labels == label] = np.sqrt(squared.min(1).clip(0) / ours.shape[1])
+    return found
+
+
+def steepness(images: np.ndarray) -> float:
+    """Mean absolute step from a pixel to the next, across and down, of uint8 images `[n, h, w, 3]`, in [0, 1]."""
+    values = images.astype(np.float64) / 255
+    return float(np.mean([np.abs(np.diff(values, axis=axis)).mean() for axis in (1, 2)]))
+
+
+def check_recitation(run: Path, test: Any, seen: np.ndarray, seen_labels: np.ndarray) -> dict[str, Any]:
+    """Figures of each level of what a run kept, and of the test images."""
+    import pyarrow.parquet as pq
+
+    from discl.spectrum.store import spectrum_shards
+
+    pictures = np.stack([np.asarray(decode_image(row["image"])) for row in test.rows])
+    distances = pixel_distances(pictures, test.labels, seen, seen_labels)
+    limits = {label: float(np.quantile(distances[test.labels == label], 0.01)) for label in range(100)}
+    figures: dict[str, Any] = {
+        "test": {"images": len(pictures), "median": float(np.median(distances)), "closer": 0.01, "steepness": steepness(pictures)}
+    }
+    kept = [verdict for verdict in pq.read_table(run / "filter.parquet").to_pylist() if verdict["keep"]]
+    stored = spectrum_shards(run / "spectrum", test.class_names).rows([verdict["id"] for verdict in kept], ["id", "image"])
+    for level in sorted({verdict["level"] for verdict in kept}):
+        part = [verdict for verdict in kept if verdict["level"] == level]
+        made = np.stack([np.asarray(decode_image(each)) for each in (stored[verdict["id"]]["image"] for verdict in part)])
+        labels = np.array([verdict["label"] for verdict in part])
+        own = pixel_distances(made, labels, seen, seen_labels)
+        figures[str(level)] = {
+            "images": len(made), "median": float(np.median(own)), "smallest": float(own.min()), "steepness": steepness(made),
+            "closer": float((own < np.array([limits[label] for label in labels.tolist()])).mean()),
+        }  # fmt: skip
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar100", type=Path, required=True)
     parser.add_argument("--cifar10", type=Path, required=True)
     parser.add_argument("--checkpoints", type=Path, default=HERE / "checkpoints" / "cifar")
     parser.add_argument("--per-class", type=int, default=20)
+    parser.add_argument(
+        "--run", type=Path, help="a folder of cifar100_lt.py: what it kept is compared pixel by pixel, and nothing else done"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--grid", type=Path, help="also write sample pictures of twenty classes, and their nearest training images")
     arguments = parser.parse_args()
@@ -87,7 +139,13 @@ def main() -> None:
     names = [name.replace("_", " ") for name in tables["test"].class_names]
     test = np.stack([np.asarray(decode_image(row["image"])) for row in tables["test"].rows])
     training, training_labels, _ = read_images(arguments.cifar100, arguments.cifar10)
-    training = training[training_labels < 100]
+    training, training_labels = training[training_labels < 100], training_labels[training_labels < 100]
+    if arguments.run:
+        figures = check_recitation(arguments.run, tables["test"], training, training_labels)
+        print(json.dumps(figures, indent=1))
+        if arguments.json:
+            arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+        return
     made, labels = make_images(arguments.per_class, str(arguments.checkpoints / "diffusion"), names)
     scorer = ClipScorer(str(arguments.checkpoints / "clip"), {label: f"a photo of a {name}" for label, name in enumerate(names)})
 

@@ -44,6 +44,8 @@ def name_of(row: int) -> str:
 def make_lists(root: Path, entries: int) -> None:
     text = "".join(f"train/{name_of(row)} {row % CLASSES}\n" for row in range(entries))
     (root / "ImageNet_LT_train.txt").write_text(text)
+    for split in ("val", "test"):
+        (root / f"ImageNet_LT_{split}.txt").write_text(f"{split}/{name_of(0)} 0\n")
 
 
 def make_manifest(root: Path, entries: int) -> None:
@@ -62,7 +64,8 @@ def make_inaturalist(root: Path, entries: int) -> None:
 
 def make_wilds(root: Path, entries: int) -> None:
     lines = (f"train,{row % CLASSES},{row:08d}.jpg,{row % 300},{row // 3}\n" for row in range(entries))
-    (root / "metadata.csv").write_text("split,y,filename,location_remapped,sequence_remapped\n" + "".join(lines))
+    others = (f"{split},0,{split}.jpg,0,0\n" for split in ("id_val", "id_test", "val", "test"))
+    (root / "metadata.csv").write_text("split,y,filename,location_remapped,sequence_remapped\n" + "".join([*lines, *others]))
     (root / "categories.csv").write_text("y,name\n" + "".join(f"{label},animal {label}\n" for label in range(CLASSES)))
 
 

@@ -92,6 +92,12 @@ def test_the_table_of_complete_seeds(script: Any, tmp_path: Path) -> None:
     assert "train.optimizer.lr = 0.03" in told and "ce-cuda" in (job.results / "comparison.html").read_text()
 
 
+def test_the_long_recipe_searches_as_much_for_every_method(script: Any, tmp_path: Path) -> None:
+    job = script.Job(None, tmp_path, tmp_path, {}, BENCHMARKS / "cifar100_lt_full.yaml")
+    trials = [unit.method for unit in script.trial_units(job)]
+    assert set(trials) > {"ce", "bs-cuda", "ce-discl-scale-5"} and {trials.count(name) for name in trials} == {3}
+
+
 def test_a_training_of_other_settings_is_carried_out_again(script: Any, tmp_path: Path) -> None:
     job = script.Job(None, tmp_path / "work", tmp_path / "results", {})
     (unit, *_) = script.trial_units(job)

@@ -6,7 +6,8 @@ DIR holds `train.parquet` with `id`, `image` and `label`. The stages run in orde
 run again and a killed one goes on from its last checkpoint. `--unet-steps` may grow from call to call.
 
 What the models see: CIFAR-100 training images outside the long-tailed set of imbalance ratio 50 (which holds that of 100), and the
-CIFAR-10 training images that `is_pretraining` names. Never a test image.
+CIFAR-10 training images that `is_pretraining` names. No test image
+is asked for; the few that CIFAR holds twice, equal pixel by pixel, are not looked for.
 """
 
 from __future__ import annotations
