@@ -36,9 +36,9 @@ from discl.chain import run_until
 from discl.console import console
 from discl.recipe import load_recipe
 from discl.spectrum import engine as engine_module
+from discl.spectrum import worker as worker_module
 from discl.spectrum.plan import read_plan
 from discl.spectrum.queue import Work
-from discl.spectrum.worker import WAITING
 from discl.stages import making
 from discl.workspace import Run, open_run
 
@@ -54,9 +54,9 @@ class Found:
     redone: list[int] = field(default_factory=list)
 
 
-def recipe(seeds: int, slots: int, shard_rows: int) -> Any:
+def recipe(seeds: int, steps: int, slots: int, shard_rows: int) -> Any:
     overrides = {
-        "spectrum.seeds": seeds, "spectrum.levels": [30, 60], "spectrum.num_inference_steps": 10, "methods": {"ce": {}},
+        "spectrum.seeds": seeds, "spectrum.levels": [30, 60], "spectrum.num_inference_steps": steps, "methods": {"ce": {}},
         "runtime.slots": slots, "runtime.shard_rows": shard_rows, "runtime.device": "cpu", "runtime.threads": 1,
     }  # fmt: skip
     return load_recipe("fashion-lt", overrides)
@@ -140,16 +140,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=6, help="images per source and level; 26 sources, 2 levels")
+    parser.add_argument("--steps", type=int, default=10, help="of denoising, for level 0")
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--shard-rows", type=int, default=8)
+    parser.add_argument("--waiting", type=int, default=worker_module.WAITING, help="pictures that wait for the encoder, at most")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
     console.quiet = True
+    worker_module.WAITING = arguments.waiting
     torch.set_num_threads(1)
     making.load_generator = cache(making.load_generator)  # type: ignore[assignment]
     making.ClipScorer = _once(making.ClipScorer)  # type: ignore[misc,assignment]
-    asked, found, chance = recipe(arguments.seeds, arguments.slots, arguments.shard_rows), Found(), random.Random(arguments.seed)
+    asked = recipe(arguments.seeds, arguments.steps, arguments.slots, arguments.shard_rows)
+    found, chance = Found(), random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as place:
         whole = open_run(asked, Path(place) / "whole")
         run_until(whole, "plan")
@@ -163,13 +167,15 @@ def main() -> None:
             runs += 1
             torture(Path(place) / f"run-{runs}", asked, reference, found, arguments.kills, undisturbed / 3, chance)
             print(f"run {runs}: {found.kills} kills so far, {found.lost} lost, {found.doubled} doubled", flush=True)
-        longest = max(making.count_rows(whole, [request]) for request in read_plan(whole.path("plan.parquet")))
-    images = arguments.slots + min(arguments.slots, 16) + WAITING + arguments.shard_rows
+        planned = read_plan(whole.path("plan.parquet"))
+        longest = max(making.count_rows(whole, [request]) for request in planned)
+        rows = making.count_rows(whole, planned)
+    images = arguments.slots + min(arguments.slots, 16) + arguments.waiting + arguments.shard_rows
     result = {
         "kills": found.kills, "runs": runs, "images_per_run": len(reference), "undisturbed_seconds": round(undisturbed, 1),
         "slots": arguments.slots, "shard_rows": arguments.shard_rows, "lost": found.lost, "doubled": found.doubled,
         "largest_difference_in_grey_levels": found.largest_difference, "redone_rows_median": statistics.median(found.redone),
-        "redone_rows_most": max(found.redone), "rows_in_flight_at_most": images * longest,
+        "redone_rows_most": max(found.redone), "rows_in_flight_at_most": images * longest, "rows_in_all": rows,
     }  # fmt: skip
     for name, value in result.items():
         print(f"{name.replace('_', ' '):<40}{value:>10}")

@@ -3,8 +3,9 @@
     python benchmarks/sdxl.py --json benchmarks/results/sdxl.json     # one GPU; --sources 8 --repetitions 1 for a short run
     python benchmarks/sdxl.py --smoke                                 # the same code on a CPU with a tiny network; its times say nothing
 
-Speed does not depend on the weights' values, so no checkpoint is needed. Texts are random embeddings on both sides. Shares are of the
-bf16 matmul rate measured in the same process; work is counted by torch's own FLOP counter on one call.
+First the latents of both sides are compared in float32; where they differ no speed is measured. Speed does not depend on the weights'
+values, so no checkpoint is needed. Texts are random embeddings on both sides. Shares are of the bf16 matmul rate measured in the same
+process; work is counted by torch's own FLOP counter on one call.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from discl.spectrum.plan import Request, unet_rows
 from engine import LEVELS, Figure, interleave, make_requests, pixels_of, ratio, table
 
 GUIDANCE_SCALE = 7.5
+EQUAL = 1e-3
+"""Rounding of a few steps in float32, as a share of the largest latent."""
 TRUE = {
     "unet": {
         "sample_size": 128, "block_out_channels": (320, 640, 1280), "layers_per_block": 2, "attention_head_dim": (5, 10, 20),
@@ -108,15 +111,33 @@ class Pipelines:
             for first in range(0, len(same), batch):
                 self._call(same[first : first + batch])
 
-    @torch.inference_mode()
-    def _call(self, requests: Sequence[Request]) -> None:
+    def _settings(self, requests: Sequence[Request]) -> dict[str, Any]:
         prompt = self.model.encode_texts([request.prompt for request in requests])
         negative = self.model.encode_texts([request.negative_prompt for request in requests], negative=True)
-        common: dict[str, Any] = {
+        return {
             "prompt_embeds": prompt["encoder_hidden_states"], "pooled_prompt_embeds": prompt["text_embeds"],
             "negative_prompt_embeds": negative["encoder_hidden_states"], "negative_pooled_prompt_embeds": negative["text_embeds"],
             "num_inference_steps": self.steps, "guidance_scale": GUIDANCE_SCALE, "output_type": "np",
         }  # fmt: skip
+
+    @torch.inference_mode()
+    def latents(self, request: Request) -> torch.Tensor:
+        """What one request's image is decoded from, begun with the same noise as the engine's."""
+        model, steps = self.model, request.steps(self.steps)
+        settings = self._settings([request]) | {"output_type": "latent"}
+        shape = model.latent_shape(self.size, self.size)
+        noise = draw_noise(request.source_id, request.seed, request.attempt, shape)[None].to(model.device, model.dtype)
+        if request.level == 0:
+            return self.text(latents=noise, height=self.size, width=self.size, **settings).images
+        pixels = torch.from_numpy(pixels_of(request.source_id, self.size))[None].float() / 127.5 - 1
+        clean = model.encode_images(pixels.to(model.device)).to(model.dtype)
+        self.image.scheduler.set_timesteps(self.steps)
+        begun = self.image.scheduler.add_noise(clean, noise, self.image.scheduler.timesteps[self.steps - steps][None])
+        return self.image(image=clean, latents=begun, strength=(steps + 0.5) / self.steps, **settings).images
+
+    @torch.inference_mode()
+    def _call(self, requests: Sequence[Request]) -> None:
+        common = self._settings(requests)
         if requests[0].level == 0:
             shape = self.model.latent_shape(self.size, self.size)
             noise = torch.stack([draw_noise(each.source_id, each.seed, each.attempt, shape) for each in requests])
@@ -174,8 +195,29 @@ def score_seconds(device: str, size: int, images: int) -> float:
     return seconds * images / 32
 
 
+def compare(shape: dict[str, Any], device: str, steps: int, levels: Sequence[int]) -> float:
+    """The largest difference of latents from those of diffusers, in float32, as a share of the largest value."""
+    torch.backends.cudnn.allow_tf32 = False
+    model = build(shape, device, torch.float32)
+    pipelines, engine = (
+        Pipelines(model, steps, model.size),
+        Engine(model, num_inference_steps=steps, guidance_scale=GUIDANCE_SCALE, slots=3),
+    )
+    requests = [request for request in make_requests(1, steps, model.size) if request.level in levels]
+    found = []
+    for request, got in engine.denoise(requests, lambda source: pixels_of(source, model.size)):
+        wanted = pipelines.latents(request)[0].float().cpu()
+        found.append(((got - wanted).abs().max() / wanted.abs().max()).item())
+    torch.backends.cudnn.allow_tf32 = True
+    return max(found)
+
+
 def measure(arguments: argparse.Namespace, device: str, dtype: torch.dtype) -> tuple[list[Figure], dict[str, Any]]:
-    model = build(TINY if arguments.smoke else TRUE, device, dtype)
+    shape = TINY if arguments.smoke else TRUE
+    difference = compare(shape, device, min(arguments.steps, 10), LEVELS if arguments.smoke else (LEVELS[0], LEVELS[-2]))
+    if not difference <= EQUAL:
+        raise SystemExit(f"the engine's latents differ from diffusers' by {difference:.2g} of the largest value; nothing was measured.")
+    model = build(shape, device, dtype)
     steps, size = arguments.steps, model.size
     engine = Engine(model, num_inference_steps=steps, guidance_scale=GUIDANCE_SCALE, slots=arguments.slots or 1)
     slots = arguments.slots or engine.fit_slots(size, size)
@@ -209,6 +251,7 @@ def measure(arguments: argparse.Namespace, device: str, dtype: torch.dtype) -> t
         }
 
     figures = [
+        Figure("difference from diffusers' latents, float32", difference, "<=", EQUAL),
         Figure("matmul ceiling, TFLOP/s", ceiling), Figure("slots", slots),
         Figure("one row of the UNet, TFLOP", flops[0], detail=f"encode {flops[1]:.2f}, decode {flops[2]:.2f}"),
     ]  # fmt: skip

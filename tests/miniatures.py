@@ -75,8 +75,12 @@ def iwildcam(root: Path) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     names = ("empty", "tayassu pecari", "panthera onca")
     with (root / "categories.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("y", "category_id", "name"), *((label, 10 * label, name) for label, name in enumerate(names))])
-    head = ("split", "location_remapped", "location", "sequence_remapped", "seq_id", "y", "category_id", "datetime", "filename", "image_id")
+        listed = [*((label, 10 * label, name) for label, name in enumerate(names)), (99999, 77, "gulo gulo"), (99999, 78, "unknown")]
+        csv.writer(file).writerows([("y", "category_id", "name"), *listed])
+    # the first column is the number of the row, without a name; y = 99999 is a category without images
+    head = (
+        "", "split", "location_remapped", "location", "sequence_remapped", "seq_id", "y", "category_id", "datetime", "filename", "image_id",
+    )  # fmt: skip
     rows, number = [], 0
     for camera, (split, count) in enumerate((("train", 8), ("id_val", 2), ("id_test", 2), ("val", 2), ("test", 2))):
         for label in range(len(names)):
@@ -84,9 +88,8 @@ def iwildcam(root: Path) -> Path:
                 number += 1
                 draw(root / "train" / f"{number:08x}.jpg", label, number)
                 place = camera if camera > 2 else 0
-                rows.append(
-                    (split, place, 100 + place, number, f"s{number}", label, 10 * label, "2013-01-01 00:00:00", f"{number:08x}.jpg", number)
-                )
+                taken = (label, 10 * label, "2013-01-01 00:00:00", f"{number:08x}.jpg", number)
+                rows.append((number - 1, split, place, 100 + place, number, f"s{number}", *taken))
     with (root / "metadata.csv").open("w", newline="") as file:
         csv.writer(file).writerows([head, *rows])
     return root

@@ -326,7 +326,9 @@ def test_another_threshold_rewrites_no_image_and_no_score(copied: Path, tree: Tr
 
 
 def test_a_threshold_that_keeps_nothing_of_a_class_is_explained(copied: Path, tree: Tree, no_phase_one: None) -> None:
-    with pytest.raises(TrainingError, match=r"2 classes without a kept .*'coat' at 0 %; 'hat' at 0 %. Lower filter\.threshold"):
+    with pytest.raises(
+        TrainingError, match=r"2 classes without a kept .*'coat' at 0 % and at 50 %; 'hat' at 0 % and at 50 %. Lower filter\.threshold"
+    ):
         discl.run(changed(tree, filter__threshold=1.0), copied, amend=True)
 
 

@@ -62,6 +62,21 @@ def test_the_hub_is_asked_for_no_pickled_file(tmp_path: Path, monkeypatch: pytes
         find_checkpoint("owner/other")
 
 
+def test_parts_that_the_hub_has_in_half_precision_only_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {
+        "model_index.json", "unet/config.json", "unet/diffusion.fp16.safetensors", "unet/diffusion.fp16-00001-of-00002.safetensors",
+        "vae/config.json", "vae/diffusion.safetensors", "vae/diffusion.fp16.safetensors", "safety_checker/config.json",
+    }  # fmt: skip
+
+    def download(name: str, **options: Any) -> str:
+        return str(write_files(tmp_path / "hub", *filter_repo_objects(there, **options)))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    folder = find_checkpoint("owner/name")
+    got = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    assert got == there - {"vae/diffusion.fp16.safetensors", "safety_checker/config.json"}
+
+
 def test_the_digest_is_of_what_makes_the_pixels(tmp_path: Path) -> None:
     names = ("unet/model.safetensors", "tokenizer/merges.txt", "config.json")
     first = checkpoint_digest(write_files(tmp_path / "a", *names))

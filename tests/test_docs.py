@@ -8,8 +8,10 @@ import shutil
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
+import typer
 import yaml
 from PIL import Image
 
@@ -51,6 +53,24 @@ def make_small(recipe: Path, diffusion: Path, clip: Path) -> None:
     recipe.write_text(yaml.safe_dump(tree, sort_keys=False))
 
 
+def commands(tool: click.Command, words: tuple[str, ...] = ()) -> dict[tuple[str, ...], set[str]]:
+    """`{command: options}` of the command line."""
+    found = {words: {option for each in tool.params for option in each.opts}}
+    for name, below in getattr(tool, "commands", {}).items():
+        found |= commands(below, (*words, name))
+    return found
+
+
+def test_what_the_text_names_is_there() -> None:
+    """Commands and options between the lines; whole commands stand in blocks, which are run."""
+    known = commands(typer.main.get_command(cli.app))
+    text = re.sub(r"```.*?```", "", PAGE.read_text(), flags=re.DOTALL)
+    spoken = [each.split() for each in re.findall(r"`([^`]+)`", text)]
+    named = {tuple(words[1:]) for words in spoken if words[0] == "discl"}
+    assert named <= set(known), "a whole command belongs into a block, and a command has to be one"
+    assert {words[0] for words in spoken if words[0].startswith("--")} <= set().union(*known.values())
+
+
 def test_each_command_of_the_page(
     birds: Path, tiny_diffusion: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,6 +89,8 @@ def test_each_command_of_the_page(
     assert "images to generate" in said["discl plan birds.yaml"]
     assert (birds / "runs/birds/report.html").stat().st_size > 10_000
     assert yaml.safe_load((birds / "runs/birds/recipe.yaml").read_text())["filter"]["threshold"] == -0.9
+    assert (birds / "runs/birds/comparison.html").stat().st_size > 10_000
+    assert list((birds / "birds-shards").glob("*.tar")) and list((birds / "birds-hub").rglob("*.parquet"))
     assert len((birds / "predictions.csv").read_text().splitlines()) == 1 + COUNTS["kingfisher"]
     cameras = yaml.safe_load((birds / "runs/cameras/recipe.yaml").read_text())
     assert cameras["spectrum"]["levels"] == [50, 70, 90]

@@ -13,11 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from discl.assets import PHRASES, published_figures
+from discl.assets import PHRASES, PUBLISHED, published_figures
 from discl.chain import results_table, run_until
+from discl.comparison import as_cells
 from discl.data import exponential_counts
 from discl.levels import GuidanceLevel
 from discl.recipe import RECIPES, describe_shipped, load_recipe, shipped_recipes
+from discl.stages.comparing import make_entries, measured_columns
 from discl.workspace import open_run
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -92,15 +94,41 @@ def test_header_tells_row_command_cost_and_score(name: str) -> None:
     rows = sum(level.start_step(asked.num_inference_steps) for level in asked.levels) * asked.seeds * hard * 2
     assert f"cost: {hard * len(asked.levels) * asked.seeds:,} images, {rows:,} UNet rows ({hard:,} hard images" in header
     assert asked.guidance_scale > 1  # two UNet rows a step
+    assert "FLOP" not in header  # nothing here measures it
     score = header.split("expected score: ")[1]
     if recipe.compare.published is None:
         assert score.startswith("not published")
         return
     figures = published_figures(recipe.compare.published)
-    known = figures.get(recipe.compare.rows.get(row := list(recipe.methods)[-1], row))
-    assert known is not None, f"{row} is no row of {recipe.compare.published}"
-    if "threshold" not in name:
-        assert set(known.values()) <= {float(number) for number in re.findall(r"\d+\.\d+", score)}
+    assert recipe.compare.rows.get(row := list(recipe.methods)[-1], row) in figures, f"{row} is no row of {recipe.compare.published}"
+    told = {float(number) for number in re.findall(r"(?<![\d.])\d+\.\d+", score)}
+    for row in {*recipe.methods, *(recipe.compare.rows if "+ WE" in header else ())}:
+        assert set(figures.get(recipe.compare.rows.get(row, row), {}).values()) <= told, f"{row} is not in the header"
+    for method, word in (("cuda", "CUDA"), ("ldmlr", "LDMLR")):
+        known = [row for row in recipe.methods if row.endswith(method) and row in figures]
+        assert (f"+ {word}" in header.split("command:")[0]) == bool(known)
+
+
+def test_every_published_row_has_a_recipe() -> None:
+    tables = yaml.safe_load(PUBLISHED.read_text())
+    found = {table: set() for table in tables}
+    for recipe in map(load_recipe, PAPER):
+        if recipe.compare.published:
+            rows = {*recipe.methods, *recipe.compare.rows}
+            found[recipe.compare.published] |= {recipe.compare.rows.get(row, row) for row in rows}
+    assert not {(table, row) for table, rows in tables.items() for row in set(rows) - found[table] - {"columns"}}
+
+
+@pytest.mark.parametrize(("threshold", "few"), [(28, 23.69), (32, 22.88)])
+def test_another_threshold_is_compared_with_its_own_row(threshold: int, few: float) -> None:
+    recipe = load_recipe(f"imagenet-lt-ce-discl-threshold-{threshold}")
+    row = f"ce-discl-threshold-{threshold}"
+    assert (list(recipe.methods), recipe.filter.threshold) == (["ce", row], threshold / 100)
+    assert published_figures(recipe.compare.published or "")[row] == {"few": few}
+
+
+def test_data_sets_with_splits_of_their_own_are_never_divided() -> None:
+    assert {(recipe.data.own_split.validation, recipe.data.own_split.test) for recipe in map(load_recipe, PAPER)} == {(0, 0)}
 
 
 def test_settings_of_the_paper() -> None:
@@ -171,4 +199,10 @@ def test_the_whole_chain_for_two_epochs(name: str, small: Callable[[str], dict[s
         assert set(figures["test-ood"]["per_domain"]) == {"4"}  # the camera of that split, by iWildCam's `location_remapped`
         assert figures["test-ood"]["worst_domain_accuracy"] == figures["test-ood"]["accuracy"]
         assert "OOD F1" in results_table(opened).splitlines()[0]
+        split, columns = measured_columns(opened)
+        heading, rows = as_cells(make_entries(opened, [opened], split, columns), [name for _, _, name in columns])
+        assert heading[-2:] == ["ID macro F1, published", "OOD macro F1, published"]
+        assert {row[0]: row[-2:] for row in rows if row[0] in ("lp-ft", "flyp+we", "discl", "discl+we")} == {
+            "lp-ft": ["49.7", "34.7"], "flyp+we": ["52.0", "36.4"], "discl": ["54.3", "38.2"], "discl+we": ["54.6", "38.7"],
+        }  # fmt: skip
         assert "OOD macro F1" in page.read_text() and "Per domain on test-ood" in page.read_text()

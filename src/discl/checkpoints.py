@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from .assets import embedded
 from .digests import digest_file, digest_files
@@ -21,7 +23,8 @@ WANTED = [
     "model-*.safetensors",
     "*/*.safetensors",
 ]  # no single-file copies of a whole pipeline
-UNWANTED = ["*.fp16.safetensors", "*.non_ema.safetensors", "safety_checker/*"]
+UNWANTED = ["*.fp16.safetensors", "*.fp16-*.safetensors", "*.non_ema.safetensors", "*.non_ema-*.safetensors", "safety_checker/*"]
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 
 
 def find_checkpoint(address: str) -> Path:
@@ -102,9 +105,52 @@ def _download(name: str, wanted: Sequence[str] = WANTED) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(wanted), ignore_patterns=UNWANTED))
+        folder = Path(snapshot_download(name, allow_patterns=list(wanted), ignore_patterns=UNWANTED))
+        if half := [f"{part}/*.fp16*.safetensors" for part in _weightless(folder)] if any("safetensors" in each for each in wanted) else []:
+            folder = Path(snapshot_download(name, allow_patterns=half))
+        return folder
     except Exception as error:
         raise CheckpointError(f"checkpoint '{name}' is no local folder and could not be downloaded: {error}") from error
+
+
+def _weightless(folder: Path) -> list[str]:
+    """Parts of a generator that were downloaded without weights: some repositories hold them in half precision only."""
+    parts = sorted(file.parent for file in folder.glob("*/config.json"))
+    return [part.name for part in parts if part.name != "safety_checker" and not any(part.glob("*.safetensors"))]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The mapping in a JSON file of a checkpoint. Raises CheckpointError where it is missing or holds none."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint '{file.parent}': {file.name} is missing or no JSON: {error}; fetch it anew.") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"checkpoint '{file.parent}': {file.name} holds no mapping; fetch it anew.")
+    return found
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raises CheckpointError for a folder without a vocabulary, or without the settings that say how it is used."""
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        raise CheckpointError(
+            f"checkpoint '{folder}' holds no vocabulary for a tokenizer (tokenizer.json, or vocab.json with merges.txt); fetch it."
+        )
+    if not (folder / "tokenizer.json").is_file() and (folder / "vocab.json").is_file() and not (folder / "merges.txt").is_file():
+        raise CheckpointError(f"checkpoint '{folder}' holds a vocab.json without its merges.txt; fetch that.")
+    if not (folder / "tokenizer_config.json").is_file():
+        raise CheckpointError(f"checkpoint '{folder}' lacks tokenizer_config.json, which says how texts are cut and filled up; fetch it.")
+
+
+def check_complete(folder: Path, missing: Collection[str]) -> None:
+    """Raises CheckpointError where weights that the network has are `missing` in the folder's files: they would be random ones."""
+    if missing:
+        names = sorted(missing)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise CheckpointError(
+            f"checkpoint '{folder}' lacks weights that its configuration asks for: {', '.join(names[:3])}{more}. The files are incomplete "
+            "or belong to another configuration; fetch them anew."
+        )
 
 
 def _checked(folder: Path) -> Path:

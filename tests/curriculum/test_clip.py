@@ -132,7 +132,7 @@ def test_head_is_made_of_the_texts_anew_at_every_evaluation(tiny_clip: Path) -> 
 def test_flyp_reaches_both_towers_and_the_scale_but_not_the_head(tiny_clip: Path) -> None:
     model, _ = start(tiny_clip, "flyp")
     images, labels = torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 2, 2, 1, 0])
-    contrastive(*model.train().pairs(images, labels), model.scale).backward()
+    contrastive(*model.train().pairs(images, labels, model.draw_prompts(len(labels))), model.scale).backward()
     lacking = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     assert lacking == {"head.weight", "head.bias"}
     for name in (
@@ -163,7 +163,7 @@ def test_pairs_are_prompts_of_the_images_own_classes_drawn_at_random(tiny_clip: 
     every: Tensor = model.texts(model.prompts.flatten(0, 1)).unflatten(0, (3, 2))
     labels = torch.tensor([2, 0, 1, 1] * 8)
     with torch.inference_mode():
-        seen, texts = model.pairs(torch.zeros(32, 3, 32, 32), labels)
+        seen, texts = model.pairs(torch.zeros(32, 3, 32, 32), labels, model.draw_prompts(32))
     assert seen.shape == texts.shape == (32, 32)
     distance = (texts[:, None] - every[labels]).abs().amax(2)
     assert (distance.min(1).values < 1e-5).all()

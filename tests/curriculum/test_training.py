@@ -358,6 +358,9 @@ def test_progress_is_measured_and_followed(name: str, tmp_path: Path) -> None:
     for record in history[:6]:
         assert set(record["progress"]["gain"]) == {"0", "50"}
         assert len(record["levels"]) == 1
+        assert ("class_levels" in record) == (name == "adaptive-per-class")
+        apart = [levels for levels in record.get("class_levels", {}).values() if levels != record["levels"]]
+        assert record.get("classes_apart", 0) == len(apart)
         if name != "bandit":
             assert record["levels"] == [best_level(record["progress"]["gain"]).percent]
     assert all("progress" not in record and record["levels"] == [] for record in history[6:])
@@ -422,12 +425,29 @@ def make_broken(model: nn.Module, bad_epoch: float) -> torch.optim.Optimizer:
     return Broken(model.parameters(), lr=1.0)
 
 
+def test_the_step_that_was_not_finite_is_named_though_it_is_looked_at_late(tmp_path: Path) -> None:
+    """The loss is looked at every 50 steps; of an epoch of 60 the parameters are spoilt by step 1, so that of step 2 is the first."""
+    taken = [0]
+
+    class Broken(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            super().step(closure)
+            taken[0] += 1
+            if taken[0] == 62:
+                with torch.no_grad():
+                    self.param_groups[0]["params"][0].fill_(math.nan)
+
+    settings = make_settings(epochs=2, steps_per_epoch=60, make_optimizer=lambda model: Broken(model.parameters(), lr=1e-3))
+    with pytest.raises(TrainingError, match=r"the loss is not finite in epoch 1, step 2;"):
+        train_into(tmp_path, settings)
+
+
 @pytest.mark.parametrize("bad_epoch", [0, 2])
 def test_a_loss_that_is_not_finite(bad_epoch: int, tmp_path: Path) -> None:
     settings = make_settings(
         epochs=4, make_optimizer=partial(make_broken, bad_epoch=bad_epoch), learning_rate=lambda progress: 1 - progress
     )
-    with pytest.raises(TrainingError, match=f"not finite in epoch {bad_epoch}, step 2") as raised:
+    with pytest.raises(TrainingError, match=f"not finite in epoch {bad_epoch}, step 1") as raised:
         train_into(tmp_path, settings)
     checkpoint = tmp_path / "checkpoint.safetensors"
     assert checkpoint.exists() == (bad_epoch > 0)
@@ -505,6 +525,7 @@ def test_learning_rates_written_out() -> None:
     assert rates(4, schedule="cosine") == pytest.approx([1, (1 + half) / 2, 0.5, (1 - half) / 2])
     assert make_learning_rate(0.1, "cosine", 4)(1.0) == pytest.approx(0)
     assert rates(10, schedule="steps", milestones=(0.8, 0.9)) == pytest.approx([1] * 8 + [0.01, 0.0001])
+    assert rates(10, schedule="steps", milestones=(0.8, 0.9), factor=0.1) == pytest.approx([1] * 8 + [0.1, 0.01])
     assert rates(5, schedule="constant", warm_up_epochs=3) == pytest.approx([0.25, 0.5, 0.75, 1, 1])
     assert rates(6, schedule="cosine", warm_up_epochs=2) == pytest.approx([1 / 3, 2 / 3, 1, (1 + half) / 2, 0.5, (1 - half) / 2])
     assert rates(10, schedule="steps", milestones=(0.8,), warm_up_epochs=1) == pytest.approx([0.5] + [1] * 7 + [0.01] * 2)

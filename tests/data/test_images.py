@@ -46,6 +46,27 @@ def test_sixteen_bits_are_scaled_to_eight(kind: str) -> None:
     assert pixels(decode_image(encoded(deep, kind))) == [[(0,) * 3, (1,) * 3, (100,) * 3, (255,) * 3]]
 
 
+@pytest.mark.parametrize(
+    ("kind", "values", "expected"),
+    [
+        (np.uint16, [0, 100, 255], [0, 100, 255]),  # eight bits in sixteen
+        (np.int32, [0, 100, 255], [0, 100, 255]),
+        (np.int32, [0, 25700, 65535], [0, 100, 255]),
+        (np.int32, [-1000, 0, 1000], [0, 128, 255]),
+        (np.int32, [0, 100_000, 200_000], [0, 128, 255]),
+        (np.float32, [0, 0.2, 1], [0, 51, 255]),
+        (np.float32, [0, 100, 255], [0, 100, 255]),
+        (np.float32, [0, 25700, 65535], [0, 100, 255]),
+        (np.float32, [-1, 0, 1], [0, 128, 255]),
+        (np.float32, [np.nan, 0.5, 1], [0, 128, 255]),
+        (np.float32, [0.0, 0.0, 0.0], [0, 0, 0]),
+    ],
+)
+def test_wide_greys_and_fractions_are_scaled_by_their_range(kind: type, values: list[float], expected: list[int]) -> None:
+    decoded = decode_image(encoded(Image.fromarray(np.array([values], kind)), "TIFF"))
+    assert pixels(decoded) == [[(value,) * 3 for value in expected]]
+
+
 def test_cmyk_becomes_rgb() -> None:
     decoded = decode_image(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100))
     assert decoded.mode == "RGB"

@@ -16,6 +16,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from discl.data import ImageTable, read_tables
+from discl.data.table import make_table
 from discl.errors import DataError, RecipeError
 
 
@@ -158,7 +159,8 @@ def test_a_root_that_is_itself_a_link_is_followed(tmp_path: Path) -> None:
 
 def test_a_root_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        DataError, match=r"does not exist; looked for .*none\. Give a folder with one sub-folder of images per class, a folder"
+        DataError,
+        match=r"does not exist; looked for .*none\. Expected there, laid out as\nimagefolder:\n  class/image\.jpg, a folder for each",
     ):
         read_tables(str(tmp_path / "none"))
     with pytest.raises(DataError, match=r"data\.root '.*none' does not exist; looked for"):
@@ -178,7 +180,7 @@ def test_a_root_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_what_the_hub_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(name: str) -> None:
+    def refuse(name: str, *_: Any, **__: Any) -> None:
         raise ConnectionError(f"cannot reach {name}")
 
     monkeypatch.setattr("discl.data.readers.tabular.load_dataset", refuse)
@@ -338,3 +340,8 @@ def test_an_unreadable_image_is_named_when_it_is_asked_for(tmp_path: Path) -> No
     table = read_tables(str(tmp_path))["train"]
     with pytest.raises(DataError, match=r"image 'a/2\.png' \(.*2\.png\) cannot be read: the file is no image, or of an unknown format\."):
         table.image(1)
+
+
+def test_two_classes_of_one_name_are_refused() -> None:
+    with pytest.raises(DataError, match=r"classes 0 and 2 are both called 'cat'; class names have to differ"):
+        make_table({"id": ["a"], "image": [{"bytes": None, "path": "a.png"}], "label": [0]}, ["cat", "dog", "cat"])

@@ -180,6 +180,39 @@ def test_resumed_draws_what_it_would_have_drawn(dataset: discl.SpectrumDataset, 
     assert head + train(resumed, range(stop, 8), model) == whole
 
 
+@pytest.mark.parametrize("strategy", ["adaptive", "bandit"])
+def test_after_an_epochs_end_the_next_one_is_drawn_before_it_begins(dataset: discl.SpectrumDataset, strategy: str) -> None:
+    """As Lightning's data workers do when it resumes."""
+
+    def make() -> discl.Curriculum:
+        return discl.Curriculum(dataset, strategy, curriculum_epochs=6, probe_every=3, samples=16, guidance_images=8)
+
+    curriculum, model = make(), make_model()
+    states, drawn = [], []
+    for epoch in range(8):
+        drawn += train(curriculum, range(epoch, epoch + 1), model)
+        curriculum.end(model)
+        states.append(json.loads(json.dumps(curriculum.state_dict())))
+    for epoch, state in enumerate(states[:-1]):
+        resumed = make()
+        resumed.load_state_dict(state)
+        assert list(resumed) == drawn[epoch + 1]
+        resumed.set_epoch(epoch + 1)
+        assert list(resumed) == drawn[epoch + 1]
+
+
+@pytest.mark.parametrize("epochs, synthetic", [(8, [1, 2, 3, 5, 6, 7]), (10, [1, 2, 3, 5, 6, 7, 9]), (9, [1, 2, 3, 5, 6, 7]), (3, [1, 2])])
+def test_no_synthetic_image_after_the_curriculum(dataset: discl.SpectrumDataset, epochs: int, synthetic: list[int]) -> None:
+    """Blocks of a probe and three epochs do not divide 10, 9 or 3 epochs."""
+    model = make_model()
+    curriculum = discl.Curriculum(dataset, "adaptive", curriculum_epochs=epochs, samples=16, guidance_images=8)
+    drawn = []
+    for epoch in range(14):
+        curriculum.begin(epoch, model)
+        drawn.append(bool(dataset.pool.synthetic[curriculum.rows()].any()))
+    assert [epoch for epoch, made in enumerate(drawn) if made] == synthetic
+
+
 def test_level_100_is_the_real_image_once_more(dataset: discl.SpectrumDataset) -> None:
     curriculum = discl.Curriculum(dataset, "fixed", level=100, curriculum_epochs=2, samples=64)
     rows = curriculum.rows()
@@ -197,6 +230,8 @@ def test_what_cannot_be_followed_is_refused(dataset: discl.SpectrumDataset) -> N
         discl.Curriculum(dataset, "adaptiv", curriculum_epochs=2)
     with pytest.raises(TrainingError, match="probe_every = 1"):
         discl.Curriculum(dataset, "adaptive", curriculum_epochs=2, probe_every=1)
+    with pytest.raises(TrainingError, match="curriculum_epochs = 1 leaves no epoch"):
+        discl.Curriculum(dataset, "adaptive", curriculum_epochs=1)
     curriculum = discl.Curriculum(dataset, "adaptive", curriculum_epochs=4, guidance_images=8)
     with pytest.raises(TrainingError, match="with the model"):
         curriculum.begin(0)

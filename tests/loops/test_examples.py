@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +49,40 @@ def test_hugging_face_trainer(filtered_run: Path, tmp_path: Path, stop: int) -> 
     shutil.copytree(kept, tmp_path / "resumed" / kept.name)
     resumed = example.main(str(filtered_run), "adaptive", 9, str(tmp_path / "resumed"), resume=True)
     assert resumed.curriculum.history == whole.curriculum.history
+
+
+@pytest.mark.parametrize("strategy", ["adaptive", "bandit"])
+def test_lightning_resumed_with_workers_draws_what_it_would_have_drawn(filtered_run: Path, tmp_path: Path, strategy: str) -> None:
+    lightning = pytest.importorskip("lightning")
+    import discl
+    from discl.loops.lightning import CurriculumCallback
+
+    seen: list[tuple[int, list[int]]] = []
+
+    class Recording(load("lightning_trainer").Classifier):  # type: ignore[misc]
+        def training_step(self, batch: Any, index: int) -> Any:
+            seen.append((self.trainer.current_epoch, batch[2].tolist()))
+            return super().training_step(batch, index)
+
+    def fit(folder: Path, resume: Path | None = None) -> tuple[list[Any], list[tuple[int, list[int]]]]:
+        lightning.seed_everything(0)
+        seen.clear()
+        dataset = discl.SpectrumDataset.of_run(filtered_run, size=32)
+        curriculum = discl.Curriculum(dataset, strategy, curriculum_epochs=6, probe_every=3, samples=32)
+        keep = lightning.pytorch.callbacks.ModelCheckpoint(dirpath=folder, filename="{epoch}", save_top_k=-1)
+        trainer = lightning.Trainer(
+            max_epochs=5, callbacks=[CurriculumCallback(curriculum), keep], accelerator="cpu", logger=False,
+            enable_progress_bar=False, default_root_dir=folder,
+        )  # fmt: skip
+        loader = torch.utils.data.DataLoader(dataset, 16, sampler=curriculum, num_workers=1, persistent_workers=True)
+        trainer.fit(Recording(len(dataset.class_names)), loader, ckpt_path=resume, weights_only=False)
+        return curriculum.history, list(seen)
+
+    history, whole = fit(tmp_path / "whole")
+    for epoch in (0, 2):
+        resumed, rest = fit(tmp_path / "resumed", tmp_path / "whole" / f"epoch={epoch}.ckpt")
+        assert resumed == history
+        assert rest == [each for each in whole if each[0] > epoch]
 
 
 def test_lightning(filtered_run: Path, tmp_path: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from discl.errors import CheckpointError
-from discl.prompts.captions import QUESTION, Captioner, describe_captioner
+from discl.prompts.captions import QUESTION, Captioner, describe_captioner, find_captioner
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from captioners import save_blip, save_encoder_decoder, save_git, save_llava
@@ -89,6 +92,26 @@ def test_a_prompt_is_no_part_of_the_caption(folders: dict[str, Path], images: li
     assert all(len(caption.replace(" ", "")) <= 6 for caption in captions)
 
 
+def test_a_model_that_chats_gets_the_picture_of_each_text(
+    folders: dict[str, Path], images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Idefics and SmolVLM want it, which take a flat list for pictures of one text."""
+    captioner, given = Captioner(str(folders["llava"]), max_new_tokens=2, batch=2), []
+    both = captioner.both
+
+    class Told:
+        def __call__(self, **inputs: Any) -> Any:
+            given.append([len(each) for each in inputs["images"]])
+            return both(**inputs)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(both, name)
+
+    monkeypatch.setattr(captioner, "both", Told())
+    captioner(images[:3])
+    assert given == [[1, 1], [1, 1]]
+
+
 def test_everything_that_changes_a_caption_changes_its_key(folders: dict[str, Path]) -> None:
     keys = {
         describe_captioner(str(folders[family]), prompt, tokens, dtype)
@@ -111,3 +134,18 @@ def test_what_is_no_captioner_is_refused(tiny_clip: Path, folders: dict[str, Pat
     torch.save({}, pickled / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="holds only pickled weights"):
         Captioner(str(pickled))
+    folder = Path(shutil.copytree(folders["blip"], tmp_path / "mute"))
+    for file in folder.glob("*vocab*"):
+        file.unlink()
+    (folder / "tokenizer.json").unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match="holds no vocabulary for a tokenizer"):
+        find_captioner(str(folder))
+
+
+def test_a_captioner_that_lacks_weights_is_told(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders["git"], tmp_path / "git"))
+    state = load_file(folder / "model.safetensors")
+    gone = next(name for name in state if "image_encoder" in name)
+    save_file({name: tensor for name, tensor in state.items() if name != gone}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="lacks weights that its configuration asks for"):
+        Captioner(str(folder))

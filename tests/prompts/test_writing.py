@@ -233,6 +233,7 @@ def test_a_server_that_never_answers_is_given_up() -> None:
         ),
         ((200, {}, '{"error": "model is loading"}'), r"answers no chat completion: .*model is loading"),
         ((200, {}, b"\xff\xfe\x00"), "answers no chat completion"),
+        ((200, {}, "[" * 100_000), "answers no chat completion"),
         ((401, {}, "bad key secret-key"), r"answers 401: 'bad key …'\. Set the variable that prompts\.endpoint\.key_variable names"),
         ((404, {}, "no model"), r"answers 404: 'no model'\. Check prompts\.endpoint\.url \(most end in /v1\) and prompts\.endpoint\.model"),
         ((400, {}, "max_tokens unknown"), r"answers 400: .* Check prompts\.endpoint: url, model and parameters"),
@@ -244,6 +245,16 @@ def test_an_answer_that_is_none_ends_it_at_once_without_the_key(reply: Reply, to
         endpoint(server, key="secret-key").ask([{"role": "user", "content": "hello"}])
     assert len(server.bodies) == 1
     assert "secret-key" not in str(raised.value)
+
+
+def test_halves_of_characters_and_deep_nests_are_only_bad_texts(tmp_path: Path) -> None:
+    """In the answer itself, and in JSON that the model wrote into it."""
+    texts = [f"{text} \ud800" for text in sentences("boot", 3)]
+    for number, content in enumerate(("\n".join(texts), json.dumps(texts))):
+        with serve(lambda *_, content=content: completion(content)) as server:
+            write_missing(path := tmp_path / f"{number}.yaml", same("boot"), endpoint(server), FEW)
+        assert yaml.safe_load(path.read_text(encoding="utf-8")) == {"boot": [f"{text} ?" for text in sentences("boot", 3)]}
+    assert parse_texts("[" * 100_000) == ["[" * 100_000]
 
 
 def test_edits_and_comments_stay_and_only_what_is_missing_is_asked_for(tmp_path: Path) -> None:

@@ -39,27 +39,29 @@ def make_t5(folder: Path, width: int) -> tuple[Any, Any]:
     return tokenizer, T5EncoderModel(config)
 
 
-def make_xl(folder: Path, refiner: bool) -> Path:
+def make_xl(folder: Path, refiner: bool, width: int = 32) -> Path:
+    """`width` is that of the second text encoder."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     tokenizer = make_tokenizer(folder.with_name(f"{folder.name}-tokenizer"))
     settings = text_settings(tokenizer) | {"num_hidden_layers": 2}
     torch.manual_seed(1)
-    states = 32 if refiner else 64  # of one text encoder, or of two
+    states = width if refiner else 32 + width  # of one text encoder, or of two
     numbers = 5 if refiner else 6
     unet = UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=16,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
-        transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=8 * numbers + 32, cross_attention_dim=states,
+        transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=8 * numbers + width, cross_attention_dim=states,
     )  # fmt: skip
     scheduler = EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
     )
+    second = CLIPTextConfig(**settings | {"hidden_size": width, "projection_dim": width}, hidden_act="gelu")
     parts = {
         "vae": make_vae(scaling_factor=0.13025), "unet": unet, "scheduler": scheduler, "text_encoder": None, "tokenizer": None,
-        "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**settings, hidden_act="gelu")), "tokenizer_2": tokenizer,
+        "text_encoder_2": CLIPTextModelWithProjection(second), "tokenizer_2": tokenizer,
     }  # fmt: skip
     if refiner:
         pipeline = StableDiffusionXLImg2ImgPipeline(**parts, requires_aesthetics_score=True, force_zeros_for_empty_prompt=False)

@@ -332,11 +332,14 @@ def test_source_is_encoded_once_across_windows(lookahead: int, seeds: int) -> No
 
 def test_more_prompts_than_are_remembered_are_encoded_once() -> None:
     engine, _ = make_engine(4)
-    engine.texts.limit = 32
+    size = sum(tensor[0].nbytes for tensor in engine.model.encode_texts([""]).values())
+    engine.texts.limit = 32 * size  # bytes
     requests = [replace(request, prompt=f"caption of {request.source_id}") for request in make_requests(300)]
     list(engine.denoise(requests, small_pixels))
     assert engine.work.text_encodes == 300 + 1
     assert len(engine.texts.known) <= 32 + engine.lookahead
+    engine.texts.trim(set())
+    assert len(engine.texts.known) == 32
 
 
 def test_longest_requests_start_first() -> None:

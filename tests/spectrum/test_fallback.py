@@ -84,6 +84,16 @@ def test_pipelines_that_want_more_are_refused(consistency: Path, kind: str, tmp_
         check_generator(str(folder), 4)
 
 
+@pytest.mark.parametrize("kind", ["QwenImageEditPipeline", "Flux2Pipeline"])
+def test_pipelines_that_take_no_share_of_noise_are_refused(consistency: Path, kind: str, tmp_path: Path) -> None:
+    """They edit an image as their prompt says, which is no level."""
+    folder = Path(shutil.copytree(consistency, tmp_path / "other"))
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": kind}))
+    with pytest.raises(CheckpointError, match=rf"is a {kind}, .* takes no strength, so that it cannot make an image at a level"):
+        check_generator(str(folder), 4)
+
+
 @pytest.mark.parametrize("total", [4, 20, 30, 50])
 @pytest.mark.parametrize("kind", ["StableDiffusionImg2ImgPipeline", "StableDiffusion3Img2ImgPipeline"])
 def test_strength_gives_the_steps_asked_for(kind: str, total: int, request: pytest.FixtureRequest) -> None:

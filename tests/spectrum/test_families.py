@@ -26,14 +26,18 @@ LEVELS = (0, 30, 50, 90)
 PROMPTS = {0: ["a photo of a shirt", "a grey shirt"], 1: ["a photo of a boot"]}
 
 
-def make_requests(sources: int, levels: Sequence[int] = LEVELS, negative: str = "blurry") -> list[Request]:
-    rows = [{"id": f"image-{index}", "digest": f"digest-{index}", "label": index % 2} for index in range(sources)]
+def make_requests(
+    sources: int, levels: Sequence[int] = LEVELS, negative: str = "blurry", size: tuple[int, int] = (32, 32)
+) -> list[Request]:
+    """`size` is (height, width)."""
+    made = {"height": size[0], "width": size[1]}
+    rows = [{"id": f"image-{index}", "digest": f"digest-{index}", "label": index % 2, **made} for index in range(sources)]
     sampling = Sampling("model", "scheduler", 10, 7.5, 32, "float32", "webp")
     return plan_requests(rows, [GuidanceLevel(level) for level in levels], 1, PROMPTS, negative, sampling)
 
 
-def load_pixels(source: str) -> np.ndarray:
-    coarse = np.random.default_rng(derive_seed(source)).integers(256, size=(3, 4, 4), dtype=np.uint8)
+def load_pixels(source: str, size: tuple[int, int] = (32, 32)) -> np.ndarray:
+    coarse = np.random.default_rng(derive_seed(source)).integers(256, size=(3, size[0] // 8, size[1] // 8), dtype=np.uint8)
     return coarse.repeat(8, axis=1).repeat(8, axis=2)
 
 
@@ -51,7 +55,7 @@ def with_diffusers(
     ddim: bool = False, aimed: float = 0.5, parts: dict[str, None] | None = None, **settings: Any,
 ) -> Tensor:  # fmt: skip
     """Latents of diffusers' pipelines `text` (λ = 0) and `image`, loaded from the folder, for requests of one level."""
-    level = requests[0].level
+    level, (height, width) = requests[0].level, (requests[0].height, requests[0].width)
     pipeline = getattr(diffusers, text if level == 0 else image).from_pretrained(folder, **(parts or {}))
     pipeline.set_progress_bar_config(disable=True)
     if ddim:
@@ -63,28 +67,30 @@ def with_diffusers(
     noise = torch.stack([draw_noise(request.source_id, request.seed, request.attempt, shape) for request in requests])
     flux = text == "FluxPipeline"
     if level == 0 and text != image:
-        made = pipeline(latents=pack(noise) if flux else noise, height=32, width=32, **common).images
+        made = pipeline(latents=pack(noise) if flux else noise, height=height, width=width, **common).images
     else:
-        pixels = torch.stack([torch.from_numpy(load_pixels(request.source_id)) for request in requests])
+        pixels = torch.stack([torch.from_numpy(load_pixels(request.source_id, (height, width))) for request in requests])
         clean = model.encode_images(pixels.float() / 127.5 - 1)
         started = {"latents": noise} if level == 0 else {"generator": [torch.Generator().manual_seed(seed_of(each)) for each in requests]}
-        size = {"height": 32, "width": 32} if not ddim else {}
+        size = {"height": height, "width": width} if not ddim else {}
         strength = 1.0 if level == 0 else (requests[0].steps(steps) + aimed) / steps
         made = pipeline(image=clean, strength=strength, **started, **size, **common).images
     return unpack(made, *shape) if flux else made
 
 
-def compare(folder: Path, steps: int = 10, guidance_scale: float = 7.5, negative: str = "blurry", **how: Any) -> None:
+def compare(
+    folder: Path, steps: int = 10, guidance_scale: float = 7.5, negative: str = "blurry", size: tuple[int, int] = (32, 32), **how: Any
+) -> None:
     """The engine's latents equal those of diffusers at every level, all levels made in shared calls."""
     model = load_generator(str(folder))
-    requests = make_requests(2, negative=negative)
+    requests = make_requests(2, negative=negative, size=size)
     engine = Engine(model, num_inference_steps=steps, guidance_scale=guidance_scale, slots=3)
-    made = {request.id: latents for request, latents in engine.denoise(requests, load_pixels)}
+    made = {request.id: latents for request, latents in engine.denoise(requests, lambda source: load_pixels(source, size))}
     assert set(made) == {request.id for request in requests}
     for level in LEVELS:
         same = [request for request in requests if request.level == level]
         wanted = with_diffusers(
-            folder, model, same, steps=steps, guidance_scale=guidance_scale, shape=model.latent_shape(32, 32), **how
+            folder, model, same, steps=steps, guidance_scale=guidance_scale, shape=model.latent_shape(*size), **how
         )  # fmt: skip
         assert relative_error(torch.stack([made[request.id] for request in same]), wanted) <= 1e-4, level
 
@@ -100,6 +106,15 @@ FLUX = {"text": "FluxPipeline", "image": "FluxImg2ImgPipeline", "aimed": -0.5}
 def test_sdxl_base_equals_diffusers(tiny_xl: Path, guidance_scale: float, negative: str) -> None:
     """Without a negative prompt diffusers takes zeros for it, where the checkpoint was trained so."""
     compare(tiny_xl, guidance_scale=guidance_scale, negative=negative, **BASE, negative_prompt=[negative] * 2 if negative else None)
+
+
+def test_sdxl_with_another_offset_equals_diffusers(tiny_xl: Path, tmp_path: Path) -> None:
+    """Its pipelines take the offset of the file, where those of Stable Diffusion force 1."""
+    folder = Path(shutil.copytree(tiny_xl, tmp_path / "offset"))
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"steps_offset": 0}))
+    compare(folder, **BASE, negative_prompt=["blurry"] * 2)
+    assert load_generator(str(folder)).schedule(10, 32, 32).timesteps[-1] == 0
 
 
 @pytest.mark.parametrize("negative", ["", "blurry"])
@@ -129,6 +144,12 @@ def test_stable_diffusion_3_shifted_by_the_size_equals_diffusers(tiny_sd3: Path,
     file = folder / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"use_dynamic_shifting": True}))
     compare(folder, steps=13, guidance_scale=5.0, **SD3, negative_prompt=["blurry"] * 2)
+
+
+@pytest.mark.parametrize(("family", "how"), [("tiny_sd3", SD3 | {"negative_prompt": ["blurry"] * 2}), ("tiny_flux", FLUX)])
+def test_flows_of_oblong_pictures_equal_diffusers(family: str, how: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    """FLUX shifts its grid by the number of tokens, and tells the network each one's row and column."""
+    compare(request.getfixturevalue(family), guidance_scale=3.5, size=(32, 48), **how)
 
 
 @pytest.mark.parametrize("steps", [10, 13])
@@ -177,6 +198,12 @@ def test_description_of_every_family(family: str, name: str, multiple: int, dist
         check_generator(folder, 10, 33)
 
 
+def test_description_says_who_denoises(tiny_xl: Path, tiny_refiner: Path, tiny_flux: Path) -> None:
+    found = [describe_generator(str(folder)) for folder in (tiny_xl, tiny_refiner, tiny_flux)]
+    assert [each.sampler for each in found] == ["DDIM", "DDIM", "Euler steps of the flow"]
+    assert [each.aesthetic for each in found] == [False, True, False]
+
+
 def test_description_of_flux(tiny_flux: Path) -> None:
     """Its files name no size: diffusers takes 128 latents a side."""
     found = describe_generator(str(tiny_flux))
@@ -193,6 +220,13 @@ def test_vae_is_never_in_half_precision(tiny_xl: Path, dtype: str) -> None:
 def test_half_precision_files_alone_are_enough(tiny_xl: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_xl, tmp_path / "half"))
     for file in folder.rglob("*.safetensors"):
+        file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
+    assert load_generator(str(folder)).size == 32  # type: ignore[attr-defined]
+
+
+def test_one_part_in_half_precision_is_enough(tiny_xl: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_xl, tmp_path / "mixed"))
+    for file in (folder / "unet").glob("*.safetensors"):
         file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
     assert load_generator(str(folder)).size == 32  # type: ignore[attr-defined]
 

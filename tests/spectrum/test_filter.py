@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from discl.errors import CheckpointError
-from discl.spectrum.filter import ClipScorer, Verdict, describe_scorer, judge
+from discl.spectrum.filter import ClipScorer, Verdict, describe_scorer, find_clip, judge
 
 TEXTS = {4: "a photo of a hat", 0: "a photo of a bag", 2: "a photo of boots"}
 LABELS = [0, 2, 4, 4, 0, 2, 2]
@@ -106,3 +107,34 @@ def test_a_folder_that_is_no_clip(tiny_clip: Path, tiny_diffusion: Path, tmp_pat
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="only pickled weights"):
         ClipScorer(str(pickled), TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["tokenizer.json", "vocab.json", "merges.txt"], "holds no vocabulary for a tokenizer"),
+        (["tokenizer.json", "merges.txt"], r"holds a vocab\.json without its merges\.txt"),
+        (["tokenizer_config.json"], r"lacks tokenizer_config\.json"),
+    ],
+)
+def test_a_clip_without_its_tokenizer_is_told_before_anything_is_loaded(
+    names: list[str], words: str, tiny_clip: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_clip, tmp_path / "clip"))
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match=words):
+        find_clip(str(folder))
+
+
+def test_a_clip_that_lacks_weights_is_told(tiny_clip: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_clip, tmp_path / "clip"))
+    state = load_file(folder / "model.safetensors")
+    save_file(
+        {name: tensor for name, tensor in state.items() if "text_projection" not in name}, folder / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(CheckpointError, match=r"lacks weights that its configuration asks for: text_projection\.weight\. "):
+        ClipScorer(str(folder), TEXTS)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json is missing or no JSON"):
+        find_clip(str(folder))

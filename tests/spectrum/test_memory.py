@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from discl.errors import CheckpointError, RecipeError
 from discl.recipe.tree import Runtime
 from discl.spectrum.engine import Engine
+from discl.spectrum.filter import ClipScorer
 from discl.spectrum.memory import is_out_of_memory, largest_that_fits, slots_on_cpu
 from discl.spectrum.models import load_generator
 from discl.spectrum.models.stable_diffusion import StableDiffusion
@@ -25,8 +28,8 @@ from .test_engine import load_pixels, make_requests
 class Cramped:
     """A model that runs out of memory when a call holds more than `rows`, after `free` calls that were never too large."""
 
-    def __init__(self, model: StableDiffusion, rows: int = 10**6, pictures: int = 10**6, free: int = 0) -> None:
-        self.model, self.rows, self.pictures, self.free = model, rows, pictures, free
+    def __init__(self, model: StableDiffusion, rows: int = 10**6, pictures: int = 10**6, free: int = 0, texts: int = 10**6) -> None:
+        self.model, self.rows, self.pictures, self.free, self.texts = model, rows, pictures, free, texts
         self.calls: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -37,6 +40,11 @@ class Cramped:
         if len(latents) > self.rows and len(self.calls) > self.free:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
         return self.model.predict(latents, timesteps, conditioning)
+
+    def encode_texts(self, texts: Sequence[str], negative: bool = False) -> dict[str, Tensor]:
+        if len(texts) > self.texts:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return self.model.encode_texts(texts, negative)
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         return self.model.encode_images(self._checked(pixels))
@@ -91,9 +99,41 @@ def test_the_vae_takes_smaller_batches(model: StableDiffusion) -> None:
     assert max(np.abs(made[name].astype(int) - wanted[name].astype(int)).max() for name in wanted) <= 1
 
 
-@pytest.mark.parametrize(("limits", "what"), [({"rows": 1}, "network"), ({"pictures": 0}, "VAE")])
+def test_text_encoders_take_smaller_batches(model: StableDiffusion) -> None:
+    _, wanted = make(model)
+    engine, made = make(Cramped(model, texts=5))
+    assert engine.texts.batch == 4 and engine.work.out_of_memory == 2 and set(made) == set(wanted)
+    assert max(np.abs(made[name].astype(int) - wanted[name].astype(int)).max() for name in wanted) <= 1
+
+
+def test_the_clip_takes_smaller_batches(tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = ClipScorer(str(tiny_clip), {0: "a photo of a hat"})
+    pictures = [Image.fromarray(np.full((32, 32, 3), 5 * number, np.uint8)) for number in range(21)]
+    wanted, whole, room = scorer(pictures, [0] * 21), scorer.model.get_image_features, 4
+
+    def cramped(pixel_values: Tensor) -> Any:
+        if len(pixel_values) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return whole(pixel_values=pixel_values)
+
+    monkeypatch.setattr(scorer.model, "get_image_features", cramped)
+    np.testing.assert_allclose(scorer(pictures, [0] * 21), wanted, atol=2e-6)
+    assert scorer.batch == 4
+    room = 0
+    with pytest.raises(CheckpointError, match="single image in a call of the CLIP"):
+        scorer(pictures, [0] * 21)
+
+
+@pytest.mark.parametrize(
+    ("limits", "what"),
+    [
+        ({"rows": 1}, "image in a call of the network"),
+        ({"pictures": 0}, "image in a call of the VAE"),
+        ({"texts": 0}, "text in a call of the text encoders"),
+    ],
+)
 def test_one_image_that_is_too_large_is_told(model: StableDiffusion, limits: dict[str, int], what: str) -> None:
-    with pytest.raises(CheckpointError, match=f"single image in a call of the {what}; use a smaller spectrum.size"):
+    with pytest.raises(CheckpointError, match=f"single {what}; use a smaller spectrum.size"):
         make(Cramped(model, **limits))
 
 

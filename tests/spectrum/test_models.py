@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from discl.errors import CheckpointError
 from discl.spectrum.models import describe_generator, load_generator
@@ -114,6 +115,24 @@ def unknown_settings(folder: Path) -> None:
     (folder / "unet" / "config.json").write_text(json.dumps({"block_out_channels": [32]}))
 
 
+def without(part: str, sign: str) -> Callable[[Path], None]:
+    """Takes the tensors whose names hold `sign` out of a part's file."""
+
+    def spoil(folder: Path) -> None:
+        (file,) = (folder / part).glob("*.safetensors")
+        save_file({name: tensor for name, tensor in load_file(file).items() if sign not in name}, file, {"format": "pt"})
+
+    return spoil
+
+
+def changed(part: str, file: str, **settings: object) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        path = folder / part / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+    return spoil
+
+
 SPOILED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "no folder": (shutil.rmtree, ["no checkpoint folder", "hub name", "embedded:fashion-mnist/diffusion"]),
     "a file": (lambda folder: (shutil.rmtree(folder), folder.write_text("")), ["is a file", "folder", "expected"]),
@@ -126,7 +145,23 @@ SPOILED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "another family": (video, ["StableVideoDiffusionPipeline", "no generator", "SDXL", "FLUX.1"]),
     "a CLIP": (lambda folder: (folder / "model_index.json").unlink(), ["lacks model_index.json", "it holds scheduler", "text-to-image"]),
     "no index": (lambda folder: (folder / "model_index.json").write_text("[]"), ["no mapping", "fetch"]),
-    "no vocabulary": (no_vocabulary, ["tokenizer/ holds no vocabulary", "vocab.json", "fetch"]),
+    "no vocabulary": (no_vocabulary, ["tokenizer' holds no vocabulary", "vocab.json", "fetch"]),
+    "no settings of the tokenizer": (
+        lambda folder: (folder / "tokenizer" / "tokenizer_config.json").unlink(),
+        ["tokenizer' lacks tokenizer_config.json", "fetch"],
+    ),
+    "half a UNet": (without("unet", "mid_block"), ["unet' lacks weights", "mid_block.attentions.0.", " more. ", "fetch them anew"]),
+    "no token embedding": (without("text_encoder", "token_embedding"), ["text_encoder' lacks weights", "token_embedding.weight"]),
+    "half a VAE": (without("vae", "decoder.conv_out"), ["vae' lacks weights", "decoder.conv_out.bias, decoder.conv_out.weight"]),
+    "another diffusion": (
+        changed("scheduler", "scheduler_config.json", _class_name="EDMEulerScheduler"),
+        ["made for the sampler EDMEulerScheduler", "DDIM"],
+    ),
+    "a flow": (
+        changed("scheduler", "scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler"),
+        ["FlowMatchEuler", "other images"],
+    ),
+    "guidance distilled": (changed("unet", "config.json", time_cond_proj_dim=16), ["guidance is distilled", "LatentConsistencyModel"]),
     "no scheduler file": (no_scheduler_file, ["cannot be loaded", "scheduler_config.json"]),
     "other settings": (unknown_settings, ["cannot be loaded"]),
 }
@@ -140,6 +175,24 @@ def test_bad_folder_is_told_what_is_wrong(copy: Path, case: str) -> None:
         load_generator(str(copy))
     message = str(caught.value)
     assert str(copy) in message and all(word in message for word in words), message
+
+
+def test_old_names_of_attention_are_no_missing_weights(copy: Path, tiny_diffusion: Path) -> None:
+    """The VAE of Stable Diffusion 1.x is published with them."""
+    (file,) = (copy / "vae").glob("*.safetensors")
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = load_file(file)
+    for name in [name for name in state if "attentions" in name]:
+        for new, before in old.items():
+            if f".{new}." in name:
+                state[name.replace(f".{new}.", f".{before}.")] = state.pop(name)
+    assert any("proj_attn" in name for name in state)
+    save_file(state, file, {"format": "pt"})
+    pixels = torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            load_generator(str(copy)).encode_images(pixels), load_generator(str(tiny_diffusion)).encode_images(pixels)
+        )
 
 
 def test_pickled_weights_beside_safetensors_are_not_read(copy: Path) -> None:

@@ -6,24 +6,28 @@ import shutil
 from pathlib import Path
 
 import diffusers
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from discl.errors import CheckpointError
 from discl.spectrum.models import Address, check_generator, describe_generator, describe_loras, load_generator
+from discl.spectrum.models.families import find_family
 
-peft = pytest.importorskip("peft")
+from .conftest import make_xl
 
 
-def make_lora(folder: Path, family: Path, kind: str, part: str) -> Path:
-    """Random LoRA weights of the attention of a checkpoint's network, as diffusers saves them."""
-    pipeline = getattr(diffusers, kind).from_pretrained(family)
-    network = getattr(pipeline, part)
+def make_lora(folder: Path, family: Path, kind: str, *parts: str) -> Path:
+    """Random LoRA weights of the attention of a checkpoint's network or text encoder, as diffusers saves them."""
+    pipeline, states = getattr(diffusers, kind).from_pretrained(family), {}
     torch.manual_seed(7)
-    network.add_adapter(peft.LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights="gaussian"))
-    state = {name: torch.randn_like(tensor) * 0.3 for name, tensor in peft.get_peft_model_state_dict(network).items()}
-    getattr(diffusers, kind).save_lora_weights(folder, **{f"{part}_lora_layers": state})
+    for part in parts:
+        network, layers = getattr(pipeline, part), ["q_proj", "v_proj"] if part.startswith("text") else ["to_q", "to_v"]
+        network.add_adapter(peft.LoraConfig(r=2, lora_alpha=2, target_modules=layers, init_lora_weights="gaussian"))
+        state = {name: torch.randn_like(tensor) * 0.3 for name, tensor in peft.get_peft_model_state_dict(network).items()}
+        states[f"{part}_lora_layers"] = state
+    getattr(diffusers, kind).save_lora_weights(folder, **states)
     return folder / "pytorch_lora_weights.safetensors"
 
 
@@ -55,6 +59,34 @@ def test_lora_is_added_as_diffusers_adds_it(family: str, kind: str, part: str, r
     wanted, got = predicted(plain), predicted(added)
     assert (got - predicted(load_generator(str(folder)))).abs().max() > 1e-3
     assert ((got - wanted).abs().max() / wanted.abs().max()).item() <= 1e-4
+
+
+@pytest.mark.parametrize(("family", "kind", "part"), [FAMILIES[0], FAMILIES[1], FAMILIES[3]])
+def test_lora_of_a_text_encoder_beside_one_of_the_network(
+    family: str, kind: str, part: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder = request.getfixturevalue(family)
+    files = {make_lora(tmp_path / "both", folder, kind, part, "text_encoder"): 0.7, make_lora(tmp_path / "one", folder, kind, part): 0.4}
+    added = load_generator(Address(str(folder), loras=tuple((str(file), scale) for file, scale in files.items())))
+    found = find_family(folder)
+    pipeline = getattr(diffusers, found.pipeline).from_pretrained(folder)
+    for file in files:
+        pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=file.parent.name)
+    pipeline.set_adapters([file.parent.name for file in files], list(files.values()))
+    wanted, plain = found.build(pipeline), load_generator(str(folder))  # type: ignore[misc]
+    wanted.scheduler = plain.scheduler  # type: ignore[attr-defined]
+    for got, other in ((predicted(added), predicted(plain)), (words_of(added), words_of(plain))):
+        assert (got - other).abs().max() > 1e-3
+    for got, right in ((words_of(added), words_of(wanted)), (predicted(added), predicted(wanted))):
+        assert ((got - right).abs().max() / right.abs().max()).item() <= 1e-4
+
+
+@torch.inference_mode()
+def words_of(model) -> torch.Tensor:
+    """What the first text encoder makes of a text."""
+    encoder = model.pipeline.text_encoder if hasattr(model, "pipeline") else getattr(model, "text_encoders", [(0, None)])[0][1]
+    encoder = model.text_encoder if encoder is None else encoder
+    return encoder(torch.tensor([[256, 3, 4, 5, 257]]))[0]
 
 
 def test_lora_enters_the_identity_by_content_and_scale(tiny_diffusion: Path, tmp_path: Path) -> None:
@@ -91,7 +123,7 @@ def original_unet(state: dict[str, torch.Tensor], layers: int = 1) -> dict[str, 
     """Names of the published Stable Diffusion files for those of diffusers' UNet (down: plain, attention; up: attention, plain)."""
     fixed = {
         "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
-        "conv_norm_out": "out.0", "conv_out": "out.2",
+        "conv_norm_out": "out.0", "conv_out": "out.2", "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
     }  # fmt: skip
 
     def renamed(name: str) -> str:
@@ -138,12 +170,44 @@ def original_vae(state: dict[str, torch.Tensor], blocks: int = 3) -> dict[str, t
     return result
 
 
+def original_clip(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
+    """Names of the published files for those of a CLIP text encoder of transformers, which they keep."""
+    state = load_file(folder / "model.safetensors")
+    return {f"{prefix}.transformer.text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in state.items()}
+
+
+def original_open_clip(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
+    """Names of OpenCLIP, which keeps the three projections of attention in one, for those of transformers."""
+    names = {
+        "text_model.": "", "encoder.layers": "transformer.resblocks", "embeddings.token_embedding": "token_embedding",
+        "embeddings.position_embedding.weight": "positional_embedding", "final_layer_norm": "ln_final", "layer_norm": "ln_",
+        "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "self_attn": "attn",
+    }  # fmt: skip
+    result: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        if name == "text_projection.weight":
+            result["text_projection"] = tensor.T
+        else:
+            result[name] = tensor
+    for name in [name for name in result if ".attn.q_proj." in name]:
+        parts = [result.pop(name.replace("q_proj", f"{letter}_proj")) for letter in "qkv"]
+        result[name.replace("q_proj.", "in_proj_")] = torch.cat(parts)
+    return {f"{prefix}.model.{name}": tensor for name, tensor in result.items()}
+
+
 def write_single(folder: Path, file: Path) -> Path:
-    """The weights of a Stable Diffusion folder in one file of the original layout, its configurations in a folder beside it."""
+    """The weights of a Stable Diffusion or SDXL folder in one file of the original layout, its configurations in a folder beside it."""
     state = original_unet(load_file(folder / "unet" / "diffusion_pytorch_model.safetensors"))
     state |= original_vae(load_file(folder / "vae" / "diffusion_pytorch_model.safetensors"))
-    for name, tensor in load_file(folder / "text_encoder" / "model.safetensors").items():
-        state[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = tensor
+    first, second = (folder / name for name in ("text_encoder", "text_encoder_2"))
+    if not second.is_dir():
+        state |= original_clip(first, "cond_stage_model")
+    elif first.is_dir():
+        state |= original_clip(first, "conditioner.embedders.0") | original_open_clip(second, "conditioner.embedders.1")
+    else:
+        state |= original_open_clip(second, "conditioner.embedders.0")
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
     shutil.copytree(folder, file.with_suffix(""), ignore=shutil.ignore_patterns("*.safetensors"))
     return file
@@ -162,6 +226,27 @@ def test_single_file_gives_the_same_model_as_its_folder(single: Path, tiny_diffu
         torch.testing.assert_close(from_file.encode_images(pixels), from_folder.encode_images(pixels), rtol=1e-5, atol=1e-5)
         latents = torch.randn(1, 4, 8, 8)
         assert (from_file.decode(latents).int() - from_folder.decode(latents).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("refiner", [False, True])
+def test_single_file_of_sdxl_gives_the_same_model_as_its_folder(refiner: bool, tmp_path: Path) -> None:
+    """diffusers tells the text encoders of such a file apart by their widths."""
+    folder = make_xl(tmp_path / "xl", refiner, width=48)
+    file = write_single(folder, tmp_path / "single.safetensors")
+    from_file, from_folder = load_generator(str(file)), load_generator(str(folder))
+    latents, step = torch.randn(1, 4, 8, 8), torch.tensor([501])
+    with torch.inference_mode():
+        got, wanted = from_file.encode_texts(["a grey shirt"]), from_folder.encode_texts(["a grey shirt"])
+        for name, tensor in wanted.items():
+            torch.testing.assert_close(got[name], tensor, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(from_file.predict(latents, step, got), from_folder.predict(latents, step, wanted), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sign", ["middle_block", "cond_stage_model", "decoder.conv_out"])
+def test_single_file_that_lacks_weights_is_told(sign: str, single: Path) -> None:
+    save_file({name: tensor for name, tensor in load_file(single).items() if sign not in name}, single)
+    with pytest.raises(CheckpointError, match=r"tiny\.safetensors' (lacks weights that its configuration asks for|cannot be loaded)"):
+        load_generator(str(single))
 
 
 def test_single_file_with_its_configuration_elsewhere(single: Path, tmp_path: Path) -> None:

@@ -189,3 +189,65 @@ def test_stored_pictures_are_those_of_the_engine(model: StableDiffusion, tmp_pat
     rows = stored(worker.images)
     for request, picture in engine.generate(requests, load_pixels):
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(rows[request.id]["image"]["bytes"]))), picture)
+
+
+def test_a_picture_is_written_before_its_shard_is_full_where_the_next_ones_are_slow(
+    model: StableDiffusion, scorer: ClipScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "PATIENCE", 0.2)
+    sampling = make_sampling()
+    requests = make_requests(2, sampling)
+    worker = make_worker(model, scorer, tmp_path, sampling, shard_rows=512)
+    first, seen = threading.Event(), []
+
+    def finished(request: Request) -> None:
+        if not first.is_set():
+            first.set()
+            deadline = time.monotonic() + 30
+            while time.monotonic() < deadline and not seen:
+                time.sleep(0.05)
+                seen.extend(worker.scores.ids() & worker.images.ids() if worker.scores else ())
+
+    worker.make(requests, load_pixels, sizes_of(requests), finished)
+    assert len(seen) == 1
+    assert set(stored(worker.images)) == set(stored(worker.scores)) == {request.id for request in requests}  # type: ignore[arg-type]
+
+
+def test_pictures_are_written_though_the_scorer_fails(
+    model: StableDiffusion, scorer: ClipScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that wait behind the one whose score fails too; their scores are made by the filter."""
+    sampling = make_sampling()
+    requests = make_requests(7, sampling)
+    worker = make_worker(model, scorer, tmp_path, sampling)
+
+    def broken(*_: Any) -> Any:
+        raise RunError("no score")
+
+    done: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "scorer", broken)
+        broken.batch, broken.id = 4, "broken"  # type: ignore[attr-defined]
+        with pytest.raises(RunError, match="no score"):
+            worker.make(requests, load_pixels, sizes_of(requests), lambda request: done.append(request.id))
+    assert set(stored(worker.images)) >= set(done) and len(done) >= 4 and not stored(worker.scores)  # type: ignore[arg-type]
+
+
+def test_what_was_denoised_before_a_failure_is_written(model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = make_sampling()
+    requests = make_requests(6, sampling)
+    worker = make_worker(model, None, tmp_path, sampling)
+    engine = worker.engine
+    assert isinstance(engine, Engine)
+    denoise = engine.denoise
+
+    def failing(*arguments: Any) -> Any:
+        for number, item in enumerate(denoise(*arguments)):
+            if number == 2:
+                raise RunError("it fails")
+            yield item
+
+    monkeypatch.setattr(engine, "denoise", failing)
+    with pytest.raises(RunError, match="it fails"):
+        worker.make(requests, load_pixels, sizes_of(requests))
+    assert len(stored(worker.images)) == 2

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,13 @@ from discl.cli import app
 from discl.data import inspect_images, read_tables
 from discl.errors import DataError
 from discl.recipe import Data, Groups, LongTail, load_recipe
-from discl.stages.checking import CIFAR100_LT, check_data, describe_check
+from discl.stages.checking import CIFAR100_LT, PUBLISHED, _published, check_data, describe_check
 from discl.stages.data import long_tail_rows, prepare_data
 from discl.stages.preparing import prepare_squares, prepared_table
 from discl.workspace import open_run
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import miniatures
 
 CIFAR100 = Path(os.environ.get("DISCL_CIFAR100", Path(__file__).parents[3] / "shared" / "data" / "cifar100"))
 
@@ -42,8 +47,11 @@ def told(root: Path, **values: object) -> list[tuple[bool, str]]:
     return [(finding.fatal, finding.text) for finding in check_data(Data(root=str(root), **values)).findings]
 
 
+GIVEN = {"own_split": {"validation": 0, "test": 0}}
+
+
 def test_a_sound_data_set(images: Path) -> None:
-    check = check_data(Data(root=str(images)))
+    check = check_data(Data(root=str(images), **GIVEN))
     assert not check.fatal and not check.findings
     assert describe_check(check, Groups(many=8, few=5)).splitlines()[1:] == [
         "train                   12        2         3 … 9           11 × 4 (4 … 17)        –",
@@ -53,13 +61,34 @@ def test_a_sound_data_set(images: Path) -> None:
     ]
 
 
+def test_the_data_are_divided_as_a_run_divides_them(images: Path, tmp_path: Path) -> None:
+    own = {"validation": 0.25, "test": 0}
+    check = check_data(Data(root=str(images), own_split=own))
+    told = describe_check(check, Groups()).splitlines()
+    assert [line.split()[:2] for line in told[1:4]] == [["train", "9"], ["test", "4"], ["validation", "*"]]
+    assert told[4] == "* taken from the training images, by data.own_split"
+    run = open_on(images, tmp_path / "run", own_split=own)
+    prepare_data(run)
+    assert {split: each.rows for split, each in check.splits.items()} == {split: len(table) for split, table in run.tables.items()}
+    for split, each in check.splits.items():
+        assert each.class_counts.tolist() == run.tables[split].class_counts.tolist()
+
+
+def test_a_missing_split_that_is_not_to_be_made_is_fatal(images: Path) -> None:
+    shutil.rmtree(images / "test")
+    assert not any(fatal for fatal, _ in told(images))
+    assert told(images, **GIVEN) == [
+        (True, "there is neither a validation nor a test split; set data.own_split or name them in data.splits.")
+    ]  # fmt: skip
+
+
 def test_every_problem_is_told_at_once(images: Path) -> None:
     (images / "train" / "cat" / "0.png").write_bytes(b"")
     (images / "train" / "cat" / "1.png").write_bytes((images / "train" / "cat" / "1.png").read_bytes()[:50])
     shutil.copy(images / "test" / "cat" / "0.png", images / "train" / "dog" / "copy.png")
     shutil.copy(images / "train" / "cat" / "2.png", images / "train" / "cat" / "twin.png")
     write(images / "test" / "owl" / "1.png", 200)
-    found = told(images)
+    found = told(images, **GIVEN)
     assert [text for fatal, text in found if fatal] == [
         *(text for _, text in found if text.startswith("train: 'train/cat/0.png'")),
         *(text for _, text in found if text.startswith("train: 'train/cat/1.png'")),
@@ -68,14 +97,14 @@ def test_every_problem_is_told_at_once(images: Path) -> None:
     ]
     assert "the file is empty" in found[0][1]
     assert (False, "1 images of train are copies of another one in it.") in found
-    kept = told(images, unreadable="skip", overlap="keep")
+    kept = told(images, unreadable="skip", overlap="keep", **GIVEN)
     assert [text for fatal, text in kept if fatal] == ["1 classes have no image in train: owl."]
 
 
 def test_exit_status(images: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"name: x\ndata: {{root: '{images}'}}\nspectrum: {{checkpoint: none, levels: [0]}}\n"
+        f"name: x\ndata: {{root: '{images}', own_split: {{validation: 0, test: 0}}}}\nspectrum: {{checkpoint: none, levels: [0]}}\n"
         "filter: {checkpoint: none}\nmethods: {ce: {}}\n"
     )
     sound = CliRunner().invoke(app, ["data", "check", str(recipe)])
@@ -122,9 +151,9 @@ def test_a_listed_link_out_of_the_root_and_a_split_without_use_are_told(images: 
         "path,label,split\ntrain/cat/0.png,cat,train\ntrain/link.png,dog,train\ntest/dog/1.png,dog,unlabelled\n"
     )
     found = told(images / "images.csv", own_split={"validation": 0.1, "test": 0})
-    assert [fatal for fatal, _ in found] == [True, False]
+    assert [text for fatal, text in found if fatal][1:] == ["1 classes have no image in train: dog."]  # for the only one leads away
     assert "train: 'train/link.png'" in found[0][1] and f"it leads to {tmp_path / 'secret.png'}, outside data.root {images}" in found[0][1]
-    assert found[1][1].startswith("splits that are not used: unlabelled; name them in data.splits")
+    assert any(text.startswith("splits that are not used: unlabelled; name them in data.splits") for _, text in found)
 
 
 def test_counts_that_differ_from_the_published_are_told(tmp_path: Path) -> None:
@@ -135,10 +164,72 @@ def test_counts_that_differ_from_the_published_are_told(tmp_path: Path) -> None:
     assert not any("published" in text for _, text in found)  # another profile than the published one
 
 
-def open_on(images: Path, folder: Path, size: int = 8):
+def test_published_counts() -> None:
+    """Every line of PUBLISHED, and CIFAR100-LT: what is published is silent, another number or version is told."""
+    for kind, (classes, rows) in PUBLISHED.items():
+        data = Data(root="x", format=kind)
+        assert _published(data, rows, classes) == []
+        for split, count in rows.items():
+            (finding,) = _published(data, {**rows, split: 5}, classes)
+            assert (finding.fatal, finding.text) == (False, f"{split} has 5 images; {count:,} are published.")
+        (finding,) = _published(data, rows, 77)
+        assert finding.text == f"there are 77 classes; {kind} as published has {classes:,}: another version, or a part of it."
+        assert _published(Data(root="x", format=kind, files={"train": "mine.txt"}), {"train": 5}, 77) == []
+    for ratio, count in CIFAR100_LT.items():
+        data = Data(root="x", format="parquet", long_tail=LongTail(n_max=500, imbalance_ratio=ratio))
+        assert _published(data, {"train": count, "test": 10_000}, 100) == []
+        found = _published(data, {"train": count + 1, "test": 9_999}, 100)
+        assert [each.text for each in found] == [
+            f"train has {count + 1:,} images; {count:,} are published.",
+            "test has 9,999 images; 10,000 are published.",
+        ]
+    assert len(_published(Data(root="x", format="cifar"), {"train": 49_999, "test": 10_000}, 100)) == 1
+
+
+def test_a_known_set_is_recognised_without_its_format(tmp_path: Path) -> None:
+    miniatures.iwildcam(tmp_path / "wild")
+    expected = (False, "there are 3 classes; wilds as published has 182: another version, or a part of it.")
+    assert told(tmp_path / "wild") == told(tmp_path / "wild", format="wilds") == [expected]
+
+
+@pytest.mark.parametrize(
+    ("build", "file", "text", "labels"),
+    [
+        (miniatures.iwildcam, "categories.csv", "y,category_id,name\n0,0,empty\n", "2 of 3 labels have a number for a name (1, 2)"),
+        (miniatures.imagenet_lt, "LOC_synset_mapping.txt", "n01440764 tench\n", "2 of 3 labels have .* (n01443537, n02007558)"),
+        (miniatures.imagenet_lt, "LOC_synset_mapping.txt", "", "3 of 3 labels have .* (n01440764, n01443537, n02007558)"),
+    ],
+)
+def test_labels_without_names_are_told_once(build, file: str, text: str, labels: str, tmp_path: Path) -> None:
+    build(tmp_path / "set")
+    (tmp_path / "set" / file).write_text(text)
+    found = [each for _, each in told(tmp_path / "set") if "for a name" in each]
+    assert len(found) == 1 and re.match(re.escape(labels).replace(r"\.\*", ".*"), found[0])
+
+
+def test_copies_under_another_label_are_told(images: Path) -> None:
+    shutil.copy(images / "train" / "cat" / "0.png", images / "train" / "dog" / "same.png")
+    assert told(images, **GIVEN)[1:] == [
+        (False, "1 pictures have copies under another label (for example 'train/cat/0.png' as cat and 'train/dog/same.png' as dog).")
+    ]
+
+
+def test_no_more_than_twenty_broken_files_of_a_split_are_listed(images: Path) -> None:
+    for number in range(30):
+        (images / "train" / "cat" / f"broken-{number}.png").write_bytes(b"")
+    broken = [text for _, text in told(images, **GIVEN) if text.startswith("train: ")]
+    assert len(broken) == 21 and broken[-1] == "train: 10 more images cannot be read."
+
+
+def test_too_few_images_for_a_long_tail_are_told_with_the_rest(images: Path) -> None:
+    found = told(images, long_tail={"n_max": 50, "imbalance_ratio": 2}, **GIVEN)
+    assert len(found) == 1 and found[0][0] and "long-tail profile asks for 50" in found[0][1]
+
+
+def open_on(images: Path, folder: Path, size: int = 8, **data: object):
     tree = {
-        "name": "x", "data": {"root": str(images)}, "spectrum": {"checkpoint": "none", "levels": [0]}, "filter": {"checkpoint": "none"},
-        "train": {"image_size": size}, "methods": {"ce": {}},
+        "name": "x", "data": {"root": str(images), **data}, "spectrum": {"checkpoint": "none", "levels": [0]},
+        "filter": {"checkpoint": "none"}, "train": {"image_size": size}, "methods": {"ce": {}},
     }  # fmt: skip
     return open_run(tree, folder, amend=True)
 

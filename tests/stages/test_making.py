@@ -149,3 +149,11 @@ def test_a_source_that_became_unreadable_is_named_and_finished_work_is_kept(
     assert before.items() <= {row["id"]: row["image"]["bytes"] for row in rows_of(tmp_path / "run")}.items() and len(before) == 8
     with pytest.raises(DataError, match=message):  # a new run finds it while the data are checked
         run_until(open_run(validate(tree), tmp_path / "other"), "data")
+
+
+def test_a_negative_prompt_without_effect_is_told_once(tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree["spectrum"] |= {"guidance_scale": 1, "levels": [50]}
+    run_until(open_run(validate(tree | {"prompts": {"negative": "blurry"}}), tmp_path / "run"), "generate")
+    assert capsys.readouterr().err.count("prompts.negative has no effect, for spectrum.guidance_scale is 1") == 1
+    making._tell_unused(open_run(validate(tree), tmp_path / "other"))
+    assert "no effect" not in capsys.readouterr().err

@@ -8,7 +8,9 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,9 +22,9 @@ from PIL import Image
 from discl import cli
 from discl.assets import embedded
 from discl.chain import levels, run_until
-from discl.errors import RecipeError
+from discl.errors import CheckpointError, RecipeError
 from discl.levels import GuidanceLevel
-from discl.recipe import load_recipe
+from discl.recipe import load_recipe, validate
 from discl.stages import making, surveying
 from discl.workspace import Run, open_run
 
@@ -162,6 +164,17 @@ def test_the_default_grid_leaves_a_step() -> None:
     assert [level.percent for level in surveying.default_grid(50)] == list(range(0, 100, 10))
     assert [level.percent for level in surveying.default_grid(5)] == list(range(0, 90, 10))
     assert [level.percent for level in surveying.default_grid(1)] == [0]
+
+
+def test_a_survey_where_every_level_takes_all_steps(small_tree: dict[str, Any], tmp_path: Path) -> None:
+    spectrum = small_tree["spectrum"] | {"steps": "fixed", "levels": [0]}
+    run = open_run(validate(small_tree | {"spectrum": spectrum}), tmp_path / "run")
+    levels(run, sources=2)
+    assert [(row["level"], row["steps"]) for row in found_in(run)["levels"]] == [(level, 4) for level in range(0, 100, 10)]
+    with pytest.raises(CheckpointError, match="level 99 % has fewer than 300 training steps of noise"):
+        surveying.survey_levels(
+            replace(run, recipe=validate(small_tree | {"spectrum": spectrum | {"num_inference_steps": 300}})), grid=[GuidanceLevel(99)]
+        )
 
 
 def test_a_survey_leaves_the_plan_of_its_run_alone(surveyed: Run, tmp_path: Path) -> None:

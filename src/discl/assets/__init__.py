@@ -43,13 +43,14 @@ def embedded_index(name: str) -> Path:
     return path
 
 
-def common_names(name: str) -> dict[str, str]:
-    """`{scientific name: common name}` of the shipped list `name`, for example `iwildcam`."""
-    return yaml.safe_load((NAMES / f"{name}.yaml").read_text(encoding="utf-8"))
+def common_names(name: str) -> dict[str, list[str]]:
+    """`{scientific name: common names}` of the shipped list `name`, for example `iwildcam`; several where a category stands twice."""
+    listed = yaml.safe_load((NAMES / f"{name}.yaml").read_text(encoding="utf-8"))
+    return {scientific: common if isinstance(common, list) else [common] for scientific, common in listed.items()}
 
 
 def published_figures(table: str) -> dict[str, dict[str, float]]:
-    """`{row: {column: per cent}}` of a table of the paper (arXiv 2410.13674), for example `imagenet-lt-resnet10`.
+    """`{row: {column: per cent}}` of a table of the paper (arXiv 2410.13674), such as `imagenet-lt-resnet10`; what it lacks is left out.
 
     Raises RecipeError for a table that is not in `published.yaml`.
     """
@@ -58,4 +59,5 @@ def published_figures(table: str) -> dict[str, dict[str, float]]:
         raise RecipeError(unknown("published table", table, tables))
     rows = dict(tables[table])
     columns = rows.pop("columns")
-    return {row: dict(zip(columns, figures, strict=True)) for row, figures in rows.items()}
+    named = {row: zip(columns, figures, strict=True) for row, figures in rows.items()}
+    return {row: {column: figure for column, figure in each if figure is not None} for row, each in named.items()}

@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .processes import Processes
+
 AUGMENTATIONS = ("flip", "random-crop", "random-resized-crop", "color-jitter", "cutout")
+
+OF_THE_BATCH = ("order", "forward_input_shape")
+"""Parameters that kornia draws once for a batch; of all others each image has its own row."""
 
 
 def make_augmentation(names: Sequence[str], image_size: int, crop_scale: tuple[float, float] = (0.08, 1.0)) -> nn.Module:
@@ -35,6 +40,21 @@ def make_augmentation(names: Sequence[str], image_size: int, crop_scale: tuple[f
     if "cutout" in names:
         steps.append(K.RandomErasing(scale=(0.25, 0.25), ratio=(1.0, 1.0), p=1.0))
     return nn.Sequential(*steps)
+
+
+def augment_share(augmentation: Any, pixels: Tensor, processes: Processes) -> Tensor:
+    """Pixels `[share, 3, h, w]` augmented as they are in the whole batch, of which they are this process's share.
+
+    Parameters are drawn for the whole batch, from a random state that the processes have in common.
+    """
+    if processes.size == 1:
+        return augmentation(pixels)
+    for step in augmentation:
+        whole = (processes.size * len(pixels), *pixels.shape[1:])
+        drawn = step.forward_parameters(torch.Size(whole))
+        own = {name: value if name in OF_THE_BATCH else processes.own(value) for name, value in drawn.items()}
+        pixels = step(pixels, params=own)
+    return pixels
 
 
 def centre(pixels: Tensor, image_size: int) -> Tensor:

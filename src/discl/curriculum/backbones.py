@@ -39,16 +39,34 @@ class TransformersClassifier(nn.Module):
         )
 
     def load_pretrained(self, folder: Path) -> None:
-        """Takes over the weights of a folder, but for a head of other classes. Raises CheckpointError where they do not fit."""
+        """Takes over the weights of a folder; a head that it lacks, or has for other classes, is drawn anew.
+
+        Raises CheckpointError where another weight is missing or of another shape.
+        """
         from transformers import AutoModelForImageClassification
 
         try:
-            found = AutoModelForImageClassification.from_pretrained(
-                folder, config=self.model.config, ignore_mismatched_sizes=True, use_safetensors=True
+            found, told = AutoModelForImageClassification.from_pretrained(
+                folder, config=self.model.config, ignore_mismatched_sizes=True, use_safetensors=True, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise CheckpointError(f"'{folder}' cannot be loaded as an image classifier: {error}") from error
+        absent = [*told["missing_keys"], *(key if isinstance(key, str) else key[0] for key in told["mismatched_keys"])]
+        lacking = sorted(name for name in absent if not _of_a_head(name, found))
+        if lacking:
+            raise CheckpointError(
+                f"'{folder}' lacks {len(lacking)} weights that its config.json promises, such as {', '.join(lacking[:3])}; "
+                "download it again, or set train.model.pretrained: false."
+            )
         self.model = found
+
+
+def _of_a_head(name: str, model: Any) -> bool:
+    """Whether a weight is outside of the backbone; where that is no module of its own, whether it is named as classifiers are."""
+    if hasattr(model, model.base_model_prefix):
+        return not name.startswith(f"{model.base_model_prefix}.")
+    first = name.partition(".")[0]
+    return first.endswith("classifier") or first in {"head", "score", "fc"}
 
 
 class TimmClassifier(nn.Module):

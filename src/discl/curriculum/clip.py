@@ -60,13 +60,16 @@ class ClipClassifier(nn.Module):
         """exp of the learned log scale, a scalar."""
         return self.clip.logit_scale.exp()
 
-    def pairs(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings of images and of one prompt of each one's class, drawn at random: both `[batch, dim]`.
+    def draw_prompts(self, images: int) -> Tensor:
+        """Which of its class's prompts each image has, int64 `[images]`, at random."""
+        return torch.randint(self.prompts.shape[1], (images,))
+
+    def pairs(self, x: Tensor, labels: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of images and of one prompt of each one's class, as `draw_prompts` has it: both `[batch, dim]`.
 
         A prompt that several images share is encoded once.
         """
-        drawn = torch.randint(self.prompts.shape[1], (len(labels),)).to(labels.device)
-        distinct, place = torch.unique(labels * self.prompts.shape[1] + drawn, return_inverse=True)
+        distinct, place = torch.unique(labels * self.prompts.shape[1] + drawn.to(labels.device), return_inverse=True)
         return self.features(x), self.texts(self.prompts.flatten(0, 1)[distinct])[place]
 
     @torch.no_grad()

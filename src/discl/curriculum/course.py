@@ -11,9 +11,9 @@ import numpy as np
 from ..digests import derive_seed
 from ..errors import TrainingError
 from ..levels import GuidanceLevel
-from .mixture import Mixing, Pool, mix_epoch
+from .mixture import Mixing, Pool, check_offered, mix_epoch
 from .progress import GuidanceSet, check_disjoint, draw_guidance_set, measure_progress
-from .strategies import WITHOUT_HARD, History, Strategy
+from .strategies import WITHOUT_HARD, Adaptive, Bandit, History, Planned, Strategy
 
 Record = dict[str, Any]
 Judge = Callable[[], np.ndarray]
@@ -43,6 +43,16 @@ class Course:
         """Parts that an epoch is drawn in: a probe and then the level that it chooses, or everything at once."""
         return 2 if self.strategy.measures(epoch) == "probe" else 1
 
+    def check(self, levels: Sequence[GuidanceLevel], epochs: int) -> None:
+        """Raises TrainingError where an epoch could come to levels at which a class with hard images has none to give.
+
+        Those here that follow progress may come to each of `levels`, by itself; what one of your own may come to is not known beforehand.
+        """
+        if isinstance(self.strategy, Planned):
+            check_offered(self.pool, self.mixing, sorted({self.strategy.levels(epoch, ()) for epoch in range(epochs)}))
+        elif isinstance(self.strategy, (Adaptive, Bandit)) and self.strategy.curriculum_epochs:
+            check_offered(self.pool, self.mixing, [(level,) for level in sorted(levels)])
+
     def draw(self, epoch: int, part: int, history: History) -> tuple[np.ndarray, Record]:
         """The rows of a part of an epoch, and what was chosen as plain values for the epoch's record (nothing for a probe).
 
@@ -56,6 +66,7 @@ class Course:
         rows, first = mix_epoch(self.pool, levels, self.mixing, left, derive_seed("mix", self.seed, epoch), class_levels)
         chosen: Record = {"levels": [level.percent for level in levels], "effective_scale": first.effective_scale}
         if class_levels:
+            chosen["classes_apart"] = sum(own != levels for own in class_levels.values())
             chosen["class_levels"] = {str(label): [level.percent for level in own] for label, own in class_levels.items()}
         return rows, chosen
 

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from ..digests import derive_seed
 from ..errors import TrainingError
-from .augmentation import make_augmentation, mix_images
+from .augmentation import augment_share, make_augmentation, mix_images
 from .clip import ClipClassifier
 from .companion import Companion
 from .models import ClassifierConfig, normalise
 from .objectives import FLYP, Objective, contrastive
 from .optimization import ema_decay
 from .pixels import Batches, Pixels
-from .processes import current_processes
+from .processes import current_processes, share_statistics
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,11 @@ class Learner:
     ) -> None:  # fmt: skip
         if objective.name == FLYP and not isinstance(model, ClipClassifier):
             raise TrainingError(f"objective flyp needs a CLIP (train.model.architecture: clip); this is a {type(model).__name__}.")
-        self.model, self.objective, self.config = model, objective, config
+        self.objective, self.config = objective, config
         self.companion = companion or Companion()
         self.stepping, self.precision, self.device = stepping, precision, torch.device(device)
         self.processes = current_processes()
-        if self.processes.size > 1 and self.device.type == "cuda":
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.model = share_statistics(model, self.processes, self.device)
         choose_attention(self.model, self.device, precision)
         self.optimizer = make_optimizer(self.model)
         self.counts = torch.as_tensor(class_counts, dtype=torch.float64, device=device)
@@ -73,13 +72,8 @@ class Learner:
 
     def batches(self, pixels: Pixels, batch_size: int, workers: int) -> Batches:
         """Batches of this process's share, in parts if gradients accumulate. Raises TrainingError where a batch cannot be divided."""
-        parts = self.processes.size * self.stepping.accumulate
-        if batch_size % parts:
-            raise TrainingError(
-                f"train.batch_size = {batch_size} cannot be divided evenly into {parts} parts "
-                f"(train.accumulate {self.stepping.accumulate} × {self.processes.size} processes)."
-            )
-        return Batches(pixels, batch_size // parts, workers)
+        self.processes.check_batch_size(batch_size, self.stepping.accumulate)
+        return Batches(pixels, batch_size // (self.processes.size * self.stepping.accumulate), workers)
 
     def train_epoch(
         self, batches: Batches, rows: np.ndarray, labels: np.ndarray, epoch: int, epochs: int, batch_size: int, seed: int,
@@ -91,12 +85,11 @@ class Learner:
         the end a parameter, is not finite.
         """
         self._freeze(epoch < self.stepping.head_epochs)
-        rank = self.processes.rank
-        torch.manual_seed(derive_seed("augment", seed, epoch, *([rank] if rank else []), *(["from", first_step] if first_step else [])))
+        torch.manual_seed(derive_seed("augment", seed, epoch, *(["from", first_step] if first_step else [])))
         parts, here = self.stepping.accumulate, len(rows) // batch_size
         steps = steps_per_epoch or here
-        total = torch.zeros((), device=self.device)
-        for part, (chosen, stored) in enumerate(batches.of(self.processes.share(rows, batch_size))):
+        total, first_bad = torch.zeros((), device=self.device), torch.full((), here, device=self.device)
+        for part, (chosen, stored) in enumerate(batches.of(self.processes.share(rows, batch_size // parts))):
             step = part // parts
             progress = (epoch + (first_step + step) / steps) / epochs
             if part % parts == 0:
@@ -104,13 +97,14 @@ class Learner:
             loss = self._loss(stored, chosen, torch.from_numpy(labels[chosen]).to(self.device), progress, learning_rate(progress)) / parts
             loss.backward()
             total += loss.detach()
+            first_bad = torch.where(loss.detach().isfinite(), first_bad, first_bad.clamp(max=step))
             if (part + 1) % parts == 0:
                 for group in self.optimizer.param_groups:
                     group["lr"] = learning_rate(progress)
                 self._step(epoch * steps + first_step + step)
                 looked_at = (step + 1) % 50 == 0 or step + 1 == here  # a look waits for the device
-                if looked_at and not bool(total.isfinite()):
-                    raise TrainingError(_not_finite("loss", epoch, first_step + step, checkpoint))
+                if looked_at and (bad := int(self.processes.gather(first_bad[None]).min())) < here:
+                    raise TrainingError(_not_finite("loss", epoch, first_step + bad, checkpoint))
         if not _finite(self.model):  # the last step's doing, whose own loss was still finite: it must not reach a checkpoint
             raise TrainingError(_not_finite("network", epoch, first_step + here - 1, checkpoint))
         self.processes.average([total])
@@ -120,24 +114,35 @@ class Learner:
         return total.item() / here
 
     def _loss(self, stored: Tensor, rows: np.ndarray, labels: Tensor, progress: float, learning_rate: float) -> Tensor:
-        augmented = self.augment(stored.to(self.device, non_blocking=True).float() / 255)
-        images = normalise(self.companion.alter(augmented, labels), self.config)
-        order, share = None, 1.0
-        if self.stepping.mixup > 0 or self.stepping.cutmix > 0:
-            images, order, share = mix_images(images, self.stepping.mixup, self.stepping.cutmix)
+        images = augment_share(self.augment, stored.to(self.device, non_blocking=True).float() / 255, self.processes)
+        images, mixed_in, share = self._mix(normalise(self._alter(images, labels), self.config), labels)
         images = images.contiguous(memory_format=torch.channels_last)
         if self.objective.name == FLYP:
             clip: Any = self.model
-            with autocast(self.device, self.precision):
-                seen, texts = clip.pairs(images, labels)
+            drawn = self.processes.own(clip.draw_prompts(self.processes.size * len(labels)))
+            with autocast(self.device, self.precision), self.processes.apart():
+                seen, texts = clip.pairs(images, labels, drawn)
             return contrastive(self.processes.gather(seen), self.processes.gather(texts), clip.scale)
-        with autocast(self.device, self.precision):
+        with autocast(self.device, self.precision), self.processes.apart():
             logits = self.model(images).float()
         self._tell(rows, labels, logits.detach(), learning_rate)
         loss = self.objective.loss(logits, labels, self.counts, progress)
-        if order is not None:
-            loss = share * loss + (1 - share) * self.objective.loss(logits, labels[order], self.counts, progress)
+        if mixed_in is not None:
+            loss = share * loss + (1 - share) * self.objective.loss(logits, mixed_in, self.counts, progress)
         return loss
+
+    def _alter(self, images: Tensor, labels: Tensor) -> Tensor:
+        """What the companion makes of the images: of the whole batch in every process, since its draws go by the place in it."""
+        if type(self.companion).alter is Companion.alter:
+            return images
+        return self.processes.own(self.companion.alter(self.processes.gather(images), self.processes.gather(labels)))
+
+    def _mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None, float]:
+        """(images, labels of what was mixed into them or None, share of their own): over the whole batch, as one process mixes it."""
+        if self.stepping.mixup <= 0 and self.stepping.cutmix <= 0:
+            return images, None, 1.0
+        mixed, order, share = mix_images(self.processes.gather(images), self.stepping.mixup, self.stepping.cutmix)
+        return self.processes.own(mixed), self.processes.own(self.processes.gather(labels)[order]), share
 
     def _tell(self, rows: np.ndarray, labels: Tensor, logits: Tensor, learning_rate: float) -> None:
         """Tells the companion what was seen, by all processes, so that each keeps the same state and draws the same rows by it."""

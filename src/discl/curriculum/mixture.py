@@ -107,17 +107,40 @@ def mix_round(
     return Round(rows, len(synthetic), distinct, len(hard))
 
 
+def check_offered(pool: Pool, mixing: Mixing, levels: Sequence[Sequence[GuidanceLevel]]) -> None:
+    """Raises TrainingError that names every class with hard images which one of these choices of levels leaves without a synthetic one."""
+    labels = np.unique(pool.labels[pool.hard & ~pool.held_out])
+    if mixing.synthetic_scale > 0 and mixing.missing == "error":
+        lacking: dict[str, list[str]] = {}
+        for each in filter(None, levels):
+            for name, at in _lookup(pool, labels, each, {}, mixing.missing)[1].items():
+                lacking.setdefault(name, []).extend(at)
+        _refuse_lacking(lacking)
+
+
 def _offered(
     pool: Pool, labels: np.ndarray, levels: Sequence[GuidanceLevel], class_levels: Mapping[int, Sequence[GuidanceLevel]], missing: str
 ) -> dict[int, np.ndarray]:
     """`{label: rows of synthetic images at its levels}`, in one pass over the synthetic rows.
+
+    Raises TrainingError that names every class without one, unless `missing` says otherwise.
+    """
+    result, lacking = _lookup(pool, labels, levels, class_levels, missing)
+    _refuse_lacking(lacking)
+    return result
+
+
+def _lookup(
+    pool: Pool, labels: np.ndarray, levels: Sequence[GuidanceLevel], class_levels: Mapping[int, Sequence[GuidanceLevel]], missing: str
+) -> tuple[dict[int, np.ndarray], dict[str, list[str]]]:
+    """What `_offered` gives, and the names of classes that lack images, with their levels.
 
     Level 100 is the hard real images once more, which is plain oversampling; unless the pool holds extra ones at that level.
     """
     synthetic = np.flatnonzero(pool.synthetic & ~pool.held_out)
     synthetic = synthetic[np.argsort(pool.labels[synthetic], kind="stable")]
     starts = np.searchsorted(pool.labels[synthetic], np.arange(pool.num_classes + 1))
-    result, lacking = {}, []
+    result, lacking = {}, {}
     for label in labels.tolist():
         rows = synthetic[starts[label] : starts[label + 1]]
         wanted = [level.percent for level in class_levels.get(label, levels)]
@@ -130,14 +153,20 @@ def _offered(
         if len(there):
             result[label] = there
         elif missing == "error":
-            lacking.append(f"'{pool.class_names[label]}' at {', '.join(f'{percent} %' for percent in wanted)}")
+            lacking[pool.class_names[label]] = [", ".join(f"{percent} %" for percent in wanted)]
+    return result, lacking
+
+
+def _refuse_lacking(lacking: Mapping[str, Sequence[str]]) -> None:
     if lacking:
-        told = "; ".join(lacking[:12]) + (f"; and {len(lacking) - 12} more" if len(lacking) > 12 else "")
+        first = list(lacking.items())[:12]
+        told = "; ".join(f"'{name}' at {' and at '.join(levels)}" for name, levels in first) + (
+            f"; and {len(lacking) - 12} more" if len(lacking) > 12 else ""
+        )
         raise TrainingError(
             f"{len(lacking)} class{'es' * (len(lacking) > 1)} without a kept synthetic image at the levels of an epoch: {told}. "
             "Lower filter.threshold, raise spectrum.seeds, leave the level out of spectrum.levels, or set missing: nearest in the method."
         )
-    return result
 
 
 def _draw(rows: np.ndarray, wanted: int, shortage: str, rng: np.random.Generator) -> np.ndarray:

@@ -11,9 +11,10 @@ from torch import nn
 
 
 def make_learning_rate(
-    peak: float, schedule: str, epochs: float, warm_up_epochs: float = 0, milestones: Sequence[float] = (), warm_up_steps: float = 0
-) -> Callable[[float], float]:
-    """Learning rate over progress in [0, 1]: linear warm-up, then `cosine` to 0, `constant`, or `steps` (× .01 after each milestone).
+    peak: float, schedule: str, epochs: float, warm_up_epochs: float = 0, milestones: Sequence[float] = (), warm_up_steps: float = 0,
+    factor: float = 0.01,
+) -> Callable[[float], float]:  # fmt: skip
+    """Learning rate over progress in [0, 1]: linear warm-up, then `cosine` to 0, `constant`, or `steps` (× `factor` after each milestone).
 
     Warm-up in epochs starts at peak / (epochs + 1); with `warm_up_steps` steps, of which an epoch has `warm_up_steps / warm_up_epochs`,
     step i has (i + 1) / steps of the peak.
@@ -28,7 +29,7 @@ def make_learning_rate(
         if schedule == "cosine":
             return peak * 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
         if schedule == "steps":
-            return peak * 0.01 ** sum(progress >= milestone for milestone in milestones)
+            return peak * factor ** sum(progress >= milestone for milestone in milestones)
         return peak
 
     return rate

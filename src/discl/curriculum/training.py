@@ -108,14 +108,14 @@ def train_classifier(
         }  # fmt: skip
         last = epoch + 1 == settings.epochs
         if validate is not None and (settings.select == "validation" or last or (epoch + 1) % settings.validate_every == 0):
-            record["validation_accuracy"] = validate(learner.evaluated)
+            record["validation_accuracy"] = learner.processes.decide(validate(learner.evaluated))
             if settings.select == "validation" and record["validation_accuracy"] > max(
                 (past["validation_accuracy"] for past in history), default=-1.0
             ):
                 learner.write(lambda: save_classifier(learner.evaluated, config, folder / "best"))
         record["seconds"] = round(time.monotonic() - started, 3)
         history.append(record)
-        if last or time.monotonic() - saved > settings.save_seconds:
+        if learner.processes.decide(last or time.monotonic() - saved > settings.save_seconds):
             learner.write(lambda: _save_checkpoint(checkpoint, learner, history))
             saved = time.monotonic()
         on_epoch(record)
@@ -148,7 +148,10 @@ def check_batch_size(pool: Pool, batch_size: int) -> None:
 
 
 class _Judge:
-    """Measures the true-class probability of every image of V, with the model in evaluation mode; V is decoded once."""
+    """Measures the true-class probability of every image of V, with the model in evaluation mode; V is decoded once.
+
+    What the first process measures holds for all, so that they choose one level.
+    """
 
     def __init__(self, learner: Learner, pixels: Pixels, guidance: GuidanceSet) -> None:
         self.learner, self.guidance, self.pixels = learner, guidance, pixels.of_rows(guidance.rows)
@@ -156,7 +159,7 @@ class _Judge:
     def __call__(self) -> np.ndarray:
         learner, rows = self.learner, np.arange(len(self.guidance))
         logits = predict_logits(learner.model, self.pixels, rows, learner.config, learner.precision, learner.device)
-        return true_class_probability(logits, self.guidance.labels)
+        return learner.processes.decide(true_class_probability(logits, self.guidance.labels))
 
 
 def _train_epoch(

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from .cameras import SCHEME, degrade, parse_address
+from .shards import is_inside, read_inside
 
 MAX_SIDE = 20_000
 
@@ -22,8 +24,9 @@ class Unreadable(Exception):
 def decode_image(stored: Mapping[str, Any] | None) -> Image.Image:
     """RGB picture of `{bytes, path}` as Hugging Face `datasets` stores it; EXIF rotation applied, transparency on white.
 
-    16-bit grey images are scaled to 8 bits; of an animation the first frame is taken. A path that begins with `camera://` is one
-    that `cameras` degrades. Raises Unreadable for a missing, truncated or foreign file, and for more than 20,000 pixels a side.
+    Grey images of 16 or 32 bits and of fractions are scaled to 8 bits; of an animation the first frame is taken. A path that begins with
+    `camera://` is one that `cameras` degrades. Raises Unreadable for a missing, truncated or foreign file, and for more than 20,000 pixels
+    a side.
     """
     data, path = (stored.get("bytes"), stored.get("path")) if stored else (None, None)
     if str(path).startswith(SCHEME):
@@ -32,8 +35,9 @@ def decode_image(stored: Mapping[str, Any] | None) -> Image.Image:
     if data is None and path is None:
         raise Unreadable("neither bytes nor a path are stored")
     try:
-        if data is None and _is_slice(path):
-            data = _slice(str(path))
+        if data is None and path is not None and is_inside(str(path)):
+            found = read_inside(str(path))
+            data, path = found.get("bytes"), found.get("path")
         source: Any = io.BytesIO(data) if data is not None else path
         with Image.open(source) as image:
             if max(image.size) > MAX_SIDE:
@@ -47,31 +51,27 @@ def decode_image(stored: Mapping[str, Any] | None) -> Image.Image:
     except UnidentifiedImageError as error:
         empty = not data if data is not None else not Path(str(path)).stat().st_size
         raise Unreadable("the file is empty" if empty else "the file is no image, or of an unknown format") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (OSError, ValueError, SyntaxError, pa.ArrowException, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Unreadable(str(error) or type(error).__name__) from error
 
 
-def _is_slice(path: Any) -> bool:
-    return str(path).startswith("slice://")
-
-
-def _slice(address: str) -> bytes:
-    """The bytes at `slice://OFFSET:SIZE::FILE`, a picture inside a larger file."""
-    place, _, file = address.removeprefix("slice://").partition("::")
-    offset, size = map(int, place.split(":"))
-    with Path(file).open("rb") as stream:
-        stream.seek(offset)
-        return stream.read(size)
-
-
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.float64)
-        image = Image.fromarray(np.clip(wide / 257, 0, 255).round().astype(np.uint8))
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_to_eight_bits(np.asarray(image).astype(np.float64), image.mode == "F"))
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def _to_eight_bits(wide: np.ndarray, fractions: bool) -> np.ndarray:
+    """uint8 of grey values that may be 8 or 16 bits wide, or fractions of 1; of any other range the darkest becomes 0, the lightest 255."""
+    wide = np.nan_to_num(wide, nan=0.0)
+    low, high = float(wide.min()), float(wide.max())
+    tops = ((1.0, 1 / 255),) * fractions + ((255.0, 1.0), (65535.0, 257.0))
+    unit = next((unit for top, unit in tops if high <= top), None) if low >= 0 else None
+    scaled = wide / unit if unit else (wide - low) * (255 / max(high - low, 1e-300))
+    return np.clip(scaled, 0, 255).round().astype(np.uint8)
 
 
 def to_square(image: Image.Image, size: int) -> np.ndarray:

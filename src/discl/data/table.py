@@ -70,9 +70,15 @@ def make_table(columns: dict[str, Sequence], class_names: Sequence[str]) -> Imag
 
 
 def check_table(table: ImageTable) -> ImageTable:
-    """The table itself. Raises DataError for a label out of range, an id that stands twice or an empty table."""
+    """The table itself. Raises DataError for a label out of range, an id or a class name that stands twice, or an empty table."""
     if not len(table):
         raise DataError("the table of images is empty.")
+    if len(set(table.class_names)) < len(table.class_names):
+        first, second = _first_pair(table.class_names)
+        raise DataError(
+            f"classes {first} and {second} are both called '{table.class_names[first]}'; class names have to differ, for texts and figures "
+            "go by them. Rename one of them in the data, or give them one label."
+        )
     labels = table.labels
     wrong = np.flatnonzero((labels < 0) | (labels >= len(table.class_names)))
     if len(wrong):
@@ -87,6 +93,12 @@ def check_table(table: ImageTable) -> ImageTable:
         twice = counted.field("values").filter(pc.greater(counted.field("counts"), 1))[0].as_py()
         raise DataError(f"id '{twice}' stands twice; ids have to be unique, for noise and resume are keyed by them.")
     return table
+
+
+def _first_pair(names: Sequence[str]) -> tuple[int, int]:
+    """The places of the first name that stands twice."""
+    places: dict[str, int] = {}
+    return next((places[name], place) for place, name in enumerate(names) if places.setdefault(name, place) != place)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def make_card(
     kept, planned = (sum(pair[place] for pair in levels.values()) for place in (0, 1))
     lines = [
         "---", yaml.safe_dump(header, sort_keys=False, allow_unicode=True).rstrip(), "---", "", f"# {name}: synthetic images", "",
-        f"{images:,} images, made by a diffusion model from hard training images of a data set of {len(class_names)} classes: a "
+        f"{images:,} images, made by a text-to-image model from hard training images of a data set of {len(class_names)} classes: a "
         f"spectrum over the level λ of image guidance, from text only (0) towards the real image (100), as in {CITATION}. No real image is "
         "among them.",
         "", "## How they were made", "", "| | |", "|---|---|", *(f"| {_cell(what)} | {_cell(value)} |" for what, value in facts.items()),

@@ -30,9 +30,9 @@ class Curriculum(Sampler[int]):
     `synthetic_scale` synthetic images per hard real one; from `curriculum_epochs` on they are real only.
 
     `adaptive` and `adaptive-per-class` take `probe_every` epochs at a time: one of random real images around which progress is
-    measured, the others at the level that it chose. They, and `bandit`, hold `guidance_images` back as V (`guidance_rows`), on which
-    `probability(model, batch)` measures; batches of V are made by `collate`, `batch_size` at a time. The choice of `strategy`,
-    `shortage` and `missing` is a recipe's.
+    measured, the others at the level that it chose; the last time as many as are left of `curriculum_epochs`. They,
+    and `bandit`, hold `guidance_images` back as V (`guidance_rows`), on which `probability(model, batch)` measures; batches of V are made
+    by `collate`, `batch_size` at a time. The choice of `strategy`, `shortage` and `missing` is a recipe's.
     """
 
     def __init__(
@@ -50,9 +50,13 @@ class Curriculum(Sampler[int]):
         make = partial(make_strategy, strategy, levels=asked, seed=seed, level=GuidanceLevel(level) if level is not None else None)
         followed = make(curriculum_epochs=curriculum_epochs)
         probes = followed.measures(0) == "probe"
+        if probes and curriculum_epochs == 1:
+            raise TrainingError("curriculum_epochs = 1 leaves no epoch for the level that a probe chooses; use 2 or more.")
         self.span = probe_every if probes else 1
+        self.guided = curriculum_epochs
         if probes:
-            followed = make(curriculum_epochs=-(-curriculum_epochs // self.span))
+            self.guided -= curriculum_epochs % self.span == 1  # a probe with no epoch after it would be for nothing
+            followed = make(curriculum_epochs=-(-self.guided // self.span))
         guidance = None
         if follows_progress(strategy, followed):
             pool, guidance = hold_out_guidance(pool, asked, guidance_images, seed)
@@ -64,6 +68,7 @@ class Curriculum(Sampler[int]):
         self.history: list[Record] = []
         self._record: Record = {}
         self._before: np.ndarray | None = None
+        self._ended = False
 
     @property
     def guidance_rows(self) -> np.ndarray:
@@ -78,7 +83,8 @@ class Curriculum(Sampler[int]):
         if self._before is not None and epoch != self.number:
             self.end(model)
         self._turn(epoch)
-        block, part = divmod(epoch, self.span)
+        self._ended = False
+        block, part = self._place(epoch)
         if self._before is None and "progress" not in self._record:
             self._before = self.course.before(block, part, self._judge(model))
 
@@ -87,6 +93,7 @@ class Curriculum(Sampler[int]):
         if self._before is not None:
             self._record |= self.course.progress(self._before, self._judge(model))
             self._before = None
+        self._ended = True
 
     def set_epoch(self, epoch: int) -> None:
         """Turns to an epoch without measuring; the frameworks call it by themselves."""
@@ -111,18 +118,31 @@ class Curriculum(Sampler[int]):
         return tuple(self._draw()[1].get("levels", ()))
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values (as JSON has them) from which `load_state_dict` goes on at the same epoch."""
+        """Plain values (as JSON has them) from which `load_state_dict` goes on: at the same epoch, at the next one after `end`."""
         before = None if self._before is None else self._before.tolist()
-        state = {"epoch": self.number, "history": self.history, "record": self._record, "before": before}
+        state = {"epoch": self.number, "history": self.history, "record": self._record, "before": before, "ended": self._ended}
         return json.loads(json.dumps(state))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` gave."""
+        """Takes over what `state_dict` gave.
+
+        After an epoch's end it turns to the next one at once: a loop may ask its data workers for rows before it calls `begin`.
+        """
         self.number, self.history, self._record = state["epoch"], list(state["history"]), dict(state["record"])
         self._before = None if state["before"] is None else np.asarray(state["before"])
+        self._ended = state.get("ended", False)
+        if self._ended:
+            self._turn(self.number + 1)
+
+    def _place(self, epoch: int) -> tuple[int, int]:
+        """(block, part) of an epoch; blocks begin anew where the curriculum is over."""
+        if epoch < self.guided:
+            return divmod(epoch, self.span)
+        block, part = divmod(epoch - self.guided, self.span)
+        return -(-self.guided // self.span) + block, part
 
     def _draw(self) -> tuple[np.ndarray, Record]:
-        block, part = divmod(self.number, self.span)
+        block, part = self._place(self.number)
         probes = self.course.parts(block) > 1
         if probes and part == 0:
             return self.course.draw(block, 0, self.history)
@@ -143,13 +163,13 @@ class Curriculum(Sampler[int]):
                 f"epoch {epoch} cannot follow epoch {self.number}: this strategy goes by what each epoch before has brought. "
                 "To resume, load the curriculum's state_dict."
             )
-        block = self.number // self.span
-        if epoch // self.span > block and self.course.guidance is not None:
+        block, _ = self._place(self.number)
+        if self._place(epoch)[0] > block and self.course.guidance is not None:
             if self.course.strategy.measures(block) != "never" and "progress" not in self._record:
                 raise TrainingError(f"progress of epoch {self.number} was not measured; call begin(epoch, model) before each epoch.")
             self.history.append({"epoch": block, **self._draw()[1], **self._record})
             self._record = {}
-        self.number = epoch
+        self.number, self._ended = epoch, False
 
     def _judge(self, model: nn.Module | None) -> Callable[[], np.ndarray] | None:
         guidance = self.course.guidance

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..checkpoints import checkpoint_digest, find_checkpoint
+from ..checkpoints import check_complete, check_tokenizer, checkpoint_digest, find_checkpoint, read_json
 from ..digests import digest
 from ..errors import CheckpointError
 
@@ -34,10 +33,13 @@ class Captioner:
 
         folder = find_captioner(address)
         try:
-            self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True).eval()
-            self.model.to(device)
+            asked = {"dtype": getattr(torch, dtype), "use_safetensors": True, "output_loading_info": True}
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, **asked)
+            model, found = loaded
+            check_complete(folder, found["missing_keys"])
+            self.model = model.eval().to(device)
             self.images, self.tokenizer, self.both = _load_processors(folder)
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RuntimeError, ImportError, SafetensorError) as error:
             raise CheckpointError(f"'{folder}' cannot be loaded as an image-to-text model: {error}") from error
         self.device, self.batch, self.max_new_tokens = device, batch, max_new_tokens
         self.chats = self.both is not None and bool(getattr(self.both, "chat_template", None))
@@ -62,7 +64,8 @@ class Captioner:
         if self.chats:
             content = [{"type": "image"}, {"type": "text", "text": self.prompt}]
             text = self.both.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
-            inputs = dict(self.both(images=images, text=[text] * len(images), padding=True, return_tensors="pt"))
+            each = [[image] for image in images]  # a list for each text: some take a flat one for the pictures of the first
+            inputs = dict(self.both(images=each, text=[text] * len(images), padding=True, return_tensors="pt"))
         else:
             inputs = {"pixel_values": self.images(images=images, return_tensors="pt")["pixel_values"]}
             if self.prompt is not None:
@@ -107,13 +110,14 @@ def find_captioner(address: str) -> Path:
         lacking.append("preprocessor_config.json")
     if lacking:
         raise CheckpointError(f"'{folder}' is no image-to-text model in transformers' format: it has no {' and no '.join(lacking)}.")
-    family = json.loads((folder / "config.json").read_text()).get("model_type")
+    family = read_json(folder / "config.json").get("model_type")
     if family not in FAMILIES:
         raise CheckpointError(
             f"'{folder}' holds a model of the family '{family}', which writes no captions; "
             "name an image-to-text model such as BLIP, GIT, a vision encoder-decoder or LLaVA in prompts.captions.checkpoint, "
             "or in prompts.settings.captioner.checkpoint where the captions are for settings."
         )
+    check_tokenizer(folder)
     return folder
 
 

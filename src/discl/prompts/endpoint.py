@@ -138,20 +138,25 @@ class Endpoint:
         return EndpointError(f"{self._address} {said}. {advice}")
 
     def _content(self, body: bytes) -> str:
-        """The text in a chat completion; empty where the model wrote none."""
+        """The text in a chat completion, `?` for what is no character in it; empty where the model wrote none."""
         try:
             content = json.loads(body)["choices"][0]["message"].get("content")
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             raise EndpointError(
                 f"{self._address} answers no chat completion: {self._shown(body)}. "
                 f"Check {self.section}.url: the base URL of an OpenAI-compatible server, most end in /v1."
             ) from error
-        return content if isinstance(content, str) else ""
+        return whole_characters(content) if isinstance(content, str) else ""
 
     def _shown(self, body: bytes) -> str:
         text = " ".join(body.decode(errors="replace").split())
         text = text.replace(self.key, "…") if self.key else text
         return f"'{text[:SHOWN]}…'" if len(text) > SHOWN else f"'{text}'"
+
+
+def whole_characters(text: str) -> str:
+    """The text with `?` for halves of characters (lone surrogates), which JSON can hold and no file."""
+    return text.encode(errors="replace").decode()
 
 
 def _retry_after(value: str | None) -> float | None:

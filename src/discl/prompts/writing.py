@@ -18,7 +18,7 @@ from typing import Protocol
 import yaml
 
 from ..errors import EndpointError
-from .endpoint import Endpoint
+from .endpoint import Endpoint, whole_characters
 from .texts import read_phrases
 
 HEADER = """\
@@ -181,7 +181,7 @@ def _json_list(answer: str) -> list[str] | None:
     fenced = re.search(r"```\w*\n(.*?)```", answer, re.DOTALL)
     try:
         value = json.loads(fenced.group(1) if fenced else answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if isinstance(value, dict):
         value = next((each for each in value.values() if isinstance(each, list)), None)
@@ -189,7 +189,7 @@ def _json_list(answer: str) -> list[str] | None:
 
 
 def _clean(item: str) -> str:
-    text = " ".join(item.split()).replace("**", "")
+    text = " ".join(whole_characters(item).split()).replace("**", "")
     text = re.sub(r"^(?:\d+[.):]|[-*•])\s+", "", text)
     return text.strip("\"'“”` ").rstrip(",").strip("\"'“”` ")
 

@@ -71,7 +71,10 @@ class Cameras(Strict):
 class Data(Strict):
     """Where the real images are."""
 
-    root: str = Field(description="folder of class folders, folder of Parquet files, name of a hub data set, or embedded:fashion-mnist")
+    root: str = Field(
+        description="folder of class folders, folder of Parquet files, a list, a hub data set (owner/name, owner/name:config@revision), "
+        "or embedded:fashion-mnist"
+    )
     format: Annotated[str, one_of("format", ("auto", *READERS))] = "auto"
     files: dict[str, str] = Field(default_factory=dict, description="their split: its list, for formats that have lists")
     splits: dict[Literal["train", "validation", "test", "validation-ood", "test-ood"], str] = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ..assets import published_figures
 from ..baselines import make_system
@@ -14,6 +14,8 @@ from ..curriculum.objectives import Objective, make_objective
 from ..curriculum.strategies import find_strategy
 from ..errors import RecipeError
 from .base import Level, Strict, Template, one_of
+
+Channels = tuple[float, float, float]
 
 
 def _published(value: str) -> str:
@@ -35,6 +37,17 @@ def _objective(value: Any) -> Any:
 def _strategy(value: Any) -> Any:
     find_strategy(str(value))
     return value
+
+
+def _positive(value: Channels) -> Channels:
+    if min(value) <= 0:
+        raise RecipeError(f"got {list(value)}; standard deviations are greater than 0.")
+    return value
+
+
+def _without_default(plain: dict[str, Any], **later: Any) -> dict[str, Any]:
+    """Plain values without keys that came later and are at their default: a classifier's fingerprint from before holds."""
+    return {key: value for key, value in plain.items() if key not in later or value != later[key]}
 
 
 class Model(Strict):
@@ -71,12 +84,17 @@ class Optimizer(Strict):
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = False
     schedule: Literal["cosine", "constant", "steps"] = "cosine"
-    milestones: list[float] = Field([0.8, 0.9], description="steps: shares of the epochs after which lr is divided by 100")
+    milestones: list[float] = Field([0.8, 0.9], description="steps: shares of the epochs after which lr is multiplied by factor")
+    factor: float = Field(0.01, gt=0, lt=1, description="steps: what lr is multiplied by after each milestone")
     warm_up_epochs: int = Field(0, ge=0)
     warm_up_steps: int | None = Field(None, ge=1, description="warm-up in updates; used instead of warm_up_epochs")
     decay_vectors: bool | None = Field(
         None, description="weight decay on norms, biases and scales too; null: for residual networks only, as open_clip does"
     )
+
+    @model_serializer(mode="wrap")
+    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_default(write(self), factor=0.01)
 
 
 class Train(Strict):
@@ -98,11 +116,17 @@ class Train(Strict):
     ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, which is then evaluated and saved")
     head_epochs: int | None = Field(None, ge=1, description="lp-ft: first epochs, of the head alone; null: a quarter of all")
     head_lr: float = Field(1e-3, gt=0, description="lp-ft: learning rate of those")
+    mean: Channels | None = Field(None, description="of the pixels' channels in [0, 1]; null: the checkpoint's, without one ImageNet's")
+    std: Annotated[Channels, AfterValidator(_positive)] | None = Field(None, description="as mean")
     model: Model = Model()
     optimizer: Optimizer = Optimizer()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     select: Literal["last", "validation"] = "last"
     seed: int = 0
+
+    @model_serializer(mode="wrap")
+    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_default(write(self), mean=None, std=None)
 
     @model_validator(mode="after")
     def _epochs(self) -> Train:

@@ -21,7 +21,7 @@ from ..console import say
 from ..digests import derive_seed
 from ..errors import CheckpointError
 from ..levels import GuidanceLevel, noise_shares
-from .memory import free_cached, is_out_of_memory, largest_that_fits, slots_on_cpu, stay_below
+from .memory import MEND, free_cached, is_out_of_memory, largest_that_fits, slots_on_cpu, stay_below
 from .models import Conditioning, LatentModel, Schedule
 from .plan import Request
 from .queue import LoadPixels, Queue, Text, Texts, Work
@@ -104,16 +104,27 @@ class Engine:
         """Yields each request with its picture, uint8 `[height, width, 3]`, in the order in which they are finished.
 
         Requests of one shape that follow one another share calls, so sort them by shape. `load_pixels(source_id)` returns
-        the source as uint8 `[3, height, width]` of its requests; it is asked once per source in sight.
+        the source as uint8 `[3, height, width]` of its requests; it is asked once per source in sight. Where something fails, what
+        was denoised before is yielded first.
         """
         finished: list[tuple[Request, Tensor]] = []
-        for request, latents in self.denoise(requests, load_pixels):
+        denoised, failed = self.denoise(requests, load_pixels), None
+        while True:
+            try:
+                request, latents = next(denoised)
+            except StopIteration:
+                break
+            except Exception as error:
+                failed = error
+                break
             if finished and (len(finished) >= self.vae_batch or latents.shape != finished[0][1].shape):
                 yield from self._decode(finished)
                 finished = []
             finished.append((request, latents))
         if finished:
             yield from self._decode(finished)
+        if failed is not None:
+            raise failed
 
     @torch.inference_mode()
     def denoise(self, requests: Iterable[Request], load_pixels: LoadPixels) -> Iterator[tuple[Request, Tensor]]:
@@ -207,9 +218,6 @@ class Engine:
                 raise CheckpointError(f"the generator produced NaN for {where}; use dtype float32 or bfloat16.")
 
 
-MEND = "use a smaller spectrum.size, spectrum.dtype bfloat16 or float16, or a device with more memory."
-
-
 class _Slots:
     """Images of one shape in the making, each at a step of its own.
 
@@ -264,7 +272,8 @@ class _Slots:
         for half, text in enumerate(self.engine.texts_of(request)):
             for name, tensor in self.engine.texts[text].items():
                 if name not in self.conditioning:
-                    self.conditioning[name] = tensor.new_zeros(self.halves * len(self.occupant), *tensor.shape)
+                    shape = self.halves * len(self.occupant), *tensor.shape
+                    self.conditioning[name] = torch.zeros(shape, dtype=tensor.dtype, device=self.latents.device)
                 self.conditioning[name][half * len(self.occupant) + place] = tensor
         self.gathered = None
 

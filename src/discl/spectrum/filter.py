@@ -5,7 +5,6 @@ Not CLIPScore, which is 2.5 or 100 times max(cosine, 0): thresholds here are on 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,11 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-from ..checkpoints import checkpoint_digest, find_checkpoint
+from ..checkpoints import check_complete, check_tokenizer, checkpoint_digest, find_checkpoint, read_json
+from ..console import say
 from ..digests import digest
 from ..errors import CheckpointError
+from .memory import free_cached, is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class ClipScorer:
     """Cosines of images with one text per label, by a transformers `CLIPModel`.
 
     `texts` maps a label to its plain prompt, for example "a photo of {class}"; `id` is `describe_scorer` of both. Calls of the
-    network hold `batch` images, the last one filled up, so a cosine does not depend on what it is measured with. Raises
-    CheckpointError for a folder that holds no CLIP or pickled weights only.
+    network hold `batch` images, the last one filled up, so a cosine does not depend on what it is measured with; half as many from
+    then on where memory does not suffice. Raises CheckpointError for a folder that holds no CLIP or pickled weights only.
     """
 
     def __init__(self, address: str, texts: Mapping[int, str], device: torch.device | str = "cpu", batch: int = 16) -> None:
@@ -49,11 +50,13 @@ class ClipScorer:
 
         folder = find_clip(address)
         try:
-            self.model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
-            self.model.to(device)
+            loaded: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+            model, found = loaded
+            check_complete(folder, found["missing_keys"])
+            self.model = model.eval().to(device)
             self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
             tokenizer = CLIPTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"'{folder}' cannot be loaded as a CLIP: {error}") from error
         self.device, self.labels, self.batch = device, list(texts), batch
         self.id = describe_scorer(address, texts)
@@ -80,13 +83,31 @@ class ClipScorer:
         return np.concatenate(parts) if parts else np.empty((0, self.text_embeddings.shape[1]), np.float32)
 
     def _embeddings(self, images: Sequence[Image.Image]) -> Iterator[tuple[int, torch.Tensor]]:
-        for first in range(0, len(images), self.batch):
+        first = 0
+        while first < len(images):
             part = list(images[first : first + self.batch])
             pixels = self.processor(images=part, return_tensors="pt")["pixel_values"]
             padded = torch.zeros(self.batch, *pixels.shape[1:])
             padded[: len(part)] = pixels
+            embeddings = self._call(padded)
+            if embeddings is not None:
+                yield first, embeddings[: len(part)]
+                first += len(part)
+
+    def _call(self, pixels: torch.Tensor) -> torch.Tensor | None:
+        """One call of the network; None where it ran out of memory, after which the batch is half as large."""
+        try:
             with torch.inference_mode():
-                yield first, self._normalise(self.model.get_image_features(pixel_values=padded.to(self.device)))[: len(part)]
+                return self._normalise(self.model.get_image_features(pixel_values=pixels.to(self.device)))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        if self.batch == 1:
+            raise CheckpointError("out of memory with a single image in a call of the CLIP; use a device with more memory.")
+        say(f"out of memory with {self.batch} images in a call of the CLIP: {self.batch // 2} from now on")
+        self.batch //= 2
+        free_cached()
+        return None
 
     @staticmethod
     def _normalise(features: object) -> torch.Tensor:
@@ -105,7 +126,8 @@ def find_clip(address: str) -> Path:
     lacking = [name for name in ("config.json", "preprocessor_config.json") if not (folder / name).is_file()]
     if lacking:
         raise CheckpointError(f"'{folder}' is no CLIP folder in transformers' format: it has no {' and no '.join(lacking)}.")
-    family = json.loads((folder / "config.json").read_text()).get("model_type")
+    family = read_json(folder / "config.json").get("model_type")
     if family != "clip":
         raise CheckpointError(f"'{folder}' holds a model of the family '{family}'; the filter needs a CLIP (model_type 'clip').")
+    check_tokenizer(folder)
     return folder

@@ -13,6 +13,7 @@ LATENTS_ON_CPU = 65_536
 """Places of latents in a call on a CPU: 16 images of 512 × 512 pixels; enough for its cores, and a few gigabytes."""
 SHARE_OF_MEMORY = 0.85
 """What a call may take of a GPU's memory; the rest is for the VAE, the CLIP and the allocator's gaps."""
+MEND = "use a smaller spectrum.size, spectrum.dtype bfloat16 or float16, or a device with more memory."
 SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 

@@ -12,14 +12,16 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
-from queue import Full, Queue
+from queue import Empty, Full, Queue
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from ..data import decode_image
+from ..errors import StoreError
 from .encoding import encode_image
 from .engine import Engine
 from .fallback import PlainEngine
@@ -30,6 +32,8 @@ from .store import Shards
 
 WAITING = 64
 """Pictures, at most, that are denoised and not yet encoded."""
+PATIENCE = 60.0
+"""Seconds after which a picture is written though its shard is not full."""
 AHEAD = 256
 """Requests whose sources are read before the engine asks for them."""
 
@@ -80,8 +84,8 @@ class Worker:
         `load_pixels` is as in `Engine.generate`, called in a thread of its own; `sizes` maps a source to its own (width, height) in
         pixels, which are kept in the row. Sort requests by shape, those of a source together. What stops it, an error of
         `load_pixels`, of the engine or StoreError of a disk that refuses, is raised here, after the pictures that were finished
-        are written as far as the disk takes them. A killed process loses what is in the engine's slots, up to WAITING pictures and
-        one unfinished shard.
+        are written as far as the disk takes them; where scoring fails they are written without scores. A killed process loses what is
+        in the engine's slots, up to WAITING pictures and one unfinished shard, of which no picture is older than PATIENCE.
         """
         with _Sources(self, requests, load_pixels) as sources, _Output(self, sizes) as output:
             for request, picture in self.engine.generate(sources.requests(), sources.load):
@@ -143,6 +147,10 @@ class _Output:
         self.encoders = ThreadPoolExecutor(min(max((os.cpu_count() or 2) - 1, 2), 8), "encode")
         self.queue: Queue[tuple[Request, Future[bytes]] | None] = Queue(WAITING)
         self.error: BaseException | None = None
+        self.rows: list[dict[str, Any]] = []  # of the next shard
+        self.unscored: list[dict[str, Any]] = []
+        self.scores: list[dict[str, Any]] = []
+        self.due = 0.0  # when that shard is written at the latest
         self.writer = threading.Thread(target=self._drain, name="write", daemon=True)
 
     def put(self, request: Request, picture: np.ndarray) -> None:
@@ -153,7 +161,7 @@ class _Output:
 
     def _hand_on(self, item: tuple[Request, Future[bytes]] | None) -> None:
         started = time.perf_counter()
-        while self.error is None:
+        while self.writer.is_alive():
             try:
                 self.queue.put(item, timeout=0.1)
                 break
@@ -162,39 +170,58 @@ class _Output:
         self.worker.waited += time.perf_counter() - started
 
     def _drain(self) -> None:
-        rows: list[dict[str, Any]] = []
-        unscored: list[dict[str, Any]] = []
-        scores: list[dict[str, Any]] = []
-        batch = self.worker.scorer.batch if self.worker.scorer else 1
         try:
-            while True:
-                item = self.queue.get()
-                if item is not None:
-                    request, encoded = item
-                    row = self._row(request, encoded.result())
-                    rows.append(row)
-                    unscored.append(row)
-                last = item is None or len(rows) >= self.worker.shard_rows
-                if last or len(unscored) >= batch:
-                    scores += self._score(unscored)
-                    unscored = []
-                if last:
-                    self.worker.images.append(rows)
-                    if self.worker.scores is not None:
-                        self.worker.scores.append(scores)
-                    rows, scores = [], []
-                if item is None:
-                    return
+            while self._take():
+                pass
         except BaseException as error:  # handed to the thread that called
-            self.error = error
+            self.error = self.error or error
+            with suppress(StoreError):
+                self._write()
 
-    def _score(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        scorer = self.worker.scorer
-        if scorer is None or not rows:
-            return []
-        cosines = scorer([decode_image(row["image"]) for row in rows], [row["label"] for row in rows])
+    def _take(self) -> bool:
+        """Waits for a picture or the time to write; whether there is more to come."""
+        try:
+            item = self.queue.get(timeout=max(self.due - time.monotonic(), 0) if self.rows else None)
+        except Empty:
+            self._write()
+            return True
+        if item is None:
+            self._write()
+            return False
+        request, encoded = item
+        row = self._row(request, encoded.result())
+        if not self.rows:
+            self.due = time.monotonic() + PATIENCE
+        self.rows.append(row)
+        self.unscored.append(row)
+        if self.worker.scorer and len(self.unscored) >= self.worker.scorer.batch:
+            self._score()
+        if len(self.rows) >= self.worker.shard_rows or time.monotonic() >= self.due:
+            self._write()
+        return True
+
+    def _write(self) -> None:
+        """Scores what has no score yet, and writes one shard of pictures and one of scores."""
+        self._score()
+        rows, self.rows, scores, self.scores = self.rows, [], self.scores, []
+        self.worker.images.append(rows)
+        if self.worker.scores is not None:
+            self.worker.scores.append(scores)
+
+    def _score(self) -> None:
+        """Scores what has no score yet. Where that fails the calling thread is told, and pictures are written without scores."""
+        scorer, rows, self.unscored = self.worker.scorer, self.unscored, []
+        if scorer is None or not rows or self.error is not None:
+            return
+        try:
+            cosines = scorer([decode_image(row["image"]) for row in rows], [row["label"] for row in rows])
+        except BaseException as error:
+            self.error = error
+            return
         self.worker.scored += len(rows)
-        return [{"id": row["id"], "scorer": scorer.id, "clip_similarity": float(cosine)} for row, cosine in zip(rows, cosines, strict=True)]
+        self.scores += [
+            {"id": row["id"], "scorer": scorer.id, "clip_similarity": float(cosine)} for row, cosine in zip(rows, cosines, strict=True)
+        ]
 
     def _row(self, request: Request, encoded: bytes) -> dict[str, Any]:
         width, height = self.sizes[request.source_id]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ def describe_classifier(
 
     Raises CheckpointError for a checkpoint of another family, or one made for images of another size than `train.image_size`.
     """
+    config = _describe(train, class_names, names, objective)
+    return replace(config, mean=train.mean or config.mean, std=train.std or config.std)
+
+
+def _describe(train: Train, class_names: tuple[str, ...], names: Mapping[str, str] | None, objective: str) -> ClassifierConfig:
     asked = train.model
     size, resize = train.image_size, train.resize or train.image_size
     if asked.checkpoint is None:
@@ -53,6 +59,9 @@ def describe_classifier(
         if "architecture" not in found:
             raise CheckpointError(f"'{folder}' is no model of timm: its config.json names no architecture.")
         feeding = found.get("pretrained_cfg", {})
+        own = feeding.get("input_size", (3, size, size))[-1]
+        if own != size and feeding.get("fixed_input_size"):
+            raise CheckpointError(f"the model '{folder}' is made for images of {own} pixels; set train.image_size: {own} (got {size}).")
         (a, b, c), (x, y, z) = feeding.get("mean", mean), feeding.get("std", std)
         return ClassifierConfig("timm", "", 0, class_names, size, resize, (a, b, c), (x, y, z), backbone={"name": found["architecture"]})
     backbone = read_transformers_settings(folder)
@@ -92,7 +101,7 @@ def describe_training(train: Train, fine_tune: str, real_images: int, device: to
     warm_up: float = min(asked.warm_up_epochs, tuned - 1)
     if asked.warm_up_steps:
         warm_up = min(asked.warm_up_steps / steps, tuned)
-    rate = make_learning_rate(asked.lr, asked.schedule, tuned, warm_up, asked.milestones, asked.warm_up_steps or 0)
+    rate = make_learning_rate(asked.lr, asked.schedule, tuned, warm_up, asked.milestones, asked.warm_up_steps or 0, asked.factor)
     if fine_tune == "lp-ft" and head_epochs:
         rate = two_phases(make_learning_rate(train.head_lr, "cosine", head_epochs), rate, head_epochs / epochs)
     decays = asked.decay_vectors if asked.decay_vectors is not None else train.model.architecture in ARCHITECTURES

@@ -259,7 +259,8 @@ class Crew:
 
 def main() -> None:
     """A worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it tells it to stop
+    for each in (signal.SIGINT, signal.SIGTERM):  # whoever started it has got it too, and tells it to stop
+        signal.signal(each, signal.SIG_IGN)
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
 

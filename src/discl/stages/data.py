@@ -17,6 +17,7 @@ from ..data.readers import SPLIT_NAMES
 from ..errors import DataError
 from ..hardness import assign_folds, cross_fitted_probability, tail_rows
 from ..recipe import LongTail
+from ..recipe.data import OwnSplit
 from ..workspace import Run, read_data, write_table
 from .learning import fit_classifier
 
@@ -35,15 +36,9 @@ def prepare_data(run: Run) -> Path:
     for split, table in found.items():
         listed[split] = _inspect(table, split, data.unreadable)
     placed = {split: (split, np.arange(len(columns["row"]))) for split, columns in listed.items()}
-    shares = {
-        name: share
-        for name, share in (("validation", data.own_split.validation), ("test", data.own_split.test))
-        if name not in found and share
-    }
-    if shares:
-        own = listed["train"]
-        parts = split_rows(own["id"].tolist(), own["label"].tolist(), own["unit"].tolist(), shares, data.own_split.seed)
-        placed |= {split: ("train", np.asarray(rows, np.int64)) for split, rows in parts.items()}
+    own = listed["train"]
+    parts = own_parts(own["id"].tolist(), own["label"].tolist(), own["unit"].tolist(), data.own_split, list(found))
+    placed |= {split: ("train", np.asarray(rows, np.int64)) for split, rows in parts.items()}
     tables = {split: {name: column[rows] for name, column in listed[source].items()} for split, (source, rows) in placed.items()}
     names = found["train"].class_names
     if data.long_tail:
@@ -60,6 +55,22 @@ def prepare_data(run: Run) -> Path:
     del columns["unit"]
     write_table(pa.table(columns), path)
     return path
+
+
+def own_parts(
+    ids: Sequence[str], labels: Sequence[int], units: Sequence[str], asked: OwnSplit, given: Sequence[str]
+) -> dict[str, list[int]]:
+    """`{split: rows}` of the training images where `data.own_split` makes splits of them that are not given; else nothing."""
+    stated = (("validation", asked.validation), ("test", asked.test))
+    shares = {name: share for name, share in stated if name not in given and share}
+    return split_rows(ids, labels, units, shares, asked.seed) if shares else {}
+
+
+def units_of(table: ImageTable, digests: Sequence[str]) -> list[str]:
+    """What never straddles a split, for each image: its group, else (as copies of one picture must not) its content."""
+    if "group" not in table.rows.column_names:
+        return list(digests)
+    return [content if group is None else str(group) for group, content in zip(table.rows["group"][:], digests, strict=True)]
 
 
 def unused_splits(names: list[str]) -> str:
@@ -128,11 +139,11 @@ def _inspect(table: ImageTable, split: str, unreadable: str) -> dict[str, np.nda
         "id": np.asarray(table.ids, object)[good], "row": good, "label": table.labels[good],
         "digest": np.asarray(seen.digests, object)[good], "width": sizes[:, 0], "height": sizes[:, 1],
     }  # fmt: skip
-    for name in ("domain", "group"):
-        if name in table.rows.column_names:
-            stated = [seen.digests[row] if value is None and name == "group" else str(value) for row, value in enumerate(table.rows[name])]
-            columns[name] = np.asarray(stated, object)[good]
-    columns["unit"] = columns.get("group", columns["digest"])  # copies of one picture never straddle a split either
+    columns["unit"] = np.asarray(units_of(table, seen.digests), object)[good]
+    if "domain" in table.rows.column_names:
+        columns["domain"] = np.asarray([str(value) for value in table.rows["domain"][:]], object)[good]
+    if "group" in table.rows.column_names:
+        columns["group"] = columns["unit"]
     return columns
 
 

@@ -15,6 +15,7 @@ from ..digests import digest
 from ..errors import RecipeError, StoreError, unknown
 from ..export import FORMATS, export_images, make_card
 from ..export.writing import is_there
+from ..spectrum.models.stable_diffusion import AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE
 from ..workspace import Run, stored_images
 
 VERDICT = ("clip_similarity", "keep", "reason")
@@ -61,20 +62,73 @@ def describe_making(run: Run, everything: bool) -> dict[str, str]:
         "source data set": f"{public_name(recipe.data.root)}, its training split",
         "classes": listed + more,
         "hard images": _hard_rule(run),
-        "generator": f"{public_name(asked.checkpoint)} (digest {sampling.model})",
+        "generator": f"{public_name(asked.checkpoint)} (digest {sampling.model}), {run.generator.family}",
         "levels λ": ", ".join(f"{level.percent} %" for level in sorted(asked.levels)),
         "seeds": f"{asked.seeds} per hard image and level" + (f", each drawn up to {asked.tries} times" if asked.tries > 1 else ""),
-        "sampler": f"{asked.num_inference_steps} inference steps; a level λ takes ⌊(1 − λ) · {asked.num_inference_steps}⌋ of them",
-        "guidance scale": f"{asked.guidance_scale:g} (as diffusers counts it)",
+        "sampler": f"{run.generator.sampler}; {_steps(run)}",
+        "guidance scale": _guidance(run),
+        "pixels": _pixels(run),
         "precision and encoding": f"{asked.dtype}, {asked.encoding}",
         "prompts": _prompts(run),
-        "filter": f"clip_similarity ≥ {recipe.filter.threshold:g} with “{recipe.filter.template}”, "
-        f"by {public_name(recipe.filter.checkpoint)}",
+        **_options(run),
+        "filter": _filter(run),
         "in this folder": "all images; `keep` says which ones the filter kept" if everything else "only images that the filter kept",
     }
-    if asked.loras:
-        facts["LoRA"] = ", ".join(f"{public_name(lora.path)} × {lora.scale:g}" for lora in asked.loras)
     return facts
+
+
+def _steps(run: Run) -> str:
+    steps = run.sampling.num_inference_steps
+    if run.sampling.fixed:
+        return f"{steps} inference steps at every level, finer ones over the last (1 − λ) of the noise schedule"
+    return f"{steps} inference steps, of which a level λ takes the last ⌊(1 − λ) · {steps}⌋"
+
+
+def _guidance(run: Run) -> str:
+    scale = f"{run.sampling.guidance_scale:g} (as diffusers counts it)"
+    if run.generator.distilled:
+        return f"{scale}, told to the network, whose guidance is distilled"
+    return scale if _is_guided(run) else "1, no guidance"
+
+
+def _is_guided(run: Run) -> bool:
+    return run.sampling.guidance_scale != 1 and not run.generator.distilled
+
+
+def _pixels(run: Run) -> str:
+    size = run.sampling.size
+    if run.sampling.resize == "square":
+        return f"{size} × {size}, sources cut to their centre squares"
+    return f"about {size} × {size} at the source's own aspect, to 4 : 1"
+
+
+def _options(run: Run) -> dict[str, str]:
+    """Lines of what only some runs ask for."""
+    recipe, facts = run.recipe, {}
+    if recipe.prompts.negative:
+        unused = "" if _is_guided(run) else "; without effect, for there is no guidance that leads away from it"
+        facts["negative prompt"] = f"“{recipe.prompts.negative}”{unused}"
+    if recipe.prompts.names:
+        facts["names in prompts"] = f"{len(recipe.prompts.names)} classes have other names in prompts than in this data set"
+    if run.sampling.guidance_interval != (0.0, 1.0):
+        low, high = run.sampling.guidance_interval
+        facts["guidance interval"] = f"guided only at noise shares in ({low:g}, {high:g}], 1 being pure noise"
+    if run.generator.aesthetic:
+        facts["aesthetic score"] = f"{AESTHETIC_SCORE:g}, and {NEGATIVE_AESTHETIC_SCORE:g} for what guidance leads away from"
+    if recipe.spectrum.loras:
+        facts["LoRA"] = ", ".join(f"{public_name(lora.path)} × {lora.scale:g}" for lora in recipe.spectrum.loras)
+    return facts
+
+
+def _filter(run: Run) -> str:
+    asked = run.recipe.filter
+    clip = public_name(asked.checkpoint)
+    if asked.rule == "alia":
+        return (
+            f"ALIA's two (arXiv 2305.16289): images that {clip} finds nearer to a text that fits any picture than to “{asked.template}”, "
+            "and images that a classifier of the real ones finds too easy or mislabelled, are dropped"
+        )
+    return f"clip_similarity ≥ {asked.threshold:g} with “{asked.template}”, by {clip}"
 
 
 def _hard_rule(run: Run) -> str:

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from ..curriculum.models import ClassifierConfig, load_classifier, save_classifi
 from ..curriculum.objectives import adjust_logits
 from ..curriculum.pixels import Pixels
 from ..curriculum.processes import current_processes
-from ..curriculum.strategies import RealOnly, follows_progress, make_strategy
+from ..curriculum.progress import GuidanceSet
+from ..curriculum.strategies import RealOnly, Strategy, follows_progress, make_strategy
 from ..curriculum.training import (
     TrainSettings,
     check_batch_size,
@@ -39,6 +40,7 @@ from ..curriculum.training import (
 )
 from ..data import ImageTable
 from ..digests import digest
+from ..errors import TrainingError
 from ..recipe import Method, Train
 from ..workspace import Run, write_text
 from .classifiers import checkpoint_identity, describe_classifier, describe_training, ensembles, starter_of
@@ -51,23 +53,35 @@ CLASS_POWER = {"instance": 1.0, "square-root": 0.5, "class-balanced": 0.0}
 
 
 def train(run: Run) -> Path:
-    """Trains the classifier of every method into `train/METHOD`; a finished one is left alone, a half-finished one goes on."""
+    """Trains the classifier of every method into `train/METHOD`; a finished one is left alone, a half-finished one goes on.
+
+    Raises TrainingError for what a method cannot be trained on before any other is trained, and before an old classifier is deleted.
+    """
     methods = run.recipe.methods
     kept = {threshold: kept_images(run, threshold) for threshold in dict.fromkeys(method.threshold for method in methods.values())}
+    fingerprints = {name: _fingerprint(run, name, method, kept[method.threshold]) for name, method in methods.items()}
+    waiting = {name: method for name, method in methods.items() if not _is_trained(run, name, fingerprints[name])}
+    hard = hard_rows(run)
+    pools = {threshold: make_pool(run.train, hard, images) for threshold, images in kept.items()}
+    asked = {}
+    for name, method in waiting.items():
+        try:
+            asked[name] = _ask(run, name, method, pools[method.threshold])
+        except TrainingError as error:
+            raise TrainingError(f"methods.{name}: {error} Nothing was trained.") from error
     processes = current_processes()
-    if not processes.first:
-        processes.wait()  # until the first has made the folders ready
-    waiting = {name: method for name, method in methods.items() if not _open_method(run, name, method, kept[method.threshold])}
     if processes.first:
-        processes.wait()
+        for name, method in waiting.items():
+            _open_method(run, name, method, fingerprints[name])
+    processes.wait()  # until the first has made the folders ready
     fed = {name: (_config(run, name).resize, method.threshold) for name, method in waiting.items()}
     for size, threshold in dict.fromkeys(sorted(fed.values(), key=lambda each: each[0])):
         synthetic, real = kept[threshold], prepared_table(run, "train", size)
         with progress("decode training images", len(real) + len(synthetic)) as advance:
-            pool, pixels = make_pool(real, hard_rows(run), synthetic), Pixels([real.rows, synthetic], size, advance)
+            pixels = Pixels([real.rows, synthetic], size, advance)
         for name, method in waiting.items():
             if fed[name] == (size, threshold):
-                _train_method(run, name, method, pool, pixels)
+                _train_method(run, name, method, asked[name], pixels)
     return run.path("train")
 
 
@@ -210,8 +224,20 @@ def _rows_of(
     return rows
 
 
-def _train_method(run: Run, name: str, method: Method, pool: Pool, pixels: Pixels) -> None:
-    recipe, folder = run.recipe, run.path("train") / name
+@dataclass(frozen=True)
+class _Asked:
+    """What a method is trained on and how; `pool` without V, where there is one."""
+
+    pool: Pool
+    strategy: Strategy
+    mixing: Mixing
+    settings: TrainSettings
+    guidance: GuidanceSet | None
+
+
+def _ask(run: Run, name: str, method: Method, pool: Pool) -> _Asked:
+    """What a method asks for. Raises TrainingError where the pool or the processes cannot give it."""
+    recipe = run.recipe
     strategy = make_strategy(
         method.strategy,
         levels=recipe.spectrum.levels,
@@ -228,12 +254,22 @@ def _train_method(run: Run, name: str, method: Method, pool: Pool, pixels: Pixel
         pool, guidance = hold_out_guidance(pool, recipe.spectrum.levels, method.guidance_images, train.seed)
         samples = settings.steps_per_epoch * settings.batch_size
         settings = replace(settings, probe_samples=method.probe_samples or min(30_000, samples // 4))
-    check_batch_size(pool, settings.batch_size)
+    if settings.epochs:
+        check_batch_size(pool, settings.batch_size)
+        current_processes().check_batch_size(settings.batch_size, settings.stepping.accumulate)
+        make_course(pool, strategy, mixing, settings, guidance).check(recipe.spectrum.levels, settings.epochs)
+    return _Asked(pool, strategy, mixing, settings, guidance)
+
+
+def _train_method(run: Run, name: str, method: Method, asked: _Asked, pixels: Pixels) -> None:
+    recipe, folder, train = run.recipe, run.path("train") / name, run.recipe.training(name)
+    pool, strategy, mixing, settings = asked.pool, asked.strategy, asked.mixing, asked.settings
     config = _config(run, name)
     validate = _validator(run, config, settings.precision) if "validation" in run.tables else None
     loggers = recipe.runtime.loggers if current_processes().first else []
     logs = run.path("logs")
-    with progress(f"train {name}", settings.epochs) as advance, open_loggers(loggers, logs, f"{recipe.name}-{name}") as log:
+    opened = open_loggers(loggers, logs, f"{recipe.name}-{name}", folder / "wandb.txt")
+    with progress(f"train {name}", settings.epochs) as advance, opened as log:
 
         def on_epoch(record: dict[str, Any]) -> None:
             advance(1)
@@ -242,14 +278,17 @@ def _train_method(run: Run, name: str, method: Method, pool: Pool, pixels: Pixel
         counts = _prior_counts(pool, strategy, mixing, method, settings)
         history = train_classifier(
             pool, pixels, strategy, mixing, method.loss, counts, config, settings, folder, validate, run.device,
-            recipe.runtime.workers, on_epoch=on_epoch, guidance=guidance,
+            recipe.runtime.workers, on_epoch=on_epoch, guidance=asked.guidance,
             make_model=starter_of(config, train, recipe.prompts.names),
             companion=make_system(method.system) if method.system else None,
         )  # fmt: skip
+    apart = [record["classes_apart"] for record in history if "classes_apart" in record]
+    if apart:
+        say(f"train {name}: {min(apart)} to {max(apart)} of {pool.num_classes} classes took another level than the common one")
     scales = [record["effective_scale"] for record in history if record["levels"]]
     if scales:
-        asked = f"(asked for {method.synthetic_scale:g})"
-        say(f"train {name}: {min(scales):.2f} to {max(scales):.2f} distinct synthetic images per real tail image {asked}")
+        wanted = f"(asked for {method.synthetic_scale:g})"
+        say(f"train {name}: {min(scales):.2f} to {max(scales):.2f} distinct synthetic images per real tail image {wanted}")
 
 
 def _prior_counts(pool: Pool, strategy: Any, mixing: Mixing, method: Method, settings: TrainSettings) -> np.ndarray:
@@ -293,6 +332,7 @@ def _fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
     hard = np.flatnonzero(hard_rows(run)).tolist()
     train = run.recipe.training(name)
     names = list(run.train.class_names)
+    texts = dict(sorted(run.recipe.prompts.names.items())) if train.model.architecture == "clip" else {}
     return digest(
         method.model_dump(mode="json", exclude={"threshold", "adjustment"}),  # what was kept tells of the one; the other comes after
         train.model_dump(mode="json"),
@@ -301,22 +341,27 @@ def _fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
         listed.to_pydict(),
         hard,
         used,
+        *([texts] if texts else []),  # a CLIP's head is made of them
     )
 
 
-def _open_method(run: Run, name: str, method: Method, kept: Dataset) -> bool:
-    """Makes a method's folder ready and returns whether its classifier is there.
+def _trained_on(run: Run, name: str) -> str | None:
+    """Fingerprint of what lies in a method's folder, trained to the end or not."""
+    mark = run.path("train") / name / "method.json"
+    return json.loads(mark.read_text())["fingerprint"] if mark.exists() else None
 
-    What was trained on something else, to the end or not, is deleted first.
-    """
-    folder, fingerprint = run.path("train") / name, _fingerprint(run, name, method, kept)
-    mark = folder / "method.json"
-    found = json.loads(mark.read_text())["fingerprint"] if mark.exists() else None
+
+def _is_trained(run: Run, name: str, fingerprint: str) -> bool:
+    return _trained_on(run, name) == fingerprint and (run.path("train") / name / "model.safetensors").exists()
+
+
+def _open_method(run: Run, name: str, method: Method, fingerprint: str) -> None:
+    """Makes a method's folder ready: what was trained on something else, to the end or not, is deleted."""
+    folder, found = run.path("train") / name, _trained_on(run, name)
     if found != fingerprint:
         if found is not None:
             say(f"train {name}: trained on other data or settings; it is trained anew")
         if folder.exists():  # even without a mark, which is how a killed deletion may leave it
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
-        write_text(mark, json.dumps({"fingerprint": fingerprint, **method.model_dump(mode="json")}, indent=2))
-    return (folder / "model.safetensors").exists()
+        write_text(folder / "method.json", json.dumps({"fingerprint": fingerprint, **method.model_dump(mode="json")}, indent=2))

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ..errors import RunError
+from ..workspace import write_text
 
 LOGGERS = ("tensorboard", "wandb")
 
@@ -15,13 +17,15 @@ Log = Callable[[Mapping[str, Any]], None]
 
 
 @contextmanager
-def open_loggers(names: Sequence[str], folder: Path, title: str) -> Iterator[Log]:
+def open_loggers(names: Sequence[str], folder: Path, title: str, mark: Path) -> Iterator[Log]:
     """A function that takes a record of an epoch and hands its numbers to every logger; files go to `folder`, closed at the end.
 
-    A resumed run hands over its past epochs again, under the same epoch numbers. Raises RunError for a logger that is not installed.
+    A resumed training hands over its past epochs again, under the same epoch numbers. The file `mark` keeps what it is called in
+    Weights & Biases, so that it goes on there; it has to go with the training's checkpoint. Raises RunError for a logger that is not
+    installed.
     """
     with ExitStack() as stack:
-        logs = [_OPENERS[name](folder, title, stack) for name in names]
+        logs = [_OPENERS[name](folder, title, mark, stack) for name in names]
 
         def log(record: Mapping[str, Any]) -> None:
             for each in logs:
@@ -35,7 +39,7 @@ def numbers(record: Mapping[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in record.items() if isinstance(value, (int, float)) and key != "epoch"}
 
 
-def _open_tensorboard(folder: Path, title: str, stack: ExitStack) -> Log:
+def _open_tensorboard(folder: Path, title: str, mark: Path, stack: ExitStack) -> Log:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -50,15 +54,23 @@ def _open_tensorboard(folder: Path, title: str, stack: ExitStack) -> Log:
     return log
 
 
-def _open_wandb(folder: Path, title: str, stack: ExitStack) -> Log:
+def _open_wandb(folder: Path, title: str, mark: Path, stack: ExitStack) -> Log:
     try:
         import wandb
     except ImportError as error:
         raise RunError("runtime.loggers: wandb is not installed: pip install 'discl[wandb]'.") from error
     folder.mkdir(parents=True, exist_ok=True)
-    session: Any = wandb.init(project="discl", name=title, dir=str(folder))
+    if not mark.exists():
+        write_text(mark, uuid4().hex)
+    session: Any = wandb.init(project="discl", name=title, dir=str(folder), id=mark.read_text(), resume="allow")
     stack.callback(session.finish)
-    return lambda record: session.log(numbers(record), step=record["epoch"])
+    first = session.step  # epochs before it are there already, and would be refused
+
+    def log(record: Mapping[str, Any]) -> None:
+        if record["epoch"] >= first:
+            session.log(numbers(record), step=record["epoch"])
+
+    return log
 
 
 _OPENERS = {"tensorboard": _open_tensorboard, "wandb": _open_wandb}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,15 +128,17 @@ def generate(run: Run, share: Share = WHOLE, ray: str | None = None) -> Path:
 
     With `spectrum.tries` > 1 those that the filter drops are drawn again, all that are due together, until there is nothing to draw.
     One process works on each visible GPU of this machine, or as many as `runtime.processes` says; with the address of a cluster in
-    `ray` its workers do. Other processes that generate in this folder are waited for, unless they make another share.
+    `ray` its workers do. Other processes that generate in this folder are waited for, unless they make another share. SIGTERM ends it as
+    Ctrl-C does: what is finished is written.
     """
-    with run.turn("generate", share):
+    with ended_by_sigterm(), run.turn("generate", share):
         run.spectrum.clear_unfinished()
         run.scores.clear_unfinished()
         plan = read_plan(run.path("plan.parquet"))
         mine = share.of_plan(plan)
         tried, missing = missing_images(run, mine)
         if missing:
+            _tell_unused(run)
             with _crew(run, missing, ray) as crew:
                 while missing:
                     if len(missing) < len(tried):
@@ -149,6 +154,30 @@ def generate(run: Run, share: Share = WHOLE, ray: str | None = None) -> Path:
             left = sum(request.id not in present for request in tried)
             say(f"generate: share {share} is done; {left} of {len(tried)} images of the whole plan are still to be made")
         return run.spectrum.folder
+
+
+def _tell_unused(run: Run) -> None:
+    """Says which of the recipe's texts has no effect."""
+    if run.recipe.prompts.negative and not run.generator.plain and (run.generator.distilled or run.sampling.guidance_scale == 1):
+        why = f"{run.generator.family} has its guidance built in" if run.generator.distilled else "spectrum.guidance_scale is 1"
+        say(f"generate: prompts.negative has no effect, for {why}")
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM, which schedulers send some time before they kill, becomes a KeyboardInterrupt; in the main thread only, as Python has it."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _crew(run: Run, requests: Sequence[Request], ray: str | None) -> Alone | Crew | RayCrew:

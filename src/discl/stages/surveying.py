@@ -27,6 +27,7 @@ from ..levels import REAL, GuidanceLevel, check_levels
 from ..prompts import fill
 from ..spectrum.choosing import Measured, Proposal, propose
 from ..spectrum.filter import ClipScorer, find_clip
+from ..spectrum.models import check_generator
 from ..spectrum.store import Shards
 from ..workspace import Run, stored_images, write_table, write_text
 from .making import filter_spectrum, generate, make_plan
@@ -37,10 +38,10 @@ SHARED = ("data.parquet", "prompts.yaml", "settings.yaml", "captions")
 AT_ONCE = 512
 
 
-def default_grid(num_inference_steps: int) -> tuple[GuidanceLevel, ...]:
-    """0, 10, …, 90 per cent, as far as they leave a denoising step."""
+def default_grid(num_inference_steps: int, fixed: bool = False) -> tuple[GuidanceLevel, ...]:
+    """0, 10, …, 90 per cent, as far as they leave a denoising step; all of them where every level takes T steps."""
     levels = (GuidanceLevel(percent) for percent in range(0, 100, 10))
-    return tuple(level for level in levels if level.start_step(num_inference_steps))
+    return tuple(level for level in levels if fixed or level.start_step(num_inference_steps))
 
 
 def survey_levels(run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | None = None, seeds: int = 1) -> Path:
@@ -49,11 +50,13 @@ def survey_levels(run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | N
     `run` has its hard images and texts already. Raises RecipeError for a grid that is empty, has the real level in it, or a level
     without a denoising step.
     """
-    steps = run.recipe.spectrum.num_inference_steps
-    levels = sorted(set(default_grid(steps) if grid is None else grid))
+    asked = run.recipe.spectrum
+    steps, fixed = asked.num_inference_steps, asked.steps == "fixed"
+    levels = sorted(set(default_grid(steps, fixed) if grid is None else grid))
     if not levels or sources < 1 or seeds < 1:
         raise RecipeError(f"a survey needs at least one level, source and seed; got {len(levels)}, {sources} and {seeds}.")
-    check_levels(levels, steps)
+    check_levels(levels, 100 * steps if fixed else steps)
+    check_generator(run.address, steps, asked.size, levels, fixed, asked.guidance_interval)
     survey = survey_run(run, levels, seeds)
     survey.folder.mkdir(parents=True, exist_ok=True)
     hard = pq.read_table(run.path("hard.parquet"))
@@ -152,10 +155,10 @@ def _summary(run: Run, survey: Run, measured: Mapping[int, Measured], real_text:
     scales = [method.synthetic_scale for method in recipe.methods.values() if method.strategy != "real-only"]
     scale, seeds = max(scales, default=3.0), recipe.spectrum.seeds
     proposal = propose(measured, real_text, pair, scale=scale, seeds=seeds, tries=recipe.spectrum.tries)
-    asked = recipe.filter.threshold
+    asked, steps, fixed = recipe.filter.threshold, recipe.spectrum.num_inference_steps, recipe.spectrum.steps == "fixed"
     rows = [
         {
-            "level": level, "steps": GuidanceLevel(level).start_step(recipe.spectrum.num_inference_steps),
+            "level": level, "steps": steps if fixed else GuidanceLevel(level).start_step(steps),
             "images": len(each.text_similarity), "image_similarity": _spread(each.image_similarity),
             "text_similarity": _spread(each.text_similarity), "kept": each.kept(asked), "kept_at_proposal": each.kept(proposal.threshold),
         }

@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from ...assets import embedded
 from ...errors import DataError, unknown
 from ..table import ImageTable
 from .annotated import read_coco, read_inaturalist, read_wilds
-from .archives import PICKLED, read_cifar, read_webdataset
-from .building import IMAGE_SUFFIXES, SPLIT_NAMES, Source
+from .archives import is_pickled, read_cifar, read_webdataset
+from .building import IMAGE_SUFFIXES, SPLIT_NAMES, Source, missing, tree
 from .files import LISTS, read_image_folder, read_lists
 from .tabular import read_hub, read_manifest, read_parquet, read_saved
 
@@ -33,7 +36,7 @@ READERS: dict[str, Callable[[Source], dict[str, ImageTable]]] = {
     "coco": read_coco,
 }
 
-__all__ = ["IMAGE_SUFFIXES", "READERS", "SPLIT_NAMES", "Source", "read_tables"]
+__all__ = ["IMAGE_SUFFIXES", "READERS", "SPLIT_NAMES", "Source", "format_of", "read_tables"]
 
 
 def read_tables(
@@ -46,14 +49,13 @@ def read_tables(
     (`{"label": "fine_label"}`), `splits` names ours in their words (`{"test": "eval"}`), `files` names the lists of formats that
     have some; `on_unused` is told of splits that are none of ours. Raises DataError for whatever is missing, and says what was looked for.
     """
-    path = embedded(root) if root.startswith("embedded:") else Path(root).expanduser()
-    source = Source(root, path, columns or {}, splits or {}, files or {})
+    source = _source(root, columns, splits, files)
     if kind == "auto":
         kind = _guess_kind(source)
     if kind not in READERS:
         raise DataError(unknown("data.format", kind, READERS))
-    if kind != "hub" and not path.exists():
-        raise DataError(f"data.root '{root}' does not exist; looked for {path.resolve()}.")
+    if kind != "hub" and not source.path.exists():
+        raise DataError(missing(source, kind))
     found = READERS[kind](source)
     tables = _rename_splits(found, source.splits, root)
     unused = [name for name, table in found.items() if not any(table is each for each in tables.values())]
@@ -62,23 +64,37 @@ def read_tables(
     return tables
 
 
+def format_of(root: str, kind: str = "auto") -> str:
+    """The name in `READERS` of the reader that `read_tables` takes. Raises DataError where `auto` finds none."""
+    return _guess_kind(_source(root)) if kind == "auto" else kind
+
+
+def _source(root: str, *words: Mapping[Any, str] | None) -> Source:
+    path = embedded(root) if root.startswith("embedded:") else Path(root).expanduser()
+    return Source(root, path, *(each or {} for each in words))
+
+
 def _guess_kind(source: Source) -> str:
     root, path = source.root, source.path
     if path.is_file():
-        by_suffix = {".parquet": "parquet", ".csv": "manifest", ".tsv": "manifest", ".tar": "webdataset"}
+        by_suffix = {
+            ".parquet": "manifest" if _lists_paths(path, source) else "parquet",
+            ".csv": "manifest",
+            ".tsv": "manifest",
+            ".tar": "webdataset",
+        }
         if path.suffix in by_suffix:
             return by_suffix[path.suffix]
     elif path.is_dir():
-        return _guess_folder(path)
-    elif root.count("/") == 1 and not root.startswith((".", "/", "~")):
+        return _guess_folder(path, source)
+    elif root.partition("@")[0].count("/") == 1 and not root.startswith((".", "/", "~")):
         return "hub"
-    raise DataError(
-        f"data.root '{root}' {'is no Parquet, CSV or tar file' if path.is_file() else 'does not exist'}; looked for {path.resolve()}. "
-        "Give a folder with one sub-folder of images per class, a folder of Parquet files, or the owner/name of a data set on the hub."
-    )
+    if not path.exists():
+        raise DataError(missing(source, "auto"))
+    raise DataError(f"data.root '{root}' is no Parquet, CSV or tar file; name such a file, or a folder laid out as\n{tree('imagefolder')}")
 
 
-def _guess_folder(path: Path) -> str:
+def _guess_folder(path: Path, source: Source) -> str:
     def holds(*patterns: str) -> bool:
         return any(next(path.glob(pattern), None) is not None for pattern in patterns)
 
@@ -86,17 +102,32 @@ def _guess_folder(path: Path) -> str:
         "imagenet-lt": (LISTS["train"],),
         "inaturalist": ("train2018.json",),
         "wilds": ("metadata.csv",),
-        "cifar": ("train.bin", "data_batch_1.bin", "cifar-10*-binary", "cifar-10-batches-bin", *PICKLED),
+        "cifar": ("train.bin", "data_batch_1.bin", "cifar-10*-binary", "cifar-10-batches-bin"),
         "datasets": ("dataset_dict.json", "dataset_info.json"),
         "parquet": ("*.parquet", "*/*.parquet", "*/*/*.parquet"),
         "webdataset": ("*.tar", "*/*.tar"),
         "coco": ("annotations/*.json",),
         "manifest": ("*.csv", "*.tsv"),
     }
+    if is_pickled(path):
+        return "cifar"
     for kind, patterns in marks.items():
+        if kind == "parquet" and any(_lists_paths(file, source) for file in sorted(path.glob("*.parquet"))[:1]):
+            return "manifest"
         if holds(*patterns) and not (kind in {"manifest", "wilds"} and not _lists_images(path, kind)):
             return kind
     return "imagefolder"
+
+
+def _lists_paths(file: Path, source: Source) -> bool:
+    """Whether a Parquet file names its images instead of holding them."""
+    try:
+        schema = pq.read_schema(file)
+    except (OSError, pa.ArrowInvalid):
+        return False
+    usual = ("image", "img", "path")
+    name = next((each for each in (source.columns.get("image"), *usual) if each in schema.names), None)
+    return name is not None and (pa.types.is_string(kind := schema.field(name).type) or pa.types.is_large_string(kind))
 
 
 def _lists_images(path: Path, kind: str) -> bool:

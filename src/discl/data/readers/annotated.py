@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 import pyarrow.json as pajson
 
 from ...assets import common_names
+from ...console import say
 from ...errors import DataError
 from ..table import ImageTable
-from .building import Source, build_table, expected, full_paths
+from .building import Source, build_table, expected, full_paths, read_csv
 
 INATURALIST = {"train": "train2018.json", "val": "val2018.json"}
 WILDS_SPLITS = {"train": "train", "id_val": "validation", "id_test": "test", "val": "validation-ood", "test": "test-ood"}
+NO_CLASS = 99_999
+"""What WILDS writes as `y` of a category, or of an image, that is in no class; other copies write a number below 0."""
 
 
 def read_inaturalist(source: Source) -> dict[str, ImageTable]:
@@ -31,15 +33,15 @@ def read_inaturalist(source: Source) -> dict[str, ImageTable]:
     """
     files = source.files or {split: name for split, name in INATURALIST.items() if (source.path / name).is_file()}
     if "train" not in files:
-        tree = ["train2018.json, val2018.json", "categories.json (names; optional)", "train_val2018/Plantae/7477/….jpg"]
-        raise DataError(expected(source, "inaturalist", tree))
+        raise DataError(expected(source, "inaturalist"))
     return _read_json(source, files)
 
 
 def read_coco(source: Source) -> dict[str, ImageTable]:
     """COCO annotations over images that show one category each: `annotations/*_train*.json`, `*_val*.json`.
 
-    An image with annotations of several categories is no sample of one class: DataError counts them.
+    An image with annotations of several categories is no sample of one class, and any choice among them (the first, the largest, the most
+    frequent) would make labels that nobody gave: DataError counts such images. Several annotations of one category are one label.
     """
     files = source.files or {
         split: str(file.relative_to(source.path))
@@ -47,7 +49,7 @@ def read_coco(source: Source) -> dict[str, ImageTable]:
         for file in sorted(source.path.glob(f"annotations/*{split}*.json"))[:1]
     }
     if "train" not in files:
-        raise DataError(expected(source, "coco", ["annotations/instances_train.json, instances_val.json", "train/….jpg, val/….jpg"]))
+        raise DataError(expected(source, "coco"))
     return _read_json(source, files)
 
 
@@ -157,52 +159,59 @@ def _names_of(file: Path) -> dict[Any, str]:
 def read_wilds(source: Source) -> dict[str, ImageTable]:
     """iWildCam v2.0 as WILDS stores it (arXiv 2012.07421): `metadata.csv` (split, y, filename, location, sequence) and images in `train/`.
 
-    `id_val` is our `validation`, `id_test` our `test`, `val` and `test` are `validation-ood` and `test-ood`. The domain is the
-    camera (location), the group the sequence. Class names come from `categories.csv`, and are common names where we know one for the
-    scientific name (`assets/names/iwildcam.yaml`).
+    `id_val` is our `validation`, `id_test` our `test`, `val` and `test` are `validation-ood` and `test-ood`; each has to be there. The
+    domain is the camera (location), the group the sequence. Class names come from `categories.csv`, and are common names where we know one
+    for the scientific name (`assets/names/iwildcam.yaml`). Images without a class (y = 99999, or below 0) are counted and left out.
     """
     metadata = source.file("metadata", "metadata.csv")
-    tree = ["metadata.csv (split, y, filename, location_remapped, sequence_remapped)", "categories.csv (y, name)", "train/….jpg"]
     if not metadata.is_file():
-        raise DataError(expected(source, "wilds", tree))
-    listed = pacsv.read_csv(metadata)
-    lacking = [name for name in ("split", "y", "filename") if name not in listed.column_names]
+        raise DataError(expected(source, "wilds"))
+    listed = _read_csv(metadata, ("split", "y", "filename"))
+    bare = pc.fill_null(pc.or_(pc.less(listed["y"], 0), pc.greater_equal(listed["y"], NO_CLASS)), True)
+    if count := pc.sum(bare).as_py():
+        say(f"{metadata}: {count:,} images have no class (y = {NO_CLASS}, below 0 or empty); they are left out")
+        listed = listed.filter(pc.invert(bare))
+    lacking = [theirs for theirs in WILDS_SPLITS if not pc.any(pc.equal(listed["split"], theirs)).as_py()]
     if lacking:
-        raise DataError(f"{metadata} has no column {' and no '.join(lacking)} (it has {', '.join(listed.column_names)}); v2.0 is expected.")
+        there = ", ".join(map(str, pc.unique(listed["split"]).to_pylist()))
+        raise DataError(
+            f"{metadata} has no row of the split {' and none of '.join(lacking)}; its splits are {there}. iWildCam v2.0 has all five; a "
+            "list of your own with other splits is read by data.format: manifest."
+        )
     domain = next((name for name in ("location_remapped", "location") if name in listed.column_names), None)
     group = next((name for name in ("sequence_remapped", "seq_id", "sequence") if name in listed.column_names), None)
     names = _wilds_names(source.path / "categories.csv", int(pc.max(listed["y"]).as_py()) + 1)
     tables = {}
     for theirs, ours in WILDS_SPLITS.items():
         rows = listed.filter(pc.equal(listed["split"], theirs))
-        if rows.num_rows:
-            files = rows["filename"].cast(pa.string()).combine_chunks()
-            paths = full_paths(source.path / "train", files, str(metadata))
-            optional = {
-                ours_: rows[each].cast(pa.string()).combine_chunks() for ours_, each in (("domain", domain), ("group", group)) if each
-            }
-            tables[ours] = build_table(paths, rows["y"].to_numpy(), names, files, source.path, **optional)
-    if "train" not in tables:
-        raise DataError(
-            f"{metadata} has no row of the split train; its splits are {', '.join(map(str, pc.unique(listed['split']).to_pylist()))}."
-        )
+        files = rows["filename"].cast(pa.string()).combine_chunks()
+        paths = full_paths(source.path / "train", files, str(metadata))
+        optional = {ours_: rows[each].cast(pa.string()).combine_chunks() for ours_, each in (("domain", domain), ("group", group)) if each}
+        tables[ours] = build_table(paths, rows["y"].to_numpy(), names, files, source.path, **optional)
     return tables
 
 
+def _read_csv(file: Path, columns: Sequence[str]) -> pa.Table:
+    """A list of WILDS; what WILDS writes with pandas has a first column without a name. Raises DataError where a column is missing."""
+    listed = read_csv(file)
+    lacking = [name for name in columns if name not in listed.column_names]
+    if lacking:
+        there = ", ".join(filter(None, listed.column_names))
+        raise DataError(f"{file} has no column {' and no '.join(lacking)} (it has {there}); v2.0 is expected.")
+    if "y" in columns and not pa.types.is_integer(listed["y"].type):
+        raise DataError(f"{file}: the column y holds {listed['y'].type}; whole numbers are expected.")
+    return listed
+
+
 def _wilds_names(file: Path, classes: int) -> list[str]:
+    """The name of each class: a common one, the label behind it where two classes would share a name."""
     if not file.is_file():
         return [str(label) for label in range(classes)]
-    listed = pacsv.read_csv(file)
-    lacking = [name for name in ("y", "name") if name not in listed.column_names]
-    if lacking:
-        raise DataError(f"{file} has no column {' and no '.join(lacking)} (it has {', '.join(listed.column_names)}).")
-    stated = {
-        label: str(name)
-        for label, name in zip(listed["y"].to_pylist(), listed["name"].to_pylist(), strict=True)
-        if label is not None and label >= 0
-    }
-    common = common_names("iwildcam")
-    spoken = {label: common.get(name, name) for label, name in stated.items()}
-    twice = {name for name, count in Counter(spoken.values()).items() if count > 1}
-    names = {label: f"{name} ({stated[label]})" if name in twice else name for label, name in spoken.items()}
+    listed = _read_csv(file, ("y", "name"))
+    stated = dict(sorted((label, str(name)) for label, name in zip(listed["y"].to_pylist(), listed["name"].to_pylist(), strict=True)))
+    stated = {label: name for label, name in stated.items() if 0 <= label < NO_CLASS}
+    common = {name: list(spoken) for name, spoken in common_names("iwildcam").items()}
+    names = {label: common[name].pop(0) if common.get(name) else name for label, name in stated.items()}
+    twice = {name for name, count in Counter(names.values()).items() if count > 1}
+    names = {label: f"{name} ({label})" if name in twice else name for label, name in names.items()}
     return [names.get(label, str(label)) for label in range(max(classes, max(names, default=-1) + 1))]

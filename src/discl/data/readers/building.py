@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pacsv
 from datasets import Dataset
 from datasets import Image as ImageFeature
 
@@ -24,6 +25,26 @@ SPLIT_NAMES = {
     "validation-ood": ("validation-ood", "val-ood", "ood_val"),
     "test-ood": ("test-ood", "ood_test"),
 }
+
+
+TREES: dict[str, tuple[str, ...]] = {
+    "imagefolder": ("class/image.jpg, a folder for each class", "or train/class/image.jpg, test/class/image.jpg"),
+    "parquet": ("train.parquet, test.parquet or train-00000-of-00002.parquet (columns image, label)",),
+    "datasets": ("dataset_dict.json, train/, test/, as save_to_disk of datasets writes them",),
+    "manifest": ("images.csv, .tsv or .parquet (columns path, label; optionally id, split, domain, group)", "the images that it names"),
+    "imagenet-lt": (
+        "ImageNet_LT_train.txt, ImageNet_LT_val.txt, ImageNet_LT_test.txt (lines of path and label)",
+        "LOC_synset_mapping.txt or classnames.txt (names)",
+        "train/n01440764/n01440764_18.JPEG",
+        "val/n01440764/ILSVRC2012_val_00000293.JPEG, or flat",
+    ),
+    "cifar": ("train.bin, test.bin, fine_label_names.txt", "or data_batch_1.bin … data_batch_5.bin, test_batch.bin, batches.meta.txt"),
+    "inaturalist": ("train2018.json, val2018.json", "categories.json (names; optional)", "train_val2018/Plantae/7477/….jpg"),
+    "wilds": ("metadata.csv (split, y, filename, location_remapped, sequence_remapped)", "categories.csv (y, name)", "train/….jpg"),
+    "webdataset": ("train-000000.tar, test-000000.tar (000.jpg and 000.cls or 000.json)",),
+    "coco": ("annotations/instances_train.json, instances_val.json", "train/….jpg, val/….jpg"),
+}
+"""What each reader expects below data.root."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +62,24 @@ class Source:
         return self.path / self.files.get(split, usual)
 
 
-def expected(source: Source, kind: str, tree: Sequence[str]) -> str:
+def expected(source: Source, kind: str) -> str:
     """Message for a root that is not laid out as `kind` says: what is expected, and what is there."""
     there = sorted(item.name + "/" * item.is_dir() for item in source.path.iterdir())[:12] if source.path.is_dir() else []
-    lines = "\n".join(f"  {item}" for item in tree)
     found = ", ".join(there) or "nothing"
-    return f"data.root '{source.root}' is not laid out as {kind}. Expected in {source.path.resolve()}:\n{lines}\nFound: {found}."
+    return f"data.root '{source.root}' is not laid out as {kind}. Expected in {source.path.resolve()}:\n{tree(kind)}\nFound: {found}."
+
+
+def missing(source: Source, kind: str) -> str:
+    """Message for a root that does not exist: what was looked for, and what should be there; for `auto`, the layouts of one's own data."""
+    shown = ("imagefolder", "parquet", "manifest") if kind == "auto" else (kind,)
+    layouts = "\n".join(f"{each}:\n{tree(each)}" for each in shown)
+    hub = "\nOr give the owner/name of a data set on the hub." if kind == "auto" else ""
+    return f"data.root '{source.root}' does not exist; looked for {source.path.absolute()}. Expected there, laid out as\n{layouts}{hub}"
+
+
+def tree(kind: str) -> str:
+    """The layout that a reader expects, a line for each part."""
+    return "\n".join(f"  {item}" for item in TREES[kind])
 
 
 def full_paths(root: Path, paths: Sequence[str] | pa.Array, where: str) -> pa.Array:
@@ -67,6 +100,22 @@ def refuse_escape(paths: Sequence[Path], root: Path) -> None:
             raise DataError(
                 f"{path} leads to {path.resolve()}, outside data.root {inside}; copy the images there or name their folder as the root."
             )
+
+
+def read_csv(file: Path, delimiter: str = ",", types: Mapping[str, pa.DataType] | None = None) -> pa.Table:
+    """The table in a CSV file; a column not in `types` has the type of its values. Raises DataError for what is none, or is not UTF-8."""
+    try:
+        table = pacsv.read_csv(
+            file, parse_options=pacsv.ParseOptions(delimiter=delimiter), convert_options=pacsv.ConvertOptions(column_types=types)
+        )
+        foreign = [name for name, kind in zip(table.column_names, table.schema.types, strict=True) if pa.types.is_binary(kind)]
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{file} cannot be read as a table: {error}") from error
+    except UnicodeDecodeError:
+        foreign = ["names of the columns"]
+    if foreign:
+        raise DataError(f"{file} is not UTF-8 ({', '.join(foreign)}); save it as UTF-8, for example with iconv -f latin1 -t utf-8.")
+    return table
 
 
 def strings(values: Sequence[str] | pa.Array) -> pa.Array:

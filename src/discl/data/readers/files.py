@@ -46,14 +46,28 @@ def _images_below(folder: str, root: Path) -> Iterator[str]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 if entry.is_symlink():
+                    _refuse_circle(Path(entry.path))
                     refuse_escape([Path(entry.path)], root)
                 yield from _images_below(entry.path, root)
             elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 (a Path per file would take most of the time)
                 if entry.is_symlink():
                     refuse_escape([Path(entry.path)], root)
                 yield entry.path
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:  # a link that leads to itself
+        raise DataError(f"{entry.path} cannot be followed: {error.strerror}; delete the link.") from error
+
+
+def _refuse_circle(link: Path) -> None:
+    """Raises DataError for a link to a folder that it lies in, below which there would be no end."""
+    if link.parent.resolve().is_relative_to(link.resolve()):
+        raise DataError(f"{link} leads to {link.resolve()}, in which it lies itself; delete the link.")
 
 
 def _are_splits(folders: list[Path], named: set[str]) -> bool:
@@ -75,34 +89,75 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def read_lists(source: Source) -> dict[str, ImageTable]:
-    """Split lists of "path label" over folders of images, as ImageNet-LT has them (arXiv 1904.05160).
+    """Split lists of "path label" over one folder of images per class, as ImageNet-LT has them (arXiv 1904.05160).
 
-    The lists lie at the root, or `data.files` names them: `{train: my_train.txt, test: my_test.txt}`. Class names come from
-    `LOC_synset_mapping.txt` or `classnames.txt` (lines "folder name") at the root where one is there, else they are the folders' names.
+    The three lists lie at the root, or `data.files` names those that there are: `{train: my_train.txt, test: my_test.txt}`. ILSVRC's `val/`
+    may be flat or in folders, whatever the lists say. Class names come from `LOC_synset_mapping.txt` or `classnames.txt` (lines "folder
+    name") at the root where one is there, else they are the folders' names. Raises DataError where the lists give one folder two labels.
     """
-    files = source.files or {split: name for split, name in LISTS.items() if (source.path / name).is_file()}
-    if "train" not in files:
-        raise DataError(expected(source, "imagenet-lt", [*LISTS.values(), "train/n01440764/n01440764_18.JPEG", "val/n01440764/…"]))
-    listed = {split: _read_list(source.path / name) for split, name in files.items()}
-    folder_of: dict[int, str] = {}
-    for paths, labels in listed.values():
-        for path, label in zip(paths, labels.tolist(), strict=True):
-            if label not in folder_of:
-                folder_of[label] = Path(path).parent.name
-    lacking = sorted(set(range(max(folder_of) + 1)) - set(folder_of))
-    if lacking:
+    files = source.files or LISTS
+    there = [name for name in files.values() if (source.path / name).is_file()]
+    if "train" not in files or (not source.files and LISTS["train"] not in there):
+        raise DataError(expected(source, "imagenet-lt"))
+    if not source.files and len(there) < len(LISTS):
+        lacking = " and ".join(name for name in LISTS.values() if name not in there)
         raise DataError(
-            f"{source.path}: labels run to {max(folder_of)}, but {len(lacking)} of them have no image (for example {lacking[0]})."
+            f"data.root '{source.root}' lacks {lacking}, so figures would be on other images than the published ones. Add the list, or "
+            f"name those that there are in data.files, for example {{train: {LISTS['train']}}}; data.own_split then makes the others."
         )
+    listed = {split: _read_list(source.path / name) for split, name in files.items()}
+    folder_of = _folders_of({files[split]: each for split, each in listed.items()}, source.path)
     known = _class_names(source.path)
     folders = [folder_of[label] for label in range(len(folder_of))]
     names = [known.get(folder, folder) for folder in folders]
     if len(set(names)) < len(names):  # ImageNet has two cranes and two maillots
         names = [f"{name} ({folder})" if names.count(name) > 1 else name for name, folder in zip(names, folders, strict=True)]
-    return {
-        split: build_table(full_paths(source.path, paths, files[split]), labels, names, paths, source.path)
-        for split, (paths, labels) in listed.items()
-    }
+    tables = {}
+    for split, (paths, labels) in listed.items():
+        placed = full_paths(source.path, _as_on_disk(source.path, paths, labels, folders), files[split])
+        tables[split] = build_table(placed, labels, names, paths, source.path)
+    return tables
+
+
+def _folders_of(lists: dict[str, tuple[list[str], np.ndarray]], root: Path) -> dict[int, str]:
+    """The folder of each label, from all lists but those over one flat folder.
+
+    Raises DataError where a label has two folders or a folder two labels (lists of different versions), or where labels are left out.
+    """
+    folder_of: dict[int, tuple[str, str]] = {}
+    label_of: dict[str, tuple[int, str]] = {}
+    for name, (paths, labels) in lists.items():
+        pairs = dict.fromkeys(zip((path.rpartition("/")[0].rpartition("/")[2] for path in paths), labels.tolist(), strict=True))
+        if len(lists) > 1 and len(pairs) > 1 and len({folder for folder, _ in pairs}) == 1:
+            continue  # the flat val/ of ILSVRC
+        for folder, label in pairs:
+            other, where = folder_of.setdefault(label, (folder, name))
+            another, place = label_of.setdefault(folder, (label, name))
+            if other != folder or another != label:
+                told = f"label {label} is {other} in {where} and {folder} in {name}" if other != folder else (
+                    f"{folder} has the label {another} in {place} and {label} in {name}"
+                )  # fmt: skip
+                raise DataError(
+                    f"{root}: {told}; the lists are of different versions. Images whose folder is not their class are read by "
+                    "data.format: manifest."
+                )
+    last = max((int(labels.max()) for _, labels in lists.values()), default=0)
+    lacking = sorted(set(range(last + 1)) - set(folder_of))
+    if lacking:
+        raise DataError(f"{root}: labels run to {last}, but {len(lacking)} of them have no image in a folder (for example {lacking[0]}).")
+    return {label: folder for label, (folder, _) in folder_of.items()}
+
+
+def _as_on_disk(root: Path, paths: list[str], labels: np.ndarray, folders: list[str]) -> list[str]:
+    """The paths as they are, or, by where the first one lies, without the folder of their class, or with it."""
+    first, name = paths[0].rpartition("/")[0::2]
+    if (root / paths[0]).exists():
+        return paths
+    if (root / Path(first).parent / name).exists():
+        return [f"{path.rpartition('/')[0].rpartition('/')[0]}/{path.rpartition('/')[2]}".lstrip("/") for path in paths]
+    if (root / first / folders[labels[0]] / name).exists():
+        return [f"{path.rpartition('/')[0]}/{folders[label]}/{path.rpartition('/')[2]}" for path, label in zip(paths, labels, strict=True)]
+    return paths
 
 
 def _read_list(file: Path) -> tuple[list[str], np.ndarray]:
@@ -120,6 +175,7 @@ def _read_list(file: Path) -> tuple[list[str], np.ndarray]:
         labels.append(int(label))
     if not paths:
         raise DataError(f"{file} is empty.")
+    full_paths(file.parent, paths, file.name)
     return paths, np.asarray(labels, np.int64)
 
 

@@ -9,21 +9,26 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pacsv
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetGenerationError
 
 from ...errors import DataError, unknown
+from ..shards import cell_address
 from ..table import OPTIONAL, ImageTable, check_table
-from .building import Source, arrow_images, full_paths
+from .building import Source, arrow_images, full_paths, read_csv
+
+COPIED_BYTES = 4_000_000_000
 
 
 def read_hub(source: Source) -> dict[str, ImageTable]:
-    """A data set of the hub by its owner/name."""
+    """A data set of the hub by its owner/name, with a configuration and a revision as owner/name:config@revision."""
+    address, _, revision = source.root.partition("@")
+    name, _, config = address.partition(":")
     try:
-        splits = dict(load_dataset(source.root))
+        splits = dict(load_dataset(name, config or None, revision=revision or None))
     except Exception as error:
         raise DataError(f"data.root '{source.root}' is no local folder, and it could not be loaded from the hub: {error}") from error
     return to_tables(splits, source)
@@ -39,7 +44,11 @@ def read_saved(source: Source) -> dict[str, ImageTable]:
 
 
 def read_parquet(source: Source) -> dict[str, ImageTable]:
-    """One Parquet file, or files that are named after their split."""
+    """One Parquet file, or files that are named after their split.
+
+    Pictures of small sets are copied once into one memory-mapped Arrow file of `datasets`; those of larger ones (more than `COPIED_BYTES`)
+    stay in the Parquet files, of which a row group is read at a time. For fast epochs `discl data prepare` writes them at training size.
+    """
     root, path = source.root, source.path
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     if not files:
@@ -47,20 +56,38 @@ def read_parquet(source: Source) -> dict[str, ImageTable]:
     by_split: dict[str, list[Path]] = {}
     for file in files:
         by_split.setdefault(file.stem.split("-")[0] if path.is_dir() else "train", []).append(file)
+    large = sum(file.stat().st_size for file in files) > COPIED_BYTES
     return to_tables(
-        {split: _load_parquet(shards) for split, shards in by_split.items()}, source
+        {split: _load_parquet(shards, large, source) for split, shards in by_split.items()}, source
     )  # one by one: a joint load takes one split's names
 
 
-def _load_parquet(shards: list[Path]) -> Dataset:
+def _load_parquet(shards: list[Path], large: bool, source: Source) -> Dataset:
     try:
         features = [Features.from_arrow_schema(pq.read_schema(shard)) for shard in shards]
         for shard, each in zip(shards, features, strict=True):
             if each != features[0]:
                 raise DataError(f"{shard} has other columns or class names than {shards[0]}: {each} against {features[0]}.")
+        image = next((name for name in (source.columns.get("image"), "image", "img") if name in features[0]), None)
+        if large and image is not None and (not isinstance(kind := features[0][image], Value) or "binary" in kind.dtype):
+            return _where_they_are(shards, image, features[0])
         return Dataset.from_parquet([str(shard) for shard in shards])
     except (OSError, ValueError, DatasetGenerationError) as error:
         raise DataError(f"{', '.join(map(str, shards[:3]))} cannot be read as Parquet: {error}") from error
+
+
+def _where_they_are(shards: list[Path], image: str, features: Features) -> Dataset:
+    """The plain columns (numbers, texts) of the shards, and for each picture the address of its cell."""
+    plain = [name for name, feature in features.items() if isinstance(feature, Value | ClassLabel) and "binary" not in feature.dtype]
+    plain = [name for name in plain if name != image]
+    parts = []
+    for shard in shards:
+        rows = pq.read_metadata(shard).num_rows
+        addresses = arrow_images([cell_address(row, image, shard) for row in range(rows)])
+        part = pq.read_table(shard, columns=plain).replace_schema_metadata(None)
+        parts.append(part.append_column(image, addresses))
+    kinds = {name: features[name] for name in plain} | {image: ImageFeature(decode=False)}
+    return Dataset(pa.concat_tables(parts)).cast(Features(kinds))
 
 
 def to_tables(splits: Mapping[str, Dataset], source: Source) -> dict[str, ImageTable]:
@@ -72,6 +99,8 @@ def to_tables(splits: Mapping[str, Dataset], source: Source) -> dict[str, ImageT
         renamed = _divide(rows)
         places = {split: f"split '{split}' of '{root}'" for split in renamed}
     names, to_label = _class_names({places[split]: rows for split, rows in renamed.items()})
+    if any("fine_label" in rows.column_names for rows in splits.values()):
+        names = tuple(name.replace("_", " ") for name in names)  # CIFAR-100's aquarium_fish: texts are written from these names
     return {split: _to_table(rows, split, places[split], names, to_label) for split, rows in renamed.items()}
 
 
@@ -89,8 +118,9 @@ def _rename_columns(rows: Dataset, columns: Mapping[str, str], where: str) -> Da
             raise DataError(f"data.columns.{ours}: {where}: {unknown('column', theirs, rows.column_names)}")
         if ours != theirs:
             rows = (rows.remove_columns(ours) if ours in rows.column_names else rows).rename_column(theirs, ours)
-    if "image" not in rows.column_names and "img" in rows.column_names:  # as uoft-cs/cifar10 calls it
-        rows = rows.rename_column("img", "image")
+    for ours, theirs in (("image", "img"), ("label", "fine_label")):  # as uoft-cs/cifar10 and cifar100 call them
+        if ours not in rows.column_names and theirs in rows.column_names:
+            rows = rows.rename_column(theirs, ours)
     for needed in ("image", "label"):
         if needed not in rows.column_names:
             raise DataError(
@@ -148,12 +178,9 @@ def _to_table(rows: Dataset, split: str, where: str, names: tuple[str, ...], to_
 def read_manifest(source: Source) -> dict[str, ImageTable]:
     """A CSV, TSV or Parquet file that lists `path` and `label`, optionally `id`, `split`, `domain`, `group`; paths are relative to it."""
     file = source.path if source.path.is_file() else source.file("train", _only_list(source.path))
+    label = source.columns.get("label", "label")
     try:
-        if file.suffix == ".parquet":
-            listed = pq.read_table(file)
-        else:
-            delimiter = "\t" if file.suffix in {".tsv", ".tab"} else ","
-            listed = pacsv.read_csv(file, parse_options=pacsv.ParseOptions(delimiter=delimiter))
+        listed = pq.read_table(file) if file.suffix == ".parquet" else _with_labels_as_written(file, label)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{file} cannot be read as a table: {error}") from error
     theirs = source.columns.get("image", "path")
@@ -168,6 +195,20 @@ def read_manifest(source: Source) -> dict[str, ImageTable]:
     columns = {ours: name for ours, name in source.columns.items() if ours != "image"}
     tables = to_tables({"train": rows}, Source(source.root, source.path, columns))
     return {split: replace(table, root=file.parent) for split, table in tables.items()}
+
+
+def _with_labels_as_written(file: Path, label: str) -> pa.Table:
+    """A CSV or TSV file; labels that look like truth values or dates are the texts that they are, whole numbers as 1.0 are numbers."""
+    delimiter = "\t" if file.suffix in {".tsv", ".tab"} else ","
+    listed = read_csv(file, delimiter)
+    if label not in listed.column_names:
+        return listed
+    values = listed[label]
+    if pa.types.is_floating(values.type) and pc.all(pc.equal(pc.floor(values), values)).as_py():
+        return listed.set_column(listed.column_names.index(label), label, values.cast(pa.int64()))
+    if pa.types.is_boolean(values.type) or pa.types.is_temporal(values.type):
+        return read_csv(file, delimiter, {label: pa.string()})
+    return listed
 
 
 def _only_list(folder: Path) -> str:

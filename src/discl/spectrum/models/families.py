@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...checkpoints import check_tokenizer
 from ...errors import CheckpointError
 from .flow import Flux, StableDiffusion3
 from .interface import LatentModel
@@ -63,13 +65,41 @@ FAMILIES = {
 
 NOT_PLAIN = ("ControlNet", "Inpaint", "Kontext", "Control", "Inpainting")
 """Parts of the names of pipelines that want more than a text and a picture."""
+TAKEN = ("prompt", "image", "strength", "num_inference_steps")
+"""What an image-to-image pipeline has to take."""
+
+SAMPLERS = {
+    "DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler", "DPMSolverSDEScheduler",
+}  # fmt: skip
+"""Schedulers of diffusers that solve the same diffusion as DDIM does, from the same settings."""
+FLOW_SAMPLERS = {"FlowMatchEulerDiscreteScheduler"}
+
+
+def check_denoiser(folder: Path, family: Family) -> None:
+    """Raises CheckpointError where the engine's steps would be wrong: for other kinds of sampler, or distilled guidance."""
+    if family.plain:
+        return
+    sampler = read_config(folder, "scheduler").get("_class_name")
+    known, ours = (SAMPLERS, "DDIM") if family.diffusion else (FLOW_SAMPLERS, "Euler steps")
+    if sampler is not None and sampler not in known:
+        raise CheckpointError(
+            f"checkpoint '{folder}' is made for the sampler {sampler}, in whose place {ours} would give other images; "
+            f"known: {', '.join(sorted(known))}. Take the checkpoint that it was made from."
+        )
+    if family.diffusion and read_config(folder, family.network).get("time_cond_proj_dim") is not None:
+        raise CheckpointError(
+            f"checkpoint '{folder}' has a UNet whose guidance is distilled (time_cond_proj_dim, as in latent consistency models), which "
+            f"{family.name} does not have; take the checkpoint that it was made from, or one of a LatentConsistencyModelPipeline."
+        )
 
 
 def find_family(folder: Path) -> Family:
     """The family of a folder in diffusers' layout, known or of any image-to-image pipeline. Raises CheckpointError for another one."""
     index = read_index(folder)
     found = str(index.get("_class_name"))
-    family = FAMILIES.get(found) or _plain_family(found, index)
+    family = FAMILIES.get(found) or _plain_family(folder, found, index)
     if family is None:
         known = ", ".join(dict.fromkeys(family.name for family in FAMILIES.values()))
         raise CheckpointError(
@@ -79,8 +109,11 @@ def find_family(folder: Path) -> Family:
     return family
 
 
-def _plain_family(found: str, index: dict[str, Any]) -> Family | None:
-    """The family of another pipeline, or None where diffusers can make no image from a text and an image with it."""
+def _plain_family(folder: Path, found: str, index: dict[str, Any]) -> Family | None:
+    """The family of another pipeline, or None where diffusers can make no image from a text and an image with it.
+
+    Raises CheckpointError where it can, but not from an image with its share of noise.
+    """
     from diffusers.pipelines import auto_pipeline as auto
 
     image, text = (
@@ -89,6 +122,11 @@ def _plain_family(found: str, index: dict[str, Any]) -> Family | None:
     )
     if image is None or image.__name__ in FAMILIES or any(word in found for word in NOT_PLAIN):
         return None
+    if lacking := [name for name in TAKEN if name not in inspect.signature(image.__call__).parameters]:
+        raise CheckpointError(
+            f"checkpoint '{folder}' is a {found}, whose image-to-image pipeline in diffusers ({image.__name__}) takes no "
+            f"{' and no '.join(lacking)}, so that it cannot make an image at a level; name another generator."
+        )
     parts = _listed(index)
     network = next((name for name in ("transformer", "unet", "prior") if name in parts), None)
     if network is None:
@@ -135,10 +173,7 @@ def check_parts(folder: Path, family: Family, weights: bool = True) -> None:
         )
     for name in parts:
         if name.startswith("tokenizer"):
-            if not any((folder / name / file).is_file() for file in ("tokenizer.json", "vocab.json", "spiece.model")):
-                raise CheckpointError(
-                    f"checkpoint '{folder}': {name}/ holds no vocabulary (tokenizer.json, or vocab.json with merges.txt); fetch it."
-                )
+            check_tokenizer(folder / name)
         elif weights and "processor" not in name and name != "scheduler" and not any((folder / name).glob("*.safetensors")):
             raise CheckpointError(
                 f"checkpoint '{folder}': {name}/ holds no *.safetensors file. Fetch it, or convert pickled weights, which are refused "

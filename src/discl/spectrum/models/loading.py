@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,20 @@ from typing import Any
 
 import torch
 
-from ...checkpoints import PICKLED, checkpoint_digest, find_checkpoint, find_settings, find_weights, settings_digest, weights_digest
+from ...checkpoints import (
+    PICKLED,
+    check_complete,
+    checkpoint_digest,
+    find_checkpoint,
+    find_settings,
+    find_weights,
+    settings_digest,
+    weights_digest,
+)
 from ...digests import digest
 from ...errors import CheckpointError
 from ...levels import TEXT_ONLY, GuidanceLevel
-from .families import UNUSED, Family, check_parts, find_family, parts_of, read_config
+from .families import SDXL, UNUSED, Family, check_denoiser, check_parts, find_family, parts_of, read_config, read_index
 from .interface import DTYPES, LatentModel
 from .schedules import make_ddim, make_flow
 from .stable_diffusion import check_side
@@ -28,7 +37,8 @@ class Generator:
     """What a checkpoint is, as far as its configuration tells.
 
     `model` and `scheduler` are digests; `size` is native pixels a side; the sides of a picture are multiples of `multiple` pixels;
-    a `distilled` one takes one row a step whatever the guidance; of a `plain` one diffusers' own pipeline makes the pictures.
+    a `distilled` one takes one row a step whatever the guidance; of a `plain` one diffusers' own pipeline makes the pictures. `sampler`
+    says who denoises, in words; an `aesthetic` one is told a wished-for beauty, as the SDXL refiner is.
     """
 
     family: str
@@ -38,6 +48,8 @@ class Generator:
     multiple: int
     distilled: bool
     plain: bool = False
+    sampler: str = "DDIM"
+    aesthetic: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,7 @@ def _find(address: Address | str) -> _Found:
         folder = find_settings(address.config or str(beside))
     family = find_family(folder)
     check_parts(folder, family, weights=file is None)
+    check_denoiser(folder, family)
     return _Found(family, folder, file)
 
 
@@ -103,7 +116,11 @@ def describe_generator(address: Address | str) -> Generator:
     if not isinstance(side, int):
         raise CheckpointError(f"checkpoint '{folder}': the sample_size {side!r} of {family.network}/ is no whole number.")
     scheduler = digest(family.pipeline if family.plain else "DDIM" if family.diffusion else "flow", settings)
-    return Generator(family.name, found.digest, scheduler, side * multiple // patch, multiple, family.distilled, family.plain)
+    own = f"diffusers' {family.pipeline} with the checkpoint's own sampler"
+    sampler = own if family.plain else "DDIM" if family.diffusion else "Euler steps of the flow"
+    aesthetic = family is SDXL and bool(read_index(folder).get("requires_aesthetics_score"))
+    size = side * multiple // patch
+    return Generator(family.name, found.digest, scheduler, size, multiple, family.distilled, family.plain, sampler, aesthetic)
 
 
 def check_generator(
@@ -163,15 +180,16 @@ def describe_loras(loras: Sequence[tuple[str, float]]) -> str:
 def load_scheduler(folder: Path, family: Family) -> Any:
     """The checkpoint's schedule: of a diffusion model as DDIM, whatever sampler it was published with, of a flow as Euler steps.
 
-    For DDIM clipping is off and the offset 1, as diffusers' Stable Diffusion pipelines force them: many samplers' files name
-    neither, and DDIM's own defaults would then bound the latents by ±1.
+    For DDIM clipping is off, for latents are not bounded by ±1 as its default has it; and the offset is 1 for Stable Diffusion, whose
+    pipelines in diffusers force it, though not for SDXL, whose file is followed.
     """
     from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
     settings = read_config(folder, "scheduler")
     with _told(folder):
         if family.diffusion:
-            return DDIMScheduler.from_config(settings, clip_sample=False, steps_offset=1)
+            forced = {} if family is SDXL else {"steps_offset": 1}
+            return DDIMScheduler.from_config(settings, clip_sample=False, **forced)
         return FlowMatchEulerDiscreteScheduler.from_config(settings)
 
 
@@ -186,9 +204,9 @@ def load_generator(address: Address | str, dtype: str = "float32", device: torch
         raise CheckpointError(f"checkpoint '{found.folder}' is a {found.family.name}, which the engine does not know; use load_plain.")
     with _told(found.file or found.folder):
         pipeline = load_pipeline(found, dtype)
-    if isinstance(address, Address):
-        add_loras(pipeline, address.loras)
-    return found.family.build(pipeline, device)
+        if isinstance(address, Address):
+            add_loras(pipeline, address.loras)
+        return found.family.build(pipeline, device)
 
 
 def load_plain(address: Address | str, dtype: str = "float32", device: torch.device | str = "cpu") -> tuple[Any, Any | None]:
@@ -204,7 +222,9 @@ def load_plain(address: Address | str, dtype: str = "float32", device: torch.dev
         wanted: dict[str, Any] = {"local_files_only": True, **unused}
         if found.file is not None:
             image = kind.from_single_file(str(found.file), config=str(found.folder), torch_dtype=DTYPES[dtype], **wanted)
+            _check_single(image, found.file)
         else:
+            wanted |= load_parts(found.folder, found.family, {"default": DTYPES[dtype]})
             image = kind.from_pretrained(found.folder, dtype=DTYPES[dtype], use_safetensors=True, **wanted)
         if isinstance(address, Address):
             add_loras(image, address.loras)
@@ -228,14 +248,40 @@ def load_pipeline(found: _Found, dtype: str) -> Any:
     diffusers.utils.logging.disable_progress_bar()
     if found.file is not None:
         pipeline = kind.from_single_file(str(found.file), config=str(folder), torch_dtype=wanted, **common)
+        _check_single(pipeline, found.file)
         pipeline.vae.to(torch.float32 if dtype == "float16" else wanted)
         return pipeline
-    return kind.from_pretrained(
-        folder,
-        **common,
-        dtype={"default": wanted, "vae": torch.float32 if dtype == "float16" else wanted},
-        use_safetensors=True,
-        variant="fp16" if _half_only(folder, family) else None,
+    dtypes = {"default": wanted, "vae": torch.float32 if dtype == "float16" else wanted}
+    return kind.from_pretrained(folder, **common, **load_parts(folder, family, dtypes), dtype=dtypes, use_safetensors=True)
+
+
+def load_parts(folder: Path, family: Family, dtypes: Mapping[str, torch.dtype]) -> dict[str, Any]:
+    """The networks of a folder by their names, each in its dtype or the default one.
+
+    Raises CheckpointError for one whose files lack weights, which would be random ones.
+    """
+    import diffusers
+    import transformers
+
+    index, libraries, loaded = read_index(folder), {"diffusers": diffusers, "transformers": transformers}, {}
+    for name in parts_of(folder, family):
+        files = [file.name for file in (folder / name).glob("*.safetensors")]
+        library, kind = index.get(name) or ("", "")
+        if not files or library not in libraries or not hasattr(libraries[library], kind):
+            continue
+        loaded[name], found = getattr(libraries[library], kind).from_pretrained(
+            folder / name, dtype=dtypes.get(name, dtypes["default"]), use_safetensors=True, local_files_only=True, output_loading_info=True,
+            variant="fp16" if all(".fp16" in file for file in files) else None,
+        )  # fmt: skip
+        check_complete(folder / name, found["missing_keys"])
+    return loaded
+
+
+def _check_single(pipeline: Any, file: Path) -> None:
+    """Raises CheckpointError where the file lacked weights, which diffusers then leaves without a value."""
+    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    check_complete(
+        file, [f"{part}.{name}" for part, network in parts.items() for name, tensor in network.named_parameters() if tensor.is_meta]
     )
 
 
@@ -257,13 +303,9 @@ def add_loras(pipeline: Any, loras: Sequence[tuple[str, float]]) -> None:
             raise CheckpointError(f"the LoRA '{file}' fits nothing of this checkpoint; it belongs to another family.")
         names.append(name)
     pipeline.set_adapters(names, [scale for _, scale in loras])
-    pipeline.fuse_lora(adapter_names=names)
+    for part, there in pipeline.get_list_adapters().items():  # a network, or a text encoder: not every file has weights for each
+        pipeline.fuse_lora(components=[part], adapter_names=[name for name in names if name in there])
     pipeline.unload_lora_weights()
-
-
-def _half_only(folder: Path, family: Family) -> bool:
-    files = [file.name for name in parts_of(folder, family) for file in (folder / name).glob("*.safetensors")]
-    return all(".fp16." in name for name in files)
 
 
 def _multiple(folder: Path, family: Family) -> int:
@@ -276,9 +318,11 @@ def _multiple(folder: Path, family: Family) -> int:
 @contextmanager
 def _told(folder: Path) -> Iterator[None]:
     """Whatever diffusers and transformers raise for a spoilt folder, as CheckpointError."""
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
     from safetensors import SafetensorError
 
+    kinds = OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, SafetensorError, SingleFileComponentError
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except kinds as error:
         raise CheckpointError(f"checkpoint '{folder}' cannot be loaded: {error}") from error

@@ -134,7 +134,7 @@ class StableDiffusionXL(StableDiffusion):
     def encode_texts(self, texts: Sequence[str], negative: bool = False) -> Conditioning:
         states = []
         for tokenizer, encoder in self.text_encoders:
-            length = tokenizer.model_max_length
+            length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
             tokens = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
             output = encoder(tokens.input_ids.to(self.device), output_hidden_states=True)
             states.append(output.hidden_states[-2])
