@@ -80,6 +80,21 @@ def test_cells_of_every_kind(kept: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert np.asarray(read_tables(str(tmp_path))["train"].image(0))[0, 0].tolist() == [5, 7, 9]
 
 
+@pytest.mark.parametrize("copied_bytes", [0, 10**9])
+@pytest.mark.parametrize("path", ["{outside}/secret.png", "{root}/../secret.png", "{root}/link.png", "secret.png", "slice://0:9::{root}/a"])
+def test_a_named_file_stays_below_the_folder(path: str, copied_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tabular, "COPIED_BYTES", copied_bytes)
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "secret.png").write_bytes(picture(5))
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    cell = {"bytes": None, "path": path.format(outside=tmp_path, root=root)}
+    pq.write_table(pa.table({"image": [cell], "label": [0]}), root / "train.parquet")
+    with pytest.raises(DataError, match="does not hold the picture"):
+        read_tables(str(root))["train"].image(0)
+
+
 def test_a_file_that_has_changed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tabular, "COPIED_BYTES", 0)
     with pytest.raises(Unreadable, match=r"has 7 rows; row 99 is none of them"):

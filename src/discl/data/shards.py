@@ -31,6 +31,11 @@ def cell_address(row: int, column: str, file: Path) -> str:
     return f"{CELL}{row}:{column}::{file}"
 
 
+def is_below(path: str, folder: Path) -> bool:
+    """Whether a whole path, links followed, leads to a file below the folder; addresses inside other files do not."""
+    return not is_inside(path) and Path(path).is_absolute() and Path(path).resolve().is_relative_to(folder.resolve())
+
+
 def read_inside(address: str) -> dict[str, Any]:
     """`{bytes, path}` of what lies at an address. Raises OSError or ValueError where nothing does."""
     place, _, file = address.partition("://")[2].partition("::")
@@ -52,8 +57,8 @@ def _read_cell(row: int, column: str, file: str) -> dict[str, Any]:
         cells = _group(file, column, group)
     value = cells[row - int(starts[group])].as_py()
     stored = value if isinstance(value, dict) else {"bytes": value, "path": None}
-    if is_inside(stored.get("path")) and stored.get("bytes") is None:
-        raise ValueError("its path is an address inside another file")
+    if stored.get("bytes") is None and stored.get("path") is not None and not is_below(stored["path"], Path(file).parent):
+        raise ValueError(f"the Parquet file names '{stored['path']}', outside its folder, and does not hold the picture")
     return stored
 
 

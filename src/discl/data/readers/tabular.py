@@ -16,7 +16,7 @@ from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetGenerationError
 
 from ...errors import DataError, unknown
-from ..shards import cell_address
+from ..shards import cell_address, is_below
 from ..table import OPTIONAL, ImageTable, check_table
 from .building import Source, arrow_images, full_paths, read_csv
 
@@ -71,9 +71,25 @@ def _load_parquet(shards: list[Path], large: bool, source: Source) -> Dataset:
         image = next((name for name in (source.columns.get("image"), "image", "img") if name in features[0]), None)
         if large and image is not None and (not isinstance(kind := features[0][image], Value) or "binary" in kind.dtype):
             return _where_they_are(shards, image, features[0])
-        return Dataset.from_parquet([str(shard) for shard in shards])
+        rows = Dataset.from_parquet([str(shard) for shard in shards])
+        if image is not None:
+            _refuse_foreign(rows, image, source.path if source.path.is_dir() else source.path.parent)
+        return rows
     except (OSError, ValueError, DatasetGenerationError) as error:
         raise DataError(f"{', '.join(map(str, shards[:3]))} cannot be read as Parquet: {error}") from error
+
+
+def _refuse_foreign(rows: Dataset, image: str, folder: Path) -> None:
+    """Raises DataError where a picture is only named, by a path that is not below the folder: it may be any file of this machine."""
+    for chunk in rows.data.column(image).chunks:
+        if pa.types.is_struct(chunk.type) and {"bytes", "path"} <= {field.name for field in chunk.type}:
+            named = pc.and_(pc.is_null(chunk.field("bytes")), pc.is_valid(chunk.field("path")))
+            for path in chunk.field("path").filter(named).to_pylist():
+                if not is_below(path, folder):
+                    raise DataError(
+                        f"{folder}: the column '{image}' names '{path}', outside this folder, and does not hold the picture. Write the "
+                        "pictures into the Parquet files, or list them in a manifest (data.format: manifest) beside them."
+                    )
 
 
 def _where_they_are(shards: list[Path], image: str, features: Features) -> Dataset:
