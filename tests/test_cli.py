@@ -107,7 +107,6 @@ def test_recipes_are_listed(discl) -> None:
             "error: filter.threshold: input should be less than or equal to 1; got 2.",
         ),
         (["generate", "nowhere/mine.yaml"], "error: there is no recipe file nowhere/mine.yaml; shipped recipes:"),
-        (["init", "nowhere"], "error: data.root 'nowhere' does not exist; looked for "),
         (["predict", "nowhere", "nothing.png", "--out", "x.csv"], "error: 'nothing.png' holds no image (none ends in "),
     ],
 )
@@ -120,6 +119,15 @@ def test_a_mistake_ends_with_status_1_and_one_short_paragraph(
     assert error.startswith(message)
     assert error.count("\n") == 1
     assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_root_that_is_not_there_is_told_with_what_should_be(discl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, error = discl("init", "nowhere")
+    assert (status, out) == (1, "")
+    assert error.startswith("error: data.root 'nowhere' does not exist; looked for ")
+    assert all(f"\n{layout}:\n" in error for layout in ("imagefolder", "parquet", "manifest")) and "hub" in error
     assert list(tmp_path.iterdir()) == []
 
 
