@@ -14,6 +14,7 @@ pure in (epoch, history) like those here.
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
@@ -49,11 +50,12 @@ class Strategy(Protocol):
         ...
 
 
-class Planned:
+class Planned(ABC):
     """A strategy that is the same whatever was learned, so that `levels` may be asked beforehand, without a history."""
 
+    @abstractmethod
     def levels(self, epoch: int, history: History) -> Levels:
-        raise NotImplementedError
+        """As `Strategy.levels`."""
 
     def measures(self, epoch: int) -> Measured:
         return "never"
