@@ -55,14 +55,14 @@ def open_recipe(name: str, settings: dict[str, Any], work: Path) -> Any:
 
 
 def train_some(name: str, seed: int, methods: list[str], settings: dict[str, Any], work: Path) -> tuple[list[str], float]:
-    """Trains these methods of a recipe with a seed; returns their names and the seconds that it took."""
+    """Trains and measures these methods of a recipe with a seed; returns their names and the seconds that it took."""
     from dataclasses import replace
 
     import torch
 
     from discl.console import console
     from discl.stages.comparing import seed_run
-    from discl.stages.learning import train
+    from discl.stages.learning import measure_classifiers, train
 
     torch.set_num_threads(1)
     console.quiet = True
@@ -70,7 +70,9 @@ def train_some(name: str, seed: int, methods: list[str], settings: dict[str, Any
     run = seed_run(open_recipe(name, settings, work), seed)
     run.folder.mkdir(parents=True, exist_ok=True)
     chosen = {method: run.recipe.methods[method] for method in methods}
-    train(replace(run, recipe=run.recipe.model_copy(update={"methods": chosen, "baseline": None})))
+    some = replace(run, recipe=run.recipe.model_copy(update={"methods": chosen, "baseline": None}))
+    train(some)
+    measure_classifiers(some)
     return methods, time.time() - started
 
 

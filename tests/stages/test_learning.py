@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 import discl
 from discl.curriculum.processes import Processes
@@ -95,3 +96,18 @@ def test_names_for_prompts_make_another_clip_but_no_other_network(filtered_run: 
     plain, named = fingerprints(), fingerprints(**{"prompts.names": {"coat": "warm winter coat"}})
     assert plain[0] == named[0] and plain[1] != named[1]
     assert np.unique([*plain, *named]).size == 3
+
+
+def test_a_classifier_goes_by_its_checkpoints_content_not_its_place(filtered_run: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    def fingerprints(checkpoint: Path) -> list[str]:
+        clip = {"architecture": "clip", "checkpoint": str(checkpoint)}
+        methods = {"own": {"strategy": "real-only", "train": {"model": clip}}}
+        run = Run(discl.load_recipe(filtered_run / "recipe.yaml", {"methods": methods, "baseline": None}), filtered_run)
+        return [learning._fingerprint(run, name, method, kept_images(run)) for name, method in run.recipe.methods.items()]
+
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_clip, moved)
+    assert fingerprints(moved) == fingerprints(tiny_clip)
+    weights = load_file(moved / "model.safetensors")
+    save_file({name: tensor + 1 if name == "logit_scale" else tensor for name, tensor in weights.items()}, moved / "model.safetensors")
+    assert fingerprints(moved) != fingerprints(tiny_clip)

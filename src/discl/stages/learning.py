@@ -115,24 +115,38 @@ def evaluate(run: Run) -> Path:
     splits = {name: table for name, table in run.tables.items() if name != "train"}
     labels = {split: torch.from_numpy(table.labels) for split, table in splits.items()}
     domains = {split: table.rows["domain"][:] for split, table in splits.items() if "domain" in table.rows.column_names}
-    decode = _decoder(run, splits)
     results: dict[str, Any] = {}
     predictions: dict[str, Tensor] = {}
     measure = partial(metrics.measure, class_names=run.train.class_names, groups=run.groups, worst_k=run.recipe.evaluate.worst_k)
+    measure_classifiers(run)
     for name, method in run.recipe.methods.items():
-        folder = run.path("train") / name
-        if not (folder / "logits.safetensors").exists():
-            _measure_classifier(run, name, *load_classifier(folder), folder, decode)
-        rows = _rows_of(run, name, method, load_file(folder / "logits.safetensors"), labels)
-        tuned_clip = run.recipe.training(name).model.architecture == "clip" and method.fine_tune in {"full", "lp-ft"}
-        if tuned_clip and run.recipe.evaluate.weight_ensembling:
-            rows[f"{name}+we"] = _ensemble(run, name, decode, labels)
+        rows = _rows_of(run, name, method, load_file(run.path("train") / name / "logits.safetensors"), labels)
+        if _is_ensembled(run, name):
+            rows[f"{name}+we"] = _read_ensemble(run, name)
         for row, (logits, stated) in rows.items():
             results[row] = {split: {**measure(each, labels[split], domains=domains.get(split)), **stated} for split, each in logits.items()}
             predictions |= {f"{row}/{split}": each.argmax(1) for split, each in logits.items()}
     save_file(predictions, run.path("predictions.safetensors"))
     write_text(run.path("results.json"), json.dumps(results, indent=2, ensure_ascii=False))
     return run.path("results.json")
+
+
+def measure_classifiers(run: Run) -> None:
+    """Writes the logits of every split, of each trained classifier and of its ensemble, into its folder; what is there is left alone."""
+    splits = {name: table for name, table in run.tables.items() if name != "train"}
+    labels, decode = torch.from_numpy(splits["validation"].labels) if "validation" in splits else None, _decoder(run, splits)
+    for name in run.recipe.methods:
+        folder = run.path("train") / name
+        if not (folder / "logits.safetensors").exists():
+            _measure_classifier(run, name, *load_classifier(folder), folder, decode)
+        if _is_ensembled(run, name):
+            _ensemble(run, name, decode, labels)
+
+
+def _is_ensembled(run: Run, name: str) -> bool:
+    """Whether a method is a tuned CLIP and ensembles are asked for."""
+    tuned_clip = run.recipe.training(name).model.architecture == "clip" and run.recipe.methods[name].fine_tune in {"full", "lp-ft"}
+    return tuned_clip and bool(run.recipe.evaluate.weight_ensembling)
 
 
 def _decoder(run: Run, splits: dict[str, ImageTable]) -> Callable[[int], dict[str, Pixels]]:
@@ -165,32 +179,36 @@ def _measure_classifier(
     stored.with_suffix(".new").replace(stored)
 
 
-def _ensemble(
-    run: Run, name: str, decode: Callable[[int], dict[str, Pixels]], labels: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(logits of each split, α) of the weights between the pretrained and the tuned CLIP; kept in `train/METHOD/we`, a classifier too.
+def _ensemble(run: Run, name: str, decode: Callable[[int], dict[str, Pixels]], labels: Tensor | None) -> None:
+    """Makes `train/METHOD/we`, the classifier whose weights lie between those of the pretrained and of the tuned CLIP, with its logits.
 
-    α has the best macro F1 on validation; without a validation split it is 0.5, the default of arXiv 2109.01903.
+    α has the best macro F1 on validation, whose labels these are; without a validation split it is 0.5, the default of arXiv 2109.01903.
     """
     folder, alphas = run.path("train") / name / "we", list(run.recipe.evaluate.weight_ensembling)
     mark = folder / "ensemble.json"
-    if not mark.exists() or json.loads(mark.read_text())["alphas"] != alphas:
-        tuned, config = load_classifier(folder.parent)
-        pretrained = starter_of(config, run.recipe.training(name), run.recipe.prompts.names)()
-        pixels = decode(config.resize).get("validation")
+    if mark.exists() and json.loads(mark.read_text())["alphas"] == alphas:
+        return
+    tuned, config = load_classifier(folder.parent)
+    pretrained = starter_of(config, run.recipe.training(name), run.recipe.prompts.names)()
+    pixels = decode(config.resize).get("validation")
 
-        def measure(model: nn.Module) -> float:
-            if pixels is None:
-                return 0.0
-            logits = predict_logits(model, pixels, np.arange(len(pixels)), config, _precision(run), run.device)
-            return metrics.macro_f1(metrics.confusion_matrix(logits.argmax(1), labels["validation"], len(config.class_names)))
+    def measure(model: nn.Module) -> float:
+        if pixels is None or labels is None:
+            return 0.0
+        logits = predict_logits(model, pixels, np.arange(len(pixels)), config, _precision(run), run.device)
+        return metrics.macro_f1(metrics.confusion_matrix(logits.argmax(1), labels, len(config.class_names)))
 
-        alpha, figures = ensembles(pretrained, tuned.to(run.device), alphas if pixels is not None else [0.5], measure)
-        shutil.rmtree(folder, ignore_errors=True)
-        save_classifier(tuned, config, folder)
-        _measure_classifier(run, f"{name}+we", tuned, config, folder, decode)
-        write_text(mark, json.dumps({"alpha": alpha, "alphas": alphas, "validation_macro_f1": list(figures.values())}))
-    return load_file(folder / "logits.safetensors"), {"alpha": json.loads(mark.read_text())["alpha"]}
+    alpha, figures = ensembles(pretrained, tuned.to(run.device), alphas if pixels is not None else [0.5], measure)
+    shutil.rmtree(folder, ignore_errors=True)
+    save_classifier(tuned, config, folder)
+    _measure_classifier(run, f"{name}+we", tuned, config, folder, decode)
+    write_text(mark, json.dumps({"alpha": alpha, "alphas": alphas, "validation_macro_f1": list(figures.values())}))
+
+
+def _read_ensemble(run: Run, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(logits of each split, α) of a method's ensemble."""
+    folder = run.path("train") / name / "we"
+    return load_file(folder / "logits.safetensors"), {"alpha": json.loads((folder / "ensemble.json").read_text())["alpha"]}
 
 
 def _rows_of(
@@ -334,8 +352,9 @@ def _fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
     names = list(run.train.class_names)
     texts = dict(sorted(run.recipe.prompts.names.items())) if train.model.architecture == "clip" else {}
     return digest(
-        method.model_dump(mode="json", exclude={"threshold", "adjustment"}),  # what was kept tells of the one; the other comes after
-        train.model_dump(mode="json"),
+        # What was kept tells of the threshold; the adjustment comes after; settings of its own and the checkpoint follow below.
+        method.model_dump(mode="json", exclude={"threshold", "adjustment", "train"}),
+        train.model_dump(mode="json", exclude={"model": {"checkpoint"}}),
         checkpoint_identity(train),
         names,
         listed.to_pydict(),
