@@ -277,3 +277,10 @@ def test_half_a_single_file_and_a_pickled_one_are_told(single: Path) -> None:
         load_generator(str(single))
     with pytest.raises(CheckpointError, match="pickled weights, which are refused"):
         load_generator(str(single.rename(single.with_suffix(".ckpt"))))
+
+
+def test_a_tokenizer_may_share_a_folder_with_the_text_encoder(tiny_diffusion: Path, tmp_path: Path) -> None:
+    """As in benchmarks/checkpoints/cifar, where both are links to the CLIP: the weights beside a tokenizer are not its own."""
+    folder = shutil.copytree(tiny_diffusion, tmp_path / "shared")
+    shutil.copytree(folder / "text_encoder", folder / "tokenizer", dirs_exist_ok=True)
+    assert torch.equal(predicted(load_generator(str(folder))), predicted(load_generator(str(tiny_diffusion))))

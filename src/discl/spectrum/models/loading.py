@@ -267,9 +267,10 @@ def load_parts(folder: Path, family: Family, dtypes: Mapping[str, torch.dtype]) 
     for name in parts_of(folder, family):
         files = [file.name for file in (folder / name).glob("*.safetensors")]
         library, kind = index.get(name) or ("", "")
-        if not files or library not in libraries or not hasattr(libraries[library], kind):
-            continue
-        loaded[name], found = getattr(libraries[library], kind).from_pretrained(
+        network: Any = getattr(libraries.get(library), kind, None)
+        if not files or not hasattr(network, "modules"):
+            continue  # not a network: a tokenizer may share a folder with the weights of a text encoder
+        loaded[name], found = network.from_pretrained(
             folder / name, dtype=dtypes.get(name, dtypes["default"]), use_safetensors=True, local_files_only=True, output_loading_info=True,
             variant="fp16" if all(".fp16" in file for file in files) else None,
         )  # fmt: skip
