@@ -162,7 +162,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         ["FlowMatchEuler", "other images"],
     ),
     "guidance distilled": (changed("unet", "config.json", time_cond_proj_dim=16), ["guidance is distilled", "LatentConsistencyModel"]),
-    "no scheduler file": (no_scheduler_file, ["cannot be loaded", "scheduler_config.json"]),
+    "no scheduler file": (no_scheduler_file, ["scheduler_config.json is missing", "fetch"]),
     "other settings": (unknown_settings, ["cannot be loaded"]),
 }
 

@@ -6,6 +6,8 @@ import io
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -19,8 +21,10 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from PIL import Image
 
+import discl as package
 from discl import chain
 from discl.chain import run_until
 from discl.errors import RunError
@@ -112,6 +116,29 @@ def test_two_processes_make_what_one_makes_though_one_is_killed(
     told = capsys.readouterr().err
     assert killed and "generate: 2 processes, on cpu" in told and "the worker on cpu ended with signal 9; the " in told
     assert not workers_of(psutil.Process())
+
+
+def test_sigterm_to_all_of_them_ends_them_with_what_is_finished(small_tree: dict[str, Any], tmp_path: Path) -> None:
+    """As a scheduler sends it, to the command and to its workers at once, which leave it to the command."""
+    many = small_tree | {"spectrum": small_tree["spectrum"] | {"seeds": 8}}
+    recipe, run = tmp_path / "many.yaml", start(many, tmp_path / "run", processes=2)
+    recipe.write_text(yaml.safe_dump(run.recipe.plain()))
+    command = [sys.executable, "-m", "discl.cli", "generate", str(recipe), "--out", str(run.folder)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list((run.folder / "spectrum").glob("part-*")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    workers = workers_of(psutil.Process(process.pid))
+    os.killpg(process.pid, signal.SIGTERM)
+    told = process.communicate(timeout=120)[1]
+    assert process.returncode not in {0, -signal.SIGTERM} and "Traceback" not in told, told
+    assert workers and not psutil.wait_procs(workers, timeout=10)[1]
+    made = pictures(run)
+    assert 0 < len(made) < 4 * PLANNED
+    generate(run)
+    whole = pictures(run)
+    assert len(whole) == 4 * PLANNED and all((whole[name] == made[name]).all() for name in made)
 
 
 def test_an_error_of_a_worker_is_told_and_finished_work_is_kept(small_tree: dict[str, Any], tmp_path: Path) -> None:

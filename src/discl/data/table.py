@@ -10,9 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 from datasets import Image as ImageFeature
+from datasets.fingerprint import generate_random_fingerprint
 from PIL import Image
 
 from ..digests import digest_bytes
@@ -67,6 +69,14 @@ def make_table(columns: dict[str, Sequence], class_names: Sequence[str]) -> Imag
     """A checked table of plain columns. Raises DataError for a label out of range or an id that stands twice."""
     rows = Dataset.from_dict(columns).cast_column("image", ImageFeature(decode=False))
     return check_table(ImageTable(rows, tuple(class_names)))
+
+
+def rows_of(columns: pa.Table) -> Dataset:
+    """Columns in memory as rows whose `image` is {bytes, path}.
+
+    Their fingerprint is random: without one, `datasets` pickles the whole table to make it, which is most of the memory that opening takes.
+    """
+    return Dataset(columns, fingerprint=generate_random_fingerprint()).cast_column("image", ImageFeature(decode=False))
 
 
 def check_table(table: ImageTable) -> ImageTable:

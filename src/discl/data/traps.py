@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
-from datasets import Dataset
-from datasets import Image as ImageFeature
 
 from ..digests import derive_seed
 from ..errors import DataError
 from .cameras import camera_address
-from .table import ImageTable
+from .table import ImageTable, rows_of
 
 
 @dataclass(frozen=True)
@@ -84,4 +82,4 @@ def _taken(table: ImageTable, rows: list[int], first: int, count: int, asked: Ca
         "label": pa.array(part.labels),
         "domain": [f"camera-{number:02d}" for number in numbers],
     }
-    return replace(part, rows=Dataset(pa.table(columns)).cast_column("image", ImageFeature(decode=False)))
+    return replace(part, rows=rows_of(pa.table(columns)))

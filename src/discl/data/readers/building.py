@@ -11,11 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-from datasets import Dataset
-from datasets import Image as ImageFeature
 
 from ...errors import DataError
-from ..table import ImageTable, check_table
+from ..table import ImageTable, check_table, rows_of
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 SPLIT_NAMES = {
@@ -139,5 +137,5 @@ def build_table(
         columns |= {name: strings(values) for name, values in optional.items()}
     except UnicodeEncodeError as error:
         raise DataError(f"the file name {error.object!r} in {root} is not valid UTF-8; rename the file.") from error
-    rows = Dataset(pa.table(columns)).cast_column("image", ImageFeature(decode=False))
+    rows = rows_of(pa.table(columns))
     return check_table(ImageTable(rows, tuple(class_names), root if data is None else None))

@@ -14,13 +14,16 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetGenerationError
+from datasets.fingerprint import generate_random_fingerprint
 
 from ...errors import DataError, unknown
 from ..shards import cell_address, is_below
-from ..table import OPTIONAL, ImageTable, check_table
+from ..table import OPTIONAL, ImageTable, check_table, rows_of
 from .building import Source, arrow_images, full_paths, read_csv
 
 COPIED_BYTES = 4_000_000_000
+BATCH_BYTES = 16_000_000
+"""Of the copy, about: a mapped file costs a page or more for each of its batches, and a million thumbnails in batches of 100 are many."""
 
 
 def read_hub(source: Source) -> dict[str, ImageTable]:
@@ -71,7 +74,9 @@ def _load_parquet(shards: list[Path], large: bool, source: Source) -> Dataset:
         image = next((name for name in (source.columns.get("image"), "image", "img") if name in features[0]), None)
         if large and image is not None and (not isinstance(kind := features[0][image], Value) or "binary" in kind.dtype):
             return _where_they_are(shards, image, features[0])
-        rows = Dataset.from_parquet([str(shard) for shard in shards])
+        count, size = sum(pq.read_metadata(shard).num_rows for shard in shards), sum(shard.stat().st_size for shard in shards)
+        batch = int(np.clip(BATCH_BYTES * count // max(size, 1), 100, 10_000))
+        rows = Dataset.from_parquet([str(shard) for shard in shards], writer_batch_size=batch)
         if image is not None:
             _refuse_foreign(rows, image, source.path if source.path.is_dir() else source.path.parent)
         return rows
@@ -103,7 +108,7 @@ def _where_they_are(shards: list[Path], image: str, features: Features) -> Datas
         part = pq.read_table(shard, columns=plain).replace_schema_metadata(None)
         parts.append(part.append_column(image, addresses))
     kinds = {name: features[name] for name in plain} | {image: ImageFeature(decode=False)}
-    return Dataset(pa.concat_tables(parts)).cast(Features(kinds))
+    return Dataset(pa.concat_tables(parts), fingerprint=generate_random_fingerprint()).cast(Features(kinds))
 
 
 def to_tables(splits: Mapping[str, Dataset], source: Source) -> dict[str, ImageTable]:
@@ -207,7 +212,7 @@ def read_manifest(source: Source) -> dict[str, ImageTable]:
     if "id" not in columns and "id" not in source.columns:
         columns["id"] = listed.column(theirs)
     table = pa.table({"image": arrow_images(paths), **{name: values for name, values in columns.items() if name != "image"}})
-    rows = Dataset(table).cast_column("image", ImageFeature(decode=False))
+    rows = rows_of(table)
     columns = {ours: name for ours, name in source.columns.items() if ours != "image"}
     tables = to_tables({"train": rows}, Source(source.root, source.path, columns))
     return {split: replace(table, root=file.parent) for split, table in tables.items()}

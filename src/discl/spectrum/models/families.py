@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...checkpoints import check_tokenizer
+from ...checkpoints import check_tokenizer, read_json
 from ...errors import CheckpointError
 from .flow import Flux, StableDiffusion3
 from .interface import LatentModel
@@ -137,19 +136,13 @@ def _plain_family(folder: Path, found: str, index: dict[str, Any]) -> Family | N
 
 def read_index(folder: Path) -> dict[str, Any]:
     """`model_index.json` of a folder. Raises CheckpointError where it is missing or no JSON."""
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-    except FileNotFoundError as error:
+    if not (folder / "model_index.json").is_file():
         found = ", ".join(sorted(item.name for item in folder.iterdir()))
         raise CheckpointError(
             f"checkpoint '{folder}' is no generator in diffusers' layout: it lacks model_index.json (it holds {found}). "
             "A CLIP or a classifier cannot generate; name a text-to-image checkpoint."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint '{folder}': model_index.json cannot be read: {error}") from error
-    if not isinstance(index, dict):
-        raise CheckpointError(f"checkpoint '{folder}': model_index.json holds no mapping; fetch it anew.")
-    return index
+        )
+    return read_json(folder / "model_index.json")
 
 
 def parts_of(folder: Path, family: Family) -> list[str]:
@@ -183,11 +176,4 @@ def check_parts(folder: Path, family: Family, weights: bool = True) -> None:
 
 def read_config(folder: Path, part: str) -> dict[str, Any]:
     """Settings of one part. Raises CheckpointError where they are missing or no JSON."""
-    path = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
-    try:
-        settings = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint '{folder}' cannot be loaded: {path.name} of {part}/ is missing or no JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"checkpoint '{folder}' cannot be loaded: {path.name} of {part}/ holds no mapping.")
-    return settings
+    return read_json(folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json"))
