@@ -2,7 +2,8 @@
 
     python benchmarks/lowlight.py --root DIR --json benchmarks/results/lowlight.json      # hours; killed and called again, it goes on
     python benchmarks/lowlight.py --root DIR --estimate                                   # how many
-    python benchmarks/lowlight.py --root DIR --rates --json benchmarks/results/lowlight_rates.json   # learning rates, on validation
+    python benchmarks/lowlight.py --root DIR --search rates --json benchmarks/results/lowlight_rates.json   # on validation
+    python benchmarks/lowlight.py --root DIR --search scales --json benchmarks/results/lowlight_scales.json
     python benchmarks/lowlight.py --table benchmarks/results/lowlight.json                # the table once more, from the figures
 
 The recipes are `cifar10-lowlight` and, for ALIA, whose edits are other pictures, `cifar10-lowlight-alia`; both have the same images,
@@ -35,9 +36,12 @@ ROWS = {
     "adaptive+we": "**DisCL, adaptive + WE**", "adaptive-per-class": "adaptive per class", "bandit": "bandit",
 }  # fmt: skip
 COLUMNS = {"ID macro F1": "test", "OOD macro F1": "test-ood"}
-TUNED = ("base", "lp-ft", "flyp")
-"""Each way of training, real images only: what is best for it is taken for all methods that train alike."""
-RATES = (0.0001, 0.0003, 0.001, 0.003)
+SEARCHES: dict[str, tuple[tuple[str, ...], str, tuple[float, ...]]] = {
+    "rates": (("base", "lp-ft", "flyp"), "train.optimizer.lr", (0.0001, 0.0003, 0.001, 0.003)),
+    "scales": (("text-only", "fixed", "all-levels", "adaptive"), "synthetic_scale", (0.5, 1, 3)),
+}
+"""Methods, a key and the values to try. The rates of each way of training, real images only, hold for all methods that train alike; the
+scale that is best on average holds for all methods with a spectrum."""
 EXPECTED = ("adaptive", "all-levels", "fixed", "text-only")
 """By OOD macro F1, best first."""
 CHUNK = 4
@@ -121,29 +125,36 @@ def carry_out(
     return figures
 
 
-def try_rates(settings: dict[str, Any], work: Path) -> dict[str, Any]:
-    """Macro F1 on validation of the three ways of training at each learning rate, in half of the recipe's epochs."""
+def search(settings: dict[str, Any], work: Path, what: str) -> dict[str, Any]:
+    """Macro F1 on validation of some methods at each value of a key, in half of the recipe's epochs; of the scales their mean as well."""
     from dataclasses import replace
 
     import torch
 
     from discl.chain import run_until
-    from discl.recipe import load_recipe
     from discl.recipe.learning import Tune
     from discl.stages.comparing import PHASE_1
     from discl.stages.tuning import tune
 
     torch.set_num_threads(1)
+    names, key, values = SEARCHES[what]
     run = open_recipe(RECIPES[0], settings, work)
     run_until(run, "filter")
     half = {"epochs": run.recipe.train.epochs // 2, "curriculum_epochs": run.recipe.train.curriculum_epochs // 2}
-    asked = Tune(trials=len(RATES), metric="macro_f1", space={"train.optimizer.lr": list(RATES)}, train=half)
-    recipe = load_recipe(run.recipe)
-    methods = {name: recipe.methods[name] for name in TUNED}
-    recipe = recipe.model_copy(update={"methods": methods, "compare": recipe.compare.model_copy(update={"tune": asked})})
-    searched = replace(run, recipe=recipe, folder=work / "rates", borrowed={name: run.path(name) for name in PHASE_1})
+    asked = Tune(trials=len(values), metric="macro_f1", space={key: list(values)}, train=half)
+    methods = {name: run.recipe.methods[name] for name in names}
+    recipe = run.recipe.model_copy(
+        update={"methods": methods, "baseline": None, "compare": run.recipe.compare.model_copy(update={"tune": asked})}
+    )
+    searched = replace(run, recipe=recipe, folder=work / what, borrowed={name: run.path(name) for name in PHASE_1})
     tune(searched)
-    return json.loads((searched.folder / "tuned" / "trials.json").read_text())
+    told = json.loads((searched.folder / "tuned" / "trials.json").read_text())
+    tried = [[(trial["settings"], trial["figure"]) for trial in each["trials"]] for each in told["methods"].values()]
+    if what == "scales":
+        told["mean"] = [
+            {"settings": trials[0][0], "figure": statistics.mean(figure for _, figure in trials)} for trials in zip(*tried, strict=True)
+        ]
+    return told
 
 
 def count_kept(run: Any) -> dict[str, list[int]]:
@@ -256,7 +267,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="trainings at a time, one CPU thread each")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--estimate", action="store_true", help="time some updates and say how long all would take")
-    parser.add_argument("--rates", action="store_true", help="try learning rates on validation, for each way of training")
+    parser.add_argument("--search", choices=SEARCHES, help="try values of a setting on validation instead")
     parser.add_argument("--table", type=Path, help="print the table of these figures and do nothing else")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
@@ -272,8 +283,8 @@ def main() -> None:
         print(estimate(settings, len(arguments.seeds), arguments.processes))
         return
     started = time.time()
-    if arguments.rates:
-        figures = try_rates(settings, arguments.work)
+    if arguments.search:
+        figures = search(settings, arguments.work, arguments.search)
         print(json.dumps(figures, indent=1))
     else:
         figures = carry_out(settings, arguments.work, arguments.seeds, arguments.processes)

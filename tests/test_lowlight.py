@@ -90,3 +90,13 @@ def test_the_table_in_miniature(script: Any, settings: dict[str, Any], tmp_path:
     times = [path.stat().st_mtime_ns for path in trained]
     assert script.carry_out(settings, tmp_path, [3], 1, chosen) == figures
     assert [path.stat().st_mtime_ns for path in trained] == times and len(trained) >= 5
+
+
+def test_a_search_in_miniature(script: Any, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(script.SEARCHES, "scales", (("text-only", "fixed"), "synthetic_scale", (1, 3)))
+    told = script.search(settings, tmp_path, "scales")
+    assert told["judged_on"] == "the validation split" and list(told["methods"]) == ["text-only", "fixed"]
+    assert [trial["settings"] for trial in told["mean"]] == [{}, {"synthetic_scale": 1}]
+    figures = [told["methods"][name]["trials"][1]["figure"] for name in ("text-only", "fixed")]
+    assert told["mean"][1]["figure"] == pytest.approx(sum(figures) / 2)
+    assert not (tmp_path / "cifar10-lowlight" / "train").exists() and not [*tmp_path.rglob("we")]

@@ -113,7 +113,8 @@ def _row(name: str, number: int) -> str:
 def _trial_run(run: Run, trials: Mapping[str, list[Settings]]) -> Run:
     """A run whose methods are all trials, on the spectrum and scores of `run`."""
     named = {_row(name, number): (name, each) for name, planned in trials.items() for number, each in enumerate(planned)}
-    recipe = with_methods(run.recipe, named, run.recipe.compare.tune.train)
+    evaluated = run.recipe.evaluate.model_copy(update={"weight_ensembling": []})  # α is chosen on validation later, and judges no trial
+    recipe = with_methods(run.recipe.model_copy(update={"evaluate": evaluated}), named, run.recipe.compare.tune.train)
     folder = run.folder / "tuned" / "trials"
     folder.mkdir(parents=True, exist_ok=True)
     return replace(
