@@ -3,6 +3,7 @@
     python benchmarks/engine.py --json benchmarks/results/engine.json
     python benchmarks/engine.py --quick          # a smoke run of a few seconds; its times say nothing
     python benchmarks/engine.py --parts worker   # only what the worker adds: reading, encoding, scoring, writing
+    python benchmarks/engine.py --parts ceiling  # bfloat16, plain and compiled: images/s, share of the matmul ceiling, peak memory
 
 All arms run the same float32 weights at levels 0, 10, 30, 50, 70, 90 % and are first shown to make the same latents and
 pictures. They take turns within every repetition, after one that is not timed; a ratio is the median of the repetitions'
@@ -17,10 +18,12 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from discl.data import decode_image
 from discl.digests import derive_seed
@@ -47,7 +51,7 @@ from discl.spectrum.worker import Worker
 LEVELS = (0, 10, 30, 50, 70, 90)
 CLASSES = ("shirt", "sneaker", "bag", "coat")
 GUIDANCE_SCALE = 7.5
-PARTS = ("counters", "times", "worker", "slots")
+PARTS = ("counters", "times", "worker", "slots", "ceiling")
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class Diffusers:
     """diffusers' text-to-image (λ = 0) and image-to-image (λ > 0) pipelines around the weights of a model."""
 
     def __init__(self, model: StableDiffusion, unet: Any, steps: int, size: int) -> None:
-        self.steps, self.size, self.shape = steps, size, model.latent_shape(size, size)
+        self.steps, self.size, self.shape, self.dtype = steps, size, model.latent_shape(size, size), model.dtype
         self.text, self.image = (self._pipeline(kind, model, unet) for kind in (StableDiffusionPipeline, ImageToImage))
 
     def __call__(self, requests: Iterable[Request], batch: int, output: str = "np") -> dict[str, Any]:
@@ -118,7 +122,9 @@ class Diffusers:
         return made
 
     def _call(self, requests: list[Request], output: str) -> Any:
-        noise = torch.stack([draw_noise(request.source_id, request.seed, request.attempt, self.shape) for request in requests])
+        noise = torch.stack([draw_noise(request.source_id, request.seed, request.attempt, self.shape) for request in requests]).to(
+            self.dtype
+        )
         common: dict[str, Any] = {
             "prompt": [request.prompt for request in requests], "negative_prompt": [request.negative_prompt for request in requests],
             "num_inference_steps": self.steps, "guidance_scale": GUIDANCE_SCALE, "output_type": output,
@@ -302,6 +308,92 @@ def timings(bench: Bench, sources: int, repetitions: int) -> list[Figure]:
     return figures
 
 
+def matmul_ceiling(device: str, dtype: torch.dtype, side: int) -> float:
+    """TFLOP/s of square matrix products, the best of five rounds."""
+    left, right = torch.randn(2, side, side, device=device).to(dtype)
+    rates = []
+    for _ in range(5):
+        wait(device)
+        started = time.perf_counter()
+        for _ in range(10):
+            left @ right
+        wait(device)
+        rates.append(10 * 2 * side**3 / (time.perf_counter() - started) / 1e12)
+    return max(rates)
+
+
+def wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+@torch.inference_mode()
+def count_flops(model: Any, size: int) -> tuple[float, float, float]:
+    """TFLOP of one row of the network, one encode and one decode."""
+    latents = torch.zeros(1, *model.latent_shape(size, size), device=model.device)
+    pixels = torch.zeros(1, 3, size, size, device=model.device)
+    texts, timestep = model.encode_texts([""]), torch.full((1,), 500, device=model.device)
+    found = []
+    for call in (lambda: model.predict(latents, timestep, texts), lambda: model.encode_images(pixels), lambda: model.decode(latents)):
+        with FlopCounterMode(display=False) as counter:
+            call()
+        found.append(counter.get_total_flops() / 1e12)
+    return found[0], found[1], found[2]
+
+
+def count_work(model: Any, requests: list[Request], steps: int, size: int) -> float:
+    """TFLOP that the requests take: UNet rows, an encode for each source, a decode for each image."""
+    row, encode, decode = count_flops(model, size)
+    return unet_rows(requests, steps, GUIDANCE_SCALE) * row + len({each.source_id for each in requests}) * encode + len(requests) * decode
+
+
+def against_ceiling(bench: Bench, repetitions: int) -> list[Figure]:
+    """Both sides in bfloat16, plain and compiled, with full batches at every level: images/s, share of the ceiling, peak memory."""
+    requests = make_requests(bench.slots, bench.steps, bench.size)
+    arms: dict[str, Callable[[], object]] = {}
+    for name in ("plain", "compiled"):
+        model: Any = load_generator(bench.checkpoint, "bfloat16")
+        engine = Engine(model, num_inference_steps=bench.steps, guidance_scale=GUIDANCE_SCALE, slots=bench.slots)
+        theirs = Diffusers(model, copy.deepcopy(model.unet), bench.steps, bench.size)
+        if name == "compiled":
+            engine.compile(bench.size, bench.size)
+            theirs.text.unet.compile(dynamic=False)  # the unet of both pipelines
+        arms[f"engine, {name}"] = lambda engine=engine: list(engine.generate(requests, bench.load_pixels))  # type: ignore[misc]
+        arms[f"per level, {name}"] = lambda theirs=theirs: theirs(requests, bench.slots)  # type: ignore[misc]
+    ceiling, work = matmul_ceiling("cpu", torch.bfloat16, 2048), count_work(model, requests, bench.steps, bench.size)
+    seconds = interleave(arms, repetitions)
+    figures = [Figure("bfloat16 matmul ceiling, TFLOP/s", ceiling, detail=f"{1000 * work / len(requests):.1f} GFLOP an image")]
+    for name in ("plain", "compiled"):
+        taken = statistics.median(seconds[f"engine, {name}"])
+        told = ", ".join(f"{arm} {statistics.median(values):.2f} s" for arm, values in seconds.items() if arm.endswith(name))
+        gain = ratio(seconds[f"per level, {name}"], seconds[f"engine, {name}"])
+        figures += [
+            Figure(f"bfloat16, {name}: images/s", len(requests) / taken, detail=told),
+            Figure(f"bfloat16, {name}: share of the matmul ceiling", work / taken / ceiling),
+            Figure(f"bfloat16, {name}: engine ÷ diffusers per-level batches, full batches only", gain, ">=", 0.98),
+        ]
+    for side in ("engine", "diffusers per level"):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+            told = alone.submit(peak_memory, side, bench.checkpoint, bench.steps, bench.slots, torch.get_num_threads()).result()
+        figures.append(Figure(f"bfloat16, plain: peak memory of a process with the {side} alone, MB", told))
+    return figures
+
+
+def peak_memory(side: str, checkpoint: str, steps: int, slots: int, threads: int) -> float:
+    """Peak resident MB of this process, which makes the full batches with one side."""
+    torch.set_num_threads(threads)
+    model: Any = load_generator(checkpoint, "bfloat16")
+    requests = make_requests(slots, steps, model.size)
+    if side == "engine":
+        engine = Engine(model, num_inference_steps=steps, guidance_scale=GUIDANCE_SCALE, slots=slots)
+        for _ in engine.generate(requests, lambda source: pixels_of(source, model.size)):
+            pass
+    else:
+        Diffusers(model, model.unet, steps, model.size)(requests, slots)
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
 def beside_denoising(bench: Bench, sources: int, repetitions: int, clip: str, encoding: str = "webp-lossless") -> list[Figure]:
     """Goal 6, and what reading, encoding, scoring and writing add to denoising when they run beside it."""
     requests = make_requests(sources, bench.steps, bench.size)
@@ -415,6 +507,8 @@ def main() -> None:
         figures += beside_denoising(bench, arguments.sources, arguments.repetitions, arguments.clip)
     if "slots" in arguments.parts:
         figures += other_slots(bench, arguments.sources)
+    if "ceiling" in arguments.parts:
+        figures += against_ceiling(bench, arguments.repetitions)
     print(table(figures[4:]))
     print(f"T = {arguments.steps}, {time.time() - started:.0f} s")
     if arguments.json:

@@ -24,7 +24,6 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -32,7 +31,7 @@ from discl.spectrum.engine import Engine, draw_noise
 from discl.spectrum.models.interface import Conditioning
 from discl.spectrum.models.stable_diffusion import StableDiffusionXL
 from discl.spectrum.plan import Request, unet_rows
-from engine import LEVELS, Figure, interleave, make_requests, pixels_of, ratio, table
+from engine import LEVELS, Figure, count_flops, count_work, interleave, make_requests, matmul_ceiling, pixels_of, ratio, table, wait
 
 GUIDANCE_SCALE = 7.5
 EQUAL = 1e-3
@@ -147,39 +146,6 @@ class Pipelines:
         self.image(image=pictures, strength=(requests[0].steps(self.steps) + 0.5) / self.steps, **common)
 
 
-def wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def matmul_ceiling(device: str, dtype: torch.dtype, side: int) -> float:
-    """TFLOP/s of square matrix products, the best of five rounds."""
-    left, right = torch.randn(2, side, side, device=device).to(dtype)
-    rates = []
-    for _ in range(5):
-        wait(device)
-        started = time.perf_counter()
-        for _ in range(10):
-            left @ right
-        wait(device)
-        rates.append(10 * 2 * side**3 / (time.perf_counter() - started) / 1e12)
-    return max(rates)
-
-
-@torch.inference_mode()
-def count_flops(model: RandomXL, size: int) -> tuple[float, float, float]:
-    """TFLOP of one row of the UNet, one encode and one decode."""
-    latents = torch.zeros(1, *model.latent_shape(size, size), device=model.device)
-    pixels = torch.zeros(1, 3, size, size, device=model.device)
-    texts, timestep = model.encode_texts([""]), torch.full((1,), 500, device=model.device)
-    found = []
-    for call in (lambda: model.predict(latents, timestep, texts), lambda: model.encode_images(pixels), lambda: model.decode(latents)):
-        with FlopCounterMode(display=False) as counter:
-            call()
-        found.append(counter.get_total_flops() / 1e12)
-    return found[0], found[1], found[2]
-
-
 def score_seconds(device: str, size: int, images: int) -> float:
     """Seconds that a CLIP ViT-B/32 with random weights takes over so many pictures, preprocessing included, in batches of 32."""
     clip = CLIPModel(CLIPConfig()).to(device).eval()
@@ -223,8 +189,7 @@ def measure(arguments: argparse.Namespace, device: str, dtype: torch.dtype) -> t
     slots = arguments.slots or engine.fit_slots(size, size)
     requests = make_requests(arguments.sources, steps, size)
     rows = unet_rows(requests, steps, GUIDANCE_SCALE)
-    flops = count_flops(model, size)
-    total = rows * flops[0] + arguments.sources * flops[1] + len(requests) * flops[2]
+    flops, total = count_flops(model, size), count_work(model, requests, steps, size)
     ceiling = matmul_ceiling(device, dtype, 256 if arguments.smoke else 8192)
     single = requests[: len(LEVELS)]
     pipelines = Pipelines(model, steps, size)
