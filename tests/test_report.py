@@ -26,6 +26,7 @@ from discl.data import class_groups
 from discl.data.table import make_table
 from discl.errors import RunError
 from discl.report import charts, pictures, reading, tables, words, write_comparison, write_report
+from discl.report import page as write_page
 
 EVIL = '<script>alert(1)</script> & "co"'
 TWELVE = {f"m{index}": ("real-only", "specific-to-diverse", "all-levels")[index % 3] for index in range(12)}
@@ -395,6 +396,14 @@ def test_the_featured_method_is_chosen_by_strategy_and_compared_like_with_like(p
     methods = {name: {"strategy": strategy} for name, strategy in strategies.items()}
     other = dataclasses.replace(story, recipe={**story.recipe, "methods": methods})
     assert other.featured == "up"
+
+
+def test_levels_that_classes_take_on_their_own_are_counted_beside_the_curriculum(path: Path) -> None:
+    story = reading.read_run(path.parent, ["wren", "heron", "owl", EVIL], {"many": [0], "medium": [1], "few": [2, 3]})
+    apart = [{**record, "classes_apart": 1 + record["epoch"] % 3} if record["levels"] else record for record in story.histories["discl"]]
+    other = dataclasses.replace(story, histories={**story.histories, "discl": apart})
+    notes = {each.method: each.note for each in write_page.curricula(other, dict.fromkeys(story.histories, "#000"))}
+    assert "1 to 3 classes took another level than the one shown" in notes["discl"] and "another level" not in notes["ce"]
 
 
 def test_numbers_in_words() -> None:

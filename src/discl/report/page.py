@@ -166,6 +166,9 @@ def curricula(story: Story, colours: Mapping[str, str]) -> list[Curriculum]:
         mixed = [record["synthetic_share"] for record in history if record["levels"]]
         if mixed:
             facts.append(f"{100 * np.mean(mixed):.0f} % of the samples synthetic")
+        apart = [record["classes_apart"] for record in history if "classes_apart" in record]
+        if apart:
+            facts.append(f"{min(apart)} to {max(apart)} classes took another level than the one shown")
         facts.append(words.duration(sum(record["seconds"] for record in history)))
         result.append(Curriculum(name, colours[name], " · ".join(facts), tuple(charts.segments(history))))
     return result
