@@ -297,6 +297,20 @@ def test_runtime_may_differ_without_amend(copied: Path, tree: Tree, no_phase_one
     assert trained == []
 
 
+def test_a_checkpoint_may_have_been_copied_elsewhere(
+    copied: Path, tree: Tree, tiny_diffusion: Path, tiny_clip: Path, tmp_path: Path, no_phase_one: None, trained: list[str]
+) -> None:
+    kept = ("data.parquet", "hard.parquet", "spectrum/*", "scores/*", "train/*/*")
+    before = stamps(copied, *kept)
+    places = {"spectrum__checkpoint": tiny_diffusion, "filter__checkpoint": tiny_clip}
+    moved = {key: str(shutil.copytree(folder, tmp_path / folder.name, symlinks=True)) for key, folder in places.items()}
+    discl.run(changed(tree, **moved), copied)
+    assert stamps(copied, *kept) == before and trained == []
+    (tmp_path / tiny_clip.name / "another.json").write_text("{}")
+    with pytest.raises(RunError, match=r"made with another recipe:\n  filter\.checkpoint: "):
+        discl.run(tree, copied)
+
+
 def test_another_recipe_is_refused_with_what_differs(copied: Path, tree: Tree) -> None:
     before = stamps(copied, "*", "spectrum/*", "train/*/*")
     with pytest.raises(RunError, match=r"made with another recipe:\n  filter\.threshold: -1\.0 -> 0\.3\n") as raised:

@@ -21,6 +21,7 @@ from datasets import Dataset
 from datasets import Image as ImageFeature
 from pydantic import ValidationError
 
+from .checkpoints import checkpoint_digest
 from .data import Cameras, ImageTable, class_groups, keep_aspect, read_tables, through_cameras
 from .errors import RunError, StoreError
 from .locks import lock
@@ -149,7 +150,7 @@ def open_run(recipe: Recipe | str | Path | dict[str, Any], folder: Path | str | 
 
     A folder that was made with another recipe is refused with RunError that lists the differences. With `amend` the new
     recipe takes its place: images and scores that still fit are kept, tables and classifiers that do not are made anew.
-    `runtime` may always differ.
+    `runtime` may always differ, and a checkpoint may have been copied elsewhere.
     """
     recipe = load_recipe(recipe)
     folder = Path(folder) if folder is not None else Path("runs") / recipe.name
@@ -224,8 +225,16 @@ def _keep(recipe: Recipe, folder: Path) -> None:
 
 
 def _changes(old: dict[str, Any], recipe: Recipe) -> list[tuple[str, Any, Any]]:
-    """(key, value before, value now) of what differs, `runtime` aside."""
-    return _differences({**_completed(old), "runtime": None}, {**recipe.plain(), "runtime": None})
+    """(key, value before, value now) of what differs, `runtime` aside, and a checkpoint that only lies elsewhere."""
+    found = _differences({**_completed(old), "runtime": None}, {**recipe.plain(), "runtime": None})
+    return [each for each in found if not _only_moved(*each)]
+
+
+def _only_moved(key: str, before: Any, now: Any) -> bool:
+    """Whether a key names a copy of the checkpoint that it named before."""
+    if key.rpartition(".")[2] != "checkpoint" or not all(isinstance(each, str) and Path(each).is_dir() for each in (before, now)):
+        return False
+    return checkpoint_digest(Path(before)) == checkpoint_digest(Path(now))
 
 
 def _clash(mine: str, other: str) -> bool:
