@@ -306,9 +306,10 @@ def test_a_checkpoint_may_have_been_copied_elsewhere(
     moved = {key: str(shutil.copytree(folder, tmp_path / folder.name, symlinks=True)) for key, folder in places.items()}
     discl.run(changed(tree, **moved), copied)
     assert stamps(copied, *kept) == before and trained == []
-    (tmp_path / tiny_clip.name / "another.json").write_text("{}")
+    other = shutil.copytree(tiny_clip, tmp_path / "other", symlinks=True)
+    (other / "another.json").write_text("{}")
     with pytest.raises(RunError, match=r"made with another recipe:\n  filter\.checkpoint: "):
-        discl.run(tree, copied)
+        discl.run(changed(tree, filter__checkpoint=str(other)), copied)
 
 
 def test_another_recipe_is_refused_with_what_differs(copied: Path, tree: Tree) -> None:
