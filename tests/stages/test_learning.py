@@ -105,9 +105,7 @@ def test_a_classifier_goes_by_its_checkpoints_content_not_its_place(filtered_run
         run = Run(discl.load_recipe(filtered_run / "recipe.yaml", {"methods": methods, "baseline": None}), filtered_run)
         return [learning._fingerprint(run, name, method, kept_images(run)) for name, method in run.recipe.methods.items()]
 
-    moved = tmp_path / "moved"
-    shutil.copytree(tiny_clip, moved)
-    assert fingerprints(moved) == fingerprints(tiny_clip)
-    weights = load_file(moved / "model.safetensors")
-    save_file({name: tensor + 1 if name == "logit_scale" else tensor for name, tensor in weights.items()}, moved / "model.safetensors")
-    assert fingerprints(moved) != fingerprints(tiny_clip)
+    moved, other = (shutil.copytree(tiny_clip, tmp_path / name) for name in ("moved", "other"))
+    weights = load_file(other / "model.safetensors")
+    save_file({name: tensor + 1 if name == "logit_scale" else tensor for name, tensor in weights.items()}, other / "model.safetensors")
+    assert fingerprints(moved) == fingerprints(tiny_clip) != fingerprints(other)
