@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -82,8 +82,8 @@ def test_in_your_own_loop(filtered_run: Path, monkeypatch: pytest.MonkeyPatch, t
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "short").symlink_to(filtered_run)
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    exec(block.group(1), names)
+    Path("loop.py").write_text(block.group(1))
+    names = runpy.run_path("loop.py")
     assert names["epoch"] == 11 and len(names["curriculum"].history) == 2
     assert [len(record["levels"]) for record in names["curriculum"].history] == [1, 1]
 

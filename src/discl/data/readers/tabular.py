@@ -189,7 +189,7 @@ def _to_table(rows: Dataset, split: str, where: str, names: tuple[str, ...], to_
     keep = [name for name in ("id", "image", "label", *OPTIONAL) if name in rows.column_names]
     try:
         rows = rows.select_columns(keep).cast_column("image", ImageFeature(decode=False))
-    except (TypeError, ValueError, NotImplementedError) as error:
+    except (TypeError, ValueError, pa.ArrowException) as error:
         raise DataError(
             f"{where}: the column 'image' holds no images but {rows.features['image']}; name another in data.columns."
         ) from error
