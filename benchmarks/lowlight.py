@@ -85,7 +85,8 @@ def carry_out(
 ) -> dict[str, Any]:
     """Everything that is missing, then the figures of all seeds; `own` are further settings by recipe."""
     from discl.chain import run_until
-    from discl.stages.comparing import compare, make_entries, seed_run
+    from discl.stages.comparing import make_entries, seed_run
+    from discl.stages.learning import evaluate
 
     runs, jobs = {}, []
     asked = {name: settings | (own or {}).get(name, {}) for name in RECIPES}
@@ -105,12 +106,13 @@ def carry_out(
     figures: dict[str, Any] = {"seeds": seeds, "rows": {}, "levels": {}, "kept": {}}
     seeded = {name: [seed_run(run, seed) for seed in seeds] for name, run in runs.items()}
     for name, run in runs.items():
-        compare(run, seeds)
+        for each in seeded[name]:
+            evaluate(each)
         for entry in make_entries(run, seeded[name], "test", [(split, "macro_f1", heading) for heading, split in COLUMNS.items()]):
             if entry.name in ROWS:
                 figures["rows"][entry.name] = {
                     "figures": {heading: list(values) for heading, values in entry.figures.items()}, "costs": dict(entry.costs),
-                    "intervals": intervals(entry.name, seeded[name], runs[RECIPES[0]], seeded[RECIPES[0]]),
+                    "intervals": intervals(entry, seeded[name], runs[RECIPES[0]], seeded[RECIPES[0]]),
                 }  # fmt: skip
         figures["kept"][name] = count_kept(run)
         figures["levels"] |= {
@@ -222,13 +224,13 @@ def time_updates(settings: dict[str, Any], steps: int, folder: Path) -> tuple[fl
     return time.time() - wall, time.process_time() - processor
 
 
-def intervals(row: str, runs: list[Any], main: Any, main_runs: list[Any]) -> dict[str, list[float]]:
+def intervals(entry: Any, runs: list[Any], main: Any, main_runs: list[Any]) -> dict[str, list[float]]:
     """`{column: [difference, low, high]}` of a row against the baseline of the main recipe, ensembled against ensembled."""
     from discl.stages.comparing import paired, read_predictions, split_variant
 
-    against = (main.recipe.baseline or next(iter(main.recipe.methods))) + split_variant(row)[1]
-    if row == against:
-        return {}
+    if runs is main_runs:
+        return {heading: [each.difference, each.low, each.high] for heading, each in entry.intervals.items()}
+    row, against = entry.name, (main.recipe.baseline or next(iter(main.recipe.methods))) + split_variant(entry.name)[1]
     found = {}
     for heading, split in COLUMNS.items():
         ours, theirs = (

@@ -89,8 +89,9 @@ def paired_f1_interval(
         patterns, times = np.unique(both[:, labels == label], axis=1, return_counts=True)
         weights = np.concatenate([rng.multinomial(count, times / count, size=replicates), times[None]])
         for arm, names in enumerate(patterns):
-            hits[arm, :, label] = weights[:, names == label].sum(1)
-            np.add.at(called[arm].T, names, weights.T)
+            by_name = weights @ np.eye(size)[names]
+            hits[arm, :, label] = by_name[:, label]
+            called[arm] += by_name
     scores = (2 * hits[..., present] / (called[..., present] + counts)).mean(2)
     gains = (scores[:seeds] - scores[seeds:]).T  # [replicates + 1, seeds]
     low, high = np.quantile((gains[:-1] * seed_weights).sum(1), [(1 - confidence) / 2, (1 + confidence) / 2])
