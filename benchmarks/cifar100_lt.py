@@ -7,9 +7,10 @@
 DIR holds CIFAR-100 as Parquet. Each training is a unit of its own: its figures and predictions are written to `--results` as soon as it
 is done, and a unit whose file is there, and is of this recipe and these settings, is not carried out again, on whatever machine. First
 the trials (compare.tune in cifar100_lt.yaml: as many for every method, judged on a fifth of the long-tailed set that is held out from
-them), then every method at its best settings on the whole set, last epoch; prior and τ of its logit adjustment are those that were best
-for its best trial. The oracle gets real images of the tail classes, as many as DisCL's synthetic scale asks for, in the place of the
-spectrum, and DisCL's settings; the generator has seen them.
+them, and one more beyond the rates where the best is the first or the last of them), then every method at its best settings on the
+whole set, last epoch; prior and τ of its logit adjustment are those that were best for its best trial. The oracle gets real images of
+the tail classes, as many as DisCL's synthetic scale asks for, in the place of the spectrum and to the last epoch, and DisCL's settings;
+the generator has seen them.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ RESULTS = HERE / "results" / "cifar100_lt"
 ORACLE = "oracle"
 COLUMNS = {"many": "many", "medium": "medium", "few": "few", "all": "accuracy"}
 FACTS = "facts.json"
+RATE = "train.optimizer.lr"
+BEYOND = 3
+"""By how much a rate is multiplied or divided that lies beyond those of the search."""
+EXPECTED = (("ce-discl", "ce", 5), ("ce-discl", "ce-all-levels", 0), ("ce-all-levels", "ce-text-only", 0), ("ce-discl+la", "ce+la", 0))
+"""(row, other row, by how many points at least it is expected to be ahead on the few)."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,8 @@ class Unit:
             told[section]["checkpoint"] = Path(told[section]["checkpoint"]).name
         told["data"].pop("root")
         method = recipe["methods"]["ce-discl" if self.method == ORACLE else self.method]
-        overlay = job.recipe.compare.tune.train if self.seed is None else self.seed
+        tune = job.recipe.compare.tune
+        overlay = [tune.train, tune.hold_out, tune.seed, tune.metric] if self.seed is None else self.seed
         return digest(told, method, self.method, dict(self.settings), overlay)
 
     def done(self, job: Job) -> bool:
@@ -91,16 +98,33 @@ def trial_units(job: Job) -> list[Unit]:
     return [Unit(f"trials/{name}.{number}", name, each) for name, trials in planned.items() for number, each in enumerate(trials)]
 
 
-def chosen_settings(job: Job) -> dict[str, Mapping[str, Any]]:
-    """The settings of each method's best trial, its logit adjustment among them; the earlier of two equals. The oracle has DisCL's."""
-    best: dict[str, tuple[float, Mapping[str, Any]]] = {}
-    for unit in trial_units(job):
+def edge_units(job: Job) -> list[Unit]:
+    """One more trial for each method whose best rate is the least or the greatest of its trials: a third, or three times of it."""
+    units = []
+    for name, tried in judged_trials(job, trial_units(job)).items():
+        rates = [told["settings"].get(RATE, job.recipe.training(name).optimizer.lr) for told in tried]
+        best = rates[int(np.argmax([told["figure"] for told in tried]))]
+        if len(rates) > 1 and best in (min(rates), max(rates)):
+            beyond = best * BEYOND if best == max(rates) else best / BEYOND
+            units.append(Unit(f"trials/{name}.{len(rates)}", name, {RATE: float(f"{beyond:.1g}")}))
+    return units
+
+
+def judged_trials(job: Job, units: Sequence[Unit]) -> dict[str, list[dict[str, Any]]]:
+    """What the trials of each method told, in their order. Raises SystemExit where one is missing."""
+    told: dict[str, list[dict[str, Any]]] = {}
+    for unit in units:
         if not unit.done(job):
             raise SystemExit(f"trial {unit.place} is missing or of another recipe; name the data with --data to go on.")
-        told = job.read(unit.place)
-        if unit.method not in best or told["figure"] > best[unit.method][0]:
-            best[unit.method] = told["figure"], {**told["settings"], **told["adjustment"]}
-    chosen = {name: settings for name, (_, settings) in best.items()}
+        told.setdefault(unit.method, []).append(job.read(unit.place))
+    return told
+
+
+def chosen_settings(job: Job) -> dict[str, Mapping[str, Any]]:
+    """The settings of each method's best trial, its logit adjustment among them; the earlier of two equals. The oracle has DisCL's."""
+    tried = judged_trials(job, [*trial_units(job), *edge_units(job)])
+    best = {name: max(trials, key=lambda told: told["figure"]) for name, trials in tried.items()}
+    chosen: dict[str, Mapping[str, Any]] = {name: {**told["settings"], **told["adjustment"]} for name, told in best.items()}
     return {**chosen, ORACLE: chosen["ce-discl"]}
 
 
@@ -133,9 +157,10 @@ def carry_out(unit: Unit, job: Job) -> str:
     recipe, work, results = job.recipe, job.work, job.results
     metric, overlay = recipe.compare.tune.metric, dict(recipe.compare.tune.train) if unit.seed is None else {"seed": unit.seed}
     if unit.method == ORACLE:
-        extra = {"methods": {ORACLE: {"strategy": "fixed", "level": 100}}, "baseline": None, "train.curriculum_epochs": recipe.train.epochs}
+        oracle = recipe.plain()["methods"]["ce-discl"] | {"strategy": "fixed", "level": 100}
+        extra = {"methods": {ORACLE: oracle}, "baseline": None, "train.curriculum_epochs": recipe.train.epochs}
         recipe = load_recipe(recipe, {**extra, "compare.tune": {}})
-    shared = work / ("trials" if unit.seed is None else ORACLE if unit.method == ORACLE else "spectrum")
+    shared = work / ("trials" if unit.seed is None else oracle_folder(job.recipe) if unit.method == ORACLE else "spectrum")
     names = ("data.parquet", "hard.parquet", "plan.parquet", "filter.parquet", "spectrum", "scores", "cache")
     borrowed = {name: (shared if (shared / name).exists() else work / "spectrum") / name for name in names}
     folder = work / unit.place
@@ -147,14 +172,16 @@ def carry_out(unit: Unit, job: Job) -> str:
     rows = json.loads(run.path("results.json").read_text())
     history = read_history(run.path("train") / unit.method / "history.jsonl")
     told: dict[str, Any] = {
-        "identity": unit.identity(job), "settings": dict(unit.settings),
-        "seconds": round(sum(record["seconds"] for record in history), 1), "epochs": len(history),
+        "identity": unit.identity(job), "settings": dict(unit.settings), "epochs": len(history),
         "levels": [record["levels"] for record in history], "measured": any("progress" in record for record in history),
+        "effective_scale": [round(record["effective_scale"], 3) for record in history],
     }  # fmt: skip
     if unit.seed is None:
         told |= {"figure": judge_trial(rows[unit.method], metric), "adjustment": adjustment_of(rows, unit.method)}
         line = f"{100 * told['figure']:.1f} balanced on what is held out"
     else:
+        clock, of_clock = ("processor_seconds", "core-s") if run.device.type == "cpu" else ("seconds", "s")
+        told["cost"] = {f"training, {of_clock}": round(sum(record[clock] for record in history), 1)}
         told["rows"] = {row: split["test"] for row, split in rows.items()}
         predictions = load_file(run.path("predictions.safetensors"))
         write_whole(
@@ -183,7 +210,7 @@ def prepare(run: Any, job: Job) -> None:
     trials = replace(run, folder=work / "trials", borrowed={})
     trials.folder.mkdir(parents=True, exist_ok=True)
     judged = divide(run, trials)
-    make_oracle(run, work / ORACLE)
+    make_oracle(run, work / oracle_folder(run.recipe))
     by_level: dict[int, list[Any]] = {}
     for request in read_plan(run.path("plan.parquet")):
         by_level.setdefault(request.level, []).append(request)
@@ -194,6 +221,11 @@ def prepare(run: Any, job: Job) -> None:
     write_whole(results / FACTS, lambda file: file.write_text(json.dumps(facts)))
     labels = run.tables["test"].labels.astype(np.uint8)
     write_whole(results / "labels.safetensors", lambda file: save_file({"test": labels}, file))
+
+
+def oracle_folder(recipe: Any) -> str:
+    """By what its images follow from."""
+    return f"{ORACLE}-{recipe.methods['ce-discl'].synthetic_scale:g}-{recipe.hard.fewer_than}"
 
 
 def make_oracle(run: Any, folder: Path) -> None:
@@ -258,7 +290,7 @@ def write_table(job: Job) -> str:
         if seen[0]["measured"]:
             levels = {level.percent for level in recipe.spectrum.levels}
         rows = sum(facts["unet_rows"].get(str(level), 0) for level in levels)
-        costs = {"UNet rows": rows, "training, s": float(np.mean([each["seconds"] for each in seen]))}
+        costs = {"UNet rows": rows} | {name: float(np.mean([each["cost"][name] for each in seen])) for name in seen[0]["cost"]}
         for row in seen[0]["rows"]:
             against, intervals = recipe.baseline + split_variant(row)[1], {}
             for name, key in COLUMNS.items():
@@ -269,6 +301,12 @@ def write_table(job: Job) -> str:
     notes = [f"Chosen by {recipe.compare.tune.metric} on {facts['judged_on']}; a row +la has the learning rate of the row without."]
     for name, settings in chosen_settings(job).items():
         notes.append(f"{name}: " + (", ".join(f"{key} = {value}" for key, value in settings.items()) or "as it stands"))
+    for row, other, least in EXPECTED:
+        if row not in predicted or other not in predicted:
+            continue
+        gain = paired(np.stack(predicted[row]), np.stack(predicted[other]), labels, "few", facts["groups"])
+        came = "as expected" if gain.difference > least else "not as expected"
+        notes.append(f"few, {row} − {other}: {gain.difference:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}], more than {least:+d}: {came}")
     write_tables(results, entries, list(COLUMNS), seeds, "test", recipe.baseline, notes)
     write_comparison(results, recipe.name)
     return (results / "comparison.md").read_text()
@@ -309,7 +347,7 @@ def main() -> None:
     job = Job(arguments.data, arguments.work, arguments.results, overrides, arguments.recipe, arguments.device)
     if job.data:
         prepare(open_data(job), job)
-        for plan in (trial_units, seed_units):
+        for plan in (trial_units, edge_units, seed_units):
             if not carry_out_all(plan(job), job, arguments.processes, until):
                 print("stopped for time; the same command goes on")
                 return

@@ -166,7 +166,7 @@ def main() -> None:
     reference = features(test)
     limit = float(np.quantile(nearest(reference, seen)[0], 0.01))
     figures: dict[str, Any] = {}
-    print(print("| images | Fréchet distance | precision | recall | nearest training image, median | closer than 99 % of test images |"))
+    print("| images | Fréchet distance | precision | recall | nearest training image, median | closer than 99 % of test images |")
     print("|---|---|---|---|---|---|")
     others = reference[rng.permutation(len(reference))[: len(made)]]
     for name, found in groups.items():

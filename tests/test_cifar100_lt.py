@@ -44,7 +44,7 @@ GROUPS = {"many": list(range(35)), "medium": list(range(35, 70)), "few": list(ra
 
 
 def make_up(script: Any, job: Any, units: Sequence[Any]) -> None:
-    """The files that these units would leave: method number n is right about the first 10·n images, more with each seed."""
+    """The files that these units would leave: method number n is right about the last 10·n images, more with each seed."""
     job.results.mkdir(parents=True, exist_ok=True)
     facts = {"judged_on": "a part", "groups": GROUPS, "unet_rows": {"0": 78000, "20": 62400, "50": 39000, "90": 7800}}
     (job.results / script.FACTS).write_text(json.dumps(facts))
@@ -53,14 +53,15 @@ def make_up(script: Any, job: Any, units: Sequence[Any]) -> None:
     for unit in units:
         path = job.results / f"{unit.place}.json"
         path.parent.mkdir(exist_ok=True)
-        told = {"identity": unit.identity(job), "settings": dict(unit.settings), "seconds": 100.0, "measured": unit.method == "ce-adaptive"}
+        told = {"identity": unit.identity(job), "settings": dict(unit.settings), "cost": {"training, core-s": 100.0}}
+        told["measured"] = unit.method == "ce-adaptive"
         told["levels"] = [[0], [50], []] if unit.method == "ce-discl" else [[]]
         rows = [unit.method] if unit.method.startswith("bs") else [unit.method, f"{unit.method}+la"]
         if unit.seed is None:
             la = {} if len(rows) == 1 else {"adjustment.prior": "real", "adjustment.tau": 1.5}
             path.write_text(json.dumps(told | {"figure": 0.2 + 0.1 * (unit.settings == {"train.optimizer.lr": 0.03}), "adjustment": la}))
             continue
-        predicted = np.where(np.arange(200) < 10 * order.index(unit.method) + unit.seed, LABELS, 255).astype(np.uint8)
+        predicted = np.where(np.arange(200)[::-1] < 10 * order.index(unit.method) + unit.seed, LABELS, 255).astype(np.uint8)
         right = predicted == LABELS
         means = {name: float(right[np.isin(LABELS, members)].mean()) for name, members in GROUPS.items()}
         path.write_text(json.dumps(told | {"rows": {row: {**means, "accuracy": float(right.mean())} for row in rows}}))
@@ -72,6 +73,12 @@ def test_the_table_of_complete_seeds(script: Any, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"trial trials/ce\.0 is missing"):
         script.chosen_settings(job)
     make_up(script, job, script.trial_units(job))
+    beyond = script.edge_units(job)  # .03 is best, and the least of three rates
+    assert [unit.place for unit in beyond] == [f"trials/{name}.3" for name in job.recipe.methods]
+    assert {unit.settings["train.optimizer.lr"] for unit in beyond} == {0.01}
+    with pytest.raises(SystemExit, match=r"trial trials/ce\.3 is missing"):
+        script.chosen_settings(job)
+    make_up(script, job, beyond)
     chosen = script.chosen_settings(job)
     assert chosen["ce"] == {"train.optimizer.lr": 0.03, "adjustment.prior": "real", "adjustment.tau": 1.5}
     assert chosen["bs"] == {"train.optimizer.lr": 0.03} and chosen["oracle"] == chosen["ce-discl"]
@@ -83,12 +90,14 @@ def test_the_table_of_complete_seeds(script: Any, tmp_path: Path) -> None:
     assert plain["seeds"] == [0, 1] and plain["baseline"] == "ce"
     discl, names = plain["rows"]["ce-discl"], list(job.recipe.methods)
     assert discl["figures"]["all"] == pytest.approx([10 * names.index("ce-discl") / 200, (10 * names.index("ce-discl") + 1) / 200])
-    assert discl["costs"] == {"UNet rows": 78000 + 39000, "training, s": 100}
+    assert discl["costs"] == {"UNet rows": 78000 + 39000, "training, core-s": 100}
     assert plain["rows"]["ce-adaptive"]["costs"]["UNet rows"] == 78000 + 62400 + 39000 + 7800  # every level is measured
     assert plain["rows"]["ce"]["costs"]["UNet rows"] == 0
     assert discl["intervals"]["all"][0] == pytest.approx(100 * 10 * names.index("ce-discl") / 200)
     assert discl["published"]["few"] == 10.65 and not plain["rows"]["ce-discl+la"]["published"]
     assert "ce" not in plain["rows"]["ce"]["intervals"] and plain["rows"]["ce-cuda+la"]["intervals"]
+    assert "few, ce-discl − ce: +" in told and "more than +5: as expected" in told
+    assert "few, ce-all-levels − ce-text-only: +0.0 [+0.0, +0.0], more than +0: not as expected" in told
     assert "train.optimizer.lr = 0.03" in told and "ce-cuda" in (job.results / "comparison.html").read_text()
 
 
@@ -105,7 +114,12 @@ def test_a_training_of_other_settings_is_carried_out_again(script: Any, tmp_path
     assert unit.done(job)
     elsewhere = replace(job, data=tmp_path, overrides={"runtime.threads": 2})
     assert unit.done(elsewhere)
-    for change in ({"train.batch_size": 64}, {"filter.threshold": 0.4}, {"compare.tune.train": {"epochs": 4, "curriculum_epochs": 4}}):
+    for change in (
+        {"train.batch_size": 64},
+        {"filter.threshold": 0.4},
+        {"compare.tune.train": {"epochs": 4, "curriculum_epochs": 4}},
+        {"compare.tune.hold_out": 0.5},
+    ):
         assert not unit.done(replace(job, overrides=change))
     assert not replace(unit, settings={"train.optimizer.lr": 0.2}).done(job)
 

@@ -14,14 +14,17 @@ def test_score_by_hand():
     state = visit(state, row, label, np.asarray([[0.0, 0.0]], np.float32), 0.1)
     assert state.score.tolist() == [0, 0, 0]
     state = visit(state, np.asarray([2]), label, np.asarray([[0.0, 0.0]], np.float32), 0.1)
-    state = visit(state, row, label, np.asarray([[2.0, 0.0]], np.float32), 0.1)
+    state = visit(state, row, label, np.asarray([[2.0, 0.0]], np.float32), 0.3)
     p = np.exp(2) / (np.exp(2) + 1)
-    first = 0.5 * (1 - p) * 2 / 0.2**0.1  # two steps of rate .1 since the last visit
+    first = 0.5 * (1 - p) * 2 / 0.2**0.1  # two updates of rate .1 lie between; this step's own is still to come
     assert state.score[1] == pytest.approx(first)
-    state = visit(state, row, label, np.asarray([[1.0, 0.0]], np.float32), 0.3)
+    state = visit(state, row, label, np.asarray([[1.0, 0.0]], np.float32), 0.1)
     p = np.exp(1) / (np.exp(1) + 1)
     assert state.score[1] == pytest.approx(0.5 * first + 0.5 * (1 - p) * -1 / 0.3**0.1)
     assert state.visited.tolist() == [False, True, True]
+    state = visit(Dynamics.start(1, 2), np.asarray([0]), label, np.asarray([[0.0, 0.0]], np.float32), 0.0)
+    state = visit(state, np.asarray([0]), label, np.asarray([[9.0, 0.0]], np.float32), 0.1)
+    assert state.score.tolist() == [0]  # no update in between: whatever moved the logits was not learning
 
 
 def test_draws_are_distinct_and_follow_the_weights():

@@ -29,7 +29,7 @@ LOGITS_LIMIT = 2 * 10**9
 
 @dataclass(frozen=True)
 class Dynamics:
-    """Of each sample: `score` (an exponential moving average), `logits` `[samples, classes]` and summed `rate` at its last visit.
+    """Of each sample: `score` (an exponential moving average), `logits` `[samples, classes]` and summed `rate` before its last visit.
 
     `visited` says whether there was one; `rate_sum` is the sum of all learning rates so far.
     """
@@ -49,19 +49,19 @@ class Dynamics:
 def visit(state: Dynamics, rows: np.ndarray, labels: np.ndarray, logits: np.ndarray, learning_rate: float) -> Dynamics:
     """The state after a step at `learning_rate` on `rows` (distinct), whose model outputs were `logits` `[rows, classes]`.
 
-    a ← ½ a + ½ ⟨onehot(y) − p, z_now − z_last⟩ / (learning rates summed since the last visit)^0.1; a first visit only remembers.
+    a ← ½ a + ½ ⟨onehot(y) − p, z_now − z_last⟩ / (learning rates summed from the last visit's own step to the one before this)^0.1,
+    which are the updates that lie between the two outputs; a first visit only remembers, and rates of 0 move nothing.
     The arrays are written to, for with a thousand classes a copy at each step would take longer than the step.
     """
     probabilities = np.exp(logits - logits.max(1, keepdims=True))
     probabilities /= probabilities.sum(1, keepdims=True)
     towards = -probabilities
     towards[np.arange(len(rows)), labels] += 1
-    rate_sum = state.rate_sum + learning_rate
-    since = np.maximum(rate_sum - state.rate[rows], np.finfo(float).tiny)
-    gain = (towards * (logits - state.logits[rows])).sum(1) / since**RATE_POWER
+    since = state.rate_sum - state.rate[rows]
+    gain = np.where(since > 0, (towards * (logits - state.logits[rows])).sum(1) / np.where(since > 0, since, 1) ** RATE_POWER, 0.0)
     state.score[rows] = np.where(state.visited[rows], DECAY * state.score[rows] + (1 - DECAY) * gain, 0.0)
-    state.logits[rows], state.rate[rows], state.visited[rows] = logits, rate_sum, True
-    return replace(state, rate_sum=rate_sum)
+    state.logits[rows], state.rate[rows], state.visited[rows] = logits, state.rate_sum, True
+    return replace(state, rate_sum=state.rate_sum + learning_rate)
 
 
 def draw(score: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

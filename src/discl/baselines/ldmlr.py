@@ -187,7 +187,7 @@ class Ldmlr(Companion):
         only = None if self.only is None else [label for group in self.only for label in groups.get(group, [])]
         return features_to_make(class_counts, self.share, self.at_least, only)
 
-    def finish(self, scene: Scene, model: nn.Module) -> None:
+    def finish(self, scene: Scene, model: nn.Module) -> np.ndarray:
         layer, pool = last_layer(model), scene.pool
         rows = np.flatnonzero(~pool.synthetic & ~pool.held_out)
         features = penultimate(scene, model, layer, rows)
@@ -198,13 +198,15 @@ class Ldmlr(Companion):
                 plain, labels, pool.num_classes, epochs=self.diffusion_epochs, optimizer=self.diffusion_optimizer, lr=self.diffusion_lr,
                 seed=scene.seed % 2**31,
             )  # fmt: skip
-            wanted = self.features(_real_counts(scene))
+            counts = _real_counts(scene)
+            wanted = self.features(counts)
             made_labels = torch.from_numpy(np.repeat(np.arange(pool.num_classes), wanted)).to(features.device)
             made = sample_features(denoiser, made_labels, features.shape[1], seed=scene.seed % 2**31).clone() * std + mean
             train_last_layer(
                 layer.requires_grad_(True), torch.cat([features, made]), torch.cat([labels, made_labels]), epochs=self.epochs, lr=self.lr,
                 seed=scene.seed % 2**31,
             )  # fmt: skip
+        return counts + wanted
 
 
 def last_layer(model: nn.Module) -> nn.Linear:

@@ -62,8 +62,12 @@ class Companion:
     def learn(self, rows: np.ndarray, labels: Tensor, logits: Tensor, learning_rate: float) -> None:
         """Told of every forward pass in training, with the model's outputs `[batch, classes]`: of all processes, in each of them."""
 
-    def finish(self, scene: Scene, model: nn.Module) -> None:
-        """Called once after the last epoch with the model that will be saved; may change it in place."""
+    def finish(self, scene: Scene, model: nn.Module) -> np.ndarray | None:
+        """Called once after the last epoch with the model that will be saved; may change it in place.
+
+        Where it trains the last layer on something else than the epochs drew, it returns how often it showed each class, `[classes]`.
+        """
+        return None
 
     def state(self) -> dict[str, Tensor]:
         """Everything that has to survive a kill."""

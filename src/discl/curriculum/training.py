@@ -99,7 +99,7 @@ def train_classifier(
         on_epoch(record)
     saved = time.monotonic()
     for epoch in range(len(history), settings.epochs):
-        started = time.monotonic()
+        started, busy = time.monotonic(), time.process_time()
         chosen, rows = _train_epoch(scene, batches, course, settings, epoch, history, judge, checkpoint)
         record = {
             "epoch": epoch, **chosen, "samples": len(rows), "synthetic_share": float(pool.synthetic[rows].mean()),
@@ -113,7 +113,7 @@ def train_classifier(
                 (past["validation_accuracy"] for past in history), default=-1.0
             ):
                 learner.write(lambda: save_classifier(learner.evaluated, config, folder / "best"))
-        record["seconds"] = round(time.monotonic() - started, 3)
+        record["seconds"], record["processor_seconds"] = round(time.monotonic() - started, 3), round(time.process_time() - busy, 3)
         history.append(record)
         if learner.processes.decide(last or time.monotonic() - saved > settings.save_seconds):
             learner.write(lambda: _save_checkpoint(checkpoint, learner, history))
@@ -252,10 +252,14 @@ def _finish(folder: Path, scene: Scene, config: ClassifierConfig, select: str, h
     best = folder / "best"
     if select == "validation" and best.exists():
         model.load_state_dict(load_file(best / "model.safetensors"))
-    started = time.monotonic()
-    scene.learner.companion.finish(scene, model)
+    started, busy = time.monotonic(), time.process_time()
+    counts = scene.learner.companion.finish(scene, model)
     if history:  # what a companion does in the end is training too
-        history[-1]["seconds"] = round(history[-1]["seconds"] + time.monotonic() - started, 3)
+        last = history[-1]
+        last["seconds"] = round(last["seconds"] + time.monotonic() - started, 3)
+        last["processor_seconds"] = round(last.get("processor_seconds", 0.0) + time.process_time() - busy, 3)
+        if counts is not None:
+            last["last_layer_samples"] = counts.tolist()
     write_history(history, folder / "history.jsonl")
     save_classifier(model, config, folder)
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)

@@ -5,6 +5,7 @@ Functions elsewhere take the values that they use, never a whole recipe; only `w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -102,7 +103,7 @@ class Recipe(Strict):
         if not self.methods[name].train:
             return self.train
         try:
-            return Train.model_validate(_overlaid(self.train.model_dump(mode="json"), self.methods[name].train))
+            return Train.model_validate(overlaid(self.train.model_dump(mode="json"), self.methods[name].train))
         except ValidationError as error:
             told = [f"methods.{name}.train.{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
             raise RecipeError("\n".join(told)) from error
@@ -115,9 +116,10 @@ class Recipe(Strict):
         return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
 
 
-def _overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, branch by branch."""
     both = {
-        key: _overlaid(below[key], value) for key, value in above.items() if isinstance(value, dict) and isinstance(below.get(key), dict)
+        key: overlaid(below[key], value) for key, value in above.items() if isinstance(value, dict) and isinstance(below.get(key), dict)
     }
     return {**below, **above, **both}
 

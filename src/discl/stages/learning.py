@@ -32,7 +32,6 @@ from ..curriculum.strategies import RealOnly, Strategy, follows_progress, make_s
 from ..curriculum.training import (
     TrainSettings,
     check_batch_size,
-    choose_precision,
     make_course,
     predict_logits,
     read_history,
@@ -166,12 +165,15 @@ def _decoder(run: Run, splits: dict[str, ImageTable]) -> Callable[[int], dict[st
 def _measure_classifier(
     run: Run, name: str, model: nn.Module, config: ClassifierConfig, folder: Path, decode: Callable[[int], dict[str, Pixels]]
 ) -> None:
-    """Writes a classifier's logits of every split to `folder/logits.safetensors`."""
+    """Writes a classifier's logits of every split to `folder/logits.safetensors`.
+
+    They are computed in float32 whatever it was trained in: bfloat16 has so few values that the highest logits of many images tie.
+    """
     logits = {}
     for split, pixels in decode(config.resize).items():
         with progress(f"evaluate {name} on {split}", len(pixels)) as advance:
             logits[split] = predict_logits(
-                model.to(run.device), pixels, np.arange(len(pixels)), config, _precision(run), run.device,
+                model.to(run.device), pixels, np.arange(len(pixels)), config, device=run.device,
                 workers=run.recipe.runtime.workers, on_progress=advance,
             )  # fmt: skip
     stored = folder / "logits.safetensors"
@@ -195,7 +197,7 @@ def _ensemble(run: Run, name: str, decode: Callable[[int], dict[str, Pixels]], l
     def measure(model: nn.Module) -> float:
         if pixels is None or labels is None:
             return 0.0
-        logits = predict_logits(model, pixels, np.arange(len(pixels)), config, _precision(run), run.device)
+        logits = predict_logits(model, pixels, np.arange(len(pixels)), config, device=run.device)
         return metrics.macro_f1(metrics.confusion_matrix(logits.argmax(1), labels, len(config.class_names)))
 
     alpha, figures = ensembles(pretrained, tuned.to(run.device), alphas if pixels is not None else [0.5], measure)
@@ -221,7 +223,10 @@ def _rows_of(
         return rows
     counts = {
         "real": torch.from_numpy(run.tables["train"].class_counts),
-        "effective": torch.tensor([record["class_samples"] for record in history]).sum(0).clamp_min(1),
+        "effective": torch.tensor(history[-1].get("last_layer_samples") or [record["class_samples"] for record in history])
+        .view(-1, len(run.train.class_names))
+        .sum(0)
+        .clamp_min(1),
     }
     options: list[tuple[str, float]] = [(prior, tau) for prior in counts for tau in run.recipe.evaluate.logit_adjustment]
     prior: str
@@ -336,10 +341,6 @@ def _validator(run: Run, config: ClassifierConfig, precision: torch.dtype) -> Ca
 def _config(run: Run, name: str) -> ClassifierConfig:
     train, method = run.recipe.training(name), run.recipe.methods[name]
     return describe_classifier(train, run.train.class_names, run.recipe.prompts.names, method.loss.name)
-
-
-def _precision(run: Run) -> torch.dtype:
-    return choose_precision(run.recipe.train.precision, run.device)
 
 
 def _fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:

@@ -18,6 +18,7 @@ from ..console import say
 from ..data import split_rows
 from ..digests import derive_seed
 from ..recipe import Recipe, validate
+from ..recipe.tree import overlaid
 from ..workspace import Run, write_table, write_text
 from .learning import evaluate, train
 
@@ -172,7 +173,10 @@ def with_methods(recipe: Recipe, named: Mapping[str, tuple[str, Settings]], trai
             method = _laid(method, key.split("."), value)
         methods[new] = method
     tree |= {"methods": methods, "baseline": recipe.baseline if recipe.baseline in methods else None}
-    tree["train"] |= train or {}
+    if train:
+        tree["train"] = overlaid(tree["train"], train)
+        for method in methods.values():  # trials of one length, also for a method with a length of its own
+            method["train"] = overlaid(method["train"], train) if method.get("train") else method.get("train")
     del tree["compare"]["tune"]  # which may name methods that are not among these
     return validate(tree)
 
