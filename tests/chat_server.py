@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-Reply = tuple[int, dict[str, str], str | bytes]
+from discl.prompts.endpoint import Pause
+
+
+@dataclass
+class Raw:
+    """All that comes back, status line included; with `reset` the connection is torn down after it."""
+
+    data: bytes
+    reset: bool = False
+
+
+Reply = tuple[int, dict[str, str], str | bytes] | Raw
 
 
 def sentences(name: str, count: int, start: int = 0) -> list[str]:
@@ -47,6 +60,27 @@ class Server:
         return [asked_for(body)[0] for body in self.bodies]
 
 
+class Clock:
+    """Time that passes while an endpoint waits and not otherwise; `waits` is how long, each time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.waits: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> bool:
+        self.waits.append(seconds)
+        self.now += seconds
+        return False
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """For an Endpoint that goes by this clock."""
+        return {"stopped": self, "pause": Pause(self)}
+
+
 @contextmanager
 def serve(answer: Callable[[int, dict], Reply]) -> Iterator[Server]:
     """`answer(how many requests came before, body)` says what comes back."""
@@ -60,13 +94,24 @@ def serve(answer: Callable[[int, dict], Reply]) -> Iterator[Server]:
                 server.bodies.append(body)
                 server.headers.append(dict(self.headers))
                 server.paths.append(self.path)
-            status, headers, said = answer(before, body)
+            reply = answer(before, body)
+            if isinstance(reply, Raw):
+                self._send_raw(reply)
+                return
+            status, headers, said = reply
             data = said if isinstance(said, bytes) else said.encode()
             self.send_response(status)
             for name, value in {"Content-Length": str(len(data)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)
+
+        def _send_raw(self, reply: Raw) -> None:
+            self.wfile.write(reply.data)
+            if reply.reset:
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.rfile.close()
+                self.connection.close()
 
         def log_message(self, *_: object) -> None:
             pass

@@ -35,6 +35,8 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
 def test_what_is_no_checkpoint_is_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"there is no checkpoint folder '.*none'; give a folder, a hub name such as owner/name"):
         find_checkpoint(str(tmp_path / "none"))
+    with pytest.raises(CheckpointError, match="there is no checkpoint folder '~nobody-of-this-name/model'"):
+        find_checkpoint("~nobody-of-this-name/model")
     with pytest.raises(CheckpointError, match=r"holds no weights: no \*\.safetensors file"):
         find_checkpoint(str(write_files(tmp_path / "empty", "config.json")))
     with pytest.raises(CheckpointError, match="is a file; a folder in diffusers' or transformers' format is expected"):

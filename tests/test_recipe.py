@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,17 @@ def test_an_unknown_recipe_is_refused_with_the_nearest_one(tmp_path: Path) -> No
         ("data.long_tail", {"n_max": 5}, r"data\.long_tail\.imbalance_ratio: this key is required\."),
         ("groups", {"many": 10, "few": 20}, r"^groups\.few = 20 lies above groups\.many = 10"),
         ("prompts.templates", ["a photo"], r"prompts\.templates\.0: template 'a photo' lacks \{class\}"),
+        (
+            "prompts.endpoint",
+            {"url": "http://h/v1", "model": "m", "parameters": {"top_p": 1, "since": date(2020, 1, 1)}},
+            r"prompts\.endpoint\.parameters: 'since' cannot be sent as JSON \(Object of type date .*\); put it in quotes",
+        ),
+        (
+            "prompts.endpoint",
+            {"url": "http://h/v1", "model": "m", "parameters": {"stop": [{"at": float("nan")}]}},
+            r"prompts\.endpoint\.parameters: 'stop' cannot be sent as JSON \(Out of range float",
+        ),
+        ("prompts.endpoint", {"url": "http://[::1/v1", "model": "m"}, r"prompts\.endpoint\.url: 'http://\[::1/v1' is no base URL"),
         ("filter.template", "a photo", r"filter\.template: template 'a photo' lacks \{class\}"),
         ("filter.threshold", 30, r"filter\.threshold: input should be less than or equal to 1; got 30\."),
         ("methods", {}, r"methods: dictionary should have at least 1 item"),
@@ -158,6 +170,13 @@ def test_an_unknown_recipe_is_refused_with_the_nearest_one(tmp_path: Path) -> No
 def test_wrong_values_are_refused_with_place_and_value(key: str, value: Any, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(REQUIRED, {key: value})
+
+
+def test_parameters_of_an_endpoint_may_be_all_that_json_has() -> None:
+    parameters = yaml.safe_load("{temperature: 0.5, stop: [a, null], logit_bias: {50256: -100}, since: '2020-01-01', x: {y: true}}")
+    asked = with_values(prompts__endpoint={"url": "http://h/v1", "model": "m", "parameters": parameters}).prompts.endpoint
+    assert asked is not None
+    assert asked.parameters == parameters
 
 
 def test_truth_values_are_taken_where_they_are_meant() -> None:

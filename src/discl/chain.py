@@ -111,7 +111,8 @@ def generate(run: Run, share: Share = WHOLE, ray: str | None = None) -> Path:
     if ray and share != WHOLE:
         raise RunError("--ray divides the work itself; leave out --shard.")
     run_until(run, "plan")
-    return making.generate(run, share, ray)
+    with _refusals("generate"):
+        return making.generate(run, share, ray)
 
 
 def run(
@@ -135,7 +136,7 @@ def compare(run: Run, seeds: Sequence[int] | None = None, *, tune: bool = False)
     compare.tune), and the table lies in `tuned/`.
     """
     run_until(run, "filter")
-    with run.turn("compare"):
+    with run.turn("compare"), _refusals("compare"):
         path = comparing.compare(run, seeds or run.recipe.compare.seeds, tune)
         write_comparison(path.parent, run.recipe.name)
         return path
@@ -147,9 +148,11 @@ def levels(run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | None = N
     Returns the path of `levels.html`; `levels.md`, `levels.csv` and `levels.json` lie beside it.
     """
     run_until(run, "prompts")
-    with run.turn("levels"):
+    with run.turn("levels"), _refusals("levels"):
         path = surveying.survey_levels(run, sources, grid, seeds)
-    return write_survey(path.parent, run.train, surveying.snippet(json.loads(path.read_text())), run.place(f"{surveying.FOLDER}/spectrum"))
+    with _refusals("levels"):
+        proposed = surveying.snippet(json.loads(path.read_text()))
+        return write_survey(path.parent, run.train, proposed, run.place(f"{surveying.FOLDER}/spectrum"))
 
 
 TABLE = (

@@ -34,7 +34,7 @@ def find_checkpoint(address: str) -> Path:
     """
     if address.startswith("embedded:"):
         return _checked(embedded(address))
-    path = Path(address).expanduser()
+    path = local_path(address)
     if path.exists():
         return _checked(path)
     if address.count("/") == 1 and not address.startswith((".", "/", "~")):
@@ -44,9 +44,17 @@ def find_checkpoint(address: str) -> Path:
     )
 
 
+def local_path(address: str) -> Path:
+    """The address as a path, `~` replaced where there is such a user."""
+    try:
+        return Path(address).expanduser()
+    except RuntimeError:
+        return Path(address)
+
+
 def find_weights(address: str) -> Path:
     """The single safetensors file at a path, or at `owner/name/FILE.safetensors` on the hub. Raises CheckpointError for others."""
-    path = Path(address).expanduser()
+    path = local_path(address)
     if path.suffix in PICKLED:
         raise CheckpointError(
             f"'{address}' holds pickled weights, which are refused because unpickling runs code; convert it to safetensors."
@@ -67,9 +75,9 @@ def find_weights(address: str) -> Path:
 
 def find_settings(address: str) -> Path:
     """A folder of configurations and vocabularies, local or a hub name, of which no weights are fetched. Raises CheckpointError."""
-    path = Path(address).expanduser()
+    path = local_path(address)
     if path.is_dir():
-        return path
+        return _without_dangling(path)
     if path.exists() or address.count("/") != 1 or address.startswith((".", "/", "~")):
         raise CheckpointError(f"there is no folder of configurations '{address}'; give a folder or a hub name such as owner/name.")
     return _download(address, [pattern for pattern in WANTED if "safetensors" not in pattern])
@@ -156,6 +164,7 @@ def check_complete(folder: Path, missing: Collection[str]) -> None:
 def _checked(folder: Path) -> Path:
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint '{folder}' is a file; a folder in diffusers' or transformers' format is expected.")
+    _without_dangling(folder)
     if not any(folder.rglob("*.safetensors")):
         pickled = sorted(file.name for file in folder.rglob("*") if file.suffix in PICKLED)
         if pickled:
@@ -164,4 +173,15 @@ def _checked(folder: Path) -> Path:
                 "unpickling runs code; convert them with save_pretrained(..., safe_serialization=True)."
             )
         raise CheckpointError(f"checkpoint '{folder}' holds no weights: no *.safetensors file was found in it.")
+    return folder
+
+
+def _without_dangling(folder: Path) -> Path:
+    """The folder. Raises CheckpointError where a file of it is a link to nowhere, as in a copy of the hub's cache without its blobs."""
+    lost = next((file for file in sorted(folder.rglob("*")) if file.is_symlink() and not file.exists()), None)
+    if lost is not None:
+        raise CheckpointError(
+            f"checkpoint '{folder}': {lost.relative_to(folder)} links to {lost.readlink()}, which is not there; "
+            "copy the folder with what its links lead to (cp -rL)."
+        )
     return folder

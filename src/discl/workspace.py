@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,11 +19,12 @@ import torch
 import yaml
 from datasets import Dataset
 from datasets import Image as ImageFeature
+from datasets.exceptions import DatasetGenerationError
 from pydantic import ValidationError
 
 from .checkpoints import checkpoint_digest
 from .data import Cameras, ImageTable, class_groups, keep_aspect, read_tables, through_cameras
-from .errors import RunError, StoreError
+from .errors import CheckpointError, RunError, StoreError
 from .locks import lock
 from .recipe import Data, Recipe, load_recipe
 from .spectrum.models import Address, Generator, describe_generator, describe_loras
@@ -103,7 +104,7 @@ class Run:
             found.scheduler,
             asked.num_inference_steps,
             asked.guidance_scale,
-            asked.size or found.size,
+            self.size,
             asked.dtype,
             asked.encoding,
             asked.resize,
@@ -112,10 +113,27 @@ class Run:
             describe_loras(self.address.loras),
         )
 
+    @property
+    def size(self) -> int:
+        """Pixels a side of what is made. Raises CheckpointError where neither the recipe nor the checkpoint tells."""
+        size = self.recipe.spectrum.size or self.generator.size
+        if size is None:
+            named = self.recipe.spectrum.checkpoint
+            raise CheckpointError(f"checkpoint '{named}' does not tell how large its pictures are; set spectrum.size.")
+        return size
+
     def made_size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) of what is made of a source of this size."""
-        size = self.sampling.size
-        return (size, size) if self.sampling.resize == "square" else keep_aspect(width, height, size, self.generator.multiple)
+        """(width, height) of what is made of a source of this size. Raises CheckpointError for more than the generator has places for."""
+        size, found = self.sampling.size, self.generator
+        if self.sampling.resize == "square":
+            return size, size
+        wide, high = keep_aspect(width, height, size, found.multiple)
+        if found.most is not None and max(wide, high) > found.most:
+            raise CheckpointError(
+                f"a picture of {width} × {height} pixels would become {wide} × {high}, and this generator makes at most {found.most} a "
+                f"side; set spectrum.size to {found.most // 2} or less, or spectrum.resize: square."
+            )
+        return wide, high
 
     @contextmanager
     def turn(self, stage: str, share: Share | None = None) -> Iterator[None]:
@@ -250,20 +268,37 @@ def _clash(mine: str, other: str) -> bool:
 
 
 def stored_images(run: Run, ids: Sequence[str]) -> Dataset:
-    """`id` and undecoded `image` of these rows of the store, in this order, memory-mapped. Raises StoreError if one is not there.
+    """`id` and undecoded `image` of these rows of the store, in this order, memory-mapped.
 
-    The shards are copied once into one Arrow file in the run folder's `cache/`, which may be deleted at any time; so are those
-    of a store elsewhere, as they are. A row that is there twice is taken once.
+    Raises StoreError if one is not there, a shard is broken, or the disk has no room for them. The shards are copied once into one Arrow
+    file in the run folder's `cache/`, which may be deleted at any time; so are those of a store elsewhere, as they are. A row that is
+    there twice is taken once.
     """
-    files = run.spectrum.local_files(run.path("cache") / "shards")
-    if not files:
-        raise StoreError("the store holds no image yet; run `discl generate` first.")
-    stored = Dataset.from_parquet(files, cache_dir=str(run.path("cache")), columns=["id", "image"])
+    cache = run.path("cache")
+    try:
+        files = run.spectrum.local_files(cache / "shards")
+        if not files:
+            raise StoreError("the store holds no image yet; run `discl generate` first.")
+        stored = Dataset.from_parquet(files, cache_dir=str(cache), columns=["id", "image"])
+    except (DatasetGenerationError, OSError, pa.ArrowInvalid) as error:
+        raise _not_copied(run, cache, error.__cause__ or error) from error
     place = {name: row for row, name in enumerate(stored.select_columns("id")[:]["id"])}
     lacking = sum(name not in place for name in ids)
     if lacking:
         raise StoreError(f"the store lacks {lacking} of {len(ids)} images that the plan names; run `discl generate` first.")
     return stored.select([place[name] for name in ids]).cast_column("image", ImageFeature(decode=False))
+
+
+def _not_copied(run: Run, cache: Path, cause: BaseException) -> StoreError:
+    """Why the shards are not in the cache. Only what the system refuses has a number; else a shard is broken, and is named if it can be."""
+    if getattr(cause, "errno", None) is not None:
+        return StoreError(f"the cache {cache} cannot be written: {cause}; free space and run again.")
+    run.spectrum.ids()
+    told = " ".join(str(cause).split())
+    return StoreError(
+        f"the images of {run.place('spectrum')} cannot be copied to the cache {cache}: {told}; delete the shard that is broken, or free "
+        "space, and run again."
+    )
 
 
 def _completed(tree: dict[str, Any]) -> dict[str, Any]:
@@ -295,7 +330,7 @@ def _environment() -> dict[str, Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file that appears whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.new")
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
     with _whole(unfinished):
         unfinished.write_text(text)
         unfinished.replace(path)

@@ -18,7 +18,7 @@ from discl.curriculum.models import ClassifierConfig
 from discl.curriculum.optimization import make_learning_rate, make_optimizer
 from discl.curriculum.pixels import Pixels
 from discl.curriculum.strategies import RealOnly
-from discl.curriculum.training import TrainSettings, train_classifier
+from discl.curriculum.training import TrainSettings, read_history, train_classifier
 from discl.errors import RecipeError
 
 NAMES = ("boot", "shirt", "coat")
@@ -75,6 +75,8 @@ def test_it_takes_part_and_survives_a_kill(name: str, tmp_path: Path, plain: dic
     assert not same(whole, plain)
     if name == "ldmlr":  # only the last layer is another
         assert {key for key in whole if not torch.equal(whole[key], plain[key])} == {"fc.weight", "fc.bias"}
+        shown = [each.get("last_layer_samples") for each in read_history(tmp_path / "whole" / "history.jsonl")]
+        assert shown == [None, None, None, [9 + 5, 6 + 5, 3 + 5]]  # real features, and five made ones of each class
 
     def kill(record: dict[str, Any]) -> None:
         if record["epoch"] == 2:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import random
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps, features
 
 from discl.data import Unreadable, decode_image, images, keep_aspect, to_size, to_square
 
@@ -19,6 +21,16 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> dict[str, 
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return {"bytes": stream.getvalue(), "path": None}
+
+
+ORIENTATION = (0x0112, 3, 1, b"\0\6\0\0")
+"""Turn by 90° clockwise to see it upright, as a (tag, type, count, value) of EXIF."""
+
+
+def raw_exif(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF of these entries as they stand, sense or not."""
+    listed = b"".join(struct.pack(">HHL4s", *entry) for entry in entries)
+    return b"Exif\0\0MM\0*" + struct.pack(">LH", 8, len(entries)) + listed + bytes(4)
 
 
 def pixels(image: Image.Image) -> list[list[tuple[int, ...]]]:
@@ -107,6 +119,35 @@ def test_the_exif_rotation_is_applied(kind: str) -> None:
     assert np.asarray(decoded)[18:].max() < 15
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
+@pytest.mark.parametrize("odd", [(0x011A, 2, 4, b"abc\0"), (0x0100, 2, 4, b"abc\0"), (0x0100, 9, 1, b"\xff" * 4)])
+def test_the_rotation_is_applied_whatever_else_the_exif_says(kind: str, odd: tuple[int, int, int, bytes]) -> None:
+    image = Image.new("RGB", (16, 8))
+    assert decode_image(encoded(image, kind, exif=raw_exif(*sorted((ORIENTATION, odd))))).size == (8, 16)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
+@pytest.mark.parametrize(
+    "exif",
+    [b"Exif\0\0junk", raw_exif(ORIENTATION)[:20], raw_exif((0x0112, 2, 2, b"6\0\0\0")), raw_exif((0x0112, 5, 9, b"\xff" * 4))],
+    ids=["junk", "cut", "text", "beyond the end"],
+)
+def test_a_rotation_that_cannot_be_read_is_none(kind: str, exif: bytes) -> None:
+    assert decode_image(encoded(Image.new("RGB", (16, 8)), kind, exif=exif)).size == (16, 8)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "I;16"])
+def test_every_rotation_is_pillows(mode: str, orientation: int) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 4), np.uint8))
+    image = Image.fromarray(np.arange(35, dtype=np.uint16).reshape(5, 7) * 1800) if mode == "I;16" else image.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = decode_image(encoded(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(image, exif=exif)["bytes"])))))
+    assert pixels(decode_image(encoded(image, exif=exif))) == pixels(turned)
+
+
 def test_a_truncated_jpeg_is_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     stored = encoded(noise, "JPEG")
@@ -148,16 +189,58 @@ def test_enormous_images_are_unreadable(monkeypatch: pytest.MonkeyPatch) -> None
         decode_image(stored)
 
 
+def black_png(side: int) -> bytes:
+    """A square of one bit per pixel, made without the memory that it takes as a picture."""
+    header, rows = struct.pack(">LLBBBBB", side, side, 1, 0, 0, 0, 0), zlib.compress(bytes((1 + (side + 7) // 8) * side))
+    chunks = [name + data for name, data in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">L", len(each) - 4) + each + struct.pack(">L", zlib.crc32(each)) for each in chunks)
+
+
+@pytest.mark.filterwarnings("ignore:.*decompression bomb")
+def test_a_small_file_of_an_enormous_picture_is_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow only warns of it, and would take about 90 MB and as much again for each mode that it passes through."""
+    assert decode_image({"bytes": black_png(9), "path": None}).size == (9, 9)
+    data = black_png(9_500)
+    assert len(data) < 20_000
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("it is decoded"))
+    with pytest.raises(Unreadable, match=r"^9500×9500 pixels; at most 89,478,485 in all are decoded, so make the picture smaller$"):
+        decode_image({"bytes": data, "path": None})
+
+
+def test_the_most_pixels_are_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = encoded(Image.new("L", (40, 30)))
+    for most in (1200, None):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+        assert decode_image(stored).size == (40, 30)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1199)
+    with pytest.warns(Image.DecompressionBombWarning), pytest.raises(Unreadable, match="40×30 pixels; at most 1,199 in all"):
+        decode_image(stored)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 599)
+    with pytest.raises(Unreadable, match=r"exceeds limit.*Make the picture smaller"):
+        decode_image(stored)
+
+
+def odd_exif(stored: bytes, draw: random.Random) -> list[tuple[int, int]]:
+    """A byte of the list of EXIF's tags, where there is one, and what it becomes: often a type, for those are small."""
+    start = max(stored.find(mark) for mark in (b"MM\0*", b"II*\0"))
+    return [(start + 8 + draw.randrange(40), draw.randrange(13))] if start >= 0 else []
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "DDS", "AVIF"])
 def test_no_broken_file_raises_anything_else(kind: str) -> None:
-    stored = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)), kind)["bytes"]
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow knows no AVIF")
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112], exif[0x011A] = "maker", 6, 72.0
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8))
+    stored = encoded(image, kind, exif=exif)["bytes"]
     draw, refused = random.Random(0), 0
-    for case in range(150):
-        broken = bytearray(stored[: draw.randrange(len(stored))] if case % 2 else stored)
-        for _ in range(3):
-            if broken:
-                broken[draw.randrange(min(len(broken), 100))] = draw.randrange(256)
+    for case in range(300):
+        broken = bytearray(stored[: draw.randrange(len(stored))] if case % 4 == 1 else stored)
+        for place, value in odd_exif(stored, draw) if case % 4 == 2 else [(draw.randrange(100), draw.randrange(256)) for _ in range(3)]:
+            if place < len(broken):
+                broken[place] = value
         try:
             assert decode_image({"bytes": bytes(broken), "path": None}).mode == "RGB"
         except Unreadable as error:

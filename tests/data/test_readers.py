@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from discl.data import ImageTable, read_tables
+from discl.data import ImageTable, inspect_images, read_tables
+from discl.data.cameras import camera_address
 from discl.data.table import make_table
 from discl.errors import DataError, RecipeError
 
@@ -149,6 +151,29 @@ def test_links_that_leave_the_root_are_refused(tmp_path: Path) -> None:
     (root / "c").symlink_to(outside / "c")
     with pytest.raises(DataError, match=r"c leads to .*outside.c, outside data\.root"):
         read_tables(str(root))
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_file_names_may_hold_two_colons(listed: bool, tmp_path: Path) -> None:
+    """They part the addresses of pictures inside larger files, and of those that a camera takes, and nothing else."""
+    root = write_images(tmp_path / "da::ta", "a/a::b.png", "b/slice:::::1.png")
+    if listed:
+        (root / "all.csv").write_text("path,label\na/a::b.png,a\nb/slice:::::1.png,b\n")
+    table = read_tables(str(root / "all.csv" if listed else root))["train"]
+    assert table.ids == ["a/a::b.png", "b/slice:::::1.png"] and table.root is not None
+    assert inspect_images(table).unreadable == []
+    assert inspect_images(replace(table, root=root / "b")).unreadable[0][0] == 0  # what leads away is still told
+
+
+def test_addresses_of_files_whose_names_hold_two_colons(tmp_path: Path) -> None:
+    file = write_images(tmp_path / "da::ta", "a::b.png") / "a::b.png"
+    part = f"slice://0:{file.stat().st_size}::{file}"
+    paths = [str(file), part, camera_address(0, 0, 1, str(file)), camera_address(0, 0, 1, part)]
+    columns = {"id": ["a", "b", "c", "d"], "image": [{"bytes": None, "path": path} for path in paths], "label": [0] * 4}
+    table = replace(make_table(columns, ["x"]), root=file.parent)
+    found = inspect_images(table)
+    assert found.unreadable == [] and len(set(found.digests)) == 2
+    assert len(inspect_images(replace(table, root=tmp_path / "elsewhere")).unreadable) == 4
 
 
 def test_a_root_that_is_itself_a_link_is_followed(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from discl.prompts.endpoint import Endpoint, check_url, read_key
 from discl.prompts.writing import Demand, describe_class, find_problem, missing_classes, parse_texts, write_missing
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from chat_server import Reply, Server, asked_for, completion, numbered, sentences, serve
+from chat_server import Clock, Reply, Server, asked_for, completion, numbered, sentences, serve
 
 FEW = Demand(count=3, words=15, tries=3)
 
@@ -193,16 +193,10 @@ def test_a_server_that_fails_for_ever_is_given_up_and_finished_classes_stay(tmp_
 
 
 def test_waits_double() -> None:
-    waits: list[float] = []
-
-    class Clock:
-        def wait(self, seconds: float) -> bool:
-            waits.append(seconds)
-            return False
-
+    clock = Clock()
     with serve(lambda *_: (503, {}, "")) as server, pytest.raises(EndpointError, match="6 times in a row"):
-        endpoint(server, backoff=1.0, retries=5, stopped=Clock()).ask([{"role": "user", "content": "hello"}])
-    assert waits == [1, 2, 4, 8, 16]
+        endpoint(server, backoff=1.0, retries=5, **clock.settings).ask([{"role": "user", "content": "hello"}])
+    assert clock.waits == [1, 2, 4, 8, 16]
 
 
 def test_a_server_that_is_down_is_named() -> None:

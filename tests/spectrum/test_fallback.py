@@ -7,6 +7,8 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -71,6 +73,73 @@ def test_description_and_limits(consistency: Path) -> None:
         check_generator(str(consistency), 4, fixed=True)
     with pytest.raises(CheckpointError, match="which the engine does not know"):
         load_generator(str(consistency))
+
+
+class Pipeline:
+    """Takes what a pipeline of this kind takes, and gives a picture of `size` pixels a side."""
+
+    def __init__(self, size: int = 32, built_in: bool | None = None, error: Exception | None = None) -> None:
+        self.size, self.error, self.told = size, error, {}
+        if built_in is not None:
+            self.transformer = SimpleNamespace(config=SimpleNamespace(guidance_embeds=built_in))
+
+    def make(self, **told: Any) -> Any:
+        self.told = told
+        if self.error is not None:
+            raise self.error
+        return SimpleNamespace(images=[np.zeros((self.size, self.size, 3), np.float32)])
+
+
+class TrueGuidance(Pipeline):
+    def __call__(
+        self, prompt: str, image: Any = None, strength: float = 0.5, num_inference_steps: int = 50, guidance_scale: float | None = None,
+        true_cfg_scale: float = 4.0, negative_prompt: str | None = None,
+    ) -> Any:  # fmt: skip
+        return self.make(guidance_scale=guidance_scale, true_cfg_scale=true_cfg_scale)
+
+
+class NoNegative(Pipeline):
+    def __call__(self, prompt: str, image: Any = None, strength: float = 0.5, num_inference_steps: int = 50) -> Any:
+        return self.make()
+
+
+def plain_engine(pipeline: Any) -> PlainEngine:
+    return PlainEngine((pipeline, pipeline), num_inference_steps=4, guidance_scale=6.0)
+
+
+def test_the_guidance_scale_goes_where_the_pipeline_is_guided() -> None:
+    pipeline = TrueGuidance(built_in=False)
+    list(plain_engine(pipeline).generate([REQUEST], pixels_of))
+    assert pipeline.told == {"guidance_scale": None, "true_cfg_scale": 6.0}
+    pipeline = TrueGuidance(built_in=True)
+    list(plain_engine(pipeline).generate([REQUEST], pixels_of))
+    assert pipeline.told == {"guidance_scale": 6.0, "true_cfg_scale": 4.0}
+    assert plain_engine(pipeline).unused() == []
+    assert plain_engine(NoNegative()).unused() == ["prompts.negative", "spectrum.guidance_scale"]
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "told"),
+    [
+        (TrueGuidance(error=ValueError("divisible by 16")), "makes no image of source 'image' at level 50 %: divisible by 16"),
+        (TrueGuidance(error=torch.OutOfMemoryError("full")), "out of memory with a single image in TrueGuidance; use a smaller"),
+        (TrueGuidance(size=16), "made a picture of 16 × 16 pixels, where 32 × 32 were asked for"),
+    ],
+)
+def test_what_a_pipeline_fails_with_is_told(pipeline: Any, told: str) -> None:
+    with pytest.raises(CheckpointError, match=told):
+        list(plain_engine(pipeline).generate([REQUEST], pixels_of))
+
+
+def test_a_size_that_the_files_do_not_tell_is_asked_for(consistency: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(consistency, tmp_path / "other"))
+    settings = json.loads((folder / "vae" / "config.json").read_text())
+    del settings["block_out_channels"]
+    (folder / "vae" / "config.json").write_text(json.dumps(settings))
+    assert describe_generator(str(folder)).size is None
+    with pytest.raises(CheckpointError, match=r"does not tell how large .* set spectrum\.size"):
+        check_generator(str(folder), 4)
+    check_generator(str(folder), 4, 32)
 
 
 @pytest.mark.parametrize(

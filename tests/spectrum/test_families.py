@@ -167,6 +167,14 @@ def test_distilled_guidance_takes_one_row_a_step(tiny_flux: Path) -> None:
     assert engine.work.unet_rows == 5
 
 
+def test_sides_beyond_the_places_of_the_network_are_refused(tiny_sd3: Path) -> None:
+    most = describe_generator(str(tiny_sd3)).most
+    assert most is not None
+    check_generator(str(tiny_sd3), 4, most)
+    with pytest.raises(CheckpointError, match=rf"size {most + 16} is more than .* {most} pixels a side are the most"):
+        check_generator(str(tiny_sd3), 4, most + 16)
+
+
 def test_packing_and_back() -> None:
     latents = torch.randn(2, 4, 6, 8)
     packed = pack(latents)

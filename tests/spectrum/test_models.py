@@ -98,6 +98,12 @@ def no_tokenizer_or_scheduler(folder: Path) -> None:
     shutil.rmtree(folder / "scheduler")
 
 
+def link_to_nowhere(folder: Path) -> None:
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    file.unlink()
+    file.symlink_to("../../blobs/0123")
+
+
 def no_vocabulary(folder: Path) -> None:
     (folder / "tokenizer" / "tokenizer.json").unlink()
 
@@ -162,6 +168,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         ["FlowMatchEuler", "other images"],
     ),
     "guidance distilled": (changed("unet", "config.json", time_cond_proj_dim=16), ["guidance is distilled", "LatentConsistencyModel"]),
+    "a link to nowhere": (link_to_nowhere, ["unet/diffusion_pytorch_model.safetensors links to", "which is not there", "cp -rL"]),
     "no scheduler file": (no_scheduler_file, ["scheduler_config.json is missing", "fetch"]),
     "other settings": (unknown_settings, ["cannot be loaded"]),
 }
@@ -199,6 +206,12 @@ def test_pickled_weights_beside_safetensors_are_not_read(copy: Path) -> None:
     for name in ("unet/diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.bin", "text_encoder/pytorch_model.bin"):
         (copy / name).write_bytes(b"not a pickle at all")
     assert load_generator(str(copy)).size == 32
+
+
+def test_a_vae_without_its_channels_is_told(copy: Path) -> None:
+    changed("vae", "config.json", block_out_channels=None)(copy)
+    with pytest.raises(CheckpointError, match="block_out_channels of vae/ is None, no list of channels; fetch it anew"):
+        describe_generator(str(copy))
 
 
 def test_size_must_be_a_multiple_of_the_vae_factor(tiny_diffusion: Path) -> None:

@@ -182,6 +182,8 @@ def test_scores_lie_in_shards_of_their_own(tmp_path: Path) -> None:
         {"id": "id-0", "scorer": "a", "clip_similarity": 0.25},
         {"id": "id-1", "scorer": "b", "clip_similarity": -0.5},
     ]
+    scores.append([{"id": "id-0", "scorer": "b", "clip_similarity": 0.5}])  # of another scorer, beside the first
+    assert {(row["id"], row["scorer"]) for row in scores.read().to_pylist()} == {("id-0", "a"), ("id-1", "b"), ("id-0", "b")}
     assert pq.read_schema(scores.files()[0]).field("clip_similarity").type == pa.float32()
 
 
@@ -294,7 +296,13 @@ def test_where_renaming_is_all_there_is_a_shard_is_put_beside_its_place(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("url", "told"), [("s4://bucket/birds", "Protocol not known: s4"), ("gdrive://bucket", "installed"), ("memory://", "names no folder")]
+    ("url", "told"),
+    [
+        ("s4://bucket/birds", "Protocol not known: s4"),
+        ("gdrive://bucket", "installed"),
+        ("memory://", "names no folder"),
+        ("github://birds", ""),
+    ],
 )
 def test_a_place_that_cannot_be_opened_is_told(url: str, told: str) -> None:
     with pytest.raises(StoreError, match=rf"store '{url}' cannot be opened: .*{told}"):

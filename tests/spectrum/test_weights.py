@@ -103,6 +103,23 @@ def test_lora_of_another_family_is_told(tiny_xl: Path, tiny_flux: Path, tmp_path
         load_generator(Address(str(tiny_xl), loras=((str(file), 1.0),)))
 
 
+def test_what_a_lora_adds_to_no_layer_is_told(tiny_diffusion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = make_lora(tmp_path, tiny_diffusion, "StableDiffusionPipeline", "unet", "text_encoder")
+    load_generator(Address(str(tiny_diffusion), loras=((str(file), 1.0),)))
+    told = capsys.readouterr()
+    assert "no effect" not in told.out + told.err
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.startswith("unet") and "lora_A" in name)
+    for half in ("lora_A", "lora_B"):
+        other = name.replace("lora_A", half)
+        tensors[other.replace("to_q", "to_z").replace("to_v", "to_z")] = tensors[other].clone()
+    save_file(tensors, file)
+    load_generator(Address(str(tiny_diffusion), loras=((str(file), 1.0),)))
+    told = capsys.readouterr()
+    layers = sum("lora_A" in name for name in tensors)
+    assert f"weights for {layers} layers, {layers - 1} of which" in " ".join((told.out + told.err).split())
+
+
 @pytest.mark.parametrize(
     ("name", "words"), [("absent.safetensors", "there is no file"), ("one.ckpt", "pickled weights, which are refused")]
 )

@@ -234,6 +234,29 @@ def test_a_disk_that_is_full_leaves_nothing_behind(filtered: Run, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_folder_that_one_is_in_is_filled(filtered: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--out .`: the same files as anywhere else, in the folder itself, which stays the one that a shell is in; an older export goes."""
+    expected = export(filtered, "webdataset", tmp_path / "there")
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for kind in ("imagefolder", "webdataset"):
+        assert export(filtered, kind, Path()) == Path()
+        assert Path.cwd() == here and here.samefile(".") and (here / MARKER).exists()
+    assert {file.name: file.read_bytes() for file in here.iterdir()} == {file.name: file.read_bytes() for file in expected.iterdir()}
+    when = (here / MARKER).stat().st_mtime_ns
+    export(filtered, "webdataset", Path())
+    assert (here / MARKER).stat().st_mtime_ns == when
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "there"]
+
+
+def test_a_link_to_a_folder_stays_a_link(filtered: Run, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    export(filtered, "webdataset", tmp_path / "out")
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "disk" / MARKER).exists()
+
+
 def test_where_nothing_was_kept_it_says_so(filtered: Run, tmp_path: Path) -> None:
     folder = shutil.copytree(filtered.folder, tmp_path / "run")
     run = open_run(load_recipe(filtered.recipe, {"filter.threshold": 1.0}), folder, amend=True)

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from datasets.arrow_writer import ArrowWriter
 
 import discl as package
-from discl import cli
+from discl import chain, cli
 from discl.chain import generate, run_until
 from discl.errors import RecipeError, RunError, StoreError
 from discl.recipe import validate
 from discl.spectrum.plan import Share, read_plan
 from discl.stages import making
 from discl.stages.exporting import export
-from discl.workspace import Run, open_run
+from discl.stages.samples import kept_images
+from discl.workspace import Run, open_run, stored_images
 
 ROOT = Path(__file__).parents[2]
 PLANNED = 10 * 2 * 2
@@ -194,6 +200,96 @@ def test_a_full_disk(small_tree: dict[str, Any], tmp_path: Path) -> None:
     assert not [file for file in after if file.name.startswith(".part-") or file.suffix == ".new"]
     run_until(run, "generate")
     assert_complete(run)
+
+
+@pytest.fixture(scope="module")
+def filtered(small_tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with all images and verdicts, and nothing in the cache."""
+    run = open_run(validate(small_tree), tmp_path_factory.mktemp("filtered") / "run")
+    run_until(run, "filter")
+    shutil.rmtree(run.path("cache"), ignore_errors=True)
+    return run.folder
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """No Arrow file can be written, as on a full disk, until the list is emptied."""
+    full, write = ["full"], ArrowWriter.write_table
+
+    def refuse(writer: ArrowWriter, *words: Any, **more: Any) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(writer, *words, **more)
+
+    monkeypatch.setattr(ArrowWriter, "write_table", refuse)
+    yield full
+
+
+def test_a_disk_without_room_for_the_cache(small_tree: dict[str, Any], filtered: Path, full_disk: list[str], tmp_path: Path) -> None:
+    """Whoever reads the images says so, export leaves nothing behind, and all go on when there is room."""
+    run = open_run(validate(small_tree), shutil.copytree(filtered, tmp_path / "run"))
+    names = list(ids(run))
+    told = rf"the cache {run.folder}/cache cannot be written: \[Errno 28\] No space left on device; free space and run again"
+    for use in (
+        partial(stored_images, run, names),
+        partial(export, run, "imagefolder", tmp_path / "out", True),
+        partial(kept_images, run),
+    ):
+        with pytest.raises(StoreError, match=told):
+            use()
+    assert [each.name for each in tmp_path.iterdir()] == ["run"]
+    full_disk.clear()
+    assert len(stored_images(run, names)) == PLANNED
+    assert len(list(export(run, "imagefolder", tmp_path / "out", True).rglob("*.webp"))) == PLANNED
+
+
+def test_a_cache_that_the_system_refuses(small_tree: dict[str, Any], filtered: Path, tmp_path: Path) -> None:
+    run = open_run(validate(small_tree), shutil.copytree(filtered, tmp_path / "run"))
+    names = list(ids(run))
+    for size in (6_000, 60_000):
+        with files_of_at_most(size), pytest.raises(StoreError, match=r"the cache .* cannot be written: .*File too large; free space"):
+            stored_images(run, names)
+    assert len(stored_images(run, names)) == PLANNED
+
+
+@pytest.mark.parametrize("which", [0, -1])
+def test_a_broken_shard_is_no_full_disk(which: int, small_tree: dict[str, Any], filtered: Path, tmp_path: Path) -> None:
+    run = open_run(validate(small_tree), shutil.copytree(filtered, tmp_path / "run"))
+    names, shard = list(ids(run)), Path(run.spectrum.files()[which])
+    whole, columns = shard.read_bytes(), pq.read_metadata(shard).row_group(0)
+    pictures = next(
+        columns.column(number) for number in range(columns.num_columns) if columns.column(number).path_in_schema == "image.bytes"
+    )
+    page = pictures.dictionary_page_offset or pictures.data_page_offset
+    shard.write_bytes(whole[:page] + bytes(60) + whole[page + 60 :])
+    with pytest.raises(StoreError, match=r"spectrum cannot be copied to the cache .*; delete the shard that is broken, or free space"):
+        stored_images(run, names)
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StoreError, match=rf"shard {shard} cannot be read: .* Delete it and run the same command again"):
+        stored_images(run, names)
+    shard.write_bytes(whole)
+    assert len(stored_images(run, names)) == PLANNED
+
+
+def test_a_disk_that_is_full_while_a_share_is_made(
+    small_tree: dict[str, Any], filtered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the stage itself does not catch is told by the chain, with a share as without one, and in a survey."""
+    run = open_run(validate(small_tree), shutil.copytree(filtered, tmp_path / "run"))
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(making, "generate", full)
+    monkeypatch.setattr(chain.surveying, "survey_levels", full)
+    monkeypatch.setattr(chain.comparing, "compare", full)
+    for stage, use in (
+        ("generate", partial(generate, run, Share(1, 2))),
+        ("levels", partial(chain.levels, run)),
+        ("compare", partial(chain.compare, run)),
+    ):
+        with pytest.raises(RunError, match=rf"stage '{stage}' cannot write: \[Errno 28\] .* run the same command again"):
+            use()
 
 
 def test_a_disk_that_is_full_before_anything_is_made(small_tree: dict[str, Any], tmp_path: Path) -> None:

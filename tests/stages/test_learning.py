@@ -11,12 +11,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import discl
+from discl.curriculum.models import load_classifier
+from discl.curriculum.pixels import Pixels
 from discl.curriculum.processes import Processes
+from discl.curriculum.training import predict_logits, write_history
 from discl.errors import TrainingError
-from discl.stages import learning
+from discl.stages import learning, tuning
 from discl.stages.samples import kept_images
 from discl.workspace import Run
 
@@ -81,6 +85,50 @@ def test_rows_probe_and_processes_are_checked_before_any_training(folder: Path, 
     with pytest.raises(TrainingError, match=r"methods\.first: train\.batch_size = 8 cannot be divided evenly into 3 parts"):
         learning.train(with_methods(folder, {}))
     assert not (folder / "train").exists()
+
+
+def test_figures_come_from_logits_in_float32(filtered_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(filtered_run, tmp_path / "run")
+    run = with_methods(folder, {}, **{"train.precision": "bfloat16", "train.epochs": 1, "train.curriculum_epochs": 1})
+    learning.train(run)
+    learning.measure_classifiers(run)
+    stored = load_file(folder / "train" / "first" / "logits.safetensors")["test"]
+    model, config = load_classifier(folder / "train" / "first")
+    pixels = Pixels([run.tables["test"].rows], config.resize)
+    rows = np.arange(len(pixels))
+    assert torch.equal(stored, predict_logits(model, pixels, rows, config))
+    assert not torch.equal(stored, predict_logits(model, pixels, rows, config, torch.bfloat16))
+
+
+def test_the_prior_is_what_the_last_layer_saw(filtered_run: Path, tmp_path: Path) -> None:
+    """By hand: with as many samples of each class in the end the effective prior shifts nothing, whatever the epochs drew."""
+    run = with_methods(shutil.copytree(filtered_run, tmp_path / "run"), {}, **{"evaluate.logit_adjustment": [1.0]})
+    folder, classes = tmp_path / "run" / "train" / "first", len(run.train.class_names)
+    folder.mkdir(parents=True)
+    epochs: list[dict[str, Any]] = [{"class_samples": [8, *[1] * (classes - 1)]}, {"class_samples": [8, *[1] * (classes - 1)]}]
+    logits = {"test": torch.randn(6, classes, generator=torch.Generator().manual_seed(0))}
+    shifts = []
+    for last in ({}, {"last_layer_samples": [5] * classes}):
+        write_history([epochs[0], epochs[1] | last], folder / "history.jsonl")
+        adjusted, chosen = learning._rows_of(run, "first", run.recipe.methods["first"], logits, {})["first+la"]
+        assert chosen == {"prior": "effective", "tau": 1.0}
+        shifts.append((logits["test"] - adjusted["test"])[0])
+    counts = torch.tensor([16.0, *[2.0] * (classes - 1)])
+    torch.testing.assert_close(shifts[0] - shifts[0][0], counts.log() - counts.log()[0])
+    torch.testing.assert_close(shifts[1] - shifts[1][0], torch.zeros(classes))
+
+
+def test_trials_are_of_one_length_and_keep_what_they_do_not_name(filtered_run: Path) -> None:
+    methods = REAL_ONLY | {"long": {"train": {"epochs": 40, "optimizer": {"weight_decay": 0.25}}}}
+    optimizer = {"name": "sgd", "lr": 0.1, "momentum": 0.8}
+    recipe = discl.load_recipe(filtered_run / "recipe.yaml", {**SMALL, "methods": methods, "train.optimizer": optimizer})
+    short = tuning.with_methods(
+        recipe, {name: (name, {}) for name in methods}, {"epochs": 2, "curriculum_epochs": 1, "optimizer": {"warm_up_epochs": 0}}
+    )
+    for name, decay in (("first", recipe.train.optimizer.weight_decay), ("long", 0.25)):
+        train = short.training(name)
+        assert (train.epochs, train.optimizer.name, train.optimizer.momentum, train.optimizer.warm_up_epochs) == (2, "sgd", 0.8, 0)
+        assert train.optimizer.weight_decay == decay
 
 
 def test_names_for_prompts_make_another_clip_but_no_other_network(filtered_run: Path, tiny_clip: Path) -> None:

@@ -164,6 +164,8 @@ def test_the_default_grid_leaves_a_step() -> None:
     assert [level.percent for level in surveying.default_grid(50)] == list(range(0, 100, 10))
     assert [level.percent for level in surveying.default_grid(5)] == list(range(0, 90, 10))
     assert [level.percent for level in surveying.default_grid(1)] == [0]
+    assert [level.percent for level in surveying.default_grid(100, fixed=True)] == list(range(0, 100, 10))
+    assert [level.percent for level in surveying.default_grid(150, fixed=True)] == list(range(0, 90, 10))
 
 
 def test_a_survey_where_every_level_takes_all_steps(small_tree: dict[str, Any], tmp_path: Path) -> None:

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from .cameras import SCHEME, degrade, parse_address
 from .shards import is_inside, read_inside
 
 MAX_SIDE = 20_000
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""What makes a picture upright, by its EXIF orientation."""
 
 
 class Unreadable(Exception):
@@ -24,9 +28,9 @@ class Unreadable(Exception):
 def decode_image(stored: Mapping[str, Any] | None) -> Image.Image:
     """RGB picture of `{bytes, path}` as Hugging Face `datasets` stores it; EXIF rotation applied, transparency on white.
 
-    Grey images of 16 or 32 bits and of fractions are scaled to 8 bits; of an animation the first frame is taken. A path that begins with
-    `camera://` is one that `cameras` degrades. Raises Unreadable for a missing, truncated or foreign file, and for more than 20,000 pixels
-    a side.
+    Grey images of 16 or 32 bits and of fractions are scaled to 8 bits; of an animation the first frame is taken. A rotation that
+    cannot be read is none. A path that begins with `camera://` is one that `cameras` degrades. Raises Unreadable for a missing, truncated
+    or foreign file, and, before it is decoded, for more than 20,000 pixels a side or `PIL.Image.MAX_IMAGE_PIXELS` (89.5 million) in all.
     """
     data, path = (stored.get("bytes"), stored.get("path")) if stored else (None, None)
     if str(path).startswith(SCHEME):
@@ -40,19 +44,38 @@ def decode_image(stored: Mapping[str, Any] | None) -> Image.Image:
             data, path = found.get("bytes"), found.get("path")
         source: Any = io.BytesIO(data) if data is not None else path
         with Image.open(source) as image:
-            if max(image.size) > MAX_SIDE:
-                raise Unreadable(f"{image.width}×{image.height} pixels; at most {MAX_SIDE} a side are decoded")
+            _refuse_enormous(*image.size)
             if ImageFile.LOAD_TRUNCATED_IMAGES:
                 raise Unreadable("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so truncated images could not be told apart")
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(_upright(image))
     except Unreadable:
         raise
     except UnidentifiedImageError as error:
         empty = not data if data is not None else not Path(str(path)).stat().st_size
         raise Unreadable("the file is empty" if empty else "the file is no image, or of an unknown format") from error
-    except (OSError, ValueError, SyntaxError, pa.ArrowException, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Unreadable(f"{error} Make the picture smaller") from error
+    except Exception as error:  # Pillow's plugins raise whatever befalls them, among it RuntimeError and struct.error
         raise Unreadable(str(error) or type(error).__name__) from error
+
+
+def _refuse_enormous(width: int, height: int) -> None:
+    """Raises Unreadable where Pillow only warns: such a picture may be a few bytes on the disk and gigabytes in memory."""
+    if max(width, height) > MAX_SIDE:
+        raise Unreadable(f"{width}×{height} pixels; at most {MAX_SIDE} a side are decoded")
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and width * height > most:
+        raise Unreadable(f"{width}×{height} pixels; at most {most:,} in all are decoded, so make the picture smaller")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF says; as it is where that cannot be read. Nothing else of the EXIF is looked at."""
+    try:
+        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -31,6 +31,11 @@ def cell_address(row: int, column: str, file: Path) -> str:
     return f"{CELL}{row}:{column}::{file}"
 
 
+def file_of(path: str) -> str:
+    """The file in which a picture lies: the path itself, or the larger file of an address."""
+    return path.partition("::")[2] if is_inside(path) else path
+
+
 def is_below(path: str, folder: Path) -> bool:
     """Whether a whole path, links followed, leads to a file below the folder; addresses inside other files do not."""
     return not is_inside(path) and Path(path).is_absolute() and Path(path).resolve().is_relative_to(folder.resolve())
@@ -38,7 +43,7 @@ def is_below(path: str, folder: Path) -> bool:
 
 def read_inside(address: str) -> dict[str, Any]:
     """`{bytes, path}` of what lies at an address. Raises OSError or ValueError where nothing does."""
-    place, _, file = address.partition("://")[2].partition("::")
+    place, file = address.partition("://")[2].partition("::")[0], file_of(address)
     if address.startswith(SLICE):
         offset, size = map(int, place.split(":"))
         with Path(file).open("rb") as stream:

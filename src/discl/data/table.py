@@ -19,7 +19,9 @@ from PIL import Image
 
 from ..digests import digest_bytes
 from ..errors import DataError
+from .cameras import SCHEME, parse_address
 from .images import Unreadable, decode_image
+from .shards import file_of
 
 OPTIONAL = ("domain", "group")
 
@@ -157,7 +159,8 @@ def inspect_images(table: ImageTable, on_progress: Callable[[int], None] = lambd
 
 
 def _refuse_escape(path: str, root: str) -> None:
-    file = os.path.realpath(path.rpartition("::")[2])
+    clean = parse_address(path)[2] if path.startswith(SCHEME) else path
+    file = os.path.realpath(file_of(clean or ""))
     if not file.startswith(root + os.sep) and file != root:
         raise Unreadable(f"it leads to {file}, outside data.root {root}; copy the images there or name their folder as the root")
 

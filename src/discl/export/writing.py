@@ -32,15 +32,16 @@ def export_images(out: Path, kind: str, images: Iterable[Image], class_names: Se
     """Writes images in one of `FORMATS` with `README.md` into the folder `out` and returns it; an older export there is replaced.
 
     `fingerprint` says what is exported: where it is there already, nothing is done. Raises RecipeError for an unknown format, and
-    StoreError for a folder that holds something else or a disk that refuses; `out` is then as it was.
+    StoreError for a folder that holds something else or a disk that refuses, and passes on that of `images`; `out` is then as it was.
     """
     if kind not in FORMATS:
         raise RecipeError(unknown("format", kind, FORMATS))
     if is_there(out, fingerprint):
         return out
-    unfinished, old = (out.with_name(f".{out.name}.{state}") for state in ("unfinished", "old"))
+    place = out.resolve()
+    unfinished, old = (place.with_name(f".{place.name}.{state}") for state in ("unfinished", "old"))
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         for leftover in (unfinished, old):
             if leftover.exists():
                 shutil.rmtree(leftover)
@@ -48,14 +49,29 @@ def export_images(out: Path, kind: str, images: Iterable[Image], class_names: Se
         FORMATS[kind](unfinished, images, class_names)
         (unfinished / "README.md").write_text(card, encoding="utf-8")
         (unfinished / MARKER).write_text(json.dumps({"format": kind, "fingerprint": fingerprint}), encoding="utf-8")
-        if out.exists():
-            out.rename(old)
-        unfinished.rename(out)
-        if old.exists():
-            shutil.rmtree(old)
-    except OSError as error:
+        _take_place(unfinished, place, old)
+    except (OSError, StoreError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        if old.exists() and not out.exists():
-            old.rename(out)
+        if old.exists() and not place.exists():
+            old.rename(place)
+        if isinstance(error, StoreError):
+            raise
         raise StoreError(f"cannot write the export to {out}: {error}. Mend the cause and run the same command again.") from error
     return out
+
+
+def _take_place(unfinished: Path, place: Path, old: Path) -> None:
+    """Puts the finished folder where an older one may be. The folder that one is in stays, with other contents, or one would be nowhere."""
+    if place.exists() and place.samefile("."):
+        old.mkdir()
+        for each in sorted(place.iterdir(), key=lambda file: file.name != MARKER):
+            each.rename(old / each.name)
+        for each in sorted(unfinished.iterdir(), key=lambda file: file.name == MARKER):
+            each.rename(place / each.name)
+        unfinished.rmdir()
+    else:
+        if place.exists():
+            place.rename(old)
+        unfinished.rename(place)
+    if old.exists():
+        shutil.rmtree(old)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -35,6 +36,18 @@ class Server(Strict):
         taken = sorted({"model", "messages", "stream", "n"} & set(value))
         if taken:
             raise RecipeError(f"parameters cannot set {', '.join(taken)}; take it out.")
+        return value
+
+    @field_validator("parameters")
+    @classmethod
+    def _can_be_sent(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key, each in value.items():
+            try:
+                json.dumps(each, allow_nan=False)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise RecipeError(
+                    f"'{key}' cannot be sent as JSON ({error}); put it in quotes if a text is meant, such as a date."
+                ) from error
         return value
 
 

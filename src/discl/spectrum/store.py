@@ -35,14 +35,14 @@ READERS = 16
 
 
 class Shards:
-    """A folder of Parquet shards of one kind of row, keyed by `id`.
+    """A folder of Parquet shards of one kind of row, keyed by `id`, or by all the columns `keys`: a shard is called by those of its rows.
 
     `folder` is a path, or a URL that fsspec knows, such as `s3://bucket/birds`; its keys come from the environment or from
     fsspec's own configuration. Raises StoreError where fsspec knows no such place or lacks the package for it.
     """
 
-    def __init__(self, folder: Path | str, schema: pa.Schema) -> None:
-        self.schema = schema
+    def __init__(self, folder: Path | str, schema: pa.Schema, keys: Sequence[str] = ("id",)) -> None:
+        self.schema, self.keys = schema, tuple(keys)
         self.elsewhere, path = open_place(folder)
         self.folder: Any = Path(path) if self.elsewhere is None else str(folder).rstrip("/")
         self.root = path.rstrip("/")
@@ -51,7 +51,8 @@ class Shards:
         """Writes the rows as one shard. Raises StoreError, with nothing half-written in place, if the disk refuses."""
         if not rows:
             return
-        name = f"part-{digest(sorted(row['id'] for row in rows))}.parquet"
+        names = sorted(row["id"] if self.keys == ("id",) else [row[key] for key in self.keys] for row in rows)
+        name = f"part-{digest(names)}.parquet"
         table = pa.Table.from_pylist(list(rows), self.schema)
         try:
             if self.elsewhere is None:
@@ -188,7 +189,7 @@ def open_place(folder: Path | str) -> tuple[AbstractFileSystem | None, str]:
 
     try:
         filesystem, path = fsspec.core.url_to_fs(folder)
-    except (ImportError, ValueError) as error:
+    except Exception as error:  # each package has errors of its own
         raise StoreError(
             f"store '{folder}' cannot be opened: {error}; write a folder, or a URL whose package for fsspec is installed."
         ) from error
@@ -232,4 +233,5 @@ def spectrum_shards(folder: Path | str, class_names: Sequence[str]) -> Shards:
 
 def score_shards(folder: Path | str) -> Shards:
     """The store of filter scores; `scorer` is the digest of the CLIP and of the text that was compared with."""
-    return Shards(folder, pa.schema([("id", pa.string()), ("scorer", pa.string()), ("clip_similarity", pa.float32())]))
+    columns = [("id", pa.string()), ("scorer", pa.string()), ("clip_similarity", pa.float32())]
+    return Shards(folder, pa.schema(columns), ("id", "scorer"))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -72,7 +72,7 @@ def make_plan(run: Run) -> Path:
         raise DataError("train.select is 'validation', but there is no validation split; use select: last or set data.own_split.")
     hard, prompts = _planned_sources(run), texts_by_label(run)
     requests = plan_requests(hard, recipe.spectrum.levels, recipe.spectrum.seeds, prompts, recipe.prompts.negative, run.sampling)
-    unfinished = path.with_suffix(f".{os.getpid()}.new")  # others may plan at once, and come to the same
+    unfinished = path.with_suffix(f".{uuid.uuid4().hex}.new")  # others may plan at once, and come to the same
     try:
         write_plan(requests, unfinished)
         unfinished.replace(path)
@@ -329,7 +329,10 @@ def _engine(run: Run) -> Engine | PlainEngine:
     settings: dict[str, Any] = {"num_inference_steps": sampling.num_inference_steps, "guidance_scale": sampling.guidance_scale}
     if run.generator.plain:
         say(f"the engine does not know a {run.generator.family}: diffusers' own pipeline makes its images one by one, which is slower")
-        return PlainEngine(load_plain(run.address, asked.dtype, run.device), **settings)
+        plain = PlainEngine(load_plain(run.address, asked.dtype, run.device), **settings)
+        if unused := plain.unused():
+            say(f"generate: {' and '.join(unused)} ha{'s' if len(unused) == 1 else 've'} no effect: a {run.generator.family} takes none")
+        return plain
     slots = run.recipe.runtime.slots
     engine = Engine(
         load_generator(run.address, asked.dtype, run.device),

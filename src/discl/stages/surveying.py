@@ -39,9 +39,11 @@ AT_ONCE = 512
 
 
 def default_grid(num_inference_steps: int, fixed: bool = False) -> tuple[GuidanceLevel, ...]:
-    """0, 10, …, 90 per cent, as far as they leave a denoising step; all of them where every level takes T steps."""
+    """0, 10, …, 90 per cent, as far as they leave a denoising step; or T of 1,000 training steps, where every level takes T."""
     levels = (GuidanceLevel(percent) for percent in range(0, 100, 10))
-    return tuple(level for level in levels if fixed or level.start_step(num_inference_steps))
+    return tuple(
+        level for level in levels if (level.start_step(1000) >= num_inference_steps if fixed else level.start_step(num_inference_steps))
+    )
 
 
 def survey_levels(run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | None = None, seeds: int = 1) -> Path:
@@ -114,7 +116,8 @@ def _image_similarities(
     survey: Run, scorer: ClipScorer, verdicts: Sequence[Mapping[str, Any]], real: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
     """`{id: cosine with its source}`, measured where it is not known yet."""
-    store = Shards(survey.path("similarity"), pa.schema([("id", pa.string()), ("clip", pa.string()), ("image_similarity", pa.float32())]))
+    columns = [("id", pa.string()), ("clip", pa.string()), ("image_similarity", pa.float32())]
+    store = Shards(survey.path("similarity"), pa.schema(columns), ("id", "clip"))
     store.clear_unfinished()
     clip = checkpoint_digest(find_clip(survey.recipe.filter.checkpoint))
     known = {row["id"]: row["image_similarity"] for row in store.read().to_pylist() if row["clip"] == clip}

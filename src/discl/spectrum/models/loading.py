@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from ...checkpoints import (
     PICKLED,
@@ -18,9 +19,11 @@ from ...checkpoints import (
     find_checkpoint,
     find_settings,
     find_weights,
+    local_path,
     settings_digest,
     weights_digest,
 )
+from ...console import say
 from ...digests import digest
 from ...errors import CheckpointError
 from ...levels import TEXT_ONLY, GuidanceLevel
@@ -36,20 +39,22 @@ FLUX_SAMPLE_SIZE = 128  # FLUX's files name no size of their own; diffusers take
 class Generator:
     """What a checkpoint is, as far as its configuration tells.
 
-    `model` and `scheduler` are digests; `size` is native pixels a side; the sides of a picture are multiples of `multiple` pixels;
-    a `distilled` one takes one row a step whatever the guidance; of a `plain` one diffusers' own pipeline makes the pictures. `sampler`
-    says who denoises, in words; an `aesthetic` one is told a wished-for beauty, as the SDXL refiner is.
+    `model` and `scheduler` are digests; `size` is native pixels a side, None where the files of a plain one do not tell; the sides of a
+    picture are multiples of `multiple` pixels and, where the network has places for no more, at most `most`; a `distilled` one takes one
+    row a step whatever the guidance; of a `plain` one diffusers' own pipeline makes the pictures. `sampler` says who denoises, in words;
+    an `aesthetic` one is told a wished-for beauty, as the SDXL refiner is.
     """
 
     family: str
     model: str
     scheduler: str
-    size: int
+    size: int | None
     multiple: int
     distilled: bool
     plain: bool = False
     sampler: str = "DDIM"
     aesthetic: bool = False
+    most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Address:
 
     @property
     def single(self) -> bool:
-        path = Path(self.checkpoint).expanduser()
+        path = local_path(self.checkpoint)
         return not path.is_dir() and path.suffix in {".safetensors", *PICKLED}
 
 
@@ -112,15 +117,18 @@ def describe_generator(address: Address | str) -> Generator:
     raw = read_config(folder, "scheduler") if family.plain else dict(load_scheduler(folder, family).config)
     settings = {key: value for key, value in raw.items() if not key.startswith("_")}
     patch = 1 if family.diffusion else 2
-    side = read_config(folder, family.network).get("sample_size", FLUX_SAMPLE_SIZE)
+    network = read_config(folder, family.network)
+    known = not family.plain or ("sample_size" in network and _vae_stages(folder, family) is not None)
+    side = network.get("sample_size", FLUX_SAMPLE_SIZE) if known else 0
     if not isinstance(side, int):
         raise CheckpointError(f"checkpoint '{folder}': the sample_size {side!r} of {family.network}/ is no whole number.")
     scheduler = digest(family.pipeline if family.plain else "DDIM" if family.diffusion else "flow", settings)
     own = f"diffusers' {family.pipeline} with the checkpoint's own sampler"
     sampler = own if family.plain else "DDIM" if family.diffusion else "Euler steps of the flow"
     aesthetic = family is SDXL and bool(read_index(folder).get("requires_aesthetics_score"))
-    size = side * multiple // patch
-    return Generator(family.name, found.digest, scheduler, size, multiple, family.distilled, family.plain, sampler, aesthetic)
+    size = side * multiple // patch if known else None
+    most = _most(folder, family)
+    return Generator(family.name, found.digest, scheduler, size, multiple, family.distilled, family.plain, sampler, aesthetic, most)
 
 
 def check_generator(
@@ -143,6 +151,8 @@ def check_generator(
         _check_plain(found, levels, fixed or guidance_interval != (0.0, 1.0))
         if size is not None:
             check_side(size, _multiple(folder, family))
+        elif describe_generator(address).size is None:
+            raise CheckpointError(f"checkpoint '{folder}' does not tell how large the pictures of a {family.name} are; set spectrum.size.")
         return
     scheduler = load_scheduler(folder, family)
     if family.distilled and guidance_interval != (0.0, 1.0):
@@ -158,7 +168,7 @@ def check_generator(
             "use fewer steps, a lower level, or steps: per-level."
         )
     if size is not None:
-        check_side(size, _multiple(folder, family))
+        check_side(size, _multiple(folder, family), _most(folder, family))
 
 
 def _check_plain(found: _Found, levels: Iterable[GuidanceLevel], options: bool) -> None:
@@ -302,6 +312,7 @@ def add_loras(pipeline: Any, loras: Sequence[tuple[str, float]]) -> None:
             pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
         if not any(name in adapters for adapters in pipeline.get_list_adapters().values()):
             raise CheckpointError(f"the LoRA '{file}' fits nothing of this checkpoint; it belongs to another family.")
+        _check_lora(pipeline, file, name)
         names.append(name)
     pipeline.set_adapters(names, [scale for _, scale in loras])
     for part, there in pipeline.get_list_adapters().items():  # a network, or a text encoder: not every file has weights for each
@@ -310,10 +321,39 @@ def add_loras(pipeline: Any, loras: Sequence[tuple[str, float]]) -> None:
 
 
 def _multiple(folder: Path, family: Family) -> int:
-    if family.plain and "vae" not in family.parts:
+    stages = _vae_stages(folder, family)
+    if stages is None:
         return 16
-    channels = read_config(folder, "vae").get("block_out_channels", [0])
-    return 2 ** (len(channels) - 1) * (1 if family.diffusion else 2)
+    return 2 ** (stages - 1) * (1 if family.diffusion else 2)
+
+
+def _check_lora(pipeline: Any, file: Path, name: str) -> None:
+    """Says where some of a LoRA's weights found no layer: those of a text encoder that is not here, or of another version."""
+    downward = ("lora_A.weight", "lora.down.weight", "lora_down.weight", f"lora_A.{name}.weight")
+    with safe_open(file, "pt") as stored:
+        there = sum(key.endswith(downward) for key in stored.keys())  # noqa: SIM118 (not a dict)
+    networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    taken = sum(name in getattr(layer, "lora_A", ()) for network in networks for layer in network.modules())
+    if taken < there:
+        say(f"the LoRA '{file.name}' has weights for {there} layers, {taken} of which this checkpoint has; the others have no effect")
+
+
+def _vae_stages(folder: Path, family: Family) -> int | None:
+    """Stages of the VAE, each but the first of which halves a side; None for a plain family whose files do not tell."""
+    if family.plain and "vae" not in family.parts:
+        return None
+    channels = read_config(folder, "vae").get("block_out_channels", None if family.plain else [0])
+    if isinstance(channels, list):
+        return len(channels)
+    if channels is None and family.plain:
+        return None
+    raise CheckpointError(f"checkpoint '{folder}': block_out_channels of vae/ is {channels!r}, no list of channels; fetch it anew.")
+
+
+def _most(folder: Path, family: Family) -> int | None:
+    """The longest side that the network has places for; None where nothing bounds it."""
+    places = None if family.plain else read_config(folder, family.network).get("pos_embed_max_size")
+    return places * _multiple(folder, family) if isinstance(places, int) else None
 
 
 @contextmanager

@@ -47,8 +47,10 @@ class Autoencoder:
         return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
 
 
-def check_side(side: int, multiple: int) -> None:
-    """Raises CheckpointError for pixels that the VAE (and the patches of a transformer) cannot divide evenly."""
+def check_side(side: int, multiple: int, most: int | None = None) -> None:
+    """Raises CheckpointError for pixels that the VAE (and the patches of a transformer) cannot divide evenly, or more than `most`."""
+    if most is not None and side > most:
+        raise CheckpointError(f"size {side} is more than this checkpoint's network has places for; {most} pixels a side are the most.")
     if side % multiple:
         near = max(round(side / multiple), 1) * multiple
         raise CheckpointError(f"size {side} is not a multiple of {multiple}, the factor of this checkpoint's VAE; {near} would be.")
