@@ -78,7 +78,7 @@ class Unit:
         from discl.digests import digest
 
         recipe = job.recipe.model_dump(mode="json", exclude_defaults=True)  # what is added to recipes later does not count either
-        told = {name: recipe[name] for name in ("data", "hard", "prompts", "spectrum", "filter", "train", "evaluate")}
+        told = {name: recipe[name] for name in ("data", "hard", "prompts", "spectrum", "filter", "train", "evaluate") if name in recipe}
         for section in ("spectrum", "filter"):
             told[section]["checkpoint"] = Path(told[section]["checkpoint"]).name
         told["data"].pop("root")

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+import yaml
 from safetensors.numpy import save_file
 
 from discl.chain import run_until
@@ -144,6 +146,52 @@ def test_the_oracle_has_real_images_that_training_lacks(script: Any, tmp_path: P
     assert {verdict["label"] for verdict in verdicts} == set(tail.tolist())
     wanted = {label: min(2 * counts[label], (read_tables(str(root))["train"].labels == label).sum() - counts[label]) for label in tail}
     assert {label: sum(verdict["label"] == label for verdict in verdicts) for label in tail} == wanted
+
+
+def test_the_whole_of_it_in_miniature(script: Any, tmp_path: Path, tiny_diffusion: Path, tiny_clip: Path) -> None:
+    for split, count in (("train", 72), ("test", 12)):
+        for number in range(count):
+            miniatures.draw(
+                tmp_path / "pictures" / split / "abc"[number % 3] / f"{number}.png", number % 3, number + 100 * (split == "test")
+            )
+    asked = {
+        "name": "short", "data": {"root": str(tmp_path / "pictures"), "long_tail": {"n_max": 20, "imbalance_ratio": 5}},
+        "groups": {"many": 15, "few": 8}, "hard": {"fewer_than": 8}, "filter": {"checkpoint": str(tiny_clip), "threshold": -1},
+        "spectrum": {"checkpoint": str(tiny_diffusion), "levels": [0, 50], "seeds": 2, "num_inference_steps": 4},
+        "train": {
+            "epochs": 2, "curriculum_epochs": 1, "batch_size": 8, "image_size": 32, "optimizer": {"name": "sgd", "lr": 0.1},
+            "model": {"architecture": "resnet10", "width": 4, "stem": "3x3"}, "precision": "float32",
+        },
+        "methods": {"ce": {"strategy": "real-only"}, "ce-discl": {"strategy": "all-levels", "synthetic_scale": 2}}, "baseline": "ce",
+        "compare": {
+            "published": "cifar100-lt-ir100-resnet10", "seeds": [0],
+            "tune": {"trials": 2, "hold_out": 0.3, "space": {"train.optimizer.lr": [0.1, 0.01]}, "train": {"epochs": 1}},
+        },
+    }  # fmt: skip
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(asked))
+    job = script.Job(tmp_path / "pictures", tmp_path / "work", tmp_path / "results", {}, tmp_path / "short.yaml")
+    threads = torch.get_num_threads()
+    try:
+        script.prepare(script.open_data(job), job)
+        for plan in (script.trial_units, script.edge_units, script.seed_units):
+            units = plan(job)
+            assert units and not any(unit.done(job) for unit in units)
+            for unit in units:
+                assert unit.place in script.carry_out(unit, job)
+            assert all(unit.done(job) for unit in units)
+    finally:
+        torch.set_num_threads(threads)
+    held = {row["id"] for row in pq.read_table(job.work / "trials" / "data.parquet").to_pylist() if row["split"] == "validation"}
+    sources = set(pq.read_table(job.work / "trials" / "filter.parquet")["source_id"].to_pylist())
+    assert held and sources and not held & sources
+    table = script.write_table(job)
+    told = json.loads((job.results / "comparison.json").read_text())
+    assert set(told["rows"]) == {"ce", "ce+la", "ce-discl", "ce-discl+la", "oracle", "oracle+la"}
+    assert told["rows"]["ce"]["costs"]["UNet rows"] == 0 < told["rows"]["ce-discl"]["costs"]["UNet rows"]
+    oracle = job.read("seed-0/oracle")
+    assert oracle["levels"] == [[100], [100]] and oracle["settings"] == job.read("seed-0/ce-discl")["settings"]
+    assert all(each["costs"]["training, core-s"] > 0 for each in told["rows"].values())
+    assert "few, ce-discl − ce:" in table and "ce-all-levels" not in table
 
 
 def test_measures_of_a_generator() -> None:

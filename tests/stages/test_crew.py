@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import signal
@@ -12,8 +13,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,9 +30,12 @@ from PIL import Image
 import discl as package
 from discl import chain
 from discl.chain import run_until
-from discl.errors import RunError
+from discl.errors import RunError, StoreError
 from discl.recipe import validate
-from discl.spectrum.plan import Share
+from discl.spectrum.dispatch import Dispatcher
+from discl.spectrum.plan import Share, read_plan
+from discl.spectrum.store import Shards
+from discl.stages import cluster as cluster_module
 from discl.stages import crew as crew_module
 from discl.stages.making import generate
 from discl.workspace import Run, open_run
@@ -165,8 +171,142 @@ def other_digest(run: Run, path: Path) -> Path:
 def test_workers_that_cannot_live_are_given_up(small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = start(small_tree, tmp_path / "run", processes=2)
     monkeypatch.setattr(crew_module.Crew, "command", ("/bin/false",))
-    with pytest.raises(RunError, match=r"end with status 1 before they make an image, 3 in a row.* lower runtime\.slots"):
+    with pytest.raises(RunError, match=r"end with status 1 before they write an image, 3 in a row.* lower runtime\.slots"):
         generate(run)
+
+
+def speaking(*words: str) -> tuple[str, ...]:
+    """The command of a worker that reads what run it works for, and then does what the statements `words` say."""
+    listen = "import os, signal, sys; sys.stdin.readline(); say = lambda text: print(text, end='', flush=True)"
+    return (sys.executable, "-c", "\n".join([listen, *words]))
+
+
+@pytest.mark.timeout(120)
+def test_a_store_that_cannot_be_read_when_a_worker_has_died(
+    small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever attends it finds that out, and whoever waits for the images is told."""
+    run = start(small_tree, tmp_path / "run", processes=2)
+    monkeypatch.setattr(crew_module.Crew, "command", ("/bin/false",))
+    ids = Shards.ids
+
+    def broken(self: Shards) -> set[str]:
+        if threading.current_thread() is not threading.main_thread():
+            raise StoreError("shard part-x cannot be read")
+        return ids(self)
+
+    monkeypatch.setattr(Shards, "ids", broken)
+    with pytest.raises(StoreError, match="shard part-x cannot be read"):
+        generate(run)
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_that_cannot_be_started(small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = start(small_tree, tmp_path / "run", processes=2)
+    monkeypatch.setattr(crew_module.Crew, "command", (str(tmp_path / "nowhere"),))
+    with pytest.raises(RunError, match=r"a worker process on cpu cannot be started: .*nowhere.* lower runtime\.processes"):
+        generate(run)
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_that_talks_nonsense(small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug, which is raised as it is, and the worker goes too, though it waits for an answer."""
+    run = start(small_tree, tmp_path / "run", processes=2)
+    monkeypatch.setattr(crew_module.Crew, "command", speaking("say('nonsense\\n')", "sys.stdin.readline()"))
+    with crew_module.Crew(run, ["cpu", "cpu"]) as crew, pytest.raises(json.JSONDecodeError):
+        crew.make(read_plan(run.path("plan.parquet")), lambda count: None)
+    assert len(crew.processes) == 2 and all(process.wait(60) for process in crew.processes.values())
+
+
+@pytest.mark.timeout(120)
+def test_half_a_line_is_the_last_word_of_a_worker_that_was_killed(
+    small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start(small_tree, tmp_path / "run", processes=2)
+    monkeypatch.setattr(crew_module.Crew, "command", speaking("say('{\"take\": tr')", "os.kill(os.getpid(), signal.SIGKILL)"))
+    with pytest.raises(RunError, match="end with signal 9 before they write an image, 3 in a row"):
+        generate(run)
+    assert "the worker on cpu ended with signal 9; the 0 images" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(120)
+def test_workers_that_denoise_but_never_live_to_write_are_given_up(
+    small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, started, begin = start(small_tree, tmp_path / "run", processes=2), [], crew_module.Crew._start
+    questions = ("say('{\"take\": true}\\n')", "sys.stdin.readline()", "say('{\"advance\": 1}\\n')", "sys.stdin.readline()")
+    monkeypatch.setattr(crew_module.Crew, "command", speaking(*questions, "os.kill(os.getpid(), signal.SIGKILL)"))
+
+    def counted(crew: crew_module.Crew, number: int, name: str) -> subprocess.Popen[str]:
+        started.append(name)
+        assert len(started) < 20, "started again for ever"
+        return begin(crew, number, name)
+
+    monkeypatch.setattr(crew_module.Crew, "_start", counted)
+    with pytest.raises(RunError, match="end with signal 9 before they write an image, 3 in a row"):
+        generate(run)
+    assert len(started) <= 5
+
+
+def test_deaths_between_which_something_is_written_are_borne() -> None:
+    losses = crew_module.Losses()
+    assert [losses.count(written) for written in (0, 4, 4, 8, 12, 12, 12)] == [False] * 6 + [True]
+
+
+SLOW = """
+import time
+from discl.stages import crew
+work = crew.work
+def slow(run, ahead, take, advance):
+    made = []
+    def wait():
+        made.append(1)
+        if len(made) > 6:
+            time.sleep(600)
+        return advance()
+    return work(run, ahead, take, wait)
+crew.work = slow
+crew.main()
+"""
+"""A worker that writes a shard and then asks nothing for long, as with a large model."""
+
+FEED = """
+import sys
+from discl.recipe import validate
+from discl.stages import crew, making
+from discl.workspace import open_run
+import yaml
+crew.Crew.command = (sys.executable, "-P", "-c", sys.argv[1])
+making.generate(open_run(validate(yaml.safe_load(sys.argv[2])), sys.argv[3]))
+"""
+"""A command that generates with workers of that kind."""
+
+
+def test_workers_go_when_the_command_is_killed(small_tree: dict[str, Any], alone: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """Though they had nothing to ask; the next run has the device for itself and makes the rest, nothing doubled."""
+    run = start(small_tree, tmp_path / "run", processes=2)
+    words = [sys.executable, "-c", FEED, SLOW, yaml.safe_dump(run.recipe.plain()), str(run.folder)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
+    process, workers = subprocess.Popen(words, env=environment), []
+    try:
+        while len(list((run.folder / "spectrum").glob("part-*"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.02)
+        workers = psutil.Process(process.pid).children()
+        process.kill()
+        process.wait()
+        assert len(workers) == 2 and not psutil.wait_procs(workers, timeout=20)[1]
+    finally:
+        for each in (process, *workers):
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+    before = pictures(run)
+    assert len(before) == 2 * 4
+    run = start(small_tree, run.folder)
+    generate(run)
+    whole = pictures(run)
+    assert_same(whole, alone)
+    assert all((whole[name] == before[name]).all() for name in before)
 
 
 def test_a_device_that_lacks_a_worker(small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,6 +350,37 @@ def test_two_workers_of_which_one_is_killed_make_what_one_process_makes(
     told = capsys.readouterr().err
     assert killed and "generate: 2 Ray workers on 1 machine\n" in told and " died; the " in told
     assert not workers_of(psutil.Process(), "ray::RayWorker.work")
+
+
+def test_workers_of_a_cluster_that_denoise_but_never_write_are_given_up(
+    small_tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The desk is at hand here, without a cluster; of three that die, one had written its images and had nothing else."""
+
+    requests = read_plan(start(small_tree, tmp_path / "run").path("plan.parquet"))
+    desk, written = Dispatcher(2), set[str]()
+    desk.plan(requests)
+    crew = object.__new__(cluster_module.RayCrew)
+    crew.run = SimpleNamespace(spectrum=SimpleNamespace(ids=lambda: set(written)))
+    crew.desk = SimpleNamespace(**{name: SimpleNamespace(remote=getattr(desk, name)) for name in ("held", "lost", "progress")})
+    crew.ray, crew.losses = SimpleNamespace(get=lambda answer: answer), crew_module.Losses()
+
+    def die(name: str, writes: bool = False) -> None:
+        piece = desk.take(name, idle=True)
+        desk.advance(len(piece))
+        if writes:
+            written.update(request.id for request in piece)
+            desk.take(name, idle=True)
+        crew._count_loss(name, OSError("killed"))
+
+    die("first")
+    die("second")
+    die("third", writes=True)
+    die("fourth")
+    with pytest.raises(RunError, match="Ray workers die before they write an image, 3 in a row: killed"):
+        die("fifth")
+    assert capsys.readouterr().err.count("images that it had not written are made by another") == 4
+    assert {request.id for piece in desk.waiting for request in piece} == {request.id for request in requests} - written
 
 
 def test_a_share_of_a_cluster_is_refused(small_tree: dict[str, Any], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ..spectrum.dispatch import Dispatcher
 from ..spectrum.plan import Request
 from ..spectrum.queue import Work
 from ..workspace import Run
-from .crew import DEATHS, GRACE, PAUSE, Stopped, describe, open_described, work
+from .crew import DEATHS, GRACE, PAUSE, Losses, Stopped, describe, open_described, work
 
 ANY = "auto"
 """The address for: the cluster that `RAY_ADDRESS` names or that runs on this machine, else one that is started for the time being."""
@@ -50,8 +50,7 @@ class RayCrew:
         self.desk = self.ray.remote(Dispatcher).options(num_cpus=0, scheduling_strategy=here).remote(self.count)
         self.running: dict[Any, tuple[str, Any]] = {}
         self.counted: list[dict[str, int]] = []
-        self.started = self.deaths = 0
-        self.denoised_then = -1
+        self.started, self.losses = 0, Losses()
 
     def make(self, requests: Sequence[Request], advance: Callable[[int], None]) -> None:
         """Makes the requests and returns when all are written; `advance` is told how many are denoised."""
@@ -133,13 +132,10 @@ class RayCrew:
             self.counted.append(result["done"])
 
     def _count_loss(self, name: str, error: Exception) -> None:
-        held = self.ray.get(self.desk.held.remote(name))
-        lost = self.ray.get(self.desk.lost.remote(name, held & self.run.spectrum.ids()))
-        denoised, _ = self.ray.get(self.desk.progress.remote())
-        self.deaths = self.deaths + 1 if denoised == self.denoised_then else 1
-        self.denoised_then = denoised
-        if self.deaths >= DEATHS:
-            raise RunError(f"Ray workers die before they make an image, {DEATHS} in a row: {error}") from error
+        held, written = self.ray.get(self.desk.held.remote(name)), self.run.spectrum.ids()
+        lost = self.ray.get(self.desk.lost.remote(name, held & written))
+        if self.losses.count(len(written)):
+            raise RunError(f"Ray workers die before they write an image, {DEATHS} in a row: {error}") from error
         say(f"generate: {name} died; the {lost} images that it had not written are made by another")
 
 

@@ -1,7 +1,8 @@
 """Several processes that generate together: one per device of this machine, all fed by this one.
 
 A worker process speaks in lines of JSON: it reads on its standard input what run it works for, then asks on its standard output for
-requests (`take`) and tells what it denoised (`advance`), each answered by one line. It is started again where it is killed.
+requests (`take`) and tells what it denoised (`advance`), each answered by one line. It is started again where it is killed, and goes
+at once where the process that feeds it is gone.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
@@ -35,13 +37,30 @@ from .making import Sources, make_worker
 PAUSE = 0.2
 """Seconds between two questions of a worker for which there is no work now."""
 DEATHS = 3
-"""How often workers may be killed one after the other, without an image in between, before it is given up."""
+"""How often workers may be killed one after the other, without an image written in between, before it is given up."""
 GRACE = 120.0
 """Seconds in which a worker that was told to stop writes what it has finished."""
 
 
 class Stopped(Exception):
     """A worker was told to go."""
+
+
+@dataclass
+class Losses:
+    """Workers that died one after the other, without an image written in between.
+
+    What was denoised does not count: a worker that is killed again and again before it writes would be started again for ever.
+    """
+
+    in_a_row: int = 0
+    written: int = -1
+
+    def count(self, written: int) -> bool:
+        """One more, when so many images are written; whether to give up."""
+        self.in_a_row = 1 if written > self.written else self.in_a_row + 1
+        self.written = max(written, self.written)
+        return self.in_a_row >= DEATHS
 
 
 def devices(run: Run) -> list[str]:
@@ -130,15 +149,18 @@ class Crew:
     def __init__(self, run: Run, places: Sequence[str]) -> None:
         self.run, self.places = run, places
         self.dispatcher, self.changed = Dispatcher(len(places)), threading.Condition()
-        self.error: DisclError | None = None
-        self.deaths, self.denoised_then = 0, -1
+        self.error: BaseException | None = None
+        self.losses = Losses()
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self.counted: list[dict[str, int]] = []
         self.ahead = 0
         self.threads: list[threading.Thread] = []
 
     def make(self, requests: Sequence[Request], advance: Callable[[int], None]) -> None:
-        """Makes the requests and returns when all are written; `advance` is told how many are denoised."""
+        """Makes the requests and returns when all are written; `advance` is told how many are denoised.
+
+        Raises what a worker told of, and what went wrong while one was attended.
+        """
         with self.changed:
             before, _ = self.dispatcher.progress()
             self.dispatcher.plan(requests)
@@ -184,26 +206,36 @@ class Crew:
             process.kill()
 
     def _attend(self, number: int) -> None:
-        """Serves the worker of a device, and starts it again where it is killed."""
-        for life in range(10**6):
-            name = f"{number}.{life}"
-            process = self._start(number, name)
-            error = self._serve(name, process)
-            code = process.wait()
-            if error is None and code != 0:
-                error = self._count_loss(name, self.places[number], code)
+        """Serves the worker of a device, and starts it again where it is killed; what goes wrong is raised by `make`."""
+        try:
+            for life in range(10**6):
+                name = f"{number}.{life}"
+                process = self._start(number, name)
+                told = self._serve(name, process)
+                code = process.wait()
+                if told is not None:
+                    raise told
+                if self.dispatcher.stopped:
+                    return
+                self._count_loss(name, self.places[number], code)
+        except BaseException as error:  # `make` would wait for ever for a thread that dies
             with self.changed:
                 self.error = self.error or error
+                self.dispatcher.stop()
                 self.changed.notify_all()
-                if error is not None or code == 0 or self.dispatcher.stopped:
-                    return
 
     def _start(self, number: int, name: str) -> subprocess.Popen[str]:
         asked = self.run.recipe.runtime.threads
         threads = asked or (max(torch.get_num_threads() // len(self.places), 1) if self.places[number] == "cpu" else None)
         package = str(Path(errors.__file__).parents[1])
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))}
-        process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        try:
+            process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        except OSError as error:
+            raise RunError(
+                f"a worker process on {self.places[number]} cannot be started: {error}. What was finished is intact; mend the cause, "
+                "or lower runtime.processes, and run the same command again."
+            ) from error
         with self.changed:
             self.processes[name] = process
         self._answer(process, {**describe(self.run, self.places[number], threads, self.ahead), "quiet": number > 0})
@@ -212,7 +244,7 @@ class Crew:
     def _serve(self, name: str, process: subprocess.Popen[str]) -> DisclError | None:
         """Answers a worker until it goes; returns the error that it told of, if any."""
         told: DisclError | None = None
-        for line in process.stdout or ():
+        for line in _whole(process.stdout or ()):
             question = json.loads(line)
             with self.changed:
                 if "take" in question:
@@ -238,23 +270,35 @@ class Crew:
                 process.stdin.write(json.dumps(answer) + "\n")
                 process.stdin.flush()
 
-    def _count_loss(self, name: str, place: str, code: int) -> DisclError | None:
+    def _count_loss(self, name: str, place: str, code: int) -> None:
         written = self.run.spectrum.ids()
         with self.changed:
             lost = self.dispatcher.lost(name, written)
-            denoised, _ = self.dispatcher.progress()
-            self.deaths = self.deaths + 1 if denoised == self.denoised_then else 1
-            self.denoised_then = denoised
-            if self.dispatcher.stopped:
-                return None
+            hopeless = self.losses.count(len(written))
         how = f"signal {-code}" if code < 0 else f"status {code}"
-        if self.deaths >= DEATHS:
-            return RunError(
-                f"worker processes on {place} end with {how} before they make an image, {DEATHS} in a row; what they wrote stands above. "
+        if hopeless:
+            raise RunError(
+                f"worker processes on {place} end with {how} before they write an image, {DEATHS} in a row; what they told stands above. "
                 "Signal 9 mostly means that the memory is full: lower runtime.slots or runtime.processes."
             )
         say(f"generate: the worker on {place} ended with {how}; the {lost} images that it had not written are made by another")
-        return None
+
+
+def _whole(lines: Iterable[str]) -> Iterator[str]:
+    """The lines, but not the half that is left of one whose writer was killed."""
+    return (line for line in lines if line.endswith("\n"))
+
+
+def _listen(lines: Iterable[str], answers: SimpleQueue[str]) -> None:
+    """Hands on what the process says that started this one; when that one is gone, even killed, this one ends at once.
+
+    It writes nothing any more, for a command that is run again makes what is not written by then.
+    """
+    try:
+        for line in _whole(lines):
+            answers.put(line)
+    finally:
+        os._exit(1)
 
 
 def main() -> None:
@@ -263,27 +307,26 @@ def main() -> None:
         signal.signal(each, signal.SIG_IGN)
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
+    answers: SimpleQueue[str] = SimpleQueue()
+    threading.Thread(target=_listen, args=(os.fdopen(os.dup(0)), answers), name="listen", daemon=True).start()
 
     def ask(**question: Any) -> Any:
         channel.write(json.dumps(question) + "\n")
         channel.flush()
-        line = sys.stdin.readline()
-        if not line:
-            raise Stopped
-        return json.loads(line)
+        return json.loads(answers.get())
 
     def take(idle: bool) -> list[Request] | None:
         answer = ask(take=idle)
         return None if answer is None else [Request(**request) for request in answer]
 
-    told = json.loads(sys.stdin.readline())
+    told = json.loads(answers.get())
     console.quiet = told["quiet"]
     try:
         done = work(open_described(told), told["ahead"], take, lambda: bool(ask(advance=1)))
         ask(done=done)
     except DisclError as error:
         ask(error=type(error).__name__, told=str(error))
-    except (Stopped, BrokenPipeError):
+    except BrokenPipeError:
         os._exit(1)  # nobody is there any more
 
 
