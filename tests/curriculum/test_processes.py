@@ -118,7 +118,7 @@ def train_out_of_step(folder: Path) -> None:
         clock.calls += 1
         return time.monotonic() + (0.03 * (clock.calls % 3) if rank else 0.0)
 
-    training.time = SimpleNamespace(monotonic=monotonic)  # type: ignore[assignment]
+    training.time = SimpleNamespace(process_time=time.process_time, monotonic=monotonic)  # type: ignore[assignment]
     train_network(folder, save_seconds=0.05, epochs=20, select="validation")
 
 
