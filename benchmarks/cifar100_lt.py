@@ -39,7 +39,7 @@ RATE = "train.optimizer.lr"
 BEYOND = 3
 """By how much a rate is multiplied or divided that lies beyond those of the search."""
 EXPECTED = (("ce-discl", "ce", 5), ("ce-discl", "ce-all-levels", 0), ("ce-all-levels", "ce-text-only", 0), ("ce-discl+la", "ce+la", 0))
-"""(row, other row, by how many points at least it is expected to be ahead on the few)."""
+"""(row, other row, by more than how many points it is expected to be ahead on the few)."""
 
 
 @dataclass(frozen=True)

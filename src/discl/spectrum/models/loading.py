@@ -329,7 +329,7 @@ def _multiple(folder: Path, family: Family) -> int:
 
 def _check_lora(pipeline: Any, file: Path, name: str) -> None:
     """Says where some of a LoRA's weights found no layer: those of a text encoder that is not here, or of another version."""
-    downward = ("lora_A.weight", "lora.down.weight", "lora_down.weight", f"lora_A.{name}.weight")
+    downward = ("lora_A.weight", "lora.down.weight", "lora_down.weight")
     with safe_open(file, "pt") as stored:
         there = sum(key.endswith(downward) for key in stored.keys())  # noqa: SIM118 (not a dict)
     networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
