@@ -117,16 +117,16 @@ def describe_generator(address: Address | str) -> Generator:
     raw = read_config(folder, "scheduler") if family.plain else dict(load_scheduler(folder, family).config)
     settings = {key: value for key, value in raw.items() if not key.startswith("_")}
     patch = 1 if family.diffusion else 2
-    network = read_config(folder, family.network)
-    known = not family.plain or ("sample_size" in network and _vae_stages(folder, family) is not None)
-    side = network.get("sample_size", FLUX_SAMPLE_SIZE) if known else 0
-    if not isinstance(side, int):
-        raise CheckpointError(f"checkpoint '{folder}': the sample_size {side!r} of {family.network}/ is no whole number.")
+    network, size = read_config(folder, family.network), None
+    if not family.plain or ("sample_size" in network and _vae_stages(folder, family) is not None):
+        side = network.get("sample_size", FLUX_SAMPLE_SIZE)
+        if not isinstance(side, int):
+            raise CheckpointError(f"checkpoint '{folder}': the sample_size {side!r} of {family.network}/ is no whole number.")
+        size = side * multiple // patch
     scheduler = digest(family.pipeline if family.plain else "DDIM" if family.diffusion else "flow", settings)
     own = f"diffusers' {family.pipeline} with the checkpoint's own sampler"
     sampler = own if family.plain else "DDIM" if family.diffusion else "Euler steps of the flow"
     aesthetic = family is SDXL and bool(read_index(folder).get("requires_aesthetics_score"))
-    size = side * multiple // patch if known else None
     most = _most(folder, family)
     return Generator(family.name, found.digest, scheduler, size, multiple, family.distilled, family.plain, sampler, aesthetic, most)
 
