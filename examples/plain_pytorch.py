@@ -17,10 +17,15 @@ def make_model(classes: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, classes))
 
 
+def flip(pixels: torch.Tensor) -> torch.Tensor:
+    """Half of the pictures mirrored: what training draws at random, and progress is measured without."""
+    return pixels.flip(-1) if torch.rand(()) < 0.5 else pixels
+
+
 def main(folder: str, strategy: str = "diverse-to-specific", epochs: int = 12) -> float:
     """Trains a small network and returns its accuracy on the validation images."""
     torch.manual_seed(0)
-    dataset = discl.SpectrumDataset.of_run(folder, size=32)
+    dataset = discl.SpectrumDataset.of_run(folder, size=32, transform=flip, evaluation_transform=nn.Identity())
     curriculum = discl.Curriculum(dataset, strategy, curriculum_epochs=epochs * 2 // 3)
     loader = DataLoader(dataset, batch_size=64, sampler=curriculum, num_workers=2, persistent_workers=True)
     model = make_model(len(dataset.class_names))

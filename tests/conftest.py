@@ -104,7 +104,8 @@ def filtered_run(tmp_path_factory: pytest.TempPathFactory, tiny_diffusion: Path,
     recipe = {
         "name": "filtered", "data": {"root": str(root)}, "groups": {"many": 15, "few": 6}, "hard": {"fewer_than": 6},
         "spectrum": {"checkpoint": str(tiny_diffusion), "levels": [0, 50], "seeds": 2, "num_inference_steps": 4},
-        "filter": {"checkpoint": str(tiny_clip), "threshold": -1}, "train": {"epochs": 2, "curriculum_epochs": 2, "image_size": 32},
+        "filter": {"checkpoint": str(tiny_clip), "threshold": -1},
+        "train": {"epochs": 2, "curriculum_epochs": 2, "image_size": 32, "batch_size": 8},
         "methods": {"discl": {"strategy": "diverse-to-specific"}}, "runtime": {"device": "cpu"},
     }  # fmt: skip
     run = open_run(recipe, tmp_path_factory.mktemp("runs") / "filtered")

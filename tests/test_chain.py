@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,11 @@ from discl.chain import STAGES, results_table, run_until
 from discl.curriculum import training
 from discl.curriculum.models import load_classifier
 from discl.curriculum.training import read_history
-from discl.errors import DataError, RecipeError, RunError, TrainingError
+from discl.errors import DataError, DisclError, RecipeError, RunError, TrainingError
 from discl.recipe import validate
 from discl.spectrum.models.stable_diffusion import StableDiffusion
 from discl.spectrum.store import Shards
-from discl.stages import comparing, data, learning, making, samples
+from discl.stages import comparing, learning, making, samples
 from discl.workspace import Run, open_run
 
 CLASSES = ("bag", "boot", "coat", "hat")
@@ -348,6 +349,42 @@ def test_a_threshold_that_keeps_nothing_of_a_class_is_explained(copied: Path, tr
         discl.run(changed(tree, filter__threshold=1.0), copied, amend=True)
 
 
+@pytest.mark.parametrize(
+    ("values", "error", "at_once"),
+    [
+        ({"spectrum__checkpoint": "embedded:fashion-mnist/difusion"}, DisclError, True),
+        ({"hard__fewer_than": 2}, DataError, False),
+        ({"train__batch_size": 64}, TrainingError, False),
+        ({"filter__threshold": 1.0}, TrainingError, False),
+    ],
+)
+def test_an_amendment_that_fails_is_undone_by_the_command_of_before(
+    copied: Path, finished: Path, tree: Tree, no_phase_one: None, trained: list[str], capsys: pytest.CaptureFixture[str],
+    values: Tree, error: type[Exception], at_once: bool,
+) -> None:  # fmt: skip
+    shutil.rmtree(copied / "cache")
+    everything = stamps(copied, "**/*")
+    with pytest.raises(error):
+        discl.run(changed(tree, **values), copied, amend=True)
+    assert (stamps(copied, "**/*") == everything) is at_once
+    assert ("the command of before, without --amend, takes it back" in capsys.readouterr().err) is not at_once
+    opened = open_run(tree, copied)
+    shutil.rmtree(copied / "cache", ignore_errors=True)
+    assert {name: data for name, (_, data) in stamps(copied, "**/*").items()} == {name: data for name, (_, data) in everything.items()}
+    run_until(opened, "report")
+    assert trained == []
+    assert_same_run(copied, finished)
+
+
+def test_what_an_amended_recipe_has_made_keeps_the_former_one_out(copied: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(learning, "_train_method", kill_at(1, learning._train_method))
+        discl.run(changed(tree, train__seed=1), copied, amend=True)
+    assert not (copied / "former").exists()
+    with pytest.raises(RunError, match=r"made with another recipe:\n  train\.seed: 1 -> 0"):
+        discl.run(tree, copied)
+
+
 def test_another_level_only_adds_images(copied: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     before, kept = images(copied), stamps(copied, "spectrum/*", "scores/*", "hard.parquet", "data.parquet")
     rows: list[int] = []
@@ -422,7 +459,11 @@ def test_methods_and_seeds_in_one_table(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(comparing, "train", kill_at(2, comparing.train))
         chain.compare(opened, [0, 1])
-    path = chain.compare(opened, [0, 1])
+    asked: list[Run] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(comparing, "tries_so_far", lambda run: asked.append(run) or making.tries_so_far(run))
+        path = chain.compare(opened, [0, 1])
+    assert len(asked) == 1  # plan and scores are read once, however many rows the table has
     results = [json.loads((copied / "seeds" / seed / "results.json").read_text()) for seed in ("0", "1")]
     assert results[0] == json.loads((finished / "results.json").read_text())  # seed 0 is the recipe's own
     assert not list(copied.glob("seeds/*/spectrum")) and not list(copied.glob("seeds/*/data.parquet"))
@@ -510,8 +551,13 @@ def half_written(content: Any, path: Path) -> None:
     raise Killed
 
 
-def half_table(table: Any, path: Path) -> None:
-    half_written(table, path.with_suffix(".new"))
+def half_table(name: str, function: Callable[..., None] = pq.write_table) -> Callable[..., None]:
+    """The writer of Parquet files, which is killed in the middle of the table of this name."""
+
+    def write(table: Any, path: Path, **named: Any) -> None:
+        (half_written if name in Path(path).name else partial(function, **named))(table, path)
+
+    return write
 
 
 def test_interrupted_in_every_stage(tree: Tree, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -521,12 +567,12 @@ def test_interrupted_in_every_stage(tree: Tree, finished: Path, tmp_path: Path, 
     """
     folder, small = tmp_path / "run", changed(tree, runtime__shard_rows=3)
     points: list[tuple[Any, str, Callable[..., Any]]] = [
-        (data, "write_table", half_table),
+        (pq, "write_table", half_table("data.parquet")),
         (making, "write_plan", half_written),
         (Shards, "append", kill_at(4, Shards.append)),
         (Shards, "append", kill_at(2, Shards.append)),
         (Shards, "append", kill_at(8, Shards.append)),
-        (making, "write_table", half_table),
+        (pq, "write_table", half_table("filter.parquet")),
         (training, "_train_epoch", kill_at(5, training._train_epoch)),
         (training.shutil, "rmtree", kill_at(1, training.shutil.rmtree)),
         (learning, "save_file", half_written),
@@ -594,9 +640,15 @@ def test_validation_selection_needs_a_validation_split(tree: Tree, copied: Path)
         assert not (copied / "train" / method / "best").exists()
     shutil.copytree(tree["data"]["root"], copied.with_name("data"))
     shutil.rmtree(copied.with_name("data") / "validation")
-    alone = changed(tree, train__select="validation", data={"root": str(copied.with_name("data")), "own_split": {"validation": 0}})
-    with pytest.raises(DataError, match=r"there is no validation split; use select: last or set data\.own_split"):
-        discl.run(alone, copied.with_name("without"))
+    unsplit = {"root": str(copied.with_name("data")), "own_split": {"validation": 0}}
+    last = METHODS[-1]
+    of_one = {**tree["methods"], last: {**tree["methods"][last], "train": {"select": "validation"}}}
+    for alone, named in (
+        (changed(tree, train__select="validation", data=unsplit), ", ".join(METHODS)),
+        (changed(tree, methods=of_one, data=unsplit), last),
+    ):
+        with pytest.raises(DataError, match=rf"\(of {named}\), but there is no validation split; use select: last or set data\.own_split"):
+            discl.run(alone, copied.with_name("without"), amend=True)
     assert not (copied.with_name("without") / "plan.parquet").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,6 +63,23 @@ def test_the_hub_is_asked_for_no_pickled_file(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(CheckpointError, match="checkpoint 'owner/other' is no local folder and could not be downloaded: no network"):
         find_checkpoint("owner/other")
+
+
+def test_a_download_is_told_with_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    here: set[str] = {"vae/model.safetensors"}
+
+    def download(name: str, dry_run: bool = False, **options: Any) -> Any:
+        files = {"unet/model.safetensors": 5_100_000_000, "vae/model.safetensors": 300_000_000}
+        if dry_run:
+            return [SimpleNamespace(file_size=size, will_download=file not in here) for file, size in files.items()]
+        here.update(files)
+        return str(write_files(tmp_path / "hub", *files))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    find_checkpoint("owner/name")
+    assert "fetching 5.1 GB of owner/name from the hub, this once" in capsys.readouterr().err
+    find_checkpoint("owner/name")
+    assert not capsys.readouterr().err
 
 
 def test_parts_that_the_hub_has_in_half_precision_only_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,6 +194,18 @@ def test_the_whole_of_it_in_miniature(script: Any, tmp_path: Path, tiny_diffusio
     assert "few, ce-discl − ce:" in table and "ce-all-levels" not in table
 
 
+def test_the_documents_hold_what_was_measured() -> None:
+    """Every line of every table, as the scripts print it from the committed figures."""
+    told = set((BENCHMARKS.parent / "docs" / "results.md").read_text().splitlines())
+    printed = (BENCHMARKS / "results" / "cifar100_lt" / "comparison.md").read_text().splitlines()
+    assert {line for line in printed if line.startswith(("|", "- few, "))} <= told
+    told = {line.strip() for line in (BENCHMARKS / "README.md").read_text().splitlines()}
+    fashion, lowlight = load_script("fashion_lt"), load_script("lowlight")
+    figures = {name: json.loads((BENCHMARKS / "results" / f"{name}.json").read_text()) for name in ("fashion_lt", "lowlight")}
+    assert set(fashion.table(fashion.summarise(figures["fashion_lt"]["test_by_seed"])).splitlines()) <= told
+    assert {line.strip() for line in lowlight.table(figures["lowlight"]).splitlines()} <= told
+
+
 def test_measures_of_a_generator() -> None:
     generator = load_script("generator")
     rng = np.random.default_rng(0)

@@ -18,6 +18,7 @@ from discl.errors import DataError
 from discl.levels import GuidanceLevel
 from discl.recipe import load_recipe, shipped_recipes
 from discl.starter import write_starter
+from discl.workspace import read_data
 
 COMMANDS = sorted(get_command(cli.app).commands)  # type: ignore[attr-defined]
 
@@ -98,7 +99,7 @@ def test_recipes_are_listed(discl) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "fashion-tl"], "error: unknown recipe 'fashion-tl'; known: "),
+        (["run", "fashion-tl"], "error: unknown recipe 'fashion-tl'. A recipe file's name ends in .yaml. Did you mean 'fashion-lt'? "),
         (["train", "fashion-lt", "--set", "train.epoch=5"], "error: unknown key in train 'epoch'; known: "),
         (["plan", "fashion-lt", "--set", "methods.discl.strategy=diverse"], "error: methods.discl.strategy: unknown strategy 'diverse'; "),
         (["hard", "fashion-lt", "--set", "train.epochs"], "error: --set takes key=value, for example --set train.epochs=5; got"),
@@ -106,7 +107,7 @@ def test_recipes_are_listed(discl) -> None:
             ["filter", "fashion-lt", "--set", "filter.threshold=2"],
             "error: filter.threshold: input should be less than or equal to 1; got 2.",
         ),
-        (["generate", "nowhere/mine.yaml"], "error: there is no recipe file nowhere/mine.yaml; shipped recipes:"),
+        (["generate", "nowhere/mine.yaml"], "error: there is no recipe file nowhere/mine.yaml. `discl recipes` lists all that ship."),
         (["predict", "nowhere", "nothing.png", "--out", "x.csv"], "error: 'nothing.png' holds no image (none ends in "),
     ],
 )
@@ -134,7 +135,7 @@ def test_a_root_that_is_not_there_is_told_with_what_should_be(discl, tmp_path: P
 def test_the_installed_command_prints_no_traceback() -> None:
     done = subprocess.run([sys.executable, "-m", "discl.cli", "run", "fashion-tl"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: unknown recipe 'fashion-tl'; known: ")
+    assert done.stderr.startswith("error: unknown recipe 'fashion-tl'. ")
     assert done.stderr.count("\n") == 1
 
 
@@ -169,7 +170,7 @@ def test_init_writes_a_recipe_that_loads(discl, tmp_path: Path, monkeypatch: pyt
 
 
 def test_init_never_overwrites(discl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_images(tmp_path / "birds", wren=1)
+    write_images(tmp_path / "birds", wren=1, owl=1)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "birds.yaml").write_text("mine")
     assert discl("init", "birds") == (1, "", "error: birds.yaml exists already; name another file with --out.\n")
@@ -184,6 +185,100 @@ def test_the_tail_of_a_starter_holds_at_least_the_smallest_class(tmp_path: Path)
     assert (recipe.groups.many, recipe.groups.few, recipe.hard.fewer_than) == (100, 26, 26)
     with pytest.raises(DataError, match=r"r\.yaml exists already"):
         write_starter(tmp_path / "data", tmp_path / "r.yaml")
+
+
+def write_list(root: Path, name: str, heading: str) -> None:
+    """A list of the images below the root: path, path, class, class, as far as there are headings."""
+    separator = "\t" if name.endswith(".tsv") else ","
+    lines = []
+    for image in sorted(root.rglob("*.png")):
+        path, label = image.relative_to(root).as_posix(), image.parent.name
+        lines.append(separator.join((path, path, label) if heading.count(separator) == 2 else (path, label)))
+    (root / name).write_text("\n".join((heading, *lines)) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "heading", "columns"),
+    [
+        ("labels.csv", "path,label", {}),
+        ("labels.csv", "path,file,label", {}),
+        ("labels.csv", "filename,class", {"image": "filename", "label": "class"}),
+        ("labels.tsv", "image\tCategory", {"image": "image", "label": "Category"}),
+        ("labels.csv", "File_Name,label", {"image": "File_Name"}),
+    ],
+)
+def test_init_takes_a_list(
+    discl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, heading: str, columns: dict[str, str]
+) -> None:
+    write_list(write_images(tmp_path / "set", wren=3, owl=4), name, heading)
+    monkeypatch.chdir(tmp_path)
+    assert discl("init", f"set/{name}") == (0, "labels.yaml\n", "")
+    recipe = load_recipe("labels.yaml")
+    assert (recipe.name, recipe.data.root, recipe.data.columns) == ("labels", str(tmp_path / "set" / name), columns)
+    assert {split: len(table) for split, table in read_data(recipe.data).items()} == {"train": 7}
+
+
+def test_init_asks_for_the_columns_and_the_folder_of_a_list(discl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_list(write_images(tmp_path / "set", wren=3, owl=4), "two.csv", "file,image,species")
+    (tmp_path / "set" / "two.csv").rename(tmp_path / "two.csv")
+    monkeypatch.chdir(tmp_path)
+    status, _, error = discl("init", "two.csv")
+    assert status == 1 and "file and image may both be the paths of the images." in error and "discl init two.csv --column im" in error
+    status, _, error = discl("init", "two.csv", "--column", "image=file")
+    assert status == 1 and "none of file, image, species has a usual name for the classes" in error and "--column label=NAME" in error
+    columns = ("--column", "image=file", "--column", "label=species")
+    status, _, error = discl("init", "two.csv", *columns)
+    assert status == 1 and "which is not there; name the folder of the images with --images" in error
+    assert discl("init", "two.csv", *columns, "--images", "set") == (0, "two.yaml\n", "")
+    recipe = load_recipe("two.yaml")
+    assert (recipe.data.columns, recipe.data.images) == ({"image": "file", "label": "species"}, str(tmp_path / "set"))
+    assert read_data(recipe.data)["train"].root == tmp_path / "set"
+    assert discl("init", "set", "--column", "species")[2].startswith("error: --column takes ours=theirs")
+    assert discl("init", "set", "--column", "labels=x")[2].startswith("error: unknown column 'labels'; known: ")
+
+
+def test_what_a_starter_offers_instead_is_valid(tmp_path: Path) -> None:
+    """Every key that stands in a comment of its own replaces the one above it, and the recipe loads."""
+    write_images(tmp_path / "data", a=25, b=30)
+    path = write_starter(tmp_path / "data", tmp_path / "r.yaml")
+    section, offered = "", []
+    for line in path.read_text().splitlines():
+        section = line.partition(":")[0] if re.match(r"[a-z]", line) else section
+        if found := re.match(r"  # ([a-z-]+): +\S", line):
+            offered.append((f"{section}.{found[1]}", yaml.safe_load(line.replace("# ", "", 1).strip())[found[1]]))
+    clip = next(value for key, value in offered if key == "train.model" and value["architecture"] == "clip")
+    for key, value in offered:
+        needed = {"train.model": clip} if key.startswith("methods.") else {}
+        assert load_recipe(path, {key: value} | needed)
+    names = [name for key, value in offered for name in (value if isinstance(value, dict) else {key: value}).values()]
+    assert {"timm", "transformers", "clip", "flyp", "black-forest-labs/FLUX.1-dev", "zero-shot"} <= {*map(str, names)}
+
+
+def test_a_small_set_gets_enough_updates(tmp_path: Path) -> None:
+    for name, count, steps in (("small", 20, 31), ("large", 6000, None)):
+        table = write_images(tmp_path / name, a=2, b=2) / "list.csv"
+        table.write_text("\n".join(("path,label,id", *(f"{'ab'[n % 2]}/{n % 2}.png,{'ab'[n % 2]},{n}" for n in range(count)))) + "\n")
+        train = load_recipe(write_starter(table, tmp_path / f"{name}.yaml")).train
+        assert train.steps_per_epoch == steps
+        assert train.epochs * (steps or 0.7 * count / train.batch_size) >= 2000
+
+
+@pytest.mark.parametrize(("gpu", "dtype"), [(True, "float16"), (False, "float32")])
+def test_the_dtype_of_a_starter_is_that_of_the_device(gpu: bool, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    write_images(tmp_path / "data", a=2, b=2)
+    assert load_recipe(write_starter(tmp_path / "data", tmp_path / "r.yaml")).spectrum.dtype == dtype
+
+
+def test_what_is_hard_is_told_again(discl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "data", a=9, b=60)
+    monkeypatch.chdir(tmp_path)
+    write_starter(Path("data"))
+    told = [discl("hard", "data.yaml", "--set", "data.own_split={validation: 0, test: 0.2}") for _ in range(2)]
+    for status, out, error in told:
+        assert (status, out) == (0, "runs/data/hard.parquet\n")
+        assert ("\n" + error).endswith("\n9 of 57 training images are hard (a 9 of 9)\n") and error.count("are hard") == 1
 
 
 def test_options_reach_the_run(discl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,10 @@ import io
 
 import numpy as np
 import pytest
+from scipy.stats import t
 from sklearn.metrics import f1_score
 
-from discl.comparison import Entry, Interval, as_csv, as_latex, as_markdown, mean_std, paired_f1_interval, paired_interval
+from discl.comparison import Entry, Interval, as_csv, as_latex, as_markdown, mean_std, paired_f1_interval, paired_interval, stretch
 
 
 def test_mean_and_sample_deviation():
@@ -44,10 +45,30 @@ def test_pairs_are_drawn_together():
     assert paired_interval(first, first, np.repeat([0, 1], 25)) == Interval(0, 0, 0)
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5, 9, 10, 30])
+def test_few_seeds_are_stretched_as_student_says(seeds):
+    assert stretch(seeds) == pytest.approx(t.ppf(0.975, seeds - 1) / t.ppf(0.975, 1e9) * (seeds / (seeds - 1)) ** 0.5, rel=2e-3)
+    assert stretch(1) == 1
+
+
 def test_seeds_are_drawn_too():
-    first = np.asarray([[True] * 20, [False] * 20])
-    found = paired_interval(first, np.zeros((2, 20), bool), np.zeros(20, int))
-    assert (found.low, found.high) == (0, 100)
+    """All images of a seed are right together, so the interval is that of three draws: the mean and 2.69 times its distance to the ends."""
+    first = np.arange(100) < np.asarray([[40], [50], [60]])
+    found = paired_interval(first, np.zeros((3, 100), bool), np.arange(100))  # one image a class, which is always drawn
+    assert (found.low, found.difference, found.high) == pytest.approx((50 - 10 * stretch(3), 50, 50 + 10 * stretch(3)))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_intervals_cover_a_difference_of_nothing(seeds):
+    """About 95 of 100 times, where seeds make all the difference; drawn without the stretch, three seeds cover it 75 times."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        rights = rng.normal(200, 20, (2, seeds)).round()
+        first, second = (np.arange(400) < each[:, None] for each in rights)
+        found = paired_interval(first, second, np.arange(400) % 2, replicates=500)
+        covered += found.low <= 0 <= found.high
+    assert 0.9 <= covered / 300 <= 0.985
 
 
 def test_other_shapes_are_refused():
@@ -88,12 +109,14 @@ def test_difference_of_macro_f1():
         return f1_score(labels, predicted, labels=present, average="macro", zero_division=0)
 
     found = paired_f1_interval(first, second, labels)
-    assert found.difference == pytest.approx(100 * np.mean([macro(first[seed], labels) - macro(second[seed], labels) for seed in range(3)]))
+    exact = np.asarray([macro(first[seed], labels) - macro(second[seed], labels) for seed in range(3)])
+    assert found.difference == pytest.approx(100 * exact.mean())
     drawn = []
     for _ in range(400):
         rows = np.concatenate([rng.choice(np.flatnonzero(labels == each), (labels == each).sum()) for each in (0, 1, 3)])
         seeds = rng.integers(3, size=3)
-        drawn.append(100 * np.mean([macro(first[seed][rows], labels[rows]) - macro(second[seed][rows], labels[rows]) for seed in seeds]))
+        gains = [macro(first[seed][rows], labels[rows]) - macro(second[seed][rows], labels[rows]) for seed in range(3)]
+        drawn.append(100 * (np.mean(gains) + stretch(3) * (exact[seeds].mean() - exact.mean())))
     assert [found.low, found.high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=2.5)
     same = paired_f1_interval(first, first, labels)
     assert (same.low, same.difference, same.high) == (0, 0, 0)

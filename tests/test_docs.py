@@ -47,7 +47,7 @@ def make_small(recipe: Path, diffusion: Path, clip: Path) -> None:
     tree = yaml.safe_load(recipe.read_text())
     tree["spectrum"] |= {"checkpoint": str(diffusion), "num_inference_steps": 10, "dtype": "float32", "seeds": 1, "levels": [0, 50]}
     tree["filter"] |= {"checkpoint": str(clip), "threshold": -1}
-    tree["train"] |= {"epochs": 4, "curriculum_epochs": 3, "batch_size": 32, "image_size": 32, "resize": None}
+    tree["train"] |= {"epochs": 4, "curriculum_epochs": 3, "batch_size": 32, "steps_per_epoch": 2, "image_size": 32, "resize": None}
     tree["train"]["model"] |= {"stem": "3x3", "width": 4}
     tree["runtime"] = {"slots": 16}
     recipe.write_text(yaml.safe_dump(tree, sort_keys=False))

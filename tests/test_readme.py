@@ -88,6 +88,17 @@ def test_in_your_own_loop(filtered_run: Path, monkeypatch: pytest.MonkeyPatch, t
     assert [len(record["levels"]) for record in names["curriculum"].history] == [1, 1]
 
 
+def test_a_spectrum_of_one_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The block as it stands."""
+    section = (ROOT / "README.md").read_text().split("## From Python")[1]
+    block = next(block for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL) if "Engine(" in block)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 36), "grey").save("boot.png")
+    Path("one.py").write_text(block)
+    runpy.run_path("one.py")
+    assert [Image.open(f"boot-{level:02d}.png").size for level in (0, 30, 60, 90)] == [(32, 32)] * 4
+
+
 def test_the_make_targets_exist() -> None:
     targets = (ROOT / "Makefile").read_text()
     for command in commands("The first five minutes"):
@@ -104,9 +115,9 @@ def test_stage_commands_exist() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for document in ("README.md", "ARCHITECTURE.md", "benchmarks/README.md", "docs/your-own-data.md"):
-        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text()):
-            assert target.startswith("https://") or (ROOT / document).parent.joinpath(target).exists(), f"{document}: {target}"
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            assert target.startswith("https://") or document.parent.joinpath(target).exists(), f"{document}: {target}"
 
 
 def test_recipes_of_the_table_ship_and_none_is_left_out() -> None:

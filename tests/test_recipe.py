@@ -120,11 +120,33 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(key: str, value: Any, m
 
 def test_an_unknown_recipe_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
     with pytest.raises(
-        RecipeError, match=r"unknown recipe 'fashion-tl'; .* Did you mean 'fashion-lt'\? A recipe file's name ends in \.yaml"
+        RecipeError,
+        match=r"^unknown recipe 'fashion-tl'\. A recipe file's name ends in \.yaml\. Did you mean 'fashion-lt'\? `discl recipes` ",
     ):
         load_recipe("fashion-tl")
-    with pytest.raises(RecipeError, match=r"there is no recipe file .*mine\.yaml; shipped recipes: .*fashion-lt"):
+    with pytest.raises(RecipeError, match=r"there is no recipe file \S*mine\.yaml\. `discl recipes` lists all that ship\.$"):
         load_recipe(tmp_path / "mine.yaml")
+    with pytest.raises(RecipeError, match=r"Did you mean 'inaturalist2018-ce-discl' or '\S+'( or '\S+')?\?"):
+        load_recipe(tmp_path / "inaturalist-ce-discl.yaml")
+
+
+def test_a_run_folder_is_no_recipe_but_has_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_recipes(tmp_path / "run", recipe=REQUIRED)
+    monkeypatch.chdir(tmp_path)
+    for named in ("run", tmp_path / "run", Path("../") / tmp_path.name / "run"):
+        with pytest.raises(
+            RecipeError, match=r"run is a run folder, and its recipe is \S*run/recipe\.yaml; to go on there, add --out \S*run\."
+        ):
+            load_recipe(named)
+
+
+def test_extends_misspelt_is_all_that_is_told(tmp_path: Path) -> None:
+    write_recipes(tmp_path, mine={"extend": "base.yaml", "train": {"epochs": 5}})
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(tmp_path / "mine.yaml")
+    told = str(raised.value)
+    assert told.startswith("unknown key in the recipe 'extend'; known: ") and told.endswith(". Did you mean 'extends'?")
+    assert ", extends, " in told and "\n" not in told
 
 
 @pytest.mark.parametrize(
@@ -395,7 +417,7 @@ def test_a_path_is_looked_up_beside_the_file_that_states_it(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("extends", "message"),
     [
-        ("fashion-tl", r"mine\.yaml extends 'fashion-tl': unknown recipe 'fashion-tl'; .* Did you mean 'fashion-lt'\?"),
+        ("fashion-tl", r"mine\.yaml extends 'fashion-tl': unknown recipe 'fashion-tl'\. .* Did you mean 'fashion-lt'\?"),
         ("base.yaml", r"mine\.yaml extends 'base\.yaml': there is no recipe file .*base\.yaml"),
         ("other.yaml", r"extend one another in a circle: mine\.yaml -> other\.yaml -> mine\.yaml; take one `extends` out"),
         ("mine.yaml", r"extend one another in a circle: mine\.yaml -> mine\.yaml"),
@@ -430,6 +452,7 @@ CLIP = {"architecture": "clip", "checkpoint": "owner/clip"}
         ({}, {"fine_tune": "zero-shot"}, r"methods\.one: fine_tune: zero-shot needs a CLIP"),
         ({}, {"fine_tune": "lp-ft"}, r"methods\.one: fine_tune: lp-ft needs a pretrained network, but resnet10 starts from scratch"),
         ({"model": CLIP}, {"objective": "flyp", "fine_tune": "linear-probe"}, r"objective flyp trains both towers; use fine_tune: full"),
+        ({"mixup": 0.2}, {"system": "docl"}, r"system docl goes by what the network says of each image, and mixup and cutmix show none"),
         ({"model": CLIP, "mixup": 0.2}, {"objective": "flyp"}, r"mixup and cutmix have no meaning for objective flyp"),
         ({"model": CLIP}, {"fine_tune": "zero-shot", "strategy": "all-levels"}, r"zero-shot trains on nothing; leave out strategy"),
         ({"model": {**CLIP, "templates": []}}, {}, r"train\.model\.templates"),

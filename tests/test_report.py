@@ -19,18 +19,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from PIL import Image
 
 from discl.data import class_groups
 from discl.data.table import make_table
 from discl.errors import RunError
+from discl.export import make_card
+from discl.recipe import load_recipe
 from discl.report import charts, pictures, reading, tables, words, write_comparison, write_report
 from discl.report import page as write_page
+from discl.spectrum.models import Generator
+from discl.stages.exporting import describe_export
+from discl.stages.telling import describe_making
 
 EVIL = '<script>alert(1)</script> & "co"'
 TWELVE = {f"m{index}": ("real-only", "specific-to-diverse", "all-levels")[index % 3] for index in range(12)}
 PLAIN = {"ce": "real-only", "discl": "diverse-to-specific"}
+GENERATOR = Generator("Stable Diffusion 1.x/2.x", "0123abcd", "cdef", 512, 8, distilled=False)
+FLUX = dataclasses.replace(GENERATOR, family="FLUX.1", distilled=True, sampler="Euler steps of the flow")
 
 
 class Page(HTMLParser):
@@ -101,9 +107,12 @@ def history(
 def make_run(
     folder: Path, counts: Mapping[str, int], methods: Mapping[str, str] = PLAIN, levels: Sequence[int] = (0, 30, 50), seeds: int = 2,
     splits: Sequence[str] = ("validation", "test"), size: tuple[int, int] = (16, 16), epochs: int = 20, threshold: float = 0.25,
-    domains: int = 0,
+    domains: int = 0, changes: Mapping[str, Any] | None = None,
 ) -> Path:  # fmt: skip
-    """Writes a finished run folder with that many training images per class and returns the path of its report."""
+    """Writes a finished run folder with that many training images per class and returns the path of its report.
+
+    `changes` are laid over the recipe, such as `{"filter.rule": "alia"}`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     names, amounts = list(counts), list(counts.values())
     real = {label: encode(picture(label, 100, 0, size)) for label in range(len(names))}
@@ -116,8 +125,8 @@ def make_run(
     hard = [{"id": name, "label": label} for name, label in zip(ids, labels, strict=True) if label in rarest]
     pq.write_table(pa.Table.from_pylist(hard), folder / "hard.parquet")
     _write_spectrum(folder, names, hard, levels, seeds, size, threshold)
-    recipe = _recipe(folder, methods, levels, seeds, epochs, threshold)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    recipe = load_recipe(_recipe(folder, methods, levels, seeds, epochs, threshold), dict(changes or {}))
+    (folder / "recipe.yaml").write_text(recipe.to_yaml())
     environment = {"python": "3.11", "platform": "Linux-6", "processor": "x86_64", "device": "cpu", "packages": {"discl": "0.1.0"}}
     (folder / "environment.json").write_text(json.dumps(environment))
     results: dict[str, Any] = {}
@@ -137,7 +146,7 @@ def make_run(
         adjusted = {**figures(names, amounts, 50, 0.05 + 0.02 * index), "prior": "real", "tau": 1.0}
         results[f"{name}+la"] = dict.fromkeys(splits, adjusted)
     (folder / "results.json").write_text(json.dumps(results))
-    return write_report(folder, train, class_groups(amounts, 100, 20))
+    return write_report(folder, train, class_groups(amounts, 100, 20), describe_making(recipe, GENERATOR, 512))
 
 
 def _write_spectrum(
@@ -179,8 +188,7 @@ def _recipe(folder: Path, methods: Mapping[str, str], levels: Sequence[int], see
         "hard": {"rule": "tail", "fewer_than": 20, "below": 0.5, "folds": 3},
         "prompts": {"templates": ["a photo of {class}"], "phrases": None, "negative": EVIL},
         "spectrum": {
-            "checkpoint": "someone/model", "levels": list(levels), "seeds": seeds, "num_inference_steps": 20, "guidance_scale": 3.0,
-            "size": None,
+            "checkpoint": "someone/model", "levels": list(levels), "seeds": seeds, "num_inference_steps": 50, "guidance_scale": 3.0,
         },
         "filter": {"checkpoint": "someone/clip", "threshold": threshold},
         "train": {
@@ -189,6 +197,14 @@ def _recipe(folder: Path, methods: Mapping[str, str], levels: Sequence[int], see
         },
         "methods": {name: {"strategy": strategy, "objective": "cross-entropy"} for name, strategy in methods.items()}, "baseline": None,
     }  # fmt: skip
+
+
+def read_story(path: Path, changes: Mapping[str, Any] | None = None, generator: Generator = GENERATOR) -> reading.Story:
+    """The story of the module's run, told with `changes` in its recipe."""
+    recipe = load_recipe(path.parent / "recipe.yaml", dict(changes or {}))
+    groups = {"many": [0], "medium": [1], "few": [2, 3]}
+    story = reading.read_run(path.parent, ["wren", "heron", "owl", EVIL], groups, describe_making(recipe, generator, 512))
+    return dataclasses.replace(story, recipe=recipe.plain())
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +270,170 @@ def test_no_folder_of_the_machine_is_on_the_page(page: Page, path: Path) -> None
     assert "discl predict small photos --method discl --out predictions.csv" in page.text
 
 
+@pytest.mark.parametrize(
+    ("changes", "generator", "told"),
+    [
+        (
+            {},
+            GENERATOR,
+            {
+                "hard images": "all images of classes with fewer than 20 training images",
+                "generator": "someone/model (digest 0123abcd), Stable Diffusion 1.x/2.x", "levels λ": "0 %, 30 %, 50 %",
+                "seeds": "2 per hard image and level", "guidance scale": "3 (as diffusers counts it)",
+                "sampler": "DDIM; 50 inference steps, of which a level λ takes the last ⌊(1 − λ) · 50⌋",
+                "pixels": "512 × 512, sources cut to their centre squares", "prompts": "“a photo of {class}”",
+                "negative prompt": f"“{EVIL}”", "filter": "clip_similarity ≥ 0.25 with “a photo of {class}”, by someone/clip",
+            },
+        ),
+        (
+            {
+                "spectrum.steps": "fixed", "spectrum.guidance_interval": [0.25, 1.0], "spectrum.tries": 3, "spectrum.resize": "keep-aspect",
+                "spectrum.loras": [{"path": "/somewhere/ink.safetensors", "scale": 0.5}], "filter.threshold": -0.1,
+                "prompts.phrases": "/somewhere/phrases.yaml", "prompts.names": {"owl": "barn owl"}, "hard.rule": "probability",
+            },
+            GENERATOR,
+            {
+                "hard images": "images whose true class gets a probability below 0.5 by classifiers that did not see them (3 folds)",
+                "seeds": "2 per hard image and level, each drawn up to 3 times until the filter keeps one",
+                "sampler": "DDIM; 50 inference steps at every level, finer ones over the last (1 − λ) of the noise schedule",
+                "guidance interval": "guided only at noise shares in (0.25, 1], 1 being pure noise",
+                "pixels": "about 512 × 512 at the source's own aspect, to 4 : 1", "LoRA": "ink.safetensors × 0.5",
+                "prompts": "phrase list phrases.yaml; one drawn per source and seed",
+                "negative prompt": f"“{EVIL}”", "names in prompts": "other than in this data set for 1 of the classes",
+                "filter": "clip_similarity ≥ −0.1 with “a photo of {class}”, by someone/clip",
+            },
+        ),
+        (
+            {
+                "filter.rule": "alia", "filter.checkpoint": "/somewhere/clip", "spectrum.guidance_scale": 1.0,
+                "prompts.endpoint": {"url": "http://localhost:11434/v1", "model": "/somewhere/writer"},
+            },
+            dataclasses.replace(GENERATOR, aesthetic=True),
+            {
+                "filter": "ALIA's two (arXiv 2305.16289): images that clip finds nearer to a text that fits any picture than to "
+                "“a photo of {class}”, and images that a classifier of the real ones finds too easy or mislabelled, are dropped",
+                "guidance scale": "1, no guidance",
+                "negative prompt": f"“{EVIL}”; without effect, for there is no guidance that leads away from it",
+                "prompts": "descriptions of each class by writer, perhaps edited; one drawn per source and seed",
+                "aesthetic score": "6, and 2.5 for what guidance leads away from",
+            },
+        ),
+        (
+            {"prompts.templates": ["a {class}", "{class}, {caption}"], "prompts.captions": {"checkpoint": "someone/captioner"}},
+            FLUX,
+            {
+                "sampler": "Euler steps of the flow; 50 inference steps, of which a level λ takes the last ⌊(1 − λ) · 50⌋",
+                "guidance scale": "3 (as diffusers counts it), told to the network, whose guidance is distilled",
+                "negative prompt": f"“{EVIL}”; without effect, for there is no guidance that leads away from it",
+                "prompts": "“a {class}”; “{class}, {caption}”, captions by someone/captioner",
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_the_page_and_the_card_of_an_export_say_alike_how_the_images_were_made(
+    path: Path, changes: dict[str, Any], generator: Generator, told: dict[str, str]
+) -> None:
+    story = read_story(path, changes, generator)
+    assert {what: story.making[what] for what in told} == told
+    options = {"negative prompt", "names in prompts", "guidance interval", "aesthetic score", "LoRA"}
+    assert options & set(story.making) <= set(told), "what was not asked for is not told"
+    settings = dict(words.describe_settings(story))
+    facts = describe_export(story.making, story.recipe["data"]["root"], story.class_names, len(story.hard), False)
+    card = make_card("small", "imagefolder", 1, story.class_names, {0: (1, 2)}, facts)
+    for what, text in story.making.items():
+        assert text in settings[what[0].upper() + what[1:]]
+        assert re.search(rf"^\| {re.escape(what)} \| .*{re.escape(text)}", card, re.MULTILINE)
+    assert settings["Hard images"].startswith("54 of 184, in 3 classes: ") and "| hard images | 54: " in card
+    assert re.search(r"; \d+ of 324 synthetic images kept \(\d+ %\)\.$", settings["Filter"])
+    assert "/somewhere" not in card and "/somewhere" not in "".join(settings.values())
+
+
+@pytest.mark.parametrize("rule", ["threshold", "alia"])
+def test_a_threshold_is_told_where_the_filter_goes_by_one(tmp_path: Path, rule: str) -> None:
+    page = Page(make_run(tmp_path / "run", {"wren": 130, "owl": 9, "heron": 5}, changes={"filter.rule": rule}).read_text())
+    told = page.text.split("What was run")[1].split("The full recipe")[0]
+    expected = rule == "threshold"
+    for text in ("threshold", "clip_similarity ≥ 0.25 with", "--set filter.threshold=", "Try another", "is grey and was dropped"):
+        assert (text in told) == expected, text
+    assert ("threshold" in "".join(page.values("aria-label", "title", "alt"))) == expected
+    assert bool(page.having("threshold")) == any(attrs["d"] for attrs in page.having("lost")) == expected
+    assert ("Filter" + "ALIA's two (arXiv 2305.16289): images that someone/clip finds nearer" in told) != expected
+    assert "discl run" in told and "discl predict" in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "no image is made or scored anew, only"),
+        ({"spectrum.tries": 3}, "what it drops is drawn again where tries are left, only"),
+        ({}, "so that no classifier saw it."),
+        ({"methods.discl.threshold": 0.0}, "so that no classifier saw it, unless its method has a threshold of its own."),
+        ({"methods.discl.threshold": 0.0}, "diverse-to-specific · cross-entropy · clip_similarity ≥ 0 · "),
+    ],
+)
+def test_what_becomes_of_dropped_images_is_told(path: Path, changes: dict[str, Any], text: str) -> None:
+    html = write_page.render(read_story(path, changes), pictures.Gallery((0, 30, 50), ()))
+    assert text in Page(html).text
+
+
+GIVEN = {f"methods.{name}.adjustment": {"prior": "effective", "tau": 1.5} for name in PLAIN}
+NOT_CHOSEN = "there is no validation split to choose prior and τ on, so they are class counts as trained on and τ = 1.5"
+
+
+@pytest.mark.parametrize(
+    ("splits", "offered", "given", "note"),
+    [
+        (("validation", "test"), [0.5, 1.5], (), "prior and τ were chosen on validation"),
+        (("validation", "test"), [1.5], (), "the prior was chosen on validation"),
+        (("validation",), [0.5, 1.5], (), "prior and τ were chosen on these very images, which flatters the figures"),
+        (("test",), [0.25, 1.5], (), f"{NOT_CHOSEN}, of those that the recipe offers the nearest to 1"),
+        (("test",), [1.5], (), NOT_CHOSEN),
+        (("validation", "test"), [1.0], GIVEN, "prior and τ are those that the recipe gives the method"),
+        (("validation",), [1.0], GIVEN, "prior and τ are those that the recipe gives the method"),
+        (("test",), [1.0], GIVEN, "prior and τ are those that the recipe gives the method"),
+        (
+            ("validation", "test"),
+            [0.5, 1.5],
+            ("methods.ce.adjustment",),
+            "for ce+la prior and τ are those that the recipe gives the method; for discl+la prior and τ were chosen on validation",
+        ),
+        (("test",), [1.5], ("methods.discl.adjustment",), f"for ce+la {NOT_CHOSEN}; for discl+la prior and τ are those that the recipe"),
+    ],
+)
+def test_the_note_on_adjusted_rows_says_where_prior_and_strength_come_from(
+    path: Path, splits: tuple[str, ...], offered: list[float], given: Sequence[str], note: str
+) -> None:
+    story = read_story(path, {"evaluate.logit_adjustment": offered, **{key: GIVEN[key] for key in given}})
+    stated = {"prior": "effective", "tau": 1.5}
+    results = {
+        row: {split: {**figures[split], **(stated if row.endswith("+la") else {})} for split in splits}
+        for row, figures in story.results.items()
+    }
+    counts = {split: counts for split, counts in story.split_counts.items() if split in ("train", *splits)}
+    story = dataclasses.replace(story, results=results, split_counts=counts)
+    assert words.adjustment_note(story).startswith(note)
+    text = Page(write_page.render(story, pictures.Gallery((0, 30, 50), ()))).text
+    assert f"post-hoc logit adjustment; {note}" in text and "logit adjustment: class counts as trained on, τ = 1.5" in text
+
+
+def test_no_home_folder_is_on_the_page_wherever_the_recipe_names_one(tmp_path: Path) -> None:
+    home = "/home/somebody/private"
+    changes = {
+        "data.files": {"train": f"{home}/train.txt"},
+        "data.long_tail": {"n_max": 130, "imbalance_ratio": 3.25, "index": f"{home}/digests.txt"},
+        "prompts.phrases": f"{home}/phrases.yaml",
+        "spectrum.config": f"{home}/settings",
+        "spectrum.loras": [{"path": f"{home}/style.safetensors"}],
+        "methods.ce.train": {"model": {"architecture": "clip", "checkpoint": f"{home}/clip"}},
+        "compare.tune.space": {"train.model.checkpoint": ["~/private/clip"]},
+        "runtime.store": f"file://{home}/store",
+    }
+    page = Page(make_run(tmp_path, {"wren": 130, "heron": 40}, changes=changes).read_text())
+    assert "somebody" not in page.html and "private" not in page.html
+    for name in ("train.txt", "digests.txt", "phrases.yaml", "settings", "style.safetensors", "clip", "store"):
+        assert f"…/{name}" in page.text
+
+
 def test_an_absent_group_is_a_dash_and_never_zero(tmp_path: Path) -> None:
     page = Page(make_run(tmp_path, {"wren": 130, "heron": 40}).read_text())
     assert "No class falls into few." in page.text and "no such class" in page.text
@@ -268,7 +448,7 @@ def test_any_number_of_methods_and_either_split_alone(tmp_path: Path, methods: d
     page = Page(make_run(tmp_path, {"wren": 6, "owl": 5}, methods, splits=splits, epochs=8).read_text())
     assert f"top-1 on {splits[0]}" in page.text
     assert ("Validation accuracy" in page.text) == (splits == ("validation",))
-    flattered = "prior and τ were chosen on these very images" in page.text
+    flattered = "the prior was chosen on these very images" in page.text
     assert flattered == (splits == ("validation",))
     assert all(f"Curriculum of {name}" in page.values("aria-label") for name in methods)
     assert len(page.having("dot")) == (0 if len(methods) == 1 else 11 * (2 * 2 + 2))
@@ -344,7 +524,7 @@ def test_an_unfinished_run_is_refused_and_the_old_page_stays(tmp_path: Path) -> 
     assert not list(tmp_path.glob("*.new"))
     (tmp_path / "results.json").unlink()
     with pytest.raises(RunError, match=r"results\.json, which is not there"):
-        write_report(tmp_path, make_table({"id": ["a"], "image": [encode(picture(0, 100, 0))], "label": [0]}, ["wren"]), {"few": [0]})
+        write_report(tmp_path, make_table({"id": ["a"], "image": [encode(picture(0, 100, 0))], "label": [0]}, ["wren"]), {"few": [0]}, {})
     assert path.read_bytes() == before
 
 
@@ -389,7 +569,7 @@ def test_figures_that_print_alike_share_the_mark() -> None:
 
 
 def test_the_featured_method_is_chosen_by_strategy_and_compared_like_with_like(path: Path) -> None:
-    story = reading.read_run(path.parent, ["wren", "heron", "owl", EVIL], {"many": [0], "medium": [1], "few": [2, 3]})
+    story = read_story(path)
     assert (story.baseline, story.featured, story.split) == ("ce", "discl", "test")
     assert [(row.name, row.against) for row in tables.differences(story)] == [("discl", "ce"), ("discl+la", "ce+la")]
     strategies = {"ce": "real-only", "text": "text-only", "up": "easy-to-hard", "down": "specific-to-diverse"}
@@ -399,7 +579,7 @@ def test_the_featured_method_is_chosen_by_strategy_and_compared_like_with_like(p
 
 
 def test_levels_that_classes_take_on_their_own_are_counted_beside_the_curriculum(path: Path) -> None:
-    story = reading.read_run(path.parent, ["wren", "heron", "owl", EVIL], {"many": [0], "medium": [1], "few": [2, 3]})
+    story = read_story(path)
     apart = [{**record, "classes_apart": 1 + record["epoch"] % 3} if record["levels"] else record for record in story.histories["discl"]]
     other = dataclasses.replace(story, histories={**story.histories, "discl": apart})
     notes = {each.method: each.note for each in write_page.curricula(other, dict.fromkeys(story.histories, "#000"))}

@@ -9,14 +9,15 @@ import errno
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .console import console
-from .curriculum.processes import join_processes
-from .errors import RunError
+from .console import console, say
+from .curriculum.processes import current_processes, join_processes
+from .errors import DisclError, RunError
 from .levels import GuidanceLevel
 from .recipe import Recipe, load_recipe
 from .report import write_comparison, write_report, write_survey
@@ -26,12 +27,14 @@ from .stages.data import find_hard, prepare_data
 from .stages.learning import evaluate, train
 from .stages.making import check_models, filter_spectrum, make_plan
 from .stages.prompting import write_prompts
+from .stages.telling import describe_making
 from .workspace import Run, open_run
 
 
 def report(run: Run) -> Path:
     """Writes the whole story of the run as one self-contained page, `report.html`."""
-    return write_report(run.folder, run.tables["train"], run.groups, run.place("spectrum"))
+    making = describe_making(run.recipe, run.generator, run.size)
+    return write_report(run.folder, run.tables["train"], run.groups, making, run.place("spectrum"))
 
 
 STAGES: dict[str, Callable[[Run], Path]] = {
@@ -55,11 +58,11 @@ REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, 
 """How a system says that it takes no more bytes."""
 
 
-def open_together(recipe: Recipe, out: Path | str | None, amend: bool) -> Run:
+def open_together(recipe: Recipe, out: Path | str | None, amend: bool, check: Callable[[Run], None] = lambda run: None) -> Run:
     """As `open_run`, by several processes: the first opens the folder alone, then the others, who stay silent from then on."""
     processes = join_processes(cpu=recipe.runtime.device == "cpu" or not torch.cuda.is_available())
     if processes.first:
-        run = open_run(recipe, out, amend)
+        run = open_run(recipe, out, amend, check)
         processes.wait()
         return run
     processes.wait()
@@ -81,12 +84,23 @@ def run_until(run: Run, stage: str) -> Path:
         with run.turn(name) if processes.first and name not in SHARED else nullcontext():
             processes.wait()
             if processes.first or name == "train":
-                with _refusals(name):
+                with _refusals(name), _way_back(run):
                     path = carry_out(run)
             processes.wait()
         if name == stage:
             break
     return path
+
+
+@contextmanager
+def _way_back(run: Run) -> Iterator[None]:
+    """Says, where an amended recipe fails before it has made anything, how to have the former one back; errors pass."""
+    try:
+        yield
+    except DisclError:
+        if run.amended:
+            say(f"{run.folder} still holds its former recipe, tables and figures: the command of before, without --amend, takes it back")
+        raise
 
 
 @contextmanager
@@ -126,7 +140,7 @@ def run(
 
     Called again with the same arguments it does only what is missing.
     """
-    return run_until(open_run(load_recipe(recipe, overrides), out, amend), "report")
+    return run_until(open_run(load_recipe(recipe, overrides), out, amend, partial(check_models, stage="report")), "report")
 
 
 def compare(run: Run, seeds: Sequence[int] | None = None, *, tune: bool = False) -> Path:
@@ -136,9 +150,10 @@ def compare(run: Run, seeds: Sequence[int] | None = None, *, tune: bool = False)
     compare.tune), and the table lies in `tuned/`.
     """
     run_until(run, "filter")
-    with run.turn("compare"), _refusals("compare"):
+    processes = current_processes()
+    with run.turn("compare") if processes.first else nullcontext(), _refusals("compare"):
         path = comparing.compare(run, seeds or run.recipe.compare.seeds, tune)
-        write_comparison(path.parent, run.recipe.name)
+        processes.alone(lambda: write_comparison(path.parent, run.recipe.name))
         return path
 
 
@@ -171,7 +186,6 @@ def results_table(run: Run) -> str:
     split = "test" if all("test" in splits for splits in results.values()) else "validation"
     offered = [(split, *column) for column in TABLE] + [(f"{split}-ood", *column) for column in OUT_OF_DISTRIBUTION]
     columns = [each for each in offered if any(each[1] in splits.get(each[0], {}) for splits in results.values())]
-    widths = [max(8, len(heading) + 2) for _, _, heading in columns]
     widths = [max(8, len(heading) + 2) for _, _, heading in columns]
     lines = [f"{'on ' + split + ', %':<28}" + "".join(f"{each[2]:>{width}}" for each, width in zip(columns, widths, strict=True))]
     for method, splits in results.items():

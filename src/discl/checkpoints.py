@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .assets import embedded
+from .console import console, say
 from .digests import digest_file, digest_files
 from .errors import CheckpointError
 
@@ -112,13 +113,30 @@ def checkpoint_digest(folder: Path) -> str:
 def _download(name: str, wanted: Sequence[str] = WANTED) -> Path:
     from huggingface_hub import snapshot_download
 
+    options: dict[str, Any] = {"allow_patterns": list(wanted), "ignore_patterns": UNWANTED}
+    if size := _size_to_fetch(name, options):
+        say(f"fetching {size / 1e9:.2g} GB of {name} from the hub, this once")
+        if console.is_terminal:
+            from tqdm import tqdm
+
+            options["tqdm_class"] = tqdm  # the hub's own bars are off, for they come also where nothing is fetched
     try:
-        folder = Path(snapshot_download(name, allow_patterns=list(wanted), ignore_patterns=UNWANTED))
+        folder = Path(snapshot_download(name, **options))
         if half := [f"{part}/*.fp16*.safetensors" for part in _weightless(folder)] if any("safetensors" in each for each in wanted) else []:
             folder = Path(snapshot_download(name, allow_patterns=half))
         return folder
     except Exception as error:
         raise CheckpointError(f"checkpoint '{name}' is no local folder and could not be downloaded: {error}") from error
+
+
+def _size_to_fetch(name: str, options: Mapping[str, Any]) -> int:
+    """Bytes that are not here yet; 0 as well where the hub does not answer, which the download itself tells better."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return sum(file.file_size for file in snapshot_download(name, dry_run=True, **options) if file.will_download)
+    except Exception:
+        return 0
 
 
 def _weightless(folder: Path) -> list[str]:

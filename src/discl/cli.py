@@ -28,22 +28,32 @@ Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run fold
 Amend = Annotated[bool, typer.Option("--amend", help="Go on in a folder that was made with another recipe, keeping what still fits.")]
 
 
-def _open(recipe: str, overrides: list[str] | None, out: Path | None, amend: bool) -> Run:
+def _open(recipe: str, overrides: list[str] | None, out: Path | None, amend: bool, stage: str) -> Run:
+    """The run; an amendment whose models are not fit for what is to be done, up to `stage`, is refused before it changes anything."""
     from .recipe import load_recipe, parse_override
     from .workspace import open_run
+
+    def check(run: Run) -> None:
+        from .stages.making import check_models
+
+        check_models(run, stage)
 
     loaded = load_recipe(recipe, dict(parse_override(text) for text in overrides or []))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # started by torchrun or accelerate launch
         from .chain import open_together
+        from .curriculum.processes import current_processes
 
-        return open_together(loaded, out, amend)
-    return open_run(loaded, out, amend)
+        run = open_together(loaded, out, amend, check)
+        if not current_processes().first:  # the first speaks for all
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        return run
+    return open_run(loaded, out, amend, check)
 
 
 def _stage(recipe: str, overrides: list[str] | None, out: Path | None, amend: bool, stage: str) -> None:
     from .chain import run_until
 
-    typer.echo(run_until(_open(recipe, overrides, out, amend), stage))
+    typer.echo(run_until(_open(recipe, overrides, out, amend, stage), stage))
 
 
 def _whole_numbers(option: str, text: str, example: str) -> list[int]:
@@ -65,7 +75,7 @@ def run(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend 
     """
     from .chain import results_table, run_until
 
-    opened = _open(recipe, set_, out, amend)
+    opened = _open(recipe, set_, out, amend, "report")
     path = run_until(opened, "report")
     typer.echo(results_table(opened))
     typer.echo(path)
@@ -111,18 +121,27 @@ def data_prepare(recipe: RecipeArgument, set_: Set = None, out: Out = None, amen
     from .chain import run_until
     from .stages.preparing import prepare_squares
 
-    opened = _open(recipe, set_, out, amend)
+    opened = _open(recipe, set_, out, amend, "data")
     run_until(opened, "data")
     typer.echo(prepare_squares(opened))
 
 
 @app.command()
 def hard(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
-    """Find the hard training images: rare classes, or a low true-class probability. Does first whatever is missing before.
+    """Find the hard training images, rare classes or a low true-class probability, and say how many. Does first whatever is missing before.
 
     Example: `discl hard mine.yaml`
     """
-    _stage(recipe, set_, out, amend, "hard")
+    from .chain import run_until
+    from .console import say
+    from .stages.data import describe_hard
+
+    opened = _open(recipe, set_, out, amend, "hard")
+    known = opened.path("hard.parquet").exists()  # what is found now is told when it is found
+    path = run_until(opened, "hard")
+    if known:
+        say(describe_hard(opened))
+    typer.echo(path)
 
 
 @app.command()
@@ -154,7 +173,7 @@ def levels(
     from .levels import GuidanceLevel
 
     chosen = None if grid is None else [GuidanceLevel(percent) for percent in _whole_numbers("--grid", grid, "0,20,40")]
-    path = survey(_open(recipe, set_, out, amend), sources, chosen, seeds)
+    path = survey(_open(recipe, set_, out, amend, "prompts"), sources, chosen, seeds)
     typer.echo(path.with_suffix(".md").read_text())
     typer.echo(path)
 
@@ -168,7 +187,7 @@ def plan(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend
     from .chain import run_until
     from .stages.making import describe_cost, estimate_cost
 
-    opened = _open(recipe, set_, out, amend)
+    opened = _open(recipe, set_, out, amend, "plan")
     path = run_until(opened, "plan")
     typer.echo(describe_cost(estimate_cost(opened)))
     typer.echo(path)
@@ -208,7 +227,7 @@ def generate(
     from .spectrum.plan import WHOLE, parse_share
 
     share = WHOLE if shard is None else parse_share(shard)
-    opened = _open(recipe, set_, out, amend)
+    opened = _open(recipe, set_, out, amend, "generate")
     generate_images(opened, share, ray)
     typer.echo(opened.place("spectrum"))
 
@@ -270,7 +289,7 @@ def compare(
     """
     from .chain import compare as compare_methods
 
-    opened = _open(recipe, set_, out, amend)
+    opened = _open(recipe, set_, out, amend, "filter")
     chosen = _whole_numbers("--seeds", seeds, "0,1,2") if seeds else None
     path = compare_methods(opened, chosen, tune=tune)
     typer.echo(path.read_text())
@@ -294,24 +313,42 @@ def export(
     from .chain import run_until
     from .stages.exporting import export as export_run
 
-    opened = _open(recipe, set_, run, amend)
+    opened = _open(recipe, set_, run, amend, "filter")
     run_until(opened, "filter")
     typer.echo(export_run(opened, to, out, everything))
 
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with one sub-folder of images per class, or of Parquet files.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="Folder with one sub-folder of images per class or of Parquet files, or a CSV, TSV or Parquet file."
+        ),
+    ],
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where to write the recipe; default NAME.yaml.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option("--column", metavar="OURS=THEIRS", help="A list's column, such as label=species; may be given often."),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", metavar="DIR", help="Folder that a list's paths are relative to; default the list's own.")
+    ] = None,
 ) -> None:
-    """Write a commented recipe for a folder of images.
+    """Write a commented recipe for a folder of images, or for a list of them.
 
-    Example: `discl init photos/birds` writes `birds.yaml`
+    Examples: `discl init photos/birds` writes `birds.yaml` · `discl init birds.csv --images photos --column label=species`
     """
+    from .errors import RecipeError
     from .starter import write_starter
 
-    path = write_starter(folder, out)
-    typer.echo(path)
+    columns = {}
+    for text in column or []:
+        ours, equals, theirs = text.partition("=")
+        if not (ours and equals and theirs):
+            raise RecipeError(f"--column takes ours=theirs, for example --column label=species; got '{text}'.")
+        columns[ours] = theirs
+    typer.echo(write_starter(folder, out, columns, images))
 
 
 @app.command()

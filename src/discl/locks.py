@@ -22,6 +22,7 @@ from pathlib import Path
 
 from .console import say
 from .errors import RunError
+from .files import whole
 
 BEAT, PATIENCE, PAUSE = 5.0, 60.0, 0.5
 """Seconds between two signs of life; without one until an owner counts as dead; between two looks at a lock that is taken."""
@@ -136,9 +137,8 @@ def _write(path: Path, owner: Owner) -> None:
     for attempt in range(10):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(".new")
-            unfinished.write_text(json.dumps(asdict(owner)))
-            unfinished.replace(path)
+            with whole(path) as unfinished:
+                unfinished.write_text(json.dumps(asdict(owner)))
             return
         except FileNotFoundError:  # the last one that left has removed the folder
             if attempt == 9:

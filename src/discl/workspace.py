@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -20,11 +19,14 @@ import yaml
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetGenerationError
-from pydantic import ValidationError
+from PIL import Image
 
 from .checkpoints import checkpoint_digest
-from .data import Cameras, ImageTable, class_groups, keep_aspect, read_tables, through_cameras
-from .errors import CheckpointError, RunError, StoreError
+from .console import say
+from .data import Cameras, ImageTable, class_groups, digest_image, keep_aspect, read_tables, through_cameras
+from .errors import CheckpointError, RecipeError, RunError, StoreError
+from .files import clear_unfinished, whole
+from .former import FOLDER, bring_back, former_recipe, let_go, set_aside
 from .locks import lock
 from .recipe import Data, Recipe, load_recipe
 from .spectrum.models import Address, Generator, describe_generator, describe_loras
@@ -82,6 +84,14 @@ class Run:
     @property
     def train(self) -> ImageTable:
         return self.tables["train"]
+
+    def checked_image(self, row: int, content: str) -> Image.Image:
+        """Decoded RGB picture of a training image. Raises RunError where its digest is not `content`, which it was when it was checked."""
+        image = self.train.image(row)
+        if digest_image(image) != content:
+            name = self.train.ids[row]
+            raise RunError(f"image '{name}' has changed since it was checked; delete data.parquet and hard.parquet in {self.folder}.")
+        return image
 
     @cached_property
     def generator(self) -> Generator:
@@ -150,6 +160,15 @@ class Run:
             yield
 
     @property
+    def amended(self) -> bool:
+        """Whether the command of before the amendment would still take the folder back; see `open_run`."""
+        return former_recipe(self.path(FOLDER)) is not None
+
+    def settle(self) -> None:
+        """Called before the first image, classifier or figure of the recipe is made: the one before it can no longer be taken back."""
+        let_go(self.path(FOLDER))
+
+    @property
     def spectrum(self) -> Shards:
         return spectrum_shards(self.place("spectrum"), self.train.class_names)
 
@@ -163,24 +182,37 @@ class Run:
         return class_groups(self.train.class_counts.tolist(), self.recipe.groups.many, self.recipe.groups.few)
 
 
-def open_run(recipe: Recipe | str | Path | dict[str, Any], folder: Path | str | None = None, amend: bool = False) -> Run:
+def open_run(
+    recipe: Recipe | str | Path | dict[str, Any],
+    folder: Path | str | None = None,
+    amend: bool = False,
+    check: Callable[[Run], None] = lambda run: None,
+) -> Run:
     """The run of a recipe (an object, or whatever `load_recipe` takes) in `folder` (default `runs/NAME`), made where it does not exist.
 
     A folder that was made with another recipe is refused with RunError that lists the differences. With `amend` the new
     recipe takes its place: images and scores that still fit are kept, tables and classifiers that do not are made anew.
     `runtime` may always differ, and a checkpoint may have been copied elsewhere.
+
+    An amendment that is refused costs nothing. `check` may raise before anything is changed. What only a stage finds out comes later, so
+    recipe, tables and pages of before are first copied to `former/` and stay there until `Run.settle`, which is called before the new
+    recipe makes an image, a classifier or a figure; until then the former recipe needs no `amend` and gets all of it back. Whatever is
+    discarded goes before the recipe that it does not fit is written, and what fits comes after it: a kill leaves no table beside
+    another's recipe, and the same command again does the rest.
     """
     recipe = load_recipe(recipe)
     folder = Path(folder) if folder is not None else Path("runs") / recipe.name
     changed = _changed_keys(recipe, folder, amend)
+    if changed and not _is_former(recipe, folder):
+        check(Run(recipe, folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if changed is None or changed:
+        if changed is None or changed or _is_former(recipe, folder):
             with lock(folder, "open", lambda other: _clash("open", other)):
-                _discard_stale(recipe, folder, _changed_keys(recipe, folder, amend) or [])
-                _keep(recipe, folder)
+                _take_over(recipe, folder, amend)
         else:
             _keep(recipe, folder)
+        clear_unfinished(folder)
     except OSError as error:
         raise RunError(f"cannot write to the run folder {folder}: {error}.") from error
     if recipe.runtime.threads:
@@ -190,20 +222,21 @@ def open_run(recipe: Recipe | str | Path | dict[str, Any], folder: Path | str | 
 
 def read_data(data: Data, on_unused: Callable[[list[str]], None] = lambda splits: None) -> dict[str, ImageTable]:
     """`{split: table}` of what the section `data` names, before any long tail or split of our own; raises as `read_tables` does."""
-    tables = read_tables(data.root, data.format, data.columns, data.splits, data.files, on_unused)
+    tables = read_tables(data.root, data.format, data.columns, data.splits, data.files, on_unused, data.images)
     return through_cameras(tables, Cameras(**dict(data.cameras))) if data.cameras else tables
 
 
 def _changed_keys(recipe: Recipe, folder: Path, amend: bool) -> list[str] | None:
     """Keys of the folder's recipe that have another value in this one; None for a folder that is no run yet.
 
-    Raises RunError for what is no run folder and, without `amend`, for another recipe.
+    Raises RunError for what is no run folder and, without `amend`, for another recipe, unless it is the former one of an amendment.
     """
     kept = folder / "recipe.yaml"
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file; name a folder with --out.")
     if not kept.exists():
-        foreign = folder.exists() and [each for each in folder.iterdir() if each.name != "locks" and not each.name.startswith(kept.name)]
+        ours = (kept.name, f".{kept.name}.")  # the second is how a recipe that is being written is called
+        foreign = folder.exists() and [each for each in folder.iterdir() if each.name != "locks" and not each.name.startswith(ours)]
         if foreign and not kept.exists():
             raise RunError(f"{folder} is not empty and holds no recipe.yaml, so it is no run folder; choose another with --out.")
         return None
@@ -211,7 +244,7 @@ def _changed_keys(recipe: Recipe, folder: Path, amend: bool) -> list[str] | None
     if not isinstance(old, dict):
         raise RunError(f"{kept} holds no recipe, so {folder} is no run folder; choose another with --out.")
     changed = _changes(old, recipe)
-    if changed and not amend:
+    if changed and not amend and not _is_former(recipe, folder):
         lines = "\n".join(f"  {key}: {before!r} -> {after!r}" for key, before, after in changed[:12])
         lines += f"\n  … and {len(changed) - 12} more" if len(changed) > 12 else ""
         raise RunError(
@@ -219,6 +252,28 @@ def _changed_keys(recipe: Recipe, folder: Path, amend: bool) -> list[str] | None
             "(images that still fit are kept, what they no longer fit is made anew)."
         )
     return [key for key, _, _ in changed]
+
+
+def _is_former(recipe: Recipe, folder: Path) -> bool:
+    """Whether a recipe is the one that the folder had before an amendment that has made nothing yet."""
+    former = former_recipe(folder / FOLDER)
+    return former is not None and not _changes(former, recipe)
+
+
+def _take_over(recipe: Recipe, folder: Path, amend: bool) -> None:
+    """Gives the folder this recipe; `open_run` says in which order and why."""
+    kept, former = folder / "recipe.yaml", former_recipe(folder / FOLDER)
+    if former is not None and kept.exists() and not _compare(_completed(former), _completed(yaml.safe_load(kept.read_text()))):
+        bring_back(folder)  # a kill has ended an amendment before it had begun, or a way back before it was at its end
+    changed = _changed_keys(recipe, folder, amend)
+    back = bool(changed) and _is_former(recipe, folder)
+    if changed and not back:
+        set_aside(folder)
+    _discard_stale(recipe, folder, changed or [])
+    _keep(recipe, folder)
+    if back:
+        bring_back(folder)
+        say(f"{folder} is back at its former recipe, with the tables and figures of then; the other recipe had made nothing yet")
 
 
 def _discard_stale(recipe: Recipe, folder: Path, changed: Sequence[str]) -> None:
@@ -244,8 +299,12 @@ def _keep(recipe: Recipe, folder: Path) -> None:
 
 def _changes(old: dict[str, Any], recipe: Recipe) -> list[tuple[str, Any, Any]]:
     """(key, value before, value now) of what differs, `runtime` aside, and a checkpoint that only lies elsewhere."""
-    found = _differences({**_completed(old), "runtime": None}, {**recipe.plain(), "runtime": None})
-    return [each for each in found if not _only_moved(*each)]
+    return _compare(_completed(old), recipe.plain())
+
+
+def _compare(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """As `_changes`, of two plain trees."""
+    return [each for each in _differences({**old, "runtime": None}, {**new, "runtime": None}) if not _only_moved(*each)]
 
 
 def _only_moved(key: str, before: Any, now: Any) -> bool:
@@ -304,8 +363,8 @@ def _not_copied(run: Run, cache: Path, cause: BaseException) -> StoreError:
 def _completed(tree: dict[str, Any]) -> dict[str, Any]:
     """A recipe that was written before some keys were there, with their defaults, which are what it meant; others as they are."""
     try:
-        return Recipe.model_validate(tree).plain()
-    except ValidationError:
+        return load_recipe(tree).plain()
+    except RecipeError:
         return tree
 
 
@@ -330,26 +389,11 @@ def _environment() -> dict[str, Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file that appears whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
-    with _whole(unfinished):
+    with whole(path) as unfinished:
         unfinished.write_text(text)
-        unfinished.replace(path)
 
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Writes a Parquet file that appears whole or not at all."""
-    unfinished = path.with_suffix(".new")
-    with _whole(unfinished):
+    with whole(path) as unfinished:
         pq.write_table(table, unfinished)
-        unfinished.replace(path)
-
-
-@contextmanager
-def _whole(unfinished: Path) -> Iterator[None]:
-    """Leaves nothing of a file that the disk refused."""
-    try:
-        yield
-    except OSError:
-        with suppress(OSError):
-            unfinished.unlink()
-        raise

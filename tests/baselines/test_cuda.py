@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from discl.baselines.cuda import MAX_LEVEL, NAMES, OPERATIONS, augment, augment_batch, magnitude, training_strengths, update_levels
+from discl.baselines.cuda import MAX_LEVEL, NAMES, OPERATIONS, Cuda, augment, augment_batch, magnitude, training_strengths, update_levels
 
 RANGES = {
     **dict.fromkeys(["vertical-flip", "mirror", "edge-enhance", "detail", "smooth", "auto-contrast", "equalise", "invert"], (0, 0)),
@@ -176,3 +177,13 @@ def test_an_accuracy_at_the_threshold_does_not_pass():
 
     assert update_levels(np.asarray([3]), rows, recognised, 0.6, np.random.default_rng(0)).tolist() == [2]
     assert update_levels(np.asarray([3]), rows, recognised, 0.59, np.random.default_rng(0)).tolist() == [4]
+
+
+def test_one_process_judges_for_all():
+    """What the first process comes to is the level in every process, so that they alter batches alike."""
+    asked, cuda = [], Cuda()
+    told = np.asarray([3, 0])
+    pool = SimpleNamespace(held_out=np.zeros(2, bool), synthetic=np.zeros(2, bool), labels=np.arange(2), num_classes=2)
+    learner = SimpleNamespace(processes=SimpleNamespace(alone=lambda action: asked.append(action) or told))
+    cuda.begin_epoch(SimpleNamespace(pool=pool, learner=learner, seed=0), 0)
+    assert len(asked) == 1 and cuda.levels is told

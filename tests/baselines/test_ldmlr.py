@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from discl.baselines import ldmlr
 from discl.baselines.ldmlr import (
     DIFFUSION_RATES,
     Ldmlr,
@@ -19,6 +22,7 @@ from discl.baselines.ldmlr import (
     train_denoiser,
     train_last_layer,
 )
+from discl.curriculum.objectives import make_objective
 
 
 def test_cosine_schedule():
@@ -149,3 +153,19 @@ def test_last_layer_learns():
     layer = nn.Linear(3, 3)
     train_last_layer(layer, features, labels, epochs=200, lr=0.05)
     assert (layer(features).argmax(1) == labels).all()
+
+
+def test_the_last_layer_is_trained_with_the_methods_loss(monkeypatch):
+    """Balanced Softmax stays Balanced Softmax, with the counts of real and made features together."""
+    labels = np.repeat([0, 1], [30, 3])
+    pool = SimpleNamespace(labels=labels, synthetic=np.zeros(33, bool), held_out=np.zeros(33, bool), num_classes=2)
+    model = torch.nn.Module()
+    model.head = torch.nn.Linear(4, 2)
+    learner = SimpleNamespace(objective=make_objective("balanced-softmax"), counts=torch.tensor([30.0, 3.0], dtype=torch.float64))
+    caught = []
+    monkeypatch.setattr(ldmlr, "penultimate", lambda scene, model, layer, rows: torch.randn(len(rows), 4))
+    monkeypatch.setattr(ldmlr, "train_last_layer", lambda *args, **kwargs: caught.append(kwargs["loss"]))
+    shown = Ldmlr(diffusion_epochs=1).finish(SimpleNamespace(pool=pool, learner=learner, seed=0), model)
+    assert shown.tolist() == [36, 8]
+    logits, seen = torch.randn(5, 2), torch.tensor([0, 1, 1, 0, 1])
+    torch.testing.assert_close(caught[0](logits, seen), F.cross_entropy(logits + torch.tensor([36.0, 8.0]).log(), seen))

@@ -18,7 +18,8 @@ from discl.curriculum.objectives import Objective, make_objective, parameters_of
 from discl.curriculum.strategies import STRATEGIES, follows_progress, make_strategy
 from discl.errors import RecipeError
 from discl.levels import GuidanceLevel
-from discl.recipe import Recipe
+from discl.recipe import Method, Recipe
+from discl.stages import learning
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -37,6 +38,19 @@ from discl.curriculum.strategies import Planned
 class Halves(Companion):
     def __init__(self, *, share=0.5):
         self.share = share
+
+
+class Plain(Companion):
+    def __init__(self, threshold=0.4):
+        self.threshold = threshold
+
+
+class NoCompanion:
+    pass
+
+
+def no_companion():
+    return NoCompanion()
 
 
 class Listens(Companion):
@@ -204,8 +218,12 @@ def test_an_objective(name: str) -> None:
         ({"system": "halvs"}, r"unknown system 'halvs'; known: cuda, docl, halves, ldmlr\. Did you mean 'halves'\? One of your own is nam"),
         ({"system": "own_pieces:Nobody"}, r"system 'own_pieces:Nobody' cannot be found: module 'own_pieces' has no attribute 'Nobody'"),
         ({"system": {"name": "halves", "shar": 1}}, r"unknown parameter of system halves 'shar'; known: share\. Did you mean 'share'"),
+        ({"system": {"name": "own_pieces:Plain", "treshold": 1}}, r"'treshold'; known: threshold\. Did you mean 'threshold'\?"),
+        ({"system": {"name": "own_pieces:Listens", "share": 1}}, r"system own_pieces:Listens has no parameter; got share\."),
+        ({"system": "own_pieces:NoCompanion"}, r"gives a NoCompanion, .*make it a subclass of discl\.curriculum\.companion\.Companion"),
+        ({"system": "own_pieces:no_companion"}, r"system 'own_pieces:no_companion' gives a NoCompanion, which is no companion of training"),
         ({"strategy": "alternatin"}, r"unknown strategy 'alternatin'; known: .*, alternating, .*Did you mean 'alternating'"),
-        ({"strategy": "nowhere:thing"}, r"strategy 'nowhere:thing' cannot be found: No module named 'nowhere'"),
+        ({"strategy": "nowhere:thing"}, r"strategy 'nowhere:thing' cannot be found: No module named 'nowhere'\. .*run `PYTHONPATH=\."),
         ({"strategy": ":thing"}, r"strategy ':thing' cannot be found"),
         ({"strategy": "own_pieces:NUMBER"}, r"strategy 'own_pieces:NUMBER' is a int and cannot be called"),
         ({"strategy": "own_pieces:too_few"}, r"'own_pieces:too_few' has to take \(levels=, curriculum_epochs=, level=, seed=\): got an un"),
@@ -227,6 +245,41 @@ def test_what_is_none_is_refused(method: dict[str, Any], message: str) -> None:
             recipe_of(**method)
         except ValueError as error:  # pydantic's, with the places
             raise RecipeError(str(error)) from error
+
+
+def test_what_a_module_of_your_own_lacks_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lacking.py").write_text("import nowhere_else\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(RecipeError, match=r"cannot be found: No module named 'nowhere_else'$"):
+        make_system("lacking:Mine")
+
+
+def test_parameters_of_a_system_need_no_star() -> None:
+    assert make_system({"name": "own_pieces:Plain", "threshold": 0.3}).threshold == 0.3  # type: ignore[attr-defined]
+
+
+def test_a_piece_of_your_own_is_known_by_its_source_and_one_that_ships_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is defined counts as well as where it is named; a module that is loaded already is what it was then."""
+
+    def sources(**method: Any) -> list[str]:
+        return learning._own_sources(Method.model_validate(method))
+
+    assert sources(strategy="adaptive", objective="focal", system="cuda") == sources(system="discl.baselines.cuda:Cuda") == []
+    assert sources(objective="flyp") == []
+    assert len(sources(strategy="alternating", objective="own_pieces:scaled", system={"name": "halves", "share": 0.25})) == 3
+    found = {}
+    for outer, inner in (("", ""), ("\n# another", ""), ("", "\n# another"), ("", "")):
+        (tmp_path / "outer_piece.py").write_text("from inner_piece import Mine" + outer)
+        (tmp_path / "inner_piece.py").write_text("from discl.curriculum.companion import Companion\nclass Mine(Companion): pass" + inner)
+        for module in ("outer_piece", "inner_piece"):
+            sys.modules.pop(module, None)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        importlib.invalidate_caches()
+        found.setdefault((outer, inner), []).append(sources(system="outer_piece:Mine"))
+        (tmp_path / "outer_piece.py").write_text("not loaded")
+        assert sources(system="outer_piece:Mine") == found[outer, inner][-1]
+    first, *others = found.values()
+    assert first[0] == first[1] and len({str(each[0]) for each in (first, *others)}) == 3
 
 
 def test_a_name_that_ships_is_never_anothers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,6 +250,12 @@ def test_interpolated_weights(tiny_clip: Path, tmp_path: Path) -> None:
     assert torch.equal(tuned.head.weight, head)
 
 
+def test_the_pretrained_and_the_tuned_may_lie_on_different_devices() -> None:
+    pretrained, tuned = nn.Linear(2, 2), nn.Linear(2, 2, device="meta")
+    ensembles(pretrained, tuned, [0.0, 0.5, 1.0], lambda model: 0.0)
+    assert tuned.weight.device.type == "meta"
+
+
 def test_interpolation_by_hand() -> None:
     start, end = {"a": torch.tensor([0.0, 4.0]), "n": torch.tensor(3)}, {"a": torch.tensor([1.0, 0.0]), "n": torch.tensor(5)}
     assert interpolate(start, end, 0.25)["a"].tolist() == [0.25, 3.0]

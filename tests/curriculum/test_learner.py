@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from discl.baselines.docl import Docl, Dynamics
 from discl.curriculum.augmentation import mix_images
+from discl.curriculum.companion import Companion
 from discl.curriculum.learner import Learner, Stepping
 from discl.curriculum.mixture import Mixing, Pool, balance_classes, mix_epoch
 from discl.curriculum.models import ClassifierConfig
@@ -47,10 +49,12 @@ class Noise:
         return self.memory[torch.as_tensor(rows)]
 
 
-def trained(stepping: Stepping, rows: list[int], batch_size: int, objective: Any = "cross-entropy") -> Learner:
+def trained(
+    stepping: Stepping, rows: list[int], batch_size: int, objective: Any = "cross-entropy", companion: Companion | None = None
+) -> Learner:
     torch.manual_seed(0)
     sgd = partial(make_optimizer, name="sgd", lr=0.1, weight_decay=0.0, momentum=0.0, nesterov=False)
-    learner = Learner(Flat(), sgd, make_objective(objective), np.array([4, 4, 4]), CONFIG, stepping, (), torch.float32, "cpu")
+    learner = Learner(Flat(), sgd, make_objective(objective), np.array([4, 4, 4]), CONFIG, stepping, (), torch.float32, "cpu", companion)
     batches = learner.batches(Noise(), batch_size, 0)  # type: ignore[arg-type]
     learner.train_epoch(batches, np.array(rows), LABELS, 0, 1, batch_size, 0, lambda progress: 0.1, Path("nowhere"))
     return learner
@@ -63,9 +67,19 @@ def test_parts_of_a_batch_add_up_to_it(objective: str) -> None:
     parts = trained(Stepping(accumulate=3), rows, 6, objective).model.state_dict()
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor)
-    assert not torch.equal(whole["head.weight"], Flat().state_dict()["head.weight"])
+    torch.manual_seed(0)
+    assert not torch.equal(whole["head.weight"], Flat().state_dict()["head.weight"]), "training that moves nothing would compare nothing"
     with pytest.raises(TrainingError, match=r"train\.batch_size = 6 cannot be divided evenly into 4 parts"):
         trained(Stepping(accumulate=4), rows, 6)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_dynamics_count_a_step_once_however_many_parts_it_has(parts: int) -> None:
+    docl = Docl()
+    docl.dynamics = Dynamics.start(12, 3)
+    trained(Stepping(accumulate=parts), [*range(12), *range(12)], 6, companion=docl)
+    assert docl.dynamics.rate_sum == pytest.approx(4 * 0.1)
+    np.testing.assert_allclose(docl.dynamics.rate, [0.2] * 6 + [0.3] * 6)  # summed before each row's last visit
 
 
 def test_moving_average_by_hand_and_evaluated() -> None:

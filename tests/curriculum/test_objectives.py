@@ -19,6 +19,7 @@ from discl.curriculum.objectives import (
     ldam,
     logit_adjusted,
     make_objective,
+    widest,
 )
 from discl.errors import RecipeError
 
@@ -153,3 +154,8 @@ def test_what_is_no_objective(asked: object, message: str) -> None:
         make_objective(asked)  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="no loss over logits"):
         make_objective("flyp").loss(torch.zeros(1, 2), torch.tensor([0]), torch.ones(2))
+
+
+def test_numbers_are_as_wide_as_the_device_has_them() -> None:
+    assert widest(torch.device("cpu")) == widest(torch.device("cuda")) == torch.float64
+    assert widest(torch.device("mps")) == torch.float32

@@ -16,7 +16,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from discl.data import read_tables
+from discl.data import inspect_images, read_tables
 from discl.data.readers import READERS
 from discl.errors import DataError
 
@@ -136,6 +136,63 @@ def test_labels_of_a_list_that_are_none(text: str, message: str, tmp_path: Path)
     (tmp_path / "list.csv").write_text(f"path,label\na.png,{text}\nb.png,1\n")
     with pytest.raises(DataError, match=message):
         read_tables(str(tmp_path / "list.csv"))
+
+
+@pytest.mark.parametrize("blank", ["", "  "])
+@pytest.mark.parametrize("others", ["cat", "1"])
+def test_a_label_that_is_left_out_makes_no_class(blank: str, others: str, tmp_path: Path) -> None:
+    rows = [f"{number}.png,{blank if number > 1 else others}" for number in range(9)]
+    (tmp_path / "list.csv").write_text("\n".join(("path,label", *rows)) + "\n")
+    with pytest.raises(
+        DataError, match=r"images without a label; .*: row 3 \('2\.png'\), row 4 \('3\.png'\), .*row 7 \('6\.png'\) and 2 more"
+    ):
+        read_tables(str(tmp_path / "list.csv"))
+
+
+@pytest.mark.parametrize("blank", [None, "", " \t"])
+def test_a_blank_label_of_a_parquet_file_makes_no_class(blank: str | None, tmp_path: Path) -> None:
+    labels = pa.array(["a", blank, "b"], pa.string())
+    pq.write_table(pa.table({"path": ["1.png", "2.png", "3.png"], "label": labels}), tmp_path / "list.parquet")
+    with pytest.raises(DataError, match=r"images without a label; .*: row 2 \('2\.png'\)\."):
+        read_tables(str(tmp_path / "list.parquet"))
+    pictures = pa.array([{"bytes": picture(), "path": None}] * 3, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    pq.write_table(pa.table({"image": pictures, "label": labels}), tmp_path / "list.parquet")
+    with pytest.raises(DataError, match=r"images without a label; .*: row 2\."):
+        read_tables(str(tmp_path / "list.parquet"))
+
+
+def test_a_list_may_state_whole_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw(tmp_path / "real", "p/1.png", "p/2.png", "p/3.png")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    paths = [f"{tmp_path}/real/p/1.png", "p/2.png", f"{tmp_path}/real/x/../p/3.png"]
+    (tmp_path / "real" / "list.csv").write_text("\n".join(("path,label", *(f"{path},a" for path in paths))) + "\n")
+    monkeypatch.chdir(tmp_path)
+    for root in (tmp_path / "real", Path("real"), Path("link")):
+        table = read_tables(str(root / "list.csv"))["train"]
+        assert table.ids == ["p/1.png", "p/2.png", "p/3.png"]
+        assert inspect_images(table).unreadable == []
+    (tmp_path / "away").mkdir()
+    (tmp_path / "away" / "list.csv").write_text((tmp_path / "real" / "list.csv").read_text())
+    with pytest.raises(DataError, match=r"real/p/1\.png', which lies outside .*away; name the folder .* in data\.images"):
+        read_tables("away/list.csv")
+    assert read_tables("away/list.csv", images="real")["train"].ids == ["p/1.png", "p/2.png", "p/3.png"]
+    (tmp_path / "away" / "list.csv").write_text("path,label\n../real/p/1.png,a\n")
+    with pytest.raises(DataError, match=r"'\.\./real/p/1\.png', which leads out of .*away; name the folder"):
+        read_tables("away/list.csv")
+    (tmp_path / "away" / "list.csv").write_text("path,label\np/1.png,a\n,a\n")
+    with pytest.raises(DataError, match=r"list\.csv has rows without a path: row 2; remove"):
+        read_tables("away/list.csv", images="real")
+
+
+def test_the_folder_of_a_lists_images(tmp_path: Path) -> None:
+    draw(tmp_path / "photos", "p/1.png")
+    (tmp_path / "list.csv").write_text("path,label\np/1.png,a\n")
+    table = read_tables(str(tmp_path / "list.csv"), images=str(tmp_path / "photos"))["train"]
+    assert (table.ids, table.root, inspect_images(table).unreadable) == (["p/1.png"], tmp_path / "photos", [])
+    with pytest.raises(DataError, match=r"data\.images 'nowhere' is no folder; looked for /"):
+        read_tables(str(tmp_path / "list.csv"), images="nowhere")
+    with pytest.raises(DataError, match=r"data\.images is the folder .* but '.*photos' is read as imagefolder; leave it out"):
+        read_tables(str(tmp_path / "photos"), images=str(tmp_path))
 
 
 @pytest.mark.parametrize(("column", "columns"), [("path", {}), ("image", {"image": "image"}), ("file", {"image": "file"})])

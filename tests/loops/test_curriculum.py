@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
 import discl
-from discl.curriculum.mixture import mix_epoch
+from discl.curriculum.mixture import Pool, mix_epoch
+from discl.curriculum.processes import Processes
 from discl.curriculum.progress import best_level
 from discl.digests import derive_seed
 from discl.errors import DataError, RunError, StoreError, TrainingError
 from discl.levels import GuidanceLevel
+from discl.loops import curriculum as curriculum_module
 from discl.workspace import Run
 
 REAL, HARD, EACH = 40, 8, 16
@@ -213,12 +217,153 @@ def test_no_synthetic_image_after_the_curriculum(dataset: discl.SpectrumDataset,
     assert [epoch for epoch, made in enumerate(drawn) if made] == synthetic
 
 
+@pytest.mark.parametrize(("hard", "others"), [((2, 3), False), ((0, 2), True)])
+def test_easy_images_are_left_out_only_beside_whole_classes(hard: tuple[int, ...], others: bool) -> None:
+    """Where single images are hard, as by their probability, the others of their class are drawn; undersampling would drop them all."""
+    labels = np.repeat([0, 1, 2, 3], [8, 8, 2, 2]) if not others else np.repeat([0, 1], 10)
+    marked = np.isin(labels, hard) if not others else np.isin(np.arange(20), (0, 10))
+    made = np.repeat(np.flatnonzero(marked), 4)
+    pool = Pool(
+        np.r_[labels, labels[made]], np.r_[np.full(20, 100), np.full(len(made), 50)], np.repeat([False, True], [20, len(made)]),
+        np.r_[marked, np.zeros(len(made), bool)], ("a", "b", "c", "d")[: labels.max() + 1],
+    )  # fmt: skip
+    dataset: Any = SimpleNamespace(pool=pool)
+    drawn = discl.Curriculum(dataset, "fixed", level=50, curriculum_epochs=2, samples=26).rows()
+    easy = ~pool.hard & ~pool.synthetic
+    if others:
+        assert set(np.flatnonzero(easy)) <= set(drawn)
+        with pytest.raises(TrainingError, match=r"every class has hard images, .* use undersample=False"):
+            discl.Curriculum(dataset, "fixed", level=50, curriculum_epochs=2, undersample=True)
+    else:
+        assert easy[drawn].mean() == pytest.approx(1 - pool.tail_share, abs=0.1)
+
+
 def test_level_100_is_the_real_image_once_more(dataset: discl.SpectrumDataset) -> None:
     curriculum = discl.Curriculum(dataset, "fixed", level=100, curriculum_epochs=2, samples=64)
     rows = curriculum.rows()
     assert not dataset.pool.synthetic[rows].any()
     plain = discl.Curriculum(dataset, "real-only", curriculum_epochs=2, samples=64, undersample=False).rows()
     assert dataset.pool.hard[rows].mean() > 1.5 * dataset.pool.hard[plain].mean()
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def test_progress_is_measured_without_the_random_transform(filtered_run: Path) -> None:
+    def noisy(image: torch.Tensor) -> torch.Tensor:
+        return image + torch.rand(())
+
+    def judged(model: nn.Module, batch: Any) -> torch.Tensor:
+        return batch.image.mean((1, 2, 3))
+
+    with pytest.raises(TrainingError, match=r"no evaluation_transform .* give evaluation_transform= beside transform="):
+        discl.Curriculum(discl.SpectrumDataset.of_run(filtered_run, size=16, transform=noisy), "adaptive", curriculum_epochs=2)
+    discl.Curriculum(discl.SpectrumDataset.of_run(filtered_run, size=16, transform=noisy), curriculum_epochs=2)  # measures nothing
+    dataset = discl.SpectrumDataset.of_run(filtered_run, size=16, transform=noisy, evaluation_transform=nn.Identity())
+    curriculum = discl.Curriculum(dataset, "adaptive", curriculum_epochs=2, probe_every=2, guidance_images=8, probability=judged)
+    curriculum.begin(0, make_model())
+    curriculum.begin(1, make_model())
+    assert curriculum.state_dict()["record"]["progress"]["gain"] == {"0": 0.0, "50": 0.0}
+    assert not torch.equal(dataset[0].image, dataset[0].image)
+    plain, view = discl.SpectrumDataset.of_run(filtered_run, size=16), dataset.for_evaluation()
+    assert torch.equal(view[0].image, plain[0].image) and plain.for_evaluation()[0].level == 100
+    train = Run(discl.load_recipe(filtered_run / "recipe.yaml"), filtered_run).train
+    shards = discl.SpectrumDataset.of_shards(filtered_run / "spectrum", train, transform=noisy, evaluation_transform=lambda image: "seen")
+    assert shards.for_evaluation()[0].image == "seen"
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def test_each_process_draws_its_share(dataset: discl.SpectrumDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(**given: Any) -> discl.Curriculum:
+        return discl.Curriculum(dataset, "all-levels", curriculum_epochs=2, samples=26, **given)
+
+    whole = list(make())
+    shares = [list(make(rank=rank, world_size=4)) for rank in range(4)]
+    assert [len(share) for share in shares] == [6] * 4 == [len(make(rank=rank, world_size=4)) for rank in range(4)]
+    assert [row for step in zip(*shares, strict=True) for row in step] == whole[:24]
+    late = make()
+    monkeypatch.setattr(curriculum_module, "current_processes", lambda: Processes(1, 2))
+    assert list(late) == whole[1::2] and len(late) == 13  # torch.distributed was initialised after it was made
+    assert list(make(rank=0, world_size=1)) == whole
+    with pytest.raises(TrainingError, match="go together"):
+        make(rank=1)
+    with pytest.raises(TrainingError, match="no rank 2 of world_size 2; ranks go from 0 to 1"):
+        make(rank=2, world_size=2)
+    with pytest.raises(TrainingError, match="samples = 26 leave no row"):
+        len(make(rank=0, world_size=27))
+
+
+def test_frameworks_that_divide_rows_get_all_of_them(dataset: discl.SpectrumDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.data_loader import prepare_data_loader
+
+    from discl.loops.huggingface import CurriculumCallback
+
+    curriculum = discl.Curriculum(dataset, "all-levels", curriculum_epochs=2, samples=24)
+    whole = list(curriculum)
+    monkeypatch.setattr(curriculum_module, "current_processes", lambda: Processes(1, 2))
+    CurriculumCallback(curriculum)
+    rows: Any = range(len(dataset))
+    loaders = [DataLoader(rows, 4, sampler=curriculum) for _ in range(2)]
+    shares = [prepare_data_loader(each, num_processes=2, process_index=rank, put_on_device=False) for rank, each in enumerate(loaders)]
+    batches = [[batch.tolist() for batch in each] for each in shares]
+    assert [row for step in zip(*batches, strict=True) for batch in step for row in batch] == whole
+    pytest.importorskip("lightning")
+    from discl.loops import lightning as lightning_module
+
+    for divided, mine in ((True, whole), (False, whole[1::2])):
+        trainer = SimpleNamespace(_accelerator_connector=SimpleNamespace(use_distributed_sampler=divided), global_rank=1, world_size=2)
+        lightning_module.CurriculumCallback(curriculum).setup(trainer, None, "fit")
+        assert list(curriculum) == mine
+
+
+def share_training(rank: int, dataset: discl.SpectrumDataset, folder: str) -> None:
+    """One of two processes whose models differ, so that what they measure by themselves would."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
+    curriculum = discl.Curriculum(dataset, "adaptive", curriculum_epochs=4, probe_every=2, samples=16, guidance_images=8)
+    drawn = train(curriculum, range(3), model)
+    curriculum.end(model)
+    state = json.loads(json.dumps(curriculum.state_dict()))
+    resumed = discl.Curriculum(dataset, "adaptive", curriculum_epochs=4, probe_every=2, samples=16, guidance_images=8)
+    resumed.load_state_dict(state)
+    drawn += train(resumed, range(3, 5), model)
+    Path(folder, f"{rank}.json").write_text(json.dumps({"drawn": drawn, "state": state, "history": resumed.history}))
+    dist.destroy_process_group()
+
+
+def test_processes_follow_what_the_first_one_measured(dataset: discl.SpectrumDataset, tmp_path: Path) -> None:
+    torch.multiprocessing.start_processes(share_training, (dataset, str(tmp_path)), nprocs=2, start_method="fork")
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first["history"] == second["history"] and len(first["history"]) == 2
+    assert first["state"] == second["state"]
+    alone = discl.Curriculum(dataset, "adaptive", curriculum_epochs=4, probe_every=2, samples=16, guidance_images=8)
+    alone.load_state_dict(first["state"])
+    assert alone.rows()[::2].tolist() == first["drawn"][3] and alone.rows()[1::2].tolist() == second["drawn"][3]
+    with pytest.raises(TrainingError, match=r"cannot agree on progress before torch\.distributed is initialised"):
+        discl.Curriculum(dataset, "adaptive", curriculum_epochs=4, rank=0, world_size=2).begin(0, make_model())
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_values_that_a_recipe_refuses_are_refused_here(dataset: discl.SpectrumDataset) -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"shortage": "caps"}, r"unknown shortage 'caps'; known: cap, repeat\. Did you mean 'cap'\?"),
+        ({"missing": "neerest"}, r"unknown missing 'neerest'; known: error, nearest\. Did you mean 'nearest'\?"),
+        ({"synthetic_scale": -1.0}, r"synthetic_scale = -1\.0; it has to be 0 or more"),
+        ({"synthetic_scale": float("nan")}, "synthetic_scale = nan"),
+        ({"samples": 0}, r"samples = 0; it has to be 1 or more"),
+        ({"curriculum_epochs": -1}, r"curriculum_epochs = -1; it has to be 0 or more"),
+        ({"guidance_images": 0}, "guidance_images = 0"),
+    ]
+    for given, told in wrong:
+        with pytest.raises(TrainingError, match=told):
+            discl.Curriculum(dataset, **{"strategy": "all-levels", "curriculum_epochs": 2, **given})
+    with pytest.raises(discl.RecipeError, match=r"^curriculum_epochs = 1 is too short for a stage of each of the 2 levels"):
+        discl.Curriculum(dataset, "diverse-to-specific", curriculum_epochs=1)
 
 
 def test_what_cannot_be_followed_is_refused(dataset: discl.SpectrumDataset) -> None:

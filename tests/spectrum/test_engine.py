@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from discl.digests import derive_seed
+from discl.errors import DataError, RecipeError
 from discl.levels import GuidanceLevel
 from discl.spectrum import engine as engine_module
 from discl.spectrum.engine import Engine, draw_noise
@@ -243,7 +245,7 @@ def make_engine(slots: int, guidance_scale: float = 7.5, num_inference_steps: in
 
 
 def small_pixels(source: str) -> np.ndarray:
-    return np.full((3, 4, 4), derive_seed(source) % 256, np.uint8)
+    return np.full((3, 32, 32), derive_seed(source) % 256, np.uint8)
 
 
 @pytest.mark.parametrize(("guidance_scale", "per_step"), [(7.5, 2), (1, 1)])
@@ -369,3 +371,51 @@ def test_levels_of_a_spectrum_share_their_noise() -> None:
         clean = model.encode_images(torch.from_numpy(small_pixels(request.source_id))[None].float() / 127.5 - 1)[0]
         start = noise if request.level == 0 else alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         torch.testing.assert_close(latents, start * (schedule.alphas_next[-1] / alpha).sqrt(), rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------- used by itself
+
+
+def test_a_request_by_itself_needs_a_text_a_level_and_a_source(model: StableDiffusion) -> None:
+    request = Request.of("a photo of a boot", 50, "image-0", width=32, negative_prompt=NEGATIVE)
+    planned = make_requests(2, [50])[0]
+    assert (request.width, request.height, request.seed, request.attempt, request.label) == (32, 32, 0, 0, 0)
+    assert request.id == Request.of("a photo of a boot", 50, "image-0", 32, 32, negative_prompt=NEGATIVE).id
+    others = [{"level": 0}, {"source_id": "image-1"}, {"prompt": "a boot"}, {"width": 40}, {"height": 40}, {"seed": 1}, {"attempt": 1}]
+    given = {"prompt": "a photo of a boot", "level": 50, "source_id": "image-0", "width": 32, "negative_prompt": NEGATIVE}
+    assert len({request.id, *(Request.of(**{**given, **other}).id for other in others)}) == 1 + len(others)  # type: ignore[arg-type]
+    engine = Engine(model, num_inference_steps=4, guidance_scale=7.5, slots=2)
+    alike = replace(planned, prompt=request.prompt)
+    (_, first), (_, second) = engine.generate([request, alike], load_pixels)
+    assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("level", "told"),
+    [
+        (95, r"level 95 % leaves t\(λ\) = 0 denoising steps at 4 inference steps; use at least 20 steps or a level of at most 75 %"),
+        (100, "level 100 is the real image and is never generated"),
+        (0.5, "is not a whole per cent .* Write λ = 0.5 as 50"),
+    ],
+)
+def test_a_level_without_a_step_is_refused(model: StableDiffusion, level: int, told: str) -> None:
+    engine = Engine(model, num_inference_steps=4, guidance_scale=7.5, slots=2)
+    with pytest.raises(RecipeError, match=told):
+        list(engine.generate([Request.of("a boot", level, "image-0", 32)], load_pixels))
+
+
+@pytest.mark.parametrize(
+    ("give", "got"),
+    [
+        (lambda pixels: pixels.transpose(1, 2, 0), r"uint8 \[32, 32, 3\]"),
+        (lambda pixels: pixels[:, :16], r"uint8 \[3, 16, 32\]"),
+        (lambda pixels: pixels / np.float32(255), r"float32 \[3, 32, 32\]"),
+        (lambda pixels: Image.fromarray(pixels.transpose(1, 2, 0)), "of the type Image"),
+    ],
+    ids=["channels last", "another size", "fractions", "a picture"],
+)
+def test_pixels_of_another_shape_are_refused(model: StableDiffusion, give: Callable[[np.ndarray], Any], got: str) -> None:
+    engine = Engine(model, num_inference_steps=4, guidance_scale=7.5, slots=2)
+    told = rf"the pixels of source 'image-0' are {got}; a numpy array uint8 \[3, 32, 32\] is needed, .* discl\.data\.to_size"
+    with pytest.raises(DataError, match=told):
+        list(engine.generate([Request.of("a boot", 50, "image-0", 32)], lambda source: give(load_pixels(source))))

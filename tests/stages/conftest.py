@@ -24,5 +24,6 @@ def small_tree(tmp_path_factory: pytest.TempPathFactory, tiny_diffusion: Path, t
         "name": "crew", "data": {"root": str(root)}, "hard": {"fewer_than": 100},
         "spectrum": {"checkpoint": str(tiny_diffusion), "levels": [0, 50], "seeds": 2, "num_inference_steps": 4},
         "filter": {"checkpoint": str(tiny_clip), "threshold": -1}, "methods": {"ce": {}},
+        "train": {"batch_size": 4},
         "runtime": {"device": "cpu", "threads": 1, "slots": 2, "shard_rows": 4},
     }  # fmt: skip

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from discl.data import decode_image
+from discl.data import ImageTable, decode_image
 from discl.errors import RecipeError
 from discl.recipe import load_recipe
 from discl.spectrum.filter import ClipScorer
+from discl.stages import alia
 from discl.stages.learning import train
 from discl.stages.making import filter_spectrum
 from discl.stages.samples import kept_images
@@ -33,20 +35,43 @@ def amended(filtered_run: Path, tmp_path: Path):
     return amend
 
 
-def test_semantic_and_confidence_filter(amended) -> None:
-    run = amended(filter__rule="alia", filter__negatives=["bag bag", "a"], train__batch_size=16, train__model__width=4)
-    rows = pq.read_table(filter_spectrum(run)).to_pylist()
-    names = run.train.class_names
-    template = run.recipe.filter.template
-    texts = {label: template.replace("{class}", name) for label, name in enumerate(names)} | {4: "bag bag", 5: "a"}
+def test_semantic_and_confidence_filter(amended, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A classifier that answers by the name of an image: surer of the edits at 50 % than of real images, and sure of the wrong class at 0 %
+    where a source ends on 1."""
+    asked_for: list[tuple[int, int]] = []
+
+    def answers(table: ImageTable, fitted: list[int], judged: list[int], *_: Any) -> np.ndarray:
+        asked_for.append((len(fitted), len(judged)))
+        found = np.full((len(judged), 4), 0.1)
+        for place, row in enumerate(judged):
+            edit = of_edit.get(table.ids[row])
+            label = table.labels[row]
+            wrong = edit is not None and edit["level"] == 0 and edit["source_id"].endswith("1.png")
+            found[place, (label + 1) % 4 if wrong else label] = 0.6 if edit is None else 0.5 if edit["level"] == 0 and not wrong else 0.7
+        return found
+
+    of_edit: dict[str, Any] = {row["id"]: row for row in pq.read_table(amended().path("filter.parquet")).to_pylist()}
+    monkeypatch.setattr(alia, "fit_classifier", answers)
+    run = amended()
+    texts = {label: run.recipe.filter.template.replace("{class}", name) for label, name in enumerate(run.train.class_names)}
     scorer = ClipScorer(run.recipe.filter.checkpoint, texts)
-    images = stored_images(run, [row["id"] for row in rows])
-    cosines = scorer.embed([decode_image(images[place]["image"]) for place in range(len(rows))]) @ scorer.text_embeddings.numpy().T
-    semantic = cosines[:, 4:].max(1) > cosines[np.arange(len(rows)), [row["label"] for row in rows]]
+    images = stored_images(run, list(of_edit))
+    cosines = scorer.embed([decode_image(images[place]["image"]) for place in range(len(of_edit))]) @ scorer.text_embeddings.numpy().T
+    own = cosines[np.arange(len(of_edit)), [edit["label"] for edit in of_edit.values()]]
+    negative = next(label for label in texts if 0 < (cosines[:, label] > own).sum() < len(of_edit))  # some prefer it, some do not
+    semantic = cosines[:, negative] > own
+    run = amended(filter__rule="alia", filter__negatives=[texts[negative]], train__batch_size=16, train__model__width=4)
+    rows = pq.read_table(filter_spectrum(run)).to_pylist()
+    assert [row["id"] for row in rows] == list(of_edit)
     assert [row["reason"] == "CLIP prefers a text that fits any picture" for row in rows] == semantic.tolist()
-    others = {row["reason"] for row, dropped in zip(rows, semantic, strict=True) if not dropped}
-    assert others <= {"", "looks mislabelled", "too easy: the classifier is surer of it than of real images of its class"}
-    assert [row["keep"] for row in rows] == [not row["reason"] for row in rows]
+    assert asked_for == [(40, 12 + 32)]  # fitted on the training images, asked about validation and the edits
+    for row, dropped in zip(rows, semantic, strict=True):
+        easy, wrong = row["level"] == 50, row["source_id"].endswith("1.png")
+        expected = (
+            "too easy: the classifier is surer of it than of real images of its class" if easy else "looks mislabelled" if wrong else ""
+        )
+        assert dropped or row["reason"] == expected
+    assert [row["keep"] for row in rows] == [not row["reason"] for row in rows] and {row["keep"] for row in rows} == {True, False}
     asked = run.path("alia.parquet").stat().st_mtime_ns
     filter_spectrum(run)
     assert run.path("alia.parquet").stat().st_mtime_ns == asked

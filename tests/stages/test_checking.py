@@ -19,6 +19,7 @@ from discl.recipe import Data, Groups, LongTail, load_recipe
 from discl.stages.checking import CIFAR100_LT, PUBLISHED, _published, check_data, describe_check
 from discl.stages.data import long_tail_rows, prepare_data
 from discl.stages.preparing import prepare_squares, prepared_table
+from discl.starter import write_starter
 from discl.workspace import open_run
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -80,6 +81,27 @@ def test_a_missing_split_that_is_not_to_be_made_is_fatal(images: Path) -> None:
     assert told(images, **GIVEN) == [
         (True, "there is neither a validation nor a test split; set data.own_split or name them in data.splits.")
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "mend"),
+    [
+        (("nest/animals/cat", "nest/animals/dog"), r"animals holds only folders \(cat, dog\): did you mean data\.root: .*/nest/animals\?"),
+        (("nest/train/animals/cat", "nest/train/animals/dog"), r"\(cat, dog\): if these are .*, move them up into .*/nest/train\."),
+        (("nest/cat",), r"Expected are a folder, or a label, for each class\."),
+    ],
+)
+def test_one_class_is_too_few(names: tuple[str, ...], mend: str, tmp_path: Path) -> None:
+    for folder, name in enumerate(names):
+        for number in range(8):
+            write(tmp_path / name / f"{number}.png", 10 * folder + number)
+    message = rf"'.*/nest' has only one class, (animals|cat); at least two are needed.*{mend}"
+    (fatal,) = [text for fatal, text in told(tmp_path / "nest") if fatal]
+    assert re.fullmatch(message, fatal)
+    with pytest.raises(DataError, match=message):
+        prepare_data(open_on(tmp_path / "nest", tmp_path / "run"))
+    with pytest.raises(DataError, match=message):
+        write_starter(tmp_path / "nest", tmp_path / "nest.yaml")
 
 
 def test_every_problem_is_told_at_once(images: Path) -> None:

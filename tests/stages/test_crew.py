@@ -396,10 +396,14 @@ def test_a_machine_that_does_not_see_the_run_folder(small_tree: dict[str, Any], 
     run = start(small_tree, tmp_path / "run")
     told = crew_module.describe(run, "cpu", 1, 8) | {"node": "here", "store": None}
     told["tables"] = {name: run.path(name).read_bytes() for name in cluster.TABLES}
-    assert cluster._open(told, "here").folder == cluster._open(told, "there").folder == run.folder
+    for node in ("here", "there"):
+        with cluster._open(told, node) as opened:
+            assert opened.folder == run.folder and opened.path("hard.parquet") == run.path("hard.parquet")
     shutil.rmtree(run.folder)
     with pytest.raises(RunError, match=r"does not see the run folder .* or set runtime\.store to a place that all reach"):
-        cluster._open(told, "there")
-    lent = cluster._open(told | {"store": "s3://bucket/birds"}, "there")
-    assert len(lent.train) == 10 and lent.path("hard.parquet").read_bytes() == told["tables"]["hard.parquet"]
-    shutil.rmtree(lent.path("hard.parquet").parent)
+        cluster._open(told, "there").__enter__()
+    with cluster._open(told | {"store": "s3://bucket/birds"}, "there") as lent:
+        folder = lent.path("hard.parquet").parent
+        assert len(lent.train) == 10 and lent.path("hard.parquet").read_bytes() == told["tables"]["hard.parquet"]
+        assert folder not in {run.folder, lent.folder}
+    assert not folder.exists()

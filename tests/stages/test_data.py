@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from discl import workspace
 from discl.data import ImageTable
-from discl.errors import DataError, RunError
+from discl.errors import CheckpointError, DataError, RunError
 from discl.recipe import Method, load_recipe
 from discl.stages import data as stage
-from discl.stages.data import find_hard, prepare_data
-from discl.workspace import Run, open_run
+from discl.stages.data import describe_hard, find_hard, prepare_data
+from discl.workspace import Run, open_run, write_text
 
 
 def write_image(path: Path, number: int, **options: Any) -> None:
@@ -96,11 +99,11 @@ def test_own_data_is_split_once_and_resumed(tmp_path: Path) -> None:
 
 
 def test_only_the_lacking_split_is_taken_from_training(tmp_path: Path) -> None:
-    write_classes(tmp_path / "images" / "train", a=10)
+    write_classes(tmp_path / "images" / "train", a=10, b=10)
     write_classes(tmp_path / "images" / "test", start=20, a=3)
     run = open_on(tmp_path)
     prepare_data(run)
-    assert {split: len(ids) for split, ids in ids_of(run).items()} == {"train": 9, "validation": 1, "test": 3}
+    assert {split: len(ids) for split, ids in ids_of(run).items()} == {"train": 18, "validation": 2, "test": 3}
     assert {(row["split"], row["source_split"]) for row in listed(run)} == {
         ("train", "train"), ("validation", "train"), ("test", "test"),
     }  # fmt: skip
@@ -109,7 +112,7 @@ def test_only_the_lacking_split_is_taken_from_training(tmp_path: Path) -> None:
 def test_copies_of_a_picture_stay_in_one_split(tmp_path: Path) -> None:
     for number in range(10):
         for suffix in ("png", "bmp", "tif"):
-            write_image(tmp_path / "images" / "a" / f"{number}.{suffix}", number)
+            write_image(tmp_path / "images" / "ab"[number % 2] / f"{number}.{suffix}", number)
     run = open_on(tmp_path, data__own_split={"validation": 0.3, "test": 0.3})
     prepare_data(run)
     where: dict[str, set[str]] = {}
@@ -121,7 +124,7 @@ def test_copies_of_a_picture_stay_in_one_split(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_an_image_of_another_format_with_the_pixels_of_a_training_image_is_refused(tmp_path: Path, split: str) -> None:
-    write_classes(tmp_path / "images" / "train", a=3)
+    write_classes(tmp_path / "images" / "train", a=3, b=1)
     write_image(tmp_path / "images" / split / "a" / "copy.webp", 1, lossless=True)
     write_image(tmp_path / "images" / split / "a" / "new.png", 50)
     name = "validation" if split == "val" else "test"
@@ -170,7 +173,7 @@ def test_a_long_tail_is_cut_from_training_only(tmp_path: Path) -> None:
 
 
 def write_parquet_splits(tmp_path: Path, **splits: dict[str, Any]) -> None:
-    """Parquet splits of one class with further columns of texts."""
+    """Parquet splits of a class, and one image of another, with further columns of texts."""
     from datasets import Dataset
     from datasets import Image as ImageFeature
 
@@ -182,7 +185,8 @@ def write_parquet_splits(tmp_path: Path, **splits: dict[str, Any]) -> None:
             write_image(tmp_path / "picture.png", number)
             stored.append({"bytes": (tmp_path / "picture.png").read_bytes(), "path": None})
             number += 1
-        rows = Dataset.from_dict({"image": stored, "label": ["a"] * len(stored), **columns}).cast_column("image", ImageFeature())
+        labels = ["a"] * (len(stored) - 1) + ["b"]
+        rows = Dataset.from_dict({"image": stored, "label": labels, **columns}).cast_column("image", ImageFeature())
         rows.to_parquet(str(tmp_path / "images" / f"{split}.parquet"))
 
 
@@ -252,11 +256,12 @@ def test_hard_images_by_probability_are_judged_by_classifiers_that_saw_no_copy(t
     for number in range(9):
         write_image(tmp_path / "images" / "a" / f"{number}.png", number)
         write_image(tmp_path / "images" / "a" / f"{number}.bmp", number)  # a copy in another format
+    write_image(tmp_path / "images" / "b" / "9.png", 9)
     calls: list[tuple[set[str], set[str]]] = []
 
     def fit(table: ImageTable, fitted: list[int], judged: list[int], *_: Any) -> np.ndarray:
         calls.append(({Path(table.ids[row]).stem for row in fitted}, {Path(table.ids[row]).stem for row in judged}))
-        return np.array([[int(Path(table.ids[row]).stem) / 10] for row in judged])
+        return np.array([[int(Path(table.ids[row]).stem) / 10] * 2 for row in judged])
 
     monkeypatch.setattr(stage, "fit_classifier", fit)
     values = {"data__own_split": {"validation": 0, "test": 0}, "hard__rule": "probability"}
@@ -273,9 +278,49 @@ def test_hard_images_by_probability_are_judged_by_classifiers_that_saw_no_copy(t
     assert [row["id"] for row in rows] == ["a/0.bmp", "a/0.png"]
 
 
+def test_a_split_without_groups_beside_one_that_has_them_goes_by_content() -> None:
+    listed = pa.table({"group": ["", "", "g"], "digest": ["x", "y", "z"]})
+    assert stage.listed_units(listed) == ["x", "y", "g"]
+    assert stage.listed_units(listed.drop_columns("group")) == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize(("epochs", "level"), [(10, 0.1), (3, 0.9)])
+def test_what_is_hard_is_told(
+    epochs: int, level: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_classes(tmp_path / "images", a=4, b=6)
+
+    def fit(table: ImageTable, fitted: list[int], judged: list[int], *_: Any) -> np.ndarray:
+        return np.array([[0.25 if table.labels[row] == 0 else level, level] for row in judged])
+
+    monkeypatch.setattr(stage, "fit_classifier", fit)
+    run = open_on(tmp_path, data__own_split={"validation": 0, "test": 0}, hard={"rule": "probability", "epochs": epochs})
+    prepare_data(run)
+    capsys.readouterr()
+    find_hard(run)
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.endswith("done")]
+    assert lines == describe_hard(run).splitlines()
+    if level < 0.5:
+        assert lines[0] == "10 of 10 training images are hard (b 6 of 6, a 4 of 4; probability of their class 0.10 to 0.25)"
+        assert lines[1].startswith("warning: nearly all images are hard") and "learnt nothing; try more hard.epochs (now 10)" in lines[1]
+    else:
+        assert lines == ["4 of 10 training images are hard (a 4 of 4; probability of their class 0.25 to 0.25)"]
+    find_hard(run)
+    assert not capsys.readouterr().err  # told when it is found
+
+
+def test_no_more_than_a_handful_of_hard_classes_is_told(tmp_path: Path) -> None:
+    write_classes(tmp_path / "images", **dict.fromkeys("abcdefg", 2), rich=30)
+    run = open_on(tmp_path, data__own_split={"validation": 0, "test": 0})
+    prepare_data(run)
+    find_hard(run)
+    shown = ", ".join(f"{name} 2 of 2" for name in "abcde")
+    assert describe_hard(run) == f"14 of 44 training images are hard ({shown} and 2 more classes)"
+
+
 def test_no_image_of_low_probability_is_told_with_the_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_classes(tmp_path / "images", a=6)
-    monkeypatch.setattr(stage, "fit_classifier", lambda table, fitted, judged, *_: np.full((len(judged), 1), 0.75))
+    write_classes(tmp_path / "images", a=6, b=6)
+    monkeypatch.setattr(stage, "fit_classifier", lambda table, fitted, judged, *_: np.full((len(judged), 2), 0.75))
     run = open_on(tmp_path, data__own_split={"validation": 0, "test": 0}, hard__rule="probability")
     prepare_data(run)
     with pytest.raises(DataError, match=r"below 0\.5; raise hard\.below \(the lowest probability is 0\.750\)"):
@@ -290,6 +335,17 @@ def test_a_run_folder_holds_its_recipe_and_environment(tmp_path: Path) -> None:
     assert sorted(path.name for path in run.folder.iterdir()) == ["environment.json", "recipe.yaml"]
     assert load_recipe(run.path("recipe.yaml")) == run.recipe
     assert open_on(tmp_path).recipe == run.recipe
+
+
+def test_a_folder_whose_recipe_names_a_file_beside_it_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As older versions kept it: relative, where it is absolute now."""
+    (tmp_path / "settings").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run = open_on(tmp_path, spectrum__config="settings")
+    kept = run.path("recipe.yaml")
+    kept.write_text(kept.read_text().replace(str(tmp_path / "settings"), "settings"))
+    assert "config: settings" in kept.read_text()
+    assert open_on(tmp_path, spectrum__config="settings").recipe == run.recipe
 
 
 def test_the_folder_of_another_recipe_is_refused_with_the_differences(tmp_path: Path) -> None:
@@ -344,6 +400,88 @@ def test_hard_images_by_probability_depend_on_how_their_judges_are_trained(tmp_p
     assert [run.path(f"{name}.parquet").exists() for name in ("hard", "plan")] == [not stale] * 2
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+HELD = ("data.parquet", "hard.parquet", "plan.parquet", "filter.parquet", "results.json", "report.html")
+
+
+def hold(run: Run, text: str) -> None:
+    """Files as a finished run has them, which tell whose they are."""
+    for name in HELD:
+        write_text(run.path(name), f"{text} {name}")
+
+
+def test_an_amendment_whose_check_fails_changes_nothing(tmp_path: Path) -> None:
+    run = open_on(tmp_path)
+    hold(run, "first")
+    before = contents(run.folder)
+    other = load_recipe(run.recipe, {"hard.fewer_than": 5})
+
+    def refuse(run: Run) -> None:
+        raise CheckpointError(f"fewer than {run.recipe.hard.fewer_than}")
+
+    with pytest.raises(CheckpointError, match="fewer than 5"):
+        open_run(other, run.folder, True, refuse)
+    assert contents(run.folder) == before
+    open_run(run.recipe, run.folder, True, refuse)  # nothing is amended
+    with pytest.raises(RunError, match="made with another recipe"):
+        open_run(other, run.folder, False, refuse)
+
+
+def test_the_former_recipe_takes_the_folder_back_until_the_new_one_has_made_something(tmp_path: Path) -> None:
+    run = open_on(tmp_path)
+    hold(run, "first")
+    before = contents(run.folder)
+    amended = open_on(tmp_path, amend=True, hard__fewer_than=5)
+    assert amended.amended and not amended.path("report.html").exists()
+    write_text(amended.path("hard.parquet"), "second hard.parquet")
+    write_text(amended.path("filter.parquet"), "second filter.parquet")
+    with pytest.raises(RunError, match=r"hard\.fewer_than: 5 -> 6"):
+        open_on(tmp_path, hard__fewer_than=6)
+    open_on(tmp_path, amend=True, hard__fewer_than=6)  # the folder goes back past any number of amendments
+    assert not open_on(tmp_path).amended and contents(run.folder) == before
+    amended = open_on(tmp_path, amend=True, hard__fewer_than=5)
+    amended.settle()
+    amended.settle()
+    with pytest.raises(RunError, match="made with another recipe"):
+        open_on(tmp_path)
+    open_on(tmp_path, amend=True)
+    assert not run.path("hard.parquet").exists() and run.path("data.parquet").exists()
+
+
+@pytest.mark.parametrize("last", ["set_aside", "_discard_stale", "_keep", "bring_back"])
+@pytest.mark.parametrize("done", [False, True])
+def test_a_kill_leaves_no_table_beside_another_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str, done: bool) -> None:
+    """Killed before or after any step of an amendment and of the way back, either command ends where it would have without it."""
+
+    def dies(*given: Any) -> None:
+        if done:
+            step(*given)
+        raise KeyboardInterrupt
+
+    step = getattr(workspace, last)
+    run = open_on(tmp_path)
+    hold(run, "first")
+    before = contents(run.folder)
+    backwards = last == "bring_back"
+    if backwards:
+        hold(open_on(tmp_path, amend=True, hard__fewer_than=5), "second")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(workspace, last, dies)
+        open_on(tmp_path, amend=not backwards, **({} if backwards else {"hard__fewer_than": 5}))
+    other = shutil.copytree(tmp_path / "run", tmp_path / "other" / "run")
+    open_on(tmp_path)
+    assert contents(run.folder) == before
+    shutil.rmtree(run.folder)
+    shutil.move(other, run.folder)
+    amended = open_on(tmp_path, amend=True, hard__fewer_than=5)
+    assert amended.amended and not any(amended.path(name).exists() for name in ("hard.parquet", "plan.parquet", "report.html"))
+    open_on(tmp_path)
+    assert contents(run.folder) == before
+
+
 def test_many_differences_are_counted(tmp_path: Path) -> None:
     open_on(tmp_path)
     with pytest.raises(RunError, match=r"… and 3 more"):
@@ -353,6 +491,15 @@ def test_many_differences_are_counted(tmp_path: Path) -> None:
 def test_folders_that_are_no_run_are_refused(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     open_on(tmp_path)  # an empty folder is taken
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    left = tmp_path / "run" / f".recipe.yaml.{'0' * 32}.new"
+    left.write_text("half a rec")  # another process opens it now, or was killed while it did
+    open_on(tmp_path)
+    assert left.exists()
+    os.utime(left, (0, 0))
+    open_on(tmp_path)
+    assert not left.exists() and (tmp_path / "run" / "recipe.yaml").exists()
     shutil.rmtree(tmp_path / "run")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").touch()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,7 @@ from discl.curriculum.processes import Processes
 from discl.curriculum.training import predict_logits, write_history
 from discl.errors import TrainingError
 from discl.stages import learning, tuning
+from discl.stages.making import make_plan
 from discl.stages.samples import kept_images
 from discl.workspace import Run
 
@@ -85,6 +91,43 @@ def test_rows_probe_and_processes_are_checked_before_any_training(folder: Path, 
     with pytest.raises(TrainingError, match=r"methods\.first: train\.batch_size = 8 cannot be divided evenly into 3 parts"):
         learning.train(with_methods(folder, {}))
     assert not (folder / "train").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train.batch_size": 41}, r"methods\.late: train\.batch_size = 41 exceeds the 40 real images"),
+        ({"train.steps_per_epoch": 1}, r"methods\.late: the probe of 2 samples takes 1 of the epoch's 1 steps and leaves none"),
+    ],
+)
+def test_what_the_data_alone_do_not_allow_is_told_before_the_plan(folder: Path, values: dict[str, Any], message: str) -> None:
+    for name in ("plan.parquet", "filter.parquet"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "spectrum")
+    run = with_methods(folder, {"late": {"strategy": "adaptive"}}, **{"train.curriculum_epochs": 2, **values})
+    run = replace(run, recipe=run.recipe.model_copy(update={"methods": {"late": run.recipe.methods["late"]}}))
+    with pytest.raises(TrainingError, match=message):
+        make_plan(run)
+    assert not run.path("plan.parquet").exists()
+    make_plan(run, for_training=False)
+
+
+def test_a_piece_of_your_own_that_was_edited_is_another_method(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a method whose pieces ship is known by what it was known by before."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = []
+    for factor in (1, 2, 2):
+        (tmp_path / "loss_of_mine.py").write_text(f"def loss(logits, labels, class_counts):\n    return {factor} * logits.mean()\n")
+        sys.modules.pop("loss_of_mine", None)
+        importlib.invalidate_caches()
+        run = with_methods(folder, {"mine": {"objective": "loss_of_mine:loss"}})
+        kept = kept_images(run)
+        found.append({name: learning._fingerprint(run, name, method, kept) for name, method in run.recipe.methods.items()})
+    assert found[0]["mine"] != found[1]["mine"] == found[2]["mine"]
+    assert found[0]["first"] == found[1]["first"]
+    with monkeypatch.context() as patched:
+        patched.setattr(learning, "_own_sources", lambda method: [])
+        assert learning._fingerprint(run, "first", run.recipe.methods["first"], kept) == found[0]["first"]
 
 
 def test_figures_come_from_logits_in_float32(filtered_run: Path, tmp_path: Path) -> None:
@@ -157,3 +200,19 @@ def test_a_classifier_goes_by_its_checkpoints_content_not_its_place(filtered_run
     weights = load_file(other / "model.safetensors")
     save_file({name: tensor + 1 if name == "logit_scale" else tensor for name, tensor in weights.items()}, other / "model.safetensors")
     assert fingerprints(moved) == fingerprints(tiny_clip) != fingerprints(other)
+
+
+def test_two_processes_compare_where_the_first_alone_finds_the_hard_images(filtered_run: Path, tmp_path: Path) -> None:
+    """torchrun with a command: what the first does alone, a classifier of its own among it, makes no other wait for ever."""
+    recipe = discl.load_recipe(filtered_run / "recipe.yaml", {**SMALL, "methods": REAL_ONLY | {"other": {"strategy": "all-levels"}}})
+    changes = {"hard": {"rule": "probability", "below": 1.0, "epochs": 1}, "train.epochs": 1, "train.curriculum_epochs": 1}
+    recipe = discl.load_recipe(recipe, {**changes, "spectrum.seeds": 1, "spectrum.levels": [0], "compare.tune.trials": 2})
+    (tmp_path / "two.yaml").write_text(recipe.to_yaml())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "discl.cli"]
+    asked = ["compare", "two.yaml", "--out", "run", "--seeds", "0,1", "--tune"]
+    told = subprocess.run([*command, *asked], cwd=tmp_path, capture_output=True, text=True, timeout=400)
+    assert told.returncode == 0, told.stderr[-2000:]
+    assert told.stdout.count("| first |") == 1, "the first process speaks for all"
+    rows = json.loads((tmp_path / "run" / "tuned" / "comparison.json").read_text())["rows"]
+    assert {"first", "other"} <= set(rows) and all(len(row["figures"]["all"]) == 2 for row in rows.values())
+    assert (tmp_path / "run" / "tuned" / "comparison.html").exists()

@@ -18,6 +18,7 @@ from PIL import Image
 from discl.chain import run_until
 from discl.errors import CheckpointError, DataError, RecipeError
 from discl.recipe import validate
+from discl.spectrum.store import score_shards
 from discl.stages import making
 from discl.stages.making import count_rows, estimate_cost
 from discl.workspace import open_run
@@ -39,6 +40,7 @@ def tree(tmp_path: Path, tiny_diffusion: Path, tiny_clip: Path) -> dict[str, Any
         "data": {"root": str(tmp_path / "data")},
         "spectrum": {"checkpoint": str(tiny_diffusion), "levels": [0, 50], "seeds": 1, "num_inference_steps": 4, "guidance_scale": 4},
         "filter": {"checkpoint": str(tiny_clip), "threshold": -1},
+        "train": {"batch_size": 4},
         "methods": {"ce": {}},
         "runtime": {"device": "cpu", "slots": 2},
     }  # fmt: skip
@@ -92,6 +94,15 @@ def test_bad_options_are_told(tree: dict[str, Any], tmp_path: Path) -> None:
     high = tree | {"spectrum": tree["spectrum"] | {"steps": "fixed", "num_inference_steps": 50, "levels": [97]}}
     with pytest.raises(CheckpointError, match="level 97 % has fewer than 50 training steps"):
         run_until(open_run(validate(high), tmp_path / "run"), "plan")
+
+
+def test_scores_are_those_of_one_scorer(tmp_path: Path) -> None:
+    scores = score_shards(tmp_path / "scores")
+    assert making._scores_by(scores, "a") == {}
+    for scorer, cosines in {"a": (0.25, -0.5), "b": (1.0, 0.0, 0.5)}.items():
+        scores.append([{"id": f"id-{row}", "scorer": scorer, "clip_similarity": cosine} for row, cosine in enumerate(cosines)])
+    assert making._scores_by(scores, "a") == {"id-0": 0.25, "id-1": -0.5}
+    assert making._scores_by(scores, "b") == {"id-0": 1.0, "id-1": 0.0, "id-2": 0.5}
 
 
 def test_the_filter_reads_an_image_again_only_for_another_scorer(

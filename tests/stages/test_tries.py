@@ -70,6 +70,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory, tiny_diffusion: Path, tiny_cl
             "checkpoint": str(tiny_diffusion), "levels": [0, 50], "seeds": 2, "num_inference_steps": 2, "guidance_scale": 4, "tries": TRIES,
         },
         "filter": {"checkpoint": str(tiny_clip), "threshold": -1},
+        "train": {"batch_size": 4},
         "methods": {"ce": {}},
         "runtime": {"device": "cpu", "slots": 2, "shard_rows": 5},
     }  # fmt: skip

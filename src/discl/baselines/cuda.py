@@ -180,7 +180,8 @@ class Cuda(Companion):
         def recognised(rows: np.ndarray, strength: int, rng: np.random.Generator) -> np.ndarray:
             return self._recognised(scene, rows, strength, int(rng.integers(2**62)))
 
-        self.levels = update_levels(self.levels, rows_of_class, recognised, self.threshold, rng)
+        # one process judges for all: figures may differ by a rounding, and the levels with them
+        self.levels = scene.learner.processes.alone(lambda: update_levels(self.levels, rows_of_class, recognised, self.threshold, rng))
 
     @torch.inference_mode()
     def _recognised(self, scene: Scene, rows: np.ndarray, strength: int, seed: int) -> np.ndarray:

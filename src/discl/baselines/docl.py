@@ -99,6 +99,8 @@ class Docl(Companion):
     Raises TrainingError where the samples' logits take more than `LOGITS_LIMIT`.
     """
 
+    takes_mixed = False  # what it remembers is the output on one image
+
     def __init__(self, *, warm_up: int = 5, share: float = 0.5) -> None:
         if warm_up < 0 or not 0 < share <= 1:
             raise ValueError(f"warm_up is 0 or more and share lies in (0, 1]; got {warm_up} and {share}.")

@@ -127,14 +127,18 @@ def sample_features(model: FeatureDenoiser, labels: Tensor, features: int, steps
 def train_last_layer(
     layer: nn.Linear, features: Tensor, labels: Tensor, *, epochs: int = 400, batch_size: int = 1024, lr: float = 1e-3,
     weight_decay: float = 1e-5, seed: int = 0, on_epoch: Callable[[nn.Linear], None] = lambda layer: None,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> nn.Linear:  # fmt: skip
-    """The last layer, trained in place by Adam with cross-entropy on `features` `[rows, features]`, real and made ones together."""
+    """The last layer, trained in place by Adam on `features` `[rows, features]`, real and made ones together.
+
+    `loss` is of logits `[batch, classes]` and labels `[batch]`.
+    """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(layer.parameters(), lr=lr, weight_decay=weight_decay)
     for _ in range(epochs):
         for rows in torch.randperm(len(features), generator=generator).split(batch_size):
             optimizer.zero_grad()
-            F.cross_entropy(layer(features[rows]), labels[rows]).backward()
+            loss(layer(features[rows]), labels[rows]).backward()
             optimizer.step()
         on_epoch(layer)
     return layer
@@ -143,10 +147,11 @@ def train_last_layer(
 class Ldmlr(Companion):
     """LDMLR after training: diffusion over the features of the real images, made features beside them, the last layer trained anew on both.
 
-    It goes on from the trained last layer. `share` and `at_least` say how many features are made of a class, `only` for which groups of
-    classes: of `many`, `medium` and `few`, bounded by more than `many` and fewer than `few` images (null: for all). `diffusion_epochs`,
-    `diffusion_optimizer` (adam or sgd) and `diffusion_lr` (null: the optimizer's own, see `train_denoiser`) say how the denoiser, `epochs`
-    and `lr` how the last layer is trained. No search varies them unless `compare.tune.methods` names them, as `system.diffusion_lr`.
+    It goes on from the trained last layer, with the method's own loss, whose class counts are those of real and made features together.
+    `share` and `at_least` say how many features are made of a class, `only` for which groups of classes: of `many`, `medium` and `few`,
+    bounded by more than `many` and fewer than `few` images (null: for all). `diffusion_epochs`, `diffusion_optimizer` (adam or sgd) and
+    `diffusion_lr` (null: the optimizer's own, see `train_denoiser`) say how the denoiser, `epochs` and `lr` how the last layer is trained.
+    No search varies them unless `compare.tune.methods` names them, as `system.diffusion_lr`.
     """
 
     def __init__(
@@ -202,11 +207,17 @@ class Ldmlr(Companion):
             wanted = self.features(counts)
             made_labels = torch.from_numpy(np.repeat(np.arange(pool.num_classes), wanted)).to(features.device)
             made = sample_features(denoiser, made_labels, features.shape[1], seed=scene.seed % 2**31).clone() * std + mean
+            shown = counts + wanted
+            class_counts = torch.as_tensor(shown, dtype=scene.learner.counts.dtype, device=features.device)
+
+            def loss(logits: Tensor, labels: Tensor) -> Tensor:
+                return scene.learner.objective.loss(logits, labels, class_counts, 1.0)
+
             train_last_layer(
                 layer.requires_grad_(True), torch.cat([features, made]), torch.cat([labels, made_labels]), epochs=self.epochs, lr=self.lr,
-                seed=scene.seed % 2**31,
+                seed=scene.seed % 2**31, loss=loss,
             )  # fmt: skip
-        return counts + wanted
+        return shown
 
 
 def last_layer(model: nn.Module) -> nn.Linear:

@@ -39,6 +39,9 @@ class Companion:
     All that it remembers is in `state`, so that a killed training goes on with it; its draws are functions of (seed, epoch).
     """
 
+    takes_mixed = True
+    """Whether it can do with batches in which mixup or CutMix has mixed images of two labels."""
+
     def objection(self, objective: str) -> str | None:
         """Why it has no effect beside this objective, as a sentence about it; None where it has one. A recipe refuses the former."""
         if objective == FLYP and type(self).learn is not Companion.learn:

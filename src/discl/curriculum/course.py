@@ -107,6 +107,11 @@ def hold_out_guidance(pool: Pool, levels: Sequence[GuidanceLevel], images: int |
 def make_mixing(
     pool: Pool, strategy: str | Strategy, undersample: bool, synthetic_scale: float, shortage: str, missing: str, class_power: float = 1.0
 ) -> Mixing:
-    """The mixture that goes with a strategy (one that ships may be named): those that probe leave the hard real images to the probe."""
+    """The mixture that goes with a strategy (one that ships may be named): those that probe leave the hard real images to the probe.
+
+    Raises TrainingError where undersampling would leave none of the images that are not hard, since every class has hard ones.
+    """
+    if undersample and pool.tail_share == 1 and (~pool.hard & ~pool.synthetic & ~pool.held_out).any():
+        raise TrainingError("every class has hard images, so undersampling would leave out all others; use undersample: false.")
     with_hard = strategy not in WITHOUT_HARD if isinstance(strategy, str) else strategy.measures(0) != "probe"
     return Mixing(pool.tail_share if undersample else None, synthetic_scale, shortage, missing, with_hard, class_power)

@@ -19,10 +19,10 @@ from .augmentation import augment_share, make_augmentation, mix_images
 from .clip import ClipClassifier
 from .companion import Companion
 from .models import ClassifierConfig, normalise
-from .objectives import FLYP, Objective, contrastive
+from .objectives import FLYP, Objective, contrastive, widest
 from .optimization import ema_decay
 from .pixels import Batches, Pixels
-from .processes import current_processes, share_statistics
+from .processes import Processes, share_statistics
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,18 @@ class Learner:
         self, model: nn.Module, make_optimizer: Callable[[nn.Module], torch.optim.Optimizer], objective: Objective,
         class_counts: np.ndarray,
         config: ClassifierConfig, stepping: Stepping, augment: tuple[str, ...], precision: torch.dtype, device: torch.device | str,
-        companion: Companion | None = None,
+        companion: Companion | None = None, processes: Processes | None = None,
     ) -> None:  # fmt: skip
         if objective.name == FLYP and not isinstance(model, ClipClassifier):
             raise TrainingError(f"objective flyp needs a CLIP (train.model.architecture: clip); this is a {type(model).__name__}.")
         self.objective, self.config = objective, config
         self.companion = companion or Companion()
         self.stepping, self.precision, self.device = stepping, precision, torch.device(device)
-        self.processes = current_processes()
+        self.processes = processes or Processes()
         self.model = share_statistics(model, self.processes, self.device)
         choose_attention(self.model, self.device, precision)
         self.optimizer = make_optimizer(self.model)
-        self.counts = torch.as_tensor(class_counts, dtype=torch.float64, device=device)
+        self.counts = torch.as_tensor(class_counts, dtype=widest(self.device), device=self.device)
         self.augment = make_augmentation(augment, config.image_size, stepping.crop_scale)
         self.average = copy.deepcopy(self.model).requires_grad_(False) if stepping.ema is not None else None
         self.trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
@@ -94,7 +94,8 @@ class Learner:
             progress = (epoch + (first_step + step) / steps) / epochs
             if part % parts == 0:
                 self.optimizer.zero_grad(set_to_none=True)
-            loss = self._loss(stored, chosen, torch.from_numpy(labels[chosen]).to(self.device), progress, learning_rate(progress)) / parts
+            rate = learning_rate(progress) if (part + 1) % parts == 0 else 0.0  # of the step that follows at once: after the last part
+            loss = self._loss(stored, chosen, torch.from_numpy(labels[chosen]).to(self.device), progress, rate) / parts
             loss.backward()
             total += loss.detach()
             first_bad = torch.where(loss.detach().isfinite(), first_bad, first_bad.clamp(max=step))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
+from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 
 
 def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -28,15 +28,10 @@ def macro_f1(confusion: Tensor) -> float:
     return (2 * hits / (confusion.sum(0) + confusion.sum(1)).clamp_min(1))[present].mean().item()
 
 
-def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error in [0, 1]: Σ |B| / n · |accuracy(B) − confidence(B)| over equal-width bins B of the largest
+def calibration_error(logits: Tensor, labels: Tensor) -> float:
+    """Expected calibration error in [0, 1]: Σ |B| / n · |accuracy(B) − confidence(B)| over 15 equal-width bins B of the largest
     softmax probability (arXiv 1706.04599, eq. 3)."""
-    confidence, predicted = softmax_rows(logits).max(1)
-    right = (predicted == labels).double()
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
-    place = torch.bucketize(confidence, edges[1:-1], right=True)
-    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, right - confidence)
-    return gaps.abs().sum().item() / len(labels)
+    return multiclass_calibration_error(softmax_rows(logits), labels, logits.shape[1], n_bins=15).item()
 
 
 def measure_domains(predicted: Tensor, labels: Tensor, domains: Sequence[Any], num_classes: int) -> dict[str, dict[str, Any]]:

@@ -44,6 +44,11 @@ class Pool:
         """Share of the classes that have hard images among all classes: 136 of 1,000 on ImageNet-LT."""
         return len(np.unique(self.labels[self.hard])) / self.num_classes
 
+    @property
+    def hard_by_class(self) -> bool:
+        """Whether a class with a hard image has no real image that is not hard: the long tail's rule, seen from its outcome."""
+        return not np.isin(self.labels[~self.synthetic & ~self.hard], np.unique(self.labels[self.hard])).any()
+
 
 @dataclass(frozen=True)
 class Mixing:
@@ -181,7 +186,7 @@ def mix_epoch(
     pool: Pool, levels: Sequence[GuidanceLevel], mixing: Mixing, samples: int, seed: int,
     class_levels: Mapping[int, Sequence[GuidanceLevel]] | None = None,
 ) -> tuple[np.ndarray, Round]:  # fmt: skip
-    """Row numbers `[samples]` of an epoch, and its first round.
+    """Row numbers `[samples]` of an epoch, and its first round, of which a short epoch is only a part.
 
     An epoch is a fixed number of samples, so all methods take equally many updates: rounds follow one another, each
     undersampled and drawn anew, and the last one is cut off.

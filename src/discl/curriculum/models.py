@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..files import whole
 from .backbones import TimmClassifier, TransformersClassifier
 from .clip import ClipClassifier
 
@@ -176,10 +177,10 @@ def save_classifier(model: nn.Module, config: ClassifierConfig, folder: Path) ->
     training = model.training
     model.eval()  # a CLIP that learns from texts makes its head anew
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(asdict(config), indent=2, ensure_ascii=False))
-    unfinished = folder / "model.safetensors.new"
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, unfinished)
-    unfinished.replace(folder / "model.safetensors")
+    with whole(folder / "config.json") as unfinished:
+        unfinished.write_text(json.dumps(asdict(config), indent=2, ensure_ascii=False))
+    with whole(folder / "model.safetensors") as unfinished:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, unfinished)
     model.train(training)
 
 

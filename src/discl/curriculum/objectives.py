@@ -63,11 +63,11 @@ def ldam(
 
 
 def class_weights(class_counts: Tensor, beta: float) -> Tensor:
-    """Weights ∝ (1 − β)/(1 − β^n_c) (arXiv 1901.05555, eq. 5), float64 `[classes]`, with mean 1 over the images.
+    """Weights ∝ (1 − β)/(1 − β^n_c) (arXiv 1901.05555, eq. 5), `widest` `[classes]`, with mean 1 over the images.
 
     The weights of a batch are not divided by their own sum, so that shares of a batch on several devices add up.
     """
-    counts = class_counts.double()
+    counts = class_counts.to(widest(class_counts.device))
     weights = 1 / -torch.expm1(counts * math.log(beta)) if beta else torch.ones_like(counts)
     return weights * (counts.sum() / (counts * weights).sum())
 
@@ -172,7 +172,12 @@ def parameters_of(name: str) -> list[str]:
     return [each.name for each in found if each.kind is each.KEYWORD_ONLY and each.name != "progress"]
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 on Apple's GPUs, which have no wider numbers."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def adjust_logits(logits: Tensor, class_counts: Tensor, tau: float = 1.0) -> Tensor:
     """z_c − τ log(n_c / N), post-hoc logit adjustment (arXiv 2007.07314, eq. 9), for logits `[rows, classes]`."""
-    counts = class_counts.to(torch.float64)
+    counts = class_counts.to(widest(class_counts.device))
     return logits - tau * (counts / counts.sum()).log().to(logits)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.images import Unreadable, decode_image, to_square
 from ..errors import DataError
+from ..threads import map_rows
 
 MEMORY_LIMIT = 2 * 1024**3
 
@@ -32,7 +33,7 @@ class Pixels(Dataset):
         if len(self) * 3 * size * size <= MEMORY_LIMIT:
             self.memory = torch.empty(len(self), 3, size, size, dtype=torch.uint8)
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                for row, square in enumerate(pool.map(self._decode, range(len(self)), chunksize=64)):
+                for row, square in enumerate(map_rows(pool, self._decode, len(self))):
                     self.memory[row] = torch.from_numpy(square)
                     on_progress(1)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -106,6 +106,10 @@ class Processes:
         told = [value]
         dist.broadcast_object_list(told, src=0)
         return told[0]
+
+    def alone(self, action: Callable[[], T]) -> T:
+        """What `action` gives in the first process, which alone carries it out while the others wait; each has to ask."""
+        return self.decide(action() if self.first else cast(T, None))
 
     def wait(self) -> None:
         """Returns once every process has come here."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..digests import derive_seed
 from ..errors import TrainingError
+from ..files import clear_unfinished, whole
 from .augmentation import centre
 from .companion import Companion, Scene
 from .course import Course, Record
@@ -27,6 +28,7 @@ from .mixture import Mixing, Pool
 from .models import ClassifierConfig, build_classifier, first_cause, normalise, save_classifier
 from .objectives import Objective, make_objective
 from .pixels import Batches, Pixels
+from .processes import Processes, current_processes
 from .progress import GuidanceSet, true_class_probability
 from .strategies import Strategy
 
@@ -70,12 +72,14 @@ def train_classifier(
     make_model: Callable[[], nn.Module] | None = None,
     guidance: GuidanceSet | None = None,
     companion: Companion | None = None,
+    processes: Processes | None = None,
 ) -> list[Record]:
     """Trains a classifier into `folder` (`model.safetensors`, `config.json`, `history.jsonl`) and returns its history.
 
     `pixels` holds the images of the pool's rows; `validate(model)` returns the figure by which `select="validation"` chooses;
     `make_model` gives the network to begin with (default `build_classifier(config)`); `guidance` is V, for strategies that measure
-    progress; `companion` is another system that takes part. Every random draw is a function of (seed, epoch), so a run that was killed
+    progress; `companion` is another system that takes part; `processes` are those that train together (default: all that were
+    started together). Every random draw is a function of (seed, epoch), so a run that was killed
     and called again ends with the same weights. Raises TrainingError where the loss is not finite, naming epoch, step and the last good
     checkpoint.
     """
@@ -87,10 +91,11 @@ def train_classifier(
     model = (make_model or partial(build_classifier, config))().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     learner = Learner(
         model, settings.make_optimizer, make_objective(objective), class_counts, config, settings.stepping, settings.augment,
-        settings.precision, device, companion,
+        settings.precision, device, companion, processes or current_processes(),
     )  # fmt: skip
     scene = Scene(pool, pixels, learner, settings.seed, settings.batch_size, settings.epochs, workers)
     learner.companion.begin(scene)
+    learner.write(lambda: clear_unfinished(folder, older_than=0))  # of a training that was killed while it saved; a checkpoint is large
     checkpoint = folder / "checkpoint.safetensors"
     history: list[Record] = _load_checkpoint(checkpoint, learner) if checkpoint.exists() else []
     batches = learner.batches(pixels, settings.batch_size, workers)
@@ -215,9 +220,9 @@ def choose_precision(name: str, device: torch.device | str) -> torch.dtype:
 def _save_checkpoint(path: Path, learner: Learner, history: list[Record]) -> None:
     """Weights, optimizer state and history in one file that appears whole or not at all."""
     tensors = learner.state()
-    unfinished = path.with_suffix(".new")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished, {"history": json.dumps(history)})
-    unfinished.replace(path)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with whole(path) as unfinished:
+        save_file(plain, unfinished, {"history": json.dumps(history)})
     write_history(history, path.parent / "history.jsonl")
 
 
@@ -236,9 +241,8 @@ def _load_checkpoint(path: Path, learner: Learner) -> list[Record]:
 
 def write_history(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     """One JSON line per epoch."""
-    unfinished = path.with_suffix(".new")
-    unfinished.write_text("".join(json.dumps(record) + "\n" for record in history))
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        unfinished.write_text("".join(json.dumps(record) + "\n" for record in history))
 
 
 def read_history(path: Path) -> list[Record]:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ..digests import digest_bytes
 from ..errors import DataError
+from ..threads import map_rows
 from .cameras import SCHEME, parse_address
 from .images import Unreadable, decode_image
 from .shards import file_of
@@ -149,7 +150,7 @@ def inspect_images(table: ImageTable, on_progress: Callable[[int], None] = lambd
 
     digests, sizes, unreadable = [], [], []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for row, (content, size, problem) in enumerate(pool.map(look, range(len(table)), chunksize=64)):
+        for row, (content, size, problem) in enumerate(map_rows(pool, look, len(table))):
             digests.append(content)
             sizes.append(size)
             if problem:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -13,34 +14,68 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, Subset
 
 from ..curriculum.course import Course, Record, hold_out_guidance, make_mixing
+from ..curriculum.objectives import widest
+from ..curriculum.processes import Processes, current_processes
 from ..curriculum.strategies import follows_progress, make_strategy
-from ..errors import TrainingError
+from ..errors import RecipeError, TrainingError, unknown
 from ..levels import REAL, GuidanceLevel
+from ..recipe import Method
 from .dataset import SpectrumDataset
 
 Probability = Callable[[nn.Module, Any], Tensor]
 """True-class probabilities `[batch]` of a batch as the loader gives it, by a model in evaluation mode."""
+ARGUMENTS = {
+    "train.curriculum_epochs": "curriculum_epochs", "methods.*.guidance_images": "guidance_images", "spectrum.levels": "levels",
+    "set missing: nearest in the method": "give missing='nearest'", "undersample: false": "undersample=False",
+}  # fmt: skip
+"""What messages say to a recipe's author, and what stands for it here."""
+
+
+@contextmanager
+def _in_own_words() -> Iterator[None]:
+    """Errors that name a recipe's keys name the arguments of `Curriculum` instead."""
+    try:
+        yield
+    except (RecipeError, TrainingError) as error:
+        told = str(error)
+        for key, argument in ARGUMENTS.items():
+            told = told.replace(key, argument)
+        if told == str(error):
+            raise
+        raise type(error)(told) from error
 
 
 class Curriculum(Sampler[int]):
     """A sampler over a `SpectrumDataset` that follows a strategy (arXiv 2410.13674): give it to a `DataLoader`, no worker restarts.
 
     Before each epoch call `begin(epoch, model)`, or `set_epoch(epoch)` alone where the strategy measures nothing. Every epoch draws
-    `samples` rows (default: as many as there are real images), by default with the tail's share kept (`undersample`) and
-    `synthetic_scale` synthetic images per hard real one; from `curriculum_epochs` on they are real only.
+    `samples` rows (default: as many as there are real images), with `synthetic_scale` synthetic images per hard real one; from
+    `curriculum_epochs` on they are real only. `undersample` draws fewer of the other images, so that the tail keeps its share of an
+    epoch; by default it does where hard classes are hard as a whole, as in a long tail, and not where single images are.
 
     `adaptive` and `adaptive-per-class` take `probe_every` epochs at a time: one of random real images around which progress is
     measured, the others at the level that it chose; the last time as many as are left of `curriculum_epochs`. They,
-    and `bandit`, hold `guidance_images` back as V (`guidance_rows`), on which `probability(model, batch)` measures; batches of V are made
-    by `collate`, `batch_size` at a time. The choice of `strategy`, `shortage` and `missing` is a recipe's.
+    and `bandit`, hold `guidance_images` back as V (`guidance_rows`), on which `probability(model, batch)` measures, through the data
+    set's `evaluation_transform`; batches of V are made by `collate`, `batch_size` at a time. The choice of `strategy`, `shortage` and
+    `missing` is a recipe's.
+
+    Where several processes train together each draws its share of an epoch: of n processes the k-th, from 0, every n-th row from the
+    k-th on, `samples` being rounded down to a multiple of n; so their batches of b are together those of n · b rows that one process would
+    draw. `rank` and `world_size` are torch.distributed's by default, once that is initialised; `rank=0, world_size=1` gives every
+    process all rows, for a framework that divides what a sampler draws. Every process has to call `begin` and `end`; what the first
+    one measures holds for all.
     """
 
     def __init__(
         self, dataset: SpectrumDataset, strategy: str = "diverse-to-specific", *, curriculum_epochs: int, samples: int | None = None,
-        level: int | None = None, levels: Sequence[int] | None = None, synthetic_scale: float = 3.0, undersample: bool = True,
+        level: int | None = None, levels: Sequence[int] | None = None, synthetic_scale: float = 3.0, undersample: bool | None = None,
         shortage: str = "repeat", missing: str = "error", seed: int = 0, probe_every: int = 4, guidance_images: int | None = None,
         probability: Probability | None = None, collate: Callable[[list[Any]], Any] | None = None, batch_size: int = 256,
+        rank: int | None = None, world_size: int | None = None,
     ) -> None:  # fmt: skip
+        _check_choices(shortage=shortage, missing=missing)
+        _check_bounds(curriculum_epochs=(curriculum_epochs, 0), synthetic_scale=(synthetic_scale, 0), batch_size=(batch_size, 1))
+        _check_bounds(samples=(samples, 1), guidance_images=(guidance_images, 1))
         pool = dataset.pool
         there = sorted(set(pool.levels[pool.synthetic].tolist()))
         asked = _check_levels(strategy, level, levels, there)
@@ -48,7 +83,8 @@ class Curriculum(Sampler[int]):
             raise TrainingError(f"probe_every = {probe_every} leaves no epoch for the level that a probe chooses; use 2 or more.")
         samples = samples or int((~pool.synthetic).sum())
         make = partial(make_strategy, strategy, levels=asked, seed=seed, level=GuidanceLevel(level) if level is not None else None)
-        followed = make(curriculum_epochs=curriculum_epochs)
+        with _in_own_words():
+            followed = make(curriculum_epochs=curriculum_epochs)
         probes = followed.measures(0) == "probe"
         if probes and curriculum_epochs == 1:
             raise TrainingError("curriculum_epochs = 1 leaves no epoch for the level that a probe chooses; use 2 or more.")
@@ -59,10 +95,16 @@ class Curriculum(Sampler[int]):
             followed = make(curriculum_epochs=-(-self.guided // self.span))
         guidance = None
         if follows_progress(strategy, followed):
-            pool, guidance = hold_out_guidance(pool, asked, guidance_images, seed)
-        mixing = make_mixing(pool, followed, undersample and strategy != "real-only", synthetic_scale, shortage, missing)
+            with _in_own_words():
+                pool, guidance = hold_out_guidance(pool, asked, guidance_images, seed)
+        if undersample is None:
+            undersample = strategy != "real-only" and pool.hard_by_class
+        with _in_own_words():
+            mixing = make_mixing(pool, followed, undersample, synthetic_scale, shortage, missing)
         self.course = Course(pool, followed, mixing, samples * self.span, seed, guidance, samples if probes else 0)
         self.dataset, self.samples, self.probability = dataset, samples, probability or true_class_probability
+        self.judged = dataset if guidance is None else dataset.for_evaluation()
+        self.share(rank, world_size)
         self.collate, self.batch_size = collate, batch_size
         self.number = 0
         self.history: list[Record] = []
@@ -74,6 +116,19 @@ class Curriculum(Sampler[int]):
     def guidance_rows(self) -> np.ndarray:
         """Rows of V, which no epoch draws; empty where the strategy measures nothing."""
         return self.course.guidance.rows if self.course.guidance is not None else np.empty(0, np.int64)
+
+    def share(self, rank: int | None = None, world_size: int | None = None) -> None:
+        """From now on this sampler gives the rows of process `rank` of `world_size`; without them what torch.distributed says then.
+
+        Raises TrainingError for what is no share.
+        """
+        if (rank is None) != (world_size is None):
+            raise TrainingError("rank= and world_size= go together, for example Curriculum(dataset, ..., rank=0, world_size=2).")
+        self._asked = None
+        if rank is not None and world_size is not None:
+            if not 0 <= rank < world_size:
+                raise TrainingError(f"there is no rank {rank} of world_size {world_size}; ranks go from 0 to {max(world_size, 1) - 1}.")
+            self._asked = Processes(rank, world_size)
 
     def begin(self, epoch: int, model: nn.Module | None = None) -> None:
         """Turns to an epoch; measures progress where the strategy asks for it, for which it needs the model.
@@ -101,16 +156,17 @@ class Curriculum(Sampler[int]):
             self._turn(epoch)
 
     def __len__(self) -> int:
-        """Rows of an epoch."""
-        return self.samples
+        """Rows of an epoch, of this process."""
+        return self.samples // self._processes().size
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.rows().tolist())
 
     def rows(self) -> np.ndarray:
-        """The rows that this epoch draws, int64 `[samples]`."""
+        """The rows that this epoch draws, int64 `[samples]`; where processes share them those of this one, `[samples // world_size]`."""
+        processes = self._processes()
         drawn, _ = self._draw()
-        return drawn
+        return drawn[: self.samples - self.samples % processes.size][processes.rank :: processes.size]
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -134,6 +190,13 @@ class Curriculum(Sampler[int]):
         if self._ended:
             self._turn(self.number + 1)
 
+    def _processes(self) -> Processes:
+        """Whose rows are asked for."""
+        found = self._asked or current_processes()
+        if self.samples < found.size:
+            raise TrainingError(f"samples = {self.samples} leave no row of an epoch to each of {found.size} processes; raise samples.")
+        return found
+
     def _place(self, epoch: int) -> tuple[int, int]:
         """(block, part) of an epoch; blocks begin anew where the curriculum is over."""
         if epoch < self.guided:
@@ -141,6 +204,7 @@ class Curriculum(Sampler[int]):
         block, part = divmod(epoch - self.guided, self.span)
         return -(-self.guided // self.span) + block, part
 
+    @_in_own_words()
     def _draw(self) -> tuple[np.ndarray, Record]:
         block, part = self._place(self.number)
         probes = self.course.parts(block) > 1
@@ -179,16 +243,22 @@ class Curriculum(Sampler[int]):
         def judge() -> np.ndarray:
             if model is None:
                 raise TrainingError("this strategy follows learning progress: call begin(epoch, model) with the model.")
-            loader = DataLoader(Subset(self.dataset, guidance.rows.tolist()), self.batch_size, collate_fn=self.collate)
+            together = current_processes()
+            if together.size == 1 < self._processes().size:
+                raise TrainingError(
+                    f"the {self._processes().size} processes cannot agree on progress before torch.distributed is initialised; call "
+                    "init_process_group first."
+                )
+            loader = DataLoader(Subset(self.judged, guidance.rows.tolist()), self.batch_size, collate_fn=self.collate)
             training = model.training
             model.eval()
             with torch.inference_mode():
-                found = [self.probability(model, batch).double().cpu() for batch in loader]
+                found = [self.probability(model, batch).cpu().double() for batch in loader]
             model.train(training)
             result = torch.cat(found).numpy()
             if result.shape != (len(guidance),):
                 raise TrainingError(f"probability gave {list(result.shape)} values for {len(guidance)} images; give one per image.")
-            return result
+            return together.decide(result)
 
         return judge
 
@@ -205,7 +275,22 @@ def true_class_probability(model: nn.Module, batch: Any) -> Tensor:
     else:
         labels, answered = batch[1].to(device), model(batch[0].to(device))
     logits = getattr(answered, "logits", answered)
-    return torch.softmax(logits.double(), 1).gather(1, labels[:, None])[:, 0]
+    return torch.softmax(logits.to(widest(logits.device)), 1).gather(1, labels[:, None])[:, 0]
+
+
+def _check_choices(**given: str) -> None:
+    """Raises TrainingError for a value that a recipe's method refuses."""
+    for name, value in given.items():
+        allowed = get_args(Method.model_fields[name].annotation)
+        if value not in allowed:
+            raise TrainingError(unknown(name, str(value), allowed))
+
+
+def _check_bounds(**given: tuple[float | None, int]) -> None:
+    """Raises TrainingError for a number below its bound or not finite; None is the default."""
+    for name, (value, least) in given.items():
+        if value is not None and not least <= value < float("inf"):
+            raise TrainingError(f"{name} = {value}; it has to be {least} or more.")
 
 
 def _check_levels(strategy: str, level: int | None, levels: Sequence[int] | None, there: Sequence[int]) -> tuple[GuidanceLevel, ...]:

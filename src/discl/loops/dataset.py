@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from datasets import Image as ImageFeature
 from torch.utils.data import Dataset
 
 from ..data import ImageTable, Unreadable, decode_image, read_tables, to_square
-from ..errors import DataError, RunError, StoreError, unknown
+from ..errors import DataError, RunError, StoreError, TrainingError, unknown
 from ..recipe import load_recipe
 from ..stages.samples import hard_rows, kept_images, make_pool
 from ..workspace import Run
@@ -34,20 +35,23 @@ class SpectrumDataset(Dataset):
     """Real training images, then synthetic ones, each a `Sample`; read at random from memory-mapped Arrow, decoded when asked for.
 
     With `size` a picture becomes float pixels `[3, size, size]` in [0, 1] (shorter side resized, centre cropped); `transform` is then
-    applied to the picture or the pixels. `pool` says of every row what the curriculum asks.
+    applied to the picture or the pixels. `evaluation_transform`, which draws nothing at random, takes its place where something is
+    measured (`for_evaluation`). `pool` says of every row what the curriculum asks.
     """
 
     def __init__(
-        self, real: ImageTable, synthetic: Rows, hard: np.ndarray, size: int | None = None, transform: Callable[[Any], Any] | None = None
-    ) -> None:
+        self, real: ImageTable, synthetic: Rows, hard: np.ndarray, size: int | None = None, transform: Callable[[Any], Any] | None = None,
+        evaluation_transform: Callable[[Any], Any] | None = None,
+    ) -> None:  # fmt: skip
         self.pool = make_pool(real, hard, synthetic)
         self.tables = (real.rows, synthetic)
-        self.size, self.transform = size, transform
+        self.size, self.transform, self.evaluation_transform = size, transform, evaluation_transform
 
     @classmethod
     def of_run(
-        cls, folder: Path | str, size: int | None = None, transform: Callable[[Any], Any] | None = None, split: str = "train"
-    ) -> SpectrumDataset:
+        cls, folder: Path | str, size: int | None = None, transform: Callable[[Any], Any] | None = None, split: str = "train",
+        evaluation_transform: Callable[[Any], Any] | None = None,
+    ) -> SpectrumDataset:  # fmt: skip
         """The samples of a run folder: its training images and the kept ones of its spectrum, or another split's real images alone.
 
         Raises RunError where the folder is no run, or has not come as far as the filter.
@@ -58,15 +62,16 @@ class SpectrumDataset(Dataset):
             raise RunError(f"{folder} lacks {', '.join(lacking)}; make them with `discl filter RECIPE --out {folder}`.")
         run = Run(load_recipe(folder / "recipe.yaml"), folder)
         if split == "train":
-            return cls(run.train, kept_images(run), hard_rows(run), size, transform)
+            return cls(run.train, kept_images(run), hard_rows(run), size, transform, evaluation_transform)
         if split not in run.tables:
             raise DataError(unknown("split", split, run.tables))
-        return cls(run.tables[split], _no_images(), np.zeros(len(run.tables[split]), bool), size, transform)
+        return cls(run.tables[split], _no_images(), np.zeros(len(run.tables[split]), bool), size, transform, evaluation_transform)
 
     @classmethod
     def of_shards(
         cls, shards: Path | str, real: ImageTable | Path | str, keep: Iterable[str] | None = None, hard: Sequence[bool] | None = None,
         size: int | None = None, transform: Callable[[Any], Any] | None = None,
+        evaluation_transform: Callable[[Any], Any] | None = None,
     ) -> SpectrumDataset:  # fmt: skip
         """The samples of a folder of Parquet shards (a store, or anything with `image`, `label`, `level`) and of real training images.
 
@@ -95,7 +100,21 @@ class SpectrumDataset(Dataset):
             raise DataError(f"hard has {len(hard)} values for {len(table)} real images; give one for each.")
         labels = _labels_by_name(stored, table.class_names)
         synthetic = stored.select_columns(["image", "level"]).add_column("label", labels)
-        return cls(table, synthetic.select(taken), np.asarray(hard, bool), size, transform)
+        return cls(table, synthetic.select(taken), np.asarray(hard, bool), size, transform, evaluation_transform)
+
+    def for_evaluation(self) -> SpectrumDataset:
+        """The same rows through `evaluation_transform`, in the place of `transform`: what progress is measured on, and yours to measure on.
+
+        Raises TrainingError where there is a `transform` alone: one that draws at random would make noise larger than what is measured.
+        """
+        if self.transform is not None and self.evaluation_transform is None:
+            raise TrainingError(
+                "this data set has a transform, which may draw at random, and no evaluation_transform to measure with; give "
+                "evaluation_transform= beside transform=: the same without what is random, or torch.nn.Identity() where that is nothing."
+            )
+        view = copy(self)
+        view.transform = self.evaluation_transform
+        return view
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -13,10 +13,14 @@ NAME = "discl_curriculum"
 
 
 class CurriculumCallback(TrainerCallback):
-    """Turns a curriculum to each epoch of a Trainer, measures progress, and keeps its state in the Trainer's checkpoints."""
+    """Turns a curriculum to each epoch of a Trainer, measures progress, and keeps its state in the Trainer's checkpoints.
+
+    The Trainer deals the batches of any sampler out to its processes, so the curriculum gives each of them all rows.
+    """
 
     def __init__(self, curriculum: Curriculum) -> None:
         self.curriculum = curriculum
+        curriculum.share(0, 1)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         found = state.stateful_callbacks.get(NAME)

@@ -12,11 +12,16 @@ from .curriculum import Curriculum
 class CurriculumCallback(Callback):
     """Turns a curriculum, the sampler of the training loader, to each epoch, and keeps its state in Lightning's checkpoints.
 
-    Where progress is measured, `probability(model, batch)` of the curriculum gets the LightningModule.
+    Where progress is measured, `probability(model, batch)` of the curriculum gets the LightningModule. Of several processes Lightning
+    divides the rows of any sampler itself, unless its Trainer has `use_distributed_sampler=False`; then the curriculum does.
     """
 
     def __init__(self, curriculum: Curriculum) -> None:
         self.curriculum = curriculum
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        divided = getattr(getattr(trainer, "_accelerator_connector", None), "use_distributed_sampler", True)
+        self.curriculum.share(*(0, 1) if divided else (trainer.global_rank, trainer.world_size))
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         self.curriculum.begin(trainer.current_epoch, pl_module)

@@ -18,6 +18,7 @@ from typing import Protocol
 import yaml
 
 from ..errors import EndpointError
+from ..files import whole
 from .endpoint import Endpoint, whole_characters
 from .texts import read_phrases
 
@@ -276,6 +277,5 @@ def _block(name: str, texts: list[str]) -> str:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a file that appears whole or not at all."""
-    unfinished = path.with_name(path.name + ".new")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")

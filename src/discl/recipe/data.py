@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from ..data.readers import READERS
 from ..errors import RecipeError
 from .base import Strict, one_of
+from .places import Located, Place
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -31,7 +32,7 @@ class LongTail(Strict):
         None, description="names, head first; a number shuffles with that seed; null keeps the order"
     )
     seed: int = 0
-    index: str | None = Field(
+    index: Located | None = Field(
         None,
         description="list of content digests to take from, first things first, instead of the seed's draw; a file, or embedded:cifar100",
     )
@@ -71,17 +72,22 @@ class Cameras(Strict):
 class Data(Strict):
     """Where the real images are."""
 
-    root: str = Field(
+    root: Located = Field(
         description="folder of class folders, folder of Parquet files, a list, a hub data set (owner/name, owner/name:config@revision), "
         "or embedded:fashion-mnist"
     )
     format: Annotated[str, one_of("format", ("auto", *READERS))] = "auto"
-    files: dict[str, str] = Field(default_factory=dict, description="their split: its list, for formats that have lists")
+    files: dict[str, Annotated[str, Place(within=("data", "root"))]] = Field(
+        default_factory=dict, description="their split: its list, for formats that have lists; below root, or beside the recipe"
+    )
     splits: dict[Literal["train", "validation", "test", "validation-ood", "test-ood"], str] = Field(
         default_factory=dict, description="our split: its name in the data"
     )
     columns: dict[Literal["id", "image", "label", "split", "domain", "group"], str] = Field(
         default_factory=dict, description="our column: theirs"
+    )
+    images: Located | None = Field(
+        None, description="manifest: folder of the images that the list names, to which its paths are relative; null: the list's own"
     )
     cameras: Cameras | None = Field(None, description="degrade the pictures, for a low-quality example on real photos")
     own_split: OwnSplit = OwnSplit()

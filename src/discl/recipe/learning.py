@@ -14,6 +14,7 @@ from ..curriculum.objectives import Objective, make_objective
 from ..curriculum.strategies import find_strategy
 from ..errors import RecipeError
 from .base import Level, Strict, Template, one_of
+from .places import Located, Overlay, Place
 
 Channels = tuple[float, float, float]
 
@@ -54,7 +55,7 @@ class Model(Strict):
     """The classifier: one of our residual networks, or whatever a checkpoint of transformers, timm or CLIP is."""
 
     architecture: Annotated[str, one_of("architecture", [*ARCHITECTURES, *FROM_CHECKPOINT])] = "resnet10"
-    checkpoint: str | None = Field(None, description="transformers, timm, clip: folder or hub name")
+    checkpoint: Located | None = Field(None, description="transformers, timm, clip: folder or hub name")
     pretrained: bool = Field(True, description="begin with the checkpoint's weights, or take only its architecture")
     templates: list[Template] = Field(["a photo of {class}."], min_length=1, description="clip: prompts of each class")
     head: Literal["linear", "cosine"] = "linear"
@@ -162,10 +163,10 @@ class Method(Strict):
 
     strategy: Annotated[str, BeforeValidator(_strategy)] = Field("real-only", description="a name, or module:attribute for one of your own")
     level: Level | None = Field(None, description="only for strategy fixed")
-    objective: Annotated[str | dict[str, str | float], BeforeValidator(_objective)] = Field(
+    objective: Annotated[str | dict[str, str | float], BeforeValidator(_objective), Place(ours=False)] = Field(
         "cross-entropy", description="a name, a mapping with parameters such as {name: focal, gamma: 2}, or module:attribute"
     )
-    system: Annotated[str | dict[str, Any] | None, BeforeValidator(_system)] = Field(
+    system: Annotated[str | dict[str, Any] | None, BeforeValidator(_system), Place(ours=False)] = Field(
         None,
         description="another system that takes part: cuda, docl, ldmlr, one with parameters {name: cuda, threshold: 0.4}, or module:Class",
     )
@@ -178,7 +179,9 @@ class Method(Strict):
     threshold: float | None = Field(
         None, ge=-1, le=1, description="clip_similarity from which on this method takes images; null: those that the filter kept"
     )
-    train: dict[str, Any] = Field(default_factory=dict, description="laid over the section train for this method alone")
+    train: Annotated[dict[str, Any], Overlay(Train)] = Field(
+        default_factory=dict, description="laid over the section train for this method alone"
+    )
     adjustment: Adjustment | None = Field(
         None,
         description="of the row METHOD+la; null: the best on validation, without a validation split prior effective and the τ nearest to 1",
@@ -224,15 +227,19 @@ class Evaluate(Strict):
     )
 
 
+Space = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Overlay(Method, dotted=True)]
+"""Keys of a method, such as train.optimizer.lr, and the values to try."""
+
+
 class Tune(Strict):
     """`discl compare --tune`: a search on validation, with as many trials for every method."""
 
     trials: int = Field(3, ge=1, description="of each method; the first is the method as it stands")
-    space: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
+    space: Space = Field(
         default_factory=dict,
         description="keys of a method, such as train.optimizer.lr, and the values to try for all methods; empty: lr / 3 and 3 lr",
     )
-    methods: dict[str, dict[str, Annotated[list[Any], Field(min_length=1)]]] = Field(
+    methods: dict[str, Space] = Field(
         default_factory=dict, description="more keys of single methods, such as {ce-cuda: {system.threshold: [0.4, 0.6]}}"
     )
     hold_out: float | None = Field(
@@ -241,7 +248,9 @@ class Tune(Strict):
     )  # fmt: skip
     metric: Literal["balanced_accuracy", "accuracy", "macro_f1"] = "balanced_accuracy"
     seed: int = 0
-    train: dict[str, Any] = Field(default_factory=dict, description="laid over the section train for trials, such as fewer epochs")
+    train: Annotated[dict[str, Any], Overlay(Train)] = Field(
+        default_factory=dict, description="laid over the section train for trials, such as fewer epochs"
+    )
 
 
 class Compare(Strict):

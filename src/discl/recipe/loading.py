@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from ..checkpoints import local_path
 from ..errors import RecipeError, unknown
 from .learning import Method
+from .places import Place, change_places
 from .tree import Recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+EXTENDS = "extends"
+"""A key of the file, not of the recipe that it becomes."""
 
 
 def shipped_recipes() -> list[str]:
@@ -33,7 +38,8 @@ def load_recipe(source: Recipe | str | Path | dict[str, Any], overrides: dict[st
     `extends: NAME` or `extends: path/to/base.yaml` (or a list of them, later ones over earlier ones) lays the file over another recipe:
     mappings are merged key by key, lists and values replaced, and a null takes out what the base says. The name is never inherited;
     a file that extends another and states none is called like the file.
-    A relative `data.root`, phrase file or checkpoint folder is looked up beside the YAML file that states it, else in the working folder.
+    A relative path is looked up beside the YAML file that states it, else in the working folder; those of `data.files` first of all in
+    `data.root`. What lies in neither, such as a name on the hub or a folder that a run has still to make, stays as it is.
     Raises RecipeError for an unknown name, base, key or strategy, for bases that extend one another, and for every value out of range.
     """
     folder = Path()
@@ -55,7 +61,15 @@ def validate(tree: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError("\n".join(_explain(problem) for problem in error.errors())) from error
+        problems = error.errors()
+        misspelt = [each for each in problems if each["type"] == "extra_forbidden" and _nearest(str(each["loc"][0])) == EXTENDS]
+        # The base was not read then, so that all else that is missing or does not fit may lie there.
+        raise RecipeError("\n".join(_explain(problem) for problem in misspelt or problems)) from error
+
+
+def _nearest(key: str) -> str:
+    """The key at the top of a recipe that this one was meant to be; empty where it resembles none."""
+    return next(iter(difflib.get_close_matches(key, [*Recipe.model_fields, EXTENDS], n=1)), "")
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -103,7 +117,7 @@ def _extended(tree: dict[str, Any], folder: Path, above: tuple[Path, ...]) -> di
             raise RecipeError(f"{above[-1] if above else 'the recipe'} extends '{base}': {error}") from error
         flat = _laid_over(flat, {key: value for key, value in _read(path, above).items() if key != "name"})
     own = {key: value for key, value in tree.items() if key != "extends"}
-    return _laid_over(flat, _resolve_paths(own, folder))
+    return _laid_over(flat, _resolve_paths(own, folder, flat))
 
 
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -125,13 +139,16 @@ def _is_path(source: str | Path) -> bool:
 
 def _recipe_path(source: str | Path) -> Path:
     path = Path(source)
-    if _is_path(source):
-        if not path.is_file():
-            raise RecipeError(f"there is no recipe file {path}; shipped recipes: {', '.join(shipped_recipes())}.")
+    if _is_path(source) and path.is_file():
         return path
-    if str(source) not in shipped_recipes():
-        raise RecipeError(unknown("recipe", str(source), shipped_recipes()) + " A recipe file's name ends in .yaml.")
-    return RECIPES / f"{source}.yaml"
+    if not _is_path(source) and str(source) in shipped_recipes():
+        return RECIPES / f"{source}.yaml"
+    if (path / "recipe.yaml").is_file():
+        raise RecipeError(f"{path} is a run folder, and its recipe is {path / 'recipe.yaml'}; to go on there, add --out {path}.")
+    near = difflib.get_close_matches(path.stem, shipped_recipes(), n=3)
+    told = f"there is no recipe file {path}." if _is_path(source) else f"unknown recipe '{source}'. A recipe file's name ends in .yaml."
+    hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+    raise RecipeError(f"{told}{hint} `discl recipes` lists all that ship.")
 
 
 def _with(tree: Any, keys: list[str], value: Any, whole: str) -> dict[str, Any]:
@@ -142,28 +159,37 @@ def _with(tree: Any, keys: list[str], value: Any, whole: str) -> dict[str, Any]:
     return {**tree, keys[0]: below}
 
 
-def _resolve_paths(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
-    model = ("train", "model", "checkpoint")
-    methods = tree.get("methods")
-    overlaid = [("methods", str(name), *model) for name in (methods if isinstance(methods, dict) else {})]
-    for keys in (
-        ("data", "root"),
-        ("prompts", "phrases"),
-        ("prompts", "captions", "checkpoint"),
-        ("prompts", "settings", "captioner", "checkpoint"),
-        ("spectrum", "checkpoint"),
-        ("filter", "checkpoint"),
-        model,
-        *overlaid,
-    ):
-        value: Any = tree
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, str) and not value.startswith("embedded:"):
-            for base in (folder, Path()):
-                if (base / value).expanduser().exists():
-                    tree = _with(tree, list(keys), str((base / value).expanduser().resolve()), keys[-1])
-                    break
+def _resolve_paths(tree: dict[str, Any], folder: Path, below: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The tree with whole paths for all that lies in `folder` or in the working folder; `below` is the tree that it is laid over."""
+    whole = _laid_over(below or {}, tree)
+
+    def resolved(text: str, place: Place) -> str:
+        if not place.ours or text.startswith("embedded:") or (place.within and _holds(_value(whole, place.within), text, folder)):
+            return text
+        return next((_whole_path(path) for path in _candidates(text, folder) if path.exists()), text)
+
+    return change_places(Recipe, tree, resolved)
+
+
+def _candidates(text: str, folder: Path) -> list[Path]:
+    return [local_path(str(base / text)) for base in (folder, Path())]
+
+
+def _holds(root: Any, name: str, folder: Path) -> bool:
+    """Whether a folder that the recipe names holds something of this name."""
+    root = next((path for path in _candidates(root, folder) if path.exists()), None) if isinstance(root, str) else None
+    return root is not None and (root / name).exists()
+
+
+def _whole_path(path: Path) -> str:
+    """The path with links followed, but for a link to a file of another suffix: in the hub's cache what they lead to has none."""
+    there = path.resolve()
+    return str(path.parent.resolve() / path.name if path.is_file() and there.suffix != path.suffix else there)
+
+
+def _value(tree: Any, keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
 
 
@@ -193,4 +219,4 @@ def _known_keys(above: list[Any]) -> list[str]:
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
         below = [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
         model = below[0] if below else (Method if "methods" in above else model)
-    return list(model.model_fields)
+    return [*model.model_fields, *([] if above else [EXTENDS])]

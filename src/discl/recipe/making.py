@@ -13,6 +13,7 @@ from ..levels import check_levels
 from ..prompts import CAPTION, SETTING
 from ..prompts.endpoint import check_url
 from .base import ImageTemplate, Level, Strict, Template
+from .places import Located, Place
 
 OF_SETTINGS = f"a photo of a {{class}} {SETTING}"
 """The template where `prompts.settings` stands without any."""
@@ -22,7 +23,7 @@ class Server(Strict):
     """A language model at any server with OpenAI's chat interface (vLLM, Ollama, llama.cpp, a provider)."""
 
     url: Annotated[str, AfterValidator(check_url)] = Field(description="base URL, such as http://localhost:11434/v1")
-    model: str = Field(min_length=1)
+    model: Annotated[str, Place(ours=False)] = Field(min_length=1)
     key_variable: str | None = Field(
         None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="environment variable that holds the API key; the key itself stands nowhere"
     )
@@ -67,7 +68,7 @@ class Endpoint(Server):
 class Captions(Strict):
     """An image-to-text model of transformers; as `prompts.captions` it describes each hard image, for templates that hold {caption}."""
 
-    checkpoint: str = Field(description="folder in transformers' format, or hub name")
+    checkpoint: Located = Field(description="folder in transformers' format, or hub name")
     prompt: str | None = Field(None, min_length=1, description="beginning that the model completes, or the question to one that chats")
     max_new_tokens: int = Field(40, ge=1, description="tokens in a caption, at most")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -102,7 +103,7 @@ class Prompts(Strict):
     """Texts to generate from; one is drawn per (source, seed, try) and shared by the levels."""
 
     templates: list[ImageTemplate] = Field(["a photo of {class}"], min_length=1)
-    phrases: str | None = Field(None, description="YAML file {class: [texts]}, or embedded:NAME; used instead of the templates")
+    phrases: Located | None = Field(None, description="YAML file {class: [texts]}, or embedded:NAME; used instead of the templates")
     endpoint: Endpoint | None = Field(None, description="a language model that writes the texts; used instead of the templates")
     captions: Captions | None = Field(None, description="captions of the hard images, for templates that hold {caption} beside {class}")
     settings: Settings | None = Field(
@@ -155,15 +156,15 @@ class Prompts(Strict):
 class Lora(Strict):
     """Weights that are added to the generator's."""
 
-    path: str = Field(description="a *.safetensors file, or owner/name/FILE.safetensors on the hub")
+    path: Located = Field(description="a *.safetensors file, or owner/name/FILE.safetensors on the hub")
     scale: float = Field(1.0, description="what they are multiplied with")
 
 
 class Spectrum(Strict):
     """Phase 1: what is generated for each hard image."""
 
-    checkpoint: str = Field(description="folder in diffusers' format, hub name, single *.safetensors file, or embedded:fashion-mnist")
-    config: str | None = Field(
+    checkpoint: Located = Field(description="folder in diffusers' format, hub name, single *.safetensors file, or embedded:fashion-mnist")
+    config: Located | None = Field(
         None, description="single file: folder or hub name with its family's configurations; null: a folder beside it"
     )
     loras: list[Lora] = Field(default_factory=list, description="LoRA weights and their scales; need pip install 'discl[lora]'")
@@ -206,7 +207,7 @@ class Filter(Strict):
     the real images (for `hard.epochs`) is surer than it is on average of real images of that class: too easy, or mislabelled.
     """
 
-    checkpoint: str = Field(description="CLIP folder in transformers' format, hub name, or embedded:fashion-mnist")
+    checkpoint: Located = Field(description="CLIP folder in transformers' format, hub name, or embedded:fashion-mnist")
     template: Template = "a photo of {class}"
     threshold: float = Field(0.3, ge=-1, le=1)
     rule: Literal["threshold", "alia"] = "threshold"

@@ -21,6 +21,7 @@ from .base import Strict
 from .data import Data, Groups, Hard
 from .learning import Compare, Evaluate, Method, Train
 from .making import Filter, Prompts, Spectrum
+from .places import Located
 
 
 def _slots(value: Any) -> Any:
@@ -47,7 +48,7 @@ class Runtime(Strict):
     loggers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list, description="training curves beside history.jsonl")
     workers: int = Field(0, ge=0, description="data-loading processes, where the images do not fit in memory")
     processes: int | None = Field(None, ge=1, description="processes that generate, or Ray workers; null: one for each GPU in sight")
-    store: str | None = Field(
+    store: Located | None = Field(
         None,
         min_length=1,
         description="folder or URL that fsspec knows, such as s3://bucket/birds, for images and scores; null: the run folder",
@@ -151,7 +152,15 @@ def _check_fine_tuning(name: str, method: Method, train: Train) -> None:
             f"methods.{name}: objective ldam and head: cosine go together; write "
             "{objective: ldam, train: {model: {head: cosine}}}, with one of our residual networks."
         )
-    reason = make_system(method.system).objection(objective) if method.system is not None else None
+    if method.system is None:
+        return
+    system = make_system(method.system)
+    if (train.mixup or train.cutmix) and not system.takes_mixed:
+        raise RecipeError(
+            f"methods.{name}: system {method.system} goes by what the network says of each image, and mixup and cutmix show none alone; "
+            "set them to 0, or leave the system out."
+        )
+    reason = system.objection(objective)
     if reason is not None:
         raise RecipeError(
             f"methods.{name}: system {method.system} has no effect beside objective {objective}: {reason}. Take another objective, "

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..comparison import Entry, Interval, as_cells, mean_std
 from ..errors import RunError
+from ..files import whole
 from .charts import Axis, nice_axis
 
 
@@ -103,9 +104,7 @@ def write_comparison(folder: Path, name: str) -> Path:
     if found is None:
         raise RunError(f"{folder} holds no comparison.json; run `discl compare` first.")
     path = folder / "comparison.html"
-    unfinished = folder / "comparison.html.new"
-    unfinished.write_text(
-        make_environment().get_template("comparison.html.j2").render(name=name, **compare_values(found)), encoding="utf-8"
-    )
-    unfinished.replace(path)
+    page = make_environment().get_template("comparison.html.j2")
+    with whole(path) as unfinished:
+        unfinished.write_text(page.render(name=name, **compare_values(found)), encoding="utf-8")
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import yaml
 
 from ..data import ImageTable
+from ..files import whole
 from . import charts, tables, words
 from .compared import Comparison, compare_values, read_comparison
 from .pictures import Gallery, make_gallery
@@ -20,21 +22,22 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-def write_report(folder: Path, train: ImageTable, groups: dict[str, list[int]], store: Path | str | None = None) -> Path:
+def write_report(
+    folder: Path, train: ImageTable, groups: dict[str, list[int]], making: Mapping[str, str], store: Path | str | None = None
+) -> Path:
     """Writes `report.html` into a finished run folder and returns its path; the page appears whole or not at all.
 
     `train` holds the real training images, `groups` the labels of many / medium / few; the synthetic ones lie in `store`, by default
-    `spectrum` in the run folder. The page needs no network and no
-    script. Raises RunError that names the file which an unfinished run lacks.
+    `spectrum` in the run folder, and `making` says line by line how they are made. The page needs no network and no script. Raises
+    RunError that names the file which an unfinished run lacks.
     """
     folder = Path(folder)
-    story = read_run(folder, train.class_names, groups)
+    story = read_run(folder, train.class_names, groups, making)
     path = folder / "report.html"
-    unfinished = folder / "report.html.new"
     gallery = make_gallery(story, train, store or folder / "spectrum")
     compared = {"Several seeds": read_comparison(folder), "Several seeds, every method tuned": read_comparison(folder / "tuned")}
-    unfinished.write_text(render(story, gallery, {title: each for title, each in compared.items() if each}), encoding="utf-8")
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        unfinished.write_text(render(story, gallery, {title: each for title, each in compared.items() if each}), encoding="utf-8")
     return path
 
 
@@ -123,10 +126,13 @@ class LevelRow:
 
 @dataclass(frozen=True)
 class Similarity:
-    """clip_similarity per level over one axis; `threshold_at` is None where the threshold lies outside the axis."""
+    """clip_similarity per level over one axis.
+
+    `threshold` is None where the filter goes by none, `threshold_at` also where it lies outside the axis.
+    """
 
     axis: charts.Axis
-    threshold: float
+    threshold: float | None
     threshold_at: float | None
     levels: tuple[LevelRow, ...]
 
@@ -135,14 +141,16 @@ def similarity(story: Story) -> Similarity:
     """How alike the synthetic images are to their class text, level by level from high to low."""
     values, levels = (story.verdicts[name].to_numpy() for name in ("clip_similarity", "level"))
     keep = story.verdicts["keep"].to_numpy(zero_copy_only=False)
-    threshold = float(story.recipe["filter"]["threshold"])
+    bounded = words.filters_by_threshold(story)
+    threshold = float(story.recipe["filter"]["threshold"]) if bounded else -math.inf  # below which nothing lies
     axis = charts.similarity_axis(values, threshold)
     rows = []
     for level in sorted(np.unique(levels).tolist(), reverse=True):
         here = levels == level
         shape = charts.ridge(values[here], axis, threshold)
         rows.append(LevelRow(level, shape, int(keep[here].sum()), int(here.sum()), float(np.median(values[here]))))
-    return Similarity(axis, threshold, axis.place(threshold) if axis.low <= threshold <= axis.high else None, tuple(rows))
+    place = axis.place(threshold) if axis.low <= threshold <= axis.high else None
+    return Similarity(axis, threshold if bounded else None, place, tuple(rows))
 
 
 @dataclass(frozen=True)
@@ -163,6 +171,7 @@ def curricula(story: Story, colours: Mapping[str, str]) -> list[Curriculum]:
         objective = method["objective"]
         facts = [method["strategy"], objective if isinstance(objective, str) else objective["name"]]
         facts += [method["fine_tune"]] if method.get("fine_tune", "full") != "full" else []
+        facts += [f"clip_similarity ≥ {words.plain(method['threshold'])}"] if method["threshold"] is not None else []
         mixed = [record["synthetic_share"] for record in history if record["levels"]]
         if mixed:
             facts.append(f"{100 * np.mean(mixed):.0f} % of the samples synthetic")
@@ -175,7 +184,7 @@ def curricula(story: Story, colours: Mapping[str, str]) -> list[Curriculum]:
 
 
 def _epoch_axis(story: Story) -> charts.Axis:
-    return charts.epoch_axis(max(1, *(len(history) for history in story.histories.values()), 1))
+    return charts.epoch_axis(max([1, *map(len, story.histories.values())]))
 
 
 def curves(story: Story, colours: Mapping[str, str]) -> list[charts.Chart]:

@@ -32,7 +32,8 @@ class Story:
     """A finished run: its recipe, its tables and its figures.
 
     `groups` maps many / medium / few to labels, an empty group is absent; `split_counts` holds the images per class of each split;
-    `plan` and `verdicts` have one row per synthetic image; `results` is `{method: {split: {metric: value}}}`.
+    `plan` and `verdicts` have one row per synthetic image; `results` is `{method: {split: {metric: value}}}`; `making` says in words how
+    the images are made, line by line.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Story:
     verdicts: pa.Table
     histories: Mapping[str, Sequence[Mapping[str, Any]]]
     results: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    making: Mapping[str, str]
 
     @property
     def class_counts(self) -> np.ndarray:
@@ -94,7 +96,7 @@ class Story:
         return min(ranks, key=lambda name: ranks[name], default=None)
 
 
-def read_run(folder: Path, class_names: Sequence[str], groups: Mapping[str, Sequence[int]]) -> Story:
+def read_run(folder: Path, class_names: Sequence[str], groups: Mapping[str, Sequence[int]], making: Mapping[str, str]) -> Story:
     """The story of a run folder. Raises RunError that names the file which an unfinished run lacks."""
     recipe = yaml.safe_load(_text(folder / "recipe.yaml"))
     listed = _table(folder / "data.parquet", ["split", "label"])
@@ -112,6 +114,7 @@ def read_run(folder: Path, class_names: Sequence[str], groups: Mapping[str, Sequ
         verdicts=_table(folder / "filter.parquet", ["id", "label", "level", "clip_similarity", "keep", "reason"]),
         histories={name: _json_lines(folder / "train" / name / "history.jsonl") for name in recipe["methods"]},
         results=json.loads(_text(folder / "results.json")),
+        making=making,
     )
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data import ImageTable
+from ..files import whole
 from .charts import Axis, nice_axis
 from .page import make_environment
 from .pictures import make_gallery
@@ -85,11 +86,10 @@ def write_survey(folder: Path, train: ImageTable, snippet: str, store: Path | st
     gallery = make_gallery(Surveyed(folder, train.class_names, train.class_counts), train, store or folder / "spectrum")
     page = make_environment().get_template("survey.html.j2")
     path = folder / "levels.html"
-    unfinished = folder / "levels.html.new"
-    unfinished.write_text(
-        page.render(found=found, panels=make_panels(found), axis=LAMBDA, gallery=gallery, snippet=snippet), encoding="utf-8"
-    )
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        unfinished.write_text(
+            page.render(found=found, panels=make_panels(found), axis=LAMBDA, gallery=gallery, snippet=snippet), encoding="utf-8"
+        )
     return path
 
 

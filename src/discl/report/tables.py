@@ -16,6 +16,8 @@ GROUPS = ("many", "medium", "few")
 MAX_CLASSES = 30
 OOD = (("ood_accuracy", "OOD all"), ("ood_macro_f1", "OOD macro F1"), ("ood_worst_domain_accuracy", "OOD worst domain"))
 LOWER_IS_BETTER = frozenset({"calibration_error"})
+PRIORS = {"real": "real class counts", "effective": "class counts as trained on"}
+"""What logit adjustment takes the classes' shares from, by its name in `results.json`."""
 Figures = Mapping[str, Any]
 
 
@@ -59,8 +61,7 @@ def result_rows(figures: Mapping[str, Figures], columns: Sequence[tuple[str, str
     rows = []
     for name, row in figures.items():
         cells = [Cell(row.get(metric), metric in row and round(100 * row[metric], 1) == best[metric]) for metric, _ in columns]
-        prior = {"real": "real class counts", "effective": "class counts as trained on"}.get(row.get("prior", ""), row.get("prior"))
-        adjustment = f"logit adjustment: {prior}, τ = {row['tau']:g}" if "tau" in row else ""
+        adjustment = f"logit adjustment: {PRIORS[row['prior']]}, τ = {row['tau']:g}" if "tau" in row else ""
         if "alpha" in row:
             adjustment = f"weight ensembling: α = {row['alpha']:g}"
         rows.append(ResultRow(name, name.removesuffix(ADJUSTED).removesuffix(ENSEMBLED), adjustment, tuple(cells)))

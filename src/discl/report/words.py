@@ -9,33 +9,23 @@ from typing import Any
 
 import numpy as np
 
+from ..recipe import Recipe, change_places
 from .reading import ADJUSTED, Story
-from .tables import GROUPS, difference, standard_errors
+from .tables import GROUPS, PRIORS, difference, standard_errors
 
-PLACES = {
-    ("data", "root"), ("prompts", "phrases"), ("prompts", "captions", "checkpoint"), ("prompts", "settings", "captioner", "checkpoint"),
-    ("spectrum", "checkpoint"), ("filter", "checkpoint"), ("train", "model", "checkpoint"),
-}  # fmt: skip
-"""Keys of the recipe that may hold a folder of the machine that ran it."""
+OF_THIS_MACHINE = ("~", "file:", "local:")
+"""How a path begins, beside absolute ones, that leads to a folder of the machine that ran the recipe."""
 
 
-def share_recipe(recipe: Mapping[str, Any], above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The recipe, or the section of it below the keys `above`, with absolute paths cut down to their last name, fit to be handed on."""
-
-    def shared(key: str, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return share_recipe(value, (*above, key))
-        return _shorten(value) if (*above, key) in PLACES else value
-
-    return {key: shared(key, value) for key, value in recipe.items()}
+def share_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with absolute paths cut down to their last name, fit to be handed on."""
+    return change_places(Recipe, recipe, lambda text, place: _shorten(text))
 
 
-def _shorten(value: Any) -> Any:
-    if isinstance(value, str) and (PurePosixPath(value).is_absolute() or value.startswith("~")):
-        return f"…/{PurePosixPath(value).name}"
-    if isinstance(value, str) and PureWindowsPath(value).is_absolute():
-        return f"…/{PureWindowsPath(value).name}"
-    return value
+def _shorten(text: str) -> str:
+    if PurePosixPath(text).is_absolute() or text.startswith(OF_THIS_MACHINE):
+        return f"…/{PurePosixPath(text).name}"
+    return f"…/{PureWindowsPath(text).name}" if PureWindowsPath(text).is_absolute() else text
 
 
 def number(value: float) -> str:
@@ -98,9 +88,7 @@ def describe_settings(story: Story) -> list[tuple[str, str]]:
     return [
         ("Data", _data(story, recipe)),
         ("Groups", _groups(story, recipe)),
-        ("Hard images", _hard(story, recipe)),
-        ("Spectrum", _spectrum(story, recipe)),
-        ("Filter", _filter(story, recipe)),
+        *_making(story),
         ("Classifier", _classifier(recipe)),
         ("Machine", _machine(story.environment)),
     ]
@@ -126,31 +114,17 @@ def _groups(story: Story, recipe: Mapping[str, Any]) -> str:
     return "; ".join(parts) + (f". No class falls into {' or '.join(absent)}." if absent else ".")
 
 
-def _hard(story: Story, recipe: Mapping[str, Any]) -> str:
-    rule = recipe["hard"]
-    classes = len({row["label"] for row in story.hard})
-    why = f"all images of classes with fewer than {rule['fewer_than']} training images"
-    if rule["rule"] == "probability":
-        why = f"true-class probability below {rule['below']:g}, judged by classifiers that did not see the image ({rule['folds']} folds)"
-    return f"{number(len(story.hard))} of {number(story.class_counts.sum())}, in {plural(classes, 'class', 'classes')}: {why}."
-
-
-def _spectrum(story: Story, recipe: Mapping[str, Any]) -> str:
-    asked = recipe["spectrum"]
-    levels = ", ".join(f"{level}" for level in sorted(asked["levels"], reverse=True))
-    what = f"levels λ = {levels} % and {plural(asked['seeds'], 'seed')} for each hard image"
-    if asked.get("tries", 1) > 1:
-        what += f", each drawn up to {asked['tries']} times until the filter keeps one"
-    how = f"{asked['num_inference_steps']} inference steps, guidance_scale {asked['guidance_scale']:g}"
-    size = f", {asked['size']} × {asked['size']} pixels" if asked["size"] else ""
-    return f"{plural(story.verdicts.num_rows, 'synthetic image')}: {what}, by {asked['checkpoint']}; {how}{size}."
-
-
-def _filter(story: Story, recipe: Mapping[str, Any]) -> str:
-    asked = recipe["filter"]
+def _making(story: Story) -> list[tuple[str, str]]:
+    """The lines of `story.making`; beside the rules stand the numbers of hard images and of kept ones."""
+    hard = f"{number(len(story.hard))} of {number(story.class_counts.sum())}"
+    classes = plural(len({row["label"] for row in story.hard}), "class", "classes")
     kept, made = int(np.count_nonzero(story.verdicts["keep"].to_numpy(zero_copy_only=False))), story.verdicts.num_rows
-    rule = f"kept where clip_similarity ≥ {plain(asked['threshold'])}"
-    return f"{rule}, measured by {asked['checkpoint']}: {number(kept)} of {number(made)} ({100 * kept / made:.0f} %)."
+    lines = {
+        **story.making,
+        "hard images": f"{hard}, in {classes}: {story.making['hard images']}",
+        "filter": f"{story.making['filter']}; {number(kept)} of {plural(made, 'synthetic image')} kept ({share((kept, made))})",
+    }
+    return [(what[0].upper() + what[1:], f"{text}.") for what, text in lines.items()]
 
 
 def _classifier(recipe: Mapping[str, Any]) -> str:
@@ -210,12 +184,28 @@ def caution(story: Story) -> str:
 
 
 def adjustment_note(story: Story) -> str:
-    """How prior and τ of the adjusted rows were chosen."""
-    if "validation" not in story.split_counts:
-        return "there is no validation split to choose prior and τ on, so they are the real class counts and the recipe's first τ"
+    """Where prior and τ of the adjusted rows come from; where that differs from row to row, of each."""
+    rows_of: dict[str, list[str]] = {}
+    for row in story.figures:
+        if row.endswith(ADJUSTED):
+            rows_of.setdefault(_origin_of_adjustment(story, row), []).append(row)
+    if len(rows_of) < 2:
+        return "".join(rows_of)
+    return "; ".join(f"for {' and '.join(rows)} {origin}" for origin, rows in rows_of.items())
+
+
+def _origin_of_adjustment(story: Story, row: str) -> str:
+    if story.recipe["methods"][row.removesuffix(ADJUSTED)]["adjustment"] is not None:
+        return "prior and τ are those that the recipe gives the method"
+    offered = story.recipe["evaluate"]["logit_adjustment"]
+    if "validation" not in story.results[row]:
+        prior, tau = PRIORS[story.figures[row]["prior"]], f"{story.figures[row]['tau']:g}"
+        of = ", of those that the recipe offers the nearest to 1" if len(offered) > 1 else ""
+        return f"there is no validation split to choose prior and τ on, so they are {prior} and τ = {tau}{of}"
+    chosen = "prior and τ were chosen" if len(offered) > 1 else "the prior was chosen"
     if story.split == "validation":
-        return "prior and τ were chosen on these very images, which flatters those rows"
-    return "prior and τ were chosen on validation"
+        return f"{chosen} on these very images, which flatters the figures"
+    return f"{chosen} on validation"
 
 
 def adjusted_pair(story: Story) -> tuple[str, str] | None:
@@ -225,14 +215,22 @@ def adjusted_pair(story: Story) -> tuple[str, str] | None:
 
 
 def commands(story: Story) -> dict[str, str]:
-    """The commands that go on from here, to be typed beside the run folder."""
+    """The commands that go on from here, to be typed beside the run folder; "filter" only where the filter goes by a threshold."""
     folder = story.name
     best = story.featured or story.baseline
     quoted = shlex.quote(folder)
-    stricter = round(float(np.percentile(story.verdicts["clip_similarity"].to_numpy(), 25)), 2) + 0.0  # drops about a quarter
-    return {
-        "run": f"discl run {shlex.quote(f'{folder}/recipe.yaml')} --out {quoted}",
+    again = f"discl run {shlex.quote(f'{folder}/recipe.yaml')} --out {quoted}"
+    found = {
+        "run": again,
         "predict": f"discl predict {quoted} photos --method {shlex.quote(best)} --out predictions.csv",
-        "filter": f"discl run {shlex.quote(f'{folder}/recipe.yaml')} --out {quoted} --set filter.threshold={stricter:g} --amend",
         "classifier": f"{folder}/train/{best}/model.safetensors",
     }
+    if filters_by_threshold(story):
+        stricter = round(float(np.percentile(story.verdicts["clip_similarity"].to_numpy(), 25)), 2) + 0.0  # drops about a quarter
+        found["filter"] = f"{again} --set filter.threshold={stricter:g} --amend"
+    return found
+
+
+def filters_by_threshold(story: Story) -> bool:
+    """Whether filter.threshold decides what is kept; under another rule it has no effect."""
+    return bool(story.recipe["filter"]["rule"] == "threshold")

@@ -24,7 +24,7 @@ from ..levels import GuidanceLevel, noise_shares
 from .memory import MEND, free_cached, is_out_of_memory, largest_that_fits, slots_on_cpu, stay_below
 from .models import Conditioning, LatentModel, Schedule
 from .plan import Request
-from .queue import LoadPixels, Queue, Text, Texts, Work
+from .queue import LoadPixels, Queue, Text, Texts, Work, checked
 
 MOST_SHAPES = 64
 """Shapes of calls that are compiled, at most, one by one."""
@@ -105,7 +105,7 @@ class Engine:
 
         Requests of one shape that follow one another share calls, so sort them by shape. `load_pixels(source_id)` returns
         the source as uint8 `[3, height, width]` of its requests; it is asked once per source in sight. Where something fails, what
-        was denoised before is yielded first.
+        was denoised before is yielded first. Raises RecipeError for a level that takes no step, DataError for pixels of another shape.
         """
         finished: list[tuple[Request, Tensor]] = []
         denoised, failed = self.denoise(requests, load_pixels), None
@@ -131,7 +131,7 @@ class Engine:
         """Yields each request with its clean latents `[c, h, w]`, float32 on the CPU, as soon as its last step is done."""
         for (height, width), alike in itertools.groupby(requests, lambda request: (request.height, request.width)):
             slots = _Slots(self, height, width)
-            queue = Queue(alike, self, slots.schedule.spans, load_pixels)
+            queue = Queue(alike, self, slots.schedule.spans, checked(load_pixels, height, width))
             while True:
                 while slots.has_room() and (taken := queue.pop()) is not None:
                     slots.place(*taken)

@@ -13,9 +13,10 @@ from PIL import Image
 
 from ..digests import derive_seed
 from ..errors import CheckpointError
+from ..levels import GuidanceLevel, check_levels
 from .memory import MEND, is_out_of_memory
 from .plan import Request
-from .queue import LoadPixels, Work
+from .queue import LoadPixels, Work, checked
 
 
 class PlainEngine:
@@ -40,9 +41,14 @@ class PlainEngine:
         return [told for name, told in names.items() if name not in _takes(self.image)]
 
     def generate(self, requests: Iterable[Request], load_pixels: LoadPixels) -> Iterator[tuple[Request, np.ndarray]]:
-        """Yields each request with its picture, uint8 `[height, width, 3]`, in the order in which they come."""
+        """Yields each request with its picture, uint8 `[height, width, 3]`, in the order in which they come.
+
+        Raises RecipeError for a level that takes no step, DataError for pixels of another shape.
+        """
         for request in requests:
-            picture = None if request.level == 0 else Image.fromarray(load_pixels(request.source_id).transpose(1, 2, 0))
+            check_levels([GuidanceLevel(request.level)], self.num_inference_steps)
+            load = checked(load_pixels, request.height, request.width)
+            picture = None if request.level == 0 else Image.fromarray(load(request.source_id).transpose(1, 2, 0))
             yield request, self._make(request, picture)
 
     def rows_per_second(self, height: int, width: int) -> float:

@@ -69,6 +69,21 @@ class Request:
     width: int
     height: int
 
+    @classmethod
+    def of(
+        cls, prompt: str, level: int, source_id: str, width: int, height: int | None = None, *, seed: int = 0, attempt: int = 0,
+        negative_prompt: str = "", label: int = 0,
+    ) -> Request:  # fmt: skip
+        """A request by itself, of `width` × `height` pixels (default square). At level 0 `source_id` only keys ε.
+
+        Its id is a digest of these values and says nothing of the generator, so it is none for a store: there `plan_requests` or a
+        `Planner` gives the ids.
+        """
+        height = width if height is None else height
+        given = {"prompt": prompt, "negative_prompt": negative_prompt, "level": level, "source_id": source_id, "width": width}
+        number = digest({**given, "height": height, "seed": seed, "attempt": attempt, "label": label})
+        return cls(number, source_id, "", label, level, seed, attempt, prompt, negative_prompt, width, height)
+
     def steps(self, num_inference_steps: int) -> int:
         """t(λ), the denoising steps that this request takes."""
         return GuidanceLevel(self.level).start_step(num_inference_steps)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..console import say
-from ..errors import CheckpointError
+from ..errors import CheckpointError, DataError
+from ..levels import REAL, GuidanceLevel, check_levels
 from .memory import MEND, free_cached, is_out_of_memory
 from .models import Conditioning, LatentModel
 from .plan import Request
@@ -23,6 +24,32 @@ if TYPE_CHECKING:
 
 LoadPixels = Callable[[str], np.ndarray]
 """uint8 `[3, height, width]` of a source, in the shape of what is made of it."""
+
+
+def checked(load_pixels: LoadPixels, height: int, width: int) -> LoadPixels:
+    """The same; raises DataError where it gives anything else than pixels of that shape."""
+
+    def load(source: str) -> np.ndarray:
+        pixels = load_pixels(source)
+        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (3, height, width):
+            got = f"{pixels.dtype} {list(pixels.shape)}" if isinstance(pixels, np.ndarray) else f"of the type {type(pixels).__name__}"
+            raise DataError(
+                f"the pixels of source '{source}' are {got}; a numpy array uint8 {[3, height, width]} is needed, channels first: "
+                f"discl.data.to_size(picture, {width}, {height}) makes it of a PIL picture."
+            )
+        return pixels
+
+    return load
+
+
+def check_level(percent: int, spans: Mapping[int, range], num_inference_steps: int, fixed: bool) -> None:
+    """Raises RecipeError for what is no level or takes no step at T, CheckpointError for one that the generator's schedule lacks."""
+    if percent in spans:
+        return
+    level = GuidanceLevel(percent)
+    if level == REAL or not fixed:
+        check_levels([level], num_inference_steps)
+    raise CheckpointError(f"this generator's schedule of {num_inference_steps} steps has none for level {level}; use a lower level.")
 
 
 @dataclass
@@ -158,6 +185,7 @@ class Queue:
             if request is None:
                 self.exhausted = True
                 break
+            check_level(request.level, self.spans, self.engine.num_inference_steps, self.engine.fixed)
             new.append(request)
         self.engine.texts.learn(text for request in new for text in self.engine.texts_of(request))
         sources = dict.fromkeys(request.source_id for request in new if request.level > 0)

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import io
 import os
-import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path, PurePath, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 
 from ..digests import digest
 from ..errors import StoreError
+from ..files import clear_unfinished, whole
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -65,17 +65,12 @@ class Shards:
             ) from error
 
     def _write(self, table: pa.Table, name: str) -> None:
-        unfinished = Path(self.folder) / f".{name}.{uuid.uuid4().hex}"
-        try:
-            unfinished.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(self.folder) / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with whole(place) as unfinished:
             pq.write_table(table, unfinished, row_group_size=256)
             with unfinished.open("rb") as stream:
                 os.fsync(stream.fileno())
-            unfinished.replace(Path(self.folder) / name)
-        except OSError:
-            with suppress(OSError):
-                unfinished.unlink()
-            raise
 
     def _put(self, table: pa.Table, name: str, elsewhere: AbstractFileSystem) -> None:
         shard = io.BytesIO()
@@ -106,18 +101,15 @@ class Shards:
         if elsewhere is None:
             return [str(file) for file in files]
         cache.mkdir(parents=True, exist_ok=True)
+        clear_unfinished(cache)
 
         def copy(file: PurePath) -> str:
             place = cache / file.name
             if not place.exists():
-                unfinished = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
                 try:
-                    with _elsewhere():
+                    with whole(place) as unfinished, _elsewhere():
                         elsewhere.get_file(str(file), str(unfinished))
-                    unfinished.replace(place)
                 except OSError as error:
-                    with suppress(OSError):
-                        unfinished.unlink()
                     raise StoreError(f"cannot copy {file} of {self.folder} to {cache}: {error}") from error
             return str(place)
 
@@ -155,12 +147,8 @@ class Shards:
 
     def clear_unfinished(self, older_than: float = 3600.0) -> None:
         """Deletes what a killed writer left behind, never a finished shard nor, within `older_than` seconds, one that is being written."""
-        if self.elsewhere is not None:
-            return
-        for file in Path(self.folder).glob(".part-*"):
-            with suppress(FileNotFoundError):  # another process clears too, or has finished it
-                if time.time() - file.stat().st_mtime > older_than:
-                    file.unlink()
+        if self.elsewhere is None:
+            clear_unfinished(Path(self.folder), older_than, ".part-*")
 
     def _each(self, read: Callable[[Any], Any]) -> list[Any]:
         """What `read` makes of each shard, which it is handed as a path or an open file."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..console import progress
 from ..data import ImageTable, Inspection, class_groups, inspect_images
-from ..data.readers import format_of
+from ..data.readers import format_of, too_few_classes
 from ..errors import DataError
 from ..recipe import Data, Groups
 from ..workspace import read_data
@@ -97,6 +97,8 @@ def check_data(data: Data) -> Check:
     names = tables["train"].class_names
     findings += _copies(seen, tables, data.overlap == "error") + _classes(splits, names)
     findings += _published(data, {split: check.rows for split, check in splits.items()}, len(names))
+    if told := too_few_classes(data.root, names):
+        findings.append(Finding(True, told))
     if len(tables) == 1:
         findings.append(Finding(True, "there is neither a validation nor a test split; set data.own_split or name them in data.splits."))
     return Check(splits, names, sorted(findings, key=lambda finding: not finding.fatal))

@@ -127,10 +127,11 @@ def ensembles(
 ) -> tuple[float, dict[float, float]]:
     """(best α, `{α: measure}`) of weight ensembling (arXiv 2109.01903): `tuned` is left holding the interpolation of the best α.
 
-    A head that follows the text tower is rebuilt after interpolation, before `measure(model)`. The first of equals is taken.
+    The two may lie on different devices. A head that follows the text tower is rebuilt after interpolation, before `measure(model)`.
+    The first of equals is taken.
     """
-    start = {name: tensor.clone() for name, tensor in pretrained.state_dict().items()}
     end = {name: tensor.clone() for name, tensor in tuned.state_dict().items()}
+    start = {name: tensor.to(end[name].device, copy=True) for name, tensor in pretrained.state_dict().items()}
 
     def become(alpha: float) -> None:
         tuned.load_state_dict(interpolate(start, end, alpha))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -148,10 +149,10 @@ class RayWorker:
 
         console.quiet = True
         try:
-            run = _open(told, ray.get_runtime_context().get_node_id())
-            done = work(
-                run, told["ahead"], lambda idle: ray.get(desk.take.remote(name, idle)), lambda: bool(ray.get(desk.advance.remote()))
-            )
+            with _open(told, ray.get_runtime_context().get_node_id()) as run:
+                done = work(
+                    run, told["ahead"], lambda idle: ray.get(desk.take.remote(name, idle)), lambda: bool(ray.get(desk.advance.remote()))
+                )
         except DisclError as error:
             return {"error": error}
         except Stopped:
@@ -159,8 +160,9 @@ class RayWorker:
         return {"done": done}
 
 
-def _open(told: Mapping[str, Any], node: str) -> Run:
-    """The run, with the tables that were sent along where this machine does not see its folder."""
+@contextmanager
+def _open(told: Mapping[str, Any], node: str) -> Iterator[Run]:
+    """The run, with the tables that were sent along where this machine does not see its folder; they go at the end."""
     folder, shared = Path(told["folder"]), True
     if node != told["node"]:
         try:
@@ -175,11 +177,12 @@ def _open(told: Mapping[str, Any], node: str) -> Run:
             "machines see it, or set runtime.store to a place that all reach, such as s3://bucket/birds."
         )
     if shared:
-        return open_described(told)
-    lent = Path(tempfile.mkdtemp(prefix="discl-"))
-    for name, content in told["tables"].items():
-        (lent / name).write_bytes(content)
-    return open_described({**told, "borrowed": {**told["borrowed"], **{name: str(lent / name) for name in told["tables"]}}})
+        yield open_described(told)
+        return
+    with tempfile.TemporaryDirectory(prefix="discl-") as lent:
+        for name, content in told["tables"].items():
+            (Path(lent) / name).write_bytes(content)
+        yield open_described({**told, "borrowed": {**told["borrowed"], **{name: str(Path(lent) / name) for name in told["tables"]}}})
 
 
 def _import_ray() -> Any:

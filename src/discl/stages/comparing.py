@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,15 @@ from safetensors.numpy import load_file
 from ..assets import published_figures
 from ..comparison import Entry, Interval, as_csv, as_latex, as_markdown, paired_f1_interval, paired_interval
 from ..console import say
+from ..curriculum.processes import current_processes
 from ..curriculum.training import read_history
+from ..spectrum.plan import Request
 from ..workspace import Run, write_text
 from .learning import evaluate, train
 from .making import count_rows, tries_so_far
 from .tuning import describe_tuning, tune, tuned_run
 
-PHASE_1 = ("data.parquet", "hard.parquet", "plan.parquet", "filter.parquet", "spectrum", "scores", "cache", "prepared")
+PHASE_1 = ("data.parquet", "hard.parquet", "plan.parquet", "filter.parquet", "spectrum", "scores", "cache", "prepared", "former")
 VARIANTS = ("+la", "+we")
 """Rows of `results.json` that are made from a method's classifier after training."""
 
@@ -38,10 +41,12 @@ def compare(run: Run, seeds: Sequence[int], tuned: bool = False) -> Path:
     """Trains and measures every method with every seed (only what is missing) and writes `comparison.md`, `.csv`, `.tex` and `.json`.
 
     Returns the path of the Markdown table. Differences are against the recipe's baseline, like with like: adjusted against adjusted.
-    With `tuned` each method gets the same number of trials on validation first, and all of this stands in `tuned/`.
+    With `tuned` each method gets the same number of trials on validation first, and all of this stands in `tuned/`. Processes that were
+    started together train together, and the first does the rest.
     """
     runs: list[Run] = []
     notes: list[str] = []
+    processes = current_processes()
     if tuned:
         run = tuned_run(replace(run, borrowed=_phase_1(run)), tune(run))
         notes = describe_tuning(run)
@@ -50,12 +55,16 @@ def compare(run: Run, seeds: Sequence[int], tuned: bool = False) -> Path:
         each = seed_run(run, seed)
         each.folder.mkdir(parents=True, exist_ok=True)
         train(each)
-        evaluate(each)
+        processes.alone(partial(evaluate, each))
         runs.append(each)
-    split, metrics = measured_columns(runs[0])
-    entries = make_entries(run, runs, split, metrics)
-    write_tables(run.folder, entries, [heading for _, _, heading in metrics], seeds, split, _baseline(run), notes)
-    return run.path("comparison.md")
+
+    def write() -> Path:
+        split, metrics = measured_columns(runs[0])
+        entries = make_entries(run, runs, split, metrics)
+        write_tables(run.folder, entries, [heading for _, _, heading in metrics], seeds, split, _baseline(run), notes)
+        return run.path("comparison.md")
+
+    return processes.alone(write)
 
 
 def write_tables(
@@ -103,7 +112,7 @@ def make_entries(run: Run, runs: Sequence[Run], split: str, metrics: Sequence[tu
         if all(where in result[row] for result in results)
     }
     published = published_figures(run.recipe.compare.published) if run.recipe.compare.published else {}
-    baseline = _baseline(run)
+    baseline, tried = _baseline(run), tries_so_far(run)[0]
     entries = []
     for row in results[0]:
         method, variant = split_variant(row)
@@ -119,7 +128,8 @@ def make_entries(run: Run, runs: Sequence[Run], split: str, metrics: Sequence[tu
                 found = paired(predicted[row, where], predicted[against, where], run.tables[where].labels, metric, run.groups)
                 if found is not None:
                     intervals[heading] = found
-        entries.append(Entry(row, figures, intervals, _costs(run, runs, method), published.get(run.recipe.compare.rows.get(row, row), {})))
+        told = published.get(run.recipe.compare.rows.get(row, row), {})
+        entries.append(Entry(row, figures, intervals, _costs(run, runs, tried, method), told))
     return entries
 
 
@@ -143,14 +153,14 @@ def read_predictions(run: Run, row: str, split: str) -> np.ndarray:
     return load_file(run.path("predictions.safetensors"))[f"{row}/{split}"]
 
 
-def _costs(run: Run, runs: Sequence[Run], method: str) -> dict[str, float]:
-    """UNet rows of the levels that the method trained on (or measured), and mean training seconds."""
+def _costs(run: Run, runs: Sequence[Run], tried: Sequence[Request], method: str) -> dict[str, float]:
+    """UNet rows of those of the `tried` images whose levels the method trained on (or measured), and mean training seconds."""
     histories = [read_history(each.path("train") / method / "history.jsonl") for each in runs]
     if any("progress" in record for history in histories for record in history):
         levels = {level.percent for level in run.recipe.spectrum.levels}
     else:
         levels = {level for history in histories for record in history for level in record["levels"]}
-    requests = [request for request in tries_so_far(run)[0] if request.level in levels]
+    requests = [request for request in tried if request.level in levels]
     seconds = [sum(record["seconds"] for record in history) for history in histories]
     return {
         "UNet rows": count_rows(run, requests), "training, s": float(np.mean(seconds))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ..console import progress, say
 from ..data import ImageTable, inspect_images, order_classes, rank_by_index, split_rows, take_long_tail
-from ..data.readers import SPLIT_NAMES
+from ..data.readers import SPLIT_NAMES, too_few_classes
 from ..errors import DataError
 from ..hardness import assign_folds, cross_fitted_probability, tail_rows
 from ..recipe import LongTail
@@ -21,17 +22,23 @@ from ..recipe.data import OwnSplit
 from ..workspace import Run, read_data, write_table
 from .learning import fit_classifier
 
+SHOWN = 5
+NEARLY_ALL = 0.8
+"""Share of the training images from which on hard images are no choice any more."""
+
 
 def prepare_data(run: Run) -> Path:
     """Checks every image once and lists the rows of each split in `data.parquet`.
 
-    Raises DataError for unreadable images (unless they are skipped), a class without training images, and images of
+    Raises DataError for fewer than two classes, unreadable images (unless they are skipped), a class without training images, and images of
     the validation or test split that also lie in training.
     """
     path, data = run.path("data.parquet"), run.recipe.data
     if path.exists():
         return path
     found = read_data(data, lambda names: say(unused_splits(names)))
+    if told := too_few_classes(data.root, found["train"].class_names):
+        raise DataError(told)
     listed: dict[str, dict[str, np.ndarray]] = {}
     for split, table in found.items():
         listed[split] = _inspect(table, split, data.unreadable)
@@ -70,7 +77,18 @@ def units_of(table: ImageTable, digests: Sequence[str]) -> list[str]:
     """What never straddles a split, for each image: its group, else (as copies of one picture must not) its content."""
     if "group" not in table.rows.column_names:
         return list(digests)
-    return [content if group is None else str(group) for group, content in zip(table.rows["group"][:], digests, strict=True)]
+    return own_units(table.rows["group"][:], digests)
+
+
+def own_units(groups: Sequence[Any], digests: Sequence[str]) -> list[str]:
+    """The group of each image, or its content where it has none (None or an empty text)."""
+    return [content if group is None or group == "" else str(group) for group, content in zip(groups, digests, strict=True)]
+
+
+def listed_units(listed: pa.Table) -> list[str]:
+    """What never straddles a split, for each image of `data.parquet`; a split without groups may stand beside one that has them."""
+    digests = listed["digest"].to_pylist()
+    return own_units(listed["group"].to_pylist(), digests) if "group" in listed.column_names else digests
 
 
 def unused_splits(names: list[str]) -> str:
@@ -100,8 +118,7 @@ def find_hard(run: Run) -> Path:
                 f"(the smallest class has {train.class_counts.min()})."
             )
     else:
-        groups = listed["group" if "group" in listed.column_names else "digest"].to_pylist()  # a copy would give a picture away
-        folds = assign_folds(train.ids, train.labels.tolist(), groups, rule.folds)
+        folds = assign_folds(train.ids, train.labels.tolist(), listed_units(listed), rule.folds)  # a copy would give a picture away
 
         def fit_predict(fitted: list[int], judged: list[int]) -> np.ndarray:
             return fit_classifier(train, fitted, judged, run.recipe.train, rule.epochs, run.device)
@@ -118,7 +135,28 @@ def find_hard(run: Run) -> Path:
     for name, values in measured.items():
         table = table.append_column(name, pa.array(values))
     write_table(table, path)
+    say(describe_hard(run))
     return path
+
+
+def describe_hard(run: Run) -> str:
+    """How many training images are hard, of which classes above all; with a warning where nearly all are, for each costs a spectrum."""
+    hard, train, rule = pq.read_table(run.path("hard.parquet")), run.train, run.recipe.hard
+    of_class = np.bincount(hard["label"].to_numpy(), minlength=len(train.class_names))
+    order = np.lexsort((-of_class, -of_class / np.maximum(train.class_counts, 1)))[: np.count_nonzero(of_class)]
+    shown = [f"{train.class_names[label]} {of_class[label]:,} of {train.class_counts[label]:,}" for label in order[:SHOWN]]
+    told = ", ".join(shown) + (f" and {len(order) - SHOWN:,} more classes" if len(order) > SHOWN else "")
+    if "true_class_probability" in hard.column_names:
+        told += "; probability of their class {min:.2f} to {max:.2f}".format(**pc.min_max(hard["true_class_probability"]).as_py())
+    text = f"{hard.num_rows:,} of {len(train):,} training images are hard ({told})"
+    if hard.num_rows <= NEARLY_ALL * len(train):
+        return text
+    mend = (
+        f"the classifiers that judge them may have learnt nothing; try more hard.epochs (now {rule.epochs}) or a lower hard.below"
+        if rule.rule == "probability"
+        else f"hard.fewer_than = {rule.fewer_than} lies above nearly all classes; a lower one makes fewer of them hard"
+    )
+    return f"{text}\nwarning: nearly all images are hard, and each of them gets a spectrum, which generation has to pay for; {mend}."
 
 
 def _inspect(table: ImageTable, split: str, unreadable: str) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -18,15 +18,16 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .. import baselines
 from ..baselines import make_system
 from ..console import progress, say
-from ..curriculum import metrics
+from ..curriculum import metrics, objectives, strategies
 from ..curriculum.course import hold_out_guidance, make_mixing
 from ..curriculum.mixture import Mixing, Pool
 from ..curriculum.models import ClassifierConfig, load_classifier, save_classifier
 from ..curriculum.objectives import adjust_logits
 from ..curriculum.pixels import Pixels
-from ..curriculum.processes import current_processes
+from ..curriculum.processes import Processes, current_processes
 from ..curriculum.progress import GuidanceSet
 from ..curriculum.strategies import RealOnly, Strategy, follows_progress, make_strategy
 from ..curriculum.training import (
@@ -40,6 +41,8 @@ from ..curriculum.training import (
 from ..data import ImageTable
 from ..digests import digest
 from ..errors import TrainingError
+from ..files import whole
+from ..plugins import own_source
 from ..recipe import Method, Train
 from ..workspace import Run, write_text
 from .classifiers import checkpoint_identity, describe_classifier, describe_training, ensembles, starter_of
@@ -69,7 +72,8 @@ def train(run: Run) -> Path:
         except TrainingError as error:
             raise TrainingError(f"methods.{name}: {error} Nothing was trained.") from error
     processes = current_processes()
-    if processes.first:
+    if processes.first and waiting:
+        run.settle()
         for name, method in waiting.items():
             _open_method(run, name, method, fingerprints[name])
     processes.wait()  # until the first has made the folders ready
@@ -87,16 +91,15 @@ def train(run: Run) -> Path:
 def fit_classifier(table: ImageTable, fitted: list[int], judged: list[int], train: Train, epochs: int, device: torch.device) -> np.ndarray:
     """Probabilities `[judged, classes]` of a plain cross-entropy classifier that is trained on the `fitted` rows only."""
     rows = table.select(fitted + judged)
-    empty = Dataset.from_dict({"image": [], "label": [], "level": []})
     config = describe_classifier(train, table.class_names)
-    pool, pixels = make_pool(rows, np.zeros(len(rows), bool), empty), Pixels([rows.rows], config.resize)
+    pool, pixels = make_pool(rows, np.zeros(len(rows), bool), _no_images()), Pixels([rows.rows], config.resize)
     count = len(fitted)
     seen = Pool(pool.labels[:count], pool.levels[:count], pool.synthetic[:count], pool.hard[:count], pool.class_names)
     settings = replace(describe_training(train, "full", len(fitted), device, epochs), select="last")
     with tempfile.TemporaryDirectory() as folder, progress("judge training images", epochs) as advance:
         train_classifier(
             seen, pixels, RealOnly(), Mixing(None, 0.0), "cross-entropy", seen.real_counts, config, settings, Path(folder), device=device,
-            on_epoch=lambda record: advance(1), make_model=starter_of(config, train),
+            on_epoch=lambda record: advance(1), make_model=starter_of(config, train), processes=Processes(),
         )  # fmt: skip
         model, _ = load_classifier(Path(folder))
     logits = predict_logits(model.to(device), pixels, np.arange(len(fitted), len(rows)), config, device=device)
@@ -125,7 +128,9 @@ def evaluate(run: Run) -> Path:
         for row, (logits, stated) in rows.items():
             results[row] = {split: {**measure(each, labels[split], domains=domains.get(split)), **stated} for split, each in logits.items()}
             predictions |= {f"{row}/{split}": each.argmax(1) for split, each in logits.items()}
-    save_file(predictions, run.path("predictions.safetensors"))
+    run.settle()
+    with whole(run.path("predictions.safetensors")) as unfinished:
+        save_file(predictions, unfinished)
     write_text(run.path("results.json"), json.dumps(results, indent=2, ensure_ascii=False))
     return run.path("results.json")
 
@@ -176,9 +181,8 @@ def _measure_classifier(
                 model.to(run.device), pixels, np.arange(len(pixels)), config, device=run.device,
                 workers=run.recipe.runtime.workers, on_progress=advance,
             )  # fmt: skip
-    stored = folder / "logits.safetensors"
-    save_file(logits, stored.with_suffix(".new"))
-    stored.with_suffix(".new").replace(stored)
+    with whole(folder / "logits.safetensors") as unfinished:
+        save_file(logits, unfinished)
 
 
 def _ensemble(run: Run, name: str, decode: Callable[[int], dict[str, Pixels]], labels: Tensor | None) -> None:
@@ -258,8 +262,33 @@ class _Asked:
     guidance: GuidanceSet | None
 
 
+def check_training(run: Run) -> None:
+    """Raises TrainingError for what a method cannot be trained on whatever its synthetic images are; `hard.parquet` is there already."""
+    pool = make_pool(run.train, hard_rows(run), _no_images())
+    for name, method in run.recipe.methods.items():
+        try:
+            _ask_of_real(run, name, method, pool)
+        except TrainingError as error:
+            raise TrainingError(f"methods.{name}: {error}") from error
+
+
 def _ask(run: Run, name: str, method: Method, pool: Pool) -> _Asked:
     """What a method asks for. Raises TrainingError where the pool or the processes cannot give it."""
+    asked, levels = _ask_of_real(run, name, method, pool), run.recipe.spectrum.levels
+    if follows_progress(method.strategy, asked.strategy):
+        pool, guidance = hold_out_guidance(pool, levels, method.guidance_images, asked.settings.seed)
+        asked = replace(asked, pool=pool, guidance=guidance)
+    if asked.settings.epochs:
+        course = make_course(asked.pool, asked.strategy, asked.mixing, asked.settings, asked.guidance)
+        course.check(levels, asked.settings.epochs)
+    return asked
+
+
+def _ask_of_real(run: Run, name: str, method: Method, pool: Pool) -> _Asked:
+    """What a method asks for, without V: whatever does not depend on the synthetic images, which may be missing in the pool.
+
+    Raises TrainingError where the real images or the processes cannot give it.
+    """
     recipe = run.recipe
     strategy = make_strategy(
         method.strategy,
@@ -272,16 +301,19 @@ def _ask(run: Run, name: str, method: Method, pool: Pool) -> _Asked:
     mixing = make_mixing(pool, strategy, undersample, method.synthetic_scale, method.shortage, method.missing, CLASS_POWER[method.sampling])
     train = recipe.training(name)
     settings = describe_training(train, method.fine_tune, int((~pool.synthetic).sum()), run.device, train.epochs)
-    guidance = None
     if follows_progress(method.strategy, strategy):
-        pool, guidance = hold_out_guidance(pool, recipe.spectrum.levels, method.guidance_images, train.seed)
         samples = settings.steps_per_epoch * settings.batch_size
         settings = replace(settings, probe_samples=method.probe_samples or min(30_000, samples // 4))
     if settings.epochs:
         check_batch_size(pool, settings.batch_size)
         current_processes().check_batch_size(settings.batch_size, settings.stepping.accumulate)
-        make_course(pool, strategy, mixing, settings, guidance).check(recipe.spectrum.levels, settings.epochs)
-    return _Asked(pool, strategy, mixing, settings, guidance)
+        make_course(pool, strategy, mixing, settings)
+    return _Asked(pool, strategy, mixing, settings, None)
+
+
+def _no_images() -> Dataset:
+    """Synthetic images, where there are none."""
+    return Dataset.from_dict({"image": [], "label": [], "level": []})
 
 
 def _train_method(run: Run, name: str, method: Method, asked: _Asked, pixels: Pixels) -> None:
@@ -352,6 +384,7 @@ def _fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
     train = run.recipe.training(name)
     names = list(run.train.class_names)
     texts = dict(sorted(run.recipe.prompts.names.items())) if train.model.architecture == "clip" else {}
+    own = _own_sources(method)
     return digest(
         # What was kept tells of the threshold; the adjustment comes after; settings of its own and the checkpoint follow below.
         method.model_dump(mode="json", exclude={"threshold", "adjustment", "train"}),
@@ -362,7 +395,20 @@ def _fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
         hard,
         used,
         *([texts] if texts else []),  # a CLIP's head is made of them
+        *([own] if own else []),
     )
+
+
+def _own_sources(method: Method) -> list[str]:
+    """Digests of the sources of a method's pieces that do not ship, so that one that was edited is trained with anew."""
+    named: list[tuple[str, str, Mapping[str, Any], str]] = [
+        ("strategy", method.strategy, strategies.STRATEGIES, strategies.GROUP),
+        ("objective", method.loss.name, {**objectives.OBJECTIVES, objectives.FLYP: objectives.contrastive}, objectives.GROUP),
+    ]
+    if method.system is not None:
+        system = method.system if isinstance(method.system, str) else method.system["name"]
+        named.append(("system", system, baselines.SYSTEMS, baselines.GROUP))
+    return [source for each in named if (source := own_source(*each)) is not None]
 
 
 def _trained_on(run: Run, name: str) -> str | None:

@@ -11,8 +11,6 @@ from uuid import uuid4
 from ..errors import RunError
 from ..workspace import write_text
 
-LOGGERS = ("tensorboard", "wandb")
-
 Log = Callable[[Mapping[str, Any]], None]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..console import progress, say
-from ..data import decode_image, digest_image, to_size
-from ..errors import DataError, RunError
+from ..data import decode_image, to_size
+from ..errors import DataError
+from ..files import whole
 from ..prompts import fill
 from ..spectrum.encoding import encode_image
 from ..spectrum.engine import Engine
@@ -30,6 +31,7 @@ from ..spectrum.worker import Worker
 from ..workspace import Run, stored_images, write_table
 from .alia import alia_verdicts
 from .classifiers import describe_classifier
+from .learning import check_training
 from .prompting import check_prompts, texts_by_label, with_captions
 
 if TYPE_CHECKING:
@@ -60,28 +62,37 @@ def check_models(run: Run, stage: str) -> None:
             describe_classifier(train, ("a", "b"), None, method.loss.name)
 
 
-def make_plan(run: Run) -> Path:
+def make_plan(run: Run, *, for_training: bool = True) -> Path:
     """Writes every image that the spectrum needs to `plan.parquet`; of those that may be drawn several times the first try.
 
-    It is made anew each time, for it is quick: a checkpoint or a phrase file that has changed meanwhile gives other ids.
+    It is made anew each time, for it is quick: a checkpoint or a phrase file that has changed meanwhile gives other ids. Where it is
+    made `for_training`, whatever the data alone do not allow is refused now, with DataError or TrainingError, not after hours of images.
     """
     path, recipe = run.path("plan.parquet"), run.recipe
-    if len(run.tables) == 1:
-        raise DataError("there is neither a validation nor a test split to measure on; set data.own_split or name them in data.splits.")
-    if recipe.train.select == "validation" and "validation" not in run.tables:
-        raise DataError("train.select is 'validation', but there is no validation split; use select: last or set data.own_split.")
+    if for_training:
+        _check_course(run)
     hard, prompts = _planned_sources(run), texts_by_label(run)
     requests = plan_requests(hard, recipe.spectrum.levels, recipe.spectrum.seeds, prompts, recipe.prompts.negative, run.sampling)
-    unfinished = path.with_suffix(f".{uuid.uuid4().hex}.new")  # others may plan at once, and come to the same
-    try:
+    with whole(path) as unfinished:  # others may plan at once, and come to the same
         write_plan(requests, unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return path
 
 
-def estimate_cost(run: Run, engine: Engine | PlainEngine | None = None) -> dict[str, float]:
+def _check_course(run: Run) -> None:
+    """Raises DataError or TrainingError where the splits or the training images cannot give what training and measuring want."""
+    recipe = run.recipe
+    if len(run.tables) == 1:
+        raise DataError("there is neither a validation nor a test split to measure on; set data.own_split or name them in data.splits.")
+    choosing = [name for name in recipe.methods if recipe.training(name).select == "validation"]
+    if choosing and "validation" not in run.tables:
+        raise DataError(
+            f"train.select is 'validation' (of {', '.join(choosing)}), but there is no validation split; use select: last or set "
+            "data.own_split."
+        )
+    check_training(run)
+
+
+def estimate_cost(run: Run) -> dict[str, float]:
     """What generating the rest of the plan costs: images, UNet rows, seconds (from two timed UNet calls) and bytes on disk.
 
     `further_images` and `further_rows` are what may come on top, if the filter drops every try but the last of `spectrum.tries`.
@@ -89,7 +100,6 @@ def estimate_cost(run: Run, engine: Engine | PlainEngine | None = None) -> dict[
     requests, missing = missing_images(run)
     further = [request for request in missing for _ in range(request.attempt + 1, run.recipe.spectrum.tries)]
     rows = count_rows(run, missing)
-    engine = engine or _engine(run)
     places = {name: row for row, name in enumerate(run.train.ids)}
     samples = list({request.source_id: request for request in requests}.values())[:16]
     pictures = [to_size(run.train.image(places[each.source_id]), each.width, each.height).transpose(1, 2, 0) for each in samples]
@@ -97,7 +107,7 @@ def estimate_cost(run: Run, engine: Engine | PlainEngine | None = None) -> dict[
     height, width = Counter((request.height, request.width) for request in requests).most_common(1)[0][0]
     return {
         "images": len(missing), "images_planned": len(requests), "unet_rows": rows,
-        "seconds": rows / engine.rows_per_second(height, width) if missing else 0.0, "bytes": len(missing) * float(np.mean(encoded)),
+        "seconds": rows / _engine(run).rows_per_second(height, width) if missing else 0.0, "bytes": len(missing) * float(np.mean(encoded)),
         "further_images": len(further), "further_rows": count_rows(run, further),
     }  # fmt: skip
 
@@ -138,6 +148,7 @@ def generate(run: Run, share: Share = WHOLE, ray: str | None = None) -> Path:
         mine = share.of_plan(plan)
         tried, missing = missing_images(run, mine)
         if missing:
+            run.settle()
             _tell_unused(run)
             with _crew(run, missing, ray) as crew:
                 while missing:
@@ -251,8 +262,8 @@ class Sources:
     """
 
     def __init__(self, run: Run, requests: Sequence[Request]) -> None:
-        self.folder, self.train = run.folder, run.train
-        self.places = {name: row for row, name in enumerate(self.train.ids)}
+        self.run = run
+        self.places = {name: row for row, name in enumerate(run.train.ids)}
         self.shapes: dict[str, tuple[int, int]] = {}
         self.expect(requests)
         hard = pq.read_table(run.path("hard.parquet"), columns=["id", "digest", "width", "height"]).to_pylist()
@@ -264,9 +275,7 @@ class Sources:
         self.shapes |= {request.source_id: (request.width, request.height) for request in requests}
 
     def __call__(self, source: str) -> np.ndarray:
-        image = self.train.image(self.places[source])
-        if digest_image(image) != self.digests[source]:
-            raise RunError(f"image '{source}' has changed since it was checked; delete data.parquet and hard.parquet in {self.folder}.")
+        image = self.run.checked_image(self.places[source], self.digests[source])
         return to_size(image, *self.shapes[source])
 
 
@@ -362,4 +371,7 @@ def _compile(run: Run, engine: Engine | PlainEngine) -> None:
 
 
 def _scores_by(scores: Shards, scorer: str) -> dict[str, float]:
-    return {row["id"]: row["clip_similarity"] for row in scores.read().to_pylist() if row["scorer"] == scorer}
+    """`{id: clip_similarity}` of what a scorer has scored."""
+    found = scores.read()
+    found = found.filter(pc.equal(found["scorer"], scorer))
+    return dict(zip(found["id"].to_pylist(), found["clip_similarity"].to_pylist(), strict=True))

@@ -8,11 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from ..baselines.alia import condense_request, pick_captions
 from ..console import progress, say
-from ..data import digest_image
 from ..digests import derive_seed, digest
 from ..errors import RunError
 from ..prompts import class_prompts
@@ -133,16 +131,10 @@ def _caption_images(run: Run, asked: Captions, rows: Sequence[Mapping[str, Any]]
     captioner = Captioner(asked.checkpoint, asked.prompt, asked.max_new_tokens, asked.dtype, run.device)
     places, empty = {name: row for row, name in enumerate(train.ids)}, 0
 
-    def load(row: Mapping[str, Any]) -> Image.Image:
-        image = train.image(places[row["id"]])
-        if digest_image(image) != row["digest"]:
-            raise RunError(f"image '{row['id']}' has changed since it was checked; delete data.parquet and hard.parquet in {run.folder}.")
-        return image.convert("RGB")
-
     with progress("captions", len(missing)) as advance:
         for first in range(0, len(missing), CAPTIONED_AT_ONCE):
             part = missing[first : first + CAPTIONED_AT_ONCE]
-            captions = captioner([load(row) for row in part])
+            captions = captioner([run.checked_image(places[row["id"]], row["digest"]) for row in part])
             empty += captions.count("")
             store.append(
                 [

@@ -24,13 +24,12 @@ from ..data import ImageTable, decode_image
 from ..digests import digest
 from ..errors import RecipeError
 from ..levels import REAL, GuidanceLevel, check_levels
-from ..prompts import fill
 from ..spectrum.choosing import Measured, Proposal, propose
 from ..spectrum.filter import ClipScorer, find_clip
 from ..spectrum.models import check_generator
 from ..spectrum.store import Shards
 from ..workspace import Run, stored_images, write_table, write_text
-from .making import filter_spectrum, generate, make_plan
+from .making import filter_spectrum, filter_texts, generate, make_plan
 
 FOLDER = "levels"
 SHARED = ("data.parquet", "prompts.yaml", "settings.yaml", "captions")
@@ -63,7 +62,7 @@ def survey_levels(run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | N
     survey.folder.mkdir(parents=True, exist_ok=True)
     hard = pq.read_table(run.path("hard.parquet"))
     write_table(hard.take(choose_sample(hard["id"].to_pylist(), hard["label"].to_pylist(), sources)), survey.path("hard.parquet"))
-    make_plan(survey)
+    make_plan(survey, for_training=False)
     generate(survey)
     filter_spectrum(survey)
     found = _summary(run, survey, *_measure(survey))
@@ -74,11 +73,15 @@ def survey_levels(run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | N
 
 
 def survey_run(run: Run, levels: Sequence[GuidanceLevel], seeds: int) -> Run:
-    """The run of the survey, in `levels/`: data and texts are those of `run`; nothing is drawn again, for it measures what is kept."""
+    """The run of the survey, in `levels/`: data and texts are those of `run`; nothing is drawn again, for it measures what is kept.
+
+    The filter goes by similarity whatever the recipe's rule is, for a threshold is what the survey proposes.
+    """
     spectrum = run.recipe.spectrum.model_copy(update={"levels": list(levels), "seeds": seeds, "tries": 1})
     store = None if run.recipe.runtime.store is None else str(run.place(FOLDER))
     runtime = run.recipe.runtime.model_copy(update={"store": store})
-    recipe = run.recipe.model_copy(update={"spectrum": spectrum, "runtime": runtime})
+    threshold = run.recipe.filter.model_copy(update={"rule": "threshold"})
+    recipe = run.recipe.model_copy(update={"spectrum": spectrum, "runtime": runtime, "filter": threshold})
     return replace(run, recipe=recipe, folder=run.folder / FOLDER, borrowed={name: run.path(name) for name in SHARED})
 
 
@@ -93,9 +96,8 @@ def choose_sample(ids: Sequence[str], labels: Sequence[int], count: int) -> list
 
 def _measure(survey: Run) -> tuple[dict[int, Measured], np.ndarray, float | None]:
     """(cosines of every level, cosines of the sources with their texts, mean cosine of two images of one class)."""
-    asked, train = survey.recipe.filter, survey.train
-    texts = {label: fill(asked.template, survey.recipe.prompts.names.get(name, name)) for label, name in enumerate(train.class_names)}
-    scorer = ClipScorer(asked.checkpoint, texts, survey.device)
+    train = survey.train
+    scorer = ClipScorer(survey.recipe.filter.checkpoint, filter_texts(survey), survey.device)
     places = {name: row for row, name in enumerate(train.ids)}
     hard = pq.read_table(survey.path("hard.parquet")).to_pylist()
     pictures = [train.image(places[row["id"]]) for row in hard]

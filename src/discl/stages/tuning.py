@@ -14,12 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..checkpoints import public_name
 from ..console import say
+from ..curriculum.processes import current_processes
 from ..data import split_rows
 from ..digests import derive_seed
 from ..recipe import Recipe, validate
 from ..recipe.tree import overlaid
 from ..workspace import Run, write_table, write_text
+from .data import listed_units
 from .learning import evaluate, train
 
 HELD_OUT = 0.2
@@ -41,10 +44,11 @@ def tune(run: Run) -> Recipe:
         if len(planned) < asked.trials:
             say(f"tune: {name} has {len(planned)} trials instead of {asked.trials}, for its space holds no more")
     searched = _trial_run(run, trials)
-    judged = divide(run, searched)
+    processes = current_processes()
+    judged = processes.alone(lambda: divide(run, searched))
     say(f"tune: {sum(map(len, trials.values()))} trials, judged by {asked.metric} on {judged}")
     train(searched)
-    evaluate(searched)
+    processes.alone(lambda: evaluate(searched))
     results = json.loads(searched.path("results.json").read_text())
     figures = {
         name: [judge_trial(results[_row(name, number)], asked.metric) for number in range(len(each))] for name, each in trials.items()
@@ -65,7 +69,7 @@ def tune(run: Run) -> Recipe:
             for name in trials
         },
     }  # fmt: skip
-    write_text(searched.folder.parent / "trials.json", json.dumps(told, indent=2, ensure_ascii=False))
+    processes.alone(lambda: write_text(searched.folder.parent / "trials.json", json.dumps(told, indent=2, ensure_ascii=False)))
     return with_methods(run.recipe, {name: (name, best[name]) for name in trials})
 
 
@@ -101,7 +105,7 @@ def describe_tuning(run: Run) -> list[str]:
     told = json.loads((run.folder / "trials.json").read_text())
     lines = [f"Settings chosen by {told['metric']} on {told['judged_on']}; the test images took no part."]
     for name, each in told["methods"].items():
-        chosen = ", ".join(f"{key} = {value}" for key, value in each["chosen"].items()) or "as it stands"
+        chosen = ", ".join(f"{key} = {public_name(str(value))}" for key, value in each["chosen"].items()) or "as it stands"
         figures = [trial["figure"] for trial in each["trials"]]
         lines.append(f"{name}: {chosen} ({100 * max(figures):.1f}, the worst of {len(figures)} trials {100 * min(figures):.1f})")
     return lines
@@ -119,7 +123,7 @@ def _trial_run(run: Run, trials: Mapping[str, list[Settings]]) -> Run:
     folder = run.folder / "tuned" / "trials"
     folder.mkdir(parents=True, exist_ok=True)
     return replace(
-        run, recipe=recipe, folder=folder, borrowed={name: run.path(name) for name in ("spectrum", "scores", "cache", "prepared")}
+        run, recipe=recipe, folder=folder, borrowed={name: run.path(name) for name in ("spectrum", "scores", "cache", "prepared", "former")}
     )
 
 
@@ -135,7 +139,7 @@ def divide(run: Run, searched: Run) -> str:
         judged, validation = "the validation split", listed[listed["split"] == "validation"]
     else:
         share = asked.hold_out or HELD_OUT
-        units = training["group" if "group" in training else "digest"].tolist()
+        units = listed_units(pa.Table.from_pandas(training, preserve_index=False))
         parts = split_rows(training["id"].tolist(), training["label"].tolist(), units, {"validation": share}, asked.seed)
         judged = f"{len(parts['validation'])} of the {len(training)} training images, held out"
         validation = training.iloc[parts["validation"]].assign(split="validation")

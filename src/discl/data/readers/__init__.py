@@ -19,8 +19,8 @@ from ..table import ImageTable
 from .annotated import read_coco, read_inaturalist, read_wilds
 from .archives import is_pickled, read_cifar, read_webdataset
 from .building import IMAGE_SUFFIXES, SPLIT_NAMES, Source, missing, tree
-from .files import LISTS, read_image_folder, read_lists
-from .tabular import read_hub, read_manifest, read_parquet, read_saved
+from .files import LISTS, read_image_folder, read_lists, too_few_classes
+from .tabular import guess_columns, read_hub, read_manifest, read_parquet, read_saved
 
 READERS: dict[str, Callable[[Source], dict[str, ImageTable]]] = {
     "imagefolder": read_image_folder,
@@ -36,24 +36,28 @@ READERS: dict[str, Callable[[Source], dict[str, ImageTable]]] = {
     "coco": read_coco,
 }
 
-__all__ = ["IMAGE_SUFFIXES", "READERS", "SPLIT_NAMES", "Source", "format_of", "read_tables"]
+__all__ = ["IMAGE_SUFFIXES", "READERS", "SPLIT_NAMES", "Source", "format_of", "guess_columns", "read_tables", "too_few_classes"]
 
 
 def read_tables(
     root: str, kind: str = "auto", columns: Mapping[Any, str] | None = None, splits: Mapping[Any, str] | None = None,
     files: Mapping[str, str] | None = None, on_unused: Callable[[list[str]], None] = lambda splits: None,
+    images: str | None = None,
 ) -> dict[str, ImageTable]:  # fmt: skip
     """`{split: table}` of a data set; data without splits comes as `train` alone.
 
     `kind` is one of `READERS`, or `auto`, which goes by the files that are there. `columns` renames theirs to ours
     (`{"label": "fine_label"}`), `splits` names ours in their words (`{"test": "eval"}`), `files` names the lists of formats that
-    have some; `on_unused` is told of splits that are none of ours. Raises DataError for whatever is missing, and says what was looked for.
+    have some; `on_unused` is told of splits that are none of ours; `images` is the folder of the images that a list (`manifest`) names,
+    where it is not the list's own. Raises DataError for whatever is missing, and says what was looked for.
     """
-    source = _source(root, columns, splits, files)
+    source = _source(root, columns, splits, files, images)
     if kind == "auto":
         kind = _guess_kind(source)
     if kind not in READERS:
         raise DataError(unknown("data.format", kind, READERS))
+    if images is not None and kind != "manifest":
+        raise DataError(f"data.images is the folder of the images that a list names, but '{root}' is read as {kind}; leave it out.")
     if kind != "hub" and not source.path.exists():
         raise DataError(missing(source, kind))
     found = READERS[kind](source)
@@ -69,9 +73,12 @@ def format_of(root: str, kind: str = "auto") -> str:
     return _guess_kind(_source(root)) if kind == "auto" else kind
 
 
-def _source(root: str, *words: Mapping[Any, str] | None) -> Source:
+def _source(
+    root: str, columns: Mapping[Any, str] | None = None, splits: Mapping[Any, str] | None = None, files: Mapping[str, str] | None = None,
+    images: str | None = None,
+) -> Source:  # fmt: skip
     path = embedded(root) if root.startswith("embedded:") else Path(root).expanduser()
-    return Source(root, path, *(each or {} for each in words))
+    return Source(root, path, columns or {}, splits or {}, files or {}, images)
 
 
 def _guess_kind(source: Source) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ SPLIT_NAMES = {
     "test-ood": ("test-ood", "ood_test"),
 }
 
+
+SHOWN_ROWS = 5
 
 TREES: dict[str, tuple[str, ...]] = {
     "imagefolder": ("class/image.jpg, a folder for each class", "or train/class/image.jpg, test/class/image.jpg"),
@@ -47,13 +50,17 @@ TREES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as the recipe names it: `root` as given, the `path` that it leads to, and its own names for columns, splits and files."""
+    """A data set as the recipe names it: `root` as given, the `path` that it leads to, and its own names for columns, splits and files.
+
+    `images` is the folder of the images that a list names, where it is another than the list's.
+    """
 
     root: str
     path: Path
     columns: Mapping[Any, str] = field(default_factory=dict)
     splits: Mapping[Any, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    images: str | None = None
 
     def file(self, split: str, usual: str) -> Path:
         """The file of a split: the one in `data.files`, else the usual one."""
@@ -80,14 +87,38 @@ def tree(kind: str) -> str:
     return "\n".join(f"  {item}" for item in TREES[kind])
 
 
-def full_paths(root: Path, paths: Sequence[str] | pa.Array, where: str) -> pa.Array:
-    """Paths below `root`. Raises DataError for one that is absolute or climbs out of it."""
+def full_paths(root: Path, paths: Sequence[str] | pa.Array, where: str, mend: str = "paths have to stay below it") -> pa.Array:
+    """Whole paths of what lies below `root`; relative paths are relative to it.
+
+    Raises DataError for rows without a path, and for a path that is not below it, with the way to `mend` that.
+    """
     listed = strings(paths)
-    suspects = pc.or_kleene(pc.starts_with(listed, "/"), pc.match_substring(listed, ".."))
-    for path in listed.filter(pc.fill_null(suspects, True)).to_pylist():
-        if path is None or path.startswith("/") or ".." in PurePosixPath(path).parts:
-            raise DataError(f"{where} names '{path}', which leads out of {root}; paths have to stay below it.")
-    return pc.binary_join_element_wise(f"{root}/", listed, "")
+    if told := blank_rows(listed):
+        raise DataError(f"{where} has rows without a path: {told}; remove them or fill the path in.")
+    whole = pc.binary_join_element_wise(f"{root}/", listed, "")
+    suspects = np.flatnonzero(pc.or_(pc.starts_with(listed, "/"), pc.match_substring(listed, "..")).to_numpy(zero_copy_only=False))
+    if not len(suspects):
+        return whole
+    bases, placed = [f"{each}/" for each in (root.absolute(), root.resolve())], whole.to_pylist()
+    for row in suspects:
+        path = listed[int(row)].as_py()
+        clean = os.path.normpath(path if path.startswith("/") else f"{root.absolute()}/{path}")
+        base = next((each for each in bases if clean.startswith(each)), None)
+        if base is None:
+            leads = "lies outside" if path.startswith("/") else "leads out of"
+            raise DataError(f"{where} names '{path}', which {leads} {root.absolute()}; {mend}.")
+        placed[row] = f"{root}/{clean[len(base) :]}"
+    return pa.array(placed, pa.string())
+
+
+def blank_rows(values: pa.Array, names: pa.Array | None = None) -> str:
+    """The first rows, counted from 1, that hold nothing or only spaces, with their names where they have some; "" if there are none."""
+    blank = pc.is_null(values)
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        blank = pc.or_(blank, pc.fill_null(pc.equal(pc.utf8_trim_whitespace(values), ""), True))
+    rows = np.flatnonzero(blank.to_numpy(zero_copy_only=False)).tolist()
+    shown = [f"row {row + 1}" + (f" ('{names[row].as_py()}')" if names is not None else "") for row in rows[:SHOWN_ROWS]]
+    return ", ".join(shown) + (f" and {len(rows) - SHOWN_ROWS:,} more" if len(rows) > SHOWN_ROWS else "")
 
 
 def refuse_escape(paths: Sequence[Path], root: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,22 @@ def read_image_folder(source: Source) -> dict[str, ImageTable]:
             labels.append(np.full(len(found), label_of[folder.name]))
         tables[split] = build_table(paths, np.concatenate(labels), names, [Path(path[inside:]).as_posix() for path in paths], root)
     return tables
+
+
+def too_few_classes(root: str, names: Sequence[str]) -> str | None:
+    """What is said of data with fewer than two classes, of which no classifier can be learned; None for others."""
+    if len(names) > 1:
+        return None
+    told = f"'{root}' has only one class, {names[0]}; at least two are needed"
+    for folder in (Path(root).expanduser() / names[0], *sorted(Path(root).expanduser().glob(f"*/{glob.escape(names[0])}"))):
+        below = [each for each in subfolders(folder) if next(_images_below(str(each), folder), None)] if folder.is_dir() else []
+        if not below or any(each.suffix.lower() in IMAGE_SUFFIXES for each in folder.iterdir() if each.is_file()):
+            continue
+        found = f"{folder} holds only folders ({', '.join(each.name for each in below[:4])}{', …' * (len(below) > 4)})"
+        if folder.parent == Path(root).expanduser():
+            return f"{told}. {found}: did you mean data.root: {folder}?"
+        return f"{told}. {found}: if these are the classes, move them up into {folder.parent}."
+    return f"{told}. Expected are a folder, or a label, for each class."
 
 
 def _images_below(folder: str, root: Path) -> Iterator[str]:

@@ -19,11 +19,17 @@ from datasets.fingerprint import generate_random_fingerprint
 from ...errors import DataError, unknown
 from ..shards import cell_address, is_below
 from ..table import OPTIONAL, ImageTable, check_table, rows_of
-from .building import Source, arrow_images, full_paths, read_csv
+from .building import Source, arrow_images, blank_rows, full_paths, read_csv
 
 COPIED_BYTES = 4_000_000_000
 BATCH_BYTES = 16_000_000
 """Of the copy, about: a mapped file costs a page or more for each of its batches, and a million thumbnails in batches of 100 are many."""
+
+USUAL_COLUMNS = {
+    "image": ("the paths of the images", ("path",), ("file", "filename", "file_name", "image", "image_path", "img")),
+    "label": ("the classes", ("label", "fine_label"), ("class", "class_name", "category")),
+}
+"""Our column: what it holds, the names that are read without a word, and those that `discl init` takes for it."""
 
 
 def read_hub(source: Source) -> dict[str, ImageTable]:
@@ -119,6 +125,8 @@ def to_tables(splits: Mapping[str, Dataset], source: Source) -> dict[str, ImageT
     if len(renamed) == 1 and "split" in (rows := next(iter(renamed.values()))).column_names:
         renamed = _divide(rows)
         places = {split: f"split '{split}' of '{root}'" for split in renamed}
+    for split, rows in renamed.items():
+        _refuse_blank(rows, places[split])
     names, to_label = _class_names({places[split]: rows for split, rows in renamed.items()})
     if any("fine_label" in rows.column_names for rows in splits.values()):
         names = tuple(name.replace("_", " ") for name in names)  # CIFAR-100's aquarium_fish: texts are written from these names
@@ -151,6 +159,14 @@ def _rename_columns(rows: Dataset, columns: Mapping[str, str], where: str) -> Da
     return rows
 
 
+def _refuse_blank(rows: Dataset, where: str) -> None:
+    """Raises DataError for labels that are missing or empty, which would make a class without a name."""
+    plain = rows.select_columns([name for name in ("label", "id") if name in rows.column_names]).with_format("arrow")[:]
+    names = plain["id"].combine_chunks() if "id" in plain.column_names else None
+    if told := blank_rows(plain["label"].combine_chunks(), names):
+        raise DataError(f"{where} has images without a label; remove these rows or fill the label in: {told}.")
+
+
 def _class_names(splits: Mapping[str, Dataset]) -> tuple[tuple[str, ...], dict[Any, int]]:
     """The classes of all splits together, and the label of each value in the column `label`."""
     listed: dict[str, tuple[str, ...]] = {}
@@ -161,10 +177,7 @@ def _class_names(splits: Mapping[str, Dataset]) -> tuple[tuple[str, ...], dict[A
             listed[where] = tuple(feature.names)
         elif feature.dtype not in {"string", "large_string"} and "int" not in feature.dtype:
             raise DataError(f"{where}: labels of type {feature.dtype}; whole numbers, texts or a ClassLabel are expected.")
-        found = rows.unique("label")
-        if None in found:
-            raise DataError(f"{where} has images without a label; remove these rows.")
-        values |= set(found)
+        values |= set(rows.unique("label"))
     if listed:
         first, *others = listed.values()
         if len(listed) < len(splits) or any(names != first for names in others):
@@ -197,7 +210,11 @@ def _to_table(rows: Dataset, split: str, where: str, names: tuple[str, ...], to_
 
 
 def read_manifest(source: Source) -> dict[str, ImageTable]:
-    """A CSV, TSV or Parquet file that lists `path` and `label`, optionally `id`, `split`, `domain`, `group`; paths are relative to it."""
+    """A CSV, TSV or Parquet file that lists `path` and `label`, optionally `id`, `split`, `domain`, `group`.
+
+    Paths are relative to it, or to the folder that `data.images` names; absolute ones have to lie below that. Without a column `id` an
+    image is called by its path below the folder.
+    """
     file = source.path if source.path.is_file() else source.file("train", _only_list(source.path))
     label = source.columns.get("label", "label")
     try:
@@ -207,20 +224,55 @@ def read_manifest(source: Source) -> dict[str, ImageTable]:
     theirs = source.columns.get("image", "path")
     if theirs not in listed.column_names:
         raise DataError(f"{file}: {unknown('column', theirs, listed.column_names)} Say data.columns: {{image: their_name}}.")
-    paths = full_paths(file.parent, listed.column(theirs).cast(pa.string()).combine_chunks(), str(file))
+    folder = _image_folder(source, file)
+    named = listed.column(theirs).cast(pa.string()).combine_chunks()
+    paths = full_paths(folder, named, str(file), "name the folder that holds all the images in data.images (discl init: --images)")
     columns = {name: listed.column(name) for name in listed.column_names if name != theirs}
     if "id" not in columns and "id" not in source.columns:
-        columns["id"] = listed.column(theirs)
+        below = pc.utf8_slice_codeunits(paths, len(f"{folder}/"))
+        columns["id"] = pc.if_else(pc.starts_with(named, "/"), below, named)
     table = pa.table({"image": arrow_images(paths), **{name: values for name, values in columns.items() if name != "image"}})
     rows = rows_of(table)
     columns = {ours: name for ours, name in source.columns.items() if ours != "image"}
     tables = to_tables({"train": rows}, Source(source.root, source.path, columns))
-    return {split: replace(table, root=file.parent) for split, table in tables.items()}
+    return {split: replace(table, root=folder) for split, table in tables.items()}
+
+
+def guess_columns(file: Path, stated: Mapping[str, str]) -> dict[str, str]:
+    """`data.columns` of a list, or of a Parquet file with pictures: what is `stated`, and the one column whose name is usual for it.
+
+    Raises DataError where several have such a name, or none.
+    """
+    schema = pq.read_schema(file) if file.suffix == ".parquet" else read_csv(file, _delimiter(file)).schema
+    texts = {field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)}
+    found = dict(stated)
+    for ours, (what, known, usual) in USUAL_COLUMNS.items():
+        if ours in stated or set(known) & set(schema.names):
+            continue
+        fitting = [name for name in schema.names if name.casefold() in usual and (ours != "image" or name in texts)]
+        if ours == "image" and file.suffix == ".parquet" and not fitting:
+            continue  # it holds the pictures themselves
+        if len(fitting) != 1:
+            told = f"{' and '.join(fitting)} may both be" if fitting else f"none of {', '.join(schema.names)} has a usual name for"
+            raise DataError(
+                f"{file}: {told} {what}. Say which one it is, discl init {file} --column {ours}={(fitting or ['NAME'])[0]}, or call it "
+                f"'{known[0]}' in the list."
+            )
+        found[ours] = fitting[0]
+    return found
+
+
+def _image_folder(source: Source, file: Path) -> Path:
+    """The folder that the paths of a list are relative to."""
+    folder = file.parent if source.images is None else Path(source.images).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"data.images '{source.images}' is no folder; looked for {folder.absolute()}.")
+    return folder
 
 
 def _with_labels_as_written(file: Path, label: str) -> pa.Table:
     """A CSV or TSV file; labels that look like truth values or dates are the texts that they are, whole numbers as 1.0 are numbers."""
-    delimiter = "\t" if file.suffix in {".tsv", ".tab"} else ","
+    delimiter = _delimiter(file)
     listed = read_csv(file, delimiter)
     if label not in listed.column_names:
         return listed
@@ -230,6 +282,10 @@ def _with_labels_as_written(file: Path, label: str) -> pa.Table:
     if pa.types.is_boolean(values.type) or pa.types.is_temporal(values.type):
         return read_csv(file, delimiter, {label: pa.string()})
     return listed
+
+
+def _delimiter(file: Path) -> str:
+    return "\t" if file.suffix in {".tsv", ".tab"} else ","
 
 
 def _only_list(folder: Path) -> str:
