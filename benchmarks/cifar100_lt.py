@@ -194,10 +194,11 @@ def carry_out(unit: Unit, job: Job) -> str:
 
 
 def write_whole(path: Path, write: Any) -> None:
+    from discl.files import whole
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".new")
-    write(unfinished)
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        write(unfinished)
 
 
 def prepare(run: Any, job: Job) -> None:

@@ -165,3 +165,9 @@ def test_nothing_is_unpickled_evaluated_or_keyed_by_the_built_in_hash(module: st
 @pytest.mark.parametrize("module", [name for name in MODULES if not is_script(name)])
 def test_user_input_is_not_checked_by_assert(module: str) -> None:
     assert not [node.lineno for node in ast.walk(tree(module)) if isinstance(node, ast.Assert)]
+
+
+def test_every_module_stands_in_the_house_in_one_page() -> None:
+    page = (ROOT.parents[1] / "ARCHITECTURE.md").read_text()
+    named = {path.relative_to(ROOT).as_posix() for module, path in MODULES.items() if path.name != "__init__.py" and not is_script(module)}
+    assert {name for name in named if name.rpartition("/")[2] not in page} == set()
