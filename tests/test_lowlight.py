@@ -94,7 +94,8 @@ def test_the_table_in_miniature(script: Any, settings: dict[str, Any], tmp_path:
 
 def test_a_search_in_miniature(script: Any, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(script.SEARCHES, "scales", (("text-only", "fixed"), "synthetic_scale", (1, 3)))
-    told = script.search(settings, tmp_path, "scales")
+    probing = {f"methods.{name}.probe_samples": 16 for name in load_recipe(script.RECIPES[0]).methods if name.startswith("adaptive")}
+    told = script.search(settings | probing, tmp_path, "scales")
     assert told["judged_on"] == "the validation split" and list(told["methods"]) == ["text-only", "fixed"]
     assert [trial["settings"] for trial in told["mean"]] == [{}, {"synthetic_scale": 1}]
     figures = [told["methods"][name]["trials"][1]["figure"] for name in ("text-only", "fixed")]

@@ -188,7 +188,7 @@ def test_a_run_goes_the_plain_way_and_says_so(
         {
             "name": "plain", "data": {"root": str(tmp_path / "data")}, "filter": {"checkpoint": str(tiny_clip)}, "methods": {"ce": {}},
             "spectrum": {"checkpoint": str(consistency), "levels": [0, 50], "seeds": 1, "num_inference_steps": 4},
-            "runtime": {"device": "cpu"},
+            "train": {"batch_size": 4}, "runtime": {"device": "cpu"},
         }
     )  # fmt: skip
     run = open_run(recipe, tmp_path / "run")
