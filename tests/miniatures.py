@@ -5,9 +5,19 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+REQUIRED: dict[str, Any] = {
+    "name": "mine",
+    "data": {"root": "images"},
+    "spectrum": {"checkpoint": "owner/diffusion", "levels": [0, 50]},
+    "filter": {"checkpoint": "owner/clip"},
+    "methods": {"ce": {}},
+}
+"""What a recipe has to say, and nothing else."""
 
 
 def draw(path: Path, label: int, number: int) -> None:

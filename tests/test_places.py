@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,13 @@ from discl.recipe import Recipe, load_recipe, loading
 from discl.recipe.places import Keys, Step, find_places
 from discl.report import words
 
+sys.path.insert(0, str(Path(__file__).parent))
+import miniatures
+
 PLACES = dict(find_places(Recipe))
 OURS = [keys for keys, place in PLACES.items() if place.ours]
 FOREIGN = [keys for keys, place in PLACES.items() if not place.ours]
-REQUIRED: dict[str, Any] = {
-    "name": "mine",
-    "data": {"root": "images"},
-    "spectrum": {"checkpoint": "owner/diffusion", "levels": [0, 50]},
-    "filter": {"checkpoint": "owner/clip"},
-    "methods": {"ce": {}},
-}
+REQUIRED = miniatures.REQUIRED
 HOME = "/home/somebody/private"
 LEFT = ["owner/name", "owner/name:config@revision", "embedded:fashion-mnist/clip", "s3://bucket/birds", "hf://datasets/owner/name", "birds"]
 

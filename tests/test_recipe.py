@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,10 @@ from discl.errors import RecipeError
 from discl.levels import REAL, GuidanceLevel
 from discl.recipe import Recipe, load_recipe, parse_override, shipped_recipes, validate
 
-REQUIRED: dict[str, Any] = {
-    "name": "mine",
-    "data": {"root": "images"},
-    "spectrum": {"checkpoint": "owner/diffusion", "levels": [0, 50]},
-    "filter": {"checkpoint": "owner/clip"},
-    "methods": {"ce": {}},
-}
+sys.path.insert(0, str(Path(__file__).parent))
+import miniatures
+
+REQUIRED = miniatures.REQUIRED
 
 
 def with_values(**values: Any) -> Recipe:
