@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test check clean
 
 demo: $(VENV)/installed
-	$(BIN)/discl demo --out runs/demo
+	$(BIN)/discl demo
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
