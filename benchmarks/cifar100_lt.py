@@ -38,7 +38,12 @@ FACTS = "facts.json"
 RATE = "train.optimizer.lr"
 BEYOND = 3
 """By how much a rate is multiplied or divided that lies beyond those of the search."""
-EXPECTED = (("ce-discl", "ce", 5), ("ce-discl", "ce-all-levels", 0), ("ce-all-levels", "ce-text-only", 0), ("ce-discl+la", "ce+la", 0))
+EXPECTED = (
+    ("ce-discl", "ce", 5),
+    ("ce-discl", "ce-all-levels", 0),
+    ("ce-all-levels", "ce-text-only", 0),
+    ("ce-discl+la", "ce+la", 0),
+)
 """(row, other row, by more than how many points it is expected to be ahead on the few): open where the interval holds that number."""
 
 
@@ -58,7 +63,10 @@ class Job:
         from discl.recipe import load_recipe
 
         root = {"data.root": str(self.data.resolve())} if self.data else {}
-        return load_recipe(self.source, {**root, "runtime.device": self.device, "runtime.threads": 1, **self.overrides})
+        return load_recipe(
+            self.source,
+            {**root, "runtime.device": self.device, "runtime.threads": 1, **self.overrides},
+        )
 
     def read(self, place: str) -> dict[str, Any]:
         return json.loads((self.results / f"{place}.json").read_text())
@@ -77,32 +85,48 @@ class Unit:
         """A digest of all that its figures follow from; where the data lie, other methods and how long the search is do not count."""
         from discl.digests import digest
 
-        recipe = job.recipe.model_dump(mode="json", exclude_defaults=True)  # what is added to recipes later does not count either
-        told = {name: recipe[name] for name in ("data", "hard", "prompts", "spectrum", "filter", "train", "evaluate") if name in recipe}
+        recipe = job.recipe.model_dump(
+            mode="json", exclude_defaults=True
+        )  # what is added to recipes later does not count either
+        told = {
+            name: recipe[name]
+            for name in ("data", "hard", "prompts", "spectrum", "filter", "train", "evaluate")
+            if name in recipe
+        }
         for section in ("spectrum", "filter"):
             told[section]["checkpoint"] = Path(told[section]["checkpoint"]).name
         told["data"].pop("root")
         method = recipe["methods"]["ce-discl" if self.method == ORACLE else self.method]
         tune = job.recipe.compare.tune
-        overlay = [tune.train, tune.hold_out, tune.seed, tune.metric] if self.seed is None else self.seed
+        overlay = (
+            [tune.train, tune.hold_out, tune.seed, tune.metric] if self.seed is None else self.seed
+        )
         return digest(told, method, self.method, dict(self.settings), overlay)
 
     def done(self, job: Job) -> bool:
-        return (job.results / f"{self.place}.json").is_file() and job.read(self.place)["identity"] == self.identity(job)
+        return (job.results / f"{self.place}.json").is_file() and job.read(self.place)[
+            "identity"
+        ] == self.identity(job)
 
 
 def trial_units(job: Job) -> list[Unit]:
     from discl.stages.tuning import plan_trials
 
     planned = {name: plan_trials(job.recipe, name) for name in job.recipe.methods}
-    return [Unit(f"trials/{name}.{number}", name, each) for name, trials in planned.items() for number, each in enumerate(trials)]
+    return [
+        Unit(f"trials/{name}.{number}", name, each)
+        for name, trials in planned.items()
+        for number, each in enumerate(trials)
+    ]
 
 
 def edge_units(job: Job) -> list[Unit]:
     """One more trial for each method whose best rate is the least or the greatest of its trials: a third, or three times of it."""
     units = []
     for name, tried in judged_trials(job, trial_units(job)).items():
-        rates = [told["settings"].get(RATE, job.recipe.training(name).optimizer.lr) for told in tried]
+        rates = [
+            told["settings"].get(RATE, job.recipe.training(name).optimizer.lr) for told in tried
+        ]
         best = rates[int(np.argmax([told["figure"] for told in tried]))]
         if len(rates) > 1 and best in (min(rates), max(rates)):
             beyond = best * BEYOND if best == max(rates) else best / BEYOND
@@ -115,7 +139,9 @@ def judged_trials(job: Job, units: Sequence[Unit]) -> dict[str, list[dict[str, A
     told: dict[str, list[dict[str, Any]]] = {}
     for unit in units:
         if not unit.done(job):
-            raise SystemExit(f"trial {unit.place} is missing or of another recipe; name the data with --data to go on.")
+            raise SystemExit(
+                f"trial {unit.place} is missing or of another recipe; name the data with --data to go on."
+            )
         told.setdefault(unit.method, []).append(job.read(unit.place))
     return told
 
@@ -124,13 +150,19 @@ def chosen_settings(job: Job) -> dict[str, Mapping[str, Any]]:
     """The settings of each method's best trial, its logit adjustment among them; the earlier of two equals. The oracle has DisCL's."""
     tried = judged_trials(job, [*trial_units(job), *edge_units(job)])
     best = {name: max(trials, key=lambda told: told["figure"]) for name, trials in tried.items()}
-    chosen: dict[str, Mapping[str, Any]] = {name: {**told["settings"], **told["adjustment"]} for name, told in best.items()}
+    chosen: dict[str, Mapping[str, Any]] = {
+        name: {**told["settings"], **told["adjustment"]} for name, told in best.items()
+    }
     return {**chosen, ORACLE: chosen["ce-discl"]}
 
 
 def seed_units(job: Job) -> list[Unit]:
     chosen = chosen_settings(job)
-    return [Unit(f"seed-{seed}/{name}", name, each, seed) for seed in job.recipe.compare.seeds for name, each in chosen.items()]
+    return [
+        Unit(f"seed-{seed}/{name}", name, each, seed)
+        for seed in job.recipe.compare.seeds
+        for name, each in chosen.items()
+    ]
 
 
 def open_data(job: Job) -> Any:
@@ -155,17 +187,42 @@ def carry_out(unit: Unit, job: Job) -> str:
 
     torch.set_num_threads(1)
     recipe, work, results = job.recipe, job.work, job.results
-    metric, overlay = recipe.compare.tune.metric, dict(recipe.compare.tune.train) if unit.seed is None else {"seed": unit.seed}
+    metric, overlay = (
+        recipe.compare.tune.metric,
+        dict(recipe.compare.tune.train) if unit.seed is None else {"seed": unit.seed},
+    )
     if unit.method == ORACLE:
         oracle = recipe.plain()["methods"]["ce-discl"] | {"strategy": "fixed", "level": 100}
-        extra = {"methods": {ORACLE: oracle}, "baseline": None, "train.curriculum_epochs": recipe.train.epochs}
+        extra = {
+            "methods": {ORACLE: oracle},
+            "baseline": None,
+            "train.curriculum_epochs": recipe.train.epochs,
+        }
         recipe = load_recipe(recipe, {**extra, "compare.tune": {}})
-    shared = work / ("trials" if unit.seed is None else oracle_folder(job.recipe) if unit.method == ORACLE else "spectrum")
-    names = ("data.parquet", "hard.parquet", "plan.parquet", "filter.parquet", "spectrum", "scores", "cache")
-    borrowed = {name: (shared if (shared / name).exists() else work / "spectrum") / name for name in names}
+    shared = work / (
+        "trials"
+        if unit.seed is None
+        else oracle_folder(job.recipe)
+        if unit.method == ORACLE
+        else "spectrum"
+    )
+    names = (
+        "data.parquet",
+        "hard.parquet",
+        "plan.parquet",
+        "filter.parquet",
+        "spectrum",
+        "scores",
+        "cache",
+    )
+    borrowed = {
+        name: (shared if (shared / name).exists() else work / "spectrum") / name for name in names
+    }
     folder = work / unit.place
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(with_methods(recipe, {unit.method: (unit.method, unit.settings)}, overlay), folder, borrowed)
+    run = Run(
+        with_methods(recipe, {unit.method: (unit.method, unit.settings)}, overlay), folder, borrowed
+    )
     started = time.time()
     train(run)
     evaluate(run)
@@ -177,18 +234,27 @@ def carry_out(unit: Unit, job: Job) -> str:
         "effective_scale": [round(record["effective_scale"], 3) for record in history],
     }  # fmt: skip
     if unit.seed is None:
-        told |= {"figure": judge_trial(rows[unit.method], metric), "adjustment": adjustment_of(rows, unit.method)}
+        told |= {
+            "figure": judge_trial(rows[unit.method], metric),
+            "adjustment": adjustment_of(rows, unit.method),
+        }
         line = f"{100 * told['figure']:.1f} balanced on what is held out"
     else:
-        clock, of_clock = ("processor_seconds", "core-s") if run.device.type == "cpu" else ("seconds", "s")
+        clock, of_clock = (
+            ("processor_seconds", "core-s") if run.device.type == "cpu" else ("seconds", "s")
+        )
         told["cost"] = {f"training, {of_clock}": round(sum(record[clock] for record in history), 1)}
         told["rows"] = {row: split["test"] for row, split in rows.items()}
         predictions = load_file(run.path("predictions.safetensors"))
         write_whole(
             results / f"{unit.place}.safetensors",
-            lambda file: save_file({row: predictions[f"{row}/test"].astype(np.uint8) for row in rows}, file),
+            lambda file: save_file(
+                {row: predictions[f"{row}/test"].astype(np.uint8) for row in rows}, file
+            ),
         )
-        line = ", ".join(f"{name} {100 * told['rows'][unit.method][key]:.1f}" for name, key in COLUMNS.items())
+        line = ", ".join(
+            f"{name} {100 * told['rows'][unit.method][key]:.1f}" for name, key in COLUMNS.items()
+        )
     write_whole(results / f"{unit.place}.json", lambda file: file.write_text(json.dumps(told)))
     return f"{unit.place}: {line} ({time.time() - started:.0f} s)"
 
@@ -241,14 +307,20 @@ def make_oracle(run: Any, folder: Path) -> None:
         return
     pool, real, recipe = read_tables(run.recipe.data.root)["train"], run.train, run.recipe
     taken, counts, labels, names = set(real.ids), real.class_counts, pool.labels, pool.ids
-    free = [row for row, name in enumerate(names) if name not in taken and counts[labels[row]] < recipe.hard.fewer_than]
+    free = [
+        row
+        for row, name in enumerate(names)
+        if name not in taken and counts[labels[row]] < recipe.hard.fewer_than
+    ]
     free.sort(key=lambda row: derive_seed("oracle", names[row]))
     chosen: list[int] = []
     for label in np.flatnonzero(counts < recipe.hard.fewer_than):
         wanted = round(recipe.methods["ce-discl"].synthetic_scale * counts[label])
         chosen += [row for row in free if labels[row] == label][:wanted]
     folder.mkdir(parents=True, exist_ok=True)
-    store = replace(run, folder=folder, borrowed={"data.parquet": run.path("data.parquet")}).spectrum
+    store = replace(
+        run, folder=folder, borrowed={"data.parquet": run.path("data.parquet")}
+    ).spectrum
     ids = [f"oracle-{names[row]}" for row in chosen]
     images = [pool.rows[row]["image"] for row in chosen]
     store.append(
@@ -257,7 +329,14 @@ def make_oracle(run: Any, folder: Path) -> None:
             for name, image, row in zip(ids, images, chosen, strict=True)
         ]
     )
-    verdicts = pa.table({"id": ids, "label": [int(labels[row]) for row in chosen], "level": [100] * len(ids), "keep": [True] * len(ids)})
+    verdicts = pa.table(
+        {
+            "id": ids,
+            "label": [int(labels[row]) for row in chosen],
+            "level": [100] * len(ids),
+            "keep": [True] * len(ids),
+        }
+    )
     write_whole(folder / "filter.parquet", lambda file: pq.write_table(verdicts, file))
 
 
@@ -274,7 +353,11 @@ def write_table(job: Job) -> str:
     results, recipe, units = job.results, job.recipe, seed_units(job)
     facts = json.loads((results / FACTS).read_text())
     labels = load_file(results / "labels.safetensors")["test"].astype(np.int64)
-    seeds = [seed for seed in recipe.compare.seeds if all(unit.done(job) for unit in units if unit.seed == seed)]
+    seeds = [
+        seed
+        for seed in recipe.compare.seeds
+        if all(unit.done(job) for unit in units if unit.seed == seed)
+    ]
     if not seeds:
         raise SystemExit("no seed is complete yet; name the data with --data to go on.")
     told: dict[str, list[dict[str, Any]]] = {}
@@ -291,26 +374,50 @@ def write_table(job: Job) -> str:
         if seen[0]["measured"]:
             levels = {level.percent for level in recipe.spectrum.levels}
         rows = sum(facts["unet_rows"].get(str(level), 0) for level in levels)
-        costs = {"UNet rows": rows} | {name: float(np.mean([each["cost"][name] for each in seen])) for name in seen[0]["cost"]}
+        costs = {"UNet rows": rows} | {
+            name: float(np.mean([each["cost"][name] for each in seen])) for name in seen[0]["cost"]
+        }
         for row in seen[0]["rows"]:
             against, intervals = recipe.baseline + split_variant(row)[1], {}
             for name, key in COLUMNS.items():
-                found = paired(np.stack(predicted[row]), np.stack(predicted[against]), labels, key, facts["groups"])
+                found = paired(
+                    np.stack(predicted[row]),
+                    np.stack(predicted[against]),
+                    labels,
+                    key,
+                    facts["groups"],
+                )
                 intervals |= {name: found} if found and row != against else {}
-            figures = {name: [each["rows"][row][key] for each in seen] for name, key in COLUMNS.items()}
+            figures = {
+                name: [each["rows"][row][key] for each in seen] for name, key in COLUMNS.items()
+            }
             entries.append(Entry(row, figures, intervals, costs, paper.get(row, {})))
-    notes = [f"Chosen by {recipe.compare.tune.metric} on {facts['judged_on']}; a row +la has the learning rate of the row without."]
+    notes = [
+        f"Chosen by {recipe.compare.tune.metric} on {facts['judged_on']}; a row +la has the learning rate of the row without."
+    ]
     tried = judged_trials(job, [*trial_units(job), *edge_units(job)])
     for name, settings in chosen_settings(job).items():
         chosen = ", ".join(f"{key} = {value}" for key, value in settings.items()) or "as it stands"
         figures = [100 * told["figure"] for told in tried["ce-discl" if name == ORACLE else name]]
-        notes.append(f"{name}: {chosen} ({max(figures):.1f}; all trials {', '.join(f'{figure:.1f}' for figure in figures)})")
+        notes.append(
+            f"{name}: {chosen} ({max(figures):.1f}; all trials {', '.join(f'{figure:.1f}' for figure in figures)})"
+        )
     for row, other, least in EXPECTED:
         if row not in predicted or other not in predicted:
             continue
-        gain = paired(np.stack(predicted[row]), np.stack(predicted[other]), labels, "few", facts["groups"])
-        came = "as expected" if gain.low > least else "open" if gain.high > least else "not as expected"
-        notes.append(f"few, {row} − {other}: {gain.difference:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}], more than {least:+d}: {came}")
+        gain = paired(
+            np.stack(predicted[row]), np.stack(predicted[other]), labels, "few", facts["groups"]
+        )
+        came = (
+            "as expected"
+            if gain.low > least
+            else "open"
+            if gain.high > least
+            else "not as expected"
+        )
+        notes.append(
+            f"few, {row} − {other}: {gain.difference:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}], more than {least:+d}: {came}"
+        )
     write_tables(results, entries, list(COLUMNS), seeds, "test", recipe.baseline, notes)
     write_comparison(results, recipe.name)
     return (results / "comparison.md").read_text()
@@ -334,21 +441,47 @@ def carry_out_all(units: Sequence[Unit], job: Job, processes: int, until: float)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="CIFAR-100 as Parquet; without it only the table is made")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, help="CIFAR-100 as Parquet; without it only the table is made"
+    )
     parser.add_argument("--work", type=Path, default=Path("build/cifar100_lt"))
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--recipe", type=Path, default=RECIPE, help="cifar100_lt_full.yaml is the long one, for a GPU")
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        default=RECIPE,
+        help="cifar100_lt_full.yaml is the long one, for a GPU",
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
-    parser.add_argument("--processes", type=int, default=2, help="trainings at a time, one CPU thread each")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no training after this time")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="lay a value over the recipe")
+    parser.add_argument(
+        "--processes", type=int, default=2, help="trainings at a time, one CPU thread each"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="start no training after this time"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="lay a value over the recipe",
+    )
     arguments = parser.parse_args()
     from discl.recipe import parse_override
 
     until = time.time() + 60 * arguments.minutes
     overrides = dict(map(parse_override, arguments.set))
-    job = Job(arguments.data, arguments.work, arguments.results, overrides, arguments.recipe, arguments.device)
+    job = Job(
+        arguments.data,
+        arguments.work,
+        arguments.results,
+        overrides,
+        arguments.recipe,
+        arguments.device,
+    )
     if job.data:
         prepare(open_data(job), job)
         for plan in (trial_units, edge_units, seed_units):

@@ -26,22 +26,43 @@ def measure(folder: Path) -> list[dict[str, float]]:
     rows = pq.read_table(folder / "filter.parquet").to_pylist()
     stored = stored_images(run, [row["id"] for row in rows])
     size = run.sampling.size
-    pictures = [to_square(decode_image(stored[row]["image"]), size) / 255.0 for row in range(len(rows))]
+    pictures = [
+        to_square(decode_image(stored[row]["image"]), size) / 255.0 for row in range(len(rows))
+    ]
     places = {name: row for row, name in enumerate(run.train.ids)}
-    sources = {name: to_square(run.train.image(places[name]), size) / 255.0 for name in {row["source_id"] for row in rows}}
+    sources = {
+        name: to_square(run.train.image(places[name]), size) / 255.0
+        for name in {row["source_id"] for row in rows}
+    }
     result = []
     for level in sorted({row["level"] for row in rows}):
-        chosen = [(row["source_id"], picture) for row, picture in zip(rows, pictures, strict=True) if row["level"] == level]
+        chosen = [
+            (row["source_id"], picture)
+            for row, picture in zip(rows, pictures, strict=True)
+            if row["level"] == level
+        ]
         away = np.mean([np.abs(picture - sources[source]).mean() for source, picture in chosen])
-        apart = [np.abs(first[1] - second[1]).mean() for first, second in combinations(chosen, 2) if first[0] == second[0]]
-        result.append({"level": level, "from_source": float(away), "between_seeds": float(np.mean(apart))})
+        apart = [
+            np.abs(first[1] - second[1]).mean()
+            for first, second in combinations(chosen, 2)
+            if first[0] == second[0]
+        ]
+        result.append(
+            {"level": level, "from_source": float(away), "between_seeds": float(np.mean(apart))}
+        )
     labels = {row["source_id"]: row["label"] for row in rows}
-    real = [np.abs(sources[a] - sources[b]).mean() for a, b in combinations(sorted(sources), 2) if labels[a] == labels[b]]
+    real = [
+        np.abs(sources[a] - sources[b]).mean()
+        for a, b in combinations(sorted(sources), 2)
+        if labels[a] == labels[b]
+    ]
     return [*result, {"level": 100, "from_source": 0.0, "between_seeds": float(np.mean(real))}]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

@@ -68,7 +68,11 @@ class Figure:
     def met(self) -> bool | None:
         if self.goal is None:
             return None
-        return {">=": self.value >= self.goal, "<=": self.value <= self.goal, "==": self.value == self.goal}[self.comparison]
+        return {
+            ">=": self.value >= self.goal,
+            "<=": self.value <= self.goal,
+            "==": self.value == self.goal,
+        }[self.comparison]
 
 
 # ---------------------------------------------------------------- the work
@@ -76,7 +80,10 @@ class Figure:
 
 def make_requests(sources: int, steps: int, size: int) -> list[Request]:
     """The plan of `sources` images, all levels, one seed."""
-    rows = [{"id": f"image-{index}", "digest": f"digest-{index}", "label": index % len(CLASSES)} for index in range(sources)]
+    rows = [
+        {"id": f"image-{index}", "digest": f"digest-{index}", "label": index % len(CLASSES)}
+        for index in range(sources)
+    ]
     sampling = Sampling("model", "scheduler", steps, GUIDANCE_SCALE, size, "float32", "webp")
     prompts = {label: [f"a photo of a {name}"] for label, name in enumerate(CLASSES)}
     return plan_requests(rows, [GuidanceLevel(level) for level in LEVELS], 1, prompts, "", sampling)
@@ -84,7 +91,9 @@ def make_requests(sources: int, steps: int, size: int) -> list[Request]:
 
 def pixels_of(source: str, size: int) -> np.ndarray:
     """A picture uint8 `[3, size, size]` of random patches, a pure function of the source's name."""
-    coarse = np.random.default_rng(derive_seed(source)).integers(256, size=(3, 4, 4), dtype=np.uint8)
+    coarse = np.random.default_rng(derive_seed(source)).integers(
+        256, size=(3, 4, 4), dtype=np.uint8
+    )
     return np.kron(coarse, np.ones((1, -(-size // 4), -(-size // 4)), np.uint8))[:, :size, :size]
 
 
@@ -97,9 +106,19 @@ class ImageToImage(StableDiffusionImg2ImgPipeline):
     noise: Tensor
 
     def prepare_latents(
-        self, image: Tensor, timestep: Tensor, batch_size: int, copies: int, dtype: Any, device: Any, generator: Any = None
+        self,
+        image: Tensor,
+        timestep: Tensor,
+        batch_size: int,
+        copies: int,
+        dtype: Any,
+        device: Any,
+        generator: Any = None,
     ) -> Tensor:
-        clean = self.vae.encode(image.to(device, dtype)).latent_dist.mode() * self.vae.config.scaling_factor
+        clean = (
+            self.vae.encode(image.to(device, dtype)).latent_dist.mode()
+            * self.vae.config.scaling_factor
+        )
         return self.scheduler.add_noise(clean, self.noise, timestep)
 
 
@@ -107,10 +126,19 @@ class Diffusers:
     """diffusers' text-to-image (λ = 0) and image-to-image (λ > 0) pipelines around the weights of a model."""
 
     def __init__(self, model: StableDiffusion, unet: Any, steps: int, size: int) -> None:
-        self.steps, self.size, self.shape, self.dtype = steps, size, model.latent_shape(size, size), model.dtype
-        self.text, self.image = (self._pipeline(kind, model, unet) for kind in (StableDiffusionPipeline, ImageToImage))
+        self.steps, self.size, self.shape, self.dtype = (
+            steps,
+            size,
+            model.latent_shape(size, size),
+            model.dtype,
+        )
+        self.text, self.image = (
+            self._pipeline(kind, model, unet) for kind in (StableDiffusionPipeline, ImageToImage)
+        )
 
-    def __call__(self, requests: Iterable[Request], batch: int, output: str = "np") -> dict[str, Any]:
+    def __call__(
+        self, requests: Iterable[Request], batch: int, output: str = "np"
+    ) -> dict[str, Any]:
         """`{id: picture or latents}` of calls of up to `batch` requests of one level."""
         made: dict[str, Any] = {}
         requests = list(requests)
@@ -118,13 +146,18 @@ class Diffusers:
             same = [request for request in requests if request.level == level]
             for first in range(0, len(same), batch):
                 part = same[first : first + batch]
-                made.update(zip((request.id for request in part), self._call(part, output), strict=True))
+                made.update(
+                    zip((request.id for request in part), self._call(part, output), strict=True)
+                )
         return made
 
     def _call(self, requests: list[Request], output: str) -> Any:
-        noise = torch.stack([draw_noise(request.source_id, request.seed, request.attempt, self.shape) for request in requests]).to(
-            self.dtype
-        )
+        noise = torch.stack(
+            [
+                draw_noise(request.source_id, request.seed, request.attempt, self.shape)
+                for request in requests
+            ]
+        ).to(self.dtype)
         common: dict[str, Any] = {
             "prompt": [request.prompt for request in requests], "negative_prompt": [request.negative_prompt for request in requests],
             "num_inference_steps": self.steps, "guidance_scale": GUIDANCE_SCALE, "output_type": output,
@@ -132,9 +165,14 @@ class Diffusers:
         if requests[0].level == 0:
             return self.text(latents=noise, height=self.size, width=self.size, **common).images
         self.image.noise = noise
-        pictures = [Image.fromarray(pixels_of(request.source_id, self.size).transpose(1, 2, 0)) for request in requests]
+        pictures = [
+            Image.fromarray(pixels_of(request.source_id, self.size).transpose(1, 2, 0))
+            for request in requests
+        ]
         # half a step more than t(λ) / T, because the pipeline rounds T · strength down in floats
-        return self.image(image=pictures, strength=(requests[0].steps(self.steps) + 0.5) / self.steps, **common).images
+        return self.image(
+            image=pictures, strength=(requests[0].steps(self.steps) + 0.5) / self.steps, **common
+        ).images
 
     @staticmethod
     def _pipeline(kind: type, model: StableDiffusion, unet: Any) -> Any:
@@ -154,21 +192,38 @@ class Bench:
         model: Any = load_generator(checkpoint)
         self.checkpoint = checkpoint
         self.model, self.steps, self.slots, self.size = model, steps, slots, model.size
-        layouts = {"channels last": model.unet, "contiguous": copy.deepcopy(model.unet).to(memory_format=torch.contiguous_format)}
+        layouts = {
+            "channels last": model.unet,
+            "contiguous": copy.deepcopy(model.unet).to(memory_format=torch.contiguous_format),
+        }
         self.layouts = {rows: self._faster(layouts, rows) for rows in (2, 2 * slots)}
-        self.single, self.batched = (Diffusers(model, layouts[self.layouts[rows]], steps, self.size) for rows in (2, 2 * slots))
+        self.single, self.batched = (
+            Diffusers(model, layouts[self.layouts[rows]], steps, self.size)
+            for rows in (2, 2 * slots)
+        )
 
     def engine(self) -> Engine:
-        return Engine(self.model, num_inference_steps=self.steps, guidance_scale=GUIDANCE_SCALE, slots=self.slots)
+        return Engine(
+            self.model,
+            num_inference_steps=self.steps,
+            guidance_scale=GUIDANCE_SCALE,
+            slots=self.slots,
+        )
 
     def load_pixels(self, source: str) -> np.ndarray:
         return pixels_of(source, self.size)
 
     def generate(self, requests: list[Request]) -> dict[str, np.ndarray]:
-        return {request.id: picture for request, picture in self.engine().generate(requests, self.load_pixels)}
+        return {
+            request.id: picture
+            for request, picture in self.engine().generate(requests, self.load_pixels)
+        }
 
     def denoise(self, requests: list[Request]) -> dict[str, Tensor]:
-        return {request.id: latents for request, latents in self.engine().denoise(requests, self.load_pixels)}
+        return {
+            request.id: latents
+            for request, latents in self.engine().denoise(requests, self.load_pixels)
+        }
 
     def count(self, requests: list[Request]) -> Work:
         """What the engine counts over `requests`."""
@@ -185,13 +240,20 @@ class Bench:
 
     @torch.inference_mode()
     def call(self, unet: Any, rows: int) -> None:
-        latents = torch.zeros(rows, *self.model.latent_shape(self.size, self.size)).contiguous(memory_format=torch.channels_last)
+        latents = torch.zeros(rows, *self.model.latent_shape(self.size, self.size)).contiguous(
+            memory_format=torch.channels_last
+        )
         width = unet.config.cross_attention_dim
-        length = min(self.model.tokenizer.model_max_length, self.model.text_encoder.config.max_position_embeddings)
+        length = min(
+            self.model.tokenizer.model_max_length,
+            self.model.text_encoder.config.max_position_embeddings,
+        )
         unet(latents, torch.full((rows,), 500), torch.zeros(rows, length, width), return_dict=False)
 
     def _faster(self, layouts: dict[str, Any], rows: int) -> str:
-        seconds = interleave({name: lambda unet=unet: self.call(unet, rows) for name, unet in layouts.items()}, 5)
+        seconds = interleave(
+            {name: lambda unet=unet: self.call(unet, rows) for name, unet in layouts.items()}, 5
+        )
         return min(seconds, key=lambda name: statistics.median(seconds[name]))
 
 
@@ -242,12 +304,35 @@ def equality(bench: Bench, requests: list[Request]) -> list[Figure]:
     """Largest differences of the engine's outputs from those of diffusers, one call per image and one per level."""
     latents, pictures = bench.denoise(requests), bench.generate(requests)
     figures = []
-    for name, arm, batch in (("per image", bench.single, 1), ("per level", bench.batched, bench.slots)):
+    for name, arm, batch in (
+        ("per image", bench.single, 1),
+        ("per level", bench.batched, bench.slots),
+    ):
         wanted, drawn = arm(requests, batch, "latent"), arm(requests, batch)
-        error = max(((latents[one] - wanted[one]).abs().max() / wanted[one].abs().max()).item() for one in latents)
-        grey = max(np.abs(pictures[one].astype(int) - (drawn[one] * 255).round().astype(int)).max() for one in pictures)
-        figures.append(Figure(f"engine and diffusers {name}: latents, largest relative difference", error, "<=", 1e-5))
-        figures.append(Figure(f"engine and diffusers {name}: pictures, largest difference in grey levels", int(grey), "<=", 1))
+        error = max(
+            ((latents[one] - wanted[one]).abs().max() / wanted[one].abs().max()).item()
+            for one in latents
+        )
+        grey = max(
+            np.abs(pictures[one].astype(int) - (drawn[one] * 255).round().astype(int)).max()
+            for one in pictures
+        )
+        figures.append(
+            Figure(
+                f"engine and diffusers {name}: latents, largest relative difference",
+                error,
+                "<=",
+                1e-5,
+            )
+        )
+        figures.append(
+            Figure(
+                f"engine and diffusers {name}: pictures, largest difference in grey levels",
+                int(grey),
+                "<=",
+                1,
+            )
+        )
     return figures
 
 
@@ -257,16 +342,47 @@ def counters(bench: Bench, requests: list[Request]) -> list[Figure]:
     rows = unet_rows(requests, bench.steps, GUIDANCE_SCALE)
     sources = len({request.source_id for request in requests if request.level > 0})
     texts = len({request.prompt for request in requests}) + 1
-    figures.append(Figure("UNet rows ÷ Σ 2·t(λ)", work.unet_rows / rows, "==", 1.0, f"{work.unet_rows} rows"))
-    figures.append(Figure("VAE encodes ÷ source images", work.vae_encodes / sources, "==", 1.0, f"{work.vae_encodes} encodes"))
-    figures.append(Figure("text encodes ÷ (distinct prompts + 1)", work.text_encodes / texts, "==", 1.0, f"{work.text_encodes} encodes"))
+    figures.append(
+        Figure("UNet rows ÷ Σ 2·t(λ)", work.unet_rows / rows, "==", 1.0, f"{work.unet_rows} rows")
+    )
+    figures.append(
+        Figure(
+            "VAE encodes ÷ source images",
+            work.vae_encodes / sources,
+            "==",
+            1.0,
+            f"{work.vae_encodes} encodes",
+        )
+    )
+    figures.append(
+        Figure(
+            "text encodes ÷ (distinct prompts + 1)",
+            work.text_encodes / texts,
+            "==",
+            1.0,
+            f"{work.text_encodes} encodes",
+        )
+    )
     for times, goal in ((10, 0.95), (100, 0.99)):
         wanted = times * bench.slots
         long = make_requests(-(-wanted // len(LEVELS)), bench.steps, bench.size)[:wanted]
-        engine = Engine(Weightless(bench.model), num_inference_steps=bench.steps, guidance_scale=GUIDANCE_SCALE, slots=bench.slots)
+        engine = Engine(
+            Weightless(bench.model),
+            num_inference_steps=bench.steps,
+            guidance_scale=GUIDANCE_SCALE,
+            slots=bench.slots,
+        )
         for _ in engine.denoise(long, bench.load_pixels):
             pass
-        figures.append(Figure(f"slot fill, {times}× as many requests as slots", engine.work.slot_fill, ">=", goal, f"{wanted} requests"))
+        figures.append(
+            Figure(
+                f"slot fill, {times}× as many requests as slots",
+                engine.work.slot_fill,
+                ">=",
+                goal,
+                f"{wanted} requests",
+            )
+        )
     return figures
 
 
@@ -275,19 +391,30 @@ def timings(bench: Bench, sources: int, repetitions: int) -> list[Figure]:
     slots, figures = bench.slots, []
 
     def describe(seconds: dict[str, list[float]]) -> str:
-        return ", ".join(f"{name} {statistics.median(values):.2f} s" for name, values in seconds.items())
+        return ", ".join(
+            f"{name} {statistics.median(values):.2f} s" for name, values in seconds.items()
+        )
 
     few = make_requests(sources, bench.steps, bench.size)
     seconds = interleave(
-        {"engine": lambda: bench.generate(few), "per image": lambda: bench.single(few, 1), "per level": lambda: bench.batched(few, slots)},
+        {
+            "engine": lambda: bench.generate(few),
+            "per image": lambda: bench.single(few, 1),
+            "per level": lambda: bench.batched(few, slots),
+        },
         repetitions,
     )
     gain = ratio(seconds["per image"], seconds["engine"])
-    figures.append(Figure("engine ÷ diffusers per (image, level)", gain, ">=", 4.0, describe(seconds)))
+    figures.append(
+        Figure("engine ÷ diffusers per (image, level)", gain, ">=", 4.0, describe(seconds))
+    )
     name = "engine ÷ diffusers per-level batches, {} images a level, at most {} rows a call"
     gain = ratio(seconds["per level"], seconds["engine"])
     figures.append(Figure(name.format(sources, 2 * slots), gain, ">=", 1.15, "a small class"))
-    larger = {slots + max(slots // 4, 1): "a full batch and a tail at each level", 2 * slots: "full batches only, the worst case"}
+    larger = {
+        slots + max(slots // 4, 1): "a full batch and a tail at each level",
+        2 * slots: "full batches only, the worst case",
+    }
     for count, detail in larger.items():
         requests = make_requests(count, bench.steps, bench.size)
         arms: dict[str, Callable[[], object]] = {
@@ -296,15 +423,37 @@ def timings(bench: Bench, sources: int, repetitions: int) -> list[Figure]:
         }
         seconds = interleave(arms, repetitions)
         gain = ratio(seconds["per level"], seconds["engine"])
-        figures.append(Figure(name.format(count, 2 * slots), gain, ">=", 0.98, f"{detail}; {describe(seconds)}"))
+        figures.append(
+            Figure(
+                name.format(count, 2 * slots), gain, ">=", 0.98, f"{detail}; {describe(seconds)}"
+            )
+        )
     calls = bench.count(requests).unet_calls
-    arms = {"engine": lambda: bench.generate(requests), "denoising": lambda: bench.denoise(requests), "bare": lambda: bench.bare(calls)}
+    arms = {
+        "engine": lambda: bench.generate(requests),
+        "denoising": lambda: bench.denoise(requests),
+        "bare": lambda: bench.bare(calls),
+    }
     seconds = interleave(arms, repetitions)
     share = ratio(seconds["bare"], seconds["engine"])
-    figures.append(Figure("engine with VAE and texts ÷ bare UNet loop", share, ">=", 0.9, f"{calls} calls; {describe(seconds)}"))
-    figures.append(Figure("engine without decoding ÷ bare UNet loop", ratio(seconds["bare"], seconds["denoising"])))
+    figures.append(
+        Figure(
+            "engine with VAE and texts ÷ bare UNet loop",
+            share,
+            ">=",
+            0.9,
+            f"{calls} calls; {describe(seconds)}",
+        )
+    )
+    figures.append(
+        Figure(
+            "engine without decoding ÷ bare UNet loop", ratio(seconds["bare"], seconds["denoising"])
+        )
+    )
     rows = 2 * slots * calls
-    figures.append(Figure("UNet rows per second, bare loop", rows / statistics.median(seconds["bare"])))
+    figures.append(
+        Figure("UNet rows per second, bare loop", rows / statistics.median(seconds["bare"]))
+    )
     return figures
 
 
@@ -334,7 +483,11 @@ def count_flops(model: Any, size: int) -> tuple[float, float, float]:
     pixels = torch.zeros(1, 3, size, size, device=model.device)
     texts, timestep = model.encode_texts([""]), torch.full((1,), 500, device=model.device)
     found = []
-    for call in (lambda: model.predict(latents, timestep, texts), lambda: model.encode_images(pixels), lambda: model.decode(latents)):
+    for call in (
+        lambda: model.predict(latents, timestep, texts),
+        lambda: model.encode_images(pixels),
+        lambda: model.decode(latents),
+    ):
         with FlopCounterMode(display=False) as counter:
             call()
         found.append(counter.get_total_flops() / 1e12)
@@ -344,39 +497,73 @@ def count_flops(model: Any, size: int) -> tuple[float, float, float]:
 def count_work(model: Any, requests: list[Request], steps: int, size: int) -> float:
     """TFLOP that the requests take: UNet rows, an encode for each source, a decode for each image."""
     row, encode, decode = count_flops(model, size)
-    return unet_rows(requests, steps, GUIDANCE_SCALE) * row + len({each.source_id for each in requests}) * encode + len(requests) * decode
+    return (
+        unet_rows(requests, steps, GUIDANCE_SCALE) * row
+        + len({each.source_id for each in requests}) * encode
+        + len(requests) * decode
+    )
 
 
 def against_ceiling(bench: Bench, repetitions: int) -> list[Figure]:
     """Both sides in bfloat16, plain and compiled, with full batches at every level: images/s, share of the ceiling, peak memory."""
     requests = make_requests(bench.slots, bench.steps, bench.size)
     arms: dict[str, Callable[[], object]] = {}
-    work = count_work(bench.model, requests, bench.steps, bench.size)  # first: what is called while being counted is never compiled
+    work = count_work(
+        bench.model, requests, bench.steps, bench.size
+    )  # first: what is called while being counted is never compiled
     for name in ("plain", "compiled"):
         model: Any = load_generator(bench.checkpoint, "bfloat16")
-        engine = Engine(model, num_inference_steps=bench.steps, guidance_scale=GUIDANCE_SCALE, slots=bench.slots)
+        engine = Engine(
+            model, num_inference_steps=bench.steps, guidance_scale=GUIDANCE_SCALE, slots=bench.slots
+        )
         theirs = Diffusers(model, copy.deepcopy(model.unet), bench.steps, bench.size)
         if name == "compiled":
             engine.compile(bench.size, bench.size)
             theirs.text.unet.compile(dynamic=False)  # the unet of both pipelines
-        arms[f"engine, {name}"] = lambda engine=engine: list(engine.generate(requests, bench.load_pixels))  # type: ignore[misc]
+        arms[f"engine, {name}"] = lambda engine=engine: list(
+            engine.generate(requests, bench.load_pixels)
+        )  # type: ignore[misc]
         arms[f"per level, {name}"] = lambda theirs=theirs: theirs(requests, bench.slots)  # type: ignore[misc]
     ceiling = matmul_ceiling("cpu", torch.bfloat16, 2048)
     seconds = interleave(arms, repetitions)
-    figures = [Figure("bfloat16 matmul ceiling, TFLOP/s", ceiling, detail=f"{1000 * work / len(requests):.1f} GFLOP an image")]
+    figures = [
+        Figure(
+            "bfloat16 matmul ceiling, TFLOP/s",
+            ceiling,
+            detail=f"{1000 * work / len(requests):.1f} GFLOP an image",
+        )
+    ]
     for name in ("plain", "compiled"):
         taken = statistics.median(seconds[f"engine, {name}"])
-        told = ", ".join(f"{arm} {statistics.median(values):.2f} s" for arm, values in seconds.items() if arm.endswith(name))
+        told = ", ".join(
+            f"{arm} {statistics.median(values):.2f} s"
+            for arm, values in seconds.items()
+            if arm.endswith(name)
+        )
         gain = ratio(seconds[f"per level, {name}"], seconds[f"engine, {name}"])
         figures += [
             Figure(f"bfloat16, {name}: images/s", len(requests) / taken, detail=told),
             Figure(f"bfloat16, {name}: share of the matmul ceiling", work / taken / ceiling),
-            Figure(f"bfloat16, {name}: engine ÷ diffusers per-level batches, full batches only", gain, ">=", 0.98),
+            Figure(
+                f"bfloat16, {name}: engine ÷ diffusers per-level batches, full batches only",
+                gain,
+                ">=",
+                0.98,
+            ),
         ]
     for side in ("engine", "diffusers per level"):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-            told = alone.submit(peak_memory, side, bench.checkpoint, bench.steps, bench.slots, torch.get_num_threads()).result()
-        figures.append(Figure(f"bfloat16, plain: peak memory of a process with the {side} alone, MB", told))
+            told = alone.submit(
+                peak_memory,
+                side,
+                bench.checkpoint,
+                bench.steps,
+                bench.slots,
+                torch.get_num_threads(),
+            ).result()
+        figures.append(
+            Figure(f"bfloat16, plain: peak memory of a process with the {side} alone, MB", told)
+        )
     return figures
 
 
@@ -386,16 +573,24 @@ def peak_memory(side: str, checkpoint: str, steps: int, slots: int, threads: int
     model: Any = load_generator(checkpoint, "bfloat16")
     requests = make_requests(slots, steps, model.size)
     if side == "engine":
-        engine = Engine(model, num_inference_steps=steps, guidance_scale=GUIDANCE_SCALE, slots=slots)
+        engine = Engine(
+            model, num_inference_steps=steps, guidance_scale=GUIDANCE_SCALE, slots=slots
+        )
         for _ in engine.generate(requests, lambda source: pixels_of(source, model.size)):
             pass
     else:
         Diffusers(model, model.unet, steps, model.size)(requests, slots)
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) * 1024 / 1e6
 
 
-def beside_denoising(bench: Bench, sources: int, repetitions: int, clip: str, encoding: str = "webp-lossless") -> list[Figure]:
+def beside_denoising(
+    bench: Bench, sources: int, repetitions: int, clip: str, encoding: str = "webp-lossless"
+) -> list[Figure]:
     """Goal 6, and what reading, encoding, scoring and writing add to denoising when they run beside it."""
     requests = make_requests(sources, bench.steps, bench.size)
     scorer = ClipScorer(clip, {label: f"a photo of a {name}" for label, name in enumerate(CLASSES)})
@@ -404,28 +599,50 @@ def beside_denoising(bench: Bench, sources: int, repetitions: int, clip: str, en
 
     def worker() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            sampling = Sampling("m", "s", bench.steps, GUIDANCE_SCALE, bench.size, "float32", encoding)
-            images, scores = spectrum_shards(Path(folder) / "spectrum", CLASSES), score_shards(Path(folder) / "scores")
-            work = Worker(bench.engine(), images, sampling, scorer=scorer, scores=scores, shard_rows=64)
+            sampling = Sampling(
+                "m", "s", bench.steps, GUIDANCE_SCALE, bench.size, "float32", encoding
+            )
+            images, scores = (
+                spectrum_shards(Path(folder) / "spectrum", CLASSES),
+                score_shards(Path(folder) / "scores"),
+            )
+            work = Worker(
+                bench.engine(), images, sampling, scorer=scorer, scores=scores, shard_rows=64
+            )
             started = time.perf_counter()
-            work.make(requests, bench.load_pixels, {request.source_id: (bench.size, bench.size) for request in requests})
+            work.make(
+                requests,
+                bench.load_pixels,
+                {request.source_id: (bench.size, bench.size) for request in requests},
+            )
             waits.append(work.waited / (time.perf_counter() - started))
 
     def score() -> None:
         scorer([decode_image({"bytes": data, "path": None}) for data in stored], [0] * len(stored))
 
-    arms: dict[str, Callable[[], object]] = {"engine": lambda: bench.generate(requests), "worker": worker, "scoring": score}
+    arms: dict[str, Callable[[], object]] = {
+        "engine": lambda: bench.generate(requests),
+        "worker": worker,
+        "scoring": score,
+    }
     seconds = interleave(arms, repetitions)
-    told = ", ".join(f"{name} {statistics.median(values):.2f} s" for name, values in seconds.items())
+    told = ", ".join(
+        f"{name} {statistics.median(values):.2f} s" for name, values in seconds.items()
+    )
     clip_share = ratio(seconds["scoring"], seconds["engine"])
     return [
-        Figure("CLIP scoring ÷ generation", clip_share, "<=", 0.02, f"{len(requests)} images; {told}"),
+        Figure(
+            "CLIP scoring ÷ generation", clip_share, "<=", 0.02, f"{len(requests)} images; {told}"
+        ),
         Figure(
             "worker (reads, encodes, scores, writes) ÷ engine alone",
             ratio(seconds["worker"], seconds["engine"]),
             detail="1 is full overlap",
         ),
-        Figure("idle share: denoising waits for sources or for room behind it", statistics.median(waits)),
+        Figure(
+            "idle share: denoising waits for sources or for room behind it",
+            statistics.median(waits),
+        ),
     ]
 
 
@@ -437,13 +654,21 @@ def other_slots(bench: Bench, sources: int) -> list[Figure]:
         model = load_generator(bench.checkpoint, dtype)
 
         def pictures(asked: list[Request], slots: int, model: Any = model) -> dict[str, np.ndarray]:
-            engine = Engine(model, num_inference_steps=bench.steps, guidance_scale=GUIDANCE_SCALE, slots=slots)
-            return {request.id: picture.astype(int) for request, picture in engine.generate(asked, bench.load_pixels)}
+            engine = Engine(
+                model, num_inference_steps=bench.steps, guidance_scale=GUIDANCE_SCALE, slots=slots
+            )
+            return {
+                request.id: picture.astype(int)
+                for request, picture in engine.generate(asked, bench.load_pixels)
+            }
 
         first = pictures(requests, 4)
         half = len(requests) // 2
         others = {
-            "reversed, in two workers, 4 slots": {**pictures(requests[half:][::-1], 4), **pictures(requests[:half][::-1], 4)},
+            "reversed, in two workers, 4 slots": {
+                **pictures(requests[half:][::-1], 4),
+                **pictures(requests[:half][::-1], 4),
+            },
             "16 slots instead of 4": pictures(requests, 16),
         }
         for name, made in others.items():
@@ -451,7 +676,15 @@ def other_slots(bench: Bench, sources: int) -> list[Figure]:
             told = f"mean {differences.mean():.4f}, in {np.mean(differences > 0):.2%} of the values"
             bound = 0.0 if "reversed" in name else goal
             sign = "==" if "reversed" in name else comparison
-            figures.append(Figure(f"grey levels between pictures, {dtype}: {name}", int(differences.max()), sign, bound, told))
+            figures.append(
+                Figure(
+                    f"grey levels between pictures, {dtype}: {name}",
+                    int(differences.max()),
+                    sign,
+                    bound,
+                    told,
+                )
+            )
     return figures
 
 
@@ -463,21 +696,41 @@ def table(figures: list[Figure]) -> str:
         value = f"{figure.value:.1e}" if 0 < abs(figure.value) < 1e-3 else f"{figure.value:,.3f}"
         goal = "" if figure.goal is None else f"{figure.comparison} {figure.goal:g}"
         verdict = {True: "met", False: "NOT MET", None: ""}[figure.met]
-        lines.append(f"{figure.name:{width}}  {value:>10}  {goal:<8}  {verdict:<7}  {figure.detail}".rstrip())
+        lines.append(
+            f"{figure.name:{width}}  {value:>10}  {goal:<8}  {verdict:<7}  {figure.detail}".rstrip()
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default="embedded:fashion-mnist/diffusion", help="a folder, a hub name or embedded:...")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--checkpoint",
+        default="embedded:fashion-mnist/diffusion",
+        help="a folder, a hub name or embedded:...",
+    )
     parser.add_argument("--sources", type=int, default=8, help="images of the small class")
-    parser.add_argument("--slots", type=int, default=16, help="images that share a call of the UNet")
+    parser.add_argument(
+        "--slots", type=int, default=16, help="images that share a call of the UNet"
+    )
     parser.add_argument("--steps", type=int, default=20, help="inference steps T")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="equality is always shown first")
-    parser.add_argument("--clip", default="embedded:fashion-mnist/clip", help="CLIP that scores the pictures")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        help="equality is always shown first",
+    )
+    parser.add_argument(
+        "--clip", default="embedded:fashion-mnist/clip", help="CLIP that scores the pictures"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
-    parser.add_argument("--quick", action="store_true", help="2 images, 4 slots, T = 10, one repetition")
+    parser.add_argument(
+        "--quick", action="store_true", help="2 images, 4 slots, T = 10, one repetition"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -515,7 +768,9 @@ def main() -> None:
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         rows = [{**asdict(figure), "met": figure.met} for figure in figures]
-        arguments.json.write_text(json.dumps({"settings": settings, "figures": rows}, indent=1, ensure_ascii=False))
+        arguments.json.write_text(
+            json.dumps({"settings": settings, "figures": rows}, indent=1, ensure_ascii=False)
+        )
 
 
 if __name__ == "__main__":

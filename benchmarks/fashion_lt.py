@@ -34,7 +34,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "fixed": {"strategy": "fixed", "level": FIXED_LEVEL},
     "all-levels": {"strategy": "all-levels"},
     "discl": {"strategy": "diverse-to-specific"},
-    "balanced-softmax-discl": {"strategy": "diverse-to-specific", "objective": "balanced-softmax", "prior": "effective"},
+    "balanced-softmax-discl": {
+        "strategy": "diverse-to-specific",
+        "objective": "balanced-softmax",
+        "prior": "effective",
+    },
 }
 OWN_RATE = {"ce-undersampled": {"strategy": "real-only", "undersample": True}}
 """Methods whose best learning rate was another one than the recipe's."""
@@ -61,14 +65,24 @@ ROWS = (
 
 
 def run_seed(
-    seed: int, work: Path, settings: dict[str, Any], methods: dict[str, Any] | None = None, stage: str = "evaluate"
+    seed: int,
+    work: Path,
+    settings: dict[str, Any],
+    methods: dict[str, Any] | None = None,
+    stage: str = "evaluate",
 ) -> dict[str, Any]:
     """Results of one long-tailed sample, `{method: {split: {metric: value}}}`; empty if it is carried out only to an earlier stage."""
     from discl.chain import run_until
     from discl.recipe import load_recipe
     from discl.workspace import open_run
 
-    shared = {**settings, "data.long_tail.seed": seed, "train.seed": seed, "runtime.threads": 1, "runtime.device": "cpu"}
+    shared = {
+        **settings,
+        "data.long_tail.seed": seed,
+        "train.seed": seed,
+        "runtime.threads": 1,
+        "runtime.device": "cpu",
+    }
     recipe = load_recipe(RECIPE, {**shared, "methods": methods or METHODS, "baseline": None})
     run = open_run(recipe, work / f"seed-{seed}", amend=True)
     run_until(run, stage)
@@ -78,7 +92,9 @@ def run_seed(
     if methods is None:
         copy = work / "own-rate"
         share_spectrum(work / f"seed-{seed}", copy / f"seed-{seed}")
-        results |= run_seed(seed, copy, {**settings, "train.optimizer.lr": OWN_LEARNING_RATE}, OWN_RATE)
+        results |= run_seed(
+            seed, copy, {**settings, "train.optimizer.lr": OWN_LEARNING_RATE}, OWN_RATE
+        )
         results |= run_oracle(seed, work, shared)
     return results
 
@@ -89,7 +105,9 @@ def share_spectrum(source: Path, target: Path) -> None:
         unfinished = target.with_name(target.name + ".new")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(source, unfinished, ignore=shutil.ignore_patterns("train", "cache", "results.json"))
+        shutil.copytree(
+            source, unfinished, ignore=shutil.ignore_patterns("train", "cache", "results.json")
+        )
         unfinished.replace(target)
 
 
@@ -106,7 +124,9 @@ def run_oracle(seed: int, work: Path, shared: dict[str, Any]) -> dict[str, Any]:
     from discl.stages.learning import evaluate, train
     from discl.workspace import open_run
 
-    epochs = load_recipe(RECIPE, shared).train.epochs  # its extra images are real, so they stay to the end
+    epochs = load_recipe(
+        RECIPE, shared
+    ).train.epochs  # its extra images are real, so they stay to the end
     recipe = load_recipe(RECIPE, {**shared, "methods": ORACLES, "train.curriculum_epochs": epochs})
     run = open_run(recipe, work / f"seed-{seed}-oracle", amend=True)
     prepare_data(run)
@@ -116,11 +136,25 @@ def run_oracle(seed: int, work: Path, shared: dict[str, Any]) -> dict[str, Any]:
         taken, counts, labels = set(real.ids), real.class_counts, pool.labels
         rows = []
         for label in np.flatnonzero(counts < recipe.hard.fewer_than):
-            free = [row for row in np.flatnonzero(labels == label).tolist() if pool.rows[row]["id"] not in taken]
+            free = [
+                row
+                for row in np.flatnonzero(labels == label).tolist()
+                if pool.rows[row]["id"] not in taken
+            ]
             free.sort(key=lambda row: derive_seed("oracle", seed, pool.rows[row]["id"]))
             rows += free[: round(recipe.methods["oracle"].synthetic_scale * counts[label])]
         chosen = [pool.rows[row] for row in rows]
-        run.spectrum.append([{"id": f"oracle-{row['id']}", "image": row["image"], "label": row["label"], "level": 100} for row in chosen])
+        run.spectrum.append(
+            [
+                {
+                    "id": f"oracle-{row['id']}",
+                    "image": row["image"],
+                    "label": row["label"],
+                    "level": 100,
+                }
+                for row in chosen
+            ]
+        )
         kept = {"id": [f"oracle-{row['id']}" for row in chosen], "keep": [True] * len(chosen)}
         pq.write_table(pa.table(kept), run.path("filter.parquet"))
     train(run)
@@ -130,16 +164,39 @@ def run_oracle(seed: int, work: Path, shared: dict[str, Any]) -> dict[str, Any]:
 
 def tune(work: Path, processes: int) -> dict[str, Any]:
     """Validation figures of the search: three learning rates for each baseline; for DisCL these and four changes of its own."""
-    grid = [(f"{method}, lr {lr:g}", {"train.optimizer.lr": lr}, method) for method in TUNED for lr in (0.001, 0.003, 0.01)]
-    grid += [(f"discl, threshold {threshold:g}", {"filter.threshold": threshold}, "discl") for threshold in (-1.0, 0.6)]
-    grid += [(f"discl, guidance_scale {scale:g}", {"spectrum.guidance_scale": scale}, "discl") for scale in (1.5, 6.0)]
+    grid = [
+        (f"{method}, lr {lr:g}", {"train.optimizer.lr": lr}, method)
+        for method in TUNED
+        for lr in (0.001, 0.003, 0.01)
+    ]
+    grid += [
+        (f"discl, threshold {threshold:g}", {"filter.threshold": threshold}, "discl")
+        for threshold in (-1.0, 0.6)
+    ]
+    grid += [
+        (f"discl, guidance_scale {scale:g}", {"spectrum.guidance_scale": scale}, "discl")
+        for scale in (1.5, 6.0)
+    ]
     grid = [(name, {**SEARCHED_FROM, **settings}, method) for name, settings, method in grid]
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        pool.submit(run_seed, TUNING_SEED, work / "tune" / "spectrum", SEARCHED_FROM, {"discl": METHODS["discl"]}, "filter").result()
-        jobs = {name: pool.submit(try_settings, work / "tune", name, settings, method) for name, settings, method in grid}
+        pool.submit(
+            run_seed,
+            TUNING_SEED,
+            work / "tune" / "spectrum",
+            SEARCHED_FROM,
+            {"discl": METHODS["discl"]},
+            "filter",
+        ).result()
+        jobs = {
+            name: pool.submit(try_settings, work / "tune", name, settings, method)
+            for name, settings, method in grid
+        }
         found = {name: job.result() for name, job in jobs.items()}
     for name, figures in found.items():
-        print(f"{name:<36}" + "".join(f"{figures[key] * 100:8.1f}" for key in ("accuracy", "many", "medium", "few")))
+        print(
+            f"{name:<36}"
+            + "".join(f"{figures[key] * 100:8.1f}" for key in ("accuracy", "many", "medium", "few"))
+        )
     return found
 
 
@@ -147,7 +204,9 @@ def try_settings(work: Path, name: str, settings: dict[str, Any], method: str) -
     """Validation figures of one method at these settings; what was generated once is shared."""
     folder = work / name.replace(", ", "-").replace(" ", "-")
     share_spectrum(work / "spectrum" / f"seed-{TUNING_SEED}", folder / f"seed-{TUNING_SEED}")
-    figures = run_seed(TUNING_SEED, folder, settings, {method: (METHODS | OWN_RATE)[method]})[method]["validation"]
+    figures = run_seed(TUNING_SEED, folder, settings, {method: (METHODS | OWN_RATE)[method]})[
+        method
+    ]["validation"]
     return {key: figures[key] for key in ("accuracy", "many", "medium", "few")}
 
 
@@ -158,9 +217,16 @@ def summarise(by_seed: dict[str, dict[str, dict[str, float]]]) -> list[dict[str,
         row: dict[str, Any] = {"method": title, "key": key, "seeds": len(by_seed)}
         for metric in ("accuracy", "many", "medium", "few"):
             values = [100 * results[key][metric] for results in by_seed.values()]
-            gains = [value - 100 * results["ce"][metric] for value, results in zip(values, by_seed.values(), strict=True)]
+            gains = [
+                value - 100 * results["ce"][metric]
+                for value, results in zip(values, by_seed.values(), strict=True)
+            ]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            row[metric] = {"mean": statistics.mean(values), "std": spread, "gain": statistics.mean(gains)}
+            row[metric] = {
+                "mean": statistics.mean(values),
+                "std": spread,
+                "gain": statistics.mean(gains),
+            }
         rows.append(row)
     return rows
 
@@ -169,18 +235,33 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The summary in Markdown."""
     lines = ["| method | all | many | medium | few | few − CE |", "|---|---|---|---|---|---|"]
     for row in rows:
-        cells = [f"{row[metric]['mean']:.1f} ± {row[metric]['std']:.1f}" for metric in ("accuracy", "many", "medium", "few")]
-        lines.append(f"| {row['method']} | " + " | ".join(cells) + f" | {row['few']['gain']:+.1f} |")
+        cells = [
+            f"{row[metric]['mean']:.1f} ± {row[metric]['std']:.1f}"
+            for metric in ("accuracy", "many", "medium", "few")
+        ]
+        lines.append(
+            f"| {row['method']} | " + " | ".join(cells) + f" | {row['few']['gain']:+.1f} |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("build/fashion_lt"), help="folder for the runs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/fashion_lt"), help="folder for the runs"
+    )
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--processes", type=int, default=2, help="seeds at a time, one CPU thread each")
-    parser.add_argument("--tune", action="store_true", help="print the validation figures of the search instead")
-    parser.add_argument("--table", type=Path, help="print the table of these figures and do nothing else")
+    parser.add_argument(
+        "--processes", type=int, default=2, help="seeds at a time, one CPU thread each"
+    )
+    parser.add_argument(
+        "--tune", action="store_true", help="print the validation figures of the search instead"
+    )
+    parser.add_argument(
+        "--table", type=Path, help="print the table of these figures and do nothing else"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
     if arguments.table:
@@ -191,9 +272,15 @@ def main() -> None:
         figures: dict[str, Any] = {"validation": tune(arguments.work, arguments.processes)}
     else:
         with ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("spawn")) as pool:
-            jobs = {str(seed): pool.submit(run_seed, seed, arguments.work, {}) for seed in range(arguments.seeds)}
+            jobs = {
+                str(seed): pool.submit(run_seed, seed, arguments.work, {})
+                for seed in range(arguments.seeds)
+            }
             by_seed = {seed: job.result() for seed, job in jobs.items()}
-        lean = {seed: {method: figures["test"] for method, figures in results.items()} for seed, results in by_seed.items()}
+        lean = {
+            seed: {method: figures["test"] for method, figures in results.items()}
+            for seed, results in by_seed.items()
+        }
         rows = summarise(lean)
         print(table(rows))
         figures = {"rows": rows, "test_by_seed": lean, "goals": {"few, DisCL − CE": 10.0}}

@@ -49,22 +49,47 @@ def make_images(per_class: int, checkpoint: str, names: list[str]) -> tuple[np.n
     """(uint8 `[n, 32, 32, 3]`, labels `[n]`): text-only images, in the order in which they were planned."""
     asked = load_recipe(HERE / "cifar100_lt.yaml").spectrum
     model = load_generator(Address(checkpoint), asked.dtype, torch.device("cpu"))
-    sampling = Sampling("", "", asked.num_inference_steps, asked.guidance_scale, 32, asked.dtype, "png")
-    sources = [{"id": f"{name}-{number}", "digest": "", "label": label} for label, name in enumerate(names) for number in range(per_class)]
+    sampling = Sampling(
+        "", "", asked.num_inference_steps, asked.guidance_scale, 32, asked.dtype, "png"
+    )
+    sources = [
+        {"id": f"{name}-{number}", "digest": "", "label": label}
+        for label, name in enumerate(names)
+        for number in range(per_class)
+    ]
     prompts = {label: [f"a photo of a {name}"] for label, name in enumerate(names)}
     requests = plan_requests(sources, [GuidanceLevel(0)], 1, prompts, "", sampling)
-    engine = Engine(model, num_inference_steps=sampling.num_inference_steps, guidance_scale=sampling.guidance_scale, slots=64)
-    pictures = {request.id: picture for request, picture in engine.generate(requests, lambda source: np.zeros((3, 32, 32), np.uint8))}
-    return np.stack([pictures[request.id] for request in requests]), np.array([request.label for request in requests])
+    engine = Engine(
+        model,
+        num_inference_steps=sampling.num_inference_steps,
+        guidance_scale=sampling.guidance_scale,
+        slots=64,
+    )
+    pictures = {
+        request.id: picture
+        for request, picture in engine.generate(
+            requests, lambda source: np.zeros((3, 32, 32), np.uint8)
+        )
+    }
+    return np.stack([pictures[request.id] for request in requests]), np.array(
+        [request.label for request in requests]
+    )
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½) of features `[n, d]`."""
-    means, covariances = zip(*((each.mean(0), np.cov(each, rowvar=False)) for each in (first, second)), strict=True)
+    means, covariances = zip(
+        *((each.mean(0), np.cov(each, rowvar=False)) for each in (first, second)), strict=True
+    )
     values, vectors = np.linalg.eigh(covariances[0])
     root = vectors * np.sqrt(values.clip(0)) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ covariances[1] @ root).clip(0)).sum()
-    return float(((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * cross)
+    return float(
+        ((means[0] - means[1]) ** 2).sum()
+        + np.trace(covariances[0])
+        + np.trace(covariances[1])
+        - 2 * cross
+    )
 
 
 def covered(points: np.ndarray, manifold: np.ndarray) -> float:
@@ -76,14 +101,21 @@ def covered(points: np.ndarray, manifold: np.ndarray) -> float:
 def nearest(points: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(cosine distance, row) of the nearest training image of each point."""
     parts = [points[first : first + 512] @ training.T for first in range(0, len(points), 512)]
-    return 1 - np.concatenate([part.max(1) for part in parts]), np.concatenate([part.argmax(1) for part in parts])
+    return 1 - np.concatenate([part.max(1) for part in parts]), np.concatenate(
+        [part.argmax(1) for part in parts]
+    )
 
 
-def pixel_distances(images: np.ndarray, labels: np.ndarray, seen: np.ndarray, seen_labels: np.ndarray) -> np.ndarray:
+def pixel_distances(
+    images: np.ndarray, labels: np.ndarray, seen: np.ndarray, seen_labels: np.ndarray
+) -> np.ndarray:
     """Root mean squared difference, in [0, 1], of each uint8 image to the nearest one of its class among `seen`; infinite without one."""
     found = np.full(len(images), np.inf)
     for label in np.unique(labels).tolist():
-        ours, theirs = (each[of == label].astype(np.float64) / 255 for each, of in ((images, labels), (seen, seen_labels)))
+        ours, theirs = (
+            each[of == label].astype(np.float64) / 255
+            for each, of in ((images, labels), (seen, seen_labels))
+        )
         if len(theirs):
             ours, theirs = ours.reshape(len(ours), -1), theirs.reshape(len(theirs), -1)
             squared = (ours**2).sum(1)[:, None] + (theirs**2).sum(1) - 2 * ours @ theirs.T
@@ -97,7 +129,9 @@ def steepness(images: np.ndarray) -> float:
     return float(np.mean([np.abs(np.diff(values, axis=axis)).mean() for axis in (1, 2)]))
 
 
-def check_recitation(run: Path, test: Any, seen: np.ndarray, seen_labels: np.ndarray) -> dict[str, Any]:
+def check_recitation(
+    run: Path, test: Any, seen: np.ndarray, seen_labels: np.ndarray
+) -> dict[str, Any]:
     """Figures of each level of what a run kept, and of the test images."""
     import pyarrow.parquet as pq
 
@@ -105,15 +139,31 @@ def check_recitation(run: Path, test: Any, seen: np.ndarray, seen_labels: np.nda
 
     pictures = np.stack([np.asarray(decode_image(row["image"])) for row in test.rows])
     distances = pixel_distances(pictures, test.labels, seen, seen_labels)
-    limits = {label: float(np.quantile(distances[test.labels == label], 0.01)) for label in range(100)}
-    figures: dict[str, Any] = {
-        "test": {"images": len(pictures), "median": float(np.median(distances)), "closer": 0.01, "steepness": steepness(pictures)}
+    limits = {
+        label: float(np.quantile(distances[test.labels == label], 0.01)) for label in range(100)
     }
-    kept = [verdict for verdict in pq.read_table(run / "filter.parquet").to_pylist() if verdict["keep"]]
-    stored = spectrum_shards(run / "spectrum", test.class_names).rows([verdict["id"] for verdict in kept], ["id", "image"])
+    figures: dict[str, Any] = {
+        "test": {
+            "images": len(pictures),
+            "median": float(np.median(distances)),
+            "closer": 0.01,
+            "steepness": steepness(pictures),
+        }
+    }
+    kept = [
+        verdict for verdict in pq.read_table(run / "filter.parquet").to_pylist() if verdict["keep"]
+    ]
+    stored = spectrum_shards(run / "spectrum", test.class_names).rows(
+        [verdict["id"] for verdict in kept], ["id", "image"]
+    )
     for level in sorted({verdict["level"] for verdict in kept}):
         part = [verdict for verdict in kept if verdict["level"] == level]
-        made = np.stack([np.asarray(decode_image(each)) for each in (stored[verdict["id"]]["image"] for verdict in part)])
+        made = np.stack(
+            [
+                np.asarray(decode_image(each))
+                for each in (stored[verdict["id"]]["image"] for verdict in part)
+            ]
+        )
         labels = np.array([verdict["label"] for verdict in part])
         own = pixel_distances(made, labels, seen, seen_labels)
         figures[str(level)] = {
@@ -124,22 +174,33 @@ def check_recitation(run: Path, test: Any, seen: np.ndarray, seen_labels: np.nda
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cifar100", type=Path, required=True)
     parser.add_argument("--cifar10", type=Path, required=True)
     parser.add_argument("--checkpoints", type=Path, default=HERE / "checkpoints" / "cifar")
     parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument(
-        "--run", type=Path, help="a folder of cifar100_lt.py: what it kept is compared pixel by pixel, and nothing else done"
+        "--run",
+        type=Path,
+        help="a folder of cifar100_lt.py: what it kept is compared pixel by pixel, and nothing else done",
     )
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--grid", type=Path, help="also write sample pictures of twenty classes, and their nearest training images")
+    parser.add_argument(
+        "--grid",
+        type=Path,
+        help="also write sample pictures of twenty classes, and their nearest training images",
+    )
     arguments = parser.parse_args()
     tables = read_tables(str(arguments.cifar100))
     names = [name.replace("_", " ") for name in tables["test"].class_names]
     test = np.stack([np.asarray(decode_image(row["image"])) for row in tables["test"].rows])
     training, training_labels, _ = read_images(arguments.cifar100, arguments.cifar10)
-    training, training_labels = training[training_labels < 100], training_labels[training_labels < 100]
+    training, training_labels = (
+        training[training_labels < 100],
+        training_labels[training_labels < 100],
+    )
     if arguments.run:
         figures = check_recitation(arguments.run, tables["test"], training, training_labels)
         print(json.dumps(figures, indent=1))
@@ -147,13 +208,22 @@ def main() -> None:
             arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
         return
     made, labels = make_images(arguments.per_class, str(arguments.checkpoints / "diffusion"), names)
-    scorer = ClipScorer(str(arguments.checkpoints / "clip"), {label: f"a photo of a {name}" for label, name in enumerate(names)})
+    scorer = ClipScorer(
+        str(arguments.checkpoints / "clip"),
+        {label: f"a photo of a {name}" for label, name in enumerate(names)},
+    )
 
     def features(pictures: np.ndarray) -> np.ndarray:
-        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1  # as the CLIP's own preprocessing, without its loop
+        pixels = (
+            torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+        )  # as the CLIP's own preprocessing, without its loop
         with torch.inference_mode():
-            parts = [scorer.model.get_image_features(pixel_values=part) for part in pixels.split(256)]
-        outputs = torch.cat([part if isinstance(part, torch.Tensor) else part.pooler_output for part in parts])
+            parts = [
+                scorer.model.get_image_features(pixel_values=part) for part in pixels.split(256)
+            ]
+        outputs = torch.cat(
+            [part if isinstance(part, torch.Tensor) else part.pooler_output for part in parts]
+        )
         return torch.nn.functional.normalize(outputs, dim=1).numpy()
 
     rng = np.random.default_rng(0)
@@ -166,7 +236,9 @@ def main() -> None:
     reference = features(test)
     limit = float(np.quantile(nearest(reference, seen)[0], 0.01))
     figures: dict[str, Any] = {}
-    print("| images | Fréchet distance | precision | recall | nearest training image, median | closer than 99 % of test images |")
+    print(
+        "| images | Fréchet distance | precision | recall | nearest training image, median | closer than 99 % of test images |"
+    )
     print("|---|---|---|---|---|---|")
     others = reference[rng.permutation(len(reference))[: len(made)]]
     for name, found in groups.items():
@@ -182,13 +254,22 @@ def main() -> None:
         )
     recognised = scorer.text_embeddings.numpy() @ groups["text-only"].T
     figures["recognised_by_clip"] = float((recognised.argmax(0) == labels).mean())
-    figures["test_recognised_by_clip"] = float(((scorer.text_embeddings.numpy() @ reference.T).argmax(0) == tables["test"].labels).mean())
-    recognised, at_best = (f"{figures[name]:.1%}" for name in ("recognised_by_clip", "test_recognised_by_clip"))
+    figures["test_recognised_by_clip"] = float(
+        ((scorer.text_embeddings.numpy() @ reference.T).argmax(0) == tables["test"].labels).mean()
+    )
+    recognised, at_best = (
+        f"{figures[name]:.1%}" for name in ("recognised_by_clip", "test_recognised_by_clip")
+    )
     print(f"The CLIP recognises {recognised} of the text-only and {at_best} of the test images.")
     if arguments.grid:
         where = nearest(groups["text-only"], seen)[1]
         columns = [np.flatnonzero(labels == label)[:8] for label in range(0, 100, 5)]
-        pictures = [np.concatenate([np.concatenate([made[row], training[where[row]]], 0) for row in rows], 0) for rows in columns]
+        pictures = [
+            np.concatenate(
+                [np.concatenate([made[row], training[where[row]]], 0) for row in rows], 0
+            )
+            for rows in columns
+        ]
         arguments.grid.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.concatenate(pictures, 1)).save(arguments.grid)
     if arguments.json:

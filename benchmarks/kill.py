@@ -81,7 +81,9 @@ def live(folder: Path, asked: Any, tally: Path) -> int:
         engine_module.Work = Told  # type: ignore[misc]
         run_until(open_run(asked, folder), "generate")
         os._exit(0)
-    except BaseException as error:  # told to the process that forked, which must not go on in this one
+    except (
+        BaseException
+    ) as error:  # told to the process that forked, which must not go on in this one
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os._exit(1)
 
@@ -90,16 +92,29 @@ def look(run: Run) -> tuple[dict[str, bytes], int]:
     """(`{id: encoded picture}`, rows that are there more than once)."""
     rows = run.spectrum.read(["id", "image"]).to_pylist()
     counts = Counter(row["id"] for row in rows)
-    return {row["id"]: row["image"]["bytes"] for row in rows}, sum(count - 1 for count in counts.values())
+    return {row["id"]: row["image"]["bytes"] for row in rows}, sum(
+        count - 1 for count in counts.values()
+    )
 
 
 def difference(made: bytes, reference: bytes) -> int:
     """The largest, in grey levels."""
-    first, second = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int) for data in (made, reference))
+    first, second = (
+        np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+        for data in (made, reference)
+    )
     return int(np.abs(first - second).max())
 
 
-def torture(folder: Path, asked: Any, reference: dict[str, bytes], found: Found, kills: int, longest: float, chance: random.Random) -> None:
+def torture(
+    folder: Path,
+    asked: Any,
+    reference: dict[str, bytes],
+    found: Found,
+    kills: int,
+    longest: float,
+    chance: random.Random,
+) -> None:
     """One run from nothing to its end, killed until there were `kills` in all."""
     run = open_run(asked, folder)
     run_until(run, "plan")
@@ -113,7 +128,11 @@ def torture(folder: Path, asked: Any, reference: dict[str, bytes], found: Found,
         status: int | None = None
         end = float("inf")
         while time.monotonic() < end and status is None:
-            if end == float("inf") and found.kills < kills and (from_birth or int(tally.read_bytes())):
+            if (
+                end == float("inf")
+                and found.kills < kills
+                and (from_birth or int(tally.read_bytes()))
+            ):
                 end = time.monotonic() + wait
             ended, code = os.waitpid(child, os.WNOHANG)
             status = os.waitstatus_to_exitcode(code) if ended else None
@@ -133,17 +152,28 @@ def torture(folder: Path, asked: Any, reference: dict[str, bytes], found: Found,
             found.redone.append(int(tally.read_bytes()) - making.count_rows(run, new))
         before = set(made)
     found.lost += len(set(reference) - before)
-    found.largest_difference = max(found.largest_difference, *(difference(made[name], reference[name]) for name in reference))
+    found.largest_difference = max(
+        found.largest_difference, *(difference(made[name], reference[name]) for name in reference)
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seeds", type=int, default=6, help="images per source and level; 26 sources, 2 levels")
+    parser.add_argument(
+        "--seeds", type=int, default=6, help="images per source and level; 26 sources, 2 levels"
+    )
     parser.add_argument("--steps", type=int, default=10, help="of denoising, for level 0")
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--shard-rows", type=int, default=8)
-    parser.add_argument("--waiting", type=int, default=worker_module.WAITING, help="pictures that wait for the encoder, at most")
+    parser.add_argument(
+        "--waiting",
+        type=int,
+        default=worker_module.WAITING,
+        help="pictures that wait for the encoder, at most",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
@@ -165,8 +195,19 @@ def main() -> None:
         runs = 0
         while found.kills < arguments.kills:
             runs += 1
-            torture(Path(place) / f"run-{runs}", asked, reference, found, arguments.kills, undisturbed / 3, chance)
-            print(f"run {runs}: {found.kills} kills so far, {found.lost} lost, {found.doubled} doubled", flush=True)
+            torture(
+                Path(place) / f"run-{runs}",
+                asked,
+                reference,
+                found,
+                arguments.kills,
+                undisturbed / 3,
+                chance,
+            )
+            print(
+                f"run {runs}: {found.kills} kills so far, {found.lost} lost, {found.doubled} doubled",
+                flush=True,
+            )
         planned = read_plan(whole.path("plan.parquet"))
         longest = max(making.count_rows(whole, [request]) for request in planned)
         rows = making.count_rows(whole, planned)
@@ -182,7 +223,12 @@ def main() -> None:
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    if found.lost or found.doubled or found.largest_difference > 1 or max(found.redone) > images * longest:
+    if (
+        found.lost
+        or found.doubled
+        or found.largest_difference > 1
+        or max(found.redone) > images * longest
+    ):
         raise SystemExit("a goal is missed")
 
 

@@ -55,10 +55,16 @@ def open_recipe(name: str, settings: dict[str, Any], work: Path) -> Any:
     from discl.workspace import open_run
 
     run = open_run(load_recipe(name, settings), work / name, amend=True)
-    return run if name == RECIPES[0] else replace(run, borrowed={"data.parquet": work / RECIPES[0] / "data.parquet"})
+    return (
+        run
+        if name == RECIPES[0]
+        else replace(run, borrowed={"data.parquet": work / RECIPES[0] / "data.parquet"})
+    )
 
 
-def train_some(name: str, seed: int, methods: list[str], settings: dict[str, Any], work: Path) -> tuple[list[str], float]:
+def train_some(
+    name: str, seed: int, methods: list[str], settings: dict[str, Any], work: Path
+) -> tuple[list[str], float]:
     """Trains and measures these methods of a recipe with a seed; returns their names and the seconds that it took."""
     from dataclasses import replace
 
@@ -81,7 +87,11 @@ def train_some(name: str, seed: int, methods: list[str], settings: dict[str, Any
 
 
 def carry_out(
-    settings: dict[str, Any], work: Path, seeds: list[int], processes: int, own: dict[str, dict[str, Any]] | None = None
+    settings: dict[str, Any],
+    work: Path,
+    seeds: list[int],
+    processes: int,
+    own: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Everything that is missing, then the figures of all seeds; `own` are further settings by recipe."""
     from discl.chain import run_until
@@ -96,19 +106,34 @@ def carry_out(
     for seed in seeds:
         for name, run in runs.items():
             methods = list(run.recipe.methods)
-            jobs += [(name, seed, methods[first : first + CHUNK], asked[name], work) for first in range(0, len(methods), CHUNK)]
+            jobs += [
+                (name, seed, methods[first : first + CHUNK], asked[name], work)
+                for first in range(0, len(methods), CHUNK)
+            ]
     started = time.time()
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) if processes > 1 else ThreadPoolExecutor(1) as pool:
+    with (
+        ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+        if processes > 1
+        else ThreadPoolExecutor(1) as pool
+    ):
         waiting = [pool.submit(train_some, *job) for job in jobs]
         for done, job in enumerate(as_completed(waiting), 1):
             methods, seconds = job.result()
-            print(f"{done} of {len(jobs)}, {time.time() - started:.0f} s: {', '.join(methods)} ({seconds:.0f} s)", flush=True)
+            print(
+                f"{done} of {len(jobs)}, {time.time() - started:.0f} s: {', '.join(methods)} ({seconds:.0f} s)",
+                flush=True,
+            )
     figures: dict[str, Any] = {"seeds": seeds, "rows": {}, "levels": {}, "kept": {}}
     seeded = {name: [seed_run(run, seed) for seed in seeds] for name, run in runs.items()}
     for name, run in runs.items():
         for each in seeded[name]:
             evaluate(each)
-        for entry in make_entries(run, seeded[name], "test", [(split, "macro_f1", heading) for heading, split in COLUMNS.items()]):
+        for entry in make_entries(
+            run,
+            seeded[name],
+            "test",
+            [(split, "macro_f1", heading) for heading, split in COLUMNS.items()],
+        ):
             if entry.name in ROWS:
                 figures["rows"][entry.name] = {
                     "figures": {heading: list(values) for heading, values in entry.figures.items()}, "costs": dict(entry.costs),
@@ -142,19 +167,32 @@ def search(settings: dict[str, Any], work: Path, what: str) -> dict[str, Any]:
     names, key, values = SEARCHES[what]
     run = open_recipe(RECIPES[0], settings, work)
     run_until(run, "filter")
-    half = {"epochs": run.recipe.train.epochs // 2, "curriculum_epochs": run.recipe.train.curriculum_epochs // 2}
+    half = {
+        "epochs": run.recipe.train.epochs // 2,
+        "curriculum_epochs": run.recipe.train.curriculum_epochs // 2,
+    }
     asked = Tune(trials=len(values), metric="macro_f1", space={key: list(values)}, train=half)
     methods = {name: run.recipe.methods[name] for name in names}
     recipe = run.recipe.model_copy(
-        update={"methods": methods, "baseline": None, "compare": run.recipe.compare.model_copy(update={"tune": asked})}
+        update={
+            "methods": methods,
+            "baseline": None,
+            "compare": run.recipe.compare.model_copy(update={"tune": asked}),
+        }
     )
-    searched = replace(run, recipe=recipe, folder=work / what, borrowed={name: run.path(name) for name in PHASE_1})
+    searched = replace(
+        run, recipe=recipe, folder=work / what, borrowed={name: run.path(name) for name in PHASE_1}
+    )
     tune(searched)
     told = json.loads((searched.folder / "tuned" / "trials.json").read_text())
-    tried = [[(trial["settings"], trial["figure"]) for trial in each["trials"]] for each in told["methods"].values()]
+    tried = [
+        [(trial["settings"], trial["figure"]) for trial in each["trials"]]
+        for each in told["methods"].values()
+    ]
     if what == "scales":
         told["mean"] = [
-            {"settings": trials[0][0], "figure": statistics.mean(figure for _, figure in trials)} for trials in zip(*tried, strict=True)
+            {"settings": trials[0][0], "figure": statistics.mean(figure for _, figure in trials)}
+            for trials in zip(*tried, strict=True)
         ]
     return told
 
@@ -187,11 +225,17 @@ def estimate(settings: dict[str, Any], seeds: int, processes: int) -> str:
     torch.set_num_threads(1)
     whole = [load_recipe(name, settings) for name in RECIPES]
     with tempfile.TemporaryDirectory() as folder:
-        short, long = (time_updates(settings, steps, Path(folder) / str(steps)) for steps in (2, 12))
+        short, long = (
+            time_updates(settings, steps, Path(folder) / str(steps)) for steps in (2, 12)
+        )
     wall, processor = ((after - before) / 10 for before, after in zip(short, long, strict=True))
     train, cameras = whole[0].train, whole[0].data.cameras
-    updates = train.epochs * (train.steps_per_epoch or -(-cameras.most["train"] // train.batch_size))
-    trainings = seeds * sum(method.fine_tune != "zero-shot" for recipe in whole for method in recipe.methods.values())
+    updates = train.epochs * (
+        train.steps_per_epoch or -(-cameras.most["train"] // train.batch_size)
+    )
+    trainings = seeds * sum(
+        method.fine_tune != "zero-shot" for recipe in whole for method in recipe.methods.values()
+    )
     hours = [seconds * updates * trainings / processes / 3600 for seconds in (processor, wall)]
     return (
         f"an update of FLYP on one thread: {processor:.2f} s of processor time, {wall:.2f} s by the clock; {trainings} trainings of "
@@ -216,7 +260,9 @@ def time_updates(settings: dict[str, Any], steps: int, folder: Path) -> tuple[fl
     run = open_run(load_recipe(RECIPES[0], {**settings, **one}), folder)
     prepare_data(run)
     write_table(pa.table({"id": run.train.ids[:1]}), run.path("hard.parquet"))
-    run.spectrum.append([{"id": "none", "image": run.train.rows[0]["image"], "label": 0, "level": 0}])
+    run.spectrum.append(
+        [{"id": "none", "image": run.train.rows[0]["image"], "label": 0, "level": 0}]
+    )
     verdict = {"id": ["none"], "label": [0], "level": [0], "clip_similarity": [1.0], "keep": [True]}
     write_table(pa.table(verdict), run.path("filter.parquet"))
     wall, processor = time.time(), time.process_time()
@@ -224,17 +270,26 @@ def time_updates(settings: dict[str, Any], steps: int, folder: Path) -> tuple[fl
     return time.time() - wall, time.process_time() - processor
 
 
-def intervals(entry: Any, runs: list[Any], main: Any, main_runs: list[Any]) -> dict[str, list[float]]:
+def intervals(
+    entry: Any, runs: list[Any], main: Any, main_runs: list[Any]
+) -> dict[str, list[float]]:
     """`{column: [difference, low, high]}` of a row against the baseline of the main recipe, ensembled against ensembled."""
     from discl.stages.comparing import paired, read_predictions, split_variant
 
     if runs is main_runs:
-        return {heading: [each.difference, each.low, each.high] for heading, each in entry.intervals.items()}
-    row, against = entry.name, (main.recipe.baseline or next(iter(main.recipe.methods))) + split_variant(entry.name)[1]
+        return {
+            heading: [each.difference, each.low, each.high]
+            for heading, each in entry.intervals.items()
+        }
+    row, against = (
+        entry.name,
+        (main.recipe.baseline or next(iter(main.recipe.methods))) + split_variant(entry.name)[1],
+    )
     found = {}
     for heading, split in COLUMNS.items():
         ours, theirs = (
-            np.stack([read_predictions(each, name, split) for each in own]) for own, name in ((runs, row), (main_runs, against))
+            np.stack([read_predictions(each, name, split) for each in own])
+            for own, name in ((runs, row), (main_runs, against))
         )
         interval = paired(ours, theirs, main.tables[split].labels, "macro_f1", {})
         found[heading] = [interval.difference, interval.low, interval.high]
@@ -250,27 +305,51 @@ def table(figures: dict[str, Any]) -> str:
         if row in figures["rows"]:
             told = figures["rows"][row]
             entries.append(
-                Entry(title, told["figures"], {name: Interval(*each) for name, each in told["intervals"].items()}, told["costs"])
+                Entry(
+                    title,
+                    told["figures"],
+                    {name: Interval(*each) for name, each in told["intervals"].items()},
+                    told["costs"],
+                )
             )
     lines = [as_markdown(entries, list(COLUMNS))]
-    means = {row: statistics.mean(told["figures"]["OOD macro F1"]) for row, told in figures["rows"].items()}
+    means = {
+        row: statistics.mean(told["figures"]["OOD macro F1"])
+        for row, told in figures["rows"].items()
+    }
     for better, worse in pairwise(EXPECTED):
         if better in means and worse in means:
             came = "as expected" if means[better] >= means[worse] else "NOT as expected"
-            lines.append(f"{better} ≥ {worse} on OOD macro F1: {100 * (means[better] - means[worse]):+.1f} points, {came}  ")
+            lines.append(
+                f"{better} ≥ {worse} on OOD macro F1: {100 * (means[better] - means[worse]):+.1f} points, {came}  "
+            )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", help="CIFAR-10 as a folder of Parquet files; otherwise it comes from the hub")
-    parser.add_argument("--work", type=Path, default=Path("build/lowlight"), help="folder for the runs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--root", help="CIFAR-10 as a folder of Parquet files; otherwise it comes from the hub"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/lowlight"), help="folder for the runs"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--processes", type=int, default=2, help="trainings at a time, one CPU thread each")
+    parser.add_argument(
+        "--processes", type=int, default=2, help="trainings at a time, one CPU thread each"
+    )
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--estimate", action="store_true", help="time some updates and say how long all would take")
-    parser.add_argument("--search", choices=SEARCHES, help="try values of a setting on validation instead")
-    parser.add_argument("--table", type=Path, help="print the table of these figures and do nothing else")
+    parser.add_argument(
+        "--estimate", action="store_true", help="time some updates and say how long all would take"
+    )
+    parser.add_argument(
+        "--search", choices=SEARCHES, help="try values of a setting on validation instead"
+    )
+    parser.add_argument(
+        "--table", type=Path, help="print the table of these figures and do nothing else"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
     if arguments.table:
@@ -278,7 +357,9 @@ def main() -> None:
         return
     from discl.recipe import parse_override
 
-    settings: dict[str, Any] = {"runtime.device": "cpu"} | dict(parse_override(text) for text in arguments.overrides)
+    settings: dict[str, Any] = {"runtime.device": "cpu"} | dict(
+        parse_override(text) for text in arguments.overrides
+    )
     if arguments.root:
         settings["data.root"] = str(Path(arguments.root).resolve())
     if arguments.estimate:

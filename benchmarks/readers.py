@@ -55,25 +55,38 @@ def make_manifest(root: Path, entries: int) -> None:
 
 def make_inaturalist(root: Path, entries: int) -> None:
     content = {
-        "images": [{"id": row, "file_name": f"train_val2018/{name_of(row)}", "width": 800, "height": 600} for row in range(entries)],
-        "annotations": [{"id": row, "image_id": row, "category_id": row % CLASSES} for row in range(entries)],
+        "images": [
+            {"id": row, "file_name": f"train_val2018/{name_of(row)}", "width": 800, "height": 600}
+            for row in range(entries)
+        ],
+        "annotations": [
+            {"id": row, "image_id": row, "category_id": row % CLASSES} for row in range(entries)
+        ],
         "categories": [{"id": label, "name": f"class {label}"} for label in range(CLASSES)],
     }
     (root / "train2018.json").write_text(json.dumps(content))
 
 
 def make_wilds(root: Path, entries: int) -> None:
-    lines = (f"train,{row % CLASSES},{row:08d}.jpg,{row % 300},{row // 3}\n" for row in range(entries))
+    lines = (
+        f"train,{row % CLASSES},{row:08d}.jpg,{row % 300},{row // 3}\n" for row in range(entries)
+    )
     others = (f"{split},0,{split}.jpg,0,0\n" for split in ("id_val", "id_test", "val", "test"))
-    (root / "metadata.csv").write_text("split,y,filename,location_remapped,sequence_remapped\n" + "".join([*lines, *others]))
-    (root / "categories.csv").write_text("y,name\n" + "".join(f"{label},animal {label}\n" for label in range(CLASSES)))
+    (root / "metadata.csv").write_text(
+        "split,y,filename,location_remapped,sequence_remapped\n" + "".join([*lines, *others])
+    )
+    (root / "categories.csv").write_text(
+        "y,name\n" + "".join(f"{label},animal {label}\n" for label in range(CLASSES))
+    )
 
 
 def make_parquet(root: Path, entries: int) -> None:
     content, shards = picture(), max(entries // 100_000, 1)
     for number, rows in enumerate(np.array_split(np.arange(entries), shards)):
         images = [{"bytes": content, "path": None}] * len(rows)
-        table = pa.table({"id": [f"{row:08d}" for row in rows], "image": images, "label": rows % CLASSES})
+        table = pa.table(
+            {"id": [f"{row:08d}" for row in rows], "image": images, "label": rows % CLASSES}
+        )
         pq.write_table(table, root / f"train-{number:05d}.parquet")
 
 
@@ -109,7 +122,11 @@ TREES: dict[str, Callable[[Path, int], None]] = {
 
 def peak_bytes() -> int:
     """Peak resident memory of this process; not that of `getrusage`, which a child takes over from its parent."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -128,9 +145,16 @@ def open_one(root: str, kind: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--entries", type=int, default=1_000_000)
-    parser.add_argument("--work", type=Path, default=Path("build/readers"), help="where the trees are made; a disk in memory spares time")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("build/readers"),
+        help="where the trees are made; a disk in memory spares time",
+    )
     parser.add_argument("--formats", nargs="+", choices=TREES, default=list(TREES))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--open", nargs=2, metavar=("ROOT", "FORMAT"), help=argparse.SUPPRESS)
@@ -139,7 +163,9 @@ def main() -> None:
         print(json.dumps(open_one(*arguments.open)))
         return
     results = {}
-    print(f"| format | entries | elapsed, s | processor, s | peak, MB | of which base | goals ({GOAL_SECONDS:.0f} s, 1 GB) |")
+    print(
+        f"| format | entries | elapsed, s | processor, s | peak, MB | of which base | goals ({GOAL_SECONDS:.0f} s, 1 GB) |"
+    )
     print("|---|---|---|---|---|---|---|", flush=True)
     for kind in arguments.formats:
         root = arguments.work / kind
@@ -150,8 +176,14 @@ def main() -> None:
         told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         results[kind] = each = json.loads(told.splitlines()[-1])
         if each["rows"] != arguments.entries or each["classes"] != min(CLASSES, arguments.entries):
-            raise SystemExit(f"{kind}: {each['rows']} rows of {each['classes']} classes were read; {arguments.entries} were written.")
-        met = "met" if each["processor_seconds"] <= GOAL_SECONDS and each["peak_bytes"] <= GOAL_BYTES else "missed"
+            raise SystemExit(
+                f"{kind}: {each['rows']} rows of {each['classes']} classes were read; {arguments.entries} were written."
+            )
+        met = (
+            "met"
+            if each["processor_seconds"] <= GOAL_SECONDS and each["peak_bytes"] <= GOAL_BYTES
+            else "missed"
+        )
         print(
             f"| {kind} | {each['rows']:,} | {each['seconds']:.1f} | {each['processor_seconds']:.1f} | {each['peak_bytes'] / 1e6:.0f} "
             f"| {each['base_bytes'] / 1e6:.0f} | {met} |",
@@ -159,7 +191,9 @@ def main() -> None:
         )
         shutil.rmtree(root)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"entries": arguments.entries, "readers": results}, indent=2) + "\n")
+        arguments.json.write_text(
+            json.dumps({"entries": arguments.entries, "readers": results}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,13 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -31,7 +37,19 @@ from discl.spectrum.engine import Engine, draw_noise
 from discl.spectrum.models.interface import Conditioning
 from discl.spectrum.models.stable_diffusion import StableDiffusionXL
 from discl.spectrum.plan import Request, unet_rows
-from engine import LEVELS, Figure, count_flops, count_work, interleave, make_requests, matmul_ceiling, pixels_of, ratio, table, wait
+from engine import (
+    LEVELS,
+    Figure,
+    count_flops,
+    count_work,
+    interleave,
+    make_requests,
+    matmul_ceiling,
+    pixels_of,
+    ratio,
+    table,
+    wait,
+)
 
 GUIDANCE_SCALE = 7.5
 EQUAL = 1e-3
@@ -62,7 +80,10 @@ class RandomXL(StableDiffusionXL):
 
     def _take_texts(self, pipeline: Any) -> None:
         config = self.unet.config
-        self.widths = config.cross_attention_dim, config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        self.widths = (
+            config.cross_attention_dim,
+            config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim,
+        )
         self._aesthetic, self._sizes = False, {}
 
     def encode_texts(self, texts: Sequence[str], negative: bool = False) -> Conditioning:
@@ -81,13 +102,23 @@ def build(shape: dict[str, Any], device: str, dtype: torch.dtype) -> RandomXL:
     """The network of that shape on the device."""
     torch.manual_seed(0)
     with torch.device(device):
-        unet = UNet2DConditionModel(**shape["unet"], use_linear_projection=True, addition_embed_type="text_time")
+        unet = UNet2DConditionModel(
+            **shape["unet"], use_linear_projection=True, addition_embed_type="text_time"
+        )
         vae = AutoencoderKL(
             **shape["vae"], latent_channels=4, scaling_factor=0.13025, down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
         )  # fmt: skip
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)
-    return RandomXL(SimpleNamespace(unet=unet.to(dtype), vae=vae.to(dtype), scheduler=scheduler), device)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        steps_offset=1,
+    )
+    return RandomXL(
+        SimpleNamespace(unet=unet.to(dtype), vae=vae.to(dtype), scheduler=scheduler), device
+    )
 
 
 class Pipelines:
@@ -95,12 +126,25 @@ class Pipelines:
 
     def __init__(self, model: RandomXL, steps: int, size: int) -> None:
         self.model, self.steps, self.size = model, steps, size
-        self.text, self.image = (self._pipeline(kind) for kind in (StableDiffusionXLPipeline, StableDiffusionXLImg2ImgPipeline))
+        self.text, self.image = (
+            self._pipeline(kind)
+            for kind in (StableDiffusionXLPipeline, StableDiffusionXLImg2ImgPipeline)
+        )
 
     def _pipeline(self, kind: type) -> Any:
         model = self.model
-        parts = {"text_encoder": None, "text_encoder_2": None, "tokenizer": None, "tokenizer_2": None}
-        pipeline: Any = kind(vae=model.vae, unet=model.unet, scheduler=DDIMScheduler.from_config(model.scheduler.config), **parts)  # type: ignore[call-arg]
+        parts = {
+            "text_encoder": None,
+            "text_encoder_2": None,
+            "tokenizer": None,
+            "tokenizer_2": None,
+        }
+        pipeline: Any = kind(
+            vae=model.vae,
+            unet=model.unet,
+            scheduler=DDIMScheduler.from_config(model.scheduler.config),
+            **parts,
+        )  # type: ignore[call-arg]
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -112,7 +156,9 @@ class Pipelines:
 
     def _settings(self, requests: Sequence[Request]) -> dict[str, Any]:
         prompt = self.model.encode_texts([request.prompt for request in requests])
-        negative = self.model.encode_texts([request.negative_prompt for request in requests], negative=True)
+        negative = self.model.encode_texts(
+            [request.negative_prompt for request in requests], negative=True
+        )
         return {
             "prompt_embeds": prompt["encoder_hidden_states"], "pooled_prompt_embeds": prompt["text_embeds"],
             "negative_prompt_embeds": negative["encoder_hidden_states"], "negative_pooled_prompt_embeds": negative["text_embeds"],
@@ -125,25 +171,43 @@ class Pipelines:
         model, steps = self.model, request.steps(self.steps)
         settings = self._settings([request]) | {"output_type": "latent"}
         shape = model.latent_shape(self.size, self.size)
-        noise = draw_noise(request.source_id, request.seed, request.attempt, shape)[None].to(model.device, model.dtype)
+        noise = draw_noise(request.source_id, request.seed, request.attempt, shape)[None].to(
+            model.device, model.dtype
+        )
         if request.level == 0:
             return self.text(latents=noise, height=self.size, width=self.size, **settings).images
         pixels = torch.from_numpy(pixels_of(request.source_id, self.size))[None].float() / 127.5 - 1
         clean = model.encode_images(pixels.to(model.device)).to(model.dtype)
         self.image.scheduler.set_timesteps(self.steps)
-        begun = self.image.scheduler.add_noise(clean, noise, self.image.scheduler.timesteps[self.steps - steps][None])
-        return self.image(image=clean, latents=begun, strength=(steps + 0.5) / self.steps, **settings).images
+        begun = self.image.scheduler.add_noise(
+            clean, noise, self.image.scheduler.timesteps[self.steps - steps][None]
+        )
+        return self.image(
+            image=clean, latents=begun, strength=(steps + 0.5) / self.steps, **settings
+        ).images
 
     @torch.inference_mode()
     def _call(self, requests: Sequence[Request]) -> None:
         common = self._settings(requests)
         if requests[0].level == 0:
             shape = self.model.latent_shape(self.size, self.size)
-            noise = torch.stack([draw_noise(each.source_id, each.seed, each.attempt, shape) for each in requests])
-            self.text(latents=noise.to(self.model.device, self.model.dtype), height=self.size, width=self.size, **common)
+            noise = torch.stack(
+                [draw_noise(each.source_id, each.seed, each.attempt, shape) for each in requests]
+            )
+            self.text(
+                latents=noise.to(self.model.device, self.model.dtype),
+                height=self.size,
+                width=self.size,
+                **common,
+            )
             return
-        pictures = [Image.fromarray(pixels_of(each.source_id, self.size).transpose(1, 2, 0)) for each in requests]
-        self.image(image=pictures, strength=(requests[0].steps(self.steps) + 0.5) / self.steps, **common)
+        pictures = [
+            Image.fromarray(pixels_of(each.source_id, self.size).transpose(1, 2, 0))
+            for each in requests
+        ]
+        self.image(
+            image=pictures, strength=(requests[0].steps(self.steps) + 0.5) / self.steps, **common
+        )
 
 
 def score_seconds(device: str, size: int, images: int) -> float:
@@ -155,7 +219,11 @@ def score_seconds(device: str, size: int, images: int) -> float:
         wait(device)
         started = time.perf_counter()
         with torch.inference_mode():
-            clip.get_image_features(pixel_values=processor(images=pictures, return_tensors="pt")["pixel_values"].to(device))
+            clip.get_image_features(
+                pixel_values=processor(images=pictures, return_tensors="pt")["pixel_values"].to(
+                    device
+                )
+            )
         wait(device)
         seconds = time.perf_counter() - started
     return seconds * images / 32
@@ -169,7 +237,9 @@ def compare(shape: dict[str, Any], device: str, steps: int, levels: Sequence[int
         Pipelines(model, steps, model.size),
         Engine(model, num_inference_steps=steps, guidance_scale=GUIDANCE_SCALE, slots=3),
     )
-    requests = [request for request in make_requests(1, steps, model.size) if request.level in levels]
+    requests = [
+        request for request in make_requests(1, steps, model.size) if request.level in levels
+    ]
     found = []
     for request, got in engine.denoise(requests, lambda source: pixels_of(source, model.size)):
         wanted = pipelines.latents(request)[0].float().cpu()
@@ -178,14 +248,25 @@ def compare(shape: dict[str, Any], device: str, steps: int, levels: Sequence[int
     return max(found)
 
 
-def measure(arguments: argparse.Namespace, device: str, dtype: torch.dtype) -> tuple[list[Figure], dict[str, Any]]:
+def measure(
+    arguments: argparse.Namespace, device: str, dtype: torch.dtype
+) -> tuple[list[Figure], dict[str, Any]]:
     shape = TINY if arguments.smoke else TRUE
-    difference = compare(shape, device, min(arguments.steps, 10), LEVELS if arguments.smoke else (LEVELS[0], LEVELS[-2]))
+    difference = compare(
+        shape,
+        device,
+        min(arguments.steps, 10),
+        LEVELS if arguments.smoke else (LEVELS[0], LEVELS[-2]),
+    )
     if not difference <= EQUAL:
-        raise SystemExit(f"the engine's latents differ from diffusers' by {difference:.2g} of the largest value; nothing was measured.")
+        raise SystemExit(
+            f"the engine's latents differ from diffusers' by {difference:.2g} of the largest value; nothing was measured."
+        )
     model = build(shape, device, dtype)
     steps, size = arguments.steps, model.size
-    engine = Engine(model, num_inference_steps=steps, guidance_scale=GUIDANCE_SCALE, slots=arguments.slots or 1)
+    engine = Engine(
+        model, num_inference_steps=steps, guidance_scale=GUIDANCE_SCALE, slots=arguments.slots or 1
+    )
     slots = arguments.slots or engine.fit_slots(size, size)
     requests = make_requests(arguments.sources, steps, size)
     rows = unet_rows(requests, steps, GUIDANCE_SCALE)
@@ -223,21 +304,49 @@ def measure(arguments: argparse.Namespace, device: str, dtype: torch.dtype) -> t
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         generate()
-        figures.append(Figure("peak memory of the engine, GiB", torch.cuda.max_memory_allocated() / 2**30))
+        figures.append(
+            Figure("peak memory of the engine, GiB", torch.cuda.max_memory_allocated() / 2**30)
+        )
     for name in ("plain", "compiled")[: 1 if arguments.smoke and not arguments.compile else 2]:
         if name == "compiled":
             engine.compile(size, size)
         seconds = interleave(arms(), arguments.repetitions)
         taken = statistics.median(seconds["engine"])
         one_by_one = [each * len(requests) / len(single) for each in seconds["per image"]]
-        told = ", ".join(f"{arm} {statistics.median(values):.2f} s" for arm, values in seconds.items())
+        told = ", ".join(
+            f"{arm} {statistics.median(values):.2f} s" for arm, values in seconds.items()
+        )
         figures += [
             Figure(f"{name}: images/s", len(requests) / taken, detail=told),
-            Figure(f"{name}: share of the matmul ceiling", total / taken / ceiling, ">=", 0.45, "aim .6"),
-            Figure(f"{name}: engine ÷ bare UNet loop", ratio(seconds["bare"], seconds["engine"]), ">=", 0.95, f"{calls} calls"),
-            Figure(f"{name}: idle share of the network", 1 - statistics.median(seconds["bare"]) / taken, detail="VAE and texts included"),
-            Figure(f"{name}: engine ÷ diffusers per (image, level)", ratio(one_by_one, seconds["engine"])),
-            Figure(f"{name}: engine ÷ diffusers per-level batches", ratio(seconds["per level"], seconds["engine"]), ">=", 0.98),
+            Figure(
+                f"{name}: share of the matmul ceiling",
+                total / taken / ceiling,
+                ">=",
+                0.45,
+                "aim .6",
+            ),
+            Figure(
+                f"{name}: engine ÷ bare UNet loop",
+                ratio(seconds["bare"], seconds["engine"]),
+                ">=",
+                0.95,
+                f"{calls} calls",
+            ),
+            Figure(
+                f"{name}: idle share of the network",
+                1 - statistics.median(seconds["bare"]) / taken,
+                detail="VAE and texts included",
+            ),
+            Figure(
+                f"{name}: engine ÷ diffusers per (image, level)",
+                ratio(one_by_one, seconds["engine"]),
+            ),
+            Figure(
+                f"{name}: engine ÷ diffusers per-level batches",
+                ratio(seconds["per level"], seconds["engine"]),
+                ">=",
+                0.98,
+            ),
         ]
         if name == "plain":
             share = score_seconds(device, size, len(requests)) / taken
@@ -253,9 +362,13 @@ def measure(arguments: argparse.Namespace, device: str, dtype: torch.dtype) -> t
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sources", type=int, default=24, help="images; each gets six levels")
-    parser.add_argument("--slots", type=int, help="images that share a call (default: found by trying)")
+    parser.add_argument(
+        "--slots", type=int, help="images that share a call (default: found by trying)"
+    )
     parser.add_argument("--steps", type=int, default=20, help="inference steps T")
     parser.add_argument("--repetitions", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="with --smoke: compile too")
@@ -263,16 +376,24 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
     if not arguments.smoke and not torch.cuda.is_available():
-        raise SystemExit("there is no GPU of NVIDIA here; --smoke runs the same code with a tiny network on the CPU.")
+        raise SystemExit(
+            "there is no GPU of NVIDIA here; --smoke runs the same code with a tiny network on the CPU."
+        )
     if arguments.smoke:
         arguments.sources, arguments.slots, arguments.steps, arguments.repetitions = 2, 4, 10, 1
-    figures, settings = measure(arguments, "cpu" if arguments.smoke else "cuda", torch.float32 if arguments.smoke else torch.bfloat16)
+    figures, settings = measure(
+        arguments,
+        "cpu" if arguments.smoke else "cuda",
+        torch.float32 if arguments.smoke else torch.bfloat16,
+    )
     print(", ".join(f"{name} {value}" for name, value in settings.items()))
     print(table(figures))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         rows = [{**asdict(figure), "met": figure.met} for figure in figures]
-        arguments.json.write_text(json.dumps({"settings": settings, "figures": rows}, indent=1, ensure_ascii=False))
+        arguments.json.write_text(
+            json.dumps({"settings": settings, "figures": rows}, indent=1, ensure_ascii=False)
+        )
 
 
 if __name__ == "__main__":

@@ -69,7 +69,11 @@ class Figure:
     def met(self) -> bool | None:
         if self.goal is None:
             return None
-        return {">=": self.value >= self.goal, "<=": self.value <= self.goal, "==": self.value == self.goal}[self.comparison]
+        return {
+            ">=": self.value >= self.goal,
+            "<=": self.value <= self.goal,
+            "==": self.value == self.goal,
+        }[self.comparison]
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,9 @@ class Setting:
         stem = "7x7" if self.image_size > 64 else "3x3"
         width = 16 if self.architecture.endswith("-cifar") else 64
         names = tuple(str(label) for label in range(10))
-        return ClassifierConfig(self.architecture, stem, width, names, self.image_size, self.stored_size, MEAN, STD)
+        return ClassifierConfig(
+            self.architecture, stem, width, names, self.image_size, self.stored_size, MEAN, STD
+        )
 
 
 SMALL = Setting("resnet32-cifar", 32, 32, 128, ("random-crop", "flip"), 4)
@@ -104,7 +110,9 @@ def jpegs(size: int, count: int) -> tuple[list[bytes], np.ndarray]:
     files = []
     for row in range(count):
         out = io.BytesIO()
-        table.image(row % len(table)).resize((size, size), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
+        table.image(row % len(table)).resize((size, size), Image.Resampling.BICUBIC).save(
+            out, "JPEG", quality=90
+        )
         files.append(out.getvalue())
     return files, np.resize(table.labels, count)
 
@@ -126,8 +134,12 @@ def imagenet_lt() -> Pool:
     real, hard, tail = 115_846, 1_530, 136
     rows, extra = np.arange(real), np.arange(24 * hard)
     return Pool(
-        labels=np.concatenate([np.where(rows < hard, rows % tail, tail + rows % (1000 - tail)), extra % tail]),
-        levels=np.concatenate([np.full(real, 100), np.asarray(LEVELS)[extra // tail % len(LEVELS)]]),
+        labels=np.concatenate(
+            [np.where(rows < hard, rows % tail, tail + rows % (1000 - tail)), extra % tail]
+        ),
+        levels=np.concatenate(
+            [np.full(real, 100), np.asarray(LEVELS)[extra // tail % len(LEVELS)]]
+        ),
         synthetic=np.repeat([False, True], [real, len(extra)]),
         hard=np.arange(real + len(extra)) < hard,
         class_names=[str(label) for label in range(1000)],
@@ -137,13 +149,17 @@ def imagenet_lt() -> Pool:
 def make_course(pool: Pool, strategy: str, samples: int, undersample: bool = False) -> Course:
     levels = [GuidanceLevel(level) for level in LEVELS]
     followed = make_strategy(strategy, levels=levels, curriculum_epochs=1000)
-    return Course(pool, followed, make_mixing(pool, strategy, undersample, 3.0, "repeat", "error"), samples, 0)
+    return Course(
+        pool, followed, make_mixing(pool, strategy, undersample, 3.0, "repeat", "error"), samples, 0
+    )
 
 
 def make_learner(setting: Setting, precision: torch.dtype, counts: np.ndarray) -> Learner:
     torch.manual_seed(0)
     model: Any = build_classifier(setting.config)
-    optimizer = partial(make_optimizer, name="sgd", lr=0.01, weight_decay=2e-4, momentum=0.9, nesterov=False)
+    optimizer = partial(
+        make_optimizer, name="sgd", lr=0.01, weight_decay=2e-4, momentum=0.9, nesterov=False
+    )
     return Learner(
         model.to(memory_format=torch.channels_last), optimizer, make_objective("cross-entropy"), counts, setting.config, Stepping(),
         setting.augment, precision, "cpu",
@@ -161,8 +177,12 @@ class Fixed:
             yield self.rows, self.pixels
 
 
-def train_epoch(learner: Learner, batches: Any, rows: np.ndarray, labels: np.ndarray, setting: Setting) -> None:
-    learner.train_epoch(batches, rows, labels, 0, 1, setting.batch, 0, lambda progress: 0.01, Path("none"))
+def train_epoch(
+    learner: Learner, batches: Any, rows: np.ndarray, labels: np.ndarray, setting: Setting
+) -> None:
+    learner.train_epoch(
+        batches, rows, labels, 0, 1, setting.batch, 0, lambda progress: 0.01, Path("none")
+    )
 
 
 class PlainFolder(Dataset):
@@ -182,7 +202,9 @@ class PlainFolder(Dataset):
         if "random-resized-crop" in self.setting.augment:
             side = round(image.width * float(torch.empty(()).uniform_(0.08, 1)) ** 0.5)
             left, top = (int(torch.randint(image.width - side + 1, ())) for _ in range(2))
-            image = image.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
+            image = image.resize(
+                (size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side)
+            )
         else:
             border = size // 8
             left, top = (int(torch.randint(2 * border + 1, ())) for _ in range(2))
@@ -193,7 +215,9 @@ class PlainFolder(Dataset):
         return (pixels - self.mean) / self.std, int(self.labels[row])
 
 
-def plain_loop(folder: Path, files: Sequence[bytes], labels: np.ndarray, setting: Setting) -> Callable[[], None]:
+def plain_loop(
+    folder: Path, files: Sequence[bytes], labels: np.ndarray, setting: Setting
+) -> Callable[[], None]:
     """An epoch of the loop that everybody writes: DataLoader, forward, backward, step, in float32."""
     paths = [folder / f"{row:05d}.jpg" for row in range(len(files))]
     for path, data in zip(paths, files, strict=True):
@@ -201,7 +225,9 @@ def plain_loop(folder: Path, files: Sequence[bytes], labels: np.ndarray, setting
     torch.manual_seed(0)
     model = build_classifier(setting.config).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=2e-4)
-    loader = DataLoader(PlainFolder(paths, labels, setting), setting.batch, shuffle=True, drop_last=True)
+    loader = DataLoader(
+        PlainFolder(paths, labels, setting), setting.batch, shuffle=True, drop_last=True
+    )
 
     def epoch() -> None:
         done = 0
@@ -220,7 +246,9 @@ def plain_loop(folder: Path, files: Sequence[bytes], labels: np.ndarray, setting
 # ---------------------------------------------------------------- the measurements
 
 
-def take_turns(arms: dict[str, Callable[[], None]], repetitions: int, clock: Callable[[], float]) -> dict[str, float]:
+def take_turns(
+    arms: dict[str, Callable[[], None]], repetitions: int, clock: Callable[[], float]
+) -> dict[str, float]:
     """Median seconds of each arm; they take turns, and one turn is not timed."""
     times: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(repetitions + 1):
@@ -232,12 +260,24 @@ def take_turns(arms: dict[str, Callable[[], None]], repetitions: int, clock: Cal
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def feeding(setting: Setting, images: int, repetitions: int, clock: Callable[[], float], decoded: bool, title: str) -> list[Figure]:
+def feeding(
+    setting: Setting,
+    images: int,
+    repetitions: int,
+    clock: Callable[[], float],
+    decoded: bool,
+    title: str,
+) -> list[Figure]:
     """Curriculum training beside the same loop on a fixed batch, and beside a plain loop on files."""
     files, labels = jpegs(setting.stored_size, images)
     pool = make_pool(images * 3 // 4, images // 16, images // 4)
-    limit, pixels_module.MEMORY_LIMIT = pixels_module.MEMORY_LIMIT, pixels_module.MEMORY_LIMIT if decoded else 0
-    pixels = Pixels([[{"image": {"bytes": data, "path": None}} for data in files]], setting.stored_size)
+    limit, pixels_module.MEMORY_LIMIT = (
+        pixels_module.MEMORY_LIMIT,
+        pixels_module.MEMORY_LIMIT if decoded else 0,
+    )
+    pixels = Pixels(
+        [[{"image": {"bytes": data, "path": None}} for data in files]], setting.stored_size
+    )
     pixels_module.MEMORY_LIMIT = limit
     course = make_course(pool, "diverse-to-specific", setting.steps * setting.batch)
     epochs = iter(range(1000))
@@ -252,7 +292,9 @@ def feeding(setting: Setting, images: int, repetitions: int, clock: Callable[[],
             drawn, _ = course.draw(next(epochs), 0, [])
             train_epoch(learner, batches, drawn, pool.labels, setting)
 
-        def same_batch(learner: Learner = learner, fixed: Fixed = fixed, rows: np.ndarray = rows) -> None:
+        def same_batch(
+            learner: Learner = learner, fixed: Fixed = fixed, rows: np.ndarray = rows
+        ) -> None:
             train_epoch(learner, fixed, rows, pool.labels, setting)
 
         arms |= {f"fixed {name}": same_batch, f"curriculum {name}": ours}
@@ -261,7 +303,10 @@ def feeding(setting: Setting, images: int, repetitions: int, clock: Callable[[],
         seconds = take_turns(arms, repetitions, clock)
     rate = {name: setting.steps * setting.batch / value for name, value in seconds.items()}
     automatic = str(precisions["auto"]).removeprefix("torch.")
-    speeds = ", ".join(f"{name.replace('auto', automatic)} {value:.0f}" for name, value in rate.items()) + " images/s"
+    speeds = (
+        ", ".join(f"{name.replace('auto', automatic)} {value:.0f}" for name, value in rate.items())
+        + " images/s"
+    )
     return [
         Figure(
             f"{title}: curriculum ÷ fixed batch in memory, {automatic}", rate["curriculum auto"] / rate["fixed auto"],
@@ -276,10 +321,14 @@ def feeding(setting: Setting, images: int, repetitions: int, clock: Callable[[],
     ]  # fmt: skip
 
 
-def probing(setting: Setting, images: int, repetitions: int, clock: Callable[[], float]) -> list[Figure]:
+def probing(
+    setting: Setting, images: int, repetitions: int, clock: Callable[[], float]
+) -> list[Figure]:
     """Measuring on V before and after a probe, as a share of an epoch that has it; and the draw of an epoch's rows beside a step."""
     files, labels = jpegs(setting.stored_size, images)
-    pixels = Pixels([[{"image": {"bytes": data, "path": None}} for data in files]], setting.stored_size)
+    pixels = Pixels(
+        [[{"image": {"bytes": data, "path": None}} for data in files]], setting.stored_size
+    )
     precision = choose_precision("auto", "cpu")
     learner = make_learner(setting, precision, np.ones(10))
     batches, config = learner.batches(pixels, setting.batch, 0), setting.config
@@ -298,7 +347,8 @@ def probing(setting: Setting, images: int, repetitions: int, clock: Callable[[],
     for name, (real, hard, synthetic) in SETS.items():
         _, guidance = hold_out_guidance(make_pool(real, hard, synthetic), levels, None, 0)
         before, after = np.random.default_rng(0).random((2, len(guidance)))
-        counted = take_turns({"gain": lambda: none(measure_progress(guidance, before, after))}, 3, clock)["gain"]  # noqa: B023
+        gain = partial(measure_progress, guidance, before, after)
+        counted = take_turns({"gain": lambda gain=gain: none(gain())}, 3, clock)["gain"]
         measured, trained = 2 * len(guidance) * per_image + counted, real / setting.batch * step
         figures.append(
             Figure(
@@ -309,23 +359,36 @@ def probing(setting: Setting, images: int, repetitions: int, clock: Callable[[],
     pool = imagenet_lt()
     for strategy in ("diverse-to-specific", "all-levels"):
         steps = int((~pool.synthetic).sum()) // setting.batch
-        course, epochs = make_course(pool, strategy, steps * setting.batch, undersample=True), iter(range(100))
-        drawn = take_turns({"draw": lambda: none(course.draw(next(epochs), 0, []))}, 3, clock)["draw"]  # noqa: B023
+        course = make_course(pool, strategy, steps * setting.batch, undersample=True)
+        draws = (course.draw(epoch, 0, []) for epoch in range(100))
+        drawn = take_turns({"draw": partial(next, draws)}, 3, clock)["draw"]
         told = f"{1000 * drawn:.0f} ms for {steps} steps of {1000 * step:.0f} ms"
-        figures.append(Figure(f"index draw of ImageNet-LT ÷ step, {strategy}", drawn / steps / step, "<=", 0.01, told))
+        figures.append(
+            Figure(
+                f"index draw of ImageNet-LT ÷ step, {strategy}",
+                drawn / steps / step,
+                "<=",
+                0.01,
+                told,
+            )
+        )
     return figures
 
 
 def attention(repetitions: int, clock: Callable[[], float], batch: int = 128) -> list[Figure]:
     """A step of FLYP in bfloat16 with the attention that the learner chooses on a CPU, beside torch's fused one."""
     folder = Path(__file__).parent / "checkpoints" / "cifar" / "clip"
-    train = Train.model_validate({"image_size": 32, "model": {"architecture": "clip", "checkpoint": str(folder)}})
+    train = Train.model_validate(
+        {"image_size": 32, "model": {"architecture": "clip", "checkpoint": str(folder)}}
+    )
     config = describe_classifier(train, tuple(f"class {label}" for label in range(10)), None, FLYP)
     setting = Setting("clip", 32, 32, batch, ("random-crop", "flip"), 2)
     pixels = Noise(batch)
     arms: dict[str, Callable[[], None]] = {}
     for name in ("sdpa", "eager"):
-        optimizer = partial(make_optimizer, name="adamw", lr=1e-5, weight_decay=0.1, momentum=0.9, nesterov=False)
+        optimizer = partial(
+            make_optimizer, name="adamw", lr=1e-5, weight_decay=0.1, momentum=0.9, nesterov=False
+        )
         learner = Learner(
             starter_of(config, train)(), optimizer, make_objective(FLYP), np.ones(10), config, Stepping(), setting.augment,
             torch.bfloat16, "cpu",
@@ -334,14 +397,24 @@ def attention(repetitions: int, clock: Callable[[], float], batch: int = 128) ->
             learner.model.clip.set_attn_implementation(name)  # type: ignore[union-attr, operator]
         rows, labels = np.arange(setting.steps * batch) % batch, np.arange(batch) % 10
 
-        def epoch(learner: Learner = learner, rows: np.ndarray = rows, labels: np.ndarray = labels) -> None:
+        def epoch(
+            learner: Learner = learner, rows: np.ndarray = rows, labels: np.ndarray = labels
+        ) -> None:
             train_epoch(learner, Fixed(pixels, batch), rows, labels, setting)  # type: ignore[arg-type]
 
         arms[name] = epoch
     seconds = take_turns(arms, repetitions, clock)
-    told = ", ".join(f"{name} {value / setting.steps:.3f} s a step" for name, value in seconds.items())
+    told = ", ".join(
+        f"{name} {value / setting.steps:.3f} s a step" for name, value in seconds.items()
+    )
     return [
-        Figure("FLYP in bfloat16 on a CPU: plain attention ÷ fused attention, images/s", seconds["sdpa"] / seconds["eager"], "", None, told)
+        Figure(
+            "FLYP in bfloat16 on a CPU: plain attention ÷ fused attention, images/s",
+            seconds["sdpa"] / seconds["eager"],
+            "",
+            None,
+            told,
+        )
     ]
 
 
@@ -349,7 +422,13 @@ class Noise:
     """Pixels drawn at random."""
 
     def __init__(self, count: int) -> None:
-        self.memory = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        self.memory = torch.randint(
+            0,
+            256,
+            (count, 3, 32, 32),
+            dtype=torch.uint8,
+            generator=torch.Generator().manual_seed(0),
+        )
 
     def __getitems__(self, rows: Sequence[int]) -> Tensor:
         return self.memory[torch.as_tensor(rows)]
@@ -400,16 +479,22 @@ def table_of(figures: Sequence[Figure]) -> str:
     for figure in figures:
         goal = f"{figure.comparison} {figure.goal:g}" if figure.goal is not None else ""
         verdict = {None: "", True: "met", False: "MISSED"}[figure.met]
-        lines.append(f"{figure.name:<{width}}  {figure.value:8.4f}  {goal:<8} {verdict:<7} {figure.detail}".rstrip())
+        lines.append(
+            f"{figure.name:<{width}}  {figure.value:8.4f}  {goal:<8} {verdict:<7} {figure.detail}".rstrip()
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    parser.add_argument("--quick", action="store_true", help="one short repetition, small pictures only")
+    parser.add_argument(
+        "--quick", action="store_true", help="one short repetition, small pictures only"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -425,7 +510,9 @@ def main() -> None:
     if "progress" in arguments.parts:
         figures += probing(small, images, repetitions, clock)
     if "large" in arguments.parts and not arguments.quick:
-        figures += feeding(LARGE, 64, repetitions, clock, False, "224 px, decoded at each visit, no worker")
+        figures += feeding(
+            LARGE, 64, repetitions, clock, False, "224 px, decoded at each visit, no worker"
+        )
     if "attention" in arguments.parts:
         figures += attention(repetitions, clock)
     print(table_of(figures))
@@ -435,7 +522,9 @@ def main() -> None:
     }  # fmt: skip
     if arguments.json:
         rows = [{**asdict(figure), "met": figure.met} for figure in figures]
-        arguments.json.write_text(json.dumps({"settings": settings, "figures": rows}, indent=1, ensure_ascii=False) + "\n")
+        arguments.json.write_text(
+            json.dumps({"settings": settings, "figures": rows}, indent=1, ensure_ascii=False) + "\n"
+        )
 
 
 if __name__ == "__main__":

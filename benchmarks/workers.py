@@ -78,10 +78,16 @@ def worker() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=8, help="images per source and level; 26 sources, 2 levels")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=8, help="images per source and level; 26 sources, 2 levels"
+    )
     parser.add_argument("--slots", type=int, default=8)
-    parser.add_argument("--wait", type=float, default=0.5, help="seconds of a call in the arm that waits")
+    parser.add_argument(
+        "--wait", type=float, default=0.5, help="seconds of a call in the arm that waits"
+    )
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--arms", default="waiting,cpu")
     parser.add_argument("--json", type=Path, help="also write the figures there")
@@ -103,7 +109,9 @@ def main() -> None:
             taken: dict[int, list[float]] = {1: [], 2: []}
             for turn in range(arguments.repetitions):
                 for workers in (1, 2):
-                    taken[workers].append(seconds(Path(place) / f"{arm}-{turn}-{workers}", asked, workers))
+                    taken[workers].append(
+                        seconds(Path(place) / f"{arm}-{turn}-{workers}", asked, workers)
+                    )
             ratios = [one / two for one, two in zip(taken[1], taken[2], strict=True)]
             result[arm] = {
                 "idle_cores_before": round(idle, 1), "seconds_of_one": [round(each, 1) for each in taken[1]],

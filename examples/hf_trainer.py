@@ -18,12 +18,26 @@ def collate(samples: list) -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.stack(images), "labels": torch.tensor(labels)}
 
 
-def main(folder: str, strategy: str = "adaptive", epochs: int = 12, out: str | None = None, resume: bool = False) -> CurriculumTrainer:
+def main(
+    folder: str,
+    strategy: str = "adaptive",
+    epochs: int = 12,
+    out: str | None = None,
+    resume: bool = False,
+) -> CurriculumTrainer:
     """Trains a small network of transformers and returns its trainer, evaluated on the validation images."""
     torch.manual_seed(0)
     dataset = discl.SpectrumDataset.of_run(folder, size=32)
-    curriculum = discl.Curriculum(dataset, strategy, curriculum_epochs=epochs * 2 // 3, collate=collate)
-    config = ResNetConfig(embedding_size=16, hidden_sizes=[24, 48], depths=[1, 1], layer_type="basic", num_labels=len(dataset.class_names))
+    curriculum = discl.Curriculum(
+        dataset, strategy, curriculum_epochs=epochs * 2 // 3, collate=collate
+    )
+    config = ResNetConfig(
+        embedding_size=16,
+        hidden_sizes=[24, 48],
+        depths=[1, 1],
+        layer_type="basic",
+        num_labels=len(dataset.class_names),
+    )
     # with several processes the Trainer divides the rows, and CurriculumTrainer has the curriculum leave that to it
     trainer = CurriculumTrainer(
         curriculum=curriculum,

@@ -44,11 +44,17 @@ def flip(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def main(
-    folder: str, strategy: str = "adaptive", epochs: int = 12, out: str | None = None, resume: str | None = None
+    folder: str,
+    strategy: str = "adaptive",
+    epochs: int = 12,
+    out: str | None = None,
+    resume: str | None = None,
 ) -> tuple[discl.Curriculum, lightning.Trainer]:
     """Trains a small network and returns its curriculum and trainer."""
     lightning.seed_everything(0)
-    dataset = discl.SpectrumDataset.of_run(folder, size=32, transform=flip, evaluation_transform=nn.Identity())
+    dataset = discl.SpectrumDataset.of_run(
+        folder, size=32, transform=flip, evaluation_transform=nn.Identity()
+    )
     validation = discl.SpectrumDataset.of_run(folder, size=32, split="validation")
     curriculum = discl.Curriculum(dataset, strategy, curriculum_epochs=epochs * 2 // 3)
     # on several devices Lightning divides the rows, and the callback has the curriculum leave that to it
@@ -56,8 +62,12 @@ def main(
         max_epochs=epochs, callbacks=[CurriculumCallback(curriculum)], accelerator="cpu", logger=False, enable_progress_bar=False,
         default_root_dir=out or tempfile.mkdtemp(),
     )  # fmt: skip
-    loader = DataLoader(dataset, batch_size=64, sampler=curriculum, num_workers=2, persistent_workers=True)
-    trainer.fit(Classifier(len(dataset.class_names)), loader, DataLoader(validation, 64), ckpt_path=resume)
+    loader = DataLoader(
+        dataset, batch_size=64, sampler=curriculum, num_workers=2, persistent_workers=True
+    )
+    trainer.fit(
+        Classifier(len(dataset.class_names)), loader, DataLoader(validation, 64), ckpt_path=resume
+    )
     print(trainer.callback_metrics)
     return curriculum, trainer
 

@@ -13,7 +13,10 @@ import discl
 
 
 def make_model(classes: int) -> nn.Module:
-    layers = [nn.Sequential(nn.LazyConv2d(width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU()) for width in (24, 48, 96)]
+    layers = [
+        nn.Sequential(nn.LazyConv2d(width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU())
+        for width in (24, 48, 96)
+    ]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, classes))
 
 
@@ -25,9 +28,13 @@ def flip(pixels: torch.Tensor) -> torch.Tensor:
 def main(folder: str, strategy: str = "diverse-to-specific", epochs: int = 12) -> float:
     """Trains a small network and returns its accuracy on the validation images."""
     torch.manual_seed(0)
-    dataset = discl.SpectrumDataset.of_run(folder, size=32, transform=flip, evaluation_transform=nn.Identity())
+    dataset = discl.SpectrumDataset.of_run(
+        folder, size=32, transform=flip, evaluation_transform=nn.Identity()
+    )
     curriculum = discl.Curriculum(dataset, strategy, curriculum_epochs=epochs * 2 // 3)
-    loader = DataLoader(dataset, batch_size=64, sampler=curriculum, num_workers=2, persistent_workers=True)
+    loader = DataLoader(
+        dataset, batch_size=64, sampler=curriculum, num_workers=2, persistent_workers=True
+    )
     model = make_model(len(dataset.class_names))
     model(torch.zeros(2, 3, 32, 32))  # fixes the lazy shapes
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)

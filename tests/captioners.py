@@ -8,7 +8,12 @@ from typing import Any
 
 import torch
 
-LAYERS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+LAYERS = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 VISION = {**LAYERS, "image_size": 32, "patch_size": 8}
 CHAT = (
     "{% for message in messages %}{{ message.role }}: {% for part in message.content %}"
@@ -23,12 +28,19 @@ def make_letters(folder: Path) -> Any:
     letters = string.ascii_lowercase + string.digits + string.punctuation
     folder.mkdir(parents=True)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"]
-    (folder / "vocab.txt").write_text("\n".join([*special, *letters, *(f"##{letter}" for letter in letters)]))
+    (folder / "vocab.txt").write_text(
+        "\n".join([*special, *letters, *(f"##{letter}" for letter in letters)])
+    )
     return BertTokenizer(str(folder / "vocab.txt"), model_max_length=64)
 
 
 def save_blip(folder: Path) -> Path:
-    from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessorPil, BlipProcessor
+    from transformers import (
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipImageProcessorPil,
+        BlipProcessor,
+    )
 
     tokenizer = make_letters(folder.with_name(f"{folder.name}-letters"))
     text = {
@@ -36,8 +48,12 @@ def save_blip(folder: Path) -> Path:
         "sep_token_id": 3, "eos_token_id": 3, "pad_token_id": 0,
     }  # fmt: skip
     torch.manual_seed(0)
-    BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=VISION, projection_dim=32)).save_pretrained(folder)
-    BlipProcessor(BlipImageProcessorPil(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
+    BlipForConditionalGeneration(
+        BlipConfig(text_config=text, vision_config=VISION, projection_dim=32)
+    ).save_pretrained(folder)
+    BlipProcessor(
+        BlipImageProcessorPil(size={"height": 32, "width": 32}), tokenizer
+    ).save_pretrained(folder)
     return folder
 
 
@@ -52,22 +68,31 @@ def save_git(folder: Path) -> Path:
             pad_token_id=0,
         )
     ).save_pretrained(folder)  # fmt: skip
-    GitProcessor(CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}), tokenizer).save_pretrained(
-        folder
-    )
+    GitProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        tokenizer,
+    ).save_pretrained(folder)
     return folder
 
 
 def save_encoder_decoder(folder: Path, tokenizer: Any) -> Path:
     """ViT and GPT-2, with the processors of images and of texts apart, as such folders have them."""
-    from transformers import GPT2Config, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig, ViTImageProcessorPil
+    from transformers import (
+        GPT2Config,
+        VisionEncoderDecoderConfig,
+        VisionEncoderDecoderModel,
+        ViTConfig,
+        ViTImageProcessorPil,
+    )
 
     text = GPT2Config(
         vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=64, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = VisionEncoderDecoderModel(VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(**VISION), text))
+    model = VisionEncoderDecoderModel(
+        VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(**VISION), text)
+    )
     model.generation_config.decoder_start_token_id = tokenizer.bos_token_id
     model.generation_config.pad_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
@@ -93,7 +118,11 @@ def save_llava(folder: Path) -> Path:
         **LAYERS, vocab_size=len(tokenizer), num_key_value_heads=2, max_position_embeddings=256, bos_token_id=2, eos_token_id=3,
         pad_token_id=0,
     )  # fmt: skip
-    config = LlavaConfig(vision_config=CLIPVisionConfig(**VISION), text_config=text, image_token_id=len(tokenizer) - 1)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**VISION),
+        text_config=text,
+        image_token_id=len(tokenizer) - 1,
+    )
     torch.manual_seed(0)
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     LlavaProcessor(

@@ -29,13 +29,20 @@ Reply = tuple[int, dict[str, str], str | bytes] | Raw
 def sentences(name: str, count: int, start: int = 0) -> list[str]:
     """Usable texts: twenty words each that name the class."""
     return [
-        f"Photograph {start + each} of the {name} in soft light" + " beside an old wall of grey stone and dry grass"
+        f"Photograph {start + each} of the {name} in soft light"
+        + " beside an old wall of grey stone and dry grass"
         for each in range(count)
     ]
 
 
 def completion(content: str | None) -> Reply:
-    return 200, {}, json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": content}}]})
+    return (
+        200,
+        {},
+        json.dumps(
+            {"choices": [{"index": 0, "message": {"role": "assistant", "content": content}}]}
+        ),
+    )
 
 
 def numbered(texts: list[str]) -> Reply:
@@ -44,7 +51,9 @@ def numbered(texts: list[str]) -> Reply:
 
 def asked_for(body: dict) -> tuple[str, int]:
     """Class and number of texts of the last message of a request."""
-    count, name = re.search(r'Write (\d+) descriptions of photographs of "([^"]+)"', body["messages"][-1]["content"]).groups()
+    count, name = re.search(
+        r'Write (\d+) descriptions of photographs of "([^"]+)"', body["messages"][-1]["content"]
+    ).groups()
     return name, int(count)
 
 
@@ -109,7 +118,9 @@ def serve(answer: Callable[[int, dict], Reply]) -> Iterator[Server]:
         def _send_raw(self, reply: Raw) -> None:
             self.wfile.write(reply.data)
             if reply.reset:
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
                 self.rfile.close()
                 self.connection.close()
 
@@ -118,7 +129,9 @@ def serve(answer: Callable[[int, dict], Reply]) -> Iterator[Server]:
 
     listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server = Server(f"http://127.0.0.1:{listener.server_port}/v1")
-    thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread = threading.Thread(
+        target=listener.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    )
     thread.start()
     try:
         yield server

@@ -6,7 +6,9 @@ import json
 import os
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, and for the commands that tests start: tiny tensors gain nothing from more
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # before torch is loaded, and for the commands that tests start: tiny tensors gain nothing from more
+)
 
 import pytest
 import torch
@@ -20,9 +22,16 @@ def make_tokenizer(folder: Path):
     from transformers import CLIPTokenizer
 
     alphabet = sorted(ByteLevel.alphabet())
-    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), "<|startoftext|>", "<|endoftext|>"]
+    tokens = [
+        *alphabet,
+        *(letter + "</w>" for letter in alphabet),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     folder.mkdir(parents=True)
-    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    (folder / "vocab.json").write_text(
+        json.dumps({token: index for index, token in enumerate(tokens)})
+    )
     (folder / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=TEXT_LENGTH)
     tokenizer.save_pretrained(folder)
@@ -40,7 +49,12 @@ def text_settings(tokenizer) -> dict[str, object]:
 @pytest.fixture(scope="session")
 def tiny_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Stable Diffusion folder for 32×32 pixels: 8×8 latents of 4 channels, UNet 32-64, epsilon prediction."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
     from transformers import CLIPTextConfig, CLIPTextModel
 
     folder = tmp_path_factory.mktemp("tiny") / "diffusion"
@@ -56,7 +70,12 @@ def tiny_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
     )  # fmt: skip
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
     StableDiffusionPipeline(
         vae=vae, text_encoder=CLIPTextModel(CLIPTextConfig(**text_settings(tokenizer))), tokenizer=tokenizer, unet=unet,
@@ -77,15 +96,22 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "projection_dim": 32,
     }  # fmt: skip
     torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text_settings(tokenizer), vision_config=vision, projection_dim=32)).save_pretrained(folder)
+    CLIPModel(
+        CLIPConfig(text_config=text_settings(tokenizer), vision_config=vision, projection_dim=32)
+    ).save_pretrained(folder)
     CLIPImageProcessor(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        size={"shortest_edge": 32},
+        crop_size={"height": 32, "width": 32},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
     ).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def filtered_run(tmp_path_factory: pytest.TempPathFactory, tiny_diffusion: Path, tiny_clip: Path) -> Path:
+def filtered_run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_diffusion: Path, tiny_clip: Path
+) -> Path:
     """A run folder that has come as far as the filter, which keeps everything: 40 real images, 8 of them hard, 16 synthetic ones at 0
     and at 50 % each."""
     import numpy as np
@@ -95,12 +121,23 @@ def filtered_run(tmp_path_factory: pytest.TempPathFactory, tiny_diffusion: Path,
     from discl.workspace import open_run
 
     root = tmp_path_factory.mktemp("pictures")
-    for split, counts in {"train": (20, 12, 5, 3), "validation": (3, 3, 3, 3), "test": (2, 2, 2, 2)}.items():
-        for label, (name, count) in enumerate(zip(("bag", "boot", "coat", "hat"), counts, strict=True)):
+    for split, counts in {
+        "train": (20, 12, 5, 3),
+        "validation": (3, 3, 3, 3),
+        "test": (2, 2, 2, 2),
+    }.items():
+        for label, (name, count) in enumerate(
+            zip(("bag", "boot", "coat", "hat"), counts, strict=True)
+        ):
             (root / split / name).mkdir(parents=True)
             for index in range(count):
-                pixels = np.random.default_rng([label, len(split), index]).integers(0, 60, (32, 32, 3)) + 60 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{index:02d}.png")
+                pixels = (
+                    np.random.default_rng([label, len(split), index]).integers(0, 60, (32, 32, 3))
+                    + 60 * label
+                )
+                Image.fromarray(pixels.astype(np.uint8)).save(
+                    root / split / name / f"{index:02d}.png"
+                )
     recipe = {
         "name": "filtered", "data": {"root": str(root)}, "groups": {"many": 15, "few": 6}, "hard": {"fewer_than": 6},
         "spectrum": {"checkpoint": str(tiny_diffusion), "levels": [0, 50], "seeds": 2, "num_inference_steps": 4},

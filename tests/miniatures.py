@@ -24,7 +24,9 @@ def draw(path: Path, label: int, number: int) -> None:
     """A 32×32 picture: the shade tells the class, the noise makes every picture another."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng([label, number]).integers(0, 60, (32, 32, 3)) + 60 * (label % 4)
-    Image.fromarray(pixels.astype(np.uint8)).save(path, "JPEG" if path.suffix in {".jpg", ".JPEG"} else None)
+    Image.fromarray(pixels.astype(np.uint8)).save(
+        path, "JPEG" if path.suffix in {".jpg", ".JPEG"} else None
+    )
 
 
 def imagenet_lt(root: Path) -> Path:
@@ -36,12 +38,18 @@ def imagenet_lt(root: Path) -> Path:
         for label, (folder, count) in enumerate(zip(folders, counts, strict=True)):
             for _ in range(count):
                 number += 1
-                path = f"train/{folder}/{folder}_{number}.JPEG" if split != "test" else f"val/{folder}/ILSVRC2012_val_{number:08d}.JPEG"
+                path = (
+                    f"train/{folder}/{folder}_{number}.JPEG"
+                    if split != "test"
+                    else f"val/{folder}/ILSVRC2012_val_{number:08d}.JPEG"
+                )
                 draw(root / path, label, number)
                 lines.append(f"{path} {label}")
         (root / f"ImageNet_LT_{split}.txt").write_text("\n".join(lines) + "\n")
     names = ("tench, Tinca tinca", "goldfish, Carassius auratus", "flamingo")
-    (root / "LOC_synset_mapping.txt").write_text("".join(f"{folder} {name}\n" for folder, name in zip(folders, names, strict=True)))
+    (root / "LOC_synset_mapping.txt").write_text(
+        "".join(f"{folder} {name}\n" for folder, name in zip(folders, names, strict=True))
+    )
     return root
 
 
@@ -62,7 +70,10 @@ def cifar100(root: Path, names: list[str], counts: list[int]) -> Path:
 def inaturalist2018(root: Path) -> Path:
     """COCO-style JSON; three species of 24, 5 and 2 training images."""
     species = (("Plantae", 7477), ("Aves", 3103), ("Insecta", 1205))
-    categories = [{"id": number, "name": f"Species {number}", "supercategory": kind} for kind, number in species]
+    categories = [
+        {"id": number, "name": f"Species {number}", "supercategory": kind}
+        for kind, number in species
+    ]
     (root / "train_val2018").mkdir(parents=True)
     (root / "categories.json").write_text(json.dumps(categories))
     taken = 0
@@ -73,9 +84,23 @@ def inaturalist2018(root: Path) -> Path:
                 taken += 1
                 name = f"train_val2018/{kind}/{number}/{taken:032x}.jpg"
                 draw(root / name, label, taken)
-                images.append({"id": taken, "file_name": name, "width": 32, "height": 32, "license": 1, "rights_holder": "nobody"})
+                images.append(
+                    {
+                        "id": taken,
+                        "file_name": name,
+                        "width": 32,
+                        "height": 32,
+                        "license": 1,
+                        "rights_holder": "nobody",
+                    }
+                )
                 annotations.append({"id": taken, "image_id": taken, "category_id": number})
-        listed = {"info": {"year": 2018}, "images": images, "annotations": annotations, "categories": [{"id": n} for _, n in species]}
+        listed = {
+            "info": {"year": 2018},
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": n} for _, n in species],
+        }
         (root / f"{split}.json").write_text(json.dumps(listed))
     return root
 
@@ -85,14 +110,20 @@ def iwildcam(root: Path) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     names = ("empty", "tayassu pecari", "panthera onca")
     with (root / "categories.csv").open("w", newline="") as file:
-        listed = [*((label, 10 * label, name) for label, name in enumerate(names)), (99999, 77, "gulo gulo"), (99999, 78, "unknown")]
+        listed = [
+            *((label, 10 * label, name) for label, name in enumerate(names)),
+            (99999, 77, "gulo gulo"),
+            (99999, 78, "unknown"),
+        ]
         csv.writer(file).writerows([("y", "category_id", "name"), *listed])
     # the first column is the number of the row, without a name; y = 99999 is a category without images
     head = (
         "", "split", "location_remapped", "location", "sequence_remapped", "seq_id", "y", "category_id", "datetime", "filename", "image_id",
     )  # fmt: skip
     rows, number = [], 0
-    for camera, (split, count) in enumerate((("train", 8), ("id_val", 2), ("id_test", 2), ("val", 2), ("test", 2))):
+    for camera, (split, count) in enumerate(
+        (("train", 8), ("id_val", 2), ("id_test", 2), ("val", 2), ("test", 2))
+    ):
         for label in range(len(names)):
             for _ in range(count):
                 number += 1

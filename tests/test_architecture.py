@@ -29,7 +29,9 @@ FLOORS = [
 """Rooms from the entrance down; a room imports from the floors below it only."""
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__").replace("__init__", ""): path
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    .removesuffix(".__init__")
+    .replace("__init__", ""): path
     for path in sorted(ROOT.rglob("*.py"))
 }
 
@@ -58,7 +60,9 @@ def imports(module: str, everywhere: bool = True) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             source = ".".join([*base, *(node.module or "").split(".")]).rstrip(".")
-            submodules = {f"{source}.{alias.name}" for alias in node.names} & {f"discl.{name}" for name in MODULES}
+            submodules = {f"{source}.{alias.name}" for alias in node.names} & {
+                f"discl.{name}" for name in MODULES
+            }
             found |= submodules or {source}
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             waiting += node.body if everywhere else []
@@ -69,7 +73,11 @@ def imports(module: str, everywhere: bool = True) -> set[str]:
 
 def inside(module: str, everywhere: bool = True) -> set[str]:
     """Modules of discl, without the prefix, that a module imports."""
-    return {name.removeprefix("discl.") for name in imports(module, everywhere) if name.startswith("discl.")}
+    return {
+        name.removeprefix("discl.")
+        for name in imports(module, everywhere)
+        if name.startswith("discl.")
+    }
 
 
 def room(module: str) -> str:
@@ -87,14 +95,19 @@ def test_the_source_is_read_at_all() -> None:
 
 def test_every_room_has_its_floor() -> None:
     rooms = {room(module) for module in MODULES} - {""}
-    assert rooms <= set(FLOOR_OF), f"say in FLOORS where these belong: {sorted(rooms - set(FLOOR_OF))}"
+    assert rooms <= set(FLOOR_OF), (
+        f"say in FLOORS where these belong: {sorted(rooms - set(FLOOR_OF))}"
+    )
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if not is_script(name)])
 def test_arrows_point_down_only(module: str) -> None:
     """So nobody imports the command line, and the two wings, which share a floor, do not know each other."""
     upwards = {
-        other for other in inside(module) if room(other) != room(module) and FLOOR_OF.get(room(other), 0) <= FLOOR_OF.get(room(module), 0)
+        other
+        for other in inside(module)
+        if room(other) != room(module)
+        and FLOOR_OF.get(room(other), 0) <= FLOOR_OF.get(room(module), 0)
     }
     assert not upwards
 
@@ -125,7 +138,12 @@ def test_heavy_packages_stay_in_their_room(module: str) -> None:
         "curriculum.processes",
     }:
         assert not packages & {"diffusers", "transformers", "accelerate"}
-    assert not {name.split(".")[0] for name in imports(module, everywhere=False)} & {"diffusers", "transformers", "accelerate", "ray"}
+    assert not {name.split(".")[0] for name in imports(module, everywhere=False)} & {
+        "diffusers",
+        "transformers",
+        "accelerate",
+        "ray",
+    }
 
 
 @pytest.mark.parametrize("module", ["", "cli", "errors", "levels", "digests", "files"])
@@ -138,7 +156,9 @@ INTO_A_FOLDER = {"export.writing", "export.formats", "stages.cluster"}
 """They write into a folder that appears whole, or into one that is deleted."""
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if not is_script(name) and name not in INTO_A_FOLDER])
+@pytest.mark.parametrize(
+    "module", [name for name in MODULES if not is_script(name) and name not in INTO_A_FOLDER]
+)
 def test_every_file_is_written_whole(module: str) -> None:
     """What writes a file does it in a block of `with whole(…) as unfinished`; a plan is written where its caller says, who does."""
     for node in ast.walk(tree(module)):
@@ -147,7 +167,9 @@ def test_every_file_is_written_whole(module: str) -> None:
         if isinstance(node.func, ast.Attribute) and node.func.attr in {"write_text", "write_bytes"}:
             assert ast.unparse(node.func.value) == "unfinished", f"line {node.lineno}"
         if ast.unparse(node.func) in {"save_file", "pq.write_table"} and module != "spectrum.plan":
-            assert ast.unparse(node.args[1]) in {"unfinished", "shard"}, f"line {node.lineno}"  # a shard for elsewhere, in memory
+            assert ast.unparse(node.args[1]) in {"unfinished", "shard"}, (
+                f"line {node.lineno}"
+            )  # a shard for elsewhere, in memory
     assert module == "files" or '.new"' not in MODULES[module].read_text()
 
 
@@ -158,8 +180,23 @@ def called_names(module: str) -> set[str]:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if not is_script(name)])
 def test_nothing_is_unpickled_evaluated_or_keyed_by_the_built_in_hash(module: str) -> None:
-    assert not {name.split(".")[0] for name in imports(module)} & {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-    assert not called_names(module) & {"hash", "eval", "exec", "torch.load", "yaml.load", "np.load", "numpy.load"}
+    assert not {name.split(".")[0] for name in imports(module)} & {
+        "pickle",
+        "cloudpickle",
+        "dill",
+        "joblib",
+        "marshal",
+        "shelve",
+    }
+    assert not called_names(module) & {
+        "hash",
+        "eval",
+        "exec",
+        "torch.load",
+        "yaml.load",
+        "np.load",
+        "numpy.load",
+    }
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if not is_script(name)])
@@ -169,5 +206,9 @@ def test_user_input_is_not_checked_by_assert(module: str) -> None:
 
 def test_every_module_stands_in_the_house_in_one_page() -> None:
     page = (ROOT.parents[1] / "ARCHITECTURE.md").read_text()
-    named = {path.relative_to(ROOT).as_posix() for module, path in MODULES.items() if path.name != "__init__.py" and not is_script(module)}
+    named = {
+        path.relative_to(ROOT).as_posix()
+        for module, path in MODULES.items()
+        if path.name != "__init__.py" and not is_script(module)
+    }
     assert {name for name in named if name.rpartition("/")[2] not in page} == set()

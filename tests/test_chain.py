@@ -130,13 +130,21 @@ def changed(tree: Tree, **values: Any) -> Tree:
 
 def images(folder: Path) -> dict[str, bytes]:
     """`{id: encoded picture}`; fails where one lies in the store twice."""
-    rows = [row for shard in sorted(folder.glob("spectrum/part-*.parquet")) for row in pq.read_table(shard).to_pylist()]
+    rows = [
+        row
+        for shard in sorted(folder.glob("spectrum/part-*.parquet"))
+        for row in pq.read_table(shard).to_pylist()
+    ]
     assert not [name for name, count in Counter(row["id"] for row in rows).items() if count > 1]
     return {row["id"]: row["image"]["bytes"] for row in rows}
 
 
 def scores(folder: Path) -> dict[str, float]:
-    rows = [row for shard in sorted(folder.glob("scores/part-*.parquet")) for row in pq.read_table(shard).to_pylist()]
+    rows = [
+        row
+        for shard in sorted(folder.glob("scores/part-*.parquet"))
+        for row in pq.read_table(shard).to_pylist()
+    ]
     assert len({row["id"] for row in rows}) == len(rows)
     return {row["id"]: row["clip_similarity"] for row in rows}
 
@@ -144,7 +152,10 @@ def scores(folder: Path) -> dict[str, float]:
 def stamps(folder: Path, *patterns: str) -> dict[str, tuple[int, bytes]]:
     """`{file: (when it was written, its bytes)}`."""
     found = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
-    return {path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in found
+    }
 
 
 def assert_same_run(folder: Path, reference: Path) -> None:
@@ -153,15 +164,28 @@ def assert_same_run(folder: Path, reference: Path) -> None:
         assert (folder / name).read_bytes() == (reference / name).read_bytes(), name
     assert images(folder) == images(reference)
     assert scores(folder) == pytest.approx(scores(reference), abs=1e-6)
-    verdicts = [pq.read_table(each / "filter.parquet", columns=["id", "keep"]).to_pylist() for each in (folder, reference)]
+    verdicts = [
+        pq.read_table(each / "filter.parquet", columns=["id", "keep"]).to_pylist()
+        for each in (folder, reference)
+    ]
     assert verdicts[0] == verdicts[1]
     for method in METHODS:
         for name in ("model.safetensors", "config.json", "logits.safetensors", "method.json"):
-            assert (folder / "train" / method / name).read_bytes() == (reference / "train" / method / name).read_bytes(), (method, name)
-        histories = [read_history(each / "train" / method / "history.jsonl") for each in (folder, reference)]
+            assert (folder / "train" / method / name).read_bytes() == (
+                reference / "train" / method / name
+            ).read_bytes(), (method, name)
+        histories = [
+            read_history(each / "train" / method / "history.jsonl") for each in (folder, reference)
+        ]
         clocks = {"seconds": 0, "processor_seconds": 0}
-        assert [record | clocks for record in histories[0]] == [record | clocks for record in histories[1]]
-    assert not [path for path in folder.rglob("*") if path.name.startswith(".part-") or path.suffix == ".new"]
+        assert [record | clocks for record in histories[0]] == [
+            record | clocks for record in histories[1]
+        ]
+    assert not [
+        path
+        for path in folder.rglob("*")
+        if path.name.startswith(".part-") or path.suffix == ".new"
+    ]
 
 
 @pytest.fixture
@@ -180,19 +204,37 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the methods that are trained while a test runs."""
     names: list[str] = []
     train = learning._train_method
-    monkeypatch.setattr(learning, "_train_method", lambda run, name, *rest: (names.append(name), train(run, name, *rest)))
+    monkeypatch.setattr(
+        learning,
+        "_train_method",
+        lambda run, name, *rest: (names.append(name), train(run, name, *rest)),
+    )
     return names
 
 
 def test_every_stage_leaves_its_file(finished: Path) -> None:
     tables = {"data.parquet", "hard.parquet", "plan.parquet", "filter.parquet"}
-    expected = tables | {"recipe.yaml", "environment.json", "results.json", "predictions.safetensors", "report.html"}
+    expected = tables | {
+        "recipe.yaml",
+        "environment.json",
+        "results.json",
+        "predictions.safetensors",
+        "report.html",
+    }
     expected |= {
         f"train/{method}/{name}"
         for method in METHODS
-        for name in ("model.safetensors", "config.json", "history.jsonl", "method.json", "logits.safetensors")
+        for name in (
+            "model.safetensors",
+            "config.json",
+            "history.jsonl",
+            "method.json",
+            "logits.safetensors",
+        )
     }
-    found = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
+    found = {
+        path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()
+    }
     shards = {name for name in found if name.startswith(("spectrum/part-", "scores/part-"))}
     assert {name.split("/")[0] for name in shards} == {"spectrum", "scores"}
     assert {name for name in found - shards if not name.startswith("cache/")} == expected
@@ -216,12 +258,24 @@ def test_what_was_asked_for_was_made(finished: Path) -> None:
 
 def test_the_curriculum_was_followed(finished: Path) -> None:
     """One epoch at 0 %, one at 50 %, then real images only; three synthetic images for each rare one, in the same shares."""
-    levels = {method: [record["levels"] for record in read_history(finished / "train" / method / "history.jsonl")] for method in METHODS}
+    levels = {
+        method: [
+            record["levels"]
+            for record in read_history(finished / "train" / method / "history.jsonl")
+        ]
+        for method in METHODS
+    }
     assert levels == {"ce": [[], [], []], "balanced": [[], [], []], "discl": [[0], [50], []]}
-    ce, discl_ = (read_history(finished / "train" / method / "history.jsonl") for method in ("ce", "discl"))
+    ce, discl_ = (
+        read_history(finished / "train" / method / "history.jsonl") for method in ("ce", "discl")
+    )
     assert all(record["synthetic_share"] == 0 for record in ce)
     assert [record["synthetic_share"] > 0 for record in discl_] == [True, True, False]
-    assert [record["effective_scale"] for record in discl_] == [2, 2, 0]  # both kept images of every source, of the 3 asked for
+    assert [record["effective_scale"] for record in discl_] == [
+        2,
+        2,
+        0,
+    ]  # both kept images of every source, of the 3 asked for
     assert {record["samples"] for record in ce + discl_} == {32}
 
 
@@ -231,12 +285,27 @@ def test_results_hold_every_method_and_split(finished: Path) -> None:
     for name, splits in results.items():
         assert set(splits) == {"validation", "test"}
         for split, figures in splits.items():
-            expected = {"images", "accuracy", "macro_f1", "calibration_error", "many", "medium", "few", "worst_1", "worst_2", "per_class"}
+            expected = {
+                "images",
+                "accuracy",
+                "macro_f1",
+                "calibration_error",
+                "many",
+                "medium",
+                "few",
+                "worst_1",
+                "worst_2",
+                "per_class",
+            }
             assert set(figures) == expected | ({"prior", "tau"} if name.endswith("+la") else set())
             assert figures["images"] == sum(COUNTS[split])
             assert set(figures["per_class"]) == set(CLASSES)
-            assert figures["accuracy"] == pytest.approx(np.mean(list(figures["per_class"].values())))
-            assert figures["few"] == pytest.approx(np.mean([figures["per_class"]["coat"], figures["per_class"]["hat"]]))
+            assert figures["accuracy"] == pytest.approx(
+                np.mean(list(figures["per_class"].values()))
+            )
+            assert figures["few"] == pytest.approx(
+                np.mean([figures["per_class"]["coat"], figures["per_class"]["hat"]])
+            )
 
 
 def test_logit_adjustment_is_chosen_on_validation(finished: Path, tree: Tree) -> None:
@@ -245,13 +314,21 @@ def test_logit_adjustment_is_chosen_on_validation(finished: Path, tree: Tree) ->
     for method in ("ce", "discl"):
         history = read_history(finished / "train" / method / "history.jsonl")
         drawn = np.maximum(np.sum([record["class_samples"] for record in history], 0), 1)
-        logits = {split: tensor.numpy() for split, tensor in load_file(finished / "train" / method / "logits.safetensors").items()}
+        logits = {
+            split: tensor.numpy()
+            for split, tensor in load_file(
+                finished / "train" / method / "logits.safetensors"
+            ).items()
+        }
         labels = {split: np.repeat(range(4), COUNTS[split]) for split in logits}
         best: tuple[float, str, float] = (-1.0, "", 0.0)
         for prior, counts in (("real", np.array(COUNTS["train"])), ("effective", drawn)):
             for tau in tree["evaluate"]["logit_adjustment"]:
                 shift = tau * np.log(counts / counts.sum())
-                accuracy = {split: ((rows - shift).argmax(1) == labels[split]).mean() for split, rows in logits.items()}
+                accuracy = {
+                    split: ((rows - shift).argmax(1) == labels[split]).mean()
+                    for split, rows in logits.items()
+                }
                 if accuracy["validation"] > best[0]:
                     best, expected = (accuracy["validation"], prior, tau), accuracy
         for split, figures in results[f"{method}+la"].items():
@@ -265,8 +342,15 @@ def test_logits_are_those_of_the_stored_classifier(finished: Path, tree: Tree) -
     assert config.class_names == CLASSES
     table = open_run(validate(tree), finished).tables["test"]
     for row in (0, 7):
-        square = np.asarray(table.image(row).resize((18, 18), Image.Resampling.LANCZOS), np.float32).transpose(2, 0, 1)[:, 1:17, 1:17] / 255
-        mean, std = (np.array(values, np.float32)[:, None, None] for values in (config.mean, config.std))
+        square = (
+            np.asarray(
+                table.image(row).resize((18, 18), Image.Resampling.LANCZOS), np.float32
+            ).transpose(2, 0, 1)[:, 1:17, 1:17]
+            / 255
+        )
+        mean, std = (
+            np.array(values, np.float32)[:, None, None] for values in (config.mean, config.std)
+        )
         with torch.inference_mode():
             expected = model(torch.from_numpy((square - mean) / std)[None])
         torch.testing.assert_close(logits[row : row + 1], expected, atol=1e-4, rtol=1e-4)
@@ -280,32 +364,58 @@ def test_results_as_a_table(finished: Path, tree: Tree) -> None:
 
 
 def test_a_second_call_does_nothing_anew(
-    copied: Path, tree: Tree, no_phase_one: None, trained: list[str], monkeypatch: pytest.MonkeyPatch
+    copied: Path,
+    tree: Tree,
+    no_phase_one: None,
+    trained: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(StableDiffusion, "predict", lambda *_: pytest.fail("a UNet call"))
-    monkeypatch.setattr(learning, "predict_logits", lambda *_, **__: pytest.fail("a classifier was measured again"))
+    monkeypatch.setattr(
+        learning, "predict_logits", lambda *_, **__: pytest.fail("a classifier was measured again")
+    )
     kept = stamps(copied, "data.parquet", "hard.parquet", "spectrum/*", "scores/*", "train/*/*")
-    everything = {name: data for name, (_, data) in stamps(copied, "*", "spectrum/*", "scores/*", "train/*/*").items()}
+    everything = {
+        name: data
+        for name, (_, data) in stamps(copied, "*", "spectrum/*", "scores/*", "train/*/*").items()
+    }
     discl.run(tree, copied)
-    assert stamps(copied, "data.parquet", "hard.parquet", "spectrum/*", "scores/*", "train/*/*") == kept
-    after = {name: data for name, (_, data) in stamps(copied, "*", "spectrum/*", "scores/*", "train/*/*").items()}
+    assert (
+        stamps(copied, "data.parquet", "hard.parquet", "spectrum/*", "scores/*", "train/*/*")
+        == kept
+    )
+    after = {
+        name: data
+        for name, (_, data) in stamps(copied, "*", "spectrum/*", "scores/*", "train/*/*").items()
+    }
     assert {name for name in everything if after[name] != everything[name]} <= {"report.html"}
     assert set(after) == set(everything)
     assert trained == []
 
 
-def test_runtime_may_differ_without_amend(copied: Path, tree: Tree, no_phase_one: None, trained: list[str]) -> None:
+def test_runtime_may_differ_without_amend(
+    copied: Path, tree: Tree, no_phase_one: None, trained: list[str]
+) -> None:
     discl.run(changed(tree, runtime__slots=7, runtime__shard_rows=3), copied)
     assert trained == []
 
 
 def test_a_checkpoint_may_have_been_copied_elsewhere(
-    copied: Path, tree: Tree, tiny_diffusion: Path, tiny_clip: Path, tmp_path: Path, no_phase_one: None, trained: list[str]
+    copied: Path,
+    tree: Tree,
+    tiny_diffusion: Path,
+    tiny_clip: Path,
+    tmp_path: Path,
+    no_phase_one: None,
+    trained: list[str],
 ) -> None:
     kept = ("data.parquet", "hard.parquet", "spectrum/*", "scores/*", "train/*/*")
     before = stamps(copied, *kept)
     places = {"spectrum__checkpoint": tiny_diffusion, "filter__checkpoint": tiny_clip}
-    moved = {key: str(shutil.copytree(folder, tmp_path / folder.name, symlinks=True)) for key, folder in places.items()}
+    moved = {
+        key: str(shutil.copytree(folder, tmp_path / folder.name, symlinks=True))
+        for key, folder in places.items()
+    }
     discl.run(changed(tree, **moved), copied)
     assert stamps(copied, *kept) == before and trained == []
     other = shutil.copytree(tiny_clip, tmp_path / "other", symlinks=True)
@@ -316,17 +426,24 @@ def test_a_checkpoint_may_have_been_copied_elsewhere(
 
 def test_another_recipe_is_refused_with_what_differs(copied: Path, tree: Tree) -> None:
     before = stamps(copied, "*", "spectrum/*", "train/*/*")
-    with pytest.raises(RunError, match=r"made with another recipe:\n  filter\.threshold: -1\.0 -> 0\.3\n") as raised:
+    with pytest.raises(
+        RunError, match=r"made with another recipe:\n  filter\.threshold: -1\.0 -> 0\.3\n"
+    ) as raised:
         discl.run(changed(tree, filter__threshold=0.3), copied)
     assert "--amend" in str(raised.value)
     assert stamps(copied, "*", "spectrum/*", "train/*/*") == before
 
 
-def test_another_threshold_rewrites_no_image_and_no_score(copied: Path, tree: Tree, no_phase_one: None, trained: list[str]) -> None:
+def test_another_threshold_rewrites_no_image_and_no_score(
+    copied: Path, tree: Tree, no_phase_one: None, trained: list[str]
+) -> None:
     """Only the method that uses synthetic images is trained anew, on those that are still kept."""
     verdicts = pq.read_table(copied / "filter.parquet").to_pylist()
     cells = {(row["label"], row["level"]) for row in verdicts}
-    best = [max(row["clip_similarity"] for row in verdicts if (row["label"], row["level"]) == cell) for cell in cells]
+    best = [
+        max(row["clip_similarity"] for row in verdicts if (row["label"], row["level"]) == cell)
+        for cell in cells
+    ]
     threshold = min(best) - 1e-4  # every class keeps an image at every level
     patterns = ("spectrum/*", "scores/*", "train/ce/*", "train/balanced/*")
     before, plan = stamps(copied, *patterns), (copied / "plan.parquet").read_bytes()
@@ -336,15 +453,20 @@ def test_another_threshold_rewrites_no_image_and_no_score(copied: Path, tree: Tr
     assert (copied / "plan.parquet").read_bytes() == plan
     after = pq.read_table(copied / "filter.parquet").to_pylist()
     assert 0 < sum(row["keep"] for row in after) < len(after)
-    assert [row["keep"] for row in after] == [row["clip_similarity"] >= threshold for row in verdicts]
+    assert [row["keep"] for row in after] == [
+        row["clip_similarity"] >= threshold for row in verdicts
+    ]
     assert all(row["keep"] == (row["reason"] == "") for row in after)
     assert trained == ["discl"]
     assert (copied / "train" / "discl" / "model.safetensors").read_bytes() != discl_before
 
 
-def test_a_threshold_that_keeps_nothing_of_a_class_is_explained(copied: Path, tree: Tree, no_phase_one: None) -> None:
+def test_a_threshold_that_keeps_nothing_of_a_class_is_explained(
+    copied: Path, tree: Tree, no_phase_one: None
+) -> None:
     with pytest.raises(
-        TrainingError, match=r"2 classes without a kept .*'coat' at 0 % and at 50 %; 'hat' at 0 % and at 50 %. Lower filter\.threshold"
+        TrainingError,
+        match=r"2 classes without a kept .*'coat' at 0 % and at 50 %; 'hat' at 0 % and at 50 %. Lower filter\.threshold",
     ):
         discl.run(changed(tree, filter__threshold=1.0), copied, amend=True)
 
@@ -367,16 +489,22 @@ def test_an_amendment_that_fails_is_undone_by_the_command_of_before(
     with pytest.raises(error):
         discl.run(changed(tree, **values), copied, amend=True)
     assert (stamps(copied, "**/*") == everything) is at_once
-    assert ("the command of before, without --amend, takes it back" in capsys.readouterr().err) is not at_once
+    assert (
+        "the command of before, without --amend, takes it back" in capsys.readouterr().err
+    ) is not at_once
     opened = open_run(tree, copied)
     shutil.rmtree(copied / "cache", ignore_errors=True)
-    assert {name: data for name, (_, data) in stamps(copied, "**/*").items()} == {name: data for name, (_, data) in everything.items()}
+    assert {name: data for name, (_, data) in stamps(copied, "**/*").items()} == {
+        name: data for name, (_, data) in everything.items()
+    }
     run_until(opened, "report")
     assert trained == []
     assert_same_run(copied, finished)
 
 
-def test_what_an_amended_recipe_has_made_keeps_the_former_one_out(copied: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_amended_recipe_has_made_keeps_the_former_one_out(
+    copied: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(learning, "_train_method", kill_at(1, learning._train_method))
         discl.run(changed(tree, train__seed=1), copied, amend=True)
@@ -385,8 +513,13 @@ def test_what_an_amended_recipe_has_made_keeps_the_former_one_out(copied: Path, 
         discl.run(tree, copied)
 
 
-def test_another_level_only_adds_images(copied: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, kept = images(copied), stamps(copied, "spectrum/*", "scores/*", "hard.parquet", "data.parquet")
+def test_another_level_only_adds_images(
+    copied: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, kept = (
+        images(copied),
+        stamps(copied, "spectrum/*", "scores/*", "hard.parquet", "data.parquet"),
+    )
     rows: list[int] = []
     predict = StableDiffusion.predict
 
@@ -395,34 +528,58 @@ def test_another_level_only_adds_images(copied: Path, tree: Tree, monkeypatch: p
         return predict(self, latents, *rest)
 
     monkeypatch.setattr(StableDiffusion, "predict", counted)
-    discl.run(changed(tree, spectrum__levels=[0, 25, 50], train__curriculum_epochs=3), copied, amend=True)
-    after, now = images(copied), stamps(copied, "spectrum/*", "scores/*", "hard.parquet", "data.parquet")
+    discl.run(
+        changed(tree, spectrum__levels=[0, 25, 50], train__curriculum_epochs=3), copied, amend=True
+    )
+    after, now = (
+        images(copied),
+        stamps(copied, "spectrum/*", "scores/*", "hard.parquet", "data.parquet"),
+    )
     assert {name: after[name] for name in before} == before
     assert kept.items() <= now.items()
     assert len(after) == len(before) + HARD * 2
     assert sum(rows) == 2 * 3 * HARD * 2  # two rows a step, three steps of four at 25 %
     assert set(scores(copied)) == set(after)
-    assert [record["levels"] for record in read_history(copied / "train" / "discl" / "history.jsonl")] == [[0], [25], [50]]
+    assert [
+        record["levels"] for record in read_history(copied / "train" / "discl" / "history.jsonl")
+    ] == [[0], [25], [50]]
 
 
 def test_a_crop_larger_than_the_image_is_refused(tree: Tree) -> None:
-    with pytest.raises(RecipeError, match=r"train\.resize = 12 is smaller than train\.image_size = 16"):
+    with pytest.raises(
+        RecipeError, match=r"train\.resize = 12 is smaller than train\.image_size = 16"
+    ):
         validate(changed(tree, train__resize=12))
 
 
-def test_a_level_more_is_another_curriculum_even_if_nothing_of_it_was_kept(copied: Path, tree: Tree) -> None:
+def test_a_level_more_is_another_curriculum_even_if_nothing_of_it_was_kept(
+    copied: Path, tree: Tree
+) -> None:
     run = open_run(validate(tree), copied)
     kept = samples.kept_images(run)
-    before = {name: learning._fingerprint(run, name, method, kept) for name, method in run.recipe.methods.items()}
-    more = Run(validate(changed(tree, spectrum__levels=[0, 25, 50], train__curriculum_epochs=3)), copied)
+    before = {
+        name: learning._fingerprint(run, name, method, kept)
+        for name, method in run.recipe.methods.items()
+    }
+    more = Run(
+        validate(changed(tree, spectrum__levels=[0, 25, 50], train__curriculum_epochs=3)), copied
+    )
     more = replace(more, recipe=more.recipe.model_copy(update={"train": run.recipe.train}))
-    after = {name: learning._fingerprint(more, name, method, kept) for name, method in run.recipe.methods.items()}
+    after = {
+        name: learning._fingerprint(more, name, method, kept)
+        for name, method in run.recipe.methods.items()
+    }
     assert {name for name in METHODS if before[name] != after[name]} == {"discl"}
 
 
-def test_a_changed_method_is_trained_anew_and_the_others_are_left(copied: Path, tree: Tree, no_phase_one: None, trained: list[str]) -> None:
+def test_a_changed_method_is_trained_anew_and_the_others_are_left(
+    copied: Path, tree: Tree, no_phase_one: None, trained: list[str]
+) -> None:
     patterns = ("train/ce/*", "train/discl/*", "spectrum/*", "scores/*")
-    before, balanced = stamps(copied, *patterns), (copied / "train" / "balanced" / "model.safetensors").read_bytes()
+    before, balanced = (
+        stamps(copied, *patterns),
+        (copied / "train" / "balanced" / "model.safetensors").read_bytes(),
+    )
     fixed = {"strategy": "fixed", "level": 50, "objective": "balanced-softmax"}
     methods = {**tree["methods"], "balanced": fixed, "more": {"undersample": True}}
     discl.run(changed(tree, methods=methods), copied, amend=True)
@@ -432,9 +589,14 @@ def test_a_changed_method_is_trained_anew_and_the_others_are_left(copied: Path, 
     assert set(json.loads((copied / "results.json").read_text())) == ROWS | {"more", "more+la"}
 
 
-def test_amended_there_and_back_is_the_run_it_was(copied: Path, finished: Path, tree: Tree, no_phase_one: None) -> None:
+def test_amended_there_and_back_is_the_run_it_was(
+    copied: Path, finished: Path, tree: Tree, no_phase_one: None
+) -> None:
     discl.run(changed(tree, train__seed=1), copied, amend=True)
-    models = [(folder / "train" / "ce" / "model.safetensors").read_bytes() for folder in (copied, finished)]
+    models = [
+        (folder / "train" / "ce" / "model.safetensors").read_bytes()
+        for folder in (copied, finished)
+    ]
     assert models[0] != models[1]
     discl.run(tree, copied, amend=True)
     assert_same_run(copied, finished)
@@ -442,40 +604,74 @@ def test_amended_there_and_back_is_the_run_it_was(copied: Path, finished: Path, 
 
 def test_methods_that_follow_progress(copied: Path, tree: Tree, no_phase_one: None) -> None:
     """They hold images out for V, choose among the levels, and a second call trains nothing."""
-    methods = {"ce": {}, **{name: {"strategy": name, "guidance_images": 8} for name in ("adaptive", "adaptive-per-class", "bandit")}}
+    methods = {
+        "ce": {},
+        **{
+            name: {"strategy": name, "guidance_images": 8}
+            for name in ("adaptive", "adaptive-per-class", "bandit")
+        },
+    }
     opened = open_run(changed(tree, methods=methods, spectrum__seeds=2), copied, amend=True)
     run_until(opened, "evaluate")
     for name in methods:
         history = read_history(copied / "train" / name / "history.jsonl")
-        assert [len(record.get("progress", {}).get("gain", {})) for record in history] == ([0, 0, 0] if name == "ce" else [2, 2, 0])
-    assert {"adaptive", "adaptive+la", "bandit", "adaptive-per-class"} < set(json.loads((copied / "results.json").read_text()))
+        assert [len(record.get("progress", {}).get("gain", {})) for record in history] == (
+            [0, 0, 0] if name == "ce" else [2, 2, 0]
+        )
+    assert {"adaptive", "adaptive+la", "bandit", "adaptive-per-class"} < set(
+        json.loads((copied / "results.json").read_text())
+    )
 
 
 def test_methods_and_seeds_in_one_table(
-    copied: Path, finished: Path, tree: Tree, no_phase_one: None, trained: list[str], monkeypatch: pytest.MonkeyPatch
+    copied: Path,
+    finished: Path,
+    tree: Tree,
+    no_phase_one: None,
+    trained: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every method once a seed, on the spectrum that is there; the second call trains nothing; a killed one goes on."""
-    opened = open_run(changed(tree, compare={"published": "cifar100-lt-ir100-resnet10", "rows": {"discl": "ce-discl"}}), copied, amend=True)
+    opened = open_run(
+        changed(
+            tree, compare={"published": "cifar100-lt-ir100-resnet10", "rows": {"discl": "ce-discl"}}
+        ),
+        copied,
+        amend=True,
+    )
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(comparing, "train", kill_at(2, comparing.train))
         chain.compare(opened, [0, 1])
     asked: list[Run] = []
     with monkeypatch.context() as patch:
-        patch.setattr(comparing, "tries_so_far", lambda run: asked.append(run) or making.tries_so_far(run))
+        patch.setattr(
+            comparing, "tries_so_far", lambda run: asked.append(run) or making.tries_so_far(run)
+        )
         path = chain.compare(opened, [0, 1])
     assert len(asked) == 1  # plan and scores are read once, however many rows the table has
-    results = [json.loads((copied / "seeds" / seed / "results.json").read_text()) for seed in ("0", "1")]
-    assert results[0] == json.loads((finished / "results.json").read_text())  # seed 0 is the recipe's own
-    assert not list(copied.glob("seeds/*/spectrum")) and not list(copied.glob("seeds/*/data.parquet"))
+    results = [
+        json.loads((copied / "seeds" / seed / "results.json").read_text()) for seed in ("0", "1")
+    ]
+    assert results[0] == json.loads(
+        (finished / "results.json").read_text()
+    )  # seed 0 is the recipe's own
+    assert not list(copied.glob("seeds/*/spectrum")) and not list(
+        copied.glob("seeds/*/data.parquet")
+    )
     table = json.loads((copied / "comparison.json").read_text())["rows"]
     assert list(table) == list(results[0])
     for row, stated in table.items():
         assert stated["figures"]["all"] == [result[row]["test"]["accuracy"] for result in results]
-    few = np.mean([100 * (result["discl"]["test"]["few"] - result["ce"]["test"]["few"]) for result in results])
+    few = np.mean(
+        [100 * (result["discl"]["test"]["few"] - result["ce"]["test"]["few"]) for result in results]
+    )
     assert table["discl"]["intervals"]["few"][0] == pytest.approx(few)
     assert table["discl"]["intervals"]["few"][1] <= few <= table["discl"]["intervals"]["few"][2]
     assert "few" in table["discl+la"]["intervals"] and not table["ce"]["intervals"]
-    assert (table["ce"]["costs"]["UNet rows"], table["discl"]["costs"]["UNet rows"]) == (0, 8 * 2 * 2 * (4 + 2))
+    assert (table["ce"]["costs"]["UNet rows"], table["discl"]["costs"]["UNet rows"]) == (
+        0,
+        8 * 2 * 2 * (4 + 2),
+    )
     assert table["discl"]["published"]["few"] == 10.65
     assert path.read_text().count("\n") == len(table) + 2
     trained.clear()
@@ -483,7 +679,9 @@ def test_methods_and_seeds_in_one_table(
     assert trained == []
 
 
-def test_every_method_has_the_same_number_of_trials(copied: Path, tree: Tree, no_phase_one: None, trained: list[str]) -> None:
+def test_every_method_has_the_same_number_of_trials(
+    copied: Path, tree: Tree, no_phase_one: None, trained: list[str]
+) -> None:
     """Nothing of what is judged on is trained on, test images are not listed, the best trial is what the table trains."""
     space = {"train.optimizer.lr": [1e-9, 3e-3]}
     asked = {
@@ -493,28 +691,40 @@ def test_every_method_has_the_same_number_of_trials(copied: Path, tree: Tree, no
         "hold_out": 0.3,
         "train": {"epochs": 2},
     }
-    opened = open_run(changed(tree, compare={"tune": asked}, train__optimizer={"lr": 3e-3}), copied, amend=True)
+    opened = open_run(
+        changed(tree, compare={"tune": asked}, train__optimizer={"lr": 3e-3}), copied, amend=True
+    )
     path = chain.compare(opened, [0], tune=True)
     found = json.loads((copied / "tuned" / "trials.json").read_text())
     listed = pq.read_table(copied / "tuned" / "trials" / "data.parquet").to_pylist()
     held = {row["id"] for row in listed if row["split"] == "validation"}
-    assert {row["split"] for row in listed} == {"train", "validation"} and {row["source_split"] for row in listed} == {"train"}
+    assert {row["split"] for row in listed} == {"train", "validation"} and {
+        row["source_split"] for row in listed
+    } == {"train"}
     assert found["judged_on"] == f"{len(held)} of the 40 training images, held out"
     for name, column in (("hard", "id"), ("plan", "source_id"), ("filter", "source_id")):
-        rows = set(pq.read_table(copied / "tuned" / "trials" / f"{name}.parquet")[column].to_pylist())
+        rows = set(
+            pq.read_table(copied / "tuned" / "trials" / f"{name}.parquet")[column].to_pylist()
+        )
         assert rows and not rows & held
     results = json.loads((copied / "tuned" / "trials" / "results.json").read_text())
     assert {"ce.0", "ce.1", "discl.0", "discl.1"} <= set(results)
     tuned = {}
     for name, each in found["methods"].items():
         assert [trial["figure"] for trial in each["trials"]] == [
-            np.mean(list(results[f"{name}.{number}"]["validation"]["per_class"].values())) for number in range(2)
+            np.mean(list(results[f"{name}.{number}"]["validation"]["per_class"].values()))
+            for number in range(2)
         ]
         best = max(each["trials"], key=lambda trial: trial["figure"])
         assert each["chosen"] == best["settings"]
-        tuned[name] = json.loads((copied / "tuned" / "seeds" / "0" / "train" / name / "method.json").read_text())["train"]
+        tuned[name] = json.loads(
+            (copied / "tuned" / "seeds" / "0" / "train" / name / "method.json").read_text()
+        )["train"]
     assert found["methods"]["ce"]["trials"][1]["settings"] == {"train.optimizer.lr": 1e-9}
-    assert set(found["methods"]["discl"]["trials"][1]["settings"]) == {"train.optimizer.lr", "synthetic_scale"}
+    assert set(found["methods"]["discl"]["trials"][1]["settings"]) == {
+        "train.optimizer.lr",
+        "synthetic_scale",
+    }
     assert {name: each.get("optimizer", {}).get("lr") for name, each in tuned.items()} == {
         name: each["chosen"].get("train.optimizer.lr") for name, each in found["methods"].items()
     }
@@ -525,10 +735,16 @@ def test_every_method_has_the_same_number_of_trials(copied: Path, tree: Tree, no
     assert trained == []
 
 
-def test_a_search_that_cannot_be_is_told_before_anything_is_trained(copied: Path, tree: Tree) -> None:
+def test_a_search_that_cannot_be_is_told_before_anything_is_trained(
+    copied: Path, tree: Tree
+) -> None:
     with pytest.raises(RecipeError, match=r"method in compare.tune.methods 'dicsl'.*discl"):
         validate(changed(tree, compare={"tune": {"methods": {"dicsl": {"synthetic_scale": [1]}}}}))
-    opened = open_run(changed(tree, compare={"tune": {"space": {"train.optimiser.lr": [1e-3]}}}), copied, amend=True)
+    opened = open_run(
+        changed(tree, compare={"tune": {"space": {"train.optimiser.lr": [1e-3]}}}),
+        copied,
+        amend=True,
+    )
     with pytest.raises(RecipeError, match=r"optimiser"):
         chain.compare(opened, [0], tune=True)
 
@@ -560,7 +776,9 @@ def half_table(name: str, function: Callable[..., None] = pq.write_table) -> Cal
     return write
 
 
-def test_interrupted_in_every_stage(tree: Tree, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_in_every_stage(
+    tree: Tree, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One folder, called again after each stop: 32 images in shards of 3, each followed by its scores, then 3 × 3 epochs.
 
     Scores that lack because the process was killed between the two shards are given by the filter.
@@ -588,10 +806,15 @@ def test_interrupted_in_every_stage(tree: Tree, finished: Path, tmp_path: Path, 
     assert_same_run(folder, finished)
 
 
-def test_a_deletion_that_was_killed_leaves_no_classifier_behind(copied: Path, finished: Path, tree: Tree, trained: list[str]) -> None:
+def test_a_deletion_that_was_killed_leaves_no_classifier_behind(
+    copied: Path, finished: Path, tree: Tree, trained: list[str]
+) -> None:
     """What was left of a method's folder is not taken for the classifier that the recipe asks for."""
     (copied / "train" / "ce" / "method.json").unlink()
-    shutil.copy(copied / "train" / "balanced" / "model.safetensors", copied / "train" / "ce" / "model.safetensors")
+    shutil.copy(
+        copied / "train" / "balanced" / "model.safetensors",
+        copied / "train" / "ce" / "model.safetensors",
+    )
     discl.run(tree, copied)
     assert trained == ["ce"]
     assert_same_run(copied, finished)
@@ -608,7 +831,9 @@ def run_and_kill(recipe: Path, folder: Path, ready: Callable[[], bool]) -> None:
         assert child.wait() == -signal.SIGKILL
 
 
-def test_killed_while_generating_and_while_training(tree: Tree, finished: Path, tmp_path: Path) -> None:
+def test_killed_while_generating_and_while_training(
+    tree: Tree, finished: Path, tmp_path: Path
+) -> None:
     recipe, folder = tmp_path / "tiny.yaml", tmp_path / "run"
     recipe.write_text(yaml.safe_dump(changed(tree, runtime__shard_rows=2)))
     run_and_kill(recipe, folder, lambda: len(list(folder.glob("spectrum/part-*"))) >= 3)
@@ -618,7 +843,9 @@ def test_killed_while_generating_and_while_training(tree: Tree, finished: Path, 
     assert not (folder / "train" / "discl" / "model.safetensors").exists()
     assert images(folder).items() >= first.items()
     discl.run(tree, folder)
-    for left in folder.glob("s*/.part-*"):  # half a shard stays for an hour, for another process might be writing it
+    for left in folder.glob(
+        "s*/.part-*"
+    ):  # half a shard stays for an hour, for another process might be writing it
         left.unlink()
     assert_same_run(folder, finished)
 
@@ -634,8 +861,13 @@ def test_validation_selection_needs_a_validation_split(tree: Tree, copied: Path)
     """With one each method keeps its best epoch; without one the run stops with what to do, before anything is made."""
     discl.run(changed(tree, train__select="validation"), copied, amend=True)
     for method in METHODS:
-        figures = [record["validation_accuracy"] for record in read_history(copied / "train" / method / "history.jsonl")]
-        measured = json.loads((copied / "results.json").read_text())[method]["validation"]["accuracy"]
+        figures = [
+            record["validation_accuracy"]
+            for record in read_history(copied / "train" / method / "history.jsonl")
+        ]
+        measured = json.loads((copied / "results.json").read_text())[method]["validation"][
+            "accuracy"
+        ]
         assert measured == pytest.approx(max(figures))
         assert not (copied / "train" / method / "best").exists()
     shutil.copytree(tree["data"]["root"], copied.with_name("data"))
@@ -647,20 +879,35 @@ def test_validation_selection_needs_a_validation_split(tree: Tree, copied: Path)
         (changed(tree, train__select="validation", data=unsplit), ", ".join(METHODS)),
         (changed(tree, methods=of_one, data=unsplit), last),
     ):
-        with pytest.raises(DataError, match=rf"\(of {named}\), but there is no validation split; use select: last or set data\.own_split"):
+        with pytest.raises(
+            DataError,
+            match=rf"\(of {named}\), but there is no validation split; use select: last or set data\.own_split",
+        ):
             discl.run(alone, copied.with_name("without"), amend=True)
     assert not (copied.with_name("without") / "plan.parquet").exists()
 
 
-def test_a_clip_beside_the_others_in_a_run(copied: Path, tree: Tree, tiny_clip: Path, no_phase_one: None, trained: list[str]) -> None:
+def test_a_clip_beside_the_others_in_a_run(
+    copied: Path, tree: Tree, tiny_clip: Path, no_phase_one: None, trained: list[str]
+) -> None:
     """Zero-shot, probed, and tuned with its texts; the tuned one gets a row of interpolated weights, which predicts too."""
     model = {"architecture": "clip", "checkpoint": str(tiny_clip), "stem": "7x7", "width": None}
-    own = {"image_size": 32, "resize": None, "augment": [], "model": model, "optimizer": {"name": "adamw", "lr": 1e-4}}
+    own = {
+        "image_size": 32,
+        "resize": None,
+        "augment": [],
+        "model": model,
+        "optimizer": {"name": "adamw", "lr": 1e-4},
+    }
     methods = {
         **tree["methods"],
         "zero-shot": {"fine_tune": "zero-shot", "train": own},
         "probe": {"fine_tune": "linear-probe", "train": own},
-        "flyp": {"objective": "flyp", "strategy": "all-levels", "train": {**own, "optimizer": {"name": "adamw", "lr": 1e-3}}},
+        "flyp": {
+            "objective": "flyp",
+            "strategy": "all-levels",
+            "train": {**own, "optimizer": {"name": "adamw", "lr": 1e-3}},
+        },
     }
     recipe = changed(tree, methods=methods, evaluate__weight_ensembling=[0.0, 0.5, 1.0])
     discl.run(recipe, copied, amend=True)
@@ -669,15 +916,27 @@ def test_a_clip_beside_the_others_in_a_run(copied: Path, tree: Tree, tiny_clip: 
     assert set(results) == ROWS | {"zero-shot", "probe", "probe+la", "flyp", "flyp+la", "flyp+we"}
     alpha = results["flyp+we"]["test"]["alpha"]
     scores = json.loads((copied / "train/flyp/we/ensemble.json").read_text())["validation_macro_f1"]
-    assert scores[[0.0, 0.5, 1.0].index(alpha)] == max(scores) == pytest.approx(results["flyp+we"]["validation"]["macro_f1"])
+    assert (
+        scores[[0.0, 0.5, 1.0].index(alpha)]
+        == max(scores)
+        == pytest.approx(results["flyp+we"]["validation"]["macro_f1"])
+    )
     assert scores[0] == pytest.approx(results["zero-shot"]["validation"]["macro_f1"])
     assert scores[2] == pytest.approx(results["flyp"]["validation"]["macro_f1"])
     assert "weight ensembling" in (copied / "report.html").read_text()
-    discl.predict(copied / "train/flyp/we", Path(tree["data"]["root"]) / "test", copied / "predictions.csv")
+    discl.predict(
+        copied / "train/flyp/we", Path(tree["data"]["root"]) / "test", copied / "predictions.csv"
+    )
     assert len((copied / "predictions.csv").read_text().splitlines()) == 1 + sum(COUNTS["test"])
 
 
-def test_a_batch_larger_than_the_data_is_refused_and_nothing_is_lost(copied: Path, tree: Tree, no_phase_one: None) -> None:
+def test_a_batch_larger_than_the_data_is_refused_and_nothing_is_lost(
+    copied: Path, tree: Tree, no_phase_one: None
+) -> None:
     with pytest.raises(TrainingError, match=r"train\.batch_size = 64 exceeds the 40 real images"):
-        discl.run(changed(tree, train__batch_size=64, methods={"ce": {"strategy": "real-only"}}), copied, amend=True)
+        discl.run(
+            changed(tree, train__batch_size=64, methods={"ce": {"strategy": "real-only"}}),
+            copied,
+            amend=True,
+        )
     assert len(images(copied)) == 32

@@ -28,24 +28,44 @@ def test_folders_and_embedded_checkpoints_are_found(tmp_path: Path) -> None:
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
-    folder = write_files(tmp_path, "unet/diffusion_pytorch_model.bin", "vae/vae.ckpt", "config.json")
-    with pytest.raises(CheckpointError, match=r"holds only pickled weights \(diffusion_pytorch_model\.bin, vae\.ckpt\), which are refused"):
+    folder = write_files(
+        tmp_path, "unet/diffusion_pytorch_model.bin", "vae/vae.ckpt", "config.json"
+    )
+    with pytest.raises(
+        CheckpointError,
+        match=r"holds only pickled weights \(diffusion_pytorch_model\.bin, vae\.ckpt\), which are refused",
+    ):
         find_checkpoint(str(folder))
 
 
 def test_what_is_no_checkpoint_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"there is no checkpoint folder '.*none'; give a folder, a hub name such as owner/name"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"there is no checkpoint folder '.*none'; give a folder, a hub name such as owner/name",
+    ):
         find_checkpoint(str(tmp_path / "none"))
-    with pytest.raises(CheckpointError, match="there is no checkpoint folder '~nobody-of-this-name/model'"):
+    with pytest.raises(
+        CheckpointError, match="there is no checkpoint folder '~nobody-of-this-name/model'"
+    ):
         find_checkpoint("~nobody-of-this-name/model")
     with pytest.raises(CheckpointError, match=r"holds no weights: no \*\.safetensors file"):
         find_checkpoint(str(write_files(tmp_path / "empty", "config.json")))
-    with pytest.raises(CheckpointError, match="is a file; a folder in diffusers' or transformers' format is expected"):
+    with pytest.raises(
+        CheckpointError,
+        match="is a file; a folder in diffusers' or transformers' format is expected",
+    ):
         find_checkpoint(str(tmp_path / "empty" / "config.json"))
 
 
-def test_the_hub_is_asked_for_no_pickled_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = {"model_index.json", "unet/config.json", "unet/model.safetensors", "tokenizer/merges.txt"}
+def test_the_hub_is_asked_for_no_pickled_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {
+        "model_index.json",
+        "unet/config.json",
+        "unet/model.safetensors",
+        "tokenizer/merges.txt",
+    }
     pickled = {"sd.ckpt", "unet/model.bin", "unet/model.pt", "model.pkl", "model.pth"}
     asked: set[str] = set()
 
@@ -61,17 +81,25 @@ def test_the_hub_is_asked_for_no_pickled_file(tmp_path: Path, monkeypatch: pytes
         raise ConnectionError("no network")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(CheckpointError, match="checkpoint 'owner/other' is no local folder and could not be downloaded: no network"):
+    with pytest.raises(
+        CheckpointError,
+        match="checkpoint 'owner/other' is no local folder and could not be downloaded: no network",
+    ):
         find_checkpoint("owner/other")
 
 
-def test_a_download_is_told_with_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_download_is_told_with_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     here: set[str] = {"vae/model.safetensors"}
 
     def download(name: str, dry_run: bool = False, **options: Any) -> Any:
         files = {"unet/model.safetensors": 5_100_000_000, "vae/model.safetensors": 300_000_000}
         if dry_run:
-            return [SimpleNamespace(file_size=size, will_download=file not in here) for file, size in files.items()]
+            return [
+                SimpleNamespace(file_size=size, will_download=file not in here)
+                for file, size in files.items()
+            ]
         here.update(files)
         return str(write_files(tmp_path / "hub", *files))
 
@@ -82,7 +110,9 @@ def test_a_download_is_told_with_its_size(tmp_path: Path, monkeypatch: pytest.Mo
     assert not capsys.readouterr().err
 
 
-def test_parts_that_the_hub_has_in_half_precision_only_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_that_the_hub_has_in_half_precision_only_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     there = {
         "model_index.json", "unet/config.json", "unet/diffusion.fp16.safetensors", "unet/diffusion.fp16-00001-of-00002.safetensors",
         "vae/config.json", "vae/diffusion.safetensors", "vae/diffusion.fp16.safetensors", "safety_checker/config.json",
@@ -100,5 +130,7 @@ def test_parts_that_the_hub_has_in_half_precision_only_are_fetched(tmp_path: Pat
 def test_the_digest_is_of_what_makes_the_pixels(tmp_path: Path) -> None:
     names = ("unet/model.safetensors", "tokenizer/merges.txt", "config.json")
     first = checkpoint_digest(write_files(tmp_path / "a", *names))
-    assert checkpoint_digest(write_files(tmp_path / "b", *names, "README.md", "picture.png")) == first
+    assert (
+        checkpoint_digest(write_files(tmp_path / "b", *names, "README.md", "picture.png")) == first
+    )
     assert checkpoint_digest(write_files(tmp_path / "c", *names, "vae/model.safetensors")) != first

@@ -31,7 +31,9 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 def load_script(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look it up there
+    module = sys.modules[name] = importlib.util.module_from_spec(
+        spec
+    )  # dataclasses look it up there
     spec.loader.exec_module(module)
     return module
 
@@ -48,25 +50,49 @@ GROUPS = {"many": list(range(35)), "medium": list(range(35, 70)), "few": list(ra
 def make_up(script: Any, job: Any, units: Sequence[Any]) -> None:
     """The files that these units would leave: method number n is right about the last 10·n images, more with each seed."""
     job.results.mkdir(parents=True, exist_ok=True)
-    facts = {"judged_on": "a part", "groups": GROUPS, "unet_rows": {"0": 78000, "20": 62400, "50": 39000, "90": 7800}}
+    facts = {
+        "judged_on": "a part",
+        "groups": GROUPS,
+        "unet_rows": {"0": 78000, "20": 62400, "50": 39000, "90": 7800},
+    }
     (job.results / script.FACTS).write_text(json.dumps(facts))
     save_file({"test": LABELS}, job.results / "labels.safetensors")
     order = [*job.recipe.methods, script.ORACLE]
     for unit in units:
         path = job.results / f"{unit.place}.json"
         path.parent.mkdir(exist_ok=True)
-        told = {"identity": unit.identity(job), "settings": dict(unit.settings), "cost": {"training, core-s": 100.0}}
+        told = {
+            "identity": unit.identity(job),
+            "settings": dict(unit.settings),
+            "cost": {"training, core-s": 100.0},
+        }
         told["measured"] = unit.method == "ce-adaptive"
         told["levels"] = [[0], [50], []] if unit.method == "ce-discl" else [[]]
         rows = [unit.method] if unit.method.startswith("bs") else [unit.method, f"{unit.method}+la"]
         if unit.seed is None:
             la = {} if len(rows) == 1 else {"adjustment.prior": "real", "adjustment.tau": 1.5}
-            path.write_text(json.dumps(told | {"figure": 0.2 + 0.1 * (unit.settings == {"train.optimizer.lr": 0.03}), "adjustment": la}))
+            path.write_text(
+                json.dumps(
+                    told
+                    | {
+                        "figure": 0.2 + 0.1 * (unit.settings == {"train.optimizer.lr": 0.03}),
+                        "adjustment": la,
+                    }
+                )
+            )
             continue
-        predicted = np.where(np.arange(200)[::-1] < 10 * order.index(unit.method) + unit.seed, LABELS, 255).astype(np.uint8)
+        predicted = np.where(
+            np.arange(200)[::-1] < 10 * order.index(unit.method) + unit.seed, LABELS, 255
+        ).astype(np.uint8)
         right = predicted == LABELS
-        means = {name: float(right[np.isin(LABELS, members)].mean()) for name, members in GROUPS.items()}
-        path.write_text(json.dumps(told | {"rows": {row: {**means, "accuracy": float(right.mean())} for row in rows}}))
+        means = {
+            name: float(right[np.isin(LABELS, members)].mean()) for name, members in GROUPS.items()
+        }
+        path.write_text(
+            json.dumps(
+                told | {"rows": {row: {**means, "accuracy": float(right.mean())} for row in rows}}
+            )
+        )
         save_file(dict.fromkeys(rows, predicted), path.with_suffix(".safetensors"))
 
 
@@ -82,7 +108,11 @@ def test_the_table_of_complete_seeds(script: Any, tmp_path: Path) -> None:
         script.chosen_settings(job)
     make_up(script, job, beyond)
     chosen = script.chosen_settings(job)
-    assert chosen["ce"] == {"train.optimizer.lr": 0.03, "adjustment.prior": "real", "adjustment.tau": 1.5}
+    assert chosen["ce"] == {
+        "train.optimizer.lr": 0.03,
+        "adjustment.prior": "real",
+        "adjustment.tau": 1.5,
+    }
     assert chosen["bs"] == {"train.optimizer.lr": 0.03} and chosen["oracle"] == chosen["ce-discl"]
     units = script.seed_units(job)
     assert len(units) == 3 * 14
@@ -91,22 +121,34 @@ def test_the_table_of_complete_seeds(script: Any, tmp_path: Path) -> None:
     plain = json.loads((job.results / "comparison.json").read_text())
     assert plain["seeds"] == [0, 1] and plain["baseline"] == "ce"
     discl, names = plain["rows"]["ce-discl"], list(job.recipe.methods)
-    assert discl["figures"]["all"] == pytest.approx([10 * names.index("ce-discl") / 200, (10 * names.index("ce-discl") + 1) / 200])
+    assert discl["figures"]["all"] == pytest.approx(
+        [10 * names.index("ce-discl") / 200, (10 * names.index("ce-discl") + 1) / 200]
+    )
     assert discl["costs"] == {"UNet rows": 78000 + 39000, "training, core-s": 100}
-    assert plain["rows"]["ce-adaptive"]["costs"]["UNet rows"] == 78000 + 62400 + 39000 + 7800  # every level is measured
+    assert (
+        plain["rows"]["ce-adaptive"]["costs"]["UNet rows"] == 78000 + 62400 + 39000 + 7800
+    )  # every level is measured
     assert plain["rows"]["ce"]["costs"]["UNet rows"] == 0
     assert discl["intervals"]["all"][0] == pytest.approx(100 * 10 * names.index("ce-discl") / 200)
     assert discl["published"]["few"] == 10.65 and not plain["rows"]["ce-discl+la"]["published"]
     assert "ce" not in plain["rows"]["ce"]["intervals"] and plain["rows"]["ce-cuda+la"]["intervals"]
     assert "few, ce-discl − ce: +" in told and "more than +5: as expected" in told
-    assert "few, ce-all-levels − ce-text-only: +0.0 [+0.0, +0.0], more than +0: not as expected" in told
-    assert "train.optimizer.lr = 0.03" in told and "ce-cuda" in (job.results / "comparison.html").read_text()
+    assert (
+        "few, ce-all-levels − ce-text-only: +0.0 [+0.0, +0.0], more than +0: not as expected"
+        in told
+    )
+    assert (
+        "train.optimizer.lr = 0.03" in told
+        and "ce-cuda" in (job.results / "comparison.html").read_text()
+    )
 
 
 def test_the_long_recipe_searches_as_much_for_every_method(script: Any, tmp_path: Path) -> None:
     job = script.Job(None, tmp_path, tmp_path, {}, BENCHMARKS / "cifar100_lt_full.yaml")
     trials = [unit.method for unit in script.trial_units(job)]
-    assert set(trials) > {"ce", "bs-cuda", "ce-discl-scale-5"} and {trials.count(name) for name in trials} == {3}
+    assert set(trials) > {"ce", "bs-cuda", "ce-discl-scale-5"} and {
+        trials.count(name) for name in trials
+    } == {3}
 
 
 def test_a_training_of_other_settings_is_carried_out_again(script: Any, tmp_path: Path) -> None:
@@ -144,15 +186,27 @@ def test_the_oracle_has_real_images_that_training_lacks(script: Any, tmp_path: P
     counts = run.train.class_counts
     tail = np.flatnonzero(counts < 8)
     assert {verdict["label"] for verdict in verdicts} == set(tail.tolist())
-    wanted = {label: min(2 * counts[label], (read_tables(str(root))["train"].labels == label).sum() - counts[label]) for label in tail}
-    assert {label: sum(verdict["label"] == label for verdict in verdicts) for label in tail} == wanted
+    wanted = {
+        label: min(
+            2 * counts[label],
+            (read_tables(str(root))["train"].labels == label).sum() - counts[label],
+        )
+        for label in tail
+    }
+    assert {
+        label: sum(verdict["label"] == label for verdict in verdicts) for label in tail
+    } == wanted
 
 
-def test_the_whole_of_it_in_miniature(script: Any, tmp_path: Path, tiny_diffusion: Path, tiny_clip: Path) -> None:
+def test_the_whole_of_it_in_miniature(
+    script: Any, tmp_path: Path, tiny_diffusion: Path, tiny_clip: Path
+) -> None:
     for split, count in (("train", 72), ("test", 12)):
         for number in range(count):
             miniatures.draw(
-                tmp_path / "pictures" / split / "abc"[number % 3] / f"{number}.png", number % 3, number + 100 * (split == "test")
+                tmp_path / "pictures" / split / "abc"[number % 3] / f"{number}.png",
+                number % 3,
+                number + 100 * (split == "test"),
             )
     asked = {
         "name": "short", "data": {"root": str(tmp_path / "pictures"), "long_tail": {"n_max": 20, "imbalance_ratio": 5}},
@@ -169,7 +223,9 @@ def test_the_whole_of_it_in_miniature(script: Any, tmp_path: Path, tiny_diffusio
         },
     }  # fmt: skip
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(asked))
-    job = script.Job(tmp_path / "pictures", tmp_path / "work", tmp_path / "results", {}, tmp_path / "short.yaml")
+    job = script.Job(
+        tmp_path / "pictures", tmp_path / "work", tmp_path / "results", {}, tmp_path / "short.yaml"
+    )
     threads = torch.get_num_threads()
     try:
         script.prepare(script.open_data(job), job)
@@ -181,15 +237,26 @@ def test_the_whole_of_it_in_miniature(script: Any, tmp_path: Path, tiny_diffusio
             assert all(unit.done(job) for unit in units)
     finally:
         torch.set_num_threads(threads)
-    held = {row["id"] for row in pq.read_table(job.work / "trials" / "data.parquet").to_pylist() if row["split"] == "validation"}
+    held = {
+        row["id"]
+        for row in pq.read_table(job.work / "trials" / "data.parquet").to_pylist()
+        if row["split"] == "validation"
+    }
     sources = set(pq.read_table(job.work / "trials" / "filter.parquet")["source_id"].to_pylist())
     assert held and sources and not held & sources
     table = script.write_table(job)
     told = json.loads((job.results / "comparison.json").read_text())
     assert set(told["rows"]) == {"ce", "ce+la", "ce-discl", "ce-discl+la", "oracle", "oracle+la"}
-    assert told["rows"]["ce"]["costs"]["UNet rows"] == 0 < told["rows"]["ce-discl"]["costs"]["UNet rows"]
+    assert (
+        told["rows"]["ce"]["costs"]["UNet rows"]
+        == 0
+        < told["rows"]["ce-discl"]["costs"]["UNet rows"]
+    )
     oracle = job.read("seed-0/oracle")
-    assert oracle["levels"] == [[100], [100]] and oracle["settings"] == job.read("seed-0/ce-discl")["settings"]
+    assert (
+        oracle["levels"] == [[100], [100]]
+        and oracle["settings"] == job.read("seed-0/ce-discl")["settings"]
+    )
     assert all(each["costs"]["training, core-s"] > 0 for each in told["rows"].values())
     assert "few, ce-discl − ce:" in table and "ce-all-levels" not in table
 
@@ -201,8 +268,14 @@ def test_the_documents_hold_what_was_measured() -> None:
     assert {line for line in printed if line.startswith(("|", "- few, "))} <= told
     told = {line.strip() for line in (BENCHMARKS / "README.md").read_text().splitlines()}
     fashion, lowlight = load_script("fashion_lt"), load_script("lowlight")
-    figures = {name: json.loads((BENCHMARKS / "results" / f"{name}.json").read_text()) for name in ("fashion_lt", "lowlight")}
-    assert set(fashion.table(fashion.summarise(figures["fashion_lt"]["test_by_seed"])).splitlines()) <= told
+    figures = {
+        name: json.loads((BENCHMARKS / "results" / f"{name}.json").read_text())
+        for name in ("fashion_lt", "lowlight")
+    }
+    assert (
+        set(fashion.table(fashion.summarise(figures["fashion_lt"]["test_by_seed"])).splitlines())
+        <= told
+    )
     assert {line.strip() for line in lowlight.table(figures["lowlight"]).splitlines()} <= told
 
 

@@ -10,7 +10,17 @@ import pytest
 from scipy.stats import t
 from sklearn.metrics import f1_score
 
-from discl.comparison import Entry, Interval, as_csv, as_latex, as_markdown, mean_std, paired_f1_interval, paired_interval, stretch
+from discl.comparison import (
+    Entry,
+    Interval,
+    as_csv,
+    as_latex,
+    as_markdown,
+    mean_std,
+    paired_f1_interval,
+    paired_interval,
+    stretch,
+)
 
 
 def test_mean_and_sample_deviation():
@@ -23,7 +33,9 @@ def test_difference_over_all_images_and_over_classes():
     first = np.asarray([[True, True, True, False]])
     second = np.asarray([[False, True, True, True]])
     assert paired_interval(first, second, labels).difference == pytest.approx(0)
-    assert paired_interval(first, second, labels, [0, 1]).difference == pytest.approx(100 * (1 / 3 - 1) / 2)
+    assert paired_interval(first, second, labels, [0, 1]).difference == pytest.approx(
+        100 * (1 / 3 - 1) / 2
+    )
     assert paired_interval(first, second, labels, [1]) == Interval(-100, -100, -100)
     assert paired_interval(first, second, labels, [2]) is None
 
@@ -47,15 +59,21 @@ def test_pairs_are_drawn_together():
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 9, 10, 30])
 def test_few_seeds_are_stretched_as_student_says(seeds):
-    assert stretch(seeds) == pytest.approx(t.ppf(0.975, seeds - 1) / t.ppf(0.975, 1e9) * (seeds / (seeds - 1)) ** 0.5, rel=2e-3)
+    assert stretch(seeds) == pytest.approx(
+        t.ppf(0.975, seeds - 1) / t.ppf(0.975, 1e9) * (seeds / (seeds - 1)) ** 0.5, rel=2e-3
+    )
     assert stretch(1) == 1
 
 
 def test_seeds_are_drawn_too():
     """All images of a seed are right together, so the interval is that of three draws: the mean and 2.69 times its distance to the ends."""
     first = np.arange(100) < np.asarray([[40], [50], [60]])
-    found = paired_interval(first, np.zeros((3, 100), bool), np.arange(100))  # one image a class, which is always drawn
-    assert (found.low, found.difference, found.high) == pytest.approx((50 - 10 * stretch(3), 50, 50 + 10 * stretch(3)))
+    found = paired_interval(
+        first, np.zeros((3, 100), bool), np.arange(100)
+    )  # one image a class, which is always drawn
+    assert (found.low, found.difference, found.high) == pytest.approx(
+        (50 - 10 * stretch(3), 50, 50 + 10 * stretch(3))
+    )
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
@@ -77,7 +95,12 @@ def test_other_shapes_are_refused():
 
 
 ENTRIES = [
-    Entry("ce", {"all": [0.5, 0.52], "few": [0.1, 0.1]}, costs={"UNet rows": 0}, published={"few": 5.49}),
+    Entry(
+        "ce",
+        {"all": [0.5, 0.52], "few": [0.1, 0.1]},
+        costs={"UNet rows": 0},
+        published={"few": 5.49},
+    ),
     Entry("discl_a", {"all": [0.6, 0.6]}, {"all": Interval(9, 7.96, 10.04)}, {"UNet rows": 25792}),
 ]
 
@@ -102,20 +125,33 @@ def test_difference_of_macro_f1():
     """Against scikit-learn for the data themselves, and against a bootstrap written out image by image."""
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 3], [60, 30, 12])  # nobody is of class 2, though it is predicted
-    first, second = (np.where(rng.random((3, 102)) < right, labels, rng.integers(4, size=(3, 102))) for right in (0.7, 0.5))
+    first, second = (
+        np.where(rng.random((3, 102)) < right, labels, rng.integers(4, size=(3, 102)))
+        for right in (0.7, 0.5)
+    )
 
     def macro(predicted, labels):
         present = np.unique(labels)
         return f1_score(labels, predicted, labels=present, average="macro", zero_division=0)
 
     found = paired_f1_interval(first, second, labels)
-    exact = np.asarray([macro(first[seed], labels) - macro(second[seed], labels) for seed in range(3)])
+    exact = np.asarray(
+        [macro(first[seed], labels) - macro(second[seed], labels) for seed in range(3)]
+    )
     assert found.difference == pytest.approx(100 * exact.mean())
     drawn = []
     for _ in range(400):
-        rows = np.concatenate([rng.choice(np.flatnonzero(labels == each), (labels == each).sum()) for each in (0, 1, 3)])
+        rows = np.concatenate(
+            [
+                rng.choice(np.flatnonzero(labels == each), (labels == each).sum())
+                for each in (0, 1, 3)
+            ]
+        )
         seeds = rng.integers(3, size=3)
-        gains = [macro(first[seed][rows], labels[rows]) - macro(second[seed][rows], labels[rows]) for seed in range(3)]
+        gains = [
+            macro(first[seed][rows], labels[rows]) - macro(second[seed][rows], labels[rows])
+            for seed in range(3)
+        ]
         drawn.append(100 * (np.mean(gains) + stretch(3) * (exact[seeds].mean() - exact.mean())))
     assert [found.low, found.high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=2.5)
     same = paired_f1_interval(first, first, labels)

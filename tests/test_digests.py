@@ -25,7 +25,11 @@ def test_digests_do_not_depend_on_the_process() -> None:
     code = f"from discl.digests import digest, derive_seed; print(digest(*{PARTS!r}), derive_seed(*{PARTS!r}))"
     answers = [
         subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.split()
         for seed in ("1", "2")
     ]
@@ -67,10 +71,16 @@ def test_seeds_fit_into_63_bits_and_are_spread_evenly() -> None:
 
 
 def test_digest_bytes_is_of_the_concatenation() -> None:
-    assert digest_bytes(b"ab", b"c") == digest_bytes(b"abc") == hashlib.blake2b(b"abc", digest_size=16).hexdigest()
+    assert (
+        digest_bytes(b"ab", b"c")
+        == digest_bytes(b"abc")
+        == hashlib.blake2b(b"abc", digest_size=16).hexdigest()
+    )
 
 
-def test_digest_files_sees_names_and_contents_but_not_the_place_or_the_order(tmp_path: Path) -> None:
+def test_digest_files_sees_names_and_contents_but_not_the_place_or_the_order(
+    tmp_path: Path,
+) -> None:
     def write(folder: str, **contents: str) -> str:
         root = tmp_path / folder
         (root / "sub").mkdir(parents=True)
@@ -82,4 +92,14 @@ def test_digest_files_sees_names_and_contents_but_not_the_place_or_the_order(tmp
 
     same = write("one", a="1", b="2")
     assert write("two", b="2", a="1") == same
-    assert len({same, write("three", a="2", b="1"), write("four", a="1", c="2"), write("five", a="12", b="")}) == 4
+    assert (
+        len(
+            {
+                same,
+                write("three", a="2", b="1"),
+                write("four", a="1", c="2"),
+                write("five", a="12", b=""),
+            }
+        )
+        == 4
+    )

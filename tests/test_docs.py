@@ -34,7 +34,9 @@ def birds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for number in range(count):
             pixels = random.integers(0, 60, (32, 32, 3)).astype(np.uint8) + np.uint8(70 * label)
             Image.fromarray(pixels).save(tmp_path / "birds" / name / f"{number:03d}.png")
-            listed.append(f"birds/{name}/{number:03d}.png,{name},camera {number % 3},{name}-{number // 2}")
+            listed.append(
+                f"birds/{name}/{number:03d}.png,{name},camera {number % 3},{name}-{number // 2}"
+            )
     (tmp_path / "cameras.csv").write_text("\n".join(listed) + "\n")
     (tmp_path / "cameras.yaml").write_text(blocks("yaml")[0])
     shutil.copytree(tmp_path / "birds" / "kingfisher", tmp_path / "new-birds")
@@ -45,9 +47,22 @@ def birds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def make_small(recipe: Path, diffusion: Path, clip: Path) -> None:
     """What an owner of small models would write into the starter's recipe."""
     tree = yaml.safe_load(recipe.read_text())
-    tree["spectrum"] |= {"checkpoint": str(diffusion), "num_inference_steps": 10, "dtype": "float32", "seeds": 1, "levels": [0, 50]}
+    tree["spectrum"] |= {
+        "checkpoint": str(diffusion),
+        "num_inference_steps": 10,
+        "dtype": "float32",
+        "seeds": 1,
+        "levels": [0, 50],
+    }
     tree["filter"] |= {"checkpoint": str(clip), "threshold": -1}
-    tree["train"] |= {"epochs": 4, "curriculum_epochs": 3, "batch_size": 32, "steps_per_epoch": 2, "image_size": 32, "resize": None}
+    tree["train"] |= {
+        "epochs": 4,
+        "curriculum_epochs": 3,
+        "batch_size": 32,
+        "steps_per_epoch": 2,
+        "image_size": 32,
+        "resize": None,
+    }
     tree["train"]["model"] |= {"stem": "3x3", "width": 4}
     tree["runtime"] = {"slots": 16}
     recipe.write_text(yaml.safe_dump(tree, sort_keys=False))
@@ -68,11 +83,17 @@ def test_what_the_text_names_is_there() -> None:
     spoken = [each.split() for each in re.findall(r"`([^`]+)`", text)]
     named = {tuple(words[1:]) for words in spoken if words[0] == "discl"}
     assert named <= set(known), "a whole command belongs into a block, and a command has to be one"
-    assert {words[0] for words in spoken if words[0].startswith("--")} <= set().union(*known.values())
+    assert {words[0] for words in spoken if words[0].startswith("--")} <= set().union(
+        *known.values()
+    )
 
 
 def test_each_command_of_the_page(
-    birds: Path, tiny_diffusion: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    birds: Path,
+    tiny_diffusion: Path,
+    tiny_clip: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     said: dict[str, str] = {}
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
@@ -88,9 +109,14 @@ def test_each_command_of_the_page(
             make_small(birds / "birds.yaml", tiny_diffusion, tiny_clip)
     assert "images to generate" in said["discl plan birds.yaml"]
     assert (birds / "runs/birds/report.html").stat().st_size > 10_000
-    assert yaml.safe_load((birds / "runs/birds/recipe.yaml").read_text())["filter"]["threshold"] == -0.9
+    assert (
+        yaml.safe_load((birds / "runs/birds/recipe.yaml").read_text())["filter"]["threshold"]
+        == -0.9
+    )
     assert (birds / "runs/birds/comparison.html").stat().st_size > 10_000
-    assert list((birds / "birds-shards").glob("*.tar")) and list((birds / "birds-hub").rglob("*.parquet"))
+    assert list((birds / "birds-shards").glob("*.tar")) and list(
+        (birds / "birds-hub").rglob("*.parquet")
+    )
     assert len((birds / "predictions.csv").read_text().splitlines()) == 1 + COUNTS["kingfisher"]
     cameras = yaml.safe_load((birds / "runs/cameras/recipe.yaml").read_text())
     assert cameras["spectrum"]["levels"] == [50, 70, 90]

@@ -24,7 +24,9 @@ CLIP, DIFFUSION = "embedded:fashion-mnist/clip", "embedded:fashion-mnist/diffusi
 
 def test_what_ships_is_small_and_licensed() -> None:
     folder = Path(discl.assets.__file__).parent
-    files = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    files = [
+        path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ]
     assert sum(path.stat().st_size for path in files) <= 25e6
     assert not [path for path in files if path.suffix in {".bin", ".pt", ".pkl", ".ckpt"}]
     assert "MIT License" in (folder / "fashion_mnist/LICENSE-DATA").read_text()
@@ -32,7 +34,11 @@ def test_what_ships_is_small_and_licensed() -> None:
 
 def test_splits_share_no_image() -> None:
     tables = read_tables("embedded:fashion-mnist/data")
-    assert {name: len(table) for name, table in tables.items()} == {"train": 5000, "validation": 1000, "test": 10000}
+    assert {name: len(table) for name, table in tables.items()} == {
+        "train": 5000,
+        "validation": 1000,
+        "test": 10000,
+    }
     assert (tables["train"].class_counts == 500).all()
     assert (tables["validation"].class_counts == 100).all()
     seen = [inspect_images(table) for table in tables.values()]
@@ -60,15 +66,35 @@ def test_text_only_images_show_their_class(seed: int) -> None:
     names = read_tables("embedded:fashion-mnist/data")["train"].class_names
     texts = class_prompts(names, [], "embedded:fashion-mnist")
     asked = load_recipe("fashion-lt").spectrum
-    settings = {"num_inference_steps": asked.num_inference_steps, "guidance_scale": asked.guidance_scale}
+    settings = {
+        "num_inference_steps": asked.num_inference_steps,
+        "guidance_scale": asked.guidance_scale,
+    }
     engine = Engine(load_generator(DIFFUSION), **settings, slots=50)
     requests = [
-        Request(f"{label}-{number}", f"{label}-{number}", "", label, 0, seed, 0, texts[name][number], "", 32, 32)
+        Request(
+            f"{label}-{number}",
+            f"{label}-{number}",
+            "",
+            label,
+            0,
+            seed,
+            0,
+            texts[name][number],
+            "",
+            32,
+            32,
+        )
         for label, name in enumerate(names)
         for number in range(10)
     ]
     torch.manual_seed(0)
-    made = {request.id: picture for request, picture in engine.generate(requests, lambda source: np.zeros((3, 32, 32), np.uint8))}
+    made = {
+        request.id: picture
+        for request, picture in engine.generate(
+            requests, lambda source: np.zeros((3, 32, 32), np.uint8)
+        )
+    }
     cosines = zero_shot([Image.fromarray(made[request.id]) for request in requests], names)
     assert (cosines.argmax(1) == [request.label for request in requests]).mean() > 0.75
 

@@ -21,7 +21,10 @@ def test_tail_rows_are_those_of_classes_with_fewer_images() -> None:
 def test_folds_are_stratified() -> None:
     labels = [0] * 30 + [1] * 7 + [2] * 2
     folds = assign_folds([f"image {row}" for row in range(39)], labels, None, 3)
-    counts = [[int(((folds == fold) & (np.array(labels) == label)).sum()) for fold in range(3)] for label in range(3)]
+    counts = [
+        [int(((folds == fold) & (np.array(labels) == label)).sum()) for fold in range(3)]
+        for label in range(3)
+    ]
     assert counts[0] == [10, 10, 10]
     assert sorted(counts[1]) == [2, 2, 3]
     assert sorted(counts[2]) == [0, 1, 1]
@@ -31,7 +34,10 @@ def test_folds_are_stratified() -> None:
 def test_groups_stay_in_one_fold() -> None:
     groups = [f"camera {row % 7}" for row in range(70)]
     folds = assign_folds([str(row) for row in range(70)], [row % 2 for row in range(70)], groups, 3)
-    assert all(len({fold for fold, name in zip(folds, groups, strict=True) if name == group}) == 1 for group in set(groups))
+    assert all(
+        len({fold for fold, name in zip(folds, groups, strict=True) if name == group}) == 1
+        for group in set(groups)
+    )
     assert sorted(Counter(folds.tolist()).values()) == [20, 20, 30]
 
 
@@ -42,7 +48,12 @@ def test_folds_do_not_depend_on_the_order_of_rows(grouped: bool) -> None:
     groups = [f"group {row % 11}" for row in range(50)] if grouped else None
     folds = dict(zip(ids, assign_folds(ids, labels, groups, 4).tolist(), strict=True))
     order = np.random.default_rng(0).permutation(50).tolist()
-    other = assign_folds([ids[row] for row in order], [labels[row] for row in order], groups and [groups[row] for row in order], 4)
+    other = assign_folds(
+        [ids[row] for row in order],
+        [labels[row] for row in order],
+        groups and [groups[row] for row in order],
+        4,
+    )
     assert dict(zip([ids[row] for row in order], other.tolist(), strict=True)) == folds
 
 
@@ -63,5 +74,9 @@ def test_every_row_is_judged_once_by_a_classifier_that_did_not_see_it() -> None:
         return np.array([[row / 10, row / 100, row / 1000] for row in judged])
 
     probability = cross_fitted_probability(folds, labels, fit_predict)
-    assert calls == [([1, 2, 3, 5, 6], [0, 4]), ([0, 2, 4, 5, 6], [1, 3]), ([0, 1, 3, 4], [2, 5, 6])]
+    assert calls == [
+        ([1, 2, 3, 5, 6], [0, 4]),
+        ([0, 2, 4, 5, 6], [1, 3]),
+        ([0, 1, 3, 4], [2, 5, 6]),
+    ]
     assert probability.tolist() == [0.0, 0.01, 0.002, 0.3, 0.04, 0.005, 0.6]

@@ -29,7 +29,13 @@ def start(code: str, *arguments: object) -> subprocess.Popen[str]:
     """A process of its own that knows `lock` and the folder, its first argument."""
     head = "import sys, time, pathlib\nfrom discl import locks\nlocks.PAUSE = 0.01\nfolder = pathlib.Path(sys.argv[1])\n"
     words = [sys.executable, "-c", head + code, *map(str, arguments)]
-    return subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(SOURCE)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        words,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_for(ready: Path) -> None:
@@ -50,12 +56,16 @@ for _ in range(8):
 """
     (tmp_path / "count").write_text("0")
     processes = [start(code, tmp_path) for _ in range(3)]
-    assert [process.wait() for process in processes] == [0, 0, 0], [process.communicate() for process in processes]
+    assert [process.wait() for process in processes] == [0, 0, 0], [
+        process.communicate() for process in processes
+    ]
     assert (tmp_path / "count").read_text() == "24"
     assert not (tmp_path / "locks").exists()
 
 
-def test_the_lock_of_a_killed_process_is_taken_over_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_lock_of_a_killed_process_is_taken_over_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code = 'with locks.lock(folder, "train"):\n    (folder / "ready").touch()\n    time.sleep(600)'
     with start(code, tmp_path) as process:
         wait_for(tmp_path / "ready")
@@ -66,10 +76,16 @@ def test_the_lock_of_a_killed_process_is_taken_over_and_told(tmp_path: Path, cap
             pass
     assert time.monotonic() - started < 5
     told = capsys.readouterr().err
-    assert f"process {process.pid} on " in told and "('train', since 20" in told and "has ended without giving up its lock" in told
+    assert (
+        f"process {process.pid} on " in told
+        and "('train', since 20" in told
+        and "has ended without giving up its lock" in told
+    )
 
 
-def test_one_waits_for_the_living_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_waits_for_the_living_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code = """
 with locks.lock(folder, "train"):
     (folder / "ready").touch()
@@ -89,7 +105,11 @@ with locks.lock(folder, "train"):
 def other_machine(folder: Path, what: str = "train") -> Path:
     (folder / "locks").mkdir(exist_ok=True)
     path = folder / "locks" / "0123.json"
-    path.write_text(json.dumps({"what": what, "process": 1, "machine": "node-7", "since": "2026-01-01 12:00:00"}))
+    path.write_text(
+        json.dumps(
+            {"what": what, "process": 1, "machine": "node-7", "since": "2026-01-01 12:00:00"}
+        )
+    )
     return path
 
 
@@ -114,12 +134,18 @@ def test_another_machine_that_falls_silent_is_dead(
         heart.join(timeout=0)
         assert not heart.is_alive()
         assert time.monotonic() - last[0] > 0.3
-    assert "process 1 on node-7 ('train', since 2026-01-01 12:00:00) has ended" in capsys.readouterr().err
+    assert (
+        "process 1 on node-7 ('train', since 2026-01-01 12:00:00) has ended"
+        in capsys.readouterr().err
+    )
 
 
 def test_what_does_not_clash_is_left_alone(tmp_path: Path) -> None:
     path = other_machine(tmp_path, "generate 1/2")
-    with lock(tmp_path, "generate 2/2", lambda other: other != "generate 1/2"), lock(tmp_path, "train", lambda other: False):
+    with (
+        lock(tmp_path, "generate 2/2", lambda other: other != "generate 1/2"),
+        lock(tmp_path, "train", lambda other: False),
+    ):
         assert len(list((tmp_path / "locks").glob("*.json"))) == 3
     assert [each.name for each in (tmp_path / "locks").iterdir()] == [path.name]
 
@@ -131,7 +157,12 @@ def test_what_one_holds_oneself_does_not_stand_in_the_way(tmp_path: Path) -> Non
 
 
 def test_one_that_was_taken_for_dead_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"another process has taken 'train' over .* run the command again"), lock(tmp_path, "train"):
+    with (
+        pytest.raises(
+            RunError, match=r"another process has taken 'train' over .* run the command again"
+        ),
+        lock(tmp_path, "train"),
+    ):
         next((tmp_path / "locks").glob("*.json")).unlink()
     with pytest.raises(KeyError), lock(tmp_path, "train"):  # an error within is not hidden
         next((tmp_path / "locks").glob("*.json")).unlink()

@@ -32,7 +32,11 @@ def call(command: str, folder: Path, *more: str) -> subprocess.CompletedProcess[
     assert words[0] == "discl"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "discl.cli", *words[1:], *more], cwd=folder, capture_output=True, text=True, env=environment
+        [sys.executable, "-m", "discl.cli", *words[1:], *more],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=environment,
     )
 
 
@@ -74,7 +78,9 @@ def test_your_own_images(photos: Path, tiny_diffusion: Path, tiny_clip: Path) ->
     assert len(lines) == 16
 
 
-def test_in_your_own_loop(filtered_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_in_your_own_loop(
+    filtered_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The block as it stands; the run is a tiny one."""
     section = (ROOT / "README.md").read_text().split("## In your own loop")[1]
     block = re.search(r"```python\n(.*?)```", section, re.DOTALL)
@@ -91,7 +97,11 @@ def test_in_your_own_loop(filtered_run: Path, monkeypatch: pytest.MonkeyPatch, t
 def test_a_spectrum_of_one_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The block as it stands."""
     section = (ROOT / "README.md").read_text().split("## From Python")[1]
-    block = next(block for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL) if "Engine(" in block)
+    block = next(
+        block
+        for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+        if "Engine(" in block
+    )
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (40, 36), "grey").save("boot.png")
     Path("one.py").write_text(block)
@@ -107,7 +117,16 @@ def test_the_make_targets_exist() -> None:
 
 def test_stage_commands_exist() -> None:
     listed = re.findall(r"^\| `discl (\w+)`", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert listed == ["hard", "prompts", "plan", "generate", "filter", "train", "evaluate", "report"]
+    assert listed == [
+        "hard",
+        "prompts",
+        "plan",
+        "generate",
+        "filter",
+        "train",
+        "evaluate",
+        "report",
+    ]
     for stage in listed:
         shown = call(f"discl {stage} --help", ROOT)
         assert shown.returncode == 0
@@ -117,12 +136,19 @@ def test_stage_commands_exist() -> None:
 def test_links_lead_somewhere() -> None:
     for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
-            assert target.startswith("https://") or document.parent.joinpath(target).exists(), f"{document}: {target}"
+            assert target.startswith("https://") or document.parent.joinpath(target).exists(), (
+                f"{document}: {target}"
+            )
 
 
 def test_recipes_of_the_table_ship_and_none_is_left_out() -> None:
-    section = (ROOT / "README.md").read_text().split("## The paper's data sets")[1].split("\n## ")[0]
-    named = re.findall(r"`((?:imagenet-lt|cifar100-lt|cifar10-lowlight|inaturalist2018|iwildcam|fashion-lt)[a-z0-9-]*)`", section)
+    section = (
+        (ROOT / "README.md").read_text().split("## The paper's data sets")[1].split("\n## ")[0]
+    )
+    named = re.findall(
+        r"`((?:imagenet-lt|cifar100-lt|cifar10-lowlight|inaturalist2018|iwildcam|fashion-lt)[a-z0-9-]*)`",
+        section,
+    )
     assert "fashion-lt" in named
     for name in named:
         assert name in shipped_recipes()

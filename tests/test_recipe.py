@@ -28,7 +28,11 @@ def with_values(**values: Any) -> Recipe:
 def test_the_smallest_recipe_has_the_defaults_of_the_paper() -> None:
     recipe = validate(REQUIRED)
     assert recipe.spectrum.levels == [GuidanceLevel(0), GuidanceLevel(50)]
-    assert (recipe.train.epochs, recipe.train.curriculum_epochs, recipe.filter.threshold) == (65, 60, 0.3)
+    assert (recipe.train.epochs, recipe.train.curriculum_epochs, recipe.filter.threshold) == (
+        65,
+        60,
+        0.3,
+    )
     assert (recipe.groups.many, recipe.groups.few, recipe.baseline) == (100, 20, None)
 
 
@@ -52,7 +56,9 @@ def test_a_recipe_survives_yaml(name: str, tmp_path: Path) -> None:
 
 
 def test_plain_is_the_whole_tree_in_plain_values() -> None:
-    recipe = with_values(methods={"half": {"strategy": "fixed", "level": 50}}, prompts__negative="ä")
+    recipe = with_values(
+        methods={"half": {"strategy": "fixed", "level": 50}}, prompts__negative="ä"
+    )
     plain = recipe.plain()
     assert plain["spectrum"]["levels"] == [0, 50]
     expected = {
@@ -69,7 +75,10 @@ def test_plain_is_the_whole_tree_in_plain_values() -> None:
     [
         ("trian", r"unknown key in the recipe 'trian'; known: .* Did you mean 'train'\?"),
         ("data.rot", r"unknown key in data 'rot'; known: .* Did you mean 'root'\?"),
-        ("data.own_split.validaton", r"unknown key in data\.own_split 'validaton'; .* Did you mean 'validation'\?"),
+        (
+            "data.own_split.validaton",
+            r"unknown key in data\.own_split 'validaton'; .* Did you mean 'validation'\?",
+        ),
         (
             "data.splits.trian",
             r"unknown key in data\.splits 'trian'; known: test, test-ood, train, validation, validation-ood\. Did you mean 'train'\?",
@@ -78,12 +87,21 @@ def test_plain_is_the_whole_tree_in_plain_values() -> None:
         ("groups.meny", r"unknown key in groups 'meny'; known: few, many\. Did you mean 'many'\?"),
         ("hard.fewer_then", r"unknown key in hard 'fewer_then'; .* Did you mean 'fewer_than'\?"),
         ("prompts.template", r"unknown key in prompts 'template'; .* Did you mean 'templates'\?"),
-        ("spectrum.guidance_scal", r"unknown key in spectrum 'guidance_scal'; .* Did you mean 'guidance_scale'\?"),
+        (
+            "spectrum.guidance_scal",
+            r"unknown key in spectrum 'guidance_scal'; .* Did you mean 'guidance_scale'\?",
+        ),
         ("filter.treshold", r"unknown key in filter 'treshold'; .* Did you mean 'threshold'\?"),
         ("train.epoch", r"unknown key in train 'epoch'; .* Did you mean 'epochs'\?"),
         ("train.model.stemm", r"unknown key in train\.model 'stemm'; .* Did you mean 'stem'\?"),
-        ("train.optimizer.learning_rate", r"unknown key in train\.optimizer 'learning_rate'; known: .*lr, milestones, momentum, name, "),
-        ("methods.ce.startegy", r"unknown key in methods\.ce 'startegy'; .* Did you mean 'strategy'\?"),
+        (
+            "train.optimizer.learning_rate",
+            r"unknown key in train\.optimizer 'learning_rate'; known: .*lr, milestones, momentum, name, ",
+        ),
+        (
+            "methods.ce.startegy",
+            r"unknown key in methods\.ce 'startegy'; .* Did you mean 'strategy'\?",
+        ),
         ("evaluate.worstk", r"unknown key in evaluate 'worstk'; .* Did you mean 'worst_k'\?"),
         ("runtime.slot", r"unknown key in runtime 'slot'; .* Did you mean 'slots'\?"),
     ],
@@ -94,24 +112,57 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(key: str, message: str) 
 
 
 def test_an_unknown_key_of_an_optional_section_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"unknown key in data\.long_tail 'nmax'; known: .* Did you mean 'n_max'\?"):
+    with pytest.raises(
+        RecipeError,
+        match=r"unknown key in data\.long_tail 'nmax'; known: .* Did you mean 'n_max'\?",
+    ):
         with_values(data__long_tail={"n_max": 5, "imbalance_ratio": 2, "nmax": 1})
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("methods.ce.strategy", "diverse-to-specifc", r"methods\.ce\.strategy: unknown strategy .* Did you mean 'diverse-to-specific'\?"),
-        ("methods.ce.strategy", ["fixed"], r"methods\.ce\.strategy: unknown strategy '\['fixed'\]'; known: adaptive, "),
-        ("methods.ce.objective", "cross-entrpy", r"methods\.ce\.objective: unknown objective .* Did you mean 'cross-entropy'\?"),
-        ("train.model.architecture", "resnet11", r"train\.model\.architecture: unknown architecture .* Did you mean 'resnet"),
-        ("train.augment", ["flp"], r"train\.augment\.0: unknown augmentation 'flp'; known: .* Did you mean 'flip'\?"),
-        ("data.format", "imagefoldr", r"data\.format: unknown format 'imagefoldr'; .* Did you mean 'imagefolder'\?"),
-        ("spectrum.encoding", "jpg", r"unknown value of spectrum\.encoding 'jpg'; known: jpeg, png, .* Did you mean 'jpeg'\?"),
+        (
+            "methods.ce.strategy",
+            "diverse-to-specifc",
+            r"methods\.ce\.strategy: unknown strategy .* Did you mean 'diverse-to-specific'\?",
+        ),
+        (
+            "methods.ce.strategy",
+            ["fixed"],
+            r"methods\.ce\.strategy: unknown strategy '\['fixed'\]'; known: adaptive, ",
+        ),
+        (
+            "methods.ce.objective",
+            "cross-entrpy",
+            r"methods\.ce\.objective: unknown objective .* Did you mean 'cross-entropy'\?",
+        ),
+        (
+            "train.model.architecture",
+            "resnet11",
+            r"train\.model\.architecture: unknown architecture .* Did you mean 'resnet",
+        ),
+        (
+            "train.augment",
+            ["flp"],
+            r"train\.augment\.0: unknown augmentation 'flp'; known: .* Did you mean 'flip'\?",
+        ),
+        (
+            "data.format",
+            "imagefoldr",
+            r"data\.format: unknown format 'imagefoldr'; .* Did you mean 'imagefolder'\?",
+        ),
+        (
+            "spectrum.encoding",
+            "jpg",
+            r"unknown value of spectrum\.encoding 'jpg'; known: jpeg, png, .* Did you mean 'jpeg'\?",
+        ),
         ("baseline", "cee", r"^unknown baseline 'cee'; known: ce\. Did you mean 'ce'\?"),
     ],
 )
-def test_an_unknown_name_is_refused_with_the_nearest_one(key: str, value: Any, message: str) -> None:
+def test_an_unknown_name_is_refused_with_the_nearest_one(
+    key: str, value: Any, message: str
+) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(REQUIRED, {key: value})
 
@@ -122,18 +173,26 @@ def test_an_unknown_recipe_is_refused_with_the_nearest_one(tmp_path: Path) -> No
         match=r"^unknown recipe 'fashion-tl'\. A recipe file's name ends in \.yaml\. Did you mean 'fashion-lt'\? `discl recipes` ",
     ):
         load_recipe("fashion-tl")
-    with pytest.raises(RecipeError, match=r"there is no recipe file \S*mine\.yaml\. `discl recipes` lists all that ship\.$"):
+    with pytest.raises(
+        RecipeError,
+        match=r"there is no recipe file \S*mine\.yaml\. `discl recipes` lists all that ship\.$",
+    ):
         load_recipe(tmp_path / "mine.yaml")
-    with pytest.raises(RecipeError, match=r"Did you mean 'inaturalist2018-ce-discl' or '\S+'( or '\S+')?\?"):
+    with pytest.raises(
+        RecipeError, match=r"Did you mean 'inaturalist2018-ce-discl' or '\S+'( or '\S+')?\?"
+    ):
         load_recipe(tmp_path / "inaturalist-ce-discl.yaml")
 
 
-def test_a_run_folder_is_no_recipe_but_has_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_folder_is_no_recipe_but_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_recipes(tmp_path / "run", recipe=REQUIRED)
     monkeypatch.chdir(tmp_path)
     for named in ("run", tmp_path / "run", Path("../") / tmp_path.name / "run"):
         with pytest.raises(
-            RecipeError, match=r"run is a run folder, and its recipe is \S*run/recipe\.yaml; to go on there, add --out \S*run\."
+            RecipeError,
+            match=r"run is a run folder, and its recipe is \S*run/recipe\.yaml; to go on there, add --out \S*run\.",
         ):
             load_recipe(named)
 
@@ -143,34 +202,84 @@ def test_extends_misspelt_is_all_that_is_told(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as raised:
         load_recipe(tmp_path / "mine.yaml")
     told = str(raised.value)
-    assert told.startswith("unknown key in the recipe 'extend'; known: ") and told.endswith(". Did you mean 'extends'?")
+    assert told.startswith("unknown key in the recipe 'extend'; known: ") and told.endswith(
+        ". Did you mean 'extends'?"
+    )
     assert ", extends, " in told and "\n" not in told
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("spectrum.seeds", "many", r"spectrum\.seeds: input should be a valid integer.*; got 'many'\."),
+        (
+            "spectrum.seeds",
+            "many",
+            r"spectrum\.seeds: input should be a valid integer.*; got 'many'\.",
+        ),
         ("spectrum.seeds", True, r"spectrum\.seeds: got the truth value True"),
-        ("spectrum.seeds", 0, r"spectrum\.seeds: input should be greater than or equal to 1; got 0\."),
+        (
+            "spectrum.seeds",
+            0,
+            r"spectrum\.seeds: input should be greater than or equal to 1; got 0\.",
+        ),
         ("spectrum.levels", 30, r"spectrum\.levels: input should be a valid list; got 30\."),
         ("spectrum.levels", [], r"spectrum\.levels: list should have at least 1 item"),
-        ("spectrum.levels", [0.3], r"spectrum\.levels\.0: level 0\.3 is not a whole per cent .* Write λ = 0\.3 as 30\."),
+        (
+            "spectrum.levels",
+            [0.3],
+            r"spectrum\.levels\.0: level 0\.3 is not a whole per cent .* Write λ = 0\.3 as 30\.",
+        ),
         ("spectrum.levels", [10, 10], r"^spectrum\.levels names a level twice: \[10, 10\]\."),
         ("spectrum.levels", [100], r"level 100 is the real image and is never generated"),
         ("spectrum.levels", [99], r"level 99 % leaves t\(λ\) = 0 .* use at least 100 steps"),
-        ("spectrum.guidance_scale", 0.5, r"spectrum\.guidance_scale: input should be greater than or equal to 1"),
-        ("train.optimizer.lr", float("nan"), r"train\.optimizer\.lr: input should be a finite number"),
-        ("train.optimizer.lr", float("inf"), r"train\.optimizer\.lr: input should be a finite number"),
-        ("train.model", "resnet10", r"train\.model: input should be a valid dictionary or instance of Model; got 'resnet10'\."),
-        ("train.curriculum_epochs", 66, r"^train\.curriculum_epochs = 66 exceeds train\.epochs = 65\."),
-        ("data.own_split", {"validation": 0.5, "test": 0.5}, r"data\.own_split: validation \+ test = 1 leaves no image for training"),
-        ("data.long_tail", {"n_max": 5}, r"data\.long_tail\.imbalance_ratio: this key is required\."),
+        (
+            "spectrum.guidance_scale",
+            0.5,
+            r"spectrum\.guidance_scale: input should be greater than or equal to 1",
+        ),
+        (
+            "train.optimizer.lr",
+            float("nan"),
+            r"train\.optimizer\.lr: input should be a finite number",
+        ),
+        (
+            "train.optimizer.lr",
+            float("inf"),
+            r"train\.optimizer\.lr: input should be a finite number",
+        ),
+        (
+            "train.model",
+            "resnet10",
+            r"train\.model: input should be a valid dictionary or instance of Model; got 'resnet10'\.",
+        ),
+        (
+            "train.curriculum_epochs",
+            66,
+            r"^train\.curriculum_epochs = 66 exceeds train\.epochs = 65\.",
+        ),
+        (
+            "data.own_split",
+            {"validation": 0.5, "test": 0.5},
+            r"data\.own_split: validation \+ test = 1 leaves no image for training",
+        ),
+        (
+            "data.long_tail",
+            {"n_max": 5},
+            r"data\.long_tail\.imbalance_ratio: this key is required\.",
+        ),
         ("groups", {"many": 10, "few": 20}, r"^groups\.few = 20 lies above groups\.many = 10"),
-        ("prompts.templates", ["a photo"], r"prompts\.templates\.0: template 'a photo' lacks \{class\}"),
+        (
+            "prompts.templates",
+            ["a photo"],
+            r"prompts\.templates\.0: template 'a photo' lacks \{class\}",
+        ),
         (
             "prompts.endpoint",
-            {"url": "http://h/v1", "model": "m", "parameters": {"top_p": 1, "since": date(2020, 1, 1)}},
+            {
+                "url": "http://h/v1",
+                "model": "m",
+                "parameters": {"top_p": 1, "since": date(2020, 1, 1)},
+            },
             r"prompts\.endpoint\.parameters: 'since' cannot be sent as JSON \(Object of type date .*\); put it in quotes",
         ),
         (
@@ -178,9 +287,17 @@ def test_extends_misspelt_is_all_that_is_told(tmp_path: Path) -> None:
             {"url": "http://h/v1", "model": "m", "parameters": {"stop": [{"at": float("nan")}]}},
             r"prompts\.endpoint\.parameters: 'stop' cannot be sent as JSON \(Out of range float",
         ),
-        ("prompts.endpoint", {"url": "http://[::1/v1", "model": "m"}, r"prompts\.endpoint\.url: 'http://\[::1/v1' is no base URL"),
+        (
+            "prompts.endpoint",
+            {"url": "http://[::1/v1", "model": "m"},
+            r"prompts\.endpoint\.url: 'http://\[::1/v1' is no base URL",
+        ),
         ("filter.template", "a photo", r"filter\.template: template 'a photo' lacks \{class\}"),
-        ("filter.threshold", 30, r"filter\.threshold: input should be less than or equal to 1; got 30\."),
+        (
+            "filter.threshold",
+            30,
+            r"filter\.threshold: input should be less than or equal to 1; got 30\.",
+        ),
         ("methods", {}, r"methods: dictionary should have at least 1 item"),
         ("methods", {"a/b": {}}, r"methods\.a/b: string should match pattern"),
         ("name", "../elsewhere", r"name: string should match pattern"),
@@ -193,8 +310,12 @@ def test_wrong_values_are_refused_with_place_and_value(key: str, value: Any, mes
 
 
 def test_parameters_of_an_endpoint_may_be_all_that_json_has() -> None:
-    parameters = yaml.safe_load("{temperature: 0.5, stop: [a, null], logit_bias: {50256: -100}, since: '2020-01-01', x: {y: true}}")
-    asked = with_values(prompts__endpoint={"url": "http://h/v1", "model": "m", "parameters": parameters}).prompts.endpoint
+    parameters = yaml.safe_load(
+        "{temperature: 0.5, stop: [a, null], logit_bias: {50256: -100}, since: '2020-01-01', x: {y: true}}"
+    )
+    asked = with_values(
+        prompts__endpoint={"url": "http://h/v1", "model": "m", "parameters": parameters}
+    ).prompts.endpoint
     assert asked is not None
     assert asked.parameters == parameters
 
@@ -229,27 +350,48 @@ def test_all_problems_are_told_at_once_one_line_each() -> None:
     assert [line[: len(place)] for line, place in zip(lines, places, strict=True)] == places
 
 
-@pytest.mark.parametrize("method", [{"strategy": "fixed"}, {"strategy": "all-levels", "level": 50}, {"level": 50}])
+@pytest.mark.parametrize(
+    "method", [{"strategy": "fixed"}, {"strategy": "all-levels", "level": 50}, {"level": 50}]
+)
 def test_fixed_and_level_go_together(method: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError, match=r"methods\.one: strategy 'fixed' and the key 'level' go together, for example"):
+    with pytest.raises(
+        RecipeError,
+        match=r"methods\.one: strategy 'fixed' and the key 'level' go together, for example",
+    ):
         with_values(methods={"one": method})
 
 
 def test_methods_need_their_levels_in_the_spectrum() -> None:
-    with pytest.raises(RecipeError, match=r"methods\.one trains on level 0 %, which spectrum\.levels lacks; add 0 there\."):
+    with pytest.raises(
+        RecipeError,
+        match=r"methods\.one trains on level 0 %, which spectrum\.levels lacks; add 0 there\.",
+    ):
         with_values(spectrum__levels=[30], methods={"one": {"strategy": "text-only"}})
-    with pytest.raises(RecipeError, match=r"methods\.one trains on level 10 %, which spectrum\.levels lacks; add 10 there\."):
+    with pytest.raises(
+        RecipeError,
+        match=r"methods\.one trains on level 10 %, which spectrum\.levels lacks; add 10 there\.",
+    ):
         with_values(methods={"one": {"strategy": "fixed", "level": 10}})
-    assert with_values(methods={"one": {"strategy": "fixed", "level": 100}}).methods["one"].level == REAL
+    assert (
+        with_values(methods={"one": {"strategy": "fixed", "level": 100}}).methods["one"].level
+        == REAL
+    )
 
 
 def test_too_few_curriculum_epochs_are_told_before_any_image_is_made() -> None:
-    with pytest.raises(RecipeError, match=r"train\.curriculum_epochs = 1 is too short for a stage of each of the 2 levels"):
-        with_values(train__curriculum_epochs=1, methods={"one": {"strategy": "diverse-to-specific"}})
+    with pytest.raises(
+        RecipeError,
+        match=r"train\.curriculum_epochs = 1 is too short for a stage of each of the 2 levels",
+    ):
+        with_values(
+            train__curriculum_epochs=1, methods={"one": {"strategy": "diverse-to-specific"}}
+        )
 
 
 @pytest.mark.parametrize(
-    ("order", "result"), [(None, None), (7, 7), (["b", "a"], ["b", "a"]), ([1, 0], ["1", "0"])], ids=["as is", "seed", "names", "digits"]
+    ("order", "result"),
+    [(None, None), (7, 7), (["b", "a"], ["b", "a"]), ([1, 0], ["1", "0"])],
+    ids=["as is", "seed", "names", "digits"],
 )
 def test_class_orders(order: Any, result: Any) -> None:
     recipe = with_values(data__long_tail={"n_max": 5, "imbalance_ratio": 2, "class_order": order})
@@ -271,7 +413,10 @@ def test_a_class_order_of_another_kind_is_refused_in_one_line(order: Any) -> Non
         (" data.root =a=b", ("data.root", "a=b")),
         ("train.resize=null", ("train.resize", None)),
         ("train.resize=", ("train.resize", None)),
-        ("methods.one={strategy: fixed, level: 50}", ("methods.one", {"strategy": "fixed", "level": 50})),
+        (
+            "methods.one={strategy: fixed, level: 50}",
+            ("methods.one", {"strategy": "fixed", "level": 50}),
+        ),
     ],
 )
 def test_overrides_are_read_as_yaml(text: str, pair: tuple[str, Any]) -> None:
@@ -280,7 +425,9 @@ def test_overrides_are_read_as_yaml(text: str, pair: tuple[str, Any]) -> None:
 
 @pytest.mark.parametrize("text", ["train.epochs", "=5", "  =5", ""])
 def test_an_override_without_key_or_value_is_refused(text: str) -> None:
-    with pytest.raises(RecipeError, match=r"--set takes key=value, for example --set train\.epochs=5; got"):
+    with pytest.raises(
+        RecipeError, match=r"--set takes key=value, for example --set train\.epochs=5; got"
+    ):
         parse_override(text)
 
 
@@ -292,13 +439,20 @@ def test_an_override_that_is_no_yaml_is_refused() -> None:
 def test_overrides_are_laid_over_and_change_nothing_else() -> None:
     base = load_recipe("fashion-lt")
     changed = load_recipe(
-        "fashion-lt", {"train.epochs": 61, "train.optimizer.lr": "1e-4", "methods.half": {"strategy": "fixed", "level": 50}}
+        "fashion-lt",
+        {
+            "train.epochs": 61,
+            "train.optimizer.lr": "1e-4",
+            "methods.half": {"strategy": "fixed", "level": 50},
+        },
     )
     assert changed.train.epochs == 61
     assert changed.train.optimizer.lr == 1e-4  # YAML reads 1e-4 as a text
     assert list(changed.methods) == [*base.methods, "half"]
     assert changed.spectrum == base.spectrum
-    with pytest.raises(RecipeError, match=r"--set name\.first: 'first' lies below a value that is no mapping\."):
+    with pytest.raises(
+        RecipeError, match=r"--set name\.first: 'first' lies below a value that is no mapping\."
+    ):
         load_recipe("fashion-lt", {"name.first": 1})
 
 
@@ -308,7 +462,9 @@ def test_an_override_leaves_the_given_tree_alone() -> None:
     assert tree["train"] == {"epochs": 70}
 
 
-def test_relative_paths_are_looked_up_beside_the_file_then_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_are_looked_up_beside_the_file_then_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     beside, working = tmp_path / "recipes", tmp_path / "work"
     for folder in (beside / "images", beside / "clip", working / "images", working / "diffusion"):
         folder.mkdir(parents=True)
@@ -331,7 +487,10 @@ def test_relative_paths_are_looked_up_beside_the_file_then_in_the_working_folder
 
 def test_names_of_the_hub_and_embedded_ones_stay_as_they_are() -> None:
     recipe = with_values(filter__checkpoint="embedded:fashion-mnist/clip")
-    assert (recipe.filter.checkpoint, recipe.spectrum.checkpoint) == ("embedded:fashion-mnist/clip", "owner/diffusion")
+    assert (recipe.filter.checkpoint, recipe.spectrum.checkpoint) == (
+        "embedded:fashion-mnist/clip",
+        "owner/diffusion",
+    )
 
 
 @pytest.mark.parametrize(
@@ -378,7 +537,12 @@ def test_a_recipe_is_laid_over_the_one_it_extends(tmp_path: Path) -> None:
     assert recipe.name == "mine"  # never the base's
     assert [level.percent for level in recipe.spectrum.levels] == [10]  # a list is replaced
     assert recipe.spectrum.checkpoint == "owner/diffusion"
-    assert (recipe.train.batch_size, recipe.train.optimizer.lr, recipe.train.optimizer.momentum, recipe.train.epochs) == (8, 0.25, 0.1, 70)
+    assert (
+        recipe.train.batch_size,
+        recipe.train.optimizer.lr,
+        recipe.train.optimizer.momentum,
+        recipe.train.epochs,
+    ) == (8, 0.25, 0.1, 70)
     assert list(recipe.methods) == ["ce", "discl"]  # a null takes out what the base says
     assert "extends" not in recipe.plain()
     flat = tmp_path / "flat.yaml"
@@ -392,11 +556,23 @@ def test_bases_may_have_bases_and_be_several_and_shipped(tmp_path: Path) -> None
         deep={"extends": "fashion-lt", "train": {"batch_size": 7, "seed": 3}},
         small={"train": {"seed": 4, "image_size": 16}},
     )
-    write_recipes(tmp_path, mine={"name": "other", "extends": ["shared/deep.yaml", "shared/small.yaml"], "hard": {"fewer_than": 9}})
+    write_recipes(
+        tmp_path,
+        mine={
+            "name": "other",
+            "extends": ["shared/deep.yaml", "shared/small.yaml"],
+            "hard": {"fewer_than": 9},
+        },
+    )
     recipe = load_recipe(tmp_path / "mine.yaml")
     shipped = load_recipe("fashion-lt")
     assert recipe.name == "other"
-    assert (recipe.train.batch_size, recipe.train.seed, recipe.train.image_size, recipe.hard.fewer_than) == (7, 4, 16, 9)
+    assert (
+        recipe.train.batch_size,
+        recipe.train.seed,
+        recipe.train.image_size,
+        recipe.hard.fewer_than,
+    ) == (7, 4, 16, 9)
     assert recipe.spectrum == shipped.spectrum
     assert load_recipe({"name": "plain", "extends": "fashion-lt"}).train == shipped.train
 
@@ -423,7 +599,9 @@ def test_a_path_is_looked_up_beside_the_file_that_states_it(tmp_path: Path) -> N
         ([["a"]], r"^extends: the name of a shipped recipe"),
     ],
 )  # fmt: skip
-def test_a_base_that_cannot_be_extended_is_refused(tmp_path: Path, extends: Any, message: str) -> None:
+def test_a_base_that_cannot_be_extended_is_refused(
+    tmp_path: Path, extends: Any, message: str
+) -> None:
     write_recipes(tmp_path, mine={**REQUIRED, "extends": extends}, other={"extends": "mine.yaml"})
     with pytest.raises(RecipeError, match=message):
         load_recipe(tmp_path / "mine.yaml")
@@ -446,28 +624,82 @@ CLIP = {"architecture": "clip", "checkpoint": "owner/clip"}
 @pytest.mark.parametrize(
     ("train", "method", "message"),
     [
-        ({}, {"objective": "flyp"}, r"methods\.one: objective flyp needs a CLIP, but the architecture is resnet10; set train\.model"),
+        (
+            {},
+            {"objective": "flyp"},
+            r"methods\.one: objective flyp needs a CLIP, but the architecture is resnet10; set train\.model",
+        ),
         ({}, {"fine_tune": "zero-shot"}, r"methods\.one: fine_tune: zero-shot needs a CLIP"),
-        ({}, {"fine_tune": "lp-ft"}, r"methods\.one: fine_tune: lp-ft needs a pretrained network, but resnet10 starts from scratch"),
-        ({"model": CLIP}, {"objective": "flyp", "fine_tune": "linear-probe"}, r"objective flyp trains both towers; use fine_tune: full"),
-        ({"mixup": 0.2}, {"system": "docl"}, r"system docl goes by what the network says of each image, and mixup and cutmix show none"),
-        ({"model": CLIP, "mixup": 0.2}, {"objective": "flyp"}, r"mixup and cutmix have no meaning for objective flyp"),
-        ({"model": CLIP}, {"fine_tune": "zero-shot", "strategy": "all-levels"}, r"zero-shot trains on nothing; leave out strategy"),
+        (
+            {},
+            {"fine_tune": "lp-ft"},
+            r"methods\.one: fine_tune: lp-ft needs a pretrained network, but resnet10 starts from scratch",
+        ),
+        (
+            {"model": CLIP},
+            {"objective": "flyp", "fine_tune": "linear-probe"},
+            r"objective flyp trains both towers; use fine_tune: full",
+        ),
+        (
+            {"mixup": 0.2},
+            {"system": "docl"},
+            r"system docl goes by what the network says of each image, and mixup and cutmix show none",
+        ),
+        (
+            {"model": CLIP, "mixup": 0.2},
+            {"objective": "flyp"},
+            r"mixup and cutmix have no meaning for objective flyp",
+        ),
+        (
+            {"model": CLIP},
+            {"fine_tune": "zero-shot", "strategy": "all-levels"},
+            r"zero-shot trains on nothing; leave out strategy",
+        ),
         ({"model": {**CLIP, "templates": []}}, {}, r"train\.model\.templates"),
         ({"model": {**CLIP, "templates": ["a photo"]}}, {}, r"lacks \{class\}"),
-        ({"model": {"architecture": "clip"}}, {}, r"architecture clip takes its network from a checkpoint; name one in train\.model"),
-        ({"model": {"checkpoint": "owner/clip"}}, {}, r"architecture resnet10 is built from scratch; leave out checkpoint"),
-        ({"model": {**CLIP, "pretrained": False}}, {}, r"architecture clip needs its pretrained weights"),
-        ({"model": {**CLIP, "head": "cosine"}}, {}, r"head: cosine and width are for our own residual networks"),
+        (
+            {"model": {"architecture": "clip"}},
+            {},
+            r"architecture clip takes its network from a checkpoint; name one in train\.model",
+        ),
+        (
+            {"model": {"checkpoint": "owner/clip"}},
+            {},
+            r"architecture resnet10 is built from scratch; leave out checkpoint",
+        ),
+        (
+            {"model": {**CLIP, "pretrained": False}},
+            {},
+            r"architecture clip needs its pretrained weights",
+        ),
+        (
+            {"model": {**CLIP, "head": "cosine"}},
+            {},
+            r"head: cosine and width are for our own residual networks",
+        ),
         ({}, {"objective": "ldam"}, r"objective ldam and head: cosine go together"),
-        ({}, {"objective": {"name": "focal", "gama": 2}}, r"unknown parameter of objective focal 'gama'; known: gamma"),
-        ({}, {"train": {"optimizer": {"lr": -1}}}, r"methods\.one\.train\.optimizer\.lr: Input should be greater than 0"),
+        (
+            {},
+            {"objective": {"name": "focal", "gama": 2}},
+            r"unknown parameter of objective focal 'gama'; known: gamma",
+        ),
+        (
+            {},
+            {"train": {"optimizer": {"lr": -1}}},
+            r"methods\.one\.train\.optimizer\.lr: Input should be greater than 0",
+        ),
         ({}, {"train": {"epoch": 5}}, r"methods\.one\.train\.epoch"),
-        ({"batch_size": 10, "accumulate": 4}, {}, r"train\.batch_size = 10 cannot be divided evenly into accumulate = 4 parts"),
+        (
+            {"batch_size": 10, "accumulate": 4},
+            {},
+            r"train\.batch_size = 10 cannot be divided evenly into accumulate = 4 parts",
+        ),
         ({"crop_scale": [1.0, 0.9]}, {}, r"names the greater share first"),
     ],
 )
-def test_objectives_and_networks_that_do_not_go_together(train: dict[str, Any], method: dict[str, Any], message: str) -> None:
+def test_objectives_and_networks_that_do_not_go_together(
+    train: dict[str, Any], method: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RecipeError, match=message):
         validate({**REQUIRED, "train": train, "methods": {"one": method}})
 
@@ -479,12 +711,20 @@ def test_a_method_lays_its_own_training_over_the_shared_one() -> None:
             "train": {"epochs": 70, "optimizer": {"name": "sgd", "lr": 0.1}},
             "methods": {
                 "plain": {},
-                "tuned": {"objective": {"name": "focal", "gamma": 1}, "train": {"optimizer": {"lr": 0.5}, "model": {"width": 8}}},
+                "tuned": {
+                    "objective": {"name": "focal", "gamma": 1},
+                    "train": {"optimizer": {"lr": 0.5}, "model": {"width": 8}},
+                },
             },
         }
     )
     assert recipe.training("plain") is recipe.train
     tuned = recipe.training("tuned")
-    assert (tuned.optimizer.name, tuned.optimizer.lr, tuned.model.width, tuned.epochs) == ("sgd", 0.5, 8, 70)
+    assert (tuned.optimizer.name, tuned.optimizer.lr, tuned.model.width, tuned.epochs) == (
+        "sgd",
+        0.5,
+        8,
+        70,
+    )
     assert recipe.methods["tuned"].loss.parameters == {"gamma": 1.0}
     assert validate(recipe.plain()) == recipe

@@ -33,10 +33,15 @@ from discl.stages.exporting import describe_export
 from discl.stages.telling import describe_making
 
 EVIL = '<script>alert(1)</script> & "co"'
-TWELVE = {f"m{index}": ("real-only", "specific-to-diverse", "all-levels")[index % 3] for index in range(12)}
+TWELVE = {
+    f"m{index}": ("real-only", "specific-to-diverse", "all-levels")[index % 3]
+    for index in range(12)
+}
 PLAIN = {"ce": "real-only", "discl": "diverse-to-specific"}
 GENERATOR = Generator("Stable Diffusion 1.x/2.x", "0123abcd", "cdef", 512, 8, distilled=False)
-FLUX = dataclasses.replace(GENERATOR, family="FLUX.1", distilled=True, sampler="Euler steps of the flow")
+FLUX = dataclasses.replace(
+    GENERATOR, family="FLUX.1", distilled=True, sampler="Euler steps of the flow"
+)
 
 
 class Page(HTMLParser):
@@ -54,7 +59,12 @@ class Page(HTMLParser):
         self.text += data
 
     def values(self, *attributes: str) -> list[str]:
-        return [value or "" for _, attrs in self.tags for name, value in attrs.items() if name in attributes]
+        return [
+            value or ""
+            for _, attrs in self.tags
+            for name, value in attrs.items()
+            if name in attributes
+        ]
 
     def having(self, css_class: str) -> list[dict[str, Any]]:
         return [attrs for _, attrs in self.tags if css_class in (attrs.get("class") or "").split()]
@@ -71,16 +81,26 @@ def picture(label: int, level: int, seed: int, size: tuple[int, int] = (16, 16))
     width, height = size
     y, x = np.mgrid[:height, :width]
     inside = np.hypot((x - width / 2) / width, (y - height / 2) / height) < 0.35
-    clean = np.where(inside[..., None], np.asarray([60 + 37 * label % 190, 230 - 53 * label % 200, 90 + 71 * label % 160]), 245)
+    clean = np.where(
+        inside[..., None],
+        np.asarray([60 + 37 * label % 190, 230 - 53 * label % 200, 90 + 71 * label % 160]),
+        245,
+    )
     noise = np.random.default_rng([label, seed]).integers(0, 256, (height, width, 3))
     return (level / 100 * clean + (1 - level / 100) * noise).astype(np.uint8)
 
 
-def figures(names: Sequence[str], counts: Sequence[int], images: int, lift: float) -> dict[str, Any]:
+def figures(
+    names: Sequence[str], counts: Sequence[int], images: int, lift: float
+) -> dict[str, Any]:
     """Plausible figures: classes with more training images fare better, `lift` helps the others."""
     share = np.asarray(counts) / max(counts)
     accuracy = np.clip(0.25 + 0.7 * share**0.4 + lift * (1 - 1.3 * share), 0, 1)
-    result = {"images": images * len(names), "accuracy": float(accuracy.mean()), "macro_f1": float(accuracy.mean()) - 0.01}
+    result = {
+        "images": images * len(names),
+        "accuracy": float(accuracy.mean()),
+        "macro_f1": float(accuracy.mean()) - 0.01,
+    }
     for group, labels in class_groups(list(counts), 100, 20).items():
         result[group] = float(accuracy[labels].mean())
     result |= {"worst_1": float(accuracy.min()), "calibration_error": 0.1 - lift}
@@ -88,16 +108,31 @@ def figures(names: Sequence[str], counts: Sequence[int], images: int, lift: floa
 
 
 def history(
-    strategy: str, levels: Sequence[int], epochs: int, curriculum_epochs: int, offset: float, validated: bool
+    strategy: str,
+    levels: Sequence[int],
+    epochs: int,
+    curriculum_epochs: int,
+    offset: float,
+    validated: bool,
 ) -> list[dict[str, Any]]:
     stages = sorted(levels)
     records = []
     for epoch in range(epochs):
-        used = [] if strategy == "real-only" or epoch >= curriculum_epochs else [stages[epoch * len(stages) // curriculum_epochs]]
+        used = (
+            []
+            if strategy == "real-only" or epoch >= curriculum_epochs
+            else [stages[epoch * len(stages) // curriculum_epochs]]
+        )
         if used and strategy == "all-levels":
             used = stages
         loss = 0.3 + offset + 1.5 * math.exp(-epoch / 6)
-        record = {"epoch": epoch, "levels": used, "loss": loss, "synthetic_share": 0.25 * bool(used), "seconds": 2.5}
+        record = {
+            "epoch": epoch,
+            "levels": used,
+            "loss": loss,
+            "synthetic_share": 0.25 * bool(used),
+            "seconds": 2.5,
+        }
         if validated and (epoch + 1) % 5 == 0:
             record["validation_accuracy"] = 0.6 + offset - 0.3 * math.exp(-epoch / 6)
         records.append(record)
@@ -118,27 +153,56 @@ def make_run(
     real = {label: encode(picture(label, 100, 0, size)) for label in range(len(names))}
     labels = [label for label, count in enumerate(amounts) for _ in range(count)]
     ids = [f"train-{row:05d}" for row in range(len(labels))]
-    train = make_table({"id": ids, "image": [real[label] for label in labels], "label": labels}, names)
-    rows = [("train", label) for label in labels] + [(split, label) for split in splits for label in range(len(names)) for _ in range(50)]
-    pq.write_table(pa.table({"split": [split for split, _ in rows], "label": [label for _, label in rows]}), folder / "data.parquet")
-    rarest = sorted(range(len(names)), key=lambda label: amounts[label])[: max(1, min(len(names) - 1, 40))]
-    hard = [{"id": name, "label": label} for name, label in zip(ids, labels, strict=True) if label in rarest]
+    train = make_table(
+        {"id": ids, "image": [real[label] for label in labels], "label": labels}, names
+    )
+    rows = [("train", label) for label in labels] + [
+        (split, label) for split in splits for label in range(len(names)) for _ in range(50)
+    ]
+    pq.write_table(
+        pa.table({"split": [split for split, _ in rows], "label": [label for _, label in rows]}),
+        folder / "data.parquet",
+    )
+    rarest = sorted(range(len(names)), key=lambda label: amounts[label])[
+        : max(1, min(len(names) - 1, 40))
+    ]
+    hard = [
+        {"id": name, "label": label}
+        for name, label in zip(ids, labels, strict=True)
+        if label in rarest
+    ]
     pq.write_table(pa.Table.from_pylist(hard), folder / "hard.parquet")
     _write_spectrum(folder, names, hard, levels, seeds, size, threshold)
-    recipe = load_recipe(_recipe(folder, methods, levels, seeds, epochs, threshold), dict(changes or {}))
+    recipe = load_recipe(
+        _recipe(folder, methods, levels, seeds, epochs, threshold), dict(changes or {})
+    )
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
-    environment = {"python": "3.11", "platform": "Linux-6", "processor": "x86_64", "device": "cpu", "packages": {"discl": "0.1.0"}}
+    environment = {
+        "python": "3.11",
+        "platform": "Linux-6",
+        "processor": "x86_64",
+        "device": "cpu",
+        "packages": {"discl": "0.1.0"},
+    }
     (folder / "environment.json").write_text(json.dumps(environment))
     results: dict[str, Any] = {}
     for index, (name, strategy) in enumerate(methods.items()):
-        records = history(strategy, levels, epochs, epochs - 4, 0.02 * index, "validation" in splits)
+        records = history(
+            strategy, levels, epochs, epochs - 4, 0.02 * index, "validation" in splits
+        )
         (folder / "train" / name).mkdir(parents=True, exist_ok=True)
-        (folder / "train" / name / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        (folder / "train" / name / "history.jsonl").write_text(
+            "".join(json.dumps(record) + "\n" for record in records)
+        )
         results[name] = {split: figures(names, amounts, 50, 0.03 * index) for split in splits}
         for split in splits:
             if domains:
                 found = {
-                    f"camera {each}": {"images": 50 + each, "accuracy": (each + 1) / 40 + index / 50, "macro_f1": 0.2}
+                    f"camera {each}": {
+                        "images": 50 + each,
+                        "accuracy": (each + 1) / 40 + index / 50,
+                        "macro_f1": 0.2,
+                    }
                     for each in range(domains)
                 }
                 worst = min(each["accuracy"] for each in found.values())
@@ -146,7 +210,9 @@ def make_run(
         adjusted = {**figures(names, amounts, 50, 0.05 + 0.02 * index), "prior": "real", "tau": 1.0}
         results[f"{name}+la"] = dict.fromkeys(splits, adjusted)
     (folder / "results.json").write_text(json.dumps(results))
-    return write_report(folder, train, class_groups(amounts, 100, 20), describe_making(recipe, GENERATOR, 512))
+    return write_report(
+        folder, train, class_groups(amounts, 100, 20), describe_making(recipe, GENERATOR, 512)
+    )
 
 
 def _write_spectrum(
@@ -165,24 +231,47 @@ def _write_spectrum(
         for seed in range(seeds):
             for level in levels:
                 name, label = f"{source['id']}-{seed}-{level}", source["label"]
-                request = {"id": name, "source_id": source["id"], "label": label, "level": level, "seed": seed}
-                drawn[label, level, seed] = drawn.get((label, level, seed)) or encode(picture(label, level, seed, size))
+                request = {
+                    "id": name,
+                    "source_id": source["id"],
+                    "label": label,
+                    "level": level,
+                    "seed": seed,
+                }
+                drawn[label, level, seed] = drawn.get((label, level, seed)) or encode(
+                    picture(label, level, seed, size)
+                )
                 cosine = float(np.float32(random.normal(0.27 + 0.001 * level, 0.03)))
                 keep = cosine >= threshold
-                plan.append({**request, "attempt": 0, "prompt": f"a photo of {names[label]}, seed {seed}"})
+                plan.append(
+                    {**request, "attempt": 0, "prompt": f"a photo of {names[label]}, seed {seed}"}
+                )
                 images.append({"id": name, "image": drawn[label, level, seed]})
                 reason = "" if keep else f"clip_similarity {cosine:.3f} < {threshold:g}"
-                verdicts.append({**request, "clip_similarity": cosine, "keep": keep, "reason": reason})
+                verdicts.append(
+                    {**request, "clip_similarity": cosine, "keep": keep, "reason": reason}
+                )
     (folder / "spectrum").mkdir(exist_ok=True)
     half = len(images) // 2
     for part, rows in enumerate((images[:half], images[half:])):
         if rows:
-            pq.write_table(pa.Table.from_pylist(rows), folder / "spectrum" / f"part-{part}.parquet", row_group_size=16)
+            pq.write_table(
+                pa.Table.from_pylist(rows),
+                folder / "spectrum" / f"part-{part}.parquet",
+                row_group_size=16,
+            )
     pq.write_table(pa.Table.from_pylist(plan), folder / "plan.parquet")
     pq.write_table(pa.Table.from_pylist(verdicts), folder / "filter.parquet")
 
 
-def _recipe(folder: Path, methods: Mapping[str, str], levels: Sequence[int], seeds: int, epochs: int, threshold: float) -> dict[str, Any]:
+def _recipe(
+    folder: Path,
+    methods: Mapping[str, str],
+    levels: Sequence[int],
+    seeds: int,
+    epochs: int,
+    threshold: float,
+) -> dict[str, Any]:
     return {
         "name": "small", "data": {"root": str(folder.resolve() / "birds"), "long_tail": None}, "groups": {"many": 100, "few": 20},
         "hard": {"rule": "tail", "fewer_than": 20, "below": 0.5, "folds": 3},
@@ -199,17 +288,23 @@ def _recipe(folder: Path, methods: Mapping[str, str], levels: Sequence[int], see
     }  # fmt: skip
 
 
-def read_story(path: Path, changes: Mapping[str, Any] | None = None, generator: Generator = GENERATOR) -> reading.Story:
+def read_story(
+    path: Path, changes: Mapping[str, Any] | None = None, generator: Generator = GENERATOR
+) -> reading.Story:
     """The story of the module's run, told with `changes` in its recipe."""
     recipe = load_recipe(path.parent / "recipe.yaml", dict(changes or {}))
     groups = {"many": [0], "medium": [1], "few": [2, 3]}
-    story = reading.read_run(path.parent, ["wren", "heron", "owl", EVIL], groups, describe_making(recipe, generator, 512))
+    story = reading.read_run(
+        path.parent, ["wren", "heron", "owl", EVIL], groups, describe_making(recipe, generator, 512)
+    )
     return dataclasses.replace(story, recipe=recipe.plain())
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs") / "small", {"wren": 130, "heron": 40, "owl": 9, EVIL: 5})
+    return make_run(
+        tmp_path_factory.mktemp("runs") / "small", {"wren": 130, "heron": 40, "owl": 9, EVIL: 5}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -233,10 +328,30 @@ def test_page_needs_no_network_and_no_script(page: Page) -> None:
 
 def test_page_is_well_formed_and_has_its_sections(page: Page) -> None:
     headings = re.findall(r"<h2>(.*?)</h2>", page.html)
-    assert headings == ["What was run", "Results", "The spectrum", "The filter", "The curriculum", "Class by class", "How to go on"]
+    assert headings == [
+        "What was run",
+        "Results",
+        "The spectrum",
+        "The filter",
+        "The curriculum",
+        "Class by class",
+        "How to go on",
+    ]
     assert "<title>small · discl report</title>" in page.html
     assert all("alt" in attrs for tag, attrs in page.tags if tag == "img")
-    for tag in ("div", "section", "table", "tr", "td", "th", "span", "p", "details", "figure", "svg"):
+    for tag in (
+        "div",
+        "section",
+        "table",
+        "tr",
+        "td",
+        "th",
+        "span",
+        "p",
+        "details",
+        "figure",
+        "svg",
+    ):
         assert len(re.findall(rf"<{tag}[\s>]", page.html)) == page.html.count(f"</{tag}>"), tag
 
 
@@ -249,18 +364,33 @@ def test_all_methods_and_their_adjusted_rows_are_present(page: Page, path: Path)
 
 
 def test_dropped_pictures_are_marked_with_their_reason(page: Page, path: Path) -> None:
-    shown = {(attrs["alt"]) for tag, attrs in page.tags if tag == "img" and "synthetic" in attrs["alt"]}
+    shown = {
+        (attrs["alt"]) for tag, attrs in page.tags if tag == "img" and "synthetic" in attrs["alt"]
+    }
     marked = page.having("dropped")
     verdicts = pq.read_table(path.parent / "filter.parquet").to_pylist()
     assert 0 < len(marked) < sum(not row["keep"] for row in verdicts) + 1
-    assert len(marked) == sum("dropped: clip_similarity" in alt for alt in re.findall(r'alt="(synthetic[^"]*)"', page.html))
-    assert all("dropped: clip_similarity 0." in attrs["title"] and "&lt; 0.25" not in attrs["title"] for attrs in marked)
+    assert len(marked) == sum(
+        "dropped: clip_similarity" in alt
+        for alt in re.findall(r'alt="(synthetic[^"]*)"', page.html)
+    )
+    assert all(
+        "dropped: clip_similarity 0." in attrs["title"] and "&lt; 0.25" not in attrs["title"]
+        for attrs in marked
+    )
     assert shown
 
 
 def test_the_gallery_shows_two_images_of_each_hard_class_rarest_first(page: Page) -> None:
     shown = re.findall(r"real image (train-\d+)", page.html)
-    assert shown == ["train-00179", "train-00180", "train-00170", "train-00171", "train-00130", "train-00131"]
+    assert shown == [
+        "train-00179",
+        "train-00180",
+        "train-00170",
+        "train-00171",
+        "train-00130",
+        "train-00131",
+    ]
     assert sum("synthetic" in alt for alt in page.values("alt")) == 6 * 2 * 3
 
 
@@ -335,29 +465,56 @@ def test_the_page_and_the_card_of_an_export_say_alike_how_the_images_were_made(
 ) -> None:
     story = read_story(path, changes, generator)
     assert {what: story.making[what] for what in told} == told
-    options = {"negative prompt", "names in prompts", "guidance interval", "aesthetic score", "LoRA"}
+    options = {
+        "negative prompt",
+        "names in prompts",
+        "guidance interval",
+        "aesthetic score",
+        "LoRA",
+    }
     assert options & set(story.making) <= set(told), "what was not asked for is not told"
     settings = dict(words.describe_settings(story))
-    facts = describe_export(story.making, story.recipe["data"]["root"], story.class_names, len(story.hard), False)
+    facts = describe_export(
+        story.making, story.recipe["data"]["root"], story.class_names, len(story.hard), False
+    )
     card = make_card("small", "imagefolder", 1, story.class_names, {0: (1, 2)}, facts)
     for what, text in story.making.items():
         assert text in settings[what[0].upper() + what[1:]]
         assert re.search(rf"^\| {re.escape(what)} \| .*{re.escape(text)}", card, re.MULTILINE)
-    assert settings["Hard images"].startswith("54 of 184, in 3 classes: ") and "| hard images | 54: " in card
+    assert (
+        settings["Hard images"].startswith("54 of 184, in 3 classes: ")
+        and "| hard images | 54: " in card
+    )
     assert re.search(r"; \d+ of 324 synthetic images kept \(\d+ %\)\.$", settings["Filter"])
     assert "/somewhere" not in card and "/somewhere" not in "".join(settings.values())
 
 
 @pytest.mark.parametrize("rule", ["threshold", "alia"])
 def test_a_threshold_is_told_where_the_filter_goes_by_one(tmp_path: Path, rule: str) -> None:
-    page = Page(make_run(tmp_path / "run", {"wren": 130, "owl": 9, "heron": 5}, changes={"filter.rule": rule}).read_text())
+    page = Page(
+        make_run(
+            tmp_path / "run", {"wren": 130, "owl": 9, "heron": 5}, changes={"filter.rule": rule}
+        ).read_text()
+    )
     told = page.text.split("What was run")[1].split("The full recipe")[0]
     expected = rule == "threshold"
-    for text in ("threshold", "clip_similarity ≥ 0.25 with", "--set filter.threshold=", "Try another", "is grey and was dropped"):
+    for text in (
+        "threshold",
+        "clip_similarity ≥ 0.25 with",
+        "--set filter.threshold=",
+        "Try another",
+        "is grey and was dropped",
+    ):
         assert (text in told) == expected, text
     assert ("threshold" in "".join(page.values("aria-label", "title", "alt"))) == expected
-    assert bool(page.having("threshold")) == any(attrs["d"] for attrs in page.having("lost")) == expected
-    assert ("Filter" + "ALIA's two (arXiv 2305.16289): images that someone/clip finds nearer" in told) != expected
+    assert (
+        bool(page.having("threshold"))
+        == any(attrs["d"] for attrs in page.having("lost"))
+        == expected
+    )
+    assert (
+        "Filter" + "ALIA's two (arXiv 2305.16289): images that someone/clip finds nearer" in told
+    ) != expected
     assert "discl run" in told and "discl predict" in told
 
 
@@ -367,11 +524,19 @@ def test_a_threshold_is_told_where_the_filter_goes_by_one(tmp_path: Path, rule: 
         ({}, "no image is made or scored anew, only"),
         ({"spectrum.tries": 3}, "what it drops is drawn again where tries are left, only"),
         ({}, "so that no classifier saw it."),
-        ({"methods.discl.threshold": 0.0}, "so that no classifier saw it, unless its method has a threshold of its own."),
-        ({"methods.discl.threshold": 0.0}, "diverse-to-specific · cross-entropy · clip_similarity ≥ 0 · "),
+        (
+            {"methods.discl.threshold": 0.0},
+            "so that no classifier saw it, unless its method has a threshold of its own.",
+        ),
+        (
+            {"methods.discl.threshold": 0.0},
+            "diverse-to-specific · cross-entropy · clip_similarity ≥ 0 · ",
+        ),
     ],
 )
-def test_what_becomes_of_dropped_images_is_told(path: Path, changes: dict[str, Any], text: str) -> None:
+def test_what_becomes_of_dropped_images_is_told(
+    path: Path, changes: dict[str, Any], text: str
+) -> None:
     html = write_page.render(read_story(path, changes), pictures.Gallery((0, 30, 50), ()))
     assert text in Page(html).text
 
@@ -385,10 +550,25 @@ NOT_CHOSEN = "there is no validation split to choose prior and τ on, so they ar
     [
         (("validation", "test"), [0.5, 1.5], (), "prior and τ were chosen on validation"),
         (("validation", "test"), [1.5], (), "the prior was chosen on validation"),
-        (("validation",), [0.5, 1.5], (), "prior and τ were chosen on these very images, which flatters the figures"),
-        (("test",), [0.25, 1.5], (), f"{NOT_CHOSEN}, of those that the recipe offers the nearest to 1"),
+        (
+            ("validation",),
+            [0.5, 1.5],
+            (),
+            "prior and τ were chosen on these very images, which flatters the figures",
+        ),
+        (
+            ("test",),
+            [0.25, 1.5],
+            (),
+            f"{NOT_CHOSEN}, of those that the recipe offers the nearest to 1",
+        ),
         (("test",), [1.5], (), NOT_CHOSEN),
-        (("validation", "test"), [1.0], GIVEN, "prior and τ are those that the recipe gives the method"),
+        (
+            ("validation", "test"),
+            [1.0],
+            GIVEN,
+            "prior and τ are those that the recipe gives the method",
+        ),
         (("validation",), [1.0], GIVEN, "prior and τ are those that the recipe gives the method"),
         (("test",), [1.0], GIVEN, "prior and τ are those that the recipe gives the method"),
         (
@@ -397,23 +577,37 @@ NOT_CHOSEN = "there is no validation split to choose prior and τ on, so they ar
             ("methods.ce.adjustment",),
             "for ce+la prior and τ are those that the recipe gives the method; for discl+la prior and τ were chosen on validation",
         ),
-        (("test",), [1.5], ("methods.discl.adjustment",), f"for ce+la {NOT_CHOSEN}; for discl+la prior and τ are those that the recipe"),
+        (
+            ("test",),
+            [1.5],
+            ("methods.discl.adjustment",),
+            f"for ce+la {NOT_CHOSEN}; for discl+la prior and τ are those that the recipe",
+        ),
     ],
 )
 def test_the_note_on_adjusted_rows_says_where_prior_and_strength_come_from(
     path: Path, splits: tuple[str, ...], offered: list[float], given: Sequence[str], note: str
 ) -> None:
-    story = read_story(path, {"evaluate.logit_adjustment": offered, **{key: GIVEN[key] for key in given}})
+    story = read_story(
+        path, {"evaluate.logit_adjustment": offered, **{key: GIVEN[key] for key in given}}
+    )
     stated = {"prior": "effective", "tau": 1.5}
     results = {
-        row: {split: {**figures[split], **(stated if row.endswith("+la") else {})} for split in splits}
+        row: {
+            split: {**figures[split], **(stated if row.endswith("+la") else {})} for split in splits
+        }
         for row, figures in story.results.items()
     }
-    counts = {split: counts for split, counts in story.split_counts.items() if split in ("train", *splits)}
+    counts = {
+        split: counts for split, counts in story.split_counts.items() if split in ("train", *splits)
+    }
     story = dataclasses.replace(story, results=results, split_counts=counts)
     assert words.adjustment_note(story).startswith(note)
     text = Page(write_page.render(story, pictures.Gallery((0, 30, 50), ()))).text
-    assert f"post-hoc logit adjustment; {note}" in text and "logit adjustment: class counts as trained on, τ = 1.5" in text
+    assert (
+        f"post-hoc logit adjustment; {note}" in text
+        and "logit adjustment: class counts as trained on, τ = 1.5" in text
+    )
 
 
 def test_no_home_folder_is_on_the_page_wherever_the_recipe_names_one(tmp_path: Path) -> None:
@@ -430,22 +624,41 @@ def test_no_home_folder_is_on_the_page_wherever_the_recipe_names_one(tmp_path: P
     }
     page = Page(make_run(tmp_path, {"wren": 130, "heron": 40}, changes=changes).read_text())
     assert "somebody" not in page.html and "private" not in page.html
-    for name in ("train.txt", "digests.txt", "phrases.yaml", "settings", "style.safetensors", "clip", "store"):
+    for name in (
+        "train.txt",
+        "digests.txt",
+        "phrases.yaml",
+        "settings",
+        "style.safetensors",
+        "clip",
+        "store",
+    ):
         assert f"…/{name}" in page.text
 
 
 def test_an_absent_group_is_a_dash_and_never_zero(tmp_path: Path) -> None:
     page = Page(make_run(tmp_path, {"wren": 130, "heron": 40}).read_text())
     assert "No class falls into few." in page.text and "no such class" in page.text
-    assert len(page.having("absent")) == 1 + 4 + 4  # the tile; four rows on test and four on validation
+    assert (
+        len(page.having("absent")) == 1 + 4 + 4
+    )  # the tile; four rows on test and four on validation
     assert re.search(r"on the medium classes", page.text)
-    assert not re.search(r"\b0\.0\b", re.sub(r"±0\.0", "", page.text.split("The spectrum")[0].split("All")[0].split("Results")[1]))
+    assert not re.search(
+        r"\b0\.0\b",
+        re.sub(
+            r"±0\.0", "", page.text.split("The spectrum")[0].split("All")[0].split("Results")[1]
+        ),
+    )
 
 
 @pytest.mark.parametrize("methods", [{"ce": "real-only"}, TWELVE])
 @pytest.mark.parametrize("splits", [("validation",), ("test",)])
-def test_any_number_of_methods_and_either_split_alone(tmp_path: Path, methods: dict[str, str], splits: tuple[str, ...]) -> None:
-    page = Page(make_run(tmp_path, {"wren": 6, "owl": 5}, methods, splits=splits, epochs=8).read_text())
+def test_any_number_of_methods_and_either_split_alone(
+    tmp_path: Path, methods: dict[str, str], splits: tuple[str, ...]
+) -> None:
+    page = Page(
+        make_run(tmp_path, {"wren": 6, "owl": 5}, methods, splits=splits, epochs=8).read_text()
+    )
     assert f"top-1 on {splits[0]}" in page.text
     assert ("Validation accuracy" in page.text) == (splits == ("validation",))
     flattered = "the prior was chosen on these very images" in page.text
@@ -456,7 +669,12 @@ def test_any_number_of_methods_and_either_split_alone(tmp_path: Path, methods: d
 
 def test_figures_out_of_distribution_and_per_domain(tmp_path: Path) -> None:
     counts = {"deer": 200, "boar": 40, "ocelot": 6}
-    path = make_run(tmp_path / "wild", counts, splits=("validation", "test", "validation-ood", "test-ood"), domains=33)
+    path = make_run(
+        tmp_path / "wild",
+        counts,
+        splits=("validation", "test", "validation-ood", "test-ood"),
+        domains=33,
+    )
     page = Page(path.read_text())
     headings = re.findall(r'<th scope="col">([^<]*)<', page.html)
     assert {"OOD all", "OOD macro F1", "OOD worst domain", "ECE", "worst domain"} <= set(headings)
@@ -466,11 +684,18 @@ def test_figures_out_of_distribution_and_per_domain(tmp_path: Path) -> None:
     for split in ("test-ood", "validation", "validation-ood"):
         assert f"The same on {split}" in page.text
     without = Page(make_run(tmp_path / "plain", counts).read_text())
-    assert "OOD" not in without.text and "worst domain" not in without.text and "Per domain" not in without.text
+    assert (
+        "OOD" not in without.text
+        and "worst domain" not in without.text
+        and "Per domain" not in without.text
+    )
 
 
 def test_the_smallest_calibration_error_is_the_best() -> None:
-    measured = {"a": {"accuracy": 0.5, "calibration_error": 0.2}, "b": {"accuracy": 0.6, "calibration_error": 0.1}}
+    measured = {
+        "a": {"accuracy": 0.5, "calibration_error": 0.2},
+        "b": {"accuracy": 0.6, "calibration_error": 0.1},
+    }
     rows = tables.result_rows(measured, [("accuracy", "all"), ("calibration_error", "ECE")])
     assert [[cell.best for cell in row.cells] for row in rows] == [[False, False], [True, True]]
 
@@ -479,18 +704,36 @@ def test_many_classes_and_levels_show_a_part_and_say_so(tmp_path: Path) -> None:
     counts = {f"class {label:02d}": 1 + (59 - label) // 10 for label in range(60)}
     page = Page(make_run(tmp_path, counts, levels=range(0, 100, 8), seeds=1, epochs=17).read_text())
     assert "Of 60 classes the 30 that changed most are shown." in page.text
-    assert "Of 40 classes with a spectrum, the 30 that lost the largest share are listed." in page.text
+    assert (
+        "Of 40 classes with a spectrum, the 30 that lost the largest share are listed." in page.text
+    )
     assert "at 8 of 13 levels" in page.text
     assert len(page.having("class-value")) == 31
 
 
 def test_a_comparison_is_drawn_on_its_page_and_in_the_report(tmp_path: Path) -> None:
     rows = {
-        "ce": {"figures": {"few": [0.10, 0.14], "all": [0.5, 0.6]}, "intervals": {}, "costs": {"UNet rows": 0}, "published": {"few": 20.0}},
+        "ce": {
+            "figures": {"few": [0.10, 0.14], "all": [0.5, 0.6]},
+            "intervals": {},
+            "costs": {"UNet rows": 0},
+            "published": {"few": 20.0},
+        },
         "ce+la": {"figures": {"all": [0.5, 0.5]}, "intervals": {}, "costs": {}, "published": {}},
-        EVIL: {"figures": {"few": [0.3, 0.3], "all": [0.7, 0.7]}, "intervals": {"few": [18.0, 15.5, 20.5]}, "costs": {}, "published": {}},
+        EVIL: {
+            "figures": {"few": [0.3, 0.3], "all": [0.7, 0.7]},
+            "intervals": {"few": [18.0, 15.5, 20.5]},
+            "costs": {},
+            "published": {},
+        },
     }
-    told = {"seeds": [0, 1], "split": "test", "baseline": "ce", "notes": ["Chosen by accuracy.", "ce: as it stands"], "rows": rows}
+    told = {
+        "seeds": [0, 1],
+        "split": "test",
+        "baseline": "ce",
+        "notes": ["Chosen by accuracy.", "ce: as it stands"],
+        "rows": rows,
+    }
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "comparison.json").write_text(json.dumps(told))
     report = Page(make_run(tmp_path / "run", {"cat": 150, "dog": 8}).read_text())
@@ -505,13 +748,18 @@ def test_a_comparison_is_drawn_on_its_page_and_in_the_report(tmp_path: Path) -> 
         assert "+18.0 [+15.5, +20.5]" in drawn.text and "Chosen by accuracy." in drawn.text
         assert len(drawn.having("diamond")) == 1
         lines = {attrs["style"] for attrs in drawn.having("base-line")}
-        assert lines == {"left:10.00%", "left:25.00%"}  # 12 on an axis from 10 to 30, 55 on one from 50 to 70
+        assert lines == {
+            "left:10.00%",
+            "left:25.00%",
+        }  # 12 on an axis from 10 to 30, 55 on one from 50 to 70
     assert "Several seeds" in report.text and "tuned" not in report.text
 
 
 @pytest.mark.parametrize("size", [(400, 150), (90, 300)])
 def test_large_pictures_keep_the_page_small(tmp_path: Path, size: tuple[int, int]) -> None:
-    path = make_run(tmp_path, {f"class {label}": 3 for label in range(7)}, levels=(0, 50), size=size)
+    path = make_run(
+        tmp_path, {f"class {label}": 3 for label in range(7)}, levels=(0, 50), size=size
+    )
     assert path.stat().st_size < 3_000_000
     uri = re.search(r'src="data:image/webp;base64,([^"]+)"', path.read_text())
     assert uri is not None
@@ -524,7 +772,14 @@ def test_an_unfinished_run_is_refused_and_the_old_page_stays(tmp_path: Path) -> 
     assert not list(tmp_path.glob("*.new"))
     (tmp_path / "results.json").unlink()
     with pytest.raises(RunError, match=r"results\.json, which is not there"):
-        write_report(tmp_path, make_table({"id": ["a"], "image": [encode(picture(0, 100, 0))], "label": [0]}, ["wren"]), {"few": [0]}, {})
+        write_report(
+            tmp_path,
+            make_table(
+                {"id": ["a"], "image": [encode(picture(0, 100, 0))], "label": [0]}, ["wren"]
+            ),
+            {"few": [0]},
+            {},
+        )
     assert path.read_bytes() == before
 
 
@@ -545,7 +800,11 @@ def test_a_history_becomes_stretches_of_equal_levels() -> None:
 
 
 def test_level_colours_meet_their_stops() -> None:
-    assert [charts.level_colour(percent) for percent in (0, 50, 100)] == ["#5e42c4", "#ce4682", "#f3a83c"]
+    assert [charts.level_colour(percent) for percent in (0, 50, 100)] == [
+        "#5e42c4",
+        "#ce4682",
+        "#f3a83c",
+    ]
 
 
 def test_an_axis_does_not_stretch_to_a_threshold_far_away() -> None:
@@ -562,50 +821,113 @@ def test_standard_errors_against_hand_computed_ones() -> None:
 
 
 def test_figures_that_print_alike_share_the_mark() -> None:
-    measured = {"a": {"accuracy": 0.50001, "few": 0.2}, "b": {"accuracy": 0.50002}, "c": {"accuracy": 0.4}}
+    measured = {
+        "a": {"accuracy": 0.50001, "few": 0.2},
+        "b": {"accuracy": 0.50002},
+        "c": {"accuracy": 0.4},
+    }
     rows = tables.result_rows(measured, [("accuracy", "all"), ("few", "few")])
-    assert [[cell.best for cell in row.cells] for row in rows] == [[True, False], [True, False], [False, False]]
+    assert [[cell.best for cell in row.cells] for row in rows] == [
+        [True, False],
+        [True, False],
+        [False, False],
+    ]
     assert [row.cells[1].value for row in rows] == [0.2, None, None]
 
 
 def test_the_featured_method_is_chosen_by_strategy_and_compared_like_with_like(path: Path) -> None:
     story = read_story(path)
     assert (story.baseline, story.featured, story.split) == ("ce", "discl", "test")
-    assert [(row.name, row.against) for row in tables.differences(story)] == [("discl", "ce"), ("discl+la", "ce+la")]
-    strategies = {"ce": "real-only", "text": "text-only", "up": "easy-to-hard", "down": "specific-to-diverse"}
+    assert [(row.name, row.against) for row in tables.differences(story)] == [
+        ("discl", "ce"),
+        ("discl+la", "ce+la"),
+    ]
+    strategies = {
+        "ce": "real-only",
+        "text": "text-only",
+        "up": "easy-to-hard",
+        "down": "specific-to-diverse",
+    }
     methods = {name: {"strategy": strategy} for name, strategy in strategies.items()}
     other = dataclasses.replace(story, recipe={**story.recipe, "methods": methods})
     assert other.featured == "up"
 
 
-def test_levels_that_classes_take_on_their_own_are_counted_beside_the_curriculum(path: Path) -> None:
+def test_levels_that_classes_take_on_their_own_are_counted_beside_the_curriculum(
+    path: Path,
+) -> None:
     story = read_story(path)
-    apart = [{**record, "classes_apart": 1 + record["epoch"] % 3} if record["levels"] else record for record in story.histories["discl"]]
+    apart = [
+        {**record, "classes_apart": 1 + record["epoch"] % 3} if record["levels"] else record
+        for record in story.histories["discl"]
+    ]
     other = dataclasses.replace(story, histories={**story.histories, "discl": apart})
-    notes = {each.method: each.note for each in write_page.curricula(other, dict.fromkeys(story.histories, "#000"))}
-    assert "1 to 3 classes took another level than the one shown" in notes["discl"] and "another level" not in notes["ce"]
+    notes = {
+        each.method: each.note
+        for each in write_page.curricula(other, dict.fromkeys(story.histories, "#000"))
+    }
+    assert (
+        "1 to 3 classes took another level than the one shown" in notes["discl"]
+        and "another level" not in notes["ce"]
+    )
 
 
 def test_numbers_in_words() -> None:
-    assert [words.points(value) for value in (1.25, -3.04, 0.04, None)] == ["+1.2", "−3.0", "±0.0", "–"]
+    assert [words.points(value) for value in (1.25, -3.04, 0.04, None)] == [
+        "+1.2",
+        "−3.0",
+        "±0.0",
+        "–",
+    ]
     assert [words.percent(value) for value in (0.0, 0.5224, None)] == ["0.0", "52.2", "–"]
-    assert [words.share(pair) for pair in ((0, 9), (239, 240), (1, 900), (3, 3))] == ["0 %", "99 %", "1 %", "100 %"]
-    assert [words.duration(seconds) for seconds in (12.4, 600, 8000)] == ["12 s", "10 min", "2 h 13 min"]
-    assert [words.cosine(value) for value in (0.1234, -0.0001, -0.0126)] == ["0.123", "0.000", "−0.013"]
+    assert [words.share(pair) for pair in ((0, 9), (239, 240), (1, 900), (3, 3))] == [
+        "0 %",
+        "99 %",
+        "1 %",
+        "100 %",
+    ]
+    assert [words.duration(seconds) for seconds in (12.4, 600, 8000)] == [
+        "12 s",
+        "10 min",
+        "2 h 13 min",
+    ]
+    assert [words.cosine(value) for value in (0.1234, -0.0001, -0.0126)] == [
+        "0.123",
+        "0.000",
+        "−0.013",
+    ]
     assert pictures.spread(list(range(10)), 4) == [0, 3, 6, 9]
 
 
 def test_a_browser_renders_the_page(path: Path, tmp_path: Path) -> None:
-    browser = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    browser = next(
+        (
+            found
+            for name in ("chromium", "chromium-browser", "google-chrome")
+            if (found := shutil.which(name))
+        ),
+        None,
+    )
     if browser is None:
         pytest.skip("no Chromium is installed")
     flags = [
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
         "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
     ]  # fmt: skip
-    done = subprocess.run([browser, *flags, "--dump-dom", path.resolve().as_uri()], capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        [browser, *flags, "--dump-dom", path.resolve().as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
     dom = Page(done.stdout)
     written = Page(path.read_text(encoding="utf-8"))
     assert "discl reaches" in dom.text
-    assert sum(tag == "img" for tag, _ in dom.tags) == sum(tag == "img" for tag, _ in written.tags) > 36
-    assert sum(tag == "path" for tag, _ in dom.tags) == sum(tag == "path" for tag, _ in written.tags)
+    assert (
+        sum(tag == "img" for tag, _ in dom.tags)
+        == sum(tag == "img" for tag, _ in written.tags)
+        > 36
+    )
+    assert sum(tag == "path" for tag, _ in dom.tags) == sum(
+        tag == "path" for tag, _ in written.tags
+    )

@@ -36,7 +36,9 @@ HARD = {
 
 
 def cifar(folder: Path) -> Path:
-    names = [name.replace(" ", "_") for name in yaml.safe_load((PHRASES / "cifar100.yaml").read_text())]  # as the set itself writes them
+    names = [
+        name.replace(" ", "_") for name in yaml.safe_load((PHRASES / "cifar100.yaml").read_text())
+    ]  # as the set itself writes them
     return miniatures.cifar100(folder, names, exponential_counts(100, IMAGES_OF_CIFAR, 12))
 
 
@@ -57,7 +59,9 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def small(roots: dict[str, Path], tiny_diffusion: Path, tiny_clip: Path) -> Callable[[str], dict[str, Any]]:
+def small(
+    roots: dict[str, Path], tiny_diffusion: Path, tiny_clip: Path
+) -> Callable[[str], dict[str, Any]]:
     """What is replaced: the data, the checkpoints and the sizes, and nothing that a recipe is about."""
 
     def overrides(name: str) -> dict[str, Any]:
@@ -79,7 +83,10 @@ def small(roots: dict[str, Path], tiny_diffusion: Path, tiny_clip: Path) -> Call
             values |= {"train.model.checkpoint": str(tiny_clip), "train.optimizer.warm_up_steps": 1}
             for method, asked in load_recipe(name).methods.items():
                 if asked.guidance_images:
-                    values |= {f"methods.{method}.guidance_images": 6, f"methods.{method}.probe_samples": 16}
+                    values |= {
+                        f"methods.{method}.guidance_images": 6,
+                        f"methods.{method}.probe_samples": 16,
+                    }
         return values
 
     return overrides
@@ -91,8 +98,16 @@ def test_header_tells_row_command_cost_and_score(name: str) -> None:
     assert f"command: discl run {name}" in header
     asked = recipe.spectrum
     hard = next(count for start, count in HARD.items() if name.startswith(start))
-    rows = sum(level.start_step(asked.num_inference_steps) for level in asked.levels) * asked.seeds * hard * 2
-    assert f"cost: {hard * len(asked.levels) * asked.seeds:,} images, {rows:,} UNet rows ({hard:,} hard images" in header
+    rows = (
+        sum(level.start_step(asked.num_inference_steps) for level in asked.levels)
+        * asked.seeds
+        * hard
+        * 2
+    )
+    assert (
+        f"cost: {hard * len(asked.levels) * asked.seeds:,} images, {rows:,} UNet rows ({hard:,} hard images"
+        in header
+    )
     assert asked.guidance_scale > 1  # two UNet rows a step
     assert "FLOP" not in header  # nothing here measures it
     score = header.split("expected score: ")[1]
@@ -100,10 +115,14 @@ def test_header_tells_row_command_cost_and_score(name: str) -> None:
         assert score.startswith("not published")
         return
     figures = published_figures(recipe.compare.published)
-    assert recipe.compare.rows.get(row := list(recipe.methods)[-1], row) in figures, f"{row} is no row of {recipe.compare.published}"
+    assert recipe.compare.rows.get(row := list(recipe.methods)[-1], row) in figures, (
+        f"{row} is no row of {recipe.compare.published}"
+    )
     told = {float(number) for number in re.findall(r"(?<![\d.])\d+\.\d+", score)}
     for row in {*recipe.methods, *(recipe.compare.rows if "+ WE" in header else ())}:
-        assert set(figures.get(recipe.compare.rows.get(row, row), {}).values()) <= told, f"{row} is not in the header"
+        assert set(figures.get(recipe.compare.rows.get(row, row), {}).values()) <= told, (
+            f"{row} is not in the header"
+        )
     for method, word in (("cuda", "CUDA"), ("ldmlr", "LDMLR")):
         known = [row for row in recipe.methods if row.endswith(method) and row in figures]
         assert (f"+ {word}" in header.split("command:")[0]) == bool(known)
@@ -116,7 +135,11 @@ def test_every_published_row_has_a_recipe() -> None:
         if recipe.compare.published:
             rows = {*recipe.methods, *recipe.compare.rows}
             found[recipe.compare.published] |= {recipe.compare.rows.get(row, row) for row in rows}
-    assert not {(table, row) for table, rows in tables.items() for row in set(rows) - found[table] - {"columns"}}
+    assert not {
+        (table, row)
+        for table, rows in tables.items()
+        for row in set(rows) - found[table] - {"columns"}
+    }
 
 
 @pytest.mark.parametrize(("threshold", "few"), [(28, 23.69), (32, 22.88)])
@@ -128,46 +151,87 @@ def test_another_threshold_is_compared_with_its_own_row(threshold: int, few: flo
 
 
 def test_data_sets_with_splits_of_their_own_are_never_divided() -> None:
-    assert {(recipe.data.own_split.validation, recipe.data.own_split.test) for recipe in map(load_recipe, PAPER)} == {(0, 0)}
+    assert {
+        (recipe.data.own_split.validation, recipe.data.own_split.test)
+        for recipe in map(load_recipe, PAPER)
+    } == {(0, 0)}
 
 
 def test_settings_of_the_paper() -> None:
     recipe = load_recipe("imagenet-lt-ce-discl")
     assert [level.percent for level in recipe.spectrum.levels] == [0, 10, 30, 50]
-    assert (recipe.spectrum.seeds, recipe.spectrum.num_inference_steps, recipe.spectrum.guidance_scale) == (8, 50, 10)
-    assert (recipe.train.epochs, recipe.train.curriculum_epochs, recipe.train.batch_size) == (65, 60, 128)
-    assert (recipe.train.optimizer.name, recipe.train.optimizer.lr, recipe.train.optimizer.schedule) == ("adam", 0.001, "cosine")
+    assert (
+        recipe.spectrum.seeds,
+        recipe.spectrum.num_inference_steps,
+        recipe.spectrum.guidance_scale,
+    ) == (8, 50, 10)
+    assert (recipe.train.epochs, recipe.train.curriculum_epochs, recipe.train.batch_size) == (
+        65,
+        60,
+        128,
+    )
+    assert (
+        recipe.train.optimizer.name,
+        recipe.train.optimizer.lr,
+        recipe.train.optimizer.schedule,
+    ) == ("adam", 0.001, "cosine")
     assert (recipe.filter.threshold, recipe.hard.fewer_than) == (0.3, 20)
     assert recipe.spectrum.checkpoint == "stabilityai/stable-diffusion-xl-refiner-1.0"
     wild = load_recipe("iwildcam-b16-flyp-discl")
-    assert (wild.train.epochs, wild.train.curriculum_epochs, wild.train.batch_size, wild.filter.threshold) == (20, 15, 256, 0.25)
-    assert (wild.train.optimizer.name, wild.train.optimizer.lr, wild.train.optimizer.weight_decay) == ("adamw", 1e-5, 0.2)
-    assert (wild.methods["discl"].guidance_images, wild.methods["discl"].probe_samples) == (2000, 30000)
+    assert (
+        wild.train.epochs,
+        wild.train.curriculum_epochs,
+        wild.train.batch_size,
+        wild.filter.threshold,
+    ) == (20, 15, 256, 0.25)
+    assert (
+        wild.train.optimizer.name,
+        wild.train.optimizer.lr,
+        wild.train.optimizer.weight_decay,
+    ) == ("adamw", 1e-5, 0.2)
+    assert (wild.methods["discl"].guidance_images, wild.methods["discl"].probe_samples) == (
+        2000,
+        30000,
+    )
     assert load_recipe("iwildcam-l14-flyp-discl").train.batch_size == 200
     for name in PAPER:
         if name.startswith(("imagenet-lt", "inaturalist2018", "cifar100-lt")):
             found = load_recipe(name)
-            assert found.train.model.architecture == ("resnet34" if "resnet34" in name else "resnet10")
+            assert found.train.model.architecture == (
+                "resnet34" if "resnet34" in name else "resnet10"
+            )
             assert found.train.batch_size == 128
     few = [load_recipe(f"cifar100-lt-ir{ratio}-ce-discl") for ratio in (100, 50)]
     for recipe, total in zip(few, (10847, 12608), strict=True):
         assert recipe.data.long_tail is not None
-        counts = exponential_counts(100, recipe.data.long_tail.n_max, recipe.data.long_tail.imbalance_ratio)
+        counts = exponential_counts(
+            100, recipe.data.long_tail.n_max, recipe.data.long_tail.imbalance_ratio
+        )
         assert sum(counts) == total
         assert sum(count for count in counts if count < recipe.hard.fewer_than) in HARD.values()
 
 
 def test_bases_are_no_recipes_and_every_one_is_used() -> None:
     bases = {path.name for path in (RECIPES / "base").glob("*.yaml")}
-    used = set(re.findall(r"^extends: (?:base/)?(\S+)$", "\n".join(path.read_text() for path in RECIPES.rglob("*.yaml")), re.MULTILINE))
+    used = set(
+        re.findall(
+            r"^extends: (?:base/)?(\S+)$",
+            "\n".join(path.read_text() for path in RECIPES.rglob("*.yaml")),
+            re.MULTILINE,
+        )
+    )
     assert bases == used
     assert not {path.stem for path in (RECIPES / "base").glob("*.yaml")} & set(shipped_recipes())
     assert all(describe_shipped(name) for name in shipped_recipes())
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_a_miniature_is_planned(name: str, small: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
-    overrides = small(name) | ({"hard.rule": "tail"} if name.startswith("iwildcam") else {})  # finding hard ones trains classifiers
+def test_a_miniature_is_planned(
+    name: str, small: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    overrides = small(name) | (
+        {"hard.rule": "tail"} if name.startswith("iwildcam") else {}
+    )  # finding hard ones trains classifiers
     opened = open_run(load_recipe(name, overrides), tmp_path / "run")
     planned = pq.read_table(run_until(opened, "plan")).to_pandas()
     hard = pq.read_table(opened.path("hard.parquet")).num_rows
@@ -179,15 +243,32 @@ def test_a_miniature_is_planned(name: str, small: Callable[[str], dict[str, Any]
         assert set(planned["prompt"]) == {"a photo of goldfish", "a photo of flamingo"}
 
 
-CHAINS = ("imagenet-lt-ce-discl", "cifar100-lt-ir100-bs-discl", "inaturalist2018-ce-discl", "iwildcam-b16-flyp-discl")
+CHAINS = (
+    "imagenet-lt-ce-discl",
+    "cifar100-lt-ir100-bs-discl",
+    "inaturalist2018-ce-discl",
+    "iwildcam-b16-flyp-discl",
+)
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_the_whole_chain_for_two_epochs(name: str, small: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
+def test_the_whole_chain_for_two_epochs(
+    name: str, small: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
     levels = [load_recipe(name).spectrum.levels[0].percent]
-    short = {"train.epochs": 2, "train.curriculum_epochs": 1, "train.optimizer.warm_up_epochs": 0, "spectrum.levels": levels}
+    short = {
+        "train.epochs": 2,
+        "train.curriculum_epochs": 1,
+        "train.optimizer.warm_up_epochs": 0,
+        "spectrum.levels": levels,
+    }
     if name.startswith("iwildcam"):
-        short |= {"hard.below": 1.0, "hard.folds": 2, "hard.epochs": 1, "evaluate.weight_ensembling": [0.5, 1.0]}
+        short |= {
+            "hard.below": 1.0,
+            "hard.folds": 2,
+            "hard.epochs": 1,
+            "evaluate.weight_ensembling": [0.5, 1.0],
+        }
     opened = open_run(load_recipe(name, small(name) | short), tmp_path / "run")
     page = run_until(opened, "report")
     assert page.stat().st_size > 10_000
@@ -196,11 +277,15 @@ def test_the_whole_chain_for_two_epochs(name: str, small: Callable[[str], dict[s
     assert all(f'"{method}"' in results for method in opened.recipe.methods)
     if name.startswith("iwildcam"):
         figures = json.loads(results)["discl"]
-        assert set(figures["test-ood"]["per_domain"]) == {"4"}  # the camera of that split, by iWildCam's `location_remapped`
+        assert set(figures["test-ood"]["per_domain"]) == {
+            "4"
+        }  # the camera of that split, by iWildCam's `location_remapped`
         assert figures["test-ood"]["worst_domain_accuracy"] == figures["test-ood"]["accuracy"]
         assert "OOD F1" in results_table(opened).splitlines()[0]
         split, columns = measured_columns(opened)
-        heading, rows = as_cells(make_entries(opened, [opened], split, columns), [name for _, _, name in columns])
+        heading, rows = as_cells(
+            make_entries(opened, [opened], split, columns), [name for _, _, name in columns]
+        )
         assert heading[-2:] == ["ID macro F1, published", "OOD macro F1, published"]
         assert {row[0]: row[-2:] for row in rows if row[0] in ("lp-ft", "flyp+we", "discl", "discl+we")} == {
             "lp-ft": ["49.7", "34.7"], "flyp+we": ["52.0", "36.4"], "discl": ["54.3", "38.2"], "discl+we": ["54.6", "38.7"],

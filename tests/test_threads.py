@@ -37,7 +37,9 @@ class Counted(Executor):
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 12, 103])
-def test_no_more_than_the_bound_ever_wait_and_all_come_in_order(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_the_bound_ever_wait_and_all_come_in_order(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(threads, "BLOCK", 4)
     monkeypatch.setattr(threads, "AHEAD", 3)
     pool = Counted()
@@ -74,7 +76,9 @@ def test_what_fails_is_raised_after_the_results_before_it(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("module", [pixels, table])
-def test_images_are_not_all_handed_out_before_the_first(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_not_all_handed_out_before_the_first(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pools: list[Counted] = []
 
     def pool(*_: Any) -> Counted:
@@ -87,7 +91,11 @@ def test_images_are_not_all_handed_out_before_the_first(module: Any, monkeypatch
     counted: list[int] = []
     stream = io.BytesIO()
     Image.new("RGB", (4, 4)).save(stream, "PNG")
-    columns = {"id": [f"{row}" for row in range(50)], "image": [{"bytes": stream.getvalue(), "path": None}] * 50, "label": [0] * 50}
+    columns = {
+        "id": [f"{row}" for row in range(50)],
+        "image": [{"bytes": stream.getvalue(), "path": None}] * 50,
+        "label": [0] * 50,
+    }
     images = table.make_table(columns, ["bird"])
     if module is table:
         assert len(inspect_images(images, counted.append).digests) == 50

@@ -43,9 +43,15 @@ def read_images(cifar100: Path, cifar10: Path) -> tuple[np.ndarray, np.ndarray, 
     in_long_tail = set(take_long_tail(fine, 500, 50, list(range(100)), 0))
     rows = [(fine, row, 0) for row in range(len(fine)) if row not in in_long_tail]
     ids = coarse.ids
-    rows += [(coarse, row, len(fine.class_names)) for row in range(len(coarse)) if is_pretraining(ids[row])]
+    rows += [
+        (coarse, row, len(fine.class_names))
+        for row in range(len(coarse))
+        if is_pretraining(ids[row])
+    ]
     labels = {id(table): table.labels for table in (fine, coarse)}
-    images = np.stack([np.asarray(decode_image(table.rows[row]["image"])) for table, row, _ in rows])
+    images = np.stack(
+        [np.asarray(decode_image(table.rows[row]["image"])) for table, row, _ in rows]
+    )
     names = [name.replace("_", " ") for name in (*fine.class_names, *coarse.class_names)]
     return images, np.asarray([labels[id(table)][row] + shift for table, row, shift in rows]), names
 
@@ -56,7 +62,9 @@ def texts_of(names: list[str]) -> list[list[str]]:
     lines = []
     for place, name in enumerate(names):
         plain = [template.format(name) for template in TEMPLATES]
-        own = plain * 3 + ([str(text) for text in phrases[name]] if place < 100 else plain * 3 + plain[:1])
+        own = plain * 3 + (
+            [str(text) for text in phrases[name]] if place < 100 else plain * 3 + plain[:1]
+        )
         lines.append(own)
     return lines
 
@@ -66,8 +74,13 @@ def to_pixels(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 127.5 - 1
 
 
-def save_state(path: Path, step: int, optimizer: torch.optim.Optimizer, **models: torch.nn.Module) -> None:
-    state = {name: model.state_dict() for name, model in models.items()} | {"optimizer": optimizer.state_dict(), "step": step}
+def save_state(
+    path: Path, step: int, optimizer: torch.optim.Optimizer, **models: torch.nn.Module
+) -> None:
+    state = {name: model.state_dict() for name, model in models.items()} | {
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+    }
     torch.save(state, path.with_suffix(".new"))
     path.with_suffix(".new").replace(path)
 
@@ -88,7 +101,9 @@ def set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, peak: floa
         group["lr"] = fashion.learning_rate(step, steps, peak)
 
 
-def train_clip(images: np.ndarray, labels: np.ndarray, names: list[str], work: Path, steps: int, batch: int) -> None:
+def train_clip(
+    images: np.ndarray, labels: np.ndarray, names: list[str], work: Path, steps: int, batch: int
+) -> None:
     """Contrastive training; images and texts of one class are positives of each other."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
@@ -99,7 +114,12 @@ def train_clip(images: np.ndarray, labels: np.ndarray, names: list[str], work: P
     fashion.phrases = lambda: dict(zip(names, lines, strict=True))
     fashion.CLASSES, fashion.TEMPLATES = tuple(names), TEMPLATES
     tokenizer = fashion.make_tokenizer(folder)
-    shared = {"num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 96, "hidden_act": "quick_gelu"}
+    shared = {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "projection_dim": 96,
+        "hidden_act": "quick_gelu",
+    }
     text = {
         **shared, "vocab_size": len(tokenizer), "hidden_size": 96, "intermediate_size": 256, "max_position_embeddings": fashion.TEXT_LENGTH,
         "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
@@ -128,7 +148,12 @@ def train_clip(images: np.ndarray, labels: np.ndarray, names: list[str], work: P
         pixels = torch.where(flipped[:, None, None, None], pixels.flip(-1), pixels)
         pixels = pixels * torch.from_numpy(rng.uniform(0.7, 1.3, (batch, 1, 1, 1))).float()
         with torch.autocast("cpu", torch.bfloat16):
-            out = model(input_ids=tokens[label, torch.from_numpy(rng.integers(tokens.shape[1], size=batch))], pixel_values=pixels)
+            out = model(
+                input_ids=tokens[
+                    label, torch.from_numpy(rng.integers(tokens.shape[1], size=batch))
+                ],
+                pixel_values=pixels,
+            )
         logits = out.logits_per_image.float()
         target = (label[:, None] == label[None]).float()
         target = target / target.sum(1, keepdim=True)
@@ -140,12 +165,18 @@ def train_clip(images: np.ndarray, labels: np.ndarray, names: list[str], work: P
             model.logit_scale.clamp_(0, math.log(30))
         if step % 100 == 0:
             excess = loss.item() + (target * target.clamp_min(1e-9).log()).sum(1).mean().item()
-            print(f"clip {step:5d}/{steps} excess loss {excess:.4f} {time.time() - start:.0f} s", flush=True)
+            print(
+                f"clip {step:5d}/{steps} excess loss {excess:.4f} {time.time() - start:.0f} s",
+                flush=True,
+            )
         if (step + 1) % 500 == 0:
             save_state(checkpoint, step + 1, optimizer, model=model)
     model.half().save_pretrained(folder)
     CLIPImageProcessor(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        size={"shortest_edge": 32},
+        crop_size={"height": 32, "width": 32},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
     ).save_pretrained(folder)
 
 
@@ -157,10 +188,18 @@ def train_vae(images: np.ndarray, work: Path, steps: int, batch: int) -> None:
     if (folder / "diffusion_pytorch_model.safetensors").exists():
         return
     torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    blocks = {
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+    }
     # norms of four channels and more: a norm of one channel takes its mean away, and with it the colour of a picture
     model = AutoencoderKL(
-        latent_channels=8, sample_size=32, block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=4, **blocks
+        latent_channels=8,
+        sample_size=32,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        norm_num_groups=4,
+        **blocks,
     ).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, weight_decay=0.0)
     checkpoint = work / "vae-checkpoint.pt"
@@ -168,23 +207,35 @@ def train_vae(images: np.ndarray, work: Path, steps: int, batch: int) -> None:
     for step in range(first, steps):
         rng = np.random.default_rng([2, step])
         set_rate(optimizer, step, steps, 1.5e-3)
-        pixels = to_pixels(images[rng.integers(len(images), size=batch)]).contiguous(memory_format=torch.channels_last)
+        pixels = to_pixels(images[rng.integers(len(images), size=batch)]).contiguous(
+            memory_format=torch.channels_last
+        )
         torch.manual_seed(step)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = model.encode(pixels).latent_dist
             decoded = model.decode(posterior.sample()).sample
         error = decoded.float() - pixels
-        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+        kl = (
+            0.5
+            * (
+                posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()
+            ).mean()
+        )
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         red, green, blue = error.unbind(1)
-        hue = (red - green).abs().mean() + (blue - (red + green) / 2).abs().mean()  # else red and green are taken for one colour
+        hue = (red - green).abs().mean() + (
+            blue - (red + green) / 2
+        ).abs().mean()  # else red and green are taken for one colour
         loss = error.abs().mean() + error.square().mean() + edges + hue + 1e-4 * kl
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if step % 100 == 0:
-            print(f"vae {step:5d}/{steps} l1 {error.abs().mean():.4f} hue {hue:.4f} kl {kl:.2f} {time.time() - start:.0f} s", flush=True)
+            print(
+                f"vae {step:5d}/{steps} l1 {error.abs().mean():.4f} hue {hue:.4f} kl {kl:.2f} {time.time() - start:.0f} s",
+                flush=True,
+            )
         if (step + 1) % 500 == 0:
             save_state(checkpoint, step + 1, optimizer, model=model)
     model.eval()
@@ -197,13 +248,17 @@ def train_vae(images: np.ndarray, work: Path, steps: int, batch: int) -> None:
                 cached["mean"].append(posterior.mean.half())
                 cached["std"].append(posterior.std.half())
     mean, std = torch.cat(cached["mean"]), torch.cat(cached["std"])
-    drawn = mean.float() + std.float() * torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
+    drawn = mean.float() + std.float() * torch.randn(
+        mean.shape, generator=torch.Generator().manual_seed(0)
+    )
     model.register_to_config(scaling_factor=round(1 / drawn.std().item(), 5))
     save_file({"mean": mean.contiguous(), "std": std.contiguous()}, work / "latents.safetensors")
     model.to(memory_format=torch.contiguous_format).half().save_pretrained(folder)
 
 
-def train_unet(labels: np.ndarray, names: list[str], work: Path, steps: int, batch: int, schedule_steps: int) -> None:
+def train_unet(
+    labels: np.ndarray, names: list[str], work: Path, steps: int, batch: int, schedule_steps: int
+) -> None:
     """Denoiser on cached latents; text = the CLIP's text tower, dropped for one row in ten (arXiv 2207.12598).
 
     The rate is constant after the warm-up and falls to zero over the last fifth of `schedule_steps`; the average of the weights is what is
@@ -216,10 +271,17 @@ def train_unet(labels: np.ndarray, names: list[str], work: Path, steps: int, bat
     tokenizer = CLIPTokenizer.from_pretrained(work / "clip")
     text_encoder = CLIPTextModel.from_pretrained(work / "clip", dtype=torch.float32).eval()
     with torch.inference_mode():
-        states = torch.stack([text_encoder(fashion.tokenize(tokenizer, line))[0] for line in texts_of(names)])
+        states = torch.stack(
+            [text_encoder(fashion.tokenize(tokenizer, line))[0] for line in texts_of(names)]
+        )
         empty = text_encoder(fashion.tokenize(tokenizer, [""]))[0]
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
     torch.manual_seed(0)
     model = UNet2DConditionModel(
@@ -234,7 +296,11 @@ def train_unet(labels: np.ndarray, names: list[str], work: Path, steps: int, bat
     scale = AutoencoderKL.load_config(folder / "vae")["scaling_factor"]
     label_of = torch.from_numpy(labels)
     checkpoint = work / "unet-checkpoint.pt"
-    first, start, running = load_state(checkpoint, optimizer, model=model, average=average), time.time(), 0.0
+    first, start, running = (
+        load_state(checkpoint, optimizer, model=model, average=average),
+        time.time(),
+        0.0,
+    )
     for step in range(first, steps):
         generator = torch.Generator().manual_seed(step)
         falling = min(1.0, (schedule_steps - step) / (0.2 * schedule_steps))
@@ -245,9 +311,16 @@ def train_unet(labels: np.ndarray, names: list[str], work: Path, steps: int, bat
         clean = (mean + std * torch.randn(mean.shape, generator=generator)) * scale
         noise = torch.randn(mean.shape, generator=generator)
         timestep = torch.randint(1000, (batch,), generator=generator)
-        text = states[label_of[row % len(labels)], torch.randint(states.shape[1], (batch,), generator=generator)]
-        text = torch.where((torch.rand(batch, generator=generator) < 0.1)[:, None, None], empty, text)
-        noisy = scheduler.add_noise(clean, noise, timestep).contiguous(memory_format=torch.channels_last)
+        text = states[
+            label_of[row % len(labels)],
+            torch.randint(states.shape[1], (batch,), generator=generator),
+        ]
+        text = torch.where(
+            (torch.rand(batch, generator=generator) < 0.1)[:, None, None], empty, text
+        )
+        noisy = scheduler.add_noise(clean, noise, timestep).contiguous(
+            memory_format=torch.channels_last
+        )
         with torch.autocast("cpu", torch.bfloat16):
             predicted = model(noisy, timestep, text).sample
         loss = F.mse_loss(predicted.float(), noise)
@@ -259,7 +332,9 @@ def train_unet(labels: np.ndarray, names: list[str], work: Path, steps: int, bat
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         running = loss.item() if step == first else 0.99 * running + 0.01 * loss.item()
         if step % 100 == 0:
-            print(f"unet {step:5d}/{steps} loss {running:.4f} {time.time() - start:.0f} s", flush=True)
+            print(
+                f"unet {step:5d}/{steps} loss {running:.4f} {time.time() - start:.0f} s", flush=True
+            )
         if (step + 1) % 500 == 0 or step + 1 == steps:
             save_state(checkpoint, step + 1, optimizer, model=model, average=average)
             fashion.save_diffusion(folder, average, scheduler, text_encoder, tokenizer, name="unet")
@@ -278,19 +353,29 @@ def export(work: Path, target: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cifar100", type=Path, required=True)
     parser.add_argument("--cifar10", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True, help="folder for caches and checkpoints")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for caches and checkpoints"
+    )
     parser.add_argument("--target", type=Path, default=Path(__file__).parent / "cifar")
     parser.add_argument("--clip-steps", type=int, default=2500)
     parser.add_argument("--vae-steps", type=int, default=2500)
-    parser.add_argument("--unet-steps", type=int, default=8300, help="stop here; the next call may go further")
-    parser.add_argument("--schedule-steps", type=int, default=8300, help="where the learning rate reaches zero")
+    parser.add_argument(
+        "--unet-steps", type=int, default=8300, help="stop here; the next call may go further"
+    )
+    parser.add_argument(
+        "--schedule-steps", type=int, default=8300, help="where the learning rate reaches zero"
+    )
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     if (arguments.target / "clip").is_dir() and not (arguments.work / "clip").exists():
-        shutil.copytree(arguments.target / "clip", arguments.work / "clip")  # what is exported already is not trained again
+        shutil.copytree(
+            arguments.target / "clip", arguments.work / "clip"
+        )  # what is exported already is not trained again
     images, labels, names = read_images(arguments.cifar100, arguments.cifar10)
     print(f"{len(images)} images of {len(names)} classes", flush=True)
     train_vae(images, arguments.work, arguments.vae_steps, batch=64)

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .chain import run, run_until
     from .curriculum.models import load_classifier
-    from .errors import CheckpointError, DataError, DisclError, RecipeError, RunError, StoreError, TrainingError
+    from .errors import (
+        CheckpointError,
+        DataError,
+        DisclError,
+        RecipeError,
+        RunError,
+        StoreError,
+        TrainingError,
+    )
     from .levels import GuidanceLevel
     from .loops.curriculum import Curriculum
     from .loops.dataset import SpectrumDataset
@@ -27,7 +35,15 @@ __version__ = "0.1.0"
 _HOMES = {
     "chain": ("run", "run_until"),
     "curriculum.models": ("load_classifier",),
-    "errors": ("CheckpointError", "DataError", "DisclError", "RecipeError", "RunError", "StoreError", "TrainingError"),
+    "errors": (
+        "CheckpointError",
+        "DataError",
+        "DisclError",
+        "RecipeError",
+        "RunError",
+        "StoreError",
+        "TrainingError",
+    ),
     "levels": ("GuidanceLevel",),
     "loops.curriculum": ("Curriculum",),
     "loops.dataset": ("SpectrumDataset",),

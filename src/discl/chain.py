@@ -54,11 +54,24 @@ SHARED = ("plan", "generate")
 """Stages that several processes may carry out at once in one folder: the first is the same for all, the second divides its work."""
 
 
-REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+REFUSALS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+}
 """How a system says that it takes no more bytes."""
 
 
-def open_together(recipe: Recipe, out: Path | str | None, amend: bool, check: Callable[[Run], None] = lambda run: None) -> Run:
+def open_together(
+    recipe: Recipe,
+    out: Path | str | None,
+    amend: bool,
+    check: Callable[[Run], None] = lambda run: None,
+) -> Run:
     """As `open_run`, by several processes: the first opens the folder alone, then the others, who stay silent from then on."""
     processes = join_processes(cpu=recipe.runtime.device == "cpu" or not torch.cuda.is_available())
     if processes.first:
@@ -99,7 +112,9 @@ def _way_back(run: Run) -> Iterator[None]:
         yield
     except DisclError:
         if run.amended:
-            say(f"{run.folder} still holds its former recipe, tables and figures: the command of before, without --amend, takes it back")
+            say(
+                f"{run.folder} still holds its former recipe, tables and figures: the command of before, without --amend, takes it back"
+            )
         raise
 
 
@@ -140,7 +155,10 @@ def run(
 
     Called again with the same arguments it does only what is missing.
     """
-    return run_until(open_run(load_recipe(recipe, overrides), out, amend, partial(check_models, stage="report")), "report")
+    return run_until(
+        open_run(load_recipe(recipe, overrides), out, amend, partial(check_models, stage="report")),
+        "report",
+    )
 
 
 def compare(run: Run, seeds: Sequence[int] | None = None, *, tune: bool = False) -> Path:
@@ -157,7 +175,9 @@ def compare(run: Run, seeds: Sequence[int] | None = None, *, tune: bool = False)
         return path
 
 
-def levels(run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | None = None, seeds: int = 1) -> Path:
+def levels(
+    run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | None = None, seeds: int = 1
+) -> Path:
     """Measures a spectrum over a grid of λ for a sample of hard images, in `levels/` of the run folder, and proposes levels and threshold.
 
     Returns the path of `levels.html`; `levels.md`, `levels.csv` and `levels.json` lie beside it.
@@ -167,14 +187,20 @@ def levels(run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | None = N
         path = surveying.survey_levels(run, sources, grid, seeds)
     with _refusals("levels"):
         proposed = surveying.snippet(json.loads(path.read_text()))
-        return write_survey(path.parent, run.train, proposed, run.place(f"{surveying.FOLDER}/spectrum"))
+        return write_survey(
+            path.parent, run.train, proposed, run.place(f"{surveying.FOLDER}/spectrum")
+        )
 
 
 TABLE = (
     ("accuracy", "all"), ("many", "many"), ("medium", "medium"), ("few", "few"), ("macro_f1", "F1"),
     ("worst_domain_accuracy", "worst dom."), ("calibration_error", "ECE"),
 )  # fmt: skip
-OUT_OF_DISTRIBUTION = (("accuracy", "OOD all"), ("macro_f1", "OOD F1"), ("worst_domain_accuracy", "OOD worst dom."))
+OUT_OF_DISTRIBUTION = (
+    ("accuracy", "OOD all"),
+    ("macro_f1", "OOD F1"),
+    ("worst_domain_accuracy", "OOD worst dom."),
+)
 
 
 def results_table(run: Run) -> str:
@@ -184,12 +210,24 @@ def results_table(run: Run) -> str:
     """
     results = json.loads(run.path("results.json").read_text())
     split = "test" if all("test" in splits for splits in results.values()) else "validation"
-    offered = [(split, *column) for column in TABLE] + [(f"{split}-ood", *column) for column in OUT_OF_DISTRIBUTION]
-    columns = [each for each in offered if any(each[1] in splits.get(each[0], {}) for splits in results.values())]
+    offered = [(split, *column) for column in TABLE] + [
+        (f"{split}-ood", *column) for column in OUT_OF_DISTRIBUTION
+    ]
+    columns = [
+        each
+        for each in offered
+        if any(each[1] in splits.get(each[0], {}) for splits in results.values())
+    ]
     widths = [max(8, len(heading) + 2) for _, _, heading in columns]
-    lines = [f"{'on ' + split + ', %':<28}" + "".join(f"{each[2]:>{width}}" for each, width in zip(columns, widths, strict=True))]
+    lines = [
+        f"{'on ' + split + ', %':<28}"
+        + "".join(f"{each[2]:>{width}}" for each, width in zip(columns, widths, strict=True))
+    ]
     for method, splits in results.items():
         figures = [splits.get(where, {}).get(metric) for where, metric, _ in columns]
         shown = ["–" if value is None else f"{100 * value:.1f}" for value in figures]
-        lines.append(f"{method:<28}" + "".join(f"{value:>{width}}" for value, width in zip(shown, widths, strict=True)))
+        lines.append(
+            f"{method:<28}"
+            + "".join(f"{value:>{width}}" for value, width in zip(shown, widths, strict=True))
+        )
     return "\n".join(lines)

@@ -24,8 +24,21 @@ WANTED = [
     "model-*.safetensors",
     "*/*.safetensors",
 ]  # no single-file copies of a whole pipeline
-UNWANTED = ["*.fp16.safetensors", "*.fp16-*.safetensors", "*.non_ema.safetensors", "*.non_ema-*.safetensors", "safety_checker/*"]
-VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+UNWANTED = [
+    "*.fp16.safetensors",
+    "*.fp16-*.safetensors",
+    "*.non_ema.safetensors",
+    "*.non_ema-*.safetensors",
+    "safety_checker/*",
+]
+VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
 
 
 def find_checkpoint(address: str) -> Path:
@@ -64,14 +77,23 @@ def find_weights(address: str) -> Path:
         return path
     owner, _, rest = address.partition("/")
     name, _, file = rest.partition("/")
-    if path.exists() or path.suffix != ".safetensors" or not file or address.startswith((".", "/", "~")):
-        raise CheckpointError(f"there is no file '{address}'; give a *.safetensors file, or owner/name/FILE.safetensors on the hub.")
+    if (
+        path.exists()
+        or path.suffix != ".safetensors"
+        or not file
+        or address.startswith((".", "/", "~"))
+    ):
+        raise CheckpointError(
+            f"there is no file '{address}'; give a *.safetensors file, or owner/name/FILE.safetensors on the hub."
+        )
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(f"{owner}/{name}", file))
     except Exception as error:
-        raise CheckpointError(f"'{address}' is no local file and could not be downloaded: {error}") from error
+        raise CheckpointError(
+            f"'{address}' is no local file and could not be downloaded: {error}"
+        ) from error
 
 
 def find_settings(address: str) -> Path:
@@ -80,14 +102,18 @@ def find_settings(address: str) -> Path:
     if path.is_dir():
         return _without_dangling(path)
     if path.exists() or address.count("/") != 1 or address.startswith((".", "/", "~")):
-        raise CheckpointError(f"there is no folder of configurations '{address}'; give a folder or a hub name such as owner/name.")
+        raise CheckpointError(
+            f"there is no folder of configurations '{address}'; give a folder or a hub name such as owner/name."
+        )
     return _download(address, [pattern for pattern in WANTED if "safetensors" not in pattern])
 
 
 @functools.cache
 def settings_digest(folder: Path) -> str:
     """Digest of configurations and vocabularies alone."""
-    return digest_files((file for file in folder.rglob("*") if file.suffix in {".json", ".txt", ".model"}), folder)
+    return digest_files(
+        (file for file in folder.rglob("*") if file.suffix in {".json", ".txt", ".model"}), folder
+    )
 
 
 @functools.cache
@@ -106,7 +132,12 @@ def public_name(address: str) -> str:
 def checkpoint_digest(folder: Path) -> str:
     """Digest of configurations, vocabularies and weights: two folders with the same digest make the same pixels."""
     return digest_files(
-        (file for file in folder.rglob("*") if file.suffix in {".json", ".txt", ".safetensors", ".model", ".jinja"}), folder
+        (
+            file
+            for file in folder.rglob("*")
+            if file.suffix in {".json", ".txt", ".safetensors", ".model", ".jinja"}
+        ),
+        folder,
     )
 
 
@@ -119,14 +150,22 @@ def _download(name: str, wanted: Sequence[str] = WANTED) -> Path:
         if console.is_terminal:
             from tqdm import tqdm
 
-            options["tqdm_class"] = tqdm  # the hub's own bars are off, for they come also where nothing is fetched
+            options["tqdm_class"] = (
+                tqdm  # the hub's own bars are off, for they come also where nothing is fetched
+            )
     try:
         folder = Path(snapshot_download(name, **options))
-        if half := [f"{part}/*.fp16*.safetensors" for part in _weightless(folder)] if any("safetensors" in each for each in wanted) else []:
+        if (
+            half := [f"{part}/*.fp16*.safetensors" for part in _weightless(folder)]
+            if any("safetensors" in each for each in wanted)
+            else []
+        ):
             folder = Path(snapshot_download(name, allow_patterns=half))
         return folder
     except Exception as error:
-        raise CheckpointError(f"checkpoint '{name}' is no local folder and could not be downloaded: {error}") from error
+        raise CheckpointError(
+            f"checkpoint '{name}' is no local folder and could not be downloaded: {error}"
+        ) from error
 
 
 def _size_to_fetch(name: str, options: Mapping[str, Any]) -> int:
@@ -134,7 +173,11 @@ def _size_to_fetch(name: str, options: Mapping[str, Any]) -> int:
     from huggingface_hub import snapshot_download
 
     try:
-        return sum(file.file_size for file in snapshot_download(name, dry_run=True, **options) if file.will_download)
+        return sum(
+            file.file_size
+            for file in snapshot_download(name, dry_run=True, **options)
+            if file.will_download
+        )
     except Exception:
         return 0
 
@@ -142,7 +185,11 @@ def _size_to_fetch(name: str, options: Mapping[str, Any]) -> int:
 def _weightless(folder: Path) -> list[str]:
     """Parts of a generator that were downloaded without weights: some repositories hold them in half precision only."""
     parts = sorted(file.parent for file in folder.glob("*/config.json"))
-    return [part.name for part in parts if part.name != "safety_checker" and not any(part.glob("*.safetensors"))]
+    return [
+        part.name
+        for part in parts
+        if part.name != "safety_checker" and not any(part.glob("*.safetensors"))
+    ]
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -150,9 +197,13 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint '{file.parent}': {file.name} is missing or no JSON: {error}; fetch it anew.") from error
+        raise CheckpointError(
+            f"checkpoint '{file.parent}': {file.name} is missing or no JSON: {error}; fetch it anew."
+        ) from error
     if not isinstance(found, dict):
-        raise CheckpointError(f"checkpoint '{file.parent}': {file.name} holds no mapping; fetch it anew.")
+        raise CheckpointError(
+            f"checkpoint '{file.parent}': {file.name} holds no mapping; fetch it anew."
+        )
     return found
 
 
@@ -162,10 +213,18 @@ def check_tokenizer(folder: Path) -> None:
         raise CheckpointError(
             f"checkpoint '{folder}' holds no vocabulary for a tokenizer (tokenizer.json, or vocab.json with merges.txt); fetch it."
         )
-    if not (folder / "tokenizer.json").is_file() and (folder / "vocab.json").is_file() and not (folder / "merges.txt").is_file():
-        raise CheckpointError(f"checkpoint '{folder}' holds a vocab.json without its merges.txt; fetch that.")
+    if (
+        not (folder / "tokenizer.json").is_file()
+        and (folder / "vocab.json").is_file()
+        and not (folder / "merges.txt").is_file()
+    ):
+        raise CheckpointError(
+            f"checkpoint '{folder}' holds a vocab.json without its merges.txt; fetch that."
+        )
     if not (folder / "tokenizer_config.json").is_file():
-        raise CheckpointError(f"checkpoint '{folder}' lacks tokenizer_config.json, which says how texts are cut and filled up; fetch it.")
+        raise CheckpointError(
+            f"checkpoint '{folder}' lacks tokenizer_config.json, which says how texts are cut and filled up; fetch it."
+        )
 
 
 def check_complete(folder: Path, missing: Collection[str]) -> None:
@@ -181,7 +240,9 @@ def check_complete(folder: Path, missing: Collection[str]) -> None:
 
 def _checked(folder: Path) -> Path:
     if not folder.is_dir():
-        raise CheckpointError(f"checkpoint '{folder}' is a file; a folder in diffusers' or transformers' format is expected.")
+        raise CheckpointError(
+            f"checkpoint '{folder}' is a file; a folder in diffusers' or transformers' format is expected."
+        )
     _without_dangling(folder)
     if not any(folder.rglob("*.safetensors")):
         pickled = sorted(file.name for file in folder.rglob("*") if file.suffix in PICKLED)
@@ -190,13 +251,18 @@ def _checked(folder: Path) -> Path:
                 f"checkpoint '{folder}' holds only pickled weights ({', '.join(pickled[:3])}), which are refused because "
                 "unpickling runs code; convert them with save_pretrained(..., safe_serialization=True)."
             )
-        raise CheckpointError(f"checkpoint '{folder}' holds no weights: no *.safetensors file was found in it.")
+        raise CheckpointError(
+            f"checkpoint '{folder}' holds no weights: no *.safetensors file was found in it."
+        )
     return folder
 
 
 def _without_dangling(folder: Path) -> Path:
     """The folder. Raises CheckpointError where a file of it is a link to nowhere, as in a copy of the hub's cache without its blobs."""
-    lost = next((file for file in sorted(folder.rglob("*")) if file.is_symlink() and not file.exists()), None)
+    lost = next(
+        (file for file in sorted(folder.rglob("*")) if file.is_symlink() and not file.exists()),
+        None,
+    )
     if lost is not None:
         raise CheckpointError(
             f"checkpoint '{folder}': {lost.relative_to(folder)} links to {lost.readlink()}, which is not there; "

@@ -22,13 +22,30 @@ app = typer.Typer(
     epilog="Examples: `discl demo` · `discl init photos/birds` · `discl plan birds.yaml` · `discl run birds.yaml`",
 )
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or a YAML file.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the recipe; may be given often.")]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder; default runs/NAME.")]
-Amend = Annotated[bool, typer.Option("--amend", help="Go on in a folder that was made with another recipe, keeping what still fits.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or a YAML file.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Replace a value of the recipe; may be given often."
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Run folder; default runs/NAME.")
+]
+Amend = Annotated[
+    bool,
+    typer.Option(
+        "--amend",
+        help="Go on in a folder that was made with another recipe, keeping what still fits.",
+    ),
+]
 
 
-def _open(recipe: str, overrides: list[str] | None, out: Path | None, amend: bool, stage: str) -> Run:
+def _open(
+    recipe: str, overrides: list[str] | None, out: Path | None, amend: bool, stage: str
+) -> Run:
     """The run; an amendment whose models are not fit for what is to be done, up to `stage`, is refused before it changes anything."""
     from .recipe import load_recipe, parse_override
     from .workspace import open_run
@@ -50,7 +67,9 @@ def _open(recipe: str, overrides: list[str] | None, out: Path | None, amend: boo
     return open_run(loaded, out, amend, check)
 
 
-def _stage(recipe: str, overrides: list[str] | None, out: Path | None, amend: bool, stage: str) -> None:
+def _stage(
+    recipe: str, overrides: list[str] | None, out: Path | None, amend: bool, stage: str
+) -> None:
     from .chain import run_until
 
     typer.echo(run_until(_open(recipe, overrides, out, amend, stage), stage))
@@ -62,7 +81,9 @@ def _whole_numbers(option: str, text: str, example: str) -> list[int]:
     try:
         return [int(number) for number in text.split(",")]
     except ValueError as error:
-        raise RecipeError(f"{option} takes whole numbers with commas between them, for example {example}; got '{text}'.") from error
+        raise RecipeError(
+            f"{option} takes whole numbers with commas between them, for example {example}; got '{text}'."
+        ) from error
 
 
 @app.command()
@@ -91,7 +112,8 @@ def demo(out: Out = None) -> None:
 
 
 data_app = typer.Typer(
-    no_args_is_help=True, help="Look at a data set, or bring it to the training size. Example: `discl data check mine.yaml`"
+    no_args_is_help=True,
+    help="Look at a data set, or bring it to the training size. Example: `discl data check mine.yaml`",
 )
 app.add_typer(data_app, name="data")
 
@@ -113,7 +135,9 @@ def data_check(recipe: RecipeArgument, set_: Set = None) -> None:
 
 
 @data_app.command("prepare")
-def data_prepare(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
+def data_prepare(
+    recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False
+) -> None:
     """Bring every real image to the training size once, into `prepared/` of the run folder: faster epochs, the same results.
 
     Example: `discl data prepare mine.yaml`
@@ -145,7 +169,9 @@ def hard(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend
 
 
 @app.command()
-def prompts(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
+def prompts(
+    recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False
+) -> None:
     """Have the texts written that images are generated from, where the recipe names a language model; edit them before you go on.
 
     Example: `discl prompts mine.yaml` leaves `prompts.yaml`, or `settings.yaml`, in the run folder
@@ -156,11 +182,20 @@ def prompts(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Am
 @app.command()
 def levels(
     recipe: RecipeArgument,
-    sources: Annotated[int, typer.Option("--sources", metavar="N", min=1, help="Hard images to measure on.")] = 32,
+    sources: Annotated[
+        int, typer.Option("--sources", metavar="N", min=1, help="Hard images to measure on.")
+    ] = 32,
     grid: Annotated[
-        str | None, typer.Option("--grid", metavar="LIST", help="Levels in per cent; default 0,10,...,90 as the steps allow.")
+        str | None,
+        typer.Option(
+            "--grid",
+            metavar="LIST",
+            help="Levels in per cent; default 0,10,...,90 as the steps allow.",
+        ),
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="Images per hard image and level.")] = 1,
+    seeds: Annotated[
+        int, typer.Option("--seeds", metavar="N", min=1, help="Images per hard image and level.")
+    ] = 1,
     set_: Set = None,
     out: Out = None,
     amend: Amend = False,
@@ -172,7 +207,11 @@ def levels(
     from .chain import levels as survey
     from .levels import GuidanceLevel
 
-    chosen = None if grid is None else [GuidanceLevel(percent) for percent in _whole_numbers("--grid", grid, "0,20,40")]
+    chosen = (
+        None
+        if grid is None
+        else [GuidanceLevel(percent) for percent in _whole_numbers("--grid", grid, "0,20,40")]
+    )
     path = survey(_open(recipe, set_, out, amend, "prompts"), sources, chosen, seeds)
     typer.echo(path.with_suffix(".md").read_text())
     typer.echo(path)
@@ -199,7 +238,9 @@ class WithAddress(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given = [*args, ""]
         for place, word in enumerate(args):
-            if word == "--ray" and not (":" in given[place + 1] or given[place + 1] in {"auto", "local"}):
+            if word == "--ray" and not (
+                ":" in given[place + 1] or given[place + 1] in {"auto", "local"}
+            ):
                 args = [*args[:place], "--ray=auto", *args[place + 1 :]]
         return super().parse_args(ctx, args)
 
@@ -208,11 +249,20 @@ class WithAddress(TyperCommand):
 def generate(
     recipe: RecipeArgument,
     shard: Annotated[
-        str | None, typer.Option("--shard", metavar="K/N", help="Only the K-th of N shares of the plan, such as 2/8; N may change later.")
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="K/N",
+            help="Only the K-th of N shares of the plan, such as 2/8; N may change later.",
+        ),
     ] = None,
     ray: Annotated[
         str | None,
-        typer.Option("--ray", metavar="[ADDRESS]", help="On a Ray cluster, one worker per GPU; without an address on the one at hand."),
+        typer.Option(
+            "--ray",
+            metavar="[ADDRESS]",
+            help="On a Ray cluster, one worker per GPU; without an address on the one at hand.",
+        ),
     ] = None,
     set_: Set = None,
     out: Out = None,
@@ -233,7 +283,9 @@ def generate(
 
 
 @app.command("filter")
-def filter_(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
+def filter_(
+    recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False
+) -> None:
     """Score the synthetic images with CLIP and drop those below the threshold.
 
     Another threshold scores and writes no image again: `discl filter mine.yaml --set filter.threshold=0.28 --amend`
@@ -251,7 +303,9 @@ def train(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amen
 
 
 @app.command()
-def evaluate(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
+def evaluate(
+    recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False
+) -> None:
     """Measure every method on validation and test and write `results.json`. Does first whatever is missing before.
 
     Example: `discl evaluate mine.yaml`
@@ -272,10 +326,17 @@ def report(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Ame
 def compare(
     recipe: RecipeArgument,
     seeds: Annotated[
-        str | None, typer.Option("--seeds", metavar="LIST", help="Training seeds, such as 0,1,2; default the recipe's.")
+        str | None,
+        typer.Option(
+            "--seeds", metavar="LIST", help="Training seeds, such as 0,1,2; default the recipe's."
+        ),
     ] = None,
     tune: Annotated[
-        bool, typer.Option("--tune", help="First give every method the same number of trials on validation (section compare.tune).")
+        bool,
+        typer.Option(
+            "--tune",
+            help="First give every method the same number of trials on validation (section compare.tune).",
+        ),
     ] = False,
     set_: Set = None,
     out: Out = None,
@@ -299,11 +360,22 @@ def compare(
 @app.command()
 def export(
     recipe: RecipeArgument,
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="imagefolder, webdataset or hub-folder.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write, new or empty or an older export.")],
-    everything: Annotated[bool, typer.Option("--all", help="What the filter dropped as well.")] = False,
+    to: Annotated[
+        str, typer.Option("--to", metavar="FORMAT", help="imagefolder, webdataset or hub-folder.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="DIR", help="Folder to write, new or empty or an older export."
+        ),
+    ],
+    everything: Annotated[
+        bool, typer.Option("--all", help="What the filter dropped as well.")
+    ] = False,
     set_: Set = None,
-    run: Annotated[Path | None, typer.Option("--run", metavar="DIR", help="Run folder; default runs/NAME.")] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="DIR", help="Run folder; default runs/NAME.")
+    ] = None,
     amend: Amend = False,
 ) -> None:
     """Write the kept synthetic images as a data set for other tools, with a card that says how they were made.
@@ -323,16 +395,29 @@ def init(
     folder: Annotated[
         Path,
         typer.Argument(
-            metavar="FOLDER", help="Folder with one sub-folder of images per class or of Parquet files, or a CSV, TSV or Parquet file."
+            metavar="FOLDER",
+            help="Folder with one sub-folder of images per class or of Parquet files, or a CSV, TSV or Parquet file.",
         ),
     ],
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where to write the recipe; default NAME.yaml.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Where to write the recipe; default NAME.yaml."),
+    ] = None,
     column: Annotated[
         list[str] | None,
-        typer.Option("--column", metavar="OURS=THEIRS", help="A list's column, such as label=species; may be given often."),
+        typer.Option(
+            "--column",
+            metavar="OURS=THEIRS",
+            help="A list's column, such as label=species; may be given often.",
+        ),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option("--images", metavar="DIR", help="Folder that a list's paths are relative to; default the list's own.")
+        Path | None,
+        typer.Option(
+            "--images",
+            metavar="DIR",
+            help="Folder that a list's paths are relative to; default the list's own.",
+        ),
     ] = None,
 ) -> None:
     """Write a commented recipe for a folder of images, or for a list of them.
@@ -346,17 +431,28 @@ def init(
     for text in column or []:
         ours, equals, theirs = text.partition("=")
         if not (ours and equals and theirs):
-            raise RecipeError(f"--column takes ours=theirs, for example --column label=species; got '{text}'.")
+            raise RecipeError(
+                f"--column takes ours=theirs, for example --column label=species; got '{text}'."
+            )
         columns[ours] = theirs
     typer.echo(write_starter(folder, out, columns, images))
 
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the folder of one classifier.")],
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="An image, or a folder of images.")],
-    out: Annotated[Path, typer.Option("--out", metavar="CSV", help="Where to write the predictions.")],
-    method: Annotated[str | None, typer.Option("--method", help="Which method's classifier; default the last of the recipe.")] = None,
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run folder, or the folder of one classifier.")
+    ],
+    images: Annotated[
+        Path, typer.Argument(metavar="IMAGES", help="An image, or a folder of images.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="CSV", help="Where to write the predictions.")
+    ],
+    method: Annotated[
+        str | None,
+        typer.Option("--method", help="Which method's classifier; default the last of the recipe."),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 or mps.")] = "cpu",
 ) -> None:
     """Classify images with a trained classifier.
@@ -395,7 +491,9 @@ def main() -> None:
         typer.secho(f"error: {error}", fg="red", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, SystemExit) as ended:
-        if isinstance(ended, SystemExit) and ended.code != 130:  # typer makes 130 of a Ctrl-C that comes while a command runs
+        if (
+            isinstance(ended, SystemExit) and ended.code != 130
+        ):  # typer makes 130 of a Ctrl-C that comes while a command runs
             raise
         typer.secho("stopped; the same command goes on where this one ended", err=True)
         sys.exit(130)

@@ -49,19 +49,28 @@ def stretch(seeds: int) -> float:
     if seeds == 1:
         return 1.0
     free, z = seeds - 1, 1.95996
-    t = STUDENT[free - 1] if free <= len(STUDENT) else z + 2.3723 / free + 2.8226 / free**2  # Cornish and Fisher
+    t = (
+        STUDENT[free - 1] if free <= len(STUDENT) else z + 2.3723 / free + 2.8226 / free**2
+    )  # Cornish and Fisher
     return float(t / z * np.sqrt(seeds / free))
 
 
 def _interval(gains: np.ndarray, replicated: np.ndarray, rng: np.random.Generator) -> Interval:
     """Of the gains `[seeds]` and of their mean on drawn images `[replicates]`; drawn seeds are added, with their deviations `stretch`ed."""
     drawn = gains[rng.integers(len(gains), size=(len(replicated), len(gains)))].mean(1)
-    low, high = np.quantile(replicated + stretch(len(gains)) * (drawn - gains.mean()), ENDS).clip(-1, 1)
+    low, high = np.quantile(replicated + stretch(len(gains)) * (drawn - gains.mean()), ENDS).clip(
+        -1, 1
+    )
     return Interval(100 * float(gains.mean()), 100 * float(low), 100 * float(high))
 
 
 def paired_interval(
-    first: np.ndarray, second: np.ndarray, labels: np.ndarray, members: Sequence[int] | None = None, *, replicates: int = 2000
+    first: np.ndarray,
+    second: np.ndarray,
+    labels: np.ndarray,
+    members: Sequence[int] | None = None,
+    *,
+    replicates: int = 2000,
 ) -> Interval | None:
     """How much better `first` is than `second`, both bool `[seeds, images]` (right or wrong) on the same images and seeds.
 
@@ -70,7 +79,9 @@ def paired_interval(
     knows of images only. None where no image is of these classes. Raises ValueError for arrays of different shape.
     """
     if first.shape != second.shape or first.shape[1] != len(labels):
-        raise ValueError(f"paired figures of {first.shape} and {second.shape} over {len(labels)} images do not match.")
+        raise ValueError(
+            f"paired figures of {first.shape} and {second.shape} over {len(labels)} images do not match."
+        )
     classes = np.unique(labels) if members is None else np.intersect1d(members, labels)
     if not len(classes):
         return None
@@ -79,8 +90,12 @@ def paired_interval(
     exact, replicated, total = np.zeros(len(gain)), np.zeros(replicates), 0.0
     for label in classes:
         part = gain[:, labels == label]
-        patterns, counts = np.unique(part.T, axis=0, return_counts=True)  # few distinct outcomes: images of one are drawn together
-        weights = rng.multinomial(part.shape[1], counts / counts.sum(), size=replicates) / part.shape[1]
+        patterns, counts = np.unique(
+            part.T, axis=0, return_counts=True
+        )  # few distinct outcomes: images of one are drawn together
+        weights = (
+            rng.multinomial(part.shape[1], counts / counts.sum(), size=replicates) / part.shape[1]
+        )
         share = float(part.shape[1]) if members is None else 1.0
         exact += share * part.mean(1)
         replicated += share * (weights @ patterns.mean(1))
@@ -88,14 +103,18 @@ def paired_interval(
     return _interval(exact / total, replicated / total, rng)
 
 
-def paired_f1_interval(first: np.ndarray, second: np.ndarray, labels: np.ndarray, *, replicates: int = 2000) -> Interval:
+def paired_f1_interval(
+    first: np.ndarray, second: np.ndarray, labels: np.ndarray, *, replicates: int = 2000
+) -> Interval:
     """How much higher the macro F1 of `first` is than that of `second`, both predicted labels, int `[seeds, images]`.
 
     Macro F1 is over the labels that are present; the bootstrap draws as in `paired_interval`. Raises ValueError for arrays of
     different shape.
     """
     if first.shape != second.shape or first.shape[1] != len(labels):
-        raise ValueError(f"paired figures of {first.shape} and {second.shape} over {len(labels)} images do not match.")
+        raise ValueError(
+            f"paired figures of {first.shape} and {second.shape} over {len(labels)} images do not match."
+        )
     rng = np.random.default_rng(derive_seed("paired-f1-interval", 0))
     seeds, size = len(first), int(max(first.max(), second.max(), labels.max())) + 1
     both = np.concatenate([first, second])
@@ -104,7 +123,9 @@ def paired_f1_interval(first: np.ndarray, second: np.ndarray, labels: np.ndarray
     hits, called = np.zeros((2, len(both), replicates + 1, size))
     for label, count in zip(present, counts, strict=True):
         patterns, times = np.unique(both[:, labels == label], axis=1, return_counts=True)
-        weights = np.concatenate([rng.multinomial(count, times / count, size=replicates), times[None]])
+        weights = np.concatenate(
+            [rng.multinomial(count, times / count, size=replicates), times[None]]
+        )
         for arm, names in enumerate(patterns):
             by_name = weights @ np.eye(size)[names]
             hits[arm, :, label] = by_name[:, label]
@@ -120,7 +141,9 @@ def mean_std(figures: Sequence[float]) -> tuple[float, float | None]:
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
 
 
-def as_cells(entries: Sequence[Entry], columns: Sequence[str], plus: str = "±") -> tuple[list[str], list[list[str]]]:
+def as_cells(
+    entries: Sequence[Entry], columns: Sequence[str], plus: str = "±"
+) -> tuple[list[str], list[list[str]]]:
     """Heading and rows of the table as texts; a column that no entry has is left out, a figure that is absent is a dash."""
     columns = [name for name in columns if any(name in entry.figures for entry in entries)]
     compared = [name for name in columns if any(name in entry.intervals for entry in entries)]
@@ -139,9 +162,15 @@ def as_cells(entries: Sequence[Entry], columns: Sequence[str], plus: str = "±")
         row += [_figure(entry.figures.get(name), plus) for name in columns]
         for name in compared:
             each = entry.intervals.get(name)
-            row.append("–" if each is None else f"{each.difference:+.1f} [{each.low:+.1f}, {each.high:+.1f}]")
+            row.append(
+                "–"
+                if each is None
+                else f"{each.difference:+.1f} [{each.low:+.1f}, {each.high:+.1f}]"
+            )
         row += [f"{entry.costs[name]:,.0f}" if name in entry.costs else "–" for name in costs]
-        row += [f"{entry.published[name]:.1f}" if name in entry.published else "–" for name in published]
+        row += [
+            f"{entry.published[name]:.1f}" if name in entry.published else "–" for name in published
+        ]
         rows.append(row)
     return heading, rows
 
@@ -150,13 +179,23 @@ def as_markdown(entries: Sequence[Entry], columns: Sequence[str]) -> str:
     """The table in Markdown."""
     heading, rows = as_cells(entries, columns)
     lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *rows]
-    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines) + "\n"
+    return (
+        "\n".join(
+            "| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines
+        )
+        + "\n"
+    )
 
 
 def as_latex(entries: Sequence[Entry], columns: Sequence[str]) -> str:
     """The table as a LaTeX `tabular` of the booktabs package."""
     heading, rows = as_cells(entries, columns, plus=r"$\pm$")
-    lines = [r"\begin{tabular}{l" + "r" * (len(heading) - 1) + "}", r"\toprule", _latex_line(heading), r"\midrule"]
+    lines = [
+        r"\begin{tabular}{l" + "r" * (len(heading) - 1) + "}",
+        r"\toprule",
+        _latex_line(heading),
+        r"\midrule",
+    ]
     return "\n".join([*lines, *map(_latex_line, rows), r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
@@ -168,7 +207,16 @@ def as_csv(entries: Sequence[Entry], columns: Sequence[str], seeds: Sequence[int
     writer.writerow(["method", "seed", *columns])
     for entry in entries:
         for place, seed in enumerate(seeds):
-            writer.writerow([entry.name, seed, *(f"{entry.figures[name][place]:.6f}" if name in entry.figures else "" for name in columns)])
+            writer.writerow(
+                [
+                    entry.name,
+                    seed,
+                    *(
+                        f"{entry.figures[name][place]:.6f}" if name in entry.figures else ""
+                        for name in columns
+                    ),
+                ]
+            )
     return out.getvalue()
 
 
@@ -183,4 +231,7 @@ _LATEX = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "–": "--", "λ": r"$
 
 
 def _latex_line(cells: Sequence[str]) -> str:
-    return " & ".join("".join(_LATEX.get(letter, letter) for letter in cell) for cell in cells) + r" \\"
+    return (
+        " & ".join("".join(_LATEX.get(letter, letter) for letter in cell) for cell in cells)
+        + r" \\"
+    )

@@ -32,6 +32,8 @@ def whole(path: Path) -> Iterator[Path]:
 def clear_unfinished(folder: Path, older_than: float = 3600.0, pattern: str = UNFINISHED) -> None:
     """Deletes what killed writers left in a folder, never a finished file nor, within `older_than` seconds, one that is being written."""
     for file in folder.glob(pattern):
-        with suppress(OSError):  # another process clears too, or has finished it, or it is another user's
+        with suppress(
+            OSError
+        ):  # another process clears too, or has finished it, or it is another user's
             if time.time() - file.stat().st_mtime > older_than:
                 file.unlink()

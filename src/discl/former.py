@@ -18,7 +18,15 @@ from .files import whole
 
 FOLDER = "former"
 RECIPE = "recipe.yaml"
-KEPT = ("data.parquet", "hard.parquet", "plan.parquet", "filter.parquet", "alia.parquet", "results.json", "report.html")
+KEPT = (
+    "data.parquet",
+    "hard.parquet",
+    "plan.parquet",
+    "filter.parquet",
+    "alia.parquet",
+    "results.json",
+    "report.html",
+)
 
 
 def former_recipe(kept: Path) -> dict[str, Any] | None:

@@ -17,7 +17,9 @@ def tail_rows(labels: Sequence[int], class_counts: Sequence[int], fewer_than: in
     return [row for row, label in enumerate(labels) if class_counts[label] < fewer_than]
 
 
-def assign_folds(ids: Sequence[str], labels: Sequence[int], groups: Sequence[str] | None, folds: int) -> np.ndarray:
+def assign_folds(
+    ids: Sequence[str], labels: Sequence[int], groups: Sequence[str] | None, folds: int
+) -> np.ndarray:
     """Fold of each row, int64 `[rows]`; stratified by label, stable in the ids, and a group stays in one fold.
 
     Raises DataError where there are fewer groups (or images) than folds.
@@ -26,7 +28,9 @@ def assign_folds(ids: Sequence[str], labels: Sequence[int], groups: Sequence[str
     for row, name in enumerate(ids):
         units.setdefault(groups[row] if groups is not None else name, []).append(row)
     if len(units) < folds:
-        raise DataError(f"hard.folds = {folds}, but there are only {len(units)} {'images' if groups is None else 'groups'} to divide.")
+        raise DataError(
+            f"hard.folds = {folds}, but there are only {len(units)} {'images' if groups is None else 'groups'} to divide."
+        )
     result = np.zeros(len(ids), np.int64)
     filled = np.zeros((int(max(labels)) + 1, folds))
     for unit in sorted(units, key=lambda unit: (-len(units[unit]), derive_seed("fold", unit))):
@@ -39,7 +43,9 @@ def assign_folds(ids: Sequence[str], labels: Sequence[int], groups: Sequence[str
     return result
 
 
-def cross_fitted_probability(fold_of_row: np.ndarray, labels: Sequence[int], fit_predict: FitPredict) -> np.ndarray:
+def cross_fitted_probability(
+    fold_of_row: np.ndarray, labels: Sequence[int], fit_predict: FitPredict
+) -> np.ndarray:
     """True-class probability of each row, float64 `[rows]` in [0, 1], by a classifier that never saw the row.
 
     `fit_predict(training_rows, judged_rows)` returns probabilities `[judged, classes]`.

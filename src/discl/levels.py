@@ -18,11 +18,17 @@ class GuidanceLevel:
     percent: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.percent, bool) or not isinstance(self.percent, int) or not 0 <= self.percent <= 100:
+        if (
+            isinstance(self.percent, bool)
+            or not isinstance(self.percent, int)
+            or not 0 <= self.percent <= 100
+        ):
             hint = ""
             if isinstance(self.percent, float) and 0 < self.percent < 1:
                 hint = f" Write λ = {self.percent:g} as {round(self.percent * 100)}."
-            raise RecipeError(f"level {self.percent!r} is not a whole per cent from 0 (text only) to 100 (the real image).{hint}")
+            raise RecipeError(
+                f"level {self.percent!r} is not a whole per cent from 0 (text only) to 100 (the real image).{hint}"
+            )
 
     def start_step(self, num_inference_steps: int) -> int:
         """t(λ) = ⌊(1 − λ)T⌋, the number of denoising steps (eq. 3), in integers: in floats ⌊(1 − 0.9)·50⌋ is 4."""
@@ -36,7 +42,9 @@ REAL = GuidanceLevel(100)
 TEXT_ONLY = GuidanceLevel(0)
 
 
-def noise_shares(level: GuidanceLevel, num_inference_steps: int, fixed: bool = False) -> tuple[float, ...]:
+def noise_shares(
+    level: GuidanceLevel, num_inference_steps: int, fixed: bool = False
+) -> tuple[float, ...]:
     """Shares of the noise schedule at which the steps of a level begin, falling: 1 is pure noise.
 
     As the paper has it, level λ takes the last t(λ) of T steps, so k steps before the end the share is k / T. With `fixed`
@@ -51,7 +59,9 @@ def check_levels(levels: Iterable[GuidanceLevel], num_inference_steps: int) -> N
     """Raises RecipeError for a level that would be generated without a single denoising step."""
     for level in levels:
         if level == REAL:
-            raise RecipeError("level 100 is the real image and is never generated; take it out of spectrum.levels.")
+            raise RecipeError(
+                "level 100 is the real image and is never generated; take it out of spectrum.levels."
+            )
         if level.start_step(num_inference_steps) == 0:
             needed = -(-100 // (100 - level.percent))
             raise RecipeError(

@@ -44,7 +44,9 @@ class Owner:
 
 
 @contextmanager
-def lock(folder: Path, what: str, clashes: Callable[[str], bool] = lambda other: True) -> Iterator[None]:
+def lock(
+    folder: Path, what: str, clashes: Callable[[str], bool] = lambda other: True
+) -> Iterator[None]:
     """Waits until no other process has a lock on `folder` for something that `clashes` with this, and keeps them out meanwhile.
 
     It says for whom it waits, and whose lock it took over. What this thread holds already does not stand in its way. Raises
@@ -95,16 +97,24 @@ def _take(folder: Path, what: str, clashes: Callable[[str], bool]) -> Path:
         time.sleep(PAUSE * random.uniform(0.5, 1.0))
 
 
-def _alive(folder: Path, mine: str, clashes: Callable[[str], bool], signs: dict[str, tuple[int, float]]) -> dict[str, Owner]:
+def _alive(
+    folder: Path, mine: str, clashes: Callable[[str], bool], signs: dict[str, tuple[int, float]]
+) -> dict[str, Owner]:
     """Others that stand in the way, by file; those that are dead are removed. `signs` remembers when each showed that it lives."""
     found: dict[str, Owner] = {}
     try:
-        files = [file for file in folder.iterdir() if file.suffix == ".json" and file.name != mine and file.name not in _held()]
+        files = [
+            file
+            for file in folder.iterdir()
+            if file.suffix == ".json" and file.name != mine and file.name not in _held()
+        ]
     except OSError:  # nobody has a lock
         return found
     for file in files:
         try:
-            with file.open() as stream:  # opening asks the server anew, where a file system keeps attributes for a while
+            with (
+                file.open() as stream
+            ):  # opening asks the server anew, where a file system keeps attributes for a while
                 other, touched = Owner(**json.load(stream)), os.fstat(stream.fileno()).st_mtime_ns
         except (OSError, ValueError, TypeError):
             continue  # taken back meanwhile

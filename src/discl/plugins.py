@@ -27,8 +27,15 @@ def find_piece(kind: str, name: str, shipped: Mapping[str, Any], group: str) -> 
     try:
         home = import_module(module.strip())
         found = reduce(getattr, attribute.strip().split("."), home)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: no module's name at all
-        raise RecipeError(f"{kind} '{name}' cannot be found: {error}{_remedy(module.strip(), error)}") from error
+    except (
+        ImportError,
+        AttributeError,
+        TypeError,
+        ValueError,
+    ) as error:  # the last two: no module's name at all
+        raise RecipeError(
+            f"{kind} '{name}' cannot be found: {error}{_remedy(module.strip(), error)}"
+        ) from error
     if not callable(found):
         raise RecipeError(f"{kind} '{name}' is a {type(found).__name__} and cannot be called.")
     _source(home)  # as it is loaded now; the file may be edited later
@@ -45,12 +52,18 @@ def own_source(kind: str, name: str, shipped: Mapping[str, Any], group: str) -> 
     if name in shipped:
         return None
     home = import_module(_address(kind, name, shipped, group).partition(":")[0].strip())
-    modules = [each for each in (home, inspect.getmodule(found)) if each is not None and _is_own(each)]
+    modules = [
+        each for each in (home, inspect.getmodule(found)) if each is not None and _is_own(each)
+    ]
     return digest({each.__name__: _source(each) for each in modules}) if _is_own(home) else None
 
 
 def _is_own(module: ModuleType) -> bool:
-    return module.__name__.partition(".")[0] not in {__name__.partition(".")[0], *sys.stdlib_module_names} or module.__name__ == "__main__"
+    return (
+        module.__name__.partition(".")[0]
+        not in {__name__.partition(".")[0], *sys.stdlib_module_names}
+        or module.__name__ == "__main__"
+    )
 
 
 @cache
@@ -64,10 +77,16 @@ def _source(module: ModuleType) -> str:
 
 def _address(kind: str, name: str, shipped: Mapping[str, Any], group: str) -> str:
     """The `module:attribute` that a name stands for. Raises RecipeError for an unknown one."""
-    own = {} if name in shipped or ":" in name else {entry.name: entry.value for entry in entry_points(group=group)}
+    own = (
+        {}
+        if name in shipped or ":" in name
+        else {entry.name: entry.value for entry in entry_points(group=group)}
+    )
     address = name if ":" in name else {**own, **shipped}.get(name)
     if address is None:
-        raise RecipeError(f"{unknown(kind, name, [*shipped, *own])} One of your own is named as module:attribute.")
+        raise RecipeError(
+            f"{unknown(kind, name, [*shipped, *own])} One of your own is named as module:attribute."
+        )
     return address
 
 
@@ -79,7 +98,9 @@ def _remedy(module: str, error: Exception) -> str:
     return f". Python has to be able to import it: install its package, or, in the folder where {file} lies, run `PYTHONPATH=. discl …`."
 
 
-def check_call(kind: str, name: str, piece: Callable[..., Any], *positional: str, **given: Any) -> None:
+def check_call(
+    kind: str, name: str, piece: Callable[..., Any], *positional: str, **given: Any
+) -> None:
     """Raises RecipeError where a piece cannot be called with these arguments; `positional` names those for the message."""
     try:
         inspect.signature(piece).bind(*positional, **given)

@@ -94,7 +94,12 @@ methods:                       # each is a row of the table; the first is the ba
 """
 
 
-def write_starter(folder: Path, out: Path | None = None, columns: Mapping[str, str] | None = None, images: Path | None = None) -> Path:
+def write_starter(
+    folder: Path,
+    out: Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    images: Path | None = None,
+) -> Path:
     """Writes a commented recipe for the images in `folder`, or in a list of them, and returns its path (default `ITS NAME.yaml`).
 
     `columns` says what a list calls ours, where its names are not usual ones; `images` is the folder that its paths are relative to.
@@ -111,9 +116,16 @@ def write_starter(folder: Path, out: Path | None = None, columns: Mapping[str, s
         raise DataError(told)
     first = table.rows[0]["image"]["path"] if is_list and table.root is not None else None
     if first is not None and not Path(first).exists():
-        raise DataError(f"{folder} names {Path(first).absolute()}, which is not there; name the folder of the images with --images.")
+        raise DataError(
+            f"{folder} names {Path(first).absolute()}, which is not there; name the folder of the images with --images."
+        )
     whole_path = folder.resolve()
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", whole_path.stem if folder.is_file() else whole_path.name).strip("-._") or "my-data"
+    name = (
+        re.sub(
+            r"[^A-Za-z0-9._-]+", "-", whole_path.stem if folder.is_file() else whole_path.name
+        ).strip("-._")
+        or "my-data"
+    )
     path = out if out is not None else Path(f"{name}.yaml")
     if path.exists():
         raise DataError(f"{path} exists already; name another file with --out.")
@@ -135,12 +147,18 @@ def write_starter(folder: Path, out: Path | None = None, columns: Mapping[str, s
 
 def _of_list(columns: Mapping[str, str], images: Path | None, is_list: bool) -> str:
     """The lines of section `data` that only a list has."""
-    stated = yaml.safe_dump(dict(columns), default_flow_style=True, allow_unicode=True, width=1000).strip()
+    stated = yaml.safe_dump(
+        dict(columns), default_flow_style=True, allow_unicode=True, width=1000
+    ).strip()
     lines = [f"  columns: {stated}   # our column: the name that it has here"] if columns else []
     if images is not None:
-        lines.append(f"  images: {_quoted(str(images.resolve()))}   # the folder that the list's paths are relative to")
+        lines.append(
+            f"  images: {_quoted(str(images.resolve()))}   # the folder that the list's paths are relative to"
+        )
     elif is_list:
-        lines.append("  # images: DIR              # the folder that a list's paths are relative to, where it is not the list's own")
+        lines.append(
+            "  # images: DIR              # the folder that a list's paths are relative to, where it is not the list's own"
+        )
     return "".join(f"{line}\n" for line in lines)
 
 

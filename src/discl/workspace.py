@@ -23,7 +23,15 @@ from PIL import Image
 
 from .checkpoints import checkpoint_digest
 from .console import say
-from .data import Cameras, ImageTable, class_groups, digest_image, keep_aspect, read_tables, through_cameras
+from .data import (
+    Cameras,
+    ImageTable,
+    class_groups,
+    digest_image,
+    keep_aspect,
+    read_tables,
+    through_cameras,
+)
 from .errors import CheckpointError, RecipeError, RunError, StoreError
 from .files import clear_unfinished, whole
 from .former import FOLDER, bring_back, former_recipe, let_go, set_aside
@@ -33,7 +41,12 @@ from .spectrum.models import Address, Generator, describe_generator, describe_lo
 from .spectrum.plan import Sampling, Share
 from .spectrum.store import Shards, score_shards, spectrum_shards
 
-STALE = {"data": ("data", "hard", "plan"), "hard": ("hard", "plan"), "prompts": ("plan",), "spectrum": ("plan",)}
+STALE = {
+    "data": ("data", "hard", "plan"),
+    "hard": ("hard", "plan"),
+    "prompts": ("plan",),
+    "spectrum": ("plan",),
+}
 """Which tables a changed section of the recipe makes stale; images and scores are keyed by content and never are."""
 NOT_FOR_JUDGES = ("train.epochs", "train.curriculum_epochs", "train.select")
 """What the classifiers that find hard images do not take from the section train."""
@@ -51,7 +64,13 @@ class Run:
     def device(self) -> torch.device:
         name = self.recipe.runtime.device
         if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+            name = (
+                "cuda"
+                if torch.cuda.is_available()
+                else "mps"
+                if torch.backends.mps.is_available()
+                else "cpu"
+            )
         return torch.device(name)
 
     def path(self, name: str) -> Path:
@@ -74,7 +93,11 @@ class Run:
             if source is not None and rows["row"].max() < len(source):
                 result[str(name)] = source.select(rows["row"])
             table = result.get(str(name))
-            if table is None or table.ids != rows["id"].tolist() or table.labels.tolist() != rows["label"].tolist():
+            if (
+                table is None
+                or table.ids != rows["id"].tolist()
+                or table.labels.tolist() != rows["label"].tolist()
+            ):
                 raise RunError(
                     f"the images or labels of '{data.root}' are no longer those of {self.path('data.parquet')}; "
                     "start a new folder with --out."
@@ -90,7 +113,9 @@ class Run:
         image = self.train.image(row)
         if digest_image(image) != content:
             name = self.train.ids[row]
-            raise RunError(f"image '{name}' has changed since it was checked; delete data.parquet and hard.parquet in {self.folder}.")
+            raise RunError(
+                f"image '{name}' has changed since it was checked; delete data.parquet and hard.parquet in {self.folder}."
+            )
         return image
 
     @cached_property
@@ -102,7 +127,9 @@ class Run:
     def address(self) -> Address:
         """Where the generator lies."""
         asked = self.recipe.spectrum
-        return Address(asked.checkpoint, asked.config, tuple((lora.path, lora.scale) for lora in asked.loras))
+        return Address(
+            asked.checkpoint, asked.config, tuple((lora.path, lora.scale) for lora in asked.loras)
+        )
 
     @cached_property
     def sampling(self) -> Sampling:
@@ -129,7 +156,9 @@ class Run:
         size = self.recipe.spectrum.size or self.generator.size
         if size is None:
             named = self.recipe.spectrum.checkpoint
-            raise CheckpointError(f"checkpoint '{named}' does not tell how large its pictures are; set spectrum.size.")
+            raise CheckpointError(
+                f"checkpoint '{named}' does not tell how large its pictures are; set spectrum.size."
+            )
         return size
 
     def made_size(self, width: int, height: int) -> tuple[int, int]:
@@ -156,7 +185,9 @@ class Run:
         with lock(self.folder, what, lambda other: _clash(what, other)):
             kept = self.folder / "recipe.yaml"
             if kept.exists() and _changes(yaml.safe_load(kept.read_text()), self.recipe):
-                raise RunError(f"another process has changed the recipe of {self.folder} meanwhile; run the command again.")
+                raise RunError(
+                    f"another process has changed the recipe of {self.folder} meanwhile; run the command again."
+                )
             yield
 
     @property
@@ -179,7 +210,9 @@ class Run:
     @property
     def groups(self) -> dict[str, list[int]]:
         """Labels of many / medium / few by the real training images."""
-        return class_groups(self.train.class_counts.tolist(), self.recipe.groups.many, self.recipe.groups.few)
+        return class_groups(
+            self.train.class_counts.tolist(), self.recipe.groups.many, self.recipe.groups.few
+        )
 
 
 def open_run(
@@ -220,9 +253,13 @@ def open_run(
     return Run(recipe, folder)
 
 
-def read_data(data: Data, on_unused: Callable[[list[str]], None] = lambda splits: None) -> dict[str, ImageTable]:
+def read_data(
+    data: Data, on_unused: Callable[[list[str]], None] = lambda splits: None
+) -> dict[str, ImageTable]:
     """`{split: table}` of what the section `data` names, before any long tail or split of our own; raises as `read_tables` does."""
-    tables = read_tables(data.root, data.format, data.columns, data.splits, data.files, on_unused, data.images)
+    tables = read_tables(
+        data.root, data.format, data.columns, data.splits, data.files, on_unused, data.images
+    )
     return through_cameras(tables, Cameras(**dict(data.cameras))) if data.cameras else tables
 
 
@@ -235,17 +272,30 @@ def _changed_keys(recipe: Recipe, folder: Path, amend: bool) -> list[str] | None
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file; name a folder with --out.")
     if not kept.exists():
-        ours = (kept.name, f".{kept.name}.")  # the second is how a recipe that is being written is called
-        foreign = folder.exists() and [each for each in folder.iterdir() if each.name != "locks" and not each.name.startswith(ours)]
+        ours = (
+            kept.name,
+            f".{kept.name}.",
+        )  # the second is how a recipe that is being written is called
+        foreign = folder.exists() and [
+            each
+            for each in folder.iterdir()
+            if each.name != "locks" and not each.name.startswith(ours)
+        ]
         if foreign and not kept.exists():
-            raise RunError(f"{folder} is not empty and holds no recipe.yaml, so it is no run folder; choose another with --out.")
+            raise RunError(
+                f"{folder} is not empty and holds no recipe.yaml, so it is no run folder; choose another with --out."
+            )
         return None
     old = yaml.safe_load(kept.read_text())
     if not isinstance(old, dict):
-        raise RunError(f"{kept} holds no recipe, so {folder} is no run folder; choose another with --out.")
+        raise RunError(
+            f"{kept} holds no recipe, so {folder} is no run folder; choose another with --out."
+        )
     changed = _changes(old, recipe)
     if changed and not amend and not _is_former(recipe, folder):
-        lines = "\n".join(f"  {key}: {before!r} -> {after!r}" for key, before, after in changed[:12])
+        lines = "\n".join(
+            f"  {key}: {before!r} -> {after!r}" for key, before, after in changed[:12]
+        )
         lines += f"\n  … and {len(changed) - 12} more" if len(changed) > 12 else ""
         raise RunError(
             f"{folder} was made with another recipe:\n{lines}\nChoose another folder with --out, or go on in this one with --amend "
@@ -263,8 +313,14 @@ def _is_former(recipe: Recipe, folder: Path) -> bool:
 def _take_over(recipe: Recipe, folder: Path, amend: bool) -> None:
     """Gives the folder this recipe; `open_run` says in which order and why."""
     kept, former = folder / "recipe.yaml", former_recipe(folder / FOLDER)
-    if former is not None and kept.exists() and not _compare(_completed(former), _completed(yaml.safe_load(kept.read_text()))):
-        bring_back(folder)  # a kill has ended an amendment before it had begun, or a way back before it was at its end
+    if (
+        former is not None
+        and kept.exists()
+        and not _compare(_completed(former), _completed(yaml.safe_load(kept.read_text())))
+    ):
+        bring_back(
+            folder
+        )  # a kill has ended an amendment before it had begun, or a way back before it was at its end
     changed = _changed_keys(recipe, folder, amend)
     back = bool(changed) and _is_former(recipe, folder)
     if changed and not back:
@@ -273,7 +329,9 @@ def _take_over(recipe: Recipe, folder: Path, amend: bool) -> None:
     _keep(recipe, folder)
     if back:
         bring_back(folder)
-        say(f"{folder} is back at its former recipe, with the tables and figures of then; the other recipe had made nothing yet")
+        say(
+            f"{folder} is back at its former recipe, with the tables and figures of then; the other recipe had made nothing yet"
+        )
 
 
 def _discard_stale(recipe: Recipe, folder: Path, changed: Sequence[str]) -> None:
@@ -282,7 +340,9 @@ def _discard_stale(recipe: Recipe, folder: Path, changed: Sequence[str]) -> None
         if changed:
             (folder / name).unlink(missing_ok=True)
     stale = {key.split(".")[0] for key in changed}
-    if recipe.hard.rule == "probability" and any(key.startswith("train.") and key not in NOT_FOR_JUDGES for key in changed):
+    if recipe.hard.rule == "probability" and any(
+        key.startswith("train.") and key not in NOT_FOR_JUDGES for key in changed
+    ):
         stale.add("hard")
     for section in stale:
         for name in STALE.get(section, ()):
@@ -304,12 +364,18 @@ def _changes(old: dict[str, Any], recipe: Recipe) -> list[tuple[str, Any, Any]]:
 
 def _compare(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """As `_changes`, of two plain trees."""
-    return [each for each in _differences({**old, "runtime": None}, {**new, "runtime": None}) if not _only_moved(*each)]
+    return [
+        each
+        for each in _differences({**old, "runtime": None}, {**new, "runtime": None})
+        if not _only_moved(*each)
+    ]
 
 
 def _only_moved(key: str, before: Any, now: Any) -> bool:
     """Whether a key names a copy of the checkpoint that it named before."""
-    if key.rpartition(".")[2] != "checkpoint" or not all(isinstance(each, str) and Path(each).is_dir() for each in (before, now)):
+    if key.rpartition(".")[2] != "checkpoint" or not all(
+        isinstance(each, str) and Path(each).is_dir() for each in (before, now)
+    ):
         return False
     return checkpoint_digest(Path(before)) == checkpoint_digest(Path(now))
 
@@ -344,14 +410,20 @@ def stored_images(run: Run, ids: Sequence[str]) -> Dataset:
     place = {name: row for row, name in enumerate(stored.select_columns("id")[:]["id"])}
     lacking = sum(name not in place for name in ids)
     if lacking:
-        raise StoreError(f"the store lacks {lacking} of {len(ids)} images that the plan names; run `discl generate` first.")
-    return stored.select([place[name] for name in ids]).cast_column("image", ImageFeature(decode=False))
+        raise StoreError(
+            f"the store lacks {lacking} of {len(ids)} images that the plan names; run `discl generate` first."
+        )
+    return stored.select([place[name] for name in ids]).cast_column(
+        "image", ImageFeature(decode=False)
+    )
 
 
 def _not_copied(run: Run, cache: Path, cause: BaseException) -> StoreError:
     """Why the shards are not in the cache. Only what the system refuses has a number; else a shard is broken, and is named if it can be."""
     if getattr(cause, "errno", None) is not None:
-        return StoreError(f"the cache {cache} cannot be written: {cause}; free space and run again.")
+        return StoreError(
+            f"the cache {cache} cannot be written: {cause}; free space and run again."
+        )
     run.spectrum.ids()
     told = " ".join(str(cause).split())
     return StoreError(
@@ -373,13 +445,25 @@ def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]
         return [
             each
             for name in dict.fromkeys([*old, *new])
-            for each in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+            for each in _differences(
+                old.get(name), new.get(name), f"{key}.{name}" if key else str(name)
+            )
         ]
     return [] if old == new else [(key, old, new)]
 
 
 def _environment() -> dict[str, Any]:
-    packages = ("discl", "torch", "diffusers", "transformers", "datasets", "pyarrow", "kornia", "numpy", "pillow")
+    packages = (
+        "discl",
+        "torch",
+        "diffusers",
+        "transformers",
+        "datasets",
+        "pyarrow",
+        "kornia",
+        "numpy",
+        "pillow",
+    )
     return {
         "python": platform.python_version(), "platform": platform.platform(), "processor": platform.machine(),
         "threads": torch.get_num_threads(), "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

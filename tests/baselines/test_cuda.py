@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from discl.baselines.cuda import MAX_LEVEL, NAMES, OPERATIONS, Cuda, augment, augment_batch, magnitude, training_strengths, update_levels
+from discl.baselines.cuda import (
+    MAX_LEVEL,
+    NAMES,
+    OPERATIONS,
+    Cuda,
+    augment,
+    augment_batch,
+    magnitude,
+    training_strengths,
+    update_levels,
+)
 
 RANGES = {
     **dict.fromkeys(["vertical-flip", "mirror", "edge-enhance", "detail", "smooth", "auto-contrast", "equalise", "invert"], (0, 0)),
@@ -23,7 +33,9 @@ FACTORS = ("colour", "contrast", "brightness", "sharpness")
 
 
 def picture(size: int = 32) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    )
 
 
 def apply(name: str, value: float, image: Image.Image) -> np.ndarray:
@@ -33,7 +45,9 @@ def apply(name: str, value: float, image: Image.Image) -> np.ndarray:
 def test_there_are_22_operations_with_these_ranges():
     assert len(NAMES) == 22
     assert {name: (lo, hi) for name, (lo, hi, _, _) in OPERATIONS.items()} == RANGES
-    assert {name for name, (_, _, either_sign, _) in OPERATIONS.items() if either_sign} == EITHER_SIGN
+    assert {
+        name for name, (_, _, either_sign, _) in OPERATIONS.items() if either_sign
+    } == EITHER_SIGN
 
 
 def drawn_values(name: str, monkeypatch: pytest.MonkeyPatch, strength: int = 4) -> list[float]:
@@ -41,7 +55,11 @@ def drawn_values(name: str, monkeypatch: pytest.MonkeyPatch, strength: int = 4) 
     values: list[float] = []
     lo, hi, either_sign, _ = OPERATIONS[name]
     monkeypatch.setattr("discl.baselines.cuda.NAMES", (name,))
-    monkeypatch.setitem(OPERATIONS, name, (lo, hi, either_sign, lambda picture, value: values.append(value) or picture))  # type: ignore
+    monkeypatch.setitem(
+        OPERATIONS,
+        name,
+        (lo, hi, either_sign, lambda picture, value: values.append(value) or picture),
+    )  # type: ignore
     rng = np.random.default_rng(5)
     for _ in range(250):
         augment(picture(4), strength, rng)
@@ -64,7 +82,10 @@ def test_the_others_have_one_sign(name, monkeypatch):
 def test_factors_weaken_up_to_the_highest_level(name):
     """They begin at .1 and would change nothing at 1, which no level reaches."""
     original = np.asarray(picture()).astype(int)
-    change = [np.abs(apply(name, magnitude(name, strength), picture()).astype(int) - original).mean() for strength in (1, 4, 7, MAX_LEVEL)]
+    change = [
+        np.abs(apply(name, magnitude(name, strength), picture()).astype(int) - original).mean()
+        for strength in (1, 4, 7, MAX_LEVEL)
+    ]
     assert change == sorted(change, reverse=True) and change[-1] > 0
     assert magnitude(name, MAX_LEVEL) == pytest.approx(0.7)
 
@@ -85,7 +106,14 @@ def test_operations_keep_size_and_mode(name):
         assert (result.size, result.mode) == ((32, 32), "RGB")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in {"colour", "contrast", "brightness", "sharpness", "resize-crop"}])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in NAMES
+        if name not in {"colour", "contrast", "brightness", "sharpness", "resize-crop"}
+    ],
+)
 def test_operations_with_a_magnitude_change_nothing_at_strength_0(name):
     lo, hi, _, _ = OPERATIONS[name]
     if lo != hi:
@@ -95,7 +123,10 @@ def test_operations_with_a_magnitude_change_nothing_at_strength_0(name):
 @pytest.mark.parametrize("name", ["posterise", "solarise", "solarise-add", "blur"])
 def test_the_change_grows_with_strength(name):
     original = np.asarray(picture()).astype(int)
-    change = [np.abs(apply(name, magnitude(name, strength), picture()).astype(int) - original).mean() for strength in (0, 10, 20, 30)]
+    change = [
+        np.abs(apply(name, magnitude(name, strength), picture()).astype(int) - original).mean()
+        for strength in (0, 10, 20, 30)
+    ]
     assert change == sorted(change)
     assert change[0] < change[-1]
 
@@ -149,11 +180,21 @@ def test_levels_rise_and_fall():
     def recognised(rows, strength, rng):
         for label in owner[rows]:
             asked.setdefault(int(label), []).append(strength)
-        return np.select([owner[rows] == 0, owner[rows] == 1, owner[rows] == 2], [True, False, strength < 2], True)
+        return np.select(
+            [owner[rows] == 0, owner[rows] == 1, owner[rows] == 2],
+            [True, False, strength < 2],
+            True,
+        )
 
-    updated = update_levels(np.asarray([1, 0, 2, 10]), rows_of_class, recognised, 0.6, np.random.default_rng(0))
+    updated = update_levels(
+        np.asarray([1, 0, 2, 10]), rows_of_class, recognised, 0.6, np.random.default_rng(0)
+    )
     assert updated.tolist() == [2, 0, 1, 10]
-    assert {strength: asked[2].count(strength) for strength in set(asked[2])} == {0: 10, 1: 20, 2: 30}
+    assert {strength: asked[2].count(strength) for strength in set(asked[2])} == {
+        0: 10,
+        1: 20,
+        2: 30,
+    }
     assert len(asked[3]) == sum(10 * (s + 1) for s in range(11))
 
 
@@ -163,10 +204,14 @@ def test_a_class_without_an_image_keeps_its_level():
     def recognised(rows, strength, rng):
         return rows < 4
 
-    updated = update_levels(np.asarray([2, 3, 2]), rows_of_class, recognised, 0.5, np.random.default_rng(0))
+    updated = update_levels(
+        np.asarray([2, 3, 2]), rows_of_class, recognised, 0.5, np.random.default_rng(0)
+    )
     assert updated.tolist() == [3, 3, 1]
     empty = [np.empty(0, np.int64)] * 2
-    assert update_levels(np.asarray([0, 4]), empty, recognised, 0.5, np.random.default_rng(0)).tolist() == [0, 4]
+    assert update_levels(
+        np.asarray([0, 4]), empty, recognised, 0.5, np.random.default_rng(0)
+    ).tolist() == [0, 4]
 
 
 def test_an_accuracy_at_the_threshold_does_not_pass():
@@ -175,15 +220,23 @@ def test_an_accuracy_at_the_threshold_does_not_pass():
     def recognised(chosen, strength, rng):
         return np.arange(len(chosen)) < 0.6 * len(chosen)
 
-    assert update_levels(np.asarray([3]), rows, recognised, 0.6, np.random.default_rng(0)).tolist() == [2]
-    assert update_levels(np.asarray([3]), rows, recognised, 0.59, np.random.default_rng(0)).tolist() == [4]
+    assert update_levels(
+        np.asarray([3]), rows, recognised, 0.6, np.random.default_rng(0)
+    ).tolist() == [2]
+    assert update_levels(
+        np.asarray([3]), rows, recognised, 0.59, np.random.default_rng(0)
+    ).tolist() == [4]
 
 
 def test_one_process_judges_for_all():
     """What the first process comes to is the level in every process, so that they alter batches alike."""
     asked, cuda = [], Cuda()
     told = np.asarray([3, 0])
-    pool = SimpleNamespace(held_out=np.zeros(2, bool), synthetic=np.zeros(2, bool), labels=np.arange(2), num_classes=2)
-    learner = SimpleNamespace(processes=SimpleNamespace(alone=lambda action: asked.append(action) or told))
+    pool = SimpleNamespace(
+        held_out=np.zeros(2, bool), synthetic=np.zeros(2, bool), labels=np.arange(2), num_classes=2
+    )
+    learner = SimpleNamespace(
+        processes=SimpleNamespace(alone=lambda action: asked.append(action) or told)
+    )
     cuda.begin_epoch(SimpleNamespace(pool=pool, learner=learner, seed=0), 0)
     assert len(asked) == 1 and cuda.levels is told

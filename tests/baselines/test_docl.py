@@ -16,15 +16,21 @@ def test_score_by_hand():
     state = visit(state, np.asarray([2]), label, np.asarray([[0.0, 0.0]], np.float32), 0.1)
     state = visit(state, row, label, np.asarray([[2.0, 0.0]], np.float32), 0.3)
     p = np.exp(2) / (np.exp(2) + 1)
-    first = 0.5 * (1 - p) * 2 / 0.2**0.1  # two updates of rate .1 lie between; this step's own is still to come
+    first = (
+        0.5 * (1 - p) * 2 / 0.2**0.1
+    )  # two updates of rate .1 lie between; this step's own is still to come
     assert state.score[1] == pytest.approx(first)
     state = visit(state, row, label, np.asarray([[1.0, 0.0]], np.float32), 0.1)
     p = np.exp(1) / (np.exp(1) + 1)
     assert state.score[1] == pytest.approx(0.5 * first + 0.5 * (1 - p) * -1 / 0.3**0.1)
     assert state.visited.tolist() == [False, True, True]
-    state = visit(Dynamics.start(1, 2), np.asarray([0]), label, np.asarray([[0.0, 0.0]], np.float32), 0.0)
+    state = visit(
+        Dynamics.start(1, 2), np.asarray([0]), label, np.asarray([[0.0, 0.0]], np.float32), 0.0
+    )
     state = visit(state, np.asarray([0]), label, np.asarray([[9.0, 0.0]], np.float32), 0.1)
-    assert state.score.tolist() == [0]  # no update in between: whatever moved the logits was not learning
+    assert state.score.tolist() == [
+        0
+    ]  # no update in between: whatever moved the logits was not learning
 
 
 def test_draws_are_distinct_and_follow_the_weights():
@@ -42,11 +48,15 @@ def test_more_rows_than_there_are():
 
 
 def test_warm_up_takes_everything_once_a_pass():
-    state = Dynamics(np.asarray([0.0, 1e6, 0.0, 0.0]), np.zeros((4, 2)), np.zeros(4), np.zeros(4, bool), 0.0)
+    state = Dynamics(
+        np.asarray([0.0, 1e6, 0.0, 0.0]), np.zeros((4, 2)), np.zeros(4), np.zeros(4, bool), 0.0
+    )
     rng = np.random.default_rng(0)
     assert sorted(epoch_rows(state, 0, 1, 4, rng)) == [0, 1, 2, 3]
     assert np.bincount(epoch_rows(state, 0, 1, 10, rng)).tolist() != [0, 10, 0, 0]
     assert epoch_rows(state, 1, 1, 1, rng).tolist() == [1]
-    assert (np.bincount(epoch_rows(state, 1, 1, 8, rng, share=0.25), minlength=4) == [0, 8, 0, 0]).all()
+    assert (
+        np.bincount(epoch_rows(state, 1, 1, 8, rng, share=0.25), minlength=4) == [0, 8, 0, 0]
+    ).all()
     assert (np.bincount(epoch_rows(state, 1, 1, 8, rng, share=1.0), minlength=4) == 2).all()
     assert set(epoch_rows(state, 0, 1, 6, rng, rows=[0, 2])) == {0, 2}

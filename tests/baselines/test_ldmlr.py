@@ -44,7 +44,10 @@ def test_features_for_chosen_groups_only():
     assert Ldmlr(only=["many", "medium"]).features(counts).tolist() == [100, 20, 5, 0, 0]
     assert Ldmlr(only=["few"], few=30).features(counts).tolist() == [0, 0, 5, 5, 0]
     assert Ldmlr().features(counts).tolist() == [100, 20, 5, 5, 0]
-    with pytest.raises(ValueError, match=r"unknown group of classes 'fwe'; known: few, many, medium\. Did you mean 'few'\?"):
+    with pytest.raises(
+        ValueError,
+        match=r"unknown group of classes 'fwe'; known: few, many, medium\. Did you mean 'few'\?",
+    ):
         Ldmlr(only=["fwe"])
 
 
@@ -56,9 +59,13 @@ class Says(nn.Module):
         self.answer = answer
         self.asked: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def forward(self, noisy: torch.Tensor, times: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, noisy: torch.Tensor, times: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
         self.asked.append((noisy.clone(), times.clone()))
-        return self.answer * noisy if isinstance(self.answer, float) else self.answer.expand_as(noisy)
+        return (
+            self.answer * noisy if isinstance(self.answer, float) else self.answer.expand_as(noisy)
+        )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 50])
@@ -93,11 +100,17 @@ def test_training_makes_it_predict_x0():
     noise = torch.randn(32, 2, generator=torch.Generator().manual_seed(1))
     for time in (0, 500, 999):
         alpha = cosine_alphas()[time].float()
-        answer = model(alpha.sqrt() * features[:32] + (1 - alpha).sqrt() * noise, torch.full((32,), time), labels[:32])
+        answer = model(
+            alpha.sqrt() * features[:32] + (1 - alpha).sqrt() * noise,
+            torch.full((32,), time),
+            labels[:32],
+        )
         assert (answer - features[:32]).abs().max() < 0.3
 
 
-@pytest.mark.parametrize(("asked", "lr", "rate"), [("adam", None, 1e-3), ("sgd", None, 1e-4), ("sgd", 0.2, 0.2)])
+@pytest.mark.parametrize(
+    ("asked", "lr", "rate"), [("adam", None, 1e-3), ("sgd", None, 1e-4), ("sgd", 0.2, 0.2)]
+)
 def test_the_denoisers_optimizer_is_chosen(asked, lr, rate, monkeypatch):
     used: list[tuple[str, float]] = []
     for name in ("Adam", "SGD"):
@@ -111,7 +124,10 @@ def test_the_denoisers_optimizer_is_chosen(asked, lr, rate, monkeypatch):
     train_denoiser(torch.eye(2), torch.arange(2), 2, epochs=1, optimizer=asked, lr=lr)
     assert used == [(asked, rate)]
     assert DIFFUSION_RATES == {"adam": 1e-3, "sgd": 1e-4}
-    with pytest.raises(ValueError, match=r"unknown diffusion_optimizer 'sdg'; known: adam, sgd\. Did you mean 'sgd'\?"):
+    with pytest.raises(
+        ValueError,
+        match=r"unknown diffusion_optimizer 'sdg'; known: adam, sgd\. Did you mean 'sgd'\?",
+    ):
         Ldmlr(diffusion_optimizer="sdg")
 
 
@@ -136,14 +152,21 @@ def test_diffusion_learns_where_each_class_lies():
     for label in range(2):
         part = made[label * 50 : label * 50 + 50]
         assert (part.mean(0) - centres[label]).abs().max() < 0.25
-    assert np.array_equal(made, sample_features(model, torch.tensor([0] * 50 + [1] * 50), 3) * std + mean)
+    assert np.array_equal(
+        made, sample_features(model, torch.tensor([0] * 50 + [1] * 50), 3) * std + mean
+    )
 
 
 def test_training_does_not_touch_the_random_state_of_others():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    train_denoiser(torch.randn(8, 2, generator=torch.Generator().manual_seed(1)), torch.zeros(8, dtype=torch.long), 1, epochs=1)
+    train_denoiser(
+        torch.randn(8, 2, generator=torch.Generator().manual_seed(1)),
+        torch.zeros(8, dtype=torch.long),
+        1,
+        epochs=1,
+    )
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -158,14 +181,27 @@ def test_last_layer_learns():
 def test_the_last_layer_is_trained_with_the_methods_loss(monkeypatch):
     """Balanced Softmax stays Balanced Softmax, with the counts of real and made features together."""
     labels = np.repeat([0, 1], [30, 3])
-    pool = SimpleNamespace(labels=labels, synthetic=np.zeros(33, bool), held_out=np.zeros(33, bool), num_classes=2)
+    pool = SimpleNamespace(
+        labels=labels, synthetic=np.zeros(33, bool), held_out=np.zeros(33, bool), num_classes=2
+    )
     model = torch.nn.Module()
     model.head = torch.nn.Linear(4, 2)
-    learner = SimpleNamespace(objective=make_objective("balanced-softmax"), counts=torch.tensor([30.0, 3.0], dtype=torch.float64))
+    learner = SimpleNamespace(
+        objective=make_objective("balanced-softmax"),
+        counts=torch.tensor([30.0, 3.0], dtype=torch.float64),
+    )
     caught = []
-    monkeypatch.setattr(ldmlr, "penultimate", lambda scene, model, layer, rows: torch.randn(len(rows), 4))
-    monkeypatch.setattr(ldmlr, "train_last_layer", lambda *args, **kwargs: caught.append(kwargs["loss"]))
-    shown = Ldmlr(diffusion_epochs=1).finish(SimpleNamespace(pool=pool, learner=learner, seed=0), model)
+    monkeypatch.setattr(
+        ldmlr, "penultimate", lambda scene, model, layer, rows: torch.randn(len(rows), 4)
+    )
+    monkeypatch.setattr(
+        ldmlr, "train_last_layer", lambda *args, **kwargs: caught.append(kwargs["loss"])
+    )
+    shown = Ldmlr(diffusion_epochs=1).finish(
+        SimpleNamespace(pool=pool, learner=learner, seed=0), model
+    )
     assert shown.tolist() == [36, 8]
     logits, seen = torch.randn(5, 2), torch.tensor([0, 1, 1, 0, 1])
-    torch.testing.assert_close(caught[0](logits, seen), F.cross_entropy(logits + torch.tensor([36.0, 8.0]).log(), seen))
+    torch.testing.assert_close(
+        caught[0](logits, seen), F.cross_entropy(logits + torch.tensor([36.0, 8.0]).log(), seen)
+    )

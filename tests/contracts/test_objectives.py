@@ -50,7 +50,10 @@ def test_order_of_the_batch_does_not_matter(name: str) -> None:
     order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
     shuffled = logits[order].requires_grad_()
     logits.requires_grad_()
-    loss, loss_shuffled = OBJECTIVES[name](logits, labels, COUNTS), OBJECTIVES[name](shuffled, labels[order], COUNTS)
+    loss, loss_shuffled = (
+        OBJECTIVES[name](logits, labels, COUNTS),
+        OBJECTIVES[name](shuffled, labels[order], COUNTS),
+    )
     torch.testing.assert_close(loss, loss_shuffled)
     loss.backward()
     loss_shuffled.backward()
@@ -62,7 +65,8 @@ def test_names_of_the_classes_do_not_matter(name: str) -> None:
     logits, labels = batch_of()
     order = torch.tensor([2, 0, 3, 1])
     torch.testing.assert_close(
-        OBJECTIVES[name](logits, labels, COUNTS), OBJECTIVES[name](logits[:, order], order.argsort()[labels], COUNTS[order])
+        OBJECTIVES[name](logits, labels, COUNTS),
+        OBJECTIVES[name](logits[:, order], order.argsort()[labels], COUNTS[order]),
     )
 
 
@@ -77,17 +81,25 @@ def test_cross_entropy_where_all_classes_are_equally_large(name: str) -> None:
 
 def test_corrected_ones_are_those_that_use_the_counts(name: str) -> None:
     logits, labels = batch_of()
-    differs = not torch.equal(OBJECTIVES[name](logits, labels, COUNTS), OBJECTIVES[name](logits, labels, torch.ones(4)))
+    differs = not torch.equal(
+        OBJECTIVES[name](logits, labels, COUNTS), OBJECTIVES[name](logits, labels, torch.ones(4))
+    )
     assert differs == (name in CORRECTED)
 
 
 def test_recipes_can_name_it_and_each_of_its_parameters(name: str) -> None:
     logits, labels = batch_of()
-    assert torch.equal(make_objective(name).loss(logits, labels, COUNTS), OBJECTIVES[name](logits, labels, COUNTS))
+    assert torch.equal(
+        make_objective(name).loss(logits, labels, COUNTS), OBJECTIVES[name](logits, labels, COUNTS)
+    )
     for parameter in parameters_of(name):
         low, high = BOUNDS[parameter]
         for value in (low, high):
-            assert make_objective({"name": name, parameter: value}).loss(logits, labels, COUNTS, 1.0).isfinite()
+            assert (
+                make_objective({"name": name, parameter: value})
+                .loss(logits, labels, COUNTS, 1.0)
+                .isfinite()
+            )
         for value in (low - 1, high + 1, True, "1"):
             with pytest.raises(RecipeError, match=f"{name}: {parameter} lies between"):
                 make_objective({"name": name, parameter: value})

@@ -166,13 +166,19 @@ def recipe_of(**method: Any) -> Recipe:
 @pytest.mark.parametrize("name", ["own_pieces:Halves", "halves"])
 def test_a_system(name: str) -> None:
     assert make_system({"name": name, "share": 0.25}).share == 0.25  # type: ignore[attr-defined]
-    assert recipe_of(system={"name": name, "share": 0.25}).methods["mine"].system == {"name": name, "share": 0.25}
+    assert recipe_of(system={"name": name, "share": 0.25}).methods["mine"].system == {
+        "name": name,
+        "share": 0.25,
+    }
 
 
 @pytest.mark.parametrize("name", ["own_pieces:alternating", "alternating"])
 def test_a_strategy(name: str) -> None:
     strategy = make_strategy(name, levels=LEVELS, curriculum_epochs=4)
-    assert [strategy.levels(epoch, []) for epoch in range(6)] == [(LEVELS[0],), (LEVELS[1],)] * 2 + [()] * 2
+    assert [strategy.levels(epoch, []) for epoch in range(6)] == [
+        (LEVELS[0],),
+        (LEVELS[1],),
+    ] * 2 + [()] * 2
     assert not follows_progress(name, strategy)
     assert recipe_of(strategy=name, prior="effective").methods["mine"].strategy == name
 
@@ -194,22 +200,39 @@ def test_a_strategy_that_probes(tmp_path: Path) -> None:
     pool = Pool(torch.arange(4).numpy(), torch.full((4,), 100).numpy(), real, ~real, tuple("abcd"))
     for name in STRATEGIES:
         shipped = make_strategy(name, levels=LEVELS, curriculum_epochs=4, level=LEVELS[0])
-        assert make_mixing(pool, shipped, True, 3.0, "repeat", "error") == make_mixing(pool, name, True, 3.0, "repeat", "error")
+        assert make_mixing(pool, shipped, True, 3.0, "repeat", "error") == make_mixing(
+            pool, name, True, 3.0, "repeat", "error"
+        )
     assert not make_mixing(pool, strategy, True, 3.0, "repeat", "error").with_hard
-    with pytest.raises(ValueError, match=r"methods\.mine: prior 'effective' needs a schedule .* strategy 'own_pieces:probing' has not"):
+    with pytest.raises(
+        ValueError,
+        match=r"methods\.mine: prior 'effective' needs a schedule .* strategy 'own_pieces:probing' has not",
+    ):
         recipe_of(strategy="own_pieces:probing", prior="effective")
 
 
 @pytest.mark.parametrize("name", ["own_pieces:scaled", "scaled"])
 def test_an_objective(name: str) -> None:
-    logits, labels, counts = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]), torch.tensor([3.0, 1.0])
+    logits, labels, counts = (
+        torch.tensor([[2.0, 0.0], [0.0, 1.0]]),
+        torch.tensor([0, 0]),
+        torch.tensor([3.0, 1.0]),
+    )
     plain = make_objective("cross-entropy").loss(logits, labels, counts)
     assert torch.equal(make_objective(name).loss(logits, labels, counts), plain)
-    assert torch.equal(make_objective({"name": name, "factor": 2}).loss(logits, labels, counts, 0.5), 3 * plain)
+    assert torch.equal(
+        make_objective({"name": name, "factor": 2}).loss(logits, labels, counts, 0.5), 3 * plain
+    )
     assert parameters_of(name) == ["factor"]
-    assert recipe_of(objective={"name": name, "factor": 2}).methods["mine"].loss == Objective(name, {"factor": 2.0})
+    assert recipe_of(objective={"name": name, "factor": 2}).methods["mine"].loss == Objective(
+        name, {"factor": 2.0}
+    )
     assert not make_objective(name).corrected and make_objective("own_pieces:prior_aware").corrected
-    assert [make_objective(each).corrected for each in ("focal", "ldam", "flyp")] == [False, True, False]
+    assert [make_objective(each).corrected for each in ("focal", "ldam", "flyp")] == [
+        False,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +270,9 @@ def test_what_is_none_is_refused(method: dict[str, Any], message: str) -> None:
             raise RecipeError(str(error)) from error
 
 
-def test_what_a_module_of_your_own_lacks_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_module_of_your_own_lacks_is_told_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "lacking.py").write_text("import nowhere_else\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(RecipeError, match=r"cannot be found: No module named 'nowhere_else'$"):
@@ -258,19 +283,36 @@ def test_parameters_of_a_system_need_no_star() -> None:
     assert make_system({"name": "own_pieces:Plain", "threshold": 0.3}).threshold == 0.3  # type: ignore[attr-defined]
 
 
-def test_a_piece_of_your_own_is_known_by_its_source_and_one_that_ships_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_piece_of_your_own_is_known_by_its_source_and_one_that_ships_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where it is defined counts as well as where it is named; a module that is loaded already is what it was then."""
 
     def sources(**method: Any) -> list[str]:
         return learning._own_sources(Method.model_validate(method))
 
-    assert sources(strategy="adaptive", objective="focal", system="cuda") == sources(system="discl.baselines.cuda:Cuda") == []
+    assert (
+        sources(strategy="adaptive", objective="focal", system="cuda")
+        == sources(system="discl.baselines.cuda:Cuda")
+        == []
+    )
     assert sources(objective="flyp") == []
-    assert len(sources(strategy="alternating", objective="own_pieces:scaled", system={"name": "halves", "share": 0.25})) == 3
+    assert (
+        len(
+            sources(
+                strategy="alternating",
+                objective="own_pieces:scaled",
+                system={"name": "halves", "share": 0.25},
+            )
+        )
+        == 3
+    )
     found = {}
     for outer, inner in (("", ""), ("\n# another", ""), ("", "\n# another"), ("", "")):
         (tmp_path / "outer_piece.py").write_text("from inner_piece import Mine" + outer)
-        (tmp_path / "inner_piece.py").write_text("from discl.curriculum.companion import Companion\nclass Mine(Companion): pass" + inner)
+        (tmp_path / "inner_piece.py").write_text(
+            "from discl.curriculum.companion import Companion\nclass Mine(Companion): pass" + inner
+        )
         for module in ("outer_piece", "inner_piece"):
             sys.modules.pop(module, None)
         monkeypatch.syspath_prepend(str(tmp_path))
@@ -282,11 +324,15 @@ def test_a_piece_of_your_own_is_known_by_its_source_and_one_that_ships_by_its_na
     assert first[0] == first[1] and len({str(each[0]) for each in (first, *others)}) == 3
 
 
-def test_a_name_that_ships_is_never_anothers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_ships_is_never_anothers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     info = tmp_path / "impostor-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: impostor\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[discl.systems]\ncuda = own_pieces:Halves\n[discl.objectives]\nfocal = own_pieces:scaled\n")
+    (info / "entry_points.txt").write_text(
+        "[discl.systems]\ncuda = own_pieces:Halves\n[discl.objectives]\nfocal = own_pieces:scaled\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     assert type(make_system("cuda")).__name__ == "Cuda"
     assert parameters_of("focal") == ["gamma"]

@@ -27,7 +27,9 @@ def history_of(epochs: int) -> list[dict[str, Any]]:
 
 def known_at(strategy: Strategy, epoch: int, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What a strategy knows when it is asked for an epoch: the finished ones, and its probe if it has one."""
-    return history[:epoch] + ([{"progress": history[epoch]["progress"]}] if strategy.measures(epoch) == "probe" else [])
+    return history[:epoch] + (
+        [{"progress": history[epoch]["progress"]}] if strategy.measures(epoch) == "probe" else []
+    )
 
 
 @pytest.fixture(params=sorted(STRATEGIES))
@@ -41,11 +43,19 @@ def levels(request: pytest.FixtureRequest) -> tuple[GuidanceLevel, ...]:
 
 
 def build(name: str, levels: tuple[GuidanceLevel, ...], curriculum_epochs: int = 12) -> Strategy:
-    return make_strategy(name, levels=levels, curriculum_epochs=curriculum_epochs, level=levels[-1] if name == "fixed" else None, seed=3)
+    return make_strategy(
+        name,
+        levels=levels,
+        curriculum_epochs=curriculum_epochs,
+        level=levels[-1] if name == "fixed" else None,
+        seed=3,
+    )
 
 
 @pytest.mark.parametrize("curriculum_epochs", CURRICULUM_EPOCHS)
-def test_only_levels_that_it_was_given_and_none_twice(name: str, levels: tuple[GuidanceLevel, ...], curriculum_epochs: int) -> None:
+def test_only_levels_that_it_was_given_and_none_twice(
+    name: str, levels: tuple[GuidanceLevel, ...], curriculum_epochs: int
+) -> None:
     strategy = build(name, levels, curriculum_epochs)
     for epoch in range(curriculum_epochs):
         chosen = strategy.levels(epoch, known_at(strategy, epoch, history_of(epoch + 1)))
@@ -56,7 +66,9 @@ def test_only_levels_that_it_was_given_and_none_twice(name: str, levels: tuple[G
 
 
 @pytest.mark.parametrize("curriculum_epochs", CURRICULUM_EPOCHS)
-def test_real_images_only_once_the_curriculum_is_over(name: str, levels: tuple[GuidanceLevel, ...], curriculum_epochs: int) -> None:
+def test_real_images_only_once_the_curriculum_is_over(
+    name: str, levels: tuple[GuidanceLevel, ...], curriculum_epochs: int
+) -> None:
     strategy = build(name, levels, curriculum_epochs)
     assert all(
         strategy.levels(epoch, known_at(strategy, epoch, history_of(epoch + 1))) == ()
@@ -65,9 +77,19 @@ def test_real_images_only_once_the_curriculum_is_over(name: str, levels: tuple[G
 
 
 @pytest.mark.parametrize("curriculum_epochs", CURRICULUM_EPOCHS)
-def test_every_curriculum_epoch_has_a_level_or_none_has(name: str, levels: tuple[GuidanceLevel, ...], curriculum_epochs: int) -> None:
+def test_every_curriculum_epoch_has_a_level_or_none_has(
+    name: str, levels: tuple[GuidanceLevel, ...], curriculum_epochs: int
+) -> None:
     strategy = build(name, levels, curriculum_epochs)
-    assert len({bool(strategy.levels(epoch, known_at(strategy, epoch, history_of(epoch + 1)))) for epoch in range(curriculum_epochs)}) == 1
+    assert (
+        len(
+            {
+                bool(strategy.levels(epoch, known_at(strategy, epoch, history_of(epoch + 1))))
+                for epoch in range(curriculum_epochs)
+            }
+        )
+        == 1
+    )
 
 
 def test_pure_in_epoch_and_history(name: str, levels: tuple[GuidanceLevel, ...]) -> None:
@@ -76,8 +98,12 @@ def test_pure_in_epoch_and_history(name: str, levels: tuple[GuidanceLevel, ...])
     history = history_of(20)
     kept = copy.deepcopy(history)
     forwards = [strategy.levels(epoch, known_at(strategy, epoch, history)) for epoch in range(20)]
-    backwards = [strategy.levels(epoch, known_at(strategy, epoch, history)) for epoch in reversed(range(20))]
-    anew = [build(name, levels).levels(epoch, known_at(strategy, epoch, history)) for epoch in range(20)]
+    backwards = [
+        strategy.levels(epoch, known_at(strategy, epoch, history)) for epoch in reversed(range(20))
+    ]
+    anew = [
+        build(name, levels).levels(epoch, known_at(strategy, epoch, history)) for epoch in range(20)
+    ]
     assert forwards == backwards[::-1] == anew
     assert history == kept
 
@@ -85,15 +111,22 @@ def test_pure_in_epoch_and_history(name: str, levels: tuple[GuidanceLevel, ...])
 def test_no_epoch_is_too_late(name: str, levels: tuple[GuidanceLevel, ...]) -> None:
     strategy = build(name, levels)
     for epoch in (0, 11, 12, 13, 1_000, 10**9):
-        strategy.levels(epoch, known_at(strategy, epoch, history_of(20)) if epoch < 20 else history_of(20))
+        strategy.levels(
+            epoch, known_at(strategy, epoch, history_of(20)) if epoch < 20 else history_of(20)
+        )
 
 
-def test_class_levels_are_levels_of_the_spectrum(name: str, levels: tuple[GuidanceLevel, ...]) -> None:
+def test_class_levels_are_levels_of_the_spectrum(
+    name: str, levels: tuple[GuidanceLevel, ...]
+) -> None:
     strategy = build(name, levels)
     offered = {str(level.percent): 0.1 for level in levels}
     progress = {"gain": offered, "class_gain": {"2": offered, "5": dict(list(offered.items())[:1])}}
     for epoch in (0, 11, 12, 30):
-        history = [{"epoch": place, "levels": [levels[0].percent], "progress": progress} for place in range(epoch + 1)]
+        history = [
+            {"epoch": place, "levels": [levels[0].percent], "progress": progress}
+            for place in range(epoch + 1)
+        ]
         own = strategy.class_levels(epoch, history)
         assert {level for chosen in own.values() for level in chosen} <= set(levels)
         assert not own or epoch < 12

@@ -45,7 +45,9 @@ def samples() -> tuple[Pool, Pixels]:
     return Pool(labels, np.full(len(labels), 100), real, labels == 2, NAMES), pixels
 
 
-def train(folder: Path, companion: Companion | None, on_epoch: Any = lambda record: None) -> dict[str, torch.Tensor]:
+def train(
+    folder: Path, companion: Companion | None, on_epoch: Any = lambda record: None
+) -> dict[str, torch.Tensor]:
     pool, pixels = samples()
     settings = TrainSettings(
         epochs=4, steps_per_epoch=3, batch_size=6, augment=("flip",), precision=torch.float32, seed=3, save_seconds=0.0,
@@ -69,14 +71,27 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_it_takes_part_and_survives_a_kill(name: str, tmp_path: Path, plain: dict[str, torch.Tensor]) -> None:
+def test_it_takes_part_and_survives_a_kill(
+    name: str, tmp_path: Path, plain: dict[str, torch.Tensor]
+) -> None:
     asked = {"name": name, **QUICK[name]}
     whole = train(tmp_path / "whole", make_system(asked))
     assert not same(whole, plain)
     if name == "ldmlr":  # only the last layer is another
-        assert {key for key in whole if not torch.equal(whole[key], plain[key])} == {"fc.weight", "fc.bias"}
-        shown = [each.get("last_layer_samples") for each in read_history(tmp_path / "whole" / "history.jsonl")]
-        assert shown == [None, None, None, [9 + 5, 6 + 5, 3 + 5]]  # real features, and five made ones of each class
+        assert {key for key in whole if not torch.equal(whole[key], plain[key])} == {
+            "fc.weight",
+            "fc.bias",
+        }
+        shown = [
+            each.get("last_layer_samples")
+            for each in read_history(tmp_path / "whole" / "history.jsonl")
+        ]
+        assert shown == [
+            None,
+            None,
+            None,
+            [9 + 5, 6 + 5, 3 + 5],
+        ]  # real features, and five made ones of each class
 
     def kill(record: dict[str, Any]) -> None:
         if record["epoch"] == 2:
@@ -87,7 +102,9 @@ def test_it_takes_part_and_survives_a_kill(name: str, tmp_path: Path, plain: dic
     assert same(train(tmp_path / "killed", make_system(asked)), whole)
 
 
-def test_a_companion_that_adds_nothing_changes_nothing(tmp_path: Path, plain: dict[str, torch.Tensor]) -> None:
+def test_a_companion_that_adds_nothing_changes_nothing(
+    tmp_path: Path, plain: dict[str, torch.Tensor]
+) -> None:
     assert same(train(tmp_path, make_system("discl.curriculum.companion:Companion")), plain)
 
 
@@ -106,8 +123,14 @@ def test_docl_remembers_every_sample_that_was_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ("cudda", r"unknown system 'cudda'; known: cuda, docl, ldmlr\. Did you mean 'cuda'\? One of your own is named as module:attr"),
-        ({"name": "cuda", "treshold": 1}, r"unknown parameter of system cuda 'treshold'; known: probability, threshold\. Did you mean"),
+        (
+            "cudda",
+            r"unknown system 'cudda'; known: cuda, docl, ldmlr\. Did you mean 'cuda'\? One of your own is named as module:attr",
+        ),
+        (
+            {"name": "cuda", "treshold": 1},
+            r"unknown parameter of system cuda 'treshold'; known: probability, threshold\. Did you mean",
+        ),
         ("nowhere:Thing", r"system 'nowhere:Thing' cannot be found"),
         (["cuda"], r"a system is a name or a mapping"),
     ],

@@ -55,18 +55,30 @@ class Squares:
 
 def make_samples() -> tuple[Pool, Squares, GuidanceSet]:
     """30 real images, those of class 2 hard, and 20 synthetic ones of it at each level, of which V takes 8."""
-    labels, levels = np.r_[np.arange(30) % 3, np.full(60, 2)], np.r_[np.full(30, 100), np.repeat(LEVELS, 20)]
+    labels, levels = (
+        np.r_[np.arange(30) % 3, np.full(60, 2)],
+        np.r_[np.full(30, 100), np.repeat(LEVELS, 20)],
+    )
     synthetic = np.repeat([False, True], [30, 60])
     rng = np.random.default_rng(0)
-    squares = 70 * labels[:, None, None, None] + rng.integers(-60, 60, (90, 3, 6, 6)) * (1.3 - levels / 100)[:, None, None, None]
+    squares = (
+        70 * labels[:, None, None, None]
+        + rng.integers(-60, 60, (90, 3, 6, 6)) * (1.3 - levels / 100)[:, None, None, None]
+    )
     pool = Pool(labels, levels, synthetic, ~synthetic & (labels == 2), CONFIG.class_names)
     guidance = draw_guidance_set(pool, tuple(map(GuidanceLevel, LEVELS)), 24, seed=1)
     held_out = np.zeros(90, bool)
     held_out[guidance.rows] = True
-    return replace(pool, held_out=held_out), Squares(torch.from_numpy(squares.clip(0, 255).astype(np.uint8))), guidance
+    return (
+        replace(pool, held_out=held_out),
+        Squares(torch.from_numpy(squares.clip(0, 255).astype(np.uint8))),
+        guidance,
+    )
 
 
-def replay(model: nn.Module, pool: Pool, pixels: Squares, guidance: GuidanceSet, course: Course) -> list[int | None]:
+def replay(
+    model: nn.Module, pool: Pool, pixels: Squares, guidance: GuidanceSet, course: Course
+) -> list[int | None]:
     """The level of each epoch by algorithm 2, None for real images only; `model` is trained in place."""
     optimizer = torch.optim.SGD(model.parameters(), RATE)
 
@@ -83,7 +95,9 @@ def replay(model: nn.Module, pool: Pool, pixels: Squares, guidance: GuidanceSet,
     @torch.no_grad()
     def probability() -> np.ndarray:
         model.eval()
-        return model(images(guidance.rows)).double().softmax(1)[:, 2].numpy()  # V holds class 2 alone
+        return (
+            model(images(guidance.rows)).double().softmax(1)[:, 2].numpy()
+        )  # V holds class 2 alone
 
     chosen: list[int | None] = []
     for epoch in range(EPOCHS):
@@ -98,11 +112,17 @@ def replay(model: nn.Module, pool: Pool, pixels: Squares, guidance: GuidanceSet,
             for each in LEVELS:
                 own = sorted(change[guidance.levels == each])
                 low, high = np.percentile(own, 25), np.percentile(own, 75)
-                kept = [value for value in own if low - 1.5 * (high - low) <= value <= high + 1.5 * (high - low)]
+                kept = [
+                    value
+                    for value in own
+                    if low - 1.5 * (high - low) <= value <= high + 1.5 * (high - low)
+                ]
                 gain[each] = sum(kept) / len(kept)
             level = max(gain, key=lambda each: gain[each])
             left, levels = left - len(drawn), (GuidanceLevel(level),)
-        rows, _ = mix_epoch(pool, levels, course.mixing, left, derive_seed("mix", course.seed, epoch))
+        rows, _ = mix_epoch(
+            pool, levels, course.mixing, left, derive_seed("mix", course.seed, epoch)
+        )
         assert set(pool.levels[rows]) <= {level, 100} and not (levels and pool.hard[rows].any())
         train(rows)
         chosen.append(level)
@@ -115,15 +135,22 @@ def test_training_is_algorithm_2(tmp_path: Path) -> None:
         epochs=EPOCHS, steps_per_epoch=4, batch_size=BATCH, augment=(), learning_rate=lambda progress: RATE, precision=torch.float32,
         make_optimizer=lambda model: torch.optim.SGD(model.parameters(), RATE), seed=3, probe_samples=BATCH,
     )  # fmt: skip
-    strategy, mixing = make_strategy("adaptive", levels=(), curriculum_epochs=GUIDED), Mixing(None, 1.0, with_hard=False)
+    strategy, mixing = (
+        make_strategy("adaptive", levels=(), curriculum_epochs=GUIDED),
+        Mixing(None, 1.0, with_hard=False),
+    )
     torch.manual_seed(0)
     start = Net()
     history = train_classifier(
         pool, pixels, strategy, mixing, "cross-entropy", pool.real_counts, CONFIG, settings, tmp_path, guidance=guidance,  # type: ignore[arg-type]
         make_model=lambda: copy.deepcopy(start),
     )  # fmt: skip
-    chosen = replay(start, pool, pixels, guidance, make_course(pool, strategy, mixing, settings, guidance))
-    assert [record["levels"] for record in history] == [[] if level is None else [level] for level in chosen]
+    chosen = replay(
+        start, pool, pixels, guidance, make_course(pool, strategy, mixing, settings, guidance)
+    )
+    assert [record["levels"] for record in history] == [
+        [] if level is None else [level] for level in chosen
+    ]
     assert len(set(chosen[:GUIDED])) > 1, "a choice that never changes would compare little"
     for name, tensor in load_file(tmp_path / "model.safetensors").items():
         torch.testing.assert_close(tensor, start.state_dict()[name])

@@ -11,12 +11,16 @@ from torch import Tensor
 
 from discl.curriculum.augmentation import AUGMENTATIONS, centre, make_augmentation
 
-COMBINATIONS = [names for count in range(len(AUGMENTATIONS) + 1) for names in combinations(AUGMENTATIONS, count)]
+COMBINATIONS = [
+    names for count in range(len(AUGMENTATIONS) + 1) for names in combinations(AUGMENTATIONS, count)
+]
 
 
 def pictures(count: int, side: int, seed: int = 0) -> Tensor:
     """Float pixels in [0.1, 1], so that 0 can only be padding or a blanked square."""
-    return 0.1 + 0.9 * torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+    return 0.1 + 0.9 * torch.rand(
+        count, 3, side, side, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def augmented(names: tuple[str, ...], pixels: Tensor, size: int, seed: int = 0) -> Tensor:
@@ -63,7 +67,9 @@ def test_without_any_the_centre_is_taken() -> None:
 def test_flip_mirrors_about_half_of_the_images() -> None:
     pixels = pictures(200, 8)
     result = augmented(("flip",), pixels, 8)
-    kept = torch.tensor([torch.equal(after, before) for after, before in zip(result, pixels, strict=True)])
+    kept = torch.tensor(
+        [torch.equal(after, before) for after, before in zip(result, pixels, strict=True)]
+    )
     assert torch.equal(result[~kept], pixels[~kept].flip(-1))
     assert 60 < kept.sum() < 140
 

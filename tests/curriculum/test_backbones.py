@@ -32,14 +32,25 @@ def vit(tmp_path: Path) -> Path:
     from transformers import ViTConfig, ViTForImageClassification
 
     torch.manual_seed(0)
-    config = ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8)
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
+    )
     ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
     return tmp_path / "vit"
 
 
 def rewrite(folder: Path, keep: Any) -> None:
     file = folder / "model.safetensors"
-    save_file({name: tensor for name, tensor in load_file(file).items() if keep(name)}, file, {"format": "pt"})
+    save_file(
+        {name: tensor for name, tensor in load_file(file).items() if keep(name)},
+        file,
+        {"format": "pt"},
+    )
 
 
 def start(folder: Path) -> torch.nn.Module:
@@ -63,7 +74,10 @@ def test_the_backbone_is_taken_over_and_the_head_drawn_anew(vit: Path, headless:
 def test_a_folder_that_lacks_weights_of_the_backbone_is_refused(vit: Path) -> None:
     lost = [name for name in load_file(vit / "model.safetensors") if ".1." in name]
     rewrite(vit, lambda name: name not in lost)
-    with pytest.raises(CheckpointError, match=rf"lacks {len(lost)} weights .* such as vit\.\S*\.1\.\S+, .*download it again") as raised:
+    with pytest.raises(
+        CheckpointError,
+        match=rf"lacks {len(lost)} weights .* such as vit\.\S*\.1\.\S+, .*download it again",
+    ) as raised:
         start(vit)
     assert len(str(raised.value)) < 600
 
@@ -76,14 +90,30 @@ def test_weights_of_the_backbone_of_another_shape_are_refused(vit: Path) -> None
 
 
 def test_a_model_of_timm_for_images_of_one_size(tmp_path: Path) -> None:
-    feeding = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "input_size": [3, 224, 224], "fixed_input_size": True}
+    feeding = {
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.25, 0.25, 0.25],
+        "input_size": [3, 224, 224],
+        "fixed_input_size": True,
+    }
     save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224", "pretrained_cfg": feeding}))
-    with pytest.raises(CheckpointError, match=r"made for images of 224 pixels; set train\.image_size: 224 \(got 32\)"):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architecture": "vit_tiny_patch16_224", "pretrained_cfg": feeding})
+    )
+    with pytest.raises(
+        CheckpointError,
+        match=r"made for images of 224 pixels; set train\.image_size: 224 \(got 32\)",
+    ):
         describe_classifier(training(tmp_path, "timm"), NAMES)
-    assert describe_classifier(training(tmp_path, "timm", image_size=224), NAMES).mean == (0.5, 0.5, 0.5)
+    assert describe_classifier(training(tmp_path, "timm", image_size=224), NAMES).mean == (
+        0.5,
+        0.5,
+        0.5,
+    )
     feeding["fixed_input_size"] = False
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", "pretrained_cfg": feeding}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architecture": "resnet18", "pretrained_cfg": feeding})
+    )
     assert describe_classifier(training(tmp_path, "timm"), NAMES).image_size == 32
 
 
@@ -102,6 +132,8 @@ def test_settings_that_came_later_leave_no_mark_at_their_default() -> None:
     """A classifier's fingerprint is that of these plain values."""
     plain = Train().model_dump(mode="json")
     assert not {"mean", "std"} & plain.keys() and "factor" not in plain["optimizer"]
-    told = Train.model_validate({"std": [0.1, 0.2, 0.3], "optimizer": {"factor": 0.1}}).model_dump(mode="json")
+    told = Train.model_validate({"std": [0.1, 0.2, 0.3], "optimizer": {"factor": 0.1}}).model_dump(
+        mode="json"
+    )
     assert told["std"] == [0.1, 0.2, 0.3] and told["optimizer"]["factor"] == 0.1
     assert Train.model_validate(told).model_dump(mode="json") == told

@@ -40,7 +40,9 @@ def make_train(clip: Path | str, **changed: Any) -> Train:
     )  # fmt: skip
 
 
-def start(clip: Path | str, objective: str = "cross-entropy") -> tuple[ClipClassifier, ClassifierConfig]:
+def start(
+    clip: Path | str, objective: str = "cross-entropy"
+) -> tuple[ClipClassifier, ClassifierConfig]:
     config = describe_classifier(make_train(clip), NAMES, {"coat": "warm coat"}, objective)
     model = starter_of(config, make_train(clip), {"coat": "warm coat"})()
     assert isinstance(model, ClipClassifier)
@@ -85,7 +87,11 @@ def tune(
 
 def same(model: nn.Module, other: nn.Module, prefix: str = "") -> bool:
     tensors = other.state_dict()
-    return all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items() if name.startswith(prefix))
+    return all(
+        torch.equal(tensor, tensors[name])
+        for name, tensor in model.state_dict().items()
+        if name.startswith(prefix)
+    )
 
 
 @pytest.mark.parametrize("which", ["tiny", "embedded"])
@@ -109,7 +115,11 @@ def test_zero_shot_head_gives_the_scores_of_clip_itself(which: str, tiny_clip: P
         embeddings.append(both.mean(0) / both.mean(0).norm())
     with torch.inference_mode():
         seen = clip.get_image_features(pixel_values=images).pooler_output
-        expected = clip.logit_scale.exp() * (seen / seen.norm(dim=1, keepdim=True)) @ torch.stack(embeddings).T
+        expected = (
+            clip.logit_scale.exp()
+            * (seen / seen.norm(dim=1, keepdim=True))
+            @ torch.stack(embeddings).T
+        )
         torch.testing.assert_close(model.eval()(images), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -119,7 +129,9 @@ def test_head_is_made_of_the_texts_anew_at_every_evaluation(tiny_clip: Path) -> 
     assert torch.equal(model.train().eval().head.weight, zero_shot)
     model.train()
     with torch.no_grad():
-        model.clip.text_projection.weight.add_(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)))
+        model.clip.text_projection.weight.add_(
+            torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
+        )
     assert torch.equal(model.head.weight, zero_shot)
     assert not torch.allclose(model.eval().head.weight, zero_shot)
     kept, _ = start(tiny_clip)
@@ -132,7 +144,9 @@ def test_head_is_made_of_the_texts_anew_at_every_evaluation(tiny_clip: Path) -> 
 def test_flyp_reaches_both_towers_and_the_scale_but_not_the_head(tiny_clip: Path) -> None:
     model, _ = start(tiny_clip, "flyp")
     images, labels = torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 2, 2, 1, 0])
-    contrastive(*model.train().pairs(images, labels, model.draw_prompts(len(labels))), model.scale).backward()
+    contrastive(
+        *model.train().pairs(images, labels, model.draw_prompts(len(labels))), model.scale
+    ).backward()
     lacking = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     assert lacking == {"head.weight", "head.bias"}
     for name in (
@@ -144,18 +158,36 @@ def test_flyp_reaches_both_towers_and_the_scale_but_not_the_head(tiny_clip: Path
         assert gradient is not None and gradient.abs().sum() > 0
 
 
-@pytest.mark.parametrize(("precision", "attention"), [(torch.bfloat16, "eager"), (torch.float32, "sdpa")])
-def test_bfloat16_on_a_cpu_multiplies_plain_matrices(precision: torch.dtype, attention: str, tiny_clip: Path) -> None:
+@pytest.mark.parametrize(
+    ("precision", "attention"), [(torch.bfloat16, "eager"), (torch.float32, "sdpa")]
+)
+def test_bfloat16_on_a_cpu_multiplies_plain_matrices(
+    precision: torch.dtype, attention: str, tiny_clip: Path
+) -> None:
     train = make_train(tiny_clip)
     model, config = start(tiny_clip, "flyp")
-    sgd = partial(make_optimizer, name="sgd", lr=0.1, weight_decay=0.0, momentum=0.0, nesterov=False)
+    sgd = partial(
+        make_optimizer, name="sgd", lr=0.1, weight_decay=0.0, momentum=0.0, nesterov=False
+    )
     x = torch.randn(6, 3, config.image_size, config.image_size)
     before = model.features(x), model.texts(model.prompts[:, 0])
-    Learner(model, sgd, make_objective("flyp"), np.ones(3), config, Stepping(), tuple(train.augment), precision, "cpu")
+    Learner(
+        model,
+        sgd,
+        make_objective("flyp"),
+        np.ones(3),
+        config,
+        Stepping(),
+        tuple(train.augment),
+        precision,
+        "cpu",
+    )
     assert model.clip.config.vision_config._attn_implementation == attention
     assert model.clip.config.text_config._attn_implementation == attention
     for old, new in zip(before, (model.features(x), model.texts(model.prompts[:, 0])), strict=True):
-        torch.testing.assert_close(old, new)  # the same attention, causal mask of the texts included
+        torch.testing.assert_close(
+            old, new
+        )  # the same attention, causal mask of the texts included
 
 
 def test_pairs_are_prompts_of_the_images_own_classes_drawn_at_random(tiny_clip: Path) -> None:
@@ -170,14 +202,18 @@ def test_pairs_are_prompts_of_the_images_own_classes_drawn_at_random(tiny_clip: 
     assert len(distance.argmin(1).unique()) == 2
 
 
-def test_linear_probe_leaves_the_towers_alone_and_moves_the_head(tiny_clip: Path, tmp_path: Path) -> None:
+def test_linear_probe_leaves_the_towers_alone_and_moves_the_head(
+    tiny_clip: Path, tmp_path: Path
+) -> None:
     tuned, _ = tune(tiny_clip, tmp_path, "linear-probe")
     begun, _ = start(tiny_clip)
     assert same(tuned, begun, "clip.")
     assert not same(tuned, begun, "head.")
 
 
-def test_lp_ft_leaves_the_towers_alone_in_its_first_phase_only(tiny_clip: Path, tmp_path: Path) -> None:
+def test_lp_ft_leaves_the_towers_alone_in_its_first_phase_only(
+    tiny_clip: Path, tmp_path: Path
+) -> None:
     begun, _ = start(tiny_clip)
     seen: list[bool] = []
 
@@ -186,7 +222,9 @@ def test_lp_ft_leaves_the_towers_alone_in_its_first_phase_only(tiny_clip: Path, 
         return 0.0
 
     train = make_train(tiny_clip)
-    settings = replace(describe_training(train, "lp-ft", 12, torch.device("cpu"), 3), validate_every=1)
+    settings = replace(
+        describe_training(train, "lp-ft", 12, torch.device("cpu"), 3), validate_every=1
+    )
     assert settings.stepping.head_epochs == 1
     config = describe_classifier(train, NAMES)
     pool, pixels = make_samples()
@@ -196,7 +234,9 @@ def test_lp_ft_leaves_the_towers_alone_in_its_first_phase_only(tiny_clip: Path, 
     )  # fmt: skip
     assert seen == [True, False, False]
     assert settings.learning_rate(0.0) == pytest.approx(1e-3)
-    assert settings.learning_rate(1 / 3) == pytest.approx(1e-3 / 2)  # the warm-up of the second phase, two steps
+    assert settings.learning_rate(1 / 3) == pytest.approx(
+        1e-3 / 2
+    )  # the warm-up of the second phase, two steps
 
 
 def test_zero_shot_takes_no_step_and_reloads(tiny_clip: Path, tmp_path: Path) -> None:
@@ -216,11 +256,17 @@ def test_flyp_to_disk_and_back(tiny_clip: Path, tmp_path: Path) -> None:
     kept = tuned.head.weight.clone()
     tuned.rebuild_head()
     torch.testing.assert_close(tuned.head.weight, kept)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "history.jsonl", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json",
+        "history.jsonl",
+        "model.safetensors",
+    ]
     _, pixels = make_samples()
     again, _ = load_classifier(tmp_path)
     rows = np.arange(12)
-    assert torch.equal(predict_logits(tuned, pixels, rows, config), predict_logits(again, pixels, rows, config))
+    assert torch.equal(
+        predict_logits(tuned, pixels, rows, config), predict_logits(again, pixels, rows, config)
+    )
 
 
 def test_interpolated_weights(tiny_clip: Path, tmp_path: Path) -> None:
@@ -242,7 +288,10 @@ def test_interpolated_weights(tiny_clip: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(logits[2], last)
     assert alpha == 0.5 and figures == {0.0: 0.0, 0.5: 1.0, 1.0: 0.0}
     half = tuned.state_dict()
-    middle = (begun.state_dict()["clip.logit_scale"] + load_classifier(tmp_path)[0].state_dict()["clip.logit_scale"]) / 2
+    middle = (
+        begun.state_dict()["clip.logit_scale"]
+        + load_classifier(tmp_path)[0].state_dict()["clip.logit_scale"]
+    ) / 2
     torch.testing.assert_close(half["clip.logit_scale"], middle)
     assert isinstance(tuned, ClipClassifier)
     head = tuned.head.weight.clone()
@@ -257,15 +306,22 @@ def test_the_pretrained_and_the_tuned_may_lie_on_different_devices() -> None:
 
 
 def test_interpolation_by_hand() -> None:
-    start, end = {"a": torch.tensor([0.0, 4.0]), "n": torch.tensor(3)}, {"a": torch.tensor([1.0, 0.0]), "n": torch.tensor(5)}
+    start, end = (
+        {"a": torch.tensor([0.0, 4.0]), "n": torch.tensor(3)},
+        {"a": torch.tensor([1.0, 0.0]), "n": torch.tensor(5)},
+    )
     assert interpolate(start, end, 0.25)["a"].tolist() == [0.25, 3.0]
     assert interpolate(start, end, 0.25)["n"].item() == 5
-    assert torch.equal(interpolate(start, end, 0.0)["a"], start["a"]) and torch.equal(interpolate(start, end, 1.0)["a"], end["a"])
+    assert torch.equal(interpolate(start, end, 0.0)["a"], start["a"]) and torch.equal(
+        interpolate(start, end, 1.0)["a"], end["a"]
+    )
 
 
 def test_norms_biases_and_the_scale_get_no_weight_decay(tiny_clip: Path) -> None:
     model, _ = start(tiny_clip, "flyp")
-    decayed, plain = make_optimizer(model, "adamw", 1e-5, 0.2, 0.9, False, decay_vectors=False).param_groups
+    decayed, plain = make_optimizer(
+        model, "adamw", 1e-5, 0.2, 0.9, False, decay_vectors=False
+    ).param_groups
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.2, 0.0)
     assert all(parameter.ndim >= 2 for parameter in decayed["params"])
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -283,10 +339,16 @@ def test_the_scale_stays_below_a_hundred(tiny_clip: Path) -> None:
 
 
 def test_flyp_killed_and_resumed_is_uninterrupted(tiny_clip: Path, tmp_path: Path) -> None:
-    whole, _ = tune(tiny_clip, tmp_path / "whole", "full", "flyp", save_seconds=0.0, stepping=Stepping(ema=0.5))
+    whole, _ = tune(
+        tiny_clip, tmp_path / "whole", "full", "flyp", save_seconds=0.0, stepping=Stepping(ema=0.5)
+    )
     train = make_train(tiny_clip)
     config = describe_classifier(train, NAMES, None, "flyp")
-    settings = replace(describe_training(train, "full", 12, torch.device("cpu"), 3), save_seconds=0.0, stepping=Stepping(ema=0.5))
+    settings = replace(
+        describe_training(train, "full", 12, torch.device("cpu"), 3),
+        save_seconds=0.0,
+        stepping=Stepping(ema=0.5),
+    )
     pool, pixels = make_samples()
 
     def kill(record: dict[str, Any]) -> None:
@@ -304,7 +366,9 @@ def test_flyp_killed_and_resumed_is_uninterrupted(tiny_clip: Path, tmp_path: Pat
     assert same(load_classifier(tmp_path / "killed")[0], whole)
 
 
-def test_what_does_not_fit_is_refused(tiny_clip: Path, tiny_diffusion: Path, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused(
+    tiny_clip: Path, tiny_diffusion: Path, tmp_path: Path
+) -> None:
     with pytest.raises(CheckpointError, match=r"images of 32 pixels; set train\.image_size: 32"):
         describe_classifier(make_train(tiny_clip, image_size=64), NAMES)
     with pytest.raises(CheckpointError, match="holds no model of transformers"):
@@ -313,36 +377,70 @@ def test_what_does_not_fit_is_refused(tiny_clip: Path, tiny_diffusion: Path, tmp
     pool, pixels = make_samples()
     settings = describe_training(make_train(tiny_clip), "full", 12, torch.device("cpu"), 1)
     with pytest.raises(TrainingError, match="objective flyp needs a CLIP"):
-        train_classifier(pool, pixels, RealOnly(), Mixing(None, 0.0), "flyp", pool.real_counts, resnet, settings, tmp_path)
+        train_classifier(
+            pool,
+            pixels,
+            RealOnly(),
+            Mixing(None, 0.0),
+            "flyp",
+            pool.real_counts,
+            resnet,
+            settings,
+            tmp_path,
+        )
 
 
 @pytest.mark.parametrize("family", ["vit", "resnet", "convnext"])
 def test_image_classifiers_of_transformers(family: str, tmp_path: Path) -> None:
     """From a folder with or without its weights, with a head of our classes, to disk and back without the folder."""
-    from transformers import ConvNextConfig, ConvNextForImageClassification, ResNetConfig, ResNetForImageClassification, ViTConfig
+    from transformers import (
+        ConvNextConfig,
+        ConvNextForImageClassification,
+        ResNetConfig,
+        ResNetForImageClassification,
+        ViTConfig,
+    )
     from transformers import ViTForImageClassification as Vit
 
     torch.manual_seed(0)
     made: Any = {
         "vit": lambda: Vit(
-            ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8)
+            ViTConfig(
+                hidden_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                intermediate_size=32,
+                image_size=32,
+                patch_size=8,
+            )
         ),
         "resnet": lambda: ResNetForImageClassification(
             ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
         ),
-        "convnext": lambda: ConvNextForImageClassification(ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)),
+        "convnext": lambda: ConvNextForImageClassification(
+            ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)
+        ),
     }[family]()
     made.save_pretrained(tmp_path / "theirs")
-    train = make_train("", model={"architecture": "transformers", "checkpoint": str(tmp_path / "theirs")})
+    train = make_train(
+        "", model={"architecture": "transformers", "checkpoint": str(tmp_path / "theirs")}
+    )
     config = describe_classifier(train, NAMES)
     begun = starter_of(config, train)()
     images = torch.randn(2, 3, 32, 32)
     assert begun(images).shape == (2, 3)
     theirs = made.base_model.state_dict()
     ours = begun.model.base_model.state_dict()  # type: ignore[union-attr]
-    assert theirs.keys() == ours.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
-    fresh = starter_of(config, make_train("", model={**train.model.model_dump(), "pretrained": False}))()
-    assert not all(torch.equal(tensor, theirs[name]) for name, tensor in fresh.model.base_model.state_dict().items())  # type: ignore[union-attr]
+    assert theirs.keys() == ours.keys() and all(
+        torch.equal(tensor, theirs[name]) for name, tensor in ours.items()
+    )
+    fresh = starter_of(
+        config, make_train("", model={**train.model.model_dump(), "pretrained": False})
+    )()
+    assert not all(
+        torch.equal(tensor, theirs[name])
+        for name, tensor in fresh.model.base_model.state_dict().items()
+    )  # type: ignore[union-attr]
     pool, pixels = make_samples()
     settings = describe_training(train, "linear-probe", 12, torch.device("cpu"), 1)
     train_classifier(
@@ -352,16 +450,23 @@ def test_image_classifiers_of_transformers(family: str, tmp_path: Path) -> None:
     (tmp_path / "theirs").rename(tmp_path / "gone")
     tuned, read = load_classifier(tmp_path / "ours")
     assert read == config
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in tuned.model.base_model.state_dict().items())  # type: ignore[union-attr]
+    assert all(
+        torch.equal(tensor, theirs[name])
+        for name, tensor in tuned.model.base_model.state_dict().items()
+    )  # type: ignore[union-attr]
 
 
 def test_timm_is_asked_for_where_it_is_missing(tmp_path: Path) -> None:
     try:
         import timm  # noqa: F401
     except ImportError:
-        config = ClassifierConfig("timm", "", 0, NAMES, 32, 32, (0.5,) * 3, (0.5,) * 3, backbone={"name": "resnet18"})
+        config = ClassifierConfig(
+            "timm", "", 0, NAMES, 32, 32, (0.5,) * 3, (0.5,) * 3, backbone={"name": "resnet18"}
+        )
         with pytest.raises(CheckpointError, match=r"pip install 'discl\[timm\]'"):
             build_classifier(config)
     else:
-        config = ClassifierConfig("timm", "", 0, NAMES, 32, 32, (0.5,) * 3, (0.5,) * 3, backbone={"name": "resnet18"})
+        config = ClassifierConfig(
+            "timm", "", 0, NAMES, 32, 32, (0.5,) * 3, (0.5,) * 3, backbone={"name": "resnet18"}
+        )
         assert build_classifier(config)(torch.zeros(2, 3, 32, 32)).shape == (2, 3)

@@ -40,7 +40,9 @@ class Flat(nn.Module):
 
 
 class Noise:
-    memory = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    memory = torch.randint(
+        0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
     def __len__(self) -> int:
         return 12
@@ -50,13 +52,32 @@ class Noise:
 
 
 def trained(
-    stepping: Stepping, rows: list[int], batch_size: int, objective: Any = "cross-entropy", companion: Companion | None = None
+    stepping: Stepping,
+    rows: list[int],
+    batch_size: int,
+    objective: Any = "cross-entropy",
+    companion: Companion | None = None,
 ) -> Learner:
     torch.manual_seed(0)
-    sgd = partial(make_optimizer, name="sgd", lr=0.1, weight_decay=0.0, momentum=0.0, nesterov=False)
-    learner = Learner(Flat(), sgd, make_objective(objective), np.array([4, 4, 4]), CONFIG, stepping, (), torch.float32, "cpu", companion)
+    sgd = partial(
+        make_optimizer, name="sgd", lr=0.1, weight_decay=0.0, momentum=0.0, nesterov=False
+    )
+    learner = Learner(
+        Flat(),
+        sgd,
+        make_objective(objective),
+        np.array([4, 4, 4]),
+        CONFIG,
+        stepping,
+        (),
+        torch.float32,
+        "cpu",
+        companion,
+    )
     batches = learner.batches(Noise(), batch_size, 0)  # type: ignore[arg-type]
-    learner.train_epoch(batches, np.array(rows), LABELS, 0, 1, batch_size, 0, lambda progress: 0.1, Path("nowhere"))
+    learner.train_epoch(
+        batches, np.array(rows), LABELS, 0, 1, batch_size, 0, lambda progress: 0.1, Path("nowhere")
+    )
     return learner
 
 
@@ -68,8 +89,12 @@ def test_parts_of_a_batch_add_up_to_it(objective: str) -> None:
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor)
     torch.manual_seed(0)
-    assert not torch.equal(whole["head.weight"], Flat().state_dict()["head.weight"]), "training that moves nothing would compare nothing"
-    with pytest.raises(TrainingError, match=r"train\.batch_size = 6 cannot be divided evenly into 4 parts"):
+    assert not torch.equal(whole["head.weight"], Flat().state_dict()["head.weight"]), (
+        "training that moves nothing would compare nothing"
+    )
+    with pytest.raises(
+        TrainingError, match=r"train\.batch_size = 6 cannot be divided evenly into 4 parts"
+    ):
         trained(Stepping(accumulate=4), rows, 6)
 
 
@@ -79,7 +104,9 @@ def test_dynamics_count_a_step_once_however_many_parts_it_has(parts: int) -> Non
     docl.dynamics = Dynamics.start(12, 3)
     trained(Stepping(accumulate=parts), [*range(12), *range(12)], 6, companion=docl)
     assert docl.dynamics.rate_sum == pytest.approx(4 * 0.1)
-    np.testing.assert_allclose(docl.dynamics.rate, [0.2] * 6 + [0.3] * 6)  # summed before each row's last visit
+    np.testing.assert_allclose(
+        docl.dynamics.rate, [0.2] * 6 + [0.3] * 6
+    )  # summed before each row's last visit
 
 
 def test_moving_average_by_hand_and_evaluated() -> None:
@@ -97,7 +124,10 @@ def test_moving_average_by_hand_and_evaluated() -> None:
 
 
 def test_state_goes_to_another_learner_and_to_no_other_kind() -> None:
-    learner, other = trained(Stepping(ema=0.9), list(range(12)), 6), trained(Stepping(ema=0.9), [0] * 6, 6)
+    learner, other = (
+        trained(Stepping(ema=0.9), list(range(12)), 6),
+        trained(Stepping(ema=0.9), [0] * 6, 6),
+    )
     other.load_state(learner.state())
     assert all(torch.equal(tensor, learner.state()[name]) for name, tensor in other.state().items())
     with pytest.raises((KeyError, RuntimeError)):
@@ -114,7 +144,9 @@ def test_mixup_blends_and_cutmix_pastes() -> None:
         own = pasted == images
         assert (own | (pasted == images[order])).all()
         moved = order != torch.arange(4)
-        torch.testing.assert_close(own[moved].float().mean((1, 2, 3)), torch.full((int(moved.sum()),), share))
+        torch.testing.assert_close(
+            own[moved].float().mean((1, 2, 3)), torch.full((int(moved.sum()),), share)
+        )
 
 
 def test_a_mixed_loss_is_that_of_two_targets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +159,9 @@ def test_a_mixed_loss_is_that_of_two_targets(monkeypatch: pytest.MonkeyPatch) ->
     labels = torch.arange(6) % 3
     loss = learner._loss(Noise.memory[:6], np.arange(6), labels, 0.0, 0.1)
     logits = learner.model(((Noise.memory[:6].float() / 255) - 0.5) / 0.25)
-    expected = 0.75 * F.cross_entropy(logits, labels) + 0.25 * F.cross_entropy(logits, labels[order])
+    expected = 0.75 * F.cross_entropy(logits, labels) + 0.25 * F.cross_entropy(
+        logits, labels[order]
+    )
     torch.testing.assert_close(loss, expected)
 
 
@@ -141,7 +175,9 @@ def test_warm_up_in_steps_is_that_of_open_clip() -> None:
 
 def test_two_phases_each_over_its_own_part() -> None:
     rate = two_phases(lambda progress: progress, lambda progress: 10 + progress, 0.25)
-    assert [rate(progress) for progress in (0.0, 0.125, 0.25, 0.625, 1.0)] == pytest.approx([0.0, 0.5, 10.0, 10.5, 11.0])
+    assert [rate(progress) for progress in (0.0, 0.125, 0.25, 0.625, 1.0)] == pytest.approx(
+        [0.0, 0.5, 10.0, 10.5, 11.0]
+    )
 
 
 def test_balanced_epochs() -> None:
@@ -152,7 +188,11 @@ def test_balanced_epochs() -> None:
     np.testing.assert_allclose(np.bincount(labels[rows]) / 30_000, [1 / 3] * 3, atol=0.01)
     assert np.ptp(np.bincount(rows)[90:99]) <= 1
     rows = balance_classes(np.arange(100), labels, 30_000, 0.5, rng)
-    np.testing.assert_allclose(np.bincount(labels[rows]) / 30_000, np.sqrt([90, 9, 1]) / np.sqrt([90, 9, 1]).sum(), atol=0.01)
+    np.testing.assert_allclose(
+        np.bincount(labels[rows]) / 30_000,
+        np.sqrt([90, 9, 1]) / np.sqrt([90, 9, 1]).sum(),
+        atol=0.01,
+    )
     no = np.zeros(100, bool)
     pool = Pool(labels, np.full(100, 100), no, no, ("a", "b", "c"))
     plain, _ = mix_epoch(pool, (), Mixing(None, 0.0), 100, 0)
@@ -173,10 +213,16 @@ def test_tensorboard_gets_the_numbers_of_every_epoch(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard" / "one"))
     events.Reload()
     assert sorted(events.Tags()["scalars"]) == ["loss", "samples"]
-    assert [(each.step, each.value) for each in events.Scalars("loss")] == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
+    assert [(each.step, each.value) for each in events.Scalars("loss")] == [
+        (0, 1.0),
+        (1, 0.5),
+        (2, pytest.approx(1 / 3)),
+    ]
 
 
-def test_wandb_goes_on_with_the_run_of_a_training_that_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_goes_on_with_the_run_of_a_training_that_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A resumed run knows its next step, and refuses those before it."""
     from discl.stages.loggers import open_loggers
 
@@ -195,12 +241,17 @@ def test_wandb_goes_on_with_the_run_of_a_training_that_was_killed(tmp_path: Path
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     mark = tmp_path / "wandb.txt"
-    for epochs in (2, 4):  # killed after two epochs; the second time the first two are handed over again
+    for epochs in (
+        2,
+        4,
+    ):  # killed after two epochs; the second time the first two are handed over again
         with open_loggers(["wandb"], tmp_path / "logs", "one", mark) as log:
             for epoch in range(epochs):
                 log({"epoch": epoch, "loss": 1 / (epoch + 1), "levels": [0]})
     (only,) = runs
-    assert runs[only] == [(epoch, {"loss": 1 / (epoch + 1)}) for epoch in range(4)] and finished == [only, only]
+    assert runs[only] == [
+        (epoch, {"loss": 1 / (epoch + 1)}) for epoch in range(4)
+    ] and finished == [only, only]
     mark.unlink()  # a training anew
     with open_loggers(["wandb"], tmp_path / "logs", "one", mark) as log:
         log({"epoch": 0, "loss": 1.0})
@@ -213,5 +264,8 @@ def test_a_logger_that_is_not_installed(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(sys.modules, "wandb", None)
-        with pytest.raises(RunError, match=r"pip install 'discl\[wandb\]'"), open_loggers(["wandb"], tmp_path, "one", tmp_path / "mark"):
+        with (
+            pytest.raises(RunError, match=r"pip install 'discl\[wandb\]'"),
+            open_loggers(["wandb"], tmp_path, "one", tmp_path / "mark"),
+        ):
             pass

@@ -8,12 +8,21 @@ import torch
 from sklearn import metrics as reference
 from torch import Tensor
 
-from discl.curriculum.metrics import calibration_error, class_accuracies, confusion_matrix, macro_f1, measure, softmax_rows
+from discl.curriculum.metrics import (
+    calibration_error,
+    class_accuracies,
+    confusion_matrix,
+    macro_f1,
+    measure,
+    softmax_rows,
+)
 
 NAMES = ("boot", "shirt", "coat", "bag", "hat")
 
 
-def answers(seed: int, present: tuple[int, ...] = (0, 1, 2, 3, 4), rows: int = 200) -> tuple[Tensor, Tensor]:
+def answers(
+    seed: int, present: tuple[int, ...] = (0, 1, 2, 3, 4), rows: int = 200
+) -> tuple[Tensor, Tensor]:
     """Logits `[rows, 5]` and labels `[rows]`, right somewhat more often than chance."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.tensor(present)[torch.randint(len(present), (rows,), generator=generator)]
@@ -28,16 +37,26 @@ def test_against_scikit_learn(seed: int, present: tuple[int, ...]) -> None:
     logits, labels = answers(seed, present)
     predicted = logits.argmax(1)
     confusion = confusion_matrix(predicted, labels, 5)
-    assert np.array_equal(confusion.numpy(), reference.confusion_matrix(labels, predicted, labels=range(5)))
-    f1 = reference.f1_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)
+    assert np.array_equal(
+        confusion.numpy(), reference.confusion_matrix(labels, predicted, labels=range(5))
+    )
+    f1 = reference.f1_score(
+        labels, predicted, labels=np.unique(labels), average="macro", zero_division=0
+    )
     assert macro_f1(confusion) == pytest.approx(f1, rel=1e-12)
     recalls = reference.recall_score(labels, predicted, labels=present, average=None)
-    assert class_accuracies(confusion) == pytest.approx(dict(zip(present, recalls, strict=True)), rel=1e-12)
+    assert class_accuracies(confusion) == pytest.approx(
+        dict(zip(present, recalls, strict=True)), rel=1e-12
+    )
     result = measure(logits, labels, NAMES, {})
     assert result["images"] == 200
-    assert result["accuracy"] == pytest.approx(reference.accuracy_score(labels, predicted), rel=1e-12)
+    assert result["accuracy"] == pytest.approx(
+        reference.accuracy_score(labels, predicted), rel=1e-12
+    )
     assert result["macro_f1"] == pytest.approx(f1, rel=1e-12)
-    assert result["per_class"] == pytest.approx({NAMES[label]: recall for label, recall in zip(present, recalls, strict=True)}, rel=1e-12)
+    assert result["per_class"] == pytest.approx(
+        {NAMES[label]: recall for label, recall in zip(present, recalls, strict=True)}, rel=1e-12
+    )
 
 
 def one_hot(predicted: list[int]) -> Tensor:
@@ -50,7 +69,9 @@ def test_written_out() -> None:
     logits = one_hot([0, 0, 1, 4, 1, 1, 3, 3, 3, 3, 0])
     groups = {"many": [0, 3], "medium": [1, 4], "few": [2]}
     result = measure(logits, labels, NAMES, groups, worst_k=(1, 2, 4))
-    assert result.pop("calibration_error") == pytest.approx(abs(7 / 11 - np.e / (np.e + 4)))  # all in one bin
+    assert result.pop("calibration_error") == pytest.approx(
+        abs(7 / 11 - np.e / (np.e + 4))
+    )  # all in one bin
     assert result.pop("per_class") == {"boot": 0.5, "shirt": 1.0, "coat": 0.0, "bag": 0.75}
     assert result == pytest.approx(
         {
@@ -69,8 +90,22 @@ def test_written_out() -> None:
 
 def test_what_has_no_image_is_absent() -> None:
     labels = torch.tensor([0, 0, 1])
-    result = measure(one_hot([0, 1, 1]), labels, NAMES, {"many": [0, 1], "medium": [2, 3], "few": []}, worst_k=(1, 3))
-    assert set(result) == {"images", "accuracy", "macro_f1", "calibration_error", "many", "worst_1", "per_class"}
+    result = measure(
+        one_hot([0, 1, 1]),
+        labels,
+        NAMES,
+        {"many": [0, 1], "medium": [2, 3], "few": []},
+        worst_k=(1, 3),
+    )
+    assert set(result) == {
+        "images",
+        "accuracy",
+        "macro_f1",
+        "calibration_error",
+        "many",
+        "worst_1",
+        "per_class",
+    }
     assert set(result["per_class"]) == {"boot", "shirt"}
 
 
@@ -79,7 +114,9 @@ def test_probabilities_are_those_of_numpy_in_double() -> None:
     exact = np.exp(logits.double().numpy())
     probabilities = softmax_rows(logits)
     assert probabilities.dtype == torch.float64
-    np.testing.assert_allclose(probabilities.numpy(), exact / exact.sum(1, keepdims=True), rtol=1e-12)
+    np.testing.assert_allclose(
+        probabilities.numpy(), exact / exact.sum(1, keepdims=True), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -88,7 +125,10 @@ def test_calibration_error_bin_by_bin(seed: int, scale: float) -> None:
     logits, labels = answers(seed, rows=500)
     confidence, predicted = (each.numpy() for each in softmax_rows(scale * logits).max(1))
     right, place = predicted == labels.numpy(), np.minimum((15 * confidence).astype(int), 14)
-    gaps = [abs(right[place == each].mean() - confidence[place == each].mean()) * (place == each).sum() for each in set(place.tolist())]
+    gaps = [
+        abs(right[place == each].mean() - confidence[place == each].mean()) * (place == each).sum()
+        for each in set(place.tolist())
+    ]
     assert calibration_error(scale * logits, labels) == pytest.approx(sum(gaps) / 500, abs=1e-6)
 
 
@@ -96,7 +136,9 @@ def test_calibration_error_written_out() -> None:
     """Confidence .9 in four answers of which three are right, and .6 in two of which both are: (4 · .15 + 2 · .4) / 6."""
     confidence = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.6, 0.6], dtype=torch.float64)
     logits = torch.stack([confidence, 1 - confidence], 1).log()
-    assert calibration_error(logits, torch.tensor([0, 0, 0, 1, 0, 0])) == pytest.approx((4 * 0.15 + 2 * 0.4) / 6)
+    assert calibration_error(logits, torch.tensor([0, 0, 0, 1, 0, 0])) == pytest.approx(
+        (4 * 0.15 + 2 * 0.4) / 6
+    )
 
 
 def test_a_certain_classifier_lies_in_the_last_bin() -> None:
@@ -112,12 +154,18 @@ def test_domains_against_scikit_learn() -> None:
     for domain, found in result["per_domain"].items():
         here = [row for row, name in enumerate(domains) if name == domain]
         true, predicted = labels[here], logits[here].argmax(1)
-        f1 = reference.f1_score(true, predicted, labels=np.unique(true), average="macro", zero_division=0)
+        f1 = reference.f1_score(
+            true, predicted, labels=np.unique(true), average="macro", zero_division=0
+        )
         assert found == {
             "images": len(here), "accuracy": pytest.approx(reference.accuracy_score(true, predicted)), "macro_f1": pytest.approx(f1)
         }  # fmt: skip
-    assert result["worst_domain_accuracy"] == min(each["accuracy"] for each in result["per_domain"].values())
-    assert result["worst_domain_macro_f1"] == min(each["macro_f1"] for each in result["per_domain"].values())
+    assert result["worst_domain_accuracy"] == min(
+        each["accuracy"] for each in result["per_domain"].values()
+    )
+    assert result["worst_domain_macro_f1"] == min(
+        each["macro_f1"] for each in result["per_domain"].values()
+    )
     assert "per_domain" not in measure(logits, labels, NAMES, {})
 
 

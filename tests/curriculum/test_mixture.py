@@ -19,7 +19,9 @@ KEPT = {("bag", 0): 30, ("bag", 50): 10, ("hat", 0): 4, ("hat", 50): 20}
 SHARE = 2 / 5
 
 
-def make_pool(real: dict[str, int], kept: dict[tuple[str, int], int], hard: tuple[str, ...] = ("bag", "hat")) -> Pool:
+def make_pool(
+    real: dict[str, int], kept: dict[tuple[str, int], int], hard: tuple[str, ...] = ("bag", "hat")
+) -> Pool:
     """Real images, then the kept synthetic ones of each (class, level)."""
     names = tuple(real)
     rows = [(name, 100, False) for name, count in real.items() for _ in range(count)]
@@ -36,7 +38,9 @@ def make_pool(real: dict[str, int], kept: dict[tuple[str, int], int], hard: tupl
 POOL = make_pool(REAL, KEPT)
 
 
-def draw(levels: tuple[GuidanceLevel, ...], mixing: Mixing, pool: Pool = POOL, seed: int = 0) -> Round:
+def draw(
+    levels: tuple[GuidanceLevel, ...], mixing: Mixing, pool: Pool = POOL, seed: int = 0
+) -> Round:
     return mix_round(pool, levels, mixing, np.random.default_rng(seed))
 
 
@@ -67,7 +71,11 @@ def test_a_round_written_out() -> None:
 def test_imagenet_lt_keeps_13_6_per_cent() -> None:
     """136 of 1,000 classes are rare: 136 hard images and 408 synthetic ones are 13.6 % of 4,000."""
     tail = tuple(f"rare {index}" for index in range(136))
-    pool = make_pool({f"class {index}": 5 for index in range(864)} | dict.fromkeys(tail, 1), {(name, 0): 3 for name in tail}, tail)
+    pool = make_pool(
+        {f"class {index}": 5 for index in range(864)} | dict.fromkeys(tail, 1),
+        {(name, 0): 3 for name in tail},
+        tail,
+    )
     drawn = draw((TEXT_ONLY,), Mixing(pool.tail_share, 3.0), pool)
     assert len(drawn.rows) == 4_000
     assert (pool.synthetic | pool.hard)[drawn.rows].mean() == 0.136
@@ -75,7 +83,9 @@ def test_imagenet_lt_keeps_13_6_per_cent() -> None:
 
 @pytest.mark.parametrize("levels", [(), (TEXT_ONLY,), (HALF,), (TEXT_ONLY, HALF)])
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_tail_share_is_kept_at_every_level_and_without_any(levels: tuple[GuidanceLevel, ...], scale: float) -> None:
+def test_tail_share_is_kept_at_every_level_and_without_any(
+    levels: tuple[GuidanceLevel, ...], scale: float
+) -> None:
     drawn = draw(levels, Mixing(SHARE, scale))
     tail = (POOL.synthetic | POOL.hard)[drawn.rows]
     assert abs(tail.sum() - SHARE * len(tail)) <= 0.5  # one image is the grain
@@ -103,9 +113,12 @@ def test_undersampling_never_repeats_the_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scale", "bags", "hats"), [(0.0, 0, 0), (0.4, 2, 1), (1.0, 6, 3), (1.5, 9, 4), (2.0, 12, 6), (3.0, 18, 9), (5.0, 30, 15)]
+    ("scale", "bags", "hats"),
+    [(0.0, 0, 0), (0.4, 2, 1), (1.0, 6, 3), (1.5, 9, 4), (2.0, 12, 6), (3.0, 18, 9), (5.0, 30, 15)],
 )
-def test_synthetic_images_are_the_scale_times_the_class_count_rounded(scale: float, bags: int, hats: int) -> None:
+def test_synthetic_images_are_the_scale_times_the_class_count_rounded(
+    scale: float, bags: int, hats: int
+) -> None:
     drawn = draw((TEXT_ONLY, HALF), Mixing(SHARE, scale))
     counts = count_rows(POOL, drawn.rows)
     assert counts["bag", 0] + counts["bag", 50] == bags
@@ -116,7 +129,9 @@ def test_synthetic_images_are_the_scale_times_the_class_count_rounded(scale: flo
 @pytest.mark.parametrize("levels", [(TEXT_ONLY,), (HALF,), (TEXT_ONLY, HALF)])
 def test_only_the_levels_asked_for(levels: tuple[GuidanceLevel, ...]) -> None:
     drawn = draw(levels, Mixing(SHARE, 3.0)).rows
-    assert set(POOL.levels[drawn][POOL.synthetic[drawn]].tolist()) == {level.percent for level in levels}
+    assert set(POOL.levels[drawn][POOL.synthetic[drawn]].tolist()) == {
+        level.percent for level in levels
+    }
     assert set(POOL.levels[drawn][~POOL.synthetic[drawn]].tolist()) == {100}
 
 
@@ -132,12 +147,17 @@ def test_shortage_repeats_each_image_as_often_as_the_others_or_once_more() -> No
 def test_shortage_caps_a_class_at_what_was_kept() -> None:
     drawn = draw((TEXT_ONLY,), Mixing(SHARE, 3.0, "cap"))
     hats = drawn.rows[POOL.synthetic[drawn.rows] & (POOL.labels[drawn.rows] == 4)]
-    assert sorted(hats.tolist()) == np.flatnonzero(POOL.synthetic & (POOL.labels == 4) & (POOL.levels == 0)).tolist()
+    assert (
+        sorted(hats.tolist())
+        == np.flatnonzero(POOL.synthetic & (POOL.labels == 4) & (POOL.levels == 0)).tolist()
+    )
     assert drawn.effective_scale == 22 / 9
 
 
 def test_no_effective_scale_without_hard_images() -> None:
-    assert draw((), Mixing(None, 3.0), make_pool({"boot": 5, "bag": 6}, {}, ())).effective_scale == 0.0
+    assert (
+        draw((), Mixing(None, 3.0), make_pool({"boot": 5, "bag": 6}, {}, ())).effective_scale == 0.0
+    )
 
 
 @pytest.mark.parametrize("samples", [1, 90, 1_000])
@@ -158,18 +178,24 @@ def test_an_epoch_is_rounds_one_after_another_each_drawn_anew() -> None:
 
 
 def test_same_seed_same_rows_another_seed_other_rows() -> None:
-    drawn = [mix_epoch(POOL, (HALF,), Mixing(SHARE, 3.0), 90, seed)[0].tolist() for seed in (7, 7, 8)]
+    drawn = [
+        mix_epoch(POOL, (HALF,), Mixing(SHARE, 3.0), 90, seed)[0].tolist() for seed in (7, 7, 8)
+    ]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_an_image_that_is_kept_at_another_level_changes_nothing() -> None:
     more = make_pool(REAL, KEPT | {("hat", 90): 12})
-    assert np.array_equal(draw((HALF,), Mixing(SHARE, 3.0), more).rows, draw((HALF,), Mixing(SHARE, 3.0)).rows)
+    assert np.array_equal(
+        draw((HALF,), Mixing(SHARE, 3.0), more).rows, draw((HALF,), Mixing(SHARE, 3.0)).rows
+    )
 
 
 def test_a_class_without_a_kept_image_is_named_with_level_and_mend() -> None:
     pool = make_pool(REAL, {("bag", 0): 30, ("bag", 50): 10, ("hat", 50): 20})
-    with pytest.raises(TrainingError, match=r"1 class without a kept .*: 'hat' at 0 %. Lower filter\.threshold") as raised:
+    with pytest.raises(
+        TrainingError, match=r"1 class without a kept .*: 'hat' at 0 %. Lower filter\.threshold"
+    ) as raised:
         draw((TEXT_ONLY,), Mixing(SHARE, 3.0), pool)
     assert "raise spectrum.seeds" in str(raised.value)
     assert draw((TEXT_ONLY, HALF), Mixing(SHARE, 3.0), pool).synthetic == 27
@@ -178,7 +204,12 @@ def test_a_class_without_a_kept_image_is_named_with_level_and_mend() -> None:
 
 def test_an_empty_pool_is_refused() -> None:
     empty = replace(
-        POOL, held_out=POOL.held_out[:0], labels=POOL.labels[:0], levels=POOL.levels[:0], synthetic=POOL.synthetic[:0], hard=POOL.hard[:0]
+        POOL,
+        held_out=POOL.held_out[:0],
+        labels=POOL.labels[:0],
+        levels=POOL.levels[:0],
+        synthetic=POOL.synthetic[:0],
+        hard=POOL.hard[:0],
     )
     with pytest.raises(TrainingError, match="no sample to train on"):
         mix_epoch(empty, (), Mixing(None, 3.0), 10, seed=0)
@@ -194,13 +225,25 @@ def test_a_class_that_lacks_a_level_may_take_its_nearest() -> None:
     counts = count_rows(pool, draw((TEXT_ONLY,), Mixing(SHARE, 3.0, missing="nearest"), pool).rows)
     assert (counts["bag", 0], counts["hat", 50], counts["hat", 70]) == (18, 9, 0)
     nothing = make_pool(REAL, {("bag", 0): 30})
-    assert count_rows(nothing, draw((TEXT_ONLY,), Mixing(SHARE, 3.0, missing="nearest"), nothing).rows)["hat", 100] == 3
+    assert (
+        count_rows(
+            nothing, draw((TEXT_ONLY,), Mixing(SHARE, 3.0, missing="nearest"), nothing).rows
+        )["hat", 100]
+        == 3
+    )
 
 
 def test_a_class_may_have_levels_of_its_own() -> None:
-    drawn = mix_round(POOL, (TEXT_ONLY,), Mixing(SHARE, 3.0), np.random.default_rng(0), {4: (HALF,)})
+    drawn = mix_round(
+        POOL, (TEXT_ONLY,), Mixing(SHARE, 3.0), np.random.default_rng(0), {4: (HALF,)}
+    )
     counts = count_rows(POOL, drawn.rows)
-    assert (counts["bag", 0], counts["bag", 50], counts["hat", 0], counts["hat", 50]) == (18, 0, 0, 9)
+    assert (counts["bag", 0], counts["bag", 50], counts["hat", 0], counts["hat", 50]) == (
+        18,
+        0,
+        0,
+        9,
+    )
 
 
 def test_held_out_rows_are_never_drawn() -> None:

@@ -9,11 +9,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from discl.curriculum.models import ARCHITECTURES, ClassifierConfig, build_classifier, load_classifier, normalise, save_classifier
+from discl.curriculum.models import (
+    ARCHITECTURES,
+    ClassifierConfig,
+    build_classifier,
+    load_classifier,
+    normalise,
+    save_classifier,
+)
 from discl.errors import CheckpointError
 
 
-def make_config(architecture: str = "resnet10", stem: str = "7x7", width: int | None = None, classes: int = 4) -> ClassifierConfig:
+def make_config(
+    architecture: str = "resnet10", stem: str = "7x7", width: int | None = None, classes: int = 4
+) -> ClassifierConfig:
     return ClassifierConfig(
         architecture, stem, width or ARCHITECTURES[architecture]["width"], tuple(f"class {index}" for index in range(classes)), 32, 36,
         (0.485, 0.456, 0.406), (0.229, 0.224, 0.225),
@@ -44,7 +53,9 @@ def test_number_of_parameters(architecture: str, classes: int, parameters: int) 
         ("resnet32-cifar", "7x7", 32, 8, 64),
     ],
 )
-def test_stem_and_stages_give_the_expected_sides(architecture: str, stem: str, size: int, side: int, channels: int) -> None:
+def test_stem_and_stages_give_the_expected_sides(
+    architecture: str, stem: str, size: int, side: int, channels: int
+) -> None:
     """The CIFAR networks have their own 3×3 stem, whatever the recipe says of it."""
     model = build_classifier(make_config(architecture, stem)).eval()
     seen: list[Tensor] = []
@@ -71,7 +82,13 @@ def test_same_logits_as_the_resnet_of_transformers(blocks: tuple[int, ...]) -> N
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.running_mean, -0.5, 0.5)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-    settings = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 32, 64], depths=list(blocks), layer_type="basic", num_labels=5)
+    settings = ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 16, 32, 64],
+        depths=list(blocks),
+        layer_type="basic",
+        num_labels=5,
+    )
     theirs = ResNetForImageClassification(settings).eval()
     parts: list[nn.Module] = [ours.conv1, ours.bn1]
     for block in ours.layers:
@@ -110,7 +127,11 @@ def test_same_random_state_same_weights() -> None:
 
 def test_pixels_are_normalised_by_channel() -> None:
     pixels = torch.tensor([0.485, 0.5, 1.0]).view(1, 3, 1, 1).expand(2, 3, 4, 4)
-    expected = torch.tensor([0.0, (0.5 - 0.456) / 0.224, (1 - 0.406) / 0.225]).view(1, 3, 1, 1).expand(2, 3, 4, 4)
+    expected = (
+        torch.tensor([0.0, (0.5 - 0.456) / 0.224, (1 - 0.406) / 0.225])
+        .view(1, 3, 1, 1)
+        .expand(2, 3, 4, 4)
+    )
     torch.testing.assert_close(normalise(pixels, make_config()), expected)
 
 
@@ -124,12 +145,20 @@ def test_to_disk_and_back_bit_for_bit(architecture: str, tmp_path: Path) -> None
     assert read == config
     assert not loaded.training
     assert list(loaded.state_dict()) == list(model.state_dict())
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
-    assert sorted(path.name for path in (tmp_path / "deep" / "folder").iterdir()) == ["config.json", "model.safetensors"]
+    assert all(
+        torch.equal(tensor, model.state_dict()[name])
+        for name, tensor in loaded.state_dict().items()
+    )
+    assert sorted(path.name for path in (tmp_path / "deep" / "folder").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 def test_class_names_keep_their_letters(tmp_path: Path) -> None:
-    config = ClassifierConfig("resnet10", "3x3", 8, ("été", "犬"), 32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    config = ClassifierConfig(
+        "resnet10", "3x3", 8, ("été", "犬"), 32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    )
     save_classifier(build_classifier(config), config, tmp_path)
     assert load_classifier(tmp_path)[1].class_names == ("été", "犬")
 
@@ -157,7 +186,9 @@ def test_a_folder_that_holds_no_classifier(name: str, content: str | None, tmp_p
 
 
 def test_weights_of_another_architecture(tmp_path: Path) -> None:
-    save_classifier(build_classifier(make_config("resnet18", width=8)), make_config(width=8), tmp_path)
+    save_classifier(
+        build_classifier(make_config("resnet18", width=8)), make_config(width=8), tmp_path
+    )
     with pytest.raises(CheckpointError, match="holds no classifier of discl"):
         load_classifier(tmp_path)
     unknown = json.loads((tmp_path / "config.json").read_text()) | {"architecture": "resnet11"}

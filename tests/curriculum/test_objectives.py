@@ -31,7 +31,9 @@ COUNTS = np.array([500.0, 20.0, 1.0])
 def test_cross_entropy_by_hand() -> None:
     shares = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
     expected = -np.log(shares[np.arange(4), LABELS]).mean()
-    got = cross_entropy(torch.from_numpy(LOGITS), torch.from_numpy(LABELS), torch.from_numpy(COUNTS))
+    got = cross_entropy(
+        torch.from_numpy(LOGITS), torch.from_numpy(LABELS), torch.from_numpy(COUNTS)
+    )
     assert got.item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -39,7 +41,9 @@ def test_balanced_softmax_by_hand() -> None:
     """−log n_y exp(z_y) / Σ n_c exp(z_c), which is eq. 4 of arXiv 2007.10740."""
     weighted = COUNTS * np.exp(LOGITS)
     expected = -np.log(weighted[np.arange(4), LABELS] / weighted.sum(1)).mean()
-    got = balanced_softmax(torch.from_numpy(LOGITS), torch.from_numpy(LABELS), torch.from_numpy(COUNTS))
+    got = balanced_softmax(
+        torch.from_numpy(LOGITS), torch.from_numpy(LABELS), torch.from_numpy(COUNTS)
+    )
     assert got.item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -76,8 +80,15 @@ def test_adjustment_lifts_rare_classes_and_takes_whole_counts() -> None:
 
 
 def test_balanced_softmax_is_cross_entropy_of_logits_adjusted_the_other_way() -> None:
-    logits, labels, counts = torch.from_numpy(LOGITS), torch.from_numpy(LABELS), torch.from_numpy(COUNTS)
-    torch.testing.assert_close(balanced_softmax(logits, labels, counts), F.cross_entropy(adjust_logits(logits, counts, -1.0), labels))
+    logits, labels, counts = (
+        torch.from_numpy(LOGITS),
+        torch.from_numpy(LABELS),
+        torch.from_numpy(COUNTS),
+    )
+    torch.testing.assert_close(
+        balanced_softmax(logits, labels, counts),
+        F.cross_entropy(adjust_logits(logits, counts, -1.0), labels),
+    )
 
 
 def test_every_corrected_objective_is_known() -> None:
@@ -90,11 +101,15 @@ def test_logit_adjusted_by_hand(tau: float) -> None:
     prior = COUNTS / COUNTS.sum()
     expected = np.mean(
         [
-            np.log1p(sum((prior[c] / prior[y]) ** tau * np.exp(z[c] - z[y]) for c in range(3) if c != y))
+            np.log1p(
+                sum((prior[c] / prior[y]) ** tau * np.exp(z[c] - z[y]) for c in range(3) if c != y)
+            )
             for z, y in zip(LOGITS, LABELS, strict=True)
         ]
     )
-    got = logit_adjusted(torch.from_numpy(LOGITS), torch.from_numpy(LABELS), torch.from_numpy(COUNTS), tau=tau)
+    got = logit_adjusted(
+        torch.from_numpy(LOGITS), torch.from_numpy(LABELS), torch.from_numpy(COUNTS), tau=tau
+    )
     assert got.item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -102,7 +117,9 @@ def test_logit_adjusted_by_hand(tau: float) -> None:
 def test_focal_by_hand(gamma: float) -> None:
     shares = (np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True))[np.arange(4), LABELS]
     expected = (-((1 - shares) ** gamma) * np.log(shares)).mean()
-    got = focal(torch.from_numpy(LOGITS), torch.from_numpy(LABELS), torch.from_numpy(COUNTS), gamma=gamma)
+    got = focal(
+        torch.from_numpy(LOGITS), torch.from_numpy(LABELS), torch.from_numpy(COUNTS), gamma=gamma
+    )
     assert got.item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -123,9 +140,15 @@ def test_ldam_by_hand_before_and_after_the_reweighting() -> None:
     weights = weights * COUNTS.sum() / (weights * COUNTS).sum()
     arguments = torch.from_numpy(cosines), torch.from_numpy(LABELS), torch.from_numpy(COUNTS)
     assert ldam(*arguments, progress=0.79).item() == pytest.approx(losses.mean(), rel=1e-9)
-    assert ldam(*arguments, progress=0.8).item() == pytest.approx((weights[LABELS] * losses).mean(), rel=1e-9)
-    assert make_objective("ldam").loss(*arguments, 0.9).item() == pytest.approx((weights[LABELS] * losses).mean(), rel=1e-9)
-    np.testing.assert_allclose(class_weights(torch.from_numpy(COUNTS), 0.9999).numpy(), weights, rtol=1e-9)
+    assert ldam(*arguments, progress=0.8).item() == pytest.approx(
+        (weights[LABELS] * losses).mean(), rel=1e-9
+    )
+    assert make_objective("ldam").loss(*arguments, 0.9).item() == pytest.approx(
+        (weights[LABELS] * losses).mean(), rel=1e-9
+    )
+    np.testing.assert_allclose(
+        class_weights(torch.from_numpy(COUNTS), 0.9999).numpy(), weights, rtol=1e-9
+    )
     assert class_weights(torch.from_numpy(COUNTS), 0.0).tolist() == [1.0, 1.0, 1.0]
 
 

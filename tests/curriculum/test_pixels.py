@@ -66,7 +66,9 @@ def test_batches_in_order_the_last_one_shorter() -> None:
     batches = Batches(make_pixels(), 3)
     for rows in EPOCHS:
         parts = list(batches.of(np.array(rows)))
-        assert [len(chosen) for chosen, _ in parts] == [len(rows[first : first + 3]) for first in range(0, len(rows), 3)]
+        assert [len(chosen) for chosen, _ in parts] == [
+            len(rows[first : first + 3]) for first in range(0, len(rows), 3)
+        ]
         assert np.concatenate([chosen for chosen, _ in parts]).tolist() == rows
         assert torch.cat([stored for _, stored in parts])[:, 0, 0, 0].tolist() == rows
         assert all(len(chosen) == len(stored) for chosen, stored in parts)

@@ -40,7 +40,9 @@ class Noise:
     """Pixels that need no pictures: 16 real ones, then 24 synthetic ones."""
 
     def __init__(self, rows: Any = slice(None)) -> None:
-        self.memory = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))[rows]
+        self.memory = torch.randint(
+            0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )[rows]
 
     def __len__(self) -> int:
         return len(self.memory)
@@ -66,7 +68,10 @@ class Double(nn.Module):
 def make_pool() -> Pool:
     """16 real images in three classes, the third of which has 12 synthetic ones at each of two levels."""
     synthetic = np.repeat([False, True], [16, 24])
-    labels, levels = np.r_[np.arange(16) % 3, np.full(24, 2)], np.r_[np.full(16, 100), np.repeat([0, 50], 12)]
+    labels, levels = (
+        np.r_[np.arange(16) % 3, np.full(24, 2)],
+        np.r_[np.full(16, 100), np.repeat([0, 50], 12)],
+    )
     return Pool(labels, levels, synthetic, ~synthetic & (labels == 2), NAMES)
 
 
@@ -88,7 +93,13 @@ def train_clip(clip: str, folder: Path, objective: str, **changed: Any) -> None:
     )  # fmt: skip
 
 
-def train_network(folder: Path, save_seconds: float = 1e6, epochs: int = 3, companion: Companion | None = None, **changed: Any) -> None:
+def train_network(
+    folder: Path,
+    save_seconds: float = 1e6,
+    epochs: int = 3,
+    companion: Companion | None = None,
+    **changed: Any,
+) -> None:
     """A residual network, with batch norm and augmentation, by a strategy that measures progress."""
     train = Train.model_validate(
         {
@@ -124,9 +135,13 @@ def train_out_of_step(folder: Path) -> None:
 
 TRAININGS: dict[str, Callable[[str, Path], None]] = {
     "flyp": lambda clip, folder: train_clip(clip, folder, "flyp"),
-    "cross-entropy": lambda clip, folder: train_clip(clip, folder, "cross-entropy", mixup=0.4, cutmix=1.0),
+    "cross-entropy": lambda clip, folder: train_clip(
+        clip, folder, "cross-entropy", mixup=0.4, cutmix=1.0
+    ),
     "network": lambda clip, folder: train_network(folder),
-    "accumulated": lambda clip, folder: train_network(folder, companion=Cuda(threshold=-1.0, probability=0.8), accumulate=2, mixup=0.4),
+    "accumulated": lambda clip, folder: train_network(
+        folder, companion=Cuda(threshold=-1.0, probability=0.8), accumulate=2, mixup=0.4
+    ),
     "out-of-step": lambda clip, folder: train_out_of_step(folder),
 }
 
@@ -159,21 +174,38 @@ def test_two_processes_train_what_one_does(tiny_clip: Path, tmp_path: Path) -> N
     finally:
         children.kill()
     for what in compared:
-        one, two = (load_file(tmp_path / which / what / "model.safetensors") for which in ("one", "two"))
-        first, second = (read_history(tmp_path / which / what / "history.jsonl") for which in ("one", "two"))
+        one, two = (
+            load_file(tmp_path / which / what / "model.safetensors") for which in ("one", "two")
+        )
+        first, second = (
+            read_history(tmp_path / which / what / "history.jsonl") for which in ("one", "two")
+        )
         assert one.keys() == two.keys()
         for name, tensor in one.items():
-            torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=2e-5, msg=lambda told, at=f"{what}: {name}": f"{at}: {told}")
+            torch.testing.assert_close(
+                two[name],
+                tensor,
+                rtol=1e-3,
+                atol=2e-5,
+                msg=lambda told, at=f"{what}: {name}": f"{at}: {told}",
+            )
         for alone, shared in zip(first, second, strict=True):
-            assert (shared["levels"], shared["loss"]) == (alone["levels"], pytest.approx(alone["loss"], rel=1e-4))
+            assert (shared["levels"], shared["loss"]) == (
+                alone["levels"],
+                pytest.approx(alone["loss"], rel=1e-4),
+            )
     start = load_file(tiny_clip / "model.safetensors")
     for what in ("flyp", "cross-entropy"):
         name = "vision_model.embeddings.patch_embedding.weight"
         tuned = load_file(tmp_path / "two" / what / "model.safetensors")[f"clip.{name}"]
-        assert (tuned - start[name]).abs().max() > 1e-3, "training that moves nothing would compare nothing"
+        assert (tuned - start[name]).abs().max() > 1e-3, (
+            "training that moves nothing would compare nothing"
+        )
 
 
-def test_processes_decide_together_when_to_save_and_what_is_best(tiny_clip: Path, tmp_path: Path) -> None:
+def test_processes_decide_together_when_to_save_and_what_is_best(
+    tiny_clip: Path, tmp_path: Path
+) -> None:
     children = start_together("out-of-step", tiny_clip, tmp_path)
     try:
         assert children.wait(180) == 0, "the processes wait for one another for ever, or one failed"
@@ -196,7 +228,9 @@ def test_a_shared_batch_norm_is_that_of_torch() -> None:
         given = x.clone().requires_grad_()
         out = layer(layer(given))
         out.pow(3).sum().backward()
-        results.append([out, given.grad, layer.weight.grad, *layer.state_dict().values(), layer.eval()(x)])
+        results.append(
+            [out, given.grad, layer.weight.grad, *layer.state_dict().values(), layer.eval()(x)]
+        )
     for theirs, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -217,7 +251,9 @@ def test_alone_nothing_is_joined_or_averaged(monkeypatch: pytest.MonkeyPatch) ->
     assert alone == Processes(0, 1) and alone.first and alone.decide(3) == 3
     tensor = torch.ones(2)
     alone.average([tensor])
-    assert alone.gather(tensor) is tensor and alone.own(tensor) is tensor and tensor.tolist() == [1, 1]
+    assert (
+        alone.gather(tensor) is tensor and alone.own(tensor) is tensor and tensor.tolist() == [1, 1]
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from discl.curriculum.strategies import MEASURING, STRATEGIES, Strategy, make_strategy, rewards_of, ucb_indices
+from discl.curriculum.strategies import (
+    MEASURING,
+    STRATEGIES,
+    Strategy,
+    make_strategy,
+    rewards_of,
+    ucb_indices,
+)
 from discl.errors import RecipeError
 from discl.levels import GuidanceLevel
 
@@ -19,19 +26,82 @@ LEVELS = tuple(GuidanceLevel(percent) for percent in (0, 10, 30, 50))
 
 SCHEDULES = {
     "real-only": [()] * 13,
-    "diverse-to-specific": [(0,), (0,), (0,), (10,), (10,), (10,), (30,), (30,), (30,), (50,), (50,), (50,), ()],
-    "easy-to-hard": [(0,), (0,), (0,), (10,), (10,), (10,), (30,), (30,), (30,), (50,), (50,), (50,), ()],
-    "specific-to-diverse": [(50,), (50,), (50,), (30,), (30,), (30,), (10,), (10,), (10,), (0,), (0,), (0,), ()],
+    "diverse-to-specific": [
+        (0,),
+        (0,),
+        (0,),
+        (10,),
+        (10,),
+        (10,),
+        (30,),
+        (30,),
+        (30,),
+        (50,),
+        (50,),
+        (50,),
+        (),
+    ],
+    "easy-to-hard": [
+        (0,),
+        (0,),
+        (0,),
+        (10,),
+        (10,),
+        (10,),
+        (30,),
+        (30,),
+        (30,),
+        (50,),
+        (50,),
+        (50,),
+        (),
+    ],
+    "specific-to-diverse": [
+        (50,),
+        (50,),
+        (50,),
+        (30,),
+        (30,),
+        (30,),
+        (10,),
+        (10,),
+        (10,),
+        (0,),
+        (0,),
+        (0,),
+        (),
+    ],
     "text-only": [(0,)] * 12 + [()],
     "fixed": [(30,)] * 12 + [()],
     "all-levels": [(0, 10, 30, 50)] * 12 + [()],
-    "random": [(30,), (30,), (30,), (0,), (0,), (0,), (0,), (0,), (0,), (50,), (50,), (50,), ()],  # seed 0
+    "random": [
+        (30,),
+        (30,),
+        (30,),
+        (0,),
+        (0,),
+        (0,),
+        (0,),
+        (0,),
+        (0,),
+        (50,),
+        (50,),
+        (50,),
+        (),
+    ],  # seed 0
 }
 
 
-def strategy_of(name: str, curriculum_epochs: int = 12, levels: tuple[GuidanceLevel, ...] = LEVELS, seed: int = 0) -> Strategy:
+def strategy_of(
+    name: str,
+    curriculum_epochs: int = 12,
+    levels: tuple[GuidanceLevel, ...] = LEVELS,
+    seed: int = 0,
+) -> Strategy:
     level = GuidanceLevel(30) if name == "fixed" else None
-    return make_strategy(name, levels=levels, curriculum_epochs=curriculum_epochs, level=level, seed=seed)
+    return make_strategy(
+        name, levels=levels, curriculum_epochs=curriculum_epochs, level=level, seed=seed
+    )
 
 
 def schedule(strategy: Strategy, epochs: int) -> list[tuple[int, ...]]:
@@ -50,14 +120,18 @@ def test_whole_schedule(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["diverse-to-specific", "specific-to-diverse"])
 def test_sixty_epochs_are_four_stages_of_fifteen(name: str) -> None:
-    stages = [(level, len(list(run))) for level, run in groupby(schedule(strategy_of(name, 60), 65))]
+    stages = [
+        (level, len(list(run))) for level, run in groupby(schedule(strategy_of(name, 60), 65))
+    ]
     order = [0, 10, 30, 50] if name == "diverse-to-specific" else [50, 30, 10, 0]
     assert stages == [((percent,), 15) for percent in order] + [((), 5)]
 
 
 @pytest.mark.parametrize("curriculum_epochs", range(4, 64))
 def test_uneven_stages_differ_by_one_epoch_at_most(curriculum_epochs: int) -> None:
-    lengths = Counter(schedule(strategy_of("diverse-to-specific", curriculum_epochs), curriculum_epochs))
+    lengths = Counter(
+        schedule(strategy_of("diverse-to-specific", curriculum_epochs), curriculum_epochs)
+    )
     assert len(lengths) == 4
     assert sum(lengths.values()) == curriculum_epochs
     assert max(lengths.values()) - min(lengths.values()) == (curriculum_epochs % 4 > 0)
@@ -76,10 +150,13 @@ def test_random_draws_with_replacement_and_depends_on_its_seed() -> None:
     assert {level for stages in drawn for (level,) in stages} == {0, 10, 30, 50}
 
 
-@pytest.mark.parametrize("name", ["diverse-to-specific", "easy-to-hard", "specific-to-diverse", "random"])
+@pytest.mark.parametrize(
+    "name", ["diverse-to-specific", "easy-to-hard", "specific-to-diverse", "random"]
+)
 def test_too_few_epochs_for_a_stage_of_each_level(name: str) -> None:
     with pytest.raises(
-        RecipeError, match=r"curriculum_epochs = 3 is too short .* each of the 4 levels; use at least 4 epochs or fewer levels"
+        RecipeError,
+        match=r"curriculum_epochs = 3 is too short .* each of the 4 levels; use at least 4 epochs or fewer levels",
     ):
         strategy_of(name, 3)
 
@@ -93,7 +170,9 @@ def test_unknown_name_lists_the_known_and_proposes_only_what_is_near() -> None:
     with pytest.raises(RecipeError) as near:
         strategy_of("all-levls")
     assert str(near.value).startswith("unknown strategy 'all-levls'; known: adaptive, ")
-    assert str(near.value).endswith("Did you mean 'all-levels'? One of your own is named as module:attribute.")
+    assert str(near.value).endswith(
+        "Did you mean 'all-levels'? One of your own is named as module:attribute."
+    )
     with pytest.raises(RecipeError) as far:
         strategy_of("boosting")
     assert "known: " in str(far.value)
@@ -112,8 +191,16 @@ def progress(*gains: float, **of_class: tuple[float, ...]) -> dict[str, Any]:
 
 def test_adaptive_takes_the_greatest_gain_of_its_own_probe() -> None:
     adaptive = strategy_of("adaptive", 3)
-    probes = [progress(0.1, 0.3, 0.2, 0.0), progress(-0.4, -0.2, -0.1, -0.3), progress(0.2, 0.1, 0.2, 0.2)]
-    assert [adaptive.levels(epoch, probes[: epoch + 1]) for epoch in range(3)] == [(LEVELS[1],), (LEVELS[2],), (LEVELS[0],)]
+    probes = [
+        progress(0.1, 0.3, 0.2, 0.0),
+        progress(-0.4, -0.2, -0.1, -0.3),
+        progress(0.2, 0.1, 0.2, 0.2),
+    ]
+    assert [adaptive.levels(epoch, probes[: epoch + 1]) for epoch in range(3)] == [
+        (LEVELS[1],),
+        (LEVELS[2],),
+        (LEVELS[0],),
+    ]
     assert adaptive.levels(3, probes) == ()
     assert [adaptive.measures(epoch) for epoch in (0, 2, 3)] == ["probe", "probe", "never"]
     assert adaptive.class_levels(0, probes) == {}
@@ -131,7 +218,9 @@ def test_ucb_by_hand() -> None:
     """Three draws, discount ½: arm 0 weighs ¼ and 1, arm 1 ½; arm 2 was never drawn."""
     n = math.log(1.75)
     found = ucb_indices([0, 1, 0], [1.0, 0.5, -1.0], 3, 0.5, 0.2)
-    assert found[:2] == pytest.approx([-0.75 / 1.25 + 2 * math.sqrt(0.2 * n / 1.25), 0.5 + 2 * math.sqrt(0.2 * n / 0.5)])
+    assert found[:2] == pytest.approx(
+        [-0.75 / 1.25 + 2 * math.sqrt(0.2 * n / 1.25), 0.5 + 2 * math.sqrt(0.2 * n / 0.5)]
+    )
     assert found[2] == math.inf
     assert ucb_indices([0], [1.0], 2, 0.9, 0.05).tolist() == [1.0, math.inf]
 
@@ -146,13 +235,21 @@ def test_rewards_are_distances_from_the_course() -> None:
     assert rewards_of([0.3, 0.1]).tolist() == [0, 0] and rewards_of([0.2] * 5).tolist() == [0] * 5
 
 
-def played(epochs: int, seed: int, worth: Mapping[int, float], wild: int | None = None) -> list[int]:
+def played(
+    epochs: int, seed: int, worth: Mapping[int, float], wild: int | None = None
+) -> list[int]:
     """The per cents that the bandit draws where gains shrink, and a level's epoch brings that share of the usual gain more."""
-    strategy, noise, history = strategy_of("bandit", epochs, seed=seed), np.random.default_rng(seed), []
+    strategy, noise, history = (
+        strategy_of("bandit", epochs, seed=seed),
+        np.random.default_rng(seed),
+        [],
+    )
     for epoch in range(epochs):
         (level,) = strategy.levels(epoch, history)
         gain = (1 + worth[level.percent] + 0.05 * noise.normal()) * 0.1 / (1 + 0.2 * epoch)
-        history.append({"levels": [level.percent], **progress(*[0.9 if epoch == wild else gain] * 4)})
+        history.append(
+            {"levels": [level.percent], **progress(*[0.9 if epoch == wild else gain] * 4)}
+        )
     return [record["levels"][0] for record in history]
 
 
@@ -173,6 +270,9 @@ def test_one_bad_probe_cannot_steer_the_bandit() -> None:
 
 def test_the_bandit_follows_its_seed() -> None:
     history = [{"levels": [level], **progress(0.1, 0.1, 0.1, 0.1)} for level in (0, 10, 30)]
-    drawn = [[strategy_of("bandit", 12, seed=seed).levels(epoch, history[:epoch]) for epoch in range(4)] for seed in (1, 1, 2)]
+    drawn = [
+        [strategy_of("bandit", 12, seed=seed).levels(epoch, history[:epoch]) for epoch in range(4)]
+        for seed in (1, 1, 2)
+    ]
     assert drawn[0] == drawn[1] != drawn[2]
     assert strategy_of("bandit", 3).levels(3, history) == ()

@@ -32,7 +32,12 @@ from discl.curriculum import pixels as pixels_module
 from discl.curriculum import training
 from discl.curriculum.learner import Learner
 from discl.curriculum.mixture import Mixing, Pool
-from discl.curriculum.models import ClassifierConfig, build_classifier, load_classifier, save_classifier
+from discl.curriculum.models import (
+    ClassifierConfig,
+    build_classifier,
+    load_classifier,
+    save_classifier,
+)
 from discl.curriculum.optimization import make_learning_rate, make_optimizer
 from discl.curriculum.pixels import Pixels
 from discl.curriculum.progress import GuidanceSet, best_level, draw_guidance_set
@@ -58,7 +63,13 @@ OPTIMIZERS = {
     "adam": {"name": "adam", "lr": 3e-3, "weight_decay": 0.0, "momentum": 0.9, "nesterov": False},
     "adamw": {"name": "adamw", "lr": 3e-3, "weight_decay": 0.1, "momentum": 0.9, "nesterov": False},
     "sgd": {"name": "sgd", "lr": 0.05, "weight_decay": 5e-4, "momentum": 0.9, "nesterov": True},
-    "plain sgd": {"name": "sgd", "lr": 0.05, "weight_decay": 0.0, "momentum": 0.0, "nesterov": False},
+    "plain sgd": {
+        "name": "sgd",
+        "lr": 0.05,
+        "weight_decay": 0.0,
+        "momentum": 0.0,
+        "nesterov": False,
+    },
 }
 
 
@@ -70,18 +81,34 @@ def draw_picture(label: int, index: int) -> dict[str, Any]:
     """A 14×14 drawing in the shade of its class, with noise of its own."""
     generator = np.random.default_rng([label, index])
     buffer = io.BytesIO()
-    Image.fromarray((60 * label + generator.integers(0, 70, (14, 14, 3))).astype(np.uint8)).save(buffer, "PNG")
+    Image.fromarray((60 * label + generator.integers(0, 70, (14, 14, 3))).astype(np.uint8)).save(
+        buffer, "PNG"
+    )
     return {"image": {"bytes": buffer.getvalue(), "path": None}}
 
 
 def make_samples() -> tuple[Pool, Pixels]:
     """26 real images in four classes, and 5 synthetic ones at 0 % and at 50 % for each of the two rare classes."""
     real = [(label, 100, index) for label, count in enumerate(REAL) for index in range(count)]
-    synthetic = [(label, level, 100 + level + index) for label in (2, 3) for level in (0, 50) for index in range(SYNTHETIC_EACH)]
+    synthetic = [
+        (label, level, 100 + level + index)
+        for label in (2, 3)
+        for level in (0, 50)
+        for index in range(SYNTHETIC_EACH)
+    ]
     labels = np.array([label for label, _, _ in real + synthetic])
     is_synthetic = np.repeat([False, True], [len(real), len(synthetic)])
-    pool = Pool(labels, np.array([level for _, level, _ in real + synthetic]), is_synthetic, ~is_synthetic & (labels >= 2), NAMES)
-    return pool, Pixels([[draw_picture(label, index) for label, _, index in part] for part in (real, synthetic)], CONFIG.resize)
+    pool = Pool(
+        labels,
+        np.array([level for _, level, _ in real + synthetic]),
+        is_synthetic,
+        ~is_synthetic & (labels >= 2),
+        NAMES,
+    )
+    return pool, Pixels(
+        [[draw_picture(label, index) for label, _, index in part] for part in (real, synthetic)],
+        CONFIG.resize,
+    )
 
 
 def make_settings(optimizer: str = "adam", epochs: int = 8, **changed: Any) -> TrainSettings:
@@ -97,7 +124,11 @@ def make_settings(optimizer: str = "adam", epochs: int = 8, **changed: Any) -> T
 
 
 def curriculum(epochs: int) -> Strategy:
-    return make_strategy("diverse-to-specific", levels=(GuidanceLevel(0), GuidanceLevel(50)), curriculum_epochs=max(2, epochs - 2))
+    return make_strategy(
+        "diverse-to-specific",
+        levels=(GuidanceLevel(0), GuidanceLevel(50)),
+        curriculum_epochs=max(2, epochs - 2),
+    )
 
 
 def train_into(folder: Path, settings: TrainSettings | None = None, **changed: Any) -> list[Record]:
@@ -112,13 +143,22 @@ def train_into(folder: Path, settings: TrainSettings | None = None, **changed: A
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Bytes of the files that training leaves; the seconds that an epoch took are taken out."""
-    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    files["history.jsonl"] = json.dumps(without_seconds(read_history(folder / "history.jsonl"))).encode()
+    files = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    files["history.jsonl"] = json.dumps(
+        without_seconds(read_history(folder / "history.jsonl"))
+    ).encode()
     return files
 
 
 def without_seconds(history: list[Record]) -> list[Record]:
-    return [{key: value for key, value in record.items() if not key.endswith("seconds")} for record in history]
+    return [
+        {key: value for key, value in record.items() if not key.endswith("seconds")}
+        for record in history
+    ]
 
 
 def stop_after(epoch: int) -> Callable[[Record], None]:
@@ -161,14 +201,18 @@ def test_another_seed_gives_another_model(tmp_path: Path, uninterrupted: dict[st
     assert contents(tmp_path)["model.safetensors"] != uninterrupted["model.safetensors"]
 
 
-def test_random_state_of_the_caller_does_not_matter(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+def test_random_state_of_the_caller_does_not_matter(
+    tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
     torch.manual_seed(12345)
     train_into(tmp_path, on_epoch=lambda record: torch.rand(record["epoch"] + 1).sum())
     assert contents(tmp_path) == uninterrupted
 
 
 @pytest.mark.parametrize("epoch", [0, 3, 7])
-def test_resumed_is_uninterrupted(epoch: int, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+def test_resumed_is_uninterrupted(
+    epoch: int, tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
     with pytest.raises(Killed):
         train_into(tmp_path, on_epoch=stop_after(epoch))
     assert len(read_history(tmp_path / "history.jsonl")) == epoch + 1
@@ -202,7 +246,11 @@ def test_last_save_some_epochs_before_the_end(
 ) -> None:
     """A second passes in an epoch, so that the fourth one is saved and the seventh; what came after a save is done again."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(training, "time", SimpleNamespace(process_time=time.process_time, monotonic=lambda: clock.now))
+    monkeypatch.setattr(
+        training,
+        "time",
+        SimpleNamespace(process_time=time.process_time, monotonic=lambda: clock.now),
+    )
 
     def on_epoch(record: Record) -> None:
         clock.now += 1
@@ -222,12 +270,18 @@ def test_killed_process_resumed(tmp_path: Path, uninterrupted: dict[str, bytes])
     command = [sys.executable, __file__, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
-        assert [child.stdout.readline() for _ in range(3)] == ["epoch 0\n", "epoch 1\n", "epoch 2\n"]
+        assert [child.stdout.readline() for _ in range(3)] == [
+            "epoch 0\n",
+            "epoch 1\n",
+            "epoch 2\n",
+        ]
         child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
     assert (tmp_path / "checkpoint.safetensors").exists()
     assert not (tmp_path / "model.safetensors").exists()
-    (tmp_path / f".checkpoint.safetensors.{'0' * 32}.new").write_bytes(b"half")  # as where it is killed while it saves
+    (tmp_path / f".checkpoint.safetensors.{'0' * 32}.new").write_bytes(
+        b"half"
+    )  # as where it is killed while it saves
     train_into(tmp_path)
     assert contents(tmp_path) == uninterrupted
 
@@ -250,13 +304,24 @@ def test_history_is_complete(tmp_path: Path) -> None:
     assert [record["levels"] for record in history] == [[0]] * 3 + [[50]] * 3 + [[]] * 2
     assert {record["samples"] for record in history} == {24}
     assert all(sum(record["class_samples"]) == 24 for record in history)
-    assert all(math.isfinite(record["loss"]) and record["seconds"] >= 0 and record["processor_seconds"] >= 0 for record in history)
+    assert all(
+        math.isfinite(record["loss"])
+        and record["seconds"] >= 0
+        and record["processor_seconds"] >= 0
+        for record in history
+    )
     assert [record["synthetic_share"] > 0 for record in history] == [True] * 6 + [False] * 2
-    assert [record["effective_scale"] for record in history] == pytest.approx([9 / 6] * 6 + [0.0] * 2)
+    assert [record["effective_scale"] for record in history] == pytest.approx(
+        [9 / 6] * 6 + [0.0] * 2
+    )
     assert [record["hard_share"] for record in history[-2:]] == pytest.approx([0.5] * 2, abs=0.01)
-    assert [record.get("validation_accuracy") for record in history] == [None] * 4 + [0.25] + [None] * 2 + [0.25]
+    assert [record.get("validation_accuracy") for record in history] == [None] * 4 + [0.25] + [
+        None
+    ] * 2 + [0.25]
     rate = make_settings().learning_rate
-    assert [record["learning_rate"] for record in history] == [rate((epoch + 2 / 3) / 8) for epoch in range(8)]
+    assert [record["learning_rate"] for record in history] == [
+        rate((epoch + 2 / 3) / 8) for epoch in range(8)
+    ]
 
 
 def test_an_epoch_draws_the_rows_that_the_history_counts(tmp_path: Path) -> None:
@@ -286,18 +351,26 @@ def test_validation_chooses_the_best_epoch_and_last_the_last(tmp_path: Path) -> 
         every_epoch.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return figures[len(every_epoch) - 1]
 
-    history = train_into(tmp_path / "validation", make_settings(epochs=6, select="validation"), validate=validate)
+    history = train_into(
+        tmp_path / "validation", make_settings(epochs=6, select="validation"), validate=validate
+    )
     assert [record["validation_accuracy"] for record in history] == figures
     chosen = load_classifier(tmp_path / "validation")[0].state_dict()
     assert all(torch.equal(tensor, every_epoch[3][name]) for name, tensor in chosen.items())
-    assert sorted(contents(tmp_path / "validation")) == ["config.json", "history.jsonl", "model.safetensors"]
+    assert sorted(contents(tmp_path / "validation")) == [
+        "config.json",
+        "history.jsonl",
+        "model.safetensors",
+    ]
     train_into(tmp_path / "last", make_settings(epochs=6), validate=accuracies(figures))
     last = load_classifier(tmp_path / "last")[0].state_dict()
     assert all(torch.equal(tensor, every_epoch[5][name]) for name, tensor in last.items())
 
 
 @pytest.mark.parametrize("epoch", [0, 3, 5])
-def test_validation_choice_survives_a_kill(epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_choice_survives_a_kill(
+    epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Saved after epoch 1 only: the best model on disk may be newer than the checkpoint that is resumed from."""
     figures = [0.2, 0.5, 0.4, 0.7, 0.6, 0.7]
     settings = make_settings(epochs=6, select="validation")
@@ -310,13 +383,19 @@ def test_validation_choice_survives_a_kill(epoch: int, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(training, "_save_checkpoint", save_once)
     with pytest.raises(Killed):
-        train_into(tmp_path / "killed", settings, validate=accuracies(figures), on_epoch=stop_after(epoch))
-    train_into(tmp_path / "killed", settings, validate=accuracies(figures if epoch == 0 else figures[2:]))
+        train_into(
+            tmp_path / "killed", settings, validate=accuracies(figures), on_epoch=stop_after(epoch)
+        )
+    train_into(
+        tmp_path / "killed", settings, validate=accuracies(figures if epoch == 0 else figures[2:])
+    )
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("killed_in", ["replace", "unlink", "rmtree"])
-def test_killed_while_the_chosen_model_is_put_in_place(killed_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_while_the_chosen_model_is_put_in_place(
+    killed_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     figures = [0.2, 0.7, 0.4]
     settings = make_settings(epochs=3, select="validation")
     train_into(tmp_path / "whole", settings, validate=accuracies(figures))
@@ -337,7 +416,9 @@ def test_killed_while_the_chosen_model_is_put_in_place(killed_in: str, tmp_path:
 # ---------------------------------------------------------------- strategies that follow progress
 
 
-def follow_progress(name: str, folder: Path, settings: TrainSettings | None = None, **changed: Any) -> list[Record]:
+def follow_progress(
+    name: str, folder: Path, settings: TrainSettings | None = None, **changed: Any
+) -> list[Record]:
     """Training by a strategy that measures, on V of two images of each rare class at each level."""
     pool, pixels = make_samples()
     levels = (GuidanceLevel(0), GuidanceLevel(50))
@@ -349,7 +430,9 @@ def follow_progress(name: str, folder: Path, settings: TrainSettings | None = No
         "objective": "cross-entropy", "class_counts": pool.real_counts, "config": CONFIG, "guidance": guidance, **changed,
     }  # fmt: skip
     settings = settings or make_settings(probe_samples=8)
-    return train_classifier(replace(pool, held_out=held_out), pixels, settings=settings, folder=folder, **arguments)
+    return train_classifier(
+        replace(pool, held_out=held_out), pixels, settings=settings, folder=folder, **arguments
+    )
 
 
 @pytest.mark.parametrize("name", sorted(MEASURING))
@@ -359,12 +442,18 @@ def test_progress_is_measured_and_followed(name: str, tmp_path: Path) -> None:
         assert set(record["progress"]["gain"]) == {"0", "50"}
         assert len(record["levels"]) == 1
         assert ("class_levels" in record) == (name == "adaptive-per-class")
-        apart = [levels for levels in record.get("class_levels", {}).values() if levels != record["levels"]]
+        apart = [
+            levels
+            for levels in record.get("class_levels", {}).values()
+            if levels != record["levels"]
+        ]
         assert record.get("classes_apart", 0) == len(apart)
         if name != "bandit":
             assert record["levels"] == [best_level(record["progress"]["gain"]).percent]
     assert all("progress" not in record and record["levels"] == [] for record in history[6:])
-    assert {record["samples"] for record in history} == {24}  # a probe is part of the epoch's updates
+    assert {record["samples"] for record in history} == {
+        24
+    }  # a probe is part of the epoch's updates
     if name != "bandit":
         assert history[0]["progress"]["gain"]["0"] != history[0]["progress"]["gain"]["50"]
 
@@ -383,7 +472,12 @@ def test_hard_images_are_in_the_probe_and_not_beside_the_synthetic_ones(tmp_path
     """Algorithm 2: D is drawn from all real images, the epoch from S_λ and D_nh."""
     pool, _ = make_samples()
     settings = make_settings(probe_samples=16)
-    course = make_course(pool, make_strategy("adaptive", levels=(), curriculum_epochs=20), Mixing(None, 2.0, with_hard=False), settings)
+    course = make_course(
+        pool,
+        make_strategy("adaptive", levels=(), curriculum_epochs=20),
+        Mixing(None, 2.0, with_hard=False),
+        settings,
+    )
     probes = np.concatenate([course.draw(epoch, 0, [])[0] for epoch in range(20)])
     assert not pool.synthetic[probes].any() and pool.hard[probes].any()
     assert len(course.probe(0)) == 16 == len(set(course.probe(0)))
@@ -400,7 +494,9 @@ def test_a_probe_as_long_as_the_epoch_is_refused(tmp_path: Path) -> None:
 def test_a_batch_larger_than_all_images_is_refused() -> None:
     pool, _ = make_samples()
     check_batch_size(pool, 26)
-    with pytest.raises(TrainingError, match=r"train\.batch_size = 27 exceeds the 26 real images .* use at most 26"):
+    with pytest.raises(
+        TrainingError, match=r"train\.batch_size = 27 exceeds the 26 real images .* use at most 26"
+    ):
         check_batch_size(pool, 27)
 
 
@@ -409,7 +505,11 @@ def test_progress_needs_a_guidance_set_that_training_leaves_alone(tmp_path: Path
         follow_progress("adaptive", tmp_path / "none", guidance=None)
     pool, _ = make_samples()
     with pytest.raises(TrainingError, match="may also be trained on"):
-        follow_progress("adaptive", tmp_path / "shared", guidance=GuidanceSet(np.array([0]), pool.labels[:1], pool.levels[:1]))
+        follow_progress(
+            "adaptive",
+            tmp_path / "shared",
+            guidance=GuidanceSet(np.array([0]), pool.labels[:1], pool.levels[:1]),
+        )
 
 
 def make_broken(model: nn.Module, bad_epoch: float) -> torch.optim.Optimizer:
@@ -437,7 +537,11 @@ def test_the_step_that_was_not_finite_is_named_though_it_is_looked_at_late(tmp_p
                 with torch.no_grad():
                     self.param_groups[0]["params"][0].fill_(math.nan)
 
-    settings = make_settings(epochs=2, steps_per_epoch=60, make_optimizer=lambda model: Broken(model.parameters(), lr=1e-3))
+    settings = make_settings(
+        epochs=2,
+        steps_per_epoch=60,
+        make_optimizer=lambda model: Broken(model.parameters(), lr=1e-3),
+    )
     with pytest.raises(TrainingError, match=r"the loss is not finite in epoch 1, step 2;"):
         train_into(tmp_path, settings)
 
@@ -445,13 +549,17 @@ def test_the_step_that_was_not_finite_is_named_though_it_is_looked_at_late(tmp_p
 @pytest.mark.parametrize("bad_epoch", [0, 2])
 def test_a_loss_that_is_not_finite(bad_epoch: int, tmp_path: Path) -> None:
     settings = make_settings(
-        epochs=4, make_optimizer=partial(make_broken, bad_epoch=bad_epoch), learning_rate=lambda progress: 1 - progress
+        epochs=4,
+        make_optimizer=partial(make_broken, bad_epoch=bad_epoch),
+        learning_rate=lambda progress: 1 - progress,
     )
     with pytest.raises(TrainingError, match=f"not finite in epoch {bad_epoch}, step 1") as raised:
         train_into(tmp_path, settings)
     checkpoint = tmp_path / "checkpoint.safetensors"
     assert checkpoint.exists() == (bad_epoch > 0)
-    assert (str(checkpoint) if bad_epoch else "no checkpoint had been saved yet") in str(raised.value)
+    assert (str(checkpoint) if bad_epoch else "no checkpoint had been saved yet") in str(
+        raised.value
+    )
     assert "train.optimizer.lr" in str(raised.value)
     assert not (tmp_path / "model.safetensors").exists()
 
@@ -459,8 +567,13 @@ def test_a_loss_that_is_not_finite(bad_epoch: int, tmp_path: Path) -> None:
 def test_the_last_step_of_an_epoch_cannot_spoil_the_checkpoint(tmp_path: Path) -> None:
     """Its own loss is still finite, and so is that of every step before."""
     broken = partial(make_broken, bad_epoch=1 + 2 / 3)
-    settings = make_settings(epochs=4, make_optimizer=broken, learning_rate=lambda progress: 1 - progress)
-    with pytest.raises(TrainingError, match=r"the network is not finite in epoch 1, step 2; the last good checkpoint is .*checkpoint\."):
+    settings = make_settings(
+        epochs=4, make_optimizer=broken, learning_rate=lambda progress: 1 - progress
+    )
+    with pytest.raises(
+        TrainingError,
+        match=r"the network is not finite in epoch 1, step 2; the last good checkpoint is .*checkpoint\.",
+    ):
         train_into(tmp_path, settings)
     kept = load_file(tmp_path / "checkpoint.safetensors")
     assert all(tensor.isfinite().all() for tensor in kept.values())
@@ -469,7 +582,10 @@ def test_the_last_step_of_an_epoch_cannot_spoil_the_checkpoint(tmp_path: Path) -
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         train_into(tmp_path, on_epoch=stop_after(1))
-    with pytest.raises(TrainingError, match=r"checkpoint\.safetensors does not belong to this model: .*size mismatch for conv1") as raised:
+    with pytest.raises(
+        TrainingError,
+        match=r"checkpoint\.safetensors does not belong to this model: .*size mismatch for conv1",
+    ) as raised:
         train_into(tmp_path, config=replace(CONFIG, width=8))
     assert str(raised.value).endswith("Delete its folder to train anew.")
     assert len(str(raised.value)) < 600  # the first of some fifty tensors that do not fit
@@ -499,7 +615,9 @@ def test_logits_do_not_depend_on_the_batch_and_leave_the_mode(tmp_path: Path) ->
     assert whole.dtype == torch.float32
     assert sum(counted) == 5
     torch.testing.assert_close(predict_logits(model, pixels, rows, CONFIG, batch_size=2), whole)
-    torch.testing.assert_close(predict_logits(model, pixels, rows[::-1].copy(), CONFIG).flip(0), whole)
+    torch.testing.assert_close(
+        predict_logits(model, pixels, rows[::-1].copy(), CONFIG).flip(0), whole
+    )
     assert model.training
     assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
 
@@ -524,11 +642,19 @@ def test_learning_rates_written_out() -> None:
     assert rates(4, schedule="constant") == [1, 1, 1, 1]
     assert rates(4, schedule="cosine") == pytest.approx([1, (1 + half) / 2, 0.5, (1 - half) / 2])
     assert make_learning_rate(0.1, "cosine", 4)(1.0) == pytest.approx(0)
-    assert rates(10, schedule="steps", milestones=(0.8, 0.9)) == pytest.approx([1] * 8 + [0.01, 0.0001])
-    assert rates(10, schedule="steps", milestones=(0.8, 0.9), factor=0.1) == pytest.approx([1] * 8 + [0.1, 0.01])
+    assert rates(10, schedule="steps", milestones=(0.8, 0.9)) == pytest.approx(
+        [1] * 8 + [0.01, 0.0001]
+    )
+    assert rates(10, schedule="steps", milestones=(0.8, 0.9), factor=0.1) == pytest.approx(
+        [1] * 8 + [0.1, 0.01]
+    )
     assert rates(5, schedule="constant", warm_up_epochs=3) == pytest.approx([0.25, 0.5, 0.75, 1, 1])
-    assert rates(6, schedule="cosine", warm_up_epochs=2) == pytest.approx([1 / 3, 2 / 3, 1, (1 + half) / 2, 0.5, (1 - half) / 2])
-    assert rates(10, schedule="steps", milestones=(0.8,), warm_up_epochs=1) == pytest.approx([0.5] + [1] * 7 + [0.01] * 2)
+    assert rates(6, schedule="cosine", warm_up_epochs=2) == pytest.approx(
+        [1 / 3, 2 / 3, 1, (1 + half) / 2, 0.5, (1 - half) / 2]
+    )
+    assert rates(10, schedule="steps", milestones=(0.8,), warm_up_epochs=1) == pytest.approx(
+        [0.5] + [1] * 7 + [0.01] * 2
+    )
 
 
 def test_learning_rate_is_a_share_of_its_peak_and_smooth() -> None:
@@ -554,13 +680,24 @@ def test_cosine_agrees_with_torch() -> None:
 def test_optimizers_are_those_of_torch() -> None:
     model = nn.Linear(2, 2)
     made = {name: make_optimizer(model, **arguments) for name, arguments in OPTIMIZERS.items()}
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "plain sgd": torch.optim.SGD}
+    kinds = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "sgd": torch.optim.SGD,
+        "plain sgd": torch.optim.SGD,
+    }
     assert {name: type(optimizer) for name, optimizer in made.items()} == kinds
     for name, optimizer in made.items():
         group = optimizer.param_groups[0]
-        assert (group["lr"], group["weight_decay"]) == (OPTIMIZERS[name]["lr"], OPTIMIZERS[name]["weight_decay"])
+        assert (group["lr"], group["weight_decay"]) == (
+            OPTIMIZERS[name]["lr"],
+            OPTIMIZERS[name]["weight_decay"],
+        )
         assert len(group["params"]) == 2
-    assert (made["sgd"].param_groups[0]["momentum"], made["sgd"].param_groups[0]["nesterov"]) == (0.9, True)
+    assert (made["sgd"].param_groups[0]["momentum"], made["sgd"].param_groups[0]["nesterov"]) == (
+        0.9,
+        True,
+    )
 
 
 def test_precision_by_name() -> None:
@@ -579,4 +716,6 @@ def test_half_precision_trains_and_resumes_too(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    train_into(Path(sys.argv[1]), on_epoch=lambda record: print(f"epoch {record['epoch']}", flush=True))
+    train_into(
+        Path(sys.argv[1]), on_epoch=lambda record: print(f"epoch {record['epoch']}", flush=True)
+    )

@@ -45,9 +45,12 @@ def shard(file: Path, **members: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(set(READERS) - {"hub"}))
-def test_a_root_that_is_not_there_shows_the_tree_that_was_expected(kind: str, tmp_path: Path) -> None:
+def test_a_root_that_is_not_there_shows_the_tree_that_was_expected(
+    kind: str, tmp_path: Path
+) -> None:
     with pytest.raises(
-        DataError, match=rf"does not exist; looked for {tmp_path}/none\. Expected there, laid out as\n{kind}:\n  .*"
+        DataError,
+        match=rf"does not exist; looked for {tmp_path}/none\. Expected there, laid out as\n{kind}:\n  .*",
     ) as told:
         read_tables(str(tmp_path / "none"), kind)
     words = {
@@ -66,14 +69,18 @@ def test_links_in_a_circle(tmp_path: Path) -> None:
         read_tables(str(tmp_path))
     (tmp_path / "a" / "self.png").unlink()
     (tmp_path / "a" / "up").symlink_to(tmp_path)
-    with pytest.raises(DataError, match=r"a/up leads to .*, in which it lies itself; delete the link"):
+    with pytest.raises(
+        DataError, match=r"a/up leads to .*, in which it lies itself; delete the link"
+    ):
         read_tables(str(tmp_path))
 
 
 def test_binary_cifar_without_names(tmp_path: Path) -> None:
     root = miniatures.cifar100(tmp_path / "cifar", ["a", "b"], [3, 2])
     (root / "fine_label_names.txt").unlink()
-    with pytest.raises(DataError, match=r"fine_label_names\.txt is missing, the names of the classes"):
+    with pytest.raises(
+        DataError, match=r"fine_label_names\.txt is missing, the names of the classes"
+    ):
         read_tables(str(root))
 
 
@@ -88,7 +95,10 @@ def test_a_class_may_be_called_meta(tmp_path: Path) -> None:
 
 def test_samples_of_a_shard_without_an_image(tmp_path: Path) -> None:
     shard(tmp_path / "train-0.tar", a__cls=b"1")
-    with pytest.raises(DataError, match=r"train-0\.tar: sample 'a' has no image; a file a\.jpg, or of another kind of image, is expected"):
+    with pytest.raises(
+        DataError,
+        match=r"train-0\.tar: sample 'a' has no image; a file a\.jpg, or of another kind of image, is expected",
+    ):
         read_tables(str(tmp_path))
     shard(tmp_path / "train-0.tar")
     with pytest.raises(DataError, match=r"train-0\.tar holds no samples"):
@@ -97,7 +107,9 @@ def test_samples_of_a_shard_without_an_image(tmp_path: Path) -> None:
 
 def test_shards_may_state_domain_and_group(tmp_path: Path) -> None:
     facts = json.dumps({"label": "cat", "camera": 7, "group": "burst 1"}).encode()
-    shard(tmp_path / "train-0.tar", a__png=picture(), a__json=facts, b__png=picture(), b__cls=b"dog")
+    shard(
+        tmp_path / "train-0.tar", a__png=picture(), a__json=facts, b__png=picture(), b__cls=b"dog"
+    )
     table = read_tables(str(tmp_path), columns={"domain": "camera"})["train"]
     assert (table.rows["domain"][:], table.rows["group"][:]) == (["7", None], ["burst 1", None])
     assert table.class_names == ("cat", "dog")
@@ -110,7 +122,9 @@ def test_shards_may_state_domain_and_group(tmp_path: Path) -> None:
 def test_a_list_that_is_not_utf8(text: str, tmp_path: Path) -> None:
     draw(tmp_path, "a.png")
     (tmp_path / "list.csv").write_bytes(text.encode("latin-1"))
-    with pytest.raises(DataError, match=r"list\.csv is not UTF-8 \(.*\); save it as UTF-8, for example with iconv"):
+    with pytest.raises(
+        DataError, match=r"list\.csv is not UTF-8 \(.*\); save it as UTF-8, for example with iconv"
+    ):
         read_tables(str(tmp_path / "list.csv"))
 
 
@@ -123,14 +137,20 @@ def test_a_list_that_is_not_utf8(text: str, tmp_path: Path) -> None:
         (("NA", "yes"), ("NA", "yes"), [0, 1]),
     ],
 )
-def test_labels_of_a_list_are_what_is_written(written: tuple[str, str], names: tuple[str, str], labels: list[int], tmp_path: Path) -> None:
+def test_labels_of_a_list_are_what_is_written(
+    written: tuple[str, str], names: tuple[str, str], labels: list[int], tmp_path: Path
+) -> None:
     draw(tmp_path, "a.png", "b.png")
-    (tmp_path / "list.csv").write_bytes(f"\ufeffpath,label\r\na.png,{written[0]}\r\nb.png,{written[1]}\r\n".encode())
+    (tmp_path / "list.csv").write_bytes(
+        f"\ufeffpath,label\r\na.png,{written[0]}\r\nb.png,{written[1]}\r\n".encode()
+    )
     table = read_tables(str(tmp_path / "list.csv"))["train"]
     assert (table.class_names, table.labels.tolist()) == (names, labels)
 
 
-@pytest.mark.parametrize(("text", "message"), [("0.5", "labels of type float64"), ("", "has images without a label")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("0.5", "labels of type float64"), ("", "has images without a label")]
+)
 def test_labels_of_a_list_that_are_none(text: str, message: str, tmp_path: Path) -> None:
     draw(tmp_path, "a.png", "b.png")
     (tmp_path / "list.csv").write_text(f"path,label\na.png,{text}\nb.png,1\n")
@@ -144,7 +164,8 @@ def test_a_label_that_is_left_out_makes_no_class(blank: str, others: str, tmp_pa
     rows = [f"{number}.png,{blank if number > 1 else others}" for number in range(9)]
     (tmp_path / "list.csv").write_text("\n".join(("path,label", *rows)) + "\n")
     with pytest.raises(
-        DataError, match=r"images without a label; .*: row 3 \('2\.png'\), row 4 \('3\.png'\), .*row 7 \('6\.png'\) and 2 more"
+        DataError,
+        match=r"images without a label; .*: row 3 \('2\.png'\), row 4 \('3\.png'\), .*row 7 \('6\.png'\) and 2 more",
     ):
         read_tables(str(tmp_path / "list.csv"))
 
@@ -152,10 +173,15 @@ def test_a_label_that_is_left_out_makes_no_class(blank: str, others: str, tmp_pa
 @pytest.mark.parametrize("blank", [None, "", " \t"])
 def test_a_blank_label_of_a_parquet_file_makes_no_class(blank: str | None, tmp_path: Path) -> None:
     labels = pa.array(["a", blank, "b"], pa.string())
-    pq.write_table(pa.table({"path": ["1.png", "2.png", "3.png"], "label": labels}), tmp_path / "list.parquet")
+    pq.write_table(
+        pa.table({"path": ["1.png", "2.png", "3.png"], "label": labels}), tmp_path / "list.parquet"
+    )
     with pytest.raises(DataError, match=r"images without a label; .*: row 2 \('2\.png'\)\."):
         read_tables(str(tmp_path / "list.parquet"))
-    pictures = pa.array([{"bytes": picture(), "path": None}] * 3, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    pictures = pa.array(
+        [{"bytes": picture(), "path": None}] * 3,
+        pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+    )
     pq.write_table(pa.table({"image": pictures, "label": labels}), tmp_path / "list.parquet")
     with pytest.raises(DataError, match=r"images without a label; .*: row 2\."):
         read_tables(str(tmp_path / "list.parquet"))
@@ -165,7 +191,9 @@ def test_a_list_may_state_whole_paths(tmp_path: Path, monkeypatch: pytest.Monkey
     draw(tmp_path / "real", "p/1.png", "p/2.png", "p/3.png")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     paths = [f"{tmp_path}/real/p/1.png", "p/2.png", f"{tmp_path}/real/x/../p/3.png"]
-    (tmp_path / "real" / "list.csv").write_text("\n".join(("path,label", *(f"{path},a" for path in paths))) + "\n")
+    (tmp_path / "real" / "list.csv").write_text(
+        "\n".join(("path,label", *(f"{path},a" for path in paths))) + "\n"
+    )
     monkeypatch.chdir(tmp_path)
     for root in (tmp_path / "real", Path("real"), Path("link")):
         table = read_tables(str(root / "list.csv"))["train"]
@@ -173,11 +201,20 @@ def test_a_list_may_state_whole_paths(tmp_path: Path, monkeypatch: pytest.Monkey
         assert inspect_images(table).unreadable == []
     (tmp_path / "away").mkdir()
     (tmp_path / "away" / "list.csv").write_text((tmp_path / "real" / "list.csv").read_text())
-    with pytest.raises(DataError, match=r"real/p/1\.png', which lies outside .*away; name the folder .* in data\.images"):
+    with pytest.raises(
+        DataError,
+        match=r"real/p/1\.png', which lies outside .*away; name the folder .* in data\.images",
+    ):
         read_tables("away/list.csv")
-    assert read_tables("away/list.csv", images="real")["train"].ids == ["p/1.png", "p/2.png", "p/3.png"]
+    assert read_tables("away/list.csv", images="real")["train"].ids == [
+        "p/1.png",
+        "p/2.png",
+        "p/3.png",
+    ]
     (tmp_path / "away" / "list.csv").write_text("path,label\n../real/p/1.png,a\n")
-    with pytest.raises(DataError, match=r"'\.\./real/p/1\.png', which leads out of .*away; name the folder"):
+    with pytest.raises(
+        DataError, match=r"'\.\./real/p/1\.png', which leads out of .*away; name the folder"
+    ):
         read_tables("away/list.csv")
     (tmp_path / "away" / "list.csv").write_text("path,label\np/1.png,a\n,a\n")
     with pytest.raises(DataError, match=r"list\.csv has rows without a path: row 2; remove"):
@@ -188,20 +225,38 @@ def test_the_folder_of_a_lists_images(tmp_path: Path) -> None:
     draw(tmp_path / "photos", "p/1.png")
     (tmp_path / "list.csv").write_text("path,label\np/1.png,a\n")
     table = read_tables(str(tmp_path / "list.csv"), images=str(tmp_path / "photos"))["train"]
-    assert (table.ids, table.root, inspect_images(table).unreadable) == (["p/1.png"], tmp_path / "photos", [])
+    assert (table.ids, table.root, inspect_images(table).unreadable) == (
+        ["p/1.png"],
+        tmp_path / "photos",
+        [],
+    )
     with pytest.raises(DataError, match=r"data\.images 'nowhere' is no folder; looked for /"):
         read_tables(str(tmp_path / "list.csv"), images="nowhere")
-    with pytest.raises(DataError, match=r"data\.images is the folder .* but '.*photos' is read as imagefolder; leave it out"):
+    with pytest.raises(
+        DataError,
+        match=r"data\.images is the folder .* but '.*photos' is read as imagefolder; leave it out",
+    ):
         read_tables(str(tmp_path / "photos"), images=str(tmp_path))
 
 
-@pytest.mark.parametrize(("column", "columns"), [("path", {}), ("image", {"image": "image"}), ("file", {"image": "file"})])
+@pytest.mark.parametrize(
+    ("column", "columns"),
+    [("path", {}), ("image", {"image": "image"}), ("file", {"image": "file"})],
+)
 @pytest.mark.parametrize("below", ["list.parquet", ""], ids=["file", "folder"])
-def test_a_list_may_be_parquet(column: str, columns: dict[str, str], below: str, tmp_path: Path) -> None:
+def test_a_list_may_be_parquet(
+    column: str, columns: dict[str, str], below: str, tmp_path: Path
+) -> None:
     draw(tmp_path, "p/1.png", "p/2.png")
-    pq.write_table(pa.table({column: ["p/1.png", "p/2.png"], "label": ["a", "b"]}), tmp_path / "list.parquet")
+    pq.write_table(
+        pa.table({column: ["p/1.png", "p/2.png"], "label": ["a", "b"]}), tmp_path / "list.parquet"
+    )
     table = read_tables(str(tmp_path / below), columns=columns)["train"]
-    assert (table.ids, table.class_names, table.image(1).size) == (["p/1.png", "p/2.png"], ("a", "b"), (32, 32))
+    assert (table.ids, table.class_names, table.image(1).size) == (
+        ["p/1.png", "p/2.png"],
+        ("a", "b"),
+        (32, 32),
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- the hub
@@ -217,13 +272,17 @@ def test_a_list_may_be_parquet(column: str, columns: dict[str, str], below: str,
         ("photos/birds:small@abc123", ("photos/birds", "small", "abc123")),
     ],
 )
-def test_configuration_and_revision_of_the_hub(root: str, asked: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configuration_and_revision_of_the_hub(
+    root: str, asked: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a"])})
 
     def load(name: str, config: str | None, revision: str | None) -> DatasetDict:
         calls.append((name, config, revision))
-        rows = Dataset.from_dict({"image": [{"bytes": picture(), "path": None}], "label": [0]}, features)
+        rows = Dataset.from_dict(
+            {"image": [{"bytes": picture(), "path": None}], "label": [0]}, features
+        )
         return DatasetDict({"train": rows})
 
     monkeypatch.setattr("discl.data.readers.tabular.load_dataset", load)

@@ -38,11 +38,15 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "coarse_label": [row % 2 for row in range(rows)],
         }  # fmt: skip
         (tmp_path / "data" / "cifar100").mkdir(parents=True, exist_ok=True)
-        Dataset.from_dict(columns, features).to_parquet(tmp_path / "data" / "cifar100" / f"{split}-00000-of-00001.parquet")
+        Dataset.from_dict(columns, features).to_parquet(
+            tmp_path / "data" / "cifar100" / f"{split}-00000-of-00001.parquet"
+        )
     return tmp_path / "data"
 
 
-@pytest.mark.parametrize("columns", [{}, {"image": "img", "label": "fine_label"}], ids=["as it is", "columns named"])
+@pytest.mark.parametrize(
+    "columns", [{}, {"image": "img", "label": "fine_label"}], ids=["as it is", "columns named"]
+)
 @pytest.mark.parametrize("below", ["", "cifar100"])
 def test_cifar100(columns: dict[str, str], below: str, root: Path) -> None:
     tables = read_tables(str(root / below), columns=columns)
@@ -54,10 +58,15 @@ def test_cifar100(columns: dict[str, str], below: str, root: Path) -> None:
 
 
 def test_the_coarse_labels_may_be_asked_for(root: Path) -> None:
-    assert read_tables(str(root), columns={"label": "coarse_label"})["train"].class_names == ("aquatic mammals", "fish")
+    assert read_tables(str(root), columns={"label": "coarse_label"})["train"].class_names == (
+        "aquatic mammals",
+        "fish",
+    )
 
 
-def test_the_shipped_root_is_a_folder_and_no_name_on_the_hub(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shipped_root_is_a_folder_and_no_name_on_the_hub(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = load_recipe("cifar100-lt-ir100-ce-discl").data
     monkeypatch.chdir(root.parent)
     assert len(read_tables(data.root, data.format)["train"]) == 200

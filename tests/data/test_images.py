@@ -41,7 +41,11 @@ def pixels(image: Image.Image) -> list[list[tuple[int, ...]]]:
 def test_rgb_comes_back_from_bytes_and_from_a_path(tmp_path: Path) -> None:
     image = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(2, 4, 3))
     image.save(tmp_path / "ä b.png")
-    for stored in (encoded(image), {"bytes": None, "path": str(tmp_path / "ä b.png")}, {**encoded(image), "path": "elsewhere.png"}):
+    for stored in (
+        encoded(image),
+        {"bytes": None, "path": str(tmp_path / "ä b.png")},
+        {**encoded(image), "path": "elsewhere.png"},
+    ):
         decoded = decode_image(stored)
         assert (decoded.mode, pixels(decoded)) == ("RGB", pixels(image))
 
@@ -49,13 +53,17 @@ def test_rgb_comes_back_from_bytes_and_from_a_path(tmp_path: Path) -> None:
 def test_greyscale_and_bilevel() -> None:
     grey = Image.fromarray(np.array([[0, 100, 255]], np.uint8))
     assert pixels(decode_image(encoded(grey))) == [[(0, 0, 0), (100, 100, 100), (255, 255, 255)]]
-    assert pixels(decode_image(encoded(grey.convert("1", dither=Image.Dither.NONE)))) == [[(0,) * 3, (0,) * 3, (255,) * 3]]
+    assert pixels(decode_image(encoded(grey.convert("1", dither=Image.Dither.NONE)))) == [
+        [(0,) * 3, (0,) * 3, (255,) * 3]
+    ]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bits_are_scaled_to_eight(kind: str) -> None:
     deep = Image.fromarray(np.array([[0, 257, 25700, 65535]], np.uint16))
-    assert pixels(decode_image(encoded(deep, kind))) == [[(0,) * 3, (1,) * 3, (100,) * 3, (255,) * 3]]
+    assert pixels(decode_image(encoded(deep, kind))) == [
+        [(0,) * 3, (1,) * 3, (100,) * 3, (255,) * 3]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -74,13 +82,17 @@ def test_sixteen_bits_are_scaled_to_eight(kind: str) -> None:
         (np.float32, [0.0, 0.0, 0.0], [0, 0, 0]),
     ],
 )
-def test_wide_greys_and_fractions_are_scaled_by_their_range(kind: type, values: list[float], expected: list[int]) -> None:
+def test_wide_greys_and_fractions_are_scaled_by_their_range(
+    kind: type, values: list[float], expected: list[int]
+) -> None:
     decoded = decode_image(encoded(Image.fromarray(np.array([values], kind)), "TIFF"))
     assert pixels(decoded) == [[(value,) * 3 for value in expected]]
 
 
 def test_cmyk_becomes_rgb() -> None:
-    decoded = decode_image(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100))
+    decoded = decode_image(
+        encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100)
+    )
     assert decoded.mode == "RGB"
     assert np.abs(np.asarray(decoded).astype(int) - [255, 0, 0]).max() <= 4
 
@@ -98,7 +110,9 @@ def test_a_palette_with_transparency_lies_on_white(kind: str) -> None:
     palette.putpalette([200, 10, 10, 0, 0, 250])
     palette.putdata([0, 1])
     assert pixels(decode_image(encoded(palette, kind))) == [[(200, 10, 10), (0, 0, 250)]]
-    assert pixels(decode_image(encoded(palette, kind, transparency=1))) == [[(200, 10, 10), (255, 255, 255)]]
+    assert pixels(decode_image(encoded(palette, kind, transparency=1))) == [
+        [(200, 10, 10), (255, 255, 255)]
+    ]
 
 
 def test_of_an_animation_the_first_frame_is_taken() -> None:
@@ -120,17 +134,29 @@ def test_the_exif_rotation_is_applied(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
-@pytest.mark.parametrize("odd", [(0x011A, 2, 4, b"abc\0"), (0x0100, 2, 4, b"abc\0"), (0x0100, 9, 1, b"\xff" * 4)])
-def test_the_rotation_is_applied_whatever_else_the_exif_says(kind: str, odd: tuple[int, int, int, bytes]) -> None:
+@pytest.mark.parametrize(
+    "odd", [(0x011A, 2, 4, b"abc\0"), (0x0100, 2, 4, b"abc\0"), (0x0100, 9, 1, b"\xff" * 4)]
+)
+def test_the_rotation_is_applied_whatever_else_the_exif_says(
+    kind: str, odd: tuple[int, int, int, bytes]
+) -> None:
     image = Image.new("RGB", (16, 8))
-    assert decode_image(encoded(image, kind, exif=raw_exif(*sorted((ORIENTATION, odd))))).size == (8, 16)
+    assert decode_image(encoded(image, kind, exif=raw_exif(*sorted((ORIENTATION, odd))))).size == (
+        8,
+        16,
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
 @pytest.mark.parametrize(
     "exif",
-    [b"Exif\0\0junk", raw_exif(ORIENTATION)[:20], raw_exif((0x0112, 2, 2, b"6\0\0\0")), raw_exif((0x0112, 5, 9, b"\xff" * 4))],
+    [
+        b"Exif\0\0junk",
+        raw_exif(ORIENTATION)[:20],
+        raw_exif((0x0112, 2, 2, b"6\0\0\0")),
+        raw_exif((0x0112, 5, 9, b"\xff" * 4)),
+    ],
     ids=["junk", "cut", "text", "beyond the end"],
 )
 def test_a_rotation_that_cannot_be_read_is_none(kind: str, exif: bytes) -> None:
@@ -141,10 +167,16 @@ def test_a_rotation_that_cannot_be_read_is_none(kind: str, exif: bytes) -> None:
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "I;16"])
 def test_every_rotation_is_pillows(mode: str, orientation: int) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 4), np.uint8))
-    image = Image.fromarray(np.arange(35, dtype=np.uint16).reshape(5, 7) * 1800) if mode == "I;16" else image.convert(mode)
+    image = (
+        Image.fromarray(np.arange(35, dtype=np.uint16).reshape(5, 7) * 1800)
+        if mode == "I;16"
+        else image.convert(mode)
+    )
     exif = Image.Exif()
     exif[0x0112] = orientation
-    turned = decode_image(encoded(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(image, exif=exif)["bytes"])))))
+    turned = decode_image(
+        encoded(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(image, exif=exif)["bytes"]))))
+    )
     assert pixels(decode_image(encoded(image, exif=exif))) == pixels(turned)
 
 
@@ -155,7 +187,10 @@ def test_a_truncated_jpeg_is_unreadable(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(Unreadable, match="truncated"):
         decode_image(cut)
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    with pytest.raises(Unreadable, match="LOAD_TRUNCATED_IMAGES is set, so truncated images could not be told apart"):
+    with pytest.raises(
+        Unreadable,
+        match="LOAD_TRUNCATED_IMAGES is set, so truncated images could not be told apart",
+    ):
         decode_image(cut)
 
 
@@ -166,7 +201,10 @@ def test_what_is_no_image_is_unreadable_and_says_why(tmp_path: Path) -> None:
         ({"bytes": b"", "path": None}, "^the file is empty$"),
         ({"bytes": None, "path": str(tmp_path / "empty.png")}, "^the file is empty$"),
         ({"bytes": b"no image", "path": None}, "^the file is no image, or of an unknown format$"),
-        ({"bytes": None, "path": str(tmp_path / "text.png")}, "^the file is no image, or of an unknown format$"),
+        (
+            {"bytes": None, "path": str(tmp_path / "text.png")},
+            "^the file is no image, or of an unknown format$",
+        ),
         ({"bytes": None, "path": str(tmp_path / "none.png")}, "No such file"),
         ({"bytes": None, "path": str(tmp_path)}, "Is a directory"),
         ({"bytes": None, "path": None}, "^neither bytes nor a path are stored$"),
@@ -191,9 +229,15 @@ def test_enormous_images_are_unreadable(monkeypatch: pytest.MonkeyPatch) -> None
 
 def black_png(side: int) -> bytes:
     """A square of one bit per pixel, made without the memory that it takes as a picture."""
-    header, rows = struct.pack(">LLBBBBB", side, side, 1, 0, 0, 0, 0), zlib.compress(bytes((1 + (side + 7) // 8) * side))
+    header, rows = (
+        struct.pack(">LLBBBBB", side, side, 1, 0, 0, 0, 0),
+        zlib.compress(bytes((1 + (side + 7) // 8) * side)),
+    )
     chunks = [name + data for name, data in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">L", len(each) - 4) + each + struct.pack(">L", zlib.crc32(each)) for each in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">L", len(each) - 4) + each + struct.pack(">L", zlib.crc32(each))
+        for each in chunks
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*decompression bomb")
@@ -203,7 +247,10 @@ def test_a_small_file_of_an_enormous_picture_is_unreadable(monkeypatch: pytest.M
     data = black_png(9_500)
     assert len(data) < 20_000
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("it is decoded"))
-    with pytest.raises(Unreadable, match=r"^9500×9500 pixels; at most 89,478,485 in all are decoded, so make the picture smaller$"):
+    with pytest.raises(
+        Unreadable,
+        match=r"^9500×9500 pixels; at most 89,478,485 in all are decoded, so make the picture smaller$",
+    ):
         decode_image({"bytes": data, "path": None})
 
 
@@ -213,7 +260,10 @@ def test_the_most_pixels_are_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
         assert decode_image(stored).size == (40, 30)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1199)
-    with pytest.warns(Image.DecompressionBombWarning), pytest.raises(Unreadable, match="40×30 pixels; at most 1,199 in all"):
+    with (
+        pytest.warns(Image.DecompressionBombWarning),
+        pytest.raises(Unreadable, match="40×30 pixels; at most 1,199 in all"),
+    ):
         decode_image(stored)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 599)
     with pytest.raises(Unreadable, match=r"exceeds limit.*Make the picture smaller"):
@@ -227,7 +277,9 @@ def odd_exif(stored: bytes, draw: random.Random) -> list[tuple[int, int]]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "DDS", "AVIF"])
+@pytest.mark.parametrize(
+    "kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "DDS", "AVIF"]
+)
 def test_no_broken_file_raises_anything_else(kind: str) -> None:
     if kind == "AVIF" and not features.check("avif"):
         pytest.skip("this Pillow knows no AVIF")
@@ -238,7 +290,11 @@ def test_no_broken_file_raises_anything_else(kind: str) -> None:
     draw, refused = random.Random(0), 0
     for case in range(300):
         broken = bytearray(stored[: draw.randrange(len(stored))] if case % 4 == 1 else stored)
-        for place, value in odd_exif(stored, draw) if case % 4 == 2 else [(draw.randrange(100), draw.randrange(256)) for _ in range(3)]:
+        for place, value in (
+            odd_exif(stored, draw)
+            if case % 4 == 2
+            else [(draw.randrange(100), draw.randrange(256)) for _ in range(3)]
+        ):
             if place < len(broken):
                 broken[place] = value
         try:
@@ -265,7 +321,9 @@ def test_to_square_keeps_what_has_the_size_and_smooths_what_is_shrunk() -> None:
     assert np.array_equal(to_square(Image.fromarray(array), 8), array.transpose(2, 0, 1))
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    assert np.abs(to_square(Image.fromarray(stripes), 8).astype(int) - 127).max() <= 8  # antialiased
+    assert (
+        np.abs(to_square(Image.fromarray(stripes), 8).astype(int) - 127).max() <= 8
+    )  # antialiased
     assert to_square(Image.new("RGB", (1, 500)), 16).shape == (3, 16, 16)
 
 

@@ -41,7 +41,9 @@ def test_ten_classes_written_out() -> None:
 
 @pytest.mark.parametrize("imbalance_ratio", [2, 5, 10, 20, 50, 100, 256])
 def test_the_last_class_has_exactly_the_smallest_share(imbalance_ratio: int) -> None:
-    assert [exponential_counts(size, 3 * imbalance_ratio, imbalance_ratio)[-1] for size in range(2, 120)] == [3] * 118
+    assert [
+        exponential_counts(size, 3 * imbalance_ratio, imbalance_ratio)[-1] for size in range(2, 120)
+    ] == [3] * 118
 
 
 def test_classes_are_ordered_by_names_by_seed_or_not() -> None:
@@ -57,9 +59,15 @@ def test_classes_are_ordered_by_names_by_seed_or_not() -> None:
 @pytest.mark.parametrize(
     ("order", "message"),
     [
-        (["a", "b", "catt"], r"data\.long_tail\.class_order: unknown class 'catt'; known: a, b, cat\. Did you mean 'cat'\?"),
+        (
+            ["a", "b", "catt"],
+            r"data\.long_tail\.class_order: unknown class 'catt'; known: a, b, cat\. Did you mean 'cat'\?",
+        ),
         (["a", "b"], r"data\.long_tail\.class_order names 2 classes of 3; missing: cat\."),
-        (["a", "b", "cat", "a"], r"data\.long_tail\.class_order names 4 classes of 3; missing: none\."),
+        (
+            ["a", "b", "cat", "a"],
+            r"data\.long_tail\.class_order names 4 classes of 3; missing: none\.",
+        ),
         (["a", "b", "b"], r"missing: cat\."),
     ],
 )
@@ -77,7 +85,9 @@ def test_the_sample_follows_the_profile_in_table_order() -> None:
 
 def test_samples_of_different_imbalance_ratio_are_nested() -> None:
     table = table_of([60] * 5)
-    samples = [set(take_long_tail(table, 60, ratio, [0, 1, 2, 3, 4], seed=3)) for ratio in (60, 10, 2, 1)]
+    samples = [
+        set(take_long_tail(table, 60, ratio, [0, 1, 2, 3, 4], seed=3)) for ratio in (60, 10, 2, 1)
+    ]
     assert samples[0] < samples[1] < samples[2] < samples[3] == set(range(300))
 
 
@@ -91,9 +101,15 @@ def test_the_sample_is_of_ids_not_of_places_and_another_seed_takes_another() -> 
 
 
 def test_a_profile_that_the_data_cannot_fill_is_refused() -> None:
-    with pytest.raises(DataError, match=r"class 'class 1' has 5 images, the long-tail profile asks for 10; lower data\.long_tail\.n_max"):
+    with pytest.raises(
+        DataError,
+        match=r"class 'class 1' has 5 images, the long-tail profile asks for 10; lower data\.long_tail\.n_max",
+    ):
         take_long_tail(table_of([20, 5]), 20, 2, [0, 1], seed=0)
-    with pytest.raises(DataError, match=r"leaves no image of class 'class 1'; raise data\.long_tail\.n_max .* \(it is 0\.2\)"):
+    with pytest.raises(
+        DataError,
+        match=r"leaves no image of class 'class 1'; raise data\.long_tail\.n_max .* \(it is 0\.2\)",
+    ):
         take_long_tail(table_of([20, 5]), 20, 100, [0, 1], seed=0)
 
 

@@ -38,7 +38,9 @@ def write_images(root: Path, *names: str) -> Path:
     return root
 
 
-def write_parquet(path: Path, labels: list[Any], feature: Any, **columns: tuple[list[Any], Any]) -> Path:
+def write_parquet(
+    path: Path, labels: list[Any], feature: Any, **columns: tuple[list[Any], Any]
+) -> Path:
     """A Parquet file with the features of `datasets`; `columns` are further (values, feature)."""
     stored = []
     for number in range(len(labels)):
@@ -48,14 +50,18 @@ def write_parquet(path: Path, labels: list[Any], feature: Any, **columns: tuple[
     everything = {"image": (stored, ImageFeature()), "label": (labels, feature), **columns}
     path.parent.mkdir(parents=True, exist_ok=True)
     Dataset.from_dict(
-        {name: values for name, (values, _) in everything.items()}, Features({name: kind for name, (_, kind) in everything.items()})
+        {name: values for name, (values, _) in everything.items()},
+        Features({name: kind for name, (_, kind) in everything.items()}),
     ).to_parquet(str(path))
     return path
 
 
 def told(table: ImageTable) -> list[tuple[str, str]]:
     """(id, class name) of each row."""
-    return [(name, table.class_names[label]) for name, label in zip(table.ids, table.labels, strict=True)]
+    return [
+        (name, table.class_names[label])
+        for name, label in zip(table.ids, table.labels, strict=True)
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------- image folders
@@ -68,13 +74,25 @@ def test_a_flat_folder_is_training_data(tmp_path: Path) -> None:
     (root / ".git").mkdir()
     tables = read_tables(str(root))
     assert list(tables) == ["train"]
-    assert told(tables["train"]) == [("cat/sub/c.PNG", "cat"), ("cat/x.webp", "cat"), ("dog/a.jpg", "dog"), ("dog/b.png", "dog")]
+    assert told(tables["train"]) == [
+        ("cat/sub/c.PNG", "cat"),
+        ("cat/x.webp", "cat"),
+        ("dog/a.jpg", "dog"),
+        ("dog/b.png", "dog"),
+    ]
     assert tables["train"].class_counts.tolist() == [2, 2]
     assert tables["train"].image(3).getpixel((0, 0)) == (0, 0, 7)
 
 
 def test_a_folder_with_splits(tmp_path: Path) -> None:
-    root = write_images(tmp_path, "Training/a/1.png", "Training/b/1.png", "val/b/2.png", "test/a/3.png", "test/b/3.png")
+    root = write_images(
+        tmp_path,
+        "Training/a/1.png",
+        "Training/b/1.png",
+        "val/b/2.png",
+        "test/a/3.png",
+        "test/b/3.png",
+    )
     tables = read_tables(str(root))
     assert list(tables) == ["train", "validation", "test"]
     assert {split: told(table) for split, table in tables.items()} == {
@@ -88,13 +106,17 @@ def test_a_folder_with_splits(tmp_path: Path) -> None:
 def test_splits_of_a_folder_may_have_other_names(tmp_path: Path) -> None:
     root = write_images(tmp_path, "train/a/1.png", "eval/a/2.png")
     tables = read_tables(str(root), splits={"test": "eval"})
-    assert {split: told(table) for split, table in tables.items()} == {"train": [("train/a/1.png", "a")], "test": [("eval/a/2.png", "a")]}
+    assert {split: told(table) for split, table in tables.items()} == {
+        "train": [("train/a/1.png", "a")],
+        "test": [("eval/a/2.png", "a")],
+    }
 
 
 def test_splits_beside_other_folders_are_not_taken_for_classes(tmp_path: Path) -> None:
     root = write_images(tmp_path, "train/a/1.png", "test/a/2.png", "extra/a/3.png")
     with pytest.raises(
-        DataError, match=r"holds splits \(test, train\) and other folders \(extra\); move those away, or name them in data\.spl"
+        DataError,
+        match=r"holds splits \(test, train\) and other folders \(extra\); move those away, or name them in data\.spl",
     ):
         read_tables(str(root))
 
@@ -105,7 +127,12 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 
 
 def test_names_with_spaces_and_of_all_scripts(tmp_path: Path) -> None:
-    root = write_images(tmp_path / "Vögel im Gärten 鳥", "Rotkehlchen (♀)/bild 1.png", "シジュウカラ/#2 %20.png", "it's/a.png")
+    root = write_images(
+        tmp_path / "Vögel im Gärten 鳥",
+        "Rotkehlchen (♀)/bild 1.png",
+        "シジュウカラ/#2 %20.png",
+        "it's/a.png",
+    )
     table = read_tables(str(root))["train"]
     assert told(table) == [
         ("Rotkehlchen (♀)/bild 1.png", "Rotkehlchen (♀)"),
@@ -119,7 +146,10 @@ def test_names_with_spaces_and_of_all_scripts(tmp_path: Path) -> None:
 def test_a_file_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     write_images(tmp_path, "a/1.png")
     (tmp_path / "a" / os.fsdecode(b"x\xff.png")).write_bytes(b"")
-    with pytest.raises(DataError, match=r"the file name 'a/x\\udcff\.png' in .* is not valid UTF-8; rename the file"):
+    with pytest.raises(
+        DataError,
+        match=r"the file name 'a/x\\udcff\.png' in .* is not valid UTF-8; rename the file",
+    ):
         read_tables(str(tmp_path))
 
 
@@ -135,7 +165,9 @@ def test_ids_are_stable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_class_without_images_is_named(tmp_path: Path) -> None:
     write_images(tmp_path, "a/1.png")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"class 'empty' has no images: none in .*empty ends in \.bmp, \.gif"):
+    with pytest.raises(
+        DataError, match=r"class 'empty' has no images: none in .*empty ends in \.bmp, \.gif"
+    ):
         read_tables(str(tmp_path))
 
 
@@ -145,7 +177,10 @@ def test_links_that_leave_the_root_are_refused(tmp_path: Path) -> None:
     (root / "a" / "within.png").symlink_to(root / "b" / "1.png")
     assert len(read_tables(str(root))["train"]) == 3
     (root / "a" / "link.png").symlink_to(outside / "c" / "secret.png")
-    with pytest.raises(DataError, match=r"link\.png leads to .*secret\.png, outside data\.root .*data; copy the images there"):
+    with pytest.raises(
+        DataError,
+        match=r"link\.png leads to .*secret\.png, outside data\.root .*data; copy the images there",
+    ):
         read_tables(str(root))
     (root / "a" / "link.png").unlink()
     (root / "c").symlink_to(outside / "c")
@@ -162,14 +197,20 @@ def test_file_names_may_hold_two_colons(listed: bool, tmp_path: Path) -> None:
     table = read_tables(str(root / "all.csv" if listed else root))["train"]
     assert table.ids == ["a/a::b.png", "b/slice:::::1.png"] and table.root is not None
     assert inspect_images(table).unreadable == []
-    assert inspect_images(replace(table, root=root / "b")).unreadable[0][0] == 0  # what leads away is still told
+    assert (
+        inspect_images(replace(table, root=root / "b")).unreadable[0][0] == 0
+    )  # what leads away is still told
 
 
 def test_addresses_of_files_whose_names_hold_two_colons(tmp_path: Path) -> None:
     file = write_images(tmp_path / "da::ta", "a::b.png") / "a::b.png"
     part = f"slice://0:{file.stat().st_size}::{file}"
     paths = [str(file), part, camera_address(0, 0, 1, str(file)), camera_address(0, 0, 1, part)]
-    columns = {"id": ["a", "b", "c", "d"], "image": [{"bytes": None, "path": path} for path in paths], "label": [0] * 4}
+    columns = {
+        "id": ["a", "b", "c", "d"],
+        "image": [{"bytes": None, "path": path} for path in paths],
+        "label": [0] * 4,
+    }
     table = replace(make_table(columns, ["x"]), root=file.parent)
     found = inspect_images(table)
     assert found.unreadable == [] and len(set(found.digests)) == 2
@@ -193,7 +234,10 @@ def test_a_root_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "file.zip").write_bytes(b"")
     with pytest.raises(DataError, match=r"data\.root '.*file\.zip' is no Parquet, CSV or tar file"):
         read_tables(str(tmp_path / "file.zip"))
-    with pytest.raises(DataError, match=r"has no sub-folders; expected root/class/image\.jpg or root/train/class/image\.jpg"):
+    with pytest.raises(
+        DataError,
+        match=r"has no sub-folders; expected root/class/image\.jpg or root/train/class/image\.jpg",
+    ):
         read_tables(str(tmp_path / "file.zip"), "imagefolder")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="has no sub-folders"):
@@ -210,7 +254,8 @@ def test_what_the_hub_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("discl.data.readers.tabular.load_dataset", refuse)
     with pytest.raises(
-        DataError, match=r"'photos/birds' is no local folder, and it could not be loaded from the hub: cannot reach photos/birds"
+        DataError,
+        match=r"'photos/birds' is no local folder, and it could not be loaded from the hub: cannot reach photos/birds",
     ):
         read_tables("photos/birds")
 
@@ -235,7 +280,11 @@ def test_parquet_with_the_features_of_datasets(tmp_path: Path) -> None:
 
 def test_the_embedded_data_set() -> None:
     tables = read_tables("embedded:fashion-mnist/data")
-    assert {split: len(table) for split, table in tables.items()} == {"train": 5000, "validation": 1000, "test": 10_000}
+    assert {split: len(table) for split, table in tables.items()} == {
+        "train": 5000,
+        "validation": 1000,
+        "test": 10_000,
+    }
     assert tables["test"].class_counts.tolist() == [1000] * 10
     assert tables["train"].class_names[:2] == ("T-shirt/top", "Trouser")
     assert tables["train"].image(0).size == (32, 32)
@@ -270,15 +319,23 @@ def test_columns_and_splits_of_other_names(tmp_path: Path) -> None:
     columns = {"label": "coarse", "group": "camera", "id": "key"}
     table = read_tables(str(tmp_path), columns=columns, splits={"train": "fitting"})["train"]
     assert told(table) == [("10", "x"), ("11", "y")]
-    assert (table.rows.column_names, list(table.rows["group"])) == (["id", "image", "label", "group"], ["c1", "c2"])
+    assert (table.rows.column_names, list(table.rows["group"])) == (
+        ["id", "image", "label", "group"],
+        ["c1", "c2"],
+    )
     with pytest.raises(
-        DataError, match=r"has no training split \(it has fitting\); name it in data\.splits, for example \{train: their_name\}"
+        DataError,
+        match=r"has no training split \(it has fitting\); name it in data\.splits, for example \{train: their_name\}",
     ):
         read_tables(str(tmp_path))
-    with pytest.raises(DataError, match=r"data\.splits\.train: .* has no such split: unknown split 'fiting'; .* Did you mean 'fitting'\?"):
+    with pytest.raises(
+        DataError,
+        match=r"data\.splits\.train: .* has no such split: unknown split 'fiting'; .* Did you mean 'fitting'\?",
+    ):
         read_tables(str(tmp_path), splits={"train": "fiting"})
     with pytest.raises(
-        DataError, match=r"data\.columns\.group: split 'train' of .* unknown column 'cam'; known: camera, .* Did you mean 'camera'"
+        DataError,
+        match=r"data\.columns\.group: split 'train' of .* unknown column 'cam'; known: camera, .* Did you mean 'camera'",
     ):
         read_tables(str(file), columns={"group": "cam"})
 
@@ -291,14 +348,22 @@ def test_a_split_of_any_name_may_be_there(tmp_path: Path) -> None:
 
 def test_missing_columns_are_named(tmp_path: Path) -> None:
     Dataset.from_dict({"picture": [1], "label": [0]}).to_parquet(str(tmp_path / "train.parquet"))
-    with pytest.raises(DataError, match=r"split 'train' of .* has no column 'image' \(it has picture, label\); .* \{image: their_name\}"):
+    with pytest.raises(
+        DataError,
+        match=r"split 'train' of .* has no column 'image' \(it has picture, label\); .* \{image: their_name\}",
+    ):
         read_tables(str(tmp_path))
-    with pytest.raises(DataError, match=r"split 'train' of .*: the column 'image' holds no images but Value\('int64'\); name another"):
+    with pytest.raises(
+        DataError,
+        match=r"split 'train' of .*: the column 'image' holds no images but Value\('int64'\); name another",
+    ):
         read_tables(str(tmp_path), columns={"image": "picture"})
     write_parquet(tmp_path / "train.parquet", [0], CLASSES)
     table = pa.parquet.read_table(tmp_path / "train.parquet").drop(["label"])
     pa.parquet.write_table(table.replace_schema_metadata(None), tmp_path / "train.parquet")
-    with pytest.raises(DataError, match=r"has no column 'label' \(it has image\); name it in data\.columns"):
+    with pytest.raises(
+        DataError, match=r"has no column 'label' \(it has image\); name it in data\.columns"
+    ):
         read_tables(str(tmp_path))
 
 
@@ -310,23 +375,46 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
             Value("int64"),
             r"label -1 of image 'train-00000001' is out of range: there are 2 class names, .* from 0 to 1 \(1 such",
         ),
-        ([0, -1, -1], CLASSES, r"label -1 of image 'train-00000001' is out of range: there are 2 class names, .* \(2 such rows\)"),
-        ([0.0, 1.0], Value("float32"), "labels of type float32; whole numbers, texts or a ClassLabel are expected"),
-        ([True, False], Value("bool"), "labels of type bool; whole numbers, texts or a ClassLabel are expected"),
-        ([0, None], Value("int64"), "split 'train' of .* has images without a label; remove these rows"),
+        (
+            [0, -1, -1],
+            CLASSES,
+            r"label -1 of image 'train-00000001' is out of range: there are 2 class names, .* \(2 such rows\)",
+        ),
+        (
+            [0.0, 1.0],
+            Value("float32"),
+            "labels of type float32; whole numbers, texts or a ClassLabel are expected",
+        ),
+        (
+            [True, False],
+            Value("bool"),
+            "labels of type bool; whole numbers, texts or a ClassLabel are expected",
+        ),
+        (
+            [0, None],
+            Value("int64"),
+            "split 'train' of .* has images without a label; remove these rows",
+        ),
         (["a", None], Value("string"), "has images without a label"),
         ([], CLASSES, r"train\.parquet cannot be read as Parquet: .* no data"),
     ],
 )
-def test_labels_that_are_none_are_refused(tmp_path: Path, labels: list[Any], feature: Any, message: str) -> None:
+def test_labels_that_are_none_are_refused(
+    tmp_path: Path, labels: list[Any], feature: Any, message: str
+) -> None:
     write_parquet(tmp_path / "train.parquet", labels, feature)
     with pytest.raises(DataError, match=message):
         read_tables(str(tmp_path))
 
 
 def test_an_id_that_stands_twice_is_refused(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "train.parquet", [0, 1, 0], CLASSES, id=(["a", "b", "a"], Value("string")))
-    with pytest.raises(DataError, match=r"id 'a' stands twice; ids have to be unique, for noise and resume are keyed by them\."):
+    write_parquet(
+        tmp_path / "train.parquet", [0, 1, 0], CLASSES, id=(["a", "b", "a"], Value("string"))
+    )
+    with pytest.raises(
+        DataError,
+        match=r"id 'a' stands twice; ids have to be unique, for noise and resume are keyed by them\.",
+    ):
         read_tables(str(tmp_path))
 
 
@@ -335,14 +423,20 @@ def test_splits_that_name_different_classes_are_refused(tmp_path: Path, names: l
     """Read together, `datasets` would silently take the names of one split for all."""
     write_parquet(tmp_path / "train.parquet", [0, 1], CLASSES)
     write_parquet(tmp_path / "test.parquet", [0, 1], ClassLabel(names=names))
-    with pytest.raises(DataError, match=f"the splits name different classes, or in another order: .*{', '.join(names)}.* cat, dog"):
+    with pytest.raises(
+        DataError,
+        match=f"the splits name different classes, or in another order: .*{', '.join(names)}.* cat, dog",
+    ):
         read_tables(str(tmp_path))
 
 
 def test_shards_of_a_split_that_name_different_classes_are_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train-0.parquet", [0, 1], CLASSES)
     write_parquet(tmp_path / "train-1.parquet", [0, 1], ClassLabel(names=["dog", "cat"]))
-    with pytest.raises(DataError, match=r"train-1\.parquet has other columns or class names than .*train-0\.parquet"):
+    with pytest.raises(
+        DataError,
+        match=r"train-1\.parquet has other columns or class names than .*train-0\.parquet",
+    ):
         read_tables(str(tmp_path))
 
 
@@ -363,10 +457,18 @@ def test_an_unreadable_image_is_named_when_it_is_asked_for(tmp_path: Path) -> No
     write_images(tmp_path, "a/1.png")
     (tmp_path / "a" / "2.png").write_text("no image")
     table = read_tables(str(tmp_path))["train"]
-    with pytest.raises(DataError, match=r"image 'a/2\.png' \(.*2\.png\) cannot be read: the file is no image, or of an unknown format\."):
+    with pytest.raises(
+        DataError,
+        match=r"image 'a/2\.png' \(.*2\.png\) cannot be read: the file is no image, or of an unknown format\.",
+    ):
         table.image(1)
 
 
 def test_two_classes_of_one_name_are_refused() -> None:
-    with pytest.raises(DataError, match=r"classes 0 and 2 are both called 'cat'; class names have to differ"):
-        make_table({"id": ["a"], "image": [{"bytes": None, "path": "a.png"}], "label": [0]}, ["cat", "dog", "cat"])
+    with pytest.raises(
+        DataError, match=r"classes 0 and 2 are both called 'cat'; class names have to differ"
+    ):
+        make_table(
+            {"id": ["a"], "image": [{"bytes": None, "path": "a.png"}], "label": [0]},
+            ["cat", "dog", "cat"],
+        )

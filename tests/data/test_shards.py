@@ -18,7 +18,14 @@ from discl.data import ImageTable, Unreadable, decode_image, inspect_images, rea
 from discl.data.readers import tabular
 from discl.errors import DataError
 
-FEATURES = Features({"img": ImageFeature(), "kind": ClassLabel(names=["cat", "dog"]), "camera": Value("string"), "key": Value("int64")})
+FEATURES = Features(
+    {
+        "img": ImageFeature(),
+        "kind": ClassLabel(names=["cat", "dog"]),
+        "camera": Value("string"),
+        "key": Value("int64"),
+    }
+)
 COLUMNS = {"image": "img", "label": "kind", "domain": "camera", "id": "key"}
 
 
@@ -47,27 +54,42 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def told(table: ImageTable) -> list[tuple[str, str, str, int]]:
     facts = zip(table.ids, table.labels, table.rows["domain"][:], strict=True)
     return [
-        (name, table.class_names[label], domain, table.image(row).getpixel((0, 0))[0]) for row, (name, label, domain) in enumerate(facts)
+        (name, table.class_names[label], domain, table.image(row).getpixel((0, 0))[0])
+        for row, (name, label, domain) in enumerate(facts)
     ]
 
 
-def test_what_stays_in_its_shards_is_what_a_copy_holds(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copied = {split: (told(table), inspect_images(table)) for split, table in read_tables(str(root), columns=COLUMNS).items()}
+def test_what_stays_in_its_shards_is_what_a_copy_holds(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = {
+        split: (told(table), inspect_images(table))
+        for split, table in read_tables(str(root), columns=COLUMNS).items()
+    }
     written = len(list((root.parent / "cache").rglob("*.arrow")))
     assert written and copied["train"][0][8] == ("11", "dog", "c2", 11)
     monkeypatch.setattr(tabular, "COPIED_BYTES", 0)
     tables = read_tables(str(root), columns=COLUMNS)
-    assert {split: (told(table), inspect_images(table)) for split, table in tables.items()} == copied
+    assert {
+        split: (told(table), inspect_images(table)) for split, table in tables.items()
+    } == copied
     assert len(list((root.parent / "cache").rglob("*.arrow"))) == written
     stored = tables["train"].rows[8]["image"]
-    assert stored == {"bytes": None, "path": f"parquet://1:img::{root}/train-00001-of-00002.parquet"}
+    assert stored == {
+        "bytes": None,
+        "path": f"parquet://1:img::{root}/train-00001-of-00002.parquet",
+    }
 
 
-def test_a_row_group_is_read_once_for_neighbours(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_group_is_read_once_for_neighbours(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tabular, "COPIED_BYTES", 0)
     shards._group.cache_clear()
     inspect_images(read_tables(str(root), columns=COLUMNS)["train"])
-    assert shards._group.cache_info().misses <= 12  # six groups, by many threads that are a little out of step
+    assert (
+        shards._group.cache_info().misses <= 12
+    )  # six groups, by many threads that are a little out of step
     assert shards._group.cache_info().currsize <= shards.KEPT_GROUPS
 
 
@@ -75,14 +97,29 @@ def test_a_row_group_is_read_once_for_neighbours(root: Path, monkeypatch: pytest
 def test_cells_of_every_kind(kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tabular, "COPIED_BYTES", 0)
     (tmp_path / "a.png").write_bytes(picture(5))
-    cell = {"bytes": {"bytes": picture(5), "path": None}, "binary": picture(5), "path": {"bytes": None, "path": str(tmp_path / "a.png")}}
+    cell = {
+        "bytes": {"bytes": picture(5), "path": None},
+        "binary": picture(5),
+        "path": {"bytes": None, "path": str(tmp_path / "a.png")},
+    }
     pq.write_table(pa.table({"image": [cell[kept]], "label": [0]}), tmp_path / "train.parquet")
     assert np.asarray(read_tables(str(tmp_path))["train"].image(0))[0, 0].tolist() == [5, 7, 9]
 
 
 @pytest.mark.parametrize("copied_bytes", [0, 10**9])
-@pytest.mark.parametrize("path", ["{outside}/secret.png", "{root}/../secret.png", "{root}/link.png", "secret.png", "slice://0:9::{root}/a"])
-def test_a_named_file_stays_below_the_folder(path: str, copied_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "path",
+    [
+        "{outside}/secret.png",
+        "{root}/../secret.png",
+        "{root}/link.png",
+        "secret.png",
+        "slice://0:9::{root}/a",
+    ],
+)
+def test_a_named_file_stays_below_the_folder(
+    path: str, copied_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tabular, "COPIED_BYTES", copied_bytes)
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "root"

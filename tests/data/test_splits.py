@@ -13,19 +13,28 @@ SHARES = {"validation": 0.1, "test": 0.2}
 
 
 def counts_of(parts: dict[str, list[int]], labels: list[int]) -> dict[str, list[int]]:
-    return {name: [sum(labels[row] == label for row in rows) for label in range(max(labels) + 1)] for name, rows in parts.items()}
+    return {
+        name: [sum(labels[row] == label for row in rows) for label in range(max(labels) + 1)]
+        for name, rows in parts.items()
+    }
 
 
 def test_shares_are_kept_in_every_class() -> None:
     labels = [0] * 100 + [1] * 50 + [2] * 10
     parts = split_rows([str(row) for row in range(160)], labels, None, SHARES, seed=0)
     assert sorted(row for rows in parts.values() for row in rows) == list(range(160))
-    assert counts_of(parts, labels) == {"train": [70, 35, 7], "validation": [10, 5, 1], "test": [20, 10, 2]}
+    assert counts_of(parts, labels) == {
+        "train": [70, 35, 7],
+        "validation": [10, 5, 1],
+        "test": [20, 10, 2],
+    }
     assert all(rows == sorted(rows) for rows in parts.values())
 
 
 def test_a_split_of_no_share_is_absent() -> None:
-    parts = split_rows([str(row) for row in range(10)], [0] * 10, None, {"validation": 0.0, "test": 0.5}, seed=0)
+    parts = split_rows(
+        [str(row) for row in range(10)], [0] * 10, None, {"validation": 0.0, "test": 0.5}, seed=0
+    )
     assert {name: len(rows) for name, rows in parts.items()} == {"train": 5, "test": 5}
 
 
@@ -46,7 +55,9 @@ def test_groups_never_straddle_and_shares_are_near(seed: int) -> None:
 
 def test_groups_of_one_class_are_stratified() -> None:
     labels = [label for label in range(4) for _ in range(40)]
-    groups = [f"{label}-{row % 10}" for row, label in enumerate(labels)]  # ten groups of four in each class
+    groups = [
+        f"{label}-{row % 10}" for row, label in enumerate(labels)
+    ]  # ten groups of four in each class
     parts = split_rows([str(row) for row in range(160)], labels, groups, SHARES, seed=1)
     assert counts_of(parts, labels) == {"train": [28] * 4, "validation": [4] * 4, "test": [8] * 4}
 
@@ -55,13 +66,21 @@ def test_groups_of_one_class_are_stratified() -> None:
 def test_every_class_keeps_training_images(count: int) -> None:
     labels = [0] * 50 + [1] * count
     for seed in range(10):
-        parts = split_rows([str(row) for row in range(50 + count)], labels, None, {"validation": 0.4, "test": 0.4}, seed)
+        parts = split_rows(
+            [str(row) for row in range(50 + count)],
+            labels,
+            None,
+            {"validation": 0.4, "test": 0.4},
+            seed,
+        )
         assert counts_of(parts, labels)["train"][1] >= 1
 
 
 def test_a_class_in_one_group_stays_in_training() -> None:
     labels = [0, 0, 0, 0, 1, 1, 1]
-    parts = split_rows([str(row) for row in range(7)], labels, ["a", "b", "c", "d", "e", "e", "e"], SHARES, seed=0)
+    parts = split_rows(
+        [str(row) for row in range(7)], labels, ["a", "b", "c", "d", "e", "e", "e"], SHARES, seed=0
+    )
     assert {4, 5, 6} <= set(parts["train"])
 
 
@@ -72,7 +91,13 @@ def test_the_split_does_not_depend_on_the_order_of_rows(grouped: bool) -> None:
     groups = [f"group {row % 17}" for row in range(120)] if grouped else None
     first = split_rows(ids, labels, groups, SHARES, seed=5)
     order = np.random.default_rng(1).permutation(120).tolist()
-    second = split_rows([ids[row] for row in order], [labels[row] for row in order], groups and [groups[row] for row in order], SHARES, 5)
+    second = split_rows(
+        [ids[row] for row in order],
+        [labels[row] for row in order],
+        groups and [groups[row] for row in order],
+        SHARES,
+        5,
+    )
     assert {name: {ids[row] for row in rows} for name, rows in first.items()} == {
         name: {ids[order[row]] for row in rows} for name, rows in second.items()
     }

@@ -13,22 +13,47 @@ from discl.errors import DataError
 SPLITS = ("train", "id_val", "id_test", "val", "test")
 
 
-def write(root: Path, labels: list[int], categories: list[tuple[int, str]], splits: tuple[str, ...] = SPLITS) -> Path:
+def write(
+    root: Path,
+    labels: list[int],
+    categories: list[tuple[int, str]],
+    splits: tuple[str, ...] = SPLITS,
+) -> Path:
     """An image of each label in each split, as far as the lists tell; the pictures themselves are not there."""
     rows = [(split, label) for split in splits for label in labels]
-    lines = [f"{number},{split},{number % 3},{number},{label},{number:08x}.jpg" for number, (split, label) in enumerate(rows)]
-    (root / "metadata.csv").write_text("\n".join((",split,location_remapped,sequence_remapped,y,filename", *lines)))
-    (root / "categories.csv").write_text("\n".join(("y,category_id,name", *(f"{label},{label + 7},{name}" for label, name in categories))))
+    lines = [
+        f"{number},{split},{number % 3},{number},{label},{number:08x}.jpg"
+        for number, (split, label) in enumerate(rows)
+    ]
+    (root / "metadata.csv").write_text(
+        "\n".join((",split,location_remapped,sequence_remapped,y,filename", *lines))
+    )
+    (root / "categories.csv").write_text(
+        "\n".join(
+            ("y,category_id,name", *(f"{label},{label + 7},{name}" for label, name in categories))
+        )
+    )
     return root
 
 
 @pytest.mark.parametrize("none", [99999, -1])
-def test_a_category_or_an_image_without_a_class_makes_none(none: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path, [1, 0, none], [(none, "gulo gulo"), (0, "empty"), (1, "panthera onca"), (none, "lutra lutra")])
+def test_a_category_or_an_image_without_a_class_makes_none(
+    none: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(
+        tmp_path,
+        [1, 0, none],
+        [(none, "gulo gulo"), (0, "empty"), (1, "panthera onca"), (none, "lutra lutra")],
+    )
     tables = read_tables(str(tmp_path))
-    assert {split: table.labels.tolist() for split, table in tables.items()} == {split: [1, 0] for split in tables}
+    assert {split: table.labels.tolist() for split, table in tables.items()} == {
+        split: [1, 0] for split in tables
+    }
     assert len(tables) == 5 and tables["train"].class_names == ("empty landscape", "jaguar")
-    assert "5 images have no class (y = 99999, below 0 or empty); they are left out" in capsys.readouterr().err
+    assert (
+        "5 images have no class (y = 99999, below 0 or empty); they are left out"
+        in capsys.readouterr().err
+    )
 
 
 def test_all_182_names_differ_and_none_is_latin(tmp_path: Path) -> None:
@@ -46,21 +71,33 @@ def test_all_182_names_differ_and_none_is_latin(tmp_path: Path) -> None:
 
 def test_a_name_that_stands_twice_gets_its_label(tmp_path: Path) -> None:
     write(tmp_path, [0, 1, 2], [(0, "gulo gulo"), (2, "gulo gulo"), (1, "meles meles")])
-    assert read_tables(str(tmp_path))["train"].class_names == ("gulo gulo (0)", "meles meles", "gulo gulo (2)")
+    assert read_tables(str(tmp_path))["train"].class_names == (
+        "gulo gulo (0)",
+        "meles meles",
+        "gulo gulo (2)",
+    )
 
 
 def test_a_missing_split_is_told(tmp_path: Path) -> None:
     write(tmp_path, [0], [(0, "empty")], ("train", "val", "test"))
-    with pytest.raises(DataError, match=r"has no row of the split id_val and none of id_test; its splits are train, val, test\."):
+    with pytest.raises(
+        DataError,
+        match=r"has no row of the split id_val and none of id_test; its splits are train, val, test\.",
+    ):
         read_tables(str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
-    [("filename", "file", "has no column filename"), (",1,", ",cat,", "the column y holds string; whole numbers are expected")],
+    [
+        ("filename", "file", "has no column filename"),
+        (",1,", ",cat,", "the column y holds string; whole numbers are expected"),
+    ],
 )
 def test_metadata_of_another_version(old: str, new: str, message: str, tmp_path: Path) -> None:
     write(tmp_path, [1], [(1, "empty")], ("train",))
-    (tmp_path / "metadata.csv").write_text((tmp_path / "metadata.csv").read_text().replace(old, new))
+    (tmp_path / "metadata.csv").write_text(
+        (tmp_path / "metadata.csv").read_text().replace(old, new)
+    )
     with pytest.raises(DataError, match=rf"metadata\.csv.* {message}"):
         read_tables(str(tmp_path), "wilds")

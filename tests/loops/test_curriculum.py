@@ -62,12 +62,18 @@ def test_a_run_is_one_data_set_of_real_and_kept_images(filtered_run: Path) -> No
     assert len(dataset) == REAL + 2 * EACH
     assert dataset.pool.hard.sum() == HARD and dataset.pool.synthetic.sum() == 2 * EACH
     real, made = dataset[0], dataset[REAL]
-    assert isinstance(real.image, Image.Image) and real.level == 100 and real.label == dataset.pool.labels[0]
+    assert (
+        isinstance(real.image, Image.Image)
+        and real.level == 100
+        and real.label == dataset.pool.labels[0]
+    )
     assert made.level in {0, 50} and dataset.class_names[made.label] in {"coat", "hat"}
     assert dataset[-1].level == dataset.pool.levels[-1]
     with pytest.raises(IndexError):
         dataset[len(dataset)]
-    pixels = discl.SpectrumDataset.of_run(filtered_run, size=16, transform=lambda image: 2 * image)[0].image
+    pixels = discl.SpectrumDataset.of_run(filtered_run, size=16, transform=lambda image: 2 * image)[
+        0
+    ].image
     assert pixels.shape == (3, 16, 16) and pixels.dtype == torch.float32
     assert torch.equal(pixels, 2 * discl.SpectrumDataset.of_run(filtered_run, size=16)[0].image)
     other = discl.SpectrumDataset.of_run(filtered_run, split="validation")
@@ -78,10 +84,14 @@ def test_a_folder_of_shards_and_real_images_is_the_same_data_set(filtered_run: P
     whole = discl.SpectrumDataset.of_run(filtered_run, size=16)
     train = Run(discl.load_recipe(filtered_run / "recipe.yaml"), filtered_run).train
     shards = discl.SpectrumDataset.of_shards(filtered_run / "spectrum", train, size=16)
-    key = [(label, level) for label, level in zip(whole.pool.labels, whole.pool.levels, strict=True)]
+    key = [
+        (label, level) for label, level in zip(whole.pool.labels, whole.pool.levels, strict=True)
+    ]
     assert sorted(key) == sorted(zip(shards.pool.labels, shards.pool.levels, strict=True))
     assert np.array_equal(whole.pool.hard, shards.pool.hard)
-    some = discl.SpectrumDataset.of_shards(filtered_run / "spectrum", train, keep=set(whole.tables[1]["id"][:5]))
+    some = discl.SpectrumDataset.of_shards(
+        filtered_run / "spectrum", train, keep=set(whole.tables[1]["id"][:5])
+    )
     assert some.pool.synthetic.sum() == 5
 
 
@@ -103,14 +113,18 @@ def test_what_is_lacking_is_said(filtered_run: Path, tmp_path: Path) -> None:
 
 
 def test_epochs_follow_the_strategy_as_training_does(dataset: discl.SpectrumDataset) -> None:
-    curriculum = discl.Curriculum(dataset, "diverse-to-specific", curriculum_epochs=4, samples=24, seed=3)
+    curriculum = discl.Curriculum(
+        dataset, "diverse-to-specific", curriculum_epochs=4, samples=24, seed=3
+    )
     seen = []
     for epoch in range(6):
         curriculum.set_epoch(epoch)
         rows = list(curriculum)
         seen.append(curriculum.levels)
         levels = tuple(GuidanceLevel(level) for level in curriculum.levels)
-        alone, _ = mix_epoch(dataset.pool, levels, curriculum.course.mixing, 24, derive_seed("mix", 3, epoch))
+        alone, _ = mix_epoch(
+            dataset.pool, levels, curriculum.course.mixing, 24, derive_seed("mix", 3, epoch)
+        )
         assert rows == alone.tolist() and len(curriculum) == 24
         assert set(dataset.pool.levels[rows]) <= {100, *curriculum.levels}
     assert seen == [(0,), (0,), (50,), (50,), (), ()]
@@ -129,13 +143,18 @@ def test_a_level_switch_restarts_no_worker(filtered_run: Path) -> None:
         levels.append(curriculum.levels)
         batches = list(loader)
         pids.append({pid for batch in batches for pid in batch.image.tolist()})
-        assert {level for batch in batches for level in batch.level.tolist()} == {100, *curriculum.levels}
+        assert {level for batch in batches for level in batch.level.tolist()} == {
+            100,
+            *curriculum.levels,
+        }
     assert levels == [(0,), (50,), ()]
     assert len(pids[0]) == 2 and pids[0] == pids[1] == pids[2] and os.getpid() not in pids[0]
 
 
 def test_adaptive_probes_then_follows_what_was_measured(dataset: discl.SpectrumDataset) -> None:
-    curriculum = discl.Curriculum(dataset, "adaptive", curriculum_epochs=6, probe_every=3, samples=16, guidance_images=8)
+    curriculum = discl.Curriculum(
+        dataset, "adaptive", curriculum_epochs=6, probe_every=3, samples=16, guidance_images=8
+    )
     drawn = train(curriculum, range(9), make_model())
     pool, held = dataset.pool, set(curriculum.guidance_rows.tolist())
     assert held and not held & {row for rows in drawn for row in rows}
@@ -151,7 +170,9 @@ def test_adaptive_probes_then_follows_what_was_measured(dataset: discl.SpectrumD
     assert not pool.synthetic[np.concatenate(drawn[6:])].any()
 
 
-def test_progress_is_the_change_of_the_users_own_probability(dataset: discl.SpectrumDataset) -> None:
+def test_progress_is_the_change_of_the_users_own_probability(
+    dataset: discl.SpectrumDataset,
+) -> None:
     """With a model that answers .1 before the probe and .1 + λ / 1000 after it, level 50 gains most, by .05."""
     calls: list[int] = []
 
@@ -161,19 +182,32 @@ def test_progress_is_the_change_of_the_users_own_probability(dataset: discl.Spec
         return 0.1 + (batch.level / 1000 if len(calls) > 1 else 0 * batch.level)
 
     model = make_model()
-    curriculum = discl.Curriculum(dataset, "adaptive", curriculum_epochs=2, probe_every=2, guidance_images=8, probability=probability)
+    curriculum = discl.Curriculum(
+        dataset,
+        "adaptive",
+        curriculum_epochs=2,
+        probe_every=2,
+        guidance_images=8,
+        probability=probability,
+    )
     curriculum.begin(0, model)
     assert model.training and curriculum.levels == ()
     curriculum.begin(1, model)
     assert curriculum.levels == (50,) and len(calls) == 2
-    assert curriculum.state_dict()["record"]["progress"]["gain"] == pytest.approx({"0": 0.0, "50": 0.05})
+    assert curriculum.state_dict()["record"]["progress"]["gain"] == pytest.approx(
+        {"0": 0.0, "50": 0.05}
+    )
 
 
 @pytest.mark.parametrize("strategy", ["adaptive", "adaptive-per-class", "bandit", "random"])
 @pytest.mark.parametrize("stop", [1, 2, 4])
-def test_resumed_draws_what_it_would_have_drawn(dataset: discl.SpectrumDataset, strategy: str, stop: int) -> None:
+def test_resumed_draws_what_it_would_have_drawn(
+    dataset: discl.SpectrumDataset, strategy: str, stop: int
+) -> None:
     def make() -> discl.Curriculum:
-        return discl.Curriculum(dataset, strategy, curriculum_epochs=6, probe_every=2, samples=16, guidance_images=8)
+        return discl.Curriculum(
+            dataset, strategy, curriculum_epochs=6, probe_every=2, samples=16, guidance_images=8
+        )
 
     whole = train(make(), range(8), make_model())
     first, model = make(), make_model()
@@ -185,11 +219,15 @@ def test_resumed_draws_what_it_would_have_drawn(dataset: discl.SpectrumDataset, 
 
 
 @pytest.mark.parametrize("strategy", ["adaptive", "bandit"])
-def test_after_an_epochs_end_the_next_one_is_drawn_before_it_begins(dataset: discl.SpectrumDataset, strategy: str) -> None:
+def test_after_an_epochs_end_the_next_one_is_drawn_before_it_begins(
+    dataset: discl.SpectrumDataset, strategy: str
+) -> None:
     """As Lightning's data workers do when it resumes."""
 
     def make() -> discl.Curriculum:
-        return discl.Curriculum(dataset, strategy, curriculum_epochs=6, probe_every=3, samples=16, guidance_images=8)
+        return discl.Curriculum(
+            dataset, strategy, curriculum_epochs=6, probe_every=3, samples=16, guidance_images=8
+        )
 
     curriculum, model = make(), make_model()
     states, drawn = [], []
@@ -205,11 +243,18 @@ def test_after_an_epochs_end_the_next_one_is_drawn_before_it_begins(dataset: dis
         assert list(resumed) == drawn[epoch + 1]
 
 
-@pytest.mark.parametrize("epochs, synthetic", [(8, [1, 2, 3, 5, 6, 7]), (10, [1, 2, 3, 5, 6, 7, 9]), (9, [1, 2, 3, 5, 6, 7]), (3, [1, 2])])
-def test_no_synthetic_image_after_the_curriculum(dataset: discl.SpectrumDataset, epochs: int, synthetic: list[int]) -> None:
+@pytest.mark.parametrize(
+    "epochs, synthetic",
+    [(8, [1, 2, 3, 5, 6, 7]), (10, [1, 2, 3, 5, 6, 7, 9]), (9, [1, 2, 3, 5, 6, 7]), (3, [1, 2])],
+)
+def test_no_synthetic_image_after_the_curriculum(
+    dataset: discl.SpectrumDataset, epochs: int, synthetic: list[int]
+) -> None:
     """Blocks of a probe and three epochs do not divide 10, 9 or 3 epochs."""
     model = make_model()
-    curriculum = discl.Curriculum(dataset, "adaptive", curriculum_epochs=epochs, samples=16, guidance_images=8)
+    curriculum = discl.Curriculum(
+        dataset, "adaptive", curriculum_epochs=epochs, samples=16, guidance_images=8
+    )
     drawn = []
     for epoch in range(14):
         curriculum.begin(epoch, model)
@@ -218,7 +263,9 @@ def test_no_synthetic_image_after_the_curriculum(dataset: discl.SpectrumDataset,
 
 
 @pytest.mark.parametrize(("hard", "others"), [((2, 3), False), ((0, 2), True)])
-def test_easy_images_are_left_out_only_beside_whole_classes(hard: tuple[int, ...], others: bool) -> None:
+def test_easy_images_are_left_out_only_beside_whole_classes(
+    hard: tuple[int, ...], others: bool
+) -> None:
     """Where single images are hard, as by their probability, the others of their class are drawn; undersampling would drop them all."""
     labels = np.repeat([0, 1, 2, 3], [8, 8, 2, 2]) if not others else np.repeat([0, 1], 10)
     marked = np.isin(labels, hard) if not others else np.isin(np.arange(20), (0, 10))
@@ -232,7 +279,9 @@ def test_easy_images_are_left_out_only_beside_whole_classes(hard: tuple[int, ...
     easy = ~pool.hard & ~pool.synthetic
     if others:
         assert set(np.flatnonzero(easy)) <= set(drawn)
-        with pytest.raises(TrainingError, match=r"every class has hard images, .* use undersample=False"):
+        with pytest.raises(
+            TrainingError, match=r"every class has hard images, .* use undersample=False"
+        ):
             discl.Curriculum(dataset, "fixed", level=50, curriculum_epochs=2, undersample=True)
     else:
         assert easy[drawn].mean() == pytest.approx(1 - pool.tail_share, abs=0.1)
@@ -242,7 +291,9 @@ def test_level_100_is_the_real_image_once_more(dataset: discl.SpectrumDataset) -
     curriculum = discl.Curriculum(dataset, "fixed", level=100, curriculum_epochs=2, samples=64)
     rows = curriculum.rows()
     assert not dataset.pool.synthetic[rows].any()
-    plain = discl.Curriculum(dataset, "real-only", curriculum_epochs=2, samples=64, undersample=False).rows()
+    plain = discl.Curriculum(
+        dataset, "real-only", curriculum_epochs=2, samples=64, undersample=False
+    ).rows()
     assert dataset.pool.hard[rows].mean() > 1.5 * dataset.pool.hard[plain].mean()
 
 
@@ -256,11 +307,29 @@ def test_progress_is_measured_without_the_random_transform(filtered_run: Path) -
     def judged(model: nn.Module, batch: Any) -> torch.Tensor:
         return batch.image.mean((1, 2, 3))
 
-    with pytest.raises(TrainingError, match=r"no evaluation_transform .* give evaluation_transform= beside transform="):
-        discl.Curriculum(discl.SpectrumDataset.of_run(filtered_run, size=16, transform=noisy), "adaptive", curriculum_epochs=2)
-    discl.Curriculum(discl.SpectrumDataset.of_run(filtered_run, size=16, transform=noisy), curriculum_epochs=2)  # measures nothing
-    dataset = discl.SpectrumDataset.of_run(filtered_run, size=16, transform=noisy, evaluation_transform=nn.Identity())
-    curriculum = discl.Curriculum(dataset, "adaptive", curriculum_epochs=2, probe_every=2, guidance_images=8, probability=judged)
+    with pytest.raises(
+        TrainingError,
+        match=r"no evaluation_transform .* give evaluation_transform= beside transform=",
+    ):
+        discl.Curriculum(
+            discl.SpectrumDataset.of_run(filtered_run, size=16, transform=noisy),
+            "adaptive",
+            curriculum_epochs=2,
+        )
+    discl.Curriculum(
+        discl.SpectrumDataset.of_run(filtered_run, size=16, transform=noisy), curriculum_epochs=2
+    )  # measures nothing
+    dataset = discl.SpectrumDataset.of_run(
+        filtered_run, size=16, transform=noisy, evaluation_transform=nn.Identity()
+    )
+    curriculum = discl.Curriculum(
+        dataset,
+        "adaptive",
+        curriculum_epochs=2,
+        probe_every=2,
+        guidance_images=8,
+        probability=judged,
+    )
     curriculum.begin(0, make_model())
     curriculum.begin(1, make_model())
     assert curriculum.state_dict()["record"]["progress"]["gain"] == {"0": 0.0, "50": 0.0}
@@ -268,24 +337,34 @@ def test_progress_is_measured_without_the_random_transform(filtered_run: Path) -
     plain, view = discl.SpectrumDataset.of_run(filtered_run, size=16), dataset.for_evaluation()
     assert torch.equal(view[0].image, plain[0].image) and plain.for_evaluation()[0].level == 100
     train = Run(discl.load_recipe(filtered_run / "recipe.yaml"), filtered_run).train
-    shards = discl.SpectrumDataset.of_shards(filtered_run / "spectrum", train, transform=noisy, evaluation_transform=lambda image: "seen")
+    shards = discl.SpectrumDataset.of_shards(
+        filtered_run / "spectrum", train, transform=noisy, evaluation_transform=lambda image: "seen"
+    )
     assert shards.for_evaluation()[0].image == "seen"
 
 
 # ---------------------------------------------------------------- several processes
 
 
-def test_each_process_draws_its_share(dataset: discl.SpectrumDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_draws_its_share(
+    dataset: discl.SpectrumDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def make(**given: Any) -> discl.Curriculum:
         return discl.Curriculum(dataset, "all-levels", curriculum_epochs=2, samples=26, **given)
 
     whole = list(make())
     shares = [list(make(rank=rank, world_size=4)) for rank in range(4)]
-    assert [len(share) for share in shares] == [6] * 4 == [len(make(rank=rank, world_size=4)) for rank in range(4)]
+    assert (
+        [len(share) for share in shares]
+        == [6] * 4
+        == [len(make(rank=rank, world_size=4)) for rank in range(4)]
+    )
     assert [row for step in zip(*shares, strict=True) for row in step] == whole[:24]
     late = make()
     monkeypatch.setattr(curriculum_module, "current_processes", lambda: Processes(1, 2))
-    assert list(late) == whole[1::2] and len(late) == 13  # torch.distributed was initialised after it was made
+    assert (
+        list(late) == whole[1::2] and len(late) == 13
+    )  # torch.distributed was initialised after it was made
     assert list(make(rank=0, world_size=1)) == whole
     with pytest.raises(TrainingError, match="go together"):
         make(rank=1)
@@ -295,7 +374,9 @@ def test_each_process_draws_its_share(dataset: discl.SpectrumDataset, monkeypatc
         len(make(rank=0, world_size=27))
 
 
-def test_frameworks_that_divide_rows_get_all_of_them(dataset: discl.SpectrumDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frameworks_that_divide_rows_get_all_of_them(
+    dataset: discl.SpectrumDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from accelerate.data_loader import prepare_data_loader
 
     from discl.loops.huggingface import CurriculumCallback
@@ -306,14 +387,21 @@ def test_frameworks_that_divide_rows_get_all_of_them(dataset: discl.SpectrumData
     CurriculumCallback(curriculum)
     rows: Any = range(len(dataset))
     loaders = [DataLoader(rows, 4, sampler=curriculum) for _ in range(2)]
-    shares = [prepare_data_loader(each, num_processes=2, process_index=rank, put_on_device=False) for rank, each in enumerate(loaders)]
+    shares = [
+        prepare_data_loader(each, num_processes=2, process_index=rank, put_on_device=False)
+        for rank, each in enumerate(loaders)
+    ]
     batches = [[batch.tolist() for batch in each] for each in shares]
     assert [row for step in zip(*batches, strict=True) for batch in step for row in batch] == whole
     pytest.importorskip("lightning")
     from discl.loops import lightning as lightning_module
 
     for divided, mine in ((True, whole), (False, whole[1::2])):
-        trainer = SimpleNamespace(_accelerator_connector=SimpleNamespace(use_distributed_sampler=divided), global_rank=1, world_size=2)
+        trainer = SimpleNamespace(
+            _accelerator_connector=SimpleNamespace(use_distributed_sampler=divided),
+            global_rank=1,
+            world_size=2,
+        )
         lightning_module.CurriculumCallback(curriculum).setup(trainer, None, "fit")
         assert list(curriculum) == mine
 
@@ -323,27 +411,46 @@ def share_training(rank: int, dataset: discl.SpectrumDataset, folder: str) -> No
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     torch.manual_seed(rank)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
-    curriculum = discl.Curriculum(dataset, "adaptive", curriculum_epochs=4, probe_every=2, samples=16, guidance_images=8)
+    curriculum = discl.Curriculum(
+        dataset, "adaptive", curriculum_epochs=4, probe_every=2, samples=16, guidance_images=8
+    )
     drawn = train(curriculum, range(3), model)
     curriculum.end(model)
     state = json.loads(json.dumps(curriculum.state_dict()))
-    resumed = discl.Curriculum(dataset, "adaptive", curriculum_epochs=4, probe_every=2, samples=16, guidance_images=8)
+    resumed = discl.Curriculum(
+        dataset, "adaptive", curriculum_epochs=4, probe_every=2, samples=16, guidance_images=8
+    )
     resumed.load_state_dict(state)
     drawn += train(resumed, range(3, 5), model)
-    Path(folder, f"{rank}.json").write_text(json.dumps({"drawn": drawn, "state": state, "history": resumed.history}))
+    Path(folder, f"{rank}.json").write_text(
+        json.dumps({"drawn": drawn, "state": state, "history": resumed.history})
+    )
     dist.destroy_process_group()
 
 
-def test_processes_follow_what_the_first_one_measured(dataset: discl.SpectrumDataset, tmp_path: Path) -> None:
-    torch.multiprocessing.start_processes(share_training, (dataset, str(tmp_path)), nprocs=2, start_method="fork")
+def test_processes_follow_what_the_first_one_measured(
+    dataset: discl.SpectrumDataset, tmp_path: Path
+) -> None:
+    torch.multiprocessing.start_processes(
+        share_training, (dataset, str(tmp_path)), nprocs=2, start_method="fork"
+    )
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first["history"] == second["history"] and len(first["history"]) == 2
     assert first["state"] == second["state"]
-    alone = discl.Curriculum(dataset, "adaptive", curriculum_epochs=4, probe_every=2, samples=16, guidance_images=8)
+    alone = discl.Curriculum(
+        dataset, "adaptive", curriculum_epochs=4, probe_every=2, samples=16, guidance_images=8
+    )
     alone.load_state_dict(first["state"])
-    assert alone.rows()[::2].tolist() == first["drawn"][3] and alone.rows()[1::2].tolist() == second["drawn"][3]
-    with pytest.raises(TrainingError, match=r"cannot agree on progress before torch\.distributed is initialised"):
-        discl.Curriculum(dataset, "adaptive", curriculum_epochs=4, rank=0, world_size=2).begin(0, make_model())
+    assert (
+        alone.rows()[::2].tolist() == first["drawn"][3]
+        and alone.rows()[1::2].tolist() == second["drawn"][3]
+    )
+    with pytest.raises(
+        TrainingError, match=r"cannot agree on progress before torch\.distributed is initialised"
+    ):
+        discl.Curriculum(dataset, "adaptive", curriculum_epochs=4, rank=0, world_size=2).begin(
+            0, make_model()
+        )
 
 
 # ---------------------------------------------------------------- refusals
@@ -351,8 +458,14 @@ def test_processes_follow_what_the_first_one_measured(dataset: discl.SpectrumDat
 
 def test_values_that_a_recipe_refuses_are_refused_here(dataset: discl.SpectrumDataset) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"shortage": "caps"}, r"unknown shortage 'caps'; known: cap, repeat\. Did you mean 'cap'\?"),
-        ({"missing": "neerest"}, r"unknown missing 'neerest'; known: error, nearest\. Did you mean 'nearest'\?"),
+        (
+            {"shortage": "caps"},
+            r"unknown shortage 'caps'; known: cap, repeat\. Did you mean 'cap'\?",
+        ),
+        (
+            {"missing": "neerest"},
+            r"unknown missing 'neerest'; known: error, nearest\. Did you mean 'nearest'\?",
+        ),
         ({"synthetic_scale": -1.0}, r"synthetic_scale = -1\.0; it has to be 0 or more"),
         ({"synthetic_scale": float("nan")}, "synthetic_scale = nan"),
         ({"samples": 0}, r"samples = 0; it has to be 1 or more"),
@@ -362,7 +475,10 @@ def test_values_that_a_recipe_refuses_are_refused_here(dataset: discl.SpectrumDa
     for given, told in wrong:
         with pytest.raises(TrainingError, match=told):
             discl.Curriculum(dataset, **{"strategy": "all-levels", "curriculum_epochs": 2, **given})
-    with pytest.raises(discl.RecipeError, match=r"^curriculum_epochs = 1 is too short for a stage of each of the 2 levels"):
+    with pytest.raises(
+        discl.RecipeError,
+        match=r"^curriculum_epochs = 1 is too short for a stage of each of the 2 levels",
+    ):
         discl.Curriculum(dataset, "diverse-to-specific", curriculum_epochs=1)
 
 
@@ -386,7 +502,11 @@ def test_what_cannot_be_followed_is_refused(dataset: discl.SpectrumDataset) -> N
     with pytest.raises(TrainingError, match=r"call begin\(1, model\) first"):
         list(curriculum)
     wrong = discl.Curriculum(
-        dataset, "adaptive", curriculum_epochs=4, guidance_images=8, probability=lambda model, batch: torch.zeros(len(batch.label), 4)
+        dataset,
+        "adaptive",
+        curriculum_epochs=4,
+        guidance_images=8,
+        probability=lambda model, batch: torch.zeros(len(batch.label), 4),
     )
     with pytest.raises(TrainingError, match="one per image"):
         wrong.begin(0, make_model())

@@ -25,15 +25,25 @@ def load(name: str) -> Any:
 
 
 @pytest.mark.parametrize("strategy", ["diverse-to-specific", "adaptive"])
-def test_plain_pytorch(filtered_run: Path, strategy: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_pytorch(
+    filtered_run: Path, strategy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert 0 <= load("plain_pytorch").main(str(filtered_run), strategy, 6) <= 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6 and "levels real only" in lines[-1]
-    assert {"levels (0,)", "levels (50,)"} & {line.split(": ")[1].split(", loss")[0] for line in lines}
+    assert {"levels (0,)", "levels (50,)"} & {
+        line.split(": ")[1].split(", loss")[0] for line in lines
+    }
 
 
 def test_an_example_is_a_command(filtered_run: Path) -> None:
-    command = [sys.executable, str(ROOT / "examples" / "plain_pytorch.py"), str(filtered_run), "diverse-to-specific", "3"]
+    command = [
+        sys.executable,
+        str(ROOT / "examples" / "plain_pytorch.py"),
+        str(filtered_run),
+        "diverse-to-specific",
+        "3",
+    ]
     answered = subprocess.run(command, capture_output=True, text=True)
     assert answered.returncode == 0, answered.stderr
     assert "validation accuracy" in answered.stdout
@@ -44,7 +54,9 @@ def test_hugging_face_trainer(filtered_run: Path, tmp_path: Path, stop: int) -> 
     example = load("hf_trainer")
     whole = example.main(str(filtered_run), "adaptive", 9, str(tmp_path / "whole"))
     assert whole.state.epoch == 9
-    assert len(whole.curriculum.history) == 2 and all(record["progress"] for record in whole.curriculum.history)
+    assert len(whole.curriculum.history) == 2 and all(
+        record["progress"] for record in whole.curriculum.history
+    )
     kept = tmp_path / "whole" / f"checkpoint-{stop}"  # an epoch of 40 samples is one step here
     shutil.copytree(kept, tmp_path / "resumed" / kept.name)
     resumed = example.main(str(filtered_run), "adaptive", 9, str(tmp_path / "resumed"), resume=True)
@@ -52,7 +64,9 @@ def test_hugging_face_trainer(filtered_run: Path, tmp_path: Path, stop: int) -> 
 
 
 @pytest.mark.parametrize("strategy", ["adaptive", "bandit"])
-def test_lightning_resumed_with_workers_draws_what_it_would_have_drawn(filtered_run: Path, tmp_path: Path, strategy: str) -> None:
+def test_lightning_resumed_with_workers_draws_what_it_would_have_drawn(
+    filtered_run: Path, tmp_path: Path, strategy: str
+) -> None:
     lightning = pytest.importorskip("lightning")
     import discl
     from discl.loops.lightning import CurriculumCallback
@@ -64,18 +78,28 @@ def test_lightning_resumed_with_workers_draws_what_it_would_have_drawn(filtered_
             seen.append((self.trainer.current_epoch, batch[2].tolist()))
             return super().training_step(batch, index)
 
-    def fit(folder: Path, resume: Path | None = None) -> tuple[list[Any], list[tuple[int, list[int]]]]:
+    def fit(
+        folder: Path, resume: Path | None = None
+    ) -> tuple[list[Any], list[tuple[int, list[int]]]]:
         lightning.seed_everything(0)
         seen.clear()
         dataset = discl.SpectrumDataset.of_run(filtered_run, size=32)
-        curriculum = discl.Curriculum(dataset, strategy, curriculum_epochs=6, probe_every=3, samples=32)
-        keep = lightning.pytorch.callbacks.ModelCheckpoint(dirpath=folder, filename="{epoch}", save_top_k=-1)
+        curriculum = discl.Curriculum(
+            dataset, strategy, curriculum_epochs=6, probe_every=3, samples=32
+        )
+        keep = lightning.pytorch.callbacks.ModelCheckpoint(
+            dirpath=folder, filename="{epoch}", save_top_k=-1
+        )
         trainer = lightning.Trainer(
             max_epochs=5, callbacks=[CurriculumCallback(curriculum), keep], accelerator="cpu", logger=False,
             enable_progress_bar=False, default_root_dir=folder,
         )  # fmt: skip
-        loader = torch.utils.data.DataLoader(dataset, 16, sampler=curriculum, num_workers=1, persistent_workers=True)
-        trainer.fit(Recording(len(dataset.class_names)), loader, ckpt_path=resume, weights_only=False)
+        loader = torch.utils.data.DataLoader(
+            dataset, 16, sampler=curriculum, num_workers=1, persistent_workers=True
+        )
+        trainer.fit(
+            Recording(len(dataset.class_names)), loader, ckpt_path=resume, weights_only=False
+        )
         return curriculum.history, list(seen)
 
     history, whole = fit(tmp_path / "whole")
@@ -93,6 +117,8 @@ def test_lightning(filtered_run: Path, tmp_path: Path) -> None:
     assert len(curriculum.history) == 2 and all(record["progress"] for record in curriculum.history)
     _, half = example.main(str(filtered_run), "diverse-to-specific", 3, str(tmp_path / "half"))
     stored = Path(half.checkpoint_callback.best_model_path)
-    resumed, longer = example.main(str(filtered_run), "diverse-to-specific", 6, str(tmp_path / "half"), str(stored))
+    resumed, longer = example.main(
+        str(filtered_run), "diverse-to-specific", 6, str(tmp_path / "half"), str(stored)
+    )
     assert longer.current_epoch == 6 and resumed.number == 5
     json.dumps(resumed.state_dict())

@@ -39,29 +39,50 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def images() -> list[Image.Image]:
     """Five pictures of different sizes: smooth shades, so that the models' captions differ."""
     random = np.random.default_rng(0)
-    pictures = [Image.fromarray(random.integers(0, 256, (2, 2, 3)).astype(np.uint8)) for _ in range(5)]
+    pictures = [
+        Image.fromarray(random.integers(0, 256, (2, 2, 3)).astype(np.uint8)) for _ in range(5)
+    ]
     return [picture.resize((32 + 8 * number, 40)) for number, picture in enumerate(pictures)]
 
 
-def by_transformers(folder: Path, family: str, image: Image.Image, prompt: str | None, tokens: int) -> str:
+def by_transformers(
+    folder: Path, family: str, image: Image.Image, prompt: str | None, tokens: int
+) -> str:
     """The caption of one image, alone, by the library's own classes."""
-    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+    from transformers import (
+        AutoImageProcessor,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+        AutoTokenizer,
+    )
 
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     if family == "encoder-decoder":
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        pixels = AutoImageProcessor.from_pretrained(folder, backend="pil")(images=image, return_tensors="pt").pixel_values
+        pixels = AutoImageProcessor.from_pretrained(folder, backend="pil")(
+            images=image, return_tensors="pt"
+        ).pixel_values
         output = model.generate(pixel_values=pixels, max_new_tokens=tokens, do_sample=False)
         return " ".join(tokenizer.decode(output[0], skip_special_tokens=True).split())
     processor = AutoProcessor.from_pretrained(folder, backend="pil")
     if family == "llava":
-        inputs = processor(images=image, text=f"user: <image>{prompt or QUESTION} assistant:", return_tensors="pt")
-        output = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+        inputs = processor(
+            images=image, text=f"user: <image>{prompt or QUESTION} assistant:", return_tensors="pt"
+        )
+        output = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)[
+            :, inputs["input_ids"].shape[1] :
+        ]
     elif prompt is not None:
-        output = model.generate(**processor(images=image, text=prompt, return_tensors="pt"), max_new_tokens=tokens, do_sample=False)
+        output = model.generate(
+            **processor(images=image, text=prompt, return_tensors="pt"),
+            max_new_tokens=tokens,
+            do_sample=False,
+        )
     else:
         output = model.generate(
-            pixel_values=processor(images=image, return_tensors="pt").pixel_values, max_new_tokens=tokens, do_sample=False
+            pixel_values=processor(images=image, return_tensors="pt").pixel_values,
+            max_new_tokens=tokens,
+            do_sample=False,
         )
     return " ".join(processor.tokenizer.decode(output[0], skip_special_tokens=True).split())
 
@@ -71,14 +92,18 @@ def test_captions_are_those_of_transformers_whatever_shares_the_batch(
     folders: dict[str, Path], images: list[Image.Image], family: str
 ) -> None:
     captions = Captioner(str(folders[family]), max_new_tokens=6, batch=2)(images)
-    assert captions == [by_transformers(folders[family], family, image, None, 6) for image in images]
+    assert captions == [
+        by_transformers(folders[family], family, image, None, 6) for image in images
+    ]
     assert all(captions)
     assert captions == Captioner(str(folders[family]), max_new_tokens=6, batch=4)(images)
     assert Captioner(str(folders[family]), max_new_tokens=6, batch=2)(images[3:4]) == captions[3:4]
 
 
 @pytest.mark.parametrize("family", ["blip", "llava"])
-def test_a_prompt_is_completed_or_answered_and_not_repeated(folders: dict[str, Path], images: list[Image.Image], family: str) -> None:
+def test_a_prompt_is_completed_or_answered_and_not_repeated(
+    folders: dict[str, Path], images: list[Image.Image], family: str
+) -> None:
     caption = Captioner(str(folders[family]), "a photo of", max_new_tokens=5)(images[:1])[0]
     whole = by_transformers(folders[family], family, images[0], "a photo of", 5)
     assert caption and not caption.startswith("a photo of")
@@ -86,7 +111,9 @@ def test_a_prompt_is_completed_or_answered_and_not_repeated(folders: dict[str, P
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_prompt_is_no_part_of_the_caption(folders: dict[str, Path], images: list[Image.Image], family: str) -> None:
+def test_a_prompt_is_no_part_of_the_caption(
+    folders: dict[str, Path], images: list[Image.Image], family: str
+) -> None:
     captions = Captioner(str(folders[family]), "zebra", max_new_tokens=3)(images)
     assert not any("zebra" in caption.replace(" ", "") for caption in captions)
     assert all(len(caption.replace(" ", "")) <= 6 for caption in captions)
@@ -121,8 +148,13 @@ def test_everything_that_changes_a_caption_changes_its_key(folders: dict[str, Pa
     assert describe_captioner(str(folders["blip"]), None, 5, "float32") in keys
 
 
-def test_what_is_no_captioner_is_refused(tiny_clip: Path, folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"holds a model of the family 'clip', which writes no captions; name an image-to-text model"):
+def test_what_is_no_captioner_is_refused(
+    tiny_clip: Path, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        CheckpointError,
+        match=r"holds a model of the family 'clip', which writes no captions; name an image-to-text model",
+    ):
         Captioner(str(tiny_clip))
     with pytest.raises(CheckpointError, match="there is no checkpoint folder"):
         Captioner(str(tmp_path / "none"))
@@ -146,6 +178,10 @@ def test_a_captioner_that_lacks_weights_is_told(folders: dict[str, Path], tmp_pa
     folder = Path(shutil.copytree(folders["git"], tmp_path / "git"))
     state = load_file(folder / "model.safetensors")
     gone = next(name for name in state if "image_encoder" in name)
-    save_file({name: tensor for name, tensor in state.items() if name != gone}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor for name, tensor in state.items() if name != gone},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
     with pytest.raises(CheckpointError, match="lacks weights that its configuration asks for"):
         Captioner(str(folder))

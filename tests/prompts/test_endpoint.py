@@ -35,7 +35,9 @@ def endpoint(server: Server, **settings) -> Endpoint:
     ],
     ids=["reset", "short", "chunk cut off"],
 )
-def test_a_busy_answer_that_breaks_off_is_still_one_to_ask_again_after(status: int, reply: Raw) -> None:
+def test_a_busy_answer_that_breaks_off_is_still_one_to_ask_again_after(
+    status: int, reply: Raw
+) -> None:
     broken = Raw(f"HTTP/1.1 {status} Busy\r\n".encode() + reply.data, reply.reset)
     with serve(lambda before, _: broken if before == 0 else completion("hi")) as server:
         assert endpoint(server).ask(HELLO) == "hi"
@@ -44,7 +46,10 @@ def test_a_busy_answer_that_breaks_off_is_still_one_to_ask_again_after(status: i
 
 def test_a_refusal_that_breaks_off_is_told_as_one() -> None:
     broken = Raw(b"HTTP/1.1 401 No\r\nTransfer-Encoding: chunked\r\n\r\n100\r\npart")
-    with serve(lambda *_: broken) as server, pytest.raises(EndpointError, match=r"answers 401: ''\. Set the variable"):
+    with (
+        serve(lambda *_: broken) as server,
+        pytest.raises(EndpointError, match=r"answers 401: ''\. Set the variable"),
+    ):
         endpoint(server).ask(HELLO)
     assert len(server.bodies) == 1
 
@@ -58,16 +63,34 @@ def test_a_redirect_to_nowhere_is_told_as_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "place"), [("sk-secret\nline2", 10), ("sk-secret\r", 10), ("sk secret", 3), ("sk-secret…", 10), ("ключ", 1), ("sk-\x7f", 4)]
+    ("key", "place"),
+    [
+        ("sk-secret\nline2", 10),
+        ("sk-secret\r", 10),
+        ("sk secret", 3),
+        ("sk-secret…", 10),
+        ("ключ", 1),
+        ("sk-\x7f", 4),
+    ],
 )
-def test_a_key_that_no_header_can_hold_is_refused_unseen(monkeypatch: pytest.MonkeyPatch, key: str, place: int) -> None:
+def test_a_key_that_no_header_can_hold_is_refused_unseen(
+    monkeypatch: pytest.MonkeyPatch, key: str, place: int
+) -> None:
     monkeypatch.setenv("DISCL_TEST_KEY", f"{key}x")
-    for use in (lambda: read_key("DISCL_TEST_KEY"), lambda: Endpoint("http://127.0.0.1:9/v1", "m", f"{key}x")):
-        with pytest.raises(EndpointError, match=rf"its character {place} is a space, a line break or no ASCII character") as raised:
+    for use in (
+        lambda: read_key("DISCL_TEST_KEY"),
+        lambda: Endpoint("http://127.0.0.1:9/v1", "m", f"{key}x"),
+    ):
+        with pytest.raises(
+            EndpointError,
+            match=rf"its character {place} is a space, a line break or no ASCII character",
+        ) as raised:
             use()
         told = "".join(traceback.format_exception(raised.value))
         assert not any(part in told for part in (key, "secret", "ключ"))
-    with pytest.raises(EndpointError, match="the API key in the environment variable DISCL_TEST_KEY cannot be sent"):
+    with pytest.raises(
+        EndpointError, match="the API key in the environment variable DISCL_TEST_KEY cannot be sent"
+    ):
         read_key("DISCL_TEST_KEY")
 
 
@@ -96,12 +119,18 @@ def test_a_server_that_repeats_the_key_does_not_bring_it_into_a_traceback(echo: 
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("http://.example.com/v1", r"'\.example\.com' can be no host; a host is an address, or labels of 1 to 63"),
+        (
+            "http://.example.com/v1",
+            r"'\.example\.com' can be no host; a host is an address, or labels of 1 to 63",
+        ),
         ("http://a..example.com/v1", r"can be no host"),
         (f"http://{'a' * 64}.com/v1", r"can be no host"),
         (f"http://{'ü' * 64}.com/v1", r"can be no host"),
         ("http://two words/v1", r"can be no host"),
-        ("http://h/ü/v1", r"its path may hold ASCII characters only and no space; write it as /%C3%BC/v1\."),
+        (
+            "http://h/ü/v1",
+            r"its path may hold ASCII characters only and no space; write it as /%C3%BC/v1\.",
+        ),
         ("http://h/a b/v1", r"write it as /a%20b/v1\."),
         ("http://h/v1\n", r"its path may hold"),
         ("http://h/\ud800", r"its path may hold"),
@@ -116,9 +145,19 @@ def test_an_address_that_cannot_be_asked_is_refused(url: str, told: str) -> None
         check_url(url)
 
 
-@pytest.mark.parametrize("url", ["http://me:sec/ret@host/v1", "http://me:secret@[::1/v1", "http://me:secret@/v1", "http://host/v1#secret"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:sec/ret@host/v1",
+        "http://me:secret@[::1/v1",
+        "http://me:secret@/v1",
+        "http://host/v1#secret",
+    ],
+)
 def test_a_password_in_an_address_is_refused_unseen(url: str) -> None:
-    with pytest.raises(RecipeError, match="a base URL holds neither a password nor a query") as raised:
+    with pytest.raises(
+        RecipeError, match="a base URL holds neither a password nor a query"
+    ) as raised:
         check_url(url)
     assert "sec" not in "".join(traceback.format_exception(raised.value)).replace("section", "")
 
@@ -139,10 +178,20 @@ def test_an_address_that_can_be_asked_is_taken_as_it_is(url: str) -> None:
     assert check_url(url) == url
 
 
-@pytest.mark.parametrize("url", ["http://.example.com/v1", "http://127.0.0.1:9/ü/v1", "http://[::1/v1", "http://127.0.0.1:9/a b"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://.example.com/v1",
+        "http://127.0.0.1:9/ü/v1",
+        "http://[::1/v1",
+        "http://127.0.0.1:9/a b",
+    ],
+)
 def test_an_unchecked_address_that_cannot_be_asked_ends_it_at_once(url: str) -> None:
     clock = Clock()
-    with pytest.raises(DisclError, match=r"cannot be asked \(.*\)\. Check prompts\.endpoint\.url\."):
+    with pytest.raises(
+        DisclError, match=r"cannot be asked \(.*\)\. Check prompts\.endpoint\.url\."
+    ):
         Endpoint(url, "m", **clock.settings).ask(HELLO)
     assert clock.waits == []
 
@@ -160,10 +209,14 @@ def test_an_unchecked_address_that_cannot_be_asked_ends_it_at_once(url: str) -> 
         (500, {}, []),
     ],
 )
-def test_what_a_crowded_server_tells_one_request_holds_for_the_next(status: int, headers: dict[str, str], waits: list[float]) -> None:
+def test_what_a_crowded_server_tells_one_request_holds_for_the_next(
+    status: int, headers: dict[str, str], waits: list[float]
+) -> None:
     """A failure of one request alone, such as 500, does not."""
     clock = Clock()
-    with serve(lambda before, _: (status, headers, "") if before == 0 else completion("hi")) as server:
+    with serve(
+        lambda before, _: (status, headers, "") if before == 0 else completion("hi")
+    ) as server:
         asked = endpoint(server, backoff=1.0, retries=0, **clock.settings)
         with pytest.raises(EndpointError, match=f"answers {status}"):
             asked.ask(HELLO)

@@ -16,24 +16,40 @@ from discl.prompts import class_prompts, draw_prompt, fill
 
 
 def test_templates_are_filled_with_the_names_to_use() -> None:
-    texts = class_prompts(["Ursus_arctos", "cat"], ["a photo of a {class}", "{class}, {class}"], names={"Ursus_arctos": "brown bear"})
-    assert texts == {"Ursus_arctos": ["a photo of a brown bear", "brown bear, brown bear"], "cat": ["a photo of a cat", "cat, cat"]}
+    texts = class_prompts(
+        ["Ursus_arctos", "cat"],
+        ["a photo of a {class}", "{class}, {class}"],
+        names={"Ursus_arctos": "brown bear"},
+    )
+    assert texts == {
+        "Ursus_arctos": ["a photo of a brown bear", "brown bear, brown bear"],
+        "cat": ["a photo of a cat", "cat, cat"],
+    }
 
 
 def test_a_template_without_the_class_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"template 'a photo' lacks \{class\}, so every class would get the same text\."):
+    with pytest.raises(
+        RecipeError,
+        match=r"template 'a photo' lacks \{class\}, so every class would get the same text\.",
+    ):
         fill("a photo", "cat")
 
 
 def test_a_name_for_no_class_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"prompts\.names: unknown class 'Ursus_artos'; known: .* Did you mean 'Ursus_arctos'\?"):
+    with pytest.raises(
+        RecipeError,
+        match=r"prompts\.names: unknown class 'Ursus_artos'; known: .* Did you mean 'Ursus_arctos'\?",
+    ):
         class_prompts(["Ursus_arctos"], ["{class}"], names={"Ursus_artos": "bear"})
 
 
 def test_phrases_of_a_file_are_used_instead_of_templates(tmp_path: Path) -> None:
     path = tmp_path / "phrases.yaml"
     path.write_text("cat: [a cat on a mat, a cat in a hat]\n7: [a seven]\nother: [unused]\n")
-    assert class_prompts(["7", "cat"], ["{class}"], str(path)) == {"7": ["a seven"], "cat": ["a cat on a mat", "a cat in a hat"]}
+    assert class_prompts(["7", "cat"], ["{class}"], str(path)) == {
+        "7": ["a seven"],
+        "cat": ["a cat on a mat", "a cat in a hat"],
+    }
 
 
 @pytest.mark.parametrize(
@@ -56,12 +72,17 @@ def test_a_phrase_file_that_is_none_is_refused(tmp_path: Path, text: str, messag
 def test_missing_phrase_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"there is no file .*none\.yaml"):
         class_prompts(["cat"], ["{class}"], str(tmp_path / "none.yaml"))
-    with pytest.raises(RecipeError, match=r"unknown phrase list 'cifar10'; known: cifar100, fashion-mnist\. Did you mean 'cifar100'\?"):
+    with pytest.raises(
+        RecipeError,
+        match=r"unknown phrase list 'cifar10'; known: cifar100, fashion-mnist\. Did you mean 'cifar100'\?",
+    ):
         class_prompts(["cat"], ["{class}"], "embedded:cifar10")
 
 
 @pytest.mark.parametrize(("name", "classes"), [("fashion-mnist", 10), ("cifar100", 100)])
-def test_shipped_phrases_are_ten_different_scenes_of_at_least_fifteen_words(name: str, classes: int) -> None:
+def test_shipped_phrases_are_ten_different_scenes_of_at_least_fifteen_words(
+    name: str, classes: int
+) -> None:
     listed = yaml.safe_load(embedded_phrases(name).read_text())
     assert len(listed) == classes
     for texts in listed.values():
@@ -79,8 +100,16 @@ def test_shipped_phrases_fit_the_shipped_classes() -> None:
 
 def test_a_draw_is_pure_and_uses_all_texts() -> None:
     texts = [f"text {number}" for number in range(10)]
-    draws = [draw_prompt(texts, f"source {source}", seed, 0) for source in range(100) for seed in range(8)]
-    assert draws == [draw_prompt(texts, f"source {source}", seed, 0) for source in range(100) for seed in range(8)]
+    draws = [
+        draw_prompt(texts, f"source {source}", seed, 0)
+        for source in range(100)
+        for seed in range(8)
+    ]
+    assert draws == [
+        draw_prompt(texts, f"source {source}", seed, 0)
+        for source in range(100)
+        for seed in range(8)
+    ]
     counts = Counter(draws)
     assert set(counts) == set(texts)
     assert min(counts.values()) > 50  # 80 expected
@@ -88,9 +117,13 @@ def test_a_draw_is_pure_and_uses_all_texts() -> None:
 
 
 def test_what_does_not_ship_is_named() -> None:
-    with pytest.raises(RecipeError, match=r"unknown embedded asset 'fashion-mnst'; .* Did you mean 'fashion-mnist'\?"):
+    with pytest.raises(
+        RecipeError,
+        match=r"unknown embedded asset 'fashion-mnst'; .* Did you mean 'fashion-mnist'\?",
+    ):
         embedded("embedded:fashion-mnst/data")
     with pytest.raises(
-        RecipeError, match=r"'embedded:fashion-mnist/a/b' does not ship; embedded:fashion-mnist holds .*clip, data, diffusion"
+        RecipeError,
+        match=r"'embedded:fashion-mnist/a/b' does not ship; embedded:fashion-mnist holds .*clip, data, diffusion",
     ):
         embedded("embedded:fashion-mnist/a/b")

@@ -17,7 +17,14 @@ import yaml
 
 from discl.errors import EndpointError, RecipeError
 from discl.prompts.endpoint import Endpoint, check_url, read_key
-from discl.prompts.writing import Demand, describe_class, find_problem, missing_classes, parse_texts, write_missing
+from discl.prompts.writing import (
+    Demand,
+    describe_class,
+    find_problem,
+    missing_classes,
+    parse_texts,
+    write_missing,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from chat_server import Clock, Reply, Server, asked_for, completion, numbered, sentences, serve
@@ -43,7 +50,10 @@ def test_classes_are_written_one_by_one_as_asked(tmp_path: Path) -> None:
     with serve(good) as server:
         asked = endpoint(server, key="secret-key", parameters={"temperature": 0.7})
         write_missing(path, {"ursus": "brown bear", "7": "seven"}, asked, FEW, advance=done.append)
-    assert yaml.safe_load(path.read_text()) == {"ursus": sentences("brown bear", 3), "7": sentences("seven", 3)}
+    assert yaml.safe_load(path.read_text()) == {
+        "ursus": sentences("brown bear", 3),
+        "7": sentences("seven", 3),
+    }
     assert done == [1, 1]
     assert server.paths == ["/v1/chat/completions"] * 2
     assert {headers["Authorization"] for headers in server.headers} == {"Bearer secret-key"}
@@ -77,10 +87,22 @@ A, B = sentences("cat", 2)
         f"<think>\n1. no\n2. no\n</think>\n1. **{A}**\n2. {B}",
         f"1. {A.replace(' light', chr(10) + '   light')}\n2. {B}\n\nI hope these help!",
     ],
-    ids=["numbered", "with a preface", "bullets", "lines", "json", "fenced object", "thinking aloud", "wrapped"],
+    ids=[
+        "numbered",
+        "with a preface",
+        "bullets",
+        "lines",
+        "json",
+        "fenced object",
+        "thinking aloud",
+        "wrapped",
+    ],
 )
 def test_texts_are_found_in_many_forms_of_answer(answer: str) -> None:
-    assert [text for text in parse_texts(answer) if find_problem(text, "cat", (), 15) is None] == [A, B]
+    assert [text for text in parse_texts(answer) if find_problem(text, "cat", (), 15) is None] == [
+        A,
+        B,
+    ]
 
 
 LONG = "stands in the evening light beside an old wall of grey stone with dry grass around"
@@ -104,31 +126,47 @@ LONG = "stands in the evening light beside an old wall of grey stone with dry gr
         (f"Ein Bär {LONG}", "Bär", ["Katze"], None),
     ],
 )
-def test_what_is_wrong_with_a_text_is_told(text: str, name: str, others: list[str], problem: str | None) -> None:
+def test_what_is_wrong_with_a_text_is_told(
+    text: str, name: str, others: list[str], problem: str | None
+) -> None:
     assert find_problem(text, name, others, 15) == problem
 
 
 def test_what_is_usable_is_kept_and_only_the_rest_asked_for_again(tmp_path: Path) -> None:
     def answer(before: int, body: dict) -> Reply:
         name, count = asked_for(body)
-        return numbered([sentences(name, 1)[0], "A cat."]) if before == 0 else numbered(sentences(name, count, start=5))
+        return (
+            numbered([sentences(name, 1)[0], "A cat."])
+            if before == 0
+            else numbered(sentences(name, count, start=5))
+        )
 
     path = tmp_path / "prompts.yaml"
     with serve(answer) as server:
         write_missing(path, same("cat"), endpoint(server), FEW)
         texts = describe_class("dog", (), endpoint(server), FEW)
-    assert yaml.safe_load(path.read_text())["cat"] == [*sentences("cat", 1), *sentences("cat", 2, start=5)]
+    assert yaml.safe_load(path.read_text())["cat"] == [
+        *sentences("cat", 1),
+        *sentences("cat", 2, start=5),
+    ]
     assert texts == sentences("dog", 3, start=5)
     assert asked_for(server.bodies[1]) == ("cat", 2)
     complaint = server.bodies[1]["messages"][-1]["content"]
     assert "'A cat.' has 2 words, 15 are needed" in complaint
-    assert [message["role"] for message in server.bodies[1]["messages"]] == ["user", "assistant", "user"]
+    assert [message["role"] for message in server.bodies[1]["messages"]] == [
+        "user",
+        "assistant",
+        "user",
+    ]
 
 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("I am sorry, but I cannot help with that.", r"cat: 0 of 3 after 3 tries; 'I am sorry, .*' has 9 words, 15 are needed"),
+        (
+            "I am sorry, but I cannot help with that.",
+            r"cat: 0 of 3 after 3 tries; 'I am sorry, .*' has 9 words, 15 are needed",
+        ),
         ("", r"cat: 0 of 3 after 3 tries; the answer was empty"),
         (None, r"cat: 0 of 3 after 3 tries; the answer was empty"),
         ("1. A cat.\n2. The cat.\n3. Cat!", r"'A cat\.' has 2 words, 15 are needed"),
@@ -136,7 +174,9 @@ def test_what_is_usable_is_kept_and_only_the_rest_asked_for_again(tmp_path: Path
     ],
     ids=["refusal", "empty", "null", "too short", "repeats itself"],
 )
-def test_a_model_that_writes_nonsense_is_asked_a_bounded_number_of_times(tmp_path: Path, content: str | None, told: str) -> None:
+def test_a_model_that_writes_nonsense_is_asked_a_bounded_number_of_times(
+    tmp_path: Path, content: str | None, told: str
+) -> None:
     path = tmp_path / "prompts.yaml"
 
     def answer(_: int, body: dict) -> Reply:
@@ -151,17 +191,29 @@ def test_a_model_that_writes_nonsense_is_asked_a_bounded_number_of_times(tmp_pat
 
 def test_a_model_without_sense_is_not_asked_about_every_class(tmp_path: Path) -> None:
     names = same(*(f"class{number}" for number in range(20)))
-    with serve(lambda *_: completion("No.")) as server, pytest.raises(EndpointError, match="for 3 classes"):
+    with (
+        serve(lambda *_: completion("No.")) as server,
+        pytest.raises(EndpointError, match="for 3 classes"),
+    ):
         write_missing(tmp_path / "prompts.yaml", names, endpoint(server), FEW)
     assert len(server.bodies) <= 4 * FEW.tries
 
 
 @pytest.mark.parametrize(
     ("status", "headers", "least"),
-    [(429, {"Retry-After": "0.3"}, 0.3), (503, {}, 0.01), (500, {}, 0.01), (429, {"Retry-After": "soon"}, 0.01)],
+    [
+        (429, {"Retry-After": "0.3"}, 0.3),
+        (503, {}, 0.01),
+        (500, {}, 0.01),
+        (429, {"Retry-After": "soon"}, 0.01),
+    ],
 )
-def test_a_busy_server_is_asked_again_when_it_says(tmp_path: Path, status: int, headers: dict[str, str], least: float) -> None:
-    with serve(lambda before, body: (status, headers, "busy") if before == 0 else good(before, body)) as server:
+def test_a_busy_server_is_asked_again_when_it_says(
+    tmp_path: Path, status: int, headers: dict[str, str], least: float
+) -> None:
+    with serve(
+        lambda before, body: (status, headers, "busy") if before == 0 else good(before, body)
+    ) as server:
         started = time.monotonic()
         write_missing(tmp_path / "prompts.yaml", same("cat"), endpoint(server), FEW)
     assert len(server.bodies) == 2
@@ -172,9 +224,14 @@ def test_a_date_may_say_when_to_come_back_and_a_far_one_ends_it() -> None:
     later = formatdate(time.time() + 4000, usegmt=True)
     with (
         serve(lambda *_: (429, {"Retry-After": later}, "quota used up")) as server,
-        pytest.raises(EndpointError, match=r"answers 429: 'quota used up' and asks to wait (39\d\d|4000) s; run the same command again"),
+        pytest.raises(
+            EndpointError,
+            match=r"answers 429: 'quota used up' and asks to wait (39\d\d|4000) s; run the same command again",
+        ),
     ):
-        endpoint(server).ask([{"role": "user", "content": 'Write 1 descriptions of photographs of "cat"'}])
+        endpoint(server).ask(
+            [{"role": "user", "content": 'Write 1 descriptions of photographs of "cat"'}]
+        )
     assert len(server.bodies) == 1
 
 
@@ -194,8 +251,13 @@ def test_a_server_that_fails_for_ever_is_given_up_and_finished_classes_stay(tmp_
 
 def test_waits_double() -> None:
     clock = Clock()
-    with serve(lambda *_: (503, {}, "")) as server, pytest.raises(EndpointError, match="6 times in a row"):
-        endpoint(server, backoff=1.0, retries=5, **clock.settings).ask([{"role": "user", "content": "hello"}])
+    with (
+        serve(lambda *_: (503, {}, "")) as server,
+        pytest.raises(EndpointError, match="6 times in a row"),
+    ):
+        endpoint(server, backoff=1.0, retries=5, **clock.settings).ask(
+            [{"role": "user", "content": "hello"}]
+        )
     assert clock.waits == [1, 2, 4, 8, 16]
 
 
@@ -204,7 +266,8 @@ def test_a_server_that_is_down_is_named() -> None:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
     with pytest.raises(
-        EndpointError, match=rf"{url}/chat/completions cannot be reached .*refused.*, 2 times in a row\. Is the server running"
+        EndpointError,
+        match=rf"{url}/chat/completions cannot be reached .*refused.*, 2 times in a row\. Is the server running",
     ):
         Endpoint(url, "m", backoff=0.01, retries=1).ask([{"role": "user", "content": "hello"}])
 
@@ -215,7 +278,9 @@ def test_a_server_that_never_answers_is_given_up() -> None:
         silent.listen()
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
         with pytest.raises(EndpointError, match=r"cannot be reached .*timed out"):
-            Endpoint(url, "m", timeout=0.2, backoff=0.01, retries=1).ask([{"role": "user", "content": "hello"}])
+            Endpoint(url, "m", timeout=0.2, backoff=0.01, retries=1).ask(
+                [{"role": "user", "content": "hello"}]
+            )
 
 
 @pytest.mark.parametrize(
@@ -225,13 +290,28 @@ def test_a_server_that_never_answers_is_given_up() -> None:
             (200, {}, "<html>Welcome to nginx!</html>"),
             r"answers no chat completion: '<html>Welcome to nginx!</html>'\. Check prompts\.endpoint\.url",
         ),
-        ((200, {}, '{"error": "model is loading"}'), r"answers no chat completion: .*model is loading"),
+        (
+            (200, {}, '{"error": "model is loading"}'),
+            r"answers no chat completion: .*model is loading",
+        ),
         ((200, {}, b"\xff\xfe\x00"), "answers no chat completion"),
         ((200, {}, "[" * 100_000), "answers no chat completion"),
-        ((401, {}, "bad key secret-key"), r"answers 401: 'bad key …'\. Set the variable that prompts\.endpoint\.key_variable names"),
-        ((404, {}, "no model"), r"answers 404: 'no model'\. Check prompts\.endpoint\.url \(most end in /v1\) and prompts\.endpoint\.model"),
-        ((400, {}, "max_tokens unknown"), r"answers 400: .* Check prompts\.endpoint: url, model and parameters"),
-        ((302, {"Location": "http://127.0.0.1:9/elsewhere"}, ""), r"points to http://127\.0\.0\.1:9/elsewhere"),
+        (
+            (401, {}, "bad key secret-key"),
+            r"answers 401: 'bad key …'\. Set the variable that prompts\.endpoint\.key_variable names",
+        ),
+        (
+            (404, {}, "no model"),
+            r"answers 404: 'no model'\. Check prompts\.endpoint\.url \(most end in /v1\) and prompts\.endpoint\.model",
+        ),
+        (
+            (400, {}, "max_tokens unknown"),
+            r"answers 400: .* Check prompts\.endpoint: url, model and parameters",
+        ),
+        (
+            (302, {"Location": "http://127.0.0.1:9/elsewhere"}, ""),
+            r"points to http://127\.0\.0\.1:9/elsewhere",
+        ),
     ],
 )
 def test_an_answer_that_is_none_ends_it_at_once_without_the_key(reply: Reply, told: str) -> None:
@@ -247,7 +327,9 @@ def test_halves_of_characters_and_deep_nests_are_only_bad_texts(tmp_path: Path) 
     for number, content in enumerate(("\n".join(texts), json.dumps(texts))):
         with serve(lambda *_, content=content: completion(content)) as server:
             write_missing(path := tmp_path / f"{number}.yaml", same("boot"), endpoint(server), FEW)
-        assert yaml.safe_load(path.read_text(encoding="utf-8")) == {"boot": [f"{text} ?" for text in sentences("boot", 3)]}
+        assert yaml.safe_load(path.read_text(encoding="utf-8")) == {
+            "boot": [f"{text} ?" for text in sentences("boot", 3)]
+        }
     assert parse_texts("[" * 100_000) == ["[" * 100_000]
 
 
@@ -259,11 +341,22 @@ def test_edits_and_comments_stay_and_only_what_is_missing_is_asked_for(tmp_path:
         write_missing(path, same("cat", "dog"), endpoint(server), FEW)
         write_missing(path, same("cat", "dog"), endpoint(server), FEW)
     assert path.read_text().startswith(mine)
-    assert yaml.safe_load(path.read_text()) == {"cat": ["A cat as I know it."], "dog": sentences("dog", 3)}
+    assert yaml.safe_load(path.read_text()) == {
+        "cat": ["A cat as I know it."],
+        "dog": sentences("dog", 3),
+    }
     assert server.classes == ["dog"]
 
 
-@pytest.mark.parametrize("text", ["{cat: [A cat as I know it.], dog: []}\n", "cat:\n- A cat as I know it.\ndog:\n", "", "# nothing yet\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{cat: [A cat as I know it.], dog: []}\n",
+        "cat:\n- A cat as I know it.\ndog:\n",
+        "",
+        "# nothing yet\n",
+    ],
+)
 def test_a_file_in_any_style_is_completed(tmp_path: Path, text: str) -> None:
     path = tmp_path / "prompts.yaml"
     path.write_text(text)
@@ -273,10 +366,15 @@ def test_a_file_in_any_style_is_completed(tmp_path: Path, text: str) -> None:
     assert ("cat" in server.classes) == ("cat" not in text)
 
 
-def test_a_file_that_is_no_list_of_texts_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+def test_a_file_that_is_no_list_of_texts_is_refused_before_anything_is_asked(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "prompts.yaml"
     path.write_text("cat: one text\n")
-    with serve(good) as server, pytest.raises(RecipeError, match="holds no mapping from class names to lists"):
+    with (
+        serve(good) as server,
+        pytest.raises(RecipeError, match="holds no mapping from class names to lists"),
+    ):
         write_missing(path, same("cat"), endpoint(server), FEW)
     assert server.bodies == []
 
@@ -302,7 +400,10 @@ def test_killed_half_way_it_goes_on_with_what_is_missing(tmp_path: Path) -> None
         child.append(subprocess.Popen([sys.executable, "-c", SCRIPT, server.url, str(path)]))
         assert child[0].wait(60) == -signal.SIGKILL
         kept = list(yaml.safe_load(path.read_text()))
-        assert kept in (["a", "b"], ["a", "b", "c"])  # the third may be on its way into the file while the fourth is asked for
+        assert kept in (
+            ["a", "b"],
+            ["a", "b", "c"],
+        )  # the third may be on its way into the file while the fourth is asked for
         write_missing(path, same(*"abcdef"), endpoint(server), Demand(3, 15, False))
     assert list(yaml.safe_load(path.read_text())) == list("abcdef")
     assert server.classes == ["a", "b", "c", "d", *[name for name in "abcdef" if name not in kept]]
@@ -314,10 +415,21 @@ def test_several_requests_at_once_write_the_same_texts(tmp_path: Path) -> None:
     with serve(good) as server:
         write_missing(tmp_path / "one.yaml", names, endpoint(server), FEW, parallel=1)
         write_missing(tmp_path / "four.yaml", names, endpoint(server), FEW, parallel=4)
-    assert yaml.safe_load((tmp_path / "one.yaml").read_text()) == yaml.safe_load((tmp_path / "four.yaml").read_text())
+    assert yaml.safe_load((tmp_path / "one.yaml").read_text()) == yaml.safe_load(
+        (tmp_path / "four.yaml").read_text()
+    )
 
 
-@pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://host/v1", "http://", "http://me:secret@host/v1", "http://host/v1?key=secret"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000/v1",
+        "ftp://host/v1",
+        "http://",
+        "http://me:secret@host/v1",
+        "http://host/v1?key=secret",
+    ],
+)
 def test_what_is_no_base_url_is_refused(url: str) -> None:
     with pytest.raises(RecipeError, match="base URL") as raised:
         check_url(url)
@@ -325,12 +437,19 @@ def test_what_is_no_base_url_is_refused(url: str) -> None:
 
 
 def test_a_base_url_is_tidied() -> None:
-    assert check_url("http://host:1/v1/") == check_url("http://host:1/v1/chat/completions") == "http://host:1/v1"
+    assert (
+        check_url("http://host:1/v1/")
+        == check_url("http://host:1/v1/chat/completions")
+        == "http://host:1/v1"
+    )
 
 
 def test_a_key_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISCL_TEST_KEY", raising=False)
-    with pytest.raises(EndpointError, match="the environment variable DISCL_TEST_KEY, which should hold the API key, is not set"):
+    with pytest.raises(
+        EndpointError,
+        match="the environment variable DISCL_TEST_KEY, which should hold the API key, is not set",
+    ):
         read_key("DISCL_TEST_KEY")
     monkeypatch.setenv("DISCL_TEST_KEY", " abc\n")
     assert read_key("DISCL_TEST_KEY") == "abc"

@@ -29,19 +29,35 @@ def make_t5(folder: Path, width: int) -> tuple[Any, Any]:
     pieces = ["<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz,."]
     raw = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=2))
     raw.pre_tokenizer = pre_tokenizers.Metaspace()
-    raw.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    raw.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
     folder.mkdir(parents=True)
     raw.save(str(folder / "tokenizer.json"))
-    tokenizer = T5TokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), model_max_length=512, extra_ids=0)
+    tokenizer = T5TokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), model_max_length=512, extra_ids=0
+    )
     config = T5Config(
-        vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=37, num_layers=2, num_heads=4, dropout_rate=0.0, is_encoder_decoder=False
+        vocab_size=len(tokenizer),
+        d_model=width,
+        d_kv=8,
+        d_ff=37,
+        num_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        is_encoder_decoder=False,
     )
     return tokenizer, T5EncoderModel(config)
 
 
 def make_xl(folder: Path, refiner: bool, width: int = 32) -> Path:
     """`width` is that of the second text encoder."""
-    from diffusers import EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+    from diffusers import (
+        EulerDiscreteScheduler,
+        StableDiffusionXLImg2ImgPipeline,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     tokenizer = make_tokenizer(folder.with_name(f"{folder.name}-tokenizer"))
@@ -56,15 +72,23 @@ def make_xl(folder: Path, refiner: bool, width: int = 32) -> Path:
         transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=8 * numbers + width, cross_attention_dim=states,
     )  # fmt: skip
     scheduler = EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        timestep_spacing="leading",
     )
-    second = CLIPTextConfig(**settings | {"hidden_size": width, "projection_dim": width}, hidden_act="gelu")
+    second = CLIPTextConfig(
+        **settings | {"hidden_size": width, "projection_dim": width}, hidden_act="gelu"
+    )
     parts = {
         "vae": make_vae(scaling_factor=0.13025), "unet": unet, "scheduler": scheduler, "text_encoder": None, "tokenizer": None,
         "text_encoder_2": CLIPTextModelWithProjection(second), "tokenizer_2": tokenizer,
     }  # fmt: skip
     if refiner:
-        pipeline = StableDiffusionXLImg2ImgPipeline(**parts, requires_aesthetics_score=True, force_zeros_for_empty_prompt=False)
+        pipeline = StableDiffusionXLImg2ImgPipeline(
+            **parts, requires_aesthetics_score=True, force_zeros_for_empty_prompt=False
+        )
     else:
         first = {"text_encoder": CLIPTextModel(CLIPTextConfig(**settings)), "tokenizer": tokenizer}
         pipeline = StableDiffusionXLPipeline(**parts | first)
@@ -85,7 +109,11 @@ def tiny_refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_sd3(folder: Path) -> Path:
-    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     tokenizer = make_tokenizer(folder.with_name(f"{folder.name}-tokenizer"))

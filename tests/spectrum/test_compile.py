@@ -36,17 +36,24 @@ def model(tiny_diffusion: Path) -> StableDiffusion:
 
 
 def make(model: StableDiffusion, backend: Any = None) -> dict[str, np.ndarray]:
-    engine = Engine(model, num_inference_steps=5, guidance_scale=7.5, slots=4, guidance_interval=(0.3, 1.0))
+    engine = Engine(
+        model, num_inference_steps=5, guidance_scale=7.5, slots=4, guidance_interval=(0.3, 1.0)
+    )
     if backend is not None:
         engine.compile(32, 32, backend)
-    return {request.id: picture for request, picture in engine.generate(make_requests(3, (0, 40, 60)), load_pixels)}
+    return {
+        request.id: picture
+        for request, picture in engine.generate(make_requests(3, (0, 40, 60)), load_pixels)
+    }
 
 
 def test_a_run_is_one_graph_of_one_shape(model: StableDiffusion) -> None:
     plain, counter = make(model), CompileCounter()
     compiled = make(model, counter)
     assert counter.frame_count == 1 and counter.op_count > 50
-    assert all(np.abs(compiled[name].astype(int) - plain[name].astype(int)).max() <= 1 for name in plain)
+    assert all(
+        np.abs(compiled[name].astype(int) - plain[name].astype(int)).max() <= 1 for name in plain
+    )
 
 
 def test_a_compiler_that_fails_leaves_the_network_as_it_was(model: StableDiffusion) -> None:
@@ -60,7 +67,9 @@ def test_a_compiler_that_fails_leaves_the_network_as_it_was(model: StableDiffusi
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_run_may_ask_for_it(fails: bool, filtered_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_a_run_may_ask_for_it(
+    fails: bool, filtered_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
     counter = CompileCounter()
 
     def broken(*_: Any) -> Any:
@@ -68,9 +77,18 @@ def test_a_run_may_ask_for_it(fails: bool, filtered_run: Path, tmp_path: Path, m
 
     patched = functools.partialmethod(Engine.compile, backend=broken if fails else counter)
     monkeypatch.setattr(Engine, "compile", patched)
-    recipe = load_recipe(filtered_run / "recipe.yaml", {"runtime.compile": True, "spectrum.seeds": 1})
+    recipe = load_recipe(
+        filtered_run / "recipe.yaml", {"runtime.compile": True, "spectrum.seeds": 1}
+    )
     run_until(open_run(recipe, tmp_path / "run"), "generate")
     assert counter.frame_count == (0 if fails else 1)
     assert ("torch.compile failed" in capfd.readouterr().err) == fails
-    made = {name for shard in (tmp_path / "run").glob("spectrum/*.parquet") for name in pq.read_table(shard)["id"].to_pylist()}
-    assert made < set(pq.read_table(filtered_run / "plan.parquet")["id"].to_pylist()) and len(made) == 16
+    made = {
+        name
+        for shard in (tmp_path / "run").glob("spectrum/*.parquet")
+        for name in pq.read_table(shard)["id"].to_pylist()
+    }
+    assert (
+        made < set(pq.read_table(filtered_run / "plan.parquet")["id"].to_pylist())
+        and len(made) == 16
+    )

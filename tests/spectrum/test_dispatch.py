@@ -15,7 +15,9 @@ from discl.spectrum.plan import WHOLE, Request, Share, parse_share
 def make_requests(sources: int, each: int = 4, sizes: tuple[int, ...] = (32,)) -> list[Request]:
     """`each` requests for every source, those of a shape together."""
     return [
-        Request(f"{size}-{source}-{number}", f"{size}-{source}", "", 0, 0, number, 0, "", "", size, 32)
+        Request(
+            f"{size}-{source}-{number}", f"{size}-{source}", "", 0, 0, number, 0, "", "", size, 32
+        )
         for size in sizes
         for source in range(sources)
         for number in range(each)
@@ -26,7 +28,9 @@ def make_requests(sources: int, each: int = 4, sizes: tuple[int, ...] = (32,)) -
 def test_shares_divide_a_plan(of: int) -> None:
     requests = make_requests(11)
     shares = [Share(number, of).of_plan(requests) for number in range(1, of + 1)]
-    assert sorted(request.id for share in shares for request in share) == sorted(request.id for request in requests)
+    assert sorted(request.id for share in shares for request in share) == sorted(
+        request.id for request in requests
+    )
     sources = [{request.source_id for request in share} for share in shares]
     assert sum(map(len, sources)) == 11  # no source in two shares
     assert max(map(len, sources)) - min(map(len, sources)) <= 1
@@ -34,13 +38,17 @@ def test_shares_divide_a_plan(of: int) -> None:
 
 
 def test_more_seeds_or_levels_divide_a_plan_the_same_way() -> None:
-    few, many = ({r.source_id for r in Share(2, 3).of_plan(make_requests(11, each))} for each in (2, 9))
+    few, many = (
+        {r.source_id for r in Share(2, 3).of_plan(make_requests(11, each))} for each in (2, 9)
+    )
     assert few == many
 
 
 @pytest.mark.parametrize("text", ["5/4", "0/4", "0/0", "1/0"])
 def test_a_share_that_there_is_not(text: str) -> None:
-    with pytest.raises(RecipeError, match=rf"there is no share {text}: shares go from 1/. to .*--array=1-"):
+    with pytest.raises(
+        RecipeError, match=rf"there is no share {text}: shares go from 1/. to .*--array=1-"
+    ):
         parse_share(text)
 
 
@@ -60,7 +68,14 @@ def test_pieces_keep_sources_whole_and_shapes_apart() -> None:
     assert [request for piece in pieces for request in piece] == requests
     assert [len(piece) for piece in pieces] == [6, 6, 3] * 2
     assert all(len({request.width for request in piece}) == 1 for piece in pieces)
-    assert max(Counter(source for piece in pieces for source in {request.source_id for request in piece}).values()) == 1
+    assert (
+        max(
+            Counter(
+                source for piece in pieces for source in {request.source_id for request in piece}
+            ).values()
+        )
+        == 1
+    )
 
 
 def test_workers_that_come_and_die_make_everything_once() -> None:
@@ -77,7 +92,9 @@ def test_workers_that_come_and_die_make_everything_once() -> None:
             if chance.random() < 0.05:
                 saved = unwritten.pop(name)
                 written += saved[: chance.randrange(len(saved) + 1)]
-                assert dispatcher.lost(name, set(written)) == len(saved) - len([each for each in saved if each in written])
+                assert dispatcher.lost(name, set(written)) == len(saved) - len(
+                    [each for each in saved if each in written]
+                )
                 unwritten[f"worker {turn + 3}"] = []
             elif piece := dispatcher.take(name, idle=False):
                 unwritten[name] += [request.id for request in piece]

@@ -33,14 +33,21 @@ NEGATIVE = "blurry"
 
 def make_requests(sources: int, levels: Sequence[int] = LEVELS, seeds: int = 1) -> list[Request]:
     """The plan of `sources` images of two classes, as `discl plan` writes it."""
-    rows = [{"id": f"image-{index}", "digest": f"digest-{index}", "label": index % 2} for index in range(sources)]
+    rows = [
+        {"id": f"image-{index}", "digest": f"digest-{index}", "label": index % 2}
+        for index in range(sources)
+    ]
     sampling = Sampling("model", "scheduler", 20, 7.5, 32, "float32", "webp")
-    return plan_requests(rows, [GuidanceLevel(level) for level in levels], seeds, PROMPTS, NEGATIVE, sampling)
+    return plan_requests(
+        rows, [GuidanceLevel(level) for level in levels], seeds, PROMPTS, NEGATIVE, sampling
+    )
 
 
 def load_pixels(source: str) -> np.ndarray:
     """A picture uint8 `[3, 32, 32]`, a pure function of the source's name."""
-    coarse = np.random.default_rng(derive_seed(source)).integers(256, size=(3, 4, 4), dtype=np.uint8)
+    coarse = np.random.default_rng(derive_seed(source)).integers(
+        256, size=(3, 4, 4), dtype=np.uint8
+    )
     return coarse.repeat(8, axis=1).repeat(8, axis=2)
 
 
@@ -70,21 +77,40 @@ def make_pipeline(kind: type, model: StableDiffusion):
 
 
 @torch.inference_mode()
-def denoise_with_diffusers(model: StableDiffusion, requests: list[Request], steps: int, guidance_scale: float, output: str = "latent"):
+def denoise_with_diffusers(
+    model: StableDiffusion,
+    requests: list[Request],
+    steps: int,
+    guidance_scale: float,
+    output: str = "latent",
+):
     """What diffusers' unaltered pipelines make of requests of one level; ε comes from generators with the engine's seeds."""
     common = {
         "prompt": [request.prompt for request in requests], "negative_prompt": [request.negative_prompt for request in requests],
         "num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": output,
     }  # fmt: skip
     if requests[0].level == 0:
-        noise = torch.stack([draw_noise(request.source_id, request.seed, request.attempt, (4, 8, 8)) for request in requests])
-        return make_pipeline(StableDiffusionPipeline, model)(latents=noise, height=32, width=32, **common).images
+        noise = torch.stack(
+            [
+                draw_noise(request.source_id, request.seed, request.attempt, (4, 8, 8))
+                for request in requests
+            ]
+        )
+        return make_pipeline(StableDiffusionPipeline, model)(
+            latents=noise, height=32, width=32, **common
+        ).images
     pixels = torch.stack([torch.from_numpy(load_pixels(request.source_id)) for request in requests])
-    seeds = [derive_seed("noise", request.source_id, request.seed, request.attempt) for request in requests]
+    seeds = [
+        derive_seed("noise", request.source_id, request.seed, request.attempt)
+        for request in requests
+    ]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     strength = (requests[0].steps(steps) + 0.5) / steps
     return make_pipeline(StableDiffusionImg2ImgPipeline, model)(
-        image=model.encode_images(pixels.float() / 127.5 - 1), strength=strength, generator=generators, **common
+        image=model.encode_images(pixels.float() / 127.5 - 1),
+        strength=strength,
+        generator=generators,
+        **common,
     ).images
 
 
@@ -92,7 +118,9 @@ def relative_error(got: Tensor, wanted: Tensor) -> float:
     return ((got - wanted).abs().max() / wanted.abs().max()).item()
 
 
-ALL_SETTINGS = list(itertools.product(["epsilon", "v_prediction"], ["leading", "trailing"], [False, True], [1, 7.5]))
+ALL_SETTINGS = list(
+    itertools.product(["epsilon", "v_prediction"], ["leading", "trailing"], [False, True], [1, 7.5])
+)
 SOME_SETTINGS = [  # every pair of values occurs
     ("epsilon", "leading", False, 7.5), ("epsilon", "trailing", True, 1), ("v_prediction", "leading", True, 7.5),
     ("epsilon", "trailing", False, 7.5), ("v_prediction", "trailing", False, 1), ("epsilon", "leading", True, 1),
@@ -108,9 +136,19 @@ SOME_SETTINGS = [  # every pair of values occurs
     ],
 )
 def test_latents_equal_those_of_diffusers(
-    model: StableDiffusion, steps: int, prediction_type: str, timestep_spacing: str, set_alpha_to_one: bool, guidance_scale: float
+    model: StableDiffusion,
+    steps: int,
+    prediction_type: str,
+    timestep_spacing: str,
+    set_alpha_to_one: bool,
+    guidance_scale: float,
 ) -> None:
-    model = with_scheduler(model, prediction_type=prediction_type, timestep_spacing=timestep_spacing, set_alpha_to_one=set_alpha_to_one)
+    model = with_scheduler(
+        model,
+        prediction_type=prediction_type,
+        timestep_spacing=timestep_spacing,
+        set_alpha_to_one=set_alpha_to_one,
+    )
     requests = make_requests(2)
     engine = Engine(model, num_inference_steps=steps, guidance_scale=guidance_scale, slots=5)
     made = {request.id: latents for request, latents in engine.denoise(requests, load_pixels)}
@@ -126,7 +164,9 @@ def test_pictures_equal_those_of_diffusers(model: StableDiffusion, level: int) -
     requests = make_requests(2, [level])
     engine = Engine(model, num_inference_steps=10, guidance_scale=7.5, slots=3)
     made = {request.id: picture for request, picture in engine.generate(requests, load_pixels)}
-    for request, wanted in zip(requests, denoise_with_diffusers(model, requests, 10, 7.5, "pil"), strict=True):
+    for request, wanted in zip(
+        requests, denoise_with_diffusers(model, requests, 10, 7.5, "pil"), strict=True
+    ):
         picture = made[request.id]
         assert picture.dtype == np.uint8 and picture.shape == (32, 32, 3)
         assert np.abs(picture.astype(int) - np.asarray(wanted).astype(int)).max() <= 1
@@ -138,7 +178,12 @@ def test_encoded_image_is_the_mode_of_the_posterior(model: StableDiffusion) -> N
     pipeline = make_pipeline(StableDiffusionImg2ImgPipeline, model)
     prepared = pipeline.image_processor.preprocess(Image.fromarray(pixels.transpose(1, 2, 0)))
     wanted = model.vae.encode(prepared).latent_dist.mode() * model.vae.config.scaling_factor
-    assert relative_error(model.encode_images(torch.from_numpy(pixels)[None].float() / 127.5 - 1), wanted) <= 1e-5
+    assert (
+        relative_error(
+            model.encode_images(torch.from_numpy(pixels)[None].float() / 127.5 - 1), wanted
+        )
+        <= 1e-5
+    )
 
 
 def test_prompt_and_negative_prompt_reach_the_picture(model: StableDiffusion) -> None:
@@ -150,10 +195,16 @@ def test_prompt_and_negative_prompt_reach_the_picture(model: StableDiffusion) ->
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("settings", [{"clip_sample": False}, {"clip_sample": True, "clip_sample_range": 1.5}], ids=["free", "clipped"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"clip_sample": False}, {"clip_sample": True, "clip_sample_range": 1.5}],
+    ids=["free", "clipped"],
+)
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("set_alpha_to_one", [False, True])
-def test_ddim_step_equals_diffusers(prediction_type: str, settings: dict[str, object], spacing: str, set_alpha_to_one: bool) -> None:
+def test_ddim_step_equals_diffusers(
+    prediction_type: str, settings: dict[str, object], spacing: str, set_alpha_to_one: bool
+) -> None:
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear", prediction_type=prediction_type, timestep_spacing=spacing, set_alpha_to_one=set_alpha_to_one,
         steps_offset=1 if spacing == "leading" else 0, **settings,
@@ -190,7 +241,9 @@ def test_pictures_of_a_resumed_run_are_the_same_bytes(model: StableDiffusion) ->
 
     def pictures(part: list[Request]) -> dict[str, bytes]:
         engine = Engine(model, num_inference_steps=10, guidance_scale=7.5, slots=4)
-        return {request.id: picture.tobytes() for request, picture in engine.generate(part, load_pixels)}
+        return {
+            request.id: picture.tobytes() for request, picture in engine.generate(part, load_pixels)
+        }
 
     whole = pictures(requests)
     assert pictures(requests[7:]) == {request.id: whole[request.id] for request in requests[7:]}
@@ -200,7 +253,12 @@ def test_slot_count_changes_pictures_by_at_most_one_grey_level(model: StableDiff
     requests, made = make_requests(3), []
     for slots in (1, 4, 18, 32):
         engine = Engine(model, num_inference_steps=10, guidance_scale=7.5, slots=slots)
-        made.append({request.id: picture.astype(int) for request, picture in engine.generate(requests, load_pixels)})
+        made.append(
+            {
+                request.id: picture.astype(int)
+                for request, picture in engine.generate(requests, load_pixels)
+            }
+        )
     for other in made[1:]:
         assert all(np.abs(other[name] - picture).max() <= 1 for name, picture in made[0].items())
 
@@ -217,8 +275,14 @@ class Counting:
         self.texts: list[str] = []
         self.calls: list[int] = []
 
-    def schedule(self, num_inference_steps: int, height: int, width: int, fixed: bool = False) -> DDIM:
-        return make_ddim(DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1), num_inference_steps, fixed)
+    def schedule(
+        self, num_inference_steps: int, height: int, width: int, fixed: bool = False
+    ) -> DDIM:
+        return make_ddim(
+            DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1),
+            num_inference_steps,
+            fixed,
+        )
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return 1, 2, 2
@@ -239,9 +303,13 @@ class Counting:
         return torch.zeros_like(latents)
 
 
-def make_engine(slots: int, guidance_scale: float = 7.5, num_inference_steps: int = 20) -> tuple[Engine, Counting]:
+def make_engine(
+    slots: int, guidance_scale: float = 7.5, num_inference_steps: int = 20
+) -> tuple[Engine, Counting]:
     model = Counting()
-    return Engine(model, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, slots=slots), model
+    return Engine(
+        model, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, slots=slots
+    ), model
 
 
 def small_pixels(source: str) -> np.ndarray:
@@ -255,7 +323,11 @@ def test_every_row_is_computed_once(guidance_scale: float, per_step: int) -> Non
     made = [request for request, _ in engine.generate(requests, small_pixels)]
     assert sorted(request.id for request in made) == sorted(request.id for request in requests)
     work = engine.work
-    assert work.unet_rows == unet_rows(requests, 20, guidance_scale) == per_step * 10 * 2 * (20 + 18 + 14 + 10 + 6 + 2)
+    assert (
+        work.unet_rows
+        == unet_rows(requests, 20, guidance_scale)
+        == per_step * 10 * 2 * (20 + 18 + 14 + 10 + 6 + 2)
+    )
     assert model.calls == [8 * per_step] * work.unet_calls
     assert work.unet_rows_computed == 8 * per_step * work.unet_calls
     assert work.slot_fill == work.unet_rows / work.unet_rows_computed
@@ -272,7 +344,11 @@ def test_text_is_encoded_once_per_prompt() -> None:
 def test_images_that_no_level_needs_are_not_encoded() -> None:
     engine, _ = make_engine(8)
     asked: list[str] = []
-    list(engine.denoise(make_requests(5, [0]), lambda source: asked.append(source) or small_pixels(source)))  # type: ignore[func-returns-value]
+    list(
+        engine.denoise(
+            make_requests(5, [0]), lambda source: asked.append(source) or small_pixels(source)
+        )
+    )  # type: ignore[func-returns-value]
     assert engine.work.vae_encodes == 0 and asked == []
 
 
@@ -286,7 +362,9 @@ def test_slots_stay_filled(num_inference_steps: int, slots: int, times: int, goa
 
 
 @pytest.mark.parametrize("levels", [LEVELS, (90,), (10, 30)], ids=str)
-def test_long_plan_is_worked_on_in_bounded_memory(monkeypatch: pytest.MonkeyPatch, levels: tuple[int, ...]) -> None:
+def test_long_plan_is_worked_on_in_bounded_memory(
+    monkeypatch: pytest.MonkeyPatch, levels: tuple[int, ...]
+) -> None:
     queues: list[engine_module.Queue] = []
 
     class Watched(engine_module.Queue):
@@ -311,7 +389,11 @@ def test_long_plan_is_worked_on_in_bounded_memory(monkeypatch: pytest.MonkeyPatc
 
     for done, _ in enumerate(engine.denoise(stream(), small_pixels)):
         queue = queues[0]
-        assert len(queue.heap) <= engine.lookahead and len(queue.latents) <= engine.lookahead and len(queue.users) <= engine.lookahead
+        assert (
+            len(queue.heap) <= engine.lookahead
+            and len(queue.latents) <= engine.lookahead
+            and len(queue.users) <= engine.lookahead
+        )
         assert taken - done <= engine.lookahead + engine.slots
     assert taken == len(requests)
 
@@ -336,7 +418,9 @@ def test_more_prompts_than_are_remembered_are_encoded_once() -> None:
     engine, _ = make_engine(4)
     size = sum(tensor[0].nbytes for tensor in engine.model.encode_texts([""]).values())
     engine.texts.limit = 32 * size  # bytes
-    requests = [replace(request, prompt=f"caption of {request.source_id}") for request in make_requests(300)]
+    requests = [
+        replace(request, prompt=f"caption of {request.source_id}") for request in make_requests(300)
+    ]
     list(engine.denoise(requests, small_pixels))
     assert engine.work.text_encodes == 300 + 1
     assert len(engine.texts.known) <= 32 + engine.lookahead
@@ -346,7 +430,9 @@ def test_more_prompts_than_are_remembered_are_encoded_once() -> None:
 
 def test_longest_requests_start_first() -> None:
     engine, _ = make_engine(2)
-    made = [request.level for request, _ in engine.denoise(make_requests(1, [90, 0, 50]), small_pixels)]
+    made = [
+        request.level for request, _ in engine.denoise(make_requests(1, [90, 0, 50]), small_pixels)
+    ]
     assert made == [50, 90, 0]
 
 
@@ -368,9 +454,13 @@ def test_levels_of_a_spectrum_share_their_noise() -> None:
     for request, latents in engine.denoise(make_requests(2), small_pixels):
         noise = draw_noise(request.source_id, request.seed, request.attempt, (1, 2, 2))
         alpha = schedule.alphas[20 - request.steps(20)]
-        clean = model.encode_images(torch.from_numpy(small_pixels(request.source_id))[None].float() / 127.5 - 1)[0]
+        clean = model.encode_images(
+            torch.from_numpy(small_pixels(request.source_id))[None].float() / 127.5 - 1
+        )[0]
         start = noise if request.level == 0 else alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        torch.testing.assert_close(latents, start * (schedule.alphas_next[-1] / alpha).sqrt(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            latents, start * (schedule.alphas_next[-1] / alpha).sqrt(), rtol=1e-4, atol=1e-5
+        )
 
 
 # ---------------------------------------------------------------- used by itself
@@ -379,11 +469,36 @@ def test_levels_of_a_spectrum_share_their_noise() -> None:
 def test_a_request_by_itself_needs_a_text_a_level_and_a_source(model: StableDiffusion) -> None:
     request = Request.of("a photo of a boot", 50, "image-0", width=32, negative_prompt=NEGATIVE)
     planned = make_requests(2, [50])[0]
-    assert (request.width, request.height, request.seed, request.attempt, request.label) == (32, 32, 0, 0, 0)
-    assert request.id == Request.of("a photo of a boot", 50, "image-0", 32, 32, negative_prompt=NEGATIVE).id
-    others = [{"level": 0}, {"source_id": "image-1"}, {"prompt": "a boot"}, {"width": 40}, {"height": 40}, {"seed": 1}, {"attempt": 1}]
-    given = {"prompt": "a photo of a boot", "level": 50, "source_id": "image-0", "width": 32, "negative_prompt": NEGATIVE}
-    assert len({request.id, *(Request.of(**{**given, **other}).id for other in others)}) == 1 + len(others)  # type: ignore[arg-type]
+    assert (request.width, request.height, request.seed, request.attempt, request.label) == (
+        32,
+        32,
+        0,
+        0,
+        0,
+    )
+    assert (
+        request.id
+        == Request.of("a photo of a boot", 50, "image-0", 32, 32, negative_prompt=NEGATIVE).id
+    )
+    others = [
+        {"level": 0},
+        {"source_id": "image-1"},
+        {"prompt": "a boot"},
+        {"width": 40},
+        {"height": 40},
+        {"seed": 1},
+        {"attempt": 1},
+    ]
+    given = {
+        "prompt": "a photo of a boot",
+        "level": 50,
+        "source_id": "image-0",
+        "width": 32,
+        "negative_prompt": NEGATIVE,
+    }
+    assert len({request.id, *(Request.of(**{**given, **other}).id for other in others)}) == 1 + len(
+        others
+    )  # type: ignore[arg-type]
     engine = Engine(model, num_inference_steps=4, guidance_scale=7.5, slots=2)
     alike = replace(planned, prompt=request.prompt)
     (_, first), (_, second) = engine.generate([request, alike], load_pixels)
@@ -393,7 +508,10 @@ def test_a_request_by_itself_needs_a_text_a_level_and_a_source(model: StableDiff
 @pytest.mark.parametrize(
     ("level", "told"),
     [
-        (95, r"level 95 % leaves t\(λ\) = 0 denoising steps at 4 inference steps; use at least 20 steps or a level of at most 75 %"),
+        (
+            95,
+            r"level 95 % leaves t\(λ\) = 0 denoising steps at 4 inference steps; use at least 20 steps or a level of at most 75 %",
+        ),
         (100, "level 100 is the real image and is never generated"),
         (0.5, "is not a whole per cent .* Write λ = 0.5 as 50"),
     ],
@@ -414,8 +532,14 @@ def test_a_level_without_a_step_is_refused(model: StableDiffusion, level: int, t
     ],
     ids=["channels last", "another size", "fractions", "a picture"],
 )
-def test_pixels_of_another_shape_are_refused(model: StableDiffusion, give: Callable[[np.ndarray], Any], got: str) -> None:
+def test_pixels_of_another_shape_are_refused(
+    model: StableDiffusion, give: Callable[[np.ndarray], Any], got: str
+) -> None:
     engine = Engine(model, num_inference_steps=4, guidance_scale=7.5, slots=2)
     told = rf"the pixels of source 'image-0' are {got}; a numpy array uint8 \[3, 32, 32\] is needed, .* discl\.data\.to_size"
     with pytest.raises(DataError, match=told):
-        list(engine.generate([Request.of("a boot", 50, "image-0", 32)], lambda source: give(load_pixels(source))))
+        list(
+            engine.generate(
+                [Request.of("a boot", 50, "image-0", 32)], lambda source: give(load_pixels(source))
+            )
+        )

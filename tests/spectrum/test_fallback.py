@@ -35,7 +35,9 @@ def consistency(tiny_diffusion: Path, tmp_path_factory: pytest.TempPathFactory) 
     """The tiny Stable Diffusion with a UNet that is told the guidance scale, under LCM's sampler."""
     plain = diffusers.StableDiffusionPipeline.from_pretrained(tiny_diffusion)
     torch.manual_seed(5)
-    unet = diffusers.UNet2DConditionModel.from_config(dict(plain.unet.config) | {"time_cond_proj_dim": 16})
+    unet = diffusers.UNet2DConditionModel.from_config(
+        dict(plain.unet.config) | {"time_cond_proj_dim": 16}
+    )
     folder = tmp_path_factory.mktemp("tiny") / "consistency"
     diffusers.LatentConsistencyModelPipeline(
         vae=plain.vae, text_encoder=plain.text_encoder, tokenizer=plain.tokenizer, unet=unet,
@@ -46,28 +48,51 @@ def consistency(tiny_diffusion: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def pixels_of(source: str) -> np.ndarray:
-    return np.random.default_rng(derive_seed(source)).integers(256, size=(3, 32, 32), dtype=np.uint8)
+    return np.random.default_rng(derive_seed(source)).integers(
+        256, size=(3, 32, 32), dtype=np.uint8
+    )
 
 
 def test_pictures_are_those_of_diffusers(consistency: Path) -> None:
     engine = PlainEngine(load_plain(str(consistency)), num_inference_steps=4, guidance_scale=6.0)
-    made = {request.level: picture for request, picture in engine.generate([REQUEST, replace(REQUEST, level=0)], pixels_of)}
-    common = {"prompt": "a grey shirt", "num_inference_steps": 4, "guidance_scale": 6.0, "output_type": "np"}
+    made = {
+        request.level: picture
+        for request, picture in engine.generate([REQUEST, replace(REQUEST, level=0)], pixels_of)
+    }
+    common = {
+        "prompt": "a grey shirt",
+        "num_inference_steps": 4,
+        "guidance_scale": 6.0,
+        "output_type": "np",
+    }
     seed = derive_seed("noise", "image", 0, 0)
     picture = Image.fromarray(pixels_of("image").transpose(1, 2, 0))
     image = diffusers.LatentConsistencyModelImg2ImgPipeline.from_pretrained(consistency)
-    wanted = image(image=picture, strength=0.5, generator=torch.Generator().manual_seed(seed), **common).images[0]
+    wanted = image(
+        image=picture, strength=0.5, generator=torch.Generator().manual_seed(seed), **common
+    ).images[0]
     assert np.abs(made[50].astype(int) - (wanted * 255).round()).max() <= 1
     text = diffusers.LatentConsistencyModelPipeline.from_pretrained(consistency)
-    wanted = text(height=32, width=32, generator=torch.Generator().manual_seed(seed), **common).images[0]
+    wanted = text(
+        height=32, width=32, generator=torch.Generator().manual_seed(seed), **common
+    ).images[0]
     assert np.abs(made[0].astype(int) - (wanted * 255).round()).max() <= 1
-    assert (engine.work.unet_rows, engine.work.vae_encodes, engine.work.vae_decodes) == (2 * (2 + 4), 1, 2)
+    assert (engine.work.unet_rows, engine.work.vae_encodes, engine.work.vae_decodes) == (
+        2 * (2 + 4),
+        1,
+        2,
+    )
     assert engine.rows_per_second(32, 32) > 0 and engine.work.vae_decodes == 2
 
 
 def test_description_and_limits(consistency: Path) -> None:
     found = describe_generator(str(consistency))
-    assert (found.family, found.plain, found.size, found.multiple) == ("LatentConsistencyModelPipeline", True, 32, 4)
+    assert (found.family, found.plain, found.size, found.multiple) == (
+        "LatentConsistencyModelPipeline",
+        True,
+        32,
+        4,
+    )
     check_generator(str(consistency), 4, 32, [GuidanceLevel(0)])
     with pytest.raises(CheckpointError, match=r"leave out spectrum\.steps"):
         check_generator(str(consistency), 4, fixed=True)
@@ -78,7 +103,9 @@ def test_description_and_limits(consistency: Path) -> None:
 class Pipeline:
     """Takes what a pipeline of this kind takes, and gives a picture of `size` pixels a side."""
 
-    def __init__(self, size: int = 32, built_in: bool | None = None, error: Exception | None = None) -> None:
+    def __init__(
+        self, size: int = 32, built_in: bool | None = None, error: Exception | None = None
+    ) -> None:
         self.size, self.error, self.told = size, error, {}
         if built_in is not None:
             self.transformer = SimpleNamespace(config=SimpleNamespace(guidance_embeds=built_in))
@@ -99,7 +126,9 @@ class TrueGuidance(Pipeline):
 
 
 class NoNegative(Pipeline):
-    def __call__(self, prompt: str, image: Any = None, strength: float = 0.5, num_inference_steps: int = 50) -> Any:
+    def __call__(
+        self, prompt: str, image: Any = None, strength: float = 0.5, num_inference_steps: int = 50
+    ) -> Any:
         return self.make()
 
 
@@ -121,8 +150,14 @@ def test_the_guidance_scale_goes_where_the_pipeline_is_guided() -> None:
 @pytest.mark.parametrize(
     ("pipeline", "told"),
     [
-        (TrueGuidance(error=ValueError("divisible by 16")), "makes no image of source 'image' at level 50 %: divisible by 16"),
-        (TrueGuidance(error=torch.OutOfMemoryError("full")), "out of memory with a single image in TrueGuidance; use a smaller"),
+        (
+            TrueGuidance(error=ValueError("divisible by 16")),
+            "makes no image of source 'image' at level 50 %: divisible by 16",
+        ),
+        (
+            TrueGuidance(error=torch.OutOfMemoryError("full")),
+            "out of memory with a single image in TrueGuidance; use a smaller",
+        ),
         (TrueGuidance(size=16), "made a picture of 16 × 16 pixels, where 32 × 32 were asked for"),
     ],
 )
@@ -143,31 +178,50 @@ def test_a_size_that_the_files_do_not_tell_is_asked_for(consistency: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    "kind", ["StableDiffusionInpaintPipeline", "StableDiffusionControlNetPipeline", "StableVideoDiffusionPipeline", "None"]
+    "kind",
+    [
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionControlNetPipeline",
+        "StableVideoDiffusionPipeline",
+        "None",
+    ],
 )
 def test_pipelines_that_want_more_are_refused(consistency: Path, kind: str, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(consistency, tmp_path / "other"))
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": kind}))
-    with pytest.raises(CheckpointError, match=rf"is a {kind}, which is no generator that is supported"):
+    with pytest.raises(
+        CheckpointError, match=rf"is a {kind}, which is no generator that is supported"
+    ):
         check_generator(str(folder), 4)
 
 
 @pytest.mark.parametrize("kind", ["QwenImageEditPipeline", "Flux2Pipeline"])
-def test_pipelines_that_take_no_share_of_noise_are_refused(consistency: Path, kind: str, tmp_path: Path) -> None:
+def test_pipelines_that_take_no_share_of_noise_are_refused(
+    consistency: Path, kind: str, tmp_path: Path
+) -> None:
     """They edit an image as their prompt says, which is no level."""
     folder = Path(shutil.copytree(consistency, tmp_path / "other"))
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": kind}))
-    with pytest.raises(CheckpointError, match=rf"is a {kind}, .* takes no strength, so that it cannot make an image at a level"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"is a {kind}, .* takes no strength, so that it cannot make an image at a level",
+    ):
         check_generator(str(folder), 4)
 
 
 @pytest.mark.parametrize("total", [4, 20, 30, 50])
-@pytest.mark.parametrize("kind", ["StableDiffusionImg2ImgPipeline", "StableDiffusion3Img2ImgPipeline"])
-def test_strength_gives_the_steps_asked_for(kind: str, total: int, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    "kind", ["StableDiffusionImg2ImgPipeline", "StableDiffusion3Img2ImgPipeline"]
+)
+def test_strength_gives_the_steps_asked_for(
+    kind: str, total: int, request: pytest.FixtureRequest
+) -> None:
     """The first rounds T · s down, the second T − T · s."""
-    folder = request.getfixturevalue("tiny_diffusion" if kind == "StableDiffusionImg2ImgPipeline" else "tiny_sd3")
+    folder = request.getfixturevalue(
+        "tiny_diffusion" if kind == "StableDiffusionImg2ImgPipeline" else "tiny_sd3"
+    )
     pipeline = getattr(diffusers, kind).from_pretrained(folder)
     pipeline.scheduler.set_timesteps(total)
     for steps in range(1, total + 1):
@@ -194,6 +248,14 @@ def test_a_run_goes_the_plain_way_and_says_so(
     run = open_run(recipe, tmp_path / "run")
     run_until(run, "generate")
     output = capsys.readouterr()
-    assert (output.out + output.err).replace("\n", " ").count("does not know a LatentConsistencyModelPipeline") == 1
-    rows = [row for shard in (tmp_path / "run").glob("spectrum/part-*.parquet") for row in pq.read_table(shard).to_pylist()]
-    assert len(rows) == 8 and all(Image.open(io.BytesIO(row["image"]["bytes"])).size == (32, 32) for row in rows)
+    assert (output.out + output.err).replace("\n", " ").count(
+        "does not know a LatentConsistencyModelPipeline"
+    ) == 1
+    rows = [
+        row
+        for shard in (tmp_path / "run").glob("spectrum/part-*.parquet")
+        for row in pq.read_table(shard).to_pylist()
+    ]
+    assert len(rows) == 8 and all(
+        Image.open(io.BytesIO(row["image"]["bytes"])).size == (32, 32) for row in rows
+    )

@@ -27,17 +27,27 @@ PROMPTS = {0: ["a photo of a shirt", "a grey shirt"], 1: ["a photo of a boot"]}
 
 
 def make_requests(
-    sources: int, levels: Sequence[int] = LEVELS, negative: str = "blurry", size: tuple[int, int] = (32, 32)
+    sources: int,
+    levels: Sequence[int] = LEVELS,
+    negative: str = "blurry",
+    size: tuple[int, int] = (32, 32),
 ) -> list[Request]:
     """`size` is (height, width)."""
     made = {"height": size[0], "width": size[1]}
-    rows = [{"id": f"image-{index}", "digest": f"digest-{index}", "label": index % 2, **made} for index in range(sources)]
+    rows = [
+        {"id": f"image-{index}", "digest": f"digest-{index}", "label": index % 2, **made}
+        for index in range(sources)
+    ]
     sampling = Sampling("model", "scheduler", 10, 7.5, 32, "float32", "webp")
-    return plan_requests(rows, [GuidanceLevel(level) for level in levels], 1, PROMPTS, negative, sampling)
+    return plan_requests(
+        rows, [GuidanceLevel(level) for level in levels], 1, PROMPTS, negative, sampling
+    )
 
 
 def load_pixels(source: str, size: tuple[int, int] = (32, 32)) -> np.ndarray:
-    coarse = np.random.default_rng(derive_seed(source)).integers(256, size=(3, size[0] // 8, size[1] // 8), dtype=np.uint8)
+    coarse = np.random.default_rng(derive_seed(source)).integers(
+        256, size=(3, size[0] // 8, size[1] // 8), dtype=np.uint8
+    )
     return coarse.repeat(8, axis=1).repeat(8, axis=2)
 
 
@@ -56,22 +66,42 @@ def with_diffusers(
 ) -> Tensor:  # fmt: skip
     """Latents of diffusers' pipelines `text` (λ = 0) and `image`, loaded from the folder, for requests of one level."""
     level, (height, width) = requests[0].level, (requests[0].height, requests[0].width)
-    pipeline = getattr(diffusers, text if level == 0 else image).from_pretrained(folder, **(parts or {}))
+    pipeline = getattr(diffusers, text if level == 0 else image).from_pretrained(
+        folder, **(parts or {})
+    )
     pipeline.set_progress_bar_config(disable=True)
     if ddim:
-        pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+        pipeline.scheduler = diffusers.DDIMScheduler.from_config(
+            pipeline.scheduler.config, clip_sample=False
+        )
     common = {
         "prompt": [request.prompt for request in requests], "num_inference_steps": steps, "guidance_scale": guidance_scale,
         "output_type": "latent", **settings,
     }  # fmt: skip
-    noise = torch.stack([draw_noise(request.source_id, request.seed, request.attempt, shape) for request in requests])
+    noise = torch.stack(
+        [
+            draw_noise(request.source_id, request.seed, request.attempt, shape)
+            for request in requests
+        ]
+    )
     flux = text == "FluxPipeline"
     if level == 0 and text != image:
-        made = pipeline(latents=pack(noise) if flux else noise, height=height, width=width, **common).images
+        made = pipeline(
+            latents=pack(noise) if flux else noise, height=height, width=width, **common
+        ).images
     else:
-        pixels = torch.stack([torch.from_numpy(load_pixels(request.source_id, (height, width))) for request in requests])
+        pixels = torch.stack(
+            [
+                torch.from_numpy(load_pixels(request.source_id, (height, width)))
+                for request in requests
+            ]
+        )
         clean = model.encode_images(pixels.float() / 127.5 - 1)
-        started = {"latents": noise} if level == 0 else {"generator": [torch.Generator().manual_seed(seed_of(each)) for each in requests]}
+        started = (
+            {"latents": noise}
+            if level == 0
+            else {"generator": [torch.Generator().manual_seed(seed_of(each)) for each in requests]}
+        )
         size = {"height": height, "width": width} if not ddim else {}
         strength = 1.0 if level == 0 else (requests[0].steps(steps) + aimed) / steps
         made = pipeline(image=clean, strength=strength, **started, **size, **common).images
@@ -79,25 +109,47 @@ def with_diffusers(
 
 
 def compare(
-    folder: Path, steps: int = 10, guidance_scale: float = 7.5, negative: str = "blurry", size: tuple[int, int] = (32, 32), **how: Any
+    folder: Path,
+    steps: int = 10,
+    guidance_scale: float = 7.5,
+    negative: str = "blurry",
+    size: tuple[int, int] = (32, 32),
+    **how: Any,
 ) -> None:
     """The engine's latents equal those of diffusers at every level, all levels made in shared calls."""
     model = load_generator(str(folder))
     requests = make_requests(2, negative=negative, size=size)
     engine = Engine(model, num_inference_steps=steps, guidance_scale=guidance_scale, slots=3)
-    made = {request.id: latents for request, latents in engine.denoise(requests, lambda source: load_pixels(source, size))}
+    made = {
+        request.id: latents
+        for request, latents in engine.denoise(requests, lambda source: load_pixels(source, size))
+    }
     assert set(made) == {request.id for request in requests}
     for level in LEVELS:
         same = [request for request in requests if request.level == level]
         wanted = with_diffusers(
             folder, model, same, steps=steps, guidance_scale=guidance_scale, shape=model.latent_shape(*size), **how
         )  # fmt: skip
-        assert relative_error(torch.stack([made[request.id] for request in same]), wanted) <= 1e-4, level
+        assert (
+            relative_error(torch.stack([made[request.id] for request in same]), wanted) <= 1e-4
+        ), level
 
 
-BASE = {"text": "StableDiffusionXLPipeline", "image": "StableDiffusionXLImg2ImgPipeline", "ddim": True}
-REFINER = {"text": "StableDiffusionXLImg2ImgPipeline", "image": "StableDiffusionXLImg2ImgPipeline", "ddim": True}
-SD3 = {"text": "StableDiffusion3Pipeline", "image": "StableDiffusion3Img2ImgPipeline", "aimed": -0.5}
+BASE = {
+    "text": "StableDiffusionXLPipeline",
+    "image": "StableDiffusionXLImg2ImgPipeline",
+    "ddim": True,
+}
+REFINER = {
+    "text": "StableDiffusionXLImg2ImgPipeline",
+    "image": "StableDiffusionXLImg2ImgPipeline",
+    "ddim": True,
+}
+SD3 = {
+    "text": "StableDiffusion3Pipeline",
+    "image": "StableDiffusion3Img2ImgPipeline",
+    "aimed": -0.5,
+}
 FLUX = {"text": "FluxPipeline", "image": "FluxImg2ImgPipeline", "aimed": -0.5}
 
 
@@ -105,7 +157,13 @@ FLUX = {"text": "FluxPipeline", "image": "FluxImg2ImgPipeline", "aimed": -0.5}
 @pytest.mark.parametrize("negative", ["", "blurry"])
 def test_sdxl_base_equals_diffusers(tiny_xl: Path, guidance_scale: float, negative: str) -> None:
     """Without a negative prompt diffusers takes zeros for it, where the checkpoint was trained so."""
-    compare(tiny_xl, guidance_scale=guidance_scale, negative=negative, **BASE, negative_prompt=[negative] * 2 if negative else None)
+    compare(
+        tiny_xl,
+        guidance_scale=guidance_scale,
+        negative=negative,
+        **BASE,
+        negative_prompt=[negative] * 2 if negative else None,
+    )
 
 
 def test_sdxl_with_another_offset_equals_diffusers(tiny_xl: Path, tmp_path: Path) -> None:
@@ -119,7 +177,12 @@ def test_sdxl_with_another_offset_equals_diffusers(tiny_xl: Path, tmp_path: Path
 
 @pytest.mark.parametrize("negative", ["", "blurry"])
 def test_sdxl_refiner_equals_diffusers(tiny_refiner: Path, negative: str) -> None:
-    compare(tiny_refiner, negative=negative, **REFINER, negative_prompt=[negative] * 2 if negative else None)
+    compare(
+        tiny_refiner,
+        negative=negative,
+        **REFINER,
+        negative_prompt=[negative] * 2 if negative else None,
+    )
 
 
 NO_T5 = {"text_encoder_3": None, "tokenizer_3": None}
@@ -134,20 +197,29 @@ def test_stable_diffusion_3_without_its_t5_equals_diffusers(tiny_sd3: Path, tmp_
     """The T5 is often left out, for it is larger than all the rest; model_index.json then says null."""
     folder = Path(shutil.copytree(tiny_sd3, tmp_path / "no-t5"))
     file = folder / "model_index.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {name: [None, None] for name in NO_T5}))
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {name: [None, None] for name in NO_T5})
+    )
     shutil.rmtree(folder / "text_encoder_3")
     compare(folder, guidance_scale=5.0, **SD3, negative_prompt=["blurry"] * 2, parts=NO_T5)
 
 
-def test_stable_diffusion_3_shifted_by_the_size_equals_diffusers(tiny_sd3: Path, tmp_path: Path) -> None:
+def test_stable_diffusion_3_shifted_by_the_size_equals_diffusers(
+    tiny_sd3: Path, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(tiny_sd3, tmp_path / "shifted"))
     file = folder / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"use_dynamic_shifting": True}))
     compare(folder, steps=13, guidance_scale=5.0, **SD3, negative_prompt=["blurry"] * 2)
 
 
-@pytest.mark.parametrize(("family", "how"), [("tiny_sd3", SD3 | {"negative_prompt": ["blurry"] * 2}), ("tiny_flux", FLUX)])
-def test_flows_of_oblong_pictures_equal_diffusers(family: str, how: dict[str, Any], request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ("family", "how"),
+    [("tiny_sd3", SD3 | {"negative_prompt": ["blurry"] * 2}), ("tiny_flux", FLUX)],
+)
+def test_flows_of_oblong_pictures_equal_diffusers(
+    family: str, how: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
     """FLUX shifts its grid by the number of tokens, and tells the network each one's row and column."""
     compare(request.getfixturevalue(family), guidance_scale=3.5, size=(32, 48), **how)
 
@@ -162,7 +234,9 @@ def test_flux_without_guidance_equals_diffusers(tiny_schnell: Path) -> None:
 
 
 def test_distilled_guidance_takes_one_row_a_step(tiny_flux: Path) -> None:
-    engine = Engine(load_generator(str(tiny_flux)), num_inference_steps=10, guidance_scale=3.5, slots=2)
+    engine = Engine(
+        load_generator(str(tiny_flux)), num_inference_steps=10, guidance_scale=3.5, slots=2
+    )
     list(engine.denoise(make_requests(1, [50]), load_pixels))
     assert engine.work.unet_rows == 5
 
@@ -171,7 +245,10 @@ def test_sides_beyond_the_places_of_the_network_are_refused(tiny_sd3: Path) -> N
     most = describe_generator(str(tiny_sd3)).most
     assert most is not None
     check_generator(str(tiny_sd3), 4, most)
-    with pytest.raises(CheckpointError, match=rf"size {most + 16} is more than .* {most} pixels a side are the most"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"size {most + 16} is more than .* {most} pixels a side are the most",
+    ):
         check_generator(str(tiny_sd3), 4, most + 16)
 
 
@@ -185,9 +262,13 @@ def test_packing_and_back() -> None:
 @pytest.mark.parametrize("family", ["tiny_xl", "tiny_refiner", "tiny_sd3", "tiny_flux"])
 def test_pictures_come_from_every_family(family: str, request: pytest.FixtureRequest) -> None:
     folder = str(request.getfixturevalue(family))
-    engine = Engine(load_generator(folder, "bfloat16"), num_inference_steps=4, guidance_scale=4.0, slots=3)
+    engine = Engine(
+        load_generator(folder, "bfloat16"), num_inference_steps=4, guidance_scale=4.0, slots=3
+    )
     pictures = [picture for _, picture in engine.generate(make_requests(2, [0, 50]), load_pixels)]
-    assert len(pictures) == 4 and all(picture.shape == (32, 32, 3) and picture.dtype == np.uint8 for picture in pictures)
+    assert len(pictures) == 4 and all(
+        picture.shape == (32, 32, 3) and picture.dtype == np.uint8 for picture in pictures
+    )
 
 
 @pytest.mark.parametrize(
@@ -196,10 +277,17 @@ def test_pictures_come_from_every_family(family: str, request: pytest.FixtureReq
         ("tiny_xl", "SDXL", 4, False), ("tiny_refiner", "SDXL", 4, False), ("tiny_sd3", "Stable Diffusion 3.x", 8, False),
     ],
 )  # fmt: skip
-def test_description_of_every_family(family: str, name: str, multiple: int, distilled: bool, request: pytest.FixtureRequest) -> None:
+def test_description_of_every_family(
+    family: str, name: str, multiple: int, distilled: bool, request: pytest.FixtureRequest
+) -> None:
     folder = str(request.getfixturevalue(family))
     found, model = describe_generator(folder), load_generator(folder)
-    assert (found.family, found.multiple, found.distilled, found.size) == (name, multiple, distilled, 32)
+    assert (found.family, found.multiple, found.distilled, found.size) == (
+        name,
+        multiple,
+        distilled,
+        32,
+    )
     assert (model.distilled, model.size) == (distilled, 32)  # type: ignore[attr-defined]
     check_generator(folder, 10, 32)
     with pytest.raises(CheckpointError, match=f"not a multiple of {multiple}"):
@@ -242,13 +330,22 @@ def test_one_part_in_half_precision_is_enough(tiny_xl: Path, tmp_path: Path) -> 
 def test_refiner_without_its_flag_is_told(tiny_refiner: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_refiner, tmp_path / "refiner"))
     index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps(index | {"requires_aesthetics_score": False}))
-    with pytest.raises(CheckpointError, match=r"takes 72 numbers .* gets 80; check requires_aesthetics_score"):
+    (folder / "model_index.json").write_text(
+        json.dumps(index | {"requires_aesthetics_score": False})
+    )
+    with pytest.raises(
+        CheckpointError, match=r"takes 72 numbers .* gets 80; check requires_aesthetics_score"
+    ):
         load_generator(str(folder))
 
 
-@pytest.mark.parametrize(("family", "part"), [("tiny_xl", "tokenizer_2"), ("tiny_sd3", "transformer"), ("tiny_flux", "text_encoder_2")])
-def test_missing_part_is_named(family: str, part: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "part"),
+    [("tiny_xl", "tokenizer_2"), ("tiny_sd3", "transformer"), ("tiny_flux", "text_encoder_2")],
+)
+def test_missing_part_is_named(
+    family: str, part: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(request.getfixturevalue(family), tmp_path / "spoilt"))
     shutil.rmtree(folder / part)
     with pytest.raises(CheckpointError, match=f"no complete .* folder: it lacks {part}"):

@@ -22,7 +22,10 @@ def make_images() -> list[Image.Image]:
     """Noise of several sizes, none of them a square of 32 but the first."""
     generator = np.random.default_rng(0)
     sizes = [(32, 32), (40, 30), (30, 40), (64, 64), (20, 20), (33, 90), (32, 32)]
-    return [Image.fromarray(generator.integers(0, 256, (height, width, 3)).astype(np.uint8)) for width, height in sizes]
+    return [
+        Image.fromarray(generator.integers(0, 256, (height, width, 3)).astype(np.uint8))
+        for width, height in sizes
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,9 @@ def scorer(tiny_clip: Path) -> ClipScorer:
         (float("nan"), -1.0, Verdict(False, "clip_similarity nan < -1")),
     ],
 )
-def test_keep_or_drop_with_its_reason(clip_similarity: float, threshold: float, verdict: Verdict) -> None:
+def test_keep_or_drop_with_its_reason(
+    clip_similarity: float, threshold: float, verdict: Verdict
+) -> None:
     assert judge(clip_similarity, threshold) == verdict
 
 
@@ -49,10 +54,21 @@ def test_keep_or_drop_with_its_reason(clip_similarity: float, threshold: float, 
 def test_cosines_are_those_of_a_forward_pass(scorer: ClipScorer, tiny_clip: Path) -> None:
     from transformers import CLIPModel, CLIPProcessor
 
-    model, processor = CLIPModel.from_pretrained(tiny_clip).eval(), CLIPProcessor.from_pretrained(tiny_clip)
+    model, processor = (
+        CLIPModel.from_pretrained(tiny_clip).eval(),
+        CLIPProcessor.from_pretrained(tiny_clip),
+    )
     expected = []
     for image, label in zip(make_images(), LABELS, strict=True):
-        output = model(**processor(text=[TEXTS[label]], images=[image], return_tensors="pt", padding="max_length", max_length=16))
+        output = model(
+            **processor(
+                text=[TEXTS[label]],
+                images=[image],
+                return_tensors="pt",
+                padding="max_length",
+                max_length=16,
+            )
+        )
         expected.append(torch.cosine_similarity(output.image_embeds, output.text_embeds).item())
     cosines = scorer(make_images(), LABELS)
     assert cosines.dtype == np.float32
@@ -63,7 +79,9 @@ def test_cosines_are_those_of_a_forward_pass(scorer: ClipScorer, tiny_clip: Path
 @pytest.mark.parametrize("batch", [1, 2, 3, 7])
 def test_batch_size_does_not_matter(batch: int, scorer: ClipScorer, tiny_clip: Path) -> None:
     other = ClipScorer(str(tiny_clip), TEXTS, batch=batch)
-    np.testing.assert_allclose(other(make_images(), LABELS), scorer(make_images(), LABELS), atol=1e-6)
+    np.testing.assert_allclose(
+        other(make_images(), LABELS), scorer(make_images(), LABELS), atol=1e-6
+    )
 
 
 def test_company_does_not_change_a_bit(scorer: ClipScorer) -> None:
@@ -97,7 +115,10 @@ def test_a_score_is_valid_only_for_its_clip_and_its_texts(tiny_clip: Path, tmp_p
 
 
 def test_a_folder_that_is_no_clip(tiny_clip: Path, tiny_diffusion: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no CLIP folder in transformers' format: it has no .*preprocessor_config\.json"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"no CLIP folder in transformers' format: it has no .*preprocessor_config\.json",
+    ):
         ClipScorer(str(tiny_diffusion), TEXTS)
     broken = shutil.copytree(tiny_clip, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"not safetensors")
@@ -131,9 +152,14 @@ def test_a_clip_that_lacks_weights_is_told(tiny_clip: Path, tmp_path: Path) -> N
     folder = Path(shutil.copytree(tiny_clip, tmp_path / "clip"))
     state = load_file(folder / "model.safetensors")
     save_file(
-        {name: tensor for name, tensor in state.items() if "text_projection" not in name}, folder / "model.safetensors", {"format": "pt"}
+        {name: tensor for name, tensor in state.items() if "text_projection" not in name},
+        folder / "model.safetensors",
+        {"format": "pt"},
     )
-    with pytest.raises(CheckpointError, match=r"lacks weights that its configuration asks for: text_projection\.weight\. "):
+    with pytest.raises(
+        CheckpointError,
+        match=r"lacks weights that its configuration asks for: text_projection\.weight\. ",
+    ):
         ClipScorer(str(folder), TEXTS)
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json is missing or no JSON"):

@@ -27,7 +27,11 @@ def copy(tiny_diffusion: Path, tmp_path: Path) -> Path:
 
 def test_sizes_of_a_good_folder(tiny_diffusion: Path) -> None:
     model = load_generator(str(tiny_diffusion))
-    assert model.size == 32 and model.latent_shape(32, 32) == (4, 8, 8) and model.latent_shape(48, 32) == (4, 12, 8)
+    assert (
+        model.size == 32
+        and model.latent_shape(32, 32) == (4, 8, 8)
+        and model.latent_shape(48, 32) == (4, 12, 8)
+    )
     assert model.dtype == torch.float32 and model.device == torch.device("cpu")
     assert not any(part.training for part in (model.unet, model.vae, model.text_encoder))
     with torch.inference_mode():
@@ -35,39 +39,68 @@ def test_sizes_of_a_good_folder(tiny_diffusion: Path) -> None:
         latents = model.encode_images(torch.zeros(3, 3, 32, 32))
         pictures = model.decode(latents)
         output = model.predict(latents[:2], torch.tensor([1, 951]), texts)
-    assert {name: tuple(tensor.shape) for name, tensor in texts.items()} == {"encoder_hidden_states": (2, 16, 32)}
-    assert latents.shape == (3, 4, 8, 8) and latents.dtype == output.dtype == torch.float32 and output.shape == (2, 4, 8, 8)
+    assert {name: tuple(tensor.shape) for name, tensor in texts.items()} == {
+        "encoder_hidden_states": (2, 16, 32)
+    }
+    assert (
+        latents.shape == (3, 4, 8, 8)
+        and latents.dtype == output.dtype == torch.float32
+        and output.shape == (2, 4, 8, 8)
+    )
     assert pictures.shape == (3, 32, 32, 3) and pictures.dtype == torch.uint8
 
 
 @pytest.mark.parametrize(
-    ("dtype", "unet", "vae"), [("bfloat16", torch.bfloat16, torch.bfloat16), ("float16", torch.float16, torch.float32)]
+    ("dtype", "unet", "vae"),
+    [("bfloat16", torch.bfloat16, torch.bfloat16), ("float16", torch.float16, torch.float32)],
 )
-def test_dtype_of_the_weights(tiny_diffusion: Path, dtype: str, unet: torch.dtype, vae: torch.dtype) -> None:
+def test_dtype_of_the_weights(
+    tiny_diffusion: Path, dtype: str, unet: torch.dtype, vae: torch.dtype
+) -> None:
     model = load_generator(str(tiny_diffusion), dtype)
     assert (model.dtype, model.vae.dtype) == (unet, vae)
 
 
-def test_description_needs_no_weights_and_follows_the_content(tiny_diffusion: Path, copy: Path) -> None:
+def test_description_needs_no_weights_and_follows_the_content(
+    tiny_diffusion: Path, copy: Path
+) -> None:
     found = describe_generator(str(tiny_diffusion))
-    assert (found.size, found.multiple, found.distilled) == (32, 4, False) and describe_generator(str(copy)) == found
+    assert (found.size, found.multiple, found.distilled) == (32, 4, False) and describe_generator(
+        str(copy)
+    ) == found
     settings = copy / "scheduler" / "scheduler_config.json"
     settings.write_text(settings.read_text().replace('"epsilon"', '"v_prediction"'))
     moved = Path(shutil.copytree(copy, copy.with_name("moved")))
-    assert describe_generator(str(moved)).model != found.model and describe_generator(str(moved)).scheduler != found.scheduler
+    assert (
+        describe_generator(str(moved)).model != found.model
+        and describe_generator(str(moved)).scheduler != found.scheduler
+    )
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:diffusers.*")
 def test_schedule_of_a_checkpoint_with_another_sampler_is_that_of_diffusers(copy: Path) -> None:
     """diffusers' pipelines turn clipping off and set the offset; the file of another sampler says neither."""
     (copy / "scheduler" / "scheduler_config.json").unlink()
-    DPMSolverMultistepScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(copy / "scheduler")
-    published = DDIMScheduler.from_config(DPMSolverMultistepScheduler.from_pretrained(copy / "scheduler").config)
+    DPMSolverMultistepScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    ).save_pretrained(copy / "scheduler")
+    published = DDIMScheduler.from_config(
+        DPMSolverMultistepScheduler.from_pretrained(copy / "scheduler").config
+    )
     assert published.config.clip_sample
-    pipeline = StableDiffusionPipeline.from_pretrained(copy, scheduler=published, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        copy, scheduler=published, safety_checker=None
+    )
     ours = load_scheduler(copy, SD)
     pipeline.scheduler.set_timesteps(20)
-    for name in ("clip_sample", "steps_offset", "prediction_type", "timestep_spacing", "set_alpha_to_one", "num_train_timesteps"):
+    for name in (
+        "clip_sample",
+        "steps_offset",
+        "prediction_type",
+        "timestep_spacing",
+        "set_alpha_to_one",
+        "num_train_timesteps",
+    ):
         assert ours.config[name] == pipeline.scheduler.config[name]
     schedule = make_ddim(ours, 20)
     assert schedule.clip is None and torch.equal(schedule.timesteps, pipeline.scheduler.timesteps)
@@ -114,7 +147,9 @@ def no_scheduler_file(folder: Path) -> None:
 
 def video(folder: Path) -> None:
     file = folder / "model_index.json"
-    file.write_text(file.read_text().replace("StableDiffusionPipeline", "StableVideoDiffusionPipeline"))
+    file.write_text(
+        file.read_text().replace("StableDiffusionPipeline", "StableVideoDiffusionPipeline")
+    )
 
 
 def unknown_settings(folder: Path) -> None:
@@ -126,7 +161,11 @@ def without(part: str, sign: str) -> Callable[[Path], None]:
 
     def spoil(folder: Path) -> None:
         (file,) = (folder / part).glob("*.safetensors")
-        save_file({name: tensor for name, tensor in load_file(file).items() if sign not in name}, file, {"format": "pt"})
+        save_file(
+            {name: tensor for name, tensor in load_file(file).items() if sign not in name},
+            file,
+            {"format": "pt"},
+        )
 
     return spoil
 
@@ -140,35 +179,76 @@ def changed(part: str, file: str, **settings: object) -> Callable[[Path], None]:
 
 
 SPOILED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
-    "no folder": (shutil.rmtree, ["no checkpoint folder", "hub name", "embedded:fashion-mnist/diffusion"]),
-    "a file": (lambda folder: (shutil.rmtree(folder), folder.write_text("")), ["is a file", "folder", "expected"]),
-    "no VAE": (lambda folder: shutil.rmtree(folder / "vae"), ["lacks vae", "it holds model_index.json", "Expected diffusers' layout"]),
-    "no tokenizer or scheduler": (no_tokenizer_or_scheduler, ["lacks tokenizer, scheduler", "Expected diffusers' layout"]),
+    "no folder": (
+        shutil.rmtree,
+        ["no checkpoint folder", "hub name", "embedded:fashion-mnist/diffusion"],
+    ),
+    "a file": (
+        lambda folder: (shutil.rmtree(folder), folder.write_text("")),
+        ["is a file", "folder", "expected"],
+    ),
+    "no VAE": (
+        lambda folder: shutil.rmtree(folder / "vae"),
+        ["lacks vae", "it holds model_index.json", "Expected diffusers' layout"],
+    ),
+    "no tokenizer or scheduler": (
+        no_tokenizer_or_scheduler,
+        ["lacks tokenizer, scheduler", "Expected diffusers' layout"],
+    ),
     "no weights": (no_weights, ["holds no weights", "*.safetensors"]),
-    "only pickled": (only_pickled, ["only pickled weights", ".bin", "refused", "safe_serialization=True"]),
-    "UNet pickled": (unet_pickled, ["unet/ holds no *.safetensors", "refused", "safe_serialization=True"]),
+    "only pickled": (
+        only_pickled,
+        ["only pickled weights", ".bin", "refused", "safe_serialization=True"],
+    ),
+    "UNet pickled": (
+        unet_pickled,
+        ["unet/ holds no *.safetensors", "refused", "safe_serialization=True"],
+    ),
     "half a file": (half_written, ["cannot be loaded"]),
     "another family": (video, ["StableVideoDiffusionPipeline", "no generator", "SDXL", "FLUX.1"]),
-    "a CLIP": (lambda folder: (folder / "model_index.json").unlink(), ["lacks model_index.json", "it holds scheduler", "text-to-image"]),
-    "no index": (lambda folder: (folder / "model_index.json").write_text("[]"), ["no mapping", "fetch"]),
+    "a CLIP": (
+        lambda folder: (folder / "model_index.json").unlink(),
+        ["lacks model_index.json", "it holds scheduler", "text-to-image"],
+    ),
+    "no index": (
+        lambda folder: (folder / "model_index.json").write_text("[]"),
+        ["no mapping", "fetch"],
+    ),
     "no vocabulary": (no_vocabulary, ["tokenizer' holds no vocabulary", "vocab.json", "fetch"]),
     "no settings of the tokenizer": (
         lambda folder: (folder / "tokenizer" / "tokenizer_config.json").unlink(),
         ["tokenizer' lacks tokenizer_config.json", "fetch"],
     ),
-    "half a UNet": (without("unet", "mid_block"), ["unet' lacks weights", "mid_block.attentions.0.", " more. ", "fetch them anew"]),
-    "no token embedding": (without("text_encoder", "token_embedding"), ["text_encoder' lacks weights", "token_embedding.weight"]),
-    "half a VAE": (without("vae", "decoder.conv_out"), ["vae' lacks weights", "decoder.conv_out.bias, decoder.conv_out.weight"]),
+    "half a UNet": (
+        without("unet", "mid_block"),
+        ["unet' lacks weights", "mid_block.attentions.0.", " more. ", "fetch them anew"],
+    ),
+    "no token embedding": (
+        without("text_encoder", "token_embedding"),
+        ["text_encoder' lacks weights", "token_embedding.weight"],
+    ),
+    "half a VAE": (
+        without("vae", "decoder.conv_out"),
+        ["vae' lacks weights", "decoder.conv_out.bias, decoder.conv_out.weight"],
+    ),
     "another diffusion": (
         changed("scheduler", "scheduler_config.json", _class_name="EDMEulerScheduler"),
         ["made for the sampler EDMEulerScheduler", "DDIM"],
     ),
     "a flow": (
-        changed("scheduler", "scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler"),
+        changed(
+            "scheduler", "scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler"
+        ),
         ["FlowMatchEuler", "other images"],
     ),
-    "guidance distilled": (changed("unet", "config.json", time_cond_proj_dim=16), ["guidance is distilled", "LatentConsistencyModel"]),
-    "a link to nowhere": (link_to_nowhere, ["unet/diffusion_pytorch_model.safetensors links to", "which is not there", "cp -rL"]),
+    "guidance distilled": (
+        changed("unet", "config.json", time_cond_proj_dim=16),
+        ["guidance is distilled", "LatentConsistencyModel"],
+    ),
+    "a link to nowhere": (
+        link_to_nowhere,
+        ["unet/diffusion_pytorch_model.safetensors links to", "which is not there", "cp -rL"],
+    ),
     "no scheduler file": (no_scheduler_file, ["scheduler_config.json is missing", "fetch"]),
     "other settings": (unknown_settings, ["cannot be loaded"]),
 }
@@ -198,24 +278,34 @@ def test_old_names_of_attention_are_no_missing_weights(copy: Path, tiny_diffusio
     pixels = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(
-            load_generator(str(copy)).encode_images(pixels), load_generator(str(tiny_diffusion)).encode_images(pixels)
+            load_generator(str(copy)).encode_images(pixels),
+            load_generator(str(tiny_diffusion)).encode_images(pixels),
         )
 
 
 def test_pickled_weights_beside_safetensors_are_not_read(copy: Path) -> None:
-    for name in ("unet/diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.bin", "text_encoder/pytorch_model.bin"):
+    for name in (
+        "unet/diffusion_pytorch_model.bin",
+        "vae/diffusion_pytorch_model.bin",
+        "text_encoder/pytorch_model.bin",
+    ):
         (copy / name).write_bytes(b"not a pickle at all")
     assert load_generator(str(copy)).size == 32
 
 
 def test_a_vae_without_its_channels_is_told(copy: Path) -> None:
     changed("vae", "config.json", block_out_channels=None)(copy)
-    with pytest.raises(CheckpointError, match="block_out_channels of vae/ is None, no list of channels; fetch it anew"):
+    with pytest.raises(
+        CheckpointError,
+        match="block_out_channels of vae/ is None, no list of channels; fetch it anew",
+    ):
         describe_generator(str(copy))
 
 
 def test_size_must_be_a_multiple_of_the_vae_factor(tiny_diffusion: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"size 30 is not a multiple of 4, .* VAE; 32 would be"):
+    with pytest.raises(
+        CheckpointError, match=r"size 30 is not a multiple of 4, .* VAE; 32 would be"
+    ):
         load_generator(str(tiny_diffusion)).latent_shape(32, 30)
 
 
@@ -225,7 +315,10 @@ def test_more_inference_than_training_steps_are_refused(tiny_diffusion: Path) ->
         model.schedule(1001, 32, 32)
 
 
-@pytest.mark.parametrize(("settings", "words"), [({"thresholding": True}, "thresholding True"), ({"prediction_type": "flow"}, "'flow'")])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"thresholding": True}, "thresholding True"), ({"prediction_type": "flow"}, "'flow'")],
+)
 def test_schedules_that_are_not_ddim_are_refused(settings: dict[str, object], words: str) -> None:
     with pytest.raises(CheckpointError, match=words):
         make_ddim(DDIMScheduler(**settings), 10)

@@ -24,7 +24,9 @@ REQUEST = Request("id", "image", "digest", 0, 50, 0, 0, "a grey shirt", "blurry"
 
 
 def pixels_of(width: int, height: int) -> np.ndarray:
-    coarse = np.random.default_rng(derive_seed(width, height)).integers(256, size=(3, height // 8, width // 8), dtype=np.uint8)
+    coarse = np.random.default_rng(derive_seed(width, height)).integers(
+        256, size=(3, height // 8, width // 8), dtype=np.uint8
+    )
     return coarse.repeat(8, axis=1).repeat(8, axis=2)
 
 
@@ -33,7 +35,9 @@ def relative_error(got: Tensor, wanted: Tensor) -> float:
 
 
 @torch.inference_mode()
-def image_to_image(folder: Path, model, request: Request, steps: int, strength: float, kind: str) -> Tensor:
+def image_to_image(
+    folder: Path, model, request: Request, steps: int, strength: float, kind: str
+) -> Tensor:
     """diffusers' pipeline with DDIM for one request, whatever its shape."""
     pipeline = (
         getattr(diffusers, kind).from_pretrained(folder, safety_checker=None)
@@ -43,7 +47,9 @@ def image_to_image(folder: Path, model, request: Request, steps: int, strength: 
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     pixels = torch.from_numpy(pixels_of(request.width, request.height))[None].float() / 127.5 - 1
-    generator = torch.Generator().manual_seed(derive_seed("noise", request.source_id, request.seed, request.attempt))
+    generator = torch.Generator().manual_seed(
+        derive_seed("noise", request.source_id, request.seed, request.attempt)
+    )
     return pipeline(
         prompt=request.prompt, negative_prompt=request.negative_prompt, image=model.encode_images(pixels), strength=strength,
         num_inference_steps=steps, guidance_scale=7.5, generator=generator, output_type="latent",
@@ -55,7 +61,9 @@ def image_to_image(folder: Path, model, request: Request, steps: int, strength: 
 
 @pytest.mark.parametrize(("level", "whole"), [(50, 20), (80, 50), (90, 100)])
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
-def test_fixed_steps_are_those_of_diffusers_with_more_inference_steps(tiny_diffusion: Path, level: int, whole: int, spacing: str) -> None:
+def test_fixed_steps_are_those_of_diffusers_with_more_inference_steps(
+    tiny_diffusion: Path, level: int, whole: int, spacing: str
+) -> None:
     """Ten steps at level 90 % are the last ten of a hundred."""
     model = load_generator(str(tiny_diffusion))
     model.scheduler = DDIMScheduler.from_config(model.scheduler.config, timestep_spacing=spacing)  # type: ignore[attr-defined]
@@ -63,7 +71,9 @@ def test_fixed_steps_are_those_of_diffusers_with_more_inference_steps(tiny_diffu
     engine = Engine(model, num_inference_steps=10, guidance_scale=7.5, slots=2, fixed=True)
     [(_, made)] = engine.denoise([request], lambda _: pixels_of(32, 32))
     assert engine.work.unet_rows == 20 == unet_rows([request], 10, 7.5, fixed=True)
-    pipeline = diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(tiny_diffusion, scheduler=model.scheduler)  # type: ignore[attr-defined]
+    pipeline = diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(
+        tiny_diffusion, scheduler=model.scheduler
+    )  # type: ignore[attr-defined]
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(derive_seed("noise", "image", 0, 0))
     pixels = torch.from_numpy(pixels_of(32, 32))[None].float() / 127.5 - 1
@@ -77,14 +87,22 @@ def test_fixed_steps_are_those_of_diffusers_with_more_inference_steps(tiny_diffu
 
 @pytest.mark.parametrize("from_one", [True, False])
 @pytest.mark.parametrize(("level", "whole"), [(0, 10), (50, 20), (90, 100)])
-def test_fixed_steps_of_a_flow_are_those_of_diffusers_with_more_inference_steps(from_one: bool, level: int, whole: int) -> None:
+def test_fixed_steps_of_a_flow_are_those_of_diffusers_with_more_inference_steps(
+    from_one: bool, level: int, whole: int
+) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     schedule = make_flow(scheduler, 10, from_one=from_one, fixed=True)
     span = schedule.spans[level]
     scheduler.set_timesteps(whole, sigmas=np.linspace(1.0, 1 / whole, whole) if from_one else None)
-    torch.testing.assert_close(schedule.sigmas[span.start : span.stop], scheduler.sigmas[-11:-1], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(schedule.sigmas_next[span.start : span.stop], scheduler.sigmas[-10:], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(schedule.timesteps[span.start : span.stop], scheduler.timesteps[-10:], rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(
+        schedule.sigmas[span.start : span.stop], scheduler.sigmas[-11:-1], rtol=1e-5, atol=1e-6
+    )
+    torch.testing.assert_close(
+        schedule.sigmas_next[span.start : span.stop], scheduler.sigmas[-10:], rtol=1e-5, atol=1e-6
+    )
+    torch.testing.assert_close(
+        schedule.timesteps[span.start : span.stop], scheduler.timesteps[-10:], rtol=1e-5, atol=1e-3
+    )
 
 
 def test_fixed_steps_fall_evenly_where_the_grid_does_not_divide() -> None:
@@ -98,14 +116,20 @@ def test_fixed_steps_fall_evenly_where_the_grid_does_not_divide() -> None:
 
 def test_level_with_less_noise_than_steps_is_refused(tiny_diffusion: Path) -> None:
     check_generator(str(tiny_diffusion), 50, None, [GuidanceLevel(95)], True)
-    with pytest.raises(CheckpointError, match=r"level 96 % has fewer than 50 training steps of noise, .* per-level"):
+    with pytest.raises(
+        CheckpointError, match=r"level 96 % has fewer than 50 training steps of noise, .* per-level"
+    ):
         check_generator(str(tiny_diffusion), 50, None, [GuidanceLevel(96)], True)
 
 
 def test_noise_shares() -> None:
     assert noise_shares(GuidanceLevel(50), 4) == (0.5, 0.25)
     assert noise_shares(GuidanceLevel(50), 4, fixed=True) == (0.5, 0.375, 0.25, 0.125)
-    assert noise_shares(GuidanceLevel(0), 4) == noise_shares(GuidanceLevel(0), 4, fixed=True) == (1.0, 0.75, 0.5, 0.25)
+    assert (
+        noise_shares(GuidanceLevel(0), 4)
+        == noise_shares(GuidanceLevel(0), 4, fixed=True)
+        == (1.0, 0.75, 0.5, 0.25)
+    )
 
 
 # ---------------------------------------------------------------- guidance interval
@@ -119,8 +143,13 @@ def plain_loop(model, request: Request, steps: int, low: float, high: float) -> 
     noise = draw_noise(request.source_id, request.seed, request.attempt, (4, 8, 8))[None]
     clean = model.encode_images(torch.from_numpy(pixels_of(32, 32))[None].float() / 127.5 - 1)
     left = request.steps(steps)
-    latents = scheduler.add_noise(clean, noise, scheduler.timesteps[steps - left : steps - left + 1])
-    prompt, negative = (model.encode_texts([text])["encoder_hidden_states"] for text in (request.prompt, request.negative_prompt))
+    latents = scheduler.add_noise(
+        clean, noise, scheduler.timesteps[steps - left : steps - left + 1]
+    )
+    prompt, negative = (
+        model.encode_texts([text])["encoder_hidden_states"]
+        for text in (request.prompt, request.negative_prompt)
+    )
     for index in range(steps - left, steps):
         time = scheduler.timesteps[index]
         output = model.unet(latents, time, prompt).sample
@@ -133,32 +162,58 @@ def plain_loop(model, request: Request, steps: int, low: float, high: float) -> 
 
 @pytest.mark.parametrize("interval", [(0.3, 1.0), (0.0, 0.4), (0.2, 0.6)])
 @pytest.mark.parametrize("slots", [1, 2, 3])
-def test_guidance_on_an_interval_equals_a_plain_loop(tiny_diffusion: Path, interval: tuple[float, float], slots: int) -> None:
+def test_guidance_on_an_interval_equals_a_plain_loop(
+    tiny_diffusion: Path, interval: tuple[float, float], slots: int
+) -> None:
     model = load_generator(str(tiny_diffusion))
-    requests = [replace(REQUEST, id=f"{level}-{seed}", level=level, seed=seed) for level in (10, 50, 80) for seed in range(3)]
-    engine = Engine(model, num_inference_steps=10, guidance_scale=7.5, slots=slots, guidance_interval=interval)
-    made = {request.id: latents for request, latents in engine.denoise(requests, lambda _: pixels_of(32, 32))}
+    requests = [
+        replace(REQUEST, id=f"{level}-{seed}", level=level, seed=seed)
+        for level in (10, 50, 80)
+        for seed in range(3)
+    ]
+    engine = Engine(
+        model, num_inference_steps=10, guidance_scale=7.5, slots=slots, guidance_interval=interval
+    )
+    made = {
+        request.id: latents
+        for request, latents in engine.denoise(requests, lambda _: pixels_of(32, 32))
+    }
     assert set(made) == {request.id for request in requests}
     for request in requests:
         assert relative_error(made[request.id], plain_loop(model, request, 10, *interval)) <= 1e-5
-    assert engine.work.unet_rows == unet_rows(requests, 10, 7.5, guidance_interval=interval) < unet_rows(requests, 10, 7.5)
+    assert (
+        engine.work.unet_rows
+        == unet_rows(requests, 10, 7.5, guidance_interval=interval)
+        < unet_rows(requests, 10, 7.5)
+    )
     assert engine.work.unet_rows_computed == 2 * slots * engine.work.unet_calls
 
 
 def test_unguided_rows_fill_the_calls(tiny_diffusion: Path) -> None:
     """Where half of the steps are unguided a call holds more images, so that it stays full and calls are fewer."""
-    requests = [replace(REQUEST, id=f"{seed}", level=level, seed=seed) for seed in range(24) for level in (0, 50)]
+    requests = [
+        replace(REQUEST, id=f"{seed}", level=level, seed=seed)
+        for seed in range(24)
+        for level in (0, 50)
+    ]
     model, calls = load_generator(str(tiny_diffusion)), []
     for interval in ((0.0, 1.0), (0.4, 1.0)):
-        engine = Engine(model, num_inference_steps=10, guidance_scale=7.5, slots=4, guidance_interval=interval)
-        assert sum(1 for _ in engine.denoise(requests, lambda _: pixels_of(32, 32))) == len(requests)
+        engine = Engine(
+            model, num_inference_steps=10, guidance_scale=7.5, slots=4, guidance_interval=interval
+        )
+        assert sum(1 for _ in engine.denoise(requests, lambda _: pixels_of(32, 32))) == len(
+            requests
+        )
         assert engine.work.slot_fill >= 0.9
         calls.append(engine.work.unet_calls)
     assert calls[1] <= 0.8 * calls[0]  # 22 rows for two images instead of 30
 
 
 def test_interval_is_refused_where_guidance_is_built_in(tiny_flux: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"FLUX\.1, whose guidance is built in .* leave out spectrum\.guidance_interval"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"FLUX\.1, whose guidance is built in .* leave out spectrum\.guidance_interval",
+    ):
         check_generator(str(tiny_flux), 10, guidance_interval=(0.4, 1.0))
 
 
@@ -166,18 +221,33 @@ def test_interval_is_refused_where_guidance_is_built_in(tiny_flux: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("family", "kind"), [("tiny_diffusion", "StableDiffusionImg2ImgPipeline"), ("tiny_xl", "StableDiffusionXLImg2ImgPipeline")]
+    ("family", "kind"),
+    [
+        ("tiny_diffusion", "StableDiffusionImg2ImgPipeline"),
+        ("tiny_xl", "StableDiffusionXLImg2ImgPipeline"),
+    ],
 )
-def test_shapes_share_an_engine_and_equal_diffusers(family: str, kind: str, request: pytest.FixtureRequest) -> None:
+def test_shapes_share_an_engine_and_equal_diffusers(
+    family: str, kind: str, request: pytest.FixtureRequest
+) -> None:
     folder = request.getfixturevalue(family)
     model = load_generator(str(folder))
     shapes = {"wide": (48, 24), "tall": (24, 40), "square": (32, 32)}
     requests = [replace(REQUEST, id=f"{name}-{seed}", source_id=name, seed=seed, width=width, height=height)
                 for name, (width, height) in shapes.items() for seed in range(2)]  # fmt: skip
     engine = Engine(model, num_inference_steps=10, guidance_scale=7.5, slots=2)
-    made = {each.id: latents for each, latents in engine.denoise(requests, lambda source: pixels_of(*shapes[source]))}
+    made = {
+        each.id: latents
+        for each, latents in engine.denoise(requests, lambda source: pixels_of(*shapes[source]))
+    }
     for each in requests:
-        assert relative_error(made[each.id], image_to_image(folder, model, each, 10, 0.55, kind)) <= 1e-4
+        assert (
+            relative_error(made[each.id], image_to_image(folder, model, each, 10, 0.55, kind))
+            <= 1e-4
+        )
     assert engine.work.vae_encodes == 3
-    pictures = {each.id: picture.shape for each, picture in engine.generate(requests, lambda source: pixels_of(*shapes[source]))}
+    pictures = {
+        each.id: picture.shape
+        for each, picture in engine.generate(requests, lambda source: pixels_of(*shapes[source]))
+    }
     assert pictures == {each.id: (each.height, each.width, 3) for each in requests}

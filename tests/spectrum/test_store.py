@@ -88,7 +88,9 @@ def test_duplicate_rows_are_harmless(spectrum: Shards) -> None:
     spectrum.append(make_rows([0, 1, 2]))
     spectrum.append(make_rows([1, 2, 3]))
     assert spectrum.ids() == {f"id-{index}" for index in range(4)}
-    assert {row["id"]: row for row in spectrum.read().to_pylist()} == {row["id"]: row for row in make_rows(range(4))}
+    assert {row["id"]: row for row in spectrum.read().to_pylist()} == {
+        row["id"]: row for row in make_rows(range(4))
+    }
 
 
 def test_opens_with_datasets_and_shows_pictures(spectrum: Shards, tmp_path: Path) -> None:
@@ -97,7 +99,12 @@ def test_opens_with_datasets_and_shows_pictures(spectrum: Shards, tmp_path: Path
 
     spectrum.append(make_rows([0, 1, 2]))
     spectrum.append(make_rows([3]))
-    opened = load_dataset("parquet", data_files=[str(path) for path in spectrum.files()], split="train", cache_dir=str(tmp_path / "cache"))
+    opened = load_dataset(
+        "parquet",
+        data_files=[str(path) for path in spectrum.files()],
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
     assert len(opened) == 4
     assert isinstance(opened.features["image"], ImageFeature)
     assert opened.features["label"] == ClassLabel(names=list(NAMES))
@@ -118,12 +125,17 @@ def fail(number: int) -> Callable[..., None]:
     return write_table
 
 
-def test_a_full_disk_leaves_nothing_half_written(spectrum: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing_half_written(
+    spectrum: Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spectrum.append(make_rows([0, 1]))
     before = {path.name: path.read_bytes() for path in spectrum.folder.iterdir()}
     with monkeypatch.context() as patched:
         patched.setattr(store_module.pq, "write_table", fail(errno.ENOSPC))
-        with pytest.raises(StoreError, match=r"cannot write to .*No space left on device.*Finished shards are intact"):
+        with pytest.raises(
+            StoreError,
+            match=r"cannot write to .*No space left on device.*Finished shards are intact",
+        ):
             spectrum.append(make_rows([2, 3]))
     assert {path.name: path.read_bytes() for path in spectrum.folder.iterdir()} == before
     spectrum.append(make_rows([2, 3]))
@@ -131,7 +143,9 @@ def test_a_full_disk_leaves_nothing_half_written(spectrum: Shards, monkeypatch: 
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_disk_that_refuses_later_leaves_nothing_either(step: str, spectrum: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_refuses_later_leaves_nothing_either(
+    step: str, spectrum: Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
@@ -159,7 +173,13 @@ def test_what_a_killed_writer_left_is_ignored_and_cleared(spectrum: Shards) -> N
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda data: b"", lambda data: b"no parquet", lambda data: data[: len(data) // 2], lambda data: data[:-1]]
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"no parquet",
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:-1],
+    ],
 )
 def test_a_corrupted_shard_is_named(damage: Callable[[bytes], bytes], spectrum: Shards) -> None:
     spectrum.append(make_rows([0, 1]))
@@ -182,8 +202,14 @@ def test_scores_lie_in_shards_of_their_own(tmp_path: Path) -> None:
         {"id": "id-0", "scorer": "a", "clip_similarity": 0.25},
         {"id": "id-1", "scorer": "b", "clip_similarity": -0.5},
     ]
-    scores.append([{"id": "id-0", "scorer": "b", "clip_similarity": 0.5}])  # of another scorer, beside the first
-    assert {(row["id"], row["scorer"]) for row in scores.read().to_pylist()} == {("id-0", "a"), ("id-1", "b"), ("id-0", "b")}
+    scores.append(
+        [{"id": "id-0", "scorer": "b", "clip_similarity": 0.5}]
+    )  # of another scorer, beside the first
+    assert {(row["id"], row["scorer"]) for row in scores.read().to_pylist()} == {
+        ("id-0", "a"),
+        ("id-1", "b"),
+        ("id-0", "b"),
+    }
     assert pq.read_schema(scores.files()[0]).field("clip_similarity").type == pa.float32()
 
 
@@ -194,7 +220,9 @@ def test_every_encoding_can_be_read_back(encoding: str) -> None:
     with Image.open(io.BytesIO(encode_image(ramp, encoding))) as image:
         assert image.size == (32, 32)
         back = np.asarray(image.convert("RGB")).astype(int)
-    assert np.abs(back - ramp.astype(int)).max() <= (0 if encoding in {"png", "webp-lossless"} else 8)
+    assert np.abs(back - ramp.astype(int)).max() <= (
+        0 if encoding in {"png", "webp-lossless"} else 8
+    )
 
 
 @pytest.mark.parametrize("encoding", sorted(ENCODINGS))
@@ -203,12 +231,20 @@ def test_encoding_is_deterministic(encoding: str) -> None:
     assert encode_image(picture, encoding) == encode_image(picture.copy(), encoding)
 
 
-def test_images_of_a_store_from_before_the_options_are_read_beside_new_ones(spectrum: Shards) -> None:
+def test_images_of_a_store_from_before_the_options_are_read_beside_new_ones(
+    spectrum: Shards,
+) -> None:
     spectrum.append(make_rows([0, 1]))
     older = pa.schema(
-        [field for field in spectrum.schema if field.name not in {"resize", "steps", "guidance_from", "guidance_to", "loras"}]
+        [
+            field
+            for field in spectrum.schema
+            if field.name not in {"resize", "steps", "guidance_from", "guidance_to", "loras"}
+        ]
     )
-    Shards(spectrum.folder, older).append([{name: row[name] for name in older.names} for row in make_rows([2, 3])])
+    Shards(spectrum.folder, older).append(
+        [{name: row[name] for name in older.names} for row in make_rows([2, 3])]
+    )
     assert spectrum.ids() == {f"id-{index}" for index in range(4)}
     assert {row["id"]: row["steps"] for row in spectrum.read().to_pylist()} == {
         "id-0": "per-level",
@@ -217,7 +253,9 @@ def test_images_of_a_store_from_before_the_options_are_read_beside_new_ones(spec
         "id-3": None,
     }
     opened = Dataset.from_parquet(
-        [str(file) for file in spectrum.files()], columns=["id", "image"], cache_dir=str(spectrum.folder / "cache")
+        [str(file) for file in spectrum.files()],
+        columns=["id", "image"],
+        cache_dir=str(spectrum.folder / "cache"),
     )
     assert set(opened["id"]) == {f"id-{index}" for index in range(4)}
 
@@ -231,30 +269,46 @@ def bucket() -> Iterator[str]:
 
 def test_a_store_elsewhere_is_the_same_store(bucket: str, tmp_path: Path) -> None:
     store = spectrum_shards(f"{bucket}/", NAMES)
-    assert (store.ids(), list(store.files()), store.local_files(tmp_path / "cache")) == (set(), [], [])
+    assert (store.ids(), list(store.files()), store.local_files(tmp_path / "cache")) == (
+        set(),
+        [],
+        [],
+    )
     store.append(make_rows([0, 1, 2]))
     store.append(make_rows([2, 3]))
-    assert store.folder == bucket and [file.name for file in store.files()] == sorted(file.name for file in store.files())
+    assert store.folder == bucket and [file.name for file in store.files()] == sorted(
+        file.name for file in store.files()
+    )
     again = spectrum_shards(bucket, NAMES)
     assert again.ids() == {f"id-{index}" for index in range(4)}
-    assert {row["id"]: row for row in again.read().to_pylist()} == {row["id"]: row for row in make_rows(range(4))}
+    assert {row["id"]: row for row in again.read().to_pylist()} == {
+        row["id"]: row for row in make_rows(range(4))
+    }
     assert again.read(["id", "level"]).column_names == ["id", "level"]
     assert again.rows(["id-3", "id-9"], ["level"]) == {"id-3": {"id": "id-3", "level": 30}}
     names = [path.rsplit("/", 1)[1] for path in fsspec.filesystem("memory").find("/bucket/birds")]
     assert sorted(names) == [file.name for file in store.files()]  # nothing beside the shards
 
 
-def test_shards_from_elsewhere_are_copied_once(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_from_elsewhere_are_copied_once(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = spectrum_shards(bucket, NAMES)
     store.append(make_rows([0, 1]))
     first = store.local_files(tmp_path / "cache")
     store.append(make_rows([2]))
     taken: list[str] = []
     get_file = MemoryFileSystem.get_file
-    monkeypatch.setattr(MemoryFileSystem, "get_file", lambda self, path, *rest, **named: taken.append(path) or get_file(self, path, *rest))
+    monkeypatch.setattr(
+        MemoryFileSystem,
+        "get_file",
+        lambda self, path, *rest, **named: taken.append(path) or get_file(self, path, *rest),
+    )
     files_here = store.local_files(tmp_path / "cache")
     assert len(files_here) == 2 and set(first) < set(files_here) and len(taken) == 1
-    assert {row["id"] for file in files_here for row in pq.read_table(file, columns=["id"]).to_pylist()} == {"id-0", "id-1", "id-2"}
+    assert {
+        row["id"] for file in files_here for row in pq.read_table(file, columns=["id"]).to_pylist()
+    } == {"id-0", "id-1", "id-2"}
 
 
 def test_only_the_columns_asked_for_travel(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,13 +337,23 @@ def test_a_path_as_a_url_is_a_folder(tmp_path: Path) -> None:
     assert spectrum_shards(tmp_path / "spectrum", NAMES).ids() == {"id-0"}
 
 
-def test_where_renaming_is_all_there_is_a_shard_is_put_beside_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_renaming_is_all_there_is_a_shard_is_put_beside_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`dir://` stands for the file systems that show a file while it is written; one that fails half way leaves no shard."""
-    monkeypatch.setattr(store_module, "open_place", lambda folder: (DirFileSystem(str(folder), fsspec.filesystem("file")), "birds"))
+    monkeypatch.setattr(
+        store_module,
+        "open_place",
+        lambda folder: (DirFileSystem(str(folder), fsspec.filesystem("file")), "birds"),
+    )
     store = spectrum_shards(tmp_path, NAMES)
     store.append(make_rows([0, 1]))
     assert store.ids() == {"id-0", "id-1"}
-    monkeypatch.setattr(DirFileSystem, "mv", lambda *_, **__: (_ for _ in ()).throw(TimeoutError("the line is down")))
+    monkeypatch.setattr(
+        DirFileSystem,
+        "mv",
+        lambda *_, **__: (_ for _ in ()).throw(TimeoutError("the line is down")),
+    )
     with pytest.raises(StoreError, match=r"cannot write to .*the line is down"):
         store.append(make_rows([2]))
     assert store.ids() == {"id-0", "id-1"}
@@ -309,7 +373,9 @@ def test_a_place_that_cannot_be_opened_is_told(url: str, told: str) -> None:
         spectrum_shards(url, NAMES)
 
 
-def test_what_a_store_elsewhere_fails_with_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_store_elsewhere_fails_with_is_told(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Refused(Exception):
         """An error that is no OSError, as some packages have."""
 
@@ -318,8 +384,15 @@ def test_what_a_store_elsewhere_fails_with_is_told(bucket: str, monkeypatch: pyt
 
     store = spectrum_shards(bucket, NAMES)
     store.append(make_rows([0]))
-    for name, call in (("pipe_file", lambda: store.append(make_rows([1]))), ("glob", store.files), ("open", store.ids)):
-        with monkeypatch.context() as patched, pytest.raises(StoreError, match="Refused: no such key"):
+    for name, call in (
+        ("pipe_file", lambda: store.append(make_rows([1]))),
+        ("glob", store.files),
+        ("open", store.ids),
+    ):
+        with (
+            monkeypatch.context() as patched,
+            pytest.raises(StoreError, match="Refused: no such key"),
+        ):
             patched.setattr(MemoryFileSystem, name, refuse)
             call()
     assert store.ids() == {"id-0"}

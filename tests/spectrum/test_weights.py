@@ -12,7 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from discl.errors import CheckpointError
-from discl.spectrum.models import Address, check_generator, describe_generator, describe_loras, load_generator
+from discl.spectrum.models import (
+    Address,
+    check_generator,
+    describe_generator,
+    describe_loras,
+    load_generator,
+)
 from discl.spectrum.models.families import find_family
 
 from .conftest import make_xl
@@ -23,9 +29,17 @@ def make_lora(folder: Path, family: Path, kind: str, *parts: str) -> Path:
     pipeline, states = getattr(diffusers, kind).from_pretrained(family), {}
     torch.manual_seed(7)
     for part in parts:
-        network, layers = getattr(pipeline, part), ["q_proj", "v_proj"] if part.startswith("text") else ["to_q", "to_v"]
-        network.add_adapter(peft.LoraConfig(r=2, lora_alpha=2, target_modules=layers, init_lora_weights="gaussian"))
-        state = {name: torch.randn_like(tensor) * 0.3 for name, tensor in peft.get_peft_model_state_dict(network).items()}
+        network, layers = (
+            getattr(pipeline, part),
+            ["q_proj", "v_proj"] if part.startswith("text") else ["to_q", "to_v"],
+        )
+        network.add_adapter(
+            peft.LoraConfig(r=2, lora_alpha=2, target_modules=layers, init_lora_weights="gaussian")
+        )
+        state = {
+            name: torch.randn_like(tensor) * 0.3
+            for name, tensor in peft.get_peft_model_state_dict(network).items()
+        }
         states[f"{part}_lora_layers"] = state
     getattr(diffusers, kind).save_lora_weights(folder, **states)
     return folder / "pytorch_lora_weights.safetensors"
@@ -36,7 +50,9 @@ def predicted(model) -> torch.Tensor:
     """The network's output for one text at one step."""
     conditioning = model.encode_texts(["a grey shirt"])
     conditioning |= {"guidance_scale": torch.full((1,), 3.5)} if model.distilled else {}
-    latents = torch.randn(1, *model.latent_shape(32, 32), generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(
+        1, *model.latent_shape(32, 32), generator=torch.Generator().manual_seed(0)
+    )
     return model.predict(latents, model.schedule(10, 32, 32).timesteps[3:4], conditioning)
 
 
@@ -47,7 +63,9 @@ FAMILIES = [
 
 
 @pytest.mark.parametrize(("family", "kind", "part"), FAMILIES)
-def test_lora_is_added_as_diffusers_adds_it(family: str, kind: str, part: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_lora_is_added_as_diffusers_adds_it(
+    family: str, kind: str, part: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     folder = request.getfixturevalue(family)
     file = make_lora(tmp_path, folder, kind, part)
     plain = load_generator(str(folder))
@@ -66,12 +84,19 @@ def test_lora_of_a_text_encoder_beside_one_of_the_network(
     family: str, kind: str, part: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     folder = request.getfixturevalue(family)
-    files = {make_lora(tmp_path / "both", folder, kind, part, "text_encoder"): 0.7, make_lora(tmp_path / "one", folder, kind, part): 0.4}
-    added = load_generator(Address(str(folder), loras=tuple((str(file), scale) for file, scale in files.items())))
+    files = {
+        make_lora(tmp_path / "both", folder, kind, part, "text_encoder"): 0.7,
+        make_lora(tmp_path / "one", folder, kind, part): 0.4,
+    }
+    added = load_generator(
+        Address(str(folder), loras=tuple((str(file), scale) for file, scale in files.items()))
+    )
     found = find_family(folder)
     pipeline = getattr(diffusers, found.pipeline).from_pretrained(folder)
     for file in files:
-        pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=file.parent.name)
+        pipeline.load_lora_weights(
+            file.parent, weight_name=file.name, adapter_name=file.parent.name
+        )
     pipeline.set_adapters([file.parent.name for file in files], list(files.values()))
     wanted, plain = found.build(pipeline), load_generator(str(folder))  # type: ignore[misc]
     wanted.scheduler = plain.scheduler  # type: ignore[attr-defined]
@@ -84,12 +109,18 @@ def test_lora_of_a_text_encoder_beside_one_of_the_network(
 @torch.inference_mode()
 def words_of(model) -> torch.Tensor:
     """What the first text encoder makes of a text."""
-    encoder = model.pipeline.text_encoder if hasattr(model, "pipeline") else getattr(model, "text_encoders", [(0, None)])[0][1]
+    encoder = (
+        model.pipeline.text_encoder
+        if hasattr(model, "pipeline")
+        else getattr(model, "text_encoders", [(0, None)])[0][1]
+    )
     encoder = model.text_encoder if encoder is None else encoder
     return encoder(torch.tensor([[256, 3, 4, 5, 257]]))[0]
 
 
-def test_lora_enters_the_identity_by_content_and_scale(tiny_diffusion: Path, tmp_path: Path) -> None:
+def test_lora_enters_the_identity_by_content_and_scale(
+    tiny_diffusion: Path, tmp_path: Path
+) -> None:
     file = make_lora(tmp_path, tiny_diffusion, "StableDiffusionPipeline", "unet")
     copy = shutil.copy(file, tmp_path / "renamed.safetensors")
     assert describe_loras([]) == ""
@@ -103,7 +134,9 @@ def test_lora_of_another_family_is_told(tiny_xl: Path, tiny_flux: Path, tmp_path
         load_generator(Address(str(tiny_xl), loras=((str(file), 1.0),)))
 
 
-def test_what_a_lora_adds_to_no_layer_is_told(tiny_diffusion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_lora_adds_to_no_layer_is_told(
+    tiny_diffusion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = make_lora(tmp_path, tiny_diffusion, "StableDiffusionPipeline", "unet", "text_encoder")
     load_generator(Address(str(tiny_diffusion), loras=((str(file), 1.0),)))
     told = capsys.readouterr()
@@ -117,13 +150,21 @@ def test_what_a_lora_adds_to_no_layer_is_told(tiny_diffusion: Path, tmp_path: Pa
     load_generator(Address(str(tiny_diffusion), loras=((str(file), 1.0),)))
     told = capsys.readouterr()
     layers = sum("lora_A" in name for name in tensors)
-    assert f"weights for {layers} layers, {layers - 1} of which" in " ".join((told.out + told.err).split())
+    assert f"weights for {layers} layers, {layers - 1} of which" in " ".join(
+        (told.out + told.err).split()
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("absent.safetensors", "there is no file"), ("one.ckpt", "pickled weights, which are refused")]
+    ("name", "words"),
+    [
+        ("absent.safetensors", "there is no file"),
+        ("one.ckpt", "pickled weights, which are refused"),
+    ],
 )
-def test_missing_or_pickled_lora_is_told_before_anything_is_loaded(tiny_diffusion: Path, tmp_path: Path, name: str, words: str) -> None:
+def test_missing_or_pickled_lora_is_told_before_anything_is_loaded(
+    tiny_diffusion: Path, tmp_path: Path, name: str, words: str
+) -> None:
     with pytest.raises(CheckpointError, match=words):
         check_generator(Address(str(tiny_diffusion), loras=((str(tmp_path / name), 1.0),)), 10)
 
@@ -158,7 +199,11 @@ def original_unet(state: dict[str, torch.Tensor], layers: int = 1) -> dict[str, 
             if kind == "upsamplers":
                 return f"output_blocks.{(layers + 1) * block + layers}.2.conv.{rest[-1]}"  # behind a block with attention
             index = (layers + 1) * block + number
-            place = f"input_blocks.{index + 1}" if part[0] == "down_blocks" else f"output_blocks.{index}"
+            place = (
+                f"input_blocks.{index + 1}"
+                if part[0] == "down_blocks"
+                else f"output_blocks.{index}"
+            )
             place += ".1" if kind == "attentions" else ".0"
         return ".".join([place, *([RESNET[rest[0]], *rest[1:]] if kind == "resnets" else rest)])
 
@@ -167,10 +212,20 @@ def original_unet(state: dict[str, torch.Tensor], layers: int = 1) -> dict[str, 
 
 def original_vae(state: dict[str, torch.Tensor], blocks: int = 3) -> dict[str, torch.Tensor]:
     """Names of the published files for those of diffusers' AutoencoderKL."""
-    attention = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out", "group_norm": "norm"}
+    attention = {
+        "to_q": "q",
+        "to_k": "k",
+        "to_v": "v",
+        "to_out.0": "proj_out",
+        "group_norm": "norm",
+    }
     result = {}
     for name, tensor in state.items():
-        new = name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out").replace(".resnets.", ".block.")
+        new = (
+            name.replace("conv_shortcut", "nin_shortcut")
+            .replace("conv_norm_out", "norm_out")
+            .replace(".resnets.", ".block.")
+        )
         if "mid_block" in new:
             for number in (0, 1):
                 new = new.replace(f"mid_block.block.{number}.", f"mid.block_{number + 1}.")
@@ -190,7 +245,10 @@ def original_vae(state: dict[str, torch.Tensor], blocks: int = 3) -> dict[str, t
 def original_clip(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
     """Names of the published files for those of a CLIP text encoder of transformers, which they keep."""
     state = load_file(folder / "model.safetensors")
-    return {f"{prefix}.transformer.text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in state.items()}
+    return {
+        f"{prefix}.transformer.text_model.{name.removeprefix('text_model.')}": tensor
+        for name, tensor in state.items()
+    }
 
 
 def original_open_clip(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
@@ -222,7 +280,9 @@ def write_single(folder: Path, file: Path) -> Path:
     if not second.is_dir():
         state |= original_clip(first, "cond_stage_model")
     elif first.is_dir():
-        state |= original_clip(first, "conditioner.embedders.0") | original_open_clip(second, "conditioner.embedders.1")
+        state |= original_clip(first, "conditioner.embedders.0") | original_open_clip(
+            second, "conditioner.embedders.1"
+        )
     else:
         state |= original_open_clip(second, "conditioner.embedders.0")
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
@@ -240,35 +300,57 @@ def test_single_file_gives_the_same_model_as_its_folder(single: Path, tiny_diffu
     torch.testing.assert_close(predicted(from_file), predicted(from_folder), rtol=1e-5, atol=1e-5)
     pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.inference_mode():
-        torch.testing.assert_close(from_file.encode_images(pixels), from_folder.encode_images(pixels), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            from_file.encode_images(pixels), from_folder.encode_images(pixels), rtol=1e-5, atol=1e-5
+        )
         latents = torch.randn(1, 4, 8, 8)
-        assert (from_file.decode(latents).int() - from_folder.decode(latents).int()).abs().max() <= 1
+        assert (
+            from_file.decode(latents).int() - from_folder.decode(latents).int()
+        ).abs().max() <= 1
 
 
 @pytest.mark.parametrize("refiner", [False, True])
-def test_single_file_of_sdxl_gives_the_same_model_as_its_folder(refiner: bool, tmp_path: Path) -> None:
+def test_single_file_of_sdxl_gives_the_same_model_as_its_folder(
+    refiner: bool, tmp_path: Path
+) -> None:
     """diffusers tells the text encoders of such a file apart by their widths."""
     folder = make_xl(tmp_path / "xl", refiner, width=48)
     file = write_single(folder, tmp_path / "single.safetensors")
     from_file, from_folder = load_generator(str(file)), load_generator(str(folder))
     latents, step = torch.randn(1, 4, 8, 8), torch.tensor([501])
     with torch.inference_mode():
-        got, wanted = from_file.encode_texts(["a grey shirt"]), from_folder.encode_texts(["a grey shirt"])
+        got, wanted = (
+            from_file.encode_texts(["a grey shirt"]),
+            from_folder.encode_texts(["a grey shirt"]),
+        )
         for name, tensor in wanted.items():
             torch.testing.assert_close(got[name], tensor, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(from_file.predict(latents, step, got), from_folder.predict(latents, step, wanted), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            from_file.predict(latents, step, got),
+            from_folder.predict(latents, step, wanted),
+            rtol=1e-5,
+            atol=1e-5,
+        )
 
 
 @pytest.mark.parametrize("sign", ["middle_block", "cond_stage_model", "decoder.conv_out"])
 def test_single_file_that_lacks_weights_is_told(sign: str, single: Path) -> None:
-    save_file({name: tensor for name, tensor in load_file(single).items() if sign not in name}, single)
-    with pytest.raises(CheckpointError, match=r"tiny\.safetensors' (lacks weights that its configuration asks for|cannot be loaded)"):
+    save_file(
+        {name: tensor for name, tensor in load_file(single).items() if sign not in name}, single
+    )
+    with pytest.raises(
+        CheckpointError,
+        match=r"tiny\.safetensors' (lacks weights that its configuration asks for|cannot be loaded)",
+    ):
         load_generator(str(single))
 
 
 def test_single_file_with_its_configuration_elsewhere(single: Path, tmp_path: Path) -> None:
     settings = single.with_suffix("").rename(tmp_path / "settings")
-    with pytest.raises(CheckpointError, match=r"single file, which says nothing .* spectrum\.config, .* beside it as tiny/"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"single file, which says nothing .* spectrum\.config, .* beside it as tiny/",
+    ):
         describe_generator(str(single))
     found = describe_generator(Address(str(single), config=str(settings)))
     assert (found.family, found.size, found.multiple) == ("Stable Diffusion 1.x/2.x", 32, 4)
@@ -284,7 +366,10 @@ def test_single_file_is_identified_by_its_content(single: Path, tmp_path: Path) 
     name = next(iter(state))
     save_file(state | {name: state[name] + 1}, tmp_path / "third.safetensors")
     shutil.copytree(single.with_suffix(""), tmp_path / "third")
-    assert describe_generator(str(tmp_path / "third.safetensors")).model != describe_generator(str(single)).model
+    assert (
+        describe_generator(str(tmp_path / "third.safetensors")).model
+        != describe_generator(str(single)).model
+    )
 
 
 def test_half_a_single_file_and_a_pickled_one_are_told(single: Path) -> None:
@@ -296,8 +381,12 @@ def test_half_a_single_file_and_a_pickled_one_are_told(single: Path) -> None:
         load_generator(str(single.rename(single.with_suffix(".ckpt"))))
 
 
-def test_a_tokenizer_may_share_a_folder_with_the_text_encoder(tiny_diffusion: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_may_share_a_folder_with_the_text_encoder(
+    tiny_diffusion: Path, tmp_path: Path
+) -> None:
     """As in benchmarks/checkpoints/cifar, where both are links to the CLIP: the weights beside a tokenizer are not its own."""
     folder = shutil.copytree(tiny_diffusion, tmp_path / "shared")
     shutil.copytree(folder / "text_encoder", folder / "tokenizer", dirs_exist_ok=True)
-    assert torch.equal(predicted(load_generator(str(folder))), predicted(load_generator(str(tiny_diffusion))))
+    assert torch.equal(
+        predicted(load_generator(str(folder))), predicted(load_generator(str(tiny_diffusion)))
+    )

@@ -39,7 +39,10 @@ def make_sampling(encoding: str = "webp-lossless") -> Sampling:
 
 
 def make_requests(sources: int, sampling: Sampling) -> list[Request]:
-    rows = [{"id": f"image-{index}", "digest": f"digest-{index}", "label": index % 2} for index in range(sources)]
+    rows = [
+        {"id": f"image-{index}", "digest": f"digest-{index}", "label": index % 2}
+        for index in range(sources)
+    ]
     return plan_requests(rows, [GuidanceLevel(level) for level in LEVELS], 1, PROMPTS, "", sampling)
 
 
@@ -57,10 +60,23 @@ def scorer(tiny_clip: Path) -> ClipScorer:
     return ClipScorer(str(tiny_clip), TEXTS, batch=4)
 
 
-def make_worker(model: StableDiffusion, scorer: ClipScorer | None, folder: Path, sampling: Sampling, shard_rows: int = 8) -> Worker:
+def make_worker(
+    model: StableDiffusion,
+    scorer: ClipScorer | None,
+    folder: Path,
+    sampling: Sampling,
+    shard_rows: int = 8,
+) -> Worker:
     engine = Engine(model, num_inference_steps=4, guidance_scale=4.0, slots=3)
     scores = score_shards(folder / "scores") if scorer else None
-    return Worker(engine, spectrum_shards(folder / "spectrum", NAMES), sampling, scorer=scorer, scores=scores, shard_rows=shard_rows)
+    return Worker(
+        engine,
+        spectrum_shards(folder / "spectrum", NAMES),
+        sampling,
+        scorer=scorer,
+        scores=scores,
+        shard_rows=shard_rows,
+    )
 
 
 def stored(shards: Shards) -> dict[str, dict[str, Any]]:
@@ -70,7 +86,9 @@ def stored(shards: Shards) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("encoding", ["webp-lossless", "jpeg"])
-def test_what_is_stored_and_how_it_is_scored(encoding: str, model: StableDiffusion, scorer: ClipScorer, tmp_path: Path) -> None:
+def test_what_is_stored_and_how_it_is_scored(
+    encoding: str, model: StableDiffusion, scorer: ClipScorer, tmp_path: Path
+) -> None:
     sampling = make_sampling(encoding)
     requests = make_requests(7, sampling)
     worker = make_worker(model, scorer, tmp_path, sampling)
@@ -79,19 +97,34 @@ def test_what_is_stored_and_how_it_is_scored(encoding: str, model: StableDiffusi
     assert sorted(done) == sorted(request.id for request in requests)
 
     engine = Engine(model, num_inference_steps=4, guidance_scale=4.0, slots=3)
-    plain = {request.id: encode_image(picture, encoding) for request, picture in engine.generate(requests, load_pixels)}
+    plain = {
+        request.id: encode_image(picture, encoding)
+        for request, picture in engine.generate(requests, load_pixels)
+    }
     rows, scores = stored(worker.images), stored(worker.scores)  # type: ignore[arg-type]
     assert {name: row["image"]["bytes"] for name, row in rows.items()} == plain
-    assert {(row["source_width"], row["source_height"], row["width"], row["encoding"]) for row in rows.values()} == {(40, 36, 32, encoding)}
-    assert sorted(len(store_module.pq.read_table(file)) for file in worker.images.files()) == [5, 8, 8]
+    assert {
+        (row["source_width"], row["source_height"], row["width"], row["encoding"])
+        for row in rows.values()
+    } == {(40, 36, 32, encoding)}
+    assert sorted(len(store_module.pq.read_table(file)) for file in worker.images.files()) == [
+        5,
+        8,
+        8,
+    ]
 
     order = sorted(rows)
-    later = scorer([decode_image(rows[name]["image"]) for name in order], [rows[name]["label"] for name in order])
+    later = scorer(
+        [decode_image(rows[name]["image"]) for name in order],
+        [rows[name]["label"] for name in order],
+    )
     assert {row["scorer"] for row in scores.values()} == {scorer.id}
     assert [np.float32(scores[name]["clip_similarity"]) for name in order] == list(later)
 
     work = worker.engine.work
-    assert work.unet_rows == unet_rows(requests, 4, 4.0) and work.vae_decodes == worker.scored == len(requests)
+    assert work.unet_rows == unet_rows(
+        requests, 4, 4.0
+    ) and work.vae_decodes == worker.scored == len(requests)
     assert work.vae_encodes == worker.sources_read == 7
     assert work.text_encodes == len({request.prompt for request in requests}) + 1
 
@@ -109,7 +142,9 @@ def test_more_sources_than_are_read_ahead_are_each_read_once(
     assert set(stored(worker.images)) == {request.id for request in requests}
 
 
-def test_a_source_that_cannot_be_read_is_told_and_finished_work_is_kept(model: StableDiffusion, scorer: ClipScorer, tmp_path: Path) -> None:
+def test_a_source_that_cannot_be_read_is_told_and_finished_work_is_kept(
+    model: StableDiffusion, scorer: ClipScorer, tmp_path: Path
+) -> None:
     def load(source: str) -> np.ndarray:
         if source == "image-6":
             raise RunError("image 'image-6' has changed")
@@ -124,13 +159,19 @@ def test_a_source_that_cannot_be_read_is_told_and_finished_work_is_kept(model: S
         worker.make(requests, load, sizes_of(requests), lambda request: done.append(request.id))
     assert 0 < len(done) < len(requests)
     assert set(stored(worker.images)) == set(stored(worker.scores)) == set(done)  # type: ignore[arg-type]
-    worker.make([request for request in requests if request.id not in done], load_pixels, sizes_of(requests))
+    worker.make(
+        [request for request in requests if request.id not in done], load_pixels, sizes_of(requests)
+    )
     assert set(stored(worker.images)) == {request.id for request in requests}
 
 
 @pytest.mark.parametrize("which", ["spectrum", "scores"])
 def test_a_full_disk_stops_it_and_a_second_run_completes_it(
-    which: str, model: StableDiffusion, scorer: ClipScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    which: str,
+    model: StableDiffusion,
+    scorer: ClipScorer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sampling = make_sampling()
     requests = make_requests(12, sampling)
@@ -140,7 +181,10 @@ def test_a_full_disk_stops_it_and_a_second_run_completes_it(
 
     def full(table: Any, path: Path, **settings: Any) -> None:
         calls.append(path)
-        if Path(path).parent.name == which and sum(Path(path).parent == Path(each).parent for each in calls) > 1:
+        if (
+            Path(path).parent.name == which
+            and sum(Path(path).parent == Path(each).parent for each in calls) > 1
+        ):
             raise OSError(28, "No space left on device")
         write(table, path, **settings)
 
@@ -152,11 +196,17 @@ def test_a_full_disk_stops_it_and_a_second_run_completes_it(
     assert threading.active_count() == threads
     present = set(stored(worker.images))
     assert len(present) == (8 if which == "spectrum" else 16) and len(stored(worker.scores)) == 8  # type: ignore[arg-type]
-    worker.make([request for request in requests if request.id not in present], load_pixels, sizes_of(requests))
+    worker.make(
+        [request for request in requests if request.id not in present],
+        load_pixels,
+        sizes_of(requests),
+    )
     assert set(stored(worker.images)) == {request.id for request in requests}
 
 
-def test_what_waits_behind_the_engine_is_bounded(model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_waits_behind_the_engine_is_bounded(
+    model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(worker_module, "WAITING", 2)
     sampling = make_sampling()
     requests = make_requests(10, sampling)
@@ -188,7 +238,9 @@ def test_stored_pictures_are_those_of_the_engine(model: StableDiffusion, tmp_pat
     engine = Engine(model, num_inference_steps=4, guidance_scale=4.0, slots=3)
     rows = stored(worker.images)
     for request, picture in engine.generate(requests, load_pixels):
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(rows[request.id]["image"]["bytes"]))), picture)
+        assert np.array_equal(
+            np.asarray(Image.open(io.BytesIO(rows[request.id]["image"]["bytes"]))), picture
+        )
 
 
 def test_a_picture_is_written_before_its_shard_is_full_where_the_next_ones_are_slow(
@@ -210,7 +262,11 @@ def test_a_picture_is_written_before_its_shard_is_full_where_the_next_ones_are_s
 
     worker.make(requests, load_pixels, sizes_of(requests), finished)
     assert len(seen) == 1
-    assert set(stored(worker.images)) == set(stored(worker.scores)) == {request.id for request in requests}  # type: ignore[arg-type]
+    assert (
+        set(stored(worker.images))
+        == set(stored(worker.scores))
+        == {request.id for request in requests}
+    )  # type: ignore[arg-type]
 
 
 def test_pictures_are_written_though_the_scorer_fails(
@@ -229,11 +285,15 @@ def test_pictures_are_written_though_the_scorer_fails(
         patched.setattr(worker, "scorer", broken)
         broken.batch, broken.id = 4, "broken"  # type: ignore[attr-defined]
         with pytest.raises(RunError, match="no score"):
-            worker.make(requests, load_pixels, sizes_of(requests), lambda request: done.append(request.id))
+            worker.make(
+                requests, load_pixels, sizes_of(requests), lambda request: done.append(request.id)
+            )
     assert set(stored(worker.images)) >= set(done) and len(done) >= 4 and not stored(worker.scores)  # type: ignore[arg-type]
 
 
-def test_what_was_denoised_before_a_failure_is_written(model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_denoised_before_a_failure_is_written(
+    model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sampling = make_sampling()
     requests = make_requests(6, sampling)
     worker = make_worker(model, None, tmp_path, sampling)

@@ -11,14 +11,18 @@ from PIL import Image
 
 
 @pytest.fixture(scope="session")
-def small_tree(tmp_path_factory: pytest.TempPathFactory, tiny_diffusion: Path, tiny_clip: Path) -> dict[str, Any]:
+def small_tree(
+    tmp_path_factory: pytest.TempPathFactory, tiny_diffusion: Path, tiny_clip: Path
+) -> dict[str, Any]:
     """A recipe over 10 hard images of noise, each wanted at 2 levels with 2 seeds: 40 images in shards of 4."""
     root = tmp_path_factory.mktemp("data")
     for split, count in (("train", 5), ("validation", 1), ("test", 1)):
         for label, name in enumerate(("boot", "hat")):
             (root / split / name).mkdir(parents=True)
             for index in range(count):
-                noise = np.random.default_rng([label, index, len(split)]).integers(256, size=(32, 32, 3), dtype=np.uint8)
+                noise = np.random.default_rng([label, index, len(split)]).integers(
+                    256, size=(32, 32, 3), dtype=np.uint8
+                )
                 Image.fromarray(noise).save(root / split / name / f"{index}.png")
     return {
         "name": "crew", "data": {"root": str(root)}, "hard": {"fewer_than": 100},

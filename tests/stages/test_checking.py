@@ -25,7 +25,9 @@ from discl.workspace import open_run
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import miniatures
 
-CIFAR100 = Path(os.environ.get("DISCL_CIFAR100", Path(__file__).parents[3] / "shared" / "data" / "cifar100"))
+CIFAR100 = Path(
+    os.environ.get("DISCL_CIFAR100", Path(__file__).parents[3] / "shared" / "data" / "cifar100")
+)
 
 
 def write(path: Path, number: int, size: tuple[int, int] = (6, 4)) -> None:
@@ -38,14 +40,21 @@ def images(tmp_path: Path) -> Path:
     """12 training and 4 test images of two classes, all different."""
     root = tmp_path / "images"
     for number in range(12):
-        write(root / "train" / ("cat" if number < 9 else "dog") / f"{number}.png", number, (6 + number, 4))
+        write(
+            root / "train" / ("cat" if number < 9 else "dog") / f"{number}.png",
+            number,
+            (6 + number, 4),
+        )
     for number in range(4):
         write(root / "test" / ("cat", "dog")[number % 2] / f"{number}.png", 100 + number)
     return root
 
 
 def told(root: Path, **values: object) -> list[tuple[bool, str]]:
-    return [(finding.fatal, finding.text) for finding in check_data(Data(root=str(root), **values)).findings]
+    return [
+        (finding.fatal, finding.text)
+        for finding in check_data(Data(root=str(root), **values)).findings
+    ]
 
 
 GIVEN = {"own_split": {"validation": 0, "test": 0}}
@@ -66,11 +75,17 @@ def test_the_data_are_divided_as_a_run_divides_them(images: Path, tmp_path: Path
     own = {"validation": 0.25, "test": 0}
     check = check_data(Data(root=str(images), own_split=own))
     told = describe_check(check, Groups()).splitlines()
-    assert [line.split()[:2] for line in told[1:4]] == [["train", "9"], ["test", "4"], ["validation", "*"]]
+    assert [line.split()[:2] for line in told[1:4]] == [
+        ["train", "9"],
+        ["test", "4"],
+        ["validation", "*"],
+    ]
     assert told[4] == "* taken from the training images, by data.own_split"
     run = open_on(images, tmp_path / "run", own_split=own)
     prepare_data(run)
-    assert {split: each.rows for split, each in check.splits.items()} == {split: len(table) for split, table in run.tables.items()}
+    assert {split: each.rows for split, each in check.splits.items()} == {
+        split: len(table) for split, table in run.tables.items()
+    }
     for split, each in check.splits.items():
         assert each.class_counts.tolist() == run.tables[split].class_counts.tolist()
 
@@ -86,8 +101,14 @@ def test_a_missing_split_that_is_not_to_be_made_is_fatal(images: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "mend"),
     [
-        (("nest/animals/cat", "nest/animals/dog"), r"animals holds only folders \(cat, dog\): did you mean data\.root: .*/nest/animals\?"),
-        (("nest/train/animals/cat", "nest/train/animals/dog"), r"\(cat, dog\): if these are .*, move them up into .*/nest/train\."),
+        (
+            ("nest/animals/cat", "nest/animals/dog"),
+            r"animals holds only folders \(cat, dog\): did you mean data\.root: .*/nest/animals\?",
+        ),
+        (
+            ("nest/train/animals/cat", "nest/train/animals/dog"),
+            r"\(cat, dog\): if these are .*, move them up into .*/nest/train\.",
+        ),
         (("nest/cat",), r"Expected are a folder, or a label, for each class\."),
     ],
 )
@@ -106,7 +127,9 @@ def test_one_class_is_too_few(names: tuple[str, ...], mend: str, tmp_path: Path)
 
 def test_every_problem_is_told_at_once(images: Path) -> None:
     (images / "train" / "cat" / "0.png").write_bytes(b"")
-    (images / "train" / "cat" / "1.png").write_bytes((images / "train" / "cat" / "1.png").read_bytes()[:50])
+    (images / "train" / "cat" / "1.png").write_bytes(
+        (images / "train" / "cat" / "1.png").read_bytes()[:50]
+    )
     shutil.copy(images / "test" / "cat" / "0.png", images / "train" / "dog" / "copy.png")
     shutil.copy(images / "train" / "cat" / "2.png", images / "train" / "cat" / "twin.png")
     write(images / "test" / "owl" / "1.png", 200)
@@ -140,42 +163,75 @@ def test_exit_status(images: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("ratio", [100, 50, 10])
 def test_cifar100_lt_has_the_published_counts(ratio: int) -> None:
     if not CIFAR100.is_dir():
-        pytest.skip(f"CIFAR-100 is not at {CIFAR100}; set DISCL_CIFAR100 to a folder of its Parquet files")
-    recipe = load_recipe("cifar100-lt-ir100-ce-discl", {"data.root": str(CIFAR100), "data.long_tail.imbalance_ratio": ratio})
+        pytest.skip(
+            f"CIFAR-100 is not at {CIFAR100}; set DISCL_CIFAR100 to a folder of its Parquet files"
+        )
+    recipe = load_recipe(
+        "cifar100-lt-ir100-ce-discl",
+        {"data.root": str(CIFAR100), "data.long_tail.imbalance_ratio": ratio},
+    )
     check = check_data(recipe.data)
     assert check.splits["train"].rows == CIFAR100_LT[ratio] and check.splits["test"].rows == 10_000
     assert not any("published" in finding.text for finding in check.findings)
 
 
-def test_an_index_takes_the_same_pictures_from_a_copy_with_other_ids_and_another_order(tmp_path: Path) -> None:
+def test_an_index_takes_the_same_pictures_from_a_copy_with_other_ids_and_another_order(
+    tmp_path: Path,
+) -> None:
     for copy, step in (("one", 1), ("two", -1)):
         for label in "ab":
             for place, number in enumerate(range(8)[::step]):
-                write(tmp_path / copy / "train" / label / f"{place}.png", number + 20 * (label == "b"), (4, 4))
+                write(
+                    tmp_path / copy / "train" / label / f"{place}.png",
+                    number + 20 * (label == "b"),
+                    (4, 4),
+                )
     tables = [read_tables(str(tmp_path / copy))["train"] for copy in ("one", "two")]
     contents = [inspect_images(table).digests for table in tables]
-    listed = [content[:12] for content in contents[0][1:8]] + [content[:12] for content in contents[0][10:14]]
+    listed = [content[:12] for content in contents[0][1:8]] + [
+        content[:12] for content in contents[0][10:14]
+    ]
     (tmp_path / "index.txt").write_text("\n".join(listed))
     profile = LongTail(n_max=6, imbalance_ratio=3, index=str(tmp_path / "index.txt"))
-    taken = [{found[row] for row in long_tail_rows(table, found, profile)} for table, found in zip(tables, contents, strict=True)]
+    taken = [
+        {found[row] for row in long_tail_rows(table, found, profile)}
+        for table, found in zip(tables, contents, strict=True)
+    ]
     assert taken[0] == taken[1] == {*contents[0][1:7], *contents[0][10:12]}
-    with pytest.raises(DataError, match=r"has 4 images that data\.long_tail\.index lists, the long-tail profile asks for 5"):
-        long_tail_rows(tables[0], contents[0], LongTail(n_max=5, imbalance_ratio=1, index=str(tmp_path / "index.txt")))
+    with pytest.raises(
+        DataError,
+        match=r"has 4 images that data\.long_tail\.index lists, the long-tail profile asks for 5",
+    ):
+        long_tail_rows(
+            tables[0],
+            contents[0],
+            LongTail(n_max=5, imbalance_ratio=1, index=str(tmp_path / "index.txt")),
+        )
     (tmp_path / "index.txt").write_text("abc")
     with pytest.raises(DataError, match="lists none of the 16 images"):
         long_tail_rows(tables[0], contents[0], profile)
 
 
-def test_a_listed_link_out_of_the_root_and_a_split_without_use_are_told(images: Path, tmp_path: Path) -> None:
+def test_a_listed_link_out_of_the_root_and_a_split_without_use_are_told(
+    images: Path, tmp_path: Path
+) -> None:
     write(tmp_path / "secret.png", 77)
     (images / "train" / "link.png").symlink_to(tmp_path / "secret.png")
     (images / "images.csv").write_text(
         "path,label,split\ntrain/cat/0.png,cat,train\ntrain/link.png,dog,train\ntest/dog/1.png,dog,unlabelled\n"
     )
     found = told(images / "images.csv", own_split={"validation": 0.1, "test": 0})
-    assert [text for fatal, text in found if fatal][1:] == ["1 classes have no image in train: dog."]  # for the only one leads away
-    assert "train: 'train/link.png'" in found[0][1] and f"it leads to {tmp_path / 'secret.png'}, outside data.root {images}" in found[0][1]
-    assert any(text.startswith("splits that are not used: unlabelled; name them in data.splits") for _, text in found)
+    assert [text for fatal, text in found if fatal][1:] == [
+        "1 classes have no image in train: dog."
+    ]  # for the only one leads away
+    assert (
+        "train: 'train/link.png'" in found[0][1]
+        and f"it leads to {tmp_path / 'secret.png'}, outside data.root {images}" in found[0][1]
+    )
+    assert any(
+        text.startswith("splits that are not used: unlabelled; name them in data.splits")
+        for _, text in found
+    )
 
 
 def test_counts_that_differ_from_the_published_are_told(tmp_path: Path) -> None:
@@ -183,7 +239,9 @@ def test_counts_that_differ_from_the_published_are_told(tmp_path: Path) -> None:
         for number in range(6):
             write(tmp_path / "train" / f"{label:02d}" / f"{number}.png", 2 * label, (4 + number, 4))
     found = told(tmp_path, long_tail={"n_max": 5, "imbalance_ratio": 5})
-    assert not any("published" in text for _, text in found)  # another profile than the published one
+    assert not any(
+        "published" in text for _, text in found
+    )  # another profile than the published one
 
 
 def test_published_counts() -> None:
@@ -193,36 +251,69 @@ def test_published_counts() -> None:
         assert _published(data, rows, classes) == []
         for split, count in rows.items():
             (finding,) = _published(data, {**rows, split: 5}, classes)
-            assert (finding.fatal, finding.text) == (False, f"{split} has 5 images; {count:,} are published.")
+            assert (finding.fatal, finding.text) == (
+                False,
+                f"{split} has 5 images; {count:,} are published.",
+            )
         (finding,) = _published(data, rows, 77)
-        assert finding.text == f"there are 77 classes; {kind} as published has {classes:,}: another version, or a part of it."
-        assert _published(Data(root="x", format=kind, files={"train": "mine.txt"}), {"train": 5}, 77) == []
+        assert (
+            finding.text
+            == f"there are 77 classes; {kind} as published has {classes:,}: another version, or a part of it."
+        )
+        assert (
+            _published(Data(root="x", format=kind, files={"train": "mine.txt"}), {"train": 5}, 77)
+            == []
+        )
     for ratio, count in CIFAR100_LT.items():
-        data = Data(root="x", format="parquet", long_tail=LongTail(n_max=500, imbalance_ratio=ratio))
+        data = Data(
+            root="x", format="parquet", long_tail=LongTail(n_max=500, imbalance_ratio=ratio)
+        )
         assert _published(data, {"train": count, "test": 10_000}, 100) == []
         found = _published(data, {"train": count + 1, "test": 9_999}, 100)
         assert [each.text for each in found] == [
             f"train has {count + 1:,} images; {count:,} are published.",
             "test has 9,999 images; 10,000 are published.",
         ]
-    assert len(_published(Data(root="x", format="cifar"), {"train": 49_999, "test": 10_000}, 100)) == 1
+    assert (
+        len(_published(Data(root="x", format="cifar"), {"train": 49_999, "test": 10_000}, 100)) == 1
+    )
 
 
 def test_a_known_set_is_recognised_without_its_format(tmp_path: Path) -> None:
     miniatures.iwildcam(tmp_path / "wild")
-    expected = (False, "there are 3 classes; wilds as published has 182: another version, or a part of it.")
+    expected = (
+        False,
+        "there are 3 classes; wilds as published has 182: another version, or a part of it.",
+    )
     assert told(tmp_path / "wild") == told(tmp_path / "wild", format="wilds") == [expected]
 
 
 @pytest.mark.parametrize(
     ("build", "file", "text", "labels"),
     [
-        (miniatures.iwildcam, "categories.csv", "y,category_id,name\n0,0,empty\n", "2 of 3 labels have a number for a name (1, 2)"),
-        (miniatures.imagenet_lt, "LOC_synset_mapping.txt", "n01440764 tench\n", "2 of 3 labels have .* (n01443537, n02007558)"),
-        (miniatures.imagenet_lt, "LOC_synset_mapping.txt", "", "3 of 3 labels have .* (n01440764, n01443537, n02007558)"),
+        (
+            miniatures.iwildcam,
+            "categories.csv",
+            "y,category_id,name\n0,0,empty\n",
+            "2 of 3 labels have a number for a name (1, 2)",
+        ),
+        (
+            miniatures.imagenet_lt,
+            "LOC_synset_mapping.txt",
+            "n01440764 tench\n",
+            "2 of 3 labels have .* (n01443537, n02007558)",
+        ),
+        (
+            miniatures.imagenet_lt,
+            "LOC_synset_mapping.txt",
+            "",
+            "3 of 3 labels have .* (n01440764, n01443537, n02007558)",
+        ),
     ],
 )
-def test_labels_without_names_are_told_once(build, file: str, text: str, labels: str, tmp_path: Path) -> None:
+def test_labels_without_names_are_told_once(
+    build, file: str, text: str, labels: str, tmp_path: Path
+) -> None:
     build(tmp_path / "set")
     (tmp_path / "set" / file).write_text(text)
     found = [each for _, each in told(tmp_path / "set") if "for a name" in each]
@@ -232,7 +323,10 @@ def test_labels_without_names_are_told_once(build, file: str, text: str, labels:
 def test_copies_under_another_label_are_told(images: Path) -> None:
     shutil.copy(images / "train" / "cat" / "0.png", images / "train" / "dog" / "same.png")
     assert told(images, **GIVEN)[1:] == [
-        (False, "1 pictures have copies under another label (for example 'train/cat/0.png' as cat and 'train/dog/same.png' as dog).")
+        (
+            False,
+            "1 pictures have copies under another label (for example 'train/cat/0.png' as cat and 'train/dog/same.png' as dog).",
+        )
     ]
 
 
@@ -256,7 +350,9 @@ def open_on(images: Path, folder: Path, size: int = 8, **data: object):
     return open_run(tree, folder, amend=True)
 
 
-def test_prepared_squares_are_what_training_sees(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepared_squares_are_what_training_sees(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from discl.curriculum.pixels import Pixels
 
     run = open_on(images, tmp_path / "run")
@@ -265,10 +361,15 @@ def test_prepared_squares_are_what_training_sees(images: Path, tmp_path: Path, m
     prepare_squares(run)
     prepared = prepared_table(run, "train", 8)
     assert all(row["image"]["bytes"] for row in prepared.rows)
-    assert (prepared.ids, prepared.labels.tolist()) == (run.tables["train"].ids, run.tables["train"].labels.tolist())
+    assert (prepared.ids, prepared.labels.tolist()) == (
+        run.tables["train"].ids,
+        run.tables["train"].labels.tolist(),
+    )
     assert (Pixels([prepared.rows], 8).memory == before).all()
     files = sorted(run.path("prepared").glob("*.parquet"))
-    monkeypatch.setattr("discl.stages.preparing.encode_image", None)  # nothing is encoded a second time
+    monkeypatch.setattr(
+        "discl.stages.preparing.encode_image", None
+    )  # nothing is encoded a second time
     prepare_squares(run)
     assert sorted(run.path("prepared").glob("*.parquet")) == files
 
@@ -281,7 +382,9 @@ def test_squares_of_another_size_are_not_used(images: Path, tmp_path: Path) -> N
     assert prepared_table(other, "train", 16).rows[0]["image"]["bytes"] is None
 
 
-def test_a_killed_preparation_goes_on(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_preparation_goes_on(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from discl.stages import preparing
 
     run = open_on(images, tmp_path / "run")
@@ -301,5 +404,7 @@ def test_a_killed_preparation_goes_on(images: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(preparing, "encode_image", encode)
     assert prepared_table(run, "train", 8).rows[0]["image"]["bytes"] is None
     prepare_squares(run)
-    assert all(row["image"]["bytes"] for split in run.tables for row in prepared_table(run, split, 8).rows)
+    assert all(
+        row["image"]["bytes"] for split in run.tables for row in prepared_table(run, split, 8).rows
+    )
     assert len(preparing._store(run).read(["id"])) == 16

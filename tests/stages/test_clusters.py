@@ -30,7 +30,10 @@ def commands() -> list[str]:
 
 
 def test_each_command_of_the_page(
-    small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_tree: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "birds.yaml").write_text(yaml.safe_dump(small_tree))
     monkeypatch.chdir(tmp_path)

@@ -59,7 +59,9 @@ def start(small_tree: dict[str, Any], folder: Path, **runtime: Any) -> Run:
 
 
 @pytest.fixture(scope="module")
-def alone(small_tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+def alone(
+    small_tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, np.ndarray]:
     """What one process makes."""
     run = start(small_tree, tmp_path_factory.mktemp("runs") / "alone")
     generate(run)
@@ -75,7 +77,12 @@ def pictures(run: Run) -> dict[str, np.ndarray]:
     assert max(Counter(row["id"] for row in rows).values(), default=1) == 1
     scored = Counter(row["id"] for row in run.scores.read(["id"]).to_pylist())
     assert max(scored.values(), default=1) == 1 and set(scored) <= {row["id"] for row in rows}
-    return {row["id"]: np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")).astype(int) for row in rows}
+    return {
+        row["id"]: np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")).astype(
+            int
+        )
+        for row in rows
+    }
 
 
 def assert_same(made: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> None:
@@ -94,7 +101,9 @@ def workers_of(process: psutil.Process, sign: str = "discl.stages.crew") -> list
     return found
 
 
-def kill_one(run: Run, find: Callable[[], list[psutil.Process]], killed: list[int]) -> threading.Thread:
+def kill_one(
+    run: Run, find: Callable[[], list[psutil.Process]], killed: list[int]
+) -> threading.Thread:
     """Kills a worker once there are images."""
 
     def watch() -> None:
@@ -111,7 +120,10 @@ def kill_one(run: Run, find: Callable[[], list[psutil.Process]], killed: list[in
 
 
 def test_two_processes_make_what_one_makes_though_one_is_killed(
-    small_tree: dict[str, Any], alone: dict[str, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_tree: dict[str, Any],
+    alone: dict[str, np.ndarray],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run, killed = start(small_tree, tmp_path / "run", processes=2), []
     thread = kill_one(run, lambda: workers_of(psutil.Process()), killed)
@@ -120,18 +132,26 @@ def test_two_processes_make_what_one_makes_though_one_is_killed(
     assert len(alone) == PLANNED
     assert_same(pictures(run), alone)
     told = capsys.readouterr().err
-    assert killed and "generate: 2 processes, on cpu" in told and "the worker on cpu ended with signal 9; the " in told
+    assert (
+        killed
+        and "generate: 2 processes, on cpu" in told
+        and "the worker on cpu ended with signal 9; the " in told
+    )
     assert not workers_of(psutil.Process())
 
 
-def test_sigterm_to_all_of_them_ends_them_with_what_is_finished(small_tree: dict[str, Any], tmp_path: Path) -> None:
+def test_sigterm_to_all_of_them_ends_them_with_what_is_finished(
+    small_tree: dict[str, Any], tmp_path: Path
+) -> None:
     """As a scheduler sends it, to the command and to its workers at once, which leave it to the command."""
     many = small_tree | {"spectrum": small_tree["spectrum"] | {"seeds": 8}}
     recipe, run = tmp_path / "many.yaml", start(many, tmp_path / "run", processes=2)
     recipe.write_text(yaml.safe_dump(run.recipe.plain()))
     command = [sys.executable, "-m", "discl.cli", "generate", str(recipe), "--out", str(run.folder)]
     environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     while not list((run.folder / "spectrum").glob("part-*")):
         assert process.poll() is None
         time.sleep(0.005)
@@ -147,11 +167,15 @@ def test_sigterm_to_all_of_them_ends_them_with_what_is_finished(small_tree: dict
     assert len(whole) == 4 * PLANNED and all((whole[name] == made[name]).all() for name in made)
 
 
-def test_an_error_of_a_worker_is_told_and_finished_work_is_kept(small_tree: dict[str, Any], tmp_path: Path) -> None:
+def test_an_error_of_a_worker_is_told_and_finished_work_is_kept(
+    small_tree: dict[str, Any], tmp_path: Path
+) -> None:
     """One source has changed since the plan was made: what was made before stands, and the command can be run again."""
     run = start(small_tree, tmp_path / "run", processes=2)
     with pytest.raises(RunError, match=r"image '.*' has changed since it was checked"):
-        generate(replace(run, borrowed={"hard.parquet": other_digest(run, tmp_path / "hard.parquet")}))
+        generate(
+            replace(run, borrowed={"hard.parquet": other_digest(run, tmp_path / "hard.parquet")})
+        )
     assert not workers_of(psutil.Process())
     before = pictures(run)
     run = start(small_tree, tmp_path / "run")
@@ -168,10 +192,15 @@ def other_digest(run: Run, path: Path) -> Path:
     return path
 
 
-def test_workers_that_cannot_live_are_given_up(small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_cannot_live_are_given_up(
+    small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = start(small_tree, tmp_path / "run", processes=2)
     monkeypatch.setattr(crew_module.Crew, "command", ("/bin/false",))
-    with pytest.raises(RunError, match=r"end with status 1 before they write an image, 3 in a row.* lower runtime\.slots"):
+    with pytest.raises(
+        RunError,
+        match=r"end with status 1 before they write an image, 3 in a row.* lower runtime\.slots",
+    ):
         generate(run)
 
 
@@ -201,18 +230,27 @@ def test_a_store_that_cannot_be_read_when_a_worker_has_died(
 
 
 @pytest.mark.timeout(120)
-def test_a_worker_that_cannot_be_started(small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_cannot_be_started(
+    small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = start(small_tree, tmp_path / "run", processes=2)
     monkeypatch.setattr(crew_module.Crew, "command", (str(tmp_path / "nowhere"),))
-    with pytest.raises(RunError, match=r"a worker process on cpu cannot be started: .*nowhere.* lower runtime\.processes"):
+    with pytest.raises(
+        RunError,
+        match=r"a worker process on cpu cannot be started: .*nowhere.* lower runtime\.processes",
+    ):
         generate(run)
 
 
 @pytest.mark.timeout(120)
-def test_a_worker_that_talks_nonsense(small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_talks_nonsense(
+    small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A bug, which is raised as it is, and the worker goes too, though it waits for an answer."""
     run = start(small_tree, tmp_path / "run", processes=2)
-    monkeypatch.setattr(crew_module.Crew, "command", speaking("say('nonsense\\n')", "sys.stdin.readline()"))
+    monkeypatch.setattr(
+        crew_module.Crew, "command", speaking("say('nonsense\\n')", "sys.stdin.readline()")
+    )
     with crew_module.Crew(run, ["cpu", "cpu"]) as crew, pytest.raises(json.JSONDecodeError):
         crew.make(read_plan(run.path("plan.parquet")), lambda count: None)
     assert len(crew.processes) == 2 and all(process.wait(60) for process in crew.processes.values())
@@ -220,10 +258,17 @@ def test_a_worker_that_talks_nonsense(small_tree: dict[str, Any], tmp_path: Path
 
 @pytest.mark.timeout(120)
 def test_half_a_line_is_the_last_word_of_a_worker_that_was_killed(
-    small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_tree: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = start(small_tree, tmp_path / "run", processes=2)
-    monkeypatch.setattr(crew_module.Crew, "command", speaking("say('{\"take\": tr')", "os.kill(os.getpid(), signal.SIGKILL)"))
+    monkeypatch.setattr(
+        crew_module.Crew,
+        "command",
+        speaking("say('{\"take\": tr')", "os.kill(os.getpid(), signal.SIGKILL)"),
+    )
     with pytest.raises(RunError, match="end with signal 9 before they write an image, 3 in a row"):
         generate(run)
     assert "the worker on cpu ended with signal 9; the 0 images" in capsys.readouterr().err
@@ -233,9 +278,20 @@ def test_half_a_line_is_the_last_word_of_a_worker_that_was_killed(
 def test_workers_that_denoise_but_never_live_to_write_are_given_up(
     small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, started, begin = start(small_tree, tmp_path / "run", processes=2), [], crew_module.Crew._start
-    questions = ("say('{\"take\": true}\\n')", "sys.stdin.readline()", "say('{\"advance\": 1}\\n')", "sys.stdin.readline()")
-    monkeypatch.setattr(crew_module.Crew, "command", speaking(*questions, "os.kill(os.getpid(), signal.SIGKILL)"))
+    run, started, begin = (
+        start(small_tree, tmp_path / "run", processes=2),
+        [],
+        crew_module.Crew._start,
+    )
+    questions = (
+        "say('{\"take\": true}\\n')",
+        "sys.stdin.readline()",
+        "say('{\"advance\": 1}\\n')",
+        "sys.stdin.readline()",
+    )
+    monkeypatch.setattr(
+        crew_module.Crew, "command", speaking(*questions, "os.kill(os.getpid(), signal.SIGKILL)")
+    )
 
     def counted(crew: crew_module.Crew, number: int, name: str) -> subprocess.Popen[str]:
         started.append(name)
@@ -282,7 +338,9 @@ making.generate(open_run(validate(yaml.safe_load(sys.argv[2])), sys.argv[3]))
 """A command that generates with workers of that kind."""
 
 
-def test_workers_go_when_the_command_is_killed(small_tree: dict[str, Any], alone: dict[str, np.ndarray], tmp_path: Path) -> None:
+def test_workers_go_when_the_command_is_killed(
+    small_tree: dict[str, Any], alone: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     """Though they had nothing to ask; the next run has the device for itself and makes the rest, nothing doubled."""
     run = start(small_tree, tmp_path / "run", processes=2)
     words = [sys.executable, "-c", FEED, SLOW, yaml.safe_dump(run.recipe.plain()), str(run.folder)]
@@ -309,7 +367,9 @@ def test_workers_go_when_the_command_is_killed(small_tree: dict[str, Any], alone
     assert all((whole[name] == before[name]).all() for name in before)
 
 
-def test_a_device_that_lacks_a_worker(small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_lacks_a_worker(
+    small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One worker for each GPU in sight, unless a device or a number is named; never more than there are sources."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
@@ -339,7 +399,11 @@ def cluster() -> Iterator[None]:
 
 
 def test_two_workers_of_which_one_is_killed_make_what_one_process_makes(
-    small_tree: dict[str, Any], alone: dict[str, np.ndarray], cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_tree: dict[str, Any],
+    alone: dict[str, np.ndarray],
+    cluster: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run, killed = start(small_tree, tmp_path / "run", processes=2), []
     thread = kill_one(run, lambda: workers_of(psutil.Process(), "ray::RayWorker.work"), killed)
@@ -362,7 +426,12 @@ def test_workers_of_a_cluster_that_denoise_but_never_write_are_given_up(
     desk.plan(requests)
     crew = object.__new__(cluster_module.RayCrew)
     crew.run = SimpleNamespace(spectrum=SimpleNamespace(ids=lambda: set(written)))
-    crew.desk = SimpleNamespace(**{name: SimpleNamespace(remote=getattr(desk, name)) for name in ("held", "lost", "progress")})
+    crew.desk = SimpleNamespace(
+        **{
+            name: SimpleNamespace(remote=getattr(desk, name))
+            for name in ("held", "lost", "progress")
+        }
+    )
     crew.ray, crew.losses = SimpleNamespace(get=lambda answer: answer), crew_module.Losses()
 
     def die(name: str, writes: bool = False) -> None:
@@ -377,10 +446,14 @@ def test_workers_of_a_cluster_that_denoise_but_never_write_are_given_up(
     die("second")
     die("third", writes=True)
     die("fourth")
-    with pytest.raises(RunError, match="Ray workers die before they write an image, 3 in a row: killed"):
+    with pytest.raises(
+        RunError, match="Ray workers die before they write an image, 3 in a row: killed"
+    ):
         die("fifth")
     assert capsys.readouterr().err.count("images that it had not written are made by another") == 4
-    assert {request.id for piece in desk.waiting for request in piece} == {request.id for request in requests} - written
+    assert {request.id for piece in desk.waiting for request in piece} == {
+        request.id for request in requests
+    } - written
 
 
 def test_a_share_of_a_cluster_is_refused(small_tree: dict[str, Any], tmp_path: Path) -> None:
@@ -388,7 +461,9 @@ def test_a_share_of_a_cluster_is_refused(small_tree: dict[str, Any], tmp_path: P
         chain.generate(start(small_tree, tmp_path / "run"), Share(1, 2), "auto")
 
 
-def test_a_machine_that_does_not_see_the_run_folder(small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_does_not_see_the_run_folder(
+    small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It gets the tables sent along where images go to a place that all reach; else it is told that there is none."""
     from discl.stages import cluster
 
@@ -398,12 +473,20 @@ def test_a_machine_that_does_not_see_the_run_folder(small_tree: dict[str, Any], 
     told["tables"] = {name: run.path(name).read_bytes() for name in cluster.TABLES}
     for node in ("here", "there"):
         with cluster._open(told, node) as opened:
-            assert opened.folder == run.folder and opened.path("hard.parquet") == run.path("hard.parquet")
+            assert opened.folder == run.folder and opened.path("hard.parquet") == run.path(
+                "hard.parquet"
+            )
     shutil.rmtree(run.folder)
-    with pytest.raises(RunError, match=r"does not see the run folder .* or set runtime\.store to a place that all reach"):
+    with pytest.raises(
+        RunError,
+        match=r"does not see the run folder .* or set runtime\.store to a place that all reach",
+    ):
         cluster._open(told, "there").__enter__()
     with cluster._open(told | {"store": "s3://bucket/birds"}, "there") as lent:
         folder = lent.path("hard.parquet").parent
-        assert len(lent.train) == 10 and lent.path("hard.parquet").read_bytes() == told["tables"]["hard.parquet"]
+        assert (
+            len(lent.train) == 10
+            and lent.path("hard.parquet").read_bytes() == told["tables"]["hard.parquet"]
+        )
         assert folder not in {run.folder, lent.folder}
     assert not folder.exists()

@@ -47,7 +47,11 @@ def open_on(tmp_path: Path, amend: bool = False, **values: Any) -> Run:
         "filter": {"checkpoint": "none"},
         "methods": {"ce": {}},
     }
-    return open_run(load_recipe(tree, {key.replace("__", "."): value for key, value in values.items()}), tmp_path / "run", amend)
+    return open_run(
+        load_recipe(tree, {key.replace("__", "."): value for key, value in values.items()}),
+        tmp_path / "run",
+        amend,
+    )
 
 
 def listed(run: Run) -> list[dict[str, Any]]:
@@ -71,7 +75,9 @@ def test_given_splits_are_listed_as_they_are(tmp_path: Path) -> None:
     run = open_on(tmp_path)
     assert prepare_data(run) == run.path("data.parquet")
     rows = listed(run)
-    assert [(row["split"], row["source_split"], row["row"], row["id"], row["label"]) for row in rows] == [
+    assert [
+        (row["split"], row["source_split"], row["row"], row["id"], row["label"]) for row in rows
+    ] == [
         ("train", "train", 0, "train/a/00.png", 0),
         ("train", "train", 1, "train/a/01.png", 0),
         ("train", "train", 2, "train/b/00.png", 1),
@@ -87,7 +93,10 @@ def test_own_data_is_split_once_and_resumed(tmp_path: Path) -> None:
     write_classes(tmp_path / "images", a=20, b=10)
     run = open_on(tmp_path)
     prepare_data(run)
-    counts = {split: np.bincount([row["label"] for row in listed(run) if row["split"] == split]).tolist() for split in ids_of(run)}
+    counts = {
+        split: np.bincount([row["label"] for row in listed(run) if row["split"] == split]).tolist()
+        for split in ids_of(run)
+    }
     assert counts == {"train": [14, 7], "validation": [2, 1], "test": [4, 2]}
     before, changed = listed(run), run.path("data.parquet").stat().st_mtime_ns
     prepare_data(open_on(tmp_path))
@@ -103,7 +112,11 @@ def test_only_the_lacking_split_is_taken_from_training(tmp_path: Path) -> None:
     write_classes(tmp_path / "images" / "test", start=20, a=3)
     run = open_on(tmp_path)
     prepare_data(run)
-    assert {split: len(ids) for split, ids in ids_of(run).items()} == {"train": 18, "validation": 2, "test": 3}
+    assert {split: len(ids) for split, ids in ids_of(run).items()} == {
+        "train": 18,
+        "validation": 2,
+        "test": 3,
+    }
     assert {(row["split"], row["source_split"]) for row in listed(run)} == {
         ("train", "train"), ("validation", "train"), ("test", "test"),
     }  # fmt: skip
@@ -123,17 +136,24 @@ def test_copies_of_a_picture_stay_in_one_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_an_image_of_another_format_with_the_pixels_of_a_training_image_is_refused(tmp_path: Path, split: str) -> None:
+def test_an_image_of_another_format_with_the_pixels_of_a_training_image_is_refused(
+    tmp_path: Path, split: str
+) -> None:
     write_classes(tmp_path / "images" / "train", a=3, b=1)
     write_image(tmp_path / "images" / split / "a" / "copy.webp", 1, lossless=True)
     write_image(tmp_path / "images" / split / "a" / "new.png", 50)
     name = "validation" if split == "val" else "test"
-    with pytest.raises(DataError, match=rf"1 images of the {name} split .* \(for example '{split}/a/copy\.webp' is 'train/a/01\.png'\)"):
+    with pytest.raises(
+        DataError,
+        match=rf"1 images of the {name} split .* \(for example '{split}/a/copy\.webp' is 'train/a/01\.png'\)",
+    ):
         prepare_data(open_on(tmp_path, data__own_split={"validation": 0, "test": 0}))
     assert not (tmp_path / "run" / "data.parquet").exists()
 
 
-def test_unreadable_images_are_listed_or_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_images_are_listed_or_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_classes(tmp_path / "images", a=10, b=10)
     (tmp_path / "images" / "a" / "00.png").write_bytes(b"")
     (tmp_path / "images" / "b" / "x.jpg").write_text("no image")
@@ -157,7 +177,9 @@ def test_unreadable_images_are_listed_or_skipped(tmp_path: Path, capsys: pytest.
 def test_a_class_without_training_images_is_refused(tmp_path: Path) -> None:
     write_classes(tmp_path / "images" / "train", a=2)
     write_classes(tmp_path / "images" / "test", start=10, a=1, b=1)
-    with pytest.raises(DataError, match=r"1 classes have no training image: b\. Add images or take the class out"):
+    with pytest.raises(
+        DataError, match=r"1 classes have no training image: b\. Add images or take the class out"
+    ):
         prepare_data(open_on(tmp_path, data__own_split__validation=0))
 
 
@@ -186,11 +208,15 @@ def write_parquet_splits(tmp_path: Path, **splits: dict[str, Any]) -> None:
             stored.append({"bytes": (tmp_path / "picture.png").read_bytes(), "path": None})
             number += 1
         labels = ["a"] * (len(stored) - 1) + ["b"]
-        rows = Dataset.from_dict({"image": stored, "label": labels, **columns}).cast_column("image", ImageFeature())
+        rows = Dataset.from_dict({"image": stored, "label": labels, **columns}).cast_column(
+            "image", ImageFeature()
+        )
         rows.to_parquet(str(tmp_path / "images" / f"{split}.parquet"))
 
 
-def test_groups_of_the_data_stay_together_and_an_image_without_one_is_its_own(tmp_path: Path) -> None:
+def test_groups_of_the_data_stay_together_and_an_image_without_one_is_its_own(
+    tmp_path: Path,
+) -> None:
     groups = [f"camera {number // 4}" for number in range(40)] + [None] * 40
     write_parquet_splits(tmp_path, train={"group": groups})
     run = open_on(tmp_path)
@@ -200,14 +226,22 @@ def test_groups_of_the_data_stay_together_and_an_image_without_one_is_its_own(tm
         where.setdefault(row["group"], set()).add(row["split"])
     assert len(where) == 50
     assert all(len(splits) == 1 for splits in where.values())
-    assert {split: len(ids) for split, ids in ids_of(run).items()} == {"train": 56, "validation": 8, "test": 16}
+    assert {split: len(ids) for split, ids in ids_of(run).items()} == {
+        "train": 56,
+        "validation": 8,
+        "test": 16,
+    }
 
 
 def test_a_split_may_lack_the_domain(tmp_path: Path) -> None:
     write_parquet_splits(tmp_path, train={"domain": ["day", "night"]}, test={"id": ["x"]})
     run = open_on(tmp_path, data__own_split__validation=0)
     prepare_data(run)
-    assert [(row["id"], row["domain"]) for row in listed(run)] == [("train-00000000", "day"), ("train-00000001", "night"), ("x", "")]
+    assert [(row["id"], row["domain"]) for row in listed(run)] == [
+        ("train-00000000", "day"),
+        ("train-00000001", "night"),
+        ("x", ""),
+    ]
 
 
 @pytest.mark.parametrize("change", ["removed", "added", "moved"])
@@ -222,7 +256,10 @@ def test_data_that_changed_under_a_run_is_refused(tmp_path: Path, change: str) -
         shutil.move(tmp_path / "images", tmp_path / "images" / ".." / "train")
         shutil.move(tmp_path / "train", tmp_path / "images" / "val")
     run = open_on(tmp_path, data__own_split={"validation": 0, "test": 0.2})
-    with pytest.raises((RunError, DataError), match=r"are no longer those of .*data\.parquet; start a new folder|no training split"):
+    with pytest.raises(
+        (RunError, DataError),
+        match=r"are no longer those of .*data\.parquet; start a new folder|no training split",
+    ):
         _ = run.tables
 
 
@@ -237,8 +274,19 @@ def test_the_hard_images_of_rare_classes(tmp_path: Path) -> None:
     rows = pq.read_table(find_hard(run)).to_pylist()
     digests = {row["id"]: row["digest"] for row in listed(run)}
     assert rows == [
-        {"id": name, "label": label, "digest": digests[name], "width": 6, "height": 4, "class_count": count}
-        for name, label, count in (("train/b/00.png", 1, 2), ("train/b/01.png", 1, 2), ("train/c/00.png", 2, 1))
+        {
+            "id": name,
+            "label": label,
+            "digest": digests[name],
+            "width": 6,
+            "height": 4,
+            "class_count": count,
+        }
+        for name, label, count in (
+            ("train/b/00.png", 1, 2),
+            ("train/b/01.png", 1, 2),
+            ("train/c/00.png", 2, 1),
+        )
     ]
 
 
@@ -247,12 +295,15 @@ def test_no_rare_class_is_told_with_the_smallest(tmp_path: Path) -> None:
     run = open_on(tmp_path, data__own_split={"validation": 0, "test": 0}, hard__fewer_than=5)
     prepare_data(run)
     with pytest.raises(
-        DataError, match=r"no class has fewer than 5 training images; raise hard\.fewer_than \(the smallest class has 5\)\."
+        DataError,
+        match=r"no class has fewer than 5 training images; raise hard\.fewer_than \(the smallest class has 5\)\.",
     ):
         find_hard(run)
 
 
-def test_hard_images_by_probability_are_judged_by_classifiers_that_saw_no_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hard_images_by_probability_are_judged_by_classifiers_that_saw_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(9):
         write_image(tmp_path / "images" / "a" / f"{number}.png", number)
         write_image(tmp_path / "images" / "a" / f"{number}.bmp", number)  # a copy in another format
@@ -260,7 +311,12 @@ def test_hard_images_by_probability_are_judged_by_classifiers_that_saw_no_copy(t
     calls: list[tuple[set[str], set[str]]] = []
 
     def fit(table: ImageTable, fitted: list[int], judged: list[int], *_: Any) -> np.ndarray:
-        calls.append(({Path(table.ids[row]).stem for row in fitted}, {Path(table.ids[row]).stem for row in judged}))
+        calls.append(
+            (
+                {Path(table.ids[row]).stem for row in fitted},
+                {Path(table.ids[row]).stem for row in judged},
+            )
+        )
         return np.array([[int(Path(table.ids[row]).stem) / 10] * 2 for row in judged])
 
     monkeypatch.setattr(stage, "fit_classifier", fit)
@@ -286,7 +342,11 @@ def test_a_split_without_groups_beside_one_that_has_them_goes_by_content() -> No
 
 @pytest.mark.parametrize(("epochs", "level"), [(10, 0.1), (3, 0.9)])
 def test_what_is_hard_is_told(
-    epochs: int, level: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    epochs: int,
+    level: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_classes(tmp_path / "images", a=4, b=6)
 
@@ -294,17 +354,29 @@ def test_what_is_hard_is_told(
         return np.array([[0.25 if table.labels[row] == 0 else level, level] for row in judged])
 
     monkeypatch.setattr(stage, "fit_classifier", fit)
-    run = open_on(tmp_path, data__own_split={"validation": 0, "test": 0}, hard={"rule": "probability", "epochs": epochs})
+    run = open_on(
+        tmp_path,
+        data__own_split={"validation": 0, "test": 0},
+        hard={"rule": "probability", "epochs": epochs},
+    )
     prepare_data(run)
     capsys.readouterr()
     find_hard(run)
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.endswith("done")]
     assert lines == describe_hard(run).splitlines()
     if level < 0.5:
-        assert lines[0] == "10 of 10 training images are hard (b 6 of 6, a 4 of 4; probability of their class 0.10 to 0.25)"
-        assert lines[1].startswith("warning: nearly all images are hard") and "learnt nothing; try more hard.epochs (now 10)" in lines[1]
+        assert (
+            lines[0]
+            == "10 of 10 training images are hard (b 6 of 6, a 4 of 4; probability of their class 0.10 to 0.25)"
+        )
+        assert (
+            lines[1].startswith("warning: nearly all images are hard")
+            and "learnt nothing; try more hard.epochs (now 10)" in lines[1]
+        )
     else:
-        assert lines == ["4 of 10 training images are hard (a 4 of 4; probability of their class 0.25 to 0.25)"]
+        assert lines == [
+            "4 of 10 training images are hard (a 4 of 4; probability of their class 0.25 to 0.25)"
+        ]
     find_hard(run)
     assert not capsys.readouterr().err  # told when it is found
 
@@ -318,12 +390,18 @@ def test_no_more_than_a_handful_of_hard_classes_is_told(tmp_path: Path) -> None:
     assert describe_hard(run) == f"14 of 44 training images are hard ({shown} and 2 more classes)"
 
 
-def test_no_image_of_low_probability_is_told_with_the_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_image_of_low_probability_is_told_with_the_lowest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_classes(tmp_path / "images", a=6, b=6)
-    monkeypatch.setattr(stage, "fit_classifier", lambda table, fitted, judged, *_: np.full((len(judged), 2), 0.75))
+    monkeypatch.setattr(
+        stage, "fit_classifier", lambda table, fitted, judged, *_: np.full((len(judged), 2), 0.75)
+    )
     run = open_on(tmp_path, data__own_split={"validation": 0, "test": 0}, hard__rule="probability")
     prepare_data(run)
-    with pytest.raises(DataError, match=r"below 0\.5; raise hard\.below \(the lowest probability is 0\.750\)"):
+    with pytest.raises(
+        DataError, match=r"below 0\.5; raise hard\.below \(the lowest probability is 0\.750\)"
+    ):
         find_hard(run)
 
 
@@ -337,7 +415,9 @@ def test_a_run_folder_holds_its_recipe_and_environment(tmp_path: Path) -> None:
     assert open_on(tmp_path).recipe == run.recipe
 
 
-def test_a_folder_whose_recipe_names_a_file_beside_it_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_whose_recipe_names_a_file_beside_it_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As older versions kept it: relative, where it is absolute now."""
     (tmp_path / "settings").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -351,7 +431,12 @@ def test_a_folder_whose_recipe_names_a_file_beside_it_is_opened_again(tmp_path: 
 def test_the_folder_of_another_recipe_is_refused_with_the_differences(tmp_path: Path) -> None:
     open_on(tmp_path)
     with pytest.raises(RunError) as raised:
-        open_on(tmp_path, train__epochs=70, hard__fewer_than=5, methods={"ce": {}, "la": {"undersample": True}})
+        open_on(
+            tmp_path,
+            train__epochs=70,
+            hard__fewer_than=5,
+            methods={"ce": {}, "la": {"undersample": True}},
+        )
     assert str(raised.value).splitlines() == [
         f"{tmp_path / 'run'} was made with another recipe:",
         "  hard.fewer_than: 20 -> 5",
@@ -380,7 +465,9 @@ def test_runtime_may_always_differ(tmp_path: Path) -> None:
         ({"hard__rule": "probability"}, {"data", "filter"}),
     ],
 )
-def test_amending_removes_the_tables_that_no_longer_fit(tmp_path: Path, values: dict[str, Any], kept: set[str]) -> None:
+def test_amending_removes_the_tables_that_no_longer_fit(
+    tmp_path: Path, values: dict[str, Any], kept: set[str]
+) -> None:
     run = open_on(tmp_path)
     for name in ("data", "hard", "plan", "filter"):
         run.path(f"{name}.parquet").touch()
@@ -390,9 +477,15 @@ def test_amending_removes_the_tables_that_no_longer_fit(tmp_path: Path, values: 
 
 
 @pytest.mark.parametrize(
-    ("values", "stale"), [({"train__optimizer__lr": 0.5}, True), ({"train__epochs": 70, "train__select": "validation"}, False)]
+    ("values", "stale"),
+    [
+        ({"train__optimizer__lr": 0.5}, True),
+        ({"train__epochs": 70, "train__select": "validation"}, False),
+    ],
 )
-def test_hard_images_by_probability_depend_on_how_their_judges_are_trained(tmp_path: Path, values: dict[str, Any], stale: bool) -> None:
+def test_hard_images_by_probability_depend_on_how_their_judges_are_trained(
+    tmp_path: Path, values: dict[str, Any], stale: bool
+) -> None:
     run = open_on(tmp_path, hard__rule="probability")
     for name in ("hard", "plan"):
         run.path(f"{name}.parquet").touch()
@@ -401,10 +494,21 @@ def test_hard_images_by_probability_depend_on_how_their_judges_are_trained(tmp_p
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
-HELD = ("data.parquet", "hard.parquet", "plan.parquet", "filter.parquet", "results.json", "report.html")
+HELD = (
+    "data.parquet",
+    "hard.parquet",
+    "plan.parquet",
+    "filter.parquet",
+    "results.json",
+    "report.html",
+)
 
 
 def hold(run: Run, text: str) -> None:
@@ -430,7 +534,9 @@ def test_an_amendment_whose_check_fails_changes_nothing(tmp_path: Path) -> None:
         open_run(other, run.folder, False, refuse)
 
 
-def test_the_former_recipe_takes_the_folder_back_until_the_new_one_has_made_something(tmp_path: Path) -> None:
+def test_the_former_recipe_takes_the_folder_back_until_the_new_one_has_made_something(
+    tmp_path: Path,
+) -> None:
     run = open_on(tmp_path)
     hold(run, "first")
     before = contents(run.folder)
@@ -440,7 +546,9 @@ def test_the_former_recipe_takes_the_folder_back_until_the_new_one_has_made_some
     write_text(amended.path("filter.parquet"), "second filter.parquet")
     with pytest.raises(RunError, match=r"hard\.fewer_than: 5 -> 6"):
         open_on(tmp_path, hard__fewer_than=6)
-    open_on(tmp_path, amend=True, hard__fewer_than=6)  # the folder goes back past any number of amendments
+    open_on(
+        tmp_path, amend=True, hard__fewer_than=6
+    )  # the folder goes back past any number of amendments
     assert not open_on(tmp_path).amended and contents(run.folder) == before
     amended = open_on(tmp_path, amend=True, hard__fewer_than=5)
     amended.settle()
@@ -453,7 +561,9 @@ def test_the_former_recipe_takes_the_folder_back_until_the_new_one_has_made_some
 
 @pytest.mark.parametrize("last", ["set_aside", "_discard_stale", "_keep", "bring_back"])
 @pytest.mark.parametrize("done", [False, True])
-def test_a_kill_leaves_no_table_beside_another_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str, done: bool) -> None:
+def test_a_kill_leaves_no_table_beside_another_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str, done: bool
+) -> None:
     """Killed before or after any step of an amendment and of the way back, either command ends where it would have without it."""
 
     def dies(*given: Any) -> None:
@@ -477,7 +587,9 @@ def test_a_kill_leaves_no_table_beside_another_recipe(tmp_path: Path, monkeypatc
     shutil.rmtree(run.folder)
     shutil.move(other, run.folder)
     amended = open_on(tmp_path, amend=True, hard__fewer_than=5)
-    assert amended.amended and not any(amended.path(name).exists() for name in ("hard.parquet", "plan.parquet", "report.html"))
+    assert amended.amended and not any(
+        amended.path(name).exists() for name in ("hard.parquet", "plan.parquet", "report.html")
+    )
     open_on(tmp_path)
     assert contents(run.folder) == before
 
@@ -503,7 +615,10 @@ def test_folders_that_are_no_run_are_refused(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "run")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").touch()
-    with pytest.raises(RunError, match=r"run is not empty and holds no recipe\.yaml, so it is no run folder; choose another with --out"):
+    with pytest.raises(
+        RunError,
+        match=r"run is not empty and holds no recipe\.yaml, so it is no run folder; choose another with --out",
+    ):
         open_on(tmp_path, amend=True)
     (tmp_path / "run" / "recipe.yaml").write_text("- flour\n- eggs\n")
     with pytest.raises(RunError, match=r"recipe\.yaml holds no recipe, so .* is no run folder"):

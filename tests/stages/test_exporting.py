@@ -29,7 +29,9 @@ CLASSES = ("T-shirt_top", "bag & more", "çapa 東京")
 
 
 @pytest.fixture(scope="module")
-def filtered(tmp_path_factory: pytest.TempPathFactory, tiny_diffusion: Path, tiny_clip: Path) -> Run:
+def filtered(
+    tmp_path_factory: pytest.TempPathFactory, tiny_diffusion: Path, tiny_clip: Path
+) -> Run:
     """A run of two rare classes with odd names, of whose images the filter drops about half."""
     root = tmp_path_factory.mktemp("export")
     random = np.random.default_rng(0)
@@ -58,9 +60,15 @@ def filtered(tmp_path_factory: pytest.TempPathFactory, tiny_diffusion: Path, tin
 
 def stored(run: Run, everything: bool = False) -> dict[str, dict]:
     """`{id: row of the store with its verdict}` of the kept images."""
-    rows = {row["id"]: row for shard in run.spectrum.files() for row in pq.read_table(shard).to_pylist()}
+    rows = {
+        row["id"]: row for shard in run.spectrum.files() for row in pq.read_table(shard).to_pylist()
+    }
     verdicts = {row["id"]: row for row in pq.read_table(run.path("filter.parquet")).to_pylist()}
-    return {name: {**row, **verdicts[name]} for name, row in rows.items() if everything or verdicts[name]["keep"]}
+    return {
+        name: {**row, **verdicts[name]}
+        for name, row in rows.items()
+        if everything or verdicts[name]["keep"]
+    }
 
 
 def test_some_are_kept_and_some_are_not(filtered: Run) -> None:
@@ -69,7 +77,9 @@ def test_some_are_kept_and_some_are_not(filtered: Run) -> None:
 
 def test_an_image_folder_is_read_by_datasets(filtered: Run, tmp_path: Path) -> None:
     out = export(filtered, "imagefolder", tmp_path / "out")
-    read = load_dataset("imagefolder", data_dir=str(out), cache_dir=str(tmp_path / "cache"))["train"]
+    read = load_dataset("imagefolder", data_dir=str(out), cache_dir=str(tmp_path / "cache"))[
+        "train"
+    ]
     expected = stored(filtered)
     assert set(read["id"]) == set(expected) and len(read) == len(expected)
     for row in read:
@@ -82,7 +92,10 @@ def test_an_image_folder_is_read_by_datasets(filtered: Run, tmp_path: Path) -> N
     listed = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
     for row in listed:
         assert (out / row["file_name"]).read_bytes() == expected[row["id"]]["image"]["bytes"]
-        assert row["file_name"] == f"{safe_names(CLASSES)[row['label_index']]}/{row['level']:03d}-{row['id']}.png"
+        assert (
+            row["file_name"]
+            == f"{safe_names(CLASSES)[row['label_index']]}/{row['level']:03d}-{row['id']}.png"
+        )
 
 
 def test_web_dataset_shards_are_read_by_our_own_reader(filtered: Run, tmp_path: Path) -> None:
@@ -93,14 +106,22 @@ def test_web_dataset_shards_are_read_by_our_own_reader(filtered: Run, tmp_path: 
     for row, name in enumerate(table.ids):
         mine = expected[name.split("/")[-1]]
         assert table.class_names[table.labels[row]] == CLASSES[mine["label"]]
-    read = load_dataset("webdataset", data_files=str(out / "*.tar"), cache_dir=str(tmp_path / "cache"))["train"]
-    assert {row["json"]["id"]: row["json"]["level"] for row in read} == {name: row["level"] for name, row in expected.items()}
+    read = load_dataset(
+        "webdataset", data_files=str(out / "*.tar"), cache_dir=str(tmp_path / "cache")
+    )["train"]
+    assert {row["json"]["id"]: row["json"]["level"] for row in read} == {
+        name: row["level"] for name, row in expected.items()
+    }
 
 
-def test_a_folder_for_the_hub_is_read_as_parquet_and_by_its_card(filtered: Run, tmp_path: Path) -> None:
+def test_a_folder_for_the_hub_is_read_as_parquet_and_by_its_card(
+    filtered: Run, tmp_path: Path
+) -> None:
     out = export(filtered, "hub-folder", tmp_path / "out")
     expected = stored(filtered)
-    by_files = load_dataset("parquet", data_files=str(out / "data/*.parquet"), cache_dir=str(tmp_path / "one"))["train"]
+    by_files = load_dataset(
+        "parquet", data_files=str(out / "data/*.parquet"), cache_dir=str(tmp_path / "one")
+    )["train"]
     by_card = load_dataset(str(out), cache_dir=str(tmp_path / "two"))["train"]
     for read in (by_files, by_card):
         assert set(read["id"]) == set(expected)
@@ -110,7 +131,11 @@ def test_a_folder_for_the_hub_is_read_as_parquet_and_by_its_card(filtered: Run, 
         assert row["prompt"] == expected[row["id"]]["prompt"]
         assert row["label"] == expected[row["id"]]["label"]
         assert row["clip_similarity"] == pytest.approx(expected[row["id"]]["clip_similarity"])
-    raw = {row["id"]: row["image"]["bytes"] for file in (out / "data").glob("*.parquet") for row in pq.read_table(file).to_pylist()}
+    raw = {
+        row["id"]: row["image"]["bytes"]
+        for file in (out / "data").glob("*.parquet")
+        for row in pq.read_table(file).to_pylist()
+    }
     assert raw == {name: row["image"]["bytes"] for name, row in expected.items()}
 
 
@@ -147,12 +172,25 @@ def test_all_takes_the_dropped_ones_with_their_reason(filtered: Run, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_again_it_does_nothing_and_the_same_images_give_the_same_files(filtered: Run, tmp_path: Path, kind: str) -> None:
-    first, second = export(filtered, kind, tmp_path / "one"), export(filtered, kind, tmp_path / "two")
-    files = {file.relative_to(first): (file.read_bytes(), file.stat().st_mtime_ns) for file in first.rglob("*") if file.is_file()}
+def test_again_it_does_nothing_and_the_same_images_give_the_same_files(
+    filtered: Run, tmp_path: Path, kind: str
+) -> None:
+    first, second = (
+        export(filtered, kind, tmp_path / "one"),
+        export(filtered, kind, tmp_path / "two"),
+    )
+    files = {
+        file.relative_to(first): (file.read_bytes(), file.stat().st_mtime_ns)
+        for file in first.rglob("*")
+        if file.is_file()
+    }
     export(filtered, kind, first)
-    assert {name: (first / name).stat().st_mtime_ns for name in files} == {name: when for name, (_, when) in files.items()}
-    assert {name: (second / name).read_bytes() for name in files} == {name: data for name, (data, _) in files.items()}
+    assert {name: (first / name).stat().st_mtime_ns for name in files} == {
+        name: when for name, (_, when) in files.items()
+    }
+    assert {name: (second / name).read_bytes() for name in files} == {
+        name: data for name, (data, _) in files.items()
+    }
 
 
 def test_another_export_takes_the_place_of_an_older_one(filtered: Run, tmp_path: Path) -> None:
@@ -166,7 +204,9 @@ def test_another_export_takes_the_place_of_an_older_one(filtered: Run, tmp_path:
 def test_a_folder_that_holds_something_else_is_left_alone(filtered: Run, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("precious")
-    with pytest.raises(StoreError, match=r"mine is not empty and holds no export of discl; name another folder"):
+    with pytest.raises(
+        StoreError, match=r"mine is not empty and holds no export of discl; name another folder"
+    ):
         export(filtered, "imagefolder", tmp_path / "mine")
     with pytest.raises(StoreError, match="is a file; name a folder"):
         export(filtered, "imagefolder", tmp_path / "mine/notes.txt")
@@ -175,7 +215,9 @@ def test_a_folder_that_holds_something_else_is_left_alone(filtered: Run, tmp_pat
     assert (export(filtered, "imagefolder", tmp_path / "empty") / MARKER).exists()
 
 
-def test_stopped_half_way_nothing_is_there_and_the_older_export_stays(filtered: Run, tmp_path: Path) -> None:
+def test_stopped_half_way_nothing_is_there_and_the_older_export_stays(
+    filtered: Run, tmp_path: Path
+) -> None:
     out = export(filtered, "imagefolder", tmp_path / "out")
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
 
@@ -200,7 +242,9 @@ def test_a_disk_that_refuses_is_told(filtered: Run, tmp_path: Path) -> None:
         export(filtered, "imagefolder", tmp_path / "closed/out")
 
 
-def test_a_disk_that_is_full_leaves_nothing_behind(filtered: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_leaves_nothing_behind(
+    filtered: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -210,7 +254,9 @@ def test_a_disk_that_is_full_leaves_nothing_behind(filtered: Run, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_folder_that_one_is_in_is_filled(filtered: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_that_one_is_in_is_filled(
+    filtered: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`--out .`: the same files as anywhere else, in the folder itself, which stays the one that a shell is in; an older export goes."""
     expected = export(filtered, "webdataset", tmp_path / "there")
     here = tmp_path / "here"
@@ -219,7 +265,9 @@ def test_the_folder_that_one_is_in_is_filled(filtered: Run, tmp_path: Path, monk
     for kind in ("imagefolder", "webdataset"):
         assert export(filtered, kind, Path()) == Path()
         assert Path.cwd() == here and here.samefile(".") and (here / MARKER).exists()
-    assert {file.name: file.read_bytes() for file in here.iterdir()} == {file.name: file.read_bytes() for file in expected.iterdir()}
+    assert {file.name: file.read_bytes() for file in here.iterdir()} == {
+        file.name: file.read_bytes() for file in expected.iterdir()
+    }
     when = (here / MARKER).stat().st_mtime_ns
     export(filtered, "webdataset", Path())
     assert (here / MARKER).stat().st_mtime_ns == when
@@ -237,7 +285,10 @@ def test_where_nothing_was_kept_it_says_so(filtered: Run, tmp_path: Path) -> Non
     folder = shutil.copytree(filtered.folder, tmp_path / "run")
     run = open_run(load_recipe(filtered.recipe, {"filter.threshold": 1.0}), folder, amend=True)
     run_until(run, "filter")
-    with pytest.raises(StoreError, match=r"the filter kept none of the 20 images; lower filter\.threshold \(1\) or use --all"):
+    with pytest.raises(
+        StoreError,
+        match=r"the filter kept none of the 20 images; lower filter\.threshold \(1\) or use --all",
+    ):
         export(run, "imagefolder", tmp_path / "out")
 
 
@@ -262,17 +313,40 @@ def test_safe_names_are_different_and_lead_nowhere_else() -> None:
     assert safe[:4] == ["T-shirt_top", "T-shirt_top-efd671da", "Ärger", "class_con"]
     assert len({name.casefold() for name in safe}) == len(names)
     for name in safe:
-        assert name and len(name.encode()) <= 100 and Path(name).name == name and name not in {".", ".."} and not name.startswith(".")
+        assert (
+            name
+            and len(name.encode()) <= 100
+            and Path(name).name == name
+            and name not in {".", ".."}
+            and not name.startswith(".")
+        )
     assert safe_names(CLASSES) == safe_names(CLASSES)
 
 
-def test_the_command(filtered: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["discl", "export", str(filtered.folder / "recipe.yaml"), "--run", str(filtered.folder), "--out", str(tmp_path / "out"), "--to"]
+def test_the_command(
+    filtered: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [
+        "discl",
+        "export",
+        str(filtered.folder / "recipe.yaml"),
+        "--run",
+        str(filtered.folder),
+        "--out",
+        str(tmp_path / "out"),
+        "--to",
+    ]
     monkeypatch.setattr(sys, "argv", [*words, "webdatset"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 1
-    assert "unknown format 'webdatset'; known: hub-folder, imagefolder, webdataset. Did you mean 'webdataset'?" in capsys.readouterr().err
+    assert (
+        "unknown format 'webdatset'; known: hub-folder, imagefolder, webdataset. Did you mean 'webdataset'?"
+        in capsys.readouterr().err
+    )
     monkeypatch.setattr(sys, "argv", [*words, "webdataset"])
     with pytest.raises(SystemExit) as ended:
         cli.main()

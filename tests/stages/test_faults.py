@@ -67,7 +67,15 @@ def with_runtime(tree: dict[str, Any], **runtime: Any) -> dict[str, Any]:
 
 def test_killed_five_times_at_random_moments(tmp_path: Path) -> None:
     """`benchmarks/kill.py` in small: nothing lost or doubled, the same images, redone at most what was in flight, a part of the whole."""
-    settings = {"kills": 5, "seeds": 2, "steps": 5, "slots": 4, "shard-rows": 4, "waiting": 4, "json": tmp_path / "kill.json"}
+    settings = {
+        "kills": 5,
+        "seeds": 2,
+        "steps": 5,
+        "slots": 4,
+        "shard-rows": 4,
+        "waiting": 4,
+        "json": tmp_path / "kill.json",
+    }
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, str(ROOT / "benchmarks" / "kill.py"), *words]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
@@ -78,48 +86,76 @@ def test_killed_five_times_at_random_moments(tmp_path: Path) -> None:
     assert found["redone_rows_most"] <= found["rows_in_flight_at_most"] < found["rows_in_all"] / 3
 
 
-def test_several_processes_begin_one_folder_at_once(small_tree: dict[str, Any], tmp_path: Path) -> None:
+def test_several_processes_begin_one_folder_at_once(
+    small_tree: dict[str, Any], tmp_path: Path
+) -> None:
     """Two shares and the whole: each waits where it has to, and every image is made once."""
     recipe, folder = tmp_path / "small.yaml", tmp_path / "run"
     recipe.write_text(yaml.safe_dump(small_tree))
     words = [sys.executable, "-m", "discl.cli", "generate", str(recipe), "--out", str(folder)]
     processes = [
-        subprocess.Popen([*words, *more], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*words, *more],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for more in (["--shard", "1/2"], ["--shard", "2/2"], [])
     ]
     told = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], told
     assert all(output.strip().endswith(f"{folder}/spectrum") for output, _ in told)
-    assert all(f"generate: share {share}/2 is done; " in told[place][1] for place, share in enumerate((1, 2)))
+    assert all(
+        f"generate: share {share}/2 is done; " in told[place][1]
+        for place, share in enumerate((1, 2))
+    )
     assert any("waiting for process " in errors for _, errors in told)
     assert_complete(open_run(validate(small_tree), folder))
     assert not (folder / "locks").exists()
 
 
-def test_the_number_of_shares_may_change(small_tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_number_of_shares_may_change(
+    small_tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = open_run(validate(small_tree), tmp_path / "run")
     left = []
     for share in (Share(1, 2), Share(3, 3), Share(1, 2), Share(3, 3), Share(1, 3), Share(2, 3)):
         generate(run, share)
         left.append(PLANNED - len(ids(run)))
-        assert f"share {share} is done; {left[-1]} of {PLANNED} images of the whole plan are still to be made" in capsys.readouterr().err
+        assert (
+            f"share {share} is done; {left[-1]} of {PLANNED} images of the whole plan are still to be made"
+            in capsys.readouterr().err
+        )
     assert left == [20, 16, 16, 16, 8, 0]
     assert_complete(run)
 
 
-def test_a_recipe_that_another_process_changed_is_noticed(small_tree: dict[str, Any], tmp_path: Path) -> None:
+def test_a_recipe_that_another_process_changed_is_noticed(
+    small_tree: dict[str, Any], tmp_path: Path
+) -> None:
     run = open_run(validate(small_tree), tmp_path / "run")
-    open_run(validate(small_tree | {"spectrum": small_tree["spectrum"] | {"seeds": 3}}), run.folder, amend=True)
-    with pytest.raises(RunError, match=r"another process has changed the recipe of .* run the command again"):
+    open_run(
+        validate(small_tree | {"spectrum": small_tree["spectrum"] | {"seeds": 3}}),
+        run.folder,
+        amend=True,
+    )
+    with pytest.raises(
+        RunError, match=r"another process has changed the recipe of .* run the command again"
+    ):
         run_until(run, "plan")
 
 
-def test_stages_and_shares_that_clash(small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_and_shares_that_clash(
+    small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What may be done at once in one folder: nothing but generating, and of that only other shares of the same division."""
     from discl import workspace
 
     assert workspace._clash("train", "filter") and workspace._clash("open", "train")
-    assert not workspace._clash("train", "generate 1/1") and not workspace._clash("generate 1/4", "open")
+    assert not workspace._clash("train", "generate 1/1") and not workspace._clash(
+        "generate 1/4", "open"
+    )
     assert not workspace._clash("generate 1/4", "generate 2/4")
     for other in ("generate 1/4", "generate 1/3", "generate 2/3", "generate 1/1"):
         assert workspace._clash("generate 1/4", other)
@@ -131,9 +167,13 @@ def bucket() -> Iterator[str]:
     fsspec.filesystem("memory").rm("/bucket", recursive=True)
 
 
-def test_a_run_whose_images_lie_in_a_bucket(small_tree: dict[str, Any], bucket: str, tmp_path: Path) -> None:
+def test_a_run_whose_images_lie_in_a_bucket(
+    small_tree: dict[str, Any], bucket: str, tmp_path: Path
+) -> None:
     """Generated in two shares from two run folders, as by machines that see nothing but the bucket; then used by one of them."""
-    tree = with_runtime(small_tree, store=bucket) | {"train": {"epochs": 1, "curriculum_epochs": 1, "image_size": 32, "batch_size": 8}}
+    tree = with_runtime(small_tree, store=bucket) | {
+        "train": {"epochs": 1, "curriculum_epochs": 1, "image_size": 32, "batch_size": 8}
+    }
     for number in (1, 2):
         run = open_run(validate(tree), tmp_path / f"run-{number}")
         assert str(generate(run, Share(number, 2))) == f"{bucket}/spectrum"
@@ -149,12 +189,16 @@ def test_a_run_whose_images_lie_in_a_bucket(small_tree: dict[str, Any], bucket: 
 
 def test_a_store_that_there_is_not_is_told(small_tree: dict[str, Any], tmp_path: Path) -> None:
     run = open_run(validate(with_runtime(small_tree, store="s4://bucket")), tmp_path / "run")
-    with pytest.raises(StoreError, match=r"store 's4://bucket/.*' cannot be opened: Protocol not known: s4"):
+    with pytest.raises(
+        StoreError, match=r"store 's4://bucket/.*' cannot be opened: Protocol not known: s4"
+    ):
         run_until(run, "generate")
     assert not (run.folder / "data.parquet").exists()  # told before anything is done
 
 
-def test_sigterm_ends_it_with_what_is_finished(small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_ends_it_with_what_is_finished(
+    small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As a scheduler sends it; the shard is far from full."""
     run, done = open_run(validate(with_runtime(small_tree, shard_rows=512)), tmp_path / "run"), []
 
@@ -191,7 +235,12 @@ def test_a_full_disk(small_tree: dict[str, Any], tmp_path: Path) -> None:
     before = {file: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()}
     largest = max(file.stat().st_size for file in run.folder.glob("spectrum/*"))
     wide = open_run(validate(with_runtime(small_tree, shard_rows=20)), run.folder)
-    with files_of_at_most(largest + 5_000), pytest.raises(StoreError, match=r"cannot write to .*spectrum: .*File too large.* are intact"):
+    with (
+        files_of_at_most(largest + 5_000),
+        pytest.raises(
+            StoreError, match=r"cannot write to .*spectrum: .*File too large.* are intact"
+        ),
+    ):
         run_until(wide, "generate")
     after = {file: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()}
     assert {name: after[name] for name in before if name.parent.name in {"spectrum", "scores"}} == {
@@ -225,7 +274,9 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield full
 
 
-def test_a_disk_without_room_for_the_cache(small_tree: dict[str, Any], filtered: Path, full_disk: list[str], tmp_path: Path) -> None:
+def test_a_disk_without_room_for_the_cache(
+    small_tree: dict[str, Any], filtered: Path, full_disk: list[str], tmp_path: Path
+) -> None:
     """Whoever reads the images says so, export leaves nothing behind, and all go on when there is room."""
     run = open_run(validate(small_tree), shutil.copytree(filtered, tmp_path / "run"))
     names = list(ids(run))
@@ -243,29 +294,46 @@ def test_a_disk_without_room_for_the_cache(small_tree: dict[str, Any], filtered:
     assert len(list(export(run, "imagefolder", tmp_path / "out", True).rglob("*.webp"))) == PLANNED
 
 
-def test_a_cache_that_the_system_refuses(small_tree: dict[str, Any], filtered: Path, tmp_path: Path) -> None:
+def test_a_cache_that_the_system_refuses(
+    small_tree: dict[str, Any], filtered: Path, tmp_path: Path
+) -> None:
     run = open_run(validate(small_tree), shutil.copytree(filtered, tmp_path / "run"))
     names = list(ids(run))
     for size in (6_000, 60_000):
-        with files_of_at_most(size), pytest.raises(StoreError, match=r"the cache .* cannot be written: .*File too large; free space"):
+        with (
+            files_of_at_most(size),
+            pytest.raises(
+                StoreError, match=r"the cache .* cannot be written: .*File too large; free space"
+            ),
+        ):
             stored_images(run, names)
     assert len(stored_images(run, names)) == PLANNED
 
 
 @pytest.mark.parametrize("which", [0, -1])
-def test_a_broken_shard_is_no_full_disk(which: int, small_tree: dict[str, Any], filtered: Path, tmp_path: Path) -> None:
+def test_a_broken_shard_is_no_full_disk(
+    which: int, small_tree: dict[str, Any], filtered: Path, tmp_path: Path
+) -> None:
     run = open_run(validate(small_tree), shutil.copytree(filtered, tmp_path / "run"))
     names, shard = list(ids(run)), Path(run.spectrum.files()[which])
     whole, columns = shard.read_bytes(), pq.read_metadata(shard).row_group(0)
     pictures = next(
-        columns.column(number) for number in range(columns.num_columns) if columns.column(number).path_in_schema == "image.bytes"
+        columns.column(number)
+        for number in range(columns.num_columns)
+        if columns.column(number).path_in_schema == "image.bytes"
     )
     page = pictures.dictionary_page_offset or pictures.data_page_offset
     shard.write_bytes(whole[:page] + bytes(60) + whole[page + 60 :])
-    with pytest.raises(StoreError, match=r"spectrum cannot be copied to the cache .*; delete the shard that is broken, or free space"):
+    with pytest.raises(
+        StoreError,
+        match=r"spectrum cannot be copied to the cache .*; delete the shard that is broken, or free space",
+    ):
         stored_images(run, names)
     shard.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(StoreError, match=rf"shard {shard} cannot be read: .* Delete it and run the same command again"):
+    with pytest.raises(
+        StoreError,
+        match=rf"shard {shard} cannot be read: .* Delete it and run the same command again",
+    ):
         stored_images(run, names)
     shard.write_bytes(whole)
     assert len(stored_images(run, names)) == PLANNED
@@ -288,13 +356,24 @@ def test_a_disk_that_is_full_while_a_share_is_made(
         ("levels", partial(chain.levels, run)),
         ("compare", partial(chain.compare, run)),
     ):
-        with pytest.raises(RunError, match=rf"stage '{stage}' cannot write: \[Errno 28\] .* run the same command again"):
+        with pytest.raises(
+            RunError,
+            match=rf"stage '{stage}' cannot write: \[Errno 28\] .* run the same command again",
+        ):
             use()
 
 
-def test_a_disk_that_is_full_before_anything_is_made(small_tree: dict[str, Any], tmp_path: Path) -> None:
+def test_a_disk_that_is_full_before_anything_is_made(
+    small_tree: dict[str, Any], tmp_path: Path
+) -> None:
     run = open_run(validate(small_tree), tmp_path / "run")
-    with files_of_at_most(4_000), pytest.raises(RunError, match=r"stage '\w+' cannot write: .*File too large.* run the same command again"):
+    with (
+        files_of_at_most(4_000),
+        pytest.raises(
+            RunError,
+            match=r"stage '\w+' cannot write: .*File too large.* run the same command again",
+        ),
+    ):
         run_until(run, "plan")
     assert not [file for file in run.folder.iterdir() if file.suffix == ".new"]
     run_until(run, "plan")
@@ -302,7 +381,11 @@ def test_a_disk_that_is_full_before_anything_is_made(small_tree: dict[str, Any],
 
 @pytest.mark.parametrize("place", ["/proc/discl", "FILE"])
 def test_a_folder_that_cannot_be_written_to(
-    place: str, small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: str,
+    small_tree: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Told in one line, as the command line does it. Even root cannot write to /proc, or make a folder in a file."""
     recipe = tmp_path / "small.yaml"
@@ -312,14 +395,29 @@ def test_a_folder_that_cannot_be_written_to(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     told = capsys.readouterr().err
-    assert ended.value.code == 1 and told.startswith(f"error: cannot write to the run folder {folder}: ") and "Traceback" not in told
+    assert (
+        ended.value.code == 1
+        and told.startswith(f"error: cannot write to the run folder {folder}: ")
+        and "Traceback" not in told
+    )
 
 
-@pytest.mark.parametrize(("written", "words"), [("5/4", "there is no share 5/4"), ("0/4", "--array=1-4"), ("two of four", "written k/n")])
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [("5/4", "there is no share 5/4"), ("0/4", "--array=1-4"), ("two of four", "written k/n")],
+)
 def test_a_share_with_a_slip_is_told(
-    written: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    written: str,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["discl", "generate", "fashion-lt", "--out", str(tmp_path / "run"), "--shard", written])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["discl", "generate", "fashion-lt", "--out", str(tmp_path / "run"), "--shard", written],
+    )
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 1 and words in capsys.readouterr().err
@@ -333,7 +431,9 @@ def test_a_share_with_a_slip_is_told(
         (["r.yaml", "--ray", "10.0.0.1:6379"], "10.0.0.1:6379"), (["r.yaml", "--ray=auto"], "auto"), (["r.yaml"], None),
     ],
 )  # fmt: skip
-def test_the_address_of_a_cluster_may_be_left_out(words: list[str], address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_address_of_a_cluster_may_be_left_out(
+    words: list[str], address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from typer.testing import CliRunner
 
     found: list[Any] = []

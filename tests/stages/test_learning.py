@@ -49,7 +49,12 @@ def folder(filtered_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def with_methods(folder: Path, methods: dict[str, Any], **values: Any) -> Run:
-    return Run(discl.load_recipe(folder / "recipe.yaml", {**SMALL, "methods": REAL_ONLY | methods, **values}), folder)
+    return Run(
+        discl.load_recipe(
+            folder / "recipe.yaml", {**SMALL, "methods": REAL_ONLY | methods, **values}
+        ),
+        folder,
+    )
 
 
 def drop_class(folder: Path, label: int, level: int) -> None:
@@ -59,36 +64,63 @@ def drop_class(folder: Path, label: int, level: int) -> None:
     kept = pc.and_(verdicts["keep"], pc.invert(dropped))
     place = verdicts.schema.get_field_index("keep")
     pq.write_table(
-        verdicts.set_column(place, "keep", kept.combine_chunks() if isinstance(kept, pa.ChunkedArray) else kept), folder / "filter.parquet"
+        verdicts.set_column(
+            place, "keep", kept.combine_chunks() if isinstance(kept, pa.ChunkedArray) else kept
+        ),
+        folder / "filter.parquet",
     )
 
 
-@pytest.mark.parametrize("strategy", ["diverse-to-specific", "adaptive", "adaptive-per-class", "bandit"])
-def test_a_class_without_images_at_a_later_level_stops_before_any_training(folder: Path, strategy: str) -> None:
+@pytest.mark.parametrize(
+    "strategy", ["diverse-to-specific", "adaptive", "adaptive-per-class", "bandit"]
+)
+def test_a_class_without_images_at_a_later_level_stops_before_any_training(
+    folder: Path, strategy: str
+) -> None:
     drop_class(folder, 3, 50)
-    with pytest.raises(TrainingError, match=r"methods\.late: 1 class without .*: 'hat' at 50 %\. Lower .* Nothing was trained"):
+    with pytest.raises(
+        TrainingError,
+        match=r"methods\.late: 1 class without .*: 'hat' at 50 %\. Lower .* Nothing was trained",
+    ):
         learning.train(with_methods(folder, {"late": {"strategy": strategy, "guidance_images": 4}}))
     assert not (folder / "train").exists()
 
 
 @pytest.mark.parametrize(
-    "method", [{"strategy": "all-levels"}, {"strategy": "text-only"}, {"strategy": "diverse-to-specific", "missing": "nearest"}]
+    "method",
+    [
+        {"strategy": "all-levels"},
+        {"strategy": "text-only"},
+        {"strategy": "diverse-to-specific", "missing": "nearest"},
+    ],
 )
-def test_a_level_that_is_not_come_to_alone_stops_nothing(folder: Path, method: dict[str, Any]) -> None:
+def test_a_level_that_is_not_come_to_alone_stops_nothing(
+    folder: Path, method: dict[str, Any]
+) -> None:
     drop_class(folder, 3, 50)
     with pytest.raises(AssertionError, match="a method was trained"):
         learning.train(with_methods(folder, {"late": method}))
 
 
-def test_rows_probe_and_processes_are_checked_before_any_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_probe_and_processes_are_checked_before_any_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wide = {"second": {"train": {"batch_size": 64}}}
-    with pytest.raises(TrainingError, match=r"methods\.second: train\.batch_size = 64 exceeds the 40 real images"):
+    with pytest.raises(
+        TrainingError, match=r"methods\.second: train\.batch_size = 64 exceeds the 40 real images"
+    ):
         learning.train(with_methods(folder, wide))
     long = {"second": {"strategy": "adaptive", "guidance_images": 4, "probe_samples": 32}}
-    with pytest.raises(TrainingError, match=r"methods\.second: the probe of 32 samples takes 4 of the epoch's 4 steps"):
+    with pytest.raises(
+        TrainingError,
+        match=r"methods\.second: the probe of 32 samples takes 4 of the epoch's 4 steps",
+    ):
         learning.train(with_methods(folder, long))
     monkeypatch.setattr(learning, "current_processes", lambda: Processes(0, 3))
-    with pytest.raises(TrainingError, match=r"methods\.first: train\.batch_size = 8 cannot be divided evenly into 3 parts"):
+    with pytest.raises(
+        TrainingError,
+        match=r"methods\.first: train\.batch_size = 8 cannot be divided evenly into 3 parts",
+    ):
         learning.train(with_methods(folder, {}))
     assert not (folder / "train").exists()
 
@@ -96,43 +128,71 @@ def test_rows_probe_and_processes_are_checked_before_any_training(folder: Path, 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"train.batch_size": 41}, r"methods\.late: train\.batch_size = 41 exceeds the 40 real images"),
-        ({"train.steps_per_epoch": 1}, r"methods\.late: the probe of 2 samples takes 1 of the epoch's 1 steps and leaves none"),
+        (
+            {"train.batch_size": 41},
+            r"methods\.late: train\.batch_size = 41 exceeds the 40 real images",
+        ),
+        (
+            {"train.steps_per_epoch": 1},
+            r"methods\.late: the probe of 2 samples takes 1 of the epoch's 1 steps and leaves none",
+        ),
     ],
 )
-def test_what_the_data_alone_do_not_allow_is_told_before_the_plan(folder: Path, values: dict[str, Any], message: str) -> None:
+def test_what_the_data_alone_do_not_allow_is_told_before_the_plan(
+    folder: Path, values: dict[str, Any], message: str
+) -> None:
     for name in ("plan.parquet", "filter.parquet"):
         (folder / name).unlink()
     shutil.rmtree(folder / "spectrum")
-    run = with_methods(folder, {"late": {"strategy": "adaptive"}}, **{"train.curriculum_epochs": 2, **values})
-    run = replace(run, recipe=run.recipe.model_copy(update={"methods": {"late": run.recipe.methods["late"]}}))
+    run = with_methods(
+        folder, {"late": {"strategy": "adaptive"}}, **{"train.curriculum_epochs": 2, **values}
+    )
+    run = replace(
+        run, recipe=run.recipe.model_copy(update={"methods": {"late": run.recipe.methods["late"]}})
+    )
     with pytest.raises(TrainingError, match=message):
         make_plan(run)
     assert not run.path("plan.parquet").exists()
     make_plan(run, for_training=False)
 
 
-def test_a_piece_of_your_own_that_was_edited_is_another_method(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_piece_of_your_own_that_was_edited_is_another_method(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And a method whose pieces ship is known by what it was known by before."""
     monkeypatch.syspath_prepend(str(tmp_path))
     found = []
     for factor in (1, 2, 2):
-        (tmp_path / "loss_of_mine.py").write_text(f"def loss(logits, labels, class_counts):\n    return {factor} * logits.mean()\n")
+        (tmp_path / "loss_of_mine.py").write_text(
+            f"def loss(logits, labels, class_counts):\n    return {factor} * logits.mean()\n"
+        )
         sys.modules.pop("loss_of_mine", None)
         importlib.invalidate_caches()
         run = with_methods(folder, {"mine": {"objective": "loss_of_mine:loss"}})
         kept = kept_images(run)
-        found.append({name: learning._fingerprint(run, name, method, kept) for name, method in run.recipe.methods.items()})
+        found.append(
+            {
+                name: learning._fingerprint(run, name, method, kept)
+                for name, method in run.recipe.methods.items()
+            }
+        )
     assert found[0]["mine"] != found[1]["mine"] == found[2]["mine"]
     assert found[0]["first"] == found[1]["first"]
     with monkeypatch.context() as patched:
         patched.setattr(learning, "_own_sources", lambda method: [])
-        assert learning._fingerprint(run, "first", run.recipe.methods["first"], kept) == found[0]["first"]
+        assert (
+            learning._fingerprint(run, "first", run.recipe.methods["first"], kept)
+            == found[0]["first"]
+        )
 
 
 def test_figures_come_from_logits_in_float32(filtered_run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(filtered_run, tmp_path / "run")
-    run = with_methods(folder, {}, **{"train.precision": "bfloat16", "train.epochs": 1, "train.curriculum_epochs": 1})
+    run = with_methods(
+        folder,
+        {},
+        **{"train.precision": "bfloat16", "train.epochs": 1, "train.curriculum_epochs": 1},
+    )
     learning.train(run)
     learning.measure_classifiers(run)
     stored = load_file(folder / "train" / "first" / "logits.safetensors")["test"]
@@ -145,15 +205,22 @@ def test_figures_come_from_logits_in_float32(filtered_run: Path, tmp_path: Path)
 
 def test_the_prior_is_what_the_last_layer_saw(filtered_run: Path, tmp_path: Path) -> None:
     """By hand: with as many samples of each class in the end the effective prior shifts nothing, whatever the epochs drew."""
-    run = with_methods(shutil.copytree(filtered_run, tmp_path / "run"), {}, **{"evaluate.logit_adjustment": [1.0]})
+    run = with_methods(
+        shutil.copytree(filtered_run, tmp_path / "run"), {}, **{"evaluate.logit_adjustment": [1.0]}
+    )
     folder, classes = tmp_path / "run" / "train" / "first", len(run.train.class_names)
     folder.mkdir(parents=True)
-    epochs: list[dict[str, Any]] = [{"class_samples": [8, *[1] * (classes - 1)]}, {"class_samples": [8, *[1] * (classes - 1)]}]
+    epochs: list[dict[str, Any]] = [
+        {"class_samples": [8, *[1] * (classes - 1)]},
+        {"class_samples": [8, *[1] * (classes - 1)]},
+    ]
     logits = {"test": torch.randn(6, classes, generator=torch.Generator().manual_seed(0))}
     shifts = []
     for last in ({}, {"last_layer_samples": [5] * classes}):
         write_history([epochs[0], epochs[1] | last], folder / "history.jsonl")
-        adjusted, chosen = learning._rows_of(run, "first", run.recipe.methods["first"], logits, {})["first+la"]
+        adjusted, chosen = learning._rows_of(run, "first", run.recipe.methods["first"], logits, {})[
+            "first+la"
+        ]
         assert chosen == {"prior": "effective", "tau": 1.0}
         shifts.append((logits["test"] - adjusted["test"])[0])
     counts = torch.tensor([16.0, *[2.0] * (classes - 1)])
@@ -164,55 +231,107 @@ def test_the_prior_is_what_the_last_layer_saw(filtered_run: Path, tmp_path: Path
 def test_trials_are_of_one_length_and_keep_what_they_do_not_name(filtered_run: Path) -> None:
     methods = REAL_ONLY | {"long": {"train": {"epochs": 40, "optimizer": {"weight_decay": 0.25}}}}
     optimizer = {"name": "sgd", "lr": 0.1, "momentum": 0.8}
-    recipe = discl.load_recipe(filtered_run / "recipe.yaml", {**SMALL, "methods": methods, "train.optimizer": optimizer})
+    recipe = discl.load_recipe(
+        filtered_run / "recipe.yaml", {**SMALL, "methods": methods, "train.optimizer": optimizer}
+    )
     short = tuning.with_methods(
-        recipe, {name: (name, {}) for name in methods}, {"epochs": 2, "curriculum_epochs": 1, "optimizer": {"warm_up_epochs": 0}}
+        recipe,
+        {name: (name, {}) for name in methods},
+        {"epochs": 2, "curriculum_epochs": 1, "optimizer": {"warm_up_epochs": 0}},
     )
     for name, decay in (("first", recipe.train.optimizer.weight_decay), ("long", 0.25)):
         train = short.training(name)
-        assert (train.epochs, train.optimizer.name, train.optimizer.momentum, train.optimizer.warm_up_epochs) == (2, "sgd", 0.8, 0)
+        assert (
+            train.epochs,
+            train.optimizer.name,
+            train.optimizer.momentum,
+            train.optimizer.warm_up_epochs,
+        ) == (2, "sgd", 0.8, 0)
         assert train.optimizer.weight_decay == decay
 
 
-def test_names_for_prompts_make_another_clip_but_no_other_network(filtered_run: Path, tiny_clip: Path) -> None:
+def test_names_for_prompts_make_another_clip_but_no_other_network(
+    filtered_run: Path, tiny_clip: Path
+) -> None:
     def fingerprints(**values: Any) -> list[str]:
         clip = {"architecture": "clip", "checkpoint": str(tiny_clip)}
         run = Run(
-            discl.load_recipe(filtered_run / "recipe.yaml", {"methods": REAL_ONLY | {"clip": {"train": {"model": clip}}}, **values}),
+            discl.load_recipe(
+                filtered_run / "recipe.yaml",
+                {"methods": REAL_ONLY | {"clip": {"train": {"model": clip}}}, **values},
+            ),
             filtered_run,
         )
         kept = kept_images(run)
-        return [learning._fingerprint(run, name, method, kept) for name, method in run.recipe.methods.items()]
+        return [
+            learning._fingerprint(run, name, method, kept)
+            for name, method in run.recipe.methods.items()
+        ]
 
     plain, named = fingerprints(), fingerprints(**{"prompts.names": {"coat": "warm winter coat"}})
     assert plain[0] == named[0] and plain[1] != named[1]
     assert np.unique([*plain, *named]).size == 3
 
 
-def test_a_classifier_goes_by_its_checkpoints_content_not_its_place(filtered_run: Path, tiny_clip: Path, tmp_path: Path) -> None:
+def test_a_classifier_goes_by_its_checkpoints_content_not_its_place(
+    filtered_run: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
     def fingerprints(checkpoint: Path) -> list[str]:
         clip = {"architecture": "clip", "checkpoint": str(checkpoint)}
         methods = {"own": {"strategy": "real-only", "train": {"model": clip}}}
-        run = Run(discl.load_recipe(filtered_run / "recipe.yaml", {"methods": methods, "baseline": None}), filtered_run)
-        return [learning._fingerprint(run, name, method, kept_images(run)) for name, method in run.recipe.methods.items()]
+        run = Run(
+            discl.load_recipe(filtered_run / "recipe.yaml", {"methods": methods, "baseline": None}),
+            filtered_run,
+        )
+        return [
+            learning._fingerprint(run, name, method, kept_images(run))
+            for name, method in run.recipe.methods.items()
+        ]
 
     moved, other = (shutil.copytree(tiny_clip, tmp_path / name) for name in ("moved", "other"))
     weights = load_file(other / "model.safetensors")
-    save_file({name: tensor + 1 if name == "logit_scale" else tensor for name, tensor in weights.items()}, other / "model.safetensors")
+    save_file(
+        {name: tensor + 1 if name == "logit_scale" else tensor for name, tensor in weights.items()},
+        other / "model.safetensors",
+    )
     assert fingerprints(moved) == fingerprints(tiny_clip) != fingerprints(other)
 
 
-def test_two_processes_compare_where_the_first_alone_finds_the_hard_images(filtered_run: Path, tmp_path: Path) -> None:
+def test_two_processes_compare_where_the_first_alone_finds_the_hard_images(
+    filtered_run: Path, tmp_path: Path
+) -> None:
     """torchrun with a command: what the first does alone, a classifier of its own among it, makes no other wait for ever."""
-    recipe = discl.load_recipe(filtered_run / "recipe.yaml", {**SMALL, "methods": REAL_ONLY | {"other": {"strategy": "all-levels"}}})
-    changes = {"hard": {"rule": "probability", "below": 1.0, "epochs": 1}, "train.epochs": 1, "train.curriculum_epochs": 1}
-    recipe = discl.load_recipe(recipe, {**changes, "spectrum.seeds": 1, "spectrum.levels": [0], "compare.tune.trials": 2})
+    recipe = discl.load_recipe(
+        filtered_run / "recipe.yaml",
+        {**SMALL, "methods": REAL_ONLY | {"other": {"strategy": "all-levels"}}},
+    )
+    changes = {
+        "hard": {"rule": "probability", "below": 1.0, "epochs": 1},
+        "train.epochs": 1,
+        "train.curriculum_epochs": 1,
+    }
+    recipe = discl.load_recipe(
+        recipe, {**changes, "spectrum.seeds": 1, "spectrum.levels": [0], "compare.tune.trials": 2}
+    )
     (tmp_path / "two.yaml").write_text(recipe.to_yaml())
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "discl.cli"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "discl.cli",
+    ]
     asked = ["compare", "two.yaml", "--out", "run", "--seeds", "0,1", "--tune"]
-    told = subprocess.run([*command, *asked], cwd=tmp_path, capture_output=True, text=True, timeout=400)
+    told = subprocess.run(
+        [*command, *asked], cwd=tmp_path, capture_output=True, text=True, timeout=400
+    )
     assert told.returncode == 0, told.stderr[-2000:]
     assert told.stdout.count("| first |") == 1, "the first process speaks for all"
     rows = json.loads((tmp_path / "run" / "tuned" / "comparison.json").read_text())["rows"]
-    assert {"first", "other"} <= set(rows) and all(len(row["figures"]["all"]) == 2 for row in rows.values())
+    assert {"first", "other"} <= set(rows) and all(
+        len(row["figures"]["all"]) == 2 for row in rows.values()
+    )
     assert (tmp_path / "run" / "tuned" / "comparison.html").exists()

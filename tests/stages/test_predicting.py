@@ -20,7 +20,9 @@ from discl.stages.predicting import find_classifier, predict
 def write_classifier(folder: Path, seed: int, age: int = 0) -> Path:
     """A small untrained classifier of three classes, saved `age` seconds ago."""
     torch.manual_seed(seed)
-    config = ClassifierConfig("resnet10", "3x3", 4, ("cat", "dog", "ä, b"), 8, 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    config = ClassifierConfig(
+        "resnet10", "3x3", 4, ("cat", "dog", "ä, b"), 8, 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    )
     save_classifier(build_classifier(config), config, folder)
     written = (folder / "model.safetensors").stat().st_mtime
     os.utime(folder / "model.safetensors", (written - age, written - age))
@@ -30,7 +32,9 @@ def write_classifier(folder: Path, seed: int, age: int = 0) -> Path:
 def write_images(folder: Path) -> Path:
     (folder / "sub").mkdir(parents=True)
     for number, name in enumerate(("b.png", "sub/a c.jpg")):
-        Image.fromarray(np.random.default_rng(number).integers(0, 256, (9, 12, 3), np.uint8)).save(folder / name)
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (9, 12, 3), np.uint8)).save(
+            folder / name
+        )
     return folder
 
 
@@ -44,7 +48,10 @@ def test_one_row_for_each_image_and_one_column_for_each_class(tmp_path: Path) ->
     for row in rows:
         probabilities = [float(value) for value in row[3:]]
         assert sum(probabilities) == pytest.approx(1, abs=3e-6)
-        assert (row[1], float(row[2])) == (header[3 + int(np.argmax(probabilities))], max(probabilities))
+        assert (row[1], float(row[2])) == (
+            header[3 + int(np.argmax(probabilities))],
+            max(probabilities),
+        )
     alone = predict(model, images / "b.png", tmp_path / "alone.csv").read_text().splitlines()
     assert alone[1] == ",".join(rows[0])
 
@@ -63,7 +70,8 @@ def test_the_last_method_of_the_recipe_is_used_unless_one_is_named(tmp_path: Pat
 
 def test_what_is_missing_is_told(tmp_path: Path) -> None:
     with pytest.raises(
-        RunError, match=r"holds no trained classifier; expected .*/train/METHOD/model\.safetensors\. Run `discl train` first"
+        RunError,
+        match=r"holds no trained classifier; expected .*/train/METHOD/model\.safetensors\. Run `discl train` first",
     ):
         find_classifier(tmp_path)
     model = write_classifier(tmp_path / "model", 0)
@@ -71,7 +79,9 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"empty' holds no image \(none ends in \.bmp, "):
         predict(model, tmp_path / "empty", tmp_path / "out.csv")
     (tmp_path / "broken.png").write_text("no image")
-    with pytest.raises(DataError, match=r"broken\.png.*the file is no image, or of an unknown format"):
+    with pytest.raises(
+        DataError, match=r"broken\.png.*the file is no image, or of an unknown format"
+    ):
         predict(model, tmp_path / "broken.png", tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
 

@@ -47,7 +47,9 @@ def planned(run: Run) -> dict[str, str]:
     return {row["id"]: row["prompt"] for row in pq.read_table(run.path("plan.parquet")).to_pylist()}
 
 
-def test_what_a_model_writes_is_planned_with_and_an_edit_changes_only_its_class(tmp_path: Path) -> None:
+def test_what_a_model_writes_is_planned_with_and_an_edit_changes_only_its_class(
+    tmp_path: Path,
+) -> None:
     with stub.serve(good) as server:
         run = opened(tmp_path / "run", server.url)
         assert run_until(run, "prompts") == tmp_path / "run/prompts.yaml"
@@ -76,7 +78,14 @@ def test_a_model_that_is_down_stops_the_run_with_what_was_made_intact(
         f"prompts.endpoint={{url: '{url}', model: m, retries: 0}}",
         "prompts.phrases=null",
     ]
-    words = ["discl", "prompts", "fashion-lt", "--out", str(tmp_path / "run"), *(word for each in overrides for word in ("--set", each))]
+    words = [
+        "discl",
+        "prompts",
+        "fashion-lt",
+        "--out",
+        str(tmp_path / "run"),
+        *(word for each in overrides for word in ("--set", each)),
+    ]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -86,7 +95,9 @@ def test_a_model_that_is_down_stops_the_run_with_what_was_made_intact(
     assert (tmp_path / "run/hard.parquet").exists()
 
 
-def test_a_key_that_is_needed_is_missed_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_is_needed_is_missed_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("DISCL_TEST_KEY", raising=False)
     run = opened(tmp_path / "run", "http://127.0.0.1:9/v1", key_variable="DISCL_TEST_KEY")
     with pytest.raises(EndpointError, match="DISCL_TEST_KEY"):
@@ -106,10 +117,22 @@ def test_a_key_is_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("prompts", "told"),
     [
-        ({"endpoint": {"url": "http://h/v1", "model": "m"}, "phrases": "embedded:fashion-mnist"}, "both say where the texts come from"),
-        ({"endpoint": {"url": "host", "model": "m"}}, "prompts.endpoint.url: 'host' is no base URL"),
-        ({"endpoint": {"url": "http://h/v1", "model": "m", "key": "sk-1"}}, "unknown key in prompts.endpoint 'key'; known: .*key_variable"),
-        ({"endpoint": {"url": "http://h/v1", "model": "m", "parameters": {"stream": True}}}, "parameters cannot set stream"),
+        (
+            {"endpoint": {"url": "http://h/v1", "model": "m"}, "phrases": "embedded:fashion-mnist"},
+            "both say where the texts come from",
+        ),
+        (
+            {"endpoint": {"url": "host", "model": "m"}},
+            "prompts.endpoint.url: 'host' is no base URL",
+        ),
+        (
+            {"endpoint": {"url": "http://h/v1", "model": "m", "key": "sk-1"}},
+            "unknown key in prompts.endpoint 'key'; known: .*key_variable",
+        ),
+        (
+            {"endpoint": {"url": "http://h/v1", "model": "m", "parameters": {"stream": True}}},
+            "parameters cannot set stream",
+        ),
     ],
 )
 def test_a_section_that_makes_no_sense_is_refused(prompts: dict, told: str) -> None:
@@ -123,12 +146,19 @@ def captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def captioned(folder: Path, captioner: Path, amend: bool = False, **captions: object) -> Run:
-    prompts = {"templates": ["a {class}, {caption}", "{caption}: one {class}"], "captions": {"checkpoint": str(captioner), **captions}}
+    prompts = {
+        "templates": ["a {class}, {caption}", "{caption}: one {class}"],
+        "captions": {"checkpoint": str(captioner), **captions},
+    }
     return open_run(load_recipe("fashion-lt", {**SMALL, "prompts": prompts}), folder, amend)
 
 
 def caption_rows(run: Run) -> list[dict]:
-    return [row for shard in sorted(run.path("captions").glob("part-*.parquet")) for row in pq.read_table(shard).to_pylist()]
+    return [
+        row
+        for shard in sorted(run.path("captions").glob("part-*.parquet"))
+        for row in pq.read_table(shard).to_pylist()
+    ]
 
 
 def test_captions_are_made_once_for_each_hard_image_and_shared_by_its_levels(
@@ -154,13 +184,17 @@ def test_captions_are_made_once_for_each_hard_image_and_shared_by_its_levels(
     run_until(again, "plan")
     assert len(caption_rows(again)) == 2 * len(captions)
     assert not set(planned(again)) & {row["id"] for row in plan}
-    monkeypatch.setattr(prompting, "Captioner", lambda *_: pytest.fail("nothing was to be captioned"))
+    monkeypatch.setattr(
+        prompting, "Captioner", lambda *_: pytest.fail("nothing was to be captioned")
+    )
     back = captioned(tmp_path / "run", captioner, amend=True, max_new_tokens=4)
     run_until(back, "plan")
     assert set(planned(back)) == {row["id"] for row in plan}
 
 
-def test_captioning_goes_on_where_it_stopped(tmp_path: Path, captioner: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captioning_goes_on_where_it_stopped(
+    tmp_path: Path, captioner: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(prompting, "CAPTIONED_AT_ONCE", 3)
     whole = captioned(tmp_path / "whole", captioner, max_new_tokens=4)
     run_until(whole, "prompts")
@@ -186,9 +220,22 @@ def test_captioning_goes_on_where_it_stopped(tmp_path: Path, captioner: Path, mo
 @pytest.mark.parametrize(
     ("prompts", "told"),
     [
-        ({"templates": ["{class}, {caption}"]}, "no model writes captions; name one in prompts.captions.checkpoint"),
-        ({"captions": {"checkpoint": "a/b"}}, r"prompts\.captions is used by templates that hold \{caption\}"),
-        ({"templates": ["{class} {caption}"], "captions": {"checkpoint": "a/b"}, "phrases": "embedded:fashion-mnist"}, "leave out phrases"),
+        (
+            {"templates": ["{class}, {caption}"]},
+            "no model writes captions; name one in prompts.captions.checkpoint",
+        ),
+        (
+            {"captions": {"checkpoint": "a/b"}},
+            r"prompts\.captions is used by templates that hold \{caption\}",
+        ),
+        (
+            {
+                "templates": ["{class} {caption}"],
+                "captions": {"checkpoint": "a/b"},
+                "phrases": "embedded:fashion-mnist",
+            },
+            "leave out phrases",
+        ),
         ({"templates": ["{caption}"], "captions": {"checkpoint": "a/b"}}, r"lacks \{class\}"),
     ],
 )
@@ -223,12 +270,22 @@ Opens = Callable[..., Run]
 def with_settings(small_tree: dict, captioner: Path, tmp_path: Path) -> Opens:
     """Opens a run over ten pictures of boots and hats whose settings are asked of a server."""
 
-    def opens(url: str, folder: str = "run", amend: bool = False, templates: list[str] | None = None, **more: object) -> Run:
+    def opens(
+        url: str,
+        folder: str = "run",
+        amend: bool = False,
+        templates: list[str] | None = None,
+        **more: object,
+    ) -> Run:
         asked = {
             "kind": "clothes", "images": 6, "captions": 3, "captioner": {"checkpoint": str(captioner), "max_new_tokens": 4},
             "endpoint": {"url": url, "model": "tiny", "retries": 0}, **more,
         }  # fmt: skip
-        prompts = {"settings": asked} if templates is None else {"settings": asked, "templates": templates}
+        prompts = (
+            {"settings": asked}
+            if templates is None
+            else {"settings": asked, "templates": templates}
+        )
         return open_run(load_recipe({**small_tree, "prompts": prompts}), tmp_path / folder, amend)
 
     return opens
@@ -248,7 +305,9 @@ def test_captions_are_condensed_into_settings_that_the_plan_holds(
     assert "photos of clothes" in request and "at most 10 settings" in request
     assert yaml.safe_load(run.path("settings.yaml").read_text()) == PLACES
 
-    monkeypatch.setattr(prompting, "Captioner", lambda *_: pytest.fail("nothing was to be captioned"))
+    monkeypatch.setattr(
+        prompting, "Captioner", lambda *_: pytest.fail("nothing was to be captioned")
+    )
     run_until(run, "plan")  # the server is gone: nothing is asked
     names = run.train.class_names
     plan = pq.read_table(run.path("plan.parquet")).to_pylist()
@@ -261,16 +320,23 @@ def test_captions_are_condensed_into_settings_that_the_plan_holds(
     after = planned(run)
     gone, new = before.keys() - after.keys(), after.keys() - before.keys()
     assert gone and len(gone) == len(new) < len(before)
-    assert all(before[name].endswith(" in fog") for name in gone) and all(after[name].endswith(" in deep snow") for name in new)
+    assert all(before[name].endswith(" in fog") for name in gone) and all(
+        after[name].endswith(" in deep snow") for name in new
+    )
 
 
 def test_settings_go_where_the_templates_say(with_settings: Opens) -> None:
     run = with_settings("http://127.0.0.1:9/v1", templates=["{setting}: one {class}", "a {class}"])
-    run.path("settings.yaml").write_text("- at night\n- at noon\n")  # written by hand: neither a captioner nor a server is needed
+    run.path("settings.yaml").write_text(
+        "- at night\n- at noon\n"
+    )  # written by hand: neither a captioner nor a server is needed
     run_until(run, "plan")
     assert not run.path("captions").exists()
     names = run.train.class_names
-    asked = {row["prompt"].replace(names[row["label"]], "X") for row in pq.read_table(run.path("plan.parquet")).to_pylist()}
+    asked = {
+        row["prompt"].replace(names[row["label"]], "X")
+        for row in pq.read_table(run.path("plan.parquet")).to_pylist()
+    }
     assert asked == {"at night: one X", "at noon: one X", "a X"}
 
 
@@ -278,10 +344,22 @@ def test_settings_go_where_the_templates_say(with_settings: Opens) -> None:
     ("answer", "told"),
     [
         ("", "0 of 2 after 2 tries; the answer was empty"),
-        ("I am sorry, but I cannot help with that.", r"0 of 2 after 2 tries; 'I am sorry, but I cannot help with that\.' is a sentence"),
-        ("- on a hat\n- next to two Boots", "'on a hat' names 'hat'; 'next to two Boots' names 'boot'"),
-        ("- among other clothes\n- in {a} box", "'among other clothes' names 'clothes'; 'in {a} box' holds a brace"),
-        ("- in fog\n- " + "very " * 15 + "dark", "1 of 2 after 2 tries; .* has 16 words, at most 15 are allowed"),
+        (
+            "I am sorry, but I cannot help with that.",
+            r"0 of 2 after 2 tries; 'I am sorry, but I cannot help with that\.' is a sentence",
+        ),
+        (
+            "- on a hat\n- next to two Boots",
+            "'on a hat' names 'hat'; 'next to two Boots' names 'boot'",
+        ),
+        (
+            "- among other clothes\n- in {a} box",
+            "'among other clothes' names 'clothes'; 'in {a} box' holds a brace",
+        ),
+        (
+            "- in fog\n- " + "very " * 15 + "dark",
+            "1 of 2 after 2 tries; .* has 16 words, at most 15 are allowed",
+        ),
         ("in fog", "1 of 2 after 2 tries; the same ones came again"),
     ],
     ids=["empty", "refusal", "classes", "kind and brace", "too long", "only one"],
@@ -294,25 +372,40 @@ def test_settings_that_make_no_sense_are_refused_and_the_captions_kept(
         with pytest.raises(EndpointError, match=told) as raised:
             run_until(run, "prompts")
         assert len(server.bodies) == 2
-    assert str(run.path("settings.yaml")) in str(raised.value) and not run.path("settings.yaml").exists()
-    monkeypatch.setattr(prompting, "Captioner", lambda *_: pytest.fail("nothing was to be captioned"))
+    assert (
+        str(run.path("settings.yaml")) in str(raised.value)
+        and not run.path("settings.yaml").exists()
+    )
+    monkeypatch.setattr(
+        prompting, "Captioner", lambda *_: pytest.fail("nothing was to be captioned")
+    )
     with stub.serve(bullets(*PLACES)) as server:
         run_until(with_settings(server.url, amend=True), "prompts")
     assert yaml.safe_load(run.path("settings.yaml").read_text()) == PLACES
 
 
-@pytest.mark.parametrize("text", ["", "[]", "in fog", "hat: [in fog]", "- in fog\n-\n", "- at night: dark", "- 'in fog"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "in fog", "hat: [in fog]", "- in fog\n-\n", "- at night: dark", "- 'in fog"]
+)
 def test_a_settings_file_that_is_no_list_is_refused(with_settings: Opens, text: str) -> None:
     run = with_settings("http://127.0.0.1:9/v1")
     run.path("settings.yaml").write_text(text)
-    with pytest.raises(RecipeError, match=r"settings\.yaml (holds no list of settings; write one a line|is not valid YAML)"):
+    with pytest.raises(
+        RecipeError,
+        match=r"settings\.yaml (holds no list of settings; write one a line|is not valid YAML)",
+    ):
         run_until(run, "plan")
 
 
-def test_a_server_of_settings_that_refuses_names_its_own_key(with_settings: Opens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_of_settings_that_refuses_names_its_own_key(
+    with_settings: Opens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with stub.serve(lambda *_: (404, {}, "no such model")) as server:
         run = with_settings(server.url)
-        with pytest.raises(EndpointError, match=r"answers 404: 'no such model'\. Check prompts\.settings\.endpoint\.url"):
+        with pytest.raises(
+            EndpointError,
+            match=r"answers 404: 'no such model'\. Check prompts\.settings\.endpoint\.url",
+        ):
             run_until(run, "prompts")
     monkeypatch.delenv("DISCL_TEST_KEY", raising=False)
     endpoint = {"url": "http://127.0.0.1:9/v1", "model": "tiny", "key_variable": "DISCL_TEST_KEY"}
@@ -327,15 +420,42 @@ MADE = {"captioner": {"checkpoint": "a/b"}, "endpoint": {"url": "http://h/v1", "
 @pytest.mark.parametrize(
     ("prompts", "told"),
     [
-        ({"templates": ["a {class} {setting}"]}, r"hold \{setting\}, but no model writes settings; name a captioner and an endpoint"),
-        ({"settings": MADE, "templates": ["a {class}"]}, r"write 'a photo of a \{class\} \{setting\}' there"),
-        ({"settings": MADE, "phrases": "embedded:fashion-mnist"}, r"prompts\.settings and prompts\.phrases both say"),
-        ({"settings": MADE, "endpoint": MADE["endpoint"]}, r"prompts\.settings and prompts\.endpoint both say"),
-        ({"settings": MADE, "captions": {"checkpoint": "a/b"}}, r"prompts\.settings and prompts\.captions both say"),
-        ({"settings": {**MADE, "captions": 200}}, r"captions = 200 exceeds prompts\.settings\.images = 100"),
-        ({"settings": {"endpoint": MADE["endpoint"]}}, r"prompts\.settings\.captioner: this key is required"),
-        ({"settings": {**MADE, "count": 1}}, r"prompts\.settings\.count: input should be greater than or equal to 2"),
-        ({"settings": {**MADE, "endpoint": {**MADE["endpoint"], "words": 3}}}, r"unknown key in prompts\.settings\.endpoint 'words'"),
+        (
+            {"templates": ["a {class} {setting}"]},
+            r"hold \{setting\}, but no model writes settings; name a captioner and an endpoint",
+        ),
+        (
+            {"settings": MADE, "templates": ["a {class}"]},
+            r"write 'a photo of a \{class\} \{setting\}' there",
+        ),
+        (
+            {"settings": MADE, "phrases": "embedded:fashion-mnist"},
+            r"prompts\.settings and prompts\.phrases both say",
+        ),
+        (
+            {"settings": MADE, "endpoint": MADE["endpoint"]},
+            r"prompts\.settings and prompts\.endpoint both say",
+        ),
+        (
+            {"settings": MADE, "captions": {"checkpoint": "a/b"}},
+            r"prompts\.settings and prompts\.captions both say",
+        ),
+        (
+            {"settings": {**MADE, "captions": 200}},
+            r"captions = 200 exceeds prompts\.settings\.images = 100",
+        ),
+        (
+            {"settings": {"endpoint": MADE["endpoint"]}},
+            r"prompts\.settings\.captioner: this key is required",
+        ),
+        (
+            {"settings": {**MADE, "count": 1}},
+            r"prompts\.settings\.count: input should be greater than or equal to 2",
+        ),
+        (
+            {"settings": {**MADE, "endpoint": {**MADE["endpoint"], "words": 3}}},
+            r"unknown key in prompts\.settings\.endpoint 'words'",
+        ),
     ],
 )
 def test_settings_and_templates_go_together(prompts: dict, told: str) -> None:

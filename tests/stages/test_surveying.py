@@ -42,7 +42,9 @@ def few_clothes(folder: Path) -> Path:
     for split, counts in COUNTS.items():
         table = pq.read_table(embedded("embedded:fashion-mnist/data") / f"{split}.parquet")
         labels = table["label"].to_numpy()
-        rows = np.concatenate([np.flatnonzero(labels == label)[:count] for label, count in enumerate(counts)])
+        rows = np.concatenate(
+            [np.flatnonzero(labels == label)[:count] for label, count in enumerate(counts)]
+        )
         pq.write_table(table.take(rows), folder / f"{split}.parquet")
     return folder
 
@@ -50,7 +52,10 @@ def few_clothes(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def surveyed(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder, threads = tmp_path_factory.mktemp("survey"), torch.get_num_threads()
-    run = open_run(load_recipe("fashion-lt", {**SMALL, "data.root": str(few_clothes(folder / "clothes"))}), folder / "run")
+    run = open_run(
+        load_recipe("fashion-lt", {**SMALL, "data.root": str(few_clothes(folder / "clothes"))}),
+        folder / "run",
+    )
     levels(run, sources=5, grid=GRID)
     torch.set_num_threads(threads)
     return run
@@ -80,12 +85,21 @@ def embed(pictures: list[Image.Image]) -> np.ndarray:
         AutoImageProcessor.from_pretrained(folder, backend="pil"),
     )
     with torch.inference_mode():
-        rows = [model.get_image_features(**processor(images=picture, return_tensors="pt")).pooler_output[0] for picture in pictures]
+        rows = [
+            model.get_image_features(
+                **processor(images=picture, return_tensors="pt")
+            ).pooler_output[0]
+            for picture in pictures
+        ]
     return torch.nn.functional.normalize(torch.stack(rows), dim=1).numpy()
 
 
 def test_similarities_are_those_of_transformers(surveyed: Run) -> None:
-    stored = [row for shard in (surveyed.folder / "levels/spectrum").glob("part-*") for row in pq.read_table(shard).to_pylist()]
+    stored = [
+        row
+        for shard in (surveyed.folder / "levels/spectrum").glob("part-*")
+        for row in pq.read_table(shard).to_pylist()
+    ]
     places = {name: row for row, name in enumerate(surveyed.train.ids)}
     pictures = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in stored]
     own = embed(pictures)
@@ -95,7 +109,9 @@ def test_similarities_are_those_of_transformers(surveyed: Run) -> None:
         here = np.array([each["level"] == row["level"] for each in stored])
         assert row["image_similarity"]["mean"] == pytest.approx(cosines[here].mean(), abs=1e-4)
         scores = pq.read_table(surveyed.folder / "levels/filter.parquet").to_pylist()
-        texts = np.array([each["clip_similarity"] for each in scores if each["level"] == row["level"]])
+        texts = np.array(
+            [each["clip_similarity"] for each in scores if each["level"] == row["level"]]
+        )
         assert row["text_similarity"]["median"] == pytest.approx(np.median(texts), abs=1e-6)
         assert row["kept"] == (texts >= 0.6).mean()
     means = [row["image_similarity"]["mean"] for row in found_in(surveyed)["levels"]]
@@ -109,11 +125,17 @@ def test_pairs_are_of_two_images_of_one_class(surveyed: Run) -> None:
     assert first["image_similarity"]["mean"] > pair
 
 
-def test_again_it_makes_nothing_and_more_only_adds(surveyed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_again_it_makes_nothing_and_more_only_adds(
+    surveyed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = shutil.copytree(surveyed.folder, tmp_path / "run")
     run = open_run(surveyed.recipe, folder)
-    monkeypatch.setattr(making, "load_generator", lambda *_: pytest.fail("nothing was to be generated"))
-    monkeypatch.setattr(surveying, "stored_images", lambda *_: pytest.fail("nothing was to be compared"))
+    monkeypatch.setattr(
+        making, "load_generator", lambda *_: pytest.fail("nothing was to be generated")
+    )
+    monkeypatch.setattr(
+        surveying, "stored_images", lambda *_: pytest.fail("nothing was to be compared")
+    )
     levels(run, sources=5, grid=GRID)
     assert found_in(run) == found_in(surveyed)
     levels(run, sources=3, grid=GRID[1:])
@@ -121,7 +143,11 @@ def test_again_it_makes_nothing_and_more_only_adds(surveyed: Run, tmp_path: Path
     monkeypatch.undo()
     before = len(list((folder / "levels/spectrum").glob("part-*")))
     levels(run, sources=6, grid=GRID)
-    rows = [row for shard in (folder / "levels/spectrum").glob("part-*") for row in pq.read_table(shard, columns=["id"]).to_pylist()]
+    rows = [
+        row
+        for shard in (folder / "levels/spectrum").glob("part-*")
+        for row in pq.read_table(shard, columns=["id"]).to_pylist()
+    ]
     assert len(rows) == len({row["id"] for row in rows}) == 18
     assert len(list((folder / "levels/spectrum").glob("part-*"))) == before + 1
 
@@ -130,14 +156,21 @@ def test_tables_say_the_same(surveyed: Run) -> None:
     folder, found = surveyed.folder / "levels", found_in(surveyed)
     rows = list(csv.DictReader((folder / "levels.csv").open()))
     assert [int(row["level"]) for row in rows] == [0, 40, 80, 100]
-    assert float(rows[0]["image_similarity"]) == pytest.approx(found["levels"][0]["image_similarity"]["mean"], abs=1e-4)
+    assert float(rows[0]["image_similarity"]) == pytest.approx(
+        found["levels"][0]["image_similarity"]["mean"], abs=1e-4
+    )
     text = (folder / "levels.md").read_text()
     pasted = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
     assert pasted == {
         "spectrum": {"levels": found["proposal"]["levels"]}, "filter": {"threshold": found["proposal"]["threshold"]}
     }  # fmt: skip
-    overrides = {"spectrum.levels": pasted["spectrum"]["levels"], "filter.threshold": pasted["filter"]["threshold"]}
-    assert load_recipe(surveyed.recipe, overrides).filter.threshold == found["proposal"]["threshold"]
+    overrides = {
+        "spectrum.levels": pasted["spectrum"]["levels"],
+        "filter.threshold": pasted["filter"]["threshold"],
+    }
+    assert (
+        load_recipe(surveyed.recipe, overrides).filter.threshold == found["proposal"]["threshold"]
+    )
     assert all(f"- {reason}" in text for reason in found["proposal"]["reasons"])
 
 
@@ -155,7 +188,9 @@ def test_the_page_needs_no_network_and_draws_every_level(surveyed: Run) -> None:
 def test_the_sample_goes_through_the_classes_in_turns() -> None:
     ids, labels = [f"image {number}" for number in range(12)], [0] * 6 + [1] * 4 + [2] * 2
     taken = surveying.choose_sample(ids, labels, 7)
-    assert sorted(labels[row] for row in taken) == [0, 0, 0, 1, 1, 2, 2] or sorted(labels[row] for row in taken) == [0, 0, 1, 1, 1, 2, 2]
+    assert sorted(labels[row] for row in taken) == [0, 0, 0, 1, 1, 2, 2] or sorted(
+        labels[row] for row in taken
+    ) == [0, 0, 1, 1, 1, 2, 2]
     assert set(surveying.choose_sample(ids, labels, 4)) < set(taken)
     assert surveying.choose_sample(ids, labels, 99) == list(range(12))
 
@@ -164,18 +199,32 @@ def test_the_default_grid_leaves_a_step() -> None:
     assert [level.percent for level in surveying.default_grid(50)] == list(range(0, 100, 10))
     assert [level.percent for level in surveying.default_grid(5)] == list(range(0, 90, 10))
     assert [level.percent for level in surveying.default_grid(1)] == [0]
-    assert [level.percent for level in surveying.default_grid(100, fixed=True)] == list(range(0, 100, 10))
-    assert [level.percent for level in surveying.default_grid(150, fixed=True)] == list(range(0, 90, 10))
+    assert [level.percent for level in surveying.default_grid(100, fixed=True)] == list(
+        range(0, 100, 10)
+    )
+    assert [level.percent for level in surveying.default_grid(150, fixed=True)] == list(
+        range(0, 90, 10)
+    )
 
 
-def test_a_survey_where_every_level_takes_all_steps(small_tree: dict[str, Any], tmp_path: Path) -> None:
+def test_a_survey_where_every_level_takes_all_steps(
+    small_tree: dict[str, Any], tmp_path: Path
+) -> None:
     spectrum = small_tree["spectrum"] | {"steps": "fixed", "levels": [0]}
     run = open_run(validate(small_tree | {"spectrum": spectrum}), tmp_path / "run")
     levels(run, sources=2)
-    assert [(row["level"], row["steps"]) for row in found_in(run)["levels"]] == [(level, 4) for level in range(0, 100, 10)]
-    with pytest.raises(CheckpointError, match="level 99 % has fewer than 300 training steps of noise"):
+    assert [(row["level"], row["steps"]) for row in found_in(run)["levels"]] == [
+        (level, 4) for level in range(0, 100, 10)
+    ]
+    with pytest.raises(
+        CheckpointError, match="level 99 % has fewer than 300 training steps of noise"
+    ):
         surveying.survey_levels(
-            replace(run, recipe=validate(small_tree | {"spectrum": spectrum | {"num_inference_steps": 300}})), grid=[GuidanceLevel(99)]
+            replace(
+                run,
+                recipe=validate(small_tree | {"spectrum": spectrum | {"num_inference_steps": 300}}),
+            ),
+            grid=[GuidanceLevel(99)],
         )
 
 
@@ -190,17 +239,27 @@ def test_a_survey_leaves_the_plan_of_its_run_alone(surveyed: Run, tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--grid", "0,ten"], "--grid takes whole numbers with commas between them, for example 0,20,40; got '0,ten'"),
+        (
+            ["--grid", "0,ten"],
+            "--grid takes whole numbers with commas between them, for example 0,20,40; got '0,ten'",
+        ),
         (["--grid", "0,100"], "level 100 is the real image and is never generated"),
         (["--grid", "0,90"], "level 90 % leaves t(λ) = 0 denoising steps at 5 inference steps"),
         (["--grid", "-1"], "level -1 is not a whole per cent"),
     ],
 )
 def test_a_grid_that_is_none_is_refused(
-    surveyed: Run, tmp_path: Path, words: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    surveyed: Run,
+    tmp_path: Path,
+    words: list[str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = shutil.copytree(surveyed.folder, tmp_path / "run")
-    monkeypatch.setattr(sys, "argv", ["discl", "levels", str(folder / "recipe.yaml"), "--out", str(folder), *words])
+    monkeypatch.setattr(
+        sys, "argv", ["discl", "levels", str(folder / "recipe.yaml"), "--out", str(folder), *words]
+    )
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 1

@@ -39,13 +39,25 @@ def request(name: str, attempt: int = 0) -> Request:
         ({"a0": 0.4, "b0": 0.2, "b1": 0.3}, "a0 b0 b1", ""),
         ({"a0": 0.1, "b0": 0.3}, "a0 a1 b0", "a1"),
         ({"a0": 0.1, "a1": 0.1, "a2": 0.1, "a3": 0.9, "b0": 0.3}, "a0 a1 a2 b0", ""),
-        ({"a0": 0.4, "a1": 0.9, "b0": 0.3, "b1": 0.9}, "a0 b0", ""),  # further tries of a run that was stricter
+        (
+            {"a0": 0.4, "a1": 0.9, "b0": 0.3, "b1": 0.9},
+            "a0 b0",
+            "",
+        ),  # further tries of a run that was stricter
         ({"a1": 0.9, "b0": float("nan"), "b1": 0.5}, "a0 b0 b1", "a0"),
     ],
 )
-def test_a_dropped_image_is_followed_by_its_next_try(cosines: dict[str, float], tried: str, unscored: str) -> None:
+def test_a_dropped_image_is_followed_by_its_next_try(
+    cosines: dict[str, float], tried: str, unscored: str
+) -> None:
     plan = [request("a"), request("b")]
-    found = follow_tries(plan, lambda first, attempt: request(first.source_id, attempt), cosines, lambda cosine: cosine >= 0.3, TRIES)
+    found = follow_tries(
+        plan,
+        lambda first, attempt: request(first.source_id, attempt),
+        cosines,
+        lambda cosine: cosine >= 0.3,
+        TRIES,
+    )
     assert [" ".join(each.id for each in part) for part in found] == [tried, unscored]
 
 
@@ -53,14 +65,18 @@ def test_a_dropped_image_is_followed_by_its_next_try(cosines: dict[str, float], 
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory, tiny_diffusion: Path, tiny_clip: Path) -> dict[str, Any]:
+def tree(
+    tmp_path_factory: pytest.TempPathFactory, tiny_diffusion: Path, tiny_clip: Path
+) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("data")
     for split in ("train", "test"):
         for label, name in enumerate(("boot", "hat")):
             folder = root / split / name
             folder.mkdir(parents=True)
             for index in range(3):
-                noise = np.random.default_rng([label, index, len(split)]).integers(256, size=(32, 32, 3), dtype=np.uint8)
+                noise = np.random.default_rng([label, index, len(split)]).integers(
+                    256, size=(32, 32, 3), dtype=np.uint8
+                )
                 Image.fromarray(noise).save(folder / f"{index}.png")
     return {
         "name": "tries",
@@ -85,13 +101,19 @@ def verdicts(folder: Path) -> list[dict[str, Any]]:
 
 
 def pictures(folder: Path) -> dict[str, bytes]:
-    rows = [row for shard in folder.glob("spectrum/part-*.parquet") for row in pq.read_table(shard).to_pylist()]
+    rows = [
+        row
+        for shard in folder.glob("spectrum/part-*.parquet")
+        for row in pq.read_table(shard).to_pylist()
+    ]
     assert len({row["id"] for row in rows}) == len(rows)
     return {row["id"]: row["image"]["bytes"] for row in rows}
 
 
 @pytest.fixture(scope="module")
-def thresholds(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[float, float]:
+def thresholds(
+    tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[float, float]:
     """Two thresholds: the first try passes the first in about two of three cases, the second in one of three."""
     folder = tmp_path_factory.mktemp("runs") / "all"
     run_until(open_run(at(tree, -1), folder), "filter")
@@ -101,13 +123,17 @@ def thresholds(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
-def finished(tree: dict[str, Any], thresholds: tuple[float, float], tmp_path_factory: pytest.TempPathFactory) -> Run:
+def finished(
+    tree: dict[str, Any], thresholds: tuple[float, float], tmp_path_factory: pytest.TempPathFactory
+) -> Run:
     run = open_run(at(tree, thresholds[1]), tmp_path_factory.mktemp("runs") / "finished")
     run_until(run, "filter")
     return run
 
 
-def test_each_image_is_drawn_until_it_is_kept(finished: Run, thresholds: tuple[float, float]) -> None:
+def test_each_image_is_drawn_until_it_is_kept(
+    finished: Run, thresholds: tuple[float, float]
+) -> None:
     rows = verdicts(finished.folder)
     groups: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
     for row in rows:
@@ -119,14 +145,24 @@ def test_each_image_is_drawn_until_it_is_kept(finished: Run, thresholds: tuple[f
         assert tried[-1]["keep"] == (tried[-1]["clip_similarity"] >= np.float32(thresholds[1]))
         assert tried[-1]["keep"] or len(tried) == TRIES
     assert {len(tried) for tried in groups.values()} == {1, 2, 3}
-    assert set(pictures(finished.folder)) == {row["id"] for row in rows} == {each.id for each in tries_so_far(finished)[0]}
-    stored = [row for shard in finished.spectrum.files() for row in pq.read_table(shard).to_pylist()]
+    assert (
+        set(pictures(finished.folder))
+        == {row["id"] for row in rows}
+        == {each.id for each in tries_so_far(finished)[0]}
+    )
+    stored = [
+        row for shard in finished.spectrum.files() for row in pq.read_table(shard).to_pylist()
+    ]
     later = {(row["source_id"], row["seed"], row["attempt"]): row["prompt"] for row in stored}
     assert any(prompt != later[source, seed, 0] for (source, seed, _), prompt in later.items())
-    assert all(later[row["source_id"], row["seed"], row["attempt"]] == row["prompt"] for row in stored)  # shared by the levels
+    assert all(
+        later[row["source_id"], row["seed"], row["attempt"]] == row["prompt"] for row in stored
+    )  # shared by the levels
 
 
-def test_the_first_tries_are_those_of_a_run_without_others(finished: Run, tree: dict[str, Any], tmp_path: Path) -> None:
+def test_the_first_tries_are_those_of_a_run_without_others(
+    finished: Run, tree: dict[str, Any], tmp_path: Path
+) -> None:
     once = validate(tree | {"spectrum": tree["spectrum"] | {"tries": 1}, "filter": tree["filter"]})
     run_until(open_run(once, tmp_path / "run"), "generate")
     made, all_tries = pictures(tmp_path / "run"), pictures(finished.folder)
@@ -135,7 +171,11 @@ def test_the_first_tries_are_those_of_a_run_without_others(finished: Run, tree: 
 
 @pytest.mark.parametrize("stops", [(1, 2, 3), (4, 9), (12, 1)], ids=str)
 def test_a_killed_run_comes_to_the_same_images(
-    stops: tuple[int, ...], finished: Run, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stops: tuple[int, ...],
+    finished: Run,
+    tree: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, append = tmp_path / "run", Shards.append
     for stop in stops:
@@ -168,16 +208,22 @@ def test_another_threshold_draws_what_it_lacks_and_forgets_what_it_does_not_need
     assert verdicts(folder) == mild
 
 
-def test_another_clip_text_is_scored_before_anything_is_drawn_again(finished: Run, tree: dict[str, Any], tmp_path: Path) -> None:
+def test_another_clip_text_is_scored_before_anything_is_drawn_again(
+    finished: Run, tree: dict[str, Any], tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     run_until(open_run(validate(tree), folder), "filter")
-    other = validate(tree | {"filter": tree["filter"] | {"template": "{class}, a thing", "threshold": 1}})
+    other = validate(
+        tree | {"filter": tree["filter"] | {"template": "{class}, a thing", "threshold": 1}}
+    )
     run_until(open_run(other, folder, amend=True), "filter")
     rows = verdicts(folder)
     assert len(rows) == 24 * TRIES and not any(row["keep"] for row in rows)
 
 
-def test_the_estimate_names_what_may_come_on_top(tree: dict[str, Any], finished: Run, tmp_path: Path) -> None:
+def test_the_estimate_names_what_may_come_on_top(
+    tree: dict[str, Any], finished: Run, tmp_path: Path
+) -> None:
     run = open_run(finished.recipe, tmp_path / "run")
     run_until(run, "plan")
     cost = estimate_cost(run)

@@ -23,7 +23,9 @@ def embedded(address: str) -> Path:
     root = Path(__file__).parent / FOLDERS[name]
     path = root / below
     if not path.exists():
-        raise RecipeError(f"'{address}' does not ship; embedded:{name} holds {', '.join(sorted(item.name for item in root.iterdir()))}.")
+        raise RecipeError(
+            f"'{address}' does not ship; embedded:{name} holds {', '.join(sorted(item.name for item in root.iterdir()))}."
+        )
     return path
 
 
@@ -31,7 +33,9 @@ def embedded_phrases(name: str) -> Path:
     """File of the shipped phrase list `name`, for example `fashion-mnist`. Raises RecipeError for an unknown one."""
     path = PHRASES / f"{name}.yaml"
     if not path.is_file():
-        raise RecipeError(unknown("phrase list", name, (item.stem for item in PHRASES.glob("*.yaml"))))
+        raise RecipeError(
+            unknown("phrase list", name, (item.stem for item in PHRASES.glob("*.yaml")))
+        )
     return path
 
 
@@ -39,14 +43,19 @@ def embedded_index(name: str) -> Path:
     """File of the shipped long-tail index `name`, for example `cifar100`. Raises RecipeError for an unknown one."""
     path = LONG_TAILS / f"{name}.txt"
     if not path.is_file():
-        raise RecipeError(unknown("long-tail index", name, (item.stem for item in LONG_TAILS.glob("*.txt"))))
+        raise RecipeError(
+            unknown("long-tail index", name, (item.stem for item in LONG_TAILS.glob("*.txt")))
+        )
     return path
 
 
 def common_names(name: str) -> dict[str, list[str]]:
     """`{scientific name: common names}` of the shipped list `name`, for example `iwildcam`; several where a category stands twice."""
     listed = yaml.safe_load((NAMES / f"{name}.yaml").read_text(encoding="utf-8"))
-    return {scientific: common if isinstance(common, list) else [common] for scientific, common in listed.items()}
+    return {
+        scientific: common if isinstance(common, list) else [common]
+        for scientific, common in listed.items()
+    }
 
 
 def published_figures(table: str) -> dict[str, dict[str, float]]:
@@ -60,4 +69,7 @@ def published_figures(table: str) -> dict[str, dict[str, float]]:
     rows = dict(tables[table])
     columns = rows.pop("columns")
     named = {row: zip(columns, figures, strict=True) for row, figures in rows.items()}
-    return {row: {column: figure for column, figure in each if figure is not None} for row, each in named.items()}
+    return {
+        row: {column: figure for column, figure in each if figure is not None}
+        for row, each in named.items()
+    }

@@ -28,7 +28,18 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).parent
-CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 TEMPLATES = ("a photo of {}", "a black and white photo of {}", "{}")
 POOL_PER_CLASS, VALIDATION_PER_CLASS = 500, 100
 TEXT_LENGTH = 32
@@ -51,11 +62,18 @@ def split_rows(source: Path) -> dict[str, tuple[np.ndarray, np.ndarray, list[str
     `generator` is what the models are trained on and does not ship.
     """
     pad = ((0, 0), (2, 2), (2, 2))
-    train, test = (np.pad(read_idx(source / f"{name}-images-idx3-ubyte.gz"), pad) for name in ("train", "t10k"))
-    train_y, test_y = (read_idx(source / f"{name}-labels-idx1-ubyte.gz").astype(np.int64) for name in ("train", "t10k"))
+    train, test = (
+        np.pad(read_idx(source / f"{name}-images-idx3-ubyte.gz"), pad) for name in ("train", "t10k")
+    )
+    train_y, test_y = (
+        read_idx(source / f"{name}-labels-idx1-ubyte.gz").astype(np.int64)
+        for name in ("train", "t10k")
+    )
     seen = {image.tobytes() for image in test}
     chosen: dict[str, list[int]] = {"train": [], "validation": [], "generator": []}
-    room = {label: {"train": POOL_PER_CLASS, "validation": VALIDATION_PER_CLASS} for label in range(10)}
+    room = {
+        label: {"train": POOL_PER_CLASS, "validation": VALIDATION_PER_CLASS} for label in range(10)
+    }
     for row in np.random.default_rng(2410).permutation(len(train)):
         content = train[row].tobytes()
         if content in seen:
@@ -70,7 +88,10 @@ def split_rows(source: Path) -> dict[str, tuple[np.ndarray, np.ndarray, list[str
     for name, rows in chosen.items():
         rows = sorted(rows, key=lambda row: (train_y[row], row))
         result[name] = (train[rows], train_y[rows], [f"train-{row:05d}" for row in rows])
-    unique = sorted({image.tobytes(): row for row, image in enumerate(test)}.values(), key=lambda row: (test_y[row], row))
+    unique = sorted(
+        {image.tobytes(): row for row, image in enumerate(test)}.values(),
+        key=lambda row: (test_y[row], row),
+    )
     result["test"] = (test[unique], test_y[unique], [f"t10k-{row:05d}" for row in unique])
     return result
 
@@ -82,7 +103,9 @@ def write_shipped(rows: dict, folder: Path) -> None:
     from datasets import ClassLabel, Dataset, Features, Image, Value
     from PIL import Image as Pillow
 
-    features = Features({"id": Value("string"), "image": Image(), "label": ClassLabel(names=list(CLASSES))})
+    features = Features(
+        {"id": Value("string"), "image": Image(), "label": ClassLabel(names=list(CLASSES))}
+    )
     for name in ("train", "validation", "test"):
         images, labels, ids = rows[name]
         encoded = []
@@ -90,7 +113,9 @@ def write_shipped(rows: dict, folder: Path) -> None:
             buffer = io.BytesIO()
             Pillow.fromarray(image).save(buffer, "WEBP", lossless=True, method=6)
             encoded.append({"bytes": buffer.getvalue(), "path": None})
-        table = Dataset.from_dict({"id": ids, "image": encoded, "label": labels.tolist()}, features=features)
+        table = Dataset.from_dict(
+            {"id": ids, "image": encoded, "label": labels.tolist()}, features=features
+        )
         folder.mkdir(parents=True, exist_ok=True)
         table.to_parquet(folder / f"{name}.parquet")
 
@@ -111,25 +136,43 @@ def make_tokenizer(folder: Path):
     texts += [template.format(name) for template in TEMPLATES for name in CLASSES]
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(" ", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=2048, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=2048,
+            initial_alphabet=alphabet,
+            end_of_word_suffix="</w>",
+            show_progress=False,
+        ),
     )
     learned = [tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]]
     tokens = alphabet + [token + "</w>" for token in alphabet]
-    tokens += [token for token in dict.fromkeys(left + right for left, right in learned) if token not in set(tokens)]
+    tokens += [
+        token
+        for token in dict.fromkeys(left + right for left, right in learned)
+        if token not in set(tokens)
+    ]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in learned))
+    (folder / "vocab.json").write_text(
+        json.dumps({token: index for index, token in enumerate(tokens)})
+    )
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in learned)
+    )
     tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=TEXT_LENGTH)
     tokenizer.save_pretrained(folder)
     return tokenizer
 
 
 def tokenize(tokenizer, texts: list[str]) -> torch.Tensor:
-    encoded = tokenizer(texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
+    encoded = tokenizer(
+        texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
+    )
     return encoded["input_ids"]
 
 
@@ -179,7 +222,9 @@ def train_clip(rows, work: Path, steps: int, batch: int) -> None:
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
     images, labels, _ = rows["generator"]
-    lines = [phrases()[name] + [template.format(name) for template in TEMPLATES] * 2 for name in CLASSES]
+    lines = [
+        phrases()[name] + [template.format(name) for template in TEMPLATES] * 2 for name in CLASSES
+    ]
     tokens = torch.stack([tokenize(tokenizer, line) for line in lines])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     rng, start = np.random.default_rng(1), time.time()
@@ -195,7 +240,12 @@ def train_clip(rows, work: Path, steps: int, batch: int) -> None:
         if rng.random() < 0.5:
             pixels = pixels.flip(-1)
         with torch.autocast("cpu", torch.bfloat16):
-            out = model(input_ids=tokens[label, torch.from_numpy(rng.integers(tokens.shape[1], size=batch))], pixel_values=pixels)
+            out = model(
+                input_ids=tokens[
+                    label, torch.from_numpy(rng.integers(tokens.shape[1], size=batch))
+                ],
+                pixel_values=pixels,
+            )
         logits = out.logits_per_image.float()
         target = (label[:, None] == label[None]).float()
         target = target / target.sum(1, keepdim=True)
@@ -207,10 +257,16 @@ def train_clip(rows, work: Path, steps: int, batch: int) -> None:
             model.logit_scale.clamp_(0, math.log(30))
         if step % 100 == 0:
             plain = loss.item() + (target * target.clamp_min(1e-9).log()).sum(1).mean().item()
-            print(f"clip {step:5d}/{steps} excess loss {plain:.4f} {time.time() - start:.0f} s", flush=True)
+            print(
+                f"clip {step:5d}/{steps} excess loss {plain:.4f} {time.time() - start:.0f} s",
+                flush=True,
+            )
     model.half().save_pretrained(folder)
     CLIPImageProcessor(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        size={"shortest_edge": 32},
+        crop_size={"height": 32, "width": 32},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
     ).save_pretrained(folder)
 
 
@@ -244,7 +300,12 @@ def train_vae(rows, work: Path, steps: int, batch: int) -> None:
             posterior = model.encode(pixels).latent_dist
             decoded = model.decode(posterior.sample()).sample
         error = decoded.float() - pixels
-        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+        kl = (
+            0.5
+            * (
+                posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()
+            ).mean()
+        )
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         loss = error.abs().mean() + error.square().mean() + edges + 1e-4 * kl
         loss.backward()
@@ -252,7 +313,10 @@ def train_vae(rows, work: Path, steps: int, batch: int) -> None:
         optimizer.step()
         optimizer.zero_grad()
         if step % 100 == 0:
-            print(f"vae {step:5d}/{steps} l1 {error.abs().mean():.4f} kl {kl:.2f} {time.time() - start:.0f} s", flush=True)
+            print(
+                f"vae {step:5d}/{steps} l1 {error.abs().mean():.4f} kl {kl:.2f} {time.time() - start:.0f} s",
+                flush=True,
+            )
     model.eval()
     means, stds = [], []
     with torch.inference_mode():
@@ -261,9 +325,17 @@ def train_vae(rows, work: Path, steps: int, batch: int) -> None:
             means.append(posterior.mean)
             stds.append(posterior.std)
     mean, std = torch.cat(means), torch.cat(stds)
-    scale = 1 / (mean + std * torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))).std().item()
+    scale = (
+        1
+        / (mean + std * torch.randn(mean.shape, generator=torch.Generator().manual_seed(0)))
+        .std()
+        .item()
+    )
     model.register_to_config(scaling_factor=round(scale, 5))
-    save_file({"mean": mean.half().contiguous(), "std": std.half().contiguous()}, work / "latents.safetensors")
+    save_file(
+        {"mean": mean.half().contiguous(), "std": std.half().contiguous()},
+        work / "latents.safetensors",
+    )
     model.half().save_pretrained(folder)
 
 
@@ -277,12 +349,19 @@ def train_unet(rows, work: Path, steps: int, batch: int) -> None:
         return
     tokenizer = CLIPTokenizer.from_pretrained(work / "clip")
     text_encoder = CLIPTextModel.from_pretrained(work / "clip", dtype=torch.float32).eval()
-    lines = [phrases()[name] + [template.format(name) for template in TEMPLATES] for name in CLASSES]
+    lines = [
+        phrases()[name] + [template.format(name) for template in TEMPLATES] for name in CLASSES
+    ]
     with torch.inference_mode():
         states = torch.stack([text_encoder(tokenize(tokenizer, line))[0] for line in lines])
         empty = text_encoder(tokenize(tokenizer, [""]))[0]
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
     torch.manual_seed(0)
     model = UNet2DConditionModel(
@@ -304,7 +383,11 @@ def train_unet(rows, work: Path, steps: int, batch: int) -> None:
     checkpoint, first = work / "unet-checkpoint.pt", 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"]), average.load_state_dict(state["average"]), optimizer.load_state_dict(state["optimizer"])
+        (
+            model.load_state_dict(state["model"]),
+            average.load_state_dict(state["average"]),
+            optimizer.load_state_dict(state["optimizer"]),
+        )
         first = state["step"]
     start, running = time.time(), 0.0
     for step in range(first, steps):
@@ -317,8 +400,12 @@ def train_unet(rows, work: Path, steps: int, batch: int) -> None:
         noise = torch.randn(mean.shape, generator=generator)
         timestep = torch.randint(1000, (batch,), generator=generator)
         text = states[labels[row], torch.randint(states.shape[1], (batch,), generator=generator)]
-        text = torch.where((torch.rand(batch, generator=generator) < 0.1)[:, None, None], empty, text)
-        noisy = scheduler.add_noise(clean, noise, timestep).contiguous(memory_format=torch.channels_last)
+        text = torch.where(
+            (torch.rand(batch, generator=generator) < 0.1)[:, None, None], empty, text
+        )
+        noisy = scheduler.add_noise(clean, noise, timestep).contiguous(
+            memory_format=torch.channels_last
+        )
         with torch.autocast("cpu", torch.bfloat16):
             predicted = model(noisy, timestep, text).sample
         loss = F.mse_loss(predicted.float(), noise)
@@ -330,9 +417,16 @@ def train_unet(rows, work: Path, steps: int, batch: int) -> None:
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         running = loss.item() if step == first else 0.99 * running + 0.01 * loss.item()
         if step % 100 == 0:
-            print(f"unet {step:5d}/{steps} loss {running:.4f} {time.time() - start:.0f} s", flush=True)
+            print(
+                f"unet {step:5d}/{steps} loss {running:.4f} {time.time() - start:.0f} s", flush=True
+            )
         if (step + 1) % 500 == 0:
-            state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            state = {
+                "model": model.state_dict(),
+                "average": average.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step + 1,
+            }
             torch.save(state, checkpoint.with_suffix(".new"))
             checkpoint.with_suffix(".new").replace(checkpoint)
             save_diffusion(folder, average, scheduler, text_encoder, tokenizer, name="unet-last")
@@ -341,7 +435,9 @@ def train_unet(rows, work: Path, steps: int, batch: int) -> None:
 
 def save_diffusion(folder: Path, unet, scheduler, text_encoder, tokenizer, name: str) -> None:
     """Writes the folder as a diffusers pipeline stores it (`model_index.json` and one folder per component)."""
-    copy.deepcopy(unet).to(memory_format=torch.contiguous_format).half().save_pretrained(folder / name)
+    copy.deepcopy(unet).to(memory_format=torch.contiguous_format).half().save_pretrained(
+        folder / name
+    )
     scheduler.save_pretrained(folder / "scheduler")
     copy.deepcopy(text_encoder).half().save_pretrained(folder / "text_encoder")
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -367,9 +463,15 @@ def export(work: Path, target: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, required=True, help="folder with the four gzipped IDX files")
-    parser.add_argument("--work", type=Path, required=True, help="folder for caches and checkpoints")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--source", type=Path, required=True, help="folder with the four gzipped IDX files"
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for caches and checkpoints"
+    )
     parser.add_argument("--target", type=Path, default=HERE / "fashion_mnist")
     parser.add_argument("--clip-steps", type=int, default=2000)
     parser.add_argument("--vae-steps", type=int, default=2500)

@@ -18,9 +18,13 @@ from ..digests import derive_seed
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cifar100", required=True)
-    parser.add_argument("--target", type=Path, default=Path(__file__).parent / "long_tails" / "cifar100.txt")
+    parser.add_argument(
+        "--target", type=Path, default=Path(__file__).parent / "long_tails" / "cifar100.txt"
+    )
     arguments = parser.parse_args()
     table = read_tables(arguments.cifar100)["train"]
     ids, labels, lines = table.ids, table.labels, []

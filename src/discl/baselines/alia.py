@@ -12,7 +12,13 @@ import numpy as np
 
 from ..digests import derive_seed
 
-NEGATIVE_PROMPTS = ("a photo of an object", "a photo of geometric shapes", "a photo", "an image", "a painting")
+NEGATIVE_PROMPTS = (
+    "a photo of an object",
+    "a photo of geometric shapes",
+    "a photo",
+    "an image",
+    "a painting",
+)
 
 
 def pick_captions(captions: Sequence[str], count: int = 20, seed: int = 0) -> list[str]:
@@ -39,7 +45,9 @@ def semantic_drop(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
     return negative.max(1) > positive
 
 
-def mean_self_confidence(probabilities: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+def mean_self_confidence(
+    probabilities: np.ndarray, labels: np.ndarray, num_classes: int
+) -> np.ndarray:
     """float64 `[classes]`: mean probability of the true class by the base model over the real images of each class; nan without any."""
     own = probabilities[np.arange(len(labels)), labels]
     counts = np.bincount(labels, minlength=num_classes)
@@ -47,7 +55,9 @@ def mean_self_confidence(probabilities: np.ndarray, labels: np.ndarray, num_clas
     return np.divide(totals, counts, out=np.full(num_classes, np.nan), where=counts > 0)
 
 
-def confidence_drop(probabilities: np.ndarray, labels: np.ndarray, self_confidence: np.ndarray) -> np.ndarray:
+def confidence_drop(
+    probabilities: np.ndarray, labels: np.ndarray, self_confidence: np.ndarray
+) -> np.ndarray:
     """int64 `[edits]`: 1 where the edit is too easy, 2 where it looks mislabelled, 0 where it stays.
 
     The base model's highest probability exceeds the mean self-confidence of the class it predicts; it is too easy if that class

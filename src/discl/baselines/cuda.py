@@ -36,9 +36,14 @@ Operation = tuple[float, float, bool, Callable[[Image.Image, float], Image.Image
 """(lo, hi, either sign, apply)."""
 
 
-def _affine(*matrix: Callable[[float, Image.Image], float]) -> Callable[[Image.Image, float], Image.Image]:
+def _affine(
+    *matrix: Callable[[float, Image.Image], float],
+) -> Callable[[Image.Image, float], Image.Image]:
     return lambda picture, v: picture.transform(
-        picture.size, Image.Transform.AFFINE, tuple(entry(v, picture) for entry in matrix), Image.Resampling.BILINEAR
+        picture.size,
+        Image.Transform.AFFINE,
+        tuple(entry(v, picture) for entry in matrix),
+        Image.Resampling.BILINEAR,
     )
 
 
@@ -50,13 +55,20 @@ def _resize_crop(picture: Image.Image, factor: float) -> Image.Image:
     """Enlarged by `factor` and cut back to its size around the middle."""
     width, height = picture.size
     half_width, half_height = width / factor / 2, height / factor / 2
-    box = (width / 2 - half_width, height / 2 - half_height, width / 2 + half_width, height / 2 + half_height)
+    box = (
+        width / 2 - half_width,
+        height / 2 - half_height,
+        width / 2 + half_width,
+        height / 2 + half_height,
+    )
     return picture.resize((width, height), Image.Resampling.BILINEAR, box)
 
 
 def _solarize_add(picture: Image.Image, amount: float) -> Image.Image:
     """Adds `amount` to every value below 128."""
-    return picture.point([min(255, value + int(amount)) if value < 128 else value for value in range(256)] * 3)
+    return picture.point(
+        [min(255, value + int(amount)) if value < 128 else value for value in range(256)] * 3
+    )
 
 
 def _enhanced(kind: type) -> Callable[[Image.Image, float], Image.Image]:
@@ -110,26 +122,39 @@ def augment(picture: Image.Image, strength: int, rng: np.random.Generator) -> Im
     return picture
 
 
-def augment_batch(pictures: np.ndarray, strengths: Sequence[int], seed: int, threads: ThreadPoolExecutor | None = None) -> np.ndarray:
+def augment_batch(
+    pictures: np.ndarray,
+    strengths: Sequence[int],
+    seed: int,
+    threads: ThreadPoolExecutor | None = None,
+) -> np.ndarray:
     """uint8 `[batch, 3, h, w]`: each picture augmented at its strength; a pure function of `seed`, whatever the number of threads."""
 
     def one(row: int) -> np.ndarray:
         if not strengths[row]:
             return pictures[row]
         picture = Image.fromarray(np.ascontiguousarray(pictures[row].transpose(1, 2, 0)))
-        return np.asarray(augment(picture, strengths[row], np.random.default_rng([seed, row]))).transpose(2, 0, 1)
+        return np.asarray(
+            augment(picture, strengths[row], np.random.default_rng([seed, row]))
+        ).transpose(2, 0, 1)
 
     rows = range(len(pictures))
     return np.stack(list(threads.map(one, rows) if threads else map(one, rows)))
 
 
-def training_strengths(levels: np.ndarray, labels: np.ndarray, rng: np.random.Generator, probability: float = 0.5) -> np.ndarray:
+def training_strengths(
+    levels: np.ndarray, labels: np.ndarray, rng: np.random.Generator, probability: float = 0.5
+) -> np.ndarray:
     """int64 `[batch]`: the level of each row's class with `probability`, else 0."""
     return np.where(rng.random(len(labels)) < probability, levels[labels], 0)
 
 
 def update_levels(
-    levels: np.ndarray, rows_of_class: Sequence[np.ndarray], recognised: Recognised, threshold: float, rng: np.random.Generator
+    levels: np.ndarray,
+    rows_of_class: Sequence[np.ndarray],
+    recognised: Recognised,
+    threshold: float,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """The levels of the next epoch, int64 `[classes]` in 0 … 10 (Algorithm 1 of the paper, LoL score and update).
 
@@ -145,7 +170,9 @@ def update_levels(
         for strength in range(int(levels[label]) + 1):
             drawn.append((label, strength, rng.choice(rows_of_class[label], 10 * (strength + 1))))
     passed = np.ones(len(levels), bool)
-    for strength in sorted({strength for _, strength, _ in drawn}):  # all classes of a strength in one call: full batches
+    for strength in sorted(
+        {strength for _, strength, _ in drawn}
+    ):  # all classes of a strength in one call: full batches
         parts = [(label, rows) for label, each, rows in drawn if each == strength]
         right = recognised(np.concatenate([rows for _, rows in parts]), strength, rng)
         for part, (label, _) in zip(right.reshape(len(parts), -1), parts, strict=True):
@@ -174,14 +201,18 @@ class Cuda(Companion):
     def begin_epoch(self, scene: Scene, epoch: int) -> None:
         pool = scene.pool
         usable = ~pool.held_out & ~pool.synthetic
-        rows_of_class = [np.flatnonzero(usable & (pool.labels == label)) for label in range(pool.num_classes)]
+        rows_of_class = [
+            np.flatnonzero(usable & (pool.labels == label)) for label in range(pool.num_classes)
+        ]
         rng = np.random.default_rng(derive_seed("cuda", scene.seed, epoch))
 
         def recognised(rows: np.ndarray, strength: int, rng: np.random.Generator) -> np.ndarray:
             return self._recognised(scene, rows, strength, int(rng.integers(2**62)))
 
         # one process judges for all: figures may differ by a rounding, and the levels with them
-        self.levels = scene.learner.processes.alone(lambda: update_levels(self.levels, rows_of_class, recognised, self.threshold, rng))
+        self.levels = scene.learner.processes.alone(
+            lambda: update_levels(self.levels, rows_of_class, recognised, self.threshold, rng)
+        )
 
     @torch.inference_mode()
     def _recognised(self, scene: Scene, rows: np.ndarray, strength: int, seed: int) -> np.ndarray:
@@ -190,8 +221,13 @@ class Cuda(Companion):
         training = learner.model.training
         learner.model.eval()
         for number, (part, stored) in enumerate(batches.of(rows)):
-            pictures, own = centre(stored, learner.config.image_size).numpy(), derive_seed(seed, number * JUDGED_AT_ONCE)
-            altered = torch.from_numpy(augment_batch(pictures, [strength] * len(part), own, self.threads))
+            pictures, own = (
+                centre(stored, learner.config.image_size).numpy(),
+                derive_seed(seed, number * JUDGED_AT_ONCE),
+            )
+            altered = torch.from_numpy(
+                augment_batch(pictures, [strength] * len(part), own, self.threads)
+            )
             images = normalise(altered.to(learner.device).float() / 255, learner.config)
             with autocast(learner.device, learner.precision):
                 logits = learner.model(images.contiguous(memory_format=torch.channels_last))
@@ -201,13 +237,17 @@ class Cuda(Companion):
 
     def alter(self, images: Tensor, labels: Tensor) -> Tensor:
         seed = int(torch.randint(2**62, ()).item())
-        strengths = training_strengths(self.levels, labels.cpu().numpy(), np.random.default_rng(seed), self.probability)
+        strengths = training_strengths(
+            self.levels, labels.cpu().numpy(), np.random.default_rng(seed), self.probability
+        )
         rows = np.flatnonzero(strengths)
         if not len(rows):
             return images
         place = torch.from_numpy(rows).to(images.device)
         pictures = (images[place] * 255).round().to(torch.uint8).cpu().numpy()
-        altered = torch.from_numpy(augment_batch(pictures, strengths[rows].tolist(), seed, self.threads)).to(images.device)
+        altered = torch.from_numpy(
+            augment_batch(pictures, strengths[rows].tolist(), seed, self.threads)
+        ).to(images.device)
         return images.index_copy(0, place, altered.to(images.dtype) / 255)
 
     def state(self) -> dict[str, Tensor]:

@@ -43,10 +43,18 @@ class Dynamics:
     @staticmethod
     def start(samples: int, classes: int) -> Dynamics:
         """Nothing visited, all scores 0."""
-        return Dynamics(np.zeros(samples), np.zeros((samples, classes), np.float32), np.zeros(samples), np.zeros(samples, bool), 0.0)
+        return Dynamics(
+            np.zeros(samples),
+            np.zeros((samples, classes), np.float32),
+            np.zeros(samples),
+            np.zeros(samples, bool),
+            0.0,
+        )
 
 
-def visit(state: Dynamics, rows: np.ndarray, labels: np.ndarray, logits: np.ndarray, learning_rate: float) -> Dynamics:
+def visit(
+    state: Dynamics, rows: np.ndarray, labels: np.ndarray, logits: np.ndarray, learning_rate: float
+) -> Dynamics:
     """The state after a step at `learning_rate` on `rows` (distinct), whose model outputs were `logits` `[rows, classes]`.
 
     a ← ½ a + ½ ⟨onehot(y) − p, z_now − z_last⟩ / (learning rates summed from the last visit's own step to the one before this)^0.1,
@@ -58,8 +66,15 @@ def visit(state: Dynamics, rows: np.ndarray, labels: np.ndarray, logits: np.ndar
     towards = -probabilities
     towards[np.arange(len(rows)), labels] += 1
     since = state.rate_sum - state.rate[rows]
-    gain = np.where(since > 0, (towards * (logits - state.logits[rows])).sum(1) / np.where(since > 0, since, 1) ** RATE_POWER, 0.0)
-    state.score[rows] = np.where(state.visited[rows], DECAY * state.score[rows] + (1 - DECAY) * gain, 0.0)
+    gain = np.where(
+        since > 0,
+        (towards * (logits - state.logits[rows])).sum(1)
+        / np.where(since > 0, since, 1) ** RATE_POWER,
+        0.0,
+    )
+    state.score[rows] = np.where(
+        state.visited[rows], DECAY * state.score[rows] + (1 - DECAY) * gain, 0.0
+    )
     state.logits[rows], state.rate[rows], state.visited[rows] = logits, state.rate_sum, True
     return replace(state, rate_sum=state.rate_sum + learning_rate)
 
@@ -71,7 +86,9 @@ def draw(score: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """
     if count > len(score):
         raise ValueError(f"{count} of {len(score)} samples cannot be drawn without replacement.")
-    keys = TEMPERATURE * (score - score.max()) + rng.gumbel(size=len(score))  # Gumbel top-k is sequential sampling without replacement
+    keys = TEMPERATURE * (score - score.max()) + rng.gumbel(
+        size=len(score)
+    )  # Gumbel top-k is sequential sampling without replacement
     return np.argsort(-keys, kind="stable")[:count]
 
 
@@ -86,7 +103,9 @@ def epoch_rows(
         if epoch < warm_up_epochs:
             parts.append(rng.permutation(known)[:left])
         else:
-            parts.append(known[draw(state.score[known], min(left, max(round(share * len(known)), 1)), rng)])
+            parts.append(
+                known[draw(state.score[known], min(left, max(round(share * len(known)), 1)), rng)]
+            )
     return np.concatenate(parts)
 
 
@@ -103,7 +122,9 @@ class Docl(Companion):
 
     def __init__(self, *, warm_up: int = 5, share: float = 0.5) -> None:
         if warm_up < 0 or not 0 < share <= 1:
-            raise ValueError(f"warm_up is 0 or more and share lies in (0, 1]; got {warm_up} and {share}.")
+            raise ValueError(
+                f"warm_up is 0 or more and share lies in (0, 1]; got {warm_up} and {share}."
+            )
         self.warm_up, self.share = warm_up, share
         self.dynamics = Dynamics.start(0, 0)
 
@@ -123,18 +144,36 @@ class Docl(Companion):
 
     def draw(self, scene: Scene, epoch: int, rows: np.ndarray) -> np.ndarray:
         rng = np.random.default_rng(derive_seed("docl", scene.seed, epoch))
-        return epoch_rows(self.dynamics, epoch, self.warm_up, len(rows), rng, np.unique(rows), self.share)
+        return epoch_rows(
+            self.dynamics, epoch, self.warm_up, len(rows), rng, np.unique(rows), self.share
+        )
 
     def learn(self, rows: np.ndarray, labels: Tensor, logits: Tensor, learning_rate: float) -> None:
-        first = np.unique(rows, return_index=True)[1]  # a batch between two passes may hold a row twice
+        first = np.unique(rows, return_index=True)[
+            1
+        ]  # a batch between two passes may hold a row twice
         outputs = logits.cpu().numpy()
-        self.dynamics = visit(self.dynamics, rows[first], labels.cpu().numpy()[first], outputs[first], learning_rate)
+        self.dynamics = visit(
+            self.dynamics, rows[first], labels.cpu().numpy()[first], outputs[first], learning_rate
+        )
 
     def state(self) -> dict[str, Tensor]:
         now = self.dynamics
-        arrays = {"score": now.score, "logits": now.logits, "rate": now.rate, "visited": now.visited, "rate_sum": np.asarray(now.rate_sum)}
+        arrays = {
+            "score": now.score,
+            "logits": now.logits,
+            "rate": now.rate,
+            "visited": now.visited,
+            "rate_sum": np.asarray(now.rate_sum),
+        }
         return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         arrays = {name: tensor.numpy().copy() for name, tensor in tensors.items()}
-        self.dynamics = Dynamics(arrays["score"], arrays["logits"], arrays["rate"], arrays["visited"], float(arrays["rate_sum"]))
+        self.dynamics = Dynamics(
+            arrays["score"],
+            arrays["logits"],
+            arrays["rate"],
+            arrays["visited"],
+            float(arrays["rate_sum"]),
+        )

@@ -46,14 +46,19 @@ class FeatureDenoiser(nn.Module):
         self.label = nn.Embedding(classes, width)
         self.enter = nn.Linear(features, width)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(depth)
+            nn.Sequential(
+                nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)
+            )
+            for _ in range(depth)
         )
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, features))
 
     def forward(self, noisy: Tensor, times: Tensor, labels: Tensor) -> Tensor:
         """Clean features `[batch, features]`."""
         half = self.width // 2
-        angles = times.float()[:, None] * torch.exp(-math.log(10_000) * torch.arange(half, device=noisy.device) / half)
+        angles = times.float()[:, None] * torch.exp(
+            -math.log(10_000) * torch.arange(half, device=noisy.device) / half
+        )
         condition = self.time(torch.cat([angles.sin(), angles.cos()], 1)) + self.label(labels)
         hidden = self.enter(noisy)
         for block in self.blocks:
@@ -82,16 +87,22 @@ def train_denoiser(
         torch.manual_seed(seed)
         model = FeatureDenoiser(features.shape[1], classes).to(features.device)
     rate = DIFFUSION_RATES[optimizer] if lr is None else lr
-    stepper: torch.optim.Optimizer = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer](model.parameters(), lr=rate)
+    stepper: torch.optim.Optimizer = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer](
+        model.parameters(), lr=rate
+    )
     alphas = cosine_alphas().float().to(features.device)
     for _ in range(epochs):
         total = 0.0
         for rows in torch.randperm(len(features), generator=generator).split(batch_size):
             clean = features[rows]
-            times = torch.randint(TRAIN_STEPS, (len(rows),), generator=generator).to(features.device)
+            times = torch.randint(TRAIN_STEPS, (len(rows),), generator=generator).to(
+                features.device
+            )
             noise = torch.randn(clean.shape, generator=generator).to(features.device)
             alpha = alphas[times, None]
-            loss = F.mse_loss(model(alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, times, labels[rows]), clean)
+            loss = F.mse_loss(
+                model(alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, times, labels[rows]), clean
+            )
             stepper.zero_grad()
             loss.backward()
             stepper.step()
@@ -101,16 +112,23 @@ def train_denoiser(
 
 
 def features_to_make(
-    class_counts: Sequence[int] | np.ndarray, share: float = 0.2, at_least: int = 5, only: Sequence[int] | None = None
+    class_counts: Sequence[int] | np.ndarray,
+    share: float = 0.2,
+    at_least: int = 5,
+    only: Sequence[int] | None = None,
 ) -> np.ndarray:
     """max(round(.20 · n_c), 5) features for each class, int64 `[classes]`; 0 for classes that are not in `only` or have no image."""
     known = np.asarray(class_counts)
-    counts = np.where(known > 0, np.maximum(np.floor(share * known + 0.5).astype(np.int64), at_least), 0)
+    counts = np.where(
+        known > 0, np.maximum(np.floor(share * known + 0.5).astype(np.int64), at_least), 0
+    )
     return counts if only is None else np.where(np.isin(np.arange(len(counts)), only), counts, 0)
 
 
 @torch.inference_mode()
-def sample_features(model: FeatureDenoiser, labels: Tensor, features: int, steps: int = 50, seed: int = 0) -> Tensor:
+def sample_features(
+    model: FeatureDenoiser, labels: Tensor, features: int, steps: int = 50, seed: int = 0
+) -> Tensor:
     """Standardised features `[rows, features]` of `labels`, by DDIM (η = 0) over `steps` of the 1,000 times."""
     generator = torch.Generator().manual_seed(seed)
     alphas = cosine_alphas().float().to(labels.device)
@@ -164,9 +182,15 @@ class Ldmlr(Companion):
             if group not in CLASS_GROUPS:
                 raise ValueError(unknown("group of classes", str(group), CLASS_GROUPS))
         if diffusion_optimizer not in DIFFUSION_RATES:
-            raise ValueError(unknown("diffusion_optimizer", str(diffusion_optimizer), DIFFUSION_RATES))
+            raise ValueError(
+                unknown("diffusion_optimizer", str(diffusion_optimizer), DIFFUSION_RATES)
+            )
         self.share, self.at_least, self.many, self.few = share, at_least, many, few
-        self.diffusion_epochs, self.diffusion_optimizer, self.diffusion_lr = diffusion_epochs, diffusion_optimizer, diffusion_lr
+        self.diffusion_epochs, self.diffusion_optimizer, self.diffusion_lr = (
+            diffusion_epochs,
+            diffusion_optimizer,
+            diffusion_lr,
+        )
         self.epochs, self.lr = epochs, lr
 
     def objection(self, objective: str) -> str | None:
@@ -189,7 +213,11 @@ class Ldmlr(Companion):
     def features(self, class_counts: np.ndarray) -> np.ndarray:
         """How many to make of each class, int64 `[classes]`."""
         groups = class_groups(class_counts.tolist(), self.many, self.few)
-        only = None if self.only is None else [label for group in self.only for label in groups.get(group, [])]
+        only = (
+            None
+            if self.only is None
+            else [label for group in self.only for label in groups.get(group, [])]
+        )
         return features_to_make(class_counts, self.share, self.at_least, only)
 
     def finish(self, scene: Scene, model: nn.Module) -> np.ndarray:
@@ -205,10 +233,20 @@ class Ldmlr(Companion):
             )  # fmt: skip
             counts = _real_counts(scene)
             wanted = self.features(counts)
-            made_labels = torch.from_numpy(np.repeat(np.arange(pool.num_classes), wanted)).to(features.device)
-            made = sample_features(denoiser, made_labels, features.shape[1], seed=scene.seed % 2**31).clone() * std + mean
+            made_labels = torch.from_numpy(np.repeat(np.arange(pool.num_classes), wanted)).to(
+                features.device
+            )
+            made = (
+                sample_features(
+                    denoiser, made_labels, features.shape[1], seed=scene.seed % 2**31
+                ).clone()
+                * std
+                + mean
+            )
             shown = counts + wanted
-            class_counts = torch.as_tensor(shown, dtype=scene.learner.counts.dtype, device=features.device)
+            class_counts = torch.as_tensor(
+                shown, dtype=scene.learner.counts.dtype, device=features.device
+            )
 
             def loss(logits: Tensor, labels: Tensor) -> Tensor:
                 return scene.learner.objective.loss(logits, labels, class_counts, 1.0)
@@ -224,7 +262,9 @@ def last_layer(model: nn.Module) -> nn.Linear:
     """The linear last layer of a classifier. Raises TrainingError for one that has none."""
     layer = getattr(model, "head", None)
     if not isinstance(layer, nn.Linear):
-        raise TrainingError(f"system ldmlr trains a linear last layer, which a {type(model).__name__} has not; use head: linear.")
+        raise TrainingError(
+            f"system ldmlr trains a linear last layer, which a {type(model).__name__} has not; use head: linear."
+        )
     return layer
 
 

@@ -16,7 +16,9 @@ OF_THE_BATCH = ("order", "forward_input_shape")
 """Parameters that kornia draws once for a batch; of all others each image has its own row."""
 
 
-def make_augmentation(names: Sequence[str], image_size: int, crop_scale: tuple[float, float] = (0.08, 1.0)) -> nn.Module:
+def make_augmentation(
+    names: Sequence[str], image_size: int, crop_scale: tuple[float, float] = (0.08, 1.0)
+) -> nn.Module:
     """A module from float pixels `[batch, 3, resize, resize]` in [0, 1] to `[batch, 3, image_size, image_size]`.
 
     `random-crop` pads by an eighth (4 pixels at 32) and crops back; `random-resized-crop` takes a share of the area from
@@ -52,7 +54,10 @@ def augment_share(augmentation: Any, pixels: Tensor, processes: Processes) -> Te
     for step in augmentation:
         whole = (processes.size * len(pixels), *pixels.shape[1:])
         drawn = step.forward_parameters(torch.Size(whole))
-        own = {name: value if name in OF_THE_BATCH else processes.own(value) for name, value in drawn.items()}
+        own = {
+            name: value if name in OF_THE_BATCH else processes.own(value)
+            for name, value in drawn.items()
+        }
         pixels = step(pixels, params=own)
     return pixels
 

@@ -21,7 +21,9 @@ class TransformersClassifier(nn.Module):
         from transformers import AutoModelForImageClassification
 
         super().__init__()
-        self.model = AutoModelForImageClassification.from_config(_configuration(settings, class_names))
+        self.model = AutoModelForImageClassification.from_config(
+            _configuration(settings, class_names)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `[batch, classes]` of normalised pixels `[batch, 3, h, w]`."""
@@ -47,11 +49,20 @@ class TransformersClassifier(nn.Module):
 
         try:
             found, told = AutoModelForImageClassification.from_pretrained(
-                folder, config=self.model.config, ignore_mismatched_sizes=True, use_safetensors=True, output_loading_info=True
+                folder,
+                config=self.model.config,
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                output_loading_info=True,
             )
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            raise CheckpointError(f"'{folder}' cannot be loaded as an image classifier: {error}") from error
-        absent = [*told["missing_keys"], *(key if isinstance(key, str) else key[0] for key in told["mismatched_keys"])]
+            raise CheckpointError(
+                f"'{folder}' cannot be loaded as an image classifier: {error}"
+            ) from error
+        absent = [
+            *told["missing_keys"],
+            *(key if isinstance(key, str) else key[0] for key in told["mismatched_keys"]),
+        ]
         lacking = sorted(name for name in absent if not _of_a_head(name, found))
         if lacking:
             raise CheckpointError(
@@ -76,7 +87,9 @@ class TimmClassifier(nn.Module):
         super().__init__()
         timm = import_timm()
         try:
-            self.model = timm.create_model(settings["name"], pretrained=False, num_classes=num_classes)
+            self.model = timm.create_model(
+                settings["name"], pretrained=False, num_classes=num_classes
+            )
         except RuntimeError as error:
             raise CheckpointError(f"timm has no model '{settings['name']}': {error}") from error
 
@@ -96,11 +109,19 @@ class TimmClassifier(nn.Module):
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"'{file}' holds no weights: {error}") from error
         own = self.model.state_dict()
-        fitting = {name: tensor for name, tensor in found.items() if name in own and own[name].shape == tensor.shape}
+        fitting = {
+            name: tensor
+            for name, tensor in found.items()
+            if name in own and own[name].shape == tensor.shape
+        }
         head = {f"{name}" for name, module in self.model.named_modules() if module is self.head}
-        lacking = [name for name in own if name not in fitting and name.rpartition(".")[0] not in head]
+        lacking = [
+            name for name in own if name not in fitting and name.rpartition(".")[0] not in head
+        ]
         if lacking:
-            raise CheckpointError(f"'{file}' lacks {len(lacking)} tensors of this model, such as {lacking[0]}; is it another model's?")
+            raise CheckpointError(
+                f"'{file}' lacks {len(lacking)} tensors of this model, such as {lacking[0]}; is it another model's?"
+            )
         self.model.load_state_dict({**own, **fitting})
 
 
@@ -109,7 +130,9 @@ def import_timm() -> Any:
     try:
         import timm
     except ImportError as error:
-        raise CheckpointError("architecture timm needs the package timm: pip install 'discl[timm]'.") from error
+        raise CheckpointError(
+            "architecture timm needs the package timm: pip install 'discl[timm]'."
+        ) from error
     return timm
 
 
@@ -129,7 +152,9 @@ def read_transformers_settings(folder: Path) -> dict[str, Any]:
     return json.loads(configuration.to_json_string(use_diff=True))
 
 
-def read_normalisation(folder: Path) -> tuple[tuple[float, float, float], tuple[float, float, float], int | None] | None:
+def read_normalisation(
+    folder: Path,
+) -> tuple[tuple[float, float, float], tuple[float, float, float], int | None] | None:
     """(mean, std, side to resize to) of a folder's `preprocessor_config.json`; None where it has none."""
     file = folder / "preprocessor_config.json"
     if not file.is_file():
@@ -146,11 +171,17 @@ def read_normalisation(folder: Path) -> tuple[tuple[float, float, float], tuple[
 def _configuration(settings: dict[str, Any], class_names: Sequence[str]) -> Any:
     from transformers import AutoConfig
 
-    plain = {key: value for key, value in settings.items() if key not in {"id2label", "label2id", "num_labels", "model_type"}}
+    plain = {
+        key: value
+        for key, value in settings.items()
+        if key not in {"id2label", "label2id", "num_labels", "model_type"}
+    }
     try:
         configuration = AutoConfig.for_model(settings["model_type"], **plain)
     except (KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"no network can be built from this configuration of transformers: {error}") from error
+        raise CheckpointError(
+            f"no network can be built from this configuration of transformers: {error}"
+        ) from error
     configuration.id2label = dict(enumerate(class_names))
     configuration.label2id = {name: label for label, name in enumerate(class_names)}
     return configuration

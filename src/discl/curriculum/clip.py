@@ -39,13 +39,20 @@ class ClipClassifier(nn.Module):
         self.clip: Any = CLIPModel(CLIPConfig(text_config=settings["text_config"], vision_config=settings["vision_config"],
                                               projection_dim=settings["projection_dim"]))  # fmt: skip
         self.head = nn.Linear(settings["projection_dim"], num_classes)
-        self.register_buffer("prompts", torch.zeros(num_classes, settings["prompts"], settings["prompt_length"], dtype=torch.int64))
+        self.register_buffer(
+            "prompts",
+            torch.zeros(
+                num_classes, settings["prompts"], settings["prompt_length"], dtype=torch.int64
+            ),
+        )
         if self.rebuilds:
             self.head.requires_grad_(False)  # it follows the text tower
 
     def features(self, x: Tensor) -> Tensor:
         """Normalised image embeddings, float32 `[batch, dim]`, of normalised pixels `[batch, 3, h, w]`."""
-        return F.normalize(self.clip.get_image_features(pixel_values=x).pooler_output.float(), dim=1)
+        return F.normalize(
+            self.clip.get_image_features(pixel_values=x).pooler_output.float(), dim=1
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `[batch, classes]` of normalised pixels `[batch, 3, h, w]`."""
@@ -53,7 +60,9 @@ class ClipClassifier(nn.Module):
 
     def texts(self, tokens: Tensor) -> Tensor:
         """Normalised text embeddings, float32 `[texts, dim]`, of tokens `[texts, length]`."""
-        return F.normalize(self.clip.get_text_features(input_ids=tokens).pooler_output.float(), dim=1)
+        return F.normalize(
+            self.clip.get_text_features(input_ids=tokens).pooler_output.float(), dim=1
+        )
 
     @property
     def scale(self) -> Tensor:
@@ -69,14 +78,18 @@ class ClipClassifier(nn.Module):
 
         A prompt that several images share is encoded once.
         """
-        distinct, place = torch.unique(labels * self.prompts.shape[1] + drawn.to(labels.device), return_inverse=True)
+        distinct, place = torch.unique(
+            labels * self.prompts.shape[1] + drawn.to(labels.device), return_inverse=True
+        )
         return self.features(x), self.texts(self.prompts.flatten(0, 1)[distinct])[place]
 
     @torch.no_grad()
     def rebuild_head(self) -> None:
         """Makes the head zero-shot: per class the normalised mean of its prompts' embeddings, times exp(scale); no bias."""
         count = self.prompts.shape[1]
-        embeddings = torch.cat([self.texts(chunk) for chunk in self.prompts.flatten(0, 1).split(TEXTS_AT_ONCE)])
+        embeddings = torch.cat(
+            [self.texts(chunk) for chunk in self.prompts.flatten(0, 1).split(TEXTS_AT_ONCE)]
+        )
         mean = embeddings.unflatten(0, (-1, count)).mean(1)
         self.head.weight.copy_(self.scale.float() * F.normalize(mean, dim=1))
         self.head.bias.zero_()
@@ -119,7 +132,9 @@ def tokenize(folder: Path, texts: Mapping[str, Sequence[str]]) -> Tensor:
         raise CheckpointError(f"'{folder}' has no CLIP tokenizer: {error}") from error
     flat = [text for each in texts.values() for text in each]
     length = read_clip_settings(folder)["text_config"].get("max_position_embeddings", 77)
-    tokens = tokenizer(flat, padding="longest", truncation=True, max_length=length, return_tensors="pt").input_ids
+    tokens = tokenizer(
+        flat, padding="longest", truncation=True, max_length=length, return_tensors="pt"
+    ).input_ids
     return tokens.unflatten(0, (len(texts), -1))
 
 
@@ -132,7 +147,9 @@ def read_clip_settings(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"'{folder}' holds no model of transformers: {error}") from error
     if found.model_type != "clip":
-        raise CheckpointError(f"'{folder}' holds a model of the family '{found.model_type}'; architecture clip needs a CLIP.")
+        raise CheckpointError(
+            f"'{folder}' holds a model of the family '{found.model_type}'; architecture clip needs a CLIP."
+        )
     return {
         "text_config": _plain(found.text_config), "vision_config": _plain(found.vision_config), "projection_dim": found.projection_dim,
     }  # fmt: skip
@@ -140,20 +157,30 @@ def read_clip_settings(folder: Path) -> dict[str, Any]:
 
 def _plain(configuration: Any) -> dict[str, Any]:
     kept = configuration.to_diff_dict()
-    return {key: value for key, value in kept.items() if key not in {"transformers_version", "dtype", "architectures"}}
+    return {
+        key: value
+        for key, value in kept.items()
+        if key not in {"transformers_version", "dtype", "architectures"}
+    }
 
 
-def clip_feeding(folder: Path, settings: Mapping[str, Any]) -> tuple[int, int, tuple[float, float, float], tuple[float, float, float]]:
+def clip_feeding(
+    folder: Path, settings: Mapping[str, Any]
+) -> tuple[int, int, tuple[float, float, float], tuple[float, float, float]]:
     """(image size, side to resize to, mean, std) that a CLIP was trained with. Raises CheckpointError where the folder does not say."""
     found = read_normalisation(folder)
     if found is None:
-        raise CheckpointError(f"'{folder}' has no preprocessor_config.json with image_mean and image_std, which its images need.")
+        raise CheckpointError(
+            f"'{folder}' has no preprocessor_config.json with image_mean and image_std, which its images need."
+        )
     size = int(settings["vision_config"].get("image_size", 224))
     mean, std, side = found
     return size, max(side or size, size), mean, std
 
 
-def interpolate(pretrained: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+def interpolate(
+    pretrained: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: float
+) -> dict[str, Tensor]:
     """(1 − α) θ_pretrained + α θ_tuned over every floating-point tensor (arXiv 2109.01903, eq. 1); others are the tuned one's.
 
     Exactly the one at α = 0 and the other at α = 1.
@@ -161,5 +188,8 @@ def interpolate(pretrained: Mapping[str, Tensor], tuned: Mapping[str, Tensor], a
     if alpha in (0.0, 1.0):
         return dict(tuned if alpha else pretrained)
     return {
-        name: (1 - alpha) * pretrained[name] + alpha * tensor if tensor.is_floating_point() else tensor for name, tensor in tuned.items()
+        name: (1 - alpha) * pretrained[name] + alpha * tensor
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in tuned.items()
     }

@@ -49,7 +49,11 @@ class Course:
         Those here that follow progress may come to each of `levels`, by itself; what one of your own may come to is not known beforehand.
         """
         if isinstance(self.strategy, Planned):
-            check_offered(self.pool, self.mixing, sorted({self.strategy.levels(epoch, ()) for epoch in range(epochs)}))
+            check_offered(
+                self.pool,
+                self.mixing,
+                sorted({self.strategy.levels(epoch, ()) for epoch in range(epochs)}),
+            )
         elif isinstance(self.strategy, (Adaptive, Bandit)) and self.strategy.curriculum_epochs:
             check_offered(self.pool, self.mixing, [(level,) for level in sorted(levels)])
 
@@ -61,13 +65,23 @@ class Course:
         probes = self.strategy.measures(epoch) == "probe"
         if probes and part == 0:
             return self.probe(epoch), {}
-        levels, class_levels = self.strategy.levels(epoch, history), self.strategy.class_levels(epoch, history)
+        levels, class_levels = (
+            self.strategy.levels(epoch, history),
+            self.strategy.class_levels(epoch, history),
+        )
         left = self.samples - (self.probe_samples if probes else 0)
-        rows, first = mix_epoch(self.pool, levels, self.mixing, left, derive_seed("mix", self.seed, epoch), class_levels)
-        chosen: Record = {"levels": [level.percent for level in levels], "effective_scale": first.effective_scale}
+        rows, first = mix_epoch(
+            self.pool, levels, self.mixing, left, derive_seed("mix", self.seed, epoch), class_levels
+        )
+        chosen: Record = {
+            "levels": [level.percent for level in levels],
+            "effective_scale": first.effective_scale,
+        }
         if class_levels:
             chosen["classes_apart"] = sum(own != levels for own in class_levels.values())
-            chosen["class_levels"] = {str(label): [level.percent for level in own] for label, own in class_levels.items()}
+            chosen["class_levels"] = {
+                str(label): [level.percent for level in own] for label, own in class_levels.items()
+            }
         return rows, chosen
 
     def probe(self, epoch: int) -> np.ndarray:
@@ -85,7 +99,9 @@ class Course:
         if part or self.strategy.measures(epoch) == "never":
             return None
         if judge is None or self.guidance is None:
-            raise TrainingError("this strategy follows learning progress, but there is no guidance validation set to measure it on.")
+            raise TrainingError(
+                "this strategy follows learning progress, but there is no guidance validation set to measure it on."
+            )
         return judge()
 
     def progress(self, before: np.ndarray | None, judge: Judge | None) -> Record:
@@ -95,7 +111,9 @@ class Course:
         return {"progress": measure_progress(self.guidance, before, judge())}
 
 
-def hold_out_guidance(pool: Pool, levels: Sequence[GuidanceLevel], images: int | None, seed: int) -> tuple[Pool, GuidanceSet]:
+def hold_out_guidance(
+    pool: Pool, levels: Sequence[GuidanceLevel], images: int | None, seed: int
+) -> tuple[Pool, GuidanceSet]:
     """V of about `images` images (default 2,000, or a fifth of the synthetic ones if that is less), and the pool without them."""
     images = images or min(2000, int(pool.synthetic.sum()) // 5)
     guidance = draw_guidance_set(pool, levels, images, derive_seed("guidance", seed))
@@ -105,13 +123,36 @@ def hold_out_guidance(pool: Pool, levels: Sequence[GuidanceLevel], images: int |
 
 
 def make_mixing(
-    pool: Pool, strategy: str | Strategy, undersample: bool, synthetic_scale: float, shortage: str, missing: str, class_power: float = 1.0
+    pool: Pool,
+    strategy: str | Strategy,
+    undersample: bool,
+    synthetic_scale: float,
+    shortage: str,
+    missing: str,
+    class_power: float = 1.0,
 ) -> Mixing:
     """The mixture that goes with a strategy (one that ships may be named): those that probe leave the hard real images to the probe.
 
     Raises TrainingError where undersampling would leave none of the images that are not hard, since every class has hard ones.
     """
-    if undersample and pool.tail_share == 1 and (~pool.hard & ~pool.synthetic & ~pool.held_out).any():
-        raise TrainingError("every class has hard images, so undersampling would leave out all others; use undersample: false.")
-    with_hard = strategy not in WITHOUT_HARD if isinstance(strategy, str) else strategy.measures(0) != "probe"
-    return Mixing(pool.tail_share if undersample else None, synthetic_scale, shortage, missing, with_hard, class_power)
+    if (
+        undersample
+        and pool.tail_share == 1
+        and (~pool.hard & ~pool.synthetic & ~pool.held_out).any()
+    ):
+        raise TrainingError(
+            "every class has hard images, so undersampling would leave out all others; use undersample: false."
+        )
+    with_hard = (
+        strategy not in WITHOUT_HARD
+        if isinstance(strategy, str)
+        else strategy.measures(0) != "probe"
+    )
+    return Mixing(
+        pool.tail_share if undersample else None,
+        synthetic_scale,
+        shortage,
+        missing,
+        with_hard,
+        class_power,
+    )

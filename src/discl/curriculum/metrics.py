@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
+from torchmetrics.functional.classification import (
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+)
 
 
 def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -18,7 +21,11 @@ def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Ten
 def class_accuracies(confusion: Tensor) -> dict[int, float]:
     """`{label: share of its images that are recognised}` in [0, 1], for the classes that have images."""
     totals = confusion.sum(1)
-    return {label: confusion[label, label].item() / total for label, total in enumerate(totals.tolist()) if total}
+    return {
+        label: confusion[label, label].item() / total
+        for label, total in enumerate(totals.tolist())
+        if total
+    }
 
 
 def macro_f1(confusion: Tensor) -> float:
@@ -31,10 +38,14 @@ def macro_f1(confusion: Tensor) -> float:
 def calibration_error(logits: Tensor, labels: Tensor) -> float:
     """Expected calibration error in [0, 1]: Σ |B| / n · |accuracy(B) − confidence(B)| over 15 equal-width bins B of the largest
     softmax probability (arXiv 1706.04599, eq. 3)."""
-    return multiclass_calibration_error(softmax_rows(logits), labels, logits.shape[1], n_bins=15).item()
+    return multiclass_calibration_error(
+        softmax_rows(logits), labels, logits.shape[1], n_bins=15
+    ).item()
 
 
-def measure_domains(predicted: Tensor, labels: Tensor, domains: Sequence[Any], num_classes: int) -> dict[str, dict[str, Any]]:
+def measure_domains(
+    predicted: Tensor, labels: Tensor, domains: Sequence[Any], num_classes: int
+) -> dict[str, dict[str, Any]]:
     """`{domain: {"images", "accuracy", "macro_f1"}}`, `domains` one per row; macro F1 over the labels present in the domain."""
     rows_of: dict[str, list[int]] = {}
     for row, domain in enumerate(domains):
@@ -43,7 +54,11 @@ def measure_domains(predicted: Tensor, labels: Tensor, domains: Sequence[Any], n
     for domain, rows in sorted(rows_of.items()):
         confusion = confusion_matrix(predicted[rows], labels[rows], num_classes)
         accuracy = confusion.diagonal().sum().item() / len(rows)
-        result[domain] = {"images": len(rows), "accuracy": accuracy, "macro_f1": macro_f1(confusion)}
+        result[domain] = {
+            "images": len(rows),
+            "accuracy": accuracy,
+            "macro_f1": macro_f1(confusion),
+        }
     return result
 
 
@@ -76,7 +91,9 @@ def measure(
     if domains is not None:
         result["per_domain"] = measure_domains(logits.argmax(1), labels, domains, len(class_names))
         for metric in ("accuracy", "macro_f1"):
-            result[f"worst_domain_{metric}"] = min(each[metric] for each in result["per_domain"].values())
+            result[f"worst_domain_{metric}"] = min(
+                each[metric] for each in result["per_domain"].values()
+            )
     result["per_class"] = {class_names[label]: accuracy for label, accuracy in accuracies.items()}
     return result
 

@@ -47,7 +47,9 @@ class Pool:
     @property
     def hard_by_class(self) -> bool:
         """Whether a class with a hard image has no real image that is not hard: the long tail's rule, seen from its outcome."""
-        return not np.isin(self.labels[~self.synthetic & ~self.hard], np.unique(self.labels[self.hard])).any()
+        return not np.isin(
+            self.labels[~self.synthetic & ~self.hard], np.unique(self.labels[self.hard])
+        ).any()
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,9 @@ def mix_round(
     distinct = 0
     if levels and mixing.synthetic_scale > 0:
         counts = np.bincount(pool.labels[hard], minlength=pool.num_classes)
-        for label, rows in _offered(pool, np.flatnonzero(counts), levels, class_levels or {}, mixing.missing).items():
+        for label, rows in _offered(
+            pool, np.flatnonzero(counts), levels, class_levels or {}, mixing.missing
+        ).items():
             taken = _draw(rows, round(mixing.synthetic_scale * counts[label]), mixing.shortage, rng)
             drawn.append(taken)
             distinct += len(np.unique(taken))
@@ -124,7 +128,11 @@ def check_offered(pool: Pool, mixing: Mixing, levels: Sequence[Sequence[Guidance
 
 
 def _offered(
-    pool: Pool, labels: np.ndarray, levels: Sequence[GuidanceLevel], class_levels: Mapping[int, Sequence[GuidanceLevel]], missing: str
+    pool: Pool,
+    labels: np.ndarray,
+    levels: Sequence[GuidanceLevel],
+    class_levels: Mapping[int, Sequence[GuidanceLevel]],
+    missing: str,
 ) -> dict[int, np.ndarray]:
     """`{label: rows of synthetic images at its levels}`, in one pass over the synthetic rows.
 
@@ -136,7 +144,11 @@ def _offered(
 
 
 def _lookup(
-    pool: Pool, labels: np.ndarray, levels: Sequence[GuidanceLevel], class_levels: Mapping[int, Sequence[GuidanceLevel]], missing: str
+    pool: Pool,
+    labels: np.ndarray,
+    levels: Sequence[GuidanceLevel],
+    class_levels: Mapping[int, Sequence[GuidanceLevel]],
+    missing: str,
 ) -> tuple[dict[int, np.ndarray], dict[str, list[str]]]:
     """What `_offered` gives, and the names of classes that lack images, with their levels.
 
@@ -194,20 +206,29 @@ def mix_epoch(
     rng = np.random.default_rng(seed)
     rounds = [mix_round(pool, levels, mixing, rng, class_levels)]
     if not len(rounds[0].rows):
-        raise TrainingError("there is no sample to train on: the pool holds neither hard nor other real images.")
+        raise TrainingError(
+            "there is no sample to train on: the pool holds neither hard nor other real images."
+        )
     while sum(len(each.rows) for each in rounds) < samples:
         rounds.append(mix_round(pool, levels, mixing, rng, class_levels))
     rows = np.concatenate([each.rows for each in rounds])[:samples]
     if mixing.class_power != 1:
-        rows = rng.permutation(balance_classes(rows, pool.labels[rows], samples, mixing.class_power, rng))
+        rows = rng.permutation(
+            balance_classes(rows, pool.labels[rows], samples, mixing.class_power, rng)
+        )
     return rows, rounds[0]
 
 
-def balance_classes(rows: np.ndarray, labels: np.ndarray, samples: int, power: float, rng: np.random.Generator) -> np.ndarray:
+def balance_classes(
+    rows: np.ndarray, labels: np.ndarray, samples: int, power: float, rng: np.random.Generator
+) -> np.ndarray:
     """`samples` of the rows, classes ∝ n_c^power of these rows (arXiv 1910.09217, eq. 1), evenly within a class."""
     present, counts = np.unique(labels, return_counts=True)
     shares = counts.astype(float) ** power
     wanted = rng.multinomial(samples, shares / shares.sum())
     return np.concatenate(
-        [_draw(rows[labels == label], count, "repeat", rng) for label, count in zip(present, wanted.tolist(), strict=True)]
+        [
+            _draw(rows[labels == label], count, "repeat", rng)
+            for label, count in zip(present, wanted.tolist(), strict=True)
+        ]
     )

@@ -64,14 +64,18 @@ class BasicBlock(nn.Module):
         self.stride, self.padding = stride, (channels - channels_in) // 2
         self.downsample = None
         if shortcut == "projection" and (stride != 1 or channels_in != channels):
-            self.downsample = nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         if self.downsample is not None:
             x = self.downsample(x)
         elif self.padding or self.stride != 1:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
+            x = F.pad(
+                x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding)
+            )
         return F.relu(x + y)
 
 
@@ -88,11 +92,16 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(4 * channels)
         self.downsample = None
         if stride != 1 or channels_in != 4 * channels:
-            self.downsample = nn.Sequential(nn.Conv2d(channels_in, 4 * channels, 1, stride, bias=False), nn.BatchNorm2d(4 * channels))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels_in, 4 * channels, 1, stride, bias=False),
+                nn.BatchNorm2d(4 * channels),
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
-        return F.relu(self.bn3(self.conv3(y)) + (x if self.downsample is None else self.downsample(x)))
+        return F.relu(
+            self.bn3(self.conv3(y)) + (x if self.downsample is None else self.downsample(x))
+        )
 
 
 class CosineHead(nn.Module):
@@ -113,11 +122,19 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self, blocks: tuple[int, ...], width: int, num_classes: int, stem: str = "7x7", shortcut: str = "projection", head: str = "linear"
+        self,
+        blocks: tuple[int, ...],
+        width: int,
+        num_classes: int,
+        stem: str = "7x7",
+        shortcut: str = "projection",
+        head: str = "linear",
     ) -> None:
         super().__init__()
         large = stem == "7x7"
-        self.conv1 = nn.Conv2d(3, width, 7 if large else 3, 2 if large else 1, 3 if large else 1, bias=False)
+        self.conv1 = nn.Conv2d(
+            3, width, 7 if large else 3, 2 if large else 1, 3 if large else 1, bias=False
+        )
         self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
         layers: list[nn.Module] = []
@@ -133,7 +150,11 @@ class ResNet(nn.Module):
                     layers.append(BasicBlock(channels_in, channels, stride, shortcut))
                     channels_in = channels
         self.layers = nn.Sequential(*layers)
-        self.fc = CosineHead(channels_in, num_classes) if head == "cosine" else nn.Linear(channels_in, num_classes)
+        self.fc = (
+            CosineHead(channels_in, num_classes)
+            if head == "cosine"
+            else nn.Linear(channels_in, num_classes)
+        )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -168,7 +189,10 @@ def build_classifier(config: ClassifierConfig) -> nn.Module:
 
 def normalise(pixels: Tensor, config: ClassifierConfig) -> Tensor:
     """(pixels − mean) / std for float pixels `[batch, 3, h, w]` in [0, 1]."""
-    mean, std = (torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) for values in (config.mean, config.std))
+    mean, std = (
+        torch.tensor(values, device=pixels.device).view(1, 3, 1, 1)
+        for values in (config.mean, config.std)
+    )
     return (pixels - mean) / std
 
 
@@ -180,7 +204,13 @@ def save_classifier(model: nn.Module, config: ClassifierConfig, folder: Path) ->
     with whole(folder / "config.json") as unfinished:
         unfinished.write_text(json.dumps(asdict(config), indent=2, ensure_ascii=False))
     with whole(folder / "model.safetensors") as unfinished:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, unfinished)
+        save_file(
+            {
+                name: tensor.detach().cpu().contiguous()
+                for name, tensor in model.state_dict().items()
+            },
+            unfinished,
+        )
     model.train(training)
 
 
@@ -194,10 +224,22 @@ def load_classifier(folder: Path) -> tuple[nn.Module, ClassifierConfig]:
     folder = Path(folder)
     try:
         plain = json.loads((folder / "config.json").read_text())
-        settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
+        settings: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()
+        }
         config = ClassifierConfig(**settings)
         model = build_classifier(config)
         model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"'{folder}' holds no classifier of discl: {first_cause(error)}") from error
+    except (
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
+        raise CheckpointError(
+            f"'{folder}' holds no classifier of discl: {first_cause(error)}"
+        ) from error
     return model.eval(), config

@@ -33,7 +33,9 @@ def balanced_softmax(logits: Tensor, labels: Tensor, class_counts: Tensor) -> Te
     return F.cross_entropy(logits + class_counts.to(logits).log(), labels)
 
 
-def logit_adjusted(logits: Tensor, labels: Tensor, class_counts: Tensor, *, tau: float = 1.0) -> Tensor:
+def logit_adjusted(
+    logits: Tensor, labels: Tensor, class_counts: Tensor, *, tau: float = 1.0
+) -> Tensor:
     """CE(z + τ log π_c, y) with π_c = n_c / N (arXiv 2007.07314, eq. 10); at τ = 1 the loss of Balanced Softmax."""
     return F.cross_entropy(adjust_logits(logits, class_counts, -tau), labels)
 
@@ -59,7 +61,11 @@ def ldam(
     margins = margins * (max_margin / margins.max())
     moved = logits.scatter_add(1, labels[:, None], -margins[labels][:, None])
     losses = F.cross_entropy(scale * moved, labels, reduction="none")
-    return (losses * class_weights(class_counts, beta).to(logits)[labels]).mean() if progress >= defer else losses.mean()
+    return (
+        (losses * class_weights(class_counts, beta).to(logits)[labels]).mean()
+        if progress >= defer
+        else losses.mean()
+    )
 
 
 def class_weights(class_counts: Tensor, beta: float) -> Tensor:
@@ -112,10 +118,14 @@ class Objective:
     name: str
     parameters: Mapping[str, float] = field(default_factory=dict)
 
-    def loss(self, logits: Tensor, labels: Tensor, class_counts: Tensor, progress: float = 0.0) -> Tensor:
+    def loss(
+        self, logits: Tensor, labels: Tensor, class_counts: Tensor, progress: float = 0.0
+    ) -> Tensor:
         """The mean loss of a batch. Raises RecipeError for `flyp`, which is no loss of logits."""
         if self.name == FLYP:
-            raise RecipeError("objective flyp compares images with class prompts and has no loss over logits.")
+            raise RecipeError(
+                "objective flyp compares images with class prompts and has no loss over logits."
+            )
         found = find_objective(self.name)
         function = partial(found, **self.parameters)
         if "progress" in inspect.signature(found).parameters:
@@ -125,7 +135,9 @@ class Objective:
     @property
     def corrected(self) -> bool:
         """Whether it corrects for the class prior itself."""
-        return self.name in CORRECTED or (self.name != FLYP and getattr(find_objective(self.name), "corrected", False) is True)
+        return self.name in CORRECTED or (
+            self.name != FLYP and getattr(find_objective(self.name), "corrected", False) is True
+        )
 
 
 def find_objective(name: str) -> Callable[..., Tensor]:
@@ -145,22 +157,40 @@ def make_objective(asked: str | Mapping[str, Any] | Objective) -> Objective:
     """
     if isinstance(asked, Objective):
         return asked
-    if not isinstance(asked, (str, Mapping)) or (not isinstance(asked, str) and not isinstance(asked.get("name"), str)):
-        raise RecipeError(f"an objective is a name or a mapping such as {{name: focal, gamma: 2}}; got {asked!r}.")
+    if not isinstance(asked, (str, Mapping)) or (
+        not isinstance(asked, str) and not isinstance(asked.get("name"), str)
+    ):
+        raise RecipeError(
+            f"an objective is a name or a mapping such as {{name: focal, gamma: 2}}; got {asked!r}."
+        )
     name = asked if isinstance(asked, str) else asked["name"]
-    given = {} if isinstance(asked, str) else {key: value for key, value in asked.items() if key != "name"}
+    given = (
+        {}
+        if isinstance(asked, str)
+        else {key: value for key, value in asked.items() if key != "name"}
+    )
     known = parameters_of(name)
     for key, value in given.items():
         if key not in known:
             raise RecipeError(
-                unknown(f"parameter of objective {name}", key, known) if known else f"objective {name} has no parameter; got {key}."
+                unknown(f"parameter of objective {name}", key, known)
+                if known
+                else f"objective {name} has no parameter; got {key}."
             )
         low, high = BOUNDS[key] if name in OBJECTIVES else (-sys.float_info.max, sys.float_info.max)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            allowed = f"lies between {low:g} and {high:g}" if name in OBJECTIVES else "is a finite number"
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not low <= value <= high
+        ):
+            allowed = (
+                f"lies between {low:g} and {high:g}" if name in OBJECTIVES else "is a finite number"
+            )
             raise RecipeError(f"objective {name}: {key} {allowed}; got {value!r}.")
     if name not in OBJECTIVES and name != FLYP:
-        check_call("objective", name, find_objective(name), "logits", "labels", "class_counts", **given)
+        check_call(
+            "objective", name, find_objective(name), "logits", "labels", "class_counts", **given
+        )
     return Objective(name, {key: float(value) for key, value in given.items()})
 
 
@@ -169,7 +199,9 @@ def parameters_of(name: str) -> list[str]:
     if name == FLYP:
         return []
     found = inspect.signature(find_objective(name)).parameters.values()
-    return [each.name for each in found if each.kind is each.KEYWORD_ONLY and each.name != "progress"]
+    return [
+        each.name for each in found if each.kind is each.KEYWORD_ONLY and each.name != "progress"
+    ]
 
 
 def widest(device: torch.device) -> torch.dtype:

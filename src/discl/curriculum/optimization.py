@@ -35,13 +35,25 @@ def make_learning_rate(
     return rate
 
 
-def two_phases(first: Callable[[float], float], second: Callable[[float], float], share: float) -> Callable[[float], float]:
+def two_phases(
+    first: Callable[[float], float], second: Callable[[float], float], share: float
+) -> Callable[[float], float]:
     """The rate `first` over the first `share` of progress, then `second` over the rest, each stretched over its own part."""
-    return lambda progress: first(progress / share) if progress < share else second((progress - share) / (1 - share) if share < 1 else 1.0)
+    return lambda progress: (
+        first(progress / share)
+        if progress < share
+        else second((progress - share) / (1 - share) if share < 1 else 1.0)
+    )
 
 
 def make_optimizer(
-    model: nn.Module, name: str, lr: float, weight_decay: float, momentum: float, nesterov: bool, decay_vectors: bool = True
+    model: nn.Module,
+    name: str,
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+    nesterov: bool,
+    decay_vectors: bool = True,
 ) -> torch.optim.Optimizer:
     """The torch optimizer of that name over all parameters.
 
@@ -55,7 +67,9 @@ def make_optimizer(
         ]
         parameters = [group for group in parameters if group["params"]]
     if name == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov)
+        return torch.optim.SGD(
+            parameters, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov
+        )
     kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
     return kind(parameters, lr=lr, weight_decay=weight_decay)
 

@@ -26,7 +26,12 @@ class Pixels(Dataset):
     decoded. Up to 2 GB of squares are decoded once and kept; beyond that each is decoded when it is asked for.
     """
 
-    def __init__(self, tables: Sequence[Any], size: int, on_progress: Callable[[int], None] = lambda count: None) -> None:
+    def __init__(
+        self,
+        tables: Sequence[Any],
+        size: int,
+        on_progress: Callable[[int], None] = lambda count: None,
+    ) -> None:
         self.tables, self.size = list(tables), size
         self.starts = np.cumsum([0, *(len(table) for table in self.tables)])
         self.memory: Tensor | None = None
@@ -59,7 +64,9 @@ class Pixels(Dataset):
         try:
             return to_square(decode_image(stored["image"]), self.size)
         except Unreadable as error:
-            raise DataError(f"image '{stored.get('id', row)}' cannot be read any more: {error}.") from error
+            raise DataError(
+                f"image '{stored.get('id', row)}' cannot be read any more: {error}."
+            ) from error
 
 
 class _Order:
@@ -81,7 +88,9 @@ class Batches:
     """Batches of one epoch after another from the same workers: new rows restart nothing."""
 
     def __init__(self, pixels: Pixels, batch_size: int, workers: int = 0) -> None:
-        self.order = _Order(batch_size)  # apart from this object: workers end at once only if nothing refers back to their loader
+        self.order = _Order(
+            batch_size
+        )  # apart from this object: workers end at once only if nothing refers back to their loader
         workers = 0 if pixels.memory is not None else workers
         self.loader = DataLoader(
             pixels,

@@ -64,12 +64,16 @@ class Processes:
             flat = torch.cat([tensor.detach().reshape(-1) for tensor in group])
             dist.all_reduce(flat)
             flat /= self.size
-            for tensor, mean in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
+            for tensor, mean in zip(
+                group, flat.split([tensor.numel() for tensor in group]), strict=True
+            ):
                 tensor.detach().copy_(mean.view_as(tensor))
 
     def average_gradients(self, model: nn.Module) -> None:
         """Averages the gradients of a model; where each process has the mean loss of its share, that is the whole batch's gradient."""
-        self.average(parameter.grad for parameter in model.parameters() if parameter.grad is not None)
+        self.average(
+            parameter.grad for parameter in model.parameters() if parameter.grad is not None
+        )
 
     def average_buffers(self, model: nn.Module) -> None:
         """Averages running statistics, so that all processes hold the same model."""
@@ -140,7 +144,9 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
     @classmethod
     def of(cls, layer: Any) -> SharedBatchNorm:
         """One with the parameters and running statistics of a layer of torch."""
-        made = cls(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+        made = cls(
+            layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
+        )
         made.weight, made.bias, made.training = layer.weight, layer.bias, layer.training
         made.running_mean, made.running_var = layer.running_mean, layer.running_var
         made.num_batches_tracked = layer.num_batches_tracked
@@ -152,7 +158,10 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        processes, x = current_processes(), input.to(torch.promote_types(input.dtype, torch.float32))
+        processes, x = (
+            current_processes(),
+            input.to(torch.promote_types(input.dtype, torch.float32)),
+        )
         others = [dim for dim in range(x.ndim) if dim != 1]
         shape = [-1 if dim == 1 else 1 for dim in range(x.ndim)]
         mean = _Mean.apply(x.mean(others), processes)
@@ -167,7 +176,11 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
         """Moves the running statistics, the variance unbiased as torch has it."""
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+        if (
+            self.running_mean is None
+            or self.running_var is None
+            or self.num_batches_tracked is None
+        ):
             return
         self.num_batches_tracked.add_(1)
         weight = self.momentum if self.momentum is not None else 1 / int(self.num_batches_tracked)
@@ -224,5 +237,7 @@ def join_processes(cpu: bool) -> Processes:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         from accelerate import PartialState
 
-        PartialState(cpu=cpu, timeout=timedelta(days=7))  # the others wait while the first makes the spectrum
+        PartialState(
+            cpu=cpu, timeout=timedelta(days=7)
+        )  # the others wait while the first makes the spectrum
     return current_processes()

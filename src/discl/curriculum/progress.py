@@ -33,7 +33,9 @@ class GuidanceSet:
         return len(self.rows)
 
 
-def draw_guidance_set(pool: Pool, levels: Sequence[GuidanceLevel], size: int, seed: int) -> GuidanceSet:
+def draw_guidance_set(
+    pool: Pool, levels: Sequence[GuidanceLevel], size: int, seed: int
+) -> GuidanceSet:
     """About `size` synthetic images, in equal parts of each level and, within a level, of each class in proportion to what was kept.
 
     A class keeps at least half of its images of a level, and the last one, for training. Parts are rounded so that their sum is the
@@ -66,7 +68,9 @@ def allot(total: int, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray
     total = min(total, int(limits.sum()))
     exact, bounded = np.zeros(len(sizes)), limits == 0
     while not bounded.all():
-        exact = np.where(bounded, limits, (total - limits[bounded].sum()) * sizes / sizes[~bounded].sum())
+        exact = np.where(
+            bounded, limits, (total - limits[bounded].sum()) * sizes / sizes[~bounded].sum()
+        )
         if not (exact > limits).any():
             break
         bounded |= exact > limits
@@ -88,7 +92,9 @@ def check_disjoint(pool: Pool, guidance: GuidanceSet) -> None:
 
 def true_class_probability(logits: Tensor, labels: np.ndarray) -> np.ndarray:
     """float64 `[images]` in [0, 1], from logits `[images, classes]`."""
-    return torch.softmax(logits.double(), 1)[torch.arange(len(labels)), torch.from_numpy(labels)].numpy()
+    return torch.softmax(logits.double(), 1)[
+        torch.arange(len(labels)), torch.from_numpy(labels)
+    ].numpy()
 
 
 def without_outliers(values: np.ndarray) -> np.ndarray:
@@ -98,7 +104,9 @@ def without_outliers(values: np.ndarray) -> np.ndarray:
     return values[(values >= low - reach) & (values <= high + reach)]
 
 
-def measure_progress(guidance: GuidanceSet, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+def measure_progress(
+    guidance: GuidanceSet, before: np.ndarray, after: np.ndarray
+) -> dict[str, Any]:
     """Plain numbers for the history: `{"gain": {level: mean}, "class_gain": {label: {level: mean}}}`, keys as texts as JSON has them.
 
     `before` and `after` are true-class probabilities `[images]`; outliers are dropped before averaging. A class that V has n images of
@@ -107,14 +115,19 @@ def measure_progress(guidance: GuidanceSet, before: np.ndarray, after: np.ndarra
     """
     change = after - before
     gain: dict[str, float] = {}
-    own: dict[str, dict[str, tuple[int, float]]] = {str(label): {} for label in np.unique(guidance.labels).tolist()}
+    own: dict[str, dict[str, tuple[int, float]]] = {
+        str(label): {} for label in np.unique(guidance.labels).tolist()
+    }
     for level in np.unique(guidance.levels).tolist():
         there = guidance.levels == level
         gain[str(level)] = float(without_outliers(change[there]).mean())
         for label, rows in _by_label(np.flatnonzero(there), guidance.labels).items():
             own[str(label)][str(level)] = len(rows), float(without_outliers(change[rows]).mean())
     class_gain = {
-        label: {level: _shrunk(*means.get(level, (0, 0.0)), common) for level, common in gain.items()} for label, means in own.items()
+        label: {
+            level: _shrunk(*means.get(level, (0, 0.0)), common) for level, common in gain.items()
+        }
+        for label, means in own.items()
     }
     return {"gain": gain, "class_gain": class_gain}
 
@@ -132,4 +145,6 @@ def _by_label(rows: np.ndarray, labels: np.ndarray) -> dict[int, np.ndarray]:
     """`{label: rows}`, in the order in which the rows are given."""
     order = rows[np.argsort(labels[rows], kind="stable")]
     present, starts = np.unique(labels[order], return_index=True)
-    return dict(zip(present.tolist(), np.split(order, starts[1:]), strict=True)) if len(order) else {}
+    return (
+        dict(zip(present.tolist(), np.split(order, starts[1:]), strict=True)) if len(order) else {}
+    )

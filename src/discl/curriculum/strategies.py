@@ -110,7 +110,10 @@ class Adaptive:
     def class_levels(self, epoch: int, history: History) -> Mapping[int, Levels]:
         if not self.per_class or epoch >= self.curriculum_epochs:
             return {}
-        return {int(label): (best_level(gain),) for label, gain in history[epoch]["progress"]["class_gain"].items()}
+        return {
+            int(label): (best_level(gain),)
+            for label, gain in history[epoch]["progress"]["class_gain"].items()
+        }
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,9 @@ class Bandit:
         finished = [record for record in history[:epoch] if "progress" in record]
         drawn = [self.arms.index(GuidanceLevel(record["levels"][0])) for record in finished]
         gains = [float(np.mean(list(record["progress"]["gain"].values()))) for record in finished]
-        indices = ucb_indices(drawn, rewards_of(gains), len(self.arms), self.discount, self.exploration)
+        indices = ucb_indices(
+            drawn, rewards_of(gains), len(self.arms), self.discount, self.exploration
+        )
         return (self.arms[max(order.tolist(), key=lambda arm: indices[arm])],)
 
 
@@ -155,13 +160,22 @@ def rewards_of(gains: Sequence[float]) -> np.ndarray:
     if len(gains) < 3:
         return np.zeros(len(gains))
     first, second = np.triu_indices(len(gains), 1)
-    rest = values - np.median((values[second] - values[first]) / (places[second] - places[first])) * places
+    rest = (
+        values
+        - np.median((values[second] - values[first]) / (places[second] - places[first])) * places
+    )
     rest -= np.median(rest)
     scale = 3 * np.median(np.abs(rest))
     return np.clip(rest / scale, -1, 1) if scale > 0 else np.sign(rest)
 
 
-def ucb_indices(drawn: Sequence[int], rewards: Sequence[float] | np.ndarray, arms: int, discount: float, exploration: float) -> np.ndarray:
+def ucb_indices(
+    drawn: Sequence[int],
+    rewards: Sequence[float] | np.ndarray,
+    arms: int,
+    discount: float,
+    exploration: float,
+) -> np.ndarray:
     """Index of each arm after these draws, float64 `[arms]`: its discounted mean reward X plus 2 √(ξ log n / N); infinite without a draw.
 
     N is the arm's discounted number of draws and n that of all; with t draws, the s-th from 1 has the weight discount^(t − s).
@@ -247,13 +261,23 @@ WITHOUT_HARD = frozenset({"adaptive", "adaptive-per-class"})
 
 
 def make_strategy(
-    name: str, *, levels: Sequence[GuidanceLevel], curriculum_epochs: int, level: GuidanceLevel | None = None, seed: int = 0
+    name: str,
+    *,
+    levels: Sequence[GuidanceLevel],
+    curriculum_epochs: int,
+    level: GuidanceLevel | None = None,
+    seed: int = 0,
 ) -> Strategy:
     """The strategy of that name, or of `module:attribute`, over `levels`.
 
     Raises RecipeError for an unknown name, too few curriculum epochs, or something of your own that is no strategy.
     """
-    given: dict[str, Any] = {"levels": tuple(levels), "curriculum_epochs": curriculum_epochs, "level": level, "seed": seed}
+    given: dict[str, Any] = {
+        "levels": tuple(levels),
+        "curriculum_epochs": curriculum_epochs,
+        "level": level,
+        "seed": seed,
+    }
     found = find_strategy(name)
     if name in STRATEGIES:
         return found(**given)
@@ -273,10 +297,14 @@ def check_strategy(name: str, strategy: Any, levels: Sequence[GuidanceLevel]) ->
     """
     for asked in ("measures", "levels", "class_levels"):
         if not callable(getattr(strategy, asked, None)):
-            raise RecipeError(f"strategy '{name}' gives a {type(strategy).__name__}, which has no method {asked}(epoch, ...).")
+            raise RecipeError(
+                f"strategy '{name}' gives a {type(strategy).__name__}, which has no method {asked}(epoch, ...)."
+            )
     measured = strategy.measures(0)
     if measured not in get_args(Measured):
-        raise RecipeError(f"strategy '{name}': measures(0) is {measured!r}; allowed: {', '.join(get_args(Measured))}.")
+        raise RecipeError(
+            f"strategy '{name}': measures(0) is {measured!r}; allowed: {', '.join(get_args(Measured))}."
+        )
     if measured == "probe" and not levels:
         return strategy
     gain = {str(level.percent): 0.0 for level in levels}
@@ -284,9 +312,13 @@ def check_strategy(name: str, strategy: Any, levels: Sequence[GuidanceLevel]) ->
     first, again = strategy.levels(0, history), strategy.levels(0, history)
     if not isinstance(first, tuple) or not set(first) <= {*levels, REAL}:
         known = ", ".join(str(level) for level in levels)
-        raise RecipeError(f"strategy '{name}': levels(0, ...) is {first!r}; it has to be a tuple of the levels {known or '(none)'}.")
+        raise RecipeError(
+            f"strategy '{name}': levels(0, ...) is {first!r}; it has to be a tuple of the levels {known or '(none)'}."
+        )
     if first != again:
-        raise RecipeError(f"strategy '{name}' answers {first!r} and then {again!r} for epoch 0; it has to be pure in (epoch, history).")
+        raise RecipeError(
+            f"strategy '{name}' answers {first!r} and then {again!r} for epoch 0; it has to be pure in (epoch, history)."
+        )
     return strategy
 
 

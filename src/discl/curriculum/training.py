@@ -84,18 +84,28 @@ def train_classifier(
     checkpoint.
     """
     if settings.select == "validation" and validate is None:
-        raise TrainingError("select is 'validation', but there is nothing to validate on; use select: last.")
+        raise TrainingError(
+            "select is 'validation', but there is nothing to validate on; use select: last."
+        )
     course = make_course(pool, strategy, mixing, settings, guidance)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(derive_seed("init", settings.seed))
-    model = (make_model or partial(build_classifier, config))().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = (
+        (make_model or partial(build_classifier, config))()
+        .to(device)
+        .to(memory_format=torch.channels_last)
+    )  # type: ignore[call-overload]
     learner = Learner(
         model, settings.make_optimizer, make_objective(objective), class_counts, config, settings.stepping, settings.augment,
         settings.precision, device, companion, processes or current_processes(),
     )  # fmt: skip
-    scene = Scene(pool, pixels, learner, settings.seed, settings.batch_size, settings.epochs, workers)
+    scene = Scene(
+        pool, pixels, learner, settings.seed, settings.batch_size, settings.epochs, workers
+    )
     learner.companion.begin(scene)
-    learner.write(lambda: clear_unfinished(folder, older_than=0))  # of a training that was killed while it saved; a checkpoint is large
+    learner.write(
+        lambda: clear_unfinished(folder, older_than=0)
+    )  # of a training that was killed while it saved; a checkpoint is large
     checkpoint = folder / "checkpoint.safetensors"
     history: list[Record] = _load_checkpoint(checkpoint, learner) if checkpoint.exists() else []
     batches = learner.batches(pixels, settings.batch_size, workers)
@@ -105,20 +115,27 @@ def train_classifier(
     saved = time.monotonic()
     for epoch in range(len(history), settings.epochs):
         started, busy = time.monotonic(), time.process_time()
-        chosen, rows = _train_epoch(scene, batches, course, settings, epoch, history, judge, checkpoint)
+        chosen, rows = _train_epoch(
+            scene, batches, course, settings, epoch, history, judge, checkpoint
+        )
         record = {
             "epoch": epoch, **chosen, "samples": len(rows), "synthetic_share": float(pool.synthetic[rows].mean()),
             "hard_share": float((pool.synthetic | pool.hard)[rows].mean()), "learning_rate": learner.optimizer.param_groups[0]["lr"],
             "class_samples": np.bincount(pool.labels[rows], minlength=pool.num_classes).tolist(),
         }  # fmt: skip
         last = epoch + 1 == settings.epochs
-        if validate is not None and (settings.select == "validation" or last or (epoch + 1) % settings.validate_every == 0):
+        if validate is not None and (
+            settings.select == "validation" or last or (epoch + 1) % settings.validate_every == 0
+        ):
             record["validation_accuracy"] = learner.processes.decide(validate(learner.evaluated))
             if settings.select == "validation" and record["validation_accuracy"] > max(
                 (past["validation_accuracy"] for past in history), default=-1.0
             ):
                 learner.write(lambda: save_classifier(learner.evaluated, config, folder / "best"))
-        record["seconds"], record["processor_seconds"] = round(time.monotonic() - started, 3), round(time.process_time() - busy, 3)
+        record["seconds"], record["processor_seconds"] = (
+            round(time.monotonic() - started, 3),
+            round(time.process_time() - busy, 3),
+        )
         history.append(record)
         if learner.processes.decide(last or time.monotonic() - saved > settings.save_seconds):
             learner.write(lambda: _save_checkpoint(checkpoint, learner, history))
@@ -128,7 +145,13 @@ def train_classifier(
     return history
 
 
-def make_course(pool: Pool, strategy: Strategy, mixing: Mixing, settings: TrainSettings, guidance: GuidanceSet | None = None) -> Course:
+def make_course(
+    pool: Pool,
+    strategy: Strategy,
+    mixing: Mixing,
+    settings: TrainSettings,
+    guidance: GuidanceSet | None = None,
+) -> Course:
     """What training draws, with the probe in whole batches. Raises TrainingError where the probe would leave an epoch no step."""
     samples, probe = settings.steps_per_epoch * settings.batch_size, 0
     if strategy.measures(0) == "probe":
@@ -163,7 +186,9 @@ class _Judge:
 
     def __call__(self) -> np.ndarray:
         learner, rows = self.learner, np.arange(len(self.guidance))
-        logits = predict_logits(learner.model, self.pixels, rows, learner.config, learner.precision, learner.device)
+        logits = predict_logits(
+            learner.model, self.pixels, rows, learner.config, learner.precision, learner.device
+        )
         return learner.processes.decide(true_class_probability(logits, self.guidance.labels))
 
 
@@ -213,8 +238,16 @@ def choose_precision(name: str, device: torch.device | str) -> torch.dtype:
     if name != "auto":
         return getattr(torch, name)
     if torch.device(device).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else torch.float32
+        return (
+            torch.bfloat16
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else torch.float32
+        )
+    return (
+        torch.bfloat16
+        if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        else torch.float32
+    )
 
 
 def _save_checkpoint(path: Path, learner: Learner, history: list[Record]) -> None:
@@ -235,7 +268,9 @@ def _load_checkpoint(path: Path, learner: Learner) -> list[Record]:
         learner.load_state(tensors)
     except (RuntimeError, KeyError, OSError, TypeError, ValueError, SafetensorError) as error:
         cause = first_cause(error)
-        raise TrainingError(f"checkpoint {path} does not belong to this model: {cause} Delete its folder to train anew.") from error
+        raise TrainingError(
+            f"checkpoint {path} does not belong to this model: {cause} Delete its folder to train anew."
+        ) from error
     return history
 
 
@@ -250,7 +285,9 @@ def read_history(path: Path) -> list[Record]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _finish(folder: Path, scene: Scene, config: ClassifierConfig, select: str, history: list[Record]) -> None:
+def _finish(
+    folder: Path, scene: Scene, config: ClassifierConfig, select: str, history: list[Record]
+) -> None:
     """Puts the chosen classifier in place; killed anywhere, it can be done again, for `best` goes after the checkpoint."""
     model = scene.learner.evaluated
     best = folder / "best"
@@ -261,7 +298,9 @@ def _finish(folder: Path, scene: Scene, config: ClassifierConfig, select: str, h
     if history:  # what a companion does in the end is training too
         last = history[-1]
         last["seconds"] = round(last["seconds"] + time.monotonic() - started, 3)
-        last["processor_seconds"] = round(last.get("processor_seconds", 0.0) + time.process_time() - busy, 3)
+        last["processor_seconds"] = round(
+            last.get("processor_seconds", 0.0) + time.process_time() - busy, 3
+        )
         if counts is not None:
             last["last_layer_samples"] = counts.tolist()
     write_history(history, folder / "history.jsonl")

@@ -68,8 +68,12 @@ def degrade(image: Image.Image, camera: Camera, shot: int) -> Image.Image:
     light = _grass(light, camera, rng)
     light = _motion(light, camera.blur * rng.uniform(0.5, 1.5), camera.angle + rng.normal(0, 0.3))
     if camera.infrared:
-        light = np.repeat(0.3 * light[..., :1] + 0.55 * light[..., 1:2] + 0.15 * light[..., 2:], 3, 2)
-    light = light * camera.exposure * np.exp(rng.normal(0, 0.25)) * np.asarray(camera.tint, np.float32)
+        light = np.repeat(
+            0.3 * light[..., :1] + 0.55 * light[..., 1:2] + 0.15 * light[..., 2:], 3, 2
+        )
+    light = (
+        light * camera.exposure * np.exp(rng.normal(0, 0.25)) * np.asarray(camera.tint, np.float32)
+    )
     scale = camera.noise * np.sqrt(1 + light / 0.05)
     grain = rng.standard_normal((*light.shape[:2], 1 if camera.infrared else 3))
     seen = _to_srgb(np.clip(light + scale * grain, 0, 1))
@@ -80,7 +84,9 @@ def degrade(image: Image.Image, camera: Camera, shot: int) -> Image.Image:
 
 
 def _to_linear(srgb: np.ndarray) -> np.ndarray:
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4).astype(np.float32)
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4).astype(
+        np.float32
+    )
 
 
 def _to_srgb(linear: np.ndarray) -> np.ndarray:
@@ -95,7 +101,9 @@ def _grass(light: np.ndarray, camera: Camera, rng: np.random.Generator) -> np.nd
     for _ in range(camera.stems):
         foot, lean, top = rng.uniform(0, width), rng.normal(0, 0.35), height * rng.uniform(0, 0.67)
         half = side * camera.stem_width * rng.uniform(0.6, 1.4) / 2
-        distance = np.abs(across - foot - lean * (height - down)) - half * (down - top) / (height - top)
+        distance = np.abs(across - foot - lean * (height - down)) - half * (down - top) / (
+            height - top
+        )
         cover = np.clip(0.5 - distance / (0.03 * side), 0, 1) * (down > top)
         light = light * (1 - cover[..., None]) + 0.01 * cover[..., None]
     return light
@@ -119,7 +127,10 @@ def _shifted(light: np.ndarray, down: float, right: float) -> np.ndarray:
         low = np.floor(places).astype(int)
         weight = (places - low).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
         last = light.shape[axis] - 1
-        light = light.take(np.clip(low, 0, last), axis) * (1 - weight) + light.take(np.clip(low + 1, 0, last), axis) * weight
+        light = (
+            light.take(np.clip(low, 0, last), axis) * (1 - weight)
+            + light.take(np.clip(low + 1, 0, last), axis) * weight
+        )
     return light
 
 

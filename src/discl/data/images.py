@@ -46,14 +46,18 @@ def decode_image(stored: Mapping[str, Any] | None) -> Image.Image:
         with Image.open(source) as image:
             _refuse_enormous(*image.size)
             if ImageFile.LOAD_TRUNCATED_IMAGES:
-                raise Unreadable("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so truncated images could not be told apart")
+                raise Unreadable(
+                    "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so truncated images could not be told apart"
+                )
             image.load()
             return _to_rgb(_upright(image))
     except Unreadable:
         raise
     except UnidentifiedImageError as error:
         empty = not data if data is not None else not Path(str(path)).stat().st_size
-        raise Unreadable("the file is empty" if empty else "the file is no image, or of an unknown format") from error
+        raise Unreadable(
+            "the file is empty" if empty else "the file is no image, or of an unknown format"
+        ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Unreadable(f"{error} Make the picture smaller") from error
     except Exception as error:  # Pillow's plugins raise whatever befalls them, among it RuntimeError and struct.error
@@ -66,7 +70,9 @@ def _refuse_enormous(width: int, height: int) -> None:
         raise Unreadable(f"{width}×{height} pixels; at most {MAX_SIDE} a side are decoded")
     most = Image.MAX_IMAGE_PIXELS
     if most is not None and width * height > most:
-        raise Unreadable(f"{width}×{height} pixels; at most {most:,} in all are decoded, so make the picture smaller")
+        raise Unreadable(
+            f"{width}×{height} pixels; at most {most:,} in all are decoded, so make the picture smaller"
+        )
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -80,7 +86,9 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_to_eight_bits(np.asarray(image).astype(np.float64), image.mode == "F"))
+        image = Image.fromarray(
+            _to_eight_bits(np.asarray(image).astype(np.float64), image.mode == "F")
+        )
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -116,5 +124,7 @@ def keep_aspect(width: int, height: int, size: int, multiple: int) -> tuple[int,
     """
     aspect = min(max(width / height, 1 / 4), 4.0)
     unit = multiple * max(size // (16 * multiple), 1)
-    wide, high = (max(round(side / unit), 1) * unit for side in (size * aspect**0.5, size / aspect**0.5))
+    wide, high = (
+        max(round(side / unit), 1) * unit for side in (size * aspect**0.5, size / aspect**0.5)
+    )
     return wide, high

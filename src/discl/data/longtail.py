@@ -31,7 +31,11 @@ def order_classes(class_names: Sequence[str], order: Sequence[str] | int | None)
     if order is None:
         return list(range(len(class_names)))
     if isinstance(order, int):
-        return np.random.default_rng(derive_seed("class-order", order)).permutation(len(class_names)).tolist()
+        return (
+            np.random.default_rng(derive_seed("class-order", order))
+            .permutation(len(class_names))
+            .tolist()
+        )
     for name in order:
         if name not in class_names:
             raise DataError("data.long_tail.class_order: " + unknown("class", name, class_names))
@@ -44,7 +48,12 @@ def order_classes(class_names: Sequence[str], order: Sequence[str] | int | None)
 
 
 def take_long_tail(
-    table: ImageTable, n_max: int, imbalance_ratio: float, order: Sequence[int], seed: int, ranks: Sequence[int] | None = None
+    table: ImageTable,
+    n_max: int,
+    imbalance_ratio: float,
+    order: Sequence[int],
+    seed: int,
+    ranks: Sequence[int] | None = None,
 ) -> list[int]:
     """Row numbers, in table order, of a long-tailed sample; `order` lists the labels from head to tail.
 
@@ -53,20 +62,30 @@ def take_long_tail(
     """
     labels, ids = table.labels, table.ids
     chosen: list[int] = []
-    for label, count in zip(order, exponential_counts(len(order), n_max, imbalance_ratio), strict=True):
+    for label, count in zip(
+        order, exponential_counts(len(order), n_max, imbalance_ratio), strict=True
+    ):
         if count == 0:
             raise DataError(
                 f"the long-tail profile leaves no image of class '{table.class_names[label]}'; raise data.long_tail.n_max or lower "
                 f"imbalance_ratio so that n_max / imbalance_ratio is at least 1 (it is {n_max / imbalance_ratio:.3g})."
             )
-        rows = [row for row in np.flatnonzero(labels == label).tolist() if ranks is None or ranks[row] >= 0]
+        rows = [
+            row
+            for row in np.flatnonzero(labels == label).tolist()
+            if ranks is None or ranks[row] >= 0
+        ]
         if len(rows) < count:
             listed = "" if ranks is None else " that data.long_tail.index lists"
             raise DataError(
                 f"class '{table.class_names[label]}' has {len(rows)} images{listed}, the long-tail profile asks for {count}; "
                 "lower data.long_tail.n_max."
             )
-        rows.sort(key=lambda row: derive_seed("long-tail", seed, ids[row]) if ranks is None else ranks[row])
+        rows.sort(
+            key=lambda row: (
+                derive_seed("long-tail", seed, ids[row]) if ranks is None else ranks[row]
+            )
+        )
         chosen += rows[:count]
     return sorted(chosen)
 
@@ -77,13 +96,19 @@ def rank_by_index(digests: Sequence[str], index: str) -> list[int]:
     `digests` are those of `digest_image`; `index` is a file or `embedded:NAME` with the first twelve characters of one a line.
     Raises DataError for a file that is missing or lists none of the images.
     """
-    file = embedded_index(index.removeprefix("embedded:")) if index.startswith("embedded:") else Path(index)
+    file = (
+        embedded_index(index.removeprefix("embedded:"))
+        if index.startswith("embedded:")
+        else Path(index)
+    )
     if not file.is_file():
         raise DataError(f"data.long_tail.index: there is no file {file}.")
     place = {line: rank for rank, line in enumerate(file.read_text().split())}
     ranks = [place.get(content[:INDEX_CHARACTERS], -1) for content in digests]
     if max(ranks) < 0:
-        raise DataError(f"data.long_tail.index: {file} lists none of the {len(ranks)} images by content; is it of another data set?")
+        raise DataError(
+            f"data.long_tail.index: {file} lists none of the {len(ranks)} images by content; is it of another data set?"
+        )
     return ranks
 
 

@@ -38,7 +38,11 @@ def file_of(path: str) -> str:
 
 def is_below(path: str, folder: Path) -> bool:
     """Whether a whole path, links followed, leads to a file below the folder; addresses inside other files do not."""
-    return not is_inside(path) and Path(path).is_absolute() and Path(path).resolve().is_relative_to(folder.resolve())
+    return (
+        not is_inside(path)
+        and Path(path).is_absolute()
+        and Path(path).resolve().is_relative_to(folder.resolve())
+    )
 
 
 def read_inside(address: str) -> dict[str, Any]:
@@ -56,14 +60,22 @@ def read_inside(address: str) -> dict[str, Any]:
 def _read_cell(row: int, column: str, file: str) -> dict[str, Any]:
     starts = _starts(file)
     if row >= starts[-1]:
-        raise ValueError(f"{file} has {starts[-1]} rows; row {row} is none of them, so the file has changed")
+        raise ValueError(
+            f"{file} has {starts[-1]} rows; row {row} is none of them, so the file has changed"
+        )
     group = int(np.searchsorted(starts, row, side="right")) - 1
     with _lock:  # one reader fetches the group, the others find it
         cells = _group(file, column, group)
     value = cells[row - int(starts[group])].as_py()
     stored = value if isinstance(value, dict) else {"bytes": value, "path": None}
-    if stored.get("bytes") is None and stored.get("path") is not None and not is_below(stored["path"], Path(file).parent):
-        raise ValueError(f"the Parquet file names '{stored['path']}', outside its folder, and does not hold the picture")
+    if (
+        stored.get("bytes") is None
+        and stored.get("path") is not None
+        and not is_below(stored["path"], Path(file).parent)
+    ):
+        raise ValueError(
+            f"the Parquet file names '{stored['path']}', outside its folder, and does not hold the picture"
+        )
     return stored
 
 
@@ -71,7 +83,9 @@ def _read_cell(row: int, column: str, file: str) -> dict[str, Any]:
 def _starts(file: str) -> np.ndarray:
     """The first row of each row group, and the number of rows."""
     found = pq.read_metadata(file)
-    return np.cumsum([0, *(found.row_group(number).num_rows for number in range(found.num_row_groups))])
+    return np.cumsum(
+        [0, *(found.row_group(number).num_rows for number in range(found.num_row_groups))]
+    )
 
 
 @lru_cache(KEPT_GROUPS)

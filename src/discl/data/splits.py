@@ -10,7 +10,11 @@ from ..digests import derive_seed
 
 
 def split_rows(
-    ids: Sequence[str], labels: Sequence[int], groups: Sequence[str] | None, shares: dict[str, float], seed: int
+    ids: Sequence[str],
+    labels: Sequence[int],
+    groups: Sequence[str] | None,
+    shares: dict[str, float],
+    seed: int,
 ) -> dict[str, list[int]]:
     """`{split: row numbers}` with `train` for what the `shares` leave; near-stratified by label, and no group straddles.
 
@@ -18,10 +22,15 @@ def split_rows(
     of the unit's labels, measured against that split's target for these labels; ties go to the larger split. A class
     keeps at least one unit in training.
     """
-    wanted = {"train": 1 - sum(shares.values()), **{name: share for name, share in shares.items() if share > 0}}
+    wanted = {
+        "train": 1 - sum(shares.values()),
+        **{name: share for name, share in shares.items() if share > 0},
+    }
     units: dict[str, list[int]] = {}
     for row, name in enumerate(ids):
-        units.setdefault(f"group:{groups[row]}" if groups is not None else f"image:{name}", []).append(row)
+        units.setdefault(
+            f"group:{groups[row]}" if groups is not None else f"image:{name}", []
+        ).append(row)
     label_array = np.asarray(labels)
     num_classes = int(label_array.max()) + 1
     totals = np.bincount(label_array, minlength=num_classes)
@@ -29,7 +38,9 @@ def split_rows(
     result: dict[str, list[int]] = {name: [] for name in wanted}
     shuffled = sorted(units, key=lambda unit: derive_seed("own-split", seed, unit))
     if groups is not None:
-        shuffled.sort(key=lambda unit: -len(units[unit]))  # large groups first: small ones can even out what they upset
+        shuffled.sort(
+            key=lambda unit: -len(units[unit])
+        )  # large groups first: small ones can even out what they upset
     for unit in shuffled:
         rows = units[unit]
         counts = np.bincount(label_array[rows], minlength=num_classes)
@@ -37,7 +48,10 @@ def split_rows(
         if (placed["train"][present] == 0).any():
             best = "train"
         else:
-            lack = {name: ((share * totals - placed[name])[present] * counts[present]).sum() for name, share in wanted.items()}
+            lack = {
+                name: ((share * totals - placed[name])[present] * counts[present]).sum()
+                for name, share in wanted.items()
+            }
             best = max(lack, key=lambda name: (lack[name], wanted[name]))
         placed[best] += counts
         result[best] += rows

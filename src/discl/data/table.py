@@ -48,7 +48,12 @@ class ImageTable:
     @cached_property
     def labels(self) -> np.ndarray:
         """int64 `[rows]`."""
-        return self.rows.select_columns("label").with_format("arrow")[:]["label"].to_numpy().astype(np.int64)
+        return (
+            self.rows.select_columns("label")
+            .with_format("arrow")[:]["label"]
+            .to_numpy()
+            .astype(np.int64)
+        )
 
     @property
     def class_counts(self) -> np.ndarray:
@@ -79,7 +84,9 @@ def rows_of(columns: pa.Table) -> Dataset:
 
     Their fingerprint is random: without one, `datasets` pickles the whole table to make it, which is most of the memory that opening takes.
     """
-    return Dataset(columns, fingerprint=generate_random_fingerprint()).cast_column("image", ImageFeature(decode=False))
+    return Dataset(columns, fingerprint=generate_random_fingerprint()).cast_column(
+        "image", ImageFeature(decode=False)
+    )
 
 
 def check_table(table: ImageTable) -> ImageTable:
@@ -104,14 +111,20 @@ def check_table(table: ImageTable) -> ImageTable:
     if pc.count_distinct(ids).as_py() != len(ids):
         counted = pc.value_counts(ids)
         twice = counted.field("values").filter(pc.greater(counted.field("counts"), 1))[0].as_py()
-        raise DataError(f"id '{twice}' stands twice; ids have to be unique, for noise and resume are keyed by them.")
+        raise DataError(
+            f"id '{twice}' stands twice; ids have to be unique, for noise and resume are keyed by them."
+        )
     return table
 
 
 def _first_pair(names: Sequence[str]) -> tuple[int, int]:
     """The places of the first name that stands twice."""
     places: dict[str, int] = {}
-    return next((places[name], place) for place, name in enumerate(names) if places.setdefault(name, place) != place)
+    return next(
+        (places[name], place)
+        for place, name in enumerate(names)
+        if places.setdefault(name, place) != place
+    )
 
 
 @dataclass(frozen=True)
@@ -126,7 +139,9 @@ class Inspection:
         """What was found of these rows, in this order."""
         place = {row: number for number, row in enumerate(rows)}
         unreadable = [(place[row], problem) for row, problem in self.unreadable if row in place]
-        return Inspection([self.digests[row] for row in rows], [self.sizes[row] for row in rows], unreadable)
+        return Inspection(
+            [self.digests[row] for row in rows], [self.sizes[row] for row in rows], unreadable
+        )
 
 
 def digest_image(image: Image.Image) -> str:
@@ -134,7 +149,9 @@ def digest_image(image: Image.Image) -> str:
     return digest_bytes(f"{image.width}x{image.height}".encode(), image.tobytes())
 
 
-def inspect_images(table: ImageTable, on_progress: Callable[[int], None] = lambda count: None) -> Inspection:
+def inspect_images(
+    table: ImageTable, on_progress: Callable[[int], None] = lambda count: None
+) -> Inspection:
     """Decodes every image once, in threads. A file that a link leads out of the table's root is as unreadable as a broken one."""
     root = os.path.realpath(table.root) if table.root else None
 
@@ -163,7 +180,9 @@ def _refuse_escape(path: str, root: str) -> None:
     clean = parse_address(path)[2] if path.startswith(SCHEME) else path
     file = os.path.realpath(file_of(clean or ""))
     if not file.startswith(root + os.sep) and file != root:
-        raise Unreadable(f"it leads to {file}, outside data.root {root}; copy the images there or name their folder as the root")
+        raise Unreadable(
+            f"it leads to {file}, outside data.root {root}; copy the images there or name their folder as the root"
+        )
 
 
 def _name(stored: dict) -> str:

@@ -41,9 +41,13 @@ def through_cameras(tables: Mapping[str, ImageTable], asked: Cameras) -> dict[st
     Where an image goes depends on its id alone. Raises DataError where there is no test split or too few training images.
     """
     if "test" not in tables:
-        raise DataError("data.cameras needs a training and a test split; name the latter in data.splits, for example {test: their_name}.")
+        raise DataError(
+            "data.cameras needs a training and a test split; name the latter in data.splits, for example {test: their_name}."
+        )
     train, test, seed = tables["train"], tables["test"], asked.seed
-    left = [row for row, name in enumerate(train.ids) if not is_pretraining(name, asked.pretraining)]
+    left = [
+        row for row, name in enumerate(train.ids) if not is_pretraining(name, asked.pretraining)
+    ]
     ids = train.ids
     left.sort(key=lambda row: derive_seed("camera-part", seed, ids[row]))
     if len(left) <= asked.validation:
@@ -52,14 +56,31 @@ def through_cameras(tables: Mapping[str, ImageTable], asked: Cameras) -> dict[st
             "lower it."
         )
     listed = {"validation": sorted(left[: asked.validation]), "train": left[asked.validation :]}
-    result = {split: _taken(train, listed[split], 0, asked.seen, asked, split) for split in ("train", "validation")}
-    out = [derive_seed("camera-unseen", seed, name) % (asked.seen + asked.unseen) >= asked.seen for name in test.ids]
-    result["test"] = _taken(test, [row for row, far in enumerate(out) if not far], 0, asked.seen, asked, "test")
-    result["test-ood"] = _taken(test, [row for row, far in enumerate(out) if far], asked.seen, asked.unseen, asked, "test-ood")
+    result = {
+        split: _taken(train, listed[split], 0, asked.seen, asked, split)
+        for split in ("train", "validation")
+    }
+    out = [
+        derive_seed("camera-unseen", seed, name) % (asked.seen + asked.unseen) >= asked.seen
+        for name in test.ids
+    ]
+    result["test"] = _taken(
+        test, [row for row, far in enumerate(out) if not far], 0, asked.seen, asked, "test"
+    )
+    result["test-ood"] = _taken(
+        test,
+        [row for row, far in enumerate(out) if far],
+        asked.seen,
+        asked.unseen,
+        asked,
+        "test-ood",
+    )
     return result
 
 
-def _taken(table: ImageTable, rows: list[int], first: int, count: int, asked: Cameras, split: str) -> ImageTable:
+def _taken(
+    table: ImageTable, rows: list[int], first: int, count: int, asked: Cameras, split: str
+) -> ImageTable:
     """The images of these rows, each taken by one of the cameras `first` … `first + count − 1`."""
     most = asked.most.get(split, len(rows))
     ids, seed = table.ids, asked.seed
@@ -72,10 +93,19 @@ def _taken(table: ImageTable, rows: list[int], first: int, count: int, asked: Ca
         number = first + derive_seed("camera-of", seed, name) % count
         clean = derive_seed("camera-clean", seed, name) % 1000 < 1000 * asked.clean
         numbers.append(number)
-        paths.append(path if clean else camera_address(seed, number, derive_seed("camera-shot", seed, number, name), path))
+        paths.append(
+            path
+            if clean
+            else camera_address(seed, number, derive_seed("camera-shot", seed, number, name), path)
+        )
     if not rows:
-        raise DataError(f"data.cameras leaves no image in {split}; lower data.cameras.seen or unseen.")
-    image = pa.StructArray.from_arrays([stored.field("bytes").cast(pa.binary()), pa.array(paths, pa.string())], names=["bytes", "path"])
+        raise DataError(
+            f"data.cameras leaves no image in {split}; lower data.cameras.seen or unseen."
+        )
+    image = pa.StructArray.from_arrays(
+        [stored.field("bytes").cast(pa.binary()), pa.array(paths, pa.string())],
+        names=["bytes", "path"],
+    )
     columns = {
         "id": pa.array(part.ids),
         "image": image,

@@ -12,7 +12,12 @@ CITATION = "arXiv 2410.13674 (Diffusion Curriculum, ICCV 2025)"
 
 
 def make_card(
-    name: str, kind: str, images: int, class_names: Sequence[str], levels: Mapping[int, tuple[int, int]], facts: Mapping[str, Any]
+    name: str,
+    kind: str,
+    images: int,
+    class_names: Sequence[str],
+    levels: Mapping[int, tuple[int, int]],
+    facts: Mapping[str, Any],
 ) -> str:
     """Markdown with a YAML header. `levels` maps a level to (images kept, images planned); `facts` are lines of the table, what: value."""
     header: dict[str, Any] = {
@@ -21,7 +26,12 @@ def make_card(
         "size_categories": [next((size for bound, size in SIZES if images < bound), "1M<n<10M")],
     }  # fmt: skip
     if kind == "hub-folder":
-        header["configs"] = [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}]
+        header["configs"] = [
+            {
+                "config_name": "default",
+                "data_files": [{"split": "train", "path": "data/train-*.parquet"}],
+            }
+        ]
     kept, planned = (sum(pair[place] for pair in levels.values()) for place in (0, 1))
     lines = [
         "---", yaml.safe_dump(header, sort_keys=False, allow_unicode=True).rstrip(), "---", "", f"# {name}: synthetic images", "",

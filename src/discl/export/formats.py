@@ -22,7 +22,13 @@ Write = Callable[[Path, Iterable[Image], Sequence[str]], None]
 SHARD_IMAGES, SHARD_BYTES = 5_000, 400_000_000
 SIGNATURES = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpg"), (b"RIFF", "webp"))
 LONGEST_NAME = 80
-RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
+RESERVED = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)),
+}
 
 
 def write_imagefolder(folder: Path, images: Iterable[Image], class_names: Sequence[str]) -> None:
@@ -33,16 +39,25 @@ def write_imagefolder(folder: Path, images: Iterable[Image], class_names: Sequen
             name = f"{places[image['label']]}/{image['level']:03d}-{image['id']}.{suffix_of(image['bytes'])}"
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(image["bytes"])
-            listed.write(json.dumps({"file_name": name, **_facts(image, class_names)}, ensure_ascii=False) + "\n")
+            listed.write(
+                json.dumps({"file_name": name, **_facts(image, class_names)}, ensure_ascii=False)
+                + "\n"
+            )
 
 
 def write_webdataset(folder: Path, images: Iterable[Image], class_names: Sequence[str]) -> None:
     """`train-000000.tar` and so on, with `ID.webp` and `ID.json` for each image; the class stands in the JSON's `label` by its name."""
     for number, part in enumerate(_parts(images)):
-        with tarfile.open(folder / f"train-{number:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        with tarfile.open(
+            folder / f"train-{number:06d}.tar", "w", format=tarfile.USTAR_FORMAT
+        ) as tar:
             for image in part:
                 _add(tar, f"{image['id']}.{suffix_of(image['bytes'])}", image["bytes"])
-                _add(tar, f"{image['id']}.json", json.dumps(_facts(image, class_names), ensure_ascii=False).encode())
+                _add(
+                    tar,
+                    f"{image['id']}.json",
+                    json.dumps(_facts(image, class_names), ensure_ascii=False).encode(),
+                )
 
 
 def write_hub_folder(folder: Path, images: Iterable[Image], class_names: Sequence[str]) -> None:
@@ -55,13 +70,21 @@ def write_hub_folder(folder: Path, images: Iterable[Image], class_names: Sequenc
     kinds = {bool: "bool", int: "int32", float: "float64", str: "string"}
     for number, part in enumerate(_parts(images)):
         facts = [key for key in part[0] if key not in {"id", "label", "bytes"}]
-        known = {key: next((image[key] for image in part if image[key] is not None), "") for key in facts}
+        known = {
+            key: next((image[key] for image in part if image[key] is not None), "") for key in facts
+        }
         features = Features(
             {"image": Image(), "label": ClassLabel(names=list(class_names)), "id": Value("string")}
             | {key: Value(kinds[type(value)]) for key, value in known.items()}
         )
         rows = [
-            {"image": {"bytes": image["bytes"], "path": f"{image['id']}.{suffix_of(image['bytes'])}"}, "label": image["label"]}
+            {
+                "image": {
+                    "bytes": image["bytes"],
+                    "path": f"{image['id']}.{suffix_of(image['bytes'])}",
+                },
+                "label": image["label"],
+            }
             | {"id": image["id"], **{key: image[key] for key in facts}}
             for image in part
         ]
@@ -69,7 +92,11 @@ def write_hub_folder(folder: Path, images: Iterable[Image], class_names: Sequenc
         pq.write_table(table, folder / "data" / f"train-{number:05d}.parquet", row_group_size=100)
 
 
-FORMATS: dict[str, Write] = {"imagefolder": write_imagefolder, "webdataset": write_webdataset, "hub-folder": write_hub_folder}
+FORMATS: dict[str, Write] = {
+    "imagefolder": write_imagefolder,
+    "webdataset": write_webdataset,
+    "hub-folder": write_hub_folder,
+}
 
 
 def safe_names(names: Sequence[str]) -> list[str]:

@@ -25,10 +25,19 @@ def is_there(out: Path, fingerprint: str) -> bool:
     try:
         return json.loads((out / MARKER).read_text())["fingerprint"] == fingerprint
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{out} is not empty and holds no export of discl; name another folder with --out, or empty it.") from error
+        raise StoreError(
+            f"{out} is not empty and holds no export of discl; name another folder with --out, or empty it."
+        ) from error
 
 
-def export_images(out: Path, kind: str, images: Iterable[Image], class_names: Sequence[str], card: str, fingerprint: str) -> Path:
+def export_images(
+    out: Path,
+    kind: str,
+    images: Iterable[Image],
+    class_names: Sequence[str],
+    card: str,
+    fingerprint: str,
+) -> Path:
     """Writes images in one of `FORMATS` with `README.md` into the folder `out` and returns it; an older export there is replaced.
 
     `fingerprint` says what is exported: where it is there already, nothing is done. Raises RecipeError for an unknown format, and
@@ -48,7 +57,9 @@ def export_images(out: Path, kind: str, images: Iterable[Image], class_names: Se
         unfinished.mkdir()
         FORMATS[kind](unfinished, images, class_names)
         (unfinished / "README.md").write_text(card, encoding="utf-8")
-        (unfinished / MARKER).write_text(json.dumps({"format": kind, "fingerprint": fingerprint}), encoding="utf-8")
+        (unfinished / MARKER).write_text(
+            json.dumps({"format": kind, "fingerprint": fingerprint}), encoding="utf-8"
+        )
         _take_place(unfinished, place, old)
     except (OSError, StoreError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -56,7 +67,9 @@ def export_images(out: Path, kind: str, images: Iterable[Image], class_names: Se
             old.rename(place)
         if isinstance(error, StoreError):
             raise
-        raise StoreError(f"cannot write the export to {out}: {error}. Mend the cause and run the same command again.") from error
+        raise StoreError(
+            f"cannot write the export to {out}: {error}. Mend the cause and run the same command again."
+        ) from error
     return out
 
 

@@ -74,24 +74,40 @@ class Curriculum(Sampler[int]):
         rank: int | None = None, world_size: int | None = None,
     ) -> None:  # fmt: skip
         _check_choices(shortage=shortage, missing=missing)
-        _check_bounds(curriculum_epochs=(curriculum_epochs, 0), synthetic_scale=(synthetic_scale, 0), batch_size=(batch_size, 1))
+        _check_bounds(
+            curriculum_epochs=(curriculum_epochs, 0),
+            synthetic_scale=(synthetic_scale, 0),
+            batch_size=(batch_size, 1),
+        )
         _check_bounds(samples=(samples, 1), guidance_images=(guidance_images, 1))
         pool = dataset.pool
         there = sorted(set(pool.levels[pool.synthetic].tolist()))
         asked = _check_levels(strategy, level, levels, there)
         if probe_every < 2:
-            raise TrainingError(f"probe_every = {probe_every} leaves no epoch for the level that a probe chooses; use 2 or more.")
+            raise TrainingError(
+                f"probe_every = {probe_every} leaves no epoch for the level that a probe chooses; use 2 or more."
+            )
         samples = samples or int((~pool.synthetic).sum())
-        make = partial(make_strategy, strategy, levels=asked, seed=seed, level=GuidanceLevel(level) if level is not None else None)
+        make = partial(
+            make_strategy,
+            strategy,
+            levels=asked,
+            seed=seed,
+            level=GuidanceLevel(level) if level is not None else None,
+        )
         with _in_own_words():
             followed = make(curriculum_epochs=curriculum_epochs)
         probes = followed.measures(0) == "probe"
         if probes and curriculum_epochs == 1:
-            raise TrainingError("curriculum_epochs = 1 leaves no epoch for the level that a probe chooses; use 2 or more.")
+            raise TrainingError(
+                "curriculum_epochs = 1 leaves no epoch for the level that a probe chooses; use 2 or more."
+            )
         self.span = probe_every if probes else 1
         self.guided = curriculum_epochs
         if probes:
-            self.guided -= curriculum_epochs % self.span == 1  # a probe with no epoch after it would be for nothing
+            self.guided -= (
+                curriculum_epochs % self.span == 1
+            )  # a probe with no epoch after it would be for nothing
             followed = make(curriculum_epochs=-(-self.guided // self.span))
         guidance = None
         if follows_progress(strategy, followed):
@@ -101,8 +117,14 @@ class Curriculum(Sampler[int]):
             undersample = strategy != "real-only" and pool.hard_by_class
         with _in_own_words():
             mixing = make_mixing(pool, followed, undersample, synthetic_scale, shortage, missing)
-        self.course = Course(pool, followed, mixing, samples * self.span, seed, guidance, samples if probes else 0)
-        self.dataset, self.samples, self.probability = dataset, samples, probability or true_class_probability
+        self.course = Course(
+            pool, followed, mixing, samples * self.span, seed, guidance, samples if probes else 0
+        )
+        self.dataset, self.samples, self.probability = (
+            dataset,
+            samples,
+            probability or true_class_probability,
+        )
         self.judged = dataset if guidance is None else dataset.for_evaluation()
         self.share(rank, world_size)
         self.collate, self.batch_size = collate, batch_size
@@ -115,7 +137,9 @@ class Curriculum(Sampler[int]):
     @property
     def guidance_rows(self) -> np.ndarray:
         """Rows of V, which no epoch draws; empty where the strategy measures nothing."""
-        return self.course.guidance.rows if self.course.guidance is not None else np.empty(0, np.int64)
+        return (
+            self.course.guidance.rows if self.course.guidance is not None else np.empty(0, np.int64)
+        )
 
     def share(self, rank: int | None = None, world_size: int | None = None) -> None:
         """From now on this sampler gives the rows of process `rank` of `world_size`; without them what torch.distributed says then.
@@ -123,11 +147,15 @@ class Curriculum(Sampler[int]):
         Raises TrainingError for what is no share.
         """
         if (rank is None) != (world_size is None):
-            raise TrainingError("rank= and world_size= go together, for example Curriculum(dataset, ..., rank=0, world_size=2).")
+            raise TrainingError(
+                "rank= and world_size= go together, for example Curriculum(dataset, ..., rank=0, world_size=2)."
+            )
         self._asked = None
         if rank is not None and world_size is not None:
             if not 0 <= rank < world_size:
-                raise TrainingError(f"there is no rank {rank} of world_size {world_size}; ranks go from 0 to {max(world_size, 1) - 1}.")
+                raise TrainingError(
+                    f"there is no rank {rank} of world_size {world_size}; ranks go from 0 to {max(world_size, 1) - 1}."
+                )
             self._asked = Processes(rank, world_size)
 
     def begin(self, epoch: int, model: nn.Module | None = None) -> None:
@@ -166,7 +194,9 @@ class Curriculum(Sampler[int]):
         """The rows that this epoch draws, int64 `[samples]`; where processes share them those of this one, `[samples // world_size]`."""
         processes = self._processes()
         drawn, _ = self._draw()
-        return drawn[: self.samples - self.samples % processes.size][processes.rank :: processes.size]
+        return drawn[: self.samples - self.samples % processes.size][
+            processes.rank :: processes.size
+        ]
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -176,7 +206,13 @@ class Curriculum(Sampler[int]):
     def state_dict(self) -> dict[str, Any]:
         """Plain values (as JSON has them) from which `load_state_dict` goes on: at the same epoch, at the next one after `end`."""
         before = None if self._before is None else self._before.tolist()
-        state = {"epoch": self.number, "history": self.history, "record": self._record, "before": before, "ended": self._ended}
+        state = {
+            "epoch": self.number,
+            "history": self.history,
+            "record": self._record,
+            "before": before,
+            "ended": self._ended,
+        }
         return json.loads(json.dumps(state))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -184,7 +220,11 @@ class Curriculum(Sampler[int]):
 
         After an epoch's end it turns to the next one at once: a loop may ask its data workers for rows before it calls `begin`.
         """
-        self.number, self.history, self._record = state["epoch"], list(state["history"]), dict(state["record"])
+        self.number, self.history, self._record = (
+            state["epoch"],
+            list(state["history"]),
+            dict(state["record"]),
+        )
         self._before = None if state["before"] is None else np.asarray(state["before"])
         self._ended = state.get("ended", False)
         if self._ended:
@@ -194,7 +234,9 @@ class Curriculum(Sampler[int]):
         """Whose rows are asked for."""
         found = self._asked or current_processes()
         if self.samples < found.size:
-            raise TrainingError(f"samples = {self.samples} leave no row of an epoch to each of {found.size} processes; raise samples.")
+            raise TrainingError(
+                f"samples = {self.samples} leave no row of an epoch to each of {found.size} processes; raise samples."
+            )
         return found
 
     def _place(self, epoch: int) -> tuple[int, int]:
@@ -212,7 +254,9 @@ class Curriculum(Sampler[int]):
             return self.course.draw(block, 0, self.history)
         measured = self.course.strategy.measures(block)
         if measured == "probe" and "progress" not in self._record:
-            raise TrainingError(f"epoch {self.number} depends on progress that was not measured; call begin({self.number}, model) first.")
+            raise TrainingError(
+                f"epoch {self.number} depends on progress that was not measured; call begin({self.number}, model) first."
+            )
         known = [*self.history, self._record] if measured == "probe" else self.history
         rows, chosen = self.course.draw(block, 1 if probes else 0, known)
         first = (part - 1 if probes else part) * self.samples
@@ -230,7 +274,9 @@ class Curriculum(Sampler[int]):
         block, _ = self._place(self.number)
         if self._place(epoch)[0] > block and self.course.guidance is not None:
             if self.course.strategy.measures(block) != "never" and "progress" not in self._record:
-                raise TrainingError(f"progress of epoch {self.number} was not measured; call begin(epoch, model) before each epoch.")
+                raise TrainingError(
+                    f"progress of epoch {self.number} was not measured; call begin(epoch, model) before each epoch."
+                )
             self.history.append({"epoch": block, **self._draw()[1], **self._record})
             self._record = {}
         self.number, self._ended = epoch, False
@@ -242,14 +288,20 @@ class Curriculum(Sampler[int]):
 
         def judge() -> np.ndarray:
             if model is None:
-                raise TrainingError("this strategy follows learning progress: call begin(epoch, model) with the model.")
+                raise TrainingError(
+                    "this strategy follows learning progress: call begin(epoch, model) with the model."
+                )
             together = current_processes()
             if together.size == 1 < self._processes().size:
                 raise TrainingError(
                     f"the {self._processes().size} processes cannot agree on progress before torch.distributed is initialised; call "
                     "init_process_group first."
                 )
-            loader = DataLoader(Subset(self.judged, guidance.rows.tolist()), self.batch_size, collate_fn=self.collate)
+            loader = DataLoader(
+                Subset(self.judged, guidance.rows.tolist()),
+                self.batch_size,
+                collate_fn=self.collate,
+            )
             training = model.training
             model.eval()
             with torch.inference_mode():
@@ -257,7 +309,9 @@ class Curriculum(Sampler[int]):
             model.train(training)
             result = torch.cat(found).numpy()
             if result.shape != (len(guidance),):
-                raise TrainingError(f"probability gave {list(result.shape)} values for {len(guidance)} images; give one per image.")
+                raise TrainingError(
+                    f"probability gave {list(result.shape)} values for {len(guidance)} images; give one per image."
+                )
             return together.decide(result)
 
         return judge
@@ -270,7 +324,11 @@ def true_class_probability(model: nn.Module, batch: Any) -> Tensor:
     """
     device = next(model.parameters()).device
     if isinstance(batch, Mapping):
-        inputs = {name: value.to(device) for name, value in batch.items() if name != "labels" and isinstance(value, Tensor)}
+        inputs = {
+            name: value.to(device)
+            for name, value in batch.items()
+            if name != "labels" and isinstance(value, Tensor)
+        }
         labels, answered = batch["labels"].to(device), model(**inputs)
     else:
         labels, answered = batch[1].to(device), model(batch[0].to(device))
@@ -293,10 +351,14 @@ def _check_bounds(**given: tuple[float | None, int]) -> None:
             raise TrainingError(f"{name} = {value}; it has to be {least} or more.")
 
 
-def _check_levels(strategy: str, level: int | None, levels: Sequence[int] | None, there: Sequence[int]) -> tuple[GuidanceLevel, ...]:
+def _check_levels(
+    strategy: str, level: int | None, levels: Sequence[int] | None, there: Sequence[int]
+) -> tuple[GuidanceLevel, ...]:
     """The levels to go through. Raises TrainingError for one of which the data set holds no image."""
     if (strategy == "fixed") != (level is not None):
-        raise TrainingError("strategy 'fixed' and level= go together, for example Curriculum(dataset, 'fixed', level=50, ...).")
+        raise TrainingError(
+            "strategy 'fixed' and level= go together, for example Curriculum(dataset, 'fixed', level=50, ...)."
+        )
     named: dict[str, list[int]] = {"text-only": [0], "fixed": [level or 0], "real-only": []}
     wanted = named.get(strategy, list(there if levels is None else levels))
     lacking = [percent for percent in wanted if percent not in there and percent != REAL.percent]

@@ -59,13 +59,24 @@ class SpectrumDataset(Dataset):
         folder = Path(folder)
         lacking = [name for name in NEEDED if not (folder / name).is_file()]
         if lacking:
-            raise RunError(f"{folder} lacks {', '.join(lacking)}; make them with `discl filter RECIPE --out {folder}`.")
+            raise RunError(
+                f"{folder} lacks {', '.join(lacking)}; make them with `discl filter RECIPE --out {folder}`."
+            )
         run = Run(load_recipe(folder / "recipe.yaml"), folder)
         if split == "train":
-            return cls(run.train, kept_images(run), hard_rows(run), size, transform, evaluation_transform)
+            return cls(
+                run.train, kept_images(run), hard_rows(run), size, transform, evaluation_transform
+            )
         if split not in run.tables:
             raise DataError(unknown("split", split, run.tables))
-        return cls(run.tables[split], _no_images(), np.zeros(len(run.tables[split]), bool), size, transform, evaluation_transform)
+        return cls(
+            run.tables[split],
+            _no_images(),
+            np.zeros(len(run.tables[split]), bool),
+            size,
+            transform,
+            evaluation_transform,
+        )
 
     @classmethod
     def of_shards(
@@ -86,7 +97,9 @@ class SpectrumDataset(Dataset):
         stored = Rows.from_parquet(files).cast_column("image", ImageFeature(decode=False))
         lacking = [name for name in ("image", "label", "level") if name not in stored.column_names]
         if lacking:
-            raise StoreError(f"the shards in {shards} lack {', '.join(lacking)}; they have {', '.join(stored.column_names)}.")
+            raise StoreError(
+                f"the shards in {shards} lack {', '.join(lacking)}; they have {', '.join(stored.column_names)}."
+            )
         taken = _rows_to_take(stored, keep)
         if hard is None:
             sources = set(stored["source_id"][:]) if "source_id" in stored.column_names else set()
@@ -97,10 +110,19 @@ class SpectrumDataset(Dataset):
                     "not known; give hard=[True, False, …], one for each real image."
                 )
         if len(hard) != len(table):
-            raise DataError(f"hard has {len(hard)} values for {len(table)} real images; give one for each.")
+            raise DataError(
+                f"hard has {len(hard)} values for {len(table)} real images; give one for each."
+            )
         labels = _labels_by_name(stored, table.class_names)
         synthetic = stored.select_columns(["image", "level"]).add_column("label", labels)
-        return cls(table, synthetic.select(taken), np.asarray(hard, bool), size, transform, evaluation_transform)
+        return cls(
+            table,
+            synthetic.select(taken),
+            np.asarray(hard, bool),
+            size,
+            transform,
+            evaluation_transform,
+        )
 
     def for_evaluation(self) -> SpectrumDataset:
         """The same rows through `evaluation_transform`, in the place of `transform`: what progress is measured on, and yours to measure on.
@@ -144,7 +166,9 @@ def _rows_to_take(stored: Rows, keep: Iterable[str] | None) -> np.ndarray:
     """Rows of the shards, ascending: those that `keep` names, and each image once, though two workers may have made it."""
     if "id" not in stored.column_names:
         if keep is not None:
-            raise StoreError(f"keep names ids, but the shards have no column id; they have {', '.join(stored.column_names)}.")
+            raise StoreError(
+                f"keep names ids, but the shards have no column id; they have {', '.join(stored.column_names)}."
+            )
         return np.arange(len(stored))
     ids = np.asarray(stored["id"][:])
     first = np.sort(np.unique(ids, return_index=True)[1]) if len(ids) else np.arange(0)
@@ -158,12 +182,16 @@ def _labels_by_name(stored: Rows, class_names: Sequence[str]) -> list[int]:
     labels = stored["label"][:]
     if names is None:
         if labels and not 0 <= min(labels) <= max(labels) < len(class_names):
-            raise DataError(f"labels of the shards run from {min(labels)} to {max(labels)}; there are {len(class_names)} classes.")
+            raise DataError(
+                f"labels of the shards run from {min(labels)} to {max(labels)}; there are {len(class_names)} classes."
+            )
         return list(labels)
     place = {name: label for label, name in enumerate(class_names)}
     lacking = sorted({names[label] for label in labels} - set(place))
     if lacking:
-        raise DataError(f"the real images lack {len(lacking)} classes of the spectrum: {', '.join(lacking[:12])}.")
+        raise DataError(
+            f"the real images lack {len(lacking)} classes of the spectrum: {', '.join(lacking[:12])}."
+        )
     return [place[names[label]] for label in labels]
 
 

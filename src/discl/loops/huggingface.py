@@ -27,10 +27,14 @@ class CurriculumCallback(TrainerCallback):
         if state.global_step and found is not None:
             self.curriculum.load_state_dict(found["attributes"])
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
+    def on_epoch_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **more: Any
+    ) -> None:
         self.curriculum.begin(int((state.epoch or 0) + 1e-6), model)
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
+    def on_epoch_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, **more: Any
+    ) -> None:
         self.curriculum.end(model)
         self._note(state)
 

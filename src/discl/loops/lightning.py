@@ -20,7 +20,9 @@ class CurriculumCallback(Callback):
         self.curriculum = curriculum
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        divided = getattr(getattr(trainer, "_accelerator_connector", None), "use_distributed_sampler", True)
+        divided = getattr(
+            getattr(trainer, "_accelerator_connector", None), "use_distributed_sampler", True
+        )
         self.curriculum.share(*(0, 1) if divided else (trainer.global_rank, trainer.world_size))
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:

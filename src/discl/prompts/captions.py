@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..checkpoints import check_complete, check_tokenizer, checkpoint_digest, find_checkpoint, read_json
+from ..checkpoints import (
+    check_complete,
+    check_tokenizer,
+    checkpoint_digest,
+    find_checkpoint,
+    read_json,
+)
 from ..digests import digest
 from ..errors import CheckpointError
 
@@ -33,14 +39,29 @@ class Captioner:
 
         folder = find_captioner(address)
         try:
-            asked = {"dtype": getattr(torch, dtype), "use_safetensors": True, "output_loading_info": True}
+            asked = {
+                "dtype": getattr(torch, dtype),
+                "use_safetensors": True,
+                "output_loading_info": True,
+            }
             loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, **asked)
             model, found = loaded
             check_complete(folder, found["missing_keys"])
             self.model = model.eval().to(device)
             self.images, self.tokenizer, self.both = _load_processors(folder)
-        except (OSError, ValueError, TypeError, KeyError, OverflowError, RuntimeError, ImportError, SafetensorError) as error:
-            raise CheckpointError(f"'{folder}' cannot be loaded as an image-to-text model: {error}") from error
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            OverflowError,
+            RuntimeError,
+            ImportError,
+            SafetensorError,
+        ) as error:
+            raise CheckpointError(
+                f"'{folder}' cannot be loaded as an image-to-text model: {error}"
+            ) from error
         self.device, self.batch, self.max_new_tokens = device, batch, max_new_tokens
         self.chats = self.both is not None and bool(getattr(self.both, "chat_template", None))
         self.prompt = prompt or (QUESTION if self.chats else None)
@@ -53,7 +74,9 @@ class Captioner:
         for first in range(0, len(images), self.batch):
             part = list(images[first : first + self.batch])
             inputs = self._inputs([*part, *[part[-1]] * (self.batch - len(part))])
-            tokens = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1)
+            tokens = self.model.generate(
+                **inputs, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1
+            )
             given = inputs.get("input_ids", inputs.get("decoder_input_ids"))
             new = tokens if given is None else _without_beginning(tokens, given)
             said = self.tokenizer.batch_decode(new[: len(part)], skip_special_tokens=True)
@@ -63,14 +86,26 @@ class Captioner:
     def _inputs(self, images: list[Image.Image]) -> dict[str, Any]:
         if self.chats:
             content = [{"type": "image"}, {"type": "text", "text": self.prompt}]
-            text = self.both.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
-            each = [[image] for image in images]  # a list for each text: some take a flat one for the pictures of the first
-            inputs = dict(self.both(images=each, text=[text] * len(images), padding=True, return_tensors="pt"))
+            text = self.both.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            )
+            each = [
+                [image] for image in images
+            ]  # a list for each text: some take a flat one for the pictures of the first
+            inputs = dict(
+                self.both(images=each, text=[text] * len(images), padding=True, return_tensors="pt")
+            )
         else:
-            inputs = {"pixel_values": self.images(images=images, return_tensors="pt")["pixel_values"]}
+            inputs = {
+                "pixel_values": self.images(images=images, return_tensors="pt")["pixel_values"]
+            }
             if self.prompt is not None:
                 inputs |= self._beginning(len(images))
-        floating = {name: value.to(self.model.dtype) for name, value in inputs.items() if value.is_floating_point()}
+        floating = {
+            name: value.to(self.model.dtype)
+            for name, value in inputs.items()
+            if value.is_floating_point()
+        }
         return {name: value.to(self.device) for name, value in {**inputs, **floating}.items()}
 
     def _beginning(self, rows: int) -> dict[str, torch.Tensor]:
@@ -80,9 +115,14 @@ class Captioner:
         family = self.model.config.model_type
         if family == "vision-encoder-decoder":
             started = torch.tensor([[self.model.generation_config.decoder_start_token_id]])
-            plain = self.tokenizer(self.prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+            plain = self.tokenizer(self.prompt, add_special_tokens=False, return_tensors="pt")[
+                "input_ids"
+            ]
             return {"decoder_input_ids": torch.cat([started, plain], 1).repeat(rows, 1)}
-        if not family.startswith("blip") and ids[0, -1] in {self.tokenizer.sep_token_id, self.tokenizer.eos_token_id}:
+        if not family.startswith("blip") and ids[0, -1] in {
+            self.tokenizer.sep_token_id,
+            self.tokenizer.eos_token_id,
+        }:
             ids, mask = ids[:, :-1], mask[:, :-1]
         return {"input_ids": ids.repeat(rows, 1), "attention_mask": mask.repeat(rows, 1)}
 
@@ -90,7 +130,9 @@ class Captioner:
 def _without_beginning(tokens: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
     """Generated tokens without the given ones, which most models repeat; BLIP replaces the first of them and leaves out the last."""
     for length in (given.shape[1], given.shape[1] - 1):
-        if 0 < length <= tokens.shape[1] and bool((tokens[:, 1:length] == given[:, 1:length]).all()):
+        if 0 < length <= tokens.shape[1] and bool(
+            (tokens[:, 1:length] == given[:, 1:length]).all()
+        ):
             return tokens[:, length:]
     return tokens
 
@@ -102,14 +144,20 @@ def describe_captioner(address: str, prompt: str | None, max_new_tokens: int, dt
 
 def find_captioner(address: str) -> Path:
     """Folder of an image-to-text model in transformers' format. Raises CheckpointError for another family or missing files."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as FAMILIES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as FAMILIES,
+    )
 
     folder = find_checkpoint(address)
     lacking = [name for name in ("config.json",) if not (folder / name).is_file()]
-    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+    if not any(
+        (folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
+    ):
         lacking.append("preprocessor_config.json")
     if lacking:
-        raise CheckpointError(f"'{folder}' is no image-to-text model in transformers' format: it has no {' and no '.join(lacking)}.")
+        raise CheckpointError(
+            f"'{folder}' is no image-to-text model in transformers' format: it has no {' and no '.join(lacking)}."
+        )
     family = read_json(folder / "config.json").get("model_type")
     if family not in FAMILIES:
         raise CheckpointError(
@@ -128,4 +176,8 @@ def _load_processors(folder: Path) -> tuple[Any, Any, Any]:
     both = AutoProcessor.from_pretrained(folder, backend="pil")
     if hasattr(both, "image_processor") and hasattr(both, "tokenizer"):
         return both.image_processor, both.tokenizer, both
-    return AutoImageProcessor.from_pretrained(folder, backend="pil"), AutoTokenizer.from_pretrained(folder), None
+    return (
+        AutoImageProcessor.from_pretrained(folder, backend="pil"),
+        AutoTokenizer.from_pretrained(folder),
+        None,
+    )

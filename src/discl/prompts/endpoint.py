@@ -81,7 +81,9 @@ def check_url(url: str) -> str:
     except ValueError as error:
         raise RecipeError(f"{url!r} is no base URL: {error}.") from error
     if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
-        raise RecipeError(f"{url!r} is no base URL; it begins with http:// or https:// and often ends in /v1.")
+        raise RecipeError(
+            f"{url!r} is no base URL; it begins with http:// or https:// and often ends in /v1."
+        )
     if not _is_host(parts.hostname):
         raise RecipeError(
             f"{url!r} is no base URL: {parts.hostname!r} can be no host; a host is an address, or labels of 1 to 63 letters, digits and "
@@ -101,7 +103,9 @@ def _is_host(name: str) -> bool:
         plain = name.encode("idna").decode()
     except UnicodeError:
         return False
-    return ":" in plain or all(re.fullmatch(r"[A-Za-z0-9_-]{1,63}", label) for label in plain.removesuffix(".").split("."))
+    return ":" in plain or all(
+        re.fullmatch(r"[A-Za-z0-9_-]{1,63}", label) for label in plain.removesuffix(".").split(".")
+    )
 
 
 def read_key(variable: str | None) -> str | None:
@@ -113,7 +117,9 @@ def read_key(variable: str | None) -> str | None:
         return None
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise EndpointError(f"the environment variable {variable}, which should hold the API key, is not set; export it and go on.")
+        raise EndpointError(
+            f"the environment variable {variable}, which should hold the API key, is not set; export it and go on."
+        )
     _check_key(key, f"the API key in the environment variable {variable}")
     return key
 
@@ -155,7 +161,9 @@ class Endpoint:
 
     def ask(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The model's answer to a conversation. Raises EndpointError once retrying is of no use."""
-        body = json.dumps({**self.parameters, "model": self.model, "messages": list(messages)}).encode()
+        body = json.dumps(
+            {**self.parameters, "model": self.model, "messages": list(messages)}
+        ).encode()
         ready = -math.inf
         for attempt in range(self.retries + 1):
             self._wait(ready)
@@ -196,18 +204,26 @@ class Endpoint:
             with error:
                 raise self._refused(error.code, error.headers, _said(error)) from None
         except (ValueError, http.client.InvalidURL) as error:
-            raise EndpointError(f"{self._address} cannot be asked ({self._hidden(str(error))}). Check {self.section}.url.") from None
+            raise EndpointError(
+                f"{self._address} cannot be asked ({self._hidden(str(error))}). Check {self.section}.url."
+            ) from None
         except (OSError, http.client.HTTPException) as error:
             cause = self._hidden(repr(getattr(error, "reason", None) or error))
             raise _Passing(f"cannot be reached ({cause})") from None
 
     def _open(self, body: bytes) -> Any:
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "discl"}
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "User-Agent": "discl",
+        }
         if self.key is not None:
             headers["Authorization"] = f"Bearer {self.key}"
         handlers: list[Any] = [_NoRedirect]
         if (urlsplit(self.url).hostname or "") in {"localhost", "127.0.0.1", "::1"}:
-            handlers.append(urllib.request.ProxyHandler({}))  # what runs on this machine is not reached through a proxy
+            handlers.append(
+                urllib.request.ProxyHandler({})
+            )  # what runs on this machine is not reached through a proxy
         request = urllib.request.Request(self._address, body, headers, method="POST")
         return urllib.request.build_opener(*handlers).open(request, timeout=self.timeout)
 
@@ -229,7 +245,14 @@ class Endpoint:
         """The text in a chat completion, `?` for what is no character in it; empty where the model wrote none."""
         try:
             content = json.loads(body)["choices"][0]["message"].get("content")
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        except (
+            ValueError,
+            KeyError,
+            IndexError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise EndpointError(
                 f"{self._address} answers no chat completion: {self._shown(body)}. "
                 f"Check {self.section}.url: the base URL of an OpenAI-compatible server, most end in /v1."

@@ -24,14 +24,23 @@ FEWEST = 2
 LONGEST = 15
 
 
-def write_settings(path: Path, request: Callable[[int], str], names: Sequence[str], endpoint: Endpoint, count: int, tries: int) -> None:
+def write_settings(
+    path: Path,
+    request: Callable[[int], str],
+    names: Sequence[str],
+    endpoint: Endpoint,
+    count: int,
+    tries: int,
+) -> None:
     """Writes two to `count` settings, a list of phrases, to the file at `path`.
 
     `request` says how so many settings are asked for; no setting may hold one of `names`. Raises EndpointError if the endpoint fails or
     its answers cannot be used after `tries` tries; then there is no file.
     """
     try:
-        texts = gather_texts(request, lambda text: find_fault(text, names), endpoint, count, tries, FEWEST)
+        texts = gather_texts(
+            request, lambda text: find_fault(text, names), endpoint, count, tries, FEWEST
+        )
     except UnusableError as error:
         raise EndpointError(
             f"{endpoint.model} at {endpoint.url} wrote no usable settings: {error}.\n"
@@ -47,7 +56,11 @@ def read_settings(path: Path) -> list[str]:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"prompts.settings: {path} is not valid YAML: {error}") from error
-    if not isinstance(settings, list) or not settings or not all(isinstance(each, str) and each.strip() for each in settings):
+    if (
+        not isinstance(settings, list)
+        or not settings
+        or not all(isinstance(each, str) and each.strip() for each in settings)
+    ):
         raise RecipeError(
             f"prompts.settings: {path} holds no list of settings; write one a line, such as '- in a meadow at dusk' (in quotes where it "
             "holds a colon), or delete the file to have them written anew."
@@ -60,7 +73,9 @@ def find_fault(text: str, names: Sequence[str]) -> str | None:
     words = len(text.split())
     if words > LONGEST:
         return f"has {words} words, at most {LONGEST} are allowed"
-    if re.search(r"[.!?:;](?:\s|$)", text.removesuffix(".")) or re.search(r"\bI\b|\b(?i:me|my|you|your|sorry)\b", text):
+    if re.search(r"[.!?:;](?:\s|$)", text.removesuffix(".")) or re.search(
+        r"\bI\b|\b(?i:me|my|you|your|sorry)\b", text
+    ):
         return "is a sentence or a heading, not a phrase"
     if "{" in text or "}" in text:
         return "holds a brace"

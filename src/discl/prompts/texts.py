@@ -20,12 +20,17 @@ SETTING = "{setting}"
 def fill(template: str, name: str) -> str:
     """The template with `{class}` replaced by the name. Raises RecipeError where `{class}` is missing."""
     if "{class}" not in template:
-        raise RecipeError(f"template '{template}' lacks {{class}}, so every class would get the same text.")
+        raise RecipeError(
+            f"template '{template}' lacks {{class}}, so every class would get the same text."
+        )
     return template.replace("{class}", name)
 
 
 def class_prompts(
-    class_names: Sequence[str], templates: Sequence[str], phrases: str | None = None, names: Mapping[str, str] | None = None
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    phrases: str | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> dict[str, list[str]]:
     """`{class: texts}` from templates, or from the phrase list `phrases` (a YAML file or `embedded:NAME`) where it is given.
 
@@ -34,20 +39,32 @@ def class_prompts(
     """
     spoken = spoken_names(class_names, names or {})
     if phrases is None:
-        return {name: [fill(template, spoken[name]) for template in templates] for name in class_names}
-    path = embedded_phrases(phrases.removeprefix("embedded:")) if phrases.startswith("embedded:") else Path(phrases)
+        return {
+            name: [fill(template, spoken[name]) for template in templates] for name in class_names
+        }
+    path = (
+        embedded_phrases(phrases.removeprefix("embedded:"))
+        if phrases.startswith("embedded:")
+        else Path(phrases)
+    )
     if not path.is_file():
         raise RecipeError(f"prompts.phrases: there is no file {path}.")
     texts = read_phrases(path)
     lacking = [name for name in class_names if not texts.get(name)]
     if lacking:
-        raise RecipeError(f"prompts.phrases: {path} has no texts for {len(lacking)} classes: {', '.join(lacking[:8])}.")
+        raise RecipeError(
+            f"prompts.phrases: {path} has no texts for {len(lacking)} classes: {', '.join(lacking[:8])}."
+        )
     return {name: texts[name] for name in class_names}
 
 
 def with_settings(templates: Sequence[str], settings: Sequence[str]) -> list[str]:
     """Each template that holds `{setting}` once with each setting, the others as they are."""
-    return [template.replace(SETTING, each) for template in templates for each in (settings if SETTING in template else ("",))]
+    return [
+        template.replace(SETTING, each)
+        for template in templates
+        for each in (settings if SETTING in template else ("",))
+    ]
 
 
 def spoken_names(class_names: Sequence[str], names: Mapping[str, str]) -> dict[str, str]:
@@ -65,7 +82,9 @@ def read_phrases(path: Path) -> dict[str, list[str]]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"prompts: {path} is not valid YAML: {error}") from error
     listed = {} if listed is None else listed
-    if not isinstance(listed, dict) or not all(texts is None or isinstance(texts, list) for texts in listed.values()):
+    if not isinstance(listed, dict) or not all(
+        texts is None or isinstance(texts, list) for texts in listed.values()
+    ):
         raise RecipeError(f"prompts: {path} holds no mapping from class names to lists of texts.")
     return {str(name): [str(text) for text in texts] for name, texts in listed.items() if texts}
 

@@ -73,7 +73,12 @@ def write_missing(
             advance(1)
 
     with ThreadPoolExecutor(min(parallel, len(missing))) as workers:
-        asked = {workers.submit(describe_class, names[name], _others(name, names), endpoint, demand): name for name in missing}
+        asked = {
+            workers.submit(
+                describe_class, names[name], _others(name, names), endpoint, demand
+            ): name
+            for name in missing
+        }
         try:
             for answer in as_completed(asked):
                 if isinstance(error := answer.exception(), UnusableError):
@@ -87,7 +92,11 @@ def write_missing(
             workers.shutdown(cancel_futures=True)
             endpoint.stopped.clear()
             for answer in asked:  # what was under way when another one failed
-                if asked[answer] not in written and not answer.cancelled() and answer.exception() is None:
+                if (
+                    asked[answer] not in written
+                    and not answer.cancelled()
+                    and answer.exception() is None
+                ):
                     keep(answer)
     if failed:
         listing = "\n".join(f"  {each}" for each in failed)
@@ -117,7 +126,9 @@ def describe_class(name: str, others: Sequence[str], endpoint: Asks, demand: Dem
     def problem(text: str) -> str | None:
         return find_problem(text, name, others if demand.only_class else (), demand.words)
 
-    return gather_texts(lambda count: _request(name, demand, count), problem, endpoint, demand.count, demand.tries)
+    return gather_texts(
+        lambda count: _request(name, demand, count), problem, endpoint, demand.count, demand.tries
+    )
 
 
 def gather_texts(
@@ -150,17 +161,29 @@ def gather_texts(
         if len(texts) >= enough:
             return texts[:count]
         if not rejected and not texts:
-            rejected = [f"'{_short(answer)}' is no list of texts" if answer.strip() else "the answer was empty"]
+            rejected = [
+                f"'{_short(answer)}' is no list of texts"
+                if answer.strip()
+                else "the answer was empty"
+            ]
         again = f"{request(count - len(texts))} They have to differ from those before."
         if rejected:
             again = f"These cannot be used: {'; '.join(rejected[:SHOWN])}. {again}"
-        messages = [first, {"role": "assistant", "content": answer}, {"role": "user", "content": again}]
+        messages = [
+            first,
+            {"role": "assistant", "content": answer},
+            {"role": "user", "content": again},
+        ]
     told = "; ".join(rejected[:SHOWN]) or "the same ones came again"
     raise UnusableError(f"{len(texts)} of {enough} after {tries} tries; {told}")
 
 
 def _request(name: str, demand: Demand, count: int) -> str:
-    alone = " It shows nothing but this subject and its surroundings, no other kind of subject." if demand.only_class else ""
+    alone = (
+        " It shows nothing but this subject and its surroundings, no other kind of subject."
+        if demand.only_class
+        else ""
+    )
     return (
         f'Write {count} descriptions of photographs of "{name}", each different in place, light, viewpoint and action. '
         f'Each is one English sentence of at least {demand.words} words that contains the words "{name}".{alone} '
@@ -173,7 +196,11 @@ def parse_texts(answer: str) -> list[str]:
     answer = re.sub(r"<think>.*?</think>", "", answer, flags=re.DOTALL).strip()
     listed = _json_list(answer)
     if listed is None:
-        items = re.findall(r"^[ \t]*(?:\d+[.):]|[-*•])[ \t]+(.*(?:\n(?![ \t]*(?:\d+[.):]|[-*•])[ \t])[ \t]*\S.*)*)", answer, re.MULTILINE)
+        items = re.findall(
+            r"^[ \t]*(?:\d+[.):]|[-*•])[ \t]+(.*(?:\n(?![ \t]*(?:\d+[.):]|[-*•])[ \t])[ \t]*\S.*)*)",
+            answer,
+            re.MULTILINE,
+        )
         listed = items or answer.splitlines()
     return [text for text in (_clean(item) for item in listed) if text]
 
@@ -217,13 +244,19 @@ def find_problem(text: str, name: str, others: Sequence[str], words: int) -> str
 def find_name(text: str, names: Iterable[str]) -> str | None:
     """The first of `names` that a text holds, compared as `find_problem` does; None where it holds none."""
     plain = _plain(text)
-    return next((name for name in names if any(_find(alias, plain) for alias in _aliases(name))), None)
+    return next(
+        (name for name in names if any(_find(alias, plain) for alias in _aliases(name))), None
+    )
 
 
 def _others(name: str, names: Mapping[str, str]) -> list[str]:
     """Names of the other classes, without those that share a name with this one."""
     own = set(_aliases(names[name]))
-    return [spoken for other, spoken in names.items() if other != name and not own & set(_aliases(spoken))]
+    return [
+        spoken
+        for other, spoken in names.items()
+        if other != name and not own & set(_aliases(spoken))
+    ]
 
 
 @functools.cache
@@ -240,7 +273,11 @@ def _plain(text: str) -> str:
 @functools.cache
 def _pattern(alias: str) -> re.Pattern[str]:
     *before, last = alias.split()
-    plural = rf"(?:{re.escape(last)}(?:s|es)?|{re.escape(last[:-1])}ies)" if last.endswith("y") else rf"{re.escape(last)}(?:s|es)?"
+    plural = (
+        rf"(?:{re.escape(last)}(?:s|es)?|{re.escape(last[:-1])}ies)"
+        if last.endswith("y")
+        else rf"{re.escape(last)}(?:s|es)?"
+    )
     return re.compile(r"\b" + "".join(rf"{re.escape(word)}\s" for word in before) + plural + r"\b")
 
 
@@ -263,7 +300,10 @@ def _make_appendable(path: Path) -> None:
         fits = isinstance(listed, dict) and len(listed) == len(known) + 1 and all(listed.values())
     except yaml.YAMLError:
         fits = False
-    write_whole(path, text if fits else HEADER + "".join(_block(name, texts) for name, texts in known.items()))
+    write_whole(
+        path,
+        text if fits else HEADER + "".join(_block(name, texts) for name, texts in known.items()),
+    )
 
 
 def _append(path: Path, name: str, texts: list[str]) -> None:

@@ -2,7 +2,14 @@
 
 from .data import Data, Groups, Hard, LongTail
 from .learning import Evaluate, Method, Train
-from .loading import RECIPES, describe_shipped, load_recipe, parse_override, shipped_recipes, validate
+from .loading import (
+    RECIPES,
+    describe_shipped,
+    load_recipe,
+    parse_override,
+    shipped_recipes,
+    validate,
+)
 from .making import Captions, Endpoint, Filter, Prompts, Server, Settings, Spectrum
 from .places import change_places
 from .tree import Recipe, Runtime

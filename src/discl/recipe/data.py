@@ -20,7 +20,9 @@ def _class_order(value: Any) -> Any:
         return [str(name) for name in value]
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
-    raise RecipeError(f"a list of class names (head first), a whole number (a seed) or null is expected; got {value!r}.")
+    raise RecipeError(
+        f"a list of class names (head first), a whole number (a seed) or null is expected; got {value!r}."
+    )
 
 
 class LongTail(Strict):
@@ -29,7 +31,8 @@ class LongTail(Strict):
     n_max: int = Field(ge=1)
     imbalance_ratio: float = Field(ge=1)
     class_order: Annotated[list[str] | int | None, BeforeValidator(_class_order)] = Field(
-        None, description="names, head first; a number shuffles with that seed; null keeps the order"
+        None,
+        description="names, head first; a number shuffles with that seed; null keeps the order",
     )
     seed: int = 0
     index: Located | None = Field(
@@ -48,7 +51,9 @@ class OwnSplit(Strict):
     @model_validator(mode="after")
     def _training_is_left(self) -> OwnSplit:
         if self.validation + self.test >= 1:
-            raise RecipeError(f"validation + test = {self.validation + self.test:g} leaves no image for training; keep the sum below 1.")
+            raise RecipeError(
+                f"validation + test = {self.validation + self.test:g} leaves no image for training; keep the sum below 1."
+            )
         return self
 
 
@@ -62,10 +67,12 @@ class Cameras(Strict):
     seen: int = Field(12, ge=1, description="cameras of train, validation and test")
     unseen: int = Field(6, ge=1, description="cameras of test-ood")
     clean: float = Field(0.2, ge=0, le=1, description="share of pictures that stay as they are")
-    pretraining: Share = Field(0.6, description="share of the training images that only generator and CLIP may have seen")
+    pretraining: Share = Field(
+        0.6, description="share of the training images that only generator and CLIP may have seen"
+    )
     validation: int = Field(2000, ge=1, description="images of validation")
-    most: dict[Literal["train", "validation", "test", "test-ood"], Annotated[int, Field(ge=1)]] = Field(
-        default_factory=dict, description="split: images in it, at most"
+    most: dict[Literal["train", "validation", "test", "test-ood"], Annotated[int, Field(ge=1)]] = (
+        Field(default_factory=dict, description="split: images in it, at most")
     )
 
 
@@ -78,7 +85,8 @@ class Data(Strict):
     )
     format: Annotated[str, one_of("format", ("auto", *READERS))] = "auto"
     files: dict[str, Annotated[str, Place(within=("data", "root"))]] = Field(
-        default_factory=dict, description="their split: its list, for formats that have lists; below root, or beside the recipe"
+        default_factory=dict,
+        description="their split: its list, for formats that have lists; below root, or beside the recipe",
     )
     splits: dict[Literal["train", "validation", "test", "validation-ood", "test-ood"], str] = Field(
         default_factory=dict, description="our split: its name in the data"
@@ -87,14 +95,18 @@ class Data(Strict):
         default_factory=dict, description="our column: theirs"
     )
     images: Located | None = Field(
-        None, description="manifest: folder of the images that the list names, to which its paths are relative; null: the list's own"
+        None,
+        description="manifest: folder of the images that the list names, to which its paths are relative; null: the list's own",
     )
-    cameras: Cameras | None = Field(None, description="degrade the pictures, for a low-quality example on real photos")
+    cameras: Cameras | None = Field(
+        None, description="degrade the pictures, for a low-quality example on real photos"
+    )
     own_split: OwnSplit = OwnSplit()
     long_tail: LongTail | None = None
     unreadable: Literal["error", "skip"] = "error"
     overlap: Literal["error", "keep"] = Field(
-        "error", description="pictures that lie in two splits: stop, or keep them as published benchmarks do (CIFAR-100 has some)"
+        "error",
+        description="pictures that lie in two splits: stop, or keep them as published benchmarks do (CIFAR-100 has some)",
     )
 
 
@@ -107,7 +119,9 @@ class Groups(Strict):
     @model_validator(mode="after")
     def _ordered(self) -> Groups:
         if self.few > self.many + 1:
-            raise RecipeError(f"groups.few = {self.few} lies above groups.many = {self.many}; a class would be in two groups.")
+            raise RecipeError(
+                f"groups.few = {self.few} lies above groups.many = {self.many}; a class would be in two groups."
+            )
         return self
 
 
@@ -115,7 +129,13 @@ class Hard(Strict):
     """Which training images get a spectrum."""
 
     rule: Literal["tail", "probability"] = "tail"
-    fewer_than: int = Field(20, ge=1, description="tail: classes with fewer training images than this")
-    below: float = Field(0.5, gt=0, le=1, description="probability: images whose true class gets less than this")
-    folds: int = Field(3, ge=2, description="probability: no image is judged by a classifier that saw it")
+    fewer_than: int = Field(
+        20, ge=1, description="tail: classes with fewer training images than this"
+    )
+    below: float = Field(
+        0.5, gt=0, le=1, description="probability: images whose true class gets less than this"
+    )
+    folds: int = Field(
+        3, ge=2, description="probability: no image is judged by a classifier that saw it"
+    )
     epochs: int = Field(10, ge=1, description="probability: epochs of each fold's classifier")

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from ..assets import published_figures
 from ..baselines import make_system
@@ -54,27 +61,43 @@ def _without_default(plain: dict[str, Any], **later: Any) -> dict[str, Any]:
 class Model(Strict):
     """The classifier: one of our residual networks, or whatever a checkpoint of transformers, timm or CLIP is."""
 
-    architecture: Annotated[str, one_of("architecture", [*ARCHITECTURES, *FROM_CHECKPOINT])] = "resnet10"
-    checkpoint: Located | None = Field(None, description="transformers, timm, clip: folder or hub name")
-    pretrained: bool = Field(True, description="begin with the checkpoint's weights, or take only its architecture")
-    templates: list[Template] = Field(["a photo of {class}."], min_length=1, description="clip: prompts of each class")
+    architecture: Annotated[str, one_of("architecture", [*ARCHITECTURES, *FROM_CHECKPOINT])] = (
+        "resnet10"
+    )
+    checkpoint: Located | None = Field(
+        None, description="transformers, timm, clip: folder or hub name"
+    )
+    pretrained: bool = Field(
+        True, description="begin with the checkpoint's weights, or take only its architecture"
+    )
+    templates: list[Template] = Field(
+        ["a photo of {class}."], min_length=1, description="clip: prompts of each class"
+    )
     head: Literal["linear", "cosine"] = "linear"
     stem: Literal["7x7", "3x3"] = "7x7"
-    width: int | None = Field(None, ge=4, description="channels of the first stage; null: the architecture's own")
+    width: int | None = Field(
+        None, ge=4, description="channels of the first stage; null: the architecture's own"
+    )
 
     @model_validator(mode="after")
     def _checkpoint_where_one_is_needed(self) -> Model:
         needs = self.architecture in FROM_CHECKPOINT
         if needs and self.checkpoint is None:
-            raise RecipeError(f"architecture {self.architecture} takes its network from a checkpoint; name one in train.model.checkpoint.")
+            raise RecipeError(
+                f"architecture {self.architecture} takes its network from a checkpoint; name one in train.model.checkpoint."
+            )
         if not needs and self.checkpoint is not None:
             raise RecipeError(
                 f"architecture {self.architecture} is built from scratch; leave out checkpoint, or name transformers, timm or clip."
             )
         if needs and (self.head != "linear" or self.width is not None):
-            raise RecipeError(f"head: cosine and width are for our own residual networks; architecture {self.architecture} has its own.")
+            raise RecipeError(
+                f"head: cosine and width are for our own residual networks; architecture {self.architecture} has its own."
+            )
         if not self.pretrained and self.architecture == "clip":
-            raise RecipeError("architecture clip needs its pretrained weights, for its head is made of its texts; leave out pretrained.")
+            raise RecipeError(
+                "architecture clip needs its pretrained weights, for its head is made of its texts; leave out pretrained."
+            )
         return self
 
 
@@ -85,12 +108,19 @@ class Optimizer(Strict):
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = False
     schedule: Literal["cosine", "constant", "steps"] = "cosine"
-    milestones: list[float] = Field([0.8, 0.9], description="steps: shares of the epochs after which lr is multiplied by factor")
-    factor: float = Field(0.01, gt=0, lt=1, description="steps: what lr is multiplied by after each milestone")
+    milestones: list[float] = Field(
+        [0.8, 0.9], description="steps: shares of the epochs after which lr is multiplied by factor"
+    )
+    factor: float = Field(
+        0.01, gt=0, lt=1, description="steps: what lr is multiplied by after each milestone"
+    )
     warm_up_epochs: int = Field(0, ge=0)
-    warm_up_steps: int | None = Field(None, ge=1, description="warm-up in updates; used instead of warm_up_epochs")
+    warm_up_steps: int | None = Field(
+        None, ge=1, description="warm-up in updates; used instead of warm_up_epochs"
+    )
     decay_vectors: bool | None = Field(
-        None, description="weight decay on norms, biases and scales too; null: for residual networks only, as open_clip does"
+        None,
+        description="weight decay on norms, biases and scales too; null: for residual networks only, as open_clip does",
     )
 
     @model_serializer(mode="wrap")
@@ -104,20 +134,43 @@ class Train(Strict):
     epochs: int = Field(65, ge=1)
     curriculum_epochs: int = Field(60, ge=0, description="E_CL; from then on only real images")
     batch_size: int = Field(128, ge=1)
-    steps_per_epoch: int | None = Field(None, ge=1, description="updates in an epoch; null: training images / batch_size")
+    steps_per_epoch: int | None = Field(
+        None, ge=1, description="updates in an epoch; null: training images / batch_size"
+    )
     image_size: int = Field(224, ge=8)
-    resize: int | None = Field(None, ge=8, description="square that images are brought to before augmentation; null: image_size")
-    augment: list[Annotated[str, one_of("augmentation", AUGMENTATIONS)]] = Field(["random-resized-crop", "flip"])
-    crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = Field(
-        (0.08, 1.0), description="shares of the area that random-resized-crop takes; FLYP: [0.9, 1.0]"
+    resize: int | None = Field(
+        None,
+        ge=8,
+        description="square that images are brought to before augmentation; null: image_size",
+    )
+    augment: list[Annotated[str, one_of("augmentation", AUGMENTATIONS)]] = Field(
+        ["random-resized-crop", "flip"]
+    )
+    crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (
+        Field(
+            (0.08, 1.0),
+            description="shares of the area that random-resized-crop takes; FLYP: [0.9, 1.0]",
+        )
     )
     mixup: float = Field(0.0, ge=0, description="α of Beta(α, α); 0 for off")
     cutmix: float = Field(0.0, ge=0, description="α of Beta(α, α); 0 for off")
-    accumulate: int = Field(1, ge=1, description="parts of a batch whose gradients are averaged, to save memory")
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, which is then evaluated and saved")
-    head_epochs: int | None = Field(None, ge=1, description="lp-ft: first epochs, of the head alone; null: a quarter of all")
+    accumulate: int = Field(
+        1, ge=1, description="parts of a batch whose gradients are averaged, to save memory"
+    )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of a moving average of the weights, which is then evaluated and saved",
+    )
+    head_epochs: int | None = Field(
+        None, ge=1, description="lp-ft: first epochs, of the head alone; null: a quarter of all"
+    )
     head_lr: float = Field(1e-3, gt=0, description="lp-ft: learning rate of those")
-    mean: Channels | None = Field(None, description="of the pixels' channels in [0, 1]; null: the checkpoint's, without one ImageNet's")
+    mean: Channels | None = Field(
+        None,
+        description="of the pixels' channels in [0, 1]; null: the checkpoint's, without one ImageNet's",
+    )
     std: Annotated[Channels, AfterValidator(_positive)] | None = Field(None, description="as mean")
     model: Model = Model()
     optimizer: Optimizer = Optimizer()
@@ -132,15 +185,25 @@ class Train(Strict):
     @model_validator(mode="after")
     def _epochs(self) -> Train:
         if self.curriculum_epochs > self.epochs:
-            raise RecipeError(f"train.curriculum_epochs = {self.curriculum_epochs} exceeds train.epochs = {self.epochs}.")
+            raise RecipeError(
+                f"train.curriculum_epochs = {self.curriculum_epochs} exceeds train.epochs = {self.epochs}."
+            )
         if self.optimizer.warm_up_epochs >= self.epochs:
-            raise RecipeError(f"train.optimizer.warm_up_epochs = {self.optimizer.warm_up_epochs} leaves none of the {self.epochs} epochs.")
+            raise RecipeError(
+                f"train.optimizer.warm_up_epochs = {self.optimizer.warm_up_epochs} leaves none of the {self.epochs} epochs."
+            )
         if self.crop_scale[0] > self.crop_scale[1]:
-            raise RecipeError(f"train.crop_scale = {list(self.crop_scale)} names the greater share first.")
+            raise RecipeError(
+                f"train.crop_scale = {list(self.crop_scale)} names the greater share first."
+            )
         if self.batch_size % self.accumulate:
-            raise RecipeError(f"train.batch_size = {self.batch_size} cannot be divided evenly into accumulate = {self.accumulate} parts.")
+            raise RecipeError(
+                f"train.batch_size = {self.batch_size} cannot be divided evenly into accumulate = {self.accumulate} parts."
+            )
         if self.head_epochs is not None and self.head_epochs >= self.epochs:
-            raise RecipeError(f"train.head_epochs = {self.head_epochs} leaves none of the {self.epochs} epochs for the whole network.")
+            raise RecipeError(
+                f"train.head_epochs = {self.head_epochs} leaves none of the {self.epochs} epochs for the whole network."
+            )
         if self.resize is not None and self.resize < self.image_size:
             raise RecipeError(
                 f"train.resize = {self.resize} is smaller than train.image_size = {self.image_size}, which is cut out of it; "
@@ -153,7 +216,8 @@ class Adjustment(Strict):
     """Post-hoc logit adjustment z − τ log π, with π the shares of the classes."""
 
     prior: Literal["real", "effective"] = Field(
-        "effective", description="classes counted among real images, or as they were drawn in training"
+        "effective",
+        description="classes counted among real images, or as they were drawn in training",
     )
     tau: float = Field(1.0, ge=0, le=100)
 
@@ -161,23 +225,35 @@ class Adjustment(Strict):
 class Method(Strict):
     """One row of the table: what the classifier is trained on, with which loss."""
 
-    strategy: Annotated[str, BeforeValidator(_strategy)] = Field("real-only", description="a name, or module:attribute for one of your own")
-    level: Level | None = Field(None, description="only for strategy fixed")
-    objective: Annotated[str | dict[str, str | float], BeforeValidator(_objective), Place(ours=False)] = Field(
-        "cross-entropy", description="a name, a mapping with parameters such as {name: focal, gamma: 2}, or module:attribute"
+    strategy: Annotated[str, BeforeValidator(_strategy)] = Field(
+        "real-only", description="a name, or module:attribute for one of your own"
     )
-    system: Annotated[str | dict[str, Any] | None, BeforeValidator(_system), Place(ours=False)] = Field(
-        None,
-        description="another system that takes part: cuda, docl, ldmlr, one with parameters {name: cuda, threshold: 0.4}, or module:Class",
+    level: Level | None = Field(None, description="only for strategy fixed")
+    objective: Annotated[
+        str | dict[str, str | float], BeforeValidator(_objective), Place(ours=False)
+    ] = Field(
+        "cross-entropy",
+        description="a name, a mapping with parameters such as {name: focal, gamma: 2}, or module:attribute",
+    )
+    system: Annotated[str | dict[str, Any] | None, BeforeValidator(_system), Place(ours=False)] = (
+        Field(
+            None,
+            description="another system that takes part: cuda, docl, ldmlr, one with parameters "
+            "{name: cuda, threshold: 0.4}, or module:Class",
+        )
     )
     fine_tune: Literal["full", "linear-probe", "lp-ft", "zero-shot"] = Field(
         "full", description="what is trained; lp-ft: the head first, then all; zero-shot: nothing"
     )
     sampling: Literal["instance", "square-root", "class-balanced"] = Field(
-        "instance", description="how often an epoch draws a class: as mixed, ∝ √ of that, or all classes equally"
+        "instance",
+        description="how often an epoch draws a class: as mixed, ∝ √ of that, or all classes equally",
     )
     threshold: float | None = Field(
-        None, ge=-1, le=1, description="clip_similarity from which on this method takes images; null: those that the filter kept"
+        None,
+        ge=-1,
+        le=1,
+        description="clip_similarity from which on this method takes images; null: those that the filter kept",
     )
     train: Annotated[dict[str, Any], Overlay(Train)] = Field(
         default_factory=dict, description="laid over the section train for this method alone"
@@ -187,22 +263,33 @@ class Method(Strict):
         description="of the row METHOD+la; null: the best on validation, without a validation split prior effective and the τ nearest to 1",
     )
     prior: Literal["real", "effective"] = Field(
-        "real", description="class counts of balanced-softmax: real images, or real + synthetic as drawn"
+        "real",
+        description="class counts of balanced-softmax: real images, or real + synthetic as drawn",
     )
     undersample: bool | None = Field(
-        None, description="keep the tail's share of an epoch at its share of classes; null: where synthetic images are used"
+        None,
+        description="keep the tail's share of an epoch at its share of classes; null: where synthetic images are used",
     )
-    synthetic_scale: float = Field(3.0, ge=0, description="synthetic images in an epoch per real tail image")
+    synthetic_scale: float = Field(
+        3.0, ge=0, description="synthetic images in an epoch per real tail image"
+    )
     missing: Literal["error", "nearest"] = Field(
-        "error", description="a class without any kept image at an epoch's level: stop, or take its nearest level"
+        "error",
+        description="a class without any kept image at an epoch's level: stop, or take its nearest level",
     )
     guidance_images: int | None = Field(
-        None, ge=1, description="|V|, images that progress is measured on; null: 2,000, or a fifth of those kept if that is less"
+        None,
+        ge=1,
+        description="|V|, images that progress is measured on; null: 2,000, or a fifth of those kept if that is less",
     )
     probe_samples: int | None = Field(
-        None, ge=1, description="|D|, real samples of an epoch's probe; null: 30,000, or a quarter of an epoch if that is less"
+        None,
+        ge=1,
+        description="|D|, real samples of an epoch's probe; null: 30,000, or a quarter of an epoch if that is less",
     )
-    shortage: Literal["repeat", "cap"] = Field("repeat", description="where fewer images were kept than the scale asks for")
+    shortage: Literal["repeat", "cap"] = Field(
+        "repeat", description="where fewer images were kept than the scale asks for"
+    )
 
     @property
     def loss(self) -> Objective:
@@ -212,14 +299,18 @@ class Method(Strict):
     @model_validator(mode="after")
     def _level_goes_with_fixed(self) -> Method:
         if (self.strategy == "fixed") != (self.level is not None):
-            raise RecipeError("strategy 'fixed' and the key 'level' go together, for example {strategy: fixed, level: 50}.")
+            raise RecipeError(
+                "strategy 'fixed' and the key 'level' go together, for example {strategy: fixed, level: 50}."
+            )
         return self
 
 
 class Evaluate(Strict):
     worst_k: list[Annotated[int, Field(ge=1)]] = Field([1, 3])
     logit_adjustment: list[float] = Field(
-        [1.0], min_length=1, description="strengths τ of post-hoc logit adjustment, from which the best on validation is taken"
+        [1.0],
+        min_length=1,
+        description="strengths τ of post-hoc logit adjustment, from which the best on validation is taken",
     )
     weight_ensembling: list[Annotated[float, Field(ge=0, le=1)]] = Field(
         [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
@@ -227,7 +318,9 @@ class Evaluate(Strict):
     )
 
 
-Space = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Overlay(Method, dotted=True)]
+Space = Annotated[
+    dict[str, Annotated[list[Any], Field(min_length=1)]], Overlay(Method, dotted=True)
+]
 """Keys of a method, such as train.optimizer.lr, and the values to try."""
 
 
@@ -240,7 +333,8 @@ class Tune(Strict):
         description="keys of a method, such as train.optimizer.lr, and the values to try for all methods; empty: lr / 3 and 3 lr",
     )
     methods: dict[str, Space] = Field(
-        default_factory=dict, description="more keys of single methods, such as {ce-cuda: {system.threshold: [0.4, 0.6]}}"
+        default_factory=dict,
+        description="more keys of single methods, such as {ce-cuda: {system.threshold: [0.4, 0.6]}}",
     )
     hold_out: float | None = Field(
         None, gt=0, lt=1,
@@ -249,7 +343,8 @@ class Tune(Strict):
     metric: Literal["balanced_accuracy", "accuracy", "macro_f1"] = "balanced_accuracy"
     seed: int = 0
     train: Annotated[dict[str, Any], Overlay(Train)] = Field(
-        default_factory=dict, description="laid over the section train for trials, such as fewer epochs"
+        default_factory=dict,
+        description="laid over the section train for trials, such as fewer epochs",
     )
 
 
@@ -260,5 +355,7 @@ class Compare(Strict):
     published: Annotated[str, AfterValidator(_published)] | None = Field(
         None, description="a table of the paper, as assets/published.yaml names it"
     )
-    rows: dict[str, str] = Field(default_factory=dict, description="our row: its name in that table, where they differ")
+    rows: dict[str, str] = Field(
+        default_factory=dict, description="our row: its name in that table, where they differ"
+    )
     tune: Tune = Tune()

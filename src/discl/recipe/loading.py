@@ -32,7 +32,9 @@ def describe_shipped(name: str) -> str:
     return first.removeprefix("#").strip()
 
 
-def load_recipe(source: Recipe | str | Path | dict[str, Any], overrides: dict[str, Any] | None = None) -> Recipe:
+def load_recipe(
+    source: Recipe | str | Path | dict[str, Any], overrides: dict[str, Any] | None = None
+) -> Recipe:
     """The recipe of a shipped name, a YAML file, a plain tree or another recipe, with `overrides` such as `{"train.epochs": 5}` laid over.
 
     `extends: NAME` or `extends: path/to/base.yaml` (or a list of them, later ones over earlier ones) lays the file over another recipe:
@@ -62,9 +64,15 @@ def validate(tree: dict[str, Any]) -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         problems = error.errors()
-        misspelt = [each for each in problems if each["type"] == "extra_forbidden" and _nearest(str(each["loc"][0])) == EXTENDS]
+        misspelt = [
+            each
+            for each in problems
+            if each["type"] == "extra_forbidden" and _nearest(str(each["loc"][0])) == EXTENDS
+        ]
         # The base was not read then, so that all else that is missing or does not fit may lie there.
-        raise RecipeError("\n".join(_explain(problem) for problem in misspelt or problems)) from error
+        raise RecipeError(
+            "\n".join(_explain(problem) for problem in misspelt or problems)
+        ) from error
 
 
 def _nearest(key: str) -> str:
@@ -89,7 +97,9 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     here = path.resolve()
     if here in above:
         circle = " -> ".join(each.name for each in (*above[above.index(here) :], here))
-        raise RecipeError(f"these recipes extend one another in a circle: {circle}; take one `extends` out.")
+        raise RecipeError(
+            f"these recipes extend one another in a circle: {circle}; take one `extends` out."
+        )
     try:
         tree = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -114,8 +124,12 @@ def _extended(tree: dict[str, Any], folder: Path, above: tuple[Path, ...]) -> di
         try:
             path = _recipe_path(folder / Path(base).expanduser() if _is_path(base) else base)
         except RecipeError as error:
-            raise RecipeError(f"{above[-1] if above else 'the recipe'} extends '{base}': {error}") from error
-        flat = _laid_over(flat, {key: value for key, value in _read(path, above).items() if key != "name"})
+            raise RecipeError(
+                f"{above[-1] if above else 'the recipe'} extends '{base}': {error}"
+            ) from error
+        flat = _laid_over(
+            flat, {key: value for key, value in _read(path, above).items() if key != "name"}
+        )
     own = {key: value for key, value in tree.items() if key != "extends"}
     return _laid_over(flat, _resolve_paths(own, folder, flat))
 
@@ -144,9 +158,15 @@ def _recipe_path(source: str | Path) -> Path:
     if not _is_path(source) and str(source) in shipped_recipes():
         return RECIPES / f"{source}.yaml"
     if (path / "recipe.yaml").is_file():
-        raise RecipeError(f"{path} is a run folder, and its recipe is {path / 'recipe.yaml'}; to go on there, add --out {path}.")
+        raise RecipeError(
+            f"{path} is a run folder, and its recipe is {path / 'recipe.yaml'}; to go on there, add --out {path}."
+        )
     near = difflib.get_close_matches(path.stem, shipped_recipes(), n=3)
-    told = f"there is no recipe file {path}." if _is_path(source) else f"unknown recipe '{source}'. A recipe file's name ends in .yaml."
+    told = (
+        f"there is no recipe file {path}."
+        if _is_path(source)
+        else f"unknown recipe '{source}'. A recipe file's name ends in .yaml."
+    )
     hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
     raise RecipeError(f"{told}{hint} `discl recipes` lists all that ship.")
 
@@ -159,14 +179,22 @@ def _with(tree: Any, keys: list[str], value: Any, whole: str) -> dict[str, Any]:
     return {**tree, keys[0]: below}
 
 
-def _resolve_paths(tree: dict[str, Any], folder: Path, below: dict[str, Any] | None = None) -> dict[str, Any]:
+def _resolve_paths(
+    tree: dict[str, Any], folder: Path, below: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The tree with whole paths for all that lies in `folder` or in the working folder; `below` is the tree that it is laid over."""
     whole = _laid_over(below or {}, tree)
 
     def resolved(text: str, place: Place) -> str:
-        if not place.ours or text.startswith("embedded:") or (place.within and _holds(_value(whole, place.within), text, folder)):
+        if (
+            not place.ours
+            or text.startswith("embedded:")
+            or (place.within and _holds(_value(whole, place.within), text, folder))
+        ):
             return text
-        return next((_whole_path(path) for path in _candidates(text, folder) if path.exists()), text)
+        return next(
+            (_whole_path(path) for path in _candidates(text, folder) if path.exists()), text
+        )
 
     return change_places(Recipe, tree, resolved)
 
@@ -177,14 +205,22 @@ def _candidates(text: str, folder: Path) -> list[Path]:
 
 def _holds(root: Any, name: str, folder: Path) -> bool:
     """Whether a folder that the recipe names holds something of this name."""
-    root = next((path for path in _candidates(root, folder) if path.exists()), None) if isinstance(root, str) else None
+    root = (
+        next((path for path in _candidates(root, folder) if path.exists()), None)
+        if isinstance(root, str)
+        else None
+    )
     return root is not None and (root / name).exists()
 
 
 def _whole_path(path: Path) -> str:
     """The path with links followed, but for a link to a file of another suffix: in the hub's cache what they lead to has none."""
     there = path.resolve()
-    return str(path.parent.resolve() / path.name if path.is_file() and there.suffix != path.suffix else there)
+    return str(
+        path.parent.resolve() / path.name
+        if path.is_file() and there.suffix != path.suffix
+        else there
+    )
 
 
 def _value(tree: Any, keys: tuple[str, ...]) -> Any:
@@ -205,18 +241,28 @@ def _explain(problem: Any) -> str:
         return unknown(kind, str(problem["input"]), known)
     if problem["type"] == "extra_forbidden":
         *above, key = problem["loc"]
-        return unknown(f"key in {'.'.join(map(str, above)) or 'the recipe'}", str(key), _known_keys(above))
+        return unknown(
+            f"key in {'.'.join(map(str, above)) or 'the recipe'}", str(key), _known_keys(above)
+        )
     if problem["type"] == "missing":
         return f"{where}: this key is required."
-    return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}; got {problem.get('input')!r}."
+    return (
+        f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}; got {problem.get('input')!r}."
+    )
 
 
 def _known_keys(above: list[Any]) -> list[str]:
     """Names of the keys allowed at a place of the tree."""
     model: Any = Recipe
     for part in above:
-        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        field = (
+            model.model_fields.get(part)
+            if isinstance(model, type) and issubclass(model, BaseModel)
+            else None
+        )
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        below = [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
+        below = [
+            item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)
+        ]
         model = below[0] if below else (Method if "methods" in above else model)
     return [*model.model_fields, *([] if above else [EXTENDS])]

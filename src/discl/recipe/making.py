@@ -22,14 +22,24 @@ OF_SETTINGS = f"a photo of a {{class}} {SETTING}"
 class Server(Strict):
     """A language model at any server with OpenAI's chat interface (vLLM, Ollama, llama.cpp, a provider)."""
 
-    url: Annotated[str, AfterValidator(check_url)] = Field(description="base URL, such as http://localhost:11434/v1")
+    url: Annotated[str, AfterValidator(check_url)] = Field(
+        description="base URL, such as http://localhost:11434/v1"
+    )
     model: Annotated[str, Place(ours=False)] = Field(min_length=1)
     key_variable: str | None = Field(
-        None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="environment variable that holds the API key; the key itself stands nowhere"
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="environment variable that holds the API key; the key itself stands nowhere",
     )
-    parameters: dict[str, Any] = Field(default_factory=dict, description="sent along, such as {temperature: 1.0, max_tokens: 2000}")
+    parameters: dict[str, Any] = Field(
+        default_factory=dict, description="sent along, such as {temperature: 1.0, max_tokens: 2000}"
+    )
     timeout: float = Field(120, gt=0, description="seconds")
-    retries: int = Field(6, ge=0, description="how often a request is sent again that a busy or failing server turned away")
+    retries: int = Field(
+        6,
+        ge=0,
+        description="how often a request is sent again that a busy or failing server turned away",
+    )
 
     @field_validator("parameters")
     @classmethod
@@ -60,8 +70,12 @@ class Endpoint(Server):
 
     count: int = Field(10, ge=1, description="texts per class")
     words: int = Field(15, ge=1, description="words in a text, at least")
-    only_class: bool = Field(True, description="refuse texts that name another class of the data set")
-    tries: int = Field(4, ge=1, description="how often a class is asked for before its texts count as unusable")
+    only_class: bool = Field(
+        True, description="refuse texts that name another class of the data set"
+    )
+    tries: int = Field(
+        4, ge=1, description="how often a class is asked for before its texts count as unusable"
+    )
     parallel: int = Field(4, ge=1, le=64, description="requests under way at once")
 
 
@@ -69,7 +83,11 @@ class Captions(Strict):
     """An image-to-text model of transformers; as `prompts.captions` it describes each hard image, for templates that hold {caption}."""
 
     checkpoint: Located = Field(description="folder in transformers' format, or hub name")
-    prompt: str | None = Field(None, min_length=1, description="beginning that the model completes, or the question to one that chats")
+    prompt: str | None = Field(
+        None,
+        min_length=1,
+        description="beginning that the model completes, or the question to one that chats",
+    )
     max_new_tokens: int = Field(40, ge=1, description="tokens in a caption, at most")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
@@ -83,11 +101,25 @@ class Settings(Strict):
 
     captioner: Captions
     endpoint: Server
-    kind: str = Field("objects", min_length=1, description="what all pictures show, such as animals; the language model is told")
-    images: int = Field(100, ge=1, description="training images that are captioned, drawn at random")
-    captions: int = Field(20, ge=1, description="captions among those, all different, that the language model is shown")
+    kind: str = Field(
+        "objects",
+        min_length=1,
+        description="what all pictures show, such as animals; the language model is told",
+    )
+    images: int = Field(
+        100, ge=1, description="training images that are captioned, drawn at random"
+    )
+    captions: int = Field(
+        20,
+        ge=1,
+        description="captions among those, all different, that the language model is shown",
+    )
     count: int = Field(10, ge=2, description="settings, at most")
-    tries: int = Field(4, ge=1, description="how often the language model is asked before its answers count as unusable")
+    tries: int = Field(
+        4,
+        ge=1,
+        description="how often the language model is asked before its answers count as unusable",
+    )
 
     @model_validator(mode="after")
     def _enough_images(self) -> Settings:
@@ -103,14 +135,25 @@ class Prompts(Strict):
     """Texts to generate from; one is drawn per (source, seed, try) and shared by the levels."""
 
     templates: list[ImageTemplate] = Field(["a photo of {class}"], min_length=1)
-    phrases: Located | None = Field(None, description="YAML file {class: [texts]}, or embedded:NAME; used instead of the templates")
-    endpoint: Endpoint | None = Field(None, description="a language model that writes the texts; used instead of the templates")
-    captions: Captions | None = Field(None, description="captions of the hard images, for templates that hold {caption} beside {class}")
+    phrases: Located | None = Field(
+        None,
+        description="YAML file {class: [texts]}, or embedded:NAME; used instead of the templates",
+    )
+    endpoint: Endpoint | None = Field(
+        None, description="a language model that writes the texts; used instead of the templates"
+    )
+    captions: Captions | None = Field(
+        None,
+        description="captions of the hard images, for templates that hold {caption} beside {class}",
+    )
     settings: Settings | None = Field(
-        None, description="settings condensed from captions, for templates that hold {setting} beside {class}"
+        None,
+        description="settings condensed from captions, for templates that hold {setting} beside {class}",
     )
     negative: str = ""
-    names: dict[str, str] = Field(default_factory=dict, description="class name: the name to use in texts")
+    names: dict[str, str] = Field(
+        default_factory=dict, description="class name: the name to use in texts"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -131,7 +174,9 @@ class Prompts(Strict):
             return self
         for other in ("phrases", "endpoint", "captions"):
             if getattr(self, other) is not None:
-                raise RecipeError(f"prompts.settings and prompts.{other} both say what stands beside the class; leave one out.")
+                raise RecipeError(
+                    f"prompts.settings and prompts.{other} both say what stands beside the class; leave one out."
+                )
         if not holds:
             raise RecipeError(
                 f"prompts.settings is used by templates that hold {SETTING}, which prompts.templates do not; write '{OF_SETTINGS}' there."
@@ -141,11 +186,17 @@ class Prompts(Strict):
     @model_validator(mode="after")
     def _one_kind(self) -> Prompts:
         if self.phrases is not None and self.endpoint is not None:
-            raise RecipeError("prompts.phrases and prompts.endpoint both say where the texts come from; leave one out.")
+            raise RecipeError(
+                "prompts.phrases and prompts.endpoint both say where the texts come from; leave one out."
+            )
         captioned = any(CAPTION in template for template in self.templates)
         if captioned and self.captions is None:
-            raise RecipeError(f"prompts.templates hold {CAPTION}, but no model writes captions; name one in prompts.captions.checkpoint.")
-        if self.captions is not None and not (captioned and self.phrases is None and self.endpoint is None):
+            raise RecipeError(
+                f"prompts.templates hold {CAPTION}, but no model writes captions; name one in prompts.captions.checkpoint."
+            )
+        if self.captions is not None and not (
+            captioned and self.phrases is None and self.endpoint is None
+        ):
             raise RecipeError(
                 f"prompts.captions is used by templates that hold {CAPTION}, such as 'a photo of {{class}}, {CAPTION}'; "
                 "write one, and leave out phrases and endpoint."
@@ -156,34 +207,51 @@ class Prompts(Strict):
 class Lora(Strict):
     """Weights that are added to the generator's."""
 
-    path: Located = Field(description="a *.safetensors file, or owner/name/FILE.safetensors on the hub")
+    path: Located = Field(
+        description="a *.safetensors file, or owner/name/FILE.safetensors on the hub"
+    )
     scale: float = Field(1.0, description="what they are multiplied with")
 
 
 class Spectrum(Strict):
     """Phase 1: what is generated for each hard image."""
 
-    checkpoint: Located = Field(description="folder in diffusers' format, hub name, single *.safetensors file, or embedded:fashion-mnist")
-    config: Located | None = Field(
-        None, description="single file: folder or hub name with its family's configurations; null: a folder beside it"
+    checkpoint: Located = Field(
+        description="folder in diffusers' format, hub name, single *.safetensors file, or embedded:fashion-mnist"
     )
-    loras: list[Lora] = Field(default_factory=list, description="LoRA weights and their scales; need pip install 'discl[lora]'")
+    config: Located | None = Field(
+        None,
+        description="single file: folder or hub name with its family's configurations; null: a folder beside it",
+    )
+    loras: list[Lora] = Field(
+        default_factory=list,
+        description="LoRA weights and their scales; need pip install 'discl[lora]'",
+    )
     levels: list[Level] = Field(min_length=1)
     seeds: int = Field(8, ge=1, description="synthetic images per source and level")
     tries: int = Field(
-        1, ge=1, description="how often each is drawn, at most, until the filter keeps one: other prompt, other noise; 1 draws none again"
+        1,
+        ge=1,
+        description="how often each is drawn, at most, until the filter keeps one: other prompt, other noise; 1 draws none again",
     )
     num_inference_steps: int = Field(50, ge=1)
-    guidance_scale: float = Field(10.0, ge=1, description="s = 1 + w of eq. 2, as diffusers counts it")
-    steps: Literal["per-level", "fixed"] = Field(
-        "per-level", description="level λ takes the last t(λ) of T steps, as the paper has it, or T finer steps over the same noise"
+    guidance_scale: float = Field(
+        10.0, ge=1, description="s = 1 + w of eq. 2, as diffusers counts it"
     )
-    guidance_interval: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = Field(
-        (0.0, 1.0), description="shares of the noise schedule, 1 is pure noise, in which steps are guided; others cost half; lossy"
+    steps: Literal["per-level", "fixed"] = Field(
+        "per-level",
+        description="level λ takes the last t(λ) of T steps, as the paper has it, or T finer steps over the same noise",
+    )
+    guidance_interval: tuple[
+        Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]
+    ] = Field(
+        (0.0, 1.0),
+        description="shares of the noise schedule, 1 is pure noise, in which steps are guided; others cost half; lossy",
     )
     size: int | None = Field(None, ge=8, description="pixels a side; null: the checkpoint's own")
     resize: Literal["square", "keep-aspect"] = Field(
-        "square", description="centre squares of size × size, or pictures of about as many pixels at their own aspect, to 4 : 1"
+        "square",
+        description="centre squares of size × size, or pictures of about as many pixels at their own aspect, to 4 : 1",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     encoding: Literal["webp-lossless", "webp", "jpeg", "png"] = "webp-lossless"
@@ -191,8 +259,13 @@ class Spectrum(Strict):
     @model_validator(mode="after")
     def _levels_are_generated(self) -> Spectrum:
         if len(set(self.levels)) != len(self.levels):
-            raise RecipeError(f"spectrum.levels names a level twice: {[level.percent for level in self.levels]}.")
-        check_levels(self.levels, 100 * self.num_inference_steps if self.steps == "fixed" else self.num_inference_steps)
+            raise RecipeError(
+                f"spectrum.levels names a level twice: {[level.percent for level in self.levels]}."
+            )
+        check_levels(
+            self.levels,
+            100 * self.num_inference_steps if self.steps == "fixed" else self.num_inference_steps,
+        )
         if self.guidance_interval[0] >= self.guidance_interval[1]:
             raise RecipeError(
                 f"spectrum.guidance_interval = {list(self.guidance_interval)} is empty; write the cleaner end first, for example [0.4, 1]."
@@ -207,8 +280,12 @@ class Filter(Strict):
     the real images (for `hard.epochs`) is surer than it is on average of real images of that class: too easy, or mislabelled.
     """
 
-    checkpoint: Located = Field(description="CLIP folder in transformers' format, hub name, or embedded:fashion-mnist")
+    checkpoint: Located = Field(
+        description="CLIP folder in transformers' format, hub name, or embedded:fashion-mnist"
+    )
     template: Template = "a photo of {class}"
     threshold: float = Field(0.3, ge=-1, le=1)
     rule: Literal["threshold", "alia"] = "threshold"
-    negatives: list[str] = Field(list(NEGATIVE_PROMPTS), min_length=1, description="alia: texts that fit any picture")
+    negatives: list[str] = Field(
+        list(NEGATIVE_PROMPTS), min_length=1, description="alia: texts that fit any picture"
+    )

@@ -82,7 +82,9 @@ def _below(kind: Any, *marks: Any) -> Iterator[tuple[Keys, Place]]:
             yield from (((Step.ANY, *keys), place) for keys, place in _below(part))
 
 
-def change_places(section: type[BaseModel], tree: Mapping[str, Any], change: Callable[[str, Place], str]) -> dict[str, Any]:
+def change_places(
+    section: type[BaseModel], tree: Mapping[str, Any], change: Callable[[str, Place], str]
+) -> dict[str, Any]:
     """A copy of the plain tree of a section in which each text at a marked place is what `change` makes of it.
 
     The tree need not be valid: what is missing, or of another shape than the section says, stays as it is.
@@ -96,14 +98,21 @@ def change_places(section: type[BaseModel], tree: Mapping[str, Any], change: Cal
 def _changed(value: Any, keys: Keys, change: Callable[[str], str]) -> Any:
     if not keys and isinstance(value, str):
         return change(value)
-    key, left = (keys[0], keys[1:]) if keys else (Step.ANY, ())  # a mark holds for all that lies below it
+    key, left = (
+        (keys[0], keys[1:]) if keys else (Step.ANY, ())
+    )  # a mark holds for all that lies below it
     if isinstance(value, list | tuple) and key is Step.ANY:
         return [_changed(each, left, change) for each in value]
     if not isinstance(value, Mapping):
         return value
     if key is Step.DOTTED:
-        return {name: _tried(each, _left_of(left, str(name)), change) for name, each in value.items()}
-    return {name: _changed(each, left, change) if key in (name, Step.ANY) else each for name, each in value.items()}
+        return {
+            name: _tried(each, _left_of(left, str(name)), change) for name, each in value.items()
+        }
+    return {
+        name: _changed(each, left, change) if key in (name, Step.ANY) else each
+        for name, each in value.items()
+    }
 
 
 def _tried(values: Any, keys: Keys | None, change: Callable[[str], str]) -> Any:

@@ -38,16 +38,28 @@ class Runtime(Strict):
     """
 
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    threads: int | None = Field(None, ge=1, description="CPU threads of torch; null: torch's own choice")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of torch; null: torch's own choice"
+    )
     slots: Annotated[int | Literal["auto"], BeforeValidator(_slots)] = Field(
-        "auto", description="images denoised in one UNet call; auto: found by trying on a GPU, by the pictures' size elsewhere"
+        "auto",
+        description="images denoised in one UNet call; auto: found by trying on a GPU, by the pictures' size elsewhere",
     )
     compile: bool | None = Field(
-        None, description="torch.compile of the generator's network; null: on a GPU of NVIDIA, where the plan is long; ids stay the same"
+        None,
+        description="torch.compile of the generator's network; null: on a GPU of NVIDIA, where the plan is long; ids stay the same",
     )
-    loggers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list, description="training curves beside history.jsonl")
-    workers: int = Field(0, ge=0, description="data-loading processes, where the images do not fit in memory")
-    processes: int | None = Field(None, ge=1, description="processes that generate, or Ray workers; null: one for each GPU in sight")
+    loggers: list[Literal["tensorboard", "wandb"]] = Field(
+        default_factory=list, description="training curves beside history.jsonl"
+    )
+    workers: int = Field(
+        0, ge=0, description="data-loading processes, where the images do not fit in memory"
+    )
+    processes: int | None = Field(
+        None,
+        ge=1,
+        description="processes that generate, or Ray workers; null: one for each GPU in sight",
+    )
     store: Located | None = Field(
         None,
         min_length=1,
@@ -67,8 +79,12 @@ class Recipe(Strict):
     spectrum: Spectrum
     filter: Filter
     train: Train = Train()
-    methods: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Method] = Field(min_length=1)
-    baseline: str | None = Field(None, description="the method that the report compares with; null: the first")
+    methods: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Method] = Field(
+        min_length=1
+    )
+    baseline: str | None = Field(
+        None, description="the method that the report compares with; null: the first"
+    )
     evaluate: Evaluate = Evaluate()
     compare: Compare = Compare()
     runtime: Runtime = Runtime()
@@ -88,9 +104,14 @@ class Recipe(Strict):
             _check_fine_tuning(name, method, self.training(name))
             needed = {"text-only": GuidanceLevel(0), "fixed": method.level}.get(method.strategy)
             if needed is not None and needed != REAL and needed not in self.spectrum.levels:
-                raise RecipeError(f"methods.{name} trains on level {needed}, which spectrum.levels lacks; add {needed.percent} there.")
+                raise RecipeError(
+                    f"methods.{name} trains on level {needed}, which spectrum.levels lacks; add {needed.percent} there."
+                )
             strategy = make_strategy(
-                method.strategy, levels=self.spectrum.levels, curriculum_epochs=self.training(name).curriculum_epochs, level=method.level
+                method.strategy,
+                levels=self.spectrum.levels,
+                curriculum_epochs=self.training(name).curriculum_epochs,
+                level=method.level,
             )  # raises what would otherwise show only after the spectrum is made
             if method.prior == "effective" and follows_progress(method.strategy, strategy):
                 raise RecipeError(
@@ -104,9 +125,14 @@ class Recipe(Strict):
         if not self.methods[name].train:
             return self.train
         try:
-            return Train.model_validate(overlaid(self.train.model_dump(mode="json"), self.methods[name].train))
+            return Train.model_validate(
+                overlaid(self.train.model_dump(mode="json"), self.methods[name].train)
+            )
         except ValidationError as error:
-            told = [f"methods.{name}.train.{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+            told = [
+                f"methods.{name}.train.{'.'.join(map(str, each['loc']))}: {each['msg']}"
+                for each in error.errors()
+            ]
             raise RecipeError("\n".join(told)) from error
 
     def plain(self) -> dict[str, Any]:
@@ -120,7 +146,9 @@ class Recipe(Strict):
 def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`above` laid over `below`, branch by branch."""
     both = {
-        key: overlaid(below[key], value) for key, value in above.items() if isinstance(value, dict) and isinstance(below.get(key), dict)
+        key: overlaid(below[key], value)
+        for key, value in above.items()
+        if isinstance(value, dict) and isinstance(below.get(key), dict)
     }
     return {**below, **above, **both}
 
@@ -134,19 +162,31 @@ def _check_fine_tuning(name: str, method: Method, train: Train) -> None:
             f"methods.{name}: {what} needs a CLIP, but the architecture is {architecture}; set train.model.architecture: clip."
         )
     if objective == FLYP and method.fine_tune != "full":
-        raise RecipeError(f"methods.{name}: objective {FLYP} trains both towers; use fine_tune: full instead of {method.fine_tune}.")
+        raise RecipeError(
+            f"methods.{name}: objective {FLYP} trains both towers; use fine_tune: full instead of {method.fine_tune}."
+        )
     if objective == FLYP and (train.mixup or train.cutmix):
-        raise RecipeError(f"methods.{name}: mixup and cutmix have no meaning for objective {FLYP}, an image has one text; set them to 0.")
-    if method.fine_tune in {"linear-probe", "lp-ft"} and (architecture in ARCHITECTURES or not train.model.pretrained):
+        raise RecipeError(
+            f"methods.{name}: mixup and cutmix have no meaning for objective {FLYP}, an image has one text; set them to 0."
+        )
+    if method.fine_tune in {"linear-probe", "lp-ft"} and (
+        architecture in ARCHITECTURES or not train.model.pretrained
+    ):
         raise RecipeError(
             f"methods.{name}: fine_tune: {method.fine_tune} needs a pretrained network, but {architecture} starts from scratch."
         )
     if method.fine_tune == "lp-ft" and train.epochs < 2:
-        raise RecipeError(f"methods.{name}: fine_tune: lp-ft needs at least two epochs; got {train.epochs}.")
+        raise RecipeError(
+            f"methods.{name}: fine_tune: lp-ft needs at least two epochs; got {train.epochs}."
+        )
     if method.fine_tune == "zero-shot" and method.strategy != "real-only":
-        raise RecipeError(f"methods.{name}: fine_tune: zero-shot trains on nothing; leave out strategy (got {method.strategy}).")
+        raise RecipeError(
+            f"methods.{name}: fine_tune: zero-shot trains on nothing; leave out strategy (got {method.strategy})."
+        )
     if method.fine_tune == "zero-shot" and method.system is not None:
-        raise RecipeError(f"methods.{name}: fine_tune: zero-shot trains on nothing; leave out system (got {method.system}).")
+        raise RecipeError(
+            f"methods.{name}: fine_tune: zero-shot trains on nothing; leave out system (got {method.system})."
+        )
     if (objective == "ldam") != (train.model.head == "cosine"):
         raise RecipeError(
             f"methods.{name}: objective ldam and head: cosine go together; write "

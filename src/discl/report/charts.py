@@ -16,7 +16,19 @@ import numpy as np
 LEVEL_STOPS = ((0, (94, 66, 196)), (50, (206, 70, 130)), (100, (243, 168, 60)))
 """Colours of λ from text only (violet) to the real image (amber)."""
 
-LINE_COLOURS = ("#2f7fd1", "#d9822b", "#8a5bc9", "#c9457a", "#7a9a2e", "#b5651d", "#2aa1b8", "#a34cb0", "#5d7f99", "#c4a000", "#d1605e")
+LINE_COLOURS = (
+    "#2f7fd1",
+    "#d9822b",
+    "#8a5bc9",
+    "#c9457a",
+    "#7a9a2e",
+    "#b5651d",
+    "#2aa1b8",
+    "#a34cb0",
+    "#5d7f99",
+    "#c4a000",
+    "#d1605e",
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,9 @@ def level_colour(percent: float) -> str:
     for (start, left), (end, right) in pairwise(LEVEL_STOPS):
         if percent <= end:
             share = (percent - start) / (end - start)
-            return "#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in zip(left, right, strict=True))
+            return "#" + "".join(
+                f"{round(a + share * (b - a)):02x}" for a, b in zip(left, right, strict=True)
+            )
     raise ValueError(f"level {percent} lies above 100 per cent")
 
 
@@ -65,7 +79,9 @@ def method_colours(methods: Sequence[str], baseline: str, featured: str | None) 
     """`{method: CSS colour}`: the baseline grey, the featured method in the page's accent, the others told apart."""
     others = iter(range(len(methods)))
     fixed = {baseline: "var(--base)", featured: "var(--accent)"}
-    return {name: fixed.get(name) or LINE_COLOURS[next(others) % len(LINE_COLOURS)] for name in methods}
+    return {
+        name: fixed.get(name) or LINE_COLOURS[next(others) % len(LINE_COLOURS)] for name in methods
+    }
 
 
 @dataclass(frozen=True)
@@ -95,7 +111,9 @@ def ridge(values: np.ndarray, axis: Axis, threshold: float, points: int = 96) ->
     quartiles = np.percentile(values, [25, 50, 75])
     spread = min(values.std(), (quartiles[2] - quartiles[0]) / 1.34) or values.std()
     width = max(0.9 * spread * len(values) ** -0.2, (axis.high - axis.low) / 100)
-    places = np.unique(np.append(np.linspace(axis.low, axis.high, points), np.clip(threshold, axis.low, axis.high)))
+    places = np.unique(
+        np.append(np.linspace(axis.low, axis.high, points), np.clip(threshold, axis.low, axis.high))
+    )
     counts, edges = np.histogram(values, bins=400, range=(axis.low, axis.high))
     centres = (edges[1:] + edges[:-1]) / 2
     density = np.exp(-0.5 * ((places[:, None] - centres) / width) ** 2) @ counts
@@ -112,7 +130,9 @@ def ridge(values: np.ndarray, axis: Axis, threshold: float, points: int = 96) ->
 def _area(places: np.ndarray, heights: np.ndarray, axis: Axis) -> str:
     if len(places) < 2:
         return ""
-    outline = " ".join(f"L{axis.place(x):.2f} {100 - 96 * y:.2f}" for x, y in zip(places, heights, strict=True))
+    outline = " ".join(
+        f"L{axis.place(x):.2f} {100 - 96 * y:.2f}" for x, y in zip(places, heights, strict=True)
+    )
     return f"M{axis.place(places[0]):.2f} 100 {outline} L{axis.place(places[-1]):.2f} 100Z"
 
 
@@ -133,14 +153,25 @@ class Segment:
         """What the bar says."""
         if not self.levels:
             return "real only"
-        return " · ".join(f"{level} %" for level in self.levels) if len(self.levels) <= 4 else f"{len(self.levels)} levels"
+        return (
+            " · ".join(f"{level} %" for level in self.levels)
+            if len(self.levels) <= 4
+            else f"{len(self.levels)} levels"
+        )
 
     @property
     def background(self) -> str:
         """CSS background: one stripe per level."""
         stripes = [level_colour(level) for level in sorted(self.levels, reverse=True)]
         share = 100 / max(len(stripes), 1)
-        return "linear-gradient(" + ", ".join(f"{colour} {share * i:.1f}% {share * (i + 1):.1f}%" for i, colour in enumerate(stripes)) + ")"
+        return (
+            "linear-gradient("
+            + ", ".join(
+                f"{colour} {share * i:.1f}% {share * (i + 1):.1f}%"
+                for i, colour in enumerate(stripes)
+            )
+            + ")"
+        )
 
 
 def segments(history: Sequence[Mapping[str, Any]]) -> list[Segment]:
@@ -176,7 +207,11 @@ class Chart:
 
 
 def line_chart(
-    title: str, unit: str, x: Axis, series: Mapping[str, Sequence[tuple[float, float]]], colours: Mapping[str, str]
+    title: str,
+    unit: str,
+    x: Axis,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    colours: Mapping[str, str],
 ) -> Chart | None:
     """The chart of `{name: points}`, None where no series has a point. The y axis spans the values and is not bound to 0."""
     values = [value for points in series.values() for _, value in points if math.isfinite(value)]
@@ -185,9 +220,15 @@ def line_chart(
     y = nice_axis(min(values), max(values), 4)
     lines = []
     for name, points in series.items():
-        spots = [(x.place(at), 100 - y.place(value)) for at, value in points if math.isfinite(value)]
+        spots = [
+            (x.place(at), 100 - y.place(value)) for at, value in points if math.isfinite(value)
+        ]
         if spots:
             path = "M" + " L".join(f"{left:.2f} {top:.2f}" for left, top in spots)
-            dots = "".join(f"M{left:.2f} {top:.2f}h0" for left, top in spots) if len(spots) <= 30 else ""
+            dots = (
+                "".join(f"M{left:.2f} {top:.2f}h0" for left, top in spots)
+                if len(spots) <= 30
+                else ""
+            )
             lines.append(Line(name, colours[name], path, dots, points[-1][1]))
     return Chart(title, unit, x, y, tuple(lines))

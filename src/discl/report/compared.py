@@ -61,23 +61,41 @@ def read_comparison(folder: Path) -> Comparison | None:
         for name, row in told["rows"].items()
     ]  # fmt: skip
     columns = list(dict.fromkeys(column for entry in entries for column in entry.figures))
-    return Comparison(entries, columns, told["seeds"], told["baseline"], told["split"], told["notes"])
+    return Comparison(
+        entries, columns, told["seeds"], told["baseline"], told["split"], told["notes"]
+    )
 
 
 def compare_values(found: Comparison) -> dict[str, Any]:
     """What the template of a comparison shows."""
     heading, rows = as_cells(found.entries, found.columns)
-    return {"compared": found, "compared_columns": [make_column(found, name) for name in found.columns], "heading": heading, "cells": rows}
+    return {
+        "compared": found,
+        "compared_columns": [make_column(found, name) for name in found.columns],
+        "heading": heading,
+        "cells": rows,
+    }
 
 
 def make_column(found: Comparison, name: str) -> Column:
     """The drawing of one measure; its axis spans every seed of every method, and the paper's figures, and is not bound to 0."""
-    measured = {entry.name: [100 * value for value in entry.figures[name]] for entry in found.entries if name in entry.figures}
-    published = {entry.name: entry.published[name] for entry in found.entries if name in entry.published}
+    measured = {
+        entry.name: [100 * value for value in entry.figures[name]]
+        for entry in found.entries
+        if name in entry.figures
+    }
+    published = {
+        entry.name: entry.published[name] for entry in found.entries if name in entry.published
+    }
     values = [*(value for each in measured.values() for value in each), *published.values()]
     axis = nice_axis(min(values), max(values), 3)
-    spots = tuple(_spot(entry, name, axis, published) if entry.name in measured else None for entry in found.entries)
-    means = {entry.name: spot.mean for entry, spot in zip(found.entries, spots, strict=True) if spot}
+    spots = tuple(
+        _spot(entry, name, axis, published) if entry.name in measured else None
+        for entry in found.entries
+    )
+    means = {
+        entry.name: spot.mean for entry, spot in zip(found.entries, spots, strict=True) if spot
+    }
     return Column(name, axis, means.get(found.baseline), spots)
 
 
@@ -90,7 +108,13 @@ def _spot(entry: Entry, name: str, axis: Axis, published: Mapping[str, float]) -
     if std is not None:
         band = axis.place(max(mean - std, axis.low)), axis.place(min(mean + std, axis.high))
     seeds = tuple(axis.place(100 * value) for value in entry.figures[name])
-    return Spot(title, axis.place(mean), band, seeds, axis.place(published[entry.name]) if entry.name in published else None)
+    return Spot(
+        title,
+        axis.place(mean),
+        band,
+        seeds,
+        axis.place(published[entry.name]) if entry.name in published else None,
+    )
 
 
 def write_comparison(folder: Path, name: str) -> Path:

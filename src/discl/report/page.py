@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 
 def write_report(
-    folder: Path, train: ImageTable, groups: dict[str, list[int]], making: Mapping[str, str], store: Path | str | None = None
+    folder: Path,
+    train: ImageTable,
+    groups: dict[str, list[int]],
+    making: Mapping[str, str],
+    store: Path | str | None = None,
 ) -> Path:
     """Writes `report.html` into a finished run folder and returns its path; the page appears whole or not at all.
 
@@ -35,16 +39,28 @@ def write_report(
     story = read_run(folder, train.class_names, groups, making)
     path = folder / "report.html"
     gallery = make_gallery(story, train, store or folder / "spectrum")
-    compared = {"Several seeds": read_comparison(folder), "Several seeds, every method tuned": read_comparison(folder / "tuned")}
+    compared = {
+        "Several seeds": read_comparison(folder),
+        "Several seeds, every method tuned": read_comparison(folder / "tuned"),
+    }
     with whole(path) as unfinished:
-        unfinished.write_text(render(story, gallery, {title: each for title, each in compared.items() if each}), encoding="utf-8")
+        unfinished.write_text(
+            render(story, gallery, {title: each for title, each in compared.items() if each}),
+            encoding="utf-8",
+        )
     return path
 
 
-def render(story: Story, gallery: Gallery, comparisons: Mapping[str, Comparison] | None = None) -> str:
+def render(
+    story: Story, gallery: Gallery, comparisons: Mapping[str, Comparison] | None = None
+) -> str:
     """The page as HTML text; every name, prompt and value from the run is escaped. `comparisons` are drawn under their titles."""
     drawn = {title: compare_values(each) for title, each in (comparisons or {}).items()}
-    return make_environment().get_template("page.html.j2").render(story=story, gallery=gallery, comparisons=drawn, **_values(story))
+    return (
+        make_environment()
+        .get_template("page.html.j2")
+        .render(story=story, gallery=gallery, comparisons=drawn, **_values(story))
+    )
 
 
 def make_environment() -> Environment:
@@ -52,7 +68,11 @@ def make_environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     pages = Environment(
-        loader=PackageLoader("discl", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("discl", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     pages.filters |= {
         "percent": words.percent, "points": words.points, "number": words.number, "share": words.share, "sign": _sign,
@@ -70,9 +90,17 @@ def _sign(value: float | None) -> str:
 def _values(story: Story) -> dict[str, Any]:
     columns = tables.result_columns(story.figures)
     splits = ("test", "test-ood", "validation", "validation-ood")
-    others = [split for split in splits if split != story.split and all(split in each for each in story.results.values())]
-    other_figures = {split: {row: splits[split] for row, splits in story.results.items()} for split in others}
-    other_columns = {split: tables.result_columns(figures) for split, figures in other_figures.items()}
+    others = [
+        split
+        for split in splits
+        if split != story.split and all(split in each for each in story.results.values())
+    ]
+    other_figures = {
+        split: {row: splits[split] for row, splits in story.results.items()} for split in others
+    }
+    other_columns = {
+        split: tables.result_columns(figures) for split, figures in other_figures.items()
+    }
     colours = charts.method_colours(story.methods, story.baseline, story.featured)
     return {
         "recipe": words.share_recipe(story.recipe),
@@ -105,7 +133,10 @@ def tiles(story: Story, baseline: str, method: str | None) -> list[Tile]:
     before, after = story.figures[baseline], story.figures[method or baseline]
     names = {"accuracy": "all", **{group: group for group in tables.GROUPS}}
     change = {key: tables.difference(after, before, key) if method else None for key in names}
-    return [Tile(name, after.get(key), before.get(key) if method else None, change[key]) for key, name in names.items()]
+    return [
+        Tile(name, after.get(key), before.get(key) if method else None, change[key])
+        for key, name in names.items()
+    ]
 
 
 def _adjusted_tiles(story: Story) -> tuple[str, str, list[Tile]] | None:
@@ -142,13 +173,19 @@ def similarity(story: Story) -> Similarity:
     values, levels = (story.verdicts[name].to_numpy() for name in ("clip_similarity", "level"))
     keep = story.verdicts["keep"].to_numpy(zero_copy_only=False)
     bounded = words.filters_by_threshold(story)
-    threshold = float(story.recipe["filter"]["threshold"]) if bounded else -math.inf  # below which nothing lies
+    threshold = (
+        float(story.recipe["filter"]["threshold"]) if bounded else -math.inf
+    )  # below which nothing lies
     axis = charts.similarity_axis(values, threshold)
     rows = []
     for level in sorted(np.unique(levels).tolist(), reverse=True):
         here = levels == level
         shape = charts.ridge(values[here], axis, threshold)
-        rows.append(LevelRow(level, shape, int(keep[here].sum()), int(here.sum()), float(np.median(values[here]))))
+        rows.append(
+            LevelRow(
+                level, shape, int(keep[here].sum()), int(here.sum()), float(np.median(values[here]))
+            )
+        )
     place = axis.place(threshold) if axis.low <= threshold <= axis.high else None
     return Similarity(axis, threshold if bounded else None, place, tuple(rows))
 
@@ -171,15 +208,23 @@ def curricula(story: Story, colours: Mapping[str, str]) -> list[Curriculum]:
         objective = method["objective"]
         facts = [method["strategy"], objective if isinstance(objective, str) else objective["name"]]
         facts += [method["fine_tune"]] if method.get("fine_tune", "full") != "full" else []
-        facts += [f"clip_similarity ≥ {words.plain(method['threshold'])}"] if method["threshold"] is not None else []
+        facts += (
+            [f"clip_similarity ≥ {words.plain(method['threshold'])}"]
+            if method["threshold"] is not None
+            else []
+        )
         mixed = [record["synthetic_share"] for record in history if record["levels"]]
         if mixed:
             facts.append(f"{100 * np.mean(mixed):.0f} % of the samples synthetic")
         apart = [record["classes_apart"] for record in history if "classes_apart" in record]
         if apart:
-            facts.append(f"{min(apart)} to {max(apart)} classes took another level than the one shown")
+            facts.append(
+                f"{min(apart)} to {max(apart)} classes took another level than the one shown"
+            )
         facts.append(words.duration(sum(record["seconds"] for record in history)))
-        result.append(Curriculum(name, colours[name], " · ".join(facts), tuple(charts.segments(history))))
+        result.append(
+            Curriculum(name, colours[name], " · ".join(facts), tuple(charts.segments(history)))
+        )
     return result
 
 
@@ -190,9 +235,16 @@ def _epoch_axis(story: Story) -> charts.Axis:
 def curves(story: Story, colours: Mapping[str, str]) -> list[charts.Chart]:
     """Training loss (at the middle of its epoch) and validation accuracy (at its end), as far as there is any."""
     axis = _epoch_axis(story)
-    loss = {name: [(record["epoch"] + 0.5, record["loss"]) for record in history] for name, history in story.histories.items()}
+    loss = {
+        name: [(record["epoch"] + 0.5, record["loss"]) for record in history]
+        for name, history in story.histories.items()
+    }
     accuracy = {
-        name: [(record["epoch"] + 1, 100 * record["validation_accuracy"]) for record in history if "validation_accuracy" in record]
+        name: [
+            (record["epoch"] + 1, 100 * record["validation_accuracy"])
+            for record in history
+            if "validation_accuracy" in record
+        ]
         for name, history in story.histories.items()
     }
     drawn = [("Training loss", "", loss), ("Validation accuracy", "%", accuracy)]
@@ -211,5 +263,10 @@ class ClassPanel:
 
 def classes(story: Story) -> list[ClassPanel]:
     """One panel per method other than the baseline, the featured one first; the baseline's own where it is alone."""
-    others = sorted((name for name in story.methods if name != story.baseline), key=lambda name: name != story.featured)
-    return [ClassPanel(name, *tables.class_rows(story, name)) for name in others or [story.baseline]]
+    others = sorted(
+        (name for name in story.methods if name != story.baseline),
+        key=lambda name: name != story.featured,
+    )
+    return [
+        ClassPanel(name, *tables.class_rows(story, name)) for name in others or [story.baseline]
+    ]

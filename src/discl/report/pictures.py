@@ -57,7 +57,9 @@ class Example:
     @property
     def bytes(self) -> int:
         """What its pictures add to the page."""
-        return len(self.uri) * len(self.rows) + sum(len(picture.uri or "") for row in self.rows for picture in row.pictures)
+        return len(self.uri) * len(self.rows) + sum(
+            len(picture.uri or "") for row in self.rows for picture in row.pictures
+        )
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,26 @@ def make_gallery(story: Pictured, train: ImageTable, store: Path | str) -> Galle
     """
     levels = spread(sorted(pc.unique(story.plan["level"]).to_pylist(), reverse=True), MAX_LEVELS)
     seeds = sorted(pc.unique(story.plan["seed"]).to_pylist())[:MAX_SEEDS]
-    sources = choose_sources(story.hard, story.class_counts.tolist())[: max(1, MAX_PICTURES // (len(seeds) * (1 + len(levels))))]
+    sources = choose_sources(story.hard, story.class_counts.tolist())[
+        : max(1, MAX_PICTURES // (len(seeds) * (1 + len(levels))))
+    ]
     shown = story.plan
-    for name, values in (("source_id", [row["id"] for row in sources]), ("seed", seeds), ("level", levels)):
+    for name, values in (
+        ("source_id", [row["id"] for row in sources]),
+        ("seed", seeds),
+        ("level", levels),
+    ):
         shown = shown.filter(_among(shown[name], values))
-    requests = {(row["source_id"], row["seed"], row["level"]): row for row in shown.sort_by("attempt").to_pylist()}
-    verdicts = {row["id"]: row for row in story.verdicts.filter(_among(story.verdicts["id"], shown["id"].to_pylist())).to_pylist()}
+    requests = {
+        (row["source_id"], row["seed"], row["level"]): row
+        for row in shown.sort_by("attempt").to_pylist()
+    }
+    verdicts = {
+        row["id"]: row
+        for row in story.verdicts.filter(
+            _among(story.verdicts["id"], shown["id"].to_pylist())
+        ).to_pylist()
+    }
     stored = read_pictures(store, shown["id"].to_pylist())
     places = {name: row for row, name in enumerate(train.ids)}
 
@@ -108,23 +124,50 @@ def make_gallery(story: Pictured, train: ImageTable, store: Path | str) -> Galle
     for source in sources:
         rows = []
         for seed in seeds:
-            planned = [requests[key] for level in levels if (key := (source["id"], seed, level)) in requests]
+            planned = [
+                requests[key]
+                for level in levels
+                if (key := (source["id"], seed, level)) in requests
+            ]
             if planned:
-                rows.append(Row(seed, planned[0]["prompt"], tuple(_picture(request, verdicts, stored) for request in planned)))
+                rows.append(
+                    Row(
+                        seed,
+                        planned[0]["prompt"],
+                        tuple(_picture(request, verdicts, stored) for request in planned),
+                    )
+                )
         real, label = train.image(places[source["id"]]), source["label"]
-        example = Example(source["id"], story.class_names[label], int(story.class_counts[label]), real.size, to_uri(real), tuple(rows))
+        example = Example(
+            source["id"],
+            story.class_names[label],
+            int(story.class_counts[label]),
+            real.size,
+            to_uri(real),
+            tuple(rows),
+        )
         if examples and sum(each.bytes for each in examples) + example.bytes > MAX_BYTES:
             break
         examples.append(example)
-    return Gallery(tuple(levels), tuple(sorted(examples, key=lambda example: (example.class_count, example.class_name))))
+    return Gallery(
+        tuple(levels),
+        tuple(sorted(examples, key=lambda example: (example.class_count, example.class_name))),
+    )
 
 
-def choose_sources(hard: Sequence[Mapping[str, Any]], class_counts: Sequence[int]) -> list[Mapping[str, Any]]:
+def choose_sources(
+    hard: Sequence[Mapping[str, Any]], class_counts: Sequence[int]
+) -> list[Mapping[str, Any]]:
     """The hard images to show, in the order in which room is given to them: the first of every class, then the second."""
     by_class: dict[int, list[Mapping[str, Any]]] = {}
     for row in hard:
         by_class.setdefault(row["label"], []).append(row)
-    chosen = [by_class[label] for label in spread(sorted(by_class, key=lambda label: (class_counts[label], label)), MAX_CLASSES)]
+    chosen = [
+        by_class[label]
+        for label in spread(
+            sorted(by_class, key=lambda label: (class_counts[label], label)), MAX_CLASSES
+        )
+    ]
     return [rows[turn] for turn in range(MAX_SOURCES) for rows in chosen if turn < len(rows)]
 
 
@@ -144,11 +187,15 @@ def to_uri(image: Image.Image) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _picture(request: Mapping[str, Any], verdicts: Mapping[str, Any], stored: Mapping[str, Image.Image]) -> Picture:
+def _picture(
+    request: Mapping[str, Any], verdicts: Mapping[str, Any], stored: Mapping[str, Image.Image]
+) -> Picture:
     verdict = verdicts[request["id"]]
     image = stored.get(request["id"])
     uri, side = (to_uri(image), max(image.size)) if image is not None else (None, 0)
-    return Picture(request["level"], uri, side, verdict["clip_similarity"], verdict["keep"], verdict["reason"])
+    return Picture(
+        request["level"], uri, side, verdict["clip_similarity"], verdict["keep"], verdict["reason"]
+    )
 
 
 def _among(column: pa.ChunkedArray, values: Sequence[Any]) -> pa.ChunkedArray:

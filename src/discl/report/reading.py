@@ -70,7 +70,12 @@ class Story:
         """`{row of the table: {metric: value}}` on that split; `ood_…` are those of its counterpart out of distribution."""
         ood = self.ood
         return {
-            row: {**splits[self.split], **{f"ood_{metric}": value for metric, value in (splits[ood] if ood else {}).items()}}
+            row: {
+                **splits[self.split],
+                **{
+                    f"ood_{metric}": value for metric, value in (splits[ood] if ood else {}).items()
+                },
+            }
             for row, splits in self.results.items()
         }
 
@@ -91,17 +96,32 @@ class Story:
         It is chosen by name and strategy, never by its result: `discl`, else the first with a curriculum over levels, else the
         first that uses synthetic images, else the first.
         """
-        others = {name: method["strategy"] for name, method in self.recipe["methods"].items() if name != self.baseline}
-        ranks = {name: (name != "discl", strategy not in CURRICULA, strategy == "real-only") for name, strategy in others.items()}
+        others = {
+            name: method["strategy"]
+            for name, method in self.recipe["methods"].items()
+            if name != self.baseline
+        }
+        ranks = {
+            name: (name != "discl", strategy not in CURRICULA, strategy == "real-only")
+            for name, strategy in others.items()
+        }
         return min(ranks, key=lambda name: ranks[name], default=None)
 
 
-def read_run(folder: Path, class_names: Sequence[str], groups: Mapping[str, Sequence[int]], making: Mapping[str, str]) -> Story:
+def read_run(
+    folder: Path,
+    class_names: Sequence[str],
+    groups: Mapping[str, Sequence[int]],
+    making: Mapping[str, str],
+) -> Story:
     """The story of a run folder. Raises RunError that names the file which an unfinished run lacks."""
     recipe = yaml.safe_load(_text(folder / "recipe.yaml"))
     listed = _table(folder / "data.parquet", ["split", "label"])
     labels, split_of = listed["label"].to_numpy(), np.asarray(listed["split"].to_pylist())
-    counts = {str(split): np.bincount(labels[split_of == split], minlength=len(class_names)) for split in np.unique(split_of)}
+    counts = {
+        str(split): np.bincount(labels[split_of == split], minlength=len(class_names))
+        for split in np.unique(split_of)
+    }
     return Story(
         name=folder.resolve().name,
         recipe=recipe,
@@ -110,9 +130,17 @@ def read_run(folder: Path, class_names: Sequence[str], groups: Mapping[str, Sequ
         groups=groups,
         split_counts=counts,
         hard=_table(folder / "hard.parquet").to_pylist(),
-        plan=_table(folder / "plan.parquet", ["id", "source_id", "label", "level", "seed", "attempt", "prompt"]),
-        verdicts=_table(folder / "filter.parquet", ["id", "label", "level", "clip_similarity", "keep", "reason"]),
-        histories={name: _json_lines(folder / "train" / name / "history.jsonl") for name in recipe["methods"]},
+        plan=_table(
+            folder / "plan.parquet",
+            ["id", "source_id", "label", "level", "seed", "attempt", "prompt"],
+        ),
+        verdicts=_table(
+            folder / "filter.parquet", ["id", "label", "level", "clip_similarity", "keep", "reason"]
+        ),
+        histories={
+            name: _json_lines(folder / "train" / name / "history.jsonl")
+            for name in recipe["methods"]
+        },
         results=json.loads(_text(folder / "results.json")),
         making=making,
     )
@@ -120,7 +148,15 @@ def read_run(folder: Path, class_names: Sequence[str], groups: Mapping[str, Sequ
 
 def read_pictures(store: Path | str, ids: Collection[str]) -> dict[str, Any]:
     """`{id: decoded RGB picture}` of those ids that the spectrum in `store` holds."""
-    shards = Shards(store, pa.schema([("id", pa.string()), ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))]))
+    shards = Shards(
+        store,
+        pa.schema(
+            [
+                ("id", pa.string()),
+                ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            ]
+        ),
+    )
     return {name: decode_image(row["image"]) for name, row in shards.rows(ids, ["image"]).items()}
 
 
@@ -140,4 +176,6 @@ def _table(path: Path, columns: list[str] | None = None) -> pa.Table:
 
 def _check(path: Path) -> None:
     if not path.is_file():
-        raise RunError(f"the report needs {path}, which is not there; carry out the stages before it with `discl run`.")
+        raise RunError(
+            f"the report needs {path}, which is not there; carry out the stages before it with `discl run`."
+        )

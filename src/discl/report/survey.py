@@ -76,19 +76,30 @@ class Surveyed:
         return pq.read_table(self.folder / "filter.parquet")
 
 
-def write_survey(folder: Path, train: ImageTable, snippet: str, store: Path | str | None = None) -> Path:
+def write_survey(
+    folder: Path, train: ImageTable, snippet: str, store: Path | str | None = None
+) -> Path:
     """Writes `levels.html` beside the `levels.json` of a survey and returns its path; the page appears whole or not at all.
 
     `snippet` are the proposed lines of a recipe, `train` the real training images; the synthetic ones lie in `store`, by default
     `spectrum` in the folder.
     """
     found = json.loads((folder / "levels.json").read_text())
-    gallery = make_gallery(Surveyed(folder, train.class_names, train.class_counts), train, store or folder / "spectrum")
+    gallery = make_gallery(
+        Surveyed(folder, train.class_names, train.class_counts), train, store or folder / "spectrum"
+    )
     page = make_environment().get_template("survey.html.j2")
     path = folder / "levels.html"
     with whole(path) as unfinished:
         unfinished.write_text(
-            page.render(found=found, panels=make_panels(found), axis=LAMBDA, gallery=gallery, snippet=snippet), encoding="utf-8"
+            page.render(
+                found=found,
+                panels=make_panels(found),
+                axis=LAMBDA,
+                gallery=gallery,
+                snippet=snippet,
+            ),
+            encoding="utf-8",
         )
     return path
 
@@ -98,10 +109,20 @@ def make_panels(found: Mapping[str, Any]) -> list[Panel]:
     proposal, real = found["proposal"], found["real"]
     pair = real["pair_similarity"]
     bounds = [Mark(f"too alike above {proposal['bound']:.2f}", proposal["bound"], "var(--mark)")]
-    bounds += [Mark(f"two real images of a class {pair:.2f}", pair, "var(--soft)")] if pair is not None else []
+    bounds += (
+        [Mark(f"two real images of a class {pair:.2f}", pair, "var(--soft)")]
+        if pair is not None
+        else []
+    )
     texts = [
-        Mark(f"real images, median {real['text_similarity']['median']:.3f}", real["text_similarity"]["median"], "var(--soft)"),
-        Mark(f"threshold proposed {proposal['threshold']:.2f}", proposal["threshold"], "var(--mark)"),
+        Mark(
+            f"real images, median {real['text_similarity']['median']:.3f}",
+            real["text_similarity"]["median"],
+            "var(--soft)",
+        ),
+        Mark(
+            f"threshold proposed {proposal['threshold']:.2f}", proposal["threshold"], "var(--mark)"
+        ),
     ]
     shares = {
         f"at {found['threshold']:g}, the recipe's": ("kept", "var(--base)"),
@@ -115,12 +136,24 @@ def make_panels(found: Mapping[str, Any]) -> list[Panel]:
             {"cosine": ("image_similarity", "var(--accent)")},
             bounds,
         ),
-        _panel("Image–text", "cosine with the plain text of the class", found, {"cosine": ("text_similarity", "var(--accent)")}, texts),
+        _panel(
+            "Image–text",
+            "cosine with the plain text of the class",
+            found,
+            {"cosine": ("text_similarity", "var(--accent)")},
+            texts,
+        ),
         _panel("Kept", "per cent of the images that pass the filter", found, shares, []),
     ]
 
 
-def _panel(title: str, note: str, found: Mapping[str, Any], drawn: Mapping[str, tuple[str, str]], marks: Sequence[Mark]) -> Panel:
+def _panel(
+    title: str,
+    note: str,
+    found: Mapping[str, Any],
+    drawn: Mapping[str, tuple[str, str]],
+    marks: Sequence[Mark],
+) -> Panel:
     rows, chosen = found["levels"], set(found["proposal"]["levels"])
     values = [mark.at for mark in marks]
     for key, _ in drawn.values():
@@ -128,11 +161,21 @@ def _panel(title: str, note: str, found: Mapping[str, Any], drawn: Mapping[str, 
     y = nice_axis(min(values), max(values), 4)
     curves = []
     for name, (key, colour) in drawn.items():
-        spots = {row["level"]: (LAMBDA.place(row["level"]), 100 - y.place(_middle(row[key]))) for row in rows}
-        low, high = ([(LAMBDA.place(row["level"]), 100 - y.place(_ends(row[key])[end])) for row in rows] for end in (0, 1))
+        spots = {
+            row["level"]: (LAMBDA.place(row["level"]), 100 - y.place(_middle(row[key])))
+            for row in rows
+        }
+        low, high = (
+            [(LAMBDA.place(row["level"]), 100 - y.place(_ends(row[key])[end])) for row in rows]
+            for end in (0, 1)
+        )
         band = _path([*low, *reversed(high)]) + "Z" if low != high else ""
         dots = [
-            "".join(f"M{left:.2f} {top:.2f}h0" for level, (left, top) in spots.items() if (level in chosen) == wanted)
+            "".join(
+                f"M{left:.2f} {top:.2f}h0"
+                for level, (left, top) in spots.items()
+                if (level in chosen) == wanted
+            )
             for wanted in (False, True)
         ]
         curves.append(Curve(name, colour, _path(list(spots.values())), band, dots[0], dots[1]))
@@ -147,7 +190,11 @@ def _middle(value: Any) -> float:
 
 def _ends(value: Any) -> tuple[float, float]:
     """Lower and upper end of what is drawn at a level."""
-    return (value["quarter"], value["three_quarters"]) if isinstance(value, Mapping) else (100 * value, 100 * value)
+    return (
+        (value["quarter"], value["three_quarters"])
+        if isinstance(value, Mapping)
+        else (100 * value, 100 * value)
+    )
 
 
 def _path(spots: Sequence[tuple[float, float]]) -> str:

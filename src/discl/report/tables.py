@@ -14,7 +14,11 @@ from .reading import ADJUSTED, ENSEMBLED, Story
 
 GROUPS = ("many", "medium", "few")
 MAX_CLASSES = 30
-OOD = (("ood_accuracy", "OOD all"), ("ood_macro_f1", "OOD macro F1"), ("ood_worst_domain_accuracy", "OOD worst domain"))
+OOD = (
+    ("ood_accuracy", "OOD all"),
+    ("ood_macro_f1", "OOD macro F1"),
+    ("ood_worst_domain_accuracy", "OOD worst domain"),
+)
 LOWER_IS_BETTER = frozenset({"calibration_error"})
 PRIORS = {"real": "real class counts", "effective": "class counts as trained on"}
 """What logit adjustment takes the classes' shares from, by its name in `results.json`."""
@@ -45,26 +49,56 @@ def result_columns(figures: Mapping[str, Figures]) -> list[tuple[str, str]]:
     That is the figures out of distribution, the worst domain, worst-k and the calibration error (ECE).
     """
     measured = {name for row in figures.values() for name in row}
-    worst = sorted((name for name in measured if re.fullmatch(r"worst_\d+", name)), key=lambda name: int(name[6:]))
+    worst = sorted(
+        (name for name in measured if re.fullmatch(r"worst_\d+", name)),
+        key=lambda name: int(name[6:]),
+    )
     groups = [(name, name) for name in GROUPS]
-    worst_k = [(name, "worst class" if name == "worst_1" else f"worst {name[6:]} classes") for name in worst]
-    last = [each for each in (("worst_domain_accuracy", "worst domain"), ("calibration_error", "ECE")) if each[0] in measured]
-    return [("accuracy", "all"), *groups, ("macro_f1", "macro F1"), *(each for each in OOD if each[0] in measured), *worst_k, *last]
+    worst_k = [
+        (name, "worst class" if name == "worst_1" else f"worst {name[6:]} classes")
+        for name in worst
+    ]
+    last = [
+        each
+        for each in (("worst_domain_accuracy", "worst domain"), ("calibration_error", "ECE"))
+        if each[0] in measured
+    ]
+    return [
+        ("accuracy", "all"),
+        *groups,
+        ("macro_f1", "macro F1"),
+        *(each for each in OOD if each[0] in measured),
+        *worst_k,
+        *last,
+    ]
 
 
-def result_rows(figures: Mapping[str, Figures], columns: Sequence[tuple[str, str]]) -> list[ResultRow]:
+def result_rows(
+    figures: Mapping[str, Figures], columns: Sequence[tuple[str, str]]
+) -> list[ResultRow]:
     """One row per entry of `results.json`. Figures that print alike share the mark of the best; where all do there is none."""
     best = {}
     for metric, _ in columns:
         printed = {round(100 * row[metric], 1) for row in figures.values() if metric in row}
-        best[metric] = (min if metric in LOWER_IS_BETTER else max)(printed) if len(printed) > 1 else None
+        best[metric] = (
+            (min if metric in LOWER_IS_BETTER else max)(printed) if len(printed) > 1 else None
+        )
     rows = []
     for name, row in figures.items():
-        cells = [Cell(row.get(metric), metric in row and round(100 * row[metric], 1) == best[metric]) for metric, _ in columns]
-        adjustment = f"logit adjustment: {PRIORS[row['prior']]}, τ = {row['tau']:g}" if "tau" in row else ""
+        cells = [
+            Cell(row.get(metric), metric in row and round(100 * row[metric], 1) == best[metric])
+            for metric, _ in columns
+        ]
+        adjustment = (
+            f"logit adjustment: {PRIORS[row['prior']]}, τ = {row['tau']:g}" if "tau" in row else ""
+        )
         if "alpha" in row:
             adjustment = f"weight ensembling: α = {row['alpha']:g}"
-        rows.append(ResultRow(name, name.removesuffix(ADJUSTED).removesuffix(ENSEMBLED), adjustment, tuple(cells)))
+        rows.append(
+            ResultRow(
+                name, name.removesuffix(ADJUSTED).removesuffix(ENSEMBLED), adjustment, tuple(cells)
+            )
+        )
     return rows
 
 
@@ -84,17 +118,33 @@ def differences(story: Story) -> list[Difference]:
         adjusted = next((mark for mark in (ADJUSTED, ENSEMBLED) if name.endswith(mark)), "")
         against = story.baseline + adjusted
         if name.removesuffix(adjusted) != story.baseline and against in story.figures:
-            rows.append(Difference(name, against, tuple(difference(figures, story.figures[against], key) for key in ("accuracy", *GROUPS))))
+            rows.append(
+                Difference(
+                    name,
+                    against,
+                    tuple(
+                        difference(figures, story.figures[against], key)
+                        for key in ("accuracy", *GROUPS)
+                    ),
+                )
+            )
     return rows
 
 
 def difference(figures: Figures, baseline: Figures, metric: str) -> float | None:
     """Difference of a metric in percentage points; None where one of the two lacks it."""
-    return 100 * (figures[metric] - baseline[metric]) if metric in figures and metric in baseline else None
+    return (
+        100 * (figures[metric] - baseline[metric])
+        if metric in figures and metric in baseline
+        else None
+    )
 
 
 def standard_errors(
-    figures: Figures, class_names: Sequence[str], images: Sequence[int], groups: Mapping[str, Sequence[int]]
+    figures: Figures,
+    class_names: Sequence[str],
+    images: Sequence[int],
+    groups: Mapping[str, Sequence[int]],
 ) -> dict[str, float]:
     """Standard errors, in points, that the finite number of images alone gives to `accuracy` and to the groups' class means.
 
@@ -104,7 +154,11 @@ def standard_errors(
     errors = {"accuracy": 100 * math.sqrt(share * (1 - share) / total)}
     for group, labels in groups.items():
         accuracies = {label: figures["per_class"].get(class_names[label]) for label in labels}
-        members = [(accuracy, images[label]) for label, accuracy in accuracies.items() if accuracy is not None]
+        members = [
+            (accuracy, images[label])
+            for label, accuracy in accuracies.items()
+            if accuracy is not None
+        ]
         if members:
             errors[group] = 100 * math.sqrt(sum(p * (1 - p) / n for p, n in members)) / len(members)
     return errors
@@ -133,7 +187,13 @@ def class_rows(story: Story, method: str) -> tuple[list[ClassRow], int]:
     before, after = story.figures[story.baseline]["per_class"], story.figures[method]["per_class"]
     group_of = {label: group for group, labels in story.groups.items() for label in labels}
     rows = [
-        ClassRow(name, int(story.class_counts[label]), group_of[label], 100 * before[name], 100 * after[name])
+        ClassRow(
+            name,
+            int(story.class_counts[label]),
+            group_of[label],
+            100 * before[name],
+            100 * after[name],
+        )
         for label, name in enumerate(story.class_names)
         if name in before and name in after
     ]
@@ -155,14 +215,25 @@ def domain_table(story: Story) -> tuple[str, list[str], list[DomainRow], int] | 
 
     Domains stand from the worst on (accuracy of the last method shown), at most 30.
     """
-    split = next((name for name in (story.ood, story.split) if name and "per_domain" in story.results[story.baseline][name]), None)
+    split = next(
+        (
+            name
+            for name in (story.ood, story.split)
+            if name and "per_domain" in story.results[story.baseline][name]
+        ),
+        None,
+    )
     if split is None:
         return None
     shown = [name for name in dict.fromkeys((story.baseline, story.featured)) if name]
     measured = [story.results[name][split]["per_domain"] for name in shown]
     names = sorted(measured[-1], key=lambda name: (measured[-1][name]["accuracy"], name))
     rows = [
-        DomainRow(name, measured[0][name]["images"], tuple(each[name][metric] for each in measured for metric in ("accuracy", "macro_f1")))
+        DomainRow(
+            name,
+            measured[0][name]["images"],
+            tuple(each[name][metric] for each in measured for metric in ("accuracy", "macro_f1")),
+        )
         for name in names[:MAX_CLASSES]
     ]
     return split, shown, rows, len(names)
@@ -192,7 +263,10 @@ def kept_table(story: Story) -> tuple[list[int], list[KeptRow], int]:
     np.add.at(kept, where, keep.astype(int))
 
     def row(name: str, kept: np.ndarray, planned: np.ndarray) -> KeptRow:
-        pairs = [*zip(kept.tolist(), planned.tolist(), strict=True), (int(kept.sum()), int(planned.sum()))]
+        pairs = [
+            *zip(kept.tolist(), planned.tolist(), strict=True),
+            (int(kept.sum()), int(planned.sum())),
+        ]
         return KeptRow(name, tuple(pair if pair[1] else None for pair in pairs))
 
     present = np.flatnonzero(planned.sum(1))

@@ -79,7 +79,11 @@ def plural(count: int, one: str, many: str = "") -> str:
 def group_bounds(recipe: Mapping[str, Any]) -> dict[str, str]:
     """Which classes a group holds, in words."""
     many, few = recipe["groups"]["many"], recipe["groups"]["few"]
-    return {"many": f"more than {many} training images", "medium": f"{few} to {many}", "few": f"fewer than {few}"}
+    return {
+        "many": f"more than {many} training images",
+        "medium": f"{few} to {many}",
+        "few": f"fewer than {few}",
+    }
 
 
 def describe_settings(story: Story) -> list[tuple[str, str]]:
@@ -97,11 +101,21 @@ def describe_settings(story: Story) -> list[tuple[str, str]]:
 def _data(story: Story, recipe: Mapping[str, Any]) -> str:
     counts, data = story.class_counts, recipe["data"]
     text = f"{data['root']}: {plural(int(counts.sum()), 'training image')} in {plural(len(counts), 'class', 'classes')}"
-    spread = f"{number(counts.max())} down to {number(counts.min())}" if counts.max() > counts.min() else number(counts.max())
+    spread = (
+        f"{number(counts.max())} down to {number(counts.min())}"
+        if counts.max() > counts.min()
+        else number(counts.max())
+    )
     text += f", {spread} per class"
     if data["long_tail"]:
-        text += f" (exponential long tail, imbalance ratio {data['long_tail']['imbalance_ratio']:g})"
-    listed = [split for split in ("validation", "validation-ood", "test", "test-ood") if split in story.split_counts]
+        text += (
+            f" (exponential long tail, imbalance ratio {data['long_tail']['imbalance_ratio']:g})"
+        )
+    listed = [
+        split
+        for split in ("validation", "validation-ood", "test", "test-ood")
+        if split in story.split_counts
+    ]
     others = [f"{number(story.split_counts[split].sum())} {split}" for split in listed]
     others = [", ".join(others[:-1]), others[-1]] if len(others) > 2 else others
     return f"{text}. {' and '.join(others)} images; accuracies on this page are on {story.split}."
@@ -109,7 +123,11 @@ def _data(story: Story, recipe: Mapping[str, Any]) -> str:
 
 def _groups(story: Story, recipe: Mapping[str, Any]) -> str:
     bounds = group_bounds(recipe)
-    parts = [f"{name} ({bounds[name]}): {plural(len(story.groups[name]), 'class', 'classes')}" for name in GROUPS if name in story.groups]
+    parts = [
+        f"{name} ({bounds[name]}): {plural(len(story.groups[name]), 'class', 'classes')}"
+        for name in GROUPS
+        if name in story.groups
+    ]
     absent = [name for name in GROUPS if name not in story.groups]
     return "; ".join(parts) + (f". No class falls into {' or '.join(absent)}." if absent else ".")
 
@@ -118,7 +136,10 @@ def _making(story: Story) -> list[tuple[str, str]]:
     """The lines of `story.making`; beside the rules stand the numbers of hard images and of kept ones."""
     hard = f"{number(len(story.hard))} of {number(story.class_counts.sum())}"
     classes = plural(len({row["label"] for row in story.hard}), "class", "classes")
-    kept, made = int(np.count_nonzero(story.verdicts["keep"].to_numpy(zero_copy_only=False))), story.verdicts.num_rows
+    kept, made = (
+        int(np.count_nonzero(story.verdicts["keep"].to_numpy(zero_copy_only=False))),
+        story.verdicts.num_rows,
+    )
     lines = {
         **story.making,
         "hard images": f"{hard}, in {classes}: {story.making['hard images']}",
@@ -129,7 +150,9 @@ def _making(story: Story) -> list[tuple[str, str]]:
 
 def _classifier(recipe: Mapping[str, Any]) -> str:
     asked, optimizer = recipe["train"], recipe["train"]["optimizer"]
-    what = f"{asked['model']['architecture']} at {asked['image_size']} × {asked['image_size']} pixels"
+    what = (
+        f"{asked['model']['architecture']} at {asked['image_size']} × {asked['image_size']} pixels"
+    )
     epochs = f"{plural(asked['epochs'], 'epoch')}, of which the first {asked['curriculum_epochs']} may use synthetic images"
     how = f"{optimizer['name']}, learning rate {optimizer['lr']:g} ({optimizer['schedule']}), batches of {asked['batch_size']}"
     return f"{what}; {epochs}; {how}; training seed {asked['seed']}."
@@ -137,7 +160,11 @@ def _classifier(recipe: Mapping[str, Any]) -> str:
 
 def _machine(environment: Mapping[str, Any]) -> str:
     packages = environment.get("packages", {})
-    named = [f"{name} {packages[name]}" for name in ("discl", "torch", "diffusers", "transformers") if name in packages]
+    named = [
+        f"{name} {packages[name]}"
+        for name in ("discl", "torch", "diffusers", "transformers")
+        if name in packages
+    ]
     system = str(environment.get("platform", "")).split("-")[0]
     named.append(f"Python {environment.get('python')}")
     return f"{environment.get('device', 'unknown device')}, {system} {environment.get('processor', '')}; {', '.join(named)}."
@@ -151,7 +178,9 @@ def headline(story: Story) -> str:
         return f"{text}. The recipe names no second method to compare it with."
     new = story.figures[story.featured]
     compared = _against(difference(new, base, "accuracy"), story.baseline)
-    text = f"{story.featured} reaches {percent(new['accuracy'])} % top-1 on {story.split}, {compared}"
+    text = (
+        f"{story.featured} reaches {percent(new['accuracy'])} % top-1 on {story.split}, {compared}"
+    )
     rare = next((name for name in ("few", "medium") if name in new and name in base), None)
     if rare is None:
         return text + "."
@@ -173,9 +202,17 @@ def caution(story: Story) -> str:
     if story.featured is None:
         return text
     images = story.split_counts[story.split].tolist()
-    errors = [standard_errors(story.figures[name], story.class_names, images, story.groups) for name in (story.baseline, story.featured)]
-    shown = [("accuracy", "all"), *[(name, name) for name in ("few",) if all(name in error for error in errors)]]
-    sizes = " and ".join(f"{np.hypot(errors[0][key], errors[1][key]):.1f} points on {name}" for key, name in shown)
+    errors = [
+        standard_errors(story.figures[name], story.class_names, images, story.groups)
+        for name in (story.baseline, story.featured)
+    ]
+    shown = [
+        ("accuracy", "all"),
+        *[(name, name) for name in ("few",) if all(name in error for error in errors)],
+    ]
+    sizes = " and ".join(
+        f"{np.hypot(errors[0][key], errors[1][key]):.1f} points on {name}" for key, name in shown
+    )
     return (
         f"{text} The {number(sum(images))} {story.split} images alone leave a difference uncertain by about {sizes} "
         "(standard error, taking the two classifiers as independent); "
@@ -226,7 +263,9 @@ def commands(story: Story) -> dict[str, str]:
         "classifier": f"{folder}/train/{best}/model.safetensors",
     }
     if filters_by_threshold(story):
-        stricter = round(float(np.percentile(story.verdicts["clip_similarity"].to_numpy(), 25)), 2) + 0.0  # drops about a quarter
+        stricter = (
+            round(float(np.percentile(story.verdicts["clip_similarity"].to_numpy(), 25)), 2) + 0.0
+        )  # drops about a quarter
         found["filter"] = f"{again} --set filter.threshold={stricter:g} --amend"
     return found
 

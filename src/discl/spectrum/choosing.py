@@ -73,10 +73,16 @@ def propose(
     typical = float(np.median(real_text))
     usable = _not_too_alike(measured, bound, pair, reasons)
     usable = _worth_it(measured, usable, typical, reasons)
-    levels = spread_levels({level: float(measured[level].image_similarity.mean()) for level in usable}, count)
+    levels = spread_levels(
+        {level: float(measured[level].image_similarity.mean()) for level in usable}, count
+    )
     if len(levels) < len(usable):
-        reasons.append(f"of the {len(usable)} levels left, {_listed(levels)} are spread evenly over the image similarity.")
-    threshold = _threshold({level: measured[level] for level in levels}, typical, scale, seeds, tries, reasons)
+        reasons.append(
+            f"of the {len(usable)} levels left, {_listed(levels)} are spread evenly over the image similarity."
+        )
+    threshold = _threshold(
+        {level: measured[level] for level in levels}, typical, scale, seeds, tries, reasons
+    )
     return Proposal(tuple(levels), threshold, bound, tuple(reasons))
 
 
@@ -101,7 +107,9 @@ def spread_levels(similarity: Mapping[int, float], count: int) -> list[int]:
     return taken
 
 
-def _not_too_alike(measured: Mapping[int, Measured], bound: float, pair: float | None, reasons: list[str]) -> list[int]:
+def _not_too_alike(
+    measured: Mapping[int, Measured], bound: float, pair: float | None, reasons: list[str]
+) -> list[int]:
     means = {level: float(each.image_similarity.mean()) for level, each in sorted(measured.items())}
     alike = [level for level, mean in means.items() if mean > bound]
     origin = "the paper's bound"
@@ -119,11 +127,15 @@ def _not_too_alike(measured: Mapping[int, Measured], bound: float, pair: float |
             f"{_named(alike)} left out: the mean image similarity exceeds {bound:.2f} ({origin}), so they would add no diversity."
         )
     else:
-        reasons.append(f"no level is too like its source: all mean image similarities are at most {bound:.2f} ({origin}).")
+        reasons.append(
+            f"no level is too like its source: all mean image similarities are at most {bound:.2f} ({origin})."
+        )
     return [level for level in means if level not in alike]
 
 
-def _worth_it(measured: Mapping[int, Measured], levels: Sequence[int], typical: float, reasons: list[str]) -> list[int]:
+def _worth_it(
+    measured: Mapping[int, Measured], levels: Sequence[int], typical: float, reasons: list[str]
+) -> list[int]:
     poor = [level for level in levels if measured[level].kept(typical) < LEAST_KEPT]
     if len(poor) == len(levels):
         reasons.append(
@@ -139,14 +151,28 @@ def _worth_it(measured: Mapping[int, Measured], levels: Sequence[int], typical: 
     return [level for level in levels if level not in poor]
 
 
-def _threshold(measured: Mapping[int, Measured], typical: float, scale: float, seeds: int, tries: int, reasons: list[str]) -> float:
-    needed = 1 - (1 - min(scale / seeds, 1)) ** (1 / tries)  # of n tries at a share p one is kept with 1 − (1 − p)^n
+def _threshold(
+    measured: Mapping[int, Measured],
+    typical: float,
+    scale: float,
+    seeds: int,
+    tries: int,
+    reasons: list[str],
+) -> float:
+    needed = 1 - (1 - min(scale / seeds, 1)) ** (
+        1 / tries
+    )  # of n tries at a share p one is kept with 1 − (1 − p)^n
     share = min(needed, MOST_ASKED)
-    supply = {level: float(np.quantile(each.text_similarity, 1 - share)) for level, each in measured.items()}
+    supply = {
+        level: float(np.quantile(each.text_similarity, 1 - share))
+        for level, each in measured.items()
+    }
     scarce = min(supply, key=lambda level: supply[level])
     threshold = math.floor(100 * min(typical, supply[scarce]) + 1e-6) / 100
     if supply[scarce] >= typical:
-        reasons.append(f"threshold {threshold:.2f}: the median clip_similarity of the real hard images themselves ({typical:.3f}).")
+        reasons.append(
+            f"threshold {threshold:.2f}: the median clip_similarity of the real hard images themselves ({typical:.3f})."
+        )
     else:
         reasons.append(
             f"threshold {threshold:.2f}: the median of the real hard images ({typical:.3f}) would keep only "

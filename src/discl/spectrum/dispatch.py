@@ -59,7 +59,9 @@ class Dispatcher:
 
     def lost(self, worker: str, written: Collection[str]) -> int:
         """Takes back from a dead worker what is not among the ids `written`, to be handed out next; returns how many those are."""
-        rest = [request for name, request in self.taken.pop(worker, {}).items() if name not in written]
+        rest = [
+            request for name, request in self.taken.pop(worker, {}).items() if name not in written
+        ]
         size = max(map(len, self.waiting), default=len(rest) // self.workers)
         self.waiting.extendleft(reversed(list(cut(rest, max(size, 1)))))
         return len(rest)

@@ -84,13 +84,17 @@ class Engine:
         self.set_slots(largest_that_fits(stay_below(call, self.model.device)))
         return self.slots
 
-    def compile(self, height: int, width: int, backend: str | Callable[..., Any] = "inductor") -> None:
+    def compile(
+        self, height: int, width: int, backend: str | Callable[..., Any] = "inductor"
+    ) -> None:
         """Compiles the network (torch.compile) for calls of this shape; another shape or number of slots is compiled when it comes.
 
         Pixels move by rounding only, ids do not. Raises whatever the compiler does, after which the network is as before.
         """
         # a run may hold many shapes; beyond the limit torch would silently go on without
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_SHAPES)
+        torch._dynamo.config.recompile_limit = max(
+            torch._dynamo.config.recompile_limit, MOST_SHAPES
+        )
         network = self.model.network
         network.compile(backend=backend, dynamic=False)
         try:
@@ -100,7 +104,9 @@ class Engine:
             raise
 
     @torch.inference_mode()
-    def generate(self, requests: Iterable[Request], load_pixels: LoadPixels) -> Iterator[tuple[Request, np.ndarray]]:
+    def generate(
+        self, requests: Iterable[Request], load_pixels: LoadPixels
+    ) -> Iterator[tuple[Request, np.ndarray]]:
         """Yields each request with its picture, uint8 `[height, width, 3]`, in the order in which they are finished.
 
         Requests of one shape that follow one another share calls, so sort them by shape. `load_pixels(source_id)` returns
@@ -117,7 +123,9 @@ class Engine:
             except Exception as error:
                 failed = error
                 break
-            if finished and (len(finished) >= self.vae_batch or latents.shape != finished[0][1].shape):
+            if finished and (
+                len(finished) >= self.vae_batch or latents.shape != finished[0][1].shape
+            ):
                 yield from self._decode(finished)
                 finished = []
             finished.append((request, latents))
@@ -127,9 +135,13 @@ class Engine:
             raise failed
 
     @torch.inference_mode()
-    def denoise(self, requests: Iterable[Request], load_pixels: LoadPixels) -> Iterator[tuple[Request, Tensor]]:
+    def denoise(
+        self, requests: Iterable[Request], load_pixels: LoadPixels
+    ) -> Iterator[tuple[Request, Tensor]]:
         """Yields each request with its clean latents `[c, h, w]`, float32 on the CPU, as soon as its last step is done."""
-        for (height, width), alike in itertools.groupby(requests, lambda request: (request.height, request.width)):
+        for (height, width), alike in itertools.groupby(
+            requests, lambda request: (request.height, request.width)
+        ):
             slots = _Slots(self, height, width)
             queue = Queue(alike, self, slots.schedule.spans, checked(load_pixels, height, width))
             while True:
@@ -153,9 +165,14 @@ class Engine:
     def _bare_call(self, height: int, width: int) -> Callable[[], None]:
         """A call of the network at the engine's shape, on noise-free latents and no text; it returns when the device has ended it."""
         encoded = self.model.encode_texts([""])
-        conditioning = {name: tensor[:1].expand(self.rows, *tensor.shape[1:]).contiguous() for name, tensor in encoded.items()}
+        conditioning = {
+            name: tensor[:1].expand(self.rows, *tensor.shape[1:]).contiguous()
+            for name, tensor in encoded.items()
+        }
         conditioning |= self.told_scale()
-        latents = torch.zeros(self.rows, *self.model.latent_shape(height, width), device=self.model.device)
+        latents = torch.zeros(
+            self.rows, *self.model.latent_shape(height, width), device=self.model.device
+        )
         schedule = self.model.schedule(self.num_inference_steps, height, width, self.fixed)
         timesteps = schedule.timesteps[:1].repeat(self.rows).to(self.model.device)
 
@@ -169,7 +186,11 @@ class Engine:
         """What the rows of a distilled network are told of guidance; nothing for others."""
         if not self.model.distilled:
             return {}
-        return {"guidance_scale": torch.full((self.rows,), float(self.guidance_scale), device=self.model.device)}
+        return {
+            "guidance_scale": torch.full(
+                (self.rows,), float(self.guidance_scale), device=self.model.device
+            )
+        }
 
     def texts_of(self, request: Request) -> list[Text]:
         """The texts that a request's rows are conditioned on: with guidance the negative prompt comes first."""
@@ -179,8 +200,12 @@ class Engine:
     def halve_slots(self) -> None:
         """After a call that ran out of memory: half the slots from the next call on. Raises CheckpointError where there is one only."""
         if self.slots == 1:
-            raise CheckpointError("out of memory with a single image in a call of the network; " + MEND)
-        say(f"out of memory with {self.slots} images in a call of the network: {self.slots // 2} from now on")
+            raise CheckpointError(
+                "out of memory with a single image in a call of the network; " + MEND
+            )
+        say(
+            f"out of memory with {self.slots} images in a call of the network: {self.slots // 2} from now on"
+        )
         self.slots //= 2
         self.rows = self.slots * (1 + self.guided)
         self.work.out_of_memory += 1
@@ -200,22 +225,34 @@ class Engine:
                 if not is_out_of_memory(error):
                     raise
             if size == 1:
-                raise CheckpointError("out of memory with a single image in a call of the VAE; " + MEND)
+                raise CheckpointError(
+                    "out of memory with a single image in a call of the VAE; " + MEND
+                )
             say(f"out of memory with {size} images in a call of the VAE: {size // 2} from now on")
             self.vae_batch = size // 2
             self.work.out_of_memory += 1
             free_cached()
 
-    def _decode(self, finished: list[tuple[Request, Tensor]]) -> Iterator[tuple[Request, np.ndarray]]:
-        whole = [(request, latents) for request, latents in finished if bool(latents.isfinite().all())]
+    def _decode(
+        self, finished: list[tuple[Request, Tensor]]
+    ) -> Iterator[tuple[Request, np.ndarray]]:
+        whole = [
+            (request, latents) for request, latents in finished if bool(latents.isfinite().all())
+        ]
         if whole:
-            pictures = self.through_vae(self.model.decode, torch.stack([latents for _, latents in whole])).numpy()
+            pictures = self.through_vae(
+                self.model.decode, torch.stack([latents for _, latents in whole])
+            ).numpy()
             self.work.vae_decodes += len(whole)
-            yield from ((request, picture) for (request, _), picture in zip(whole, pictures, strict=True))
+            yield from (
+                (request, picture) for (request, _), picture in zip(whole, pictures, strict=True)
+            )
         for request, latents in finished:
             if not bool(latents.isfinite().all()):
                 where = f"source '{request.source_id}' at level {request.level} %"
-                raise CheckpointError(f"the generator produced NaN for {where}; use dtype float32 or bfloat16.")
+                raise CheckpointError(
+                    f"the generator produced NaN for {where}; use dtype float32 or bfloat16."
+                )
 
 
 class _Slots:
@@ -227,7 +264,9 @@ class _Slots:
 
     def __init__(self, engine: Engine, height: int, width: int) -> None:
         self.engine, model = engine, engine.model
-        self.schedule: Schedule = model.schedule(engine.num_inference_steps, height, width, engine.fixed)
+        self.schedule: Schedule = model.schedule(
+            engine.num_inference_steps, height, width, engine.fixed
+        )
         self.tables = self.schedule.to(model.device)
         self.shape = model.latent_shape(height, width)
         self.guided = self._guided_steps()
@@ -235,7 +274,10 @@ class _Slots:
         count = engine.slots if bool(self.guided.all()) else engine.rows
         self.latents = torch.zeros(count, *self.shape, device=model.device)
         self.occupant: list[Request | None] = [None] * count
-        self.position, self.end = [0] * count, [0] * count  # the next step of each place, and one beyond its last
+        self.position, self.end = (
+            [0] * count,
+            [0] * count,
+        )  # the next step of each place, and one beyond its last
         self.conditioning: Conditioning = {}
         self.gathered: tuple[list[int], Conditioning] | None = None
 
@@ -244,8 +286,12 @@ class _Slots:
         guided = torch.zeros(len(self.schedule.timesteps), dtype=torch.bool)
         low, high = self.engine.guidance_interval
         for percent, span in self.schedule.spans.items():
-            shares = noise_shares(GuidanceLevel(percent), self.engine.num_inference_steps, self.engine.fixed)
-            guided[span.start : span.stop] = torch.tensor([self.engine.guided and low < share <= high for share in shares])
+            shares = noise_shares(
+                GuidanceLevel(percent), self.engine.num_inference_steps, self.engine.fixed
+            )
+            guided[span.start : span.stop] = torch.tensor(
+                [self.engine.guided and low < share <= high for share in shares]
+            )
         return guided
 
     def _needs(self, place: int) -> int:
@@ -273,7 +319,9 @@ class _Slots:
             for name, tensor in self.engine.texts[text].items():
                 if name not in self.conditioning:
                     shape = self.halves * len(self.occupant), *tensor.shape
-                    self.conditioning[name] = torch.zeros(shape, dtype=tensor.dtype, device=self.latents.device)
+                    self.conditioning[name] = torch.zeros(
+                        shape, dtype=tensor.dtype, device=self.latents.device
+                    )
                 self.conditioning[name][half * len(self.occupant) + place] = tensor
         self.gathered = None
 
@@ -305,12 +353,16 @@ class _Slots:
         engine, count, device = self.engine, len(self.occupant), self.latents.device
         both = [place for place in chosen if self.guided[self.position[place]]]
         single = [place for place in chosen if not self.guided[self.position[place]]]
-        prompts = (self.halves - 1) * count  # where the prompts' own conditioning begins, behind that of the negative ones
+        prompts = (
+            self.halves - 1
+        ) * count  # where the prompts' own conditioning begins, behind that of the negative ones
         rows = [*both, *(prompts + place for place in (*both, *single))]
         rows += [0] * (engine.rows - len(rows))
         index = torch.tensor(self.position, device=device)
         places = torch.tensor([row % count for row in rows], device=device)
-        output = engine.model.predict(self.latents[places], self.tables.timesteps[index[places]], self._gather(rows))
+        output = engine.model.predict(
+            self.latents[places], self.tables.timesteps[index[places]], self._gather(rows)
+        )
         negative_row, prompt_row = torch.zeros(2, count, dtype=torch.long)
         for row, place in enumerate(both):
             negative_row[place], prompt_row[place] = row, len(both) + row
@@ -318,10 +370,14 @@ class _Slots:
             negative_row[place] = prompt_row[place] = 2 * len(both) + row
         without, with_text = output[negative_row.to(device)], output[prompt_row.to(device)]
         # ε_u + s (ε_c − ε_u), which is eq. 2 with s = 1 + w; where a step is not guided both are ε_c
-        guided = without + engine.guidance_scale * (with_text - without) if engine.guided else with_text
+        guided = (
+            without + engine.guidance_scale * (with_text - without) if engine.guided else with_text
+        )
         moved = torch.zeros(count, 1, 1, 1, dtype=torch.bool)
         moved[chosen] = True
-        self.latents = torch.where(moved.to(device), self.tables.step(self.latents, guided, index), self.latents)
+        self.latents = torch.where(
+            moved.to(device), self.tables.step(self.latents, guided, index), self.latents
+        )
         engine.work.unet_calls += 1
         engine.work.unet_rows += 2 * len(both) + len(single)
         engine.work.unet_rows_computed += engine.rows
@@ -330,7 +386,11 @@ class _Slots:
         """The conditioning of the rows of a call; kept while the same rows are asked for."""
         if self.gathered is None or self.gathered[0] != rows:
             where = torch.tensor(rows, device=self.latents.device)
-            self.gathered = rows, {name: tensor[where] for name, tensor in self.conditioning.items()} | self.engine.told_scale()
+            self.gathered = (
+                rows,
+                {name: tensor[where] for name, tensor in self.conditioning.items()}
+                | self.engine.told_scale(),
+            )
         return self.gathered[1]
 
     def _finished(self, moved: Sequence[int]) -> Iterator[tuple[Request, Tensor]]:

@@ -27,20 +27,28 @@ class PlainEngine:
     `true_cfg_scale` where a pipeline has that and its network no guidance built in; there `guidance_scale` has no effect.
     """
 
-    def __init__(self, pipelines: tuple[Any, Any | None], *, num_inference_steps: int, guidance_scale: float) -> None:
+    def __init__(
+        self, pipelines: tuple[Any, Any | None], *, num_inference_steps: int, guidance_scale: float
+    ) -> None:
         self.image, self.text = pipelines
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
         self.work = Work()
         network = getattr(self.image, "transformer", None)
         built_in = bool(getattr(getattr(network, "config", None), "guidance_embeds", False))
-        self.guidance = "true_cfg_scale" if "true_cfg_scale" in _takes(self.image) and not built_in else "guidance_scale"
+        self.guidance = (
+            "true_cfg_scale"
+            if "true_cfg_scale" in _takes(self.image) and not built_in
+            else "guidance_scale"
+        )
 
     def unused(self) -> list[str]:
         """What a recipe says that the pipeline has no place for, by the names of the recipe."""
         names = {"negative_prompt": "prompts.negative", self.guidance: "spectrum.guidance_scale"}
         return [told for name, told in names.items() if name not in _takes(self.image)]
 
-    def generate(self, requests: Iterable[Request], load_pixels: LoadPixels) -> Iterator[tuple[Request, np.ndarray]]:
+    def generate(
+        self, requests: Iterable[Request], load_pixels: LoadPixels
+    ) -> Iterator[tuple[Request, np.ndarray]]:
         """Yields each request with its picture, uint8 `[height, width, 3]`, in the order in which they come.
 
         Raises RecipeError for a level that takes no step, DataError for pixels of another shape.
@@ -48,7 +56,11 @@ class PlainEngine:
         for request in requests:
             check_levels([GuidanceLevel(request.level)], self.num_inference_steps)
             load = checked(load_pixels, request.height, request.width)
-            picture = None if request.level == 0 else Image.fromarray(load(request.source_id).transpose(1, 2, 0))
+            picture = (
+                None
+                if request.level == 0
+                else Image.fromarray(load(request.source_id).transpose(1, 2, 0))
+            )
             yield request, self._make(request, picture)
 
     def rows_per_second(self, height: int, width: int) -> float:
@@ -67,7 +79,9 @@ class PlainEngine:
     def _make(self, request: Request, picture: Image.Image | None) -> np.ndarray:
         pipeline = self.text if picture is None else self.image
         if pipeline is None:
-            raise CheckpointError(f"{type(self.image).__name__} makes no image from text alone, which level 0 needs.")
+            raise CheckpointError(
+                f"{type(self.image).__name__} makes no image from text alone, which level 0 needs."
+            )
         steps = request.steps(self.num_inference_steps)
         settings: dict[str, Any] = {
             "prompt": request.prompt, "negative_prompt": request.negative_prompt, "num_inference_steps": self.num_inference_steps,
@@ -75,13 +89,20 @@ class PlainEngine:
             "generator": torch.Generator().manual_seed(derive_seed("noise", request.source_id, request.seed, request.attempt)),
         }  # fmt: skip
         if picture is not None:
-            settings |= {"image": picture, "strength": strength_of(pipeline, steps, self.num_inference_steps)}
+            settings |= {
+                "image": picture,
+                "strength": strength_of(pipeline, steps, self.num_inference_steps),
+            }
         takes, kind = _takes(pipeline), type(pipeline).__name__
         try:
-            made = pipeline(**{name: value for name, value in settings.items() if name in takes}).images[0]
+            made = pipeline(
+                **{name: value for name, value in settings.items() if name in takes}
+            ).images[0]
         except (ValueError, TypeError, RuntimeError) as error:
             if is_out_of_memory(error):
-                raise CheckpointError(f"out of memory with a single image in {kind}; " + MEND) from error
+                raise CheckpointError(
+                    f"out of memory with a single image in {kind}; " + MEND
+                ) from error
             raise CheckpointError(
                 f"{kind} of diffusers makes no image of source '{request.source_id}' at level {request.level} %: {error}"
             ) from error
@@ -116,7 +137,11 @@ def strength_of(pipeline: Any, steps: int, num_inference_steps: int) -> float:
     """
     nearest = steps / num_inference_steps
     ask = getattr(pipeline, "get_timesteps", None)
-    for strength in (nearest, min((steps + 0.5) / num_inference_steps, 1.0), (steps - 0.5) / num_inference_steps):
+    for strength in (
+        nearest,
+        min((steps + 0.5) / num_inference_steps, 1.0),
+        (steps - 0.5) / num_inference_steps,
+    ):
         try:
             if ask is not None and ask(num_inference_steps, strength, "cpu")[1] == steps:
                 return strength

@@ -15,7 +15,13 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-from ..checkpoints import check_complete, check_tokenizer, checkpoint_digest, find_checkpoint, read_json
+from ..checkpoints import (
+    check_complete,
+    check_tokenizer,
+    checkpoint_digest,
+    find_checkpoint,
+    read_json,
+)
 from ..console import say
 from ..digests import digest
 from ..errors import CheckpointError
@@ -45,18 +51,34 @@ class ClipScorer:
     then on where memory does not suffice. Raises CheckpointError for a folder that holds no CLIP or pickled weights only.
     """
 
-    def __init__(self, address: str, texts: Mapping[int, str], device: torch.device | str = "cpu", batch: int = 16) -> None:
+    def __init__(
+        self,
+        address: str,
+        texts: Mapping[int, str],
+        device: torch.device | str = "cpu",
+        batch: int = 16,
+    ) -> None:
         from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer
 
         folder = find_clip(address)
         try:
-            loaded: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+            loaded: Any = CLIPModel.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
             model, found = loaded
             check_complete(folder, found["missing_keys"])
             self.model = model.eval().to(device)
             self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
             tokenizer = CLIPTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, TypeError, KeyError, OverflowError, RuntimeError, SafetensorError) as error:
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            OverflowError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
             raise CheckpointError(f"'{folder}' cannot be loaded as a CLIP: {error}") from error
         self.device, self.labels, self.batch = device, list(texts), batch
         self.id = describe_scorer(address, texts)
@@ -65,7 +87,9 @@ class ClipScorer:
             max_length=self.model.config.text_config.max_position_embeddings,
         )  # fmt: skip
         with torch.inference_mode():
-            self.text_embeddings = self._normalise(self.model.get_text_features(input_ids=tokens.input_ids.to(device)))
+            self.text_embeddings = self._normalise(
+                self.model.get_text_features(input_ids=tokens.input_ids.to(device))
+            )
 
     def __call__(self, images: Sequence[Image.Image], labels: Sequence[int]) -> np.ndarray:
         """float32 `[images]` in [−1, 1]: the cosine of each image with the text of its label."""
@@ -80,7 +104,11 @@ class ClipScorer:
     def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
         """float32 `[images, dimensions]` of length 1: products of two rows are cosines."""
         parts = [embeddings.cpu().numpy() for _, embeddings in self._embeddings(images)]
-        return np.concatenate(parts) if parts else np.empty((0, self.text_embeddings.shape[1]), np.float32)
+        return (
+            np.concatenate(parts)
+            if parts
+            else np.empty((0, self.text_embeddings.shape[1]), np.float32)
+        )
 
     def _embeddings(self, images: Sequence[Image.Image]) -> Iterator[tuple[int, torch.Tensor]]:
         first = 0
@@ -98,13 +126,19 @@ class ClipScorer:
         """One call of the network; None where it ran out of memory, after which the batch is half as large."""
         try:
             with torch.inference_mode():
-                return self._normalise(self.model.get_image_features(pixel_values=pixels.to(self.device)))
+                return self._normalise(
+                    self.model.get_image_features(pixel_values=pixels.to(self.device))
+                )
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
         if self.batch == 1:
-            raise CheckpointError("out of memory with a single image in a call of the CLIP; use a device with more memory.")
-        say(f"out of memory with {self.batch} images in a call of the CLIP: {self.batch // 2} from now on")
+            raise CheckpointError(
+                "out of memory with a single image in a call of the CLIP; use a device with more memory."
+            )
+        say(
+            f"out of memory with {self.batch} images in a call of the CLIP: {self.batch // 2} from now on"
+        )
         self.batch //= 2
         free_cached()
         return None
@@ -123,11 +157,19 @@ def describe_scorer(address: str, texts: Mapping[int, str]) -> str:
 def find_clip(address: str) -> Path:
     """Folder of a CLIP in transformers' format. Raises CheckpointError for another family or missing files."""
     folder = find_checkpoint(address)
-    lacking = [name for name in ("config.json", "preprocessor_config.json") if not (folder / name).is_file()]
+    lacking = [
+        name
+        for name in ("config.json", "preprocessor_config.json")
+        if not (folder / name).is_file()
+    ]
     if lacking:
-        raise CheckpointError(f"'{folder}' is no CLIP folder in transformers' format: it has no {' and no '.join(lacking)}.")
+        raise CheckpointError(
+            f"'{folder}' is no CLIP folder in transformers' format: it has no {' and no '.join(lacking)}."
+        )
     family = read_json(folder / "config.json").get("model_type")
     if family != "clip":
-        raise CheckpointError(f"'{folder}' holds a model of the family '{family}'; the filter needs a CLIP (model_type 'clip').")
+        raise CheckpointError(
+            f"'{folder}' holds a model of the family '{family}'; the filter needs a CLIP (model_type 'clip')."
+        )
     check_tokenizer(folder)
     return folder

@@ -13,13 +13,17 @@ LATENTS_ON_CPU = 65_536
 """Places of latents in a call on a CPU: 16 images of 512 × 512 pixels; enough for its cores, and a few gigabytes."""
 SHARE_OF_MEMORY = 0.85
 """What a call may take of a GPU's memory; the rest is for the VAE, the CLIP and the allocator's gaps."""
-MEND = "use a smaller spectrum.size, spectrum.dtype bfloat16 or float16, or a device with more memory."
+MEND = (
+    "use a smaller spectrum.size, spectrum.dtype bfloat16 or float16, or a device with more memory."
+)
 SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch says that memory did not suffice, on a GPU or for the allocator of the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS))
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+    )
 
 
 def free_cached() -> None:
@@ -59,6 +63,8 @@ def stay_below(call: Callable[[int], None], device: torch.device) -> Callable[[i
         call(size)
         torch.cuda.synchronize(device)
         if torch.cuda.max_memory_allocated(device) > limit:
-            raise torch.OutOfMemoryError(f"a call of {size} took more than {SHARE_OF_MEMORY:.0%} of the memory")
+            raise torch.OutOfMemoryError(
+                f"a call of {size} took more than {SHARE_OF_MEMORY:.0%} of the memory"
+            )
 
     return watched

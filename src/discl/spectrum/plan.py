@@ -50,7 +50,11 @@ class Sampling:
     def identity(self) -> dict[str, Any]:
         """What enters the ids: all fields but the options that are not used."""
         options = {each.name: each.default for each in fields(self) if each.default is not MISSING}
-        return {name: value for name, value in asdict(self).items() if name not in options or value != options[name]}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in options or value != options[name]
+        }
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,29 @@ class Request:
         `Planner` gives the ids.
         """
         height = width if height is None else height
-        given = {"prompt": prompt, "negative_prompt": negative_prompt, "level": level, "source_id": source_id, "width": width}
-        number = digest({**given, "height": height, "seed": seed, "attempt": attempt, "label": label})
-        return cls(number, source_id, "", label, level, seed, attempt, prompt, negative_prompt, width, height)
+        given = {
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "level": level,
+            "source_id": source_id,
+            "width": width,
+        }
+        number = digest(
+            {**given, "height": height, "seed": seed, "attempt": attempt, "label": label}
+        )
+        return cls(
+            number,
+            source_id,
+            "",
+            label,
+            level,
+            seed,
+            attempt,
+            prompt,
+            negative_prompt,
+            width,
+            height,
+        )
 
     def steps(self, num_inference_steps: int) -> int:
         """t(λ), the denoising steps that this request takes."""
@@ -109,8 +133,13 @@ class Share:
 
     def of_plan(self, plan: Sequence[Request]) -> list[Request]:
         """The requests of this share, in their order. Pure in the plan's sources, so more levels or seeds divide it the same way."""
-        sources = {source: place for place, source in enumerate(dict.fromkeys(request.source_id for request in plan))}
-        return [request for request in plan if sources[request.source_id] % self.of == self.number - 1]
+        sources = {
+            source: place
+            for place, source in enumerate(dict.fromkeys(request.source_id for request in plan))
+        }
+        return [
+            request for request in plan if sources[request.source_id] % self.of == self.number - 1
+        ]
 
 
 WHOLE = Share(1, 1)
@@ -120,7 +149,9 @@ def parse_share(text: str) -> Share:
     """`2/8` -> Share(2, 8). Raises RecipeError for what is no share."""
     number, slash, of = text.partition("/")
     if not slash or not number.strip().isdecimal() or not of.strip().isdecimal():
-        raise RecipeError(f"a share is written k/n, for example 2/8 for the second of eight; got '{text}'.")
+        raise RecipeError(
+            f"a share is written k/n, for example 2/8 for the second of eight; got '{text}'."
+        )
     return Share(int(number), int(of))
 
 
@@ -136,7 +167,9 @@ class Planner:
     negative_prompt: str
     sampling: Sampling
 
-    def request(self, source: Mapping[str, Any], level: int, seed: int, attempt: int = 0) -> Request:
+    def request(
+        self, source: Mapping[str, Any], level: int, seed: int, attempt: int = 0
+    ) -> Request:
         """The request for one image; its id is the same in every process. Prompt and noise are drawn anew for each try."""
         prompt = draw_prompt(self.prompts[source["label"]], source["id"], seed, attempt)
         prompt = prompt.replace(CAPTION, source.get("caption", "")).strip(" ,")
@@ -162,7 +195,12 @@ def plan_requests(
     """The first try of every source, seed and level; arguments as `Planner` takes them. More levels or seeds only add requests."""
     planner = Planner(prompts, negative_prompt, sampling)
     order = sorted(level.percent for level in levels)
-    return [planner.request(source, level, seed) for source in sources for seed in range(seeds) for level in order]
+    return [
+        planner.request(source, level, seed)
+        for source in sources
+        for seed in range(seeds)
+        for level in order
+    ]
 
 
 def follow_tries(
@@ -208,7 +246,10 @@ def unet_rows(
 
 def write_plan(requests: Sequence[Request], path: Path) -> None:
     """Writes the plan as Parquet, one row per request."""
-    columns = {field.name: [getattr(request, field.name) for request in requests] for field in fields(Request)}
+    columns = {
+        field.name: [getattr(request, field.name) for request in requests]
+        for field in fields(Request)
+    }
     pq.write_table(pa.table(columns), path)
 
 

@@ -31,8 +31,16 @@ def checked(load_pixels: LoadPixels, height: int, width: int) -> LoadPixels:
 
     def load(source: str) -> np.ndarray:
         pixels = load_pixels(source)
-        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (3, height, width):
-            got = f"{pixels.dtype} {list(pixels.shape)}" if isinstance(pixels, np.ndarray) else f"of the type {type(pixels).__name__}"
+        if (
+            not isinstance(pixels, np.ndarray)
+            or pixels.dtype != np.uint8
+            or pixels.shape != (3, height, width)
+        ):
+            got = (
+                f"{pixels.dtype} {list(pixels.shape)}"
+                if isinstance(pixels, np.ndarray)
+                else f"of the type {type(pixels).__name__}"
+            )
             raise DataError(
                 f"the pixels of source '{source}' are {got}; a numpy array uint8 {[3, height, width]} is needed, channels first: "
                 f"discl.data.to_size(picture, {width}, {height}) makes it of a PIL picture."
@@ -42,14 +50,18 @@ def checked(load_pixels: LoadPixels, height: int, width: int) -> LoadPixels:
     return load
 
 
-def check_level(percent: int, spans: Mapping[int, range], num_inference_steps: int, fixed: bool) -> None:
+def check_level(
+    percent: int, spans: Mapping[int, range], num_inference_steps: int, fixed: bool
+) -> None:
     """Raises RecipeError for what is no level or takes no step at T, CheckpointError for one that the generator's schedule lacks."""
     if percent in spans:
         return
     level = GuidanceLevel(percent)
     if level == REAL or not fixed:
         check_levels([level], num_inference_steps)
-    raise CheckpointError(f"this generator's schedule of {num_inference_steps} steps has none for level {level}; use a lower level.")
+    raise CheckpointError(
+        f"this generator's schedule of {num_inference_steps} steps has none for level {level}; use a lower level."
+    )
 
 
 @dataclass
@@ -106,7 +118,9 @@ class Texts:
                 new = new[len(part) :]
                 self.work.text_encodes += len(part)
                 for row, text in enumerate(part):
-                    self.known[text] = {name: tensor[row].clone() for name, tensor in encoded.items()}
+                    self.known[text] = {
+                        name: tensor[row].clone() for name, tensor in encoded.items()
+                    }
 
     def _encode(self, words: list[str], negative: bool) -> Conditioning | None:
         """One call, filled up to the batch; None where it ran out of memory, after which the batch is half as large."""
@@ -117,8 +131,12 @@ class Texts:
             if not is_out_of_memory(error):
                 raise
         if self.batch == 1:
-            raise CheckpointError("out of memory with a single text in a call of the text encoders; " + MEND)
-        say(f"out of memory with {self.batch} texts in a call of the text encoders: {self.batch // 2} from now on")
+            raise CheckpointError(
+                "out of memory with a single text in a call of the text encoders; " + MEND
+            )
+        say(
+            f"out of memory with {self.batch} texts in a call of the text encoders: {self.batch // 2} from now on"
+        )
         self.batch //= 2
         self.work.out_of_memory += 1
         free_cached()
@@ -132,7 +150,10 @@ class Texts:
 
     def trim(self, needed: set[Text]) -> None:
         """Forgets the least recently used texts while all of them take more than `limit` bytes, but none that is `needed`."""
-        sizes = {text: sum(tensor.nbytes for tensor in encoded.values()) for text, encoded in self.known.items()}
+        sizes = {
+            text: sum(tensor.nbytes for tensor in encoded.values())
+            for text, encoded in self.known.items()
+        }
         left = sum(sizes.values())
         for text, size in sizes.items():
             if left <= self.limit:
@@ -148,13 +169,21 @@ class Queue:
     It looks ahead over a bounded number of requests, so that a plan of any length is worked on in constant memory.
     """
 
-    def __init__(self, requests: Iterable[Request], engine: Engine, spans: Mapping[int, range], load_pixels: LoadPixels) -> None:
+    def __init__(
+        self,
+        requests: Iterable[Request],
+        engine: Engine,
+        spans: Mapping[int, range],
+        load_pixels: LoadPixels,
+    ) -> None:
         self.incoming = iter(requests)
         self.engine, self.spans, self.load_pixels = engine, spans, load_pixels
         self.heap: list[tuple[int, int, Request]] = []
         self.latents: dict[str, Tensor] = {}
         self.users: Counter[str] = Counter()
-        self.newest: str | None = None  # source of the last request in sight: the plan may go on with it
+        self.newest: str | None = (
+            None  # source of the last request in sight: the plan may go on with it
+        )
         self.taken = 0
         self.exhausted = False
 
@@ -185,7 +214,9 @@ class Queue:
             if request is None:
                 self.exhausted = True
                 break
-            check_level(request.level, self.spans, self.engine.num_inference_steps, self.engine.fixed)
+            check_level(
+                request.level, self.spans, self.engine.num_inference_steps, self.engine.fixed
+            )
             new.append(request)
         self.engine.texts.learn(text for request in new for text in self.engine.texts_of(request))
         sources = dict.fromkeys(request.source_id for request in new if request.level > 0)
@@ -196,14 +227,22 @@ class Queue:
         for request in new:
             heapq.heappush(self.heap, (-len(self.spans[request.level]), self.taken, request))
             self.taken += 1
-        self.engine.texts.trim({text for _, _, request in self.heap for text in self.engine.texts_of(request)})
+        self.engine.texts.trim(
+            {text for _, _, request in self.heap for text in self.engine.texts_of(request)}
+        )
 
     def _encode(self, sources: list[str]) -> None:
         engine = self.engine
         size = engine.vae_batch
         for first in range(0, len(sources), size):
             part = sources[first : first + size]
-            pixels = torch.stack([torch.from_numpy(self.load_pixels(source)) for source in part]).float() / 127.5 - 1
-            for source, latents in zip(part, engine.through_vae(engine.model.encode_images, pixels), strict=True):
+            pixels = (
+                torch.stack([torch.from_numpy(self.load_pixels(source)) for source in part]).float()
+                / 127.5
+                - 1
+            )
+            for source, latents in zip(
+                part, engine.through_vae(engine.model.encode_images, pixels), strict=True
+            ):
                 self.latents[source] = latents.clone()
             engine.work.vae_encodes += len(part)

@@ -41,7 +41,9 @@ class Shards:
     fsspec's own configuration. Raises StoreError where fsspec knows no such place or lacks the package for it.
     """
 
-    def __init__(self, folder: Path | str, schema: pa.Schema, keys: Sequence[str] = ("id",)) -> None:
+    def __init__(
+        self, folder: Path | str, schema: pa.Schema, keys: Sequence[str] = ("id",)
+    ) -> None:
         self.schema, self.keys = schema, tuple(keys)
         self.elsewhere, path = open_place(folder)
         self.folder: Any = Path(path) if self.elsewhere is None else str(folder).rstrip("/")
@@ -51,7 +53,9 @@ class Shards:
         """Writes the rows as one shard. Raises StoreError, with nothing half-written in place, if the disk refuses."""
         if not rows:
             return
-        names = sorted(row["id"] if self.keys == ("id",) else [row[key] for key in self.keys] for row in rows)
+        names = sorted(
+            row["id"] if self.keys == ("id",) else [row[key] for key in self.keys] for row in rows
+        )
         name = f"part-{digest(names)}.parquet"
         table = pa.Table.from_pylist(list(rows), self.schema)
         try:
@@ -91,7 +95,10 @@ class Shards:
         try:
             with _elsewhere():
                 self.elsewhere.invalidate_cache()
-                return sorted(PurePosixPath(file) for file in self.elsewhere.glob(f"{self.root}/part-*.parquet"))
+                return sorted(
+                    PurePosixPath(file)
+                    for file in self.elsewhere.glob(f"{self.root}/part-*.parquet")
+                )
         except OSError as error:
             raise StoreError(f"cannot list {self.folder}: {error}") from error
 
@@ -110,7 +117,9 @@ class Shards:
                     with whole(place) as unfinished, _elsewhere():
                         elsewhere.get_file(str(file), str(unfinished))
                 except OSError as error:
-                    raise StoreError(f"cannot copy {file} of {self.folder} to {cache}: {error}") from error
+                    raise StoreError(
+                        f"cannot copy {file} of {self.folder} to {cache}: {error}"
+                    ) from error
             return str(place)
 
         with ThreadPoolExecutor(READERS) as readers:
@@ -124,7 +133,11 @@ class Shards:
         wanted = None if columns is None else list(columns)
         tables = self._each(lambda file: pq.read_table(file, columns=wanted, partitioning=None))
         if not tables:
-            return (self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])).empty_table()
+            return (
+                self.schema
+                if columns is None
+                else pa.schema([self.schema.field(name) for name in columns])
+            ).empty_table()
         return pa.concat_tables(tables, promote_options="default")
 
     def ids(self) -> set[str]:
@@ -157,10 +170,15 @@ class Shards:
             try:
                 if self.elsewhere is None:
                     return read(file)
-                with _elsewhere(), self.elsewhere.open(str(file), "rb", cache_type="none") as stream:
+                with (
+                    _elsewhere(),
+                    self.elsewhere.open(str(file), "rb", cache_type="none") as stream,
+                ):
                     return read(stream)
             except (OSError, pa.ArrowInvalid) as error:
-                raise StoreError(f"shard {file} cannot be read: {error}. Delete it and run the same command again.") from error
+                raise StoreError(
+                    f"shard {file} cannot be read: {error}. Delete it and run the same command again."
+                ) from error
 
         files = self.files()
         if self.elsewhere is None:
@@ -182,7 +200,9 @@ def open_place(folder: Path | str) -> tuple[AbstractFileSystem | None, str]:
             f"store '{folder}' cannot be opened: {error}; write a folder, or a URL whose package for fsspec is installed."
         ) from error
     if not path.strip("/"):
-        raise StoreError(f"store '{folder}' cannot be opened: it names no folder; write one, such as {folder.rstrip('/')}//birds.")
+        raise StoreError(
+            f"store '{folder}' cannot be opened: it names no folder; write one, such as {folder.rstrip('/')}//birds."
+        )
     return (None if "file" in _protocols(filesystem) else filesystem), path
 
 

@@ -60,7 +60,12 @@ class Worker:
     ) -> None:
         if (scorer is None) != (scores is None):
             raise TypeError("a worker takes a scorer and a store of scores, or neither.")
-        self.engine, self.images, self.sampling, self.shard_rows = engine, images, sampling, shard_rows
+        self.engine, self.images, self.sampling, self.shard_rows = (
+            engine,
+            images,
+            sampling,
+            shard_rows,
+        )
         self.scorer, self.scores = scorer, scores
         self.scored = self.sources_read = 0
         self.waited = 0.0
@@ -96,11 +101,15 @@ class Worker:
 class _Sources:
     """Requests on their way to the engine, the pixels of their sources read meanwhile."""
 
-    def __init__(self, worker: Worker, requests: Iterable[Request], load_pixels: LoadPixels) -> None:
+    def __init__(
+        self, worker: Worker, requests: Iterable[Request], load_pixels: LoadPixels
+    ) -> None:
         self.worker, self.incoming, self.load_pixels = worker, iter(requests), load_pixels
         self.reader = ThreadPoolExecutor(1, "sources")
         self.waiting: dict[str, Future[np.ndarray]] = {}
-        self.recent: OrderedDict[str, None] = OrderedDict()  # read lately: the engine holds their latents, or asks for them again
+        self.recent: OrderedDict[str, None] = (
+            OrderedDict()
+        )  # read lately: the engine holds their latents, or asks for them again
 
     def requests(self) -> Iterator[Request]:
         """The requests, each some time after its source was ordered."""
@@ -143,7 +152,9 @@ class _Output:
 
     def __init__(self, worker: Worker, sizes: Mapping[str, tuple[int, int]]) -> None:
         self.worker, self.sizes = worker, sizes
-        self.settings = {name: value for name, value in asdict(worker.sampling).items() if name != "size"}
+        self.settings = {
+            name: value for name, value in asdict(worker.sampling).items() if name != "size"
+        }
         self.encoders = ThreadPoolExecutor(min(max((os.cpu_count() or 2) - 1, 2), 8), "encode")
         self.queue: Queue[tuple[Request, Future[bytes]] | None] = Queue(WAITING)
         self.error: BaseException | None = None
@@ -155,7 +166,9 @@ class _Output:
 
     def put(self, request: Request, picture: np.ndarray) -> None:
         """Hands on a finished picture; waits while WAITING others are before it. Raises what stopped the writer."""
-        self._hand_on((request, self.encoders.submit(encode_image, picture, self.worker.sampling.encoding)))
+        self._hand_on(
+            (request, self.encoders.submit(encode_image, picture, self.worker.sampling.encoding))
+        )
         if self.error is not None:
             raise self.error
 
@@ -181,7 +194,9 @@ class _Output:
     def _take(self) -> bool:
         """Waits for a picture or the time to write; whether there is more to come."""
         try:
-            item = self.queue.get(timeout=max(self.due - time.monotonic(), 0) if self.rows else None)
+            item = self.queue.get(
+                timeout=max(self.due - time.monotonic(), 0) if self.rows else None
+            )
         except Empty:
             self._write()
             return True
@@ -214,25 +229,39 @@ class _Output:
         if scorer is None or not rows or self.error is not None:
             return
         try:
-            cosines = scorer([decode_image(row["image"]) for row in rows], [row["label"] for row in rows])
+            cosines = scorer(
+                [decode_image(row["image"]) for row in rows], [row["label"] for row in rows]
+            )
         except BaseException as error:
             self.error = error
             return
         self.worker.scored += len(rows)
         self.scores += [
-            {"id": row["id"], "scorer": scorer.id, "clip_similarity": float(cosine)} for row, cosine in zip(rows, cosines, strict=True)
+            {"id": row["id"], "scorer": scorer.id, "clip_similarity": float(cosine)}
+            for row, cosine in zip(rows, cosines, strict=True)
         ]
 
     def _row(self, request: Request, encoded: bytes) -> dict[str, Any]:
         width, height = self.sizes[request.source_id]
         image = {"bytes": encoded, "path": None}
-        return {**asdict(request), **self.settings, "source_width": width, "source_height": height, "image": image}
+        return {
+            **asdict(request),
+            **self.settings,
+            "source_width": width,
+            "source_height": height,
+            "image": image,
+        }
 
     def __enter__(self) -> _Output:
         self.writer.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._hand_on(None)
         self.writer.join()
         self.encoders.shutdown(cancel_futures=True)

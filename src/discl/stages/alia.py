@@ -18,7 +18,11 @@ from ..spectrum.plan import Request
 from ..workspace import Run, stored_images, write_table
 from .learning import fit_classifier
 
-REASONS = {0: "", 1: "too easy: the classifier is surer of it than of real images of its class", 2: "looks mislabelled"}
+REASONS = {
+    0: "",
+    1: "too easy: the classifier is surer of it than of real images of its class",
+    2: "looks mislabelled",
+}
 
 
 def alia_verdicts(run: Run, requests: Sequence[Request], texts: Mapping[int, str]) -> list[Verdict]:
@@ -30,9 +34,17 @@ def alia_verdicts(run: Run, requests: Sequence[Request], texts: Mapping[int, str
     labels = np.asarray([request.label for request in requests])
     asked = run.recipe.filter
     texts = {**texts, **{len(texts) + place: text for place, text in enumerate(asked.negatives)}}
-    listed = pq.read_table(run.path("data.parquet"), columns=["split", "digest", "label"]).to_pydict()
+    listed = pq.read_table(
+        run.path("data.parquet"), columns=["split", "digest", "label"]
+    ).to_pydict()
     train = run.recipe.train.model_dump(mode="json")
-    key = digest([request.id for request in requests], describe_scorer(asked.checkpoint, texts), train, run.recipe.hard.epochs, listed)
+    key = digest(
+        [request.id for request in requests],
+        describe_scorer(asked.checkpoint, texts),
+        train,
+        run.recipe.hard.epochs,
+        listed,
+    )
     path = run.path("alia.parquet")
     if not path.exists() or (pq.read_schema(path).metadata or {}).get(b"key") != key.encode():
         found = pa.table(_ask(run, requests, labels, texts))
@@ -40,12 +52,15 @@ def alia_verdicts(run: Run, requests: Sequence[Request], texts: Mapping[int, str
     found = pq.read_table(path)
     semantic, confidence = found["semantic"].to_pylist(), found["confidence"].to_pylist()
     dropped = [
-        "CLIP prefers a text that fits any picture" if fits else REASONS[sure] for fits, sure in zip(semantic, confidence, strict=True)
+        "CLIP prefers a text that fits any picture" if fits else REASONS[sure]
+        for fits, sure in zip(semantic, confidence, strict=True)
     ]
     return [Verdict(not reason, reason) for reason in dropped]
 
 
-def _ask(run: Run, requests: Sequence[Request], labels: np.ndarray, texts: Mapping[int, str]) -> dict[str, np.ndarray]:
+def _ask(
+    run: Run, requests: Sequence[Request], labels: np.ndarray, texts: Mapping[int, str]
+) -> dict[str, np.ndarray]:
     """`semantic` bool and `confidence` int64 `[images]`, as the formulas of `baselines.alia` give them."""
     classes, count = len(run.train.class_names), len(requests)
     images = stored_images(run, [request.id for request in requests])
@@ -55,16 +70,25 @@ def _ask(run: Run, requests: Sequence[Request], labels: np.ndarray, texts: Mappi
     with progress("compare with texts", count) as advance:
         for first in range(0, count, 512):
             rows = range(first, min(first + 512, count))
-            cosines[first : first + 512] = scorer.embed([decode_image(images[row]["image"]) for row in rows]) @ anchors.T
+            cosines[first : first + 512] = (
+                scorer.embed([decode_image(images[row]["image"]) for row in rows]) @ anchors.T
+            )
             advance(len(rows))
     real, held_out = run.train, run.tables.get("validation")
     known = real if held_out is None else held_out
-    parts = [table.rows.select_columns(["id", "image", "label"]) for table in ([real] if held_out is None else [real, held_out])]
+    parts = [
+        table.rows.select_columns(["id", "image", "label"])
+        for table in ([real] if held_out is None else [real, held_out])
+    ]
     edits = images.add_column("label", labels)
-    joint = ImageTable(concatenate_datasets([*parts, edits.cast(parts[0].features)]), real.class_names)
+    joint = ImageTable(
+        concatenate_datasets([*parts, edits.cast(parts[0].features)]), real.class_names
+    )
     start, end = (0 if held_out is None else len(real)), len(joint) - count
     judged = [*range(start, end), *range(end, len(joint))]
-    probabilities = fit_classifier(joint, list(range(len(real))), judged, run.recipe.train, run.recipe.hard.epochs, run.device)
+    probabilities = fit_classifier(
+        joint, list(range(len(real))), judged, run.recipe.train, run.recipe.hard.epochs, run.device
+    )
     confidence = mean_self_confidence(probabilities[: end - start], known.labels, classes)
     return {
         "semantic": semantic_drop(cosines[np.arange(count), labels], cosines[:, classes:]),

@@ -20,7 +20,16 @@ from .data import long_tail_rows, own_parts, units_of, unused_splits
 PUBLISHED: dict[str, tuple[int, dict[str, int]]] = {
     "imagenet-lt": (1000, {"train": 115_846, "validation": 20_000, "test": 50_000}),
     "inaturalist": (8142, {"train": 437_513, "validation": 24_426, "test": 24_426}),
-    "wilds": (182, {"train": 129_809, "validation-ood": 14_961, "test-ood": 42_791, "validation": 7_314, "test": 8_154}),
+    "wilds": (
+        182,
+        {
+            "train": 129_809,
+            "validation-ood": 14_961,
+            "test-ood": 42_791,
+            "validation": 7_314,
+            "test": 8_154,
+        },
+    ),
 }
 """Format: classes, and images in each split, of the set that is laid out so."""
 CIFAR100_LT = {100: 10_847, 50: 12_608, 10: 19_573}
@@ -90,22 +99,34 @@ def check_data(data: Data) -> Check:
     if data.long_tail:
         try:
             rows = long_tail_rows(tables["train"], seen["train"].digests, data.long_tail)
-            tables["train"], seen["train"] = tables["train"].select(rows), seen["train"].select(rows)
+            tables["train"], seen["train"] = (
+                tables["train"].select(rows),
+                seen["train"].select(rows),
+            )
         except DataError as error:
             findings.append(Finding(True, str(error)))
-    splits = {split: _look(table, seen[split], split not in given) for split, table in tables.items()}
+    splits = {
+        split: _look(table, seen[split], split not in given) for split, table in tables.items()
+    }
     names = tables["train"].class_names
     findings += _copies(seen, tables, data.overlap == "error") + _classes(splits, names)
     findings += _published(data, {split: check.rows for split, check in splits.items()}, len(names))
     if told := too_few_classes(data.root, names):
         findings.append(Finding(True, told))
     if len(tables) == 1:
-        findings.append(Finding(True, "there is neither a validation nor a test split; set data.own_split or name them in data.splits."))
+        findings.append(
+            Finding(
+                True,
+                "there is neither a validation nor a test split; set data.own_split or name them in data.splits.",
+            )
+        )
     return Check(splits, names, sorted(findings, key=lambda finding: not finding.fatal))
 
 
 def _unreadable(split: str, seen: Inspection, fatal: bool) -> list[Finding]:
-    findings = [Finding(fatal, f"{split}: {problem}") for _, problem in seen.unreadable[:SHOWN_UNREADABLE]]
+    findings = [
+        Finding(fatal, f"{split}: {problem}") for _, problem in seen.unreadable[:SHOWN_UNREADABLE]
+    ]
     if (more := len(seen.unreadable) - SHOWN_UNREADABLE) > 0:
         findings.append(Finding(fatal, f"{split}: {more:,} more images cannot be read."))
     return findings
@@ -116,7 +137,13 @@ def _divide(data: Data, tables: dict[str, ImageTable], seen: dict[str, Inspectio
     train, found = tables["train"], seen["train"]
     if not len(train):
         return
-    parts = own_parts(train.ids, train.labels.tolist(), units_of(train, found.digests), data.own_split, list(tables))
+    parts = own_parts(
+        train.ids,
+        train.labels.tolist(),
+        units_of(train, found.digests),
+        data.own_split,
+        list(tables),
+    )
     for split, rows in parts.items():
         tables[split], seen[split] = train.select(rows), found.select(rows)
 
@@ -129,28 +156,48 @@ def _look(table: ImageTable, seen: Inspection, own: bool) -> SplitCheck:
 
 def describe_check(check: Check, groups: Groups) -> str:
     """The check as text: a table of the splits, then the findings."""
-    lines = [f"{'split':<16}{'images':>10}{'classes':>9}{'per class':>14}{'width × height, median':>26}{'domains':>9}"]
+    lines = [
+        f"{'split':<16}{'images':>10}{'classes':>9}{'per class':>14}{'width × height, median':>26}{'domains':>9}"
+    ]
     for split, each in check.splits.items():
         present = each.class_counts[each.class_counts > 0]
         spread = f"{present.min()} … {present.max()}" if len(present) else "–"
         sizes = "–"
         if len(each.sizes):
-            low, middle, high = each.sizes.min(0), np.median(each.sizes, 0).astype(int), each.sizes.max(0)
-            sizes = f"{middle[0]} × {middle[1]}" + ("" if (low == high).all() else f" ({each.sizes.min()} … {each.sizes.max()})")
-        lines.append(f"{split + ' *' * each.own:<16}{each.rows:>10,}{len(present):>9,}{spread:>14}{sizes:>26}{each.domains or '–':>9}")
+            low, middle, high = (
+                each.sizes.min(0),
+                np.median(each.sizes, 0).astype(int),
+                each.sizes.max(0),
+            )
+            sizes = f"{middle[0]} × {middle[1]}" + (
+                "" if (low == high).all() else f" ({each.sizes.min()} … {each.sizes.max()})"
+            )
+        lines.append(
+            f"{split + ' *' * each.own:<16}{each.rows:>10,}{len(present):>9,}{spread:>14}{sizes:>26}{each.domains or '–':>9}"
+        )
     if any(each.own for each in check.splits.values()):
         lines.append("* taken from the training images, by data.own_split")
     members = class_groups(check.splits["train"].class_counts.tolist(), groups.many, groups.few)
-    lines.append(f"{len(check.class_names)} classes: " + ", ".join(f"{len(labels)} {name}" for name, labels in members.items()))
-    lines += [f"{'error' if finding.fatal else 'note'}: {finding.text}" for finding in check.findings]
+    lines.append(
+        f"{len(check.class_names)} classes: "
+        + ", ".join(f"{len(labels)} {name}" for name, labels in members.items())
+    )
+    lines += [
+        f"{'error' if finding.fatal else 'note'}: {finding.text}" for finding in check.findings
+    ]
     return "\n".join(lines if check.findings else [*lines, "no problem found"])
 
 
-def _copies(seen: dict[str, Inspection], tables: dict[str, ImageTable], fatal: bool) -> list[Finding]:
+def _copies(
+    seen: dict[str, Inspection], tables: dict[str, ImageTable], fatal: bool
+) -> list[Finding]:
     """Pictures that stand in two splits, twice in one, or under two labels."""
     ids = {split: table.ids for split, table in tables.items()}
     labels = {split: table.labels.tolist() for split, table in tables.items()}
-    place = {split: {content: row for row, content in reversed(list(enumerate(found.digests)))} for split, found in seen.items()}
+    place = {
+        split: {content: row for row, content in reversed(list(enumerate(found.digests)))}
+        for split, found in seen.items()
+    }
     findings = []
     for first, second in combinations(seen, 2):
         shared = [content for content in place[first] if content in place[second]]
@@ -161,7 +208,9 @@ def _copies(seen: dict[str, Inspection], tables: dict[str, ImageTable], fatal: b
     for split, found in seen.items():
         twice = sum(count - 1 for count in Counter(found.digests).values() if count > 1)
         if twice:
-            findings.append(Finding(False, f"{twice} images of {split} are copies of another one in it."))
+            findings.append(
+                Finding(False, f"{twice} images of {split} are copies of another one in it.")
+            )
     first_of: dict[str, tuple[str, int]] = {}
     torn: dict[str, tuple[str, int]] = {}
     for split, found in seen.items():
@@ -172,8 +221,16 @@ def _copies(seen: dict[str, Inspection], tables: dict[str, ImageTable], fatal: b
     if torn:
         content, other = next(iter(torn.items()))
         names = tables["train"].class_names
-        one, two = (f"'{ids[split][row]}' as {names[labels[split][row]]}" for split, row in (first_of[content], other))
-        findings.append(Finding(False, f"{len(torn)} pictures have copies under another label (for example {one} and {two})."))
+        one, two = (
+            f"'{ids[split][row]}' as {names[labels[split][row]]}"
+            for split, row in (first_of[content], other)
+        )
+        findings.append(
+            Finding(
+                False,
+                f"{len(torn)} pictures have copies under another label (for example {one} and {two}).",
+            )
+        )
     return findings
 
 
@@ -182,13 +239,22 @@ def _classes(splits: dict[str, SplitCheck], names: tuple[str, ...]) -> list[Find
     for split, check in splits.items():
         lacking = [name for name, count in zip(names, check.class_counts, strict=True) if not count]
         if lacking:
-            told = ", ".join(lacking[:SHOWN]) + (f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else "")
-            findings.append(Finding(split == "train", f"{len(lacking)} classes have no image in {split}: {told}."))
+            told = ", ".join(lacking[:SHOWN]) + (
+                f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
+            )
+            findings.append(
+                Finding(
+                    split == "train", f"{len(lacking)} classes have no image in {split}: {told}."
+                )
+            )
     bare = [name for name in names if NO_NAME.fullmatch(name)]
     if bare:
         told = f"{len(bare)} of {len(names)} labels have a number for a name ({', '.join(bare[:SHOWN])}{', …' * (len(bare) > SHOWN)})"
         findings.append(
-            Finding(False, f"{told}, which texts cannot use; add the file of names that the format has, or give prompts.names.")
+            Finding(
+                False,
+                f"{told}, which texts cannot use; add the file of names that the format has, or give prompts.names.",
+            )
         )
     return findings
 
@@ -200,10 +266,20 @@ def _published(data: Data, rows: dict[str, int], classes: int) -> list[Finding]:
     profile = data.long_tail
     if kind == "cifar" and classes == 100 and not profile:
         expected = {"train": 50_000, "test": CIFAR_TEST}
-    if classes == 100 and profile and profile.n_max == 500 and profile.imbalance_ratio in CIFAR100_LT:
+    if (
+        classes == 100
+        and profile
+        and profile.n_max == 500
+        and profile.imbalance_ratio in CIFAR100_LT
+    ):
         expected = {"train": CIFAR100_LT[int(profile.imbalance_ratio)], "test": CIFAR_TEST}
     if known != classes:
-        return [Finding(False, f"there are {classes:,} classes; {kind} as published has {known:,}: another version, or a part of it.")]
+        return [
+            Finding(
+                False,
+                f"there are {classes:,} classes; {kind} as published has {known:,}: another version, or a part of it.",
+            )
+        ]
     return [
         Finding(False, f"{split} has {rows[split]:,} images; {count:,} are published.")
         for split, count in expected.items()

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from ..checkpoints import checkpoint_digest, find_checkpoint
 from ..curriculum.backbones import read_normalisation, read_transformers_settings
-from ..curriculum.clip import ClipClassifier, clip_feeding, interpolate, read_clip_settings, tokenize
+from ..curriculum.clip import (
+    ClipClassifier,
+    clip_feeding,
+    interpolate,
+    read_clip_settings,
+    tokenize,
+)
 from ..curriculum.learner import Stepping
 from ..curriculum.models import ARCHITECTURES, ClassifierConfig, build_classifier
 from ..curriculum.objectives import FLYP
@@ -24,11 +30,17 @@ from ..errors import CheckpointError
 from ..prompts import class_prompts
 from ..recipe import Train
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as every published recipe has them
+MEAN, STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # ImageNet's, as every published recipe has them
 
 
 def describe_classifier(
-    train: Train, class_names: tuple[str, ...], names: Mapping[str, str] | None = None, objective: str = "cross-entropy"
+    train: Train,
+    class_names: tuple[str, ...],
+    names: Mapping[str, str] | None = None,
+    objective: str = "cross-entropy",
 ) -> ClassifierConfig:
     """The configuration of the network that a recipe asks for; `names` are those to use in texts.
 
@@ -38,40 +50,81 @@ def describe_classifier(
     return replace(config, mean=train.mean or config.mean, std=train.std or config.std)
 
 
-def _describe(train: Train, class_names: tuple[str, ...], names: Mapping[str, str] | None, objective: str) -> ClassifierConfig:
+def _describe(
+    train: Train, class_names: tuple[str, ...], names: Mapping[str, str] | None, objective: str
+) -> ClassifierConfig:
     asked = train.model
     size, resize = train.image_size, train.resize or train.image_size
     if asked.checkpoint is None:
         width = asked.width or ARCHITECTURES[asked.architecture]["width"]
-        return ClassifierConfig(asked.architecture, asked.stem, width, class_names, size, resize, MEAN, STD, asked.head)
+        return ClassifierConfig(
+            asked.architecture, asked.stem, width, class_names, size, resize, MEAN, STD, asked.head
+        )
     folder = find_checkpoint(asked.checkpoint)
     if asked.architecture == "clip":
         settings = read_clip_settings(folder)
         own, side, mean, std = clip_feeding(folder, settings)
         if own != size:
-            raise CheckpointError(f"the CLIP '{folder}' is made for images of {own} pixels; set train.image_size: {own} (got {size}).")
+            raise CheckpointError(
+                f"the CLIP '{folder}' is made for images of {own} pixels; set train.image_size: {own} (got {size})."
+            )
         tokens = _tokens(folder, train, class_names, names)
-        backbone = {**settings, "prompts": tokens.shape[1], "prompt_length": tokens.shape[2], "rebuild": objective == FLYP}
-        return ClassifierConfig("clip", "", 0, class_names, size, train.resize or side, mean, std, backbone=backbone)
+        backbone = {
+            **settings,
+            "prompts": tokens.shape[1],
+            "prompt_length": tokens.shape[2],
+            "rebuild": objective == FLYP,
+        }
+        return ClassifierConfig(
+            "clip", "", 0, class_names, size, train.resize or side, mean, std, backbone=backbone
+        )
     mean, std, _ = read_normalisation(folder) or (MEAN, STD, None)
     if asked.architecture == "timm":
-        found = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+        found = (
+            json.loads((folder / "config.json").read_text())
+            if (folder / "config.json").is_file()
+            else {}
+        )
         if "architecture" not in found:
-            raise CheckpointError(f"'{folder}' is no model of timm: its config.json names no architecture.")
+            raise CheckpointError(
+                f"'{folder}' is no model of timm: its config.json names no architecture."
+            )
         feeding = found.get("pretrained_cfg", {})
         own = feeding.get("input_size", (3, size, size))[-1]
         if own != size and feeding.get("fixed_input_size"):
-            raise CheckpointError(f"the model '{folder}' is made for images of {own} pixels; set train.image_size: {own} (got {size}).")
+            raise CheckpointError(
+                f"the model '{folder}' is made for images of {own} pixels; set train.image_size: {own} (got {size})."
+            )
         (a, b, c), (x, y, z) = feeding.get("mean", mean), feeding.get("std", std)
-        return ClassifierConfig("timm", "", 0, class_names, size, resize, (a, b, c), (x, y, z), backbone={"name": found["architecture"]})
+        return ClassifierConfig(
+            "timm",
+            "",
+            0,
+            class_names,
+            size,
+            resize,
+            (a, b, c),
+            (x, y, z),
+            backbone={"name": found["architecture"]},
+        )
     backbone = read_transformers_settings(folder)
     own = backbone.get("image_size", size)
-    if own != size and not isinstance(own, list) and backbone["model_type"] in {"vit", "deit", "beit", "swin", "swinv2"}:
-        raise CheckpointError(f"the model '{folder}' is made for images of {own} pixels; set train.image_size: {own} (got {size}).")
-    return ClassifierConfig("transformers", "", 0, class_names, size, resize, mean, std, backbone=backbone)
+    if (
+        own != size
+        and not isinstance(own, list)
+        and backbone["model_type"] in {"vit", "deit", "beit", "swin", "swinv2"}
+    ):
+        raise CheckpointError(
+            f"the model '{folder}' is made for images of {own} pixels; set train.image_size: {own} (got {size})."
+        )
+    return ClassifierConfig(
+        "transformers", "", 0, class_names, size, resize, mean, std, backbone=backbone
+    )
 
 
-def starter_of(config: ClassifierConfig, train: Train, names: Mapping[str, str] | None = None) -> Callable[[], nn.Module]:
+def starter_of(
+    config: ClassifierConfig, train: Train, names: Mapping[str, str] | None = None
+) -> Callable[[], nn.Module]:
     """A function that gives the network to begin with: the checkpoint's where the recipe wants it pretrained, else a fresh one."""
 
     def start() -> nn.Module:
@@ -81,7 +134,9 @@ def starter_of(config: ClassifierConfig, train: Train, names: Mapping[str, str] 
             if isinstance(model, ClipClassifier):
                 model.load_pretrained(folder, _tokens(folder, train, config.class_names, names))
             else:
-                model.load_pretrained(folder / "model.safetensors" if config.architecture == "timm" else folder)
+                model.load_pretrained(
+                    folder / "model.safetensors" if config.architecture == "timm" else folder
+                )
         return model
 
     return start
@@ -89,22 +144,45 @@ def starter_of(config: ClassifierConfig, train: Train, names: Mapping[str, str] 
 
 def checkpoint_identity(train: Train) -> str | None:
     """Digest of the checkpoint that training begins with, None without one."""
-    return checkpoint_digest(find_checkpoint(train.model.checkpoint)) if train.model.checkpoint is not None else None
+    return (
+        checkpoint_digest(find_checkpoint(train.model.checkpoint))
+        if train.model.checkpoint is not None
+        else None
+    )
 
 
-def describe_training(train: Train, fine_tune: str, real_images: int, device: torch.device, epochs: int) -> TrainSettings:
+def describe_training(
+    train: Train, fine_tune: str, real_images: int, device: torch.device, epochs: int
+) -> TrainSettings:
     """How a method is trained: `fine_tune` is full, linear-probe, lp-ft or zero-shot, which takes no epoch at all."""
     asked = train.optimizer
     steps = train.steps_per_epoch or -(-real_images // train.batch_size)
-    head_epochs = {"linear-probe": epochs, "lp-ft": min(train.head_epochs or -(-epochs // 4), epochs - 1)}.get(fine_tune, 0)
+    head_epochs = {
+        "linear-probe": epochs,
+        "lp-ft": min(train.head_epochs or -(-epochs // 4), epochs - 1),
+    }.get(fine_tune, 0)
     tuned = max(1, epochs - (head_epochs if fine_tune == "lp-ft" else 0))
     warm_up: float = min(asked.warm_up_epochs, tuned - 1)
     if asked.warm_up_steps:
         warm_up = min(asked.warm_up_steps / steps, tuned)
-    rate = make_learning_rate(asked.lr, asked.schedule, tuned, warm_up, asked.milestones, asked.warm_up_steps or 0, asked.factor)
+    rate = make_learning_rate(
+        asked.lr,
+        asked.schedule,
+        tuned,
+        warm_up,
+        asked.milestones,
+        asked.warm_up_steps or 0,
+        asked.factor,
+    )
     if fine_tune == "lp-ft" and head_epochs:
-        rate = two_phases(make_learning_rate(train.head_lr, "cosine", head_epochs), rate, head_epochs / epochs)
-    decays = asked.decay_vectors if asked.decay_vectors is not None else train.model.architecture in ARCHITECTURES
+        rate = two_phases(
+            make_learning_rate(train.head_lr, "cosine", head_epochs), rate, head_epochs / epochs
+        )
+    decays = (
+        asked.decay_vectors
+        if asked.decay_vectors is not None
+        else train.model.architecture in ARCHITECTURES
+    )
     return TrainSettings(
         epochs=0 if fine_tune == "zero-shot" else epochs,
         steps_per_epoch=steps,
@@ -123,7 +201,10 @@ def describe_training(train: Train, fine_tune: str, real_images: int, device: to
 
 
 def ensembles(
-    pretrained: nn.Module, tuned: nn.Module, alphas: Sequence[float], measure: Callable[[nn.Module], float]
+    pretrained: nn.Module,
+    tuned: nn.Module,
+    alphas: Sequence[float],
+    measure: Callable[[nn.Module], float],
 ) -> tuple[float, dict[float, float]]:
     """(best α, `{α: measure}`) of weight ensembling (arXiv 2109.01903): `tuned` is left holding the interpolation of the best α.
 
@@ -131,7 +212,10 @@ def ensembles(
     The first of equals is taken.
     """
     end = {name: tensor.clone() for name, tensor in tuned.state_dict().items()}
-    start = {name: tensor.to(end[name].device, copy=True) for name, tensor in pretrained.state_dict().items()}
+    start = {
+        name: tensor.to(end[name].device, copy=True)
+        for name, tensor in pretrained.state_dict().items()
+    }
 
     def become(alpha: float) -> None:
         tuned.load_state_dict(interpolate(start, end, alpha))
@@ -148,5 +232,7 @@ def ensembles(
     return best, figures
 
 
-def _tokens(folder: Path, train: Train, class_names: tuple[str, ...], names: Mapping[str, str] | None) -> Tensor:
+def _tokens(
+    folder: Path, train: Train, class_names: tuple[str, ...], names: Mapping[str, str] | None
+) -> Tensor:
     return tokenize(folder, class_prompts(class_names, train.model.templates, None, names))

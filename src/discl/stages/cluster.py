@@ -42,13 +42,23 @@ class RayCrew:
         device = run.recipe.runtime.device
         gpus = 0 if device in {"cpu", "mps"} else int(resources.get("GPU", 0))
         threads = run.recipe.runtime.threads or 1
-        self.count = run.recipe.runtime.processes or gpus or max(int(resources.get("CPU", 1)) // threads, 1)
-        self.needs: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_gpus": 0, "num_cpus": threads}
+        self.count = (
+            run.recipe.runtime.processes or gpus or max(int(resources.get("CPU", 1)) // threads, 1)
+        )
+        self.needs: dict[str, Any] = (
+            {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_gpus": 0, "num_cpus": threads}
+        )
         self.place = "cuda" if gpus else "cpu"
         self.threads = None if gpus else threads
         self.told: Any = None
-        here = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(_node(self.ray), soft=False)
-        self.desk = self.ray.remote(Dispatcher).options(num_cpus=0, scheduling_strategy=here).remote(self.count)
+        here = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            _node(self.ray), soft=False
+        )
+        self.desk = (
+            self.ray.remote(Dispatcher)
+            .options(num_cpus=0, scheduling_strategy=here)
+            .remote(self.count)
+        )
         self.running: dict[Any, tuple[str, Any]] = {}
         self.counted: list[dict[str, int]] = []
         self.started, self.losses = 0, Losses()
@@ -73,7 +83,12 @@ class RayCrew:
     def _described(self, planned: int) -> dict[str, Any]:
         tables = {name: self.run.path(name).read_bytes() for name in TABLES}
         told = describe(self.run, self.place, self.threads, Dispatcher(self.count).even(planned))
-        return {**told, "tables": tables, "store": self.run.recipe.runtime.store, "node": _node(self.ray)}
+        return {
+            **told,
+            "tables": tables,
+            "store": self.run.recipe.runtime.store,
+            "node": _node(self.ray),
+        }
 
     @property
     def done(self) -> Work:
@@ -85,14 +100,25 @@ class RayCrew:
         say(f"generate: {self.count} Ray workers on {nodes} machine{'s' if nodes > 1 else ''}")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
             self.ray.get(self.desk.stop.remote())
             known = self.ray.get(self.desk.known.remote())
             ending = [reference for reference, (name, _) in self.running.items() if name in known]
-            ended, _ = self.ray.wait(ending, num_returns=len(ending), timeout=GRACE) if ending else ([], [])
+            ended, _ = (
+                self.ray.wait(ending, num_returns=len(ending), timeout=GRACE)
+                if ending
+                else ([], [])
+            )
             for reference in ended:
-                self.counted += [each["done"] for each in self._results(reference) if "done" in each]
+                self.counted += [
+                    each["done"] for each in self._results(reference) if "done" in each
+                ]
             for _, actor in self.running.values():
                 self.ray.kill(actor)
             self.ray.kill(self.desk)
@@ -136,7 +162,9 @@ class RayCrew:
         held, written = self.ray.get(self.desk.held.remote(name)), self.run.spectrum.ids()
         lost = self.ray.get(self.desk.lost.remote(name, held & written))
         if self.losses.count(len(written)):
-            raise RunError(f"Ray workers die before they write an image, {DEATHS} in a row: {error}") from error
+            raise RunError(
+                f"Ray workers die before they write an image, {DEATHS} in a row: {error}"
+            ) from error
         say(f"generate: {name} died; the {lost} images that it had not written are made by another")
 
 
@@ -151,7 +179,10 @@ class RayWorker:
         try:
             with _open(told, ray.get_runtime_context().get_node_id()) as run:
                 done = work(
-                    run, told["ahead"], lambda idle: ray.get(desk.take.remote(name, idle)), lambda: bool(ray.get(desk.advance.remote()))
+                    run,
+                    told["ahead"],
+                    lambda idle: ray.get(desk.take.remote(name, idle)),
+                    lambda: bool(ray.get(desk.advance.remote())),
                 )
         except DisclError as error:
             return {"error": error}
@@ -167,7 +198,9 @@ def _open(told: Mapping[str, Any], node: str) -> Iterator[Run]:
     if node != told["node"]:
         try:
             shared = all(
-                (folder / name).read_bytes() == content for name, content in told["tables"].items() if name not in told["borrowed"]
+                (folder / name).read_bytes() == content
+                for name, content in told["tables"].items()
+                if name not in told["borrowed"]
             )
         except OSError:
             shared = False
@@ -182,7 +215,15 @@ def _open(told: Mapping[str, Any], node: str) -> Iterator[Run]:
     with tempfile.TemporaryDirectory(prefix="discl-") as lent:
         for name, content in told["tables"].items():
             (Path(lent) / name).write_bytes(content)
-        yield open_described({**told, "borrowed": {**told["borrowed"], **{name: str(Path(lent) / name) for name in told["tables"]}}})
+        yield open_described(
+            {
+                **told,
+                "borrowed": {
+                    **told["borrowed"],
+                    **{name: str(Path(lent) / name) for name in told["tables"]},
+                },
+            }
+        )
 
 
 def _import_ray() -> Any:

@@ -12,7 +12,15 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from ..assets import published_figures
-from ..comparison import Entry, Interval, as_csv, as_latex, as_markdown, paired_f1_interval, paired_interval
+from ..comparison import (
+    Entry,
+    Interval,
+    as_csv,
+    as_latex,
+    as_markdown,
+    paired_f1_interval,
+    paired_interval,
+)
 from ..console import say
 from ..curriculum.processes import current_processes
 from ..curriculum.training import read_history
@@ -22,15 +30,29 @@ from .learning import evaluate, train
 from .making import count_rows, tries_so_far
 from .tuning import describe_tuning, tune, tuned_run
 
-PHASE_1 = ("data.parquet", "hard.parquet", "plan.parquet", "filter.parquet", "spectrum", "scores", "cache", "prepared", "former")
+PHASE_1 = (
+    "data.parquet",
+    "hard.parquet",
+    "plan.parquet",
+    "filter.parquet",
+    "spectrum",
+    "scores",
+    "cache",
+    "prepared",
+    "former",
+)
 VARIANTS = ("+la", "+we")
 """Rows of `results.json` that are made from a method's classifier after training."""
 
 
 def seed_run(run: Run, seed: int) -> Run:
     """The run of another training seed, in `seeds/SEED`: data, spectrum and filter are those of `run`."""
-    recipe = run.recipe.model_copy(update={"train": run.recipe.train.model_copy(update={"seed": seed})})
-    return replace(run, recipe=recipe, folder=run.folder / "seeds" / str(seed), borrowed=_phase_1(run))
+    recipe = run.recipe.model_copy(
+        update={"train": run.recipe.train.model_copy(update={"seed": seed})}
+    )
+    return replace(
+        run, recipe=recipe, folder=run.folder / "seeds" / str(seed), borrowed=_phase_1(run)
+    )
 
 
 def _phase_1(run: Run) -> dict[str, Path]:
@@ -61,14 +83,28 @@ def compare(run: Run, seeds: Sequence[int], tuned: bool = False) -> Path:
     def write() -> Path:
         split, metrics = measured_columns(runs[0])
         entries = make_entries(run, runs, split, metrics)
-        write_tables(run.folder, entries, [heading for _, _, heading in metrics], seeds, split, _baseline(run), notes)
+        write_tables(
+            run.folder,
+            entries,
+            [heading for _, _, heading in metrics],
+            seeds,
+            split,
+            _baseline(run),
+            notes,
+        )
         return run.path("comparison.md")
 
     return processes.alone(write)
 
 
 def write_tables(
-    folder: Path, entries: Sequence[Entry], columns: Sequence[str], seeds: Sequence[int], split: str, baseline: str, notes: Sequence[str]
+    folder: Path,
+    entries: Sequence[Entry],
+    columns: Sequence[str],
+    seeds: Sequence[int],
+    split: str,
+    baseline: str,
+    notes: Sequence[str],
 ) -> None:
     """Writes `comparison.md`, `.csv`, `.tex` and `.json`; the last is what the report draws. `notes` are a sentence and a list."""
     plain = {
@@ -97,12 +133,22 @@ def measured_columns(run: Run) -> tuple[str, list[tuple[str, str, str]]]:
     splits = set.intersection(*(set(row) for row in figures.values()))
     main = "test" if "test" in splits else "validation"
     if "test-ood" in splits:
-        return main, [(main, "macro_f1", "ID macro F1"), ("test-ood", "macro_f1", "OOD macro F1"), (main, "accuracy", "ID top-1")]
-    groups = [name for name in ("many", "medium", "few") if any(name in row[main] for row in figures.values())]
+        return main, [
+            (main, "macro_f1", "ID macro F1"),
+            ("test-ood", "macro_f1", "OOD macro F1"),
+            (main, "accuracy", "ID top-1"),
+        ]
+    groups = [
+        name
+        for name in ("many", "medium", "few")
+        if any(name in row[main] for row in figures.values())
+    ]
     return main, [*((main, name, name) for name in groups), (main, "accuracy", "all")]
 
 
-def make_entries(run: Run, runs: Sequence[Run], split: str, metrics: Sequence[tuple[str, str, str]]) -> list[Entry]:
+def make_entries(
+    run: Run, runs: Sequence[Run], split: str, metrics: Sequence[tuple[str, str, str]]
+) -> list[Entry]:
     """One entry for each row of the runs' `results.json`."""
     results = [json.loads(each.path("results.json").read_text()) for each in runs]
     predicted = {
@@ -111,7 +157,9 @@ def make_entries(run: Run, runs: Sequence[Run], split: str, metrics: Sequence[tu
         for where in dict.fromkeys(where for where, _, _ in metrics)
         if all(where in result[row] for result in results)
     }
-    published = published_figures(run.recipe.compare.published) if run.recipe.compare.published else {}
+    published = (
+        published_figures(run.recipe.compare.published) if run.recipe.compare.published else {}
+    )
     baseline, tried = _baseline(run), tries_so_far(run)[0]
     entries = []
     for row in results[0]:
@@ -125,7 +173,13 @@ def make_entries(run: Run, runs: Sequence[Run], split: str, metrics: Sequence[tu
         against = baseline + variant
         for where, metric, heading in metrics:
             if row != against and (row, where) in predicted and (against, where) in predicted:
-                found = paired(predicted[row, where], predicted[against, where], run.tables[where].labels, metric, run.groups)
+                found = paired(
+                    predicted[row, where],
+                    predicted[against, where],
+                    run.tables[where].labels,
+                    metric,
+                    run.groups,
+                )
                 if found is not None:
                     intervals[heading] = found
         told = published.get(run.recipe.compare.rows.get(row, row), {})
@@ -139,13 +193,21 @@ def split_variant(row: str) -> tuple[str, str]:
     return (method, plus + variant) if plus + variant in VARIANTS else (row, "")
 
 
-def paired(first: np.ndarray, second: np.ndarray, labels: np.ndarray, metric: str, groups: Mapping[str, Sequence[int]]) -> Interval | None:
+def paired(
+    first: np.ndarray,
+    second: np.ndarray,
+    labels: np.ndarray,
+    metric: str,
+    groups: Mapping[str, Sequence[int]],
+) -> Interval | None:
     """The paired interval of a metric (macro_f1, accuracy or a group of classes) of two rows' predictions `[seeds, images]`."""
     if metric == "macro_f1":
         return paired_f1_interval(first, second, labels)
     if metric != "accuracy" and metric not in groups:
         return None
-    return paired_interval(first == labels, second == labels, labels, None if metric == "accuracy" else groups[metric])
+    return paired_interval(
+        first == labels, second == labels, labels, None if metric == "accuracy" else groups[metric]
+    )
 
 
 def read_predictions(run: Run, row: str, split: str) -> np.ndarray:
@@ -153,13 +215,17 @@ def read_predictions(run: Run, row: str, split: str) -> np.ndarray:
     return load_file(run.path("predictions.safetensors"))[f"{row}/{split}"]
 
 
-def _costs(run: Run, runs: Sequence[Run], tried: Sequence[Request], method: str) -> dict[str, float]:
+def _costs(
+    run: Run, runs: Sequence[Run], tried: Sequence[Request], method: str
+) -> dict[str, float]:
     """UNet rows of those of the `tried` images whose levels the method trained on (or measured), and mean training seconds."""
     histories = [read_history(each.path("train") / method / "history.jsonl") for each in runs]
     if any("progress" in record for history in histories for record in history):
         levels = {level.percent for level in run.recipe.spectrum.levels}
     else:
-        levels = {level for history in histories for record in history for level in record["levels"]}
+        levels = {
+            level for history in histories for record in history for level in record["levels"]
+        }
     requests = [request for request in tried if request.level in levels]
     seconds = [sum(record["seconds"] for record in history) for history in histories]
     return {
@@ -173,4 +239,8 @@ def _baseline(run: Run) -> str:
 
 def _listed(notes: Sequence[str]) -> str:
     """A sentence and a list, in Markdown."""
-    return "\n" + "\n".join([notes[0], "", *(f"- {note}" for note in notes[1:])]) + "\n" if notes else ""
+    return (
+        "\n" + "\n".join([notes[0], "", *(f"- {note}" for note in notes[1:])]) + "\n"
+        if notes
+        else ""
+    )

@@ -66,12 +66,18 @@ class Losses:
 def devices(run: Run) -> list[str]:
     """Where this machine generates, one worker each: `runtime.processes` of them, by default every visible GPU, else one place."""
     asked, device = run.recipe.runtime, str(run.device)
-    visible = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if device == "cuda" else [device]
+    visible = (
+        [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+        if device == "cuda"
+        else [device]
+    )
     count = asked.processes or len(visible)
     return [visible[number % len(visible)] for number in range(count)]
 
 
-def work(run: Run, ahead: int, take: Callable[[bool], list[Request] | None], advance: Callable[[], bool]) -> dict[str, int]:
+def work(
+    run: Run, ahead: int, take: Callable[[bool], list[Request] | None], advance: Callable[[], bool]
+) -> dict[str, int]:
     """What a worker does: takes requests until it gets None, and makes them; returns what its engine counted.
 
     `take` is told whether the worker has written all that it had, `advance` says after each image whether to go on. It takes
@@ -103,17 +109,29 @@ def work(run: Run, ahead: int, take: Callable[[bool], list[Request] | None], adv
 
 def describe(run: Run, device: str, threads: int | None, ahead: int) -> dict[str, Any]:
     """What another process needs in order to work for a run, as plain values; `open_described` reads it."""
-    runtime = run.recipe.runtime.model_copy(update={"device": device, "threads": threads, "processes": 1})
+    runtime = run.recipe.runtime.model_copy(
+        update={"device": device, "threads": threads, "processes": 1}
+    )
     recipe = run.recipe.model_copy(update={"runtime": runtime}).plain()
     borrowed = {name: str(path.absolute()) for name, path in run.borrowed.items()}
-    return {"recipe": recipe, "folder": str(run.folder.absolute()), "borrowed": borrowed, "cwd": str(Path.cwd()), "ahead": ahead}
+    return {
+        "recipe": recipe,
+        "folder": str(run.folder.absolute()),
+        "borrowed": borrowed,
+        "cwd": str(Path.cwd()),
+        "ahead": ahead,
+    }
 
 
 def open_described(told: Mapping[str, Any]) -> Run:
     """The run that `describe` was given."""
     with suppress(OSError):  # a machine that lacks it will say which of the recipe's paths it lacks
         os.chdir(told["cwd"])
-    run = Run(validate(told["recipe"]), Path(told["folder"]), {name: Path(path) for name, path in told["borrowed"].items()})
+    run = Run(
+        validate(told["recipe"]),
+        Path(told["folder"]),
+        {name: Path(path) for name, path in told["borrowed"].items()},
+    )
     if run.recipe.runtime.threads:
         torch.set_num_threads(run.recipe.runtime.threads)
     return run
@@ -166,7 +184,10 @@ class Crew:
             self.dispatcher.plan(requests)
         if not self.threads:
             self.ahead = self.dispatcher.even(len(requests))
-            self.threads = [threading.Thread(target=self._attend, args=(number,), daemon=True) for number in range(len(self.places))]
+            self.threads = [
+                threading.Thread(target=self._attend, args=(number,), daemon=True)
+                for number in range(len(self.places))
+            ]
             for thread in self.threads:
                 thread.start()
         told = 0
@@ -192,10 +213,19 @@ class Crew:
         say(f"generate: {len(self.places)} processes, on {', '.join(dict.fromkeys(self.places))}")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         with self.changed:
             self.dispatcher.stop()
-            loading = [process for name, process in self.processes.items() if name not in self.dispatcher.known()]
+            loading = [
+                process
+                for name, process in self.processes.items()
+                if name not in self.dispatcher.known()
+            ]
         if kind is not None:
             for process in loading:
                 process.kill()
@@ -226,11 +256,24 @@ class Crew:
 
     def _start(self, number: int, name: str) -> subprocess.Popen[str]:
         asked = self.run.recipe.runtime.threads
-        threads = asked or (max(torch.get_num_threads() // len(self.places), 1) if self.places[number] == "cpu" else None)
+        threads = asked or (
+            max(torch.get_num_threads() // len(self.places), 1)
+            if self.places[number] == "cpu"
+            else None
+        )
         package = str(Path(errors.__file__).parents[1])
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
+        }
         try:
-            process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+            process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
         except OSError as error:
             raise RunError(
                 f"a worker process on {self.places[number]} cannot be started: {error}. What was finished is intact; mend the cause, "
@@ -238,7 +281,10 @@ class Crew:
             ) from error
         with self.changed:
             self.processes[name] = process
-        self._answer(process, {**describe(self.run, self.places[number], threads, self.ahead), "quiet": number > 0})
+        self._answer(
+            process,
+            {**describe(self.run, self.places[number], threads, self.ahead), "quiet": number > 0},
+        )
         return process
 
     def _serve(self, name: str, process: subprocess.Popen[str]) -> DisclError | None:
@@ -281,7 +327,9 @@ class Crew:
                 f"worker processes on {place} end with {how} before they write an image, {DEATHS} in a row; what they told stands above. "
                 "Signal 9 mostly means that the memory is full: lower runtime.slots or runtime.processes."
             )
-        say(f"generate: the worker on {place} ended with {how}; the {lost} images that it had not written are made by another")
+        say(
+            f"generate: the worker on {place} ended with {how}; the {lost} images that it had not written are made by another"
+        )
 
 
 def _whole(lines: Iterable[str]) -> Iterator[str]:
@@ -303,12 +351,17 @@ def _listen(lines: Iterable[str], answers: SimpleQueue[str]) -> None:
 
 def main() -> None:
     """A worker process."""
-    for each in (signal.SIGINT, signal.SIGTERM):  # whoever started it has got it too, and tells it to stop
+    for each in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # whoever started it has got it too, and tells it to stop
         signal.signal(each, signal.SIG_IGN)
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     answers: SimpleQueue[str] = SimpleQueue()
-    threading.Thread(target=_listen, args=(os.fdopen(os.dup(0)), answers), name="listen", daemon=True).start()
+    threading.Thread(
+        target=_listen, args=(os.fdopen(os.dup(0)), answers), name="listen", daemon=True
+    ).start()
 
     def ask(**question: Any) -> Any:
         channel.write(json.dumps(question) + "\n")

@@ -13,7 +13,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..console import progress, say
-from ..data import ImageTable, inspect_images, order_classes, rank_by_index, split_rows, take_long_tail
+from ..data import (
+    ImageTable,
+    inspect_images,
+    order_classes,
+    rank_by_index,
+    split_rows,
+    take_long_tail,
+)
 from ..data.readers import SPLIT_NAMES, too_few_classes
 from ..errors import DataError
 from ..hardness import assign_folds, cross_fitted_probability, tail_rows
@@ -44,28 +51,47 @@ def prepare_data(run: Run) -> Path:
         listed[split] = _inspect(table, split, data.unreadable)
     placed = {split: (split, np.arange(len(columns["row"]))) for split, columns in listed.items()}
     own = listed["train"]
-    parts = own_parts(own["id"].tolist(), own["label"].tolist(), own["unit"].tolist(), data.own_split, list(found))
+    parts = own_parts(
+        own["id"].tolist(), own["label"].tolist(), own["unit"].tolist(), data.own_split, list(found)
+    )
     placed |= {split: ("train", np.asarray(rows, np.int64)) for split, rows in parts.items()}
-    tables = {split: {name: column[rows] for name, column in listed[source].items()} for split, (source, rows) in placed.items()}
+    tables = {
+        split: {name: column[rows] for name, column in listed[source].items()}
+        for split, (source, rows) in placed.items()
+    }
     names = found["train"].class_names
     if data.long_tail:
         train = tables["train"]
-        rows = np.asarray(long_tail_rows(found["train"].select(train["row"]), train["digest"].tolist(), data.long_tail))
+        rows = np.asarray(
+            long_tail_rows(
+                found["train"].select(train["row"]), train["digest"].tolist(), data.long_tail
+            )
+        )
         tables["train"] = {name: column[rows] for name, column in train.items()}
     _check_splits(tables, names, data.overlap)
     columns = {
-        name: np.concatenate([table.get(name, np.full(len(table["row"]), "", object)) for table in tables.values()])
-        for name in dict.fromkeys(name for table in tables.values() for name in table)  # a split may lack domain or group
+        name: np.concatenate(
+            [table.get(name, np.full(len(table["row"]), "", object)) for table in tables.values()]
+        )
+        for name in dict.fromkeys(
+            name for table in tables.values() for name in table
+        )  # a split may lack domain or group
     }
     columns["split"] = np.repeat(list(tables), [len(table["row"]) for table in tables.values()])
-    columns["source_split"] = np.repeat([placed[split][0] for split in tables], [len(table["row"]) for table in tables.values()])
+    columns["source_split"] = np.repeat(
+        [placed[split][0] for split in tables], [len(table["row"]) for table in tables.values()]
+    )
     del columns["unit"]
     write_table(pa.table(columns), path)
     return path
 
 
 def own_parts(
-    ids: Sequence[str], labels: Sequence[int], units: Sequence[str], asked: OwnSplit, given: Sequence[str]
+    ids: Sequence[str],
+    labels: Sequence[int],
+    units: Sequence[str],
+    asked: OwnSplit,
+    given: Sequence[str],
 ) -> dict[str, list[int]]:
     """`{split: rows}` of the training images where `data.own_split` makes splits of them that are not given; else nothing."""
     stated = (("validation", asked.validation), ("test", asked.test))
@@ -82,13 +108,20 @@ def units_of(table: ImageTable, digests: Sequence[str]) -> list[str]:
 
 def own_units(groups: Sequence[Any], digests: Sequence[str]) -> list[str]:
     """The group of each image, or its content where it has none (None or an empty text)."""
-    return [content if group is None or group == "" else str(group) for group, content in zip(groups, digests, strict=True)]
+    return [
+        content if group is None or group == "" else str(group)
+        for group, content in zip(groups, digests, strict=True)
+    ]
 
 
 def listed_units(listed: pa.Table) -> list[str]:
     """What never straddles a split, for each image of `data.parquet`; a split without groups may stand beside one that has them."""
     digests = listed["digest"].to_pylist()
-    return own_units(listed["group"].to_pylist(), digests) if "group" in listed.column_names else digests
+    return (
+        own_units(listed["group"].to_pylist(), digests)
+        if "group" in listed.column_names
+        else digests
+    )
 
 
 def unused_splits(names: list[str]) -> str:
@@ -118,7 +151,9 @@ def find_hard(run: Run) -> Path:
                 f"(the smallest class has {train.class_counts.min()})."
             )
     else:
-        folds = assign_folds(train.ids, train.labels.tolist(), listed_units(listed), rule.folds)  # a copy would give a picture away
+        folds = assign_folds(
+            train.ids, train.labels.tolist(), listed_units(listed), rule.folds
+        )  # a copy would give a picture away
 
         def fit_predict(fitted: list[int], judged: list[int]) -> np.ndarray:
             return fit_classifier(train, fitted, judged, run.recipe.train, rule.epochs, run.device)
@@ -143,11 +178,20 @@ def describe_hard(run: Run) -> str:
     """How many training images are hard, of which classes above all; with a warning where nearly all are, for each costs a spectrum."""
     hard, train, rule = pq.read_table(run.path("hard.parquet")), run.train, run.recipe.hard
     of_class = np.bincount(hard["label"].to_numpy(), minlength=len(train.class_names))
-    order = np.lexsort((-of_class, -of_class / np.maximum(train.class_counts, 1)))[: np.count_nonzero(of_class)]
-    shown = [f"{train.class_names[label]} {of_class[label]:,} of {train.class_counts[label]:,}" for label in order[:SHOWN]]
-    told = ", ".join(shown) + (f" and {len(order) - SHOWN:,} more classes" if len(order) > SHOWN else "")
+    order = np.lexsort((-of_class, -of_class / np.maximum(train.class_counts, 1)))[
+        : np.count_nonzero(of_class)
+    ]
+    shown = [
+        f"{train.class_names[label]} {of_class[label]:,} of {train.class_counts[label]:,}"
+        for label in order[:SHOWN]
+    ]
+    told = ", ".join(shown) + (
+        f" and {len(order) - SHOWN:,} more classes" if len(order) > SHOWN else ""
+    )
     if "true_class_probability" in hard.column_names:
-        told += "; probability of their class {min:.2f} to {max:.2f}".format(**pc.min_max(hard["true_class_probability"]).as_py())
+        told += "; probability of their class {min:.2f} to {max:.2f}".format(
+            **pc.min_max(hard["true_class_probability"]).as_py()
+        )
     text = f"{hard.num_rows:,} of {len(train):,} training images are hard ({told})"
     if hard.num_rows <= NEARLY_ALL * len(train):
         return text
@@ -179,22 +223,35 @@ def _inspect(table: ImageTable, split: str, unreadable: str) -> dict[str, np.nda
     }  # fmt: skip
     columns["unit"] = np.asarray(units_of(table, seen.digests), object)[good]
     if "domain" in table.rows.column_names:
-        columns["domain"] = np.asarray([str(value) for value in table.rows["domain"][:]], object)[good]
+        columns["domain"] = np.asarray([str(value) for value in table.rows["domain"][:]], object)[
+            good
+        ]
     if "group" in table.rows.column_names:
         columns["group"] = columns["unit"]
     return columns
 
 
-def _check_splits(tables: dict[str, dict[str, np.ndarray]], names: tuple[str, ...], overlap: str) -> None:
+def _check_splits(
+    tables: dict[str, dict[str, np.ndarray]], names: tuple[str, ...], overlap: str
+) -> None:
     counts = np.bincount(tables["train"]["label"], minlength=len(names))
     if (counts == 0).any():
         lacking = [name for name, count in zip(names, counts, strict=True) if not count]
         raise DataError(
             f"{len(lacking)} classes have no training image: {', '.join(lacking[:8])}. Add images or take the class out of the data."
         )
-    for second, first in combinations(("train", *(name for name in SPLIT_NAMES if name in tables and name != "train")), 2):
-        table, seen = tables[first], dict(zip(tables[second]["digest"], tables[second]["id"], strict=True))
-        shared = [(name, seen[content]) for name, content in zip(table["id"], table["digest"], strict=True) if content in seen]
+    for second, first in combinations(
+        ("train", *(name for name in SPLIT_NAMES if name in tables and name != "train")), 2
+    ):
+        table, seen = (
+            tables[first],
+            dict(zip(tables[second]["digest"], tables[second]["id"], strict=True)),
+        )
+        shared = [
+            (name, seen[content])
+            for name, content in zip(table["id"], table["digest"], strict=True)
+            if content in seen
+        ]
         if shared:
             where = "training" if second == "train" else second
             example = f"(for example '{shared[0][0]}' is '{shared[0][1]}')"

@@ -34,7 +34,11 @@ def export(run: Run, kind: str, out: Path, everything: bool = False) -> Path:
     chosen = verdicts if everything else verdicts.filter(verdicts["keep"])
     if not len(chosen):
         asked = run.recipe.filter
-        remedy = "use --all" if asked.rule == "alia" else f"lower filter.threshold ({asked.threshold:g}) or use --all"
+        remedy = (
+            "use --all"
+            if asked.rule == "alia"
+            else f"lower filter.threshold ({asked.threshold:g}) or use --all"
+        )
         raise StoreError(f"the filter kept none of the {len(verdicts)} images; {remedy}.")
     names, hard = run.train.class_names, pq.read_metadata(run.path("hard.parquet")).num_rows
     making = describe_making(run.recipe, run.generator, run.size)
@@ -54,19 +58,27 @@ def export(run: Run, kind: str, out: Path, everything: bool = False) -> Path:
         return export_images(out, kind, images(), names, card, fingerprint)
 
 
-def describe_export(making: Mapping[str, str], root: str, class_names: Sequence[str], hard: int, everything: bool) -> dict[str, str]:
+def describe_export(
+    making: Mapping[str, str], root: str, class_names: Sequence[str], hard: int, everything: bool
+) -> dict[str, str]:
     """Lines for the card: where the images come from, how they were made (`describe_making`), and which of them are here.
 
     `hard` counts the hard images of the data set at `root`.
     """
     listed = ", ".join(class_names[:LIMIT_OF_LISTED_CLASSES])
-    more = f" and {len(class_names) - LIMIT_OF_LISTED_CLASSES} more" if len(class_names) > LIMIT_OF_LISTED_CLASSES else ""
+    more = (
+        f" and {len(class_names) - LIMIT_OF_LISTED_CLASSES} more"
+        if len(class_names) > LIMIT_OF_LISTED_CLASSES
+        else ""
+    )
     return {
         "source data set": f"{public_name(root)}, its training split",
         "classes": listed + more,
         **making,
         "hard images": f"{hard:,}: {making['hard images']}",
-        "in this folder": "all images; `keep` says which ones the filter kept" if everything else "only images that the filter kept",
+        "in this folder": "all images; `keep` says which ones the filter kept"
+        if everything
+        else "only images that the filter kept",
     }
 
 
@@ -85,4 +97,9 @@ def _images(run: Run, chosen: pa.Table) -> Iterator[dict[str, Any]]:
     place = {name: row for row, name in enumerate(table["id"].to_pylist())}
     for row, verdict in enumerate(chosen.to_pylist()):
         facts = table.slice(place[verdict["id"]], 1).to_pylist()[0]
-        yield {**facts, "label": verdict["label"], **{key: verdict[key] for key in VERDICT}, "bytes": pictures[row]["image"]["bytes"]}
+        yield {
+            **facts,
+            "label": verdict["label"],
+            **{key: verdict[key] for key in VERDICT},
+            "bytes": pictures[row]["image"]["bytes"],
+        }

@@ -45,7 +45,13 @@ from ..files import whole
 from ..plugins import own_source
 from ..recipe import Method, Train
 from ..workspace import Run, write_text
-from .classifiers import checkpoint_identity, describe_classifier, describe_training, ensembles, starter_of
+from .classifiers import (
+    checkpoint_identity,
+    describe_classifier,
+    describe_training,
+    ensembles,
+    starter_of,
+)
 from .loggers import open_loggers
 from .preparing import prepared_table
 from .samples import hard_rows, kept_images, make_pool
@@ -60,9 +66,19 @@ def train(run: Run) -> Path:
     Raises TrainingError for what a method cannot be trained on before any other is trained, and before an old classifier is deleted.
     """
     methods = run.recipe.methods
-    kept = {threshold: kept_images(run, threshold) for threshold in dict.fromkeys(method.threshold for method in methods.values())}
-    fingerprints = {name: _fingerprint(run, name, method, kept[method.threshold]) for name, method in methods.items()}
-    waiting = {name: method for name, method in methods.items() if not _is_trained(run, name, fingerprints[name])}
+    kept = {
+        threshold: kept_images(run, threshold)
+        for threshold in dict.fromkeys(method.threshold for method in methods.values())
+    }
+    fingerprints = {
+        name: _fingerprint(run, name, method, kept[method.threshold])
+        for name, method in methods.items()
+    }
+    waiting = {
+        name: method
+        for name, method in methods.items()
+        if not _is_trained(run, name, fingerprints[name])
+    }
     hard = hard_rows(run)
     pools = {threshold: make_pool(run.train, hard, images) for threshold, images in kept.items()}
     asked = {}
@@ -88,21 +104,42 @@ def train(run: Run) -> Path:
     return run.path("train")
 
 
-def fit_classifier(table: ImageTable, fitted: list[int], judged: list[int], train: Train, epochs: int, device: torch.device) -> np.ndarray:
+def fit_classifier(
+    table: ImageTable,
+    fitted: list[int],
+    judged: list[int],
+    train: Train,
+    epochs: int,
+    device: torch.device,
+) -> np.ndarray:
     """Probabilities `[judged, classes]` of a plain cross-entropy classifier that is trained on the `fitted` rows only."""
     rows = table.select(fitted + judged)
     config = describe_classifier(train, table.class_names)
-    pool, pixels = make_pool(rows, np.zeros(len(rows), bool), _no_images()), Pixels([rows.rows], config.resize)
+    pool, pixels = (
+        make_pool(rows, np.zeros(len(rows), bool), _no_images()),
+        Pixels([rows.rows], config.resize),
+    )
     count = len(fitted)
-    seen = Pool(pool.labels[:count], pool.levels[:count], pool.synthetic[:count], pool.hard[:count], pool.class_names)
+    seen = Pool(
+        pool.labels[:count],
+        pool.levels[:count],
+        pool.synthetic[:count],
+        pool.hard[:count],
+        pool.class_names,
+    )
     settings = replace(describe_training(train, "full", len(fitted), device, epochs), select="last")
-    with tempfile.TemporaryDirectory() as folder, progress("judge training images", epochs) as advance:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        progress("judge training images", epochs) as advance,
+    ):
         train_classifier(
             seen, pixels, RealOnly(), Mixing(None, 0.0), "cross-entropy", seen.real_counts, config, settings, Path(folder), device=device,
             on_epoch=lambda record: advance(1), make_model=starter_of(config, train), processes=Processes(),
         )  # fmt: skip
         model, _ = load_classifier(Path(folder))
-    logits = predict_logits(model.to(device), pixels, np.arange(len(fitted), len(rows)), config, device=device)
+    logits = predict_logits(
+        model.to(device), pixels, np.arange(len(fitted), len(rows)), config, device=device
+    )
     return metrics.softmax_rows(logits).numpy()
 
 
@@ -116,17 +153,31 @@ def evaluate(run: Run) -> Path:
     """
     splits = {name: table for name, table in run.tables.items() if name != "train"}
     labels = {split: torch.from_numpy(table.labels) for split, table in splits.items()}
-    domains = {split: table.rows["domain"][:] for split, table in splits.items() if "domain" in table.rows.column_names}
+    domains = {
+        split: table.rows["domain"][:]
+        for split, table in splits.items()
+        if "domain" in table.rows.column_names
+    }
     results: dict[str, Any] = {}
     predictions: dict[str, Tensor] = {}
-    measure = partial(metrics.measure, class_names=run.train.class_names, groups=run.groups, worst_k=run.recipe.evaluate.worst_k)
+    measure = partial(
+        metrics.measure,
+        class_names=run.train.class_names,
+        groups=run.groups,
+        worst_k=run.recipe.evaluate.worst_k,
+    )
     measure_classifiers(run)
     for name, method in run.recipe.methods.items():
-        rows = _rows_of(run, name, method, load_file(run.path("train") / name / "logits.safetensors"), labels)
+        rows = _rows_of(
+            run, name, method, load_file(run.path("train") / name / "logits.safetensors"), labels
+        )
         if _is_ensembled(run, name):
             rows[f"{name}+we"] = _read_ensemble(run, name)
         for row, (logits, stated) in rows.items():
-            results[row] = {split: {**measure(each, labels[split], domains=domains.get(split)), **stated} for split, each in logits.items()}
+            results[row] = {
+                split: {**measure(each, labels[split], domains=domains.get(split)), **stated}
+                for split, each in logits.items()
+            }
             predictions |= {f"{row}/{split}": each.argmax(1) for split, each in logits.items()}
     run.settle()
     with whole(run.path("predictions.safetensors")) as unfinished:
@@ -138,7 +189,10 @@ def evaluate(run: Run) -> Path:
 def measure_classifiers(run: Run) -> None:
     """Writes the logits of every split, of each trained classifier and of its ensemble, into its folder; what is there is left alone."""
     splits = {name: table for name, table in run.tables.items() if name != "train"}
-    labels, decode = torch.from_numpy(splits["validation"].labels) if "validation" in splits else None, _decoder(run, splits)
+    labels, decode = (
+        torch.from_numpy(splits["validation"].labels) if "validation" in splits else None,
+        _decoder(run, splits),
+    )
     for name in run.recipe.methods:
         folder = run.path("train") / name
         if not (folder / "logits.safetensors").exists():
@@ -149,7 +203,9 @@ def measure_classifiers(run: Run) -> None:
 
 def _is_ensembled(run: Run, name: str) -> bool:
     """Whether a method is a tuned CLIP and ensembles are asked for."""
-    tuned_clip = run.recipe.training(name).model.architecture == "clip" and run.recipe.methods[name].fine_tune in {"full", "lp-ft"}
+    tuned_clip = run.recipe.training(name).model.architecture == "clip" and run.recipe.methods[
+        name
+    ].fine_tune in {"full", "lp-ft"}
     return tuned_clip and bool(run.recipe.evaluate.weight_ensembling)
 
 
@@ -168,7 +224,12 @@ def _decoder(run: Run, splits: dict[str, ImageTable]) -> Callable[[int], dict[st
 
 
 def _measure_classifier(
-    run: Run, name: str, model: nn.Module, config: ClassifierConfig, folder: Path, decode: Callable[[int], dict[str, Pixels]]
+    run: Run,
+    name: str,
+    model: nn.Module,
+    config: ClassifierConfig,
+    folder: Path,
+    decode: Callable[[int], dict[str, Pixels]],
 ) -> None:
     """Writes a classifier's logits of every split to `folder/logits.safetensors`.
 
@@ -185,7 +246,9 @@ def _measure_classifier(
         save_file(logits, unfinished)
 
 
-def _ensemble(run: Run, name: str, decode: Callable[[int], dict[str, Pixels]], labels: Tensor | None) -> None:
+def _ensemble(
+    run: Run, name: str, decode: Callable[[int], dict[str, Pixels]], labels: Tensor | None
+) -> None:
     """Makes `train/METHOD/we`, the classifier whose weights lie between those of the pretrained and of the tuned CLIP, with its logits.
 
     α has the best macro F1 on validation, whose labels these are; without a validation split it is 0.5, the default of arXiv 2109.01903.
@@ -202,19 +265,30 @@ def _ensemble(run: Run, name: str, decode: Callable[[int], dict[str, Pixels]], l
         if pixels is None or labels is None:
             return 0.0
         logits = predict_logits(model, pixels, np.arange(len(pixels)), config, device=run.device)
-        return metrics.macro_f1(metrics.confusion_matrix(logits.argmax(1), labels, len(config.class_names)))
+        return metrics.macro_f1(
+            metrics.confusion_matrix(logits.argmax(1), labels, len(config.class_names))
+        )
 
-    alpha, figures = ensembles(pretrained, tuned.to(run.device), alphas if pixels is not None else [0.5], measure)
+    alpha, figures = ensembles(
+        pretrained, tuned.to(run.device), alphas if pixels is not None else [0.5], measure
+    )
     shutil.rmtree(folder, ignore_errors=True)
     save_classifier(tuned, config, folder)
     _measure_classifier(run, f"{name}+we", tuned, config, folder, decode)
-    write_text(mark, json.dumps({"alpha": alpha, "alphas": alphas, "validation_macro_f1": list(figures.values())}))
+    write_text(
+        mark,
+        json.dumps(
+            {"alpha": alpha, "alphas": alphas, "validation_macro_f1": list(figures.values())}
+        ),
+    )
 
 
 def _read_ensemble(run: Run, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(logits of each split, α) of a method's ensemble."""
     folder = run.path("train") / name / "we"
-    return load_file(folder / "logits.safetensors"), {"alpha": json.loads((folder / "ensemble.json").read_text())["alpha"]}
+    return load_file(folder / "logits.safetensors"), {
+        "alpha": json.loads((folder / "ensemble.json").read_text())["alpha"]
+    }
 
 
 def _rows_of(
@@ -227,12 +301,16 @@ def _rows_of(
         return rows
     counts = {
         "real": torch.from_numpy(run.tables["train"].class_counts),
-        "effective": torch.tensor(history[-1].get("last_layer_samples") or [record["class_samples"] for record in history])
+        "effective": torch.tensor(
+            history[-1].get("last_layer_samples") or [record["class_samples"] for record in history]
+        )
         .view(-1, len(run.train.class_names))
         .sum(0)
         .clamp_min(1),
     }
-    options: list[tuple[str, float]] = [(prior, tau) for prior in counts for tau in run.recipe.evaluate.logit_adjustment]
+    options: list[tuple[str, float]] = [
+        (prior, tau) for prior in counts for tau in run.recipe.evaluate.logit_adjustment
+    ]
     prior: str
     if method.adjustment is not None:
         prior, tau = method.adjustment.prior, method.adjustment.tau
@@ -240,12 +318,17 @@ def _rows_of(
 
         def judge(option: tuple[str, float]) -> float:
             predicted = adjust_logits(logits["validation"], counts[option[0]], option[1]).argmax(1)
-            confusion = metrics.confusion_matrix(predicted, labels["validation"], len(counts["real"]))
+            confusion = metrics.confusion_matrix(
+                predicted, labels["validation"], len(counts["real"])
+            )
             return float(np.mean(list(metrics.class_accuracies(confusion).values())))
 
         prior, tau = max(options, key=judge)
     else:
-        prior, tau = "effective", min(run.recipe.evaluate.logit_adjustment, key=lambda each: abs(each - 1))
+        prior, tau = (
+            "effective",
+            min(run.recipe.evaluate.logit_adjustment, key=lambda each: abs(each - 1)),
+        )
     adjusted = {split: adjust_logits(each, counts[prior], tau) for split, each in logits.items()}
     rows[f"{name}+la"] = (adjusted, {"prior": prior, "tau": tau})
     return rows
@@ -276,10 +359,14 @@ def _ask(run: Run, name: str, method: Method, pool: Pool) -> _Asked:
     """What a method asks for. Raises TrainingError where the pool or the processes cannot give it."""
     asked, levels = _ask_of_real(run, name, method, pool), run.recipe.spectrum.levels
     if follows_progress(method.strategy, asked.strategy):
-        pool, guidance = hold_out_guidance(pool, levels, method.guidance_images, asked.settings.seed)
+        pool, guidance = hold_out_guidance(
+            pool, levels, method.guidance_images, asked.settings.seed
+        )
         asked = replace(asked, pool=pool, guidance=guidance)
     if asked.settings.epochs:
-        course = make_course(asked.pool, asked.strategy, asked.mixing, asked.settings, asked.guidance)
+        course = make_course(
+            asked.pool, asked.strategy, asked.mixing, asked.settings, asked.guidance
+        )
         course.check(levels, asked.settings.epochs)
     return asked
 
@@ -297,13 +384,29 @@ def _ask_of_real(run: Run, name: str, method: Method, pool: Pool) -> _Asked:
         level=method.level,
         seed=recipe.training(name).seed,
     )
-    undersample = method.undersample if method.undersample is not None else method.strategy != "real-only" and recipe.hard.rule == "tail"
-    mixing = make_mixing(pool, strategy, undersample, method.synthetic_scale, method.shortage, method.missing, CLASS_POWER[method.sampling])
+    undersample = (
+        method.undersample
+        if method.undersample is not None
+        else method.strategy != "real-only" and recipe.hard.rule == "tail"
+    )
+    mixing = make_mixing(
+        pool,
+        strategy,
+        undersample,
+        method.synthetic_scale,
+        method.shortage,
+        method.missing,
+        CLASS_POWER[method.sampling],
+    )
     train = recipe.training(name)
-    settings = describe_training(train, method.fine_tune, int((~pool.synthetic).sum()), run.device, train.epochs)
+    settings = describe_training(
+        train, method.fine_tune, int((~pool.synthetic).sum()), run.device, train.epochs
+    )
     if follows_progress(method.strategy, strategy):
         samples = settings.steps_per_epoch * settings.batch_size
-        settings = replace(settings, probe_samples=method.probe_samples or min(30_000, samples // 4))
+        settings = replace(
+            settings, probe_samples=method.probe_samples or min(30_000, samples // 4)
+        )
     if settings.epochs:
         check_batch_size(pool, settings.batch_size)
         current_processes().check_batch_size(settings.batch_size, settings.stepping.accumulate)
@@ -339,14 +442,20 @@ def _train_method(run: Run, name: str, method: Method, asked: _Asked, pixels: Pi
         )  # fmt: skip
     apart = [record["classes_apart"] for record in history if "classes_apart" in record]
     if apart:
-        say(f"train {name}: {min(apart)} to {max(apart)} of {pool.num_classes} classes took another level than the common one")
+        say(
+            f"train {name}: {min(apart)} to {max(apart)} of {pool.num_classes} classes took another level than the common one"
+        )
     scales = [record["effective_scale"] for record in history if record["levels"]]
     if scales:
         wanted = f"(asked for {method.synthetic_scale:g})"
-        say(f"train {name}: {min(scales):.2f} to {max(scales):.2f} distinct synthetic images per real tail image {wanted}")
+        say(
+            f"train {name}: {min(scales):.2f} to {max(scales):.2f} distinct synthetic images per real tail image {wanted}"
+        )
 
 
-def _prior_counts(pool: Pool, strategy: Any, mixing: Mixing, method: Method, settings: TrainSettings) -> np.ndarray:
+def _prior_counts(
+    pool: Pool, strategy: Any, mixing: Mixing, method: Method, settings: TrainSettings
+) -> np.ndarray:
     """Class counts of Balanced Softmax: real images, or the samples that all epochs draw together."""
     if method.prior == "real":
         return pool.real_counts
@@ -358,13 +467,23 @@ def _prior_counts(pool: Pool, strategy: Any, mixing: Mixing, method: Method, set
     return total
 
 
-def _validator(run: Run, config: ClassifierConfig, precision: torch.dtype) -> Callable[[nn.Module], float]:
+def _validator(
+    run: Run, config: ClassifierConfig, precision: torch.dtype
+) -> Callable[[nn.Module], float]:
     table = run.tables["validation"]
     pixels = Pixels([prepared_table(run, "validation", config.resize).rows], config.resize)
     labels = torch.from_numpy(table.labels)
 
     def validate(model: nn.Module) -> float:
-        logits = predict_logits(model, pixels, np.arange(len(table)), config, precision, run.device, workers=run.recipe.runtime.workers)
+        logits = predict_logits(
+            model,
+            pixels,
+            np.arange(len(table)),
+            config,
+            precision,
+            run.device,
+            workers=run.recipe.runtime.workers,
+        )
         return (logits.argmax(1) == labels).double().mean().item()
 
     return validate
@@ -372,18 +491,26 @@ def _validator(run: Run, config: ClassifierConfig, precision: torch.dtype) -> Ca
 
 def _config(run: Run, name: str) -> ClassifierConfig:
     train, method = run.recipe.training(name), run.recipe.methods[name]
-    return describe_classifier(train, run.train.class_names, run.recipe.prompts.names, method.loss.name)
+    return describe_classifier(
+        train, run.train.class_names, run.recipe.prompts.names, method.loss.name
+    )
 
 
 def _fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
     """Digest of everything that a method's classifier depends on."""
     listed = pq.read_table(run.path("data.parquet"), columns=["split", "id", "label", "digest"])
     levels = sorted(level.percent for level in run.recipe.spectrum.levels)
-    used = [] if method.strategy == "real-only" else [run.recipe.hard.rule, levels, list(kept["id"]), list(kept["label"])]
+    used = (
+        []
+        if method.strategy == "real-only"
+        else [run.recipe.hard.rule, levels, list(kept["id"]), list(kept["label"])]
+    )
     hard = np.flatnonzero(hard_rows(run)).tolist()
     train = run.recipe.training(name)
     names = list(run.train.class_names)
-    texts = dict(sorted(run.recipe.prompts.names.items())) if train.model.architecture == "clip" else {}
+    texts = (
+        dict(sorted(run.recipe.prompts.names.items())) if train.model.architecture == "clip" else {}
+    )
     own = _own_sources(method)
     return digest(
         # What was kept tells of the threshold; the adjustment comes after; settings of its own and the checkpoint follow below.
@@ -403,7 +530,12 @@ def _own_sources(method: Method) -> list[str]:
     """Digests of the sources of a method's pieces that do not ship, so that one that was edited is trained with anew."""
     named: list[tuple[str, str, Mapping[str, Any], str]] = [
         ("strategy", method.strategy, strategies.STRATEGIES, strategies.GROUP),
-        ("objective", method.loss.name, {**objectives.OBJECTIVES, objectives.FLYP: objectives.contrastive}, objectives.GROUP),
+        (
+            "objective",
+            method.loss.name,
+            {**objectives.OBJECTIVES, objectives.FLYP: objectives.contrastive},
+            objectives.GROUP,
+        ),
     ]
     if method.system is not None:
         system = method.system if isinstance(method.system, str) else method.system["name"]
@@ -418,7 +550,10 @@ def _trained_on(run: Run, name: str) -> str | None:
 
 
 def _is_trained(run: Run, name: str, fingerprint: str) -> bool:
-    return _trained_on(run, name) == fingerprint and (run.path("train") / name / "model.safetensors").exists()
+    return (
+        _trained_on(run, name) == fingerprint
+        and (run.path("train") / name / "model.safetensors").exists()
+    )
 
 
 def _open_method(run: Run, name: str, method: Method, fingerprint: str) -> None:
@@ -430,4 +565,7 @@ def _open_method(run: Run, name: str, method: Method, fingerprint: str) -> None:
         if folder.exists():  # even without a mark, which is how a killed deletion may leave it
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
-        write_text(folder / "method.json", json.dumps({"fingerprint": fingerprint, **method.model_dump(mode="json")}, indent=2))
+        write_text(
+            folder / "method.json",
+            json.dumps({"fingerprint": fingerprint, **method.model_dump(mode="json")}, indent=2),
+        )

@@ -34,14 +34,20 @@ def open_loggers(names: Sequence[str], folder: Path, title: str, mark: Path) -> 
 
 def numbers(record: Mapping[str, Any]) -> dict[str, float]:
     """The single numbers of a record, without the epoch itself."""
-    return {key: float(value) for key, value in record.items() if isinstance(value, (int, float)) and key != "epoch"}
+    return {
+        key: float(value)
+        for key, value in record.items()
+        if isinstance(value, (int, float)) and key != "epoch"
+    }
 
 
 def _open_tensorboard(folder: Path, title: str, mark: Path, stack: ExitStack) -> Log:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise RunError("runtime.loggers: tensorboard is not installed: pip install 'discl[tensorboard]'.") from error
+        raise RunError(
+            "runtime.loggers: tensorboard is not installed: pip install 'discl[tensorboard]'."
+        ) from error
     writer: Any = SummaryWriter(str(folder / "tensorboard" / title))
     stack.callback(writer.close)
 
@@ -56,11 +62,15 @@ def _open_wandb(folder: Path, title: str, mark: Path, stack: ExitStack) -> Log:
     try:
         import wandb
     except ImportError as error:
-        raise RunError("runtime.loggers: wandb is not installed: pip install 'discl[wandb]'.") from error
+        raise RunError(
+            "runtime.loggers: wandb is not installed: pip install 'discl[wandb]'."
+        ) from error
     folder.mkdir(parents=True, exist_ok=True)
     if not mark.exists():
         write_text(mark, uuid4().hex)
-    session: Any = wandb.init(project="discl", name=title, dir=str(folder), id=mark.read_text(), resume="allow")
+    session: Any = wandb.init(
+        project="discl", name=title, dir=str(folder), id=mark.read_text(), resume="allow"
+    )
     stack.callback(session.finish)
     first = session.step  # epochs before it are there already, and would be refused
 

@@ -25,7 +25,17 @@ from ..spectrum.engine import Engine
 from ..spectrum.fallback import PlainEngine
 from ..spectrum.filter import ClipScorer, describe_scorer, find_clip, judge
 from ..spectrum.models import check_generator, load_generator, load_plain
-from ..spectrum.plan import WHOLE, Planner, Request, Share, follow_tries, plan_requests, read_plan, unet_rows, write_plan
+from ..spectrum.plan import (
+    WHOLE,
+    Planner,
+    Request,
+    Share,
+    follow_tries,
+    plan_requests,
+    read_plan,
+    unet_rows,
+    write_plan,
+)
 from ..spectrum.store import Shards
 from ..spectrum.worker import Worker
 from ..workspace import Run, stored_images, write_table
@@ -55,7 +65,14 @@ def check_models(run: Run, stage: str) -> None:
     check_prompts(run)
     find_clip(run.recipe.filter.checkpoint)
     asked = run.recipe.spectrum
-    check_generator(run.address, asked.num_inference_steps, asked.size, asked.levels, asked.steps == "fixed", asked.guidance_interval)
+    check_generator(
+        run.address,
+        asked.num_inference_steps,
+        asked.size,
+        asked.levels,
+        asked.steps == "fixed",
+        asked.guidance_interval,
+    )
     for name, method in run.recipe.methods.items():
         train = run.recipe.training(name)
         if train.model.checkpoint is not None:
@@ -72,7 +89,14 @@ def make_plan(run: Run, *, for_training: bool = True) -> Path:
     if for_training:
         _check_course(run)
     hard, prompts = _planned_sources(run), texts_by_label(run)
-    requests = plan_requests(hard, recipe.spectrum.levels, recipe.spectrum.seeds, prompts, recipe.prompts.negative, run.sampling)
+    requests = plan_requests(
+        hard,
+        recipe.spectrum.levels,
+        recipe.spectrum.seeds,
+        prompts,
+        recipe.prompts.negative,
+        run.sampling,
+    )
     with whole(path) as unfinished:  # others may plan at once, and come to the same
         write_plan(requests, unfinished)
     return path
@@ -82,7 +106,9 @@ def _check_course(run: Run) -> None:
     """Raises DataError or TrainingError where the splits or the training images cannot give what training and measuring want."""
     recipe = run.recipe
     if len(run.tables) == 1:
-        raise DataError("there is neither a validation nor a test split to measure on; set data.own_split or name them in data.splits.")
+        raise DataError(
+            "there is neither a validation nor a test split to measure on; set data.own_split or name them in data.splits."
+        )
     choosing = [name for name in recipe.methods if recipe.training(name).select == "validation"]
     if choosing and "validation" not in run.tables:
         raise DataError(
@@ -98,13 +124,22 @@ def estimate_cost(run: Run) -> dict[str, float]:
     `further_images` and `further_rows` are what may come on top, if the filter drops every try but the last of `spectrum.tries`.
     """
     requests, missing = missing_images(run)
-    further = [request for request in missing for _ in range(request.attempt + 1, run.recipe.spectrum.tries)]
+    further = [
+        request
+        for request in missing
+        for _ in range(request.attempt + 1, run.recipe.spectrum.tries)
+    ]
     rows = count_rows(run, missing)
     places = {name: row for row, name in enumerate(run.train.ids)}
     samples = list({request.source_id: request for request in requests}.values())[:16]
-    pictures = [to_size(run.train.image(places[each.source_id]), each.width, each.height).transpose(1, 2, 0) for each in samples]
+    pictures = [
+        to_size(run.train.image(places[each.source_id]), each.width, each.height).transpose(1, 2, 0)
+        for each in samples
+    ]
     encoded = [len(encode_image(picture, run.recipe.spectrum.encoding)) for picture in pictures]
-    height, width = Counter((request.height, request.width) for request in requests).most_common(1)[0][0]
+    height, width = Counter((request.height, request.width) for request in requests).most_common(1)[
+        0
+    ][0]
     return {
         "images": len(missing), "images_planned": len(requests), "unet_rows": rows,
         "seconds": rows / _engine(run).rows_per_second(height, width) if missing else 0.0, "bytes": len(missing) * float(np.mean(encoded)),
@@ -116,7 +151,9 @@ def count_rows(run: Run, requests: Sequence[Request]) -> int:
     """Rows that the network computes for these requests at the recipe's setting."""
     sampling = run.sampling
     scale = 1 if run.generator.distilled else sampling.guidance_scale
-    return unet_rows(requests, sampling.num_inference_steps, scale, sampling.fixed, sampling.guidance_interval)
+    return unet_rows(
+        requests, sampling.num_inference_steps, scale, sampling.fixed, sampling.guidance_interval
+    )
 
 
 def describe_cost(cost: dict[str, float]) -> str:
@@ -153,24 +190,38 @@ def generate(run: Run, share: Share = WHOLE, ray: str | None = None) -> Path:
             with _crew(run, missing, ray) as crew:
                 while missing:
                     if len(missing) < len(tried):
-                        say(f"generate: {len(tried) - len(missing)} of {len(tried)} images are there already")
+                        say(
+                            f"generate: {len(tried) - len(missing)} of {len(tried)} images are there already"
+                        )
                     with progress("generate", len(missing)) as advance:
                         crew.make(missing, advance)
                     tried, missing = missing_images(run, mine)
             work = crew.done
             encodes = f"{work.vae_encodes} VAE and {work.text_encodes} text encodes"
-            say(f"generate: {work.unet_rows} UNet rows in {work.unet_calls} calls, {work.slot_fill:.1%} of the slots filled, {encodes}")
+            say(
+                f"generate: {work.unet_rows} UNet rows in {work.unet_calls} calls, {work.slot_fill:.1%} of the slots filled, {encodes}"
+            )
         if share != WHOLE:
             tried, present = tries_so_far(run, plan)[0], run.spectrum.ids()
             left = sum(request.id not in present for request in tried)
-            say(f"generate: share {share} is done; {left} of {len(tried)} images of the whole plan are still to be made")
+            say(
+                f"generate: share {share} is done; {left} of {len(tried)} images of the whole plan are still to be made"
+            )
         return run.spectrum.folder
 
 
 def _tell_unused(run: Run) -> None:
     """Says which of the recipe's texts has no effect."""
-    if run.recipe.prompts.negative and not run.generator.plain and (run.generator.distilled or run.sampling.guidance_scale == 1):
-        why = f"{run.generator.family} has its guidance built in" if run.generator.distilled else "spectrum.guidance_scale is 1"
+    if (
+        run.recipe.prompts.negative
+        and not run.generator.plain
+        and (run.generator.distilled or run.sampling.guidance_scale == 1)
+    ):
+        why = (
+            f"{run.generator.family} has its guidance built in"
+            if run.generator.distilled
+            else "spectrum.guidance_scale is 1"
+        )
         say(f"generate: prompts.negative has no effect, for {why}")
 
 
@@ -201,7 +252,9 @@ def _crew(run: Run, requests: Sequence[Request], ray: str | None) -> Alone | Cre
     return crew.Crew(run, places) if len(places) > 1 else crew.Alone(run)
 
 
-def missing_images(run: Run, plan: Sequence[Request] | None = None) -> tuple[list[Request], list[Request]]:
+def missing_images(
+    run: Run, plan: Sequence[Request] | None = None
+) -> tuple[list[Request], list[Request]]:
     """(every try that the plan has come to, those that are to be made now), the second sorted by shape and otherwise as planned.
 
     `plan` is a part of the plan, by default all of it. When the second list is made, call again: with `spectrum.tries` > 1 there may be
@@ -221,7 +274,9 @@ def missing_images(run: Run, plan: Sequence[Request] | None = None) -> tuple[lis
     return tried, sorted(missing, key=lambda request: (request.width, request.height))
 
 
-def tries_so_far(run: Run, plan: Sequence[Request] | None = None) -> tuple[list[Request], list[Request]]:
+def tries_so_far(
+    run: Run, plan: Sequence[Request] | None = None
+) -> tuple[list[Request], list[Request]]:
     """(every try that the plan has come to by the scores that are known, those of them without a score); see `follow_tries`."""
     asked, spectrum = run.recipe.filter, run.recipe.spectrum
     plan = read_plan(run.path("plan.parquet")) if plan is None else plan
@@ -234,12 +289,16 @@ def tries_so_far(run: Run, plan: Sequence[Request] | None = None) -> tuple[list[
     def again(first: Request, attempt: int) -> Request:
         return planner.request(sources[first.source_id], first.level, first.seed, attempt)
 
-    return follow_tries(plan, again, known, lambda cosine: judge(cosine, asked.threshold).keep, spectrum.tries)
+    return follow_tries(
+        plan, again, known, lambda cosine: judge(cosine, asked.threshold).keep, spectrum.tries
+    )
 
 
 def _planned_sources(run: Run) -> list[dict[str, Any]]:
     """Rows of `hard.parquet` as the plan wants them: with the size of what is made of them, and captions where texts take them."""
-    hard = pq.read_table(run.path("hard.parquet"), columns=["id", "digest", "label", "width", "height"]).to_pylist()
+    hard = pq.read_table(
+        run.path("hard.parquet"), columns=["id", "digest", "label", "width", "height"]
+    ).to_pylist()
     for row in hard:
         row["width"], row["height"] = run.made_size(row["width"], row["height"])
     return with_captions(run, hard)
@@ -251,7 +310,14 @@ def make_worker(run: Run) -> Worker:
     scorer = ClipScorer(asked.checkpoint, filter_texts(run), run.device)
     engine = _engine(run)
     _compile(run, engine)
-    return Worker(engine, run.spectrum, run.sampling, scorer=scorer, scores=run.scores, shard_rows=run.recipe.runtime.shard_rows)
+    return Worker(
+        engine,
+        run.spectrum,
+        run.sampling,
+        scorer=scorer,
+        scores=run.scores,
+        shard_rows=run.recipe.runtime.shard_rows,
+    )
 
 
 class Sources:
@@ -266,7 +332,9 @@ class Sources:
         self.places = {name: row for row, name in enumerate(run.train.ids)}
         self.shapes: dict[str, tuple[int, int]] = {}
         self.expect(requests)
-        hard = pq.read_table(run.path("hard.parquet"), columns=["id", "digest", "width", "height"]).to_pylist()
+        hard = pq.read_table(
+            run.path("hard.parquet"), columns=["id", "digest", "width", "height"]
+        ).to_pylist()
         self.sizes = {row["id"]: (row["width"], row["height"]) for row in hard}
         self.digests = {row["id"]: row["digest"] for row in hard}
 
@@ -282,7 +350,10 @@ class Sources:
 def filter_texts(run: Run) -> dict[int, str]:
     """The plain prompt of each label that the filter compares images with."""
     asked, names = run.recipe.filter, run.recipe.prompts.names
-    return {label: fill(asked.template, names.get(name, name)) for label, name in enumerate(run.train.class_names)}
+    return {
+        label: fill(asked.template, names.get(name, name))
+        for label, name in enumerate(run.train.class_names)
+    }
 
 
 def filter_spectrum(run: Run) -> Path:
@@ -300,7 +371,10 @@ def filter_spectrum(run: Run) -> Path:
     if asked.rule == "alia":
         verdicts, told = alia_verdicts(run, requests, filter_texts(run)), "by ALIA's filters"
     else:
-        verdicts, told = [judge(known[request.id], asked.threshold) for request in requests], f"at clip_similarity >= {asked.threshold:g}"
+        verdicts, told = (
+            [judge(known[request.id], asked.threshold) for request in requests],
+            f"at clip_similarity >= {asked.threshold:g}",
+        )
     table = pa.table(
         {
             "id": [request.id for request in requests], "source_id": [request.source_id for request in requests],
@@ -311,7 +385,9 @@ def filter_spectrum(run: Run) -> Path:
         }
     )  # fmt: skip
     write_table(table, run.path("filter.parquet"))
-    say(f"filter: {sum(verdict.keep for verdict in verdicts)} of {len(verdicts)} images kept {told}")
+    say(
+        f"filter: {sum(verdict.keep for verdict in verdicts)} of {len(verdicts)} images kept {told}"
+    )
     return run.path("filter.parquet")
 
 
@@ -322,7 +398,9 @@ def _score(run: Run, requests: Sequence[Request]) -> None:
     with progress("filter", len(requests)) as advance:
         for first in range(0, len(requests), 512):
             part = requests[first : first + 512]
-            pictures = [decode_image(images[row]["image"]) for row in range(first, first + len(part))]
+            pictures = [
+                decode_image(images[row]["image"]) for row in range(first, first + len(part))
+            ]
             cosines = scorer(pictures, [request.label for request in part])
             run.scores.append(
                 [
@@ -335,12 +413,19 @@ def _score(run: Run, requests: Sequence[Request]) -> None:
 
 def _engine(run: Run) -> Engine | PlainEngine:
     asked, sampling = run.recipe.spectrum, run.sampling
-    settings: dict[str, Any] = {"num_inference_steps": sampling.num_inference_steps, "guidance_scale": sampling.guidance_scale}
+    settings: dict[str, Any] = {
+        "num_inference_steps": sampling.num_inference_steps,
+        "guidance_scale": sampling.guidance_scale,
+    }
     if run.generator.plain:
-        say(f"the engine does not know a {run.generator.family}: diffusers' own pipeline makes its images one by one, which is slower")
+        say(
+            f"the engine does not know a {run.generator.family}: diffusers' own pipeline makes its images one by one, which is slower"
+        )
         plain = PlainEngine(load_plain(run.address, asked.dtype, run.device), **settings)
         if unused := plain.unused():
-            say(f"generate: {' and '.join(unused)} ha{'s' if len(unused) == 1 else 've'} no effect: a {run.generator.family} takes none")
+            say(
+                f"generate: {' and '.join(unused)} ha{'s' if len(unused) == 1 else 've'} no effect: a {run.generator.family} takes none"
+            )
         return plain
     slots = run.recipe.runtime.slots
     engine = Engine(
@@ -360,14 +445,21 @@ def _compile(run: Run, engine: Engine | PlainEngine) -> None:
     asked = run.recipe.runtime.compile
     if asked is False or isinstance(engine, PlainEngine):
         return
-    if asked is None and (run.device.type != "cuda" or count_rows(run, read_plan(run.path("plan.parquet"))) < PAYS * engine.rows):
+    if asked is None and (
+        run.device.type != "cuda"
+        or count_rows(run, read_plan(run.path("plan.parquet"))) < PAYS * engine.rows
+    ):
         return
     say("generate: compiling the network, which takes a minute or more")
     try:
         engine.compile(run.sampling.size, run.sampling.size)
-    except Exception as error:  # compilers fail in many ways, and none of them is worth losing a run
+    except (
+        Exception
+    ) as error:  # compilers fail in many ways, and none of them is worth losing a run
         told = str(error).strip().splitlines() or [type(error).__name__]
-        say(f"torch.compile failed ({told[0]}); going on without, which is slower; runtime.compile: false leaves it out")
+        say(
+            f"torch.compile failed ({told[0]}); going on without, which is slower; runtime.compile: false leaves it out"
+        )
 
 
 def _scores_by(scores: Shards, scorer: str) -> dict[str, float]:

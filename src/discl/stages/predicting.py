@@ -24,9 +24,15 @@ def find_classifier(run: Path, method: str | None = None) -> Path:
         return run
     recipe = run / "recipe.yaml"
     methods = load_recipe(recipe).methods if recipe.exists() else {}
-    trained = {name: run / "train" / name for name in methods if (run / "train" / name / "model.safetensors").exists()}
+    trained = {
+        name: run / "train" / name
+        for name in methods
+        if (run / "train" / name / "model.safetensors").exists()
+    }
     if not trained:
-        raise RunError(f"{run} holds no trained classifier; expected {run}/train/METHOD/model.safetensors. Run `discl train` first.")
+        raise RunError(
+            f"{run} holds no trained classifier; expected {run}/train/METHOD/model.safetensors. Run `discl train` first."
+        )
     if method is not None and method not in trained:
         raise RunError(unknown("method", method, trained))
     return trained[method] if method is not None else list(trained.values())[-1]
@@ -41,15 +47,29 @@ def predict(
     `images` is an image file or a folder that is searched. Raises DataError where no image is found or one cannot be read.
     """
     where = Path(images)
-    files = [where] if where.is_file() else sorted(path for path in where.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = (
+        [where]
+        if where.is_file()
+        else sorted(path for path in where.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    )
     if not files:
-        raise DataError(f"'{where}' holds no image (none ends in {', '.join(sorted(IMAGE_SUFFIXES))}).")
+        raise DataError(
+            f"'{where}' holds no image (none ends in {', '.join(sorted(IMAGE_SUFFIXES))})."
+        )
     if not _is_there(device):
         raise RunError(f"there is no device '{device}' here; use --device cpu.")
     model, config = load_classifier(find_classifier(Path(run), method))
     table = [{"id": str(file), "image": {"bytes": None, "path": str(file)}} for file in files]
     pixels = Pixels([table], config.resize)
-    logits = predict_logits(model.to(device), pixels, np.arange(len(files)), config, torch.float32, device, on_progress=on_progress)
+    logits = predict_logits(
+        model.to(device),
+        pixels,
+        np.arange(len(files)),
+        config,
+        torch.float32,
+        device,
+        on_progress=on_progress,
+    )
     probabilities = softmax_rows(logits).numpy()
     target = Path(out)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +78,14 @@ def predict(
         writer.writerow(["image", "prediction", "probability", *config.class_names])
         for file, row in zip(files, probabilities, strict=True):
             best = int(row.argmax())
-            writer.writerow([file, config.class_names[best], f"{row[best]:.6f}", *(f"{value:.6f}" for value in row)])
+            writer.writerow(
+                [
+                    file,
+                    config.class_names[best],
+                    f"{row[best]:.6f}",
+                    *(f"{value:.6f}" for value in row),
+                ]
+            )
     return target
 
 

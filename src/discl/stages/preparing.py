@@ -40,11 +40,16 @@ def prepare_squares(run: Run) -> Path:
         missing = [row for row, key in enumerate(keys) if key not in present]
         present |= set(keys)
 
-        def square(row: int, table: ImageTable = table, keys: list[str] = keys, size: int = size) -> dict[str, Any]:
+        def square(
+            row: int, table: ImageTable = table, keys: list[str] = keys, size: int = size
+        ) -> dict[str, Any]:
             data = encode_image(to_square(table.image(row), size).transpose(1, 2, 0), ENCODING)
             return {"id": keys[row], "image": {"bytes": data, "path": None}}
 
-        with progress(f"prepare {split} images", len(missing)) as advance, ThreadPoolExecutor(os.cpu_count()) as threads:
+        with (
+            progress(f"prepare {split} images", len(missing)) as advance,
+            ThreadPoolExecutor(os.cpu_count()) as threads,
+        ):
             for first in range(0, len(missing), SHARD_ROWS):
                 part = missing[first : first + SHARD_ROWS]
                 store.append(list({row["id"]: row for row in threads.map(square, part)}.values()))
@@ -58,12 +63,20 @@ def prepared_table(run: Run, split: str, size: int) -> ImageTable:
     if not store.files():
         return table
     keys = _keys(run, split, size)
-    stored = Dataset.from_parquet([str(file) for file in store.files()], cache_dir=str(run.path("cache")))
+    stored = Dataset.from_parquet(
+        [str(file) for file in store.files()], cache_dir=str(run.path("cache"))
+    )
     place = {key: row for row, key in enumerate(stored.select_columns("id")[:]["id"])}
     if any(key not in place for key in keys):
-        say(f"prepared/ lacks some {split} images of {size} pixels, so the originals are read; `discl data prepare` makes them")
+        say(
+            f"prepared/ lacks some {split} images of {size} pixels, so the originals are read; `discl data prepare` makes them"
+        )
         return table
-    squares = stored.select([place[key] for key in keys]).select_columns("image").cast_column("image", ImageFeature(decode=False))
+    squares = (
+        stored.select([place[key] for key in keys])
+        .select_columns("image")
+        .cast_column("image", ImageFeature(decode=False))
+    )
     rows = table.rows.select_columns([name for name in table.rows.column_names if name != "image"])
     for name in rows.column_names:
         squares = squares.add_column(name, rows[name][:])
@@ -72,11 +85,20 @@ def prepared_table(run: Run, split: str, size: int) -> ImageTable:
 
 def _store(run: Run) -> Shards:
     return Shards(
-        run.path("prepared"), pa.schema([("id", pa.string()), ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])
+        run.path("prepared"),
+        pa.schema(
+            [
+                ("id", pa.string()),
+                ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            ]
+        ),
     )
 
 
 def _keys(run: Run, split: str, size: int) -> list[str]:
     """What determines each square: the picture's content and the size."""
     listed = pq.read_table(run.path("data.parquet"), columns=["split", "digest"])
-    return [digest(content, size) for content in listed.filter(pc.equal(listed["split"], split))["digest"].to_pylist()]
+    return [
+        digest(content, size)
+        for content in listed.filter(pc.equal(listed["split"], split))["digest"].to_pylist()
+    ]

@@ -64,7 +64,11 @@ def texts_by_label(run: Run) -> dict[int, list[str]]:
     """`{label: texts}` that prompts are drawn from; what a language model has to write is written first."""
     asked, names = run.recipe.prompts, run.train.class_names
     phrases = str(write_prompts(run)) if asked.endpoint is not None else asked.phrases
-    templates = asked.templates if asked.settings is None else with_settings(asked.templates, read_settings(write_prompts(run)))
+    templates = (
+        asked.templates
+        if asked.settings is None
+        else with_settings(asked.templates, read_settings(write_prompts(run)))
+    )
     texts = class_prompts(names, templates, phrases, asked.names)
     return {label: texts[name] for label, name in enumerate(names)}
 
@@ -95,7 +99,9 @@ def _describe_classes(run: Run, asked: EndpointSection) -> Path:
 
 def _reach(asked: Server, section: str) -> Endpoint:
     key = read_key(asked.key_variable)
-    return Endpoint(asked.url, asked.model, key, asked.parameters, asked.timeout, asked.retries, section=section)
+    return Endpoint(
+        asked.url, asked.model, key, asked.parameters, asked.timeout, asked.retries, section=section
+    )
 
 
 def _condense_captions(run: Run, asked: Settings) -> Path:
@@ -103,20 +109,36 @@ def _condense_captions(run: Run, asked: Settings) -> Path:
     path, prompts = run.path(SETTINGS), run.recipe.prompts
     if path.exists():
         return path
-    endpoint, names = _reach(asked.endpoint, "prompts.settings.endpoint"), spoken_names(run.train.class_names, prompts.names)
-    listed = pq.read_table(run.path("data.parquet"), columns=["id", "digest"], filters=[("split", "==", "train")]).to_pylist()
+    endpoint, names = (
+        _reach(asked.endpoint, "prompts.settings.endpoint"),
+        spoken_names(run.train.class_names, prompts.names),
+    )
+    listed = pq.read_table(
+        run.path("data.parquet"), columns=["id", "digest"], filters=[("split", "==", "train")]
+    ).to_pylist()
     sample = sorted(listed, key=lambda row: derive_seed("settings", row["id"]))[: asked.images]
     _caption_images(run, asked.captioner, sample)
     captions = _captions(run, asked.captioner)
-    shown = pick_captions([captions[row["digest"]] for row in sample if captions[row["digest"]]], asked.captions)
+    shown = pick_captions(
+        [captions[row["digest"]] for row in sample if captions[row["digest"]]], asked.captions
+    )
     if not shown:
         raise RunError(
             f"'{asked.captioner.checkpoint}' wrote an empty caption for all of {len(sample)} training images; take another model in "
             f"prompts.settings.captioner, or write the settings into {path} yourself, a list in YAML such as '- in a meadow at dusk'."
         )
-    say(f"settings: {asked.endpoint.model} condenses captions of {len(sample)} images, {len(shown)} of them and all different")
+    say(
+        f"settings: {asked.endpoint.model} condenses captions of {len(sample)} images, {len(shown)} of them and all different"
+    )
     forbidden = [asked.kind, *names.values()]
-    write_settings(path, lambda count: condense_request(shown, asked.kind, count), forbidden, endpoint, asked.count, asked.tries)
+    write_settings(
+        path,
+        lambda count: condense_request(shown, asked.kind, count),
+        forbidden,
+        endpoint,
+        asked.count,
+        asked.tries,
+    )
     return path
 
 
@@ -128,28 +150,42 @@ def _caption_images(run: Run, asked: Captions, rows: Sequence[Mapping[str, Any]]
     missing = list({row["digest"]: row for row in rows if row["digest"] not in known}.values())
     if not missing:
         return run.path("captions")
-    captioner = Captioner(asked.checkpoint, asked.prompt, asked.max_new_tokens, asked.dtype, run.device)
+    captioner = Captioner(
+        asked.checkpoint, asked.prompt, asked.max_new_tokens, asked.dtype, run.device
+    )
     places, empty = {name: row for row, name in enumerate(train.ids)}, 0
 
     with progress("captions", len(missing)) as advance:
         for first in range(0, len(missing), CAPTIONED_AT_ONCE):
             part = missing[first : first + CAPTIONED_AT_ONCE]
-            captions = captioner([run.checked_image(places[row["id"]], row["digest"]) for row in part])
+            captions = captioner(
+                [run.checked_image(places[row["id"]], row["digest"]) for row in part]
+            )
             empty += captions.count("")
             store.append(
                 [
-                    {"id": digest(row["digest"], captioner_id), "image": row["digest"], "captioner": captioner_id, "caption": caption}
+                    {
+                        "id": digest(row["digest"], captioner_id),
+                        "image": row["digest"],
+                        "captioner": captioner_id,
+                        "caption": caption,
+                    }
                     for row, caption in zip(part, captions, strict=True)
                 ]
             )
             advance(len(part))
     if empty:
-        say(f"captions: {empty} of {len(missing)} images got an empty one, which adds nothing to a prompt")
+        say(
+            f"captions: {empty} of {len(missing)} images got an empty one, which adds nothing to a prompt"
+        )
     return run.path("captions")
 
 
 def _caption_shards(run: Run) -> Shards:
-    return Shards(run.path("captions"), pa.schema([(name, pa.string()) for name in ("id", "image", "captioner", "caption")]))
+    return Shards(
+        run.path("captions"),
+        pa.schema([(name, pa.string()) for name in ("id", "image", "captioner", "caption")]),
+    )
 
 
 def _captioner_id(asked: Captions) -> str:
@@ -159,4 +195,8 @@ def _captioner_id(asked: Captions) -> str:
 def _captions(run: Run, asked: Captions) -> dict[str, str]:
     """`{digest of the image: caption}` by the captioner that the recipe names."""
     captioner = _captioner_id(asked)
-    return {row["image"]: row["caption"] for row in _caption_shards(run).read().to_pylist() if row["captioner"] == captioner}
+    return {
+        row["image"]: row["caption"]
+        for row in _caption_shards(run).read().to_pylist()
+        if row["captioner"] == captioner
+    }

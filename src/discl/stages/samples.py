@@ -22,7 +22,11 @@ def kept_images(run: Run, threshold: float | None = None) -> Dataset:
     verdicts = [
         verdict
         for verdict in pq.read_table(run.path("filter.parquet")).to_pylist()
-        if (verdict["keep"] if threshold is None else judge(verdict["clip_similarity"], threshold).keep)
+        if (
+            verdict["keep"]
+            if threshold is None
+            else judge(verdict["clip_similarity"], threshold).keep
+        )
     ]
     images = stored_images(run, [verdict["id"] for verdict in verdicts])
     for name in ("label", "level"):
@@ -44,7 +48,9 @@ def make_pool(real: ImageTable, hard: np.ndarray, synthetic: Dataset) -> Pool:
     count, extra = len(real), len(synthetic)
     return Pool(
         labels=np.concatenate([real.labels, np.asarray(synthetic["label"], np.int64)]),
-        levels=np.concatenate([np.full(count, REAL.percent), np.asarray(synthetic["level"], np.int64)]),
+        levels=np.concatenate(
+            [np.full(count, REAL.percent), np.asarray(synthetic["level"], np.int64)]
+        ),
         synthetic=np.repeat([False, True], [count, extra]),
         hard=np.concatenate([hard, np.zeros(extra, bool)]),
         class_names=real.class_names,

@@ -41,11 +41,19 @@ def default_grid(num_inference_steps: int, fixed: bool = False) -> tuple[Guidanc
     """0, 10, …, 90 per cent, as far as they leave a denoising step; or T of 1,000 training steps, where every level takes T."""
     levels = (GuidanceLevel(percent) for percent in range(0, 100, 10))
     return tuple(
-        level for level in levels if (level.start_step(1000) >= num_inference_steps if fixed else level.start_step(num_inference_steps))
+        level
+        for level in levels
+        if (
+            level.start_step(1000) >= num_inference_steps
+            if fixed
+            else level.start_step(num_inference_steps)
+        )
     )
 
 
-def survey_levels(run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | None = None, seeds: int = 1) -> Path:
+def survey_levels(
+    run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | None = None, seeds: int = 1
+) -> Path:
     """Measures the spectrum of up to `sources` hard images over `grid` and writes `levels/levels.{json,md,csv}`; returns the first.
 
     `run` has its hard images and texts already. Raises RecipeError for a grid that is empty, has the real level in it, or a level
@@ -55,13 +63,18 @@ def survey_levels(run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | N
     steps, fixed = asked.num_inference_steps, asked.steps == "fixed"
     levels = sorted(set(default_grid(steps, fixed) if grid is None else grid))
     if not levels or sources < 1 or seeds < 1:
-        raise RecipeError(f"a survey needs at least one level, source and seed; got {len(levels)}, {sources} and {seeds}.")
+        raise RecipeError(
+            f"a survey needs at least one level, source and seed; got {len(levels)}, {sources} and {seeds}."
+        )
     check_levels(levels, 100 * steps if fixed else steps)
     check_generator(run.address, steps, asked.size, levels, fixed, asked.guidance_interval)
     survey = survey_run(run, levels, seeds)
     survey.folder.mkdir(parents=True, exist_ok=True)
     hard = pq.read_table(run.path("hard.parquet"))
-    write_table(hard.take(choose_sample(hard["id"].to_pylist(), hard["label"].to_pylist(), sources)), survey.path("hard.parquet"))
+    write_table(
+        hard.take(choose_sample(hard["id"].to_pylist(), hard["label"].to_pylist(), sources)),
+        survey.path("hard.parquet"),
+    )
     make_plan(survey, for_training=False)
     generate(survey)
     filter_spectrum(survey)
@@ -77,12 +90,21 @@ def survey_run(run: Run, levels: Sequence[GuidanceLevel], seeds: int) -> Run:
 
     The filter goes by similarity whatever the recipe's rule is, for a threshold is what the survey proposes.
     """
-    spectrum = run.recipe.spectrum.model_copy(update={"levels": list(levels), "seeds": seeds, "tries": 1})
+    spectrum = run.recipe.spectrum.model_copy(
+        update={"levels": list(levels), "seeds": seeds, "tries": 1}
+    )
     store = None if run.recipe.runtime.store is None else str(run.place(FOLDER))
     runtime = run.recipe.runtime.model_copy(update={"store": store})
     threshold = run.recipe.filter.model_copy(update={"rule": "threshold"})
-    recipe = run.recipe.model_copy(update={"spectrum": spectrum, "runtime": runtime, "filter": threshold})
-    return replace(run, recipe=recipe, folder=run.folder / FOLDER, borrowed={name: run.path(name) for name in SHARED})
+    recipe = run.recipe.model_copy(
+        update={"spectrum": spectrum, "runtime": runtime, "filter": threshold}
+    )
+    return replace(
+        run,
+        recipe=recipe,
+        folder=run.folder / FOLDER,
+        borrowed={name: run.path(name) for name in SHARED},
+    )
 
 
 def choose_sample(ids: Sequence[str], labels: Sequence[int], count: int) -> list[int]:
@@ -90,7 +112,11 @@ def choose_sample(ids: Sequence[str], labels: Sequence[int], count: int) -> list
     of_class: dict[int, list[int]] = {}
     for row in sorted(range(len(ids)), key=lambda row: digest("survey", ids[row])):
         of_class.setdefault(labels[row], []).append(row)
-    turns = [(turn, place, row) for place, rows in enumerate(of_class.values()) for turn, row in enumerate(rows)]
+    turns = [
+        (turn, place, row)
+        for place, rows in enumerate(of_class.values())
+        for turn, row in enumerate(rows)
+    ]
     return sorted(row for _, _, row in sorted(turns)[:count])
 
 
@@ -109,20 +135,32 @@ def _measure(survey: Run) -> tuple[dict[int, Measured], np.ndarray, float | None
     for level in sorted({row["level"] for row in verdicts}):
         rows = [row for row in verdicts if row["level"] == level]
         measured[level] = Measured(
-            np.asarray([cosines[row["id"]] for row in rows]), np.asarray([row["clip_similarity"] for row in rows], np.float64)
+            np.asarray([cosines[row["id"]] for row in rows]),
+            np.asarray([row["clip_similarity"] for row in rows], np.float64),
         )
-    return measured, real_text, _pair_similarity(train, [places[row["id"]] for row in hard], scorer, list(real.values()))
+    return (
+        measured,
+        real_text,
+        _pair_similarity(train, [places[row["id"]] for row in hard], scorer, list(real.values())),
+    )
 
 
 def _image_similarities(
-    survey: Run, scorer: ClipScorer, verdicts: Sequence[Mapping[str, Any]], real: Mapping[str, np.ndarray]
+    survey: Run,
+    scorer: ClipScorer,
+    verdicts: Sequence[Mapping[str, Any]],
+    real: Mapping[str, np.ndarray],
 ) -> dict[str, float]:
     """`{id: cosine with its source}`, measured where it is not known yet."""
     columns = [("id", pa.string()), ("clip", pa.string()), ("image_similarity", pa.float32())]
     store = Shards(survey.path("similarity"), pa.schema(columns), ("id", "clip"))
     store.clear_unfinished()
     clip = checkpoint_digest(find_clip(survey.recipe.filter.checkpoint))
-    known = {row["id"]: row["image_similarity"] for row in store.read().to_pylist() if row["clip"] == clip}
+    known = {
+        row["id"]: row["image_similarity"]
+        for row in store.read().to_pylist()
+        if row["clip"] == clip
+    }
     missing = [row for row in verdicts if row["id"] not in known]
     if not missing:
         return known
@@ -130,15 +168,27 @@ def _image_similarities(
     with progress("image similarity", len(missing)) as advance:
         for first in range(0, len(missing), AT_ONCE):
             part = missing[first : first + AT_ONCE]
-            embedded = scorer.embed([decode_image(images[row]["image"]) for row in range(first, first + len(part))])
-            found = [float(each @ real[row["source_id"]]) for row, each in zip(part, embedded, strict=True)]
-            store.append([{"id": row["id"], "clip": clip, "image_similarity": cosine} for row, cosine in zip(part, found, strict=True)])
+            embedded = scorer.embed(
+                [decode_image(images[row]["image"]) for row in range(first, first + len(part))]
+            )
+            found = [
+                float(each @ real[row["source_id"]])
+                for row, each in zip(part, embedded, strict=True)
+            ]
+            store.append(
+                [
+                    {"id": row["id"], "clip": clip, "image_similarity": cosine}
+                    for row, cosine in zip(part, found, strict=True)
+                ]
+            )
             known |= {row["id"]: cosine for row, cosine in zip(part, found, strict=True)}
             advance(len(part))
     return known
 
 
-def _pair_similarity(train: ImageTable, rows: Sequence[int], scorer: ClipScorer, embedded: Sequence[np.ndarray]) -> float | None:
+def _pair_similarity(
+    train: ImageTable, rows: Sequence[int], scorer: ClipScorer, embedded: Sequence[np.ndarray]
+) -> float | None:
     """Mean cosine of each of these training images with another one of its class; None where no class has two."""
     of_class: dict[int, list[int]] = {}
     for row in sorted(range(len(train)), key=lambda row: digest("pair", train.ids[row])):
@@ -155,12 +205,28 @@ def _pair_similarity(train: ImageTable, rows: Sequence[int], scorer: ClipScorer,
     return float(np.mean([mine[row] @ other for row, other in zip(partners, theirs, strict=True)]))
 
 
-def _summary(run: Run, survey: Run, measured: Mapping[int, Measured], real_text: np.ndarray, pair: float | None) -> dict[str, Any]:
+def _summary(
+    run: Run,
+    survey: Run,
+    measured: Mapping[int, Measured],
+    real_text: np.ndarray,
+    pair: float | None,
+) -> dict[str, Any]:
     recipe = run.recipe
-    scales = [method.synthetic_scale for method in recipe.methods.values() if method.strategy != "real-only"]
+    scales = [
+        method.synthetic_scale
+        for method in recipe.methods.values()
+        if method.strategy != "real-only"
+    ]
     scale, seeds = max(scales, default=3.0), recipe.spectrum.seeds
-    proposal = propose(measured, real_text, pair, scale=scale, seeds=seeds, tries=recipe.spectrum.tries)
-    asked, steps, fixed = recipe.filter.threshold, recipe.spectrum.num_inference_steps, recipe.spectrum.steps == "fixed"
+    proposal = propose(
+        measured, real_text, pair, scale=scale, seeds=seeds, tries=recipe.spectrum.tries
+    )
+    asked, steps, fixed = (
+        recipe.filter.threshold,
+        recipe.spectrum.num_inference_steps,
+        recipe.spectrum.steps == "fixed",
+    )
     rows = [
         {
             "level": level, "steps": steps if fixed else GuidanceLevel(level).start_step(steps),
@@ -184,12 +250,22 @@ def _plain(proposal: Proposal, poor: bool) -> dict[str, Any]:
             "the hard images are poor ones: for such the paper took high levels (50, 70, 90), which this rule does not know of; "
             "look at the pictures."
         )
-    return {"levels": list(proposal.levels), "threshold": proposal.threshold, "bound": proposal.bound, "reasons": reasons}
+    return {
+        "levels": list(proposal.levels),
+        "threshold": proposal.threshold,
+        "bound": proposal.bound,
+        "reasons": reasons,
+    }
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:
     low, middle, high = np.percentile(values, [25, 50, 75])
-    return {"mean": float(values.mean()), "quarter": float(low), "median": float(middle), "three_quarters": float(high)}
+    return {
+        "mean": float(values.mean()),
+        "quarter": float(low),
+        "median": float(middle),
+        "three_quarters": float(high),
+    }
 
 
 def as_csv(found: Mapping[str, Any]) -> str:
@@ -202,9 +278,28 @@ def as_csv(found: Mapping[str, Any]) -> str:
     )  # fmt: skip
     for row in found["levels"]:
         means = (f"{row[name]['mean']:.4f}" for name in ("image_similarity", "text_similarity"))
-        writer.writerow((row["level"], row["steps"], row["images"], *means, f"{row['kept']:.4f}", f"{row['kept_at_proposal']:.4f}"))
+        writer.writerow(
+            (
+                row["level"],
+                row["steps"],
+                row["images"],
+                *means,
+                f"{row['kept']:.4f}",
+                f"{row['kept_at_proposal']:.4f}",
+            )
+        )
     real = found["real"]
-    writer.writerow((REAL.percent, 0, found["sources"], "1.0000", f"{real['text_similarity']['mean']:.4f}", f"{real['kept']:.4f}", ""))
+    writer.writerow(
+        (
+            REAL.percent,
+            0,
+            found["sources"],
+            "1.0000",
+            f"{real['text_similarity']['mean']:.4f}",
+            f"{real['kept']:.4f}",
+            "",
+        )
+    )
     return text.getvalue()
 
 
@@ -220,10 +315,16 @@ def as_markdown(found: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     for row in found["levels"]:
         chosen = "proposed" if row["level"] in proposal["levels"] else ""
-        means = " | ".join(f"{row[name]['mean']:.3f}" for name in ("image_similarity", "text_similarity"))
-        lines.append(f"| {row['level']} | {row['steps']} | {means} | {row['kept']:.0%} | {row['kept_at_proposal']:.0%} | {chosen} |")
+        means = " | ".join(
+            f"{row[name]['mean']:.3f}" for name in ("image_similarity", "text_similarity")
+        )
+        lines.append(
+            f"| {row['level']} | {row['steps']} | {means} | {row['kept']:.0%} | {row['kept_at_proposal']:.0%} | {chosen} |"
+        )
     real = found["real"]
-    lines.append(f"| real | – | 1 | {real['text_similarity']['mean']:.3f} | {real['kept']:.0%} | | |")
+    lines.append(
+        f"| real | – | 1 | {real['text_similarity']['mean']:.3f} | {real['kept']:.0%} | | |"
+    )
     if real["pair_similarity"] is not None:
         lines += ["", f"Two real images of one class: {real['pair_similarity']:.3f}."]
     lines += ["", "## Proposal", "", *(f"- {reason}" for reason in proposal["reasons"])]
@@ -233,5 +334,8 @@ def as_markdown(found: Mapping[str, Any]) -> str:
 def snippet(found: Mapping[str, Any]) -> str:
     """The proposal as lines of a recipe."""
     proposal = found["proposal"]
-    tree = {"spectrum": {"levels": proposal["levels"]}, "filter": {"threshold": proposal["threshold"]}}
+    tree = {
+        "spectrum": {"levels": proposal["levels"]},
+        "filter": {"threshold": proposal["threshold"]},
+    }
     return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None)

@@ -36,7 +36,11 @@ def _hard(rule: Hard) -> str:
 
 
 def _seeds(asked: Spectrum) -> str:
-    tries = f", each drawn up to {asked.tries} times until the filter keeps one" if asked.tries > 1 else ""
+    tries = (
+        f", each drawn up to {asked.tries} times until the filter keeps one"
+        if asked.tries > 1
+        else ""
+    )
     return f"{asked.seeds} per hard image and level{tries}"
 
 
@@ -72,24 +76,40 @@ def _prompts(asked: Prompts) -> str:
     texts = "; ".join(f"“{template}”" for template in asked.templates)
     if asked.settings is not None:
         return f"{texts}, settings by {public_name(asked.settings.endpoint.model)}, perhaps edited; one drawn per source and seed"
-    return texts if asked.captions is None else f"{texts}, captions by {public_name(asked.captions.checkpoint)}"
+    return (
+        texts
+        if asked.captions is None
+        else f"{texts}, captions by {public_name(asked.captions.checkpoint)}"
+    )
 
 
 def _options(recipe: Recipe, generator: Generator) -> dict[str, str]:
     """Lines of what only some runs ask for."""
     asked, facts = recipe.spectrum, {}
     if recipe.prompts.negative:
-        unused = "" if _is_guided(asked, generator) else "; without effect, for there is no guidance that leads away from it"
+        unused = (
+            ""
+            if _is_guided(asked, generator)
+            else "; without effect, for there is no guidance that leads away from it"
+        )
         facts["negative prompt"] = f"“{recipe.prompts.negative}”{unused}"
     if recipe.prompts.names:
-        facts["names in prompts"] = f"other than in this data set for {len(recipe.prompts.names)} of the classes"
+        facts["names in prompts"] = (
+            f"other than in this data set for {len(recipe.prompts.names)} of the classes"
+        )
     if asked.guidance_interval != (0.0, 1.0):
         low, high = asked.guidance_interval
-        facts["guidance interval"] = f"guided only at noise shares in ({low:g}, {high:g}], 1 being pure noise"
+        facts["guidance interval"] = (
+            f"guided only at noise shares in ({low:g}, {high:g}], 1 being pure noise"
+        )
     if generator.aesthetic:
-        facts["aesthetic score"] = f"{AESTHETIC_SCORE:g}, and {NEGATIVE_AESTHETIC_SCORE:g} for what guidance leads away from"
+        facts["aesthetic score"] = (
+            f"{AESTHETIC_SCORE:g}, and {NEGATIVE_AESTHETIC_SCORE:g} for what guidance leads away from"
+        )
     if asked.loras:
-        facts["LoRA"] = ", ".join(f"{public_name(lora.path)} × {lora.scale:g}" for lora in asked.loras)
+        facts["LoRA"] = ", ".join(
+            f"{public_name(lora.path)} × {lora.scale:g}" for lora in asked.loras
+        )
     return facts
 
 

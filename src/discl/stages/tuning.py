@@ -42,7 +42,9 @@ def tune(run: Run) -> Recipe:
     trials = {name: plan_trials(run.recipe, name) for name in run.recipe.methods}
     for name, planned in trials.items():
         if len(planned) < asked.trials:
-            say(f"tune: {name} has {len(planned)} trials instead of {asked.trials}, for its space holds no more")
+            say(
+                f"tune: {name} has {len(planned)} trials instead of {asked.trials}, for its space holds no more"
+            )
     searched = _trial_run(run, trials)
     processes = current_processes()
     judged = processes.alone(lambda: divide(run, searched))
@@ -51,7 +53,10 @@ def tune(run: Run) -> Recipe:
     processes.alone(lambda: evaluate(searched))
     results = json.loads(searched.path("results.json").read_text())
     figures = {
-        name: [judge_trial(results[_row(name, number)], asked.metric) for number in range(len(each))] for name, each in trials.items()
+        name: [
+            judge_trial(results[_row(name, number)], asked.metric) for number in range(len(each))
+        ]
+        for name, each in trials.items()
     }
     best = {}
     for name, each in figures.items():
@@ -69,7 +74,11 @@ def tune(run: Run) -> Recipe:
             for name in trials
         },
     }  # fmt: skip
-    processes.alone(lambda: write_text(searched.folder.parent / "trials.json", json.dumps(told, indent=2, ensure_ascii=False)))
+    processes.alone(
+        lambda: write_text(
+            searched.folder.parent / "trials.json", json.dumps(told, indent=2, ensure_ascii=False)
+        )
+    )
     return with_methods(run.recipe, {name: (name, best[name]) for name in trials})
 
 
@@ -83,10 +92,20 @@ def plan_trials(recipe: Recipe, name: str) -> list[Settings]:
     if method.fine_tune == "zero-shot":
         return [{}]
     rate = recipe.training(name).optimizer.lr
-    space = {**(asked.space or {"train.optimizer.lr": [rate / 3, rate * 3]}), **asked.methods.get(name, {})}
-    stated = {**method.model_dump(mode="json"), "train": recipe.training(name).model_dump(mode="json")}
+    space = {
+        **(asked.space or {"train.optimizer.lr": [rate / 3, rate * 3]}),
+        **asked.methods.get(name, {}),
+    }
+    stated = {
+        **method.model_dump(mode="json"),
+        "train": recipe.training(name).model_dump(mode="json"),
+    }
     settings = [dict(zip(space, values, strict=True)) for values in product(*space.values())]
-    others = [each for each in settings if any(_value(stated, key) != value for key, value in each.items())]
+    others = [
+        each
+        for each in settings
+        if any(_value(stated, key) != value for key, value in each.items())
+    ]
     wanted = asked.trials - 1
     if len(others) > wanted:
         rng = np.random.default_rng(derive_seed("trials", asked.seed, name))
@@ -103,11 +122,18 @@ def tuned_run(run: Run, recipe: Recipe) -> Run:
 def describe_tuning(run: Run) -> list[str]:
     """What was searched, and what was chosen for each method."""
     told = json.loads((run.folder / "trials.json").read_text())
-    lines = [f"Settings chosen by {told['metric']} on {told['judged_on']}; the test images took no part."]
+    lines = [
+        f"Settings chosen by {told['metric']} on {told['judged_on']}; the test images took no part."
+    ]
     for name, each in told["methods"].items():
-        chosen = ", ".join(f"{key} = {public_name(str(value))}" for key, value in each["chosen"].items()) or "as it stands"
+        chosen = (
+            ", ".join(f"{key} = {public_name(str(value))}" for key, value in each["chosen"].items())
+            or "as it stands"
+        )
         figures = [trial["figure"] for trial in each["trials"]]
-        lines.append(f"{name}: {chosen} ({100 * max(figures):.1f}, the worst of {len(figures)} trials {100 * min(figures):.1f})")
+        lines.append(
+            f"{name}: {chosen} ({100 * max(figures):.1f}, the worst of {len(figures)} trials {100 * min(figures):.1f})"
+        )
     return lines
 
 
@@ -117,13 +143,26 @@ def _row(name: str, number: int) -> str:
 
 def _trial_run(run: Run, trials: Mapping[str, list[Settings]]) -> Run:
     """A run whose methods are all trials, on the spectrum and scores of `run`."""
-    named = {_row(name, number): (name, each) for name, planned in trials.items() for number, each in enumerate(planned)}
-    evaluated = run.recipe.evaluate.model_copy(update={"weight_ensembling": []})  # α is chosen on validation later, and judges no trial
-    recipe = with_methods(run.recipe.model_copy(update={"evaluate": evaluated}), named, run.recipe.compare.tune.train)
+    named = {
+        _row(name, number): (name, each)
+        for name, planned in trials.items()
+        for number, each in enumerate(planned)
+    }
+    evaluated = run.recipe.evaluate.model_copy(
+        update={"weight_ensembling": []}
+    )  # α is chosen on validation later, and judges no trial
+    recipe = with_methods(
+        run.recipe.model_copy(update={"evaluate": evaluated}), named, run.recipe.compare.tune.train
+    )
     folder = run.folder / "tuned" / "trials"
     folder.mkdir(parents=True, exist_ok=True)
     return replace(
-        run, recipe=recipe, folder=folder, borrowed={name: run.path(name) for name in ("spectrum", "scores", "cache", "prepared", "former")}
+        run,
+        recipe=recipe,
+        folder=folder,
+        borrowed={
+            name: run.path(name) for name in ("spectrum", "scores", "cache", "prepared", "former")
+        },
     )
 
 
@@ -140,13 +179,26 @@ def divide(run: Run, searched: Run) -> str:
     else:
         share = asked.hold_out or HELD_OUT
         units = listed_units(pa.Table.from_pandas(training, preserve_index=False))
-        parts = split_rows(training["id"].tolist(), training["label"].tolist(), units, {"validation": share}, asked.seed)
+        parts = split_rows(
+            training["id"].tolist(),
+            training["label"].tolist(),
+            units,
+            {"validation": share},
+            asked.seed,
+        )
         judged = f"{len(parts['validation'])} of the {len(training)} training images, held out"
         validation = training.iloc[parts["validation"]].assign(split="validation")
         training = training.iloc[parts["train"]]
-    write_table(pa.Table.from_pandas(pd.concat([training, validation]), preserve_index=False), searched.path("data.parquet"))
+    write_table(
+        pa.Table.from_pandas(pd.concat([training, validation]), preserve_index=False),
+        searched.path("data.parquet"),
+    )
     used = pa.array(training["id"], pa.string())
-    for name, column in (("hard.parquet", "id"), ("plan.parquet", "source_id"), ("filter.parquet", "source_id")):
+    for name, column in (
+        ("hard.parquet", "id"),
+        ("plan.parquet", "source_id"),
+        ("filter.parquet", "source_id"),
+    ):
         table = pq.read_table(run.path(name))
         write_table(table.filter(pc.is_in(table[column], used)), searched.path(name))
     return judged
@@ -155,7 +207,11 @@ def divide(run: Run, searched: Run) -> str:
 def judge_trial(row: Mapping[str, Any], metric: str) -> float:
     """A trial's figure on validation; balanced accuracy is the mean over the classes that have images there."""
     measured = row["validation"]
-    return float(np.mean(list(measured["per_class"].values()))) if metric == "balanced_accuracy" else measured[metric]
+    return (
+        float(np.mean(list(measured["per_class"].values())))
+        if metric == "balanced_accuracy"
+        else measured[metric]
+    )
 
 
 def adjustment_of(results: Mapping[str, Any], row: str) -> Settings:
@@ -167,7 +223,11 @@ def adjustment_of(results: Mapping[str, Any], row: str) -> Settings:
     return {"adjustment.prior": prior, "adjustment.tau": tau}
 
 
-def with_methods(recipe: Recipe, named: Mapping[str, tuple[str, Settings]], train: Mapping[str, Any] | None = None) -> Recipe:
+def with_methods(
+    recipe: Recipe,
+    named: Mapping[str, tuple[str, Settings]],
+    train: Mapping[str, Any] | None = None,
+) -> Recipe:
     """The recipe with these methods alone: `{new name: (name of a method, what is laid over it)}`. Raises RecipeError if one cannot be."""
     tree = recipe.plain()
     methods = {}
@@ -176,11 +236,18 @@ def with_methods(recipe: Recipe, named: Mapping[str, tuple[str, Settings]], trai
         for key, value in settings.items():
             method = _laid(method, key.split("."), value)
         methods[new] = method
-    tree |= {"methods": methods, "baseline": recipe.baseline if recipe.baseline in methods else None}
+    tree |= {
+        "methods": methods,
+        "baseline": recipe.baseline if recipe.baseline in methods else None,
+    }
     if train:
         tree["train"] = overlaid(tree["train"], train)
-        for method in methods.values():  # trials of one length, also for a method with a length of its own
-            method["train"] = overlaid(method["train"], train) if method.get("train") else method.get("train")
+        for (
+            method
+        ) in methods.values():  # trials of one length, also for a method with a length of its own
+            method["train"] = (
+                overlaid(method["train"], train) if method.get("train") else method.get("train")
+            )
     del tree["compare"]["tune"]  # which may name methods that are not among these
     return validate(tree)
 
@@ -188,7 +255,9 @@ def with_methods(recipe: Recipe, named: Mapping[str, tuple[str, Settings]], trai
 def _laid(below: Any, keys: list[str], value: Any) -> Any:
     if not keys:
         return value
-    branch = {"name": below} if isinstance(below, str) else below or {}  # {system: cuda} is short for {system: {name: cuda}}
+    branch = (
+        {"name": below} if isinstance(below, str) else below or {}
+    )  # {system: cuda} is short for {system: {name: cuda}}
     return {**branch, keys[0]: _laid(branch.get(keys[0]), keys[1:], value)}
 
 

@@ -36,7 +36,16 @@ READERS: dict[str, Callable[[Source], dict[str, ImageTable]]] = {
     "coco": read_coco,
 }
 
-__all__ = ["IMAGE_SUFFIXES", "READERS", "SPLIT_NAMES", "Source", "format_of", "guess_columns", "read_tables", "too_few_classes"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "READERS",
+    "SPLIT_NAMES",
+    "Source",
+    "format_of",
+    "guess_columns",
+    "read_tables",
+    "too_few_classes",
+]
 
 
 def read_tables(
@@ -57,12 +66,16 @@ def read_tables(
     if kind not in READERS:
         raise DataError(unknown("data.format", kind, READERS))
     if images is not None and kind != "manifest":
-        raise DataError(f"data.images is the folder of the images that a list names, but '{root}' is read as {kind}; leave it out.")
+        raise DataError(
+            f"data.images is the folder of the images that a list names, but '{root}' is read as {kind}; leave it out."
+        )
     if kind != "hub" and not source.path.exists():
         raise DataError(missing(source, kind))
     found = READERS[kind](source)
     tables = _rename_splits(found, source.splits, root)
-    unused = [name for name, table in found.items() if not any(table is each for each in tables.values())]
+    unused = [
+        name for name, table in found.items() if not any(table is each for each in tables.values())
+    ]
     if unused:
         on_unused(unused)
     return tables
@@ -98,7 +111,9 @@ def _guess_kind(source: Source) -> str:
         return "hub"
     if not path.exists():
         raise DataError(missing(source, "auto"))
-    raise DataError(f"data.root '{root}' is no Parquet, CSV or tar file; name such a file, or a folder laid out as\n{tree('imagefolder')}")
+    raise DataError(
+        f"data.root '{root}' is no Parquet, CSV or tar file; name such a file, or a folder laid out as\n{tree('imagefolder')}"
+    )
 
 
 def _guess_folder(path: Path, source: Source) -> str:
@@ -119,9 +134,13 @@ def _guess_folder(path: Path, source: Source) -> str:
     if is_pickled(path):
         return "cifar"
     for kind, patterns in marks.items():
-        if kind == "parquet" and any(_lists_paths(file, source) for file in sorted(path.glob("*.parquet"))[:1]):
+        if kind == "parquet" and any(
+            _lists_paths(file, source) for file in sorted(path.glob("*.parquet"))[:1]
+        ):
             return "manifest"
-        if holds(*patterns) and not (kind in {"manifest", "wilds"} and not _lists_images(path, kind)):
+        if holds(*patterns) and not (
+            kind in {"manifest", "wilds"} and not _lists_images(path, kind)
+        ):
             return kind
     return "imagefolder"
 
@@ -133,24 +152,41 @@ def _lists_paths(file: Path, source: Source) -> bool:
     except (OSError, pa.ArrowInvalid):
         return False
     usual = ("image", "img", "path")
-    name = next((each for each in (source.columns.get("image"), *usual) if each in schema.names), None)
-    return name is not None and (pa.types.is_string(kind := schema.field(name).type) or pa.types.is_large_string(kind))
+    name = next(
+        (each for each in (source.columns.get("image"), *usual) if each in schema.names), None
+    )
+    return name is not None and (
+        pa.types.is_string(kind := schema.field(name).type) or pa.types.is_large_string(kind)
+    )
 
 
 def _lists_images(path: Path, kind: str) -> bool:
     """Whether a CSV at the root is the list of images, and not something beside folders of classes."""
-    file = path / "metadata.csv" if kind == "wilds" else next(iter([*path.glob("*.csv"), *path.glob("*.tsv")]))
+    file = (
+        path / "metadata.csv"
+        if kind == "wilds"
+        else next(iter([*path.glob("*.csv"), *path.glob("*.tsv")]))
+    )
     heading = file.open(encoding="utf-8", errors="replace").readline()
-    return all(name in heading for name in (("split", "filename") if kind == "wilds" else ("path", "label")))
+    return all(
+        name in heading
+        for name in (("split", "filename") if kind == "wilds" else ("path", "label"))
+    )
 
 
-def _rename_splits(tables: dict[str, ImageTable], splits: Mapping[str, str], root: str) -> dict[str, ImageTable]:
+def _rename_splits(
+    tables: dict[str, ImageTable], splits: Mapping[str, str], root: str
+) -> dict[str, ImageTable]:
     result = {}
     for ours, usual in SPLIT_NAMES.items():
         theirs = splits.get(ours)
         if theirs is not None and theirs not in tables:
-            raise DataError(f"data.splits.{ours}: '{root}' has no such split: {unknown('split', theirs, tables)}")
-        free = [name for name in tables if name not in splits.values()]  # what the user gave another name is not taken twice
+            raise DataError(
+                f"data.splits.{ours}: '{root}' has no such split: {unknown('split', theirs, tables)}"
+            )
+        free = [
+            name for name in tables if name not in splits.values()
+        ]  # what the user gave another name is not taken twice
         found = theirs or next((name for name in free if name.lower() in usual), None)
         if found is not None:
             result[ours] = tables[found]

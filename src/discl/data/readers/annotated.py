@@ -21,7 +21,13 @@ from ..table import ImageTable
 from .building import Source, build_table, expected, full_paths, read_csv
 
 INATURALIST = {"train": "train2018.json", "val": "val2018.json"}
-WILDS_SPLITS = {"train": "train", "id_val": "validation", "id_test": "test", "val": "validation-ood", "test": "test-ood"}
+WILDS_SPLITS = {
+    "train": "train",
+    "id_val": "validation",
+    "id_test": "test",
+    "val": "validation-ood",
+    "test": "test-ood",
+}
 NO_CLASS = 99_999
 """What WILDS writes as `y` of a category, or of an image, that is in no class; other copies write a number below 0."""
 
@@ -31,7 +37,9 @@ def read_inaturalist(source: Source) -> dict[str, ImageTable]:
 
     Class names come from `categories.json` where it is there (the annotation files of 2018 hide them), else from the annotations.
     """
-    files = source.files or {split: name for split, name in INATURALIST.items() if (source.path / name).is_file()}
+    files = source.files or {
+        split: name for split, name in INATURALIST.items() if (source.path / name).is_file()
+    }
     if "train" not in files:
         raise DataError(expected(source, "inaturalist"))
     return _read_json(source, files)
@@ -55,7 +63,9 @@ def read_coco(source: Source) -> dict[str, ImageTable]:
 
 def _read_json(source: Source, files: Any) -> dict[str, ImageTable]:
     stated = {split: _load_annotations(source.path / name) for split, name in files.items()}
-    categories = {number: name for each in stated.values() for number, name in each.categories.items()}
+    categories = {
+        number: name for each in stated.values() for number, name in each.categories.items()
+    }
     if (source.path / "categories.json").is_file():
         categories |= _names_of(source.path / "categories.json")
     numbers = sorted(categories)
@@ -83,9 +93,16 @@ class _Annotations:
 
     def labels(self, numbers: Sequence[Any], file: Path) -> np.ndarray:
         """int64 `[images]`: the place of each image's category in `numbers`. Raises DataError unless each image has exactly one."""
-        image_id, category_id = self.annotations.field("image_id"), self.annotations.field("category_id")
-        place = pc.fill_null(pc.index_in(image_id, value_set=self.images.field("id")), -1).to_numpy(zero_copy_only=False)
-        label = pc.fill_null(pc.index_in(category_id, value_set=pa.array(numbers, category_id.type)), -1).to_numpy(zero_copy_only=False)
+        image_id, category_id = (
+            self.annotations.field("image_id"),
+            self.annotations.field("category_id"),
+        )
+        place = pc.fill_null(pc.index_in(image_id, value_set=self.images.field("id")), -1).to_numpy(
+            zero_copy_only=False
+        )
+        label = pc.fill_null(
+            pc.index_in(category_id, value_set=pa.array(numbers, category_id.type)), -1
+        ).to_numpy(zero_copy_only=False)
         listed = place >= 0
         unknown = np.flatnonzero(listed & (label < 0))
         if len(unknown):
@@ -125,35 +142,61 @@ def _load_annotations(file: Path) -> _Annotations:
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error}") from error
     if opens != b"{":
-        raise DataError(f"{file} cannot be read as JSON with annotations in the style of COCO: it does not begin with {{.")
+        raise DataError(
+            f"{file} cannot be read as JSON with annotations in the style of COCO: it does not begin with {{."
+        )
     for image_id, category_id in ((number, number), (text, number), (text, text)):
         wanted = {
             "images": {"id": image_id, "file_name": text},
             "annotations": {"image_id": image_id, "category_id": category_id},
             "categories": {"id": category_id, "name": text},
         }
-        schema = pa.schema([(name, pa.list_(pa.struct(list(fields.items())))) for name, fields in wanted.items()])
-        parse = pajson.ParseOptions(explicit_schema=schema, newlines_in_values=True, unexpected_field_behavior="ignore")
+        schema = pa.schema(
+            [(name, pa.list_(pa.struct(list(fields.items())))) for name, fields in wanted.items()]
+        )
+        parse = pajson.ParseOptions(
+            explicit_schema=schema, newlines_in_values=True, unexpected_field_behavior="ignore"
+        )
         try:
-            read = pajson.ReadOptions(use_threads=False, block_size=file.stat().st_size + 1)  # the file is a single value
+            read = pajson.ReadOptions(
+                use_threads=False, block_size=file.stat().st_size + 1
+            )  # the file is a single value
             table = pajson.read_json(file, read, parse)
         except (pa.ArrowException, OSError, OverflowError) as error:
             problem = error
             continue
-        lacking = [name for name in ("images", "annotations") if table.num_rows != 1 or not table[name][0].is_valid]
+        lacking = [
+            name
+            for name in ("images", "annotations")
+            if table.num_rows != 1 or not table[name][0].is_valid
+        ]
         if lacking:
-            raise DataError(f"{file} has no {' and no '.join(lacking)}; annotations in the style of COCO are expected.")
-        images, annotations, categories = (table[name].combine_chunks().flatten() for name in wanted)
-        named = zip(categories.field("id").to_pylist(), categories.field("name").to_pylist(), strict=True)
-        return _Annotations(images, annotations, {key: str(key if name is None else name) for key, name in named})
-    raise DataError(f"{file} cannot be read as JSON with annotations in the style of COCO: {problem}")
+            raise DataError(
+                f"{file} has no {' and no '.join(lacking)}; annotations in the style of COCO are expected."
+            )
+        images, annotations, categories = (
+            table[name].combine_chunks().flatten() for name in wanted
+        )
+        named = zip(
+            categories.field("id").to_pylist(), categories.field("name").to_pylist(), strict=True
+        )
+        return _Annotations(
+            images, annotations, {key: str(key if name is None else name) for key, name in named}
+        )
+    raise DataError(
+        f"{file} cannot be read as JSON with annotations in the style of COCO: {problem}"
+    )
 
 
 def _names_of(file: Path) -> dict[Any, str]:
     try:
-        return {each["id"]: str(each["name"]) for each in json.loads(file.read_text(encoding="utf-8"))}
+        return {
+            each["id"]: str(each["name"]) for each in json.loads(file.read_text(encoding="utf-8"))
+        }
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{file} cannot be read as a list of categories (id, name): {error}") from error
+        raise DataError(
+            f"{file} cannot be read as a list of categories (id, name): {error}"
+        ) from error
 
 
 def read_wilds(source: Source) -> dict[str, ImageTable]:
@@ -167,27 +210,48 @@ def read_wilds(source: Source) -> dict[str, ImageTable]:
     if not metadata.is_file():
         raise DataError(expected(source, "wilds"))
     listed = _read_csv(metadata, ("split", "y", "filename"))
-    bare = pc.fill_null(pc.or_(pc.less(listed["y"], 0), pc.greater_equal(listed["y"], NO_CLASS)), True)
+    bare = pc.fill_null(
+        pc.or_(pc.less(listed["y"], 0), pc.greater_equal(listed["y"], NO_CLASS)), True
+    )
     if count := pc.sum(bare).as_py():
-        say(f"{metadata}: {count:,} images have no class (y = {NO_CLASS}, below 0 or empty); they are left out")
+        say(
+            f"{metadata}: {count:,} images have no class (y = {NO_CLASS}, below 0 or empty); they are left out"
+        )
         listed = listed.filter(pc.invert(bare))
-    lacking = [theirs for theirs in WILDS_SPLITS if not pc.any(pc.equal(listed["split"], theirs)).as_py()]
+    lacking = [
+        theirs for theirs in WILDS_SPLITS if not pc.any(pc.equal(listed["split"], theirs)).as_py()
+    ]
     if lacking:
         there = ", ".join(map(str, pc.unique(listed["split"]).to_pylist()))
         raise DataError(
             f"{metadata} has no row of the split {' and none of '.join(lacking)}; its splits are {there}. iWildCam v2.0 has all five; a "
             "list of your own with other splits is read by data.format: manifest."
         )
-    domain = next((name for name in ("location_remapped", "location") if name in listed.column_names), None)
-    group = next((name for name in ("sequence_remapped", "seq_id", "sequence") if name in listed.column_names), None)
+    domain = next(
+        (name for name in ("location_remapped", "location") if name in listed.column_names), None
+    )
+    group = next(
+        (
+            name
+            for name in ("sequence_remapped", "seq_id", "sequence")
+            if name in listed.column_names
+        ),
+        None,
+    )
     names = _wilds_names(source.path / "categories.csv", int(pc.max(listed["y"]).as_py()) + 1)
     tables = {}
     for theirs, ours in WILDS_SPLITS.items():
         rows = listed.filter(pc.equal(listed["split"], theirs))
         files = rows["filename"].cast(pa.string()).combine_chunks()
         paths = full_paths(source.path / "train", files, str(metadata))
-        optional = {ours_: rows[each].cast(pa.string()).combine_chunks() for ours_, each in (("domain", domain), ("group", group)) if each}
-        tables[ours] = build_table(paths, rows["y"].to_numpy(), names, files, source.path, **optional)
+        optional = {
+            ours_: rows[each].cast(pa.string()).combine_chunks()
+            for ours_, each in (("domain", domain), ("group", group))
+            if each
+        }
+        tables[ours] = build_table(
+            paths, rows["y"].to_numpy(), names, files, source.path, **optional
+        )
     return tables
 
 
@@ -197,9 +261,13 @@ def _read_csv(file: Path, columns: Sequence[str]) -> pa.Table:
     lacking = [name for name in columns if name not in listed.column_names]
     if lacking:
         there = ", ".join(filter(None, listed.column_names))
-        raise DataError(f"{file} has no column {' and no '.join(lacking)} (it has {there}); v2.0 is expected.")
+        raise DataError(
+            f"{file} has no column {' and no '.join(lacking)} (it has {there}); v2.0 is expected."
+        )
     if "y" in columns and not pa.types.is_integer(listed["y"].type):
-        raise DataError(f"{file}: the column y holds {listed['y'].type}; whole numbers are expected.")
+        raise DataError(
+            f"{file}: the column y holds {listed['y'].type}; whole numbers are expected."
+        )
     return listed
 
 
@@ -208,10 +276,19 @@ def _wilds_names(file: Path, classes: int) -> list[str]:
     if not file.is_file():
         return [str(label) for label in range(classes)]
     listed = _read_csv(file, ("y", "name"))
-    stated = dict(sorted((label, str(name)) for label, name in zip(listed["y"].to_pylist(), listed["name"].to_pylist(), strict=True)))
+    stated = dict(
+        sorted(
+            (label, str(name))
+            for label, name in zip(listed["y"].to_pylist(), listed["name"].to_pylist(), strict=True)
+        )
+    )
     stated = {label: name for label, name in stated.items() if 0 <= label < NO_CLASS}
     common = {name: list(spoken) for name, spoken in common_names("iwildcam").items()}
-    names = {label: common[name].pop(0) if common.get(name) else name for label, name in stated.items()}
+    names = {
+        label: common[name].pop(0) if common.get(name) else name for label, name in stated.items()
+    }
     twice = {name for name, count in Counter(names.values()).items() if count > 1}
     names = {label: f"{name} ({label})" if name in twice else name for label, name in names.items()}
-    return [names.get(label, str(label)) for label in range(max(classes, max(names, default=-1) + 1))]
+    return [
+        names.get(label, str(label)) for label in range(max(classes, max(names, default=-1) + 1))
+    ]

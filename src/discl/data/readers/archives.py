@@ -28,7 +28,14 @@ def read_cifar(source: Source) -> dict[str, ImageTable]:
 
     Pictures are wrapped as PPM, which loses nothing.
     """
-    folder = next((each for each in (source.path, *sorted(source.path.glob("cifar-10*-b*"))) if _is_binary(each)), None)
+    folder = next(
+        (
+            each
+            for each in (source.path, *sorted(source.path.glob("cifar-10*-b*")))
+            if _is_binary(each)
+        ),
+        None,
+    )
     if folder is None:
         if is_pickled(source.path):
             raise DataError(
@@ -39,17 +46,30 @@ def read_cifar(source: Source) -> dict[str, ImageTable]:
     hundred = (folder / "train.bin").is_file()
     listing = folder / ("fine_label_names.txt" if hundred else "batches.meta.txt")
     if not listing.is_file():
-        raise DataError(f"{listing} is missing, the names of the classes; it comes in the same archive as {folder.name}'s *.bin files.")
+        raise DataError(
+            f"{listing} is missing, the names of the classes; it comes in the same archive as {folder.name}'s *.bin files."
+        )
     listed = listing.read_text(encoding="utf-8").split("\n")
-    names = [line.strip().replace("_", " ") for line in listed if line.strip()]  # aquarium_fish: texts are written from these names
-    train = [folder / "train.bin"] if hundred else [folder / f"data_batch_{number}.bin" for number in range(1, 6)]
+    names = [
+        line.strip().replace("_", " ") for line in listed if line.strip()
+    ]  # aquarium_fish: texts are written from these names
+    train = (
+        [folder / "train.bin"]
+        if hundred
+        else [folder / f"data_batch_{number}.bin" for number in range(1, 6)]
+    )
     tests = [folder / ("test.bin" if hundred else "test_batch.bin")]
-    return {split: _read_binary(files, 2 if hundred else 1, split, names) for split, files in (("train", train), ("test", tests))}
+    return {
+        split: _read_binary(files, 2 if hundred else 1, split, names)
+        for split, files in (("train", train), ("test", tests))
+    }
 
 
 def is_pickled(folder: Path) -> bool:
     """Whether the pickled version of CIFAR lies there; a folder of a class that is called meta is none."""
-    return any((folder / name).is_dir() for name in PICKLED) or any((folder / name).is_file() for name in PICKLES)
+    return any((folder / name).is_dir() for name in PICKLED) or any(
+        (folder / name).is_file() for name in PICKLES
+    )
 
 
 def _is_binary(folder: Path) -> bool:
@@ -64,13 +84,22 @@ def _read_binary(files: list[Path], label_bytes: int, split: str, names: list[st
             raise DataError(f"{file} is missing from the binary version of CIFAR.")
         raw = np.fromfile(file, np.uint8)
         if len(raw) % record:
-            raise DataError(f"{file} has {len(raw)} bytes, which is no multiple of {record}; it is truncated or of another version.")
+            raise DataError(
+                f"{file} has {len(raw)} bytes, which is no multiple of {record}; it is truncated or of another version."
+            )
         parts.append(raw.reshape(-1, record))
     rows = np.concatenate(parts)
-    pixels = rows[:, label_bytes:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1).reshape(len(rows), -1)
+    pixels = (
+        rows[:, label_bytes:]
+        .reshape(-1, 3, SIDE, SIDE)
+        .transpose(0, 2, 3, 1)
+        .reshape(len(rows), -1)
+    )
     encoded = [HEADER + picture.tobytes() for picture in pixels]
     ids = [f"{split}-{row:05d}" for row in range(len(rows))]
-    return build_table(ids, rows[:, label_bytes - 1].astype(np.int64), names, ids, files[0].parent, encoded)
+    return build_table(
+        ids, rows[:, label_bytes - 1].astype(np.int64), names, ids, files[0].parent, encoded
+    )
 
 
 def read_webdataset(source: Source) -> dict[str, ImageTable]:
@@ -85,9 +114,15 @@ def read_webdataset(source: Source) -> dict[str, ImageTable]:
     if not shards:
         raise DataError(expected(source, "webdataset"))
     for shard in shards:
-        split = next((part for part in (shard.stem.split("-")[0], shard.parent.name) if part in known), "train")
+        split = next(
+            (part for part in (shard.stem.split("-")[0], shard.parent.name) if part in known),
+            "train",
+        )
         by_split.setdefault(split, []).append(shard)
-    found = {split: [sample for shard in files for sample in _index_shard(shard, source)] for split, files in by_split.items()}
+    found = {
+        split: [sample for shard in files for sample in _index_shard(shard, source)]
+        for split, files in by_split.items()
+    }
     values = {sample.label for samples in found.values() for sample in samples}
     numbers, texts = ({value for value in values if isinstance(value, kind)} for kind in (int, str))
     if not texts:
@@ -95,9 +130,17 @@ def read_webdataset(source: Source) -> dict[str, ImageTable]:
     elif not numbers:
         names = sorted(map(str, texts))
     else:
-        raise DataError(f"data.root '{source.root}': labels are texts in some samples and numbers in others.")
+        raise DataError(
+            f"data.root '{source.root}': labels are texts in some samples and numbers in others."
+        )
     place = {name: label for label, name in enumerate(names)}
-    stated = [name for name in OPTIONAL if any(getattr(sample, name) is not None for samples in found.values() for sample in samples)]
+    stated = [
+        name
+        for name in OPTIONAL
+        if any(
+            getattr(sample, name) is not None for samples in found.values() for sample in samples
+        )
+    ]
     return {
         split: build_table(
             [sample.path for sample in samples],
@@ -141,7 +184,9 @@ def _index_shard(shard: Path, source: Source) -> list[Sample]:
 def _members(shard: Path) -> Iterator[tuple[str, int, int]]:
     """Name, place and size of each file in a tar of any kind."""
     with tarfile.open(shard, "r:") as tar:
-        yield from ((member.name, member.offset_data, member.size) for member in tar if member.isfile())
+        yield from (
+            (member.name, member.offset_data, member.size) for member in tar if member.isfile()
+        )
 
 
 def _plain_members(content: mmap) -> list[tuple[str, int, int]] | None:
@@ -153,7 +198,12 @@ def _plain_members(content: mmap) -> list[tuple[str, int, int]] | None:
         if not header[0]:
             return found  # the empty block at the end
         size = header[124:135]
-        if header[257:262] != b"ustar" or header[156] not in PLAIN_FILE or header[345] or not size.isdigit():
+        if (
+            header[257:262] != b"ustar"
+            or header[156] not in PLAIN_FILE
+            or header[345]
+            or not size.isdigit()
+        ):
             return None
         taken = int(size, 8)
         found.append((header[:100].partition(b"\0")[0].decode(), place + BLOCK, taken))
@@ -163,7 +213,9 @@ def _plain_members(content: mmap) -> list[tuple[str, int, int]] | None:
 
 def _sample(members: dict[str, object], name: str, shard: Path, source: Source) -> Sample:
     if "path" not in members:
-        raise DataError(f"{shard}: sample '{name}' has no image; a file {name}.jpg, or of another kind of image, is expected.")
+        raise DataError(
+            f"{shard}: sample '{name}' has no image; a file {name}.jpg, or of another kind of image, is expected."
+        )
     stated: dict[str, object] = {}
     if "json" in members:
         try:
@@ -177,8 +229,13 @@ def _sample(members: dict[str, object], name: str, shard: Path, source: Source) 
     elif not isinstance(label, int | str):
         label = members.get("txt")
     if not isinstance(label, int | str):
-        raise DataError(f"{shard}: sample '{name}' has no label; a file {name}.cls, or {name}.json with a key label, is expected.")
+        raise DataError(
+            f"{shard}: sample '{name}' has no label; a file {name}.cls, or {name}.json with a key label, is expected."
+        )
     domain, group = (stated.get(source.columns.get(each, each)) for each in OPTIONAL)
     return Sample(
-        f"{shard.stem}/{name}", str(members["path"]), label, *(None if value is None else str(value) for value in (domain, group))
+        f"{shard.stem}/{name}",
+        str(members["path"]),
+        label,
+        *(None if value is None else str(value) for value in (domain, group)),
     )

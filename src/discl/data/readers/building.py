@@ -29,19 +29,38 @@ SPLIT_NAMES = {
 SHOWN_ROWS = 5
 
 TREES: dict[str, tuple[str, ...]] = {
-    "imagefolder": ("class/image.jpg, a folder for each class", "or train/class/image.jpg, test/class/image.jpg"),
-    "parquet": ("train.parquet, test.parquet or train-00000-of-00002.parquet (columns image, label)",),
+    "imagefolder": (
+        "class/image.jpg, a folder for each class",
+        "or train/class/image.jpg, test/class/image.jpg",
+    ),
+    "parquet": (
+        "train.parquet, test.parquet or train-00000-of-00002.parquet (columns image, label)",
+    ),
     "datasets": ("dataset_dict.json, train/, test/, as save_to_disk of datasets writes them",),
-    "manifest": ("images.csv, .tsv or .parquet (columns path, label; optionally id, split, domain, group)", "the images that it names"),
+    "manifest": (
+        "images.csv, .tsv or .parquet (columns path, label; optionally id, split, domain, group)",
+        "the images that it names",
+    ),
     "imagenet-lt": (
         "ImageNet_LT_train.txt, ImageNet_LT_val.txt, ImageNet_LT_test.txt (lines of path and label)",
         "LOC_synset_mapping.txt or classnames.txt (names)",
         "train/n01440764/n01440764_18.JPEG",
         "val/n01440764/ILSVRC2012_val_00000293.JPEG, or flat",
     ),
-    "cifar": ("train.bin, test.bin, fine_label_names.txt", "or data_batch_1.bin … data_batch_5.bin, test_batch.bin, batches.meta.txt"),
-    "inaturalist": ("train2018.json, val2018.json", "categories.json (names; optional)", "train_val2018/Plantae/7477/….jpg"),
-    "wilds": ("metadata.csv (split, y, filename, location_remapped, sequence_remapped)", "categories.csv (y, name)", "train/….jpg"),
+    "cifar": (
+        "train.bin, test.bin, fine_label_names.txt",
+        "or data_batch_1.bin … data_batch_5.bin, test_batch.bin, batches.meta.txt",
+    ),
+    "inaturalist": (
+        "train2018.json, val2018.json",
+        "categories.json (names; optional)",
+        "train_val2018/Plantae/7477/….jpg",
+    ),
+    "wilds": (
+        "metadata.csv (split, y, filename, location_remapped, sequence_remapped)",
+        "categories.csv (y, name)",
+        "train/….jpg",
+    ),
     "webdataset": ("train-000000.tar, test-000000.tar (000.jpg and 000.cls or 000.json)",),
     "coco": ("annotations/instances_train.json, instances_val.json", "train/….jpg, val/….jpg"),
 }
@@ -69,7 +88,11 @@ class Source:
 
 def expected(source: Source, kind: str) -> str:
     """Message for a root that is not laid out as `kind` says: what is expected, and what is there."""
-    there = sorted(item.name + "/" * item.is_dir() for item in source.path.iterdir())[:12] if source.path.is_dir() else []
+    there = (
+        sorted(item.name + "/" * item.is_dir() for item in source.path.iterdir())[:12]
+        if source.path.is_dir()
+        else []
+    )
     found = ", ".join(there) or "nothing"
     return f"data.root '{source.root}' is not laid out as {kind}. Expected in {source.path.resolve()}:\n{tree(kind)}\nFound: {found}."
 
@@ -87,16 +110,27 @@ def tree(kind: str) -> str:
     return "\n".join(f"  {item}" for item in TREES[kind])
 
 
-def full_paths(root: Path, paths: Sequence[str] | pa.Array, where: str, mend: str = "paths have to stay below it") -> pa.Array:
+def full_paths(
+    root: Path,
+    paths: Sequence[str] | pa.Array,
+    where: str,
+    mend: str = "paths have to stay below it",
+) -> pa.Array:
     """Whole paths of what lies below `root`; relative paths are relative to it.
 
     Raises DataError for rows without a path, and for a path that is not below it, with the way to `mend` that.
     """
     listed = strings(paths)
     if told := blank_rows(listed):
-        raise DataError(f"{where} has rows without a path: {told}; remove them or fill the path in.")
+        raise DataError(
+            f"{where} has rows without a path: {told}; remove them or fill the path in."
+        )
     whole = pc.binary_join_element_wise(f"{root}/", listed, "")
-    suspects = np.flatnonzero(pc.or_(pc.starts_with(listed, "/"), pc.match_substring(listed, "..")).to_numpy(zero_copy_only=False))
+    suspects = np.flatnonzero(
+        pc.or_(pc.starts_with(listed, "/"), pc.match_substring(listed, "..")).to_numpy(
+            zero_copy_only=False
+        )
+    )
     if not len(suspects):
         return whole
     bases, placed = [f"{each}/" for each in (root.absolute(), root.resolve())], whole.to_pylist()
@@ -117,8 +151,13 @@ def blank_rows(values: pa.Array, names: pa.Array | None = None) -> str:
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         blank = pc.or_(blank, pc.fill_null(pc.equal(pc.utf8_trim_whitespace(values), ""), True))
     rows = np.flatnonzero(blank.to_numpy(zero_copy_only=False)).tolist()
-    shown = [f"row {row + 1}" + (f" ('{names[row].as_py()}')" if names is not None else "") for row in rows[:SHOWN_ROWS]]
-    return ", ".join(shown) + (f" and {len(rows) - SHOWN_ROWS:,} more" if len(rows) > SHOWN_ROWS else "")
+    shown = [
+        f"row {row + 1}" + (f" ('{names[row].as_py()}')" if names is not None else "")
+        for row in rows[:SHOWN_ROWS]
+    ]
+    return ", ".join(shown) + (
+        f" and {len(rows) - SHOWN_ROWS:,} more" if len(rows) > SHOWN_ROWS else ""
+    )
 
 
 def refuse_escape(paths: Sequence[Path], root: Path) -> None:
@@ -131,19 +170,29 @@ def refuse_escape(paths: Sequence[Path], root: Path) -> None:
             )
 
 
-def read_csv(file: Path, delimiter: str = ",", types: Mapping[str, pa.DataType] | None = None) -> pa.Table:
+def read_csv(
+    file: Path, delimiter: str = ",", types: Mapping[str, pa.DataType] | None = None
+) -> pa.Table:
     """The table in a CSV file; a column not in `types` has the type of its values. Raises DataError for what is none, or is not UTF-8."""
     try:
         table = pacsv.read_csv(
-            file, parse_options=pacsv.ParseOptions(delimiter=delimiter), convert_options=pacsv.ConvertOptions(column_types=types)
+            file,
+            parse_options=pacsv.ParseOptions(delimiter=delimiter),
+            convert_options=pacsv.ConvertOptions(column_types=types),
         )
-        foreign = [name for name, kind in zip(table.column_names, table.schema.types, strict=True) if pa.types.is_binary(kind)]
+        foreign = [
+            name
+            for name, kind in zip(table.column_names, table.schema.types, strict=True)
+            if pa.types.is_binary(kind)
+        ]
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{file} cannot be read as a table: {error}") from error
     except UnicodeDecodeError:
         foreign = ["names of the columns"]
     if foreign:
-        raise DataError(f"{file} is not UTF-8 ({', '.join(foreign)}); save it as UTF-8, for example with iconv -f latin1 -t utf-8.")
+        raise DataError(
+            f"{file} is not UTF-8 ({', '.join(foreign)}); save it as UTF-8, for example with iconv -f latin1 -t utf-8."
+        )
     return table
 
 
@@ -152,7 +201,9 @@ def strings(values: Sequence[str] | pa.Array) -> pa.Array:
     return values if isinstance(values, pa.Array) else pa.array(values, pa.string())
 
 
-def arrow_images(paths: Sequence[str] | pa.Array, data: Sequence[bytes] | None = None) -> pa.StructArray:
+def arrow_images(
+    paths: Sequence[str] | pa.Array, data: Sequence[bytes] | None = None
+) -> pa.StructArray:
     """A column of {bytes, path} as `datasets` stores images."""
     stored = pa.nulls(len(paths), pa.binary()) if data is None else pa.array(data, pa.binary())
     return pa.StructArray.from_arrays([stored, strings(paths)], names=["bytes", "path"])
@@ -164,9 +215,15 @@ def build_table(
 ) -> ImageTable:  # fmt: skip
     """A checked table of image files (or of encoded pictures, `data`), with `domain` and `group` where they are given."""
     try:
-        columns = {"id": strings(ids), "image": arrow_images(paths, data), "label": pa.array(labels, pa.int64())}
+        columns = {
+            "id": strings(ids),
+            "image": arrow_images(paths, data),
+            "label": pa.array(labels, pa.int64()),
+        }
         columns |= {name: strings(values) for name, values in optional.items()}
     except UnicodeEncodeError as error:
-        raise DataError(f"the file name {error.object!r} in {root} is not valid UTF-8; rename the file.") from error
+        raise DataError(
+            f"the file name {error.object!r} in {root} is not valid UTF-8; rename the file."
+        ) from error
     rows = rows_of(pa.table(columns))
     return check_table(ImageTable(rows, tuple(class_names), root if data is None else None))

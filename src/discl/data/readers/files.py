@@ -11,9 +11,21 @@ import numpy as np
 
 from ...errors import DataError
 from ..table import ImageTable
-from .building import IMAGE_SUFFIXES, SPLIT_NAMES, Source, build_table, expected, full_paths, refuse_escape
+from .building import (
+    IMAGE_SUFFIXES,
+    SPLIT_NAMES,
+    Source,
+    build_table,
+    expected,
+    full_paths,
+    refuse_escape,
+)
 
-LISTS = {"train": "ImageNet_LT_train.txt", "val": "ImageNet_LT_val.txt", "test": "ImageNet_LT_test.txt"}
+LISTS = {
+    "train": "ImageNet_LT_train.txt",
+    "val": "ImageNet_LT_val.txt",
+    "test": "ImageNet_LT_test.txt",
+}
 NAME_FILES = ("LOC_synset_mapping.txt", "classnames.txt")
 
 
@@ -22,8 +34,14 @@ def read_image_folder(source: Source) -> dict[str, ImageTable]:
     root, named_splits = source.path, set(source.splits.values())
     folders = subfolders(root) if root.is_dir() else []
     if not folders:
-        raise DataError(f"data.root '{root}' has no sub-folders; expected root/class/image.jpg or root/train/class/image.jpg.")
-    by_split = {folder.name: subfolders(folder) for folder in folders} if _are_splits(folders, named_splits) else {"train": folders}
+        raise DataError(
+            f"data.root '{root}' has no sub-folders; expected root/class/image.jpg or root/train/class/image.jpg."
+        )
+    by_split = (
+        {folder.name: subfolders(folder) for folder in folders}
+        if _are_splits(folders, named_splits)
+        else {"train": folders}
+    )
     names = sorted({folder.name for class_folders in by_split.values() for folder in class_folders})
     label_of = {name: label for label, name in enumerate(names)}
     inside = len(str(root)) + 1
@@ -35,10 +53,18 @@ def read_image_folder(source: Source) -> dict[str, ImageTable]:
             refuse_escape([folder], root)
             found = sorted(_images_below(str(folder), root))
             if not found:
-                raise DataError(f"class '{folder.name}' has no images: none in {folder} ends in {', '.join(sorted(IMAGE_SUFFIXES))}.")
+                raise DataError(
+                    f"class '{folder.name}' has no images: none in {folder} ends in {', '.join(sorted(IMAGE_SUFFIXES))}."
+                )
             paths += found
             labels.append(np.full(len(found), label_of[folder.name]))
-        tables[split] = build_table(paths, np.concatenate(labels), names, [Path(path[inside:]).as_posix() for path in paths], root)
+        tables[split] = build_table(
+            paths,
+            np.concatenate(labels),
+            names,
+            [Path(path[inside:]).as_posix() for path in paths],
+            root,
+        )
     return tables
 
 
@@ -47,9 +73,18 @@ def too_few_classes(root: str, names: Sequence[str]) -> str | None:
     if len(names) > 1:
         return None
     told = f"'{root}' has only one class, {names[0]}; at least two are needed"
-    for folder in (Path(root).expanduser() / names[0], *sorted(Path(root).expanduser().glob(f"*/{glob.escape(names[0])}"))):
-        below = [each for each in subfolders(folder) if next(_images_below(str(each), folder), None)] if folder.is_dir() else []
-        if not below or any(each.suffix.lower() in IMAGE_SUFFIXES for each in folder.iterdir() if each.is_file()):
+    for folder in (
+        Path(root).expanduser() / names[0],
+        *sorted(Path(root).expanduser().glob(f"*/{glob.escape(names[0])}")),
+    ):
+        below = (
+            [each for each in subfolders(folder) if next(_images_below(str(each), folder), None)]
+            if folder.is_dir()
+            else []
+        )
+        if not below or any(
+            each.suffix.lower() in IMAGE_SUFFIXES for each in folder.iterdir() if each.is_file()
+        ):
             continue
         found = f"{folder} holds only folders ({', '.join(each.name for each in below[:4])}{', …' * (len(below) > 4)})"
         if folder.parent == Path(root).expanduser():
@@ -78,19 +113,25 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError as error:  # a link that leads to itself
-        raise DataError(f"{entry.path} cannot be followed: {error.strerror}; delete the link.") from error
+        raise DataError(
+            f"{entry.path} cannot be followed: {error.strerror}; delete the link."
+        ) from error
 
 
 def _refuse_circle(link: Path) -> None:
     """Raises DataError for a link to a folder that it lies in, below which there would be no end."""
     if link.parent.resolve().is_relative_to(link.resolve()):
-        raise DataError(f"{link} leads to {link.resolve()}, in which it lies itself; delete the link.")
+        raise DataError(
+            f"{link} leads to {link.resolve()}, in which it lies itself; delete the link."
+        )
 
 
 def _are_splits(folders: list[Path], named: set[str]) -> bool:
     """Whether the folders are splits rather than classes. Raises DataError where only some look like it."""
     known = {name for names in SPLIT_NAMES.values() for name in names}
-    like_splits = [folder for folder in folders if folder.name in named or folder.name.lower() in known]
+    like_splits = [
+        folder for folder in folders if folder.name in named or folder.name.lower() in known
+    ]
     others = [folder.name for folder in folders if folder not in like_splits]
     if others and like_splits and all(subfolders(folder) for folder in like_splits):
         raise DataError(
@@ -102,7 +143,9 @@ def _are_splits(folders: list[Path], named: set[str]) -> bool:
 
 def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder, hidden ones left out, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(
+        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
 
 
 def read_lists(source: Source) -> dict[str, ImageTable]:
@@ -128,10 +171,15 @@ def read_lists(source: Source) -> dict[str, ImageTable]:
     folders = [folder_of[label] for label in range(len(folder_of))]
     names = [known.get(folder, folder) for folder in folders]
     if len(set(names)) < len(names):  # ImageNet has two cranes and two maillots
-        names = [f"{name} ({folder})" if names.count(name) > 1 else name for name, folder in zip(names, folders, strict=True)]
+        names = [
+            f"{name} ({folder})" if names.count(name) > 1 else name
+            for name, folder in zip(names, folders, strict=True)
+        ]
     tables = {}
     for split, (paths, labels) in listed.items():
-        placed = full_paths(source.path, _as_on_disk(source.path, paths, labels, folders), files[split])
+        placed = full_paths(
+            source.path, _as_on_disk(source.path, paths, labels, folders), files[split]
+        )
         tables[split] = build_table(placed, labels, names, paths, source.path)
     return tables
 
@@ -144,7 +192,13 @@ def _folders_of(lists: dict[str, tuple[list[str], np.ndarray]], root: Path) -> d
     folder_of: dict[int, tuple[str, str]] = {}
     label_of: dict[str, tuple[int, str]] = {}
     for name, (paths, labels) in lists.items():
-        pairs = dict.fromkeys(zip((path.rpartition("/")[0].rpartition("/")[2] for path in paths), labels.tolist(), strict=True))
+        pairs = dict.fromkeys(
+            zip(
+                (path.rpartition("/")[0].rpartition("/")[2] for path in paths),
+                labels.tolist(),
+                strict=True,
+            )
+        )
         if len(lists) > 1 and len(pairs) > 1 and len({folder for folder, _ in pairs}) == 1:
             continue  # the flat val/ of ILSVRC
         for folder, label in pairs:
@@ -161,7 +215,9 @@ def _folders_of(lists: dict[str, tuple[list[str], np.ndarray]], root: Path) -> d
     last = max((int(labels.max()) for _, labels in lists.values()), default=0)
     lacking = sorted(set(range(last + 1)) - set(folder_of))
     if lacking:
-        raise DataError(f"{root}: labels run to {last}, but {len(lacking)} of them have no image in a folder (for example {lacking[0]}).")
+        raise DataError(
+            f"{root}: labels run to {last}, but {len(lacking)} of them have no image in a folder (for example {lacking[0]})."
+        )
     return {label: folder for label, (folder, _) in folder_of.items()}
 
 
@@ -171,23 +227,33 @@ def _as_on_disk(root: Path, paths: list[str], labels: np.ndarray, folders: list[
     if (root / paths[0]).exists():
         return paths
     if (root / Path(first).parent / name).exists():
-        return [f"{path.rpartition('/')[0].rpartition('/')[0]}/{path.rpartition('/')[2]}".lstrip("/") for path in paths]
+        return [
+            f"{path.rpartition('/')[0].rpartition('/')[0]}/{path.rpartition('/')[2]}".lstrip("/")
+            for path in paths
+        ]
     if (root / first / folders[labels[0]] / name).exists():
-        return [f"{path.rpartition('/')[0]}/{folders[label]}/{path.rpartition('/')[2]}" for path, label in zip(paths, labels, strict=True)]
+        return [
+            f"{path.rpartition('/')[0]}/{folders[label]}/{path.rpartition('/')[2]}"
+            for path, label in zip(paths, labels, strict=True)
+        ]
     return paths
 
 
 def _read_list(file: Path) -> tuple[list[str], np.ndarray]:
     """Paths and labels of a list; the path may hold spaces, the label stands last."""
     if not file.is_file():
-        raise DataError(f"there is no list {file}; name it in data.files, for example {{train: my_train.txt}}.")
+        raise DataError(
+            f"there is no list {file}; name it in data.files, for example {{train: my_train.txt}}."
+        )
     paths, labels = [], []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
         path, _, label = line.rstrip().rpartition(" ")
         if not path or not label.isdecimal():
-            raise DataError(f"{file}, line {number}: 'path label' is expected, the label a whole number from 0; got '{line[:120]}'.")
+            raise DataError(
+                f"{file}, line {number}: 'path label' is expected, the label a whole number from 0; got '{line[:120]}'."
+            )
         paths.append(path.strip())
         labels.append(int(label))
     if not paths:
@@ -201,5 +267,9 @@ def _class_names(root: Path) -> dict[str, str]:
     file = next((root / name for name in NAME_FILES if (root / name).is_file()), None)
     if file is None:
         return {}
-    pairs = (line.partition(" ") for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    pairs = (
+        line.partition(" ")
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if line.strip()
+    )
     return {folder: name.split(",")[0].strip() for folder, _, name in pairs}

@@ -26,7 +26,11 @@ BATCH_BYTES = 16_000_000
 """Of the copy, about: a mapped file costs a page or more for each of its batches, and a million thumbnails in batches of 100 are many."""
 
 USUAL_COLUMNS = {
-    "image": ("the paths of the images", ("path",), ("file", "filename", "file_name", "image", "image_path", "img")),
+    "image": (
+        "the paths of the images",
+        ("path",),
+        ("file", "filename", "file_name", "image", "image_path", "img"),
+    ),
     "label": ("the classes", ("label", "fine_label"), ("class", "class_name", "category")),
 }
 """Our column: what it holds, the names that are read without a word, and those that `discl init` takes for it."""
@@ -39,7 +43,9 @@ def read_hub(source: Source) -> dict[str, ImageTable]:
     try:
         splits = dict(load_dataset(name, config or None, revision=revision or None))
     except Exception as error:
-        raise DataError(f"data.root '{source.root}' is no local folder, and it could not be loaded from the hub: {error}") from error
+        raise DataError(
+            f"data.root '{source.root}' is no local folder, and it could not be loaded from the hub: {error}"
+        ) from error
     return to_tables(splits, source)
 
 
@@ -48,7 +54,9 @@ def read_saved(source: Source) -> dict[str, ImageTable]:
     try:
         found = load_from_disk(str(source.path))
     except (OSError, ValueError) as error:
-        raise DataError(f"data.root '{source.root}' cannot be read as a folder of save_to_disk: {error}") from error
+        raise DataError(
+            f"data.root '{source.root}' cannot be read as a folder of save_to_disk: {error}"
+        ) from error
     return to_tables(dict(found) if isinstance(found, DatasetDict) else {"train": found}, source)
 
 
@@ -76,24 +84,42 @@ def _load_parquet(shards: list[Path], large: bool, source: Source) -> Dataset:
         features = [Features.from_arrow_schema(pq.read_schema(shard)) for shard in shards]
         for shard, each in zip(shards, features, strict=True):
             if each != features[0]:
-                raise DataError(f"{shard} has other columns or class names than {shards[0]}: {each} against {features[0]}.")
-        image = next((name for name in (source.columns.get("image"), "image", "img") if name in features[0]), None)
-        if large and image is not None and (not isinstance(kind := features[0][image], Value) or "binary" in kind.dtype):
+                raise DataError(
+                    f"{shard} has other columns or class names than {shards[0]}: {each} against {features[0]}."
+                )
+        image = next(
+            (name for name in (source.columns.get("image"), "image", "img") if name in features[0]),
+            None,
+        )
+        if (
+            large
+            and image is not None
+            and (not isinstance(kind := features[0][image], Value) or "binary" in kind.dtype)
+        ):
             return _where_they_are(shards, image, features[0])
-        count, size = sum(pq.read_metadata(shard).num_rows for shard in shards), sum(shard.stat().st_size for shard in shards)
+        count, size = (
+            sum(pq.read_metadata(shard).num_rows for shard in shards),
+            sum(shard.stat().st_size for shard in shards),
+        )
         batch = int(np.clip(BATCH_BYTES * count // max(size, 1), 100, 10_000))
         rows = Dataset.from_parquet([str(shard) for shard in shards], writer_batch_size=batch)
         if image is not None:
-            _refuse_foreign(rows, image, source.path if source.path.is_dir() else source.path.parent)
+            _refuse_foreign(
+                rows, image, source.path if source.path.is_dir() else source.path.parent
+            )
         return rows
     except (OSError, ValueError, DatasetGenerationError) as error:
-        raise DataError(f"{', '.join(map(str, shards[:3]))} cannot be read as Parquet: {error}") from error
+        raise DataError(
+            f"{', '.join(map(str, shards[:3]))} cannot be read as Parquet: {error}"
+        ) from error
 
 
 def _refuse_foreign(rows: Dataset, image: str, folder: Path) -> None:
     """Raises DataError where a picture is only named, by a path that is not below the folder: it may be any file of this machine."""
     for chunk in rows.data.column(image).chunks:
-        if pa.types.is_struct(chunk.type) and {"bytes", "path"} <= {field.name for field in chunk.type}:
+        if pa.types.is_struct(chunk.type) and {"bytes", "path"} <= {
+            field.name for field in chunk.type
+        }:
             named = pc.and_(pc.is_null(chunk.field("bytes")), pc.is_valid(chunk.field("path")))
             for path in chunk.field("path").filter(named).to_pylist():
                 if not is_below(path, folder):
@@ -105,7 +131,11 @@ def _refuse_foreign(rows: Dataset, image: str, folder: Path) -> None:
 
 def _where_they_are(shards: list[Path], image: str, features: Features) -> Dataset:
     """The plain columns (numbers, texts) of the shards, and for each picture the address of its cell."""
-    plain = [name for name, feature in features.items() if isinstance(feature, Value | ClassLabel) and "binary" not in feature.dtype]
+    plain = [
+        name
+        for name, feature in features.items()
+        if isinstance(feature, Value | ClassLabel) and "binary" not in feature.dtype
+    ]
     plain = [name for name in plain if name != image]
     parts = []
     for shard in shards:
@@ -114,14 +144,18 @@ def _where_they_are(shards: list[Path], image: str, features: Features) -> Datas
         part = pq.read_table(shard, columns=plain).replace_schema_metadata(None)
         parts.append(part.append_column(image, addresses))
     kinds = {name: features[name] for name in plain} | {image: ImageFeature(decode=False)}
-    return Dataset(pa.concat_tables(parts), fingerprint=generate_random_fingerprint()).cast(Features(kinds))
+    return Dataset(pa.concat_tables(parts), fingerprint=generate_random_fingerprint()).cast(
+        Features(kinds)
+    )
 
 
 def to_tables(splits: Mapping[str, Dataset], source: Source) -> dict[str, ImageTable]:
     """`{split: table}` of data sets with the columns image and label, under the user's names for them."""
     root, columns = source.root, source.columns
     places = {split: f"split '{split}' of '{root}'" for split in splits}
-    renamed = {split: _rename_columns(rows, columns, places[split]) for split, rows in splits.items()}
+    renamed = {
+        split: _rename_columns(rows, columns, places[split]) for split, rows in splits.items()
+    }
     if len(renamed) == 1 and "split" in (rows := next(iter(renamed.values()))).column_names:
         renamed = _divide(rows)
         places = {split: f"split '{split}' of '{root}'" for split in renamed}
@@ -129,14 +163,22 @@ def to_tables(splits: Mapping[str, Dataset], source: Source) -> dict[str, ImageT
         _refuse_blank(rows, places[split])
     names, to_label = _class_names({places[split]: rows for split, rows in renamed.items()})
     if any("fine_label" in rows.column_names for rows in splits.values()):
-        names = tuple(name.replace("_", " ") for name in names)  # CIFAR-100's aquarium_fish: texts are written from these names
-    return {split: _to_table(rows, split, places[split], names, to_label) for split, rows in renamed.items()}
+        names = tuple(
+            name.replace("_", " ") for name in names
+        )  # CIFAR-100's aquarium_fish: texts are written from these names
+    return {
+        split: _to_table(rows, split, places[split], names, to_label)
+        for split, rows in renamed.items()
+    }
 
 
 def _divide(rows: Dataset) -> dict[str, Dataset]:
     """The splits that a column `split` names, in the order in which they first appear."""
     named = [str(value) for value in rows.select_columns("split")[:]["split"]]
-    return {split: rows.select([row for row, name in enumerate(named) if name == split]) for split in dict.fromkeys(named)}
+    return {
+        split: rows.select([row for row, name in enumerate(named) if name == split])
+        for split in dict.fromkeys(named)
+    }
 
 
 def _rename_columns(rows: Dataset, columns: Mapping[str, str], where: str) -> Dataset:
@@ -144,10 +186,17 @@ def _rename_columns(rows: Dataset, columns: Mapping[str, str], where: str) -> Da
         raise DataError(f"{where} has no rows.")
     for ours, theirs in columns.items():
         if theirs not in rows.column_names:
-            raise DataError(f"data.columns.{ours}: {where}: {unknown('column', theirs, rows.column_names)}")
+            raise DataError(
+                f"data.columns.{ours}: {where}: {unknown('column', theirs, rows.column_names)}"
+            )
         if ours != theirs:
-            rows = (rows.remove_columns(ours) if ours in rows.column_names else rows).rename_column(theirs, ours)
-    for ours, theirs in (("image", "img"), ("label", "fine_label")):  # as uoft-cs/cifar10 and cifar100 call them
+            rows = (rows.remove_columns(ours) if ours in rows.column_names else rows).rename_column(
+                theirs, ours
+            )
+    for ours, theirs in (
+        ("image", "img"),
+        ("label", "fine_label"),
+    ):  # as uoft-cs/cifar10 and cifar100 call them
         if ours not in rows.column_names and theirs in rows.column_names:
             rows = rows.rename_column(theirs, ours)
     for needed in ("image", "label"):
@@ -161,10 +210,14 @@ def _rename_columns(rows: Dataset, columns: Mapping[str, str], where: str) -> Da
 
 def _refuse_blank(rows: Dataset, where: str) -> None:
     """Raises DataError for labels that are missing or empty, which would make a class without a name."""
-    plain = rows.select_columns([name for name in ("label", "id") if name in rows.column_names]).with_format("arrow")[:]
+    plain = rows.select_columns(
+        [name for name in ("label", "id") if name in rows.column_names]
+    ).with_format("arrow")[:]
     names = plain["id"].combine_chunks() if "id" in plain.column_names else None
     if told := blank_rows(plain["label"].combine_chunks(), names):
-        raise DataError(f"{where} has images without a label; remove these rows or fill the label in: {told}.")
+        raise DataError(
+            f"{where} has images without a label; remove these rows or fill the label in: {told}."
+        )
 
 
 def _class_names(splits: Mapping[str, Dataset]) -> tuple[tuple[str, ...], dict[Any, int]]:
@@ -176,12 +229,16 @@ def _class_names(splits: Mapping[str, Dataset]) -> tuple[tuple[str, ...], dict[A
         if isinstance(feature, ClassLabel):
             listed[where] = tuple(feature.names)
         elif feature.dtype not in {"string", "large_string"} and "int" not in feature.dtype:
-            raise DataError(f"{where}: labels of type {feature.dtype}; whole numbers, texts or a ClassLabel are expected.")
+            raise DataError(
+                f"{where}: labels of type {feature.dtype}; whole numbers, texts or a ClassLabel are expected."
+            )
         values |= set(rows.unique("label"))
     if listed:
         first, *others = listed.values()
         if len(listed) < len(splits) or any(names != first for names in others):
-            told = " | ".join(f"{where}: {', '.join(listed.get(where, ('no names',))[:12])}" for where in splits)
+            told = " | ".join(
+                f"{where}: {', '.join(listed.get(where, ('no names',))[:12])}" for where in splits
+            )
             raise DataError(f"the splits name different classes, or in another order: {told}.")
         return first, {label: label for label in values}
     if all(isinstance(value, str) for value in values):
@@ -192,7 +249,9 @@ def _class_names(splits: Mapping[str, Dataset]) -> tuple[tuple[str, ...], dict[A
     return tuple(str(label) for label in range(max(values) + 1)), {label: label for label in values}
 
 
-def _to_table(rows: Dataset, split: str, where: str, names: tuple[str, ...], to_label: Mapping[Any, int]) -> ImageTable:
+def _to_table(
+    rows: Dataset, split: str, where: str, names: tuple[str, ...], to_label: Mapping[Any, int]
+) -> ImageTable:
     labels = [to_label[value] for value in rows.select_columns("label")[:]["label"]]
     rows = rows.remove_columns("label").add_column("label", np.asarray(labels, np.int64))
     if "id" not in rows.column_names:
@@ -218,20 +277,36 @@ def read_manifest(source: Source) -> dict[str, ImageTable]:
     file = source.path if source.path.is_file() else source.file("train", _only_list(source.path))
     label = source.columns.get("label", "label")
     try:
-        listed = pq.read_table(file) if file.suffix == ".parquet" else _with_labels_as_written(file, label)
+        listed = (
+            pq.read_table(file)
+            if file.suffix == ".parquet"
+            else _with_labels_as_written(file, label)
+        )
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{file} cannot be read as a table: {error}") from error
     theirs = source.columns.get("image", "path")
     if theirs not in listed.column_names:
-        raise DataError(f"{file}: {unknown('column', theirs, listed.column_names)} Say data.columns: {{image: their_name}}.")
+        raise DataError(
+            f"{file}: {unknown('column', theirs, listed.column_names)} Say data.columns: {{image: their_name}}."
+        )
     folder = _image_folder(source, file)
     named = listed.column(theirs).cast(pa.string()).combine_chunks()
-    paths = full_paths(folder, named, str(file), "name the folder that holds all the images in data.images (discl init: --images)")
+    paths = full_paths(
+        folder,
+        named,
+        str(file),
+        "name the folder that holds all the images in data.images (discl init: --images)",
+    )
     columns = {name: listed.column(name) for name in listed.column_names if name != theirs}
     if "id" not in columns and "id" not in source.columns:
         below = pc.utf8_slice_codeunits(paths, len(f"{folder}/"))
         columns["id"] = pc.if_else(pc.starts_with(named, "/"), below, named)
-    table = pa.table({"image": arrow_images(paths), **{name: values for name, values in columns.items() if name != "image"}})
+    table = pa.table(
+        {
+            "image": arrow_images(paths),
+            **{name: values for name, values in columns.items() if name != "image"},
+        }
+    )
     rows = rows_of(table)
     columns = {ours: name for ours, name in source.columns.items() if ours != "image"}
     tables = to_tables({"train": rows}, Source(source.root, source.path, columns))
@@ -243,17 +318,33 @@ def guess_columns(file: Path, stated: Mapping[str, str]) -> dict[str, str]:
 
     Raises DataError where several have such a name, or none.
     """
-    schema = pq.read_schema(file) if file.suffix == ".parquet" else read_csv(file, _delimiter(file)).schema
-    texts = {field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)}
+    schema = (
+        pq.read_schema(file)
+        if file.suffix == ".parquet"
+        else read_csv(file, _delimiter(file)).schema
+    )
+    texts = {
+        field.name
+        for field in schema
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+    }
     found = dict(stated)
     for ours, (what, known, usual) in USUAL_COLUMNS.items():
         if ours in stated or set(known) & set(schema.names):
             continue
-        fitting = [name for name in schema.names if name.casefold() in usual and (ours != "image" or name in texts)]
+        fitting = [
+            name
+            for name in schema.names
+            if name.casefold() in usual and (ours != "image" or name in texts)
+        ]
         if ours == "image" and file.suffix == ".parquet" and not fitting:
             continue  # it holds the pictures themselves
         if len(fitting) != 1:
-            told = f"{' and '.join(fitting)} may both be" if fitting else f"none of {', '.join(schema.names)} has a usual name for"
+            told = (
+                f"{' and '.join(fitting)} may both be"
+                if fitting
+                else f"none of {', '.join(schema.names)} has a usual name for"
+            )
             raise DataError(
                 f"{file}: {told} {what}. Say which one it is, discl init {file} --column {ours}={(fitting or ['NAME'])[0]}, or call it "
                 f"'{known[0]}' in the list."
@@ -266,7 +357,9 @@ def _image_folder(source: Source, file: Path) -> Path:
     """The folder that the paths of a list are relative to."""
     folder = file.parent if source.images is None else Path(source.images).expanduser()
     if not folder.is_dir():
-        raise DataError(f"data.images '{source.images}' is no folder; looked for {folder.absolute()}.")
+        raise DataError(
+            f"data.images '{source.images}' is no folder; looked for {folder.absolute()}."
+        )
     return folder
 
 
@@ -289,7 +382,9 @@ def _delimiter(file: Path) -> str:
 
 
 def _only_list(folder: Path) -> str:
-    found = sorted(file.name for file in folder.iterdir() if file.suffix in {".csv", ".tsv", ".parquet"})
+    found = sorted(
+        file.name for file in folder.iterdir() if file.suffix in {".csv", ".tsv", ".parquet"}
+    )
     if len(found) != 1:
         raise DataError(
             f"{folder} holds {len(found)} lists ({', '.join(found[:6]) or 'no .csv, .tsv or .parquet'}); name the right one as data.root."

@@ -1,7 +1,15 @@
 """Latent generators of every supported family behind one small interface."""
 
 from .interface import Conditioning, LatentModel
-from .loading import Address, Generator, check_generator, describe_generator, describe_loras, load_generator, load_plain
+from .loading import (
+    Address,
+    Generator,
+    check_generator,
+    describe_generator,
+    describe_loras,
+    load_generator,
+    load_plain,
+)
 from .schedules import Schedule
 
 __all__ = [

@@ -45,11 +45,27 @@ class Family:
         return self.build is None
 
 
-_FLOW = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
-SD = Family(
-    "Stable Diffusion 1.x/2.x", "StableDiffusionImg2ImgPipeline", StableDiffusion, ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_FLOW = (
+    "transformer",
+    "vae",
+    "text_encoder",
+    "text_encoder_2",
+    "tokenizer",
+    "tokenizer_2",
+    "scheduler",
 )
-SDXL = Family("SDXL", "StableDiffusionXLImg2ImgPipeline", StableDiffusionXL, ("unet", "vae", "text_encoder_2", "tokenizer_2", "scheduler"))
+SD = Family(
+    "Stable Diffusion 1.x/2.x",
+    "StableDiffusionImg2ImgPipeline",
+    StableDiffusion,
+    ("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
+)
+SDXL = Family(
+    "SDXL",
+    "StableDiffusionXLImg2ImgPipeline",
+    StableDiffusionXL,
+    ("unet", "vae", "text_encoder_2", "tokenizer_2", "scheduler"),
+)
 SD3 = Family("Stable Diffusion 3.x", "StableDiffusion3Img2ImgPipeline", StableDiffusion3, _FLOW)
 FLUX = Family("FLUX.1", "FluxImg2ImgPipeline", Flux, _FLOW, distilled=True)
 
@@ -87,7 +103,10 @@ def check_denoiser(folder: Path, family: Family) -> None:
             f"checkpoint '{folder}' is made for the sampler {sampler}, in whose place {ours} would give other images; "
             f"known: {', '.join(sorted(known))}. Take the checkpoint that it was made from."
         )
-    if family.diffusion and read_config(folder, family.network).get("time_cond_proj_dim") is not None:
+    if (
+        family.diffusion
+        and read_config(folder, family.network).get("time_cond_proj_dim") is not None
+    ):
         raise CheckpointError(
             f"checkpoint '{folder}' has a UNet whose guidance is distilled (time_cond_proj_dim, as in latent consistency models), which "
             f"{family.name} does not have; take the checkpoint that it was made from, or one of a LatentConsistencyModelPipeline."
@@ -117,11 +136,16 @@ def _plain_family(folder: Path, found: str, index: dict[str, Any]) -> Family | N
 
     image, text = (
         auto._get_task_class(table, found, throw_error_if_not_exist=False)
-        for table in (auto.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING, auto.AUTO_TEXT2IMAGE_PIPELINES_MAPPING)
+        for table in (
+            auto.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
+            auto.AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
+        )
     )
     if image is None or image.__name__ in FAMILIES or any(word in found for word in NOT_PLAIN):
         return None
-    if lacking := [name for name in TAKEN if name not in inspect.signature(image.__call__).parameters]:
+    if lacking := [
+        name for name in TAKEN if name not in inspect.signature(image.__call__).parameters
+    ]:
         raise CheckpointError(
             f"checkpoint '{folder}' is a {found}, whose image-to-image pipeline in diffusers ({image.__name__}) takes no "
             f"{' and no '.join(lacking)}, so that it cannot make an image at a level; name another generator."
@@ -131,7 +155,13 @@ def _plain_family(folder: Path, found: str, index: dict[str, Any]) -> Family | N
     if network is None:
         return None
     others = tuple(name for name in parts if name != network)
-    return Family(found, image.__name__, None, (network, *others), text=None if text is None else text.__name__)
+    return Family(
+        found,
+        image.__name__,
+        None,
+        (network, *others),
+        text=None if text is None else text.__name__,
+    )
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -147,11 +177,18 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def parts_of(folder: Path, family: Family) -> list[str]:
     """Names of the parts that a checkpoint is made of: those of its family, and those that its model_index.json lists."""
-    return [*family.parts, *(name for name in _listed(read_index(folder)) if name not in family.parts)]
+    return [
+        *family.parts,
+        *(name for name in _listed(read_index(folder)) if name not in family.parts),
+    ]
 
 
 def _listed(index: dict[str, Any]) -> list[str]:
-    return [name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None and name not in UNUSED]
+    return [
+        name
+        for name, value in index.items()
+        if isinstance(value, list) and value and value[0] is not None and name not in UNUSED
+    ]
 
 
 def check_parts(folder: Path, family: Family, weights: bool = True) -> None:
@@ -167,7 +204,12 @@ def check_parts(folder: Path, family: Family, weights: bool = True) -> None:
     for name in parts:
         if name.startswith("tokenizer"):
             check_tokenizer(folder / name)
-        elif weights and "processor" not in name and name != "scheduler" and not any((folder / name).glob("*.safetensors")):
+        elif (
+            weights
+            and "processor" not in name
+            and name != "scheduler"
+            and not any((folder / name).glob("*.safetensors"))
+        ):
             raise CheckpointError(
                 f"checkpoint '{folder}': {name}/ holds no *.safetensors file. Fetch it, or convert pickled weights, which are refused "
                 "because unpickling runs code, with save_pretrained(..., safe_serialization=True)."
@@ -176,4 +218,6 @@ def check_parts(folder: Path, family: Family, weights: bool = True) -> None:
 
 def read_config(folder: Path, part: str) -> dict[str, Any]:
     """Settings of one part. Raises CheckpointError where they are missing or no JSON."""
-    return read_json(folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json"))
+    return read_json(
+        folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    )

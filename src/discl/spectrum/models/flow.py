@@ -25,7 +25,11 @@ class FlowModel:
         for component in pipeline.components.values():
             if isinstance(component, torch.nn.Module):
                 component.to(self.device).eval()
-        self.pipeline, self.transformer, self.scheduler = pipeline, pipeline.transformer, pipeline.scheduler
+        self.pipeline, self.transformer, self.scheduler = (
+            pipeline,
+            pipeline.transformer,
+            pipeline.scheduler,
+        )
         self.autoencoder = Autoencoder(pipeline.vae)
         self.patch = self._check_channels()
 
@@ -44,10 +48,14 @@ class FlowModel:
         """Native pixels a side."""
         return self.pipeline.default_sample_size * self.autoencoder.factor
 
-    def schedule(self, num_inference_steps: int, height: int, width: int, fixed: bool = False) -> Flow:
+    def schedule(
+        self, num_inference_steps: int, height: int, width: int, fixed: bool = False
+    ) -> Flow:
         side = self.autoencoder.factor * self.patch
         tokens = (height // side) * (width // side)
-        return make_flow(self.scheduler, num_inference_steps, tokens, self.from_one, self.max_shift, fixed)
+        return make_flow(
+            self.scheduler, num_inference_steps, tokens, self.from_one, self.max_shift, fixed
+        )
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return self.autoencoder.shape(height, width, self.autoencoder.factor * self.patch)
@@ -74,11 +82,15 @@ class StableDiffusion3(FlowModel):
 
     def encode_texts(self, texts: Sequence[str], negative: bool = False) -> Conditioning:
         asked = list(texts)
-        states, _, pooled, _ = self.pipeline.encode_prompt(asked, asked, asked, device=self.device, do_classifier_free_guidance=False)
+        states, _, pooled, _ = self.pipeline.encode_prompt(
+            asked, asked, asked, device=self.device, do_classifier_free_guidance=False
+        )
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        return self.transformer(latents.to(self.dtype), timestep=timesteps, **conditioning, return_dict=False)[0].float()
+        return self.transformer(
+            latents.to(self.dtype), timestep=timesteps, **conditioning, return_dict=False
+        )[0].float()
 
 
 class Flux(FlowModel):
@@ -105,7 +117,9 @@ class Flux(FlowModel):
         output = self.transformer(
             pack(latents).to(self.dtype),
             timestep=timesteps.to(self.dtype) / 1000,
-            guidance=conditioning["guidance_scale"].float() if self.transformer.config.guidance_embeds else None,
+            guidance=conditioning["guidance_scale"].float()
+            if self.transformer.config.guidance_embeds
+            else None,
             pooled_projections=conditioning["pooled_projections"],
             encoder_hidden_states=states,
             txt_ids=torch.zeros(states.shape[1], 3, device=self.device, dtype=states.dtype),

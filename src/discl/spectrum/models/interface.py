@@ -30,7 +30,9 @@ class LatentModel(Protocol):
     @property
     def network(self) -> torch.nn.Module: ...
 
-    def schedule(self, num_inference_steps: int, height: int, width: int, fixed: bool = False) -> Schedule:
+    def schedule(
+        self, num_inference_steps: int, height: int, width: int, fixed: bool = False
+    ) -> Schedule:
         """The grid of T steps for pictures of that many pixels; with `fixed`, T steps for every level."""
         ...
 

@@ -27,12 +27,24 @@ from ...console import say
 from ...digests import digest
 from ...errors import CheckpointError
 from ...levels import TEXT_ONLY, GuidanceLevel
-from .families import SDXL, UNUSED, Family, check_denoiser, check_parts, find_family, parts_of, read_config, read_index
+from .families import (
+    SDXL,
+    UNUSED,
+    Family,
+    check_denoiser,
+    check_parts,
+    find_family,
+    parts_of,
+    read_config,
+    read_index,
+)
 from .interface import DTYPES, LatentModel
 from .schedules import make_ddim, make_flow
 from .stable_diffusion import check_side
 
-FLUX_SAMPLE_SIZE = 128  # FLUX's files name no size of their own; diffusers takes this many latents a side
+FLUX_SAMPLE_SIZE = (
+    128  # FLUX's files name no size of their own; diffusers takes this many latents a side
+)
 
 
 @dataclass(frozen=True)
@@ -114,21 +126,40 @@ def describe_generator(address: Address | str) -> Generator:
     found = _find(address)
     folder, family = found.folder, found.family
     multiple = _multiple(folder, family)
-    raw = read_config(folder, "scheduler") if family.plain else dict(load_scheduler(folder, family).config)
+    raw = (
+        read_config(folder, "scheduler")
+        if family.plain
+        else dict(load_scheduler(folder, family).config)
+    )
     settings = {key: value for key, value in raw.items() if not key.startswith("_")}
     patch = 1 if family.diffusion else 2
     network, size = read_config(folder, family.network), None
     if not family.plain or ("sample_size" in network and _vae_stages(folder, family) is not None):
         side = network.get("sample_size", FLUX_SAMPLE_SIZE)
         if not isinstance(side, int):
-            raise CheckpointError(f"checkpoint '{folder}': the sample_size {side!r} of {family.network}/ is no whole number.")
+            raise CheckpointError(
+                f"checkpoint '{folder}': the sample_size {side!r} of {family.network}/ is no whole number."
+            )
         size = side * multiple // patch
-    scheduler = digest(family.pipeline if family.plain else "DDIM" if family.diffusion else "flow", settings)
+    scheduler = digest(
+        family.pipeline if family.plain else "DDIM" if family.diffusion else "flow", settings
+    )
     own = f"diffusers' {family.pipeline} with the checkpoint's own sampler"
     sampler = own if family.plain else "DDIM" if family.diffusion else "Euler steps of the flow"
     aesthetic = family is SDXL and bool(read_index(folder).get("requires_aesthetics_score"))
     most = _most(folder, family)
-    return Generator(family.name, found.digest, scheduler, size, multiple, family.distilled, family.plain, sampler, aesthetic, most)
+    return Generator(
+        family.name,
+        found.digest,
+        scheduler,
+        size,
+        multiple,
+        family.distilled,
+        family.plain,
+        sampler,
+        aesthetic,
+        most,
+    )
 
 
 def check_generator(
@@ -152,7 +183,9 @@ def check_generator(
         if size is not None:
             check_side(size, _multiple(folder, family))
         elif describe_generator(address).size is None:
-            raise CheckpointError(f"checkpoint '{folder}' does not tell how large the pictures of a {family.name} are; set spectrum.size.")
+            raise CheckpointError(
+                f"checkpoint '{folder}' does not tell how large the pictures of a {family.name} are; set spectrum.size."
+            )
         return
     scheduler = load_scheduler(folder, family)
     if family.distilled and guidance_interval != (0.0, 1.0):
@@ -179,7 +212,9 @@ def _check_plain(found: _Found, levels: Iterable[GuidanceLevel], options: bool) 
             "spectrum.guidance_interval, which are for families of the engine."
         )
     if found.family.text is None and TEXT_ONLY in levels:
-        raise CheckpointError(f"diffusers has no text-to-image pipeline for a {name}, which level 0 needs; take 0 out of spectrum.levels.")
+        raise CheckpointError(
+            f"diffusers has no text-to-image pipeline for a {name}, which level 0 needs; take 0 out of spectrum.levels."
+        )
 
 
 def describe_loras(loras: Sequence[tuple[str, float]]) -> str:
@@ -203,7 +238,9 @@ def load_scheduler(folder: Path, family: Family) -> Any:
         return FlowMatchEulerDiscreteScheduler.from_config(settings)
 
 
-def load_generator(address: Address | str, dtype: str = "float32", device: torch.device | str = "cpu") -> LatentModel:
+def load_generator(
+    address: Address | str, dtype: str = "float32", device: torch.device | str = "cpu"
+) -> LatentModel:
     """The model of a checkpoint, its LoRAs added to its weights.
 
     The VAE runs in float32 where float16 is asked for (it overflows there). Raises CheckpointError for a folder that
@@ -211,7 +248,9 @@ def load_generator(address: Address | str, dtype: str = "float32", device: torch
     """
     found = _find(address)
     if found.family.build is None:
-        raise CheckpointError(f"checkpoint '{found.folder}' is a {found.family.name}, which the engine does not know; use load_plain.")
+        raise CheckpointError(
+            f"checkpoint '{found.folder}' is a {found.family.name}, which the engine does not know; use load_plain."
+        )
     with _told(found.file or found.folder):
         pipeline = load_pipeline(found, dtype)
         if isinstance(address, Address):
@@ -219,7 +258,9 @@ def load_generator(address: Address | str, dtype: str = "float32", device: torch
         return found.family.build(pipeline, device)
 
 
-def load_plain(address: Address | str, dtype: str = "float32", device: torch.device | str = "cpu") -> tuple[Any, Any | None]:
+def load_plain(
+    address: Address | str, dtype: str = "float32", device: torch.device | str = "cpu"
+) -> tuple[Any, Any | None]:
     """diffusers' image-to-image and text-to-image pipelines (None where it has none) of a checkpoint, sharing their parts."""
     import diffusers
 
@@ -231,15 +272,23 @@ def load_plain(address: Address | str, dtype: str = "float32", device: torch.dev
     with _told(found.file or found.folder):
         wanted: dict[str, Any] = {"local_files_only": True, **unused}
         if found.file is not None:
-            image = kind.from_single_file(str(found.file), config=str(found.folder), torch_dtype=DTYPES[dtype], **wanted)
+            image = kind.from_single_file(
+                str(found.file), config=str(found.folder), torch_dtype=DTYPES[dtype], **wanted
+            )
             _check_single(image, found.file)
         else:
             wanted |= load_parts(found.folder, found.family, {"default": DTYPES[dtype]})
-            image = kind.from_pretrained(found.folder, dtype=DTYPES[dtype], use_safetensors=True, **wanted)
+            image = kind.from_pretrained(
+                found.folder, dtype=DTYPES[dtype], use_safetensors=True, **wanted
+            )
         if isinstance(address, Address):
             add_loras(image, address.loras)
         image.to(device)
-        text = None if found.family.text is None else getattr(diffusers, found.family.text).from_pipe(image)
+        text = (
+            None
+            if found.family.text is None
+            else getattr(diffusers, found.family.text).from_pipe(image)
+        )
     for pipeline in (image, text):
         if pipeline is not None:
             pipeline.set_progress_bar_config(disable=True)
@@ -252,17 +301,25 @@ def load_pipeline(found: _Found, dtype: str) -> Any:
 
     family, folder, wanted = found.family, found.folder, DTYPES[dtype]
     kind = getattr(diffusers, family.pipeline)
-    takes = [name for name in kind._get_signature_types() if name in UNUSED or name.startswith(("tokenizer", "text_encoder"))]
+    takes = [
+        name
+        for name in kind._get_signature_types()
+        if name in UNUSED or name.startswith(("tokenizer", "text_encoder"))
+    ]
     absent: dict[str, Any] = {name: None for name in takes if name not in parts_of(folder, family)}
     common = {**absent, "scheduler": load_scheduler(folder, family), "local_files_only": True}
     diffusers.utils.logging.disable_progress_bar()
     if found.file is not None:
-        pipeline = kind.from_single_file(str(found.file), config=str(folder), torch_dtype=wanted, **common)
+        pipeline = kind.from_single_file(
+            str(found.file), config=str(folder), torch_dtype=wanted, **common
+        )
         _check_single(pipeline, found.file)
         pipeline.vae.to(torch.float32 if dtype == "float16" else wanted)
         return pipeline
     dtypes = {"default": wanted, "vae": torch.float32 if dtype == "float16" else wanted}
-    return kind.from_pretrained(folder, **common, **load_parts(folder, family, dtypes), dtype=dtypes, use_safetensors=True)
+    return kind.from_pretrained(
+        folder, **common, **load_parts(folder, family, dtypes), dtype=dtypes, use_safetensors=True
+    )
 
 
 def load_parts(folder: Path, family: Family, dtypes: Mapping[str, torch.dtype]) -> dict[str, Any]:
@@ -273,7 +330,11 @@ def load_parts(folder: Path, family: Family, dtypes: Mapping[str, torch.dtype]) 
     import diffusers
     import transformers
 
-    index, libraries, loaded = read_index(folder), {"diffusers": diffusers, "transformers": transformers}, {}
+    index, libraries, loaded = (
+        read_index(folder),
+        {"diffusers": diffusers, "transformers": transformers},
+        {},
+    )
     for name in parts_of(folder, family):
         files = [file.name for file in (folder / name).glob("*.safetensors")]
         library, kind = index.get(name) or ("", "")
@@ -290,9 +351,19 @@ def load_parts(folder: Path, family: Family, dtypes: Mapping[str, torch.dtype]) 
 
 def _check_single(pipeline: Any, file: Path) -> None:
     """Raises CheckpointError where the file lacked weights, which diffusers then leaves without a value."""
-    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    parts = {
+        name: part
+        for name, part in pipeline.components.items()
+        if isinstance(part, torch.nn.Module)
+    }
     check_complete(
-        file, [f"{part}.{name}" for part, network in parts.items() for name, tensor in network.named_parameters() if tensor.is_meta]
+        file,
+        [
+            f"{part}.{name}"
+            for part, network in parts.items()
+            for name, tensor in network.named_parameters()
+            if tensor.is_meta
+        ],
     )
 
 
@@ -304,19 +375,30 @@ def add_loras(pipeline: Any, loras: Sequence[tuple[str, float]]) -> None:
     if not loras:
         return
     if importlib.util.find_spec("peft") is None:
-        raise CheckpointError("LoRA weights need the package peft; install it with pip install 'discl[lora]'.")
+        raise CheckpointError(
+            "LoRA weights need the package peft; install it with pip install 'discl[lora]'."
+        )
     names = []
     for number, (address, _) in enumerate(loras):
         file, name = find_weights(address), f"lora{number}"
         with _told(file):
             pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
         if not any(name in adapters for adapters in pipeline.get_list_adapters().values()):
-            raise CheckpointError(f"the LoRA '{file}' fits nothing of this checkpoint; it belongs to another family.")
+            raise CheckpointError(
+                f"the LoRA '{file}' fits nothing of this checkpoint; it belongs to another family."
+            )
         _check_lora(pipeline, file, name)
         names.append(name)
     pipeline.set_adapters(names, [scale for _, scale in loras])
-    for part, there in pipeline.get_list_adapters().items():  # a network, or a text encoder: not every file has weights for each
-        pipeline.fuse_lora(components=[part], adapter_names=[name for name in names if name in there])
+    for (
+        part,
+        there,
+    ) in (
+        pipeline.get_list_adapters().items()
+    ):  # a network, or a text encoder: not every file has weights for each
+        pipeline.fuse_lora(
+            components=[part], adapter_names=[name for name in names if name in there]
+        )
     pipeline.unload_lora_weights()
 
 
@@ -333,9 +415,13 @@ def _check_lora(pipeline: Any, file: Path, name: str) -> None:
     with safe_open(file, "pt") as stored:
         there = sum(key.endswith(downward) for key in stored.keys())  # noqa: SIM118 (not a dict)
     networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    taken = sum(name in getattr(layer, "lora_A", ()) for network in networks for layer in network.modules())
+    taken = sum(
+        name in getattr(layer, "lora_A", ()) for network in networks for layer in network.modules()
+    )
     if taken < there:
-        say(f"the LoRA '{file.name}' has weights for {there} layers, {taken} of which this checkpoint has; the others have no effect")
+        say(
+            f"the LoRA '{file.name}' has weights for {there} layers, {taken} of which this checkpoint has; the others have no effect"
+        )
 
 
 def _vae_stages(folder: Path, family: Family) -> int | None:
@@ -347,7 +433,9 @@ def _vae_stages(folder: Path, family: Family) -> int | None:
         return len(channels)
     if channels is None and family.plain:
         return None
-    raise CheckpointError(f"checkpoint '{folder}': block_out_channels of vae/ is {channels!r}, no list of channels; fetch it anew.")
+    raise CheckpointError(
+        f"checkpoint '{folder}': block_out_channels of vae/ is {channels!r}, no list of channels; fetch it anew."
+    )
 
 
 def _most(folder: Path, family: Family) -> int | None:
@@ -362,7 +450,17 @@ def _told(folder: Path) -> Iterator[None]:
     from diffusers.loaders.single_file_utils import SingleFileComponentError
     from safetensors import SafetensorError
 
-    kinds = OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, SafetensorError, SingleFileComponentError
+    kinds = (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        OverflowError,
+        SafetensorError,
+        SingleFileComponentError,
+    )
     try:
         yield
     except kinds as error:

@@ -39,19 +39,32 @@ class _Tables:
     """Tables of a frozen dataclass, moved together."""
 
     def to(self, device: torch.device) -> Self:
-        tensors = {each.name: getattr(self, each.name) for each in fields(self) if isinstance(getattr(self, each.name), Tensor)}  # type: ignore[arg-type]
+        tensors = {
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if isinstance(getattr(self, each.name), Tensor)
+        }  # type: ignore[arg-type]
         return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})  # type: ignore[type-var]
 
 
 def level_spans(num_inference_steps: int) -> dict[int, range]:
     """{λ in per cent: the last t(λ) of T steps}, for all levels that take a step at all."""
-    steps = {percent: GuidanceLevel(percent).start_step(num_inference_steps) for percent in range(100)}
-    return {percent: range(num_inference_steps - left, num_inference_steps) for percent, left in steps.items() if left}
+    steps = {
+        percent: GuidanceLevel(percent).start_step(num_inference_steps) for percent in range(100)
+    }
+    return {
+        percent: range(num_inference_steps - left, num_inference_steps)
+        for percent, left in steps.items()
+        if left
+    }
 
 
 def stacked_spans(levels: Iterable[int], num_inference_steps: int) -> dict[int, range]:
     """{λ in per cent: T steps of its own}, one level's after the other's."""
-    return {percent: range(place * num_inference_steps, (place + 1) * num_inference_steps) for place, percent in enumerate(levels)}
+    return {
+        percent: range(place * num_inference_steps, (place + 1) * num_inference_steps)
+        for place, percent in enumerate(levels)
+    }
 
 
 # ---------------------------------------------------------------- diffusion
@@ -79,11 +92,20 @@ class DDIM(_Tables):
         return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
 
     def step(self, latents: Tensor, output: Tensor, index: Tensor) -> Tensor:
-        alpha, alpha_next = (table[index].view(-1, 1, 1, 1) for table in (self.alphas, self.alphas_next))
+        alpha, alpha_next = (
+            table[index].view(-1, 1, 1, 1) for table in (self.alphas, self.alphas_next)
+        )
         return ddim_step(latents, output, alpha, alpha_next, self.prediction_type, self.clip)
 
 
-def ddim_step(latents: Tensor, output: Tensor, alpha: Tensor, alpha_next: Tensor, prediction_type: str, clip: float | None) -> Tensor:
+def ddim_step(
+    latents: Tensor,
+    output: Tensor,
+    alpha: Tensor,
+    alpha_next: Tensor,
+    prediction_type: str,
+    clip: float | None,
+) -> Tensor:
     """x_next = √ᾱ_next · x̂0 + √(1 − ᾱ_next) · ε̂ with η = 0 (arXiv 2010.02502, eq. 12).
 
     `alpha` and `alpha_next` are ᾱ now and after the step, broadcast over `latents` `[rows, c, h, w]`. Clipping bounds x̂0
@@ -92,7 +114,10 @@ def ddim_step(latents: Tensor, output: Tensor, alpha: Tensor, alpha_next: Tensor
     if prediction_type == "epsilon":
         noise, clean = output, (latents - (1 - alpha).sqrt() * output) / alpha.sqrt()
     elif prediction_type == "v_prediction":
-        noise, clean = alpha.sqrt() * output + (1 - alpha).sqrt() * latents, alpha.sqrt() * latents - (1 - alpha).sqrt() * output
+        noise, clean = (
+            alpha.sqrt() * output + (1 - alpha).sqrt() * latents,
+            alpha.sqrt() * latents - (1 - alpha).sqrt() * output,
+        )
     else:
         noise, clean = (latents - alpha.sqrt() * output) / (1 - alpha).sqrt(), output
     if clip is not None:
@@ -115,7 +140,11 @@ def make_ddim(scheduler: Any, num_inference_steps: int, fixed: bool = False) -> 
             f"{num_inference_steps} inference steps exceed the {config.num_train_timesteps} that the checkpoint was trained for; use fewer."
         )
     if fixed:
-        levels = [percent for percent in range(100) if (100 - percent) * config.num_train_timesteps >= 100 * num_inference_steps]
+        levels = [
+            percent
+            for percent in range(100)
+            if (100 - percent) * config.num_train_timesteps >= 100 * num_inference_steps
+        ]
         grids = [_fine_timesteps(config, num_inference_steps, percent) for percent in levels]
         timesteps = torch.cat(grids)
         following = torch.cat([torch.cat([grid[1:], torch.tensor([-1])]) for grid in grids])
@@ -126,7 +155,9 @@ def make_ddim(scheduler: Any, num_inference_steps: int, fixed: bool = False) -> 
         following = timesteps - config.num_train_timesteps // num_inference_steps
         spans = level_spans(num_inference_steps)
     alphas = scheduler.alphas_cumprod.cpu().float()
-    alphas_next = torch.where(following >= 0, alphas[following.clamp_min(0)], scheduler.final_alpha_cumprod.float())
+    alphas_next = torch.where(
+        following >= 0, alphas[following.clamp_min(0)], scheduler.final_alpha_cumprod.float()
+    )
     clip = config.clip_sample_range if config.clip_sample else None
     return DDIM(timesteps, alphas[timesteps], alphas_next, spans, config.prediction_type, clip)
 
@@ -170,7 +201,12 @@ class Flow(_Tables):
 
 
 def make_flow(
-    scheduler: Any, num_inference_steps: int, tokens: int = 256, from_one: bool = True, max_shift: float = 1.15, fixed: bool = False
+    scheduler: Any,
+    num_inference_steps: int,
+    tokens: int = 256,
+    from_one: bool = True,
+    max_shift: float = 1.15,
+    fixed: bool = False,
 ) -> Flow:
     """The grid of a diffusers `FlowMatchEulerDiscreteScheduler` for a picture of so many tokens, whose number shifts the grid
     where the checkpoint asks for it.
@@ -190,26 +226,47 @@ def make_flow(
         short, long = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         low, high = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
         settings["mu"] = low + (high - low) * (tokens - short) / (long - short)
-    whole = [name for name in ("shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas") if config.get(name)]
+    whole = [
+        name
+        for name in (
+            "shift_terminal",
+            "use_karras_sigmas",
+            "use_exponential_sigmas",
+            "use_beta_sigmas",
+        )
+        if config.get(name)
+    ]
     if fixed and whole:
-        raise CheckpointError(f"the scheduler's {whole[0]} bends the grid as a whole, so steps: fixed has no part of it; use per-level.")
+        raise CheckpointError(
+            f"the scheduler's {whole[0]} bends the grid as a whole, so steps: fixed has no part of it; use per-level."
+        )
     bottom = None if from_one else scheduler.sigma_min
     if not fixed:
         if from_one:
             settings["sigmas"] = _fine_sigmas(num_inference_steps, 0, 1.0, bottom)
         scheduler.set_timesteps(num_inference_steps, **settings)
         sigmas = scheduler.sigmas.float()
-        return Flow(scheduler.timesteps.float(), sigmas[:-1], sigmas[1:], level_spans(num_inference_steps))
+        return Flow(
+            scheduler.timesteps.float(), sigmas[:-1], sigmas[1:], level_spans(num_inference_steps)
+        )
     tables = []
     for percent in range(100):
         fine = _fine_sigmas(num_inference_steps, percent, scheduler.sigma_max, bottom)
         scheduler.set_timesteps(num_inference_steps, sigmas=fine, **settings)
-        tables.append((scheduler.timesteps.float(), scheduler.sigmas[:-1].float(), scheduler.sigmas[1:].float()))
+        tables.append(
+            (
+                scheduler.timesteps.float(),
+                scheduler.sigmas[:-1].float(),
+                scheduler.sigmas[1:].float(),
+            )
+        )
     timesteps, now, following = (torch.cat(each) for each in zip(*tables, strict=True))
     return Flow(timesteps, now, following, stacked_spans(range(100), num_inference_steps))
 
 
-def _fine_sigmas(num_inference_steps: int, percent: int, top: float, bottom: float | None) -> np.ndarray:
+def _fine_sigmas(
+    num_inference_steps: int, percent: int, top: float, bottom: float | None
+) -> np.ndarray:
     """The last T sigmas, before shifting, of a grid of T / (1 − λ) steps from `top` to `bottom`, or to its last step's share."""
     total = 100 * num_inference_steps / (100 - percent)
     steps = np.arange(num_inference_steps, 0, -1)

@@ -43,17 +43,30 @@ class Autoencoder:
         return (mode.float() - self.shift) * self.scale
 
     def decode(self, latents: Tensor) -> Tensor:
-        pixels = self.vae.decode((latents / self.scale + self.shift).to(self.vae.dtype)).sample.float()
-        return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+        pixels = self.vae.decode(
+            (latents / self.scale + self.shift).to(self.vae.dtype)
+        ).sample.float()
+        return (
+            ((pixels / 2 + 0.5).clamp(0, 1) * 255)
+            .round()
+            .to(torch.uint8)
+            .permute(0, 2, 3, 1)
+            .contiguous()
+            .cpu()
+        )
 
 
 def check_side(side: int, multiple: int, most: int | None = None) -> None:
     """Raises CheckpointError for pixels that the VAE (and the patches of a transformer) cannot divide evenly, or more than `most`."""
     if most is not None and side > most:
-        raise CheckpointError(f"size {side} is more than this checkpoint's network has places for; {most} pixels a side are the most.")
+        raise CheckpointError(
+            f"size {side} is more than this checkpoint's network has places for; {most} pixels a side are the most."
+        )
     if side % multiple:
         near = max(round(side / multiple), 1) * multiple
-        raise CheckpointError(f"size {side} is not a multiple of {multiple}, the factor of this checkpoint's VAE; {near} would be.")
+        raise CheckpointError(
+            f"size {side} is not a multiple of {multiple}, the factor of this checkpoint's VAE; {near} would be."
+        )
 
 
 class StableDiffusion:
@@ -76,8 +89,13 @@ class StableDiffusion:
         self._take_texts(pipeline)
 
     def _take_texts(self, pipeline: Any) -> None:
-        self.tokenizer, self.text_encoder = pipeline.tokenizer, pipeline.text_encoder.to(self.device).eval()
-        self._length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+        self.tokenizer, self.text_encoder = (
+            pipeline.tokenizer,
+            pipeline.text_encoder.to(self.device).eval(),
+        )
+        self._length = min(
+            self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings
+        )
 
     @property
     def network(self) -> torch.nn.Module:
@@ -88,7 +106,9 @@ class StableDiffusion:
         """Native pixels a side."""
         return self.unet.config.sample_size * self.autoencoder.factor
 
-    def schedule(self, num_inference_steps: int, height: int, width: int, fixed: bool = False) -> DDIM:
+    def schedule(
+        self, num_inference_steps: int, height: int, width: int, fixed: bool = False
+    ) -> DDIM:
         """DDIM's grid, the same for all sizes."""
         return make_ddim(self.scheduler, num_inference_steps, fixed)
 
@@ -96,9 +116,23 @@ class StableDiffusion:
         return self.autoencoder.shape(height, width, self.autoencoder.factor)
 
     def encode_texts(self, texts: Sequence[str], negative: bool = False) -> Conditioning:
-        tokens = self.tokenizer(list(texts), padding="max_length", max_length=self._length, truncation=True, return_tensors="pt")
-        mask = tokens.attention_mask.to(self.device) if getattr(self.text_encoder.config, "use_attention_mask", False) else None
-        return {"encoder_hidden_states": self.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]}
+        tokens = self.tokenizer(
+            list(texts),
+            padding="max_length",
+            max_length=self._length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        mask = (
+            tokens.attention_mask.to(self.device)
+            if getattr(self.text_encoder.config, "use_attention_mask", False)
+            else None
+        )
+        return {
+            "encoder_hidden_states": self.text_encoder(
+                tokens.input_ids.to(self.device), attention_mask=mask
+            )[0]
+        }
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         return self.autoencoder.encode(pixels)
@@ -119,13 +153,23 @@ class StableDiffusionXL(StableDiffusion):
     """
 
     def _take_texts(self, pipeline: Any) -> None:
-        pairs = ((pipeline.tokenizer, pipeline.text_encoder), (pipeline.tokenizer_2, pipeline.text_encoder_2))
-        self.text_encoders = [(tokenizer, encoder.to(self.device).eval()) for tokenizer, encoder in pairs if encoder is not None]
+        pairs = (
+            (pipeline.tokenizer, pipeline.text_encoder),
+            (pipeline.tokenizer_2, pipeline.text_encoder_2),
+        )
+        self.text_encoders = [
+            (tokenizer, encoder.to(self.device).eval())
+            for tokenizer, encoder in pairs
+            if encoder is not None
+        ]
         self._zeros = bool(pipeline.config.force_zeros_for_empty_prompt)
         self._aesthetic = bool(pipeline.config.requires_aesthetics_score)
         numbers = 5 if self._aesthetic else 6
         takes = self.unet.add_embedding.linear_1.in_features
-        gives = numbers * self.unet.config.addition_time_embed_dim + pipeline.text_encoder_2.config.projection_dim
+        gives = (
+            numbers * self.unet.config.addition_time_embed_dim
+            + pipeline.text_encoder_2.config.projection_dim
+        )
         if takes != gives:
             raise CheckpointError(
                 f"the UNet takes {takes} numbers beside the text and gets {gives}; check requires_aesthetics_score "
@@ -137,7 +181,13 @@ class StableDiffusionXL(StableDiffusion):
         states = []
         for tokenizer, encoder in self.text_encoders:
             length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-            tokens = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+            tokens = tokenizer(
+                list(texts),
+                padding="max_length",
+                max_length=length,
+                truncation=True,
+                return_tensors="pt",
+            )
             output = encoder(tokens.input_ids.to(self.device), output_hidden_states=True)
             states.append(output.hidden_states[-2])
             pooled = output[0]  # of the last encoder
@@ -146,18 +196,38 @@ class StableDiffusionXL(StableDiffusion):
             kept = torch.tensor([text != "" for text in texts], device=self.device)
             hidden, pooled = hidden * kept[:, None, None], pooled * kept[:, None]
         score = NEGATIVE_AESTHETIC_SCORE if negative else AESTHETIC_SCORE
-        scores = {"aesthetic_score": torch.full((len(texts), 1), score, device=self.device)} if self._aesthetic else {}
+        scores = (
+            {"aesthetic_score": torch.full((len(texts), 1), score, device=self.device)}
+            if self._aesthetic
+            else {}
+        )
         return {"encoder_hidden_states": hidden, "text_embeds": pooled, **scores}
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        height, width = latents.shape[-2] * self.autoencoder.factor, latents.shape[-1] * self.autoencoder.factor
+        height, width = (
+            latents.shape[-2] * self.autoencoder.factor,
+            latents.shape[-1] * self.autoencoder.factor,
+        )
         if (height, width) not in self._sizes:
-            told = [height, width, 0, 0] if self._aesthetic else [height, width, 0, 0, height, width]  # original size, crop, target size
-            self._sizes[height, width] = torch.tensor([told], dtype=torch.float32, device=self.device)
+            told = (
+                [height, width, 0, 0] if self._aesthetic else [height, width, 0, 0, height, width]
+            )  # original size, crop, target size
+            self._sizes[height, width] = torch.tensor(
+                [told], dtype=torch.float32, device=self.device
+            )
         numbers = [self._sizes[height, width].expand(len(latents), -1)]
         if self._aesthetic:
             numbers.append(conditioning["aesthetic_score"])
-        added = {"text_embeds": conditioning["text_embeds"], "time_ids": torch.cat(numbers, dim=1).to(self.dtype)}
+        added = {
+            "text_embeds": conditioning["text_embeds"],
+            "time_ids": torch.cat(numbers, dim=1).to(self.dtype),
+        }
         rows = latents.to(self.dtype).contiguous(memory_format=torch.channels_last)
         states = conditioning["encoder_hidden_states"]
-        return self.unet(rows, timesteps, encoder_hidden_states=states, added_cond_kwargs=added, return_dict=False)[0].float()
+        return self.unet(
+            rows,
+            timesteps,
+            encoder_hidden_states=states,
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0].float()
