@@ -90,11 +90,8 @@ def train_classifier(
     course = make_course(pool, strategy, mixing, settings, guidance)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(derive_seed("init", settings.seed))
-    model = (
-        (make_model or partial(build_classifier, config))()
-        .to(device)
-        .to(memory_format=torch.channels_last)
-    )  # type: ignore[call-overload]
+    model = (make_model or partial(build_classifier, config))().to(device)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     learner = Learner(
         model, settings.make_optimizer, make_objective(objective), class_counts, config, settings.stepping, settings.augment,
         settings.precision, device, companion, processes or current_processes(),

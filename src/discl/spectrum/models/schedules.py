@@ -41,9 +41,9 @@ class _Tables:
     def to(self, device: torch.device) -> Self:
         tensors = {
             each.name: getattr(self, each.name)
-            for each in fields(self)
+            for each in fields(self)  # type: ignore[arg-type]
             if isinstance(getattr(self, each.name), Tensor)
-        }  # type: ignore[arg-type]
+        }
         return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})  # type: ignore[type-var]
 
 
