@@ -7,12 +7,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from discl.baselines import make_system
 from discl.baselines.cuda import (
     MAX_LEVEL,
     NAMES,
     OPERATIONS,
+    RELEASED,
     Cuda,
     augment,
     augment_batch,
@@ -20,6 +23,7 @@ from discl.baselines.cuda import (
     training_strengths,
     update_levels,
 )
+from discl.errors import RecipeError
 
 RANGES = {
     **dict.fromkeys(["vertical-flip", "mirror", "edge-enhance", "detail", "smooth", "auto-contrast", "equalise", "invert"], (0, 0)),
@@ -137,6 +141,41 @@ def test_known_pixels():
     assert apply("posterise", 4.0, image).ravel().tolist() == [0, 112, 192]
     assert apply("solarise", 128.0, image).ravel().tolist() == [10, 127, 55]
     assert apply("invert", 0.0, image).ravel().tolist() == [245, 128, 55]
+
+
+CHANGES = {
+    "posterise": (63.5, 63.5, 63.5), "solarise": (119, 92, 71), "solarise-add": (67, 81, 95),
+}  # fmt: skip
+"""Mean change in grey levels of the authors' operations at strengths 1, 5 and 10."""
+
+
+def change(operation, value: float) -> float:
+    original = picture(128)
+    altered = np.asarray(operation[3](original, value)).astype(int)
+    return np.abs(altered - np.asarray(original)).mean()
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_released_operations_change_a_picture_as_the_authors_do(name):
+    found = [change(RELEASED[name], magnitude(name, strength)) for strength in (1, 5, 10)]
+    assert found == pytest.approx(CHANGES[name], abs=1)
+    assert RELEASED[name][:3] == OPERATIONS[name][:3]
+    gradual = [change(OPERATIONS[name], magnitude(name, strength)) for strength in (1, 5, 10)]
+    assert all(weak < strong for weak, strong in zip(gradual, found, strict=True))
+
+
+def test_a_recipe_chooses_the_form_of_the_operations():
+    batch = np.random.default_rng(2).integers(0, 256, (16, 3, 8, 8), dtype=np.uint8)
+    images, labels = torch.from_numpy(batch).float() / 255, torch.zeros(16, dtype=torch.long)
+    altered = {}
+    for form in ("gradual", "released"):
+        cuda = make_system({"name": "cuda", "operations": form, "probability": 1.0})
+        cuda.load_state({"levels": torch.tensor([6])})
+        torch.manual_seed(0)
+        altered[form] = cuda.alter(images, labels)
+    assert not torch.equal(altered["gradual"], altered["released"])
+    with pytest.raises(RecipeError, match="gradual or released; got 'strong'"):
+        make_system({"name": "cuda", "operations": "strong"})
 
 
 def test_translation_is_in_pixels():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -75,18 +75,7 @@ SCHEDULES = {
     "fixed": [(30,)] * 12 + [()],
     "all-levels": [(0, 10, 30, 50)] * 12 + [()],
     "random": [
-        (30,),
-        (30,),
-        (30,),
-        (0,),
-        (0,),
-        (0,),
-        (0,),
-        (0,),
-        (0,),
-        (50,),
-        (50,),
-        (50,),
+        *[(0,), (10,), (30,), (0,), (50,), (30,), (30,), (10,), (50,), (0,), (0,), (30,)],
         (),
     ],  # seed 0
 }
@@ -143,16 +132,19 @@ def test_order_in_which_levels_are_listed_does_not_matter() -> None:
         assert schedule(strategy_of(name, levels=shuffled), 13) == SCHEDULES[name]
 
 
-def test_random_draws_with_replacement_and_depends_on_its_seed() -> None:
-    drawn = {tuple(schedule(strategy_of("random", 4, seed=seed), 4)) for seed in range(40)}
-    assert len(drawn) > 20
-    assert any(len(set(stages)) < 4 for stages in drawn)
-    assert {level for stages in drawn for (level,) in stages} == {0, 10, 30, 50}
+def test_random_draws_a_level_for_each_epoch() -> None:
+    drawn = [schedule(strategy_of("random", 60, seed=seed), 61) for seed in range(40)]
+    assert len(set(map(tuple, drawn))) == 40
+    for levels in drawn:
+        assert levels[60] == () and {level for (level,) in levels[:60]} == {0, 10, 30, 50}
+        changes = sum(before != after for before, after in pairwise(levels[:60]))
+        assert changes > 30, "an independent draw of four levels changes in three epochs of four"
+    counts = Counter(level for levels in drawn for level in levels[:60])
+    assert all(abs(count / 2400 - 0.25) < 0.03 for count in counts.values())
+    assert schedule(strategy_of("random", 2), 3)[:2] == SCHEDULES["random"][:2]
 
 
-@pytest.mark.parametrize(
-    "name", ["diverse-to-specific", "easy-to-hard", "specific-to-diverse", "random"]
-)
+@pytest.mark.parametrize("name", ["diverse-to-specific", "easy-to-hard", "specific-to-diverse"])
 def test_too_few_epochs_for_a_stage_of_each_level(name: str) -> None:
     with pytest.raises(
         RecipeError,

@@ -3,10 +3,20 @@
 Every class has a level from 0 to 10. A training picture is augmented at its class's level with probability ½; before each epoch
 the level rises where the model still recognises pictures augmented up to it, and falls where it does not.
 
-Posterise, solarise and solarise-add alter a picture the more the greater the strength: they take bits away, lower the threshold from
-256, and add to what lies below 128. (In the released code the first two keep bits and raise the threshold, so they weaken, and the
-third inverts values from 128 on at any strength.) Colour, contrast, brightness and sharpness are factors from .1 on, as published,
-and a factor of 1 changes nothing: at the strengths that levels reach, factors of .1 to .7, they weaken as the strength grows. Eight
+Posterise, solarise and solarise-add exist in two forms; `operations` chooses one for all three.
+
+- `gradual` (default): the change grows with the strength. Posterise keeps 8 − int(v) bits, solarise
+  inverts values from 256 − v on, solarise-add adds v to values below 128.
+- `released`: as the authors' code has them, much stronger at the strengths that levels reach.
+  Posterise keeps max(1, int(v)) bits, which is one bit up to strength 14. Solarise inverts values
+  from v on, so it weakens as the strength grows. Solarise-add adds v to every value and then inverts
+  those from 128 on.
+
+Mean change of a uniform random picture, in grey levels of 255, at strengths 1 / 5 / 10:
+gradual 0 / 0 / .5, 4 / 21 / 42 and 1 / 9 / 18; released 63 / 63 / 63, 119 / 92 / 71 and 67 / 80 / 95.
+Colour, contrast, brightness and sharpness are factors from .1 on, as published, and a factor of 1
+changes nothing: at the strengths that levels reach, factors of .1 to .7, they weaken as the strength
+grows. The authors' code rotates, shears and moves without interpolation; here it is bilinear. Eight
 operations have no magnitude.
 """
 
@@ -71,6 +81,12 @@ def _solarize_add(picture: Image.Image, amount: float) -> Image.Image:
     )
 
 
+def _solarize_add_to_all(picture: Image.Image, amount: float) -> Image.Image:
+    """Adds `amount` to every value, then inverts those from 128 on."""
+    added = [min(255, value + int(amount)) for value in range(256)]
+    return picture.point([value if value < 128 else 255 - value for value in added] * 3)
+
+
 def _enhanced(kind: type) -> Callable[[Image.Image, float], Image.Image]:
     return lambda picture, v: kind(picture).enhance(v)
 
@@ -105,6 +121,14 @@ OPERATIONS: Mapping[str, Operation] = {
     "translate-y": (0, 100, True, _affine(_ONE, _ZERO, _ZERO, _ZERO, _ONE, lambda v, picture: v)),
 }
 NAMES = tuple(OPERATIONS)
+RELEASED: Mapping[str, Operation] = {
+    "posterise": (0, 4, False, lambda picture, v: ImageOps.posterize(picture, max(1, int(v)))),
+    "solarise": (0, 256, False, lambda picture, v: ImageOps.solarize(picture, v)),  # type: ignore[arg-type]
+    "solarise-add": (0, 110, False, _solarize_add_to_all),
+}
+"""The operations that the authors' code defines in another way."""
+FORMS: Mapping[str, Mapping[str, Operation]] = {"gradual": {}, "released": RELEASED}
+"""Operations that replace those of the same name, by the name of the form."""
 
 
 def magnitude(name: str, strength: int) -> float:
@@ -113,11 +137,18 @@ def magnitude(name: str, strength: int) -> float:
     return lo + strength / STRENGTH_SCALE * (hi - lo)
 
 
-def augment(picture: Image.Image, strength: int, rng: np.random.Generator) -> Image.Image:
-    """The RGB picture after `strength` of the 22 operations, drawn with replacement, each at that strength."""
+def augment(
+    picture: Image.Image, strength: int, rng: np.random.Generator, operations: str = "gradual"
+) -> Image.Image:
+    """The RGB picture after `strength` of the 22 operations, drawn with replacement, each at that strength.
+
+    `operations` is `gradual` or `released`, see above.
+    """
+    instead = FORMS[operations]
     for choice in rng.integers(len(NAMES), size=strength):
-        _, _, either_sign, apply = OPERATIONS[NAMES[choice]]
-        value = magnitude(NAMES[choice], strength)
+        name = NAMES[choice]
+        _, _, either_sign, apply = instead.get(name) or OPERATIONS[name]
+        value = magnitude(name, strength)
         picture = apply(picture, -value if either_sign and rng.random() < 0.5 else value)
     return picture
 
@@ -127,6 +158,7 @@ def augment_batch(
     strengths: Sequence[int],
     seed: int,
     threads: ThreadPoolExecutor | None = None,
+    operations: str = "gradual",
 ) -> np.ndarray:
     """uint8 `[batch, 3, h, w]`: each picture augmented at its strength; a pure function of `seed`, whatever the number of threads."""
 
@@ -134,9 +166,8 @@ def augment_batch(
         if not strengths[row]:
             return pictures[row]
         picture = Image.fromarray(np.ascontiguousarray(pictures[row].transpose(1, 2, 0)))
-        return np.asarray(
-            augment(picture, strengths[row], np.random.default_rng([seed, row]))
-        ).transpose(2, 0, 1)
+        rng = np.random.default_rng([seed, row])
+        return np.asarray(augment(picture, strengths[row], rng, operations)).transpose(2, 0, 1)
 
     rows = range(len(pictures))
     return np.stack(list(threads.map(one, rows) if threads else map(one, rows)))
@@ -185,10 +216,16 @@ class Cuda(Companion):
     """CUDA in training: levels are updated before each epoch, and pictures augmented at the level of their class.
 
     Pictures are altered where batches are made ready for the device, after crop and flip, so that no data worker holds a level of its
-    own. `threshold` is γ, `probability` that of augmenting at all.
+    own. `threshold` is γ, `probability` that of augmenting at all, `operations` the form of three of them: `gradual` or `released`.
+    Raises ValueError for another form.
     """
 
-    def __init__(self, *, threshold: float = 0.6, probability: float = 0.5) -> None:
+    def __init__(
+        self, *, threshold: float = 0.6, probability: float = 0.5, operations: str = "gradual"
+    ) -> None:
+        if operations not in FORMS:
+            raise ValueError(f"operations is {' or '.join(FORMS)}; got {operations!r}.")
+        self.operations = operations
         self.threshold, self.probability = threshold, probability
         self.levels = np.zeros(0, np.int64)
         self.threads = ThreadPoolExecutor()
@@ -226,7 +263,7 @@ class Cuda(Companion):
                 derive_seed(seed, number * JUDGED_AT_ONCE),
             )
             altered = torch.from_numpy(
-                augment_batch(pictures, [strength] * len(part), own, self.threads)
+                augment_batch(pictures, [strength] * len(part), own, self.threads, self.operations)
             )
             images = normalise(altered.to(learner.device).float() / 255, learner.config)
             with autocast(learner.device, learner.precision):
@@ -246,7 +283,7 @@ class Cuda(Companion):
         place = torch.from_numpy(rows).to(images.device)
         pictures = (images[place] * 255).round().to(torch.uint8).cpu().numpy()
         altered = torch.from_numpy(
-            augment_batch(pictures, strengths[rows].tolist(), seed, self.threads)
+            augment_batch(pictures, strengths[rows].tolist(), seed, self.threads, self.operations)
         ).to(images.device)
         return images.index_copy(0, place, altered.to(images.dtype) / 255)
 

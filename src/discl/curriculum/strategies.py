@@ -89,6 +89,21 @@ class Staged(Planned):
 
 
 @dataclass(frozen=True)
+class RandomLevels(Planned):
+    """A level drawn anew for each of the first `curriculum_epochs`, evenly and with replacement; then real images only."""
+
+    choices: Levels
+    curriculum_epochs: int
+    seed: int = 0
+
+    def levels(self, epoch: int, history: History) -> Levels:
+        if epoch >= self.curriculum_epochs:
+            return ()
+        draw = random.Random(derive_seed("random-strategy", self.seed, epoch))
+        return (draw.choice(self.choices),)
+
+
+@dataclass(frozen=True)
 class Adaptive:
     """The level with the greatest progress in a probe on random real images (algorithm 2); then real images only.
 
@@ -206,9 +221,7 @@ def _specific_to_diverse(levels: Levels, curriculum_epochs: int, **_: Any) -> St
 
 
 def _random(levels: Levels, curriculum_epochs: int, seed: int, **_: Any) -> Strategy:
-    """As many stages as levels, each with a level drawn at random, with replacement."""
-    draw = random.Random(derive_seed("random-strategy", seed))
-    return _in_stages(tuple(draw.choice(sorted(levels)) for _ in levels), curriculum_epochs)
+    return RandomLevels(tuple(sorted(levels)), curriculum_epochs, seed)
 
 
 def _all_levels(levels: Levels, curriculum_epochs: int, **_: Any) -> Strategy:

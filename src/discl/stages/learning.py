@@ -58,6 +58,8 @@ from .samples import hard_rows, kept_images, make_pool
 
 CLASS_POWER = {"instance": 1.0, "square-root": 0.5, "class-balanced": 0.0}
 """Exponent of a class's share of an epoch, by the name that recipes use."""
+REDEFINED = {"random": "a level for each epoch"}
+"""Strategies that drew other samples in an earlier version: their classifiers are trained again."""
 
 
 def train(run: Run) -> Path:
@@ -523,6 +525,7 @@ def _fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
         used,
         *([texts] if texts else []),  # a CLIP's head is made of them
         *([own] if own else []),
+        *([REDEFINED[method.strategy]] if method.strategy in REDEFINED else []),
     )
 
 
