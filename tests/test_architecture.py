@@ -21,9 +21,9 @@ FLOORS = [
     {"recipe"},
     {"baselines"},
     {"curriculum", "spectrum"},
-    {"data", "hardness", "prompts", "comparison", "export"},
+    {"data", "hardness", "prompts", "comparison", "conversion", "export"},
     {"checkpoints", "former", "locks", "plugins"},
-    {"assets", "console", "digests", "files", "levels", "threads"},
+    {"assets", "console", "digests", "files", "levels", "threads", "unpickling"},
     {"errors"},
 ]
 """Rooms from the entrance down; a room imports from the floors below it only."""
@@ -152,7 +152,7 @@ def test_what_the_entrance_loads_is_light(module: str) -> None:
     assert not packages & {"torch", "numpy", "datasets", "pyarrow", "PIL", "pydantic"}
 
 
-INTO_A_FOLDER = {"export.writing", "export.formats", "stages.cluster"}
+INTO_A_FOLDER = {"export.writing", "export.formats", "stages.cluster", "conversion"}
 """They write into a folder that appears whole, or into one that is deleted."""
 
 
@@ -188,15 +188,29 @@ def test_nothing_is_unpickled_evaluated_or_keyed_by_the_built_in_hash(module: st
         "marshal",
         "shelve",
     }
-    assert not called_names(module) & {
-        "hash",
-        "eval",
-        "exec",
-        "torch.load",
-        "yaml.load",
-        "np.load",
-        "numpy.load",
-    }
+    banned = {"hash", "eval", "exec", "torch.load", "yaml.load", "np.load", "numpy.load"}
+    found = called_names(module) & banned
+    assert found == ({"torch.load"} if module == "unpickling" else set())
+
+
+def test_the_converter_unpickles_tensors_only() -> None:
+    """The one call of torch.load names the restricted unpickler, and only a process of its own makes it."""
+    calls = [
+        node
+        for node in ast.walk(tree("unpickling"))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
+    ]
+    assert (
+        [
+            ast.unparse(word.value)
+            for call in calls
+            for word in call.keywords
+            if word.arg == "weights_only"
+        ]
+        == ["True"] * len(calls)
+        != []
+    )
+    assert [module for module in MODULES if "unpickling" in inside(module)] == []
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if not is_script(name)])

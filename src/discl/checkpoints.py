@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,12 @@ def find_checkpoint(address: str) -> Path:
     Raises CheckpointError if there is no such folder, or if it holds weights only in pickled form or none at all.
     """
     if address.startswith("embedded:"):
-        return _checked(embedded(address))
+        return _checked(embedded(address), address)
     path = local_path(address)
     if path.exists():
-        return _checked(path)
-    if address.count("/") == 1 and not address.startswith((".", "/", "~")):
-        return _checked(_download(address))
+        return _checked(path, address)
+    if is_hub_name(address):
+        return _checked(_download(address), address)
     raise CheckpointError(
         f"there is no checkpoint folder '{address}'; give a folder, a hub name such as owner/name, or embedded:fashion-mnist/diffusion."
     )
@@ -66,12 +67,31 @@ def local_path(address: str) -> Path:
         return Path(address)
 
 
+def is_hub_name(address: str) -> bool:
+    """Whether an address that is no path of this machine may be `owner/name` on the hub."""
+    return address.count("/") == 1 and not address.startswith((".", "/", "~"))
+
+
+def how_to_convert(address: str | Path) -> str:
+    """The command that makes safetensors of pickled weights, and what to do with its result."""
+    path = local_path(str(address))
+    if path.parent.name == "snapshots":  # the hub's cache, which holds no pickled weights
+        address = path.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+        path = Path(address)
+    folder = f"{path.stem if path.suffix in PICKLED else path.name}-safetensors"
+    return (
+        f"convert them once with `discl convert {shlex.quote(str(address))} {shlex.quote(folder)}` "
+        f"and name {folder} in its place"
+    )
+
+
 def find_weights(address: str) -> Path:
     """The single safetensors file at a path, or at `owner/name/FILE.safetensors` on the hub. Raises CheckpointError for others."""
     path = local_path(address)
     if path.suffix in PICKLED:
         raise CheckpointError(
-            f"'{address}' holds pickled weights, which are refused because unpickling runs code; convert it to safetensors."
+            f"'{address}' holds pickled weights, which are refused because unpickling runs code; "
+            f"{how_to_convert(address)}/{path.stem}.safetensors."
         )
     if path.is_file() and path.suffix == ".safetensors":
         return path
@@ -101,7 +121,7 @@ def find_settings(address: str) -> Path:
     path = local_path(address)
     if path.is_dir():
         return _without_dangling(path)
-    if path.exists() or address.count("/") != 1 or address.startswith((".", "/", "~")):
+    if path.exists() or not is_hub_name(address):
         raise CheckpointError(
             f"there is no folder of configurations '{address}'; give a folder or a hub name such as owner/name."
         )
@@ -166,6 +186,44 @@ def _download(name: str, wanted: Sequence[str] = WANTED) -> Path:
         raise CheckpointError(
             f"checkpoint '{name}' is no local folder and could not be downloaded: {error}"
         ) from error
+
+
+def fetch_pickled(name: str) -> Path:
+    """A hub name's folder with configurations and, where a part has no safetensors, its pickled weights: for conversion only.
+
+    Raises CheckpointError where it cannot be downloaded.
+    """
+    from huggingface_hub import snapshot_download
+
+    files = _hub_files(name)
+    safe = {file.rpartition("/")[0] for file in files if file.endswith(".safetensors")}
+    skipped = [
+        f"{folder}/{ending}" if folder else ending
+        for folder in safe
+        for ending in (f"*{each}" for each in PICKLED)
+    ]
+    pickled = ["pytorch_model*.bin", "open_clip_pytorch_model.bin", "*/*.bin"]
+    unwanted = [each.replace(".safetensors", ".bin") for each in UNWANTED]
+    options: dict[str, Any] = {
+        "allow_patterns": [*WANTED, *pickled],
+        "ignore_patterns": [*UNWANTED, *unwanted, *skipped],
+    }
+    if size := _size_to_fetch(name, options):
+        say(f"fetching {size / 1e9:.2g} GB of {name} from the hub, this once")
+    try:
+        return Path(snapshot_download(name, **options))
+    except Exception as error:
+        raise CheckpointError(f"checkpoint '{name}' could not be downloaded: {error}") from error
+
+
+def _hub_files(name: str) -> list[str]:
+    """Names of the files of a hub name; none where the hub does not answer."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().list_repo_files(name)
+    except Exception:
+        return []
 
 
 def _size_to_fetch(name: str, options: Mapping[str, Any]) -> int:
@@ -238,7 +296,7 @@ def check_complete(folder: Path, missing: Collection[str]) -> None:
         )
 
 
-def _checked(folder: Path) -> Path:
+def _checked(folder: Path, address: str) -> Path:
     if not folder.is_dir():
         raise CheckpointError(
             f"checkpoint '{folder}' is a file; a folder in diffusers' or transformers' format is expected."
@@ -246,10 +304,12 @@ def _checked(folder: Path) -> Path:
     _without_dangling(folder)
     if not any(folder.rglob("*.safetensors")):
         pickled = sorted(file.name for file in folder.rglob("*") if file.suffix in PICKLED)
+        if not pickled and is_hub_name(address) and not local_path(address).exists():
+            pickled = sorted(file for file in _hub_files(address) if file.endswith(PICKLED))
         if pickled:
             raise CheckpointError(
-                f"checkpoint '{folder}' holds only pickled weights ({', '.join(pickled[:3])}), which are refused because "
-                "unpickling runs code; convert them with save_pretrained(..., safe_serialization=True)."
+                f"checkpoint '{address}' holds only pickled weights ({', '.join(pickled[:3])}), which are refused because "
+                f"unpickling runs code; {how_to_convert(address)}."
             )
         raise CheckpointError(
             f"checkpoint '{folder}' holds no weights: no *.safetensors file was found in it."

@@ -465,6 +465,25 @@ def predict(
 
 
 @app.command()
+def convert(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="A folder, a pickled file, or a hub name such as owner/name."
+        ),
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write, new or empty.")],
+) -> None:
+    """Convert a checkpoint with pickled weights to safetensors, once, in a process that may run no code of it.
+
+    Example: `discl convert openai/clip-vit-base-patch32 clip-b32`, then `filter.checkpoint: clip-b32` in the recipe
+    """
+    from .conversion import convert_checkpoint
+
+    typer.echo(convert_checkpoint(name, folder))
+
+
+@app.command()
 def recipes() -> None:
     """List the recipes that ship with the package, each with one line.
 

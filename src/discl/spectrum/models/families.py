@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...checkpoints import check_tokenizer, read_json
+from ...checkpoints import check_tokenizer, how_to_convert, read_json
 from ...errors import CheckpointError
 from .flow import Flux, StableDiffusion3
 from .interface import LatentModel
@@ -211,8 +211,8 @@ def check_parts(folder: Path, family: Family, weights: bool = True) -> None:
             and not any((folder / name).glob("*.safetensors"))
         ):
             raise CheckpointError(
-                f"checkpoint '{folder}': {name}/ holds no *.safetensors file. Fetch it, or convert pickled weights, which are refused "
-                "because unpickling runs code, with save_pretrained(..., safe_serialization=True)."
+                f"checkpoint '{folder}': {name}/ holds no *.safetensors file. Fetch it; pickled weights are refused because "
+                f"unpickling runs code: {how_to_convert(folder)}."
             )
 
 
