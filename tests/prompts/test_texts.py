@@ -13,6 +13,7 @@ from datasets import Features
 from discl.assets import embedded, embedded_phrases
 from discl.errors import RecipeError
 from discl.prompts import class_prompts, draw_prompt, fill
+from discl.prompts.texts import by_any_name
 
 
 def test_templates_are_filled_with_the_names_to_use() -> None:
@@ -55,8 +56,8 @@ def test_phrases_of_a_file_are_used_instead_of_templates(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("cat: [a cat]\n", r"has no texts for 1 classes: dog\."),
-        ("cat: [a cat]\ndog: []\n", r"has no texts for 1 classes: dog\."),
+        ("cat: [a cat]\n", r"has no texts for 1 of the 2 classes that need them: dog\."),
+        ("cat: [a cat]\ndog: []\n", r"has no texts for 1 of the 2 classes that need them: dog\."),
         ("cat: a cat\ndog: a dog\n", "holds no mapping from class names to lists of texts"),
         ("- cat\n", "holds no mapping from class names to lists of texts"),
         ("cat: [\n", "is not valid YAML"),
@@ -67,6 +68,24 @@ def test_a_phrase_file_that_is_none_is_refused(tmp_path: Path, text: str, messag
     path.write_text(text)
     with pytest.raises(RecipeError, match=message):
         class_prompts(["cat", "dog"], ["{class}"], str(path))
+
+
+def test_phrases_may_cover_the_classes_that_need_texts_alone(tmp_path: Path) -> None:
+    path = tmp_path / "phrases.yaml"
+    path.write_text("robin, American robin: [a robin on a lawn]\n")
+    classes = ["tench", "American robin"]
+    needed = class_prompts(classes, ["{class}"], str(path), needed={"American robin"})
+    assert needed == {"American robin": ["a robin on a lawn"]}
+    with pytest.raises(RecipeError, match=r"1 of the 1 classes that need them: tench\."):
+        class_prompts(classes, ["{class}"], str(path), needed={"tench"})
+    filled = class_prompts(classes, ["a {class}"], needed={"tench"})
+    assert filled == {"tench": ["a tench"]}
+
+
+def test_a_name_in_several_keys_is_nobodys_and_a_whole_key_goes_first() -> None:
+    texts = {"crane, bird": ["wades"], "crane, machine": ["lifts"], "machine": ["runs"]}
+    found = by_any_name(texts)
+    assert found == {**texts, "bird": ["wades"]}
 
 
 def test_missing_phrase_files_are_named(tmp_path: Path) -> None:

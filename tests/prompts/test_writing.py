@@ -66,6 +66,22 @@ def test_classes_are_written_one_by_one_as_asked(tmp_path: Path) -> None:
     assert "secret-key" not in path.read_text() + repr(asked)
 
 
+def test_only_needed_classes_are_asked_for_and_no_other_may_be_named(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.yaml"
+    path.write_text("robin, American robin: [a robin]\n")
+
+    def answer(before: int, body: dict) -> Reply:
+        if before == 0:  # names "dog", a class that needs no texts itself
+            return numbered([f"{text} beside a dog" for text in sentences("cat", 3)])
+        return good(before, body)
+
+    with serve(answer) as server:
+        names = same("cat", "dog", "American robin")
+        write_missing(path, names, endpoint(server), FEW, needed={"cat", "American robin"})
+    assert server.classes == ["cat", "cat"]
+    assert yaml.safe_load(path.read_text())["cat"] == sentences("cat", 3)
+
+
 def test_a_server_without_a_key_gets_none(tmp_path: Path) -> None:
     with serve(good) as server:
         write_missing(tmp_path / "prompts.yaml", same("cat"), endpoint(server), FEW)

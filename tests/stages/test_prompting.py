@@ -53,9 +53,9 @@ def test_what_a_model_writes_is_planned_with_and_an_edit_changes_only_its_class(
     with stub.serve(good) as server:
         run = opened(tmp_path / "run", server.url)
         assert run_until(run, "prompts") == tmp_path / "run/prompts.yaml"
-        assert sorted(server.classes) == sorted(run.train.class_names)
+        assert sorted(server.classes) == ["Coat", "Pullover", "Shirt"]  # the hard ones of ten
         run_until(run, "plan")
-        assert len(server.bodies) == len(run.train.class_names)
+        assert len(server.bodies) == 3
     before = planned(run)
     texts = yaml.safe_load(run.path("prompts.yaml").read_text())
     assert set(before.values()) <= {text for each in texts.values() for text in each}

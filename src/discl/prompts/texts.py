@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -31,17 +31,23 @@ def class_prompts(
     templates: Sequence[str],
     phrases: str | None = None,
     names: Mapping[str, str] | None = None,
+    needed: Collection[str] | None = None,
 ) -> dict[str, list[str]]:
-    """`{class: texts}` from templates, or from the phrase list `phrases` (a YAML file or `embedded:NAME`) where it is given.
+    """`{class: texts}` for the classes that need texts.
 
-    `names` replaces class names in templates (scientific → common). Raises RecipeError for a class without phrases, and for
-    a name that is no class.
+    - `class_names`: all classes of the data set.
+    - `templates`: texts that hold `{class}`.
+    - `phrases`: a YAML file `{class: texts}` or `embedded:NAME`, used instead of the templates. A key
+      may be several names of one class, separated by commas.
+    - `names`: replaces class names in templates (scientific -> common).
+    - `needed`: the classes that need texts, such as those that have hard images; None: all.
+
+    Raises RecipeError for a needed class without phrases, and for a name that is no class.
     """
     spoken = spoken_names(class_names, names or {})
+    needed = [name for name in class_names if needed is None or name in needed]
     if phrases is None:
-        return {
-            name: [fill(template, spoken[name]) for template in templates] for name in class_names
-        }
+        return {name: [fill(template, spoken[name]) for template in templates] for name in needed}
     path = (
         embedded_phrases(phrases.removeprefix("embedded:"))
         if phrases.startswith("embedded:")
@@ -49,13 +55,27 @@ def class_prompts(
     )
     if not path.is_file():
         raise RecipeError(f"prompts.phrases: there is no file {path}.")
-    texts = read_phrases(path)
-    lacking = [name for name in class_names if not texts.get(name)]
-    if lacking:
+    texts = by_any_name(read_phrases(path))
+    missing = [name for name in needed if name not in texts]
+    if missing:
         raise RecipeError(
-            f"prompts.phrases: {path} has no texts for {len(lacking)} classes: {', '.join(lacking[:8])}."
+            f"prompts.phrases: {path} has no texts for {len(missing)} of the {len(needed)} classes that need "
+            f"them: {', '.join(missing[:8])}. Add them, or take out prompts.phrases to use the templates."
         )
-    return {name: texts[name] for name in class_names}
+    return {name: texts[name] for name in needed}
+
+
+def by_any_name(texts: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """`{name: texts}` with each of the names in a key such as "robin, American robin" beside the key.
+
+    A whole key goes before a part of another. A name in several keys is left out.
+    """
+    parts: dict[str, list[str]] = {}
+    for key in texts:
+        for part in {each.strip() for each in key.split(",")}:
+            parts.setdefault(part, []).append(key)
+    single = {part: texts[keys[0]] for part, keys in parts.items() if part and len(keys) == 1}
+    return single | dict(texts)
 
 
 def with_settings(templates: Sequence[str], settings: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ import yaml
 from ..errors import EndpointError
 from ..files import whole
 from .endpoint import Endpoint, whole_characters
-from .texts import read_phrases
+from .texts import by_any_name, read_phrases
 
 HEADER = """\
 # Texts that images are generated from, by class. Edit them as you like: a class that stands here is not asked for again;
@@ -52,13 +52,16 @@ def write_missing(
     demand: Demand,
     parallel: int = 1,
     advance: Callable[[int], None] | None = None,
+    needed: Collection[str] | None = None,
 ) -> None:
     """Completes the file `{class: texts}` at `path`, class by class, with what a language model writes.
 
-    `names` maps each class to the name to use in texts. Classes that the file has are left as they stand, comments included. Each
-    finished class is in the file at once. Raises EndpointError if the endpoint fails or its texts cannot be used; what is finished stays.
+    `names` maps each class of the data set to the name to use in texts. Only the classes in `needed`
+    are written (None: all); no text may name any other class. Classes that the file has are left as
+    they stand, comments included. Each finished class is in the file at once. Raises EndpointError if
+    the endpoint fails or its texts cannot be used; what is finished stays.
     """
-    missing = missing_classes(path, names)
+    missing = missing_classes(path, names, needed)
     if not missing:
         return
     _make_appendable(path)
@@ -107,10 +110,12 @@ def write_missing(
         )
 
 
-def missing_classes(path: Path, names: Mapping[str, str]) -> list[str]:
-    """Classes without any text in the file, in their order; all of them where there is no file."""
-    known = read_phrases(path) if path.exists() else {}
-    return [name for name in names if name not in known]
+def missing_classes(
+    path: Path, names: Iterable[str], needed: Collection[str] | None = None
+) -> list[str]:
+    """The needed classes (None: all) without any text in the file, in their order."""
+    known = by_any_name(read_phrases(path)) if path.exists() else {}
+    return [name for name in names if name not in known and (needed is None or name in needed)]
 
 
 class UnusableError(Exception):

@@ -61,7 +61,10 @@ def write_prompts(run: Run) -> Path:
 
 
 def texts_by_label(run: Run) -> dict[int, list[str]]:
-    """`{label: texts}` that prompts are drawn from; what a language model has to write is written first."""
+    """`{label: texts}` of the classes that have hard images, from which prompts are drawn.
+
+    What a language model has to write is written first.
+    """
     asked, names = run.recipe.prompts, run.train.class_names
     phrases = str(write_prompts(run)) if asked.endpoint is not None else asked.phrases
     templates = (
@@ -69,8 +72,14 @@ def texts_by_label(run: Run) -> dict[int, list[str]]:
         if asked.settings is None
         else with_settings(asked.templates, read_settings(write_prompts(run)))
     )
-    texts = class_prompts(names, templates, phrases, asked.names)
-    return {label: texts[name] for label, name in enumerate(names)}
+    texts = class_prompts(names, templates, phrases, asked.names, hard_classes(run))
+    return {label: texts[name] for label, name in enumerate(names) if name in texts}
+
+
+def hard_classes(run: Run) -> set[str]:
+    """Names of the classes that have hard images: only these need texts to generate from."""
+    labels = pq.read_table(run.path("hard.parquet"), columns=["label"])["label"].unique()
+    return {run.train.class_names[label] for label in labels.to_pylist()}
 
 
 def with_captions(run: Run, hard: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -86,14 +95,16 @@ def with_captions(run: Run, hard: Sequence[Mapping[str, Any]]) -> list[dict[str,
 def _describe_classes(run: Run, asked: EndpointSection) -> Path:
     path = run.path(WRITTEN)
     names = spoken_names(run.train.class_names, run.recipe.prompts.names)
-    missing = missing_classes(path, names)
+    needed = hard_classes(run)
+    missing = missing_classes(path, names, needed)
     if missing:
-        if len(missing) < len(names):
-            say(f"prompts: {len(names) - len(missing)} of {len(names)} classes have texts already")
+        if len(missing) < len(needed):
+            there = len(needed) - len(missing)
+            say(f"prompts: {there} of {len(needed)} classes with hard images have texts already")
         endpoint = _reach(asked, "prompts.endpoint")
         demand = Demand(asked.count, asked.words, asked.only_class, asked.tries)
         with progress("prompts", len(missing)) as advance:
-            write_missing(path, names, endpoint, demand, asked.parallel, advance)
+            write_missing(path, names, endpoint, demand, asked.parallel, advance, needed)
     return path
 
 
