@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -40,7 +41,13 @@ from discl.curriculum.models import (
 )
 from discl.curriculum.optimization import make_learning_rate, make_optimizer
 from discl.curriculum.pixels import Pixels
-from discl.curriculum.progress import GuidanceSet, best_level, draw_guidance_set
+from discl.curriculum.progress import (
+    GuidanceSet,
+    best_level,
+    draw_guidance_set,
+    measure_progress,
+    true_class_probability,
+)
 from discl.curriculum.strategies import MEASURING, Strategy, make_strategy
 from discl.curriculum.training import (
     Record,
@@ -456,6 +463,59 @@ def test_progress_is_measured_and_followed(name: str, tmp_path: Path) -> None:
     }  # a probe is part of the epoch's updates
     if name != "bandit":
         assert history[0]["progress"]["gain"]["0"] != history[0]["progress"]["gain"]["50"]
+
+
+class Cosines(nn.Module):
+    """Logits as a CLIP has them, 30 times a cosine; notes them in float64 and in bfloat16 wherever it is evaluated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.head = nn.Linear(3 * 12 * 12, 4, bias=False)
+        self.exact: list[np.ndarray] = []
+        self.coarse: list[np.ndarray] = []
+
+    def answer(self, images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return 30 * F.linear(F.normalize(images.flatten(1)), F.normalize(weight))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            self.exact.append(self.answer(images.double(), self.head.weight.double()).numpy())
+            with torch.autocast("cpu", torch.bfloat16):
+                self.coarse.append(self.answer(images, self.head.weight).float().numpy())
+        return self.answer(images, self.head.weight)
+
+
+def gains_of(guidance: GuidanceSet, logits: list[np.ndarray]) -> list[dict[str, float]]:
+    """The gain of each level around each probe, from the logits of V before and after it."""
+    seen = [
+        true_class_probability(torch.from_numpy(each), guidance.labels).astype(np.float64)
+        for each in logits
+    ]
+    pairs = zip(seen[::2], seen[1::2], strict=True)
+    return [measure_progress(guidance, before, after)["gain"] for before, after in pairs]
+
+
+def test_progress_is_measured_in_float32_where_training_is_not(tmp_path: Path) -> None:
+    """A choice between close levels, which bfloat16 makes otherwise."""
+    model, pool = Cosines(), make_samples()[0]
+    levels = (GuidanceLevel(0), GuidanceLevel(50))
+    settings = make_settings(
+        epochs=24, probe_samples=8, precision=torch.bfloat16, learning_rate=lambda progress: 1e-5
+    )
+    history = follow_progress(
+        "adaptive", tmp_path, settings, make_model=lambda: model,
+        strategy=make_strategy("adaptive", levels=levels, curriculum_epochs=24),
+    )  # fmt: skip
+    guidance = draw_guidance_set(pool, levels, 8, seed=1)
+    exact, coarse = gains_of(guidance, model.exact), gains_of(guidance, model.coarse)
+    for record, gain in zip(history, exact, strict=True):
+        assert record["progress"]["gain"] == pytest.approx(gain, abs=2e-6)
+        assert record["levels"] == [best_level(gain).percent]
+    flips = [
+        best_level(gain) != best_level(rough) for gain, rough in zip(exact, coarse, strict=True)
+    ]
+    assert any(flips), "a case in which the precision decides nothing shows nothing"
 
 
 @pytest.mark.parametrize("name", sorted(MEASURING))

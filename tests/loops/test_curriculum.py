@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
@@ -341,6 +343,155 @@ def test_progress_is_measured_without_the_random_transform(filtered_run: Path) -
         filtered_run / "spectrum", train, transform=noisy, evaluation_transform=lambda image: "seen"
     )
     assert shards.for_evaluation()[0].image == "seen"
+
+
+class Cosines(nn.Module):
+    """Logits as a CLIP has them, 30 times a cosine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(4, 3 * 16 * 16))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return 30 * F.linear(F.normalize(images.flatten(1)), F.normalize(self.weight))
+
+
+@pytest.fixture
+def accelerator() -> Iterator[Callable[..., Any]]:
+    """A function that gives accelerate's Accelerator on the CPU; its state, one for a process, is reset."""
+    accelerate = pytest.importorskip("accelerate")
+
+    def make(**given: Any) -> Any:
+        accelerate.state.AcceleratorState._reset_state(True)
+        return accelerate.Accelerator(cpu=True, **given)
+
+    yield make
+    accelerate.state.AcceleratorState._reset_state(True)
+
+
+@pytest.mark.parametrize("how", ["autocast", "accelerate"])
+def test_progress_is_measured_in_float32_under_mixed_precision(
+    dataset: discl.SpectrumDataset, accelerator: Callable[..., Any], how: str
+) -> None:
+    """The change of one step at a small rate, which bfloat16 rounds to nothing for most images."""
+
+    def measure(model: nn.Module, autocast: bool) -> list[dict[str, float]]:
+        curriculum = discl.Curriculum(
+            dataset, "adaptive", curriculum_epochs=8, probe_every=2, samples=16, guidance_images=8
+        )
+        torch.manual_seed(0)
+        for epoch in range(8):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                curriculum.begin(epoch, model)
+            with torch.no_grad():  # the same steps for all
+                inner.weight += 1e-3 * torch.randn(inner.weight.shape)
+        return [record["progress"]["gain"] for record in curriculum.history]
+
+    inner = Cosines()
+    exact = measure(inner, autocast=False)
+    inner = Cosines()
+    model = accelerator(mixed_precision="bf16").prepare(inner) if how == "accelerate" else inner
+    images = torch.stack([dataset[row].image for row in range(8)])
+    assert measure(model, autocast=how == "autocast") == exact
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        coarse = model(images)
+    assert not torch.equal(coarse.float(), Cosines.forward(inner, images)), (
+        "it computes in bfloat16"
+    )
+
+
+def test_a_model_of_bfloat16_weights_is_measured_as_it_is(dataset: discl.SpectrumDataset) -> None:
+    model = make_model().to(torch.bfloat16)
+    curriculum = discl.Curriculum(
+        dataset, "adaptive", curriculum_epochs=2, probe_every=2, guidance_images=8
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        curriculum.begin(0, model)
+        curriculum.begin(1, model)
+    assert set(curriculum.state_dict()["record"]["progress"]["gain"]) == {"0", "50"}
+
+
+# ---------------------------------------------------------------- loaders that count for themselves
+
+
+@pytest.mark.parametrize("strategy", ["diverse-to-specific", "random", "adaptive", "bandit"])
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_resumed_with_a_prepared_loader_it_goes_on_where_it_was(
+    dataset: discl.SpectrumDataset, accelerator: Callable[..., Any], strategy: str, stop: int
+) -> None:
+    """The loader counts from 0 again and calls `set_epoch` with that whenever it is gone through."""
+
+    class Rows(torch.utils.data.Dataset):
+        def __getitem__(self, row: int) -> tuple[torch.Tensor, int, int]:
+            image, label, _ = dataset[row]
+            return image, label, row
+
+        def __len__(self) -> int:
+            return len(dataset)
+
+    def run(
+        epochs: range, state: dict[str, Any] | None = None, weights: Any = None
+    ) -> tuple[list[list[int]], dict[str, Any], Any]:
+        curriculum = discl.Curriculum(
+            dataset, strategy, curriculum_epochs=6, probe_every=3, samples=16, guidance_images=8,
+            rank=0, world_size=1,
+        )  # fmt: skip
+        model = make_model()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        loader, model, optimizer = accelerator().prepare(
+            DataLoader(Rows(), 8, sampler=curriculum), model, optimizer
+        )
+        if state is not None:
+            curriculum.load_state_dict(state)
+            model.load_state_dict(weights)
+        drawn = []
+        for epoch in epochs:
+            curriculum.begin(epoch, model)
+            seen = []
+            for images, labels, rows in loader:
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(images), labels).backward()
+                optimizer.step()
+                seen += rows.tolist()
+            assert seen == list(curriculum)
+            drawn.append(seen)
+        curriculum.end(model)
+        kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        return drawn, json.loads(json.dumps(curriculum.state_dict())), kept
+
+    whole, _, _ = run(range(8))
+    head, state, weights = run(range(stop))
+    rest, _, _ = run(range(stop, 8), state, weights)
+    assert head + rest == whole
+
+
+def test_begin_holds_whatever_a_loader_counts(dataset: discl.SpectrumDataset) -> None:
+    curriculum = discl.Curriculum(dataset, "diverse-to-specific", curriculum_epochs=4, samples=16)
+    curriculum.begin(3)
+    wanted = curriculum.rows().tolist()
+    for counted in (0, 3, 5):
+        curriculum.set_epoch(counted)
+        assert curriculum.number == 3 and curriculum.rows().tolist() == wanted
+    list(curriculum)
+    with pytest.warns(UserWarning, match=r"set_epoch\(1\) has no effect: begin\(3\) holds"):
+        curriculum.set_epoch(1)
+    curriculum.end()
+    curriculum.set_epoch(4)  # Lightning does so before it begins the next
+    assert curriculum.number == 4 and curriculum.levels == ()
+
+
+def test_a_loaded_state_is_not_counted_back(dataset: discl.SpectrumDataset) -> None:
+    first = discl.Curriculum(dataset, "diverse-to-specific", curriculum_epochs=4, samples=16)
+    first.begin(2)
+    first.end()
+    resumed = discl.Curriculum(dataset, "diverse-to-specific", curriculum_epochs=4, samples=16)
+    resumed.load_state_dict(first.state_dict())
+    with pytest.raises(TrainingError, match=r"set_epoch\(0\) after a state of epoch 3"):
+        resumed.set_epoch(0)
+    resumed.set_epoch(3)
+    resumed.begin(0)
+    assert resumed.levels == (0,)
 
 
 # ---------------------------------------------------------------- several processes

@@ -175,6 +175,7 @@ def check_batch_size(pool: Pool, batch_size: int) -> None:
 class _Judge:
     """Measures the true-class probability of every image of V, with the model in evaluation mode; V is decoded once.
 
+    It is computed in float32 whatever training is in: the change that a few steps bring is smaller than what bfloat16 tells apart.
     What the first process measures holds for all, so that they choose one level.
     """
 
@@ -184,7 +185,7 @@ class _Judge:
     def __call__(self) -> np.ndarray:
         learner, rows = self.learner, np.arange(len(self.guidance))
         logits = predict_logits(
-            learner.model, self.pixels, rows, learner.config, learner.precision, learner.device
+            learner.model, self.pixels, rows, learner.config, device=learner.device
         )
         return learner.processes.decide(true_class_probability(logits, self.guidance.labels))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -48,7 +49,8 @@ def _in_own_words() -> Iterator[None]:
 class Curriculum(Sampler[int]):
     """A sampler over a `SpectrumDataset` that follows a strategy (arXiv 2410.13674): give it to a `DataLoader`, no worker restarts.
 
-    Before each epoch call `begin(epoch, model)`, or `set_epoch(epoch)` alone where the strategy measures nothing. Every epoch draws
+    Before each epoch call `begin(epoch, model)`, or `set_epoch(epoch)` alone where the strategy measures nothing. What `begin` said
+    holds until `end` or the next `begin`, whatever `set_epoch` a prepared loader calls with its own count. Every epoch draws
     `samples` rows (default: as many as there are real images), with `synthetic_scale` synthetic images per hard real one; from
     `curriculum_epochs` on they are real only. `undersample` draws fewer of the other images, so that the tail keeps its share of an
     epoch; by default it does where hard classes are hard as a whole, as in a long tail, and not where single images are.
@@ -133,6 +135,9 @@ class Curriculum(Sampler[int]):
         self._record: Record = {}
         self._before: np.ndarray | None = None
         self._ended = False
+        self._begun = False
+        self._drawn = False
+        self._resumed = False
 
     @property
     def guidance_rows(self) -> np.ndarray:
@@ -166,29 +171,52 @@ class Curriculum(Sampler[int]):
         if self._before is not None and epoch != self.number:
             self.end(model)
         self._turn(epoch)
-        self._ended = False
+        self._ended = self._begun = self._drawn = self._resumed = False
         block, part = self._place(epoch)
         if self._before is None and "progress" not in self._record:
             self._before = self.course.before(block, part, self._judge(model))
+        self._begun = True
 
     def end(self, model: nn.Module | None = None) -> None:
         """After an epoch's last step: measures what it brought. The next `begin` does it too; call it to save the state in between."""
         if self._before is not None:
             self._record |= self.course.progress(self._before, self._judge(model))
             self._before = None
-        self._ended = True
+        self._ended, self._begun = True, False
 
     def set_epoch(self, epoch: int) -> None:
-        """Turns to an epoch without measuring; the frameworks call it by themselves."""
-        if self._before is None or epoch == self.number:
-            self._turn(epoch)
+        """Turns to an epoch without measuring; the frameworks call it by themselves.
+
+        It has no effect between `begin` and `end`: a resumed framework may count from 0. Raises TrainingError for an epoch before
+        the one of a state that was loaded; `begin` may go back to it.
+        """
+        if self._begun:
+            self._warn_if_left(epoch)
+            return
+        if self._resumed and epoch < self.number:
+            raise TrainingError(
+                f"set_epoch({epoch}) after a state of epoch {self.number} was loaded: a loader that counts from 0 would start the "
+                f"curriculum again. Call begin(epoch, model) before each epoch, begin({epoch}, model) to go back."
+            )
+        self._turn(epoch)
+
+    def _warn_if_left(self, epoch: int) -> None:
+        """Warns where `begin` was called for one epoch and `set_epoch` alone for those that follow, so that it repeats the first."""
+        if self._drawn and epoch != self.number:
+            warnings.warn(
+                f"set_epoch({epoch}) has no effect: begin({self.number}) holds until end() or the next begin(). "
+                "Call begin(epoch, model) before each epoch.",
+                stacklevel=3,
+            )
 
     def __len__(self) -> int:
         """Rows of an epoch, of this process."""
         return self.samples // self._processes().size
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.rows().tolist())
+        rows = self.rows().tolist()
+        self._drawn = True
+        return iter(rows)
 
     def rows(self) -> np.ndarray:
         """The rows that this epoch draws, int64 `[samples]`; where processes share them those of this one, `[samples // world_size]`."""
@@ -226,9 +254,10 @@ class Curriculum(Sampler[int]):
             dict(state["record"]),
         )
         self._before = None if state["before"] is None else np.asarray(state["before"])
-        self._ended = state.get("ended", False)
+        self._ended, self._begun = state.get("ended", False), False
         if self._ended:
             self._turn(self.number + 1)
+        self._resumed = True
 
     def _processes(self) -> Processes:
         """Whose rows are asked for."""
@@ -304,9 +333,11 @@ class Curriculum(Sampler[int]):
             )
             training = model.training
             model.eval()
-            with torch.inference_mode():
-                found = [self.probability(model, batch).cpu().double() for batch in loader]
-            model.train(training)
+            try:
+                with torch.inference_mode(), in_float32(model):
+                    found = [self.probability(model, batch).cpu().double() for batch in loader]
+            finally:
+                model.train(training)
             result = torch.cat(found).numpy()
             if result.shape != (len(guidance),):
                 raise TrainingError(
@@ -315,6 +346,29 @@ class Curriculum(Sampler[int]):
             return together.decide(result)
 
         return judge
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Computation in float32, for a model of float32 weights: under autocast, or prepared for mixed precision by accelerate.
+
+    The change of a probability over a few steps is smaller than what bfloat16 can tell apart. A model of other weights stays as it is.
+    """
+    weights = [each for each in model.parameters() if each.is_floating_point()]
+    if not weights or any(each.dtype not in {torch.float32, torch.float64} for each in weights):
+        yield
+        return
+    # accelerate replaces forward by one under autocast, which would switch autocast on again
+    wrapped = [each for each in model.modules() if "_original_forward" in vars(each)]
+    forwards = [vars(each)["forward"] for each in wrapped]
+    for each in wrapped:
+        each.forward = vars(each)["_original_forward"]
+    try:
+        with torch.autocast(weights[0].device.type, enabled=False):
+            yield
+    finally:
+        for each, forward in zip(wrapped, forwards, strict=True):
+            each.forward = forward
 
 
 def true_class_probability(model: nn.Module, batch: Any) -> Tensor:

@@ -425,7 +425,7 @@ def _train_method(run: Run, name: str, method: Method, asked: _Asked, pixels: Pi
     recipe, folder, train = run.recipe, run.path("train") / name, run.recipe.training(name)
     pool, strategy, mixing, settings = asked.pool, asked.strategy, asked.mixing, asked.settings
     config = _config(run, name)
-    validate = _validator(run, config, settings.precision) if "validation" in run.tables else None
+    validate = _validator(run, config) if "validation" in run.tables else None
     loggers = recipe.runtime.loggers if current_processes().first else []
     logs = run.path("logs")
     opened = open_loggers(loggers, logs, f"{recipe.name}-{name}", folder / "wandb.txt")
@@ -469,9 +469,8 @@ def _prior_counts(
     return total
 
 
-def _validator(
-    run: Run, config: ClassifierConfig, precision: torch.dtype
-) -> Callable[[nn.Module], float]:
+def _validator(run: Run, config: ClassifierConfig) -> Callable[[nn.Module], float]:
+    """Accuracy on validation, in float32 as `evaluate` has it: bfloat16 lets the highest logits of many images tie."""
     table = run.tables["validation"]
     pixels = Pixels([prepared_table(run, "validation", config.resize).rows], config.resize)
     labels = torch.from_numpy(table.labels)
@@ -482,8 +481,7 @@ def _validator(
             pixels,
             np.arange(len(table)),
             config,
-            precision,
-            run.device,
+            device=run.device,
             workers=run.recipe.runtime.workers,
         )
         return (logits.argmax(1) == labels).double().mean().item()
