@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image
 
 from discl import workspace
 from discl.data import ImageTable
-from discl.errors import CheckpointError, DataError, RunError
+from discl.errors import CheckpointError, DataError, RecipeError, RunError
 from discl.recipe import Method, load_recipe
 from discl.stages import data as stage
 from discl.stages.data import describe_hard, find_hard, prepare_data
@@ -290,6 +291,39 @@ def test_the_hard_images_of_rare_classes(tmp_path: Path) -> None:
     ]
 
 
+def test_classes_that_are_excluded_are_never_hard(tmp_path: Path) -> None:
+    write_classes(tmp_path / "images", a=8, b=2, empty=1)
+    whole = {"data__own_split": {"validation": 0, "test": 0}, "hard__fewer_than": 3}
+    run = open_on(tmp_path, **whole, hard__exclude=["empty"])
+    prepare_data(run)
+    assert pq.read_table(find_hard(run))["label"].to_pylist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("exclude", "error", "message"),
+    [
+        (["emtpy"], RecipeError, "unknown class 'emtpy'; known: a, empty. Did you mean 'empty'?"),
+        (["a", "empty"], DataError, "hard.exclude names every class"),
+        (["empty"], DataError, "outside of hard.exclude has fewer than 3"),
+    ],
+)
+def test_what_cannot_be_excluded_is_told(
+    tmp_path: Path, exclude: list[str], error: type[Exception], message: str
+) -> None:
+    write_classes(tmp_path / "images", a=8, empty=1)
+    whole = {"data__own_split": {"validation": 0, "test": 0}, "hard__fewer_than": 3}
+    run = open_on(tmp_path, **whole, hard__exclude=exclude)
+    prepare_data(run)
+    with pytest.raises(error, match=re.escape(message)):
+        find_hard(run)
+
+
+@pytest.mark.parametrize("exclude", ["empty", ["empty", "empty"], {"empty": 1}])
+def test_what_is_no_list_of_classes_is_refused(tmp_path: Path, exclude: object) -> None:
+    with pytest.raises(RecipeError, match="empty"):
+        open_on(tmp_path, hard__exclude=exclude)
+
+
 def test_no_rare_class_is_told_with_the_smallest(tmp_path: Path) -> None:
     write_classes(tmp_path / "images", a=8, b=5)
     run = open_on(tmp_path, data__own_split={"validation": 0, "test": 0}, hard__fewer_than=5)
@@ -332,6 +366,8 @@ def test_hard_images_by_probability_are_judged_by_classifiers_that_saw_no_copy(
     run = open_on(tmp_path, amend=True, **values, hard__below=1e-9)
     rows = pq.read_table(find_hard(run)).to_pylist()
     assert [row["id"] for row in rows] == ["a/0.bmp", "a/0.png"]
+    run = open_on(tmp_path, amend=True, **values, hard__below=0.95, hard__exclude=["a"])
+    assert [row["id"] for row in pq.read_table(find_hard(run)).to_pylist()] == ["b/9.png"]
 
 
 def test_a_split_without_groups_beside_one_that_has_them_goes_by_content() -> None:

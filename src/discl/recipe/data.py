@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ..data.readers import READERS
 from ..errors import RecipeError
@@ -23,6 +23,13 @@ def _class_order(value: Any) -> Any:
     raise RecipeError(
         f"a list of class names (head first), a whole number (a seed) or null is expected; got {value!r}."
     )
+
+
+def _class_names(value: Any) -> Any:
+    """As `_class_order`, a list alone."""
+    if not isinstance(value, list):
+        raise RecipeError(f"a list of class names is expected, such as [empty]; got {value!r}.")
+    return [str(name) for name in value]
 
 
 class LongTail(Strict):
@@ -139,3 +146,14 @@ class Hard(Strict):
         3, ge=2, description="probability: no image is judged by a classifier that saw it"
     )
     epochs: int = Field(10, ge=1, description="probability: epochs of each fold's classifier")
+    exclude: Annotated[list[str], BeforeValidator(_class_names)] = Field(
+        default_factory=list,
+        description="names of classes whose images are never hard, such as [empty]",
+    )
+
+    @field_validator("exclude")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        if twice := sorted({name for name in value if value.count(name) > 1}):
+            raise RecipeError(f"hard.exclude names {', '.join(twice)} twice; name each class once.")
+        return value

@@ -22,7 +22,7 @@ from ..data import (
     take_long_tail,
 )
 from ..data.readers import SPLIT_NAMES, too_few_classes
-from ..errors import DataError
+from ..errors import DataError, RecipeError, unknown
 from ..hardness import assign_folds, cross_fitted_probability, tail_rows
 from ..recipe import LongTail
 from ..recipe.data import OwnSplit
@@ -137,18 +137,24 @@ def long_tail_rows(table: ImageTable, digests: Sequence[str], profile: LongTail)
 
 
 def find_hard(run: Run) -> Path:
-    """Lists the training images that get a spectrum in `hard.parquet`: id, label, digest, size and why."""
+    """Lists the training images that get a spectrum in `hard.parquet`: id, label, digest, size and why.
+
+    Raises RecipeError where `hard.exclude` names no class, DataError where no image is hard.
+    """
     path, rule = run.path("hard.parquet"), run.recipe.hard
     if path.exists():
         return path
     train, listed = run.train, _split_rows_of(run, "train")
+    eligible = _eligible(train, rule.exclude)
     if rule.rule == "tail":
         rows = tail_rows(train.labels.tolist(), train.class_counts.tolist(), rule.fewer_than)
+        rows = [row for row in rows if eligible[row]]
         measured = {"class_count": train.class_counts[train.labels[rows]]}
         if not rows:
+            smallest = train.class_counts[train.labels[eligible]].min()
             raise DataError(
-                f"no class has fewer than {rule.fewer_than} training images; raise hard.fewer_than "
-                f"(the smallest class has {train.class_counts.min()})."
+                f"no class{_beside(rule.exclude)} has fewer than {rule.fewer_than} training images; "
+                f"raise hard.fewer_than (the smallest class has {smallest})."
             )
     else:
         folds = assign_folds(
@@ -159,12 +165,12 @@ def find_hard(run: Run) -> Path:
             return fit_classifier(train, fitted, judged, run.recipe.train, rule.epochs, run.device)
 
         probability = cross_fitted_probability(folds, train.labels.tolist(), fit_predict)
-        rows = np.flatnonzero(probability < rule.below).tolist()
+        rows = np.flatnonzero((probability < rule.below) & eligible).tolist()
         measured = {"true_class_probability": probability[rows]}
         if not rows:
             raise DataError(
-                f"no training image has a true-class probability below {rule.below}; raise hard.below "
-                f"(the lowest probability is {probability.min():.3f})."
+                f"no training image{_beside(rule.exclude)} has a true-class probability below {rule.below}; "
+                f"raise hard.below (the lowest probability is {probability[eligible].min():.3f})."
             )
     table = listed.take(rows).select(["id", "label", "digest", "width", "height"])
     for name, values in measured.items():
@@ -172,6 +178,25 @@ def find_hard(run: Run) -> Path:
     write_table(table, path)
     say(describe_hard(run))
     return path
+
+
+def _eligible(train: ImageTable, exclude: Sequence[str]) -> np.ndarray:
+    """bool `[images]`: False for images of the classes that are never hard.
+
+    Raises RecipeError where a name is no class, DataError where no class is left.
+    """
+    for name in exclude:
+        if name not in train.class_names:
+            raise RecipeError("hard.exclude: " + unknown("class", name, train.class_names))
+    labels = [train.class_names.index(name) for name in exclude]
+    eligible = ~np.isin(train.labels, labels)
+    if not eligible.any():
+        raise DataError("hard.exclude names every class, so that no image is hard; take one out.")
+    return eligible
+
+
+def _beside(exclude: Sequence[str]) -> str:
+    return " outside of hard.exclude" if exclude else ""
 
 
 def describe_hard(run: Run) -> str:

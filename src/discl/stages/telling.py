@@ -30,9 +30,13 @@ def describe_making(recipe: Recipe, generator: Generator, size: int) -> dict[str
 
 
 def _hard(rule: Hard) -> str:
+    but = f"; never those of {', '.join(rule.exclude)}" if rule.exclude else ""
     if rule.rule == "tail":
-        return f"all images of classes with fewer than {rule.fewer_than} training images"
-    return f"images whose true class gets a probability below {rule.below:g} by classifiers that did not see them ({rule.folds} folds)"
+        return f"all images of classes with fewer than {rule.fewer_than} training images{but}"
+    return (
+        f"images whose true class gets a probability below {rule.below:g} by classifiers that did "
+        f"not see them ({rule.folds} folds){but}"
+    )
 
 
 def _seeds(asked: Spectrum) -> str:
