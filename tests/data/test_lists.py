@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from discl.assets import common_names
 from discl.data import read_tables
 from discl.errors import DataError
 
@@ -17,6 +19,65 @@ import miniatures
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return miniatures.imagenet_lt(tmp_path / "imagenet")
+
+
+HOMONYMS = {
+    "n02012849": ("crane", "crane bird"),
+    "n02113186": ("Cardigan, Cardigan Welsh corgi", "Cardigan Welsh corgi"),
+    "n02963159": ("cardigan", "cardigan sweater"),
+    "n03126707": ("crane", "construction crane"),
+    "n03710637": ("maillot", "maillot tights"),
+    "n03710721": ("maillot, tank suit", "one-piece maillot swimsuit"),
+    "n04355933": ("sunglass", "sunglass lenses"),
+    "n04356056": ("sunglasses, dark glasses, shades", "pair of sunglasses"),
+}
+"""Synsets of ILSVRC: their names in LOC_synset_mapping.txt, and what texts call them."""
+
+
+def named(root: Path, file: str, names: Mapping[str, str]) -> list[str]:
+    """Class names of a training list over the folders in `names`, which `file` names."""
+    for label, folder in enumerate(names):
+        miniatures.draw(root / "train" / folder / "1.JPEG", label, 1)
+    lines = [f"train/{folder}/1.JPEG {label}" for label, folder in enumerate(names)]
+    (root / "mine.txt").write_text("\n".join(lines))
+    (root / file).write_text("".join(f"{folder} {name}\n" for folder, name in names.items()))
+    found = read_tables(str(root), "imagenet-lt", files={"train": "mine.txt"})
+    return list(found["train"].class_names)
+
+
+def test_homonyms_of_wordnet_are_told_apart(tmp_path: Path) -> None:
+    stated = {folder: first for folder, (first, _) in HOMONYMS.items()}
+    ours = [name for _, name in HOMONYMS.values()]
+    assert named(tmp_path, "LOC_synset_mapping.txt", {**stated, "n01440764": "tench, Tinca"}) == [
+        *ours,
+        "tench",
+    ]
+
+
+def test_names_of_ones_own_are_kept_but_where_two_classes_share_one(tmp_path: Path) -> None:
+    stated = {
+        "n01440764": "my tench",
+        "n02012849": "wading crane",
+        "n03773504": "missile",
+        "n04008634": "Missile",
+        "mine-1": "thing",
+        "mine-2": "thing",
+    }
+    assert named(tmp_path, "classnames.txt", stated) == [
+        "my tench",
+        "wading crane",
+        "missile",
+        "projectile in flight",
+        "thing (mine-1)",
+        "thing (mine-2)",
+    ]
+
+
+@pytest.mark.parametrize("name", ["imagenet", "iwildcam"])
+def test_shipped_names_are_all_different(name: str) -> None:
+    names = [each.casefold() for names in common_names(name).values() for each in names]
+    assert len(set(names)) == len(names) > 100
+    assert not [each for each in names if "," in each or not each.isprintable()]
 
 
 def flatten(root: Path) -> None:

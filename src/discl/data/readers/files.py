@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ...assets import common_names
 from ...errors import DataError
 from ..table import ImageTable
 from .building import (
@@ -26,7 +28,8 @@ LISTS = {
     "val": "ImageNet_LT_val.txt",
     "test": "ImageNet_LT_test.txt",
 }
-NAME_FILES = ("LOC_synset_mapping.txt", "classnames.txt")
+WORDNET_NAMES = "LOC_synset_mapping.txt"
+NAME_FILES = (WORDNET_NAMES, "classnames.txt")
 
 
 def read_image_folder(source: Source) -> dict[str, ImageTable]:
@@ -153,7 +156,9 @@ def read_lists(source: Source) -> dict[str, ImageTable]:
 
     The three lists lie at the root, or `data.files` names those that there are: `{train: my_train.txt, test: my_test.txt}`. ILSVRC's `val/`
     may be flat or in folders, whatever the lists say. Class names come from `LOC_synset_mapping.txt` or `classnames.txt` (lines "folder
-    name") at the root where one is there, else they are the folders' names. Raises DataError where the lists give one folder two labels.
+    name") at the root where one is there, else they are the folders' names. WordNet's first names that say too little in a text (two
+    cranes, two maillots, a Cardigan and a cardigan) are replaced by those of `assets/names/imagenet.yaml`; so are names of
+    `classnames.txt` that two classes share. Raises DataError where the lists give one folder two labels.
     """
     files = source.files or LISTS
     there = [name for name in files.values() if (source.path / name).is_file()]
@@ -167,14 +172,8 @@ def read_lists(source: Source) -> dict[str, ImageTable]:
         )
     listed = {split: _read_list(source.path / name) for split, name in files.items()}
     folder_of = _folders_of({files[split]: each for split, each in listed.items()}, source.path)
-    known = _class_names(source.path)
     folders = [folder_of[label] for label in range(len(folder_of))]
-    names = [known.get(folder, folder) for folder in folders]
-    if len(set(names)) < len(names):  # ImageNet has two cranes and two maillots
-        names = [
-            f"{name} ({folder})" if names.count(name) > 1 else name
-            for name, folder in zip(names, folders, strict=True)
-        ]
+    names = _told_apart(_class_names(source.path), folders)
     tables = {}
     for split, (paths, labels) in listed.items():
         placed = full_paths(
@@ -263,7 +262,7 @@ def _read_list(file: Path) -> tuple[list[str], np.ndarray]:
 
 
 def _class_names(root: Path) -> dict[str, str]:
-    """`{folder: name}`, the first of the names that are given for it."""
+    """`{folder: name}`, the first of the names that are given for it, or ours where that one says too little."""
     file = next((root / name for name in NAME_FILES if (root / name).is_file()), None)
     if file is None:
         return {}
@@ -272,4 +271,27 @@ def _class_names(root: Path) -> dict[str, str]:
         for line in file.read_text(encoding="utf-8").splitlines()
         if line.strip()
     )
-    return {folder: name.split(",")[0].strip() for folder, _, name in pairs}
+    known = {folder: name.split(",")[0].strip() for folder, _, name in pairs}
+    if file.name == WORDNET_NAMES:
+        known |= {folder: names[0] for folder, names in common_names("imagenet").items()}
+    return known
+
+
+def _told_apart(known: dict[str, str], folders: list[str]) -> list[str]:
+    """The name of each folder: where two share one but for capitals ours, else with the folder behind it."""
+    ours = {folder: names[0] for folder, names in common_names("imagenet").items()}
+    names = [known.get(folder, folder) for folder in folders]
+    names = [
+        ours.get(folder, name) if shared else name
+        for folder, name, shared in zip(folders, names, _shared(names), strict=True)
+    ]
+    return [
+        f"{name} ({folder})" if shared else name
+        for folder, name, shared in zip(folders, names, _shared(names), strict=True)
+    ]
+
+
+def _shared(names: list[str]) -> list[bool]:
+    """Whether each name stands several times, but for capitals."""
+    counts = Counter(name.casefold() for name in names)
+    return [counts[name.casefold()] > 1 for name in names]
