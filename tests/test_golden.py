@@ -1,0 +1,51 @@
+"""Golden values: plans, images, verdicts, losses and results are what they were when pinned."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+TOOL = Path(__file__).parents[1] / "tools" / "compare_golden.py"
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = spec_from_file_location("compare_golden", TOOL)
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("part", ["plans", "short"])
+def test_nothing_has_moved(tool: ModuleType, part: str) -> None:
+    """Only a change that is meant to change results may pin new values, and says why."""
+    assert tool.check(part) == []
+
+
+def test_every_shipped_recipe_is_pinned(tool: ModuleType) -> None:
+    pinned = json.loads((tool.GOLDEN / "plans.json").read_text())["values"]
+    assert sorted(pinned) == tool.shipped_names()
+
+
+def test_every_strategy_objective_and_system_is_pinned(tool: ModuleType) -> None:
+    from discl.baselines import SYSTEMS
+    from discl.curriculum.objectives import OBJECTIVES
+    from discl.curriculum.strategies import STRATEGIES
+
+    losses = json.loads((tool.GOLDEN / "short.json").read_text())["values"]["losses"]
+    pinned = {name.removeprefix("objective-").removeprefix("system-") for name in losses}
+    assert {*STRATEGIES, *OBJECTIVES, *SYSTEMS} - {"cross-entropy"} <= pinned
+
+
+def test_a_difference_is_found(tool: ModuleType) -> None:
+    golden = {"images": {"a": ["00ff", 10.0]}, "losses": {"ce": [[1.0, []], [0.5, [30]]]}}
+    moved = {"images": {"a": ["00fe", 10.0]}, "losses": {"ce": [[1.0, []], [0.51, [50]]]}}
+    assert tool.compare(golden, golden, None) == []
+    assert len(tool.compare(golden, moved, None)) == 3
+    (level,) = tool.compare(golden, moved, 0.02)  # what is left elsewhere: another level was drawn
+    assert "30 -> 50" in level
