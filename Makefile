@@ -12,8 +12,8 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest
 
 check: $(VENV)/installed
-	$(BIN)/ruff format --check src tests benchmarks examples
-	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples tools
+	$(BIN)/ruff check src tests benchmarks examples tools
 	$(BIN)/mypy
 
 $(VENV)/installed: pyproject.toml constraints.txt
