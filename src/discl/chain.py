@@ -19,7 +19,7 @@ from .console import console, say
 from .curriculum.processes import current_processes, join_processes
 from .errors import DisclError, RunError
 from .levels import GuidanceLevel
-from .recipe import Recipe, load_recipe
+from .recipe import Recipe, check_own_pieces, load_recipe
 from .report import write_comparison, write_report, write_survey
 from .spectrum.plan import WHOLE, Share
 from .stages import comparing, making, surveying
@@ -71,16 +71,18 @@ def open_together(
     out: Path | str | None,
     amend: bool,
     check: Callable[[Run], None] = lambda run: None,
+    *,
+    allow_plugins: bool = False,
 ) -> Run:
     """As `open_run`, by several processes: the first opens the folder alone, then the others, who stay silent from then on."""
     processes = join_processes(cpu=recipe.runtime.device == "cpu" or not torch.cuda.is_available())
     if processes.first:
-        run = open_run(recipe, out, amend, check)
+        run = open_run(recipe, out, amend, check, allow_plugins=allow_plugins)
         processes.wait()
         return run
     processes.wait()
     console.quiet = True
-    return open_run(recipe, out)
+    return open_run(recipe, out, allow_plugins=allow_plugins)
 
 
 def run_until(run: Run, stage: str) -> Path:
@@ -150,15 +152,17 @@ def run(
     *,
     overrides: dict[str, Any] | None = None,
     amend: bool = False,
+    allow_plugins: bool = False,
 ) -> Path:
     """The whole chain: from a recipe (an object, a shipped name, a YAML file or a plain tree) to the path of `report.html`.
 
-    Called again with the same arguments it does only what is missing.
+    Called again with the same arguments it does only what is missing. `allow_plugins` gives leave to import
+    what the recipe names as `module:attribute`; RecipeError where it names some without.
     """
-    return run_until(
-        open_run(load_recipe(recipe, overrides), out, amend, partial(check_models, stage="report")),
-        "report",
-    )
+    loaded = load_recipe(recipe, overrides)
+    check_own_pieces(loaded, allow_plugins)
+    check = partial(check_models, stage="report")
+    return run_until(open_run(loaded, out, amend, check, allow_plugins=allow_plugins), "report")
 
 
 def compare(run: Run, seeds: Sequence[int] | None = None, *, tune: bool = False) -> Path:
@@ -167,6 +171,7 @@ def compare(run: Run, seeds: Sequence[int] | None = None, *, tune: bool = False)
     `comparison.html` beside it draws the table. With `tune` every method first gets the same number of trials on validation (section
     compare.tune), and the table lies in `tuned/`.
     """
+    check_own_pieces(run.recipe, run.allow_plugins)
     run_until(run, "filter")
     processes = current_processes()
     with run.turn("compare") if processes.first else nullcontext(), _refusals("compare"):

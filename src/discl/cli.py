@@ -42,37 +42,60 @@ Amend = Annotated[
     ),
 ]
 
+AllowPlugins = Annotated[
+    bool,
+    typer.Option(
+        "--allow-plugins",
+        help="Import what this recipe names as `module:attribute`, to train with: code that you trust.",
+    ),
+]
+
 
 def _open(
-    recipe: str, overrides: list[str] | None, out: Path | None, amend: bool, stage: str
+    recipe: str,
+    overrides: list[str] | None,
+    out: Path | None,
+    amend: bool,
+    stage: str,
+    allow_plugins: bool,
 ) -> Run:
-    """The run; an amendment whose models are not fit for what is to be done, up to `stage`, is refused before it changes anything."""
-    from .recipe import load_recipe, parse_override
+    """The run, opened for what is to be done, up to `stage`.
+
+    Pieces of your own that it needs are refused without leave before anything is written, and an amendment
+    whose models are not fit for it before it changes anything.
+    """
+    from .recipe import check_own_pieces, load_recipe, parse_override
+    from .stages import making
     from .workspace import open_run
 
     def check(run: Run) -> None:
-        from .stages.making import check_models
-
-        check_models(run, stage)
+        making.check_models(run, stage)
 
     loaded = load_recipe(recipe, dict(parse_override(text) for text in overrides or []))
+    if stage in making.TRAINING:
+        check_own_pieces(loaded, allow_plugins)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # started by torchrun or accelerate launch
         from .chain import open_together
         from .curriculum.processes import current_processes
 
-        run = open_together(loaded, out, amend, check)
+        run = open_together(loaded, out, amend, check, allow_plugins=allow_plugins)
         if not current_processes().first:  # the first speaks for all
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
         return run
-    return open_run(loaded, out, amend, check)
+    return open_run(loaded, out, amend, check, allow_plugins=allow_plugins)
 
 
 def _stage(
-    recipe: str, overrides: list[str] | None, out: Path | None, amend: bool, stage: str
+    recipe: str,
+    overrides: list[str] | None,
+    out: Path | None,
+    amend: bool,
+    stage: str,
+    allow_plugins: bool,
 ) -> None:
     from .chain import run_until
 
-    typer.echo(run_until(_open(recipe, overrides, out, amend, stage), stage))
+    typer.echo(run_until(_open(recipe, overrides, out, amend, stage, allow_plugins), stage))
 
 
 def _whole_numbers(option: str, text: str, example: str) -> list[int]:
@@ -87,7 +110,13 @@ def _whole_numbers(option: str, text: str, example: str) -> list[int]:
 
 
 @app.command()
-def run(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
+def run(
+    recipe: RecipeArgument,
+    set_: Set = None,
+    out: Out = None,
+    amend: Amend = False,
+    allow_plugins: AllowPlugins = False,
+) -> None:
     """Carry out the whole chain of a recipe and write `report.html`.
 
     The same command again does only what is missing.
@@ -96,7 +125,7 @@ def run(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend 
     """
     from .chain import results_table, run_until
 
-    opened = _open(recipe, set_, out, amend, "report")
+    opened = _open(recipe, set_, out, amend, "report", allow_plugins)
     path = run_until(opened, "report")
     typer.echo(results_table(opened))
     typer.echo(path)
@@ -136,7 +165,11 @@ def data_check(recipe: RecipeArgument, set_: Set = None) -> None:
 
 @data_app.command("prepare")
 def data_prepare(
-    recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False
+    recipe: RecipeArgument,
+    set_: Set = None,
+    out: Out = None,
+    amend: Amend = False,
+    allow_plugins: AllowPlugins = False,
 ) -> None:
     """Bring every real image to the training size once, into `prepared/` of the run folder: faster epochs, the same results.
 
@@ -145,13 +178,19 @@ def data_prepare(
     from .chain import run_until
     from .stages.preparing import prepare_squares
 
-    opened = _open(recipe, set_, out, amend, "data")
+    opened = _open(recipe, set_, out, amend, "data", allow_plugins)
     run_until(opened, "data")
     typer.echo(prepare_squares(opened))
 
 
 @app.command()
-def hard(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
+def hard(
+    recipe: RecipeArgument,
+    set_: Set = None,
+    out: Out = None,
+    amend: Amend = False,
+    allow_plugins: AllowPlugins = False,
+) -> None:
     """Find the hard training images, rare classes or a low true-class probability, and say how many. Does first whatever is missing before.
 
     Example: `discl hard mine.yaml`
@@ -160,7 +199,7 @@ def hard(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend
     from .console import say
     from .stages.data import describe_hard
 
-    opened = _open(recipe, set_, out, amend, "hard")
+    opened = _open(recipe, set_, out, amend, "hard", allow_plugins)
     known = opened.path("hard.parquet").exists()  # what is found now is told when it is found
     path = run_until(opened, "hard")
     if known:
@@ -170,13 +209,17 @@ def hard(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend
 
 @app.command()
 def prompts(
-    recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False
+    recipe: RecipeArgument,
+    set_: Set = None,
+    out: Out = None,
+    amend: Amend = False,
+    allow_plugins: AllowPlugins = False,
 ) -> None:
     """Have the texts written that images are generated from, where the recipe names a language model; edit them before you go on.
 
     Example: `discl prompts mine.yaml` leaves `prompts.yaml`, or `settings.yaml`, in the run folder
     """
-    _stage(recipe, set_, out, amend, "prompts")
+    _stage(recipe, set_, out, amend, "prompts", allow_plugins)
 
 
 @app.command()
@@ -199,6 +242,7 @@ def levels(
     set_: Set = None,
     out: Out = None,
     amend: Amend = False,
+    allow_plugins: AllowPlugins = False,
 ) -> None:
     """Measure a spectrum over λ on some hard images and propose `spectrum.levels` and `filter.threshold`.
 
@@ -212,13 +256,19 @@ def levels(
         if grid is None
         else [GuidanceLevel(percent) for percent in _whole_numbers("--grid", grid, "0,20,40")]
     )
-    path = survey(_open(recipe, set_, out, amend, "prompts"), sources, chosen, seeds)
+    path = survey(_open(recipe, set_, out, amend, "prompts", allow_plugins), sources, chosen, seeds)
     typer.echo(path.with_suffix(".md").read_text())
     typer.echo(path)
 
 
 @app.command()
-def plan(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
+def plan(
+    recipe: RecipeArgument,
+    set_: Set = None,
+    out: Out = None,
+    amend: Amend = False,
+    allow_plugins: AllowPlugins = False,
+) -> None:
     """Write the plan of the spectrum and print what generating it would cost.
 
     Example: `discl plan mine.yaml --set spectrum.seeds=4`
@@ -226,7 +276,7 @@ def plan(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend
     from .chain import run_until
     from .stages.making import describe_cost, estimate_cost
 
-    opened = _open(recipe, set_, out, amend, "plan")
+    opened = _open(recipe, set_, out, amend, "plan", allow_plugins)
     path = run_until(opened, "plan")
     typer.echo(describe_cost(estimate_cost(opened)))
     typer.echo(path)
@@ -267,6 +317,7 @@ def generate(
     set_: Set = None,
     out: Out = None,
     amend: Amend = False,
+    allow_plugins: AllowPlugins = False,
 ) -> None:
     """Make the images of the plan that are missing, on every GPU of this machine. Does first whatever is missing before.
 
@@ -277,49 +328,69 @@ def generate(
     from .spectrum.plan import WHOLE, parse_share
 
     share = WHOLE if shard is None else parse_share(shard)
-    opened = _open(recipe, set_, out, amend, "generate")
+    opened = _open(recipe, set_, out, amend, "generate", allow_plugins)
     generate_images(opened, share, ray)
     typer.echo(opened.place("spectrum"))
 
 
 @app.command("filter")
 def filter_(
-    recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False
+    recipe: RecipeArgument,
+    set_: Set = None,
+    out: Out = None,
+    amend: Amend = False,
+    allow_plugins: AllowPlugins = False,
 ) -> None:
     """Score the synthetic images with CLIP and drop those below the threshold.
 
     Another threshold scores and writes no image again: `discl filter mine.yaml --set filter.threshold=0.28 --amend`
     """
-    _stage(recipe, set_, out, amend, "filter")
+    _stage(recipe, set_, out, amend, "filter", allow_plugins)
 
 
 @app.command()
-def train(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
+def train(
+    recipe: RecipeArgument,
+    set_: Set = None,
+    out: Out = None,
+    amend: Amend = False,
+    allow_plugins: AllowPlugins = False,
+) -> None:
     """Train the classifier of every method. Does first whatever is missing before.
 
     Example: `discl train mine.yaml --set train.optimizer.lr=0.003 --amend`
     """
-    _stage(recipe, set_, out, amend, "train")
+    _stage(recipe, set_, out, amend, "train", allow_plugins)
 
 
 @app.command()
 def evaluate(
-    recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False
+    recipe: RecipeArgument,
+    set_: Set = None,
+    out: Out = None,
+    amend: Amend = False,
+    allow_plugins: AllowPlugins = False,
 ) -> None:
     """Measure every method on validation and test and write `results.json`. Does first whatever is missing before.
 
     Example: `discl evaluate mine.yaml`
     """
-    _stage(recipe, set_, out, amend, "evaluate")
+    _stage(recipe, set_, out, amend, "evaluate", allow_plugins)
 
 
 @app.command()
-def report(recipe: RecipeArgument, set_: Set = None, out: Out = None, amend: Amend = False) -> None:
+def report(
+    recipe: RecipeArgument,
+    set_: Set = None,
+    out: Out = None,
+    amend: Amend = False,
+    allow_plugins: AllowPlugins = False,
+) -> None:
     """Write the run as one self-contained HTML page. Does first whatever is missing before.
 
     Example: `discl report mine.yaml`
     """
-    _stage(recipe, set_, out, amend, "report")
+    _stage(recipe, set_, out, amend, "report", allow_plugins)
 
 
 @app.command()
@@ -341,6 +412,7 @@ def compare(
     set_: Set = None,
     out: Out = None,
     amend: Amend = False,
+    allow_plugins: AllowPlugins = False,
 ) -> None:
     """Train and measure every method with several seeds and write one table: mean ± std, paired difference with interval, cost.
 
@@ -350,7 +422,7 @@ def compare(
     """
     from .chain import compare as compare_methods
 
-    opened = _open(recipe, set_, out, amend, "filter")
+    opened = _open(recipe, set_, out, amend, "compare", allow_plugins)
     chosen = _whole_numbers("--seeds", seeds, "0,1,2") if seeds else None
     path = compare_methods(opened, chosen, tune=tune)
     typer.echo(path.read_text())
@@ -377,6 +449,7 @@ def export(
         Path | None, typer.Option("--run", metavar="DIR", help="Run folder; default runs/NAME.")
     ] = None,
     amend: Amend = False,
+    allow_plugins: AllowPlugins = False,
 ) -> None:
     """Write the kept synthetic images as a data set for other tools, with a card that says how they were made.
 
@@ -385,7 +458,7 @@ def export(
     from .chain import run_until
     from .stages.exporting import export as export_run
 
-    opened = _open(recipe, set_, run, amend, "filter")
+    opened = _open(recipe, set_, run, amend, "filter", allow_plugins)
     run_until(opened, "filter")
     typer.echo(export_run(opened, to, out, everything))
 

@@ -54,11 +54,15 @@ NOT_FOR_JUDGES = ("train.epochs", "train.curriculum_epochs", "train.select")
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe and the folder in which it is carried out; `borrowed` names files and folders that are another run's."""
+    """A recipe and the folder in which it is carried out; `borrowed` names files and folders that are another run's.
+
+    `allow_plugins` is the leave to import what the recipe names as `module:attribute`; stages that train use it.
+    """
 
     recipe: Recipe
     folder: Path
     borrowed: Mapping[str, Path] = field(default_factory=dict)
+    allow_plugins: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -220,12 +224,17 @@ def open_run(
     folder: Path | str | None = None,
     amend: bool = False,
     check: Callable[[Run], None] = lambda run: None,
+    *,
+    allow_plugins: bool = False,
 ) -> Run:
     """The run of a recipe (an object, or whatever `load_recipe` takes) in `folder` (default `runs/NAME`), made where it does not exist.
 
     A folder that was made with another recipe is refused with RunError that lists the differences. With `amend` the new
     recipe takes its place: images and scores that still fit are kept, tables and classifiers that do not are made anew.
     `runtime` may always differ, and a checkpoint may have been copied elsewhere.
+
+    With `allow_plugins` the stages that train may import what this recipe, never the folder's own, names as
+    `module:attribute`; nothing of it is imported here.
 
     An amendment that is refused costs nothing. `check` may raise before anything is changed. What only a stage finds out comes later, so
     recipe, tables and pages of before are first copied to `former/` and stay there until `Run.settle`, which is called before the new
@@ -237,7 +246,7 @@ def open_run(
     folder = Path(folder) if folder is not None else Path("runs") / recipe.name
     changed = _changed_keys(recipe, folder, amend)
     if changed and not _is_former(recipe, folder):
-        check(Run(recipe, folder))
+        check(Run(recipe, folder, allow_plugins=allow_plugins))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if changed is None or changed or _is_former(recipe, folder):
@@ -250,7 +259,7 @@ def open_run(
         raise RunError(f"cannot write to the run folder {folder}: {error}.") from error
     if recipe.runtime.threads:
         torch.set_num_threads(recipe.runtime.threads)
-    return Run(recipe, folder)
+    return Run(recipe, folder, allow_plugins=allow_plugins)
 
 
 def read_data(

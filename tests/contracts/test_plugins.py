@@ -18,7 +18,7 @@ from discl.curriculum.objectives import Objective, make_objective, parameters_of
 from discl.curriculum.strategies import STRATEGIES, follows_progress, make_strategy
 from discl.errors import RecipeError
 from discl.levels import GuidanceLevel
-from discl.recipe import Method, Recipe
+from discl.recipe import Method, Recipe, check_own_pieces
 from discl.stages import learning
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -100,7 +100,7 @@ class Elsewhere(Planned):
         return ["no level"]
 
 
-def nothing(**_):
+def nothing(levels, **_):
     return object()
 
 
@@ -151,7 +151,7 @@ def own_pieces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def recipe_of(**method: Any) -> Recipe:
-    return Recipe.model_validate(
+    recipe = Recipe.model_validate(
         {
             "name": "short",
             "data": {"root": "somewhere"},
@@ -161,11 +161,13 @@ def recipe_of(**method: Any) -> Recipe:
             "methods": {"mine": method},
         }
     )
+    check_own_pieces(recipe, allow_plugins=True)
+    return recipe
 
 
 @pytest.mark.parametrize("name", ["own_pieces:Halves", "halves"])
 def test_a_system(name: str) -> None:
-    assert make_system({"name": name, "share": 0.25}).share == 0.25  # type: ignore[attr-defined]
+    assert make_system({"name": name, "share": 0.25}, ":" in name).share == 0.25  # type: ignore[attr-defined]
     assert recipe_of(system={"name": name, "share": 0.25}).methods["mine"].system == {
         "name": name,
         "share": 0.25,
@@ -174,7 +176,7 @@ def test_a_system(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["own_pieces:alternating", "alternating"])
 def test_a_strategy(name: str) -> None:
-    strategy = make_strategy(name, levels=LEVELS, curriculum_epochs=4)
+    strategy = make_strategy(name, levels=LEVELS, curriculum_epochs=4, allow_plugins=":" in name)
     assert [strategy.levels(epoch, []) for epoch in range(6)] == [
         (LEVELS[0],),
         (LEVELS[1],),
@@ -186,7 +188,7 @@ def test_a_strategy(name: str) -> None:
 @pytest.mark.parametrize("promise", [name for name in dir(contract) if name.startswith("test_")])
 def test_a_strategy_keeps_what_every_strategy_promises(promise: str) -> None:
     """The contract suite runs over one of your own too."""
-    given: dict[str, Any] = {"name": "own_pieces:alternating", "levels": LEVELS}
+    given: dict[str, Any] = {"name": "alternating", "levels": LEVELS}
     test = getattr(contract, promise)
     if "curriculum_epochs" in test.__annotations__:
         given["curriculum_epochs"] = 5
@@ -194,7 +196,9 @@ def test_a_strategy_keeps_what_every_strategy_promises(promise: str) -> None:
 
 
 def test_a_strategy_that_probes(tmp_path: Path) -> None:
-    strategy = make_strategy("own_pieces:probing", levels=LEVELS, curriculum_epochs=4)
+    strategy = make_strategy(
+        "own_pieces:probing", levels=LEVELS, curriculum_epochs=4, allow_plugins=True
+    )
     assert follows_progress("own_pieces:probing", strategy)
     real = torch.zeros(4, dtype=torch.bool).numpy()
     pool = Pool(torch.arange(4).numpy(), torch.full((4,), 100).numpy(), real, ~real, tuple("abcd"))
@@ -219,15 +223,18 @@ def test_an_objective(name: str) -> None:
         torch.tensor([3.0, 1.0]),
     )
     plain = make_objective("cross-entropy").loss(logits, labels, counts)
-    assert torch.equal(make_objective(name).loss(logits, labels, counts), plain)
+    leave = ":" in name
+    assert torch.equal(make_objective(name, leave).loss(logits, labels, counts), plain)
     assert torch.equal(
-        make_objective({"name": name, "factor": 2}).loss(logits, labels, counts, 0.5), 3 * plain
+        make_objective({"name": name, "factor": 2}, leave).loss(logits, labels, counts, 0.5),
+        3 * plain,
     )
-    assert parameters_of(name) == ["factor"]
+    assert parameters_of(name, leave) == ["factor"]
     assert recipe_of(objective={"name": name, "factor": 2}).methods["mine"].loss == Objective(
         name, {"factor": 2.0}
     )
-    assert not make_objective(name).corrected and make_objective("own_pieces:prior_aware").corrected
+    assert not make_objective(name, leave).corrected
+    assert make_objective("own_pieces:prior_aware", True).corrected
     assert [make_objective(each).corrected for each in ("focal", "ldam", "flyp")] == [
         False,
         True,
@@ -243,11 +250,11 @@ def test_an_objective(name: str) -> None:
         ({"system": {"name": "halves", "shar": 1}}, r"unknown parameter of system halves 'shar'; known: share\. Did you mean 'share'"),
         ({"system": {"name": "own_pieces:Plain", "treshold": 1}}, r"'treshold'; known: threshold\. Did you mean 'threshold'\?"),
         ({"system": {"name": "own_pieces:Listens", "share": 1}}, r"system own_pieces:Listens has no parameter; got share\."),
-        ({"system": "own_pieces:NoCompanion"}, r"gives a NoCompanion, .*make it a subclass of discl\.curriculum\.companion\.Companion"),
-        ({"system": "own_pieces:no_companion"}, r"system 'own_pieces:no_companion' gives a NoCompanion, which is no companion of training"),
+        ({"system": "own_pieces:NoCompanion"}, r"is a class that is no companion.*subclass of discl\.curriculum\.companion\.Companion"),
+        ({"system": "own_pieces:no_companion"}, r"'own_pieces:no_companion' is a function that is no companion of training, and was not"),
         ({"strategy": "alternatin"}, r"unknown strategy 'alternatin'; known: .*, alternating, .*Did you mean 'alternating'"),
         ({"strategy": "nowhere:thing"}, r"strategy 'nowhere:thing' cannot be found: No module named 'nowhere'\. .*run `PYTHONPATH=\."),
-        ({"strategy": ":thing"}, r"strategy ':thing' cannot be found"),
+        ({"strategy": ":thing"}, r"strategy ':thing' is no address; write module:attribute"),
         ({"strategy": "own_pieces:NUMBER"}, r"strategy 'own_pieces:NUMBER' is a int and cannot be called"),
         ({"strategy": "own_pieces:too_few"}, r"'own_pieces:too_few' has to take \(levels=, curriculum_epochs=, level=, seed=\): got an un"),
         ({"strategy": "own_pieces:nothing"}, r"strategy 'own_pieces:nothing' gives a object, which has no method measures"),
@@ -276,11 +283,11 @@ def test_what_a_module_of_your_own_lacks_is_told_as_it_is(
     (tmp_path / "lacking.py").write_text("import nowhere_else\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(RecipeError, match=r"cannot be found: No module named 'nowhere_else'$"):
-        make_system("lacking:Mine")
+        make_system("lacking:Mine", allow_plugins=True)
 
 
 def test_parameters_of_a_system_need_no_star() -> None:
-    assert make_system({"name": "own_pieces:Plain", "threshold": 0.3}).threshold == 0.3  # type: ignore[attr-defined]
+    assert make_system({"name": "own_pieces:Plain", "threshold": 0.3}, True).threshold == 0.3  # type: ignore[attr-defined]
 
 
 def test_a_piece_of_your_own_is_known_by_its_source_and_one_that_ships_by_its_name(
@@ -289,7 +296,7 @@ def test_a_piece_of_your_own_is_known_by_its_source_and_one_that_ships_by_its_na
     """Where it is defined counts as well as where it is named; a module that is loaded already is what it was then."""
 
     def sources(**method: Any) -> list[str]:
-        return learning._own_sources(Method.model_validate(method))
+        return learning._own_sources(Method.model_validate(method), allow_plugins=True)
 
     assert (
         sources(strategy="adaptive", objective="focal", system="cuda")

@@ -105,7 +105,8 @@ def test_it_takes_part_and_survives_a_kill(
 def test_a_companion_that_adds_nothing_changes_nothing(
     tmp_path: Path, plain: dict[str, torch.Tensor]
 ) -> None:
-    assert same(train(tmp_path, make_system("discl.curriculum.companion:Companion")), plain)
+    system = make_system("discl.curriculum.companion:Companion", allow_plugins=True)
+    assert same(train(tmp_path, system), plain)
 
 
 def test_cuda_raises_levels_of_what_is_recognised(tmp_path: Path) -> None:
@@ -137,4 +138,4 @@ def test_docl_remembers_every_sample_that_was_drawn(tmp_path: Path) -> None:
 )
 def test_what_is_no_system_is_refused(asked: Any, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        find_system(asked)
+        find_system(asked, allow_plugins=True)

@@ -168,7 +168,9 @@ def test_a_piece_of_your_own_that_was_edited_is_another_method(
         )
         sys.modules.pop("loss_of_mine", None)
         importlib.invalidate_caches()
-        run = with_methods(folder, {"mine": {"objective": "loss_of_mine:loss"}})
+        run = replace(
+            with_methods(folder, {"mine": {"objective": "loss_of_mine:loss"}}), allow_plugins=True
+        )
         kept = kept_images(run)
         found.append(
             {
@@ -179,7 +181,7 @@ def test_a_piece_of_your_own_that_was_edited_is_another_method(
     assert found[0]["mine"] != found[1]["mine"] == found[2]["mine"]
     assert found[0]["first"] == found[1]["first"]
     with monkeypatch.context() as patched:
-        patched.setattr(learning, "_own_sources", lambda method: [])
+        patched.setattr(learning, "_own_sources", lambda method, allow_plugins: [])
         assert (
             learning._fingerprint(run, "first", run.recipe.methods["first"], kept)
             == found[0]["first"]

@@ -1,18 +1,18 @@
 """The systems that DisCL is compared with: each by its formulas, and those that take part in training as a `Companion`.
 
-A recipe names one as `system: cuda`, or with parameters as `system: {name: cuda, threshold: 0.4}`. A system of your own is a
-`discl.curriculum.companion.Companion`, named as `module:Class` or by an entry point of the group `discl.systems`.
+A recipe names one as `system: cuda`, or with parameters as `system: {name: cuda, threshold: 0.4}`. A system of
+your own is a subclass of `discl.curriculum.companion.Companion`, named by an entry point of the group
+`discl.systems` or, with `allow_plugins`, as `module:Class`.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..curriculum.companion import Companion
 from ..errors import RecipeError, unknown
-from ..plugins import find_piece
+from ..plugins import find_piece, named_parameters
 
 SYSTEMS = {
     "cuda": "discl.baselines.cuda:Cuda",
@@ -22,31 +22,31 @@ SYSTEMS = {
 GROUP = "discl.systems"
 
 
-def find_system(asked: str | Mapping[str, Any]) -> tuple[Callable[..., Companion], dict[str, Any]]:
-    """The class of a system and the parameters that the recipe gives it.
-
-    Parameters are those of its constructor that have a name. Raises RecipeError for an unknown name, a module that cannot be imported, a
-    class that is no companion, or a parameter that it does not take.
-    """
-    if not isinstance(asked, str) and not (
-        isinstance(asked, Mapping) and isinstance(asked.get("name"), str)
-    ):
+def read_system(asked: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(name, parameters) that a recipe gives a system; nothing is looked up. Raises RecipeError for other shapes."""
+    if isinstance(asked, str):
+        return asked, {}
+    if not isinstance(asked, Mapping) or not isinstance(asked.get("name"), str):
         raise RecipeError(
             f"a system is a name or a mapping such as {{name: cuda, threshold: 0.4}}; got {asked!r}."
         )
-    name = asked if isinstance(asked, str) else asked["name"]
-    given = (
-        {}
-        if isinstance(asked, str)
-        else {key: value for key, value in asked.items() if key != "name"}
-    )
-    found = find_piece("system", name, SYSTEMS, GROUP)
-    if isinstance(found, type) and not issubclass(found, Companion):
+    return asked["name"], {key: value for key, value in asked.items() if key != "name"}
+
+
+def find_system(
+    asked: str | Mapping[str, Any], allow_plugins: bool = False
+) -> tuple[type[Companion], dict[str, Any]]:
+    """The class of a system and the parameters that the recipe gives it.
+
+    Parameters are those of its constructor that have a name; it is not called. `allow_plugins` gives leave to
+    import `module:Class`. Raises RecipeError for an unknown name, an address without leave, a module that
+    cannot be imported, what is no subclass of Companion, or a parameter that it does not take.
+    """
+    name, given = read_system(asked)
+    found = find_piece("system", name, SYSTEMS, GROUP, allow_plugins)
+    if not isinstance(found, type) or not issubclass(found, Companion):
         raise _no_companion(name, found)
-    named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    known = [
-        each.name for each in inspect.signature(found).parameters.values() if each.kind in named
-    ]
+    known = [each.name for each in named_parameters(found)]
     for key in given:
         if key not in known:
             raise RecipeError(
@@ -57,20 +57,22 @@ def find_system(asked: str | Mapping[str, Any]) -> tuple[Callable[..., Companion
     return found, given
 
 
-def make_system(asked: str | Mapping[str, Any]) -> Companion:
-    """A new companion for one training. Raises RecipeError as `find_system` does, or for values that the system refuses."""
-    found, given = find_system(asked)
+def make_system(asked: str | Mapping[str, Any], allow_plugins: bool = False) -> Companion:
+    """A new companion for one training.
+
+    Raises RecipeError as `find_system` does, or for values that the system refuses.
+    """
+    found, given = find_system(asked, allow_plugins)
     try:
-        made = found(**given)
+        return found(**given)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"system {asked!r}: {error}") from error
-    if not isinstance(made, Companion):
-        raise _no_companion(asked if isinstance(asked, str) else asked["name"], type(made))
-    return made
 
 
-def _no_companion(name: str, found: type) -> RecipeError:
+def _no_companion(name: str, found: Any) -> RecipeError:
     base = f"{Companion.__module__}.{Companion.__qualname__}"
+    what = "class" if isinstance(found, type) else type(found).__name__
     return RecipeError(
-        f"system '{name}' gives a {found.__name__}, which is no companion of training; make it a subclass of {base}."
+        f"system '{name}' is a {what} that is no companion of training, and was not called; make it a "
+        f"subclass of {base}."
     )

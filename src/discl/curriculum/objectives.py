@@ -1,8 +1,9 @@
 """Losses over logits or over CLIP features, and the post-hoc correction for label shift.
 
-An objective of your own is a function `(logits, labels, class_counts) -> scalar`; what it takes by keyword only is the recipe's to give,
-but for `progress`. It is named as `module:attribute` or by an entry point of the group `discl.objectives`; with an attribute
-`corrected = True` it counts among those that correct for the class prior.
+An objective of your own is a function `(logits, labels, class_counts) -> scalar`; what it takes by keyword only is
+the recipe's to give, but for `progress`. It is named by an entry point of the group `discl.objectives` or, with
+`allow_plugins`, as `module:attribute`; with an attribute `corrected = True` it counts among those that correct for
+the class prior.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import RecipeError, unknown
-from ..plugins import check_call, find_piece
+from ..plugins import check_call, find_piece, is_address, named_parameters
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
@@ -113,10 +114,14 @@ BOUNDS: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss by name with its parameters; `loss(logits, labels, class_counts, progress)` with progress in [0, 1]."""
+    """A loss by name with its parameters; `loss(logits, labels, class_counts, progress)` with progress in [0, 1].
+
+    `allow_plugins` gives leave to import a name that is `module:attribute`.
+    """
 
     name: str
     parameters: Mapping[str, float] = field(default_factory=dict)
+    allow_plugins: bool = field(default=False, compare=False)
 
     def loss(
         self, logits: Tensor, labels: Tensor, class_counts: Tensor, progress: float = 0.0
@@ -126,37 +131,40 @@ class Objective:
             raise RecipeError(
                 "objective flyp compares images with class prompts and has no loss over logits."
             )
-        found = find_objective(self.name)
+        found = find_objective(self.name, self.allow_plugins)
         function = partial(found, **self.parameters)
         if "progress" in inspect.signature(found).parameters:
             function = partial(function, progress=progress)
-        return function(logits, labels, class_counts)
+        loss = function(logits, labels, class_counts)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)[:80]
+            raise RecipeError(f"objective '{self.name}' has to give one number; got {got}.")
+        return loss
 
     @property
     def corrected(self) -> bool:
         """Whether it corrects for the class prior itself."""
-        return self.name in CORRECTED or (
-            self.name != FLYP and getattr(find_objective(self.name), "corrected", False) is True
-        )
+        if self.name in CORRECTED or self.name in OBJECTIVES or self.name == FLYP:
+            return self.name in CORRECTED
+        return getattr(find_objective(self.name, self.allow_plugins), "corrected", False) is True
 
 
-def find_objective(name: str) -> Callable[..., Tensor]:
-    """The loss of that name, or of `module:attribute`. Raises RecipeError for an unknown one."""
-    return OBJECTIVES[name] if name in OBJECTIVES else _own(name)
+def find_objective(name: str, allow_plugins: bool = False) -> Callable[..., Tensor]:
+    """The loss of that name. Raises RecipeError for an unknown one, and for an address without leave."""
+    return OBJECTIVES[name] if name in OBJECTIVES else _own(name, allow_plugins)
 
 
 @cache
-def _own(name: str) -> Callable[..., Tensor]:
-    return find_piece("objective", name, {**OBJECTIVES, FLYP: contrastive}, GROUP)
+def _own(name: str, allow_plugins: bool) -> Callable[..., Tensor]:
+    return find_piece("objective", name, {**OBJECTIVES, FLYP: contrastive}, GROUP, allow_plugins)
 
 
-def make_objective(asked: str | Mapping[str, Any] | Objective) -> Objective:
-    """The objective of a name or of `{name: focal, gamma: 2}`.
+def read_objective(asked: str | Mapping[str, Any]) -> Objective:
+    """The objective of a name or of `{name: focal, gamma: 2}`; one that is an address is not looked up.
 
-    Raises RecipeError for an unknown name or parameter, or a value out of range.
+    Raises RecipeError for an unknown name or parameter, or a value out of range; of an address only that its
+    parameters are finite numbers is checked.
     """
-    if isinstance(asked, Objective):
-        return asked
     if not isinstance(asked, (str, Mapping)) or (
         not isinstance(asked, str) and not isinstance(asked.get("name"), str)
     ):
@@ -169,14 +177,9 @@ def make_objective(asked: str | Mapping[str, Any] | Objective) -> Objective:
         if isinstance(asked, str)
         else {key: value for key, value in asked.items() if key != "name"}
     )
-    known = parameters_of(name)
+    if not is_address(name):
+        _check_parameters(name, given, parameters_of(name))
     for key, value in given.items():
-        if key not in known:
-            raise RecipeError(
-                unknown(f"parameter of objective {name}", key, known)
-                if known
-                else f"objective {name} has no parameter; got {key}."
-            )
         low, high = BOUNDS[key] if name in OBJECTIVES else (-sys.float_info.max, sys.float_info.max)
         if (
             isinstance(value, bool)
@@ -187,18 +190,51 @@ def make_objective(asked: str | Mapping[str, Any] | Objective) -> Objective:
                 f"lies between {low:g} and {high:g}" if name in OBJECTIVES else "is a finite number"
             )
             raise RecipeError(f"objective {name}: {key} {allowed}; got {value!r}.")
-    if name not in OBJECTIVES and name != FLYP:
-        check_call(
-            "objective", name, find_objective(name), "logits", "labels", "class_counts", **given
-        )
     return Objective(name, {key: float(value) for key, value in given.items()})
 
 
-def parameters_of(name: str) -> list[str]:
+def make_objective(
+    asked: str | Mapping[str, Any] | Objective, allow_plugins: bool = False
+) -> Objective:
+    """The objective of a name or of `{name: focal, gamma: 2}`, ready to be called.
+
+    `allow_plugins` gives leave to import `module:attribute`. Raises RecipeError for an unknown name or
+    parameter, a value out of range, an address without leave, and for what cannot be a loss.
+    """
+    if isinstance(asked, Objective):
+        return asked
+    read = read_objective(asked)
+    name, given = read.name, read.parameters
+    if name in OBJECTIVES or name == FLYP:
+        return read
+    found = find_objective(name, allow_plugins)
+    if isinstance(found, type):
+        raise RecipeError(f"objective '{name}' is a class, and was not called; name a function.")
+    _check_parameters(name, given, parameters_of(name, allow_plugins))
+    check_call("objective", name, found, "logits", "labels", "class_counts", **given)
+    keywords = inspect.Parameter.KEYWORD_ONLY
+    if len([each for each in named_parameters(found) if each.kind is not keywords]) < 3:
+        raise RecipeError(
+            f"objective '{name}' has to name its arguments (logits, labels, class_counts), and was not called."
+        )
+    return replace(read, allow_plugins=allow_plugins)
+
+
+def _check_parameters(name: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in given:
+        if key not in known:
+            raise RecipeError(
+                unknown(f"parameter of objective {name}", key, known)
+                if known
+                else f"objective {name} has no parameter; got {key}."
+            )
+
+
+def parameters_of(name: str, allow_plugins: bool = False) -> list[str]:
     """Names of the parameters of an objective that a recipe may give."""
     if name == FLYP:
         return []
-    found = inspect.signature(find_objective(name)).parameters.values()
+    found = named_parameters(find_objective(name, allow_plugins))
     return [
         each.name for each in found if each.kind is each.KEYWORD_ONLY and each.name != "progress"
     ]

@@ -24,7 +24,7 @@ import numpy as np
 from ..digests import derive_seed
 from ..errors import RecipeError
 from ..levels import REAL, TEXT_ONLY, GuidanceLevel
-from ..plugins import check_call, find_piece
+from ..plugins import check_call, find_piece, named_parameters
 from .progress import best_level
 
 GROUP = "discl.strategies"
@@ -266,6 +266,9 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "bandit": _bandit,
 }
 
+METHODS = ("measures", "levels", "class_levels")
+"""What a strategy is asked for."""
+
 MEASURING = frozenset({"adaptive", "adaptive-per-class", "bandit"})
 """Strategies here that need a guidance validation set; `follows_progress` answers for your own too."""
 
@@ -280,10 +283,12 @@ def make_strategy(
     curriculum_epochs: int,
     level: GuidanceLevel | None = None,
     seed: int = 0,
+    allow_plugins: bool = False,
 ) -> Strategy:
-    """The strategy of that name, or of `module:attribute`, over `levels`.
+    """The strategy of that name over `levels`; with `allow_plugins` also that of `module:attribute`.
 
-    Raises RecipeError for an unknown name, too few curriculum epochs, or something of your own that is no strategy.
+    Raises RecipeError for an unknown name, an address without leave, too few curriculum epochs, or something
+    of your own that is no strategy.
     """
     given: dict[str, Any] = {
         "levels": tuple(levels),
@@ -291,16 +296,39 @@ def make_strategy(
         "level": level,
         "seed": seed,
     }
-    found = find_strategy(name)
+    found = find_strategy(name, allow_plugins)
     if name in STRATEGIES:
         return found(**given)
     check_call("strategy", name, found, **given)
+    _check_kind(name, found, given)
     return check_strategy(name, found(**given), levels)
 
 
-def find_strategy(name: str) -> Callable[..., Strategy]:
-    """What makes the strategy of that name. Raises RecipeError for an unknown one."""
-    return find_piece("strategy", name, STRATEGIES, GROUP)
+def find_strategy(name: str, allow_plugins: bool = False) -> Callable[..., Strategy]:
+    """What makes the strategy of that name.
+
+    Raises RecipeError for an unknown one, and for an address without leave.
+    """
+    return find_piece("strategy", name, STRATEGIES, GROUP, allow_plugins)
+
+
+def _check_kind(name: str, found: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Raises RecipeError for what makes no strategy, as far as can be told before it is called.
+
+    A class has to have the methods of one; a function has to name one of the arguments that it is given.
+    """
+    if isinstance(found, type):
+        for method in METHODS:
+            if not callable(getattr(found, method, None)):
+                raise RecipeError(
+                    f"strategy '{name}' is a class that has no method {method}(epoch, ...), and was not "
+                    "called."
+                )
+    elif not {each.name for each in named_parameters(found)} & set(given):
+        raise RecipeError(
+            f"strategy '{name}' names none of the arguments {', '.join(given)}, and was not called; name "
+            "those that it uses."
+        )
 
 
 def check_strategy(name: str, strategy: Any, levels: Sequence[GuidanceLevel]) -> Strategy:
@@ -308,7 +336,7 @@ def check_strategy(name: str, strategy: Any, levels: Sequence[GuidanceLevel]) ->
 
     Only epoch 0 is asked for, whose history is known beforehand.
     """
-    for asked in ("measures", "levels", "class_levels"):
+    for asked in METHODS:
         if not callable(getattr(strategy, asked, None)):
             raise RecipeError(
                 f"strategy '{name}' gives a {type(strategy).__name__}, which has no method {asked}(epoch, ...)."

@@ -59,7 +59,7 @@ class Curriculum(Sampler[int]):
     measured, the others at the level that it chose; the last time as many as are left of `curriculum_epochs`. They,
     and `bandit`, hold `guidance_images` back as V (`guidance_rows`), on which `probability(model, batch)` measures, through the data
     set's `evaluation_transform`; batches of V are made by `collate`, `batch_size` at a time. The choice of `strategy`, `shortage` and
-    `missing` is a recipe's.
+    `missing` is a recipe's; `allow_plugins` gives leave to import a strategy that is named as `module:attribute`.
 
     Where several processes train together each draws its share of an epoch: of n processes the k-th, from 0, every n-th row from the
     k-th on, `samples` being rounded down to a multiple of n; so their batches of b are together those of n · b rows that one process would
@@ -73,7 +73,7 @@ class Curriculum(Sampler[int]):
         level: int | None = None, levels: Sequence[int] | None = None, synthetic_scale: float = 3.0, undersample: bool | None = None,
         shortage: str = "repeat", missing: str = "error", seed: int = 0, probe_every: int = 4, guidance_images: int | None = None,
         probability: Probability | None = None, collate: Callable[[list[Any]], Any] | None = None, batch_size: int = 256,
-        rank: int | None = None, world_size: int | None = None,
+        rank: int | None = None, world_size: int | None = None, allow_plugins: bool = False,
     ) -> None:  # fmt: skip
         _check_choices(shortage=shortage, missing=missing)
         _check_bounds(
@@ -96,6 +96,7 @@ class Curriculum(Sampler[int]):
             levels=asked,
             seed=seed,
             level=GuidanceLevel(level) if level is not None else None,
+            allow_plugins=allow_plugins,
         )
         with _in_own_words():
             followed = make(curriculum_epochs=curriculum_epochs)

@@ -11,6 +11,7 @@ from .loading import (
     validate,
 )
 from .making import Captions, Endpoint, Filter, Prompts, Server, Settings, Spectrum
+from .pieces import check_own_pieces
 from .places import change_places
 from .tree import Recipe, Runtime
 
@@ -33,6 +34,7 @@ __all__ = [
     "Spectrum",
     "Train",
     "change_places",
+    "check_own_pieces",
     "describe_shipped",
     "load_recipe",
     "parse_override",

@@ -14,12 +14,13 @@ from pydantic import (
 )
 
 from ..assets import published_figures
-from ..baselines import make_system
+from ..baselines import make_system, read_system
 from ..curriculum.augmentation import AUGMENTATIONS
 from ..curriculum.models import ARCHITECTURES, FROM_CHECKPOINT
-from ..curriculum.objectives import Objective, make_objective
+from ..curriculum.objectives import Objective, read_objective
 from ..curriculum.strategies import find_strategy
 from ..errors import RecipeError
+from ..plugins import check_address, is_address
 from .base import Level, Strict, Template, one_of
 from .places import Located, Overlay, Place
 
@@ -33,17 +34,26 @@ def _published(value: str) -> str:
 
 def _system(value: Any) -> Any:
     if value is not None:
-        make_system(value)
+        name, _ = read_system(value)
+        if is_address(name):
+            check_address("system", name)
+        else:
+            make_system(value)
     return value
 
 
 def _objective(value: Any) -> Any:
-    make_objective(value)
+    name = read_objective(value).name
+    if is_address(name):
+        check_address("objective", name)
     return value
 
 
 def _strategy(value: Any) -> Any:
-    find_strategy(str(value))
+    if is_address(value):
+        check_address("strategy", value)
+    else:
+        find_strategy(str(value))
     return value
 
 
@@ -226,20 +236,20 @@ class Method(Strict):
     """One row of the table: what the classifier is trained on, with which loss."""
 
     strategy: Annotated[str, BeforeValidator(_strategy)] = Field(
-        "real-only", description="a name, or module:attribute for one of your own"
+        "real-only", description="a name, or module:attribute for one of your own (--allow-plugins)"
     )
     level: Level | None = Field(None, description="only for strategy fixed")
     objective: Annotated[
         str | dict[str, str | float], BeforeValidator(_objective), Place(ours=False)
     ] = Field(
         "cross-entropy",
-        description="a name, a mapping with parameters such as {name: focal, gamma: 2}, or module:attribute",
+        description="a name, a mapping with parameters such as {name: focal, gamma: 2}, or module:attribute (--allow-plugins)",
     )
     system: Annotated[str | dict[str, Any] | None, BeforeValidator(_system), Place(ours=False)] = (
         Field(
             None,
             description="another system that takes part: cuda, docl, ldmlr, one with parameters "
-            "{name: cuda, threshold: 0.4}, or module:Class",
+            "{name: cuda, threshold: 0.4}, or module:Class (--allow-plugins)",
         )
     )
     fine_tune: Literal["full", "linear-probe", "lp-ft", "zero-shot"] = Field(
@@ -293,8 +303,8 @@ class Method(Strict):
 
     @property
     def loss(self) -> Objective:
-        """The objective with its parameters."""
-        return make_objective(self.objective)
+        """The objective with its parameters; one that is `module:attribute` is only named by it."""
+        return read_objective(self.objective)
 
     @model_validator(mode="after")
     def _level_goes_with_fixed(self) -> Method:

@@ -11,16 +11,15 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from ..baselines import make_system
 from ..curriculum.models import ARCHITECTURES
 from ..curriculum.objectives import FLYP
-from ..curriculum.strategies import follows_progress, make_strategy
 from ..errors import RecipeError, unknown
 from ..levels import REAL, GuidanceLevel
 from .base import Strict
 from .data import Data, Groups, Hard
 from .learning import Compare, Evaluate, Method, Train
 from .making import Filter, Prompts, Spectrum
+from .pieces import check_pieces
 from .places import Located
 
 
@@ -107,17 +106,7 @@ class Recipe(Strict):
                 raise RecipeError(
                     f"methods.{name} trains on level {needed}, which spectrum.levels lacks; add {needed.percent} there."
                 )
-            strategy = make_strategy(
-                method.strategy,
-                levels=self.spectrum.levels,
-                curriculum_epochs=self.training(name).curriculum_epochs,
-                level=method.level,
-            )  # raises what would otherwise show only after the spectrum is made
-            if method.prior == "effective" and follows_progress(method.strategy, strategy):
-                raise RecipeError(
-                    f"methods.{name}: prior 'effective' needs a schedule that is known beforehand, which strategy '{method.strategy}' has "
-                    "not; use real."
-                )
+            check_pieces(name, method, self.training(name), self.spectrum.levels)
         return self
 
     def training(self, name: str) -> Train:
@@ -191,18 +180,4 @@ def _check_fine_tuning(name: str, method: Method, train: Train) -> None:
         raise RecipeError(
             f"methods.{name}: objective ldam and head: cosine go together; write "
             "{objective: ldam, train: {model: {head: cosine}}}, with one of our residual networks."
-        )
-    if method.system is None:
-        return
-    system = make_system(method.system)
-    if (train.mixup or train.cutmix) and not system.takes_mixed:
-        raise RecipeError(
-            f"methods.{name}: system {method.system} goes by what the network says of each image, and mixup and cutmix show none alone; "
-            "set them to 0, or leave the system out."
-        )
-    reason = system.objection(objective)
-    if reason is not None:
-        raise RecipeError(
-            f"methods.{name}: system {method.system} has no effect beside objective {objective}: {reason}. Take another objective, "
-            "or leave the system out."
         )

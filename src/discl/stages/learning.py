@@ -19,13 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import baselines
-from ..baselines import make_system
+from ..baselines import make_system, read_system
 from ..console import progress, say
 from ..curriculum import metrics, objectives, strategies
 from ..curriculum.course import hold_out_guidance, make_mixing
 from ..curriculum.mixture import Mixing, Pool
 from ..curriculum.models import ClassifierConfig, load_classifier, save_classifier
-from ..curriculum.objectives import adjust_logits
+from ..curriculum.objectives import adjust_logits, make_objective
 from ..curriculum.pixels import Pixels
 from ..curriculum.processes import Processes, current_processes
 from ..curriculum.progress import GuidanceSet
@@ -42,8 +42,8 @@ from ..data import ImageTable
 from ..digests import digest
 from ..errors import TrainingError
 from ..files import whole
-from ..plugins import own_source
-from ..recipe import Method, Train
+from ..plugins import is_address, own_source
+from ..recipe import Method, Train, check_own_pieces
 from ..workspace import Run, write_text
 from .classifiers import (
     checkpoint_identity,
@@ -68,6 +68,7 @@ def train(run: Run) -> Path:
     Raises TrainingError for what a method cannot be trained on before any other is trained, and before an old classifier is deleted.
     """
     methods = run.recipe.methods
+    check_own_pieces(run.recipe, run.allow_plugins)
     kept = {
         threshold: kept_images(run, threshold)
         for threshold in dict.fromkeys(method.threshold for method in methods.values())
@@ -299,7 +300,7 @@ def _rows_of(
     """`{row of the table: (logits of each split, what was chosen)}`: the classifier itself and its post-hoc variants."""
     rows: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {name: (logits, {})}
     history = read_history(run.path("train") / name / "history.jsonl")
-    if method.loss.corrected or not history:
+    if _is_corrected(run, name, method) or not history:
         return rows
     counts = {
         "real": torch.from_numpy(run.tables["train"].class_counts),
@@ -336,6 +337,18 @@ def _rows_of(
     return rows
 
 
+def _is_corrected(run: Run, name: str, method: Method) -> bool:
+    """Whether a method's loss corrects for the class prior; of one of your own, what was noted when it was trained."""
+    if not is_address(method.loss.name):
+        return method.loss.corrected
+    noted = _noted(run, name).get("corrected")
+    return (
+        noted
+        if isinstance(noted, bool)
+        else make_objective(method.objective, run.allow_plugins).corrected
+    )
+
+
 @dataclass(frozen=True)
 class _Asked:
     """What a method is trained on and how; `pool` without V, where there is one."""
@@ -348,9 +361,14 @@ class _Asked:
 
 
 def check_training(run: Run) -> None:
-    """Raises TrainingError for what a method cannot be trained on whatever its synthetic images are; `hard.parquet` is there already."""
+    """Raises TrainingError for what a method cannot be trained on whatever its synthetic images are; `hard.parquet` is there already.
+
+    A method whose strategy is `module:attribute` is passed over: that is imported by the stage that trains.
+    """
     pool = make_pool(run.train, hard_rows(run), _no_images())
     for name, method in run.recipe.methods.items():
+        if is_address(method.strategy):
+            continue
         try:
             _ask_of_real(run, name, method, pool)
         except TrainingError as error:
@@ -385,6 +403,7 @@ def _ask_of_real(run: Run, name: str, method: Method, pool: Pool) -> _Asked:
         curriculum_epochs=recipe.training(name).curriculum_epochs,
         level=method.level,
         seed=recipe.training(name).seed,
+        allow_plugins=run.allow_plugins,
     )
     undersample = (
         method.undersample
@@ -436,11 +455,11 @@ def _train_method(run: Run, name: str, method: Method, asked: _Asked, pixels: Pi
             log(record)
 
         counts = _prior_counts(pool, strategy, mixing, method, settings)
+        objective = make_objective(method.objective, run.allow_plugins)
         history = train_classifier(
-            pool, pixels, strategy, mixing, method.loss, counts, config, settings, folder, validate, run.device,
-            recipe.runtime.workers, on_epoch=on_epoch, guidance=asked.guidance,
-            make_model=starter_of(config, train, recipe.prompts.names),
-            companion=make_system(method.system) if method.system else None,
+            pool, pixels, strategy, mixing, objective, counts, config, settings, folder, validate, run.device, 
+            on_epoch=on_epoch, guidance=asked.guidance, make_model=starter_of(config, train, recipe.prompts.names),
+            companion=make_system(method.system, run.allow_plugins) if method.system else None,
         )  # fmt: skip
     apart = [record["classes_apart"] for record in history if "classes_apart" in record]
     if apart:
@@ -511,7 +530,7 @@ def _fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
     texts = (
         dict(sorted(run.recipe.prompts.names.items())) if train.model.architecture == "clip" else {}
     )
-    own = _own_sources(method)
+    own = _own_sources(method, run.allow_plugins)
     return digest(
         # What was kept tells of the threshold; the adjustment comes after; settings of its own and the checkpoint follow below.
         method.model_dump(mode="json", exclude={"threshold", "adjustment", "train"}),
@@ -527,7 +546,7 @@ def _fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
     )
 
 
-def _own_sources(method: Method) -> list[str]:
+def _own_sources(method: Method, allow_plugins: bool = False) -> list[str]:
     """Digests of the sources of a method's pieces that do not ship, so that one that was edited is trained with anew."""
     named: list[tuple[str, str, Mapping[str, Any], str]] = [
         ("strategy", method.strategy, strategies.STRATEGIES, strategies.GROUP),
@@ -539,15 +558,20 @@ def _own_sources(method: Method) -> list[str]:
         ),
     ]
     if method.system is not None:
-        system = method.system if isinstance(method.system, str) else method.system["name"]
+        system, _ = read_system(method.system)
         named.append(("system", system, baselines.SYSTEMS, baselines.GROUP))
-    return [source for each in named if (source := own_source(*each)) is not None]
+    return [source for each in named if (source := own_source(*each, allow_plugins)) is not None]
 
 
 def _trained_on(run: Run, name: str) -> str | None:
     """Fingerprint of what lies in a method's folder, trained to the end or not."""
+    return _noted(run, name).get("fingerprint")
+
+
+def _noted(run: Run, name: str) -> dict[str, Any]:
+    """What `method.json` of a method's folder says; empty where there is none."""
     mark = run.path("train") / name / "method.json"
-    return json.loads(mark.read_text())["fingerprint"] if mark.exists() else None
+    return json.loads(mark.read_text()) if mark.exists() else {}
 
 
 def _is_trained(run: Run, name: str, fingerprint: str) -> bool:
@@ -566,7 +590,7 @@ def _open_method(run: Run, name: str, method: Method, fingerprint: str) -> None:
         if folder.exists():  # even without a mark, which is how a killed deletion may leave it
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
-        write_text(
-            folder / "method.json",
-            json.dumps({"fingerprint": fingerprint, **method.model_dump(mode="json")}, indent=2),
-        )
+        noted = {"fingerprint": fingerprint, **method.model_dump(mode="json")}
+        if is_address(method.loss.name):  # so that measuring needs no import
+            noted["corrected"] = make_objective(method.objective, run.allow_plugins).corrected
+        write_text(folder / "method.json", json.dumps(noted, indent=2))

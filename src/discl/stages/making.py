@@ -20,6 +20,7 @@ from ..data import decode_image, to_size
 from ..errors import DataError
 from ..files import whole
 from ..prompts import fill
+from ..recipe import check_own_pieces
 from ..spectrum.encoding import encode_image
 from ..spectrum.engine import Engine
 from ..spectrum.fallback import PlainEngine
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
     from .crew import Alone, Crew
 
 
+TRAINING = frozenset({"train", "evaluate", "report", "compare"})
+"""What is to be done only when classifiers have been trained."""
+
 PAYS = 1000
 """Calls of the network from which on compiling it first takes less time than it saves."""
 
@@ -56,9 +60,12 @@ PAYS = 1000
 def check_models(run: Run, stage: str) -> None:
     """Looks for the store, the generator, the CLIP and the classifiers' checkpoints before any long work starts, if `stage` needs them.
 
-    Raises CheckpointError for a folder that is missing, of another family, or cannot make pictures of the size asked for, and
-    StoreError for a store that cannot be reached.
+    Raises CheckpointError for a folder that is missing, of another family, or cannot make pictures of the size asked for,
+    StoreError for a store that cannot be reached, and where `stage` needs classifiers RecipeError for pieces of
+    your own without leave, or that are none.
     """
+    if stage in TRAINING:
+        check_own_pieces(run.recipe, run.allow_plugins)
     if stage in {"data", "hard"}:
         return
     Shards(run.place("spectrum"), pa.schema([])).files()

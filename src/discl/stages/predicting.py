@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 
 from ..curriculum.metrics import softmax_rows
 from ..curriculum.models import load_classifier
@@ -15,20 +16,19 @@ from ..curriculum.pixels import Pixels
 from ..curriculum.training import predict_logits
 from ..data.readers import IMAGE_SUFFIXES
 from ..errors import DataError, RunError, unknown
-from ..recipe import load_recipe
 
 
 def find_classifier(run: Path, method: str | None = None) -> Path:
-    """Folder of a method's classifier in a run folder (the recipe's last one unless one is named), or `run` itself if it is one."""
+    """Folder of a method's classifier in a run folder (the recipe's last one unless one is named), or `run` itself if it is one.
+
+    Of the folder's recipe only the order of its methods is read; nothing that it names is looked up or imported.
+    """
     if (run / "model.safetensors").exists():
         return run
-    recipe = run / "recipe.yaml"
-    methods = load_recipe(recipe).methods if recipe.exists() else {}
-    trained = {
-        name: run / "train" / name
-        for name in methods
-        if (run / "train" / name / "model.safetensors").exists()
-    }
+    found = sorted((run / "train").glob("*/model.safetensors"))
+    order = _methods_of(run / "recipe.yaml")
+    trained = {each.parent.name: each.parent for each in found}
+    trained = {name: trained[name] for name in order if name in trained}
     if not trained:
         raise RunError(
             f"{run} holds no trained classifier; expected {run}/train/METHOD/model.safetensors. Run `discl train` first."
@@ -36,6 +36,16 @@ def find_classifier(run: Path, method: str | None = None) -> Path:
     if method is not None and method not in trained:
         raise RunError(unknown("method", method, trained))
     return trained[method] if method is not None else list(trained.values())[-1]
+
+
+def _methods_of(recipe: Path) -> list[str]:
+    """Names of the methods of a run folder's recipe, which is read as text and not carried out; none where it tells none."""
+    try:
+        tree = yaml.safe_load(recipe.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return []
+    methods = tree.get("methods") if isinstance(tree, dict) else None
+    return [str(name) for name in methods] if isinstance(methods, dict) else []
 
 
 def predict(

@@ -19,7 +19,7 @@ from ..console import say
 from ..curriculum.processes import current_processes
 from ..data import split_rows
 from ..digests import derive_seed
-from ..recipe import Recipe, validate
+from ..recipe import Recipe, check_own_pieces, validate
 from ..recipe.tree import overlaid
 from ..workspace import Run, write_table, write_text
 from .data import listed_units
@@ -39,7 +39,7 @@ def tune(run: Run) -> Recipe:
     `compare.tune.metric` on the rest, or on the validation split; the earlier of two equals wins. Only missing trials are trained.
     """
     asked = run.recipe.compare.tune
-    trials = {name: plan_trials(run.recipe, name) for name in run.recipe.methods}
+    trials = {name: plan_trials(run.recipe, name, run.allow_plugins) for name in run.recipe.methods}
     for name, planned in trials.items():
         if len(planned) < asked.trials:
             say(
@@ -82,11 +82,11 @@ def tune(run: Run) -> Recipe:
     return with_methods(run.recipe, {name: (name, best[name]) for name in trials})
 
 
-def plan_trials(recipe: Recipe, name: str) -> list[Settings]:
+def plan_trials(recipe: Recipe, name: str, allow_plugins: bool = False) -> list[Settings]:
     """Settings of a method's trials: first none, which is the method as it stands, then the combinations of its space.
 
     Where there are more of them than trials, that many are drawn. A method that trains nothing has one trial. Raises RecipeError for a
-    setting that the method cannot have.
+    setting that the method cannot have, and for `module:attribute` without `allow_plugins`.
     """
     asked, method = recipe.compare.tune, recipe.methods[name]
     if method.fine_tune == "zero-shot":
@@ -110,7 +110,8 @@ def plan_trials(recipe: Recipe, name: str) -> list[Settings]:
     if len(others) > wanted:
         rng = np.random.default_rng(derive_seed("trials", asked.seed, name))
         others = [others[place] for place in sorted(rng.choice(len(others), wanted, replace=False))]
-    with_methods(recipe, {_row(name, number): (name, each) for number, each in enumerate(others)})
+    named = {_row(name, number): (name, each) for number, each in enumerate(others)}
+    check_own_pieces(with_methods(recipe, named), allow_plugins)
     return [{}, *others]
 
 
