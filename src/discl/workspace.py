@@ -32,6 +32,7 @@ from .data import (
     read_tables,
     through_cameras,
 )
+from .data.gate import CLOSED, first_foreign
 from .errors import CheckpointError, RecipeError, RunError, StoreError
 from .files import clear_unfinished, whole
 from .former import FOLDER, bring_back, former_recipe, let_go, set_aside
@@ -422,9 +423,14 @@ def stored_images(run: Run, ids: Sequence[str]) -> Dataset:
         raise StoreError(
             f"the store lacks {lacking} of {len(ids)} images that the plan names; run `discl generate` first."
         )
-    return stored.select([place[name] for name in ids]).cast_column(
+    chosen = stored.select([place[name] for name in ids]).cast_column(
         "image", ImageFeature(decode=False)
     )
+    if told := first_foreign(stored.data.column("image"), CLOSED):
+        raise StoreError(
+            f"the store {run.place('spectrum')} has an image without its bytes: {told}. Delete the shard that holds it."
+        )
+    return chosen
 
 
 def _not_copied(run: Run, cache: Path, cause: BaseException) -> StoreError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,15 @@ from discl.cli import app
 from discl.curriculum.pixels import Pixels
 from discl.data import (
     Cameras,
+    Gate,
     decode_image,
     digest_image,
     is_pretraining,
     read_tables,
     through_cameras,
 )
-from discl.data.cameras import camera_address, degrade, draw_camera, parse_address
+from discl.data.cameras import SCHEME, camera_address, degrade, draw_camera, parse_address
+from discl.data.table import make_table
 from discl.errors import DataError
 from discl.recipe import load_recipe
 from discl.stages.data import prepare_data
@@ -101,8 +104,13 @@ def test_an_address_is_decoded_where_pictures_are() -> None:
     assert parse_address(address) == (draw_camera(2, 5), 99, "photos/cat::1.png")
     assert parse_address(camera_address(2, 5, 99, None))[2] is None
     expected = degrade(photo(3), draw_camera(2, 5), 99)
-    assert digest_image(decode_image({**picture, "path": address})) == digest_image(expected)
-    pixels = Pixels([[{"image": {**picture, "path": address}}]], 32)
+    table = make_table(
+        {"id": ["a"], "image": [{**picture, "path": address}], "label": [0]}, ["cat"]
+    )
+    assert digest_image(table.image(0)) == digest_image(photo(3))  # nobody made the address
+    table = replace(table, schemes=frozenset({SCHEME}))
+    assert digest_image(table.image(0)) == digest_image(expected)
+    pixels = Pixels([table], 32)
     assert np.array_equal(
         pixels.__getitems__([0])[0].permute(1, 2, 0).numpy(), np.asarray(expected)
     )
@@ -111,7 +119,8 @@ def test_an_address_is_decoded_where_pictures_are() -> None:
 def test_a_file_that_a_camera_takes(tmp_path: Path) -> None:
     photo(3).save(tmp_path / "cat.png")
     taken = decode_image(
-        {"bytes": None, "path": camera_address(0, 1, 2, str(tmp_path / "cat.png"))}
+        {"bytes": None, "path": camera_address(0, 1, 2, str(tmp_path / "cat.png"))},
+        Gate((tmp_path,), frozenset({SCHEME})),
     )
     assert digest_image(taken) == digest_image(degrade(photo(3), draw_camera(0, 1), 2))
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps, features
 
-from discl.data import Unreadable, decode_image, images, keep_aspect, to_size, to_square
+from discl.data import Gate, Unreadable, decode_image, images, keep_aspect, to_size, to_square
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def test_rgb_comes_back_from_bytes_and_from_a_path(tmp_path: Path) -> None:
         {"bytes": None, "path": str(tmp_path / "ä b.png")},
         {**encoded(image), "path": "elsewhere.png"},
     ):
-        decoded = decode_image(stored)
+        decoded = decode_image(stored, Gate((tmp_path,)))
         assert (decoded.mode, pixels(decoded)) == ("RGB", pixels(image))
 
 
@@ -206,13 +206,13 @@ def test_what_is_no_image_is_unreadable_and_says_why(tmp_path: Path) -> None:
             "^the file is no image, or of an unknown format$",
         ),
         ({"bytes": None, "path": str(tmp_path / "none.png")}, "No such file"),
-        ({"bytes": None, "path": str(tmp_path)}, "Is a directory"),
+        ({"bytes": None, "path": str(tmp_path)}, "^it is a folder, no regular file$"),
         ({"bytes": None, "path": None}, "^neither bytes nor a path are stored$"),
         (None, "^neither bytes nor a path are stored$"),
     ]
     for stored, message in cases:
         with pytest.raises(Unreadable, match=message):
-            decode_image(stored)
+            decode_image(stored, Gate((tmp_path,)))
 
 
 def test_enormous_images_are_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:

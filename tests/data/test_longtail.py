@@ -18,7 +18,7 @@ def table_of(counts: list[int], order: list[int] | None = None) -> ImageTable:
     ids = [f"{label}/{row}" for row, label in enumerate(labels)]
     rows = order or list(range(len(labels)))
     columns = {
-        "id": [ids[row] for row in rows], "image": [{"bytes": None, "path": "none"}] * len(rows), "label": [labels[row] for row in rows],
+        "id": [ids[row] for row in rows], "image": [{"bytes": b"", "path": None}] * len(rows), "label": [labels[row] for row in rows],
     }  # fmt: skip
     return make_table(columns, [f"class {label}" for label in range(len(counts))])
 

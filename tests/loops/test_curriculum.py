@@ -92,7 +92,7 @@ def test_a_folder_of_shards_and_real_images_is_the_same_data_set(filtered_run: P
     assert sorted(key) == sorted(zip(shards.pool.labels, shards.pool.levels, strict=True))
     assert np.array_equal(whole.pool.hard, shards.pool.hard)
     some = discl.SpectrumDataset.of_shards(
-        filtered_run / "spectrum", train, keep=set(whole.tables[1]["id"][:5])
+        filtered_run / "spectrum", train, keep=set(whole.synthetic["id"][:5])
     )
     assert some.pool.synthetic.sum() == 5
 

@@ -357,7 +357,7 @@ def test_prepared_squares_are_what_training_sees(
 
     run = open_on(images, tmp_path / "run")
     prepare_data(run)
-    before = Pixels([prepared_table(run, "train", 8).rows], 8).memory
+    before = Pixels([prepared_table(run, "train", 8)], 8).memory
     prepare_squares(run)
     prepared = prepared_table(run, "train", 8)
     assert all(row["image"]["bytes"] for row in prepared.rows)
@@ -365,7 +365,7 @@ def test_prepared_squares_are_what_training_sees(
         run.tables["train"].ids,
         run.tables["train"].labels.tolist(),
     )
-    assert (Pixels([prepared.rows], 8).memory == before).all()
+    assert (Pixels([prepared], 8).memory == before).all()
     files = sorted(run.path("prepared").glob("*.parquet"))
     monkeypatch.setattr(
         "discl.stages.preparing.encode_image", None

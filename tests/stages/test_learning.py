@@ -199,7 +199,7 @@ def test_figures_come_from_logits_in_float32(filtered_run: Path, tmp_path: Path)
     learning.measure_classifiers(run)
     stored = load_file(folder / "train" / "first" / "logits.safetensors")["test"]
     model, config = load_classifier(folder / "train" / "first")
-    pixels = Pixels([run.tables["test"].rows], config.resize)
+    pixels = Pixels([run.tables["test"]], config.resize)
     rows = np.arange(len(pixels))
     assert torch.equal(stored, predict_logits(model, pixels, rows, config))
     assert not torch.equal(stored, predict_logits(model, pixels, rows, config, torch.bfloat16))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.images import Unreadable, decode_image, to_square
+from ..data import ImageTable, Unreadable, decode_image, to_square
 from ..errors import DataError
 from ..threads import map_rows
 
@@ -22,8 +24,10 @@ MEMORY_LIMIT = 2 * 1024**3
 class Pixels(Dataset):
     """uint8 squares `[3, size, size]` of the images of `tables`, one after the other.
 
-    A table is anything indexable whose rows hold `image` as {bytes, path}, such as a Hugging Face data set that is not
-    decoded. Up to 2 GB of squares are decoded once and kept; beyond that each is decoded when it is asked for.
+    A table is an `ImageTable`, which may read files, or anything indexable whose rows hold `image`
+    as {bytes, path}, such as a Hugging Face data set that is not decoded; of the latter only bytes
+    are decoded, whatever path stands beside them. Up to 2 GB of squares are decoded once and kept;
+    beyond that each is decoded when it is asked for.
     """
 
     def __init__(
@@ -53,20 +57,37 @@ class Pixels(Dataset):
 
     def of_rows(self, rows: Sequence[int] | np.ndarray) -> Pixels:
         """The pixels of these rows alone, decoded."""
-        return Pixels([[self._stored(int(row)) for row in rows]], self.size)
+        return Pixels([_Chosen(self, np.asarray(rows))], self.size)
 
-    def _stored(self, row: int) -> Any:
-        table = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return self.tables[table][int(row - self.starts[table])]
-
-    def _decode(self, row: int) -> np.ndarray:
-        stored = self._stored(row)
+    def picture(self, row: int) -> Image.Image:
+        """The decoded picture of a row. Raises DataError where it cannot be read."""
+        number = int(np.searchsorted(self.starts, row, side="right")) - 1
+        table, place = self.tables[number], int(row - self.starts[number])
+        if isinstance(table, ImageTable):
+            return table.image(place)
+        if isinstance(table, _Chosen):
+            return table.pixels.picture(int(table.rows[place]))
+        stored = table[place]
         try:
-            return to_square(decode_image(stored["image"]), self.size)
+            return decode_image(stored["image"])
         except Unreadable as error:
             raise DataError(
                 f"image '{stored.get('id', row)}' cannot be read any more: {error}."
             ) from error
+
+    def _decode(self, row: int) -> np.ndarray:
+        return to_square(self.picture(row), self.size)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Some rows of other pixels."""
+
+    pixels: Pixels
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 class _Order:

@@ -1,6 +1,7 @@
 """Real images: tables, readers, splits, long-tail profiles."""
 
-from .images import Unreadable, decode_image, keep_aspect, to_size, to_square
+from .gate import Gate, Unreadable
+from .images import decode_image, keep_aspect, to_size, to_square
 from .longtail import class_groups, exponential_counts, order_classes, rank_by_index, take_long_tail
 from .readers import read_tables
 from .splits import split_rows
@@ -9,6 +10,7 @@ from .traps import Cameras, is_pretraining, through_cameras
 
 __all__ = [
     "Cameras",
+    "Gate",
     "ImageTable",
     "Inspection",
     "Unreadable",

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from .cameras import SCHEME, degrade, parse_address
-from .shards import is_inside, read_inside
+from .gate import CLOSED, Gate, Unreadable
+from .shards import CELL, SLICE, read_cell, read_slice
 
 MAX_SIDE = 20_000
+PICTURES = (
+    "JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "DIB", "ICO", "QOI",
+    "DDS", "PCX", "PSD", "SGI", "TGA",
+)  # fmt: skip
+"""What is decoded, by Pillow's names, whatever a file is called; never EPS, which runs Ghostscript."""
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
@@ -21,47 +26,77 @@ UPRIGHT = {
 """What makes a picture upright, by its EXIF orientation."""
 
 
-class Unreadable(Exception):
-    """An image that cannot be decoded; the message says why."""
+def picture_formats() -> tuple[str, ...]:
+    """Those of `PICTURES` that the installed Pillow reads."""
+    Image.init()
+    return tuple(name for name in PICTURES if name in Image.OPEN)
 
 
-def decode_image(stored: Mapping[str, Any] | None) -> Image.Image:
+def picture_suffixes() -> frozenset[str]:
+    """Endings of the files that are taken for images, such as `.jpg`: those of `picture_formats`."""
+    known = {*picture_formats(), "MPO"}  # several JPEGs in a file, of which the first is read
+    return frozenset(
+        suffix for suffix, name in Image.registered_extensions().items() if name in known
+    )
+
+
+def decode_image(stored: Mapping[str, Any] | None, gate: Gate = CLOSED) -> Image.Image:
     """RGB picture of `{bytes, path}` as Hugging Face `datasets` stores it; EXIF rotation applied, transparency on white.
 
     Grey images of 16 or 32 bits and of fractions are scaled to 8 bits; of an animation the first frame is taken. A rotation that
-    cannot be read is none. A path that begins with `camera://` is one that `cameras` degrades. Raises Unreadable for a missing, truncated
-    or foreign file, and, before it is decoded, for more than 20,000 pixels a side or `PIL.Image.MAX_IMAGE_PIXELS` (89.5 million) in all.
+    cannot be read is none.
+
+    - `gate`: what a path may open. By default nothing: only `bytes` are decoded. An address (`slice://`, `parquet://`, and `camera://`,
+      which `cameras` degrades) means something only where the gate knows it.
+
+    Raises Unreadable for a missing, truncated or foreign file, for one that the gate refuses, for formats that are none of `PICTURES`,
+    and, before it is decoded, for more than 20,000 pixels a side or `PIL.Image.MAX_IMAGE_PIXELS` (89.5 million) in all.
     """
     data, path = (stored.get("bytes"), stored.get("path")) if stored else (None, None)
-    if str(path).startswith(SCHEME):
-        camera, shot, path = parse_address(str(path))
-        return degrade(decode_image({"bytes": data, "path": path}), camera, shot)
+    if path is not None and gate.knows(path, SCHEME):
+        camera, shot, path = parse_address(path)
+        clean = decode_image({"bytes": data, "path": path}, gate.without(SCHEME))
+        return degrade(clean, camera, shot)
     if data is None and path is None:
         raise Unreadable("neither bytes nor a path are stored")
     try:
-        if data is None and path is not None and is_inside(str(path)):
-            found = read_inside(str(path))
-            data, path = found.get("bytes"), found.get("path")
-        source: Any = io.BytesIO(data) if data is not None else path
-        with Image.open(source) as image:
-            _refuse_enormous(*image.size)
-            if ImageFile.LOAD_TRUNCATED_IMAGES:
-                raise Unreadable(
-                    "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so truncated images could not be told apart"
-                )
-            image.load()
-            return _to_rgb(_upright(image))
+        if data is None and gate.knows(path, CELL):
+            cell = read_cell(str(path), gate)
+            return decode_image(cell, gate.without(SCHEME, SLICE, CELL))
+        with _opened(data, path, gate) as source:
+            return _decode(source)
     except Unreadable:
         raise
-    except UnidentifiedImageError as error:
-        empty = not data if data is not None else not Path(str(path)).stat().st_size
-        raise Unreadable(
-            "the file is empty" if empty else "the file is no image, or of an unknown format"
-        ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Unreadable(f"{error} Make the picture smaller") from error
     except Exception as error:  # Pillow's plugins raise whatever befalls them, among it RuntimeError and struct.error
         raise Unreadable(str(error) or type(error).__name__) from error
+
+
+def _opened(data: bytes | None, path: Any, gate: Gate) -> BinaryIO:
+    if data is not None:
+        return io.BytesIO(data)
+    if gate.knows(path, SLICE):
+        return io.BytesIO(read_slice(path, gate))
+    return gate.open(str(path))
+
+
+def _decode(source: BinaryIO) -> Image.Image:
+    try:
+        image = Image.open(source, formats=picture_formats())
+    except UnidentifiedImageError as error:
+        empty = not source.seek(0, io.SEEK_END)
+        raise Unreadable(
+            "the file is empty" if empty else "the file is no image, or of an unknown format"
+        ) from error
+    with image:
+        _refuse_enormous(*image.size)
+        if ImageFile.LOAD_TRUNCATED_IMAGES:
+            raise Unreadable(
+                "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so truncated images could not be told apart"
+            )
+        image.load()
+        return _to_rgb(_upright(image))
 
 
 def _refuse_enormous(width: int, height: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,9 +20,8 @@ from PIL import Image
 from ..digests import digest_bytes
 from ..errors import DataError
 from ..threads import map_rows
-from .cameras import SCHEME, parse_address
-from .images import Unreadable, decode_image
-from .shards import file_of
+from .gate import Gate, Unreadable, first_foreign, roots_of
+from .images import decode_image
 
 OPTIONAL = ("domain", "group")
 
@@ -31,12 +30,25 @@ OPTIONAL = ("domain", "group")
 class ImageTable:
     """Rows `id` (string, unique), `image` ({bytes, path}, undecoded), `label` (0 … C − 1), optionally `domain` and `group`.
 
-    The rows lie memory-mapped in Arrow; nothing is decoded until it is asked for. Files have to lie below `root`, where there is one.
+    The rows lie memory-mapped in Arrow; nothing is decoded until it is asked for.
+
+    - `root`: folder below which the files of the images lie; without one only bytes are decoded.
+    - `elsewhere`: further folders of the data set, such as those of the hub's cache.
+    - `schemes`: beginnings of the addresses (`slice://` …) that the table's reader made itself. In tables of other people's paths there
+      are none, so that an address in them opens nothing.
     """
 
     rows: Dataset
     class_names: tuple[str, ...]
     root: Path | None = None
+    elsewhere: tuple[Path, ...] = ()
+    schemes: frozenset[str] = frozenset()
+
+    @cached_property
+    def gate(self) -> Gate:
+        """What the images of this table may open."""
+        own = roots_of(self.root) if self.root is not None else ()
+        return Gate((*own, *self.elsewhere), self.schemes)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -68,15 +80,20 @@ class ImageTable:
         """Decoded RGB picture of a row. Raises DataError that names the image."""
         stored = self.rows[int(row)]
         try:
-            return decode_image(stored["image"])
+            return decode_image(stored["image"], self.gate)
         except Unreadable as error:
             raise DataError(f"image {_name(stored)} cannot be read: {error}.") from error
 
 
-def make_table(columns: dict[str, Sequence], class_names: Sequence[str]) -> ImageTable:
-    """A checked table of plain columns. Raises DataError for a label out of range or an id that stands twice."""
-    rows = Dataset.from_dict(columns).cast_column("image", ImageFeature(decode=False))
-    return check_table(ImageTable(rows, tuple(class_names)))
+def make_table(
+    columns: Mapping[str, Sequence],
+    class_names: Sequence[str],
+    root: Path | None = None,
+    schemes: Sequence[str] = (),
+) -> ImageTable:
+    """A checked table of plain columns; `root` and `schemes` as in `ImageTable`. Raises DataError as `check_table` does."""
+    rows = Dataset.from_dict(dict(columns)).cast_column("image", ImageFeature(decode=False))
+    return check_table(ImageTable(rows, tuple(class_names), root, schemes=frozenset(schemes)))
 
 
 def rows_of(columns: pa.Table) -> Dataset:
@@ -90,7 +107,11 @@ def rows_of(columns: pa.Table) -> Dataset:
 
 
 def check_table(table: ImageTable) -> ImageTable:
-    """The table itself. Raises DataError for a label out of range, an id or a class name that stands twice, or an empty table."""
+    """The table itself.
+
+    Raises DataError for a label out of range, an id or a class name that stands twice, an empty table, or an image that only names a
+    file outside the table's root.
+    """
     if not len(table):
         raise DataError("the table of images is empty.")
     if len(set(table.class_names)) < len(table.class_names):
@@ -113,6 +134,11 @@ def check_table(table: ImageTable) -> ImageTable:
         twice = counted.field("values").filter(pc.greater(counted.field("counts"), 1))[0].as_py()
         raise DataError(
             f"id '{twice}' stands twice; ids have to be unique, for noise and resume are keyed by them."
+        )
+    if told := first_foreign(table.rows.data.column("image"), table.gate):
+        raise DataError(
+            f"an image is only named by the data, and may not be read: {told}. Write the pictures into the data, or list them in a "
+            "manifest (data.format: manifest) beside them."
         )
     return table
 
@@ -153,14 +179,11 @@ def inspect_images(
     table: ImageTable, on_progress: Callable[[int], None] = lambda count: None
 ) -> Inspection:
     """Decodes every image once, in threads. A file that a link leads out of the table's root is as unreadable as a broken one."""
-    root = os.path.realpath(table.root) if table.root else None
 
     def look(row: int) -> tuple[str, tuple[int, int], str | None]:
         stored = table.rows[row]
         try:
-            if root is not None:
-                _refuse_escape(stored["image"]["path"], root)
-            image = decode_image(stored["image"])
+            image = decode_image(stored["image"], table.gate)
         except Unreadable as error:
             return "", (0, 0), f"{_name(stored)}: {error}"
         return digest_image(image), image.size, None
@@ -174,15 +197,6 @@ def inspect_images(
                 unreadable.append((row, problem))
             on_progress(1)
     return Inspection(digests, sizes, unreadable)
-
-
-def _refuse_escape(path: str, root: str) -> None:
-    clean = parse_address(path)[2] if path.startswith(SCHEME) else path
-    file = os.path.realpath(file_of(clean or ""))
-    if not file.startswith(root + os.sep) and file != root:
-        raise Unreadable(
-            f"it leads to {file}, outside data.root {root}; copy the images there or name their folder as the root"
-        )
 
 
 def _name(stored: dict) -> str:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ..digests import derive_seed
 from ..errors import DataError
-from .cameras import camera_address
+from .cameras import SCHEME, camera_address
 from .table import ImageTable, rows_of
 
 
@@ -90,6 +90,8 @@ def _taken(
     numbers, paths = [], []
     stored = part.rows.select_columns("image").with_format("arrow")[:]["image"].combine_chunks()
     for name, path in zip(part.ids, stored.field("path").to_pylist(), strict=True):
+        if path is not None and path.startswith(SCHEME):
+            path = None  # a name that the data gave to a picture that it holds
         number = first + derive_seed("camera-of", seed, name) % count
         clean = derive_seed("camera-clean", seed, name) % 1000 < 1000 * asked.clean
         numbers.append(number)
@@ -112,4 +114,4 @@ def _taken(
         "label": pa.array(part.labels),
         "domain": [f"camera-{number:02d}" for number in numbers],
     }
-    return replace(part, rows=rows_of(pa.table(columns)))
+    return replace(part, rows=rows_of(pa.table(columns)), schemes=part.schemes | {SCHEME})

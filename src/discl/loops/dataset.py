@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from datasets import Dataset as Rows
 from datasets import Image as ImageFeature
+from PIL import Image
 from torch.utils.data import Dataset
 
 from ..data import ImageTable, Unreadable, decode_image, read_tables, to_square
@@ -44,7 +45,7 @@ class SpectrumDataset(Dataset):
         evaluation_transform: Callable[[Any], Any] | None = None,
     ) -> None:  # fmt: skip
         self.pool = make_pool(real, hard, synthetic)
-        self.tables = (real.rows, synthetic)
+        self.real, self.synthetic = real, synthetic
         self.size, self.transform, self.evaluation_transform = size, transform, evaluation_transform
 
     @classmethod
@@ -114,7 +115,8 @@ class SpectrumDataset(Dataset):
                 f"hard has {len(hard)} values for {len(table)} real images; give one for each."
             )
         labels = _labels_by_name(stored, table.class_names)
-        synthetic = stored.select_columns(["image", "level"]).add_column("label", labels)
+        named = [name for name in ("id", "image", "level") if name in stored.column_names]
+        synthetic = stored.select_columns(named).add_column("label", labels)
         return cls(
             table,
             synthetic.select(taken),
@@ -149,17 +151,21 @@ class SpectrumDataset(Dataset):
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         row = int(row) % len(self)
-        real = len(self.tables[0])
-        stored = self.tables[0][row] if row < real else self.tables[1][row - real]
-        try:
-            image: Any = decode_image(stored["image"])
-        except Unreadable as error:
-            raise DataError(f"image '{stored.get('id', row)}' cannot be read: {error}.") from error
+        image: Any = self._picture(row)
         if self.size is not None:
             image = torch.from_numpy(to_square(image, self.size)).float() / 255
         if self.transform is not None:
             image = self.transform(image)
         return Sample(image, int(self.pool.labels[row]), int(self.pool.levels[row]))
+
+    def _picture(self, row: int) -> Image.Image:
+        if row < len(self.real):
+            return self.real.image(row)
+        stored = self.synthetic[row - len(self.real)]
+        try:
+            return decode_image(stored["image"])  # bytes alone: a shard may be anybody's
+        except Unreadable as error:
+            raise DataError(f"image '{stored.get('id', row)}' cannot be read: {error}.") from error
 
 
 def _rows_to_take(stored: Rows, keep: Iterable[str] | None) -> np.ndarray:

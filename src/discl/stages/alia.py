@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ from datasets import concatenate_datasets
 
 from ..baselines.alia import confidence_drop, mean_self_confidence, semantic_drop
 from ..console import progress
-from ..data import ImageTable, decode_image
+from ..data import decode_image
 from ..digests import digest
 from ..spectrum.filter import ClipScorer, Verdict, describe_scorer
 from ..spectrum.plan import Request
@@ -81,9 +82,7 @@ def _ask(
         for table in ([real] if held_out is None else [real, held_out])
     ]
     edits = images.add_column("label", labels)
-    joint = ImageTable(
-        concatenate_datasets([*parts, edits.cast(parts[0].features)]), real.class_names
-    )
+    joint = replace(real, rows=concatenate_datasets([*parts, edits.cast(parts[0].features)]))
     start, end = (0 if held_out is None else len(real)), len(joint) - count
     judged = [*range(start, end), *range(end, len(joint))]
     probabilities = fit_classifier(

@@ -100,7 +100,7 @@ def train(run: Run) -> Path:
     for size, threshold in dict.fromkeys(sorted(fed.values(), key=lambda each: each[0])):
         synthetic, real = kept[threshold], prepared_table(run, "train", size)
         with progress("decode training images", len(real) + len(synthetic)) as advance:
-            pixels = Pixels([real.rows, synthetic], size, advance)
+            pixels = Pixels([real, synthetic], size, advance)
         for name, method in waiting.items():
             if fed[name] == (size, threshold):
                 _train_method(run, name, method, asked[name], pixels)
@@ -120,7 +120,7 @@ def fit_classifier(
     config = describe_classifier(train, table.class_names)
     pool, pixels = (
         make_pool(rows, np.zeros(len(rows), bool), _no_images()),
-        Pixels([rows.rows], config.resize),
+        Pixels([rows], config.resize),
     )
     count = len(fitted)
     seen = Pool(
@@ -220,7 +220,7 @@ def _decoder(run: Run, splits: dict[str, ImageTable]) -> Callable[[int], dict[st
         result = {}
         for split, table in splits.items():
             with progress(f"decode {split} images", len(table)) as advance:
-                result[split] = Pixels([prepared_table(run, split, size).rows], size, advance)
+                result[split] = Pixels([prepared_table(run, split, size)], size, advance)
         return result
 
     return decode
@@ -491,7 +491,7 @@ def _prior_counts(
 def _validator(run: Run, config: ClassifierConfig) -> Callable[[nn.Module], float]:
     """Accuracy on validation, in float32 as `evaluate` has it: bfloat16 lets the highest logits of many images tie."""
     table = run.tables["validation"]
-    pixels = Pixels([prepared_table(run, "validation", config.resize).rows], config.resize)
+    pixels = Pixels([prepared_table(run, "validation", config.resize)], config.resize)
     labels = torch.from_numpy(table.labels)
 
     def validate(model: nn.Module) -> float:

@@ -15,6 +15,7 @@ from ..curriculum.models import load_classifier
 from ..curriculum.pixels import Pixels
 from ..curriculum.training import predict_logits
 from ..data.readers import IMAGE_SUFFIXES
+from ..data.table import make_table
 from ..errors import DataError, RunError, unknown
 
 
@@ -69,7 +70,14 @@ def predict(
     if not _is_there(device):
         raise RunError(f"there is no device '{device}' here; use --device cpu.")
     model, config = load_classifier(find_classifier(Path(run), method))
-    table = [{"id": str(file), "image": {"bytes": None, "path": str(file)}} for file in files]
+    names = [str(file.absolute()) for file in files]
+    columns: dict[str, list] = {
+        "id": names,
+        "image": [{"bytes": None, "path": name} for name in names],
+        "label": [0] * len(names),
+    }
+    folder = where if where.is_dir() else where.resolve().parent
+    table = make_table(columns, config.class_names, folder.absolute())
     pixels = Pixels([table], config.resize)
     logits = predict_logits(
         model.to(device),

@@ -90,7 +90,7 @@ def _source(
     root: str, columns: Mapping[Any, str] | None = None, splits: Mapping[Any, str] | None = None, files: Mapping[str, str] | None = None,
     images: str | None = None,
 ) -> Source:  # fmt: skip
-    path = embedded(root) if root.startswith("embedded:") else Path(root).expanduser()
+    path = embedded(root) if root.startswith("embedded:") else Path(root).expanduser().absolute()
     return Source(root, path, columns or {}, splits or {}, files or {}, images)
 
 

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ...errors import DataError
+from ..shards import SLICE, slice_address
 from ..table import OPTIONAL, ImageTable
-from .building import IMAGE_SUFFIXES, SPLIT_NAMES, Source, build_table, expected
+from .building import IMAGE_SUFFIXES, SPLIT_NAMES, Source, build_table, expected, refuse_escape
 
 SIDE = 32
 PICKLED = ("cifar-10-batches-py", "cifar-100-python")
@@ -113,6 +114,7 @@ def read_webdataset(source: Source) -> dict[str, ImageTable]:
     shards = [source.path] if source.path.is_file() else sorted(source.path.rglob("*.tar"))
     if not shards:
         raise DataError(expected(source, "webdataset"))
+    refuse_escape(shards, source.folder)
     for shard in shards:
         split = next(
             (part for part in (shard.stem.split("-")[0], shard.parent.name) if part in known),
@@ -145,7 +147,8 @@ def read_webdataset(source: Source) -> dict[str, ImageTable]:
         split: build_table(
             [sample.path for sample in samples],
             np.asarray([sample.label if isinstance(sample.label, int) else place[sample.label] for sample in samples]),
-            names, [sample.id for sample in samples], source.path, **{name: [getattr(each, name) for each in samples] for name in stated},
+            names, [sample.id for sample in samples], source.folder, None, (SLICE,),
+            **{name: [getattr(each, name) for each in samples] for name in stated},
         )
         for split, samples in found.items()
     }  # fmt: skip
@@ -171,7 +174,7 @@ def _index_shard(shard: Path, source: Source) -> list[Sample]:
                 key, _, suffix = base.partition(".")
                 sample = samples.setdefault(f"{folder}/{key}" if folder else key, {})
                 if "." + suffix.lower() in IMAGE_SUFFIXES:
-                    sample["path"] = f"slice://{place}:{size}::{shard}"
+                    sample["path"] = slice_address(place, size, shard)
                 elif suffix in {"cls", "txt", "json"}:
                     sample[suffix] = content[place : place + size].decode().strip()
     except (tarfile.TarError, OSError, ValueError) as error:

@@ -14,9 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from ...errors import DataError
+from ..gate import refuse_outside
+from ..images import picture_suffixes
 from ..table import ImageTable, check_table, rows_of
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+IMAGE_SUFFIXES = picture_suffixes()
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev", "id_val"),
@@ -80,6 +82,11 @@ class Source:
     splits: Mapping[Any, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     images: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder below which everything that belongs to the data set lies."""
+        return self.path if self.path.is_dir() else self.path.resolve().parent
 
     def file(self, split: str, usual: str) -> Path:
         """The file of a split: the one in `data.files`, else the usual one."""
@@ -162,12 +169,7 @@ def blank_rows(values: pa.Array, names: pa.Array | None = None) -> str:
 
 def refuse_escape(paths: Sequence[Path], root: Path) -> None:
     """Raises DataError for a link that leads out of the root."""
-    inside = root.resolve()
-    for path in paths:
-        if not path.resolve().is_relative_to(inside):
-            raise DataError(
-                f"{path} leads to {path.resolve()}, outside data.root {inside}; copy the images there or name their folder as the root."
-            )
+    refuse_outside(paths, root)
 
 
 def read_csv(
@@ -211,9 +213,12 @@ def arrow_images(
 
 def build_table(
     paths: Sequence[str] | pa.Array, labels: np.ndarray, class_names: Sequence[str], ids: Sequence[str] | pa.Array, root: Path,
-    data: Sequence[bytes] | None = None, **optional: Sequence[str] | pa.Array,
+    data: Sequence[bytes] | None = None, schemes: Sequence[str] = (), **optional: Sequence[str] | pa.Array,
 ) -> ImageTable:  # fmt: skip
-    """A checked table of image files (or of encoded pictures, `data`), with `domain` and `group` where they are given."""
+    """A checked table of image files (or of encoded pictures, `data`), with `domain` and `group` where they are given.
+
+    `schemes`: how the addresses begin that `paths` holds, where the reader made such.
+    """
     try:
         columns = {
             "id": strings(ids),
@@ -226,4 +231,5 @@ def build_table(
             f"the file name {error.object!r} in {root} is not valid UTF-8; rename the file."
         ) from error
     rows = rows_of(pa.table(columns))
-    return check_table(ImageTable(rows, tuple(class_names), root if data is None else None))
+    below = root if data is None else None
+    return check_table(ImageTable(rows, tuple(class_names), below, schemes=frozenset(schemes)))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Value,
+    config,
+    load_dataset,
+    load_from_disk,
+)
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import generate_random_fingerprint
+from huggingface_hub import constants
 
 from ...errors import DataError, unknown
-from ..shards import cell_address, is_below
+from ..gate import Gate, Unreadable, roots_of
+from ..shards import CELL, cell_address
 from ..table import OPTIONAL, ImageTable, check_table, rows_of
-from .building import Source, arrow_images, blank_rows, full_paths, read_csv
+from .building import Source, arrow_images, blank_rows, full_paths, read_csv, refuse_escape
 
 COPIED_BYTES = 4_000_000_000
 BATCH_BYTES = 16_000_000
@@ -46,18 +57,51 @@ def read_hub(source: Source) -> dict[str, ImageTable]:
         raise DataError(
             f"data.root '{source.root}' is no local folder, and it could not be loaded from the hub: {error}"
         ) from error
-    return to_tables(splits, source)
+    return to_tables(splits, source, *_hub_folders(name))
+
+
+def _hub_folders(name: str) -> tuple[Path, ...]:
+    """Where `datasets` and the hub keep the files of a data set on this machine."""
+    cache = Path(constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
+    return cache, Path(config.EXTRACTED_DATASETS_PATH)
 
 
 def read_saved(source: Source) -> dict[str, ImageTable]:
     """A folder that `datasets` wrote with `save_to_disk`."""
+    _refuse_foreign_parts(source.path)
     try:
         found = load_from_disk(str(source.path))
     except (OSError, ValueError) as error:
         raise DataError(
             f"data.root '{source.root}' cannot be read as a folder of save_to_disk: {error}"
         ) from error
-    return to_tables(dict(found) if isinstance(found, DatasetDict) else {"train": found}, source)
+    splits = dict(found) if isinstance(found, DatasetDict) else {"train": found}
+    plain = {str(split): rows.with_format(None) for split, rows in splits.items()}
+    return to_tables(plain, source, source.folder)
+
+
+def _refuse_foreign_parts(folder: Path) -> None:
+    """Raises DataError where the lists of a folder of save_to_disk name Arrow files or splits outside it."""
+    gate = Gate(roots_of(folder))
+    try:
+        named = _stated(folder / "dataset_dict.json", gate).get("splits", [])
+        splits = [folder / str(split) for split in named] or [folder]
+        for split in splits:
+            gate.find(str(split))
+            for file in _stated(split / "state.json", gate).get("_data_files", []):
+                gate.find(str(split / str(file["filename"])))
+    except (Unreadable, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"data.root '{folder}' cannot be read as a folder of save_to_disk: {error}"
+        ) from error
+
+
+def _stated(file: Path, gate: Gate) -> dict[str, Any]:
+    """The JSON object in a file, an empty one where there is none."""
+    if not file.exists():
+        return {}
+    with gate.open(str(file)) as stream:
+        return dict(json.load(stream))
 
 
 def read_parquet(source: Source) -> dict[str, ImageTable]:
@@ -73,13 +117,27 @@ def read_parquet(source: Source) -> dict[str, ImageTable]:
     by_split: dict[str, list[Path]] = {}
     for file in files:
         by_split.setdefault(file.stem.split("-")[0] if path.is_dir() else "train", []).append(file)
+    refuse_escape(files, source.folder)
     large = sum(file.stat().st_size for file in files) > COPIED_BYTES
-    return to_tables(
-        {split: _load_parquet(shards, large, source) for split, shards in by_split.items()}, source
-    )  # one by one: a joint load takes one split's names
+    stay = large and all(_picture_column(file, source) for file in files)
+    splits = {split: _load_parquet(shards, stay, source) for split, shards in by_split.items()}
+    # one by one: a joint load takes one split's names
+    return to_tables(splits, source, source.folder, schemes=(CELL,) if stay else ())
 
 
-def _load_parquet(shards: list[Path], large: bool, source: Source) -> Dataset:
+def _picture_column(file: Path, source: Source) -> str | None:
+    """The column of a Parquet file that holds pictures, not only their paths."""
+    try:
+        features = Features.from_arrow_schema(pq.read_schema(file))
+    except (OSError, ValueError):
+        return None
+    usual = (source.columns.get("image"), "image", "img")
+    image = next((name for name in usual if name in features), None)
+    kind = features[image] if image is not None else None
+    return None if isinstance(kind, Value) and "binary" not in kind.dtype else image
+
+
+def _load_parquet(shards: list[Path], stay: bool, source: Source) -> Dataset:
     try:
         features = [Features.from_arrow_schema(pq.read_schema(shard)) for shard in shards]
         for shard, each in zip(shards, features, strict=True):
@@ -87,46 +145,18 @@ def _load_parquet(shards: list[Path], large: bool, source: Source) -> Dataset:
                 raise DataError(
                     f"{shard} has other columns or class names than {shards[0]}: {each} against {features[0]}."
                 )
-        image = next(
-            (name for name in (source.columns.get("image"), "image", "img") if name in features[0]),
-            None,
-        )
-        if (
-            large
-            and image is not None
-            and (not isinstance(kind := features[0][image], Value) or "binary" in kind.dtype)
-        ):
+        if stay and (image := _picture_column(shards[0], source)) is not None:
             return _where_they_are(shards, image, features[0])
         count, size = (
             sum(pq.read_metadata(shard).num_rows for shard in shards),
             sum(shard.stat().st_size for shard in shards),
         )
         batch = int(np.clip(BATCH_BYTES * count // max(size, 1), 100, 10_000))
-        rows = Dataset.from_parquet([str(shard) for shard in shards], writer_batch_size=batch)
-        if image is not None:
-            _refuse_foreign(
-                rows, image, source.path if source.path.is_dir() else source.path.parent
-            )
-        return rows
+        return Dataset.from_parquet([str(shard) for shard in shards], writer_batch_size=batch)
     except (OSError, ValueError, DatasetGenerationError) as error:
         raise DataError(
             f"{', '.join(map(str, shards[:3]))} cannot be read as Parquet: {error}"
         ) from error
-
-
-def _refuse_foreign(rows: Dataset, image: str, folder: Path) -> None:
-    """Raises DataError where a picture is only named, by a path that is not below the folder: it may be any file of this machine."""
-    for chunk in rows.data.column(image).chunks:
-        if pa.types.is_struct(chunk.type) and {"bytes", "path"} <= {
-            field.name for field in chunk.type
-        }:
-            named = pc.and_(pc.is_null(chunk.field("bytes")), pc.is_valid(chunk.field("path")))
-            for path in chunk.field("path").filter(named).to_pylist():
-                if not is_below(path, folder):
-                    raise DataError(
-                        f"{folder}: the column '{image}' names '{path}', outside this folder, and does not hold the picture. Write the "
-                        "pictures into the Parquet files, or list them in a manifest (data.format: manifest) beside them."
-                    )
 
 
 def _where_they_are(shards: list[Path], image: str, features: Features) -> Dataset:
@@ -149,8 +179,13 @@ def _where_they_are(shards: list[Path], image: str, features: Features) -> Datas
     )
 
 
-def to_tables(splits: Mapping[str, Dataset], source: Source) -> dict[str, ImageTable]:
-    """`{split: table}` of data sets with the columns image and label, under the user's names for them."""
+def to_tables(
+    splits: Mapping[str, Dataset], source: Source, *folders: Path, schemes: Sequence[str] = ()
+) -> dict[str, ImageTable]:
+    """`{split: table}` of data sets with the columns image and label, under the user's names for them.
+
+    Files that the column image names have to lie below one of `folders`; `schemes` are those of the addresses that the reader made.
+    """
     root, columns = source.root, source.columns
     places = {split: f"split '{split}' of '{root}'" for split in splits}
     renamed = {
@@ -167,7 +202,7 @@ def to_tables(splits: Mapping[str, Dataset], source: Source) -> dict[str, ImageT
             name.replace("_", " ") for name in names
         )  # CIFAR-100's aquarium_fish: texts are written from these names
     return {
-        split: _to_table(rows, split, places[split], names, to_label)
+        split: _to_table(rows, split, places[split], names, to_label, folders, schemes)
         for split, rows in renamed.items()
     }
 
@@ -250,7 +285,13 @@ def _class_names(splits: Mapping[str, Dataset]) -> tuple[tuple[str, ...], dict[A
 
 
 def _to_table(
-    rows: Dataset, split: str, where: str, names: tuple[str, ...], to_label: Mapping[Any, int]
+    rows: Dataset,
+    split: str,
+    where: str,
+    names: tuple[str, ...],
+    to_label: Mapping[Any, int],
+    folders: Sequence[Path],
+    schemes: Sequence[str],
 ) -> ImageTable:
     labels = [to_label[value] for value in rows.select_columns("label")[:]["label"]]
     rows = rows.remove_columns("label").add_column("label", np.asarray(labels, np.int64))
@@ -265,7 +306,8 @@ def _to_table(
         raise DataError(
             f"{where}: the column 'image' holds no images but {rows.features['image']}; name another in data.columns."
         ) from error
-    return check_table(ImageTable(rows, names))
+    root, *elsewhere = folders
+    return check_table(ImageTable(rows, names, root, tuple(elsewhere), frozenset(schemes)))
 
 
 def read_manifest(source: Source) -> dict[str, ImageTable]:
@@ -309,8 +351,7 @@ def read_manifest(source: Source) -> dict[str, ImageTable]:
     )
     rows = rows_of(table)
     columns = {ours: name for ours, name in source.columns.items() if ours != "image"}
-    tables = to_tables({"train": rows}, Source(source.root, source.path, columns))
-    return {split: replace(table, root=folder) for split, table in tables.items()}
+    return to_tables({"train": rows}, Source(source.root, source.path, columns), folder)
 
 
 def guess_columns(file: Path, stated: Mapping[str, str]) -> dict[str, str]:
@@ -355,7 +396,7 @@ def guess_columns(file: Path, stated: Mapping[str, str]) -> dict[str, str]:
 
 def _image_folder(source: Source, file: Path) -> Path:
     """The folder that the paths of a list are relative to."""
-    folder = file.parent if source.images is None else Path(source.images).expanduser()
+    folder = file.parent if source.images is None else Path(source.images).expanduser().absolute()
     if not folder.is_dir():
         raise DataError(
             f"data.images '{source.images}' is no folder; looked for {folder.absolute()}."
