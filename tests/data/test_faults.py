@@ -149,7 +149,8 @@ def test_labels_of_a_list_are_what_is_written(
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("0.5", "labels of type float64"), ("", "has images without a label")]
+    ("text", "message"),
+    [("0.5", r"labels are numbers with fractions \(0\.5\)"), ("", "has images without a label")],
 )
 def test_labels_of_a_list_that_are_none(text: str, message: str, tmp_path: Path) -> None:
     draw(tmp_path, "a.png", "b.png")

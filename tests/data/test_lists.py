@@ -166,6 +166,6 @@ def test_a_flat_list_with_more_labels_than_training(root: Path) -> None:
     file.write_text(file.read_text()[:-1] + "5")
     with pytest.raises(
         DataError,
-        match=r"labels run to 5, but 3 of them have no image in a folder \(for example 3\)",
+        match=r"1 labels have no image in a folder \(for example 5\), so their classes have no name",
     ):
         read_tables(str(root))

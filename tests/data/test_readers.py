@@ -376,12 +376,12 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
         (
             [0, -1, 1],
             Value("int64"),
-            r"label -1 of image 'train-00000001' is out of range: there are 2 class names, .* from 0 to 1 \(1 such",
+            r"split 'train' of .*: labels below 0 \(-1\).*data\.splits: \{test: null\}",
         ),
         (
             [0, -1, -1],
             CLASSES,
-            r"label -1 of image 'train-00000001' is out of range: there are 2 class names, .* \(2 such rows\)",
+            r"split 'train' of .*: labels below 0 \(-1\)",
         ),
         (
             [0.0, 1.0],

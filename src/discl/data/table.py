@@ -109,8 +109,8 @@ def rows_of(columns: pa.Table) -> Dataset:
 def check_table(table: ImageTable) -> ImageTable:
     """The table itself.
 
-    Raises DataError for a label out of range, an id or a class name that stands twice, an empty table, or an image that only names a
-    file outside the table's root.
+    Raises DataError for a label out of range, an id that is missing, an id or a class name that stands twice, an empty table, or an image
+    that only names a file outside the table's root.
     """
     if not len(table):
         raise DataError("the table of images is empty.")
@@ -129,6 +129,13 @@ def check_table(table: ImageTable) -> ImageTable:
             f"so labels run from 0 to {last} ({len(wrong)} such rows)."
         )
     ids = table.rows.select_columns("id").with_format("arrow")[:]["id"]
+    blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(ids), ""), True)
+    if pc.any(blank).as_py():
+        row = pc.index(blank, True).as_py()
+        raise DataError(
+            f"row {row + 1} of the images has no id ({pc.sum(blank).as_py()} such rows); fill it in, or leave the column id "
+            "out: images are then called by their path or number."
+        )
     if pc.count_distinct(ids).as_py() != len(ids):
         counted = pc.value_counts(ids)
         twice = counted.field("values").filter(pc.greater(counted.field("counts"), 1))[0].as_py()

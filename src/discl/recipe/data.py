@@ -95,8 +95,11 @@ class Data(Strict):
         default_factory=dict,
         description="their split: its list, for formats that have lists; below root, or beside the recipe",
     )
-    splits: dict[Literal["train", "validation", "test", "validation-ood", "test-ood"], str] = Field(
-        default_factory=dict, description="our split: its name in the data"
+    splits: dict[
+        Literal["train", "validation", "test", "validation-ood", "test-ood"], str | None
+    ] = Field(
+        default_factory=dict,
+        description="our split: its name in the data; null: not to be read, as a test split without labels",
     )
     columns: dict[Literal["id", "image", "label", "split", "domain", "group"], str] = Field(
         default_factory=dict, description="our column: theirs"

@@ -17,10 +17,12 @@ from ...assets import embedded
 from ...errors import DataError, unknown
 from ..table import ImageTable
 from .annotated import read_coco, read_inaturalist, read_wilds
-from .archives import is_pickled, read_cifar, read_webdataset
 from .building import IMAGE_SUFFIXES, SPLIT_NAMES, Source, missing, tree
+from .cifar import is_pickled, read_cifar
 from .files import LISTS, read_image_folder, read_lists, too_few_classes
-from .tabular import guess_columns, read_hub, read_manifest, read_parquet, read_saved
+from .manifests import guess_columns, read_manifest
+from .tabular import read_hub, read_parquet, read_saved
+from .webdataset import read_webdataset
 
 READERS: dict[str, Callable[[Source], dict[str, ImageTable]]] = {
     "imagefolder": read_image_folder,
@@ -49,16 +51,24 @@ __all__ = [
 
 
 def read_tables(
-    root: str, kind: str = "auto", columns: Mapping[Any, str] | None = None, splits: Mapping[Any, str] | None = None,
-    files: Mapping[str, str] | None = None, on_unused: Callable[[list[str]], None] = lambda splits: None,
+    root: str,
+    kind: str = "auto",
+    columns: Mapping[Any, str] | None = None,
+    splits: Mapping[Any, str | None] | None = None,
+    files: Mapping[str, str] | None = None,
+    on_unused: Callable[[list[str]], None] = lambda splits: None,
     images: str | None = None,
-) -> dict[str, ImageTable]:  # fmt: skip
+) -> dict[str, ImageTable]:
     """`{split: table}` of a data set; data without splits comes as `train` alone.
 
-    `kind` is one of `READERS`, or `auto`, which goes by the files that are there. `columns` renames theirs to ours
-    (`{"label": "fine_label"}`), `splits` names ours in their words (`{"test": "eval"}`), `files` names the lists of formats that
-    have some; `on_unused` is told of splits that are none of ours; `images` is the folder of the images that a list (`manifest`) names,
-    where it is not the list's own. Raises DataError for whatever is missing, and says what was looked for.
+    - `kind`: one of `READERS`, or `auto`, which goes by the files that are there.
+    - `columns`: their names for our columns (`{"label": "fine_label"}`).
+    - `splits`: their names for our splits (`{"test": "eval"}`); None leaves a split out.
+    - `files`: the lists of formats that have some, by split.
+    - `on_unused`: is told of splits that are none of ours.
+    - `images`: the folder of the images that a list (`manifest`) names, where it is not the list's own.
+
+    Raises DataError for whatever is missing, and says what was looked for.
     """
     source = _source(root, columns, splits, files, images)
     if kind == "auto":
@@ -72,7 +82,7 @@ def read_tables(
     if kind != "hub" and not source.path.exists():
         raise DataError(missing(source, kind))
     found = READERS[kind](source)
-    tables = _rename_splits(found, source.splits, root)
+    tables = _rename_splits(found, source)
     unused = [
         name for name, table in found.items() if not any(table is each for each in tables.values())
     ]
@@ -87,11 +97,18 @@ def format_of(root: str, kind: str = "auto") -> str:
 
 
 def _source(
-    root: str, columns: Mapping[Any, str] | None = None, splits: Mapping[Any, str] | None = None, files: Mapping[str, str] | None = None,
+    root: str,
+    columns: Mapping[Any, str] | None = None,
+    splits: Mapping[Any, str | None] | None = None,
+    files: Mapping[str, str] | None = None,
     images: str | None = None,
-) -> Source:  # fmt: skip
+) -> Source:
     path = embedded(root) if root.startswith("embedded:") else Path(root).expanduser().absolute()
-    return Source(root, path, columns or {}, splits or {}, files or {}, images)
+    named = {ours: theirs for ours, theirs in (splits or {}).items() if theirs is not None}
+    left_out = frozenset(set(splits or {}) - set(named))
+    if "train" in left_out:
+        raise DataError("data.splits.train is null, but training needs a split; name it.")
+    return Source(root, path, columns or {}, named, files or {}, images, left_out)
 
 
 def _guess_kind(source: Source) -> str:
@@ -174,11 +191,12 @@ def _lists_images(path: Path, kind: str) -> bool:
     )
 
 
-def _rename_splits(
-    tables: dict[str, ImageTable], splits: Mapping[str, str], root: str
-) -> dict[str, ImageTable]:
+def _rename_splits(tables: dict[str, ImageTable], source: Source) -> dict[str, ImageTable]:
     result = {}
+    splits, root = source.splits, source.root
     for ours, usual in SPLIT_NAMES.items():
+        if ours in source.left_out:
+            continue
         theirs = splits.get(ours)
         if theirs is not None and theirs not in tables:
             raise DataError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from ...assets import common_names
 from ...console import say
 from ...errors import DataError
 from ..table import ImageTable
-from .building import Source, build_table, expected, full_paths, read_csv
+from .building import Source, build_table, expected, full_paths
+from .lists import read_csv
 
 INATURALIST = {"train": "train2018.json", "val": "val2018.json"}
 WILDS_SPLITS = {
@@ -238,7 +239,10 @@ def read_wilds(source: Source) -> dict[str, ImageTable]:
         ),
         None,
     )
-    names = _wilds_names(source.path / "categories.csv", int(pc.max(listed["y"]).as_py()) + 1)
+    present = set(pc.unique(listed["y"]).to_pylist())
+    named = _wilds_names(source.path / "categories.csv", present)
+    numbers = pa.array(list(named), pa.int64())
+    names = list(named.values())
     tables = {}
     for theirs, ours in WILDS_SPLITS.items():
         rows = listed.filter(pc.equal(listed["split"], theirs))
@@ -249,9 +253,8 @@ def read_wilds(source: Source) -> dict[str, ImageTable]:
             for ours_, each in (("domain", domain), ("group", group))
             if each
         }
-        tables[ours] = build_table(
-            paths, rows["y"].to_numpy(), names, files, source.path, **optional
-        )
+        labels = pc.index_in(rows["y"].cast(pa.int64()), value_set=numbers)
+        tables[ours] = build_table(paths, labels.to_numpy(), names, files, source.path, **optional)
     return tables
 
 
@@ -271,24 +274,25 @@ def _read_csv(file: Path, columns: Sequence[str]) -> pa.Table:
     return listed
 
 
-def _wilds_names(file: Path, classes: int) -> list[str]:
-    """The name of each class: a common one, the label behind it where two classes would share a name."""
+def _wilds_names(file: Path, present: Collection[int]) -> dict[int, str]:
+    """`{label: name}` in order of the labels, of those that are named or have images.
+
+    Names are common ones, with the label behind them where two classes would share a name.
+    """
     if not file.is_file():
-        return [str(label) for label in range(classes)]
+        return {label: str(label) for label in sorted(present)}
     listed = _read_csv(file, ("y", "name"))
     stated = dict(
         sorted(
             (label, str(name))
             for label, name in zip(listed["y"].to_pylist(), listed["name"].to_pylist(), strict=True)
+            if label is not None and 0 <= label < NO_CLASS
         )
     )
-    stated = {label: name for label, name in stated.items() if 0 <= label < NO_CLASS}
     common = {name: list(spoken) for name, spoken in common_names("iwildcam").items()}
     names = {
         label: common[name].pop(0) if common.get(name) else name for label, name in stated.items()
     }
     twice = {name for name, count in Counter(names.values()).items() if count > 1}
     names = {label: f"{name} ({label})" if name in twice else name for label, name in names.items()}
-    return [
-        names.get(label, str(label)) for label in range(max(classes, max(names, default=-1) + 1))
-    ]
+    return {label: names.get(label, str(label)) for label in sorted({*names, *present})}

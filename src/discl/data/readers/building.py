@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 
 from ...errors import DataError
 from ..gate import refuse_outside
@@ -29,6 +28,8 @@ SPLIT_NAMES = {
 
 
 SHOWN_ROWS = 5
+FOREIGN = r"^[A-Za-z]:[\\/]|^[A-Za-z][A-Za-z0-9+.-]+://|\x00"
+"""What no path below a folder looks like: a drive of Windows, an address, a zero byte."""
 
 TREES: dict[str, tuple[str, ...]] = {
     "imagefolder": (
@@ -73,7 +74,8 @@ TREES: dict[str, tuple[str, ...]] = {
 class Source:
     """A data set as the recipe names it: `root` as given, the `path` that it leads to, and its own names for columns, splits and files.
 
-    `images` is the folder of the images that a list names, where it is another than the list's.
+    `images` is the folder of the images that a list names, where it is another than the list's; `left_out` are splits of
+    ours that are not to be read.
     """
 
     root: str
@@ -82,6 +84,13 @@ class Source:
     splits: Mapping[Any, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     images: str | None = None
+    left_out: frozenset[str] = frozenset()
+
+    def leaves_out(self, split: str) -> bool:
+        """Whether a split, by its name in the data, is not to be read."""
+        return split not in self.splits.values() and any(
+            split.lower() in SPLIT_NAMES[ours] for ours in self.left_out
+        )
 
     @property
     def folder(self) -> Path:
@@ -132,6 +141,12 @@ def full_paths(
         raise DataError(
             f"{where} has rows without a path: {told}; remove them or fill the path in."
         )
+    foreign = listed.filter(pc.match_substring_regex(listed, FOREIGN))
+    if len(foreign):
+        raise DataError(
+            f"{where} names {foreign[0].as_py()!r}, which is no path below {root.absolute()}: an address, a drive or a path "
+            "with a zero byte. Name files on this machine, relative to that folder."
+        )
     whole = pc.binary_join_element_wise(f"{root}/", listed, "")
     suspects = np.flatnonzero(
         pc.or_(pc.starts_with(listed, "/"), pc.match_substring(listed, "..")).to_numpy(
@@ -170,32 +185,6 @@ def blank_rows(values: pa.Array, names: pa.Array | None = None) -> str:
 def refuse_escape(paths: Sequence[Path], root: Path) -> None:
     """Raises DataError for a link that leads out of the root."""
     refuse_outside(paths, root)
-
-
-def read_csv(
-    file: Path, delimiter: str = ",", types: Mapping[str, pa.DataType] | None = None
-) -> pa.Table:
-    """The table in a CSV file; a column not in `types` has the type of its values. Raises DataError for what is none, or is not UTF-8."""
-    try:
-        table = pacsv.read_csv(
-            file,
-            parse_options=pacsv.ParseOptions(delimiter=delimiter),
-            convert_options=pacsv.ConvertOptions(column_types=types),
-        )
-        foreign = [
-            name
-            for name, kind in zip(table.column_names, table.schema.types, strict=True)
-            if pa.types.is_binary(kind)
-        ]
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{file} cannot be read as a table: {error}") from error
-    except UnicodeDecodeError:
-        foreign = ["names of the columns"]
-    if foreign:
-        raise DataError(
-            f"{file} is not UTF-8 ({', '.join(foreign)}); save it as UTF-8, for example with iconv -f latin1 -t utf-8."
-        )
-    return table
 
 
 def strings(values: Sequence[str] | pa.Array) -> pa.Array:

@@ -22,12 +22,15 @@ from .building import (
     full_paths,
     refuse_escape,
 )
+from .labels import is_whole
+from .opening import read_text
 
 LISTS = {
     "train": "ImageNet_LT_train.txt",
     "val": "ImageNet_LT_val.txt",
     "test": "ImageNet_LT_test.txt",
 }
+LONGEST_LABEL = 18
 WORDNET_NAMES = "LOC_synset_mapping.txt"
 NAME_FILES = (WORDNET_NAMES, "classnames.txt")
 
@@ -172,10 +175,12 @@ def read_lists(source: Source) -> dict[str, ImageTable]:
         )
     listed = {split: _read_list(source.path / name) for split, name in files.items()}
     folder_of = _folders_of({files[split]: each for split, each in listed.items()}, source.path)
-    folders = [folder_of[label] for label in range(len(folder_of))]
+    folders = list(folder_of.values())
+    place = {label: number for number, label in enumerate(folder_of)}
     names = _told_apart(_class_names(source.path), folders)
     tables = {}
-    for split, (paths, labels) in listed.items():
+    for split, (paths, numbers) in listed.items():
+        labels = np.asarray([place[number] for number in numbers], np.int64)
         placed = full_paths(
             source.path, _as_on_disk(source.path, paths, labels, folders), files[split]
         )
@@ -183,10 +188,10 @@ def read_lists(source: Source) -> dict[str, ImageTable]:
     return tables
 
 
-def _folders_of(lists: dict[str, tuple[list[str], np.ndarray]], root: Path) -> dict[int, str]:
-    """The folder of each label, from all lists but those over one flat folder.
+def _folders_of(lists: dict[str, tuple[list[str], list[int]]], root: Path) -> dict[int, str]:
+    """The folder of each label, in order of the labels, from all lists but those over one flat folder.
 
-    Raises DataError where a label has two folders or a folder two labels (lists of different versions), or where labels are left out.
+    Raises DataError where a label has two folders or a folder two labels (lists of different versions), or no folder.
     """
     folder_of: dict[int, tuple[str, str]] = {}
     label_of: dict[str, tuple[int, str]] = {}
@@ -194,7 +199,7 @@ def _folders_of(lists: dict[str, tuple[list[str], np.ndarray]], root: Path) -> d
         pairs = dict.fromkeys(
             zip(
                 (path.rpartition("/")[0].rpartition("/")[2] for path in paths),
-                labels.tolist(),
+                labels,
                 strict=True,
             )
         )
@@ -211,13 +216,12 @@ def _folders_of(lists: dict[str, tuple[list[str], np.ndarray]], root: Path) -> d
                     f"{root}: {told}; the lists are of different versions. Images whose folder is not their class are read by "
                     "data.format: manifest."
                 )
-    last = max((int(labels.max()) for _, labels in lists.values()), default=0)
-    lacking = sorted(set(range(last + 1)) - set(folder_of))
+    lacking = sorted({label for _, labels in lists.values() for label in labels} - set(folder_of))
     if lacking:
         raise DataError(
-            f"{root}: labels run to {last}, but {len(lacking)} of them have no image in a folder (for example {lacking[0]})."
+            f"{root}: {len(lacking)} labels have no image in a folder (for example {lacking[0]}), so their classes have no name."
         )
-    return {label: folder for label, (folder, _) in folder_of.items()}
+    return {label: folder for label, (folder, _) in sorted(folder_of.items())}
 
 
 def _as_on_disk(root: Path, paths: list[str], labels: np.ndarray, folders: list[str]) -> list[str]:
@@ -238,27 +242,27 @@ def _as_on_disk(root: Path, paths: list[str], labels: np.ndarray, folders: list[
     return paths
 
 
-def _read_list(file: Path) -> tuple[list[str], np.ndarray]:
+def _read_list(file: Path) -> tuple[list[str], list[int]]:
     """Paths and labels of a list; the path may hold spaces, the label stands last."""
     if not file.is_file():
         raise DataError(
             f"there is no list {file}; name it in data.files, for example {{train: my_train.txt}}."
         )
     paths, labels = [], []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(file).splitlines(), 1):
         if not line.strip():
             continue
-        path, _, label = line.rstrip().rpartition(" ")
-        if not path or not label.isdecimal():
+        *path, label = line.strip().rsplit(None, 1)
+        if not path or not (is_whole(label) and label.isdigit() and len(label) <= LONGEST_LABEL):
             raise DataError(
                 f"{file}, line {number}: 'path label' is expected, the label a whole number from 0; got '{line[:120]}'."
             )
-        paths.append(path.strip())
+        paths.append(path[0].strip())
         labels.append(int(label))
     if not paths:
         raise DataError(f"{file} is empty.")
     full_paths(file.parent, paths, file.name)
-    return paths, np.asarray(labels, np.int64)
+    return paths, labels
 
 
 def _class_names(root: Path) -> dict[str, str]:
@@ -266,11 +270,7 @@ def _class_names(root: Path) -> dict[str, str]:
     file = next((root / name for name in NAME_FILES if (root / name).is_file()), None)
     if file is None:
         return {}
-    pairs = (
-        line.partition(" ")
-        for line in file.read_text(encoding="utf-8").splitlines()
-        if line.strip()
-    )
+    pairs = (line.partition(" ") for line in read_text(file).splitlines() if line.strip())
     known = {folder: name.split(",")[0].strip() for folder, _, name in pairs}
     if file.name == WORDNET_NAMES:
         known |= {folder: names[0] for folder, names in common_names("imagenet").items()}

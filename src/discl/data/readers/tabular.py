@@ -1,4 +1,4 @@
-"""Tables that are tables already: Parquet files, data sets of the hub or on disk, and manifests that list files."""
+"""Tables that are tables already: Parquet files, and data sets of the hub or on disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import (
     ClassLabel,
@@ -29,22 +28,13 @@ from huggingface_hub import constants
 from ...errors import DataError, unknown
 from ..gate import Gate, Unreadable, roots_of
 from ..shards import CELL, cell_address
-from ..table import OPTIONAL, ImageTable, check_table, rows_of
-from .building import Source, arrow_images, blank_rows, full_paths, read_csv, refuse_escape
+from ..table import OPTIONAL, ImageTable, check_table
+from .building import Source, arrow_images, blank_rows, refuse_escape
+from .labels import name_numbers, negative_labels
 
 COPIED_BYTES = 4_000_000_000
 BATCH_BYTES = 16_000_000
 """Of the copy, about: a mapped file costs a page or more for each of its batches, and a million thumbnails in batches of 100 are many."""
-
-USUAL_COLUMNS = {
-    "image": (
-        "the paths of the images",
-        ("path",),
-        ("file", "filename", "file_name", "image", "image_path", "img"),
-    ),
-    "label": ("the classes", ("label", "fine_label"), ("class", "class_name", "category")),
-}
-"""Our column: what it holds, the names that are read without a word, and those that `discl init` takes for it."""
 
 
 def read_hub(source: Source) -> dict[str, ImageTable]:
@@ -180,11 +170,17 @@ def _where_they_are(shards: list[Path], image: str, features: Features) -> Datas
 
 
 def to_tables(
-    splits: Mapping[str, Dataset], source: Source, *folders: Path, schemes: Sequence[str] = ()
+    splits: Mapping[str, Dataset],
+    source: Source,
+    *folders: Path,
+    schemes: Sequence[str] = (),
+    numbers: bool = False,
 ) -> dict[str, ImageTable]:
     """`{split: table}` of data sets with the columns image and label, under the user's names for them.
 
-    Files that the column image names have to lie below one of `folders`; `schemes` are those of the addresses that the reader made.
+    - `folders`: files that the column image names have to lie below one of them.
+    - `schemes`: those of the addresses that the reader made.
+    - `numbers`: labels that are texts are whole numbers, and sorted as such.
     """
     root, columns = source.root, source.columns
     places = {split: f"split '{split}' of '{root}'" for split in splits}
@@ -194,9 +190,14 @@ def to_tables(
     if len(renamed) == 1 and "split" in (rows := next(iter(renamed.values()))).column_names:
         renamed = _divide(rows)
         places = {split: f"split '{split}' of '{root}'" for split in renamed}
+    renamed = {split: rows for split, rows in renamed.items() if not source.leaves_out(split)}
+    if not renamed:
+        raise DataError(f"data.splits leaves out every split of '{root}'; keep one for training.")
     for split, rows in renamed.items():
         _refuse_blank(rows, places[split])
-    names, to_label = _class_names({places[split]: rows for split, rows in renamed.items()})
+    names, to_label = _class_names(
+        {places[split]: rows for split, rows in renamed.items()}, numbers
+    )
     if any("fine_label" in rows.column_names for rows in splits.values()):
         names = tuple(
             name.replace("_", " ") for name in names
@@ -255,19 +256,28 @@ def _refuse_blank(rows: Dataset, where: str) -> None:
         )
 
 
-def _class_names(splits: Mapping[str, Dataset]) -> tuple[tuple[str, ...], dict[Any, int]]:
+def _class_names(
+    splits: Mapping[str, Dataset], numbers: bool
+) -> tuple[tuple[str, ...], dict[Any, int]]:
     """The classes of all splits together, and the label of each value in the column `label`."""
     listed: dict[str, tuple[str, ...]] = {}
     values: set[Any] = set()
     for where, rows in splits.items():
         feature = rows.features["label"]
+        kind = str(getattr(feature, "dtype", feature))
         if isinstance(feature, ClassLabel):
-            listed[where] = tuple(feature.names)
-        elif feature.dtype not in {"string", "large_string"} and "int" not in feature.dtype:
+            listed[where] = tuple(map(str, feature.names))
+        elif not isinstance(feature, Value) or (
+            kind not in {"string", "large_string"} and "int" not in kind
+        ):
             raise DataError(
-                f"{where}: labels of type {feature.dtype}; whole numbers, texts or a ClassLabel are expected."
+                f"{where}: labels of type {kind}; whole numbers, texts or a ClassLabel are expected. "
+                "Write the label as one of these, or name another column in data.columns, for example {label: their_name}."
             )
-        values |= set(rows.unique("label"))
+        found = set(rows.unique("label"))
+        if below := sorted(value for value in found if isinstance(value, int) and value < 0):
+            raise DataError(negative_labels(where, below))
+        values |= found
     if listed:
         first, *others = listed.values()
         if len(listed) < len(splits) or any(names != first for names in others):
@@ -277,11 +287,12 @@ def _class_names(splits: Mapping[str, Dataset]) -> tuple[tuple[str, ...], dict[A
             raise DataError(f"the splits name different classes, or in another order: {told}.")
         return first, {label: label for label in values}
     if all(isinstance(value, str) for value in values):
-        names = tuple(sorted(values))
+        names = name_numbers(values, next(iter(splits))) if numbers else tuple(sorted(values))
         return names, {name: label for label, name in enumerate(names)}
     if any(isinstance(value, str) for value in values):
         raise DataError("the labels are texts in one split and numbers in another.")
-    return tuple(str(label) for label in range(max(values) + 1)), {label: label for label in values}
+    ordered = sorted(values)
+    return tuple(map(str, ordered)), {value: label for label, value in enumerate(ordered)}
 
 
 def _to_table(
@@ -298,6 +309,10 @@ def _to_table(
     if "id" not in rows.column_names:
         rows = rows.add_column("id", [f"{split}-{row:08d}" for row in range(len(rows))])
     elif rows.features["id"] != Value("string"):
+        if not isinstance(rows.features["id"], Value):
+            raise DataError(
+                f"{where}: the column 'id' holds {rows.features['id']}; texts or numbers are expected. Name another in data.columns."
+            )
         rows = rows.cast_column("id", Value("string"))
     keep = [name for name in ("id", "image", "label", *OPTIONAL) if name in rows.column_names]
     try:
@@ -308,126 +323,3 @@ def _to_table(
         ) from error
     root, *elsewhere = folders
     return check_table(ImageTable(rows, names, root, tuple(elsewhere), frozenset(schemes)))
-
-
-def read_manifest(source: Source) -> dict[str, ImageTable]:
-    """A CSV, TSV or Parquet file that lists `path` and `label`, optionally `id`, `split`, `domain`, `group`.
-
-    Paths are relative to it, or to the folder that `data.images` names; absolute ones have to lie below that. Without a column `id` an
-    image is called by its path below the folder.
-    """
-    file = source.path if source.path.is_file() else source.file("train", _only_list(source.path))
-    label = source.columns.get("label", "label")
-    try:
-        listed = (
-            pq.read_table(file)
-            if file.suffix == ".parquet"
-            else _with_labels_as_written(file, label)
-        )
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{file} cannot be read as a table: {error}") from error
-    theirs = source.columns.get("image", "path")
-    if theirs not in listed.column_names:
-        raise DataError(
-            f"{file}: {unknown('column', theirs, listed.column_names)} Say data.columns: {{image: their_name}}."
-        )
-    folder = _image_folder(source, file)
-    named = listed.column(theirs).cast(pa.string()).combine_chunks()
-    paths = full_paths(
-        folder,
-        named,
-        str(file),
-        "name the folder that holds all the images in data.images (discl init: --images)",
-    )
-    columns = {name: listed.column(name) for name in listed.column_names if name != theirs}
-    if "id" not in columns and "id" not in source.columns:
-        below = pc.utf8_slice_codeunits(paths, len(f"{folder}/"))
-        columns["id"] = pc.if_else(pc.starts_with(named, "/"), below, named)
-    table = pa.table(
-        {
-            "image": arrow_images(paths),
-            **{name: values for name, values in columns.items() if name != "image"},
-        }
-    )
-    rows = rows_of(table)
-    columns = {ours: name for ours, name in source.columns.items() if ours != "image"}
-    return to_tables({"train": rows}, Source(source.root, source.path, columns), folder)
-
-
-def guess_columns(file: Path, stated: Mapping[str, str]) -> dict[str, str]:
-    """`data.columns` of a list, or of a Parquet file with pictures: what is `stated`, and the one column whose name is usual for it.
-
-    Raises DataError where several have such a name, or none.
-    """
-    schema = (
-        pq.read_schema(file)
-        if file.suffix == ".parquet"
-        else read_csv(file, _delimiter(file)).schema
-    )
-    texts = {
-        field.name
-        for field in schema
-        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-    }
-    found = dict(stated)
-    for ours, (what, known, usual) in USUAL_COLUMNS.items():
-        if ours in stated or set(known) & set(schema.names):
-            continue
-        fitting = [
-            name
-            for name in schema.names
-            if name.casefold() in usual and (ours != "image" or name in texts)
-        ]
-        if ours == "image" and file.suffix == ".parquet" and not fitting:
-            continue  # it holds the pictures themselves
-        if len(fitting) != 1:
-            told = (
-                f"{' and '.join(fitting)} may both be"
-                if fitting
-                else f"none of {', '.join(schema.names)} has a usual name for"
-            )
-            raise DataError(
-                f"{file}: {told} {what}. Say which one it is, discl init {file} --column {ours}={(fitting or ['NAME'])[0]}, or call it "
-                f"'{known[0]}' in the list."
-            )
-        found[ours] = fitting[0]
-    return found
-
-
-def _image_folder(source: Source, file: Path) -> Path:
-    """The folder that the paths of a list are relative to."""
-    folder = file.parent if source.images is None else Path(source.images).expanduser().absolute()
-    if not folder.is_dir():
-        raise DataError(
-            f"data.images '{source.images}' is no folder; looked for {folder.absolute()}."
-        )
-    return folder
-
-
-def _with_labels_as_written(file: Path, label: str) -> pa.Table:
-    """A CSV or TSV file; labels that look like truth values or dates are the texts that they are, whole numbers as 1.0 are numbers."""
-    delimiter = _delimiter(file)
-    listed = read_csv(file, delimiter)
-    if label not in listed.column_names:
-        return listed
-    values = listed[label]
-    if pa.types.is_floating(values.type) and pc.all(pc.equal(pc.floor(values), values)).as_py():
-        return listed.set_column(listed.column_names.index(label), label, values.cast(pa.int64()))
-    if pa.types.is_boolean(values.type) or pa.types.is_temporal(values.type):
-        return read_csv(file, delimiter, {label: pa.string()})
-    return listed
-
-
-def _delimiter(file: Path) -> str:
-    return "\t" if file.suffix in {".tsv", ".tab"} else ","
-
-
-def _only_list(folder: Path) -> str:
-    found = sorted(
-        file.name for file in folder.iterdir() if file.suffix in {".csv", ".tsv", ".parquet"}
-    )
-    if len(found) != 1:
-        raise DataError(
-            f"{folder} holds {len(found)} lists ({', '.join(found[:6]) or 'no .csv, .tsv or .parquet'}); name the right one as data.root."
-        )
-    return found[0]

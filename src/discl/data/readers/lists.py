@@ -1,0 +1,144 @@
+"""Lists of images as tables: CSV and TSV as programs of all kinds write them, JSON lines, Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Collection
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.json as pajson
+import pyarrow.parquet as pq
+
+from ...errors import DataError
+from .labels import labels_as_written
+from .opening import BYTE_ORDER_MARKS, plain_file, read_text
+
+HEADING_BYTES = 65_536
+JSON_BLOCK = 16_000_000
+DELIMITERS = (",", "\t", ";", "|")
+LIST_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".parquet")
+
+
+def read_list(file: Path, label: str, wanted: Collection[str]) -> tuple[pa.Table, bool]:
+    """The table in a list, and whether its column `label` holds whole numbers as texts.
+
+    Labels of a CSV are what is written: "001", true and 2024-01-01 stay the texts that they are. Columns without a
+    name are left out. Raises DataError for what is no table, and where a column among `wanted` stands twice.
+    """
+    if file.suffix.lower() == ".parquet":
+        return _tidy(_read_parquet(file), file, wanted), False
+    if file.suffix.lower() == ".jsonl":
+        return _tidy(_read_json_lines(file), file, wanted), False
+    listed = _tidy(read_csv(file, texts=(label,)), file, wanted)
+    if label not in listed.column_names:
+        return listed, False
+    values, whole = labels_as_written(listed.column(label), str(file))
+    return listed.set_column(listed.column_names.index(label), label, values), whole
+
+
+def read_csv(file: Path, texts: Collection[str] = ()) -> pa.Table:
+    """The table in a CSV file in UTF-8, or in UTF-16 with a byte order mark; cells may hold new lines in quotes.
+
+    The delimiter is the one of comma, tab, semicolon and bar that the heading holds most often. Columns in `texts` are
+    texts, others have the type of their values. Raises DataError for what is no table, or is of another encoding.
+    """
+    heading, source = _open(file)
+    usual = "\t" if file.suffix.lower() in {".tsv", ".tab"} else ","
+    try:
+        delimiter = _delimiter(heading, usual)
+        names = next(csv.reader(io.StringIO(heading), delimiter=delimiter), [])
+        types = {name: pa.string() for name in names if name.strip() in texts}
+        table = pacsv.read_csv(
+            source,
+            parse_options=pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=pacsv.ConvertOptions(column_types=types),
+        )
+        foreign = [
+            name
+            for name, kind in zip(table.column_names, table.schema.types, strict=True)
+            if pa.types.is_binary(kind)
+        ]
+    except UnicodeDecodeError:
+        foreign = ["names of the columns"]
+    except (OSError, pa.ArrowException, csv.Error) as error:
+        if "invalid UTF8" not in str(error):
+            raise DataError(f"{file} cannot be read as a table: {error}") from error
+        foreign = [*texts]
+    if foreign:
+        raise DataError(
+            f"{file} is not UTF-8 ({', '.join(foreign)}); save it as UTF-8, for example with iconv -f latin1 -t utf-8."
+        )
+    return table.rename_columns([name.strip() for name in table.column_names])
+
+
+def read_names(file: Path) -> pa.Schema:
+    """The columns of a list, with their types. Raises DataError as `read_list` does."""
+    if file.suffix.lower() != ".parquet":
+        return read_list(file, "label", ())[0].schema
+    try:
+        return pq.read_schema(plain_file(file))
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file} cannot be read as a table: {error}") from error
+
+
+def _open(file: Path) -> tuple[str, pa.NativeFile]:
+    """The beginning of a text file, and the whole of it as UTF-8."""
+    try:
+        with plain_file(file).open("rb") as stream:
+            start = stream.read(HEADING_BYTES)
+        if any(start.startswith(mark) for mark, name in BYTE_ORDER_MARKS if name != "utf-8-sig"):
+            text = read_text(file)
+            return text[:HEADING_BYTES], pa.BufferReader(text.removeprefix("\ufeff").encode())
+        heading = start.decode("utf-8-sig", errors="replace")
+        return heading, pa.OSFile(str(file))
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+
+
+def _delimiter(heading: str, usual: str) -> str:
+    line = next((line for line in heading.splitlines() if line.strip()), "")
+    plain = "".join(line.split('"')[::2])
+    return max((usual, *DELIMITERS), key=plain.count)
+
+
+def _read_json_lines(file: Path) -> pa.Table:
+    _, source = _open(file)
+    text = source.read()
+    text = text.removeprefix(b"\xef\xbb\xbf")
+    lines = b"\n".join(line for line in text.splitlines() if line.strip())
+    try:
+        return pajson.read_json(
+            pa.BufferReader(lines), pajson.ReadOptions(use_threads=False, block_size=JSON_BLOCK)
+        )
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file} cannot be read as lines of JSON: {error}") from error
+
+
+def _read_parquet(file: Path) -> pa.Table:
+    try:
+        return pq.read_table(plain_file(file), partitioning=None)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{file} cannot be read as a table: {error}") from error
+
+
+def _tidy(table: pa.Table, file: Path, wanted: Collection[str]) -> pa.Table:
+    """The columns that have a name of their own, those of categories as plain ones."""
+    twice = {name for name in table.column_names if name and table.column_names.count(name) > 1}
+    if clash := sorted(twice & set(wanted)):
+        raise DataError(
+            f"{file}: the column {' and the column '.join(clash)} stands twice; rename one of the two."
+        )
+    kept = [place for place, name in enumerate(table.column_names) if name and name not in twice]
+    return plain_columns(table.select(kept))
+
+
+def plain_columns(table: pa.Table) -> pa.Table:
+    """The table with its dictionary columns (categories of pandas) decoded."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            plain = table.column(place).cast(field.type.value_type)
+            table = table.set_column(place, field.name, plain)
+    return table

@@ -1,0 +1,71 @@
+"""Files that others wrote: looked at before they are opened, decoded and parsed with errors that name them."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+from ...errors import DataError
+
+SHOWN_BYTES = 120
+KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+BYTE_ORDER_MARKS = (
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+)
+
+
+def plain_file(file: Path) -> Path:
+    """The path itself. Raises DataError unless it is a plain file: a pipe or a device may never end."""
+    try:
+        mode = file.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+    if not stat.S_ISREG(mode):
+        kind = next((name for fits, name in KINDS if fits(mode)), "no plain file")
+        raise DataError(f"{file} is {kind}; a plain file is expected there. Move it away.")
+    return file
+
+
+def read_text(file: Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
+
+    Raises DataError for a file that cannot be read, or holds another encoding.
+    """
+    try:
+        data = plain_file(file).read_bytes()
+        encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file} is not UTF-8 (byte {error.start}); save it as UTF-8, for example with "
+            "iconv -f latin1 -t utf-8."
+        ) from error
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text. Raises DataError that names `where` for what is none, or is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise DataError(f"{where} is nested too deeply to be read as JSON.") from error
+    except ValueError as error:
+        raise DataError(f"{where} is no JSON: {str(error)[:SHOWN_BYTES]}") from error
+
+
+def read_json(file: Path) -> Any:
+    """The value in a JSON file. Raises DataError as `read_text` and `parse_json` do."""
+    return parse_json(read_text(file), str(file))
