@@ -527,6 +527,12 @@ def predict(
         typer.Option("--method", help="Which method's classifier; default the last of the recipe."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 or mps.")] = "cpu",
+    unreadable: Annotated[
+        str,
+        typer.Option(
+            "--unreadable", help="Images that cannot be read: skip (and name them) or error."
+        ),
+    ] = "skip",
 ) -> None:
     """Classify images with a trained classifier.
 
@@ -534,7 +540,7 @@ def predict(
     """
     from .stages.predicting import predict as predict_images
 
-    typer.echo(predict_images(run, images, out, method, device))
+    typer.echo(predict_images(run, images, out, method, device, unreadable=unreadable))
 
 
 @app.command()

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from discl.cli import app
 from discl.curriculum.models import ClassifierConfig, build_classifier, save_classifier
 from discl.errors import DataError, RunError
 from discl.recipe import load_recipe
+from discl.stages import predicting
 from discl.stages.predicting import find_classifier, predict
 
 
@@ -76,7 +79,7 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
         find_classifier(tmp_path)
     model = write_classifier(tmp_path / "model", 0)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty' holds no image \(none ends in .*\.bmp, "):
+    with pytest.raises(DataError, match=r"empty' holds no image \(none ends in .*\.bmp"):
         predict(model, tmp_path / "empty", tmp_path / "out.csv")
     (tmp_path / "broken.png").write_text("no image")
     with pytest.raises(
@@ -92,3 +95,76 @@ def test_a_device_that_is_not_there(tmp_path: Path) -> None:
     for device in ("gpu", "cuda:99"):
         with pytest.raises(RunError, match=f"there is no device '{device}' here; use --device cpu"):
             predict(model, tmp_path / "any.png", tmp_path / "out.csv", device=device)
+
+
+def rows_of(file: Path) -> list[str]:
+    with file.open(newline="") as stream:
+        return [row[0] for row in csv.reader(stream)][1:]
+
+
+@pytest.fixture
+def messy(tmp_path: Path) -> Path:
+    """What a folder that somebody has kept for years holds beside its two images."""
+    folder = write_images(tmp_path / "photos")
+    (folder / "._b.png").write_bytes(b"\0\5\x16\7")
+    (folder / ".cache").mkdir()
+    (folder / "sub" / "x.jpg").mkdir()
+    (folder / "sub" / "x.jpg" / "c.JFIF").write_bytes((folder / "sub" / "a c.jpg").read_bytes())
+    (folder / "broken.png").write_text("no image")
+    (folder / "phone.heic").write_bytes(b"ftypheic")
+    (folder / "phone2.HEIC").write_bytes(b"ftypheic")
+    (folder / "README").touch()
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "up").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe.png")
+    return folder
+
+
+def test_a_real_folder_ends_in_a_table(
+    messy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_classifier(tmp_path / "model", 0)
+    written = predict(model, messy, messy / "out.csv")
+    expected = [messy / "b.png", messy / "sub" / "a c.jpg", messy / "sub" / "x.jpg" / "c.JFIF"]
+    assert rows_of(written) == [str(path) for path in expected]
+    told = " ".join(capsys.readouterr().err.split())
+    assert "3 unreadable images are skipped" in told and "pipe.png': it is a pipe" in told
+    for part in ("2 hidden", "2 that end in .heic ('phone.heic')", "1 without an ending ('README')",
+                 "1 linked folders ('up')"):  # fmt: skip
+        assert part in told
+    whole_text = written.read_text()
+    monkeypatch.setattr(predicting, "BATCH", 1)
+    counted: list[int] = []
+    again = predict(model, messy, tmp_path / "again.csv", on_progress=counted.append)
+    assert again.read_text() == whole_text and counted == [1, 1, 1]
+    with pytest.raises(DataError, match=r"broken\.png.*--unreadable skip"):
+        predict(model, messy, tmp_path / "none.csv", unreadable="error")
+    assert not list(tmp_path.glob("*none.csv*"))
+
+
+def test_the_command_line_says_what_to_do_with_broken_images(messy: Path, tmp_path: Path) -> None:
+    model = write_classifier(tmp_path / "model", 0)
+    asked = ["predict", str(model), str(messy), "--out", str(tmp_path / "out.csv"), "--unreadable"]
+    for value, error in (("error", DataError), ("often", RunError), ("skip", type(None))):
+        assert isinstance(CliRunner().invoke(app, [*asked, value]).exception, error)
+    assert len(rows_of(tmp_path / "out.csv")) == 3
+
+
+def test_what_leads_out_of_the_folder_is_not_predicted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, images = write_classifier(tmp_path / "model", 0), write_images(tmp_path / "images")
+    outside = write_images(tmp_path / "outside")
+    (images / "link.png").symlink_to(outside / "b.png")
+    assert len(rows_of(predict(model, images, tmp_path / "out.csv"))) == 2
+    assert "link.png': it leads to" in capsys.readouterr().err
+    named = predict(model, images / "link.png", tmp_path / "named.csv")  # whoever names it means it
+    assert rows_of(named) == [str(images / "link.png")]
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images")
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "out.csv", tmp_path, Path("/proc/none/out.csv")):
+        with pytest.raises(RunError, match=rf"cannot be written to {out}"):
+            predict(tmp_path / "no-classifier", images, out)

@@ -214,6 +214,23 @@ def _train_epoch(
 
 
 @torch.inference_mode()
+def logits_of(
+    model: nn.Module,
+    squares: Tensor,
+    config: ClassifierConfig,
+    precision: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Logits, float32 `[batch, classes]` on the CPU, of the centre crops of uint8 squares `[batch, 3, size, size]`.
+
+    The model, which has to be in evaluation mode, is on `device`.
+    """
+    images = normalise(centre(squares.to(device).float() / 255, config.image_size), config)
+    with autocast(device, precision):
+        return model(images.contiguous(memory_format=torch.channels_last)).float().cpu()
+
+
+@torch.inference_mode()
 def predict_logits(
     model: nn.Module, pixels: Pixels, rows: np.ndarray, config: ClassifierConfig, precision: torch.dtype = torch.float32,
     device: torch.device | str = "cpu", batch_size: int = 256, workers: int = 0, on_progress: Callable[[int], None] = lambda count: None,
@@ -223,9 +240,7 @@ def predict_logits(
     model.eval()
     result = []
     for chosen, stored in Batches(pixels, batch_size, workers).of(rows):
-        images = normalise(centre(stored.to(device).float() / 255, config.image_size), config)
-        with autocast(device, precision):
-            result.append(model(images.contiguous(memory_format=torch.channels_last)).float().cpu())
+        result.append(logits_of(model, stored, config, precision, device))
         on_progress(len(chosen))
     model.train(training)
     return torch.cat(result)

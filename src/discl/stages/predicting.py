@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
 import yaml
+from torch import Tensor
 
+from ..console import say
 from ..curriculum.metrics import softmax_rows
-from ..curriculum.models import load_classifier
-from ..curriculum.pixels import Pixels
-from ..curriculum.training import predict_logits
-from ..data.readers import IMAGE_SUFFIXES
-from ..data.table import make_table
+from ..curriculum.models import ClassifierConfig, load_classifier
+from ..curriculum.training import logits_of
+from ..data import Gate, Unreadable, decode_image, to_square
+from ..data.gate import roots_of
+from ..data.listing import LeftOut, known_suffixes, walk_images
 from ..errors import DataError, RunError, unknown
+from ..files import whole
+
+BATCH = 256
+SHOWN = 20
+UNREADABLE = ("skip", "error")
 
 
 def find_classifier(run: Path, method: str | None = None) -> Path:
@@ -51,60 +63,126 @@ def _methods_of(recipe: Path) -> list[str]:
 
 def predict(
     run: Path | str, images: Path | str, out: Path | str, method: str | None = None, device: str = "cpu",
-    on_progress: Callable[[int], None] = lambda count: None,
+    on_progress: Callable[[int], None] = lambda count: None, unreadable: str = "skip",
 ) -> Path:  # fmt: skip
     """Writes a CSV of `image, prediction, probability` and one probability column per class, one row per image, and returns its path.
 
-    `images` is an image file or a folder that is searched. Raises DataError where no image is found or one cannot be read.
+    The file appears whole or not at all. Rows are written batch by batch, so any number of images fits into memory.
+
+    - `images`: an image, or a folder that is searched. Hidden files, files with other endings and linked folders are left out, and counted
+      on standard error.
+    - `unreadable`: `skip` leaves images that cannot be read out, counts and names them; `error` ends with the first.
+    - `on_progress`: called with the number of rows of each batch.
+
+    Raises DataError where no image is found or can be read, and RunError for an unknown device or a place that cannot be written.
     """
-    where = Path(images)
-    files = (
-        [where]
-        if where.is_file()
-        else sorted(path for path in where.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    )
-    if not files:
-        raise DataError(
-            f"'{where}' holds no image (none ends in {', '.join(sorted(IMAGE_SUFFIXES))})."
-        )
+    where, target = Path(images), Path(out)
+    if unreadable not in UNREADABLE:
+        raise RunError(unknown("value of unreadable", unreadable, UNREADABLE))
+    if not where.exists():
+        raise DataError(f"'{where}' does not exist; name an image or a folder of images.")
     if not _is_there(device):
         raise RunError(f"there is no device '{device}' here; use --device cpu.")
-    model, config = load_classifier(find_classifier(Path(run), method))
-    names = [str(file.absolute()) for file in files]
-    columns: dict[str, list] = {
-        "id": names,
-        "image": [{"bytes": None, "path": name} for name in names],
-        "label": [0] * len(names),
-    }
-    folder = where if where.is_dir() else where.resolve().parent
-    table = make_table(columns, config.class_names, folder.absolute())
-    pixels = Pixels([table], config.resize)
-    logits = predict_logits(
-        model.to(device),
-        pixels,
-        np.arange(len(files)),
-        config,
-        torch.float32,
-        device,
-        on_progress=on_progress,
-    )
-    probabilities = softmax_rows(logits).numpy()
-    target = Path(out)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("w", newline="") as stream:
+    with _table(target) as stream:  # first of all: a place that refuses is told before the work
+        model, config = load_classifier(find_classifier(Path(run), method))
         writer = csv.writer(stream)
         writer.writerow(["image", "prediction", "probability", *config.class_names])
-        for file, row in zip(files, probabilities, strict=True):
-            best = int(row.argmax())
-            writer.writerow(
-                [
-                    file,
-                    config.class_names[best],
-                    f"{row[best]:.6f}",
-                    *(f"{value:.6f}" for value in row),
-                ]
-            )
+        search = _Search(where, config)
+        model = model.to(device)
+        for names, squares in search.batches(unreadable):
+            logits = logits_of(model, squares, config, torch.float32, device)
+            rows = zip(names, softmax_rows(logits).numpy(), strict=True)
+            writer.writerows(_row(name, row, config.class_names) for name, row in rows)
+            on_progress(len(names))
+        search.report()
     return target
+
+
+class _Search:
+    """The images of a place, decoded batch by batch, and what of it is left out."""
+
+    def __init__(self, where: Path, config: ClassifierConfig) -> None:
+        self.where, self.size = where, config.resize
+        self.folder = (where if where.is_dir() else where.resolve().parent).absolute()
+        self.gate = Gate(roots_of(self.folder))
+        self.left_out, self.broken, self.read = LeftOut(), list[str](), 0
+
+    def batches(self, unreadable: str) -> Iterator[tuple[list[str], Tensor]]:
+        """(paths, uint8 `[batch, 3, size, size]`) of the readable images. Raises DataError as `predict` does."""
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            paths = self._paths()
+            while some := list(islice(paths, BATCH)):
+                names, squares = [], []
+                for path, square in zip(some, threads.map(self._square, some), strict=True):
+                    if isinstance(square, Unreadable):
+                        self._refuse(path, square, unreadable)
+                    else:
+                        names.append(path)
+                        squares.append(torch.from_numpy(square))
+                self.read += len(names)
+                if names:
+                    yield names, torch.stack(squares)
+
+    def report(self) -> None:
+        """Says what was left out. Raises DataError where no image was read at all."""
+        what = f"; left out: {self.left_out}" if self.left_out else ""
+        if not self.read and not self.broken:
+            raise DataError(
+                f"'{self.where}' holds no image (none ends in {known_suffixes()}){what}."
+            )
+        listing = "\n".join(f"  {problem}" for problem in self.broken[:SHOWN])
+        if not self.read:
+            raise DataError(f"no image of '{self.where}' can be read:\n{listing}")
+        if self.broken:
+            say(f"{len(self.broken):,} unreadable images are skipped:\n{listing}")
+        if self.left_out:
+            say(f"of {str(self.where)!r} are left out: {self.left_out}")
+
+    def _paths(self) -> Iterator[str]:
+        if not self.where.is_dir():
+            return iter([str(self.where)])
+        return (str(Path(path)) for path in walk_images(self.where, self.left_out))
+
+    def _square(self, path: str) -> np.ndarray | Unreadable:
+        whole_path = str(Path(path).resolve() if path == str(self.where) else Path(path).absolute())
+        try:
+            return to_square(
+                decode_image({"bytes": None, "path": whole_path}, self.gate), self.size
+            )
+        except Unreadable as error:
+            return error
+
+    def _refuse(self, path: str, error: Unreadable, unreadable: str) -> None:
+        problem = f"{path!r}: {error}"
+        if unreadable == "error":
+            raise DataError(
+                f"image {problem}. Mend or delete it, or skip such images with --unreadable skip."
+            )
+        self.broken.append(problem)
+
+
+def _row(name: str, probabilities: np.ndarray, class_names: Sequence[str]) -> list[str]:
+    best = int(probabilities.argmax())
+    values = (f"{value:.6f}" for value in probabilities)
+    return [name, class_names[best], f"{probabilities[best]:.6f}", *values]
+
+
+@contextmanager
+def _table(target: Path) -> Iterator[TextIO]:
+    """A CSV file that appears whole or not at all. Raises RunError where the place refuses."""
+    try:
+        if target.is_dir():
+            raise IsADirectoryError("it is a folder; name a file")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            whole(target) as unfinished,
+            unfinished.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
+        ):
+            yield stream
+    except OSError as error:
+        raise RunError(
+            f"the predictions cannot be written to {target}: {error}. Name another place with --out, or free space."
+        ) from error
 
 
 def _is_there(device: str) -> bool:
