@@ -24,6 +24,7 @@ FLOORS = [
     {"data", "hardness", "prompts", "comparison", "conversion", "export"},
     {"checkpoints", "former", "locks", "plugins"},
     {"assets", "console", "digests", "files", "levels", "threads", "unpickling"},
+    {"yaml_text"},
     {"errors"},
 ]
 """Rooms from the entrance down; a room imports from the floors below it only."""
@@ -188,7 +189,7 @@ def test_nothing_is_unpickled_evaluated_or_keyed_by_the_built_in_hash(module: st
         "marshal",
         "shelve",
     }
-    banned = {"hash", "eval", "exec", "torch.load", "yaml.load", "np.load", "numpy.load"}
+    banned = {"hash", "eval", "exec", "torch.load", "np.load", "numpy.load"}
     found = called_names(module) & banned
     assert found == ({"torch.load"} if module == "unpickling" else set())
 
@@ -211,6 +212,20 @@ def test_the_converter_unpickles_tensors_only() -> None:
         != []
     )
     assert [module for module in MODULES if "unpickling" in inside(module)] == []
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "yaml_text"])
+def test_yaml_is_read_within_limits_only(module: str) -> None:
+    reading = {"load", "load_all", "full_load", "unsafe_load", "safe_load", "safe_load_all"}
+    reading |= {"parse", "scan", "compose", "compose_all"}
+    assert not {name for name in called_names(module) if name in {f"yaml.{n}" for n in reading}}
+    names = {
+        alias.name
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "yaml"
+        for alias in node.names
+    }
+    assert not names, "call yaml's functions as yaml.NAME"
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if not is_script(name)])

@@ -432,7 +432,7 @@ def test_an_override_without_key_or_value_is_refused(text: str) -> None:
 
 
 def test_an_override_that_is_no_yaml_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"--set spectrum\.levels: '\[0' is not a YAML value"):
+    with pytest.raises(RecipeError, match=r"--set spectrum\.levels: '\[0' is not valid YAML"):
         parse_override("spectrum.levels=[0")
 
 

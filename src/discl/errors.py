@@ -15,7 +15,10 @@ Each message says what was got, what is allowed and how to mend it. Anything els
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any
 
 
 class DisclError(Exception):
@@ -50,9 +53,84 @@ class TrainingError(DisclError):
     """Training cannot go on."""
 
 
-def unknown(kind: str, got: str, known: Iterable[str]) -> str:
+def shorten(value: object, most: int = 80, quoted: bool = True) -> str:
+    """How an error shows a value: as Python writes it, in about `most` characters at most.
+
+    Where `quoted` is false a text stands without quotation marks. What is left out of the middle is
+    told as `…`.
+    """
+    if isinstance(value, str):
+        part = value if len(value) <= most else f"{value[: most * 2 // 3]}…{value[-(most // 4) :]}"
+        return (
+            repr(part)
+            if quoted
+            else repr(f'"{part}')[2:-1].replace("\\'", "'").replace("\\\\", "\\")
+        )
+    if isinstance(value, int) and abs(value) >= 10**most:
+        return f"{'-' if value < 0 else ''}{hex(abs(value))[:most]}… ({value.bit_length()} bits)"
+    text = _BRIEF.repr(value)
+    return text if len(text) <= most else f"{text[: most * 2 // 3]}…{text[-(most // 4) :]}"
+
+
+class _Brief(reprlib.Repr):
+    """Values as Python writes them, but only the first few hundred of them and to a small depth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 8
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 50
+        self.maxstring = self.maxlong = self.maxother = 400
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        """In the dictionary's own order."""
+        if level <= 0 and x:
+            return "{...}"
+        shown = [
+            f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}"
+            for key, value in islice(x.items(), self.maxdict)
+        ]
+        return f"{{{', '.join([*shown, *(['...'] if len(x) > self.maxdict else [])])}}}"
+
+
+_BRIEF = _Brief()
+
+
+def join_lines(lines: Sequence[str], most: int = 3500) -> str:
+    """Lines of a message, as many as fit into `most` characters (the first in any case), and how
+    many more there are."""
+    kept: list[str] = []
+    left = most
+    for line in lines:
+        line = line if len(line) <= most else f"{line[: most - 1]}…"
+        left -= len(line) + 1
+        if kept and left < 0:
+            break
+        kept.append(line)
+    more = len(lines) - len(kept)
+    return "\n".join([*kept, *([f"… and {more} more problems."] if more else [])])
+
+
+def unknown(kind: str, got: object, known: Iterable[str]) -> str:
     """Message for a name that is not among `known`, with the nearest one proposed."""
     names = sorted(known)
-    near = difflib.get_close_matches(got, names, n=1)
+    text = got if isinstance(got, str) else shorten(got)
+    near = difflib.get_close_matches(text[:200], names, n=1) if len(names) <= MANY else []
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"unknown {kind} '{got}'; known: {', '.join(names)}.{hint}"
+    return f"unknown {kind} '{shorten(text, quoted=False)}'; known: {_listed(names)}.{hint}"
+
+
+MANY = 20_000
+"""Names from which on the nearest one is not looked for, which would take seconds."""
+
+
+def _listed(names: Sequence[str], most: int = 1200) -> str:
+    """The names with commas between them, as many as fit into `most` characters."""
+    shown: list[str] = []
+    left = most
+    for name in names:
+        text = shorten(name, quoted=False)
+        left -= len(text) + 2
+        if left < 0:
+            return f"{', '.join(shown)}, … ({len(names)} in all)"
+        shown.append(text)
+    return ", ".join(shown)

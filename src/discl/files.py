@@ -37,3 +37,19 @@ def clear_unfinished(folder: Path, older_than: float = 3600.0, pattern: str = UN
         ):  # another process clears too, or has finished it, or it is another user's
             if time.time() - file.stat().st_mtime > older_than:
                 file.unlink()
+
+
+def path_exists(path: Path) -> bool:
+    """Whether something is there; not where the name is longer than the file system takes."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def is_regular(path: Path) -> bool:
+    """Whether a regular file is there; a pipe and a device are none, and as `path_exists`."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False

@@ -12,9 +12,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from .errors import RunError
 from .files import whole
+from .yaml_text import read_yaml
 
 FOLDER = "former"
 RECIPE = "recipe.yaml"
@@ -31,10 +31,9 @@ KEPT = (
 
 def former_recipe(kept: Path) -> dict[str, Any] | None:
     """The recipe of a snapshot as a plain tree; None where there is no snapshot, or no whole one."""
-    try:
-        tree = yaml.safe_load((kept / RECIPE).read_text())
-    except FileNotFoundError:
+    if not (kept / RECIPE).exists():
         return None
+    tree = read_yaml(kept / RECIPE, error=RunError)
     return tree if isinstance(tree, dict) else None
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import yaml
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetGenerationError
@@ -41,6 +40,7 @@ from .recipe import Data, Recipe, load_recipe
 from .spectrum.models import Address, Generator, describe_generator, describe_loras
 from .spectrum.plan import Sampling, Share
 from .spectrum.store import Shards, score_shards, spectrum_shards
+from .yaml_text import read_yaml
 
 STALE = {
     "data": ("data", "hard", "plan"),
@@ -189,7 +189,7 @@ class Run:
         what = f"{stage} {share}" if share else stage
         with lock(self.folder, what, lambda other: _clash(what, other)):
             kept = self.folder / "recipe.yaml"
-            if kept.exists() and _changes(yaml.safe_load(kept.read_text()), self.recipe):
+            if kept.exists() and _changes(read_yaml(kept, error=RunError), self.recipe):
                 raise RunError(
                     f"another process has changed the recipe of {self.folder} meanwhile; run the command again."
                 )
@@ -296,7 +296,7 @@ def _changed_keys(recipe: Recipe, folder: Path, amend: bool) -> list[str] | None
                 f"{folder} is not empty and holds no recipe.yaml, so it is no run folder; choose another with --out."
             )
         return None
-    old = yaml.safe_load(kept.read_text())
+    old = read_yaml(kept, error=RunError)
     if not isinstance(old, dict):
         raise RunError(
             f"{kept} holds no recipe, so {folder} is no run folder; choose another with --out."
@@ -326,7 +326,7 @@ def _take_over(recipe: Recipe, folder: Path, amend: bool) -> None:
     if (
         former is not None
         and kept.exists()
-        and not _compare(_completed(former), _completed(yaml.safe_load(kept.read_text())))
+        and not _compare(_completed(former), _completed(read_yaml(kept, error=RunError)))
     ):
         bring_back(
             folder

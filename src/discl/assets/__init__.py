@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from ..errors import RecipeError, unknown
+from ..yaml_text import LISTS, read_yaml
 
 FOLDERS = {"fashion-mnist": "fashion_mnist"}
 PHRASES = Path(__file__).parent / "phrases"
@@ -51,11 +52,16 @@ def embedded_index(name: str) -> Path:
 
 def common_names(name: str) -> dict[str, list[str]]:
     """`{scientific name: common names}` of the shipped list `name`, for example `iwildcam`; several where a category stands twice."""
-    listed = yaml.safe_load((NAMES / f"{name}.yaml").read_text(encoding="utf-8"))
+    listed = read_yaml(NAMES / f"{name}.yaml", LISTS)
     return {
         scientific: common if isinstance(common, list) else [common]
         for scientific, common in listed.items()
     }
+
+
+@cache
+def _tables() -> dict[str, Any]:
+    return dict(read_yaml(PUBLISHED, LISTS))
 
 
 def published_figures(table: str) -> dict[str, dict[str, float]]:
@@ -63,7 +69,7 @@ def published_figures(table: str) -> dict[str, dict[str, float]]:
 
     Raises RecipeError for a table that is not in `published.yaml`.
     """
-    tables = yaml.safe_load(PUBLISHED.read_text())
+    tables = _tables()
     if table not in tables:
         raise RecipeError(unknown("published table", table, tables))
     rows = dict(tables[table])

@@ -24,7 +24,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).parent
@@ -124,7 +123,9 @@ def write_shipped(rows: dict, folder: Path) -> None:
 
 
 def phrases() -> dict[str, list[str]]:
-    return yaml.safe_load((HERE / "phrases" / "fashion-mnist.yaml").read_text())
+    from discl.prompts.texts import read_phrases
+
+    return read_phrases(HERE / "phrases" / "fashion-mnist.yaml")
 
 
 def make_tokenizer(folder: Path):

@@ -277,8 +277,9 @@ def _said(error: urllib.error.HTTPError) -> bytes:
 
 
 def whole_characters(text: str) -> str:
-    """The text with `?` for halves of characters (lone surrogates), which JSON can hold and no file."""
-    return text.encode(errors="replace").decode()
+    """The text with `?` for what JSON can hold and no file: halves of characters (lone surrogates)
+    and NUL."""
+    return text.encode(errors="replace").decode().replace("\0", "?")
 
 
 def _retry_after(value: str | None) -> float | None:

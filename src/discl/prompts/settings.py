@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from ..errors import EndpointError, RecipeError
+from ..yaml_text import LISTS, read_yaml
 from .endpoint import Endpoint
 from .writing import UnusableError, find_name, gather_texts, write_whole
 
@@ -52,10 +53,7 @@ def write_settings(
 
 def read_settings(path: Path) -> list[str]:
     """The settings in a file, at least one. Raises RecipeError for a file that holds no list of texts."""
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"prompts.settings: {path} is not valid YAML: {error}") from error
+    settings = read_yaml(path, LISTS, lambda keys: True, what="prompts.settings: ")
     if (
         not isinstance(settings, list)
         or not settings

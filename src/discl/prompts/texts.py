@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from ..assets import embedded_phrases
 from ..digests import derive_seed
 from ..errors import RecipeError, unknown
+from ..yaml_text import LISTS, read_yaml
 
 CAPTION = "{caption}"
 """What a template may hold beside `{class}`: the caption of the source image."""
@@ -97,16 +97,18 @@ def spoken_names(class_names: Sequence[str], names: Mapping[str, str]) -> dict[s
 
 def read_phrases(path: Path) -> dict[str, list[str]]:
     """`{class: texts}` of a YAML file, classes without any text left out. Raises RecipeError for a file that holds no such mapping."""
-    try:
-        listed = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"prompts: {path} is not valid YAML: {error}") from error
+    return check_phrases(read_yaml(path, LISTS, lambda keys: True, what="prompts: "), path)
+
+
+def check_phrases(listed: Any, path: Path) -> dict[str, list[str]]:
+    """What `read_phrases` makes of the plain value of a file."""
     listed = {} if listed is None else listed
     if not isinstance(listed, dict) or not all(
-        texts is None or isinstance(texts, list) for texts in listed.values()
+        texts is None or (isinstance(texts, list) and all(isinstance(text, str) for text in texts))
+        for texts in listed.values()
     ):
         raise RecipeError(f"prompts: {path} holds no mapping from class names to lists of texts.")
-    return {str(name): [str(text) for text in texts] for name, texts in listed.items() if texts}
+    return {name: texts for name, texts in listed.items() if texts}
 
 
 def draw_prompt(texts: Sequence[str], source_id: str, seed: int, attempt: int) -> str:

@@ -17,8 +17,9 @@ from typing import Protocol
 
 import yaml
 
-from ..errors import EndpointError
+from ..errors import EndpointError, RecipeError
 from ..files import whole
+from ..yaml_text import LISTS, parse_yaml, read_text
 from .endpoint import Endpoint, whole_characters
 from .texts import by_any_name, read_phrases
 
@@ -297,13 +298,15 @@ def _short(text: str) -> str:
 
 def _make_appendable(path: Path) -> None:
     """Sees to it that a class can be added at the end of the file; one in another style, or with empty entries, is written anew."""
-    text = path.read_text(encoding="utf-8") if path.exists() else HEADER
+    text = read_text(path, LISTS.size, what="prompts: ") if path.exists() else HEADER
     known = read_phrases(path) if path.exists() else {}
     probe = "probe of the style"
     try:
-        listed = yaml.safe_load(f"{text.rstrip()}\n{_block(probe, [probe])}")
+        listed = parse_yaml(
+            f"{text.rstrip()}\n{_block(probe, [probe])}", "", LISTS, lambda keys: True
+        )
         fits = isinstance(listed, dict) and len(listed) == len(known) + 1 and all(listed.values())
-    except yaml.YAMLError:
+    except RecipeError:
         fits = False
     write_whole(
         path,
@@ -313,7 +316,8 @@ def _make_appendable(path: Path) -> None:
 
 def _append(path: Path, name: str, texts: list[str]) -> None:
     """Adds a class to the file as it is now, so that edits made meanwhile stay."""
-    write_whole(path, f"{path.read_text(encoding='utf-8').rstrip()}\n{_block(name, texts)}")
+    before = read_text(path, LISTS.size, what="prompts: ")
+    write_whole(path, f"{before.rstrip()}\n{_block(name, texts)}")
 
 
 def _block(name: str, texts: list[str]) -> str:

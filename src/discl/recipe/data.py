@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from ..data.readers import READERS
 from ..errors import RecipeError
 from .base import Strict, one_of
-from .places import Located, Place
+from .places import Located, Place, check_path
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -91,9 +91,11 @@ class Data(Strict):
         "or embedded:fashion-mnist"
     )
     format: Annotated[str, one_of("format", ("auto", *READERS))] = "auto"
-    files: dict[str, Annotated[str, Place(within=("data", "root"))]] = Field(
-        default_factory=dict,
-        description="their split: its list, for formats that have lists; below root, or beside the recipe",
+    files: dict[str, Annotated[str, Place(within=("data", "root")), AfterValidator(check_path)]] = (
+        Field(
+            default_factory=dict,
+            description="their split: its list, for formats that have lists; below root, or beside the recipe",
+        )
     )
     splits: dict[
         Literal["train", "validation", "test", "validation-ood", "test-ood"], str | None

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import difflib
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..checkpoints import local_path
-from ..errors import RecipeError, unknown
+from ..errors import RecipeError, join_lines, shorten, unknown
+from ..files import is_regular, path_exists
+from ..yaml_text import RECIPE as LIMITS
+from ..yaml_text import check_plain, parse_yaml, read_yaml
 from .learning import Method
-from .places import Place, change_places
+from .places import Place, change_places, holds_texts
 from .tree import Recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 EXTENDS = "extends"
 """A key of the file, not of the recipe that it becomes."""
+MOST_FILES = 32
+"""Files that one recipe may be made of through `extends`."""
+
+
+@lru_cache(4096)
+def is_text(keys: tuple[str, ...]) -> bool:
+    """Whether the values in the list or mapping at these keys of a recipe are texts as written."""
+    return holds_texts(Recipe, keys)
 
 
 def shipped_recipes() -> list[str]:
@@ -48,13 +59,17 @@ def load_recipe(
     if isinstance(source, Recipe):
         tree = source.plain()
     elif isinstance(source, dict):
-        tree = _extended(source, folder, ())
+        if wrong := check_plain(source):
+            raise RecipeError(wrong)
+        tree = _extended(source, folder, (), _Files())
     else:
         path = _recipe_path(source)
         folder = path.parent
-        tree = _read(path, ())
+        tree = _read(path, (), _Files())
     for key, value in (overrides or {}).items():
         tree = _with(tree, key.split("."), value, key)
+    if wrong := check_plain(tree):
+        raise RecipeError(wrong)
     return validate(_resolve_paths(tree, folder))
 
 
@@ -71,7 +86,7 @@ def validate(tree: dict[str, Any]) -> Recipe:
         ]
         # The base was not read then, so that all else that is missing or does not fit may lie there.
         raise RecipeError(
-            "\n".join(_explain(problem) for problem in misspelt or problems)
+            join_lines([_explain(problem) for problem in misspelt or problems])
         ) from error
 
 
@@ -85,14 +100,31 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not key:
-        raise RecipeError(f"--set takes key=value, for example --set train.epochs=5; got '{text}'.")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {key}: '{value}' is not a YAML value: {error}") from error
+        raise RecipeError(
+            "--set takes key=value, for example --set train.epochs=5; got "
+            f"'{shorten(text, quoted=False)}'."
+        )
+    what = f"--set {shorten(key, quoted=False)}: {shorten(value)}"
+    return key, parse_yaml(value, what, LIMITS, is_text, above=tuple(key.split(".")))
 
 
-def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+class _Files:
+    """The files that one recipe is read from: each once, however often it is extended."""
+
+    def __init__(self) -> None:
+        self.flat: dict[Path, dict[str, Any]] = {}
+        self.read = 0
+
+    def count(self, path: Path) -> None:
+        self.read += 1
+        if self.read > MOST_FILES:
+            raise RecipeError(
+                f"{path}: a recipe is made of more than {MOST_FILES} files through `extends`; put "
+                "what they share into fewer."
+            )
+
+
+def _read(path: Path, above: tuple[Path, ...], files: _Files) -> dict[str, Any]:
     """The flat tree of a file; `above` are the files that extend it, outermost first."""
     here = path.resolve()
     if here in above:
@@ -100,35 +132,42 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise RecipeError(
             f"these recipes extend one another in a circle: {circle}; take one `extends` out."
         )
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+    if path.absolute() in files.flat:
+        return files.flat[path.absolute()]
+    files.count(path)
+    tree = read_yaml(path, LIMITS, is_text)
     if not isinstance(tree, dict):
         raise RecipeError(f"{path} holds no recipe: a mapping of keys is expected at its top.")
     if "extends" in tree:
         tree = {"name": path.stem, **tree}
-    return _extended(tree, path.parent, (*above, here))
+    flat = _extended(tree, path.parent, (*above, here), files)
+    files.flat[path.absolute()] = flat
+    return flat
 
 
-def _extended(tree: dict[str, Any], folder: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+def _extended(
+    tree: dict[str, Any], folder: Path, above: tuple[Path, ...], files: _Files
+) -> dict[str, Any]:
     """The tree over its bases, without the key `extends`; `folder` is where relative paths of this tree are looked up first."""
     bases = tree.get("extends", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise RecipeError(
-            f"extends: the name of a shipped recipe or the path of a YAML file is expected, or a list of them; got {bases!r}."
+            "extends: the name of a shipped recipe or the path of a YAML file is expected, or a "
+            f"list of them; got {shorten(bases)}."
         )
+    if len(bases) > MOST_FILES:
+        raise RecipeError(f"extends names {len(bases)} recipes; at most {MOST_FILES} are allowed.")
     flat: dict[str, Any] = {}
     for base in bases:
         try:
-            path = _recipe_path(folder / Path(base).expanduser() if _is_path(base) else base)
+            path = _recipe_path(folder / local_path(base) if _is_path(base) else base)
         except RecipeError as error:
             raise RecipeError(
-                f"{above[-1] if above else 'the recipe'} extends '{base}': {error}"
+                f"{above[-1] if above else 'the recipe'} extends {shorten(base)}: {error}"
             ) from error
         flat = _laid_over(
-            flat, {key: value for key, value in _read(path, above).items() if key != "name"}
+            flat, {key: value for key, value in _read(path, above, files).items() if key != "name"}
         )
     own = {key: value for key, value in tree.items() if key != "extends"}
     return _laid_over(flat, _resolve_paths(own, folder, flat))
@@ -153,19 +192,24 @@ def _is_path(source: str | Path) -> bool:
 
 def _recipe_path(source: str | Path) -> Path:
     path = Path(source)
-    if _is_path(source) and path.is_file():
+    if _is_path(source) and is_regular(path):
         return path
     if not _is_path(source) and str(source) in shipped_recipes():
         return RECIPES / f"{source}.yaml"
-    if (path / "recipe.yaml").is_file():
+    if is_regular(path / "recipe.yaml"):
         raise RecipeError(
             f"{path} is a run folder, and its recipe is {path / 'recipe.yaml'}; to go on there, add --out {path}."
         )
-    near = difflib.get_close_matches(path.stem, shipped_recipes(), n=3)
+    near = difflib.get_close_matches(path.stem[:200], shipped_recipes(), n=3)
+    name = shorten(str(path), 300, quoted=False)
+    if _is_path(source) and path_exists(path):
+        raise RecipeError(
+            f"{name} is no regular file (a folder, a pipe or a device); name a recipe's YAML file."
+        )
     told = (
-        f"there is no recipe file {path}."
+        f"there is no recipe file {name}."
         if _is_path(source)
-        else f"unknown recipe '{source}'. A recipe file's name ends in .yaml."
+        else f"unknown recipe '{name}'. A recipe file's name ends in .yaml."
     )
     hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
     raise RecipeError(f"{told}{hint} `discl recipes` lists all that ship.")
@@ -173,8 +217,16 @@ def _recipe_path(source: str | Path) -> Path:
 
 def _with(tree: Any, keys: list[str], value: Any, whole: str) -> dict[str, Any]:
     """A copy of the tree with one value replaced; missing branches are made, so that validation can name them."""
+    if len(keys) > LIMITS.depth:
+        raise RecipeError(
+            f"--set {shorten(whole, quoted=False)}: the key has {len(keys)} parts; at most "
+            f"{LIMITS.depth} are allowed."
+        )
     if not isinstance(tree, dict):
-        raise RecipeError(f"--set {whole}: '{keys[0]}' lies below a value that is no mapping.")
+        raise RecipeError(
+            f"--set {shorten(whole, quoted=False)}: '{shorten(keys[0], quoted=False)}' lies below a "
+            "value that is no mapping."
+        )
     below = _with(tree.get(keys[0]) or {}, keys[1:], value, whole) if len(keys) > 1 else value
     return {**tree, keys[0]: below}
 
@@ -193,7 +245,7 @@ def _resolve_paths(
         ):
             return text
         return next(
-            (_whole_path(path) for path in _candidates(text, folder) if path.exists()), text
+            (_whole_path(path) for path in _candidates(text, folder) if path_exists(path)), text
         )
 
     return change_places(Recipe, tree, resolved)
@@ -206,11 +258,11 @@ def _candidates(text: str, folder: Path) -> list[Path]:
 def _holds(root: Any, name: str, folder: Path) -> bool:
     """Whether a folder that the recipe names holds something of this name."""
     root = (
-        next((path for path in _candidates(root, folder) if path.exists()), None)
+        next((path for path in _candidates(root, folder) if path_exists(path)), None)
         if isinstance(root, str)
         else None
     )
-    return root is not None and (root / name).exists()
+    return root is not None and path_exists(root / name)
 
 
 def _whole_path(path: Path) -> str:
@@ -218,7 +270,7 @@ def _whole_path(path: Path) -> str:
     there = path.resolve()
     return str(
         path.parent.resolve() / path.name
-        if path.is_file() and there.suffix != path.suffix
+        if is_regular(path) and there.suffix != path.suffix
         else there
     )
 
@@ -231,10 +283,13 @@ def _value(tree: Any, keys: tuple[str, ...]) -> Any:
 
 def _explain(problem: Any) -> str:
     of_a_key = problem["loc"][-1:] == ("[key]",)
-    where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+    where = ".".join(
+        shorten(str(part), 60, quoted=False) for part in problem["loc"][:12] if part != "[key]"
+    )
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, RecipeError):
-        return str(cause) if str(cause).startswith(where) else f"{where}: {cause}"
+        told = str(cause)
+        return told if not where or told.startswith(where) else f"{where}: {told}"
     if problem["type"] == "literal_error":
         known = re.findall("'([^']*)'", problem["ctx"]["expected"])
         kind = f"key in {where.rpartition('.')[0]}" if of_a_key else f"value of {where}"
@@ -246,9 +301,8 @@ def _explain(problem: Any) -> str:
         )
     if problem["type"] == "missing":
         return f"{where}: this key is required."
-    return (
-        f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}; got {problem.get('input')!r}."
-    )
+    told = shorten(problem["msg"], 300, quoted=False)
+    return f"{where}: {told[:1].lower()}{told[1:]}; got {shorten(problem.get('input'))}."
 
 
 def _known_keys(above: list[Any]) -> list[str]:

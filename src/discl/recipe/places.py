@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
+
+from ..errors import RecipeError, shorten
 
 
 class Step(Enum):
@@ -45,7 +47,19 @@ class Overlay:
     dotted: bool = False
 
 
-Located = Annotated[str, Place()]
+def check_path(value: str) -> str:
+    """A text that may name a file or folder. Raises RecipeError where no file system takes it."""
+    longest = max((len(name.encode()) for name in value.split("/")), default=0)
+    if longest > 255 or len(value.encode()) > 4096:
+        raise RecipeError(
+            f"got {shorten(value)}, whose longest name has {longest} bytes; a file system takes "
+            "names of at "
+            "most 255 bytes, and at most 4,096 in all."
+        )
+    return value
+
+
+Located = Annotated[str, Place(), AfterValidator(check_path)]
 """A text that may name a file or folder of this machine, or something elsewhere: on the hub, embedded, at a URL."""
 
 
@@ -80,6 +94,83 @@ def _below(kind: Any, *marks: Any) -> Iterator[tuple[Keys, Place]]:
     elif isinstance(origin, type) and issubclass(origin, Collection):
         for part in parts[1:] if issubclass(origin, Mapping) else parts:
             yield from (((Step.ANY, *keys), place) for keys, place in _below(part))
+
+
+@cache
+def find_texts(section: type[BaseModel]) -> frozenset[Keys]:
+    """Keys below a section of the lists and mappings whose items are texts, such as class names."""
+    return frozenset(
+        (str(name), *keys)
+        for name, field in section.model_fields.items()
+        for keys in _texts_below(field.annotation, *field.metadata)
+    )
+
+
+def _texts_below(kind: Any, *marks: Any) -> Iterator[Keys]:
+    """Keys, below a value of a type that has these marks, of the lists and mappings of texts."""
+    if get_origin(kind) is Annotated:
+        kind, *more = get_args(kind)
+        marks = (*marks, *more)
+    for mark in marks:
+        if isinstance(mark, Overlay):
+            above = (Step.DOTTED,) if mark.dotted else ()
+            yield from ((*above, *keys) for keys in find_texts(mark.section))
+    origin, parts = get_origin(kind), get_args(kind)
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield from find_texts(kind)
+    elif origin in (Union, UnionType):
+        for part in parts:
+            yield from _texts_below(part)
+    elif isinstance(origin, type) and issubclass(origin, Collection):
+        for part in parts[1:] if issubclass(origin, Mapping) else parts:
+            if _is_text(part):
+                yield ()
+            yield from ((Step.ANY, *keys) for keys in _texts_below(part))
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a type has texts only, and perhaps null."""
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if get_origin(kind) in (Union, UnionType):
+        return all(each is type(None) or _is_text(each) for each in get_args(kind))
+    literal = get_origin(kind) is Literal and all(isinstance(each, str) for each in get_args(kind))
+    return kind is str or literal
+
+
+@cache
+def _tree_of_texts(section: type[BaseModel]) -> dict[Any, Any]:
+    """`find_texts` as a tree of steps, in which an END marks where one ends."""
+    root: dict[Any, Any] = {}
+    for keys in find_texts(section):
+        below = root
+        for key in keys:
+            below = below.setdefault(key, {})
+        below[END] = {}
+    return root
+
+
+END = object()
+
+
+def holds_texts(section: type[BaseModel], keys: tuple[str, ...]) -> bool:
+    """Whether the list or mapping at these keys of a plain tree is one of texts.
+
+    The keys are those of mappings and, for an item of a list, anything.
+    """
+    states = [_tree_of_texts(section)]
+    skip = False
+    for key in keys:
+        if skip:  # one of the values to try of a dotted key
+            skip = False
+            continue
+        after = [each[step] for each in states for step in (key, Step.ANY) if step in each]
+        dotted = [each[Step.DOTTED] for each in states if Step.DOTTED in each]
+        for part in key.split(".") if dotted else ():
+            dotted = [each[step] for each in dotted for step in (part, Step.ANY) if step in each]
+        skip = bool(dotted)
+        states = [*after, *dotted]
+    return not skip and any(END in each for each in states)
 
 
 def change_places(

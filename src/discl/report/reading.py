@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from ..data.images import decode_image
 from ..errors import RunError
 from ..spectrum.store import Shards
+from ..yaml_text import parse_yaml
 
 ADJUSTED = "+la"
 """How `results.json` marks a method's second row, post-hoc logit adjustment."""
@@ -115,7 +115,7 @@ def read_run(
     making: Mapping[str, str],
 ) -> Story:
     """The story of a run folder. Raises RunError that names the file which an unfinished run lacks."""
-    recipe = yaml.safe_load(_text(folder / "recipe.yaml"))
+    recipe = parse_yaml(_text(folder / "recipe.yaml"), str(folder / "recipe.yaml"), error=RunError)
     listed = _table(folder / "data.parquet", ["split", "label"])
     labels, split_of = listed["label"].to_numpy(), np.asarray(listed["split"].to_pylist())
     counts = {
