@@ -13,7 +13,6 @@ from typing import TextIO
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from ..console import say
@@ -23,8 +22,9 @@ from ..curriculum.training import logits_of
 from ..data import Gate, Unreadable, decode_image, to_square
 from ..data.gate import roots_of
 from ..data.listing import LeftOut, known_suffixes, walk_images
-from ..errors import DataError, RunError, unknown
+from ..errors import DataError, RecipeError, RunError, unknown
 from ..files import whole
+from ..yaml_text import read_yaml
 
 BATCH = 256
 SHOWN = 20
@@ -54,8 +54,8 @@ def find_classifier(run: Path, method: str | None = None) -> Path:
 def _methods_of(recipe: Path) -> list[str]:
     """Names of the methods of a run folder's recipe, which is read as text and not carried out; none where it tells none."""
     try:
-        tree = yaml.safe_load(recipe.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        tree = read_yaml(recipe)
+    except RecipeError:
         return []
     methods = tree.get("methods") if isinstance(tree, dict) else None
     return [str(name) for name in methods] if isinstance(methods, dict) else []
