@@ -49,7 +49,7 @@ from discl.stages.classifiers import describe_classifier, starter_of
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LEVELS = (50, 70, 90)
 PARTS = ("workers", "small", "progress", "large", "attention")
-SETS = {  # real images, hard ones, images of the spectrum, of which V is 2,000 or a fifth, as in the recipes
+SETS = {  # real images, hard ones, images of the spectrum, V is 2,000 hard ones or a fifth, as in the recipes
     "CIFAR100-LT": (10_847, 325, 2_925),
     "iWildCam": (129_809, 8_260, 198_240),
 }
@@ -120,12 +120,16 @@ def jpegs(size: int, count: int) -> tuple[list[bytes], np.ndarray]:
 def make_pool(real: int, hard: int, synthetic: int) -> Pool:
     """`hard` of the real images are hard; ten classes, and each level of each class has equal parts of the synthetic ones."""
     rows = np.arange(real + synthetic)
+    source = (
+        rows // 10 // len(LEVELS) * 10 % (hard // 10 * 10) + rows % 10
+    )  # one image a level of each
     return Pool(
         labels=rows % 10,
         levels=np.where(rows < real, 100, np.asarray(LEVELS)[rows // 10 % len(LEVELS)]),
         synthetic=np.repeat([False, True], [real, synthetic]),
-        hard=np.arange(real + synthetic) < hard,
+        hard=rows < hard,
         class_names=[str(label) for label in range(10)],
+        sources=np.where(rows < real, rows, source),
     )
 
 

@@ -607,7 +607,7 @@ def test_methods_that_follow_progress(copied: Path, tree: Tree, no_phase_one: No
     methods = {
         "ce": {},
         **{
-            name: {"strategy": name, "guidance_images": 8}
+            name: {"strategy": name, "guidance_images": 2}
             for name in ("adaptive", "adaptive-per-class", "bandit")
         },
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import nn
 from discl.curriculum.course import Course
 from discl.curriculum.mixture import Mixing, Pool, mix_epoch
 from discl.curriculum.models import ClassifierConfig
-from discl.curriculum.progress import GuidanceSet, draw_guidance_set
+from discl.curriculum.progress import GuidanceSet, draw_guidance_set, hold_out
 from discl.curriculum.strategies import make_strategy
 from discl.curriculum.training import TrainSettings, make_course, train_classifier
 from discl.digests import derive_seed
@@ -54,7 +53,7 @@ class Squares:
 
 
 def make_samples() -> tuple[Pool, Squares, GuidanceSet]:
-    """30 real images, those of class 2 hard, and 20 synthetic ones of it at each level, of which V takes 8."""
+    """30 real images, those of class 2 hard, and two synthetic ones of each at each level; V takes five hard images."""
     labels, levels = (
         np.r_[np.arange(30) % 3, np.full(60, 2)],
         np.r_[np.full(30, 100), np.repeat(LEVELS, 20)],
@@ -65,12 +64,12 @@ def make_samples() -> tuple[Pool, Squares, GuidanceSet]:
         70 * labels[:, None, None, None]
         + rng.integers(-60, 60, (90, 3, 6, 6)) * (1.3 - levels / 100)[:, None, None, None]
     )
-    pool = Pool(labels, levels, synthetic, ~synthetic & (labels == 2), CONFIG.class_names)
-    guidance = draw_guidance_set(pool, tuple(map(GuidanceLevel, LEVELS)), 24, seed=1)
-    held_out = np.zeros(90, bool)
-    held_out[guidance.rows] = True
+    hard = ~synthetic & (labels == 2)
+    sources = np.r_[np.arange(30), np.resize(np.flatnonzero(hard), 60)]
+    pool = Pool(labels, levels, synthetic, hard, CONFIG.class_names, sources=sources)
+    guidance = draw_guidance_set(pool, tuple(map(GuidanceLevel, LEVELS)), 5, seed=1)
     return (
-        replace(pool, held_out=held_out),
+        hold_out(pool, guidance),
         Squares(torch.from_numpy(squares.clip(0, 255).astype(np.uint8))),
         guidance,
     )

@@ -72,7 +72,9 @@ def make_pool() -> Pool:
         np.r_[np.arange(16) % 3, np.full(24, 2)],
         np.r_[np.full(16, 100), np.repeat([0, 50], 12)],
     )
-    return Pool(labels, levels, synthetic, ~synthetic & (labels == 2), NAMES)
+    hard = np.flatnonzero(~synthetic & (labels == 2))
+    sources = np.r_[np.arange(16), np.resize(hard, 24)]
+    return Pool(labels, levels, synthetic, ~synthetic & (labels == 2), NAMES, sources=sources)
 
 
 def train_clip(clip: str, folder: Path, objective: str, **changed: Any) -> None:
@@ -109,7 +111,7 @@ def train_network(
         }
     )  # fmt: skip
     config = describe_classifier(train, NAMES)
-    pool, guidance = hold_out_guidance(make_pool(), LEVELS, 8, 0)
+    pool, guidance = hold_out_guidance(make_pool(), LEVELS, 2, 0)
     settings = describe_training(train, "full", 16, torch.device("cpu"), epochs)
     settings = replace(settings, probe_samples=8, save_seconds=save_seconds, validate_every=1)
     train_classifier(

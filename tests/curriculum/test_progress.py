@@ -15,6 +15,7 @@ from discl.curriculum.progress import (
     best_level,
     check_disjoint,
     draw_guidance_set,
+    hold_out,
     measure_progress,
     true_class_probability,
     without_outliers,
@@ -25,64 +26,114 @@ from discl.levels import GuidanceLevel
 LEVELS = (GuidanceLevel(0), GuidanceLevel(50))
 
 
-def make_pool(kept: dict[tuple[int, int], int], real: int = 10) -> Pool:
-    """Real images of class 0, then the kept synthetic ones of each (label, level)."""
-    rows = [(0, 100)] * real + [each for each, count in kept.items() for _ in range(count)]
-    synthetic = np.repeat([False, True], [real, len(rows) - real])
-    return Pool(
-        np.array([label for label, _ in rows]),
-        np.array([level for _, level in rows]),
-        synthetic,
-        ~synthetic,
-        ("a", "b", "c"),
-    )
+def make_pool(
+    hard: dict[int, int], kept: dict[tuple[int, int], int], real: int = 10, seeds: int = 2
+) -> Pool:
+    """`real` images of class 0, `hard[label]` hard ones of the others, and `seeds` synthetic images of the first `kept[label, level]`."""
+    rows: list[tuple[int, int, int]] = [(0, 100, row) for row in range(real)]
+    first = {}
+    for label, count in hard.items():
+        first[label] = len(rows)
+        rows += [(label, 100, len(rows) + row) for row in range(count)]
+    count = len(rows)
+    for (label, level), sources in kept.items():
+        rows += [(label, level, first[label] + row) for row in range(sources) for _ in range(seeds)]
+    labels, levels, sources = np.array(rows).T
+    synthetic = np.arange(len(rows)) >= count
+    names = tuple(map(str, range(max(hard) + 1)))
+    return Pool(labels, levels, synthetic, ~synthetic & (labels > 0), names, sources=sources)
 
 
-POOL = make_pool({(1, 0): 40, (2, 0): 20, (1, 50): 30, (2, 50): 1})
+POOL = make_pool({1: 40, 2: 20, 3: 6, 4: 1}, {
+    (1, 0): 40, (2, 0): 20, (3, 0): 6, (4, 0): 1, (1, 50): 30, (2, 50): 20, (3, 50): 1, (4, 50): 1,
+})  # fmt: skip
+"""Class 3 has one hard image with an image at 50 %, class 4 one hard image."""
 
 
-def test_parts_of_levels_and_classes() -> None:
-    drawn = draw_guidance_set(POOL, LEVELS, 24, seed=0)
-    counts = {
-        (label, level): int(((drawn.labels == label) & (drawn.levels == level)).sum())
-        for label in (1, 2)
-        for level in (0, 50)
-    }
-    assert counts == {
-        (1, 0): 8,
-        (2, 0): 4,
-        (1, 50): 12,
-        (2, 50): 0,
-    }  # the only picture of a class stays with training
+def sources_of(pool: Pool, drawn: GuidanceSet, level: int | None = None) -> list[int]:
+    rows = drawn.rows if level is None else drawn.rows[drawn.levels == level]
+    return sorted(pool.sources[rows].tolist())
+
+
+def test_every_source_has_one_image_at_every_level() -> None:
+    drawn = draw_guidance_set(POOL, LEVELS, 12, seed=0)
+    assert sources_of(POOL, drawn, 0) == sources_of(POOL, drawn, 50)
+    assert len(set(sources_of(POOL, drawn))) == 12 and len(drawn) == 24
     assert POOL.synthetic[drawn.rows].all()
-    assert len(set(drawn.rows)) == len(drawn) == 24
+    assert np.array_equal(drawn.labels, POOL.labels[drawn.rows])
+    counts = {label: int((drawn.labels == label).sum()) // 2 for label in (1, 2, 3, 4)}
+    # 40 : 20 : 6 : 1 of 12, but class 3 would have no image at 50 % without its source, and class 4 none at all
+    assert counts == {1: 8, 2: 4, 3: 0, 4: 0}
 
 
-def test_training_keeps_half() -> None:
+def test_training_keeps_half_of_each_class() -> None:
     drawn = draw_guidance_set(POOL, LEVELS, 10_000, seed=0)
-    assert len(drawn) == 20 + 10 + 15
+    assert {label: len(set(sources_of(POOL, drawn, 0)) & set(np.flatnonzero(POOL.labels == label)))
+            for label in (1, 2, 3, 4)} == {1: 20, 2: 10, 3: 0, 4: 0}  # fmt: skip
+
+
+def test_nothing_of_a_source_is_left_to_training() -> None:
+    """Neither the real image nor its siblings at other seeds and levels; the classes keep images of every level."""
+    for seed in range(5):
+        drawn = draw_guidance_set(POOL, LEVELS[1:], 20, seed)  # V measures one level of the two
+        left = hold_out(POOL, drawn)
+        trained = np.flatnonzero(~left.held_out)
+        assert not set(sources_of(POOL, drawn)) & set(POOL.sources[trained].tolist())
+        assert left.held_out.sum() == 20 * (1 + 2 + 2)
+        for label in (1, 2, 3, 4):
+            mine = trained[POOL.labels[trained] == label]
+            assert set(POOL.levels[mine].tolist()) == {0, 50, 100}
+        assert left.real_counts.tolist() == [10, *(
+            POOL.real_counts[1:] - np.bincount(drawn.labels, minlength=5)[1:]
+        )]  # fmt: skip
 
 
 def test_same_seed_same_images() -> None:
     first, again, other = (
-        draw_guidance_set(POOL, LEVELS, 24, seed).rows.tolist() for seed in (1, 1, 2)
+        draw_guidance_set(POOL, LEVELS, 12, seed).rows.tolist() for seed in (1, 1, 2)
     )
     assert first == again != other
 
 
-def test_a_level_without_enough_images_is_named() -> None:
-    with pytest.raises(TrainingError, match=r"level 50 % has 1 kept synthetic images, too few"):
-        draw_guidance_set(make_pool({(1, 0): 40, (2, 50): 1}), LEVELS, 10, seed=0)
+def test_seeds_of_a_source_are_drawn_alike() -> None:
+    drawn = [draw_guidance_set(POOL, LEVELS, 12, seed).rows % 2 for seed in range(20)]
+    assert 0.4 < np.concatenate(drawn).mean() < 0.6
+
+
+@pytest.mark.parametrize("kept", [{(1, 0): 40, (2, 50): 20}, {(1, 0): 40, (1, 50): 1}])
+def test_where_nothing_can_be_held_out_it_is_said(kept: dict[tuple[int, int], int]) -> None:
+    pool = make_pool({1: 40, 2: 20}, kept)
+    there = kept.get((1, 50), 0) + kept.get((2, 50), 0)
+    with pytest.raises(TrainingError, match=rf"no hard image can be .* 40 at 0 %, {there} at 50 %"):
+        draw_guidance_set(pool, LEVELS, 10, seed=0)
+
+
+def test_synthetic_images_of_unknown_sources_are_refused() -> None:
+    pool = replace(POOL, sources=np.zeros(0, np.int64))
+    with pytest.raises(TrainingError, match=r"sources of 238 synthetic images are not known"):
+        draw_guidance_set(pool, LEVELS, 10, seed=0)
+
+
+def test_a_source_that_is_not_trained_on_may_serve() -> None:
+    """Its real image is not among the training images, but its other synthetic images are held out too."""
+    away = np.where(POOL.synthetic, POOL.sources + 10_000, POOL.sources)
+    pool = replace(POOL, sources=away)
+    drawn = draw_guidance_set(pool, LEVELS, 12, seed=0)
+    left = hold_out(pool, drawn)
+    assert left.held_out.sum() == 12 * 4 and not left.held_out[~pool.synthetic].any()
+    check_disjoint(left, drawn)
 
 
 def test_overlap_with_training_is_refused() -> None:
-    drawn = draw_guidance_set(POOL, LEVELS, 24, seed=0)
-    held_out = np.zeros(len(POOL.labels), bool)
-    held_out[drawn.rows] = True
-    check_disjoint(replace(POOL, held_out=held_out), drawn)
-    held_out[drawn.rows[3]] = False
-    with pytest.raises(TrainingError, match=rf"1 of 24 images .* .row {drawn.rows[3]}."):
-        check_disjoint(replace(POOL, held_out=held_out), drawn)
+    drawn = draw_guidance_set(POOL, LEVELS, 12, seed=0)
+    left = hold_out(POOL, drawn)
+    check_disjoint(left, drawn)
+    source = POOL.sources[drawn.rows[3]]
+    for row in np.flatnonzero(POOL.sources == source):  # its real image, and each of its siblings
+        held_out = left.held_out.copy()
+        held_out[row] = False
+        with pytest.raises(TrainingError, match=rf"^1 images of the sources .* .row {row}."):
+            check_disjoint(replace(POOL, held_out=held_out), drawn)
 
 
 def test_true_class_probability() -> None:
@@ -154,9 +205,9 @@ def test_shares_are_whole_and_add_up() -> None:
 
 
 def test_many_classes_of_few_images_still_give_their_share() -> None:
-    """300 classes of 3 images and 60 wanted: a fifth of an image each."""
-    pool = make_pool({(label, 0): 3 for label in range(300)})
-    pool = replace(pool, class_names=tuple(map(str, range(300))))
+    """300 classes of 3 hard images and 60 wanted: a fifth of an image each."""
+    labels = range(1, 301)
+    pool = make_pool(dict.fromkeys(labels, 3), {(label, 0): 3 for label in labels})
     drawn = draw_guidance_set(pool, LEVELS[:1], 60, seed=0)
     assert len(drawn) == len(set(drawn.labels.tolist())) == 60
 

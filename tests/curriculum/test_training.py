@@ -45,6 +45,7 @@ from discl.curriculum.progress import (
     GuidanceSet,
     best_level,
     draw_guidance_set,
+    hold_out,
     measure_progress,
     true_class_probability,
 )
@@ -95,7 +96,10 @@ def draw_picture(label: int, index: int) -> dict[str, Any]:
 
 
 def make_samples() -> tuple[Pool, Pixels]:
-    """26 real images in four classes, and 5 synthetic ones at 0 % and at 50 % for each of the two rare classes."""
+    """26 real images in four classes, and 5 synthetic ones at 0 % and at 50 % for each of the two rare classes.
+
+    Hard images of a class take turns as their sources.
+    """
     real = [(label, 100, index) for label, count in enumerate(REAL) for index in range(count)]
     synthetic = [
         (label, level, 100 + level + index)
@@ -111,6 +115,10 @@ def make_samples() -> tuple[Pool, Pixels]:
         is_synthetic,
         ~is_synthetic & (labels >= 2),
         NAMES,
+        sources=np.r_[
+            np.arange(len(real)),
+            [sum(REAL[:label]) + index % 10 % REAL[label] for label, _, index in synthetic],
+        ],
     )
     return pool, Pixels(
         [[draw_picture(label, index) for label, _, index in part] for part in (real, synthetic)],
@@ -426,19 +434,17 @@ def test_killed_while_the_chosen_model_is_put_in_place(
 def follow_progress(
     name: str, folder: Path, settings: TrainSettings | None = None, **changed: Any
 ) -> list[Record]:
-    """Training by a strategy that measures, on V of two images of each rare class at each level."""
+    """Training by a strategy that measures, on V of up to two hard images of each rare class."""
     pool, pixels = make_samples()
     levels = (GuidanceLevel(0), GuidanceLevel(50))
-    guidance = draw_guidance_set(pool, levels, 8, seed=1)
-    held_out = np.zeros(len(pool.labels), bool)
-    held_out[guidance.rows] = True
+    guidance = draw_guidance_set(pool, levels, 3, seed=1)
     arguments: dict[str, Any] = {
         "strategy": make_strategy(name, levels=levels, curriculum_epochs=6), "mixing": Mixing(None, 2.0, with_hard=name == "bandit"),
         "objective": "cross-entropy", "class_counts": pool.real_counts, "config": CONFIG, "guidance": guidance, **changed,
     }  # fmt: skip
     settings = settings or make_settings(probe_samples=8)
     return train_classifier(
-        replace(pool, held_out=held_out), pixels, settings=settings, folder=folder, **arguments
+        hold_out(pool, guidance), pixels, settings=settings, folder=folder, **arguments
     )
 
 
@@ -507,7 +513,7 @@ def test_progress_is_measured_in_float32_where_training_is_not(tmp_path: Path) -
         "adaptive", tmp_path, settings, make_model=lambda: model,
         strategy=make_strategy("adaptive", levels=levels, curriculum_epochs=24),
     )  # fmt: skip
-    guidance = draw_guidance_set(pool, levels, 8, seed=1)
+    guidance = draw_guidance_set(pool, levels, 3, seed=1)
     exact, coarse = gains_of(guidance, model.exact), gains_of(guidance, model.coarse)
     for record, gain in zip(history, exact, strict=True):
         assert record["progress"]["gain"] == pytest.approx(gain, abs=2e-6)

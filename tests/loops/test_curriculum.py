@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
@@ -155,7 +156,7 @@ def test_a_level_switch_restarts_no_worker(filtered_run: Path) -> None:
 
 def test_adaptive_probes_then_follows_what_was_measured(dataset: discl.SpectrumDataset) -> None:
     curriculum = discl.Curriculum(
-        dataset, "adaptive", curriculum_epochs=6, probe_every=3, samples=16, guidance_images=8
+        dataset, "adaptive", curriculum_epochs=6, probe_every=3, samples=16, guidance_images=3
     )
     drawn = train(curriculum, range(9), make_model())
     pool, held = dataset.pool, set(curriculum.guidance_rows.tolist())
@@ -170,6 +171,41 @@ def test_adaptive_probes_then_follows_what_was_measured(dataset: discl.SpectrumD
             assert made.any() and set(pool.levels[rows][made]) == set(record["levels"])
             assert not pool.hard[rows].any()  # algorithm 2: S_λ ∪ D_nh
     assert not pool.synthetic[np.concatenate(drawn[6:])].any()
+
+
+@pytest.mark.parametrize("strategy", ["adaptive", "bandit"])
+def test_nothing_of_the_sources_of_v_is_drawn(
+    filtered_run: Path, dataset: discl.SpectrumDataset, strategy: str
+) -> None:
+    """Neither the real images that V's nearly copy nor their siblings, from a run's data set and from shards."""
+    train_table = Run(discl.load_recipe(filtered_run / "recipe.yaml"), filtered_run).train
+    shards = discl.SpectrumDataset.of_shards(filtered_run / "spectrum", train_table, size=16)
+    for each in (dataset, shards):
+        with pytest.warns(UserWarning, match="guidance_images = 4, but V holds 3"):
+            curriculum = discl.Curriculum(
+                each, strategy, curriculum_epochs=6, probe_every=2, samples=64, guidance_images=4
+            )
+        pool = each.pool
+        rows = curriculum.guidance_rows
+        held = pool.sources[rows]
+        assert sorted(pool.levels[rows].tolist()) == [0] * 3 + [50] * 3
+        assert len(set(held.tolist())) == 3 and pool.hard[held].all()
+        drawn = np.unique(np.concatenate(train(curriculum, range(8), make_model())))
+        assert pool.hard[drawn].any() and pool.synthetic[drawn].any()
+        assert not set(held.tolist()) & set(pool.sources[drawn].tolist())
+
+
+def test_shards_without_sources_measure_nothing(filtered_run: Path, tmp_path: Path) -> None:
+    train_table = Run(discl.load_recipe(filtered_run / "recipe.yaml"), filtered_run).train
+    files = sorted((filtered_run / "spectrum").glob("*.parquet"))
+    for file in files:
+        table = pq.read_table(file)
+        pq.write_table(table.drop_columns(["source_id"]), tmp_path / file.name)
+    hard = discl.SpectrumDataset.of_run(filtered_run).pool.hard[: len(train_table)].tolist()
+    bare = discl.SpectrumDataset.of_shards(tmp_path, train_table, hard=hard, size=16)
+    assert len(discl.Curriculum(bare, "all-levels", curriculum_epochs=2, samples=16)) == 16
+    with pytest.raises(TrainingError, match=r"sources of 32 synthetic images .* source_id"):
+        discl.Curriculum(bare, "adaptive", curriculum_epochs=2)
 
 
 def test_progress_is_the_change_of_the_users_own_probability(
@@ -189,7 +225,7 @@ def test_progress_is_the_change_of_the_users_own_probability(
         "adaptive",
         curriculum_epochs=2,
         probe_every=2,
-        guidance_images=8,
+        guidance_images=3,
         probability=probability,
     )
     curriculum.begin(0, model)
@@ -208,7 +244,7 @@ def test_resumed_draws_what_it_would_have_drawn(
 ) -> None:
     def make() -> discl.Curriculum:
         return discl.Curriculum(
-            dataset, strategy, curriculum_epochs=6, probe_every=2, samples=16, guidance_images=8
+            dataset, strategy, curriculum_epochs=6, probe_every=2, samples=16, guidance_images=3
         )
 
     whole = train(make(), range(8), make_model())
@@ -228,7 +264,7 @@ def test_after_an_epochs_end_the_next_one_is_drawn_before_it_begins(
 
     def make() -> discl.Curriculum:
         return discl.Curriculum(
-            dataset, strategy, curriculum_epochs=6, probe_every=3, samples=16, guidance_images=8
+            dataset, strategy, curriculum_epochs=6, probe_every=3, samples=16, guidance_images=3
         )
 
     curriculum, model = make(), make_model()
@@ -255,7 +291,7 @@ def test_no_synthetic_image_after_the_curriculum(
     """Blocks of a probe and three epochs do not divide 10, 9 or 3 epochs."""
     model = make_model()
     curriculum = discl.Curriculum(
-        dataset, "adaptive", curriculum_epochs=epochs, samples=16, guidance_images=8
+        dataset, "adaptive", curriculum_epochs=epochs, samples=16, guidance_images=3
     )
     drawn = []
     for epoch in range(14):
@@ -329,7 +365,7 @@ def test_progress_is_measured_without_the_random_transform(filtered_run: Path) -
         "adaptive",
         curriculum_epochs=2,
         probe_every=2,
-        guidance_images=8,
+        guidance_images=3,
         probability=judged,
     )
     curriculum.begin(0, make_model())
@@ -378,7 +414,7 @@ def test_progress_is_measured_in_float32_under_mixed_precision(
 
     def measure(model: nn.Module, autocast: bool) -> list[dict[str, float]]:
         curriculum = discl.Curriculum(
-            dataset, "adaptive", curriculum_epochs=8, probe_every=2, samples=16, guidance_images=8
+            dataset, "adaptive", curriculum_epochs=8, probe_every=2, samples=16, guidance_images=3
         )
         torch.manual_seed(0)
         for epoch in range(8):
@@ -404,7 +440,7 @@ def test_progress_is_measured_in_float32_under_mixed_precision(
 def test_a_model_of_bfloat16_weights_is_measured_as_it_is(dataset: discl.SpectrumDataset) -> None:
     model = make_model().to(torch.bfloat16)
     curriculum = discl.Curriculum(
-        dataset, "adaptive", curriculum_epochs=2, probe_every=2, guidance_images=8
+        dataset, "adaptive", curriculum_epochs=2, probe_every=2, guidance_images=3
     )
     with torch.autocast("cpu", torch.bfloat16):
         curriculum.begin(0, model)
@@ -434,7 +470,7 @@ def test_resumed_with_a_prepared_loader_it_goes_on_where_it_was(
         epochs: range, state: dict[str, Any] | None = None, weights: Any = None
     ) -> tuple[list[list[int]], dict[str, Any], Any]:
         curriculum = discl.Curriculum(
-            dataset, strategy, curriculum_epochs=6, probe_every=3, samples=16, guidance_images=8,
+            dataset, strategy, curriculum_epochs=6, probe_every=3, samples=16, guidance_images=3,
             rank=0, world_size=1,
         )  # fmt: skip
         model = make_model()
@@ -563,13 +599,13 @@ def share_training(rank: int, dataset: discl.SpectrumDataset, folder: str) -> No
     torch.manual_seed(rank)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
     curriculum = discl.Curriculum(
-        dataset, "adaptive", curriculum_epochs=4, probe_every=2, samples=16, guidance_images=8
+        dataset, "adaptive", curriculum_epochs=4, probe_every=2, samples=16, guidance_images=3
     )
     drawn = train(curriculum, range(3), model)
     curriculum.end(model)
     state = json.loads(json.dumps(curriculum.state_dict()))
     resumed = discl.Curriculum(
-        dataset, "adaptive", curriculum_epochs=4, probe_every=2, samples=16, guidance_images=8
+        dataset, "adaptive", curriculum_epochs=4, probe_every=2, samples=16, guidance_images=3
     )
     resumed.load_state_dict(state)
     drawn += train(resumed, range(3, 5), model)
@@ -589,7 +625,7 @@ def test_processes_follow_what_the_first_one_measured(
     assert first["history"] == second["history"] and len(first["history"]) == 2
     assert first["state"] == second["state"]
     alone = discl.Curriculum(
-        dataset, "adaptive", curriculum_epochs=4, probe_every=2, samples=16, guidance_images=8
+        dataset, "adaptive", curriculum_epochs=4, probe_every=2, samples=16, guidance_images=3
     )
     alone.load_state_dict(first["state"])
     assert (
@@ -644,7 +680,7 @@ def test_what_cannot_be_followed_is_refused(dataset: discl.SpectrumDataset) -> N
         discl.Curriculum(dataset, "adaptive", curriculum_epochs=2, probe_every=1)
     with pytest.raises(TrainingError, match="curriculum_epochs = 1 leaves no epoch"):
         discl.Curriculum(dataset, "adaptive", curriculum_epochs=1)
-    curriculum = discl.Curriculum(dataset, "adaptive", curriculum_epochs=4, guidance_images=8)
+    curriculum = discl.Curriculum(dataset, "adaptive", curriculum_epochs=4, guidance_images=3)
     with pytest.raises(TrainingError, match="with the model"):
         curriculum.begin(0)
     with pytest.raises(TrainingError, match="cannot follow epoch 0"):
@@ -656,7 +692,7 @@ def test_what_cannot_be_followed_is_refused(dataset: discl.SpectrumDataset) -> N
         dataset,
         "adaptive",
         curriculum_epochs=4,
-        guidance_images=8,
+        guidance_images=3,
         probability=lambda model, batch: torch.zeros(len(batch.label), 4),
     )
     with pytest.raises(TrainingError, match="one per image"):

@@ -82,8 +82,20 @@ def test_a_class_without_images_at_a_later_level_stops_before_any_training(
         TrainingError,
         match=r"methods\.late: 1 class without .*: 'hat' at 50 %\. Lower .* Nothing was trained",
     ):
-        learning.train(with_methods(folder, {"late": {"strategy": strategy, "guidance_images": 4}}))
+        learning.train(with_methods(folder, {"late": {"strategy": strategy, "guidance_images": 2}}))
     assert not (folder / "train").exists()
+
+
+def test_what_v_takes_from_training_is_said(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "_train_method", lambda *_: None)
+    methods = {"asked": {"strategy": "bandit", "guidance_images": 7}, "own": {"strategy": "bandit"}}
+    learning.train(with_methods(folder, methods))
+    told = " ".join(capsys.readouterr().err.split())
+    assert "train asked: progress is measured on 3 hard images" in told and "not 7: no more" in told
+    assert "3 of 8 hard images are held out of training" in told
+    assert "train own: progress is measured on 1 hard image," in told  # a fifth of eight
 
 
 @pytest.mark.parametrize(
@@ -110,7 +122,7 @@ def test_rows_probe_and_processes_are_checked_before_any_training(
         TrainingError, match=r"methods\.second: train\.batch_size = 64 exceeds the 40 real images"
     ):
         learning.train(with_methods(folder, wide))
-    long = {"second": {"strategy": "adaptive", "guidance_images": 4, "probe_samples": 32}}
+    long = {"second": {"strategy": "adaptive", "guidance_images": 2, "probe_samples": 32}}
     with pytest.raises(
         TrainingError,
         match=r"methods\.second: the probe of 32 samples takes 4 of the epoch's 4 steps",

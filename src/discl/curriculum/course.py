@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,14 @@ from ..digests import derive_seed
 from ..errors import TrainingError
 from ..levels import GuidanceLevel
 from .mixture import Mixing, Pool, check_offered, mix_epoch
-from .progress import GuidanceSet, check_disjoint, draw_guidance_set, measure_progress
+from .progress import (
+    GuidanceSet,
+    check_disjoint,
+    count_sources,
+    draw_guidance_set,
+    hold_out,
+    measure_progress,
+)
 from .strategies import WITHOUT_HARD, Adaptive, Bandit, History, Planned, Strategy
 
 Record = dict[str, Any]
@@ -114,12 +121,13 @@ class Course:
 def hold_out_guidance(
     pool: Pool, levels: Sequence[GuidanceLevel], images: int | None, seed: int
 ) -> tuple[Pool, GuidanceSet]:
-    """V of about `images` images (default 2,000, or a fifth of the synthetic ones if that is less), and the pool without them."""
-    images = images or min(2000, int(pool.synthetic.sum()) // 5)
-    guidance = draw_guidance_set(pool, levels, images, derive_seed("guidance", seed))
-    held_out = pool.held_out.copy()
-    held_out[guidance.rows] = True
-    return replace(pool, held_out=held_out), guidance
+    """V of at most `images` hard images (default 2,000, or a fifth of those with a spectrum if that is less), and the pool without them.
+
+    Raises TrainingError where none can be held out.
+    """
+    size = images or max(1, min(2000, count_sources(pool) // 5))
+    guidance = draw_guidance_set(pool, levels, size, derive_seed("guidance", seed))
+    return hold_out(pool, guidance), guidance
 
 
 def make_mixing(

@@ -16,7 +16,9 @@ class Pool:
     """All samples that training may draw, one row each; a real image is a row at level 100.
 
     `labels` int64 `[rows]`, `levels` whole per cents `[rows]`, `synthetic` and `hard` bool `[rows]`; `hard` marks the
-    real images that have a spectrum, `held_out` rows that are never drawn (default none).
+    real images that have a spectrum, `held_out` rows that are never drawn (default none). `sources` int64 `[rows]` says which rows
+    belong together: a real image is its own source, its row number, and a synthetic image has the source that it was made from;
+    -1 where that is not known (default for synthetic images), numbers from `rows` on for real images that the pool does not hold.
     """
 
     labels: np.ndarray
@@ -25,8 +27,12 @@ class Pool:
     hard: np.ndarray
     class_names: Sequence[str]
     held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    sources: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __post_init__(self) -> None:
+        if not len(self.sources):
+            own = np.where(self.synthetic, -1, np.arange(len(self.labels)))
+            object.__setattr__(self, "sources", own)
         if not len(self.held_out):
             object.__setattr__(self, "held_out", np.zeros(len(self.labels), bool))
 
@@ -36,8 +42,9 @@ class Pool:
 
     @property
     def real_counts(self) -> np.ndarray:
-        """Real images per class, int64 `[classes]`."""
-        return np.bincount(self.labels[~self.synthetic], minlength=self.num_classes)
+        """Real images per class that may be drawn, int64 `[classes]`."""
+        drawn = ~self.synthetic & ~self.held_out
+        return np.bincount(self.labels[drawn], minlength=self.num_classes)
 
     @property
     def tail_share(self) -> float:

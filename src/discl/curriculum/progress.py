@@ -1,12 +1,13 @@
 """Learning progress on a guidance validation set V (arXiv 2410.13674, algorithm 2): which level of the spectrum teaches most now.
 
-V holds synthetic images of every level that training never draws. Progress is the change of the model's true-class probability on them.
+V holds one synthetic image of every level of each of its sources, and training draws nothing of those sources: not the hard real images
+that V's images nearly copy, nor their other synthetic images. Progress is the change of the model's true-class probability on V.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,35 +37,92 @@ class GuidanceSet:
 def draw_guidance_set(
     pool: Pool, levels: Sequence[GuidanceLevel], size: int, seed: int
 ) -> GuidanceSet:
-    """About `size` synthetic images, in equal parts of each level and, within a level, of each class in proportion to what was kept.
+    """V of at most `size` sources, each with one synthetic image at every level, classes in proportion to their sources.
 
-    A class keeps at least half of its images of a level, and the last one, for training. Parts are rounded so that their sum is the
-    level's. Raises TrainingError where a level has none to give.
+    Where fewer sources have an image at every level, or can be spared, V is smaller. A class keeps at least half of its sources for
+    training, one hard real image and one synthetic image at each level. Raises TrainingError where no source is left for V, or
+    where the sources of the synthetic images are not known.
     """
     rng = np.random.default_rng(seed)
-    share = round(size / max(len(levels), 1))
-    chosen: list[np.ndarray] = []
-    for level in sorted(levels):
-        offered = np.flatnonzero(pool.synthetic & (pool.levels == level.percent))
-        of_class = list(_by_label(rng.permutation(offered), pool.labels).values())
-        parts = allot(share, np.array([len(rows) for rows in of_class], np.int64), rng)
-        if not parts.sum():
-            raise TrainingError(
-                f"level {level} has {len(offered)} kept synthetic images, too few for a guidance validation set; lower filter.threshold, "
-                "raise spectrum.seeds or methods.*.guidance_images, or leave this level out of spectrum.levels."
-            )
-        chosen += [rows[:part] for rows, part in zip(of_class, parts.tolist(), strict=True)]
-    rows = np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
-    return GuidanceSet(rows, pool.labels[rows], pool.levels[rows])
+    percents = np.array(sorted(level.percent for level in levels), np.int64)
+    rows = np.flatnonzero(pool.synthetic & ~pool.held_out)
+    if (pool.sources[rows] < 0).any():
+        raise TrainingError(
+            f"the sources of {(pool.sources[rows] < 0).sum()} synthetic images are not known, so what their progress is measured on "
+            "cannot be held out of training; name them in a column source_id, or use a strategy that measures nothing."
+        )
+    rows = rng.permutation(rows[np.isin(pool.levels[rows], percents)])
+    sources, of_row = np.unique(pool.sources[rows], return_inverse=True)
+    counts = np.zeros((len(sources), len(percents)), np.int64)
+    np.add.at(counts, (of_row, np.searchsorted(percents, pool.levels[rows])), 1)
+    labels = np.zeros(len(sources), np.int64)
+    labels[of_row] = pool.labels[rows]
+    sparable = _sparable(pool, sources, labels, counts, rng)
+    sizes = np.bincount(labels, minlength=pool.num_classes)
+    limits = np.array([len(sparable.get(label, ())) for label in range(pool.num_classes)])
+    parts = allot(size, sizes, rng, limits)
+    if not parts.sum():
+        there = ", ".join(
+            f"{count} at {percent} %"
+            for percent, count in zip(percents.tolist(), (counts > 0).sum(0).tolist(), strict=True)
+        )
+        raise TrainingError(
+            f"no hard image can be held out for the guidance validation set: of {len(sources)} with kept synthetic images {there}, "
+            f"{(counts > 0).all(1).sum()} at all levels, and each class keeps half of its hard images and an image of each level for "
+            "training; lower filter.threshold, raise spectrum.seeds, leave a level out of spectrum.levels, or use a strategy that "
+            "measures nothing."
+        )
+    chosen = np.concatenate([sparable[label][:part] for label, part in enumerate(parts) if part])
+    mine = np.flatnonzero(np.isin(of_row, chosen))
+    pairs = np.stack([of_row[mine], pool.levels[rows[mine]]])
+    first = np.unique(pairs, axis=1, return_index=True)[1]  # rows are in random order
+    drawn = np.sort(rows[mine[first]])
+    return GuidanceSet(drawn, pool.labels[drawn], pool.levels[drawn])
 
 
-def allot(total: int, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """How many of `total` each part gives, int64 like `sizes`: in proportion, at most half of its size, ties at random.
+def _sparable(
+    pool: Pool,
+    sources: np.ndarray,
+    labels: np.ndarray,
+    counts: np.ndarray,
+    rng: np.random.Generator,
+) -> dict[int, np.ndarray]:
+    """`{label: places in sources}`, in random order: those with an image at every level that the class can spare, one after another.
+
+    `labels` `[sources]`, `counts` of images `[sources, levels]`.
+    """
+    left = np.zeros((pool.num_classes, counts.shape[1]), np.int64)
+    np.add.at(left, labels, counts)
+    hard = np.bincount(pool.labels[pool.hard & ~pool.held_out], minlength=pool.num_classes)
+    known = np.bincount(labels, minlength=pool.num_classes)
+    spare = np.maximum(hard, known) // 2
+    own = np.isin(sources, np.flatnonzero(pool.hard & ~pool.held_out))
+    result: dict[int, list[int]] = {}
+    for place in rng.permutation(np.flatnonzero((counts > 0).all(1))).tolist():
+        label = int(labels[place])
+        rest = left[label] - counts[place]
+        if spare[label] and (rest > 0).all() and hard[label] > own[place]:
+            left[label] = rest
+            spare[label] -= 1
+            hard[label] -= own[place]
+            result.setdefault(label, []).append(place)
+    return {label: np.array(places) for label, places in result.items()}
+
+
+def count_sources(pool: Pool) -> int:
+    """Hard images from which the pool holds synthetic images."""
+    return len(np.unique(pool.sources[pool.synthetic & (pool.sources >= 0)]))
+
+
+def allot(
+    total: int, sizes: np.ndarray, rng: np.random.Generator, limits: np.ndarray | None = None
+) -> np.ndarray:
+    """How many of `total` each part gives, int64 like `sizes`: in proportion, at most its limit (default half of its size), ties at random.
 
     What a part cannot give falls to the others, and the largest remainders are rounded up, so the sum is `total` or, if that is less, that
-    of all halves.
+    of all limits.
     """
-    limits = sizes // 2
+    limits = sizes // 2 if limits is None else limits
     total = min(total, int(limits.sum()))
     exact, bounded = np.zeros(len(sizes)), limits == 0
     while not bounded.all():
@@ -80,13 +138,23 @@ def allot(total: int, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray
     return given
 
 
+def hold_out(pool: Pool, guidance: GuidanceSet) -> Pool:
+    """The pool without V: every row of V's sources, real and synthetic, at all seeds and levels, is held out."""
+    held_out = pool.held_out | np.isin(pool.sources, pool.sources[guidance.rows])
+    held_out[guidance.rows] = True
+    return replace(pool, held_out=held_out)
+
+
 def check_disjoint(pool: Pool, guidance: GuidanceSet) -> None:
-    """Raises TrainingError where training could draw an image of V."""
-    shared = np.flatnonzero(~pool.held_out[guidance.rows])
-    if len(shared):
+    """Raises TrainingError where training could draw an image of V, or another image of its sources."""
+    sources = pool.sources[guidance.rows]
+    trained = np.isin(pool.sources, sources[sources >= 0])
+    trained[guidance.rows] = True
+    trained &= ~pool.held_out
+    if trained.any():
         raise TrainingError(
-            f"{len(shared)} of {len(guidance)} images of the guidance validation set may also be trained on "
-            f"(row {guidance.rows[shared[0]]}); progress on them would be memory. Mark them in Pool.held_out."
+            f"{trained.sum()} images of the sources of the guidance validation set may also be trained on "
+            f"(row {np.flatnonzero(trained)[0]}); progress on it would be memory. Mark them in Pool.held_out."
         )
 
 

@@ -57,9 +57,11 @@ class Curriculum(Sampler[int]):
 
     `adaptive` and `adaptive-per-class` take `probe_every` epochs at a time: one of random real images around which progress is
     measured, the others at the level that it chose; the last time as many as are left of `curriculum_epochs`. They,
-    and `bandit`, hold `guidance_images` back as V (`guidance_rows`), on which `probability(model, batch)` measures, through the data
-    set's `evaluation_transform`; batches of V are made by `collate`, `batch_size` at a time. The choice of `strategy`, `shortage` and
-    `missing` is a recipe's; `allow_plugins` gives leave to import a strategy that is named as `module:attribute`.
+    and `bandit`, hold `guidance_images` hard images back, with all synthetic images of them, as the sources of V (default 2,000, or a fifth
+    of those with a spectrum if that is less). V (`guidance_rows`) has one synthetic image of each at every level, on which
+    `probability(model, batch)` measures, through the data set's `evaluation_transform`; batches of V are made by `collate`, `batch_size`
+    at a time. The choice of `strategy`, `shortage` and `missing` is a recipe's; `allow_plugins` gives leave to import a strategy
+    that is named as `module:attribute`.
 
     Where several processes train together each draws its share of an epoch: of n processes the k-th, from 0, every n-th row from the
     k-th on, `samples` being rounded down to a multiple of n; so their batches of b are together those of n · b rows that one process would
@@ -116,6 +118,13 @@ class Curriculum(Sampler[int]):
         if follows_progress(strategy, followed):
             with _in_own_words():
                 pool, guidance = hold_out_guidance(pool, asked, guidance_images, seed)
+            held = len(guidance) // len(asked)
+            if guidance_images and held < guidance_images:
+                warnings.warn(
+                    f"guidance_images = {guidance_images}, but V holds {held}: no more hard images have a synthetic image at every "
+                    "level and can be spared by their class.",
+                    stacklevel=2,
+                )
         if undersample is None:
             undersample = strategy != "real-only" and pool.hard_by_class
         with _in_own_words():
@@ -142,7 +151,7 @@ class Curriculum(Sampler[int]):
 
     @property
     def guidance_rows(self) -> np.ndarray:
-        """Rows of V, which no epoch draws; empty where the strategy measures nothing."""
+        """Rows of V, which no epoch draws, nor others of their sources; empty where the strategy measures nothing."""
         return (
             self.course.guidance.rows if self.course.guidance is not None else np.empty(0, np.int64)
         )

@@ -89,7 +89,8 @@ class SpectrumDataset(Dataset):
 
         `real` is a table or what `read_tables` takes (a folder with one sub-folder per class, Parquet, …). `keep` names the ids to
         take, default all. `hard` says of each real image whether it has a spectrum; by default those are the images whose ids the
-        shards' `source_id` names. Classes are matched by name. Raises StoreError or DataError where something is lacking.
+        shards' `source_id` names. A strategy that measures progress needs `source_id` too. Classes are matched by name.
+        Raises StoreError or DataError where something is lacking.
         """
         table = real if isinstance(real, ImageTable) else read_tables(str(real))["train"]
         files = sorted(str(file) for file in Path(shards).glob("*.parquet"))
@@ -115,8 +116,10 @@ class SpectrumDataset(Dataset):
                 f"hard has {len(hard)} values for {len(table)} real images; give one for each."
             )
         labels = _labels_by_name(stored, table.class_names)
-        named = [name for name in ("id", "image", "level") if name in stored.column_names]
-        synthetic = stored.select_columns(named).add_column("label", labels)
+        columns = [
+            name for name in ("id", "image", "level", "source_id") if name in stored.column_names
+        ]
+        synthetic = stored.select_columns(columns).add_column("label", labels)
         return cls(
             table,
             synthetic.select(taken),

@@ -290,7 +290,8 @@ class Method(Strict):
     guidance_images: int | None = Field(
         None,
         ge=1,
-        description="|V|, images that progress is measured on; null: 2,000, or a fifth of those kept if that is less",
+        description="|V|, hard images held out of training, each with a synthetic image at every level to measure progress on; "
+        "null: 2,000, or a fifth of them if that is less",
     )
     probe_samples: int | None = Field(
         None,

@@ -58,7 +58,10 @@ from .samples import hard_rows, kept_images, make_pool
 
 CLASS_POWER = {"instance": 1.0, "square-root": 0.5, "class-balanced": 0.0}
 """Exponent of a class's share of an epoch, by the name that recipes use."""
-REDEFINED = {"random": "a level for each epoch"}
+REDEFINED = {
+    "random": "a level for each epoch",
+    **dict.fromkeys(strategies.MEASURING, "V by source, in float32"),
+}
 """Strategies that drew other samples in an earlier version: their classifiers are trained again."""
 
 
@@ -382,6 +385,7 @@ def _ask(run: Run, name: str, method: Method, pool: Pool) -> _Asked:
         pool, guidance = hold_out_guidance(
             pool, levels, method.guidance_images, asked.settings.seed
         )
+        _tell_guidance(name, method, pool, guidance)
         asked = replace(asked, pool=pool, guidance=guidance)
     if asked.settings.epochs:
         course = make_course(
@@ -389,6 +393,21 @@ def _ask(run: Run, name: str, method: Method, pool: Pool) -> _Asked:
         )
         course.check(levels, asked.settings.epochs)
     return asked
+
+
+def _tell_guidance(name: str, method: Method, pool: Pool, guidance: GuidanceSet) -> None:
+    """Says what V takes from training, and where it is smaller than the recipe asks for."""
+    held, hard = int((pool.hard & pool.held_out).sum()), int(pool.hard.sum())
+    sources = len(np.unique(pool.sources[guidance.rows]))
+    less = (
+        f", not {method.guidance_images}: no more have one and can be spared by their class"
+        if method.guidance_images and sources < method.guidance_images
+        else ""
+    )
+    say(
+        f"train {name}: progress is measured on {sources} hard image{'s' * (sources != 1)}, by one synthetic image at every level{less}; "
+        f"{held} of {hard} hard images are held out of training with all their synthetic images"
+    )
 
 
 def _ask_of_real(run: Run, name: str, method: Method, pool: Pool) -> _Asked:

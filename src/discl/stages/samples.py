@@ -14,7 +14,7 @@ from ..workspace import Run, stored_images
 
 
 def kept_images(run: Run, threshold: float | None = None) -> Dataset:
-    """The synthetic images that the filter kept, in the order of the plan, memory-mapped: id, image, label, level.
+    """The synthetic images that the filter kept, in the order of the plan, memory-mapped: id, image, label, level, source_id.
 
     With a `threshold`, those of at least that clip_similarity instead, whatever the filter said. Label and level are the plan's: a
     picture in the store may have been made under another numbering of the classes.
@@ -29,7 +29,7 @@ def kept_images(run: Run, threshold: float | None = None) -> Dataset:
         )
     ]
     images = stored_images(run, [verdict["id"] for verdict in verdicts])
-    for name in ("label", "level"):
+    for name in ("label", "level", "source_id"):
         images = images.add_column(name, [verdict[name] for verdict in verdicts])
     return images
 
@@ -43,7 +43,7 @@ def hard_rows(run: Run) -> np.ndarray:
 def make_pool(real: ImageTable, hard: np.ndarray, synthetic: Dataset) -> Pool:
     """Every sample that training may draw: the rows of `real`, then those of `synthetic`, which has `label` and `level`.
 
-    `hard` bool `[real]`.
+    `hard` bool `[real]`. A column `source_id` of `synthetic` names the real images that it was made from.
     """
     count, extra = len(real), len(synthetic)
     return Pool(
@@ -54,4 +54,18 @@ def make_pool(real: ImageTable, hard: np.ndarray, synthetic: Dataset) -> Pool:
         synthetic=np.repeat([False, True], [count, extra]),
         hard=np.concatenate([hard, np.zeros(extra, bool)]),
         class_names=real.class_names,
+        sources=np.concatenate([np.arange(count), _sources_of(real, synthetic)]),
+    )
+
+
+def _sources_of(real: ImageTable, synthetic: Dataset) -> np.ndarray:
+    """Rows of the real images that the synthetic ones were made from, int64 `[synthetic]`, as `Pool.sources` has them."""
+    if "source_id" not in synthetic.column_names:
+        return np.full(len(synthetic), -1)
+    places = {name: row for row, name in enumerate(real.ids)}
+    first = len(real) + len(synthetic)
+    named = synthetic["source_id"][:]
+    return np.array(
+        [-1 if name is None else places.setdefault(name, first + len(places)) for name in named],
+        np.int64,
     )
