@@ -23,7 +23,16 @@ FLOORS = [
     {"curriculum", "spectrum"},
     {"data", "hardness", "prompts", "comparison", "conversion", "export"},
     {"checkpoints", "former", "locks", "plugins"},
-    {"assets", "console", "digests", "files", "levels", "threads", "unpickling"},
+    {
+        "assets",
+        "checkpoint_checks",
+        "console",
+        "digests",
+        "files",
+        "levels",
+        "threads",
+        "unpickling",
+    },
     {"yaml_text"},
     {"errors"},
 ]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .assets import embedded
+from .checkpoint_checks import check_folder
 from .console import console, say
 from .digests import digest_file, digest_files
 from .errors import CheckpointError
@@ -32,14 +32,6 @@ UNWANTED = [
     "*.non_ema-*.safetensors",
     "safety_checker/*",
 ]
-VOCABULARIES = (
-    "tokenizer.json",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-)
 
 
 def find_checkpoint(address: str) -> Path:
@@ -120,7 +112,8 @@ def find_settings(address: str) -> Path:
     """A folder of configurations and vocabularies, local or a hub name, of which no weights are fetched. Raises CheckpointError."""
     path = local_path(address)
     if path.is_dir():
-        return _without_dangling(path)
+        check_folder(path)
+        return path
     if path.exists() or not is_hub_name(address):
         raise CheckpointError(
             f"there is no folder of configurations '{address}'; give a folder or a hub name such as owner/name."
@@ -250,58 +243,12 @@ def _weightless(folder: Path) -> list[str]:
     ]
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The mapping in a JSON file of a checkpoint. Raises CheckpointError where it is missing or holds none."""
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"checkpoint '{file.parent}': {file.name} is missing or no JSON: {error}; fetch it anew."
-        ) from error
-    if not isinstance(found, dict):
-        raise CheckpointError(
-            f"checkpoint '{file.parent}': {file.name} holds no mapping; fetch it anew."
-        )
-    return found
-
-
-def check_tokenizer(folder: Path) -> None:
-    """Raises CheckpointError for a folder without a vocabulary, or without the settings that say how it is used."""
-    if not any((folder / name).is_file() for name in VOCABULARIES):
-        raise CheckpointError(
-            f"checkpoint '{folder}' holds no vocabulary for a tokenizer (tokenizer.json, or vocab.json with merges.txt); fetch it."
-        )
-    if (
-        not (folder / "tokenizer.json").is_file()
-        and (folder / "vocab.json").is_file()
-        and not (folder / "merges.txt").is_file()
-    ):
-        raise CheckpointError(
-            f"checkpoint '{folder}' holds a vocab.json without its merges.txt; fetch that."
-        )
-    if not (folder / "tokenizer_config.json").is_file():
-        raise CheckpointError(
-            f"checkpoint '{folder}' lacks tokenizer_config.json, which says how texts are cut and filled up; fetch it."
-        )
-
-
-def check_complete(folder: Path, missing: Collection[str]) -> None:
-    """Raises CheckpointError where weights that the network has are `missing` in the folder's files: they would be random ones."""
-    if missing:
-        names = sorted(missing)
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise CheckpointError(
-            f"checkpoint '{folder}' lacks weights that its configuration asks for: {', '.join(names[:3])}{more}. The files are incomplete "
-            "or belong to another configuration; fetch them anew."
-        )
-
-
 def _checked(folder: Path, address: str) -> Path:
     if not folder.is_dir():
         raise CheckpointError(
             f"checkpoint '{folder}' is a file; a folder in diffusers' or transformers' format is expected."
         )
-    _without_dangling(folder)
+    check_folder(folder)
     if not any(folder.rglob("*.safetensors")):
         pickled = sorted(file.name for file in folder.rglob("*") if file.suffix in PICKLED)
         if not pickled and is_hub_name(address) and not local_path(address).exists():
@@ -313,19 +260,5 @@ def _checked(folder: Path, address: str) -> Path:
             )
         raise CheckpointError(
             f"checkpoint '{folder}' holds no weights: no *.safetensors file was found in it."
-        )
-    return folder
-
-
-def _without_dangling(folder: Path) -> Path:
-    """The folder. Raises CheckpointError where a file of it is a link to nowhere, as in a copy of the hub's cache without its blobs."""
-    lost = next(
-        (file for file in sorted(folder.rglob("*")) if file.is_symlink() and not file.exists()),
-        None,
-    )
-    if lost is not None:
-        raise CheckpointError(
-            f"checkpoint '{folder}': {lost.relative_to(folder)} links to {lost.readlink()}, which is not there; "
-            "copy the folder with what its links lead to (cp -rL)."
         )
     return folder

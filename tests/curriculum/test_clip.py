@@ -371,7 +371,7 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match=r"images of 32 pixels; set train\.image_size: 32"):
         describe_classifier(make_train(tiny_clip, image_size=64), NAMES)
-    with pytest.raises(CheckpointError, match="holds no model of transformers"):
+    with pytest.raises(CheckpointError, match="cannot be loaded as a model of transformers"):
         describe_classifier(make_train(tiny_diffusion), NAMES)
     resnet = ClassifierConfig("resnet10", "3x3", 4, NAMES, 32, 32, (0.5,) * 3, (0.25,) * 3)
     pool, pixels = make_samples()

@@ -198,11 +198,11 @@ SPOILED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "no weights": (no_weights, ["holds no weights", "*.safetensors"]),
     "only pickled": (
         only_pickled,
-        ["only pickled weights", ".bin", "refused", "safe_serialization=True"],
+        ["only pickled weights", ".bin", "refused", "discl convert"],
     ),
     "UNet pickled": (
         unet_pickled,
-        ["unet/ holds no *.safetensors", "refused", "safe_serialization=True"],
+        ["unet/ holds no *.safetensors", "refused", "discl convert"],
     ),
     "half a file": (half_written, ["cannot be loaded"]),
     "another family": (video, ["StableVideoDiffusionPipeline", "no generator", "SDXL", "FLUX.1"]),

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ..checkpoint_checks import check_extent, check_loaded, check_unquantised, loading
 from ..errors import CheckpointError
 from .backbones import read_normalisation
 
@@ -108,13 +108,24 @@ class ClipClassifier(nn.Module):
         return self
 
     def load_pretrained(self, folder: Path, prompts: Tensor) -> None:
-        """Takes over the weights of a CLIP folder and the tokens of the class prompts, and makes the head zero-shot."""
+        """Takes over the weights of a CLIP folder and the tokens of the class prompts, and makes the head zero-shot.
+
+        Raises CheckpointError where the folder lacks weights of either tower or of a projection, or has surplus ones.
+        """
         from transformers import CLIPModel
 
-        try:
-            self.clip = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"'{folder}' cannot be loaded as a CLIP: {error}") from error
+        check_unquantised(folder)
+        with loading(folder, "a CLIP"):
+            loaded: Any = CLIPModel.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
+            )
+            self.clip, found = loaded
+            check_loaded(folder, found)
         self.prompts.copy_(prompts)
         self.rebuild_head()
 
@@ -126,10 +137,8 @@ def tokenize(folder: Path, texts: Mapping[str, Sequence[str]]) -> Tensor:
     """
     from transformers import CLIPTokenizer
 
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"'{folder}' has no CLIP tokenizer: {error}") from error
+    with loading(folder, "a CLIP's tokenizer"):
+        tokenizer = CLIPTokenizer.from_pretrained(folder, trust_remote_code=False)
     flat = [text for each in texts.values() for text in each]
     length = read_clip_settings(folder)["text_config"].get("max_position_embeddings", 77)
     tokens = tokenizer(
@@ -140,19 +149,19 @@ def tokenize(folder: Path, texts: Mapping[str, Sequence[str]]) -> Tensor:
 
 def read_clip_settings(folder: Path) -> dict[str, Any]:
     """What `ClipClassifier` needs of a CLIP folder's configuration. Raises CheckpointError for another family."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, CLIPModel
 
-    try:
-        found = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"'{folder}' holds no model of transformers: {error}") from error
+    with loading(folder, "a model of transformers"):
+        found = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if found.model_type != "clip":
         raise CheckpointError(
             f"'{folder}' holds a model of the family '{found.model_type}'; architecture clip needs a CLIP."
         )
-    return {
+    settings = {
         "text_config": _plain(found.text_config), "vision_config": _plain(found.vision_config), "projection_dim": found.projection_dim,
     }  # fmt: skip
+    check_extent(folder, settings, lambda: CLIPModel(found))
+    return settings
 
 
 def _plain(configuration: Any) -> dict[str, Any]:
@@ -171,7 +180,7 @@ def clip_feeding(
     found = read_normalisation(folder)
     if found is None:
         raise CheckpointError(
-            f"'{folder}' has no preprocessor_config.json with image_mean and image_std, which its images need."
+            f"'{folder}' has no preprocessor_config.json or processor_config.json with image_mean and image_std, which its images need."
         )
     size = int(settings["vision_config"].get("image_size", 224))
     mean, std, side = found

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..checkpoint_checks import check_extent, read_json
 from ..errors import CheckpointError
 from ..files import whole
 from .backbones import TimmClassifier, TransformersClassifier
@@ -223,23 +223,37 @@ def load_classifier(folder: Path) -> tuple[nn.Module, ClassifierConfig]:
     """The classifier of a folder that `save_classifier` wrote, in evaluation mode. Raises CheckpointError if it is none."""
     folder = Path(folder)
     try:
-        plain = json.loads((folder / "config.json").read_text())
+        plain = read_json(folder / "config.json")
         settings: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()
         }
         config = ClassifierConfig(**settings)
+        _check_config(config)
+        check_extent(folder, plain, lambda: build_classifier(config))
         model = build_classifier(config)
         model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (
-        OSError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:
+    except Exception as error:
         raise CheckpointError(
             f"'{folder}' holds no classifier of discl: {first_cause(error)}"
         ) from error
     return model.eval(), config
+
+
+def _check_config(config: ClassifierConfig) -> None:
+    """Raises ValueError for a configuration that would fail only when pictures are read or normalised with it."""
+    for name, least in (("width", 0), ("image_size", 1), ("resize", 1)):
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 100_000:
+            raise ValueError(f"{name} is {value!r:.80}")
+    for name in ("mean", "std"):
+        values = getattr(config, name)
+        numbers = [each for each in values if isinstance(each, int | float) and abs(each) < 1e6]
+        if len(numbers) != 3 or len(values) != 3 or (name == "std" and min(numbers) <= 0):
+            raise ValueError(f"{name} is {values!r:.80}")
+    names = config.class_names
+    if (
+        not isinstance(names, tuple)
+        or not names
+        or not all(isinstance(each, str) for each in names)
+    ):
+        raise ValueError(f"class_names are {names!r:.80}")

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..checkpoints import (
-    check_complete,
+from ..checkpoint_checks import (
+    check_loaded,
     check_tokenizer,
-    checkpoint_digest,
-    find_checkpoint,
+    loading,
     read_json,
+    read_preprocessing,
 )
+from ..checkpoints import checkpoint_digest, find_checkpoint
 from ..digests import digest
 from ..errors import CheckpointError
 
@@ -34,34 +35,22 @@ class Captioner:
         self, address: str, prompt: str | None = None, max_new_tokens: int = 40, dtype: str = "float32",
         device: torch.device | str = "cpu", batch: int = 16,
     ) -> None:  # fmt: skip
-        from safetensors import SafetensorError
         from transformers import AutoModelForImageTextToText
 
         folder = find_captioner(address)
-        try:
-            asked = {
-                "dtype": getattr(torch, dtype),
-                "use_safetensors": True,
-                "output_loading_info": True,
-            }
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, **asked)
+        with loading(folder, "an image-to-text model"):
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
+            )
             model, found = loaded
-            check_complete(folder, found["missing_keys"])
+            check_loaded(folder, found)
             self.model = model.eval().to(device)
             self.images, self.tokenizer, self.both = _load_processors(folder)
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-            KeyError,
-            OverflowError,
-            RuntimeError,
-            ImportError,
-            SafetensorError,
-        ) as error:
-            raise CheckpointError(
-                f"'{folder}' cannot be loaded as an image-to-text model: {error}"
-            ) from error
         self.device, self.batch, self.max_new_tokens = device, batch, max_new_tokens
         self.chats = self.both is not None and bool(getattr(self.both, "chat_template", None))
         self.prompt = prompt or (QUESTION if self.chats else None)
@@ -149,11 +138,9 @@ def find_captioner(address: str) -> Path:
     )
 
     folder = find_checkpoint(address)
-    lacking = [name for name in ("config.json",) if not (folder / name).is_file()]
-    if not any(
-        (folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
-    ):
-        lacking.append("preprocessor_config.json")
+    lacking = [] if (folder / "config.json").is_file() else ["config.json"]
+    if read_preprocessing(folder) is None:
+        lacking.append("preprocessor_config.json or processor_config.json")
     if lacking:
         raise CheckpointError(
             f"'{folder}' is no image-to-text model in transformers' format: it has no {' and no '.join(lacking)}."
@@ -173,11 +160,11 @@ def _load_processors(folder: Path) -> tuple[Any, Any, Any]:
     """(of images, of texts, of both together or None); older folders have the first two only."""
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
-    both = AutoProcessor.from_pretrained(folder, backend="pil")
+    both = AutoProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
     if hasattr(both, "image_processor") and hasattr(both, "tokenizer"):
         return both.image_processor, both.tokenizer, both
     return (
-        AutoImageProcessor.from_pretrained(folder, backend="pil"),
-        AutoTokenizer.from_pretrained(folder),
+        AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False),
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
         None,
     )

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 
-from ..checkpoints import (
-    check_complete,
+from ..checkpoint_checks import (
+    check_loaded,
     check_tokenizer,
-    checkpoint_digest,
-    find_checkpoint,
+    check_unquantised,
+    loading,
     read_json,
+    read_preprocessing,
 )
+from ..checkpoints import checkpoint_digest, find_checkpoint
 from ..console import say
 from ..digests import digest
 from ..errors import CheckpointError
@@ -61,25 +62,22 @@ class ClipScorer:
         from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer
 
         folder = find_clip(address)
-        try:
+        with loading(folder, "a CLIP"):
             loaded: Any = CLIPModel.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+                folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
             )
             model, found = loaded
-            check_complete(folder, found["missing_keys"])
+            check_loaded(folder, found)
             self.model = model.eval().to(device)
-            self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-            tokenizer = CLIPTokenizer.from_pretrained(folder)
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-            KeyError,
-            OverflowError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:
-            raise CheckpointError(f"'{folder}' cannot be loaded as a CLIP: {error}") from error
+            self.processor = AutoImageProcessor.from_pretrained(
+                folder, backend="pil", trust_remote_code=False
+            )
+            tokenizer = CLIPTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.device, self.labels, self.batch = device, list(texts), batch
         self.id = describe_scorer(address, texts)
         tokens = tokenizer(
@@ -157,11 +155,9 @@ def describe_scorer(address: str, texts: Mapping[int, str]) -> str:
 def find_clip(address: str) -> Path:
     """Folder of a CLIP in transformers' format. Raises CheckpointError for another family or missing files."""
     folder = find_checkpoint(address)
-    lacking = [
-        name
-        for name in ("config.json", "preprocessor_config.json")
-        if not (folder / name).is_file()
-    ]
+    lacking = [] if (folder / "config.json").is_file() else ["config.json"]
+    if read_preprocessing(folder) is None:
+        lacking.append("preprocessor_config.json or processor_config.json")
     if lacking:
         raise CheckpointError(
             f"'{folder}' is no CLIP folder in transformers' format: it has no {' and no '.join(lacking)}."
@@ -172,4 +168,5 @@ def find_clip(address: str) -> Path:
             f"'{folder}' holds a model of the family '{family}'; the filter needs a CLIP (model_type 'clip')."
         )
     check_tokenizer(folder)
+    check_unquantised(folder)
     return folder

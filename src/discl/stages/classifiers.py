@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints import checkpoint_digest, find_checkpoint
-from ..curriculum.backbones import read_normalisation, read_transformers_settings
+from ..curriculum.backbones import (
+    read_normalisation,
+    read_timm_settings,
+    read_transformers_settings,
+    three_numbers,
+)
 from ..curriculum.clip import (
     ClipClassifier,
     clip_feeding,
@@ -80,32 +84,17 @@ def _describe(
         )
     mean, std, _ = read_normalisation(folder) or (MEAN, STD, None)
     if asked.architecture == "timm":
-        found = (
-            json.loads((folder / "config.json").read_text())
-            if (folder / "config.json").is_file()
-            else {}
-        )
-        if "architecture" not in found:
-            raise CheckpointError(
-                f"'{folder}' is no model of timm: its config.json names no architecture."
-            )
-        feeding = found.get("pretrained_cfg", {})
-        own = feeding.get("input_size", (3, size, size))[-1]
+        backbone, feeding = read_timm_settings(folder)
+        mean = three_numbers(folder, "mean", feeding.get("mean", mean))
+        std = three_numbers(folder, "std", feeding.get("std", std), positive=True)
+        sizes = feeding.get("input_size", (3, size, size))
+        own = int(three_numbers(folder, "input_size", sizes, positive=True)[-1])
         if own != size and feeding.get("fixed_input_size"):
             raise CheckpointError(
                 f"the model '{folder}' is made for images of {own} pixels; set train.image_size: {own} (got {size})."
             )
-        (a, b, c), (x, y, z) = feeding.get("mean", mean), feeding.get("std", std)
         return ClassifierConfig(
-            "timm",
-            "",
-            0,
-            class_names,
-            size,
-            resize,
-            (a, b, c),
-            (x, y, z),
-            backbone={"name": found["architecture"]},
+            "timm", "", 0, class_names, size, resize, mean, std, backbone=backbone
         )
     backbone = read_transformers_settings(folder)
     own = backbone.get("image_size", size)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...checkpoints import check_tokenizer, how_to_convert, read_json
+from ...checkpoint_checks import check_tokenizer, read_json
+from ...checkpoints import how_to_convert
 from ...errors import CheckpointError
 from .flow import Flux, StableDiffusion3
 from .interface import LatentModel
@@ -172,7 +173,34 @@ def read_index(folder: Path) -> dict[str, Any]:
             f"checkpoint '{folder}' is no generator in diffusers' layout: it lacks model_index.json (it holds {found}). "
             "A CLIP or a classifier cannot generate; name a text-to-image checkpoint."
         )
-    return read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
+    for name, kind in index.items():
+        if isinstance(kind, list):
+            _check_part(folder, name, kind)
+    return index
+
+
+def _check_part(folder: Path, name: str, kind: list[Any]) -> None:
+    """Raises CheckpointError for a part that is no folder of its own, or of a class that is not transformers' or diffusers'.
+
+    diffusers imports a module that an index names, so another one would be code of the checkpoint's choice.
+    """
+    from diffusers import pipelines
+
+    if name == "_class_name" or kind == [None, None]:
+        return
+    known = len(kind) == 2 and all(isinstance(each, str) and each.isidentifier() for each in kind)
+    if not known or not name.isidentifier():
+        raise CheckpointError(
+            f"checkpoint '{folder}': model_index.json has the part {name!r:.80} of {kind!r:.80}, where a folder's name and the "
+            "names of a library and a class are expected; fetch it anew."
+        )
+    library = kind[0]
+    if library not in {"diffusers", "transformers"} and not hasattr(pipelines, library):
+        raise CheckpointError(
+            f"checkpoint '{folder}': the part {name} is a {kind[1]} of the module {library}, code of its own, which is never run; "
+            "take a checkpoint whose parts are of diffusers and transformers."
+        )
 
 
 def parts_of(folder: Path, family: Family) -> list[str]:

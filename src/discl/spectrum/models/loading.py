@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
+from ...checkpoint_checks import (
+    HARMLESS,
+    check_complete,
+    check_extent,
+    check_loaded,
+    loading,
+)
 from ...checkpoints import (
     PICKLED,
-    check_complete,
     checkpoint_digest,
     find_checkpoint,
     find_settings,
@@ -45,6 +52,13 @@ from .stable_diffusion import check_side
 FLUX_SAMPLE_SIZE = (
     128  # FLUX's files name no size of their own; diffusers takes this many latents a side
 )
+
+
+MOST_TRAINING_STEPS = 100_000
+SINGLE_PREFIXES = {
+    "model.diffusion_model.": ("unet", "transformer"), "first_stage_model.": ("vae",),
+}  # fmt: skip
+"""Beginnings of the names of a single file's tensors, and the part that they are for."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +245,12 @@ def load_scheduler(folder: Path, family: Family) -> Any:
     from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
     settings = read_config(folder, "scheduler")
-    with _told(folder):
+    steps = settings.get("num_train_timesteps", 1000)
+    if not isinstance(steps, int) or not 1 <= steps <= MOST_TRAINING_STEPS:
+        raise CheckpointError(
+            f"checkpoint '{folder}': num_train_timesteps of scheduler/ is {steps!r:.80}; expected 1 to {MOST_TRAINING_STEPS:,}."
+        )
+    with loading(folder, "a sampler"):
         if family.diffusion:
             forced = {} if family is SDXL else {"steps_offset": 1}
             return DDIMScheduler.from_config(settings, clip_sample=False, **forced)
@@ -251,7 +270,7 @@ def load_generator(
         raise CheckpointError(
             f"checkpoint '{found.folder}' is a {found.family.name}, which the engine does not know; use load_plain."
         )
-    with _told(found.file or found.folder):
+    with loading(found.file or found.folder, "a generator"):
         pipeline = load_pipeline(found, dtype)
         if isinstance(address, Address):
             add_loras(pipeline, address.loras)
@@ -269,7 +288,7 @@ def load_plain(
     diffusers.utils.logging.disable_progress_bar()
     takes = kind._get_signature_types()
     unused = {name: None for name in UNUSED if name in takes and name in kind._optional_components}
-    with _told(found.file or found.folder):
+    with loading(found.file or found.folder, "a generator"):
         wanted: dict[str, Any] = {"local_files_only": True, **unused}
         if found.file is not None:
             image = kind.from_single_file(
@@ -279,7 +298,11 @@ def load_plain(
         else:
             wanted |= load_parts(found.folder, found.family, {"default": DTYPES[dtype]})
             image = kind.from_pretrained(
-                found.folder, dtype=DTYPES[dtype], use_safetensors=True, **wanted
+                found.folder,
+                dtype=DTYPES[dtype],
+                use_safetensors=True,
+                trust_remote_code=False,
+                **wanted,
             )
         if isinstance(address, Address):
             add_loras(image, address.loras)
@@ -318,7 +341,12 @@ def load_pipeline(found: _Found, dtype: str) -> Any:
         return pipeline
     dtypes = {"default": wanted, "vae": torch.float32 if dtype == "float16" else wanted}
     return kind.from_pretrained(
-        folder, **common, **load_parts(folder, family, dtypes), dtype=dtypes, use_safetensors=True
+        folder,
+        **common,
+        **load_parts(folder, family, dtypes),
+        dtype=dtypes,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
 
 
@@ -341,16 +369,30 @@ def load_parts(folder: Path, family: Family, dtypes: Mapping[str, torch.dtype]) 
         network: Any = getattr(libraries.get(library), kind, None)
         if not files or not hasattr(network, "modules"):
             continue  # not a network: a tokenizer may share a folder with the weights of a text encoder
+        config = read_config(folder, name)
+        check_extent(folder / name, config, partial(_without_weights, network, config))
+        own = {"trust_remote_code": False} if library == "transformers" else {}
         loaded[name], found = network.from_pretrained(
             folder / name, dtype=dtypes.get(name, dtypes["default"]), use_safetensors=True, local_files_only=True, output_loading_info=True,
-            variant="fp16" if all(".fp16" in file for file in files) else None,
+            variant="fp16" if all(".fp16" in file for file in files) else None, ignore_mismatched_sizes=True, **own,
         )  # fmt: skip
-        check_complete(folder / name, found["missing_keys"])
+        check_loaded(folder / name, found)
     return loaded
 
 
+def _without_weights(network: Any, config: Mapping[str, Any]) -> Any:
+    """The network of a configuration, of transformers or of diffusers."""
+    settings = dict(config)
+    if hasattr(network, "config_class") and network.config_class is not None:
+        return network(network.config_class.from_dict(settings))
+    return network.from_config(settings)
+
+
 def _check_single(pipeline: Any, file: Path) -> None:
-    """Raises CheckpointError where the file lacked weights, which diffusers then leaves without a value."""
+    """Raises CheckpointError where the file lacked weights, which diffusers leaves without a value, or has some beyond the network's.
+
+    Names differ from diffusers', but no value is dropped on the way: what the file has more is another network's.
+    """
     parts = {
         name: part
         for name, part in pipeline.components.items()
@@ -365,6 +407,23 @@ def _check_single(pipeline: Any, file: Path) -> None:
             if tensor.is_meta
         ],
     )
+    held: dict[str, int] = {}
+    with safe_open(file, "pt") as stored:
+        for name in stored.keys():  # noqa: SIM118 (not a dict)
+            for prefix in SINGLE_PREFIXES:
+                if name.startswith(prefix) and not HARMLESS.search(name):
+                    size = math.prod(stored.get_slice(name).get_shape())
+                    held[prefix] = held.get(prefix, 0) + size
+    for prefix, names in SINGLE_PREFIXES.items():
+        network = next((parts[name] for name in names if name in parts), None)
+        if network is None or prefix not in held:
+            continue
+        taken = sum(tensor.numel() for tensor in network.state_dict().values())
+        if held[prefix] > taken:
+            raise CheckpointError(
+                f"'{file}' holds {held[prefix]:,} values under {prefix}*, {held[prefix] - taken:,} more than the {type(network).__name__} "
+                "of its configuration takes. Name the configuration that belongs to it in spectrum.config."
+            )
 
 
 def add_loras(pipeline: Any, loras: Sequence[tuple[str, float]]) -> None:
@@ -381,7 +440,7 @@ def add_loras(pipeline: Any, loras: Sequence[tuple[str, float]]) -> None:
     names = []
     for number, (address, _) in enumerate(loras):
         file, name = find_weights(address), f"lora{number}"
-        with _told(file):
+        with loading(file, "a LoRA"):
             pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
         if not any(name in adapters for adapters in pipeline.get_list_adapters().values()):
             raise CheckpointError(
@@ -442,26 +501,3 @@ def _most(folder: Path, family: Family) -> int | None:
     """The longest side that the network has places for; None where nothing bounds it."""
     places = None if family.plain else read_config(folder, family.network).get("pos_embed_max_size")
     return places * _multiple(folder, family) if isinstance(places, int) else None
-
-
-@contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    """Whatever diffusers and transformers raise for a spoilt folder, as CheckpointError."""
-    from diffusers.loaders.single_file_utils import SingleFileComponentError
-    from safetensors import SafetensorError
-
-    kinds = (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        OverflowError,
-        SafetensorError,
-        SingleFileComponentError,
-    )
-    try:
-        yield
-    except kinds as error:
-        raise CheckpointError(f"checkpoint '{folder}' cannot be loaded: {error}") from error
