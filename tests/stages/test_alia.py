@@ -113,6 +113,31 @@ def test_semantic_and_confidence_filter(amended, monkeypatch: pytest.MonkeyPatch
     assert run.path("alia.parquet").stat().st_mtime_ns != asked
 
 
+def test_one_positive_text_may_stand_for_all_classes(
+    amended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        alia, "fit_classifier", lambda table, fitted, judged, *_: np.full((len(judged), 4), 0.25)
+    )
+    values = {"filter__rule": "alia", "train__batch_size": 16, "train__model__width": 4}
+    same = amended(**values, filter__positive="a wildlife photo", filter__negatives=["an image"])
+    rows = pq.read_table(filter_spectrum(same)).to_pylist()
+    texts = {0: "a wildlife photo", 1: "an image"}
+    scorer = ClipScorer(same.recipe.filter.checkpoint, texts)
+    images = stored_images(same, [row["id"] for row in rows])
+    cosines = (
+        scorer.embed([decode_image(images[place]["image"]) for place in range(len(rows))])
+        @ scorer.text_embeddings.numpy().T
+    )
+    semantic = ["CLIP prefers" in row["reason"] for row in rows]
+    assert semantic == (cosines[:, 1] > cosines[:, 0]).tolist()
+
+
+def test_a_positive_text_is_for_alia_alone(amended) -> None:
+    with pytest.raises(RecipeError, match=r"filter\.positive is what filter\.rule alia compares"):
+        amended(filter__positive="a wildlife photo")
+
+
 def test_alia_does_not_go_with_further_tries(amended) -> None:
     with pytest.raises(RecipeError, match=r"which filter\.rule alia does not go by; set it to 1"):
         amended(filter__rule="alia", spectrum__tries=2)

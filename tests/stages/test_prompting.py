@@ -69,6 +69,22 @@ def test_what_a_model_writes_is_planned_with_and_an_edit_changes_only_its_class(
     assert gone and len(gone) == len(new) < len(before)
 
 
+def test_a_prefix_stands_before_every_text(tmp_path: Path) -> None:
+    few = {**SMALL, "prompts.prefix": "a photo: "}
+    planned_texts = {}
+    for prompts in ({"prompts.phrases": "embedded:fashion-mnist"}, {"prompts.phrases": None}):
+        run = open_run(
+            load_recipe("fashion-lt", {**few, **prompts}), tmp_path / str(len(planned_texts))
+        )
+        run_until(run, "plan")
+        planned_texts[len(planned_texts)] = set(planned(run).values())
+    assert planned_texts[1] == {
+        f"a photo: a photo of {name}" for name in ("Coat", "Pullover", "Shirt")
+    }
+    assert all(text.startswith("a photo: ") for text in planned_texts[0])
+    assert len(planned_texts[0]) > 3
+
+
 def test_a_model_that_is_down_stops_the_run_with_what_was_made_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

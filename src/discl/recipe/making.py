@@ -150,6 +150,9 @@ class Prompts(Strict):
         None,
         description="settings condensed from captions, for templates that hold {setting} beside {class}",
     )
+    prefix: str = Field(
+        "", description="put before every text that images are generated from, such as 'a photo: '"
+    )
     negative: str = ""
     names: dict[str, str] = Field(
         default_factory=dict, description="class name: the name to use in texts"
@@ -289,3 +292,16 @@ class Filter(Strict):
     negatives: list[str] = Field(
         list(NEGATIVE_PROMPTS), min_length=1, description="alia: texts that fit any picture"
     )
+    positive: str | None = Field(
+        None,
+        min_length=1,
+        description="alia: one text for all classes that edits are compared with; null: the template's",
+    )
+
+    @model_validator(mode="after")
+    def _positive_is_used(self) -> Filter:
+        if self.positive is not None and self.rule != "alia":
+            raise RecipeError(
+                "filter.positive is what filter.rule alia compares with; take it out, or write filter.template."
+            )
+        return self

@@ -27,13 +27,17 @@ REASONS = {
 
 
 def alia_verdicts(run: Run, requests: Sequence[Request], texts: Mapping[int, str]) -> list[Verdict]:
-    """Keep, or drop with the reason, for each image of the plan (arXiv 2305.16289); `texts` are the plain prompts of the labels.
+    """Keep, or drop with the reason, for each image of the plan (arXiv 2305.16289).
+
+    `texts` are the plain prompts of the labels; where the recipe has `filter.positive` it stands in their place.
 
     The classifier is trained on the training images; the mean self-confidence of a class is taken over validation, which it has not
     seen, or over training where there is no validation split. Both models' answers are kept in `alia.parquet`.
     """
     labels = np.asarray([request.label for request in requests])
     asked = run.recipe.filter
+    if asked.positive is not None:
+        texts = dict.fromkeys(texts, asked.positive)
     texts = {**texts, **{len(texts) + place: text for place, text in enumerate(asked.negatives)}}
     listed = pq.read_table(
         run.path("data.parquet"), columns=["split", "digest", "label"]

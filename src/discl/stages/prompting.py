@@ -73,7 +73,11 @@ def texts_by_label(run: Run) -> dict[int, list[str]]:
         else with_settings(asked.templates, read_settings(write_prompts(run)))
     )
     texts = class_prompts(names, templates, phrases, asked.names, hard_classes(run))
-    return {label: texts[name] for label, name in enumerate(names) if name in texts}
+    return {
+        label: [asked.prefix + text for text in texts[name]]
+        for label, name in enumerate(names)
+        if name in texts
+    }
 
 
 def hard_classes(run: Run) -> set[str]:

@@ -97,6 +97,8 @@ def _options(recipe: Recipe, generator: Generator) -> dict[str, str]:
             else "; without effect, for there is no guidance that leads away from it"
         )
         facts["negative prompt"] = f"“{recipe.prompts.negative}”{unused}"
+    if recipe.prompts.prefix:
+        facts["before each prompt"] = f"“{recipe.prompts.prefix}”"
     if recipe.prompts.names:
         facts["names in prompts"] = (
             f"other than in this data set for {len(recipe.prompts.names)} of the classes"
@@ -121,7 +123,7 @@ def _filter(asked: Filter) -> str:
     clip = public_name(asked.checkpoint)
     if asked.rule == "alia":
         return (
-            f"ALIA's two (arXiv 2305.16289): images that {clip} finds nearer to a text that fits any picture than to “{asked.template}”, "
+            f"ALIA's two (arXiv 2305.16289): images that {clip} finds nearer to a text that fits any picture than to “{asked.positive or asked.template}”, "
             "and images that a classifier of the real ones finds too easy or mislabelled, are dropped"
         )
     threshold = f"{asked.threshold:g}".replace("-", "−")
