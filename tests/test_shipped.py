@@ -17,6 +17,7 @@ from discl.assets import PHRASES, PUBLISHED, published_figures
 from discl.chain import results_table, run_until
 from discl.comparison import as_cells
 from discl.data import exponential_counts
+from discl.data.images import keep_aspect
 from discl.levels import GuidanceLevel
 from discl.recipe import RECIPES, describe_shipped, load_recipe, shipped_recipes
 from discl.stages.comparing import make_entries, measured_columns
@@ -109,6 +110,8 @@ def test_header_tells_row_command_cost_and_score(name: str) -> None:
         in header
     )
     assert asked.guidance_scale > 1  # two UNet rows a step
+    further = {1: "", 6: "up to five times as many in further tries"}[asked.tries]
+    assert further in header and (bool(further) == ("further tries" in header))
     assert "FLOP" not in header  # nothing here measures it
     score = header.split("expected score: ")[1]
     if recipe.compare.published is None:
@@ -118,14 +121,56 @@ def test_header_tells_row_command_cost_and_score(name: str) -> None:
     assert recipe.compare.rows.get(row := list(recipe.methods)[-1], row) in figures, (
         f"{row} is no row of {recipe.compare.published}"
     )
-    told = {float(number) for number in re.findall(r"(?<![\d.])\d+\.\d+", score)}
-    for row in {*recipe.methods, *(recipe.compare.rows if "+ WE" in header else ())}:
-        assert set(figures.get(recipe.compare.rows.get(row, row), {}).values()) <= told, (
-            f"{row} is not in the header"
-        )
+    rows = {*recipe.methods, *(recipe.compare.rows if "+ WE" in header else ())}
+    published = {
+        tuple(figures[row].values())
+        for row in (recipe.compare.rows.get(each, each) for each in rows)
+        if row in figures
+    }
+    stated = re.findall(r"(?<![\d./])[\d.]+(?:/[\d.]+)+|few [\d.]+", score.split("# differs")[0])
+    told = {
+        tuple(float(number) for number in each.removeprefix("few ").split("/")) for each in stated
+    }
+    gains = {row for row in told if len(row) == 5}  # of the worst classes, which no table has
+    assert told - gains == published
     for method, word in (("cuda", "CUDA"), ("ldmlr", "LDMLR")):
         known = [row for row in recipe.methods if row.endswith(method) and row in figures]
         assert (f"+ {word}" in header.split("command:")[0]) == bool(known)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_header_tells_what_differs_from_the_paper(name: str) -> None:
+    recipe, header = load_recipe(name), (RECIPES / f"{name}.yaml").read_text().split("extends:")[0]
+    text = re.sub(r"\s*\n#\s*", " ", header)
+    differs = text.split("differs from the paper: ")[1]
+    assert "docs/fidelity.md" in differs
+    if recipe.filter.checkpoint.startswith("laion/"):
+        assert "discl convert openai/clip-vit-base-patch32 clip-b32" in differs
+        assert "filter.checkpoint=clip-b32" in differs
+    if recipe.prompts.phrases is None and not name.startswith("iwildcam"):
+        assert "scenes of ours" in differs
+    assert max(map(len, header.splitlines())) <= 140
+
+
+def test_scenes_are_ten_of_fifteen_words_that_name_the_class_once() -> None:
+    sets = {
+        tuple(recipe.prompts.templates)
+        for name, recipe in ((name, load_recipe(name)) for name in PAPER)
+        if name.startswith(("imagenet-lt", "inaturalist"))
+    }
+    assert len(sets) == 2
+    for scenes in sets:
+        assert len(set(scenes)) == len(scenes) == 10
+        assert min(len(scene.split()) for scene in scenes) >= 15
+        assert all(scene.count("{class}") == 1 for scene in scenes)
+    assert not set.intersection(*map(set, sets))
+
+
+def test_scales_of_the_ablation() -> None:
+    methods = load_recipe("imagenet-lt-ce-discl-scales").methods
+    assert sorted(each.synthetic_scale for each in methods.values() if each.strategy != "real-only") == [
+        0, 1, 2, 3, 4, 5,
+    ]  # fmt: skip
 
 
 def test_every_published_row_has_a_recipe() -> None:
@@ -176,8 +221,17 @@ def test_settings_of_the_paper() -> None:
         recipe.train.optimizer.schedule,
     ) == ("adam", 0.001, "cosine")
     assert (recipe.filter.threshold, recipe.hard.fewer_than) == (0.3, 20)
+    assert (recipe.spectrum.tries, recipe.spectrum.resize) == (6, "keep-aspect")
     assert recipe.spectrum.checkpoint == "stabilityai/stable-diffusion-xl-refiner-1.0"
     wild = load_recipe("iwildcam-b16-flyp-discl")
+    assert wild.hard.exclude == ["empty landscape"]
+    asked = (wild.spectrum.size or 0, 8)  # 8: of SDXL's VAE
+    assert (keep_aspect(1920, 1080, *asked), keep_aspect(2048, 1536, *asked)) == (
+        (480, 272),
+        (416, 304),
+    )
+    alia = load_recipe("iwildcam-b16-flyp-alia")
+    assert len(alia.prompts.templates) == 4 and alia.filter.positive == "a wildlife photo"
     assert (
         wild.train.epochs,
         wild.train.curriculum_epochs,
@@ -240,7 +294,13 @@ def test_a_miniature_is_planned(
     assert len(planned) == hard * len(opened.recipe.spectrum.levels)
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text()) == opened.recipe.plain()
     if name.startswith("imagenet-lt"):
-        assert set(planned["prompt"]) == {"a photo of goldfish", "a photo of flamingo"}
+        texts = [text.removeprefix("a 8k real photo: ") for text in planned["prompt"]]
+        assert set(texts) <= {
+            template.replace("{class}", name)
+            for template in opened.recipe.prompts.templates
+            for name in ("goldfish", "flamingo")
+        }
+        assert len(set(texts)) > 4 and not set(texts) & set(planned["prompt"])
 
 
 CHAINS = (

@@ -15,6 +15,7 @@ from .data import ImageTable, read_tables
 from .data.readers import guess_columns, too_few_classes
 from .errors import DataError, unknown
 from .files import whole
+from .recipe import load_recipe
 from .recipe.data import OwnSplit
 
 EPOCHS = 65
@@ -40,8 +41,8 @@ groups: {{many: {many}, few: {few}}}   # the report's groups: more than / fewer 
 hard: {{rule: tail, fewer_than: {few}}}   # which images get a spectrum; or {{rule: probability, below: 0.5}}
 
 prompts:
-  templates: ["a photo of a {{class}}"]
-  # phrases: phrases.yaml      # {{class: [ten scenes, ...]}}; more varied images than one template
+  templates:                   # one is drawn per hard image and seed; write scenes that your images may show
+{scenes}  # phrases: phrases.yaml      # {{class: [ten scenes, ...]}}, at least of the hard classes; scenes that fit each class
   # endpoint: {{url: "http://localhost:11434/v1", model: llama3.1}}   # or a language model writes them: discl prompts {file}
   names: {{}}                    # {{Ursus_arctos: brown bear}} where folder names are no plain words
 
@@ -138,7 +139,7 @@ def write_starter(
         folder=folder.name, images=len(table), classes=len(table.class_names), smallest=counts.min(), largest=counts.max(),
         file=shlex.quote(str(path)), name=name, root=_quoted(str(whole_path)), many=max(100, few), few=few,
         list=_of_list(found, images, is_list), dtype=_dtype(), epochs=EPOCHS, batch=batch,
-        steps=_steps(max(math.ceil(left * len(table) / batch), 1)),
+        scenes="".join(f'    - "{scene}"\n' for scene in _scenes()), steps=_steps(max(math.ceil(left * len(table) / batch), 1)),
     )  # fmt: skip
     with whole(path) as unfinished:
         unfinished.write_text(text)
@@ -160,6 +161,11 @@ def _of_list(columns: Mapping[str, str], images: Path | None, is_list: bool) -> 
             "  # images: DIR              # the folder that a list's paths are relative to, where it is not the list's own"
         )
     return "".join(f"{line}\n" for line in lines)
+
+
+def _scenes() -> list[str]:
+    """Templates of varied scenes, those of the recipes for ImageNet-LT."""
+    return load_recipe("imagenet-lt-ce-discl").prompts.templates
 
 
 def _dtype() -> str:
