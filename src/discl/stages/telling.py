@@ -123,8 +123,9 @@ def _filter(asked: Filter) -> str:
     clip = public_name(asked.checkpoint)
     if asked.rule == "alia":
         return (
-            f"ALIA's two (arXiv 2305.16289): images that {clip} finds nearer to a text that fits any picture than to “{asked.positive or asked.template}”, "
-            "and images that a classifier of the real ones finds too easy or mislabelled, are dropped"
+            f"ALIA's two (arXiv 2305.16289): images that {clip} finds nearer to a text that fits any "
+            f"picture than to “{asked.positive or asked.template}”, and images that a classifier of the "
+            "real ones finds too easy or mislabelled, are dropped"
         )
     threshold = f"{asked.threshold:g}".replace("-", "−")
     return f"clip_similarity ≥ {threshold} with “{asked.template}”, by {clip}"
