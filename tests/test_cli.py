@@ -133,7 +133,7 @@ def test_recipes_are_listed(discl) -> None:
         ),
         (
             ["predict", "nowhere", "nothing.png", "--out", "x.csv"],
-            "error: 'nothing.png' holds no image (none ends in ",
+            "error: 'nothing.png' does not exist; name ",
         ),
     ],
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from .console import say
 from .data import ImageTable, read_tables
 from .data.readers import guess_columns, too_few_classes
 from .errors import DataError, unknown
@@ -111,7 +112,8 @@ def write_starter(
             raise DataError(unknown("column", ours, COLUMNS))
     is_list = folder.is_file() and folder.suffix in LISTS
     found = guess_columns(folder, columns or {}) if is_list else dict(columns or {})
-    tables = read_tables(str(folder), columns=found, images=None if images is None else str(images))
+    beside = None if images is None else str(images)
+    tables = read_tables(str(folder), columns=found, images=beside, on_left_out=say)
     table: ImageTable = tables["train"]
     if told := too_few_classes(str(folder), table.class_names):
         raise DataError(told)

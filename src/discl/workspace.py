@@ -264,11 +264,20 @@ def open_run(
 
 
 def read_data(
-    data: Data, on_unused: Callable[[list[str]], None] = lambda splits: None
+    data: Data,
+    on_unused: Callable[[list[str]], None] = lambda splits: None,
+    on_left_out: Callable[[str], None] = lambda told: None,
 ) -> dict[str, ImageTable]:
     """`{split: table}` of what the section `data` names, before any long tail or split of our own; raises as `read_tables` does."""
     tables = read_tables(
-        data.root, data.format, data.columns, data.splits, data.files, on_unused, data.images
+        data.root,
+        data.format,
+        data.columns,
+        data.splits,
+        data.files,
+        on_unused,
+        data.images,
+        on_left_out,
     )
     return through_cameras(tables, Cameras(**dict(data.cameras))) if data.cameras else tables
 

@@ -11,9 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile, ImageOps, features
+from PIL import EpsImagePlugin, Image, ImageFile, ImageOps, features
 
-from discl.data import Gate, Unreadable, decode_image, images, keep_aspect, to_size, to_square
+from discl.data import (
+    Gate,
+    Unreadable,
+    decode_image,
+    images,
+    keep_aspect,
+    read_tables,
+    to_size,
+    to_square,
+)
+from discl.data.images import picture_suffixes
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> dict[str, Any]:
@@ -345,3 +355,41 @@ def test_to_size_takes_the_centre() -> None:
     array[:, 10:30] = 200
     picture = to_size(Image.fromarray(array), 20, 10)
     assert picture.shape == (3, 10, 20) and picture.min() == 200
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jfif", "a.JPE", "a.avif", "a.mpo", "a.jp2", "a.tga", "a.qoi", "a.ico"]
+)
+def test_endings_that_pillow_reads_are_images(name: str, tmp_path: Path) -> None:
+    if name == "a.avif" and not features.check("avif"):
+        pytest.skip("this Pillow knows no AVIF")
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        Image.new("RGB", (16, 16), (9, 8, 7)).save(tmp_path / label / name)
+    table = read_tables(str(tmp_path))["train"]
+    assert len(table) == 2 and table.image(0).size == (16, 16)
+
+
+def test_what_is_no_picture_or_runs_other_programs_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suffixes = picture_suffixes()
+    assert {
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+    } < suffixes
+    assert not {".eps", ".ps", ".pdf", ".mpg", ".h5", ".grib", ".wmf", ".fits"} & suffixes
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("it is run"))
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.eps")
+    for stored in ({"bytes": (tmp_path / "a.eps").read_bytes(), "path": "a.png"},
+                   {"bytes": None, "path": str((tmp_path / "a.eps").rename(tmp_path / "a.png"))}):  # fmt: skip
+        with pytest.raises(Unreadable, match="no image, or of an unknown format"):
+            decode_image(stored, Gate((tmp_path,)))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -408,3 +410,37 @@ def test_a_killed_preparation_goes_on(
         row["image"]["bytes"] for split in run.tables for row in prepared_table(run, split, 8).rows
     )
     assert len(preparing._store(run).read(["id"])) == 16
+
+
+def test_files_that_are_not_read_are_counted_and_named(tmp_path: Path) -> None:
+    """A class whose pictures are left out without a word would become hard, and be paid for."""
+    root = tmp_path / "photos"
+    for name in ("cat/1.jpg", "dog/1.jpg"):
+        miniatures.draw(root / name, 0, len(name))
+    for name in ("dog/2.heic", "dog/sub/3.HEIC", "dog/notes.txt", "cat/._1.jpg"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"other")
+    shutil.copy(root / "cat" / "1.jpg", root / "cover.jpg")
+    told = [
+        each.text for each in check_data(Data(root=str(root))).findings if "left out" in each.text
+    ]
+    assert len(told) == 1
+    for part in ("2 that end in .heic ('dog/2.heic')", "1 that ends in .txt ('dog/notes.txt')",
+                 "1 hidden ('cat/._1.jpg')", "1 in no class ('cover.jpg')"):  # fmt: skip
+        assert part in told[0]
+    (root / "dog" / "1.jpg").unlink()
+    with pytest.raises(DataError, match=r"class 'dog' has no images.*2 that end in \.heic"):
+        check_data(Data(root=str(root)))
+
+
+def test_files_of_a_tar_that_are_not_read_are_counted_and_named(tmp_path: Path) -> None:
+    miniatures.draw(tmp_path / "a.jpg", 0, 1)
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        for number, label in enumerate("ab"):
+            for suffix, data in (("jpg", (tmp_path / "a.jpg").read_bytes()), ("cls", label.encode()),
+                                 ("npy", b"1")):  # fmt: skip
+                entry = tarfile.TarInfo(f"{number}.{suffix}")
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+    told = [each.text for each in check_data(Data(root=str(tmp_path / "train.tar"))).findings]
+    assert any("2 that end in .npy ('0.npy')" in each for each in told)

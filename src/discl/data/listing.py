@@ -29,6 +29,12 @@ class LeftOut:
         self.counts[kind] = self.counts.get(kind, 0) + 1
         self.examples.setdefault(kind, example)
 
+    def merge(self, other: LeftOut, folder: str = "") -> None:
+        """Adds what another search left out, whose examples are relative to `folder`."""
+        for kind, count in other.counts.items():
+            self.counts[kind] = self.counts.get(kind, 0) + count
+            self.examples.setdefault(kind, f"{folder}{other.examples[kind]}")
+
     def __bool__(self) -> bool:
         return bool(self.counts)
 

@@ -85,7 +85,7 @@ def check_data(data: Data) -> Check:
     def on_unused(names: list[str]) -> None:
         findings.append(Finding(False, unused_splits(names)))
 
-    tables = read_data(data, on_unused)
+    tables = read_data(data, on_unused, lambda told: findings.append(Finding(False, told)))
     given = set(tables)
     seen: dict[str, Inspection] = {}
     for split, table in tables.items():

@@ -43,7 +43,7 @@ def prepare_data(run: Run) -> Path:
     path, data = run.path("data.parquet"), run.recipe.data
     if path.exists():
         return path
-    found = read_data(data, lambda names: say(unused_splits(names)))
+    found = read_data(data, lambda names: say(unused_splits(names)), say)
     if told := too_few_classes(data.root, found["train"].class_names):
         raise DataError(told)
     listed: dict[str, dict[str, np.ndarray]] = {}

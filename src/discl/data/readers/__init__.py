@@ -17,7 +17,7 @@ from ...assets import embedded
 from ...errors import DataError, unknown
 from ..table import ImageTable
 from .annotated import read_coco, read_inaturalist, read_wilds
-from .building import IMAGE_SUFFIXES, SPLIT_NAMES, Source, missing, tree
+from .building import SPLIT_NAMES, Source, missing, tree
 from .cifar import is_pickled, read_cifar
 from .files import LISTS, read_image_folder, read_lists, too_few_classes
 from .manifests import guess_columns, read_manifest
@@ -39,7 +39,6 @@ READERS: dict[str, Callable[[Source], dict[str, ImageTable]]] = {
 }
 
 __all__ = [
-    "IMAGE_SUFFIXES",
     "READERS",
     "SPLIT_NAMES",
     "Source",
@@ -58,6 +57,7 @@ def read_tables(
     files: Mapping[str, str] | None = None,
     on_unused: Callable[[list[str]], None] = lambda splits: None,
     images: str | None = None,
+    on_left_out: Callable[[str], None] = lambda told: None,
 ) -> dict[str, ImageTable]:
     """`{split: table}` of a data set; data without splits comes as `train` alone.
 
@@ -66,6 +66,7 @@ def read_tables(
     - `splits`: their names for our splits (`{"test": "eval"}`); None leaves a split out.
     - `files`: the lists of formats that have some, by split.
     - `on_unused`: is told of splits that are none of ours.
+    - `on_left_out`: is told which files of the data set are not read, counted by kind, where there are some.
     - `images`: the folder of the images that a list (`manifest`) names, where it is not the list's own.
 
     Raises DataError for whatever is missing, and says what was looked for.
@@ -88,6 +89,8 @@ def read_tables(
     ]
     if unused:
         on_unused(unused)
+    if source.unread:
+        on_left_out(f"of '{root}' are left out: {source.unread}.")
     return tables
 
 

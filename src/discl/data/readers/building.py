@@ -14,10 +14,9 @@ import pyarrow.compute as pc
 
 from ...errors import DataError
 from ..gate import refuse_outside
-from ..images import picture_suffixes
+from ..listing import LeftOut
 from ..table import ImageTable, check_table, rows_of
 
-IMAGE_SUFFIXES = picture_suffixes()
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev", "id_val"),
@@ -75,7 +74,7 @@ class Source:
     """A data set as the recipe names it: `root` as given, the `path` that it leads to, and its own names for columns, splits and files.
 
     `images` is the folder of the images that a list names, where it is another than the list's; `left_out` are splits of
-    ours that are not to be read.
+    ours that are not to be read. A reader counts the files that it does not take in `unread`.
     """
 
     root: str
@@ -85,6 +84,7 @@ class Source:
     files: Mapping[str, str] = field(default_factory=dict)
     images: str | None = None
     left_out: frozenset[str] = frozenset()
+    unread: LeftOut = field(default_factory=LeftOut, compare=False)
 
     def leaves_out(self, split: str) -> bool:
         """Whether a split, by its name in the data, is not to be read."""

@@ -12,9 +12,9 @@ import numpy as np
 
 from ...assets import common_names
 from ...errors import DataError
+from ..listing import LeftOut, is_picture_name, known_suffixes
 from ..table import ImageTable
 from .building import (
-    IMAGE_SUFFIXES,
     SPLIT_NAMES,
     Source,
     build_table,
@@ -51,17 +51,24 @@ def read_image_folder(source: Source) -> dict[str, ImageTable]:
     names = sorted({folder.name for class_folders in by_split.values() for folder in class_folders})
     label_of = {name: label for label, name in enumerate(names)}
     inside = len(str(root)) + 1
+    for folder in {root, *(each.parent for listed in by_split.values() for each in listed)}:
+        for file in folder.iterdir():
+            if is_picture_name(file.name) and file.is_file():
+                source.unread.add("in no class", file.relative_to(root).as_posix())
     tables = {}
     for split, class_folders in by_split.items():
         paths: list[str] = []
         labels: list[np.ndarray] = []
         for folder in class_folders:
             refuse_escape([folder], root)
-            found = sorted(_images_below(str(folder), root))
+            there = LeftOut()
+            found = sorted(_images_below(str(folder), root, there))
             if not found:
+                told = f", and there are {there}" if there else ""
                 raise DataError(
-                    f"class '{folder.name}' has no images: none in {folder} ends in {', '.join(sorted(IMAGE_SUFFIXES))}."
+                    f"class '{folder.name}' has no images: none in {folder} ends in {known_suffixes()}{told}."
                 )
+            source.unread.merge(there, f"{folder.relative_to(root).as_posix()}/")
             paths += found
             labels.append(np.full(len(found), label_of[folder.name]))
         tables[split] = build_table(
@@ -84,12 +91,16 @@ def too_few_classes(root: str, names: Sequence[str]) -> str | None:
         *sorted(Path(root).expanduser().glob(f"*/{glob.escape(names[0])}")),
     ):
         below = (
-            [each for each in subfolders(folder) if next(_images_below(str(each), folder), None)]
+            [
+                each
+                for each in subfolders(folder)
+                if next(_images_below(str(each), folder, LeftOut()), None)
+            ]
             if folder.is_dir()
             else []
         )
         if not below or any(
-            each.suffix.lower() in IMAGE_SUFFIXES for each in folder.iterdir() if each.is_file()
+            is_picture_name(each.name) for each in folder.iterdir() if each.is_file()
         ):
             continue
         found = f"{folder} holds only folders ({', '.join(each.name for each in below[:4])}{', …' * (len(below) > 4)})"
@@ -99,20 +110,27 @@ def too_few_classes(root: str, names: Sequence[str]) -> str | None:
     return f"{told}. Expected are a folder, or a label, for each class."
 
 
-def _images_below(folder: str, root: Path) -> Iterator[str]:
+def _images_below(
+    folder: str, root: Path, left_out: LeftOut, top: str | None = None
+) -> Iterator[str]:
+    """Paths of the images below a folder, links within the root followed; what is not taken goes to `left_out`."""
+    top = top or folder
     with os.scandir(folder) as entries:
         for entry in entries:
+            name = entry.path[len(top) + 1 :]
             if entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
+                left_out.add("hidden", name)
+            elif _is_folder(entry):
                 if entry.is_symlink():
                     _refuse_circle(Path(entry.path))
                     refuse_escape([Path(entry.path)], root)
-                yield from _images_below(entry.path, root)
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 (a Path per file would take most of the time)
+                yield from _images_below(entry.path, root, left_out, top)
+            elif is_picture_name(entry.name):
                 if entry.is_symlink():
                     refuse_escape([Path(entry.path)], root)
                 yield entry.path
+            else:
+                left_out.add(Path(entry.name).suffix.lower() or ".", name)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

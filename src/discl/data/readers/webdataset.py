@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...console import say
 from ...errors import DataError
+from ..listing import IMAGE_SUFFIXES
 from ..shards import SLICE, slice_address
 from ..table import OPTIONAL, ImageTable
-from .building import IMAGE_SUFFIXES, SPLIT_NAMES, Source, build_table, expected, refuse_escape
+from .building import SPLIT_NAMES, Source, build_table, expected, refuse_escape
 from .labels import is_whole, name_numbers
 from .opening import parse_json, plain_file
 
@@ -46,16 +46,10 @@ def read_webdataset(source: Source) -> dict[str, ImageTable]:
         )
         if not source.leaves_out(split):
             by_split.setdefault(split, []).append(shard)
-    left_out: list[str] = []
     found = {
-        split: [sample for shard in files for sample in _index_shard(shard, source, left_out)]
+        split: [sample for shard in files for sample in _index_shard(shard, source)]
         for split, files in by_split.items()
     }
-    if left_out:
-        shown = ", ".join(left_out[:SHOWN]) + ", …" * (len(left_out) > SHOWN)
-        say(
-            f"{source.root}: {len(left_out):,} files in the tars belong to no sample or are hidden; they are left out ({shown})"
-        )
     names = _class_names([sample for samples in found.values() for sample in samples], source.root)
     label_of = {name: label for label, name in enumerate(names)}
     stated = [
@@ -110,7 +104,7 @@ def _class_names(samples: Sequence[Sample], root: str) -> tuple[str, ...]:
     return name_numbers(whole, f"data.root '{root}'") if whole else tuple(sorted(texts))
 
 
-def _index_shard(shard: Path, source: Source, left_out: list[str]) -> list[Sample]:
+def _index_shard(shard: Path, source: Source) -> list[Sample]:
     """The samples of a shard. Raises DataError for one without an image or a label, and for a shard without samples."""
     samples: dict[str, Members] = {}
     picture = source.columns.get("image")
@@ -124,7 +118,7 @@ def _index_shard(shard: Path, source: Source, left_out: list[str]) -> list[Sampl
                     raise DataError(f"{shard} is cut off: '{name}' goes beyond its end.")
                 folder, _, base = name.rpartition("/")
                 if _is_hidden(name):
-                    left_out.append(name)
+                    source.unread.add("hidden", name)
                     continue
                 key, _, suffix = base.partition(".")
                 members = samples.setdefault(f"{folder}/{key}" if folder else key, Members())
@@ -155,9 +149,12 @@ def _index_shard(shard: Path, source: Source, left_out: list[str]) -> list[Sampl
     for key, members in samples.items():
         stated = _stated(members, key, shard)
         if not members.pictures and "cls" not in members.texts and _label_key(source) not in stated:
-            left_out += [*members.others, *(f"{key}.{suffix}" for suffix in members.texts)]
+            for name in (*members.others, *(f"{key}.{suffix}" for suffix in members.texts)):
+                source.unread.add("that belong to no sample", name)
         else:
             found.append(_sample(members, stated, key, shard, source))
+            for name in members.others:
+                source.unread.add(f".{name.rpartition('.')[2].lower()}", name)
     if not found:
         raise DataError(f"{shard} holds no samples.")
     return found
