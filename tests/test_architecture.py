@@ -23,6 +23,7 @@ FLOORS = [
     {"curriculum", "spectrum"},
     {"data", "hardness", "prompts", "comparison", "conversion", "export"},
     {"checkpoints", "former", "locks", "plugins"},
+    {"stored"},
     {
         "assets",
         "checkpoint_checks",
@@ -181,6 +182,33 @@ def test_every_file_is_written_whole(module: str) -> None:
                 f"line {node.lineno}"
             )  # a shard for elsewhere, in memory
     assert module == "files" or '.new"' not in MODULES[module].read_text()
+
+
+READERS = {"stored", "spectrum.store", "locks", "recipe.loading", "assets"}
+"""They read files bare, each with errors of its own, and so do those below."""
+OF_OTHERS = (
+    *("data.", "prompts.", "spectrum.models.", "assets.", "curriculum.backbones"),
+    *("checkpoints", "checkpoint_checks", "conversion", "unpickling"),
+)
+"""They read data sets, texts and checkpoints, which are not files of a run."""
+BARE = {
+    *(f"pq.{name}" for name in ("read_table", "read_schema", "read_metadata", "ParquetFile")),
+    *("load_file", "safe_open", "json.load"),
+}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [name for name in MODULES if name not in READERS and not name.startswith(OF_OTHERS)],
+)
+def test_files_of_a_run_are_read_with_a_check(module: str) -> None:
+    """By the functions of `stored`, which know what is whole and of the right kind."""
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Call):
+            called, given = ast.unparse(node.func), " ".join(map(ast.unparse, node.args))
+            bare = called in {"json.loads", "yaml.safe_load"} and ".read_" in given
+            guarded = module in {"export.writing", "stages.classifiers"}
+            assert called not in BARE and (guarded or not bare), f"line {node.lineno}"
 
 
 def called_names(module: str) -> set[str]:

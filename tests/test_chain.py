@@ -761,7 +761,7 @@ def kill_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
     return until
 
 
-def half_written(content: Any, path: Path) -> None:
+def half_written(content: Any, path: Path, *_: Any) -> None:
     """Stands for any of the writers: it is killed in the middle of its file."""
     Path(path).write_bytes(b"half of a file")
     raise Killed
@@ -793,7 +793,7 @@ def test_interrupted_in_every_stage(
         (pq, "write_table", half_table("filter.parquet")),
         (training, "_train_epoch", kill_at(5, training._train_epoch)),
         (training.shutil, "rmtree", kill_at(1, training.shutil.rmtree)),
-        (learning, "save_file", half_written),
+        (learning, "save_tensors", half_written),
     ]
     made = []
     for place, name, replacement in points:

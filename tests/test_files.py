@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from discl.errors import WriteError
 from discl.files import clear_unfinished, whole
 
 
@@ -45,7 +46,7 @@ def test_a_place_that_refuses_is_told_and_nothing_is_left(tmp_path: Path) -> Non
         unfinished.write_text("new")
     assert [each.name for each in tmp_path.iterdir()] == ["results.json"]
     with (
-        pytest.raises(FileNotFoundError),
+        pytest.raises(WriteError, match="No such file"),
         whole(tmp_path / "no folder" / "results.json") as unfinished,
     ):
         unfinished.write_text("new")

@@ -771,7 +771,7 @@ def test_an_unfinished_run_is_refused_and_the_old_page_stays(tmp_path: Path) -> 
     before = path.read_bytes()
     assert not list(tmp_path.glob("*.new"))
     (tmp_path / "results.json").unlink()
-    with pytest.raises(RunError, match=r"results\.json, which is not there"):
+    with pytest.raises(RunError, match=r"results\.json is not there"):
         write_report(
             tmp_path,
             make_table(

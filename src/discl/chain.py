@@ -6,7 +6,6 @@ data -> hard -> prompts -> plan -> generate -> filter -> train -> evaluate -> re
 from __future__ import annotations
 
 import errno
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -18,6 +17,7 @@ import torch
 from .console import console, say
 from .curriculum.processes import current_processes, join_processes
 from .errors import DisclError, RunError
+from .files import why
 from .levels import GuidanceLevel
 from .recipe import Recipe, check_own_pieces, load_recipe
 from .report import write_comparison, write_report, write_survey
@@ -28,6 +28,7 @@ from .stages.learning import evaluate, train
 from .stages.making import check_models, filter_spectrum, make_plan
 from .stages.prompting import write_prompts
 from .stages.telling import describe_making
+from .stored import read_json
 from .workspace import Run, open_run
 
 
@@ -129,7 +130,8 @@ def _refusals(stage: str) -> Iterator[None]:
         if error.errno not in REFUSALS:
             raise
         raise RunError(
-            f"stage '{stage}' cannot write: {error}. What was finished is intact; mend the cause and run the same command again."
+            f"stage '{stage}' cannot write: {why(error)}. What was finished is intact; mend the "
+            "cause and run the same command again."
         ) from error
 
 
@@ -191,7 +193,7 @@ def levels(
     with run.turn("levels"), _refusals("levels"):
         path = surveying.survey_levels(run, sources, grid, seeds)
     with _refusals("levels"):
-        proposed = surveying.snippet(json.loads(path.read_text()))
+        proposed = surveying.snippet(read_json(path, "proposal"))
         return write_survey(
             path.parent, run.train, proposed, run.place(f"{surveying.FOLDER}/spectrum")
         )
@@ -213,7 +215,7 @@ def results_table(run: Run) -> str:
 
     A column that no row has is left out: many / medium / few, macro F1, the worst domain, the calibration error (ECE).
     """
-    results = json.loads(run.path("results.json").read_text())
+    results = read_json(run.path("results.json"))
     split = "test" if all("test" in splits for splits in results.values()) else "validation"
     offered = [(split, *column) for column in TABLE] + [
         (f"{split}-ood", *column) for column in OUT_OF_DISTRIBUTION

@@ -243,7 +243,12 @@ def check_loaded(folder: Path, told: Mapping[str, Any]) -> None:
     check_surplus(folder, told["unexpected_keys"])
 
 
-def check_extent(folder: Path, config: Mapping[str, Any], build: Callable[[], Any]) -> None:
+def check_extent(
+    folder: Path,
+    config: Mapping[str, Any],
+    build: Callable[[], Any],
+    weights: str = "*.safetensors",
+) -> None:
     """Raises CheckpointError where a configuration asks for far more than the files hold, before memory is taken for it.
 
     `build` makes the network, here without memory. A layer has at least one tensor, and half a byte holds at most one
@@ -252,7 +257,7 @@ def check_extent(folder: Path, config: Mapping[str, Any], build: Callable[[], An
     import torch
     from safetensors import safe_open
 
-    files = list(folder.glob("*.safetensors"))
+    files = list(folder.glob(weights))
     with loading(folder, "a checkpoint"):
         tensors = 0
         for file in files:

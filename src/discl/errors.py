@@ -7,6 +7,8 @@
     ├── EndpointError     a server that writes prompts is down, refuses, or answers nonsense
     ├── StoreError        the spectrum or its scores cannot be read or written
     ├── RunError          a run folder belongs to another recipe, or a stage lacks its input
+    │   ├── BrokenFileError   a file of a run folder is cut off, empty, or of another kind
+    │   └── WriteError        a file cannot be written: a full or read-only disk
     └── TrainingError     training cannot go on (no finite loss, no sample to draw, foreign checkpoint)
 
 Each message says what was got, what is allowed and how to mend it. Anything else that escapes is a bug.
@@ -18,6 +20,7 @@ import difflib
 import reprlib
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 
@@ -47,6 +50,28 @@ class StoreError(DisclError):
 
 class RunError(DisclError):
     """A run folder belongs to another recipe, or a stage lacks its input."""
+
+
+class BrokenFileError(RunError):
+    """A file of a run folder is missing, cut off, empty, or of another kind; `path` names it."""
+
+    def __init__(self, message: str, path: Path | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class WriteError(RunError, OSError):
+    """A file cannot be written: `path` names it, and `said` is why, in the system's words.
+
+    Also an OSError, whose `errno` is the system's number, None where it gave none.
+    """
+
+    def __init__(self, path: Path, said: str, remedy: str = "", number: int | None = None) -> None:
+        super().__init__(f"cannot write {path}: {said}. {remedy}".rstrip())
+        self.path, self.said, self.remedy, self.errno = path, said, remedy, number
+
+    def __reduce__(self) -> tuple[type[WriteError], tuple[Path, str, str, int | None]]:
+        return type(self), (self.path, self.said, self.remedy, self.errno)
 
 
 class TrainingError(DisclError):

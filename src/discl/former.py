@@ -12,9 +12,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .errors import RunError
-from .files import whole
-from .yaml_text import read_yaml
+from .errors import BrokenFileError
+from .files import make_folder, whole, writing
+from .stored import read_recipe_tree
 
 FOLDER = "former"
 RECIPE = "recipe.yaml"
@@ -31,10 +31,10 @@ KEPT = (
 
 def former_recipe(kept: Path) -> dict[str, Any] | None:
     """The recipe of a snapshot as a plain tree; None where there is no snapshot, or no whole one."""
-    if not (kept / RECIPE).exists():
+    try:
+        return read_recipe_tree(kept / RECIPE)
+    except BrokenFileError:
         return None
-    tree = read_yaml(kept / RECIPE, error=RunError)
-    return tree if isinstance(tree, dict) else None
 
 
 def set_aside(folder: Path) -> None:
@@ -43,10 +43,11 @@ def set_aside(folder: Path) -> None:
     if (kept / RECIPE).exists():
         return
     shutil.rmtree(kept, ignore_errors=True)
-    kept.mkdir()
+    make_folder(kept)
     for name in KEPT:
-        if (folder / name).exists():
-            _copy(folder / name, kept / name)
+        if (folder / name).is_file():
+            with writing(kept / name):
+                _copy(folder / name, kept / name)
     with whole(kept / RECIPE) as unfinished:
         shutil.copyfile(folder / RECIPE, unfinished)
 

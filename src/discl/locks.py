@@ -8,6 +8,7 @@ not touched for a minute, is dead, and its lock is taken over.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -19,10 +20,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from .console import say
 from .errors import RunError
-from .files import whole
+from .files import whole, why
 
 BEAT, PATIENCE, PAUSE = 5.0, 60.0, 0.5
 """Seconds between two signs of life; without one until an owner counts as dead; between two looks at a lock that is taken."""
@@ -85,7 +87,7 @@ def _take(folder: Path, what: str, clashes: Callable[[str], bool]) -> Path:
             try:
                 _write(path, owner)
             except OSError as error:
-                raise RunError(f"cannot write to {folder.parent}: {error}.") from error
+                raise RunError(f"cannot write to {folder.parent}: {why(error)}.") from error
             others = _alive(folder, path.name, clashes, signs)
             if not others:
                 return path
@@ -115,9 +117,9 @@ def _alive(
             with (
                 file.open() as stream
             ):  # opening asks the server anew, where a file system keeps attributes for a while
-                other, touched = Owner(**json.load(stream)), os.fstat(stream.fileno()).st_mtime_ns
-        except (OSError, ValueError, TypeError):
-            continue  # taken back meanwhile
+                other, touched = _owner(json.load(stream)), os.fstat(stream.fileno()).st_mtime_ns
+        except (OSError, ValueError, TypeError, RecursionError):
+            continue  # taken back meanwhile, or nobody's
         if not clashes(other.what):
             continue
         if file.name not in signs or signs[file.name][0] != touched:
@@ -129,6 +131,17 @@ def _alive(
         else:
             found[file.name] = other
     return found
+
+
+def _owner(found: Any) -> Owner:
+    """The owner that a lock's file names. Raises ValueError or TypeError for a file that is no lock."""
+    owner = Owner(**found)
+    texts = (owner.what, owner.machine, owner.since)
+    if not all(isinstance(each, str) and each.strip() for each in texts):
+        raise ValueError("a lock names what it is for, a machine and a time")
+    if type(owner.process) is not int or not 0 < owner.process < 2**31:
+        raise ValueError("a lock names a process by its number")
+    return owner
 
 
 def _is_gone(owner: Owner) -> bool:
@@ -147,12 +160,12 @@ def _write(path: Path, owner: Owner) -> None:
     for attempt in range(10):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with whole(path) as unfinished:
+            with whole(path, sync=False) as unfinished:
                 unfinished.write_text(json.dumps(asdict(owner)))
             return
-        except FileNotFoundError:  # the last one that left has removed the folder
-            if attempt == 9:
-                raise
+        except OSError as error:
+            if error.errno != errno.ENOENT or attempt == 9:
+                raise  # else the last one that left has removed the folder
 
 
 def _beat(path: Path, ended: threading.Event) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from datasets import Image as ImageFeature
@@ -32,15 +31,15 @@ from .data import (
     through_cameras,
 )
 from .data.gate import CLOSED, first_foreign
-from .errors import CheckpointError, RecipeError, RunError, StoreError
-from .files import clear_unfinished, whole
+from .errors import BrokenFileError, CheckpointError, RecipeError, RunError, StoreError
+from .files import clear_unfinished, why
 from .former import FOLDER, bring_back, former_recipe, let_go, set_aside
 from .locks import lock
 from .recipe import Data, Recipe, load_recipe
 from .spectrum.models import Address, Generator, describe_generator, describe_loras
 from .spectrum.plan import Sampling, Share
 from .spectrum.store import Shards, score_shards, spectrum_shards
-from .yaml_text import read_yaml
+from .stored import AGAIN, read_json, read_recipe_tree, read_table, write_text
 
 STALE = {
     "data": ("data", "hard", "plan"),
@@ -89,13 +88,13 @@ class Run:
     @cached_property
     def tables(self) -> dict[str, ImageTable]:
         """`{split: table}` as `data.parquet` lists them."""
-        listed = pq.read_table(self.path("data.parquet")).to_pandas()
+        listed = read_table(self.path("data.parquet")).to_pandas()
         data = self.recipe.data
         found = read_data(data)
         result = {}
         for name, rows in listed.groupby("split", sort=False):
             source = found.get(rows["source_split"].iloc[0])
-            if source is not None and rows["row"].max() < len(source):
+            if source is not None and 0 <= rows["row"].min() <= rows["row"].max() < len(source):
                 result[str(name)] = source.select(rows["row"])
             table = result.get(str(name))
             if (
@@ -189,7 +188,7 @@ class Run:
         what = f"{stage} {share}" if share else stage
         with lock(self.folder, what, lambda other: _clash(what, other)):
             kept = self.folder / "recipe.yaml"
-            if kept.exists() and _changes(read_yaml(kept, error=RunError), self.recipe):
+            if kept.exists() and _changes(read_recipe_tree(kept), self.recipe):
                 raise RunError(
                     f"another process has changed the recipe of {self.folder} meanwhile; run the command again."
                 )
@@ -257,7 +256,7 @@ def open_run(
             _keep(recipe, folder)
         clear_unfinished(folder)
     except OSError as error:
-        raise RunError(f"cannot write to the run folder {folder}: {error}.") from error
+        raise RunError(f"cannot write to the run folder {folder}: {why(error)}.") from error
     if recipe.runtime.threads:
         torch.set_num_threads(recipe.runtime.threads)
     return Run(recipe, folder, allow_plugins=allow_plugins)
@@ -291,25 +290,29 @@ def _changed_keys(recipe: Recipe, folder: Path, amend: bool) -> list[str] | None
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file; name a folder with --out.")
     if not kept.exists():
-        ours = (
-            kept.name,
-            f".{kept.name}.",
-        )  # the second is how a recipe that is being written is called
+        written = (kept.name, f".{kept.name}.")  # the second while it is being written
         foreign = folder.exists() and [
             each
             for each in folder.iterdir()
-            if each.name != "locks" and not each.name.startswith(ours)
+            if each.name != "locks" and not each.name.startswith(written)
         ]
-        if foreign and not kept.exists():
+        if foreign and not kept.exists() and not (_is_ours(folder) and amend):
+            remedy = " or, if it was one, go on in it with --amend" if _is_ours(folder) else ""
             raise RunError(
-                f"{folder} is not empty and holds no recipe.yaml, so it is no run folder; choose another with --out."
+                f"{folder} is not empty and holds no recipe.yaml, so it is no run folder; choose another with --out{remedy}."
             )
-        return None
-    old = read_yaml(kept, error=RunError)
-    if not isinstance(old, dict):
-        raise RunError(
-            f"{kept} holds no recipe, so {folder} is no run folder; choose another with --out."
-        )
+        if not foreign:
+            return None
+    try:
+        old = read_recipe_tree(kept)
+    except BrokenFileError as error:
+        if not _is_ours(folder):
+            raise RunError(
+                f"{kept} holds no recipe, so {folder} is no run folder; choose another with --out."
+            ) from error
+        if not amend:
+            raise
+        old = {}  # so everything differs, and whatever does not fit the new recipe goes
     changed = _changes(old, recipe)
     if changed and not amend and not _is_former(recipe, folder):
         lines = "\n".join(
@@ -321,6 +324,11 @@ def _changed_keys(recipe: Recipe, folder: Path, amend: bool) -> list[str] | None
             "(images that still fit are kept, what they no longer fit is made anew)."
         )
     return [key for key, _, _ in changed]
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder without a recipe that can be read has been a run's."""
+    return any((folder / name).exists() for name in ("environment.json", "data.parquet", "train"))
 
 
 def _is_former(recipe: Recipe, folder: Path) -> bool:
@@ -335,14 +343,14 @@ def _take_over(recipe: Recipe, folder: Path, amend: bool) -> None:
     if (
         former is not None
         and kept.exists()
-        and not _compare(_completed(former), _completed(read_yaml(kept, error=RunError)))
+        and not _compare(_completed(former), _completed(_tree_of(kept)))
     ):
         bring_back(
             folder
         )  # a kill has ended an amendment before it had begun, or a way back before it was at its end
     changed = _changed_keys(recipe, folder, amend)
     back = bool(changed) and _is_former(recipe, folder)
-    if changed and not back:
+    if changed and not back and _tree_of(kept):
         set_aside(folder)
     _discard_stale(recipe, folder, changed or [])
     _keep(recipe, folder)
@@ -370,10 +378,24 @@ def _discard_stale(recipe: Recipe, folder: Path, changed: Sequence[str]) -> None
 
 def _keep(recipe: Recipe, folder: Path) -> None:
     kept, text = folder / "recipe.yaml", recipe.to_yaml()
-    if not kept.exists() or kept.read_text() != text:
+    if not kept.is_file() or kept.read_bytes() != text.encode():
         write_text(kept, text)
-    if not (folder / "environment.json").exists():
-        write_text(folder / "environment.json", json.dumps(_environment(), indent=2))
+    told = folder / "environment.json"
+    try:
+        if told.exists():
+            read_json(told, "python", "packages")
+            return
+    except BrokenFileError as error:
+        say(f"{str(error).removesuffix(f' {AGAIN}')} So it is written again.")
+    write_text(told, json.dumps(_environment(), indent=2))
+
+
+def _tree_of(kept: Path) -> dict[str, Any]:
+    """The recipe that a folder keeps; nothing where it cannot be read."""
+    try:
+        return read_recipe_tree(kept)
+    except BrokenFileError:
+        return {}
 
 
 def _changes(old: dict[str, Any], recipe: Recipe) -> list[tuple[str, Any, Any]]:
@@ -406,8 +428,8 @@ def _clash(mine: str, other: str) -> bool:
         return True
     if stage != other_stage:
         return False
-    number, of = (share or ["1/1"])[0].split("/")
-    other_number, other_of = (other_share or ["1/1"])[0].split("/")
+    number, _, of = (share or ["1/1"])[0].partition("/")
+    other_number, _, other_of = (other_share or ["1/1"])[0].partition("/")
     return of != other_of or number == other_number
 
 
@@ -493,15 +515,3 @@ def _environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(), "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "packages": {name: version(name) for name in packages},
     }  # fmt: skip
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that appears whole or not at all."""
-    with whole(path) as unfinished:
-        unfinished.write_text(text)
-
-
-def write_table(table: pa.Table, path: Path) -> None:
-    """Writes a Parquet file that appears whole or not at all."""
-    with whole(path) as unfinished:
-        pq.write_table(table, unfinished)

@@ -392,9 +392,9 @@ def test_validation_choice_survives_a_kill(
     train_into(tmp_path / "whole", settings, validate=accuracies(figures))
     save = training._save_checkpoint
 
-    def save_once(path: Path, learner: Learner, history: list[Record]) -> None:
+    def save_once(path: Path, learner: Learner, history: list[Record], *rest: str) -> None:
         if len(history) == 2:
-            save(path, learner, history)
+            save(path, learner, history, *rest)
 
     monkeypatch.setattr(training, "_save_checkpoint", save_once)
     with pytest.raises(Killed):

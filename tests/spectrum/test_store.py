@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,7 @@ def test_a_disk_that_refuses_later_leaves_nothing_either(
     def refuse(*_: Any) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(store_module.os if step == "fsync" else Path, step, refuse)
+    monkeypatch.setattr(os if step == "fsync" else Path, step, refuse)
     with pytest.raises(StoreError, match="Input/output error"):
         spectrum.append(make_rows([0, 1]))
     assert files(spectrum) == []

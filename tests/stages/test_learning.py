@@ -225,8 +225,8 @@ def test_the_prior_is_what_the_last_layer_saw(filtered_run: Path, tmp_path: Path
     folder, classes = tmp_path / "run" / "train" / "first", len(run.train.class_names)
     folder.mkdir(parents=True)
     epochs: list[dict[str, Any]] = [
-        {"class_samples": [8, *[1] * (classes - 1)]},
-        {"class_samples": [8, *[1] * (classes - 1)]},
+        {"epoch": 0, "class_samples": [8, *[1] * (classes - 1)]},
+        {"epoch": 1, "class_samples": [8, *[1] * (classes - 1)]},
     ]
     logits = {"test": torch.randn(6, classes, generator=torch.Generator().manual_seed(0))}
     shifts = []

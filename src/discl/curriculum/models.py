@@ -10,12 +10,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..checkpoint_checks import check_extent, read_json
+from ..checkpoint_checks import check_extent
 from ..errors import CheckpointError
-from ..files import whole
+from ..files import make_folder
+from ..stored import (
+    broken,
+    read_header,
+    read_json,
+    read_tensors,
+    reading,
+    save_tensors,
+    write_text,
+)
 from .backbones import TimmClassifier, TransformersClassifier
 from .clip import ClipClassifier
 
@@ -27,6 +35,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "resnet32-cifar": {"blocks": (5, 5, 5), "width": 16, "shortcut": "padding"},
 }
 """Our own residual networks."""
+
+TRAINED_AGAIN = "Delete its folder and train the method again."
 
 FROM_CHECKPOINT = ("transformers", "timm", "clip")
 """Families whose architecture is that of a checkpoint: an image classifier of transformers, a model of timm, a CLIP."""
@@ -196,22 +206,57 @@ def normalise(pixels: Tensor, config: ClassifierConfig) -> Tensor:
     return (pixels - mean) / std
 
 
-def save_classifier(model: nn.Module, config: ClassifierConfig, folder: Path) -> None:
-    """Writes `model.safetensors` and `config.json`, with the model in evaluation mode (and back afterwards)."""
+def save_classifier(
+    model: nn.Module, config: ClassifierConfig, folder: Path, fingerprint: str = ""
+) -> None:
+    """Writes `model.safetensors` and `config.json`, with the model in evaluation mode (and back afterwards).
+
+    `fingerprint` says what it was trained on; it is kept with the weights, for `check_classifier`.
+    Raises WriteError where the disk refuses.
+    """
     training = model.training
     model.eval()  # a CLIP that learns from texts makes its head anew
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole(folder / "config.json") as unfinished:
-        unfinished.write_text(json.dumps(asdict(config), indent=2, ensure_ascii=False))
-    with whole(folder / "model.safetensors") as unfinished:
-        save_file(
-            {
-                name: tensor.detach().cpu().contiguous()
-                for name, tensor in model.state_dict().items()
-            },
-            unfinished,
-        )
+    make_folder(folder)
+    write_config(config, folder)
+    metadata = {"fingerprint": fingerprint} if fingerprint else None
+    save_tensors(model.state_dict(), folder / "model.safetensors", metadata)
     model.train(training)
+
+
+def write_config(config: ClassifierConfig, folder: Path) -> None:
+    """Writes `config.json`, which says how to build a classifier and how to feed it."""
+    write_text(folder / "config.json", json.dumps(asdict(config), indent=2, ensure_ascii=False))
+
+
+def read_config(folder: Path) -> ClassifierConfig:
+    """What `write_config` wrote. Raises BrokenFileError where there is none that can be read."""
+    path = folder / "config.json"
+    plain = read_json(path, "architecture", "class_names", advice=TRAINED_AGAIN)
+    with reading(path, TRAINED_AGAIN):
+        settings: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()
+        }
+        return ClassifierConfig(**settings)
+
+
+def check_classifier(folder: Path, config: ClassifierConfig, fingerprint: str = "") -> None:
+    """Raises BrokenFileError where the weights in a folder are not whole, or another network's.
+
+    Only the names and shapes of the tensors are read. With a `fingerprint`, weights that were saved
+    with another one are refused; those that were saved without any are not compared.
+    """
+    path = folder / "model.safetensors"
+    found, metadata = read_header(path, TRAINED_AGAIN)
+    with reading(path, TRAINED_AGAIN), torch.random.fork_rng(devices=[]), torch.device("meta"):
+        wanted = {
+            name: tuple(each.shape) for name, each in build_classifier(config).state_dict().items()
+        }
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            told = f"has '{name}' of shape {found.get(name)} where {wanted.get(name)} is expected"
+            raise broken(path, f"is another network's: it {told}", TRAINED_AGAIN)
+    if fingerprint and metadata.get("fingerprint", fingerprint) != fingerprint:
+        raise broken(path, "was trained on other data or settings", TRAINED_AGAIN)
 
 
 def first_cause(error: Exception) -> str:
@@ -223,15 +268,12 @@ def load_classifier(folder: Path) -> tuple[nn.Module, ClassifierConfig]:
     """The classifier of a folder that `save_classifier` wrote, in evaluation mode. Raises CheckpointError if it is none."""
     folder = Path(folder)
     try:
-        plain = read_json(folder / "config.json")
-        settings: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()
-        }
-        config = ClassifierConfig(**settings)
+        config = read_config(folder)
         _check_config(config)
-        check_extent(folder, plain, lambda: build_classifier(config))
+        weights = "model.safetensors"
+        check_extent(folder, asdict(config), lambda: build_classifier(config), weights)
         model = build_classifier(config)
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        model.load_state_dict(read_tensors(folder / weights, TRAINED_AGAIN))
     except Exception as error:
         raise CheckpointError(
             f"'{folder}' holds no classifier of discl: {first_cause(error)}"

@@ -13,19 +13,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..digests import derive_seed
-from ..errors import TrainingError
-from ..files import clear_unfinished, whole
+from ..errors import BrokenFileError, TrainingError
+from ..files import clear_unfinished, make_folder
+from ..stored import read_header, read_lines, read_tensors, reading, save_tensors, write_text
 from .augmentation import centre
 from .companion import Companion, Scene
 from .course import Course, Record
 from .learner import Learner, Stepping, autocast
 from .mixture import Mixing, Pool
-from .models import ClassifierConfig, build_classifier, first_cause, normalise, save_classifier
+from .models import (
+    TRAINED_AGAIN,
+    ClassifierConfig,
+    build_classifier,
+    first_cause,
+    normalise,
+    save_classifier,
+)
 from .objectives import Objective, make_objective
 from .pixels import Batches, Pixels
 from .processes import Processes, current_processes
@@ -38,6 +44,8 @@ class TrainSettings:
     """What training needs besides samples, strategy and loss; `learning_rate` maps progress in [0, 1] to a rate.
 
     `probe_samples` is |D| of algorithm 2, rounded to whole batches; they are part of the epoch's samples.
+    `fingerprint` says what is trained on what; it is kept in the files, so that those of another
+    training are told apart.
     """
 
     epochs: int
@@ -53,6 +61,7 @@ class TrainSettings:
     save_seconds: float = 15.0
     stepping: Stepping = field(default_factory=Stepping)
     probe_samples: int = 0
+    fingerprint: str = ""
 
 
 def train_classifier(
@@ -88,7 +97,7 @@ def train_classifier(
             "select is 'validation', but there is nothing to validate on; use select: last."
         )
     course = make_course(pool, strategy, mixing, settings, guidance)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     torch.manual_seed(derive_seed("init", settings.seed))
     model = (make_model or partial(build_classifier, config))().to(device)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -104,7 +113,9 @@ def train_classifier(
         lambda: clear_unfinished(folder, older_than=0)
     )  # of a training that was killed while it saved; a checkpoint is large
     checkpoint = folder / "checkpoint.safetensors"
-    history: list[Record] = _load_checkpoint(checkpoint, learner) if checkpoint.exists() else []
+    history: list[Record] = (
+        _load_checkpoint(checkpoint, learner, settings.fingerprint) if checkpoint.exists() else []
+    )
     batches = learner.batches(pixels, settings.batch_size, workers)
     judge = _Judge(learner, pixels, guidance) if guidance is not None else None
     for record in history:
@@ -135,10 +146,12 @@ def train_classifier(
         )
         history.append(record)
         if learner.processes.decide(last or time.monotonic() - saved > settings.save_seconds):
-            learner.write(lambda: _save_checkpoint(checkpoint, learner, history))
+            learner.write(
+                lambda: _save_checkpoint(checkpoint, learner, history, settings.fingerprint)
+            )
             saved = time.monotonic()
         on_epoch(record)
-    learner.write(lambda: _finish(folder, scene, config, settings.select, history))
+    learner.write(lambda: _finish(folder, scene, config, settings, history))
     return history
 
 
@@ -263,23 +276,25 @@ def choose_precision(name: str, device: torch.device | str) -> torch.dtype:
     )
 
 
-def _save_checkpoint(path: Path, learner: Learner, history: list[Record]) -> None:
-    """Weights, optimizer state and history in one file that appears whole or not at all."""
+def _save_checkpoint(path: Path, learner: Learner, history: list[Record], fingerprint: str) -> None:
+    """Weights, optimizer state and history in one file that appears whole or not at all.
+
+    Raises WriteError where the disk refuses; the checkpoint before it is then as it was.
+    """
     tensors = learner.state()
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with whole(path) as unfinished:
-        save_file(plain, unfinished, {"history": json.dumps(history)})
+    save_tensors(tensors, path, {"history": json.dumps(history), "fingerprint": fingerprint})
     write_history(history, path.parent / "history.jsonl")
 
 
-def _load_checkpoint(path: Path, learner: Learner) -> list[Record]:
+def _load_checkpoint(path: Path, learner: Learner, fingerprint: str) -> list[Record]:
     """Restores the learner in place and returns the history. Raises TrainingError for another model's checkpoint."""
     try:
-        with safe_open(path, "pt") as stored:
-            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (not a dict)
-            history = json.loads(stored.metadata()["history"])
-        learner.load_state(tensors)
-    except (RuntimeError, KeyError, OSError, TypeError, ValueError, SafetensorError) as error:
+        _, metadata = read_header(path)
+        if metadata.get("fingerprint", fingerprint) != fingerprint:
+            raise ValueError("it was saved while something else was trained.")
+        history = json.loads(metadata["history"])
+        learner.load_state(read_tensors(path))
+    except (BrokenFileError, RuntimeError, KeyError, TypeError, ValueError) as error:
         cause = first_cause(error)
         raise TrainingError(
             f"checkpoint {path} does not belong to this model: {cause} Delete its folder to train anew."
@@ -289,23 +304,28 @@ def _load_checkpoint(path: Path, learner: Learner) -> list[Record]:
 
 def write_history(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     """One JSON line per epoch."""
-    with whole(path) as unfinished:
-        unfinished.write_text("".join(json.dumps(record) + "\n" for record in history))
+    write_text(path, "".join(json.dumps(record) + "\n" for record in history))
 
 
 def read_history(path: Path) -> list[Record]:
-    """The records that `write_history` wrote."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The records that `write_history` wrote. Raises BrokenFileError where they are not whole."""
+    return read_lines(path, "epoch", advice=TRAINED_AGAIN)
 
 
 def _finish(
-    folder: Path, scene: Scene, config: ClassifierConfig, select: str, history: list[Record]
+    folder: Path,
+    scene: Scene,
+    config: ClassifierConfig,
+    settings: TrainSettings,
+    history: list[Record],
 ) -> None:
     """Puts the chosen classifier in place; killed anywhere, it can be done again, for `best` goes after the checkpoint."""
     model = scene.learner.evaluated
     best = folder / "best"
-    if select == "validation" and best.exists():
-        model.load_state_dict(load_file(best / "model.safetensors"))
+    if settings.select == "validation" and best.exists():
+        chosen = best / "model.safetensors"
+        with reading(chosen, TRAINED_AGAIN):
+            model.load_state_dict(read_tensors(chosen, TRAINED_AGAIN))
     started, busy = time.monotonic(), time.process_time()
     counts = scene.learner.companion.finish(scene, model)
     if history:  # what a companion does in the end is training too
@@ -317,6 +337,6 @@ def _finish(
         if counts is not None:
             last["last_layer_samples"] = counts.tolist()
     write_history(history, folder / "history.jsonl")
-    save_classifier(model, config, folder)
+    save_classifier(model, config, folder, settings.fingerprint)
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     shutil.rmtree(best, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,10 @@ from typing import Any
 from ..comparison import Entry, Interval, as_cells, mean_std
 from ..errors import RunError
 from ..files import whole
+from ..stored import read_json, reading
 from .charts import Axis, nice_axis
+
+COMPARED_AGAIN = "Delete it, or have it made again with `discl compare`."
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,20 @@ def read_comparison(folder: Path) -> Comparison | None:
     path = folder / "comparison.json"
     if not path.is_file():
         return None
-    told = json.loads(path.read_text(encoding="utf-8"))
-    entries = [
-        Entry(
-            name, row["figures"], {column: Interval(*interval) for column, interval in row["intervals"].items()}, row["costs"],
-            row["published"],
-        )
-        for name, row in told["rows"].items()
-    ]  # fmt: skip
-    columns = list(dict.fromkeys(column for entry in entries for column in entry.figures))
+    keys = ("rows", "seeds", "baseline", "split", "notes")
+    told = read_json(path, *keys, advice=COMPARED_AGAIN)
+    with reading(path, COMPARED_AGAIN):
+        entries = [
+            Entry(
+                name,
+                row["figures"],
+                {column: Interval(*interval) for column, interval in row["intervals"].items()},
+                row["costs"],
+                row["published"],
+            )
+            for name, row in told["rows"].items()
+        ]
+        columns = list(dict.fromkeys(column for entry in entries for column in entry.figures))
     return Comparison(
         entries, columns, told["seeds"], told["baseline"], told["split"], told["notes"]
     )

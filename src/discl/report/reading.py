@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,12 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..data.images import decode_image
-from ..errors import RunError
 from ..spectrum.store import Shards
-from ..yaml_text import parse_yaml
+from ..stored import read_json, read_lines, read_recipe_tree, read_table
 
 ADJUSTED = "+la"
 """How `results.json` marks a method's second row, post-hoc logit adjustment."""
@@ -115,8 +112,8 @@ def read_run(
     making: Mapping[str, str],
 ) -> Story:
     """The story of a run folder. Raises RunError that names the file which an unfinished run lacks."""
-    recipe = parse_yaml(_text(folder / "recipe.yaml"), str(folder / "recipe.yaml"), error=RunError)
-    listed = _table(folder / "data.parquet", ["split", "label"])
+    recipe = read_recipe_tree(folder / "recipe.yaml")
+    listed = read_table(folder / "data.parquet", ["split", "label"])
     labels, split_of = listed["label"].to_numpy(), np.asarray(listed["split"].to_pylist())
     counts = {
         str(split): np.bincount(labels[split_of == split], minlength=len(class_names))
@@ -125,23 +122,23 @@ def read_run(
     return Story(
         name=folder.resolve().name,
         recipe=recipe,
-        environment=json.loads(_text(folder / "environment.json")),
+        environment=read_json(folder / "environment.json"),
         class_names=class_names,
         groups=groups,
         split_counts=counts,
-        hard=_table(folder / "hard.parquet").to_pylist(),
-        plan=_table(
+        hard=read_table(folder / "hard.parquet", ["id", "label"]).to_pylist(),
+        plan=read_table(
             folder / "plan.parquet",
             ["id", "source_id", "label", "level", "seed", "attempt", "prompt"],
         ),
-        verdicts=_table(
+        verdicts=read_table(
             folder / "filter.parquet", ["id", "label", "level", "clip_similarity", "keep", "reason"]
         ),
         histories={
-            name: _json_lines(folder / "train" / name / "history.jsonl")
+            name: read_lines(folder / "train" / name / "history.jsonl", "epoch")
             for name in recipe["methods"]
         },
-        results=json.loads(_text(folder / "results.json")),
+        results=read_json(folder / "results.json"),
         making=making,
     )
 
@@ -158,24 +155,3 @@ def read_pictures(store: Path | str, ids: Collection[str]) -> dict[str, Any]:
         ),
     )
     return {name: decode_image(row["image"]) for name, row in shards.rows(ids, ["image"]).items()}
-
-
-def _text(path: Path) -> str:
-    _check(path)
-    return path.read_text(encoding="utf-8")
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in _text(path).splitlines()]
-
-
-def _table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    _check(path)
-    return pq.read_table(path, columns=columns)
-
-
-def _check(path: Path) -> None:
-    if not path.is_file():
-        raise RunError(
-            f"the report needs {path}, which is not there; carry out the stages before it with `discl run`."
-        )

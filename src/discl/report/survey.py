@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..data import ImageTable
 from ..files import whole
+from ..stored import read_json, read_table
 from .charts import Axis, nice_axis
 from .page import make_environment
 from .pictures import make_gallery
@@ -65,15 +64,15 @@ class Surveyed:
 
     @cached_property
     def hard(self) -> list[dict[str, Any]]:
-        return pq.read_table(self.folder / "hard.parquet").to_pylist()
+        return read_table(self.folder / "hard.parquet", ["id", "label"]).to_pylist()
 
     @cached_property
     def plan(self) -> pa.Table:
-        return pq.read_table(self.folder / "plan.parquet")
+        return read_table(self.folder / "plan.parquet")
 
     @cached_property
     def verdicts(self) -> pa.Table:
-        return pq.read_table(self.folder / "filter.parquet")
+        return read_table(self.folder / "filter.parquet")
 
 
 def write_survey(
@@ -84,7 +83,7 @@ def write_survey(
     `snippet` are the proposed lines of a recipe, `train` the real training images; the synthetic ones lie in `store`, by default
     `spectrum` in the folder.
     """
-    found = json.loads((folder / "levels.json").read_text())
+    found = read_json(folder / "levels.json", "levels", "proposal", "real", "threshold")
     gallery = make_gallery(
         Surveyed(folder, train.class_names, train.class_counts), train, store or folder / "spectrum"
     )

@@ -14,6 +14,7 @@ from ..digests import digest
 from ..errors import RecipeError
 from ..levels import GuidanceLevel, noise_shares
 from ..prompts import CAPTION, draw_prompt
+from ..stored import read_table
 
 
 @dataclass(frozen=True)
@@ -254,5 +255,9 @@ def write_plan(requests: Sequence[Request], path: Path) -> None:
 
 
 def read_plan(path: Path) -> list[Request]:
-    """The requests of a plan, in the order in which they were planned."""
-    return [Request(**row) for row in pq.read_table(path).to_pylist()]
+    """The requests of a plan, in the order in which they were planned.
+
+    Raises BrokenFileError where the file is missing, cut off, or another one.
+    """
+    columns = [field.name for field in fields(Request)]
+    return [Request(**row) for row in read_table(path, columns).to_pylist()]

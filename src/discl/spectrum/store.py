@@ -9,7 +9,6 @@ shards of their own and are joined by id. Every shard opens with `datasets.load_
 from __future__ import annotations
 
 import io
-import os
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ import pyarrow.parquet as pq
 
 from ..digests import digest
 from ..errors import StoreError
-from ..files import clear_unfinished, whole
+from ..files import clear_unfinished, whole, why
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -65,7 +64,7 @@ class Shards:
                 self._put(table, name, self.elsewhere)
         except OSError as error:
             raise StoreError(
-                f"cannot write to {self.folder}: {error}. Finished shards are intact; mend the cause and run the same command again."
+                f"cannot write to {self.folder}: {why(error)}. Finished shards are intact; mend the cause and run the same command again."
             ) from error
 
     def _write(self, table: pa.Table, name: str) -> None:
@@ -73,8 +72,6 @@ class Shards:
         place.parent.mkdir(parents=True, exist_ok=True)
         with whole(place) as unfinished:
             pq.write_table(table, unfinished, row_group_size=256)
-            with unfinished.open("rb") as stream:
-                os.fsync(stream.fileno())
 
     def _put(self, table: pa.Table, name: str, elsewhere: AbstractFileSystem) -> None:
         shard = io.BytesIO()
@@ -118,7 +115,7 @@ class Shards:
                         elsewhere.get_file(str(file), str(unfinished))
                 except OSError as error:
                     raise StoreError(
-                        f"cannot copy {file} of {self.folder} to {cache}: {error}"
+                        f"cannot copy {file} of {self.folder} to {cache}: {why(error)}"
                     ) from error
             return str(place)
 

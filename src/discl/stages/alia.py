@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import concatenate_datasets
 
 from ..baselines.alia import confidence_drop, mean_self_confidence, semantic_drop
-from ..console import progress
+from ..console import progress, say
 from ..data import decode_image
 from ..digests import digest
+from ..errors import BrokenFileError
 from ..spectrum.filter import ClipScorer, Verdict, describe_scorer
 from ..spectrum.plan import Request
-from ..workspace import Run, stored_images, write_table
+from ..stored import read_table, write_table
+from ..workspace import Run, stored_images
 from .learning import fit_classifier
 
 REASONS = {
@@ -39,9 +41,7 @@ def alia_verdicts(run: Run, requests: Sequence[Request], texts: Mapping[int, str
     if asked.positive is not None:
         texts = dict.fromkeys(texts, asked.positive)
     texts = {**texts, **{len(texts) + place: text for place, text in enumerate(asked.negatives)}}
-    listed = pq.read_table(
-        run.path("data.parquet"), columns=["split", "digest", "label"]
-    ).to_pydict()
+    listed = read_table(run.path("data.parquet"), ["split", "digest", "label"]).to_pydict()
     train = run.recipe.train.model_dump(mode="json")
     key = digest(
         [request.id for request in requests],
@@ -51,16 +51,28 @@ def alia_verdicts(run: Run, requests: Sequence[Request], texts: Mapping[int, str
         listed,
     )
     path = run.path("alia.parquet")
-    if not path.exists() or (pq.read_schema(path).metadata or {}).get(b"key") != key.encode():
+    found = _known(path, key)
+    if found is None or len(found) != len(requests):
         found = pa.table(_ask(run, requests, labels, texts))
-        write_table(found.replace_schema_metadata({"key": key}), path)
-    found = pq.read_table(path)
+        write_table(found, path, key)
     semantic, confidence = found["semantic"].to_pylist(), found["confidence"].to_pylist()
     dropped = [
         "CLIP prefers a text that fits any picture" if fits else REASONS[sure]
         for fits, sure in zip(semantic, confidence, strict=True)
     ]
     return [Verdict(not reason, reason) for reason in dropped]
+
+
+def _known(path: Path, key: str) -> pa.Table | None:
+    """The answers that were kept for this key; None where there are none, or none that can be read."""
+    if not path.exists():
+        return None
+    try:
+        found = read_table(path)
+    except BrokenFileError as error:
+        say(f"filter: {error.path} cannot be used, so both models are asked again")
+        return None
+    return found if (found.schema.metadata or {}).get(b"key") == key.encode() else None
 
 
 def _ask(

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..console import console, say
 from ..errors import DisclError, RunError
+from ..files import writing
 from ..spectrum.dispatch import Dispatcher
 from ..spectrum.plan import Request
 from ..spectrum.queue import Work
@@ -214,7 +215,8 @@ def _open(told: Mapping[str, Any], node: str) -> Iterator[Run]:
         return
     with tempfile.TemporaryDirectory(prefix="discl-") as lent:
         for name, content in told["tables"].items():
-            (Path(lent) / name).write_bytes(content)
+            with writing(Path(lent) / name):
+                (Path(lent) / name).write_bytes(content)
         yield open_described(
             {
                 **told,

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from ..assets import published_figures
 from ..comparison import (
@@ -24,8 +23,10 @@ from ..comparison import (
 from ..console import say
 from ..curriculum.processes import current_processes
 from ..curriculum.training import read_history
+from ..files import make_folder
 from ..spectrum.plan import Request
-from ..workspace import Run, write_text
+from ..stored import read_json, read_tensors, write_text
+from ..workspace import Run
 from .learning import evaluate, train
 from .making import count_rows, tries_so_far
 from .tuning import describe_tuning, tune, tuned_run
@@ -75,7 +76,7 @@ def compare(run: Run, seeds: Sequence[int], tuned: bool = False) -> Path:
     for number, seed in enumerate(seeds, 1):
         say(f"compare: seed {seed} ({number} of {len(seeds)})")
         each = seed_run(run, seed)
-        each.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(each.folder)
         train(each)
         processes.alone(partial(evaluate, each))
         runs.append(each)
@@ -129,7 +130,7 @@ def write_tables(
 
 def measured_columns(run: Run) -> tuple[str, list[tuple[str, str, str]]]:
     """(split of the intervals, [(split, metric, heading)]): top-1 by group and over all, or macro F1 where there is an OOD split."""
-    figures = json.loads(run.path("results.json").read_text())
+    figures = read_json(run.path("results.json"))
     splits = set.intersection(*(set(row) for row in figures.values()))
     main = "test" if "test" in splits else "validation"
     if "test-ood" in splits:
@@ -150,7 +151,7 @@ def make_entries(
     run: Run, runs: Sequence[Run], split: str, metrics: Sequence[tuple[str, str, str]]
 ) -> list[Entry]:
     """One entry for each row of the runs' `results.json`."""
-    results = [json.loads(each.path("results.json").read_text()) for each in runs]
+    results = [read_json(each.path("results.json")) for each in runs]
     predicted = {
         (row, where): np.stack([read_predictions(each, row, where) for each in runs])
         for row in results[0]
@@ -212,7 +213,10 @@ def paired(
 
 def read_predictions(run: Run, row: str, split: str) -> np.ndarray:
     """The labels that a row predicted, int `[images]`, in the order of the split."""
-    return load_file(run.path("predictions.safetensors"))[f"{row}/{split}"]
+    name = f"{row}/{split}"
+    return read_tensors(run.path("predictions.safetensors"), fits=lambda each: name in each)[
+        name
+    ].numpy()
 
 
 def _costs(

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ..console import progress, say
 from ..data import (
@@ -22,11 +21,13 @@ from ..data import (
     take_long_tail,
 )
 from ..data.readers import SPLIT_NAMES, too_few_classes
-from ..errors import DataError, RecipeError, unknown
+from ..digests import digest
+from ..errors import BrokenFileError, DataError, RecipeError, unknown
 from ..hardness import assign_folds, cross_fitted_probability, tail_rows
 from ..recipe import LongTail
 from ..recipe.data import OwnSplit
-from ..workspace import Run, read_data, write_table
+from ..stored import AGAIN, read_table, write_table
+from ..workspace import NOT_FOR_JUDGES, Run, read_data
 from .learning import fit_classifier
 
 SHOWN = 5
@@ -41,7 +42,8 @@ def prepare_data(run: Run) -> Path:
     the validation or test split that also lie in training.
     """
     path, data = run.path("data.parquet"), run.recipe.data
-    if path.exists():
+    key = digest(data.model_dump(mode="json", exclude_defaults=True))
+    if is_usable(path, key, "every image is checked again"):
         return path
     found = read_data(data, lambda names: say(unused_splits(names)), say)
     if told := too_few_classes(data.root, found["train"].class_names):
@@ -82,8 +84,23 @@ def prepare_data(run: Run) -> Path:
         [placed[split][0] for split in tables], [len(table["row"]) for table in tables.values()]
     )
     del columns["unit"]
-    write_table(pa.table(columns), path)
+    write_table(pa.table(columns), path, key)
     return path
+
+
+def is_usable(path: Path, key: str, otherwise: str) -> bool:
+    """Whether a table is there and was made from what `key` is the digest of.
+
+    Says of one that is there and cannot be used, and what is done `otherwise`.
+    """
+    if not path.exists():
+        return False
+    try:
+        read_table(path, key=key)
+    except BrokenFileError as error:
+        say(f"{str(error).removesuffix(f' {AGAIN}')} So {otherwise}.")
+        return False
+    return True
 
 
 def own_parts(
@@ -142,10 +159,11 @@ def find_hard(run: Run) -> Path:
     Raises RecipeError where `hard.exclude` names no class, DataError where no image is hard.
     """
     path, rule = run.path("hard.parquet"), run.recipe.hard
-    if path.exists():
-        return path
     train, listed = run.train, _split_rows_of(run, "train")
     eligible = _eligible(train, rule.exclude)
+    key = _key_of_hard(run, listed)
+    if is_usable(path, key, "hard images are looked for again"):
+        return path
     if rule.rule == "tail":
         rows = tail_rows(train.labels.tolist(), train.class_counts.tolist(), rule.fewer_than)
         rows = [row for row in rows if eligible[row]]
@@ -175,7 +193,7 @@ def find_hard(run: Run) -> Path:
     table = listed.take(rows).select(["id", "label", "digest", "width", "height"])
     for name, values in measured.items():
         table = table.append_column(name, pa.array(values))
-    write_table(table, path)
+    write_table(table, path, key)
     say(describe_hard(run))
     return path
 
@@ -199,9 +217,24 @@ def _beside(exclude: Sequence[str]) -> str:
     return " outside of hard.exclude" if exclude else ""
 
 
+def _key_of_hard(run: Run, listed: pa.Table) -> str:
+    """Digest of what decides which of the `listed` training images are hard."""
+    hard = run.recipe.hard
+    columns = listed.select(["id", "label", "digest"]).to_pydict()
+    judges = {}
+    if hard.rule == "probability":
+        left_out = {key.removeprefix("train."): True for key in NOT_FOR_JUDGES}
+        judges = run.recipe.train.model_dump(
+            mode="json",
+            exclude={**left_out, "model": {"checkpoint"}},
+            exclude_defaults=True,
+        )
+    return digest(hard.model_dump(mode="json", exclude_defaults=True), columns, judges)
+
+
 def describe_hard(run: Run) -> str:
     """How many training images are hard, of which classes above all; with a warning where nearly all are, for each costs a spectrum."""
-    hard, train, rule = pq.read_table(run.path("hard.parquet")), run.train, run.recipe.hard
+    hard, train, rule = read_table(run.path("hard.parquet")), run.train, run.recipe.hard
     of_class = np.bincount(hard["label"].to_numpy(), minlength=len(train.class_names))
     order = np.lexsort((-of_class, -of_class / np.maximum(train.class_counts, 1)))[
         : np.count_nonzero(of_class)
@@ -290,5 +323,5 @@ def _check_splits(
 
 
 def _split_rows_of(run: Run, split: str) -> pa.Table:
-    listed = pq.read_table(run.path("data.parquet"))
+    listed = read_table(run.path("data.parquet"))
     return listed.filter(pc.equal(listed["split"], split))

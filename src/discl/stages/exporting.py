@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..checkpoints import public_name
 from ..console import progress, say
@@ -15,6 +14,7 @@ from ..digests import digest
 from ..errors import RecipeError, StoreError, unknown
 from ..export import FORMATS, export_images, make_card
 from ..export.writing import is_there
+from ..stored import read_table
 from ..workspace import Run, stored_images
 from .telling import describe_making
 
@@ -30,7 +30,7 @@ def export(run: Run, kind: str, out: Path, everything: bool = False) -> Path:
     """
     if kind not in FORMATS:
         raise RecipeError(unknown("format", kind, FORMATS))
-    verdicts = pq.read_table(run.path("filter.parquet"))
+    verdicts = read_table(run.path("filter.parquet"))
     chosen = verdicts if everything else verdicts.filter(verdicts["keep"])
     if not len(chosen):
         asked = run.recipe.filter
@@ -40,7 +40,7 @@ def export(run: Run, kind: str, out: Path, everything: bool = False) -> Path:
             else f"lower filter.threshold ({asked.threshold:g}) or use --all"
         )
         raise StoreError(f"the filter kept none of the {len(verdicts)} images; {remedy}.")
-    names, hard = run.train.class_names, pq.read_metadata(run.path("hard.parquet")).num_rows
+    names, hard = run.train.class_names, len(read_table(run.path("hard.parquet"), ["id"]))
     making = describe_making(run.recipe, run.generator, run.size)
     facts = describe_export(making, run.recipe.data.root, names, hard, everything)
     card = make_card(run.recipe.name, kind, len(chosen), names, _levels(verdicts), facts)

@@ -12,19 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import baselines
 from ..baselines import make_system, read_system
 from ..console import progress, say
 from ..curriculum import metrics, objectives, strategies
-from ..curriculum.course import hold_out_guidance, make_mixing
+from ..curriculum.course import Record, hold_out_guidance, make_mixing
 from ..curriculum.mixture import Mixing, Pool
-from ..curriculum.models import ClassifierConfig, load_classifier, save_classifier
+from ..curriculum.models import (
+    TRAINED_AGAIN,
+    ClassifierConfig,
+    check_classifier,
+    load_classifier,
+    read_config,
+    save_classifier,
+    write_config,
+)
 from ..curriculum.objectives import adjust_logits, make_objective
 from ..curriculum.pixels import Pixels
 from ..curriculum.processes import Processes, current_processes
@@ -40,11 +46,21 @@ from ..curriculum.training import (
 )
 from ..data import ImageTable
 from ..digests import digest
-from ..errors import TrainingError
-from ..files import whole
+from ..errors import BrokenFileError, TrainingError
+from ..files import make_folder, writing
 from ..plugins import is_address, own_source
 from ..recipe import Method, Train, check_own_pieces
-from ..workspace import Run, write_text
+from ..stored import (
+    AGAIN,
+    broken,
+    read_header,
+    read_json,
+    read_table,
+    read_tensors,
+    save_tensors,
+    write_text,
+)
+from ..workspace import Run
 from .classifiers import (
     checkpoint_identity,
     describe_classifier,
@@ -90,10 +106,15 @@ def train(run: Run) -> Path:
     asked = {}
     for name, method in waiting.items():
         try:
-            asked[name] = _ask(run, name, method, pools[method.threshold])
+            wanted = _ask(run, name, method, pools[method.threshold])
         except TrainingError as error:
             raise TrainingError(f"methods.{name}: {error} Nothing was trained.") from error
+        settings = replace(wanted.settings, fingerprint=fingerprints[name])
+        asked[name] = replace(wanted, settings=settings)
     processes = current_processes()
+    if processes.first:
+        for name in methods.keys() - waiting.keys():
+            _mend_config(run, name)
     if processes.first and waiting:
         run.settle()
         for name, method in waiting.items():
@@ -175,7 +196,7 @@ def evaluate(run: Run) -> Path:
     measure_classifiers(run)
     for name, method in run.recipe.methods.items():
         rows = _rows_of(
-            run, name, method, load_file(run.path("train") / name / "logits.safetensors"), labels
+            run, name, method, read_tensors(run.path("train") / name / "logits.safetensors"), labels
         )
         if _is_ensembled(run, name):
             rows[f"{name}+we"] = _read_ensemble(run, name)
@@ -186,8 +207,7 @@ def evaluate(run: Run) -> Path:
             }
             predictions |= {f"{row}/{split}": each.argmax(1) for split, each in logits.items()}
     run.settle()
-    with whole(run.path("predictions.safetensors")) as unfinished:
-        save_file(predictions, unfinished)
+    save_tensors(predictions, run.path("predictions.safetensors"))
     write_text(run.path("results.json"), json.dumps(results, indent=2, ensure_ascii=False))
     return run.path("results.json")
 
@@ -200,11 +220,29 @@ def measure_classifiers(run: Run) -> None:
         _decoder(run, splits),
     )
     for name in run.recipe.methods:
-        folder = run.path("train") / name
-        if not (folder / "logits.safetensors").exists():
-            _measure_classifier(run, name, *load_classifier(folder), folder, decode)
+        folder, fingerprint = run.path("train") / name, _trained_on(run, name) or ""
+        if not _is_measured(run, folder, fingerprint):
+            _measure_classifier(run, name, *load_classifier(folder), folder, decode, fingerprint)
         if _is_ensembled(run, name):
-            _ensemble(run, name, decode, labels)
+            _ensemble(run, name, decode, labels, fingerprint)
+
+
+def _is_measured(run: Run, folder: Path, fingerprint: str) -> bool:
+    """Whether a classifier's logits of every split are there, whole and its own."""
+    path, classes = folder / "logits.safetensors", len(run.train.class_names)
+    if not path.exists():
+        return False
+    wanted = {
+        split: (len(table), classes) for split, table in run.tables.items() if split != "train"
+    }
+    try:
+        shapes, metadata = read_header(path)
+        if shapes != wanted or metadata.get("fingerprint", fingerprint) != fingerprint:
+            raise broken(path, "holds the logits of other images or of another classifier")
+    except BrokenFileError as error:
+        say(f"{str(error).removesuffix(f' {AGAIN}')} So the classifier is measured again.")
+        return False
+    return True
 
 
 def _is_ensembled(run: Run, name: str) -> bool:
@@ -236,6 +274,7 @@ def _measure_classifier(
     config: ClassifierConfig,
     folder: Path,
     decode: Callable[[int], dict[str, Pixels]],
+    fingerprint: str,
 ) -> None:
     """Writes a classifier's logits of every split to `folder/logits.safetensors`.
 
@@ -248,12 +287,16 @@ def _measure_classifier(
                 model.to(run.device), pixels, np.arange(len(pixels)), config, device=run.device,
                 workers=run.recipe.runtime.workers, on_progress=advance,
             )  # fmt: skip
-    with whole(folder / "logits.safetensors") as unfinished:
-        save_file(logits, unfinished)
+    metadata = {"fingerprint": fingerprint} if fingerprint else None
+    save_tensors(logits, folder / "logits.safetensors", metadata)
 
 
 def _ensemble(
-    run: Run, name: str, decode: Callable[[int], dict[str, Pixels]], labels: Tensor | None
+    run: Run,
+    name: str,
+    decode: Callable[[int], dict[str, Pixels]],
+    labels: Tensor | None,
+    fingerprint: str,
 ) -> None:
     """Makes `train/METHOD/we`, the classifier whose weights lie between those of the pretrained and of the tuned CLIP, with its logits.
 
@@ -261,7 +304,7 @@ def _ensemble(
     """
     folder, alphas = run.path("train") / name / "we", list(run.recipe.evaluate.weight_ensembling)
     mark = folder / "ensemble.json"
-    if mark.exists() and json.loads(mark.read_text())["alphas"] == alphas:
+    if _is_ensemble(run, folder, alphas, fingerprint):
         return
     tuned, config = load_classifier(folder.parent)
     pretrained = starter_of(config, run.recipe.training(name), run.recipe.prompts.names)()
@@ -279,8 +322,8 @@ def _ensemble(
         pretrained, tuned.to(run.device), alphas if pixels is not None else [0.5], measure
     )
     shutil.rmtree(folder, ignore_errors=True)
-    save_classifier(tuned, config, folder)
-    _measure_classifier(run, f"{name}+we", tuned, config, folder, decode)
+    save_classifier(tuned, config, folder, fingerprint)
+    _measure_classifier(run, f"{name}+we", tuned, config, folder, decode, fingerprint)
     write_text(
         mark,
         json.dumps(
@@ -289,12 +332,26 @@ def _ensemble(
     )
 
 
+def _is_ensemble(run: Run, folder: Path, alphas: list[float], fingerprint: str) -> bool:
+    """Whether a folder holds an ensemble over these α, whole, with its logits."""
+    mark = folder / "ensemble.json"
+    if not mark.exists():
+        return False
+    try:
+        if read_json(mark, "alpha", "alphas")["alphas"] != alphas:
+            return False
+        check_classifier(folder, read_config(folder), fingerprint)
+    except BrokenFileError as error:
+        say(f"{error.path} cannot be used, so the ensemble is made again")
+        return False
+    return _is_measured(run, folder, fingerprint)
+
+
 def _read_ensemble(run: Run, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(logits of each split, α) of a method's ensemble."""
     folder = run.path("train") / name / "we"
-    return load_file(folder / "logits.safetensors"), {
-        "alpha": json.loads((folder / "ensemble.json").read_text())["alpha"]
-    }
+    alpha = read_json(folder / "ensemble.json", "alpha")["alpha"]
+    return read_tensors(folder / "logits.safetensors"), {"alpha": alpha}
 
 
 def _rows_of(
@@ -302,7 +359,7 @@ def _rows_of(
 ) -> dict[str, tuple[dict[str, Tensor], dict[str, Any]]]:
     """`{row of the table: (logits of each split, what was chosen)}`: the classifier itself and its post-hoc variants."""
     rows: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {name: (logits, {})}
-    history = read_history(run.path("train") / name / "history.jsonl")
+    history = _whole_history(run, name)
     if _is_corrected(run, name, method) or not history:
         return rows
     counts = {
@@ -536,7 +593,7 @@ def _config(run: Run, name: str) -> ClassifierConfig:
 
 def _fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
     """Digest of everything that a method's classifier depends on."""
-    listed = pq.read_table(run.path("data.parquet"), columns=["split", "id", "label", "digest"])
+    listed = read_table(run.path("data.parquet"), ["split", "id", "label", "digest"])
     levels = sorted(level.percent for level in run.recipe.spectrum.levels)
     used = (
         []
@@ -590,25 +647,74 @@ def _trained_on(run: Run, name: str) -> str | None:
 def _noted(run: Run, name: str) -> dict[str, Any]:
     """What `method.json` of a method's folder says; empty where there is none."""
     mark = run.path("train") / name / "method.json"
-    return json.loads(mark.read_text()) if mark.exists() else {}
+    advice = f"Put it back, or delete {mark.parent} to have the method trained again."
+    return read_json(mark, "fingerprint", advice=advice) if mark.exists() else {}
 
 
 def _is_trained(run: Run, name: str, fingerprint: str) -> bool:
-    return (
-        _trained_on(run, name) == fingerprint
-        and (run.path("train") / name / "model.safetensors").exists()
-    )
+    """Whether a method's classifier is there and whole; says of weights that are not.
+
+    Raises BrokenFileError for a broken history, which only another training would give.
+    """
+    folder = run.path("train") / name
+    weights = folder / "model.safetensors"
+    if _trained_on(run, name) != fingerprint or not weights.exists():
+        return False
+    try:
+        check_classifier(folder, _own_config(run, name) or _config(run, name), fingerprint)
+    except BrokenFileError as error:
+        told = str(error).removesuffix(f" {TRAINED_AGAIN}")
+        say(f"train {name}: {told} So the method is trained again.")
+        return False
+    _whole_history(run, name)
+    return True
+
+
+def _own_config(run: Run, name: str) -> ClassifierConfig | None:
+    """What a method's `config.json` says; None where it cannot be read or is another classifier's."""
+    train = run.recipe.training(name)
+    try:
+        config = read_config(run.path("train") / name)
+    except BrokenFileError:
+        return None
+    stated = (config.architecture, config.class_names, config.image_size)
+    wanted = (train.model.architecture, run.train.class_names, train.image_size)
+    return config if stated == wanted else None
+
+
+def _mend_config(run: Run, name: str) -> None:
+    """Writes a trained method's `config.json` again where it is broken or another classifier's."""
+    if _own_config(run, name) is None:
+        folder = run.path("train") / name
+        say(f"train {name}: {folder / 'config.json'} cannot be used, so it is written again")
+        write_config(_config(run, name), folder)
+
+
+def _whole_history(run: Run, name: str) -> list[Record]:
+    """The history of a trained method. Raises BrokenFileError where it is not that of all epochs."""
+    path = run.path("train") / name / "history.jsonl"
+    history = read_history(path)
+    tuned = run.recipe.methods[name].fine_tune != "zero-shot"
+    epochs = run.recipe.training(name).epochs if tuned else 0
+    if [record["epoch"] for record in history] != list(range(epochs)):
+        raise broken(path, f"is not the history of {epochs} epochs", TRAINED_AGAIN)
+    return history
 
 
 def _open_method(run: Run, name: str, method: Method, fingerprint: str) -> None:
     """Makes a method's folder ready: what was trained on something else, to the end or not, is deleted."""
     folder, found = run.path("train") / name, _trained_on(run, name)
+    if found == fingerprint:  # what is left of a classifier whose weights are broken
+        for left in ("model.safetensors", "logits.safetensors"):
+            with writing(folder / left):
+                (folder / left).unlink(missing_ok=True)
+        shutil.rmtree(folder / "we", ignore_errors=True)
     if found != fingerprint:
         if found is not None:
             say(f"train {name}: trained on other data or settings; it is trained anew")
         if folder.exists():  # even without a mark, which is how a killed deletion may leave it
             shutil.rmtree(folder)
-        folder.mkdir(parents=True)
+        make_folder(folder)
         noted = {"fingerprint": fingerprint, **method.model_dump(mode="json")}
         if is_address(method.loss.name):  # so that measuring needs no import
             noted["corrected"] = make_objective(method.objective, run.allow_plugins).corrected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 from uuid import uuid4
 
 from ..errors import RunError
-from ..workspace import write_text
+from ..files import make_folder
+from ..stored import read_text, write_text
 
 Log = Callable[[Mapping[str, Any]], None]
 
@@ -65,11 +67,11 @@ def _open_wandb(folder: Path, title: str, mark: Path, stack: ExitStack) -> Log:
         raise RunError(
             "runtime.loggers: wandb is not installed: pip install 'discl[wandb]'."
         ) from error
-    folder.mkdir(parents=True, exist_ok=True)
-    if not mark.exists():
+    make_folder(folder)
+    if not mark.exists() or not re.fullmatch(r"\w{1,64}", read_text(mark)):
         write_text(mark, uuid4().hex)
     session: Any = wandb.init(
-        project="discl", name=title, dir=str(folder), id=mark.read_text(), resume="allow"
+        project="discl", name=title, dir=str(folder), id=read_text(mark), resume="allow"
     )
     stack.callback(session.finish)
     first = session.step  # epochs before it are there already, and would be refused

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ..console import progress, say
 from ..data import decode_image, to_size
@@ -39,7 +38,8 @@ from ..spectrum.plan import (
 )
 from ..spectrum.store import Shards
 from ..spectrum.worker import Worker
-from ..workspace import Run, stored_images, write_table
+from ..stored import read_table, write_table
+from ..workspace import Run, stored_images
 from .alia import alia_verdicts
 from .classifiers import describe_classifier
 from .learning import check_training
@@ -303,8 +303,8 @@ def tries_so_far(
 
 def _planned_sources(run: Run) -> list[dict[str, Any]]:
     """Rows of `hard.parquet` as the plan wants them: with the size of what is made of them, and captions where texts take them."""
-    hard = pq.read_table(
-        run.path("hard.parquet"), columns=["id", "digest", "label", "width", "height"]
+    hard = read_table(
+        run.path("hard.parquet"), ["id", "digest", "label", "width", "height"]
     ).to_pylist()
     for row in hard:
         row["width"], row["height"] = run.made_size(row["width"], row["height"])
@@ -339,9 +339,7 @@ class Sources:
         self.places = {name: row for row, name in enumerate(run.train.ids)}
         self.shapes: dict[str, tuple[int, int]] = {}
         self.expect(requests)
-        hard = pq.read_table(
-            run.path("hard.parquet"), columns=["id", "digest", "width", "height"]
-        ).to_pylist()
+        hard = read_table(run.path("hard.parquet"), ["id", "digest", "width", "height"]).to_pylist()
         self.sizes = {row["id"]: (row["width"], row["height"]) for row in hard}
         self.digests = {row["id"]: row["digest"] for row in hard}
 

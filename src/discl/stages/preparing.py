@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from datasets import Dataset
 from datasets import Image as ImageFeature
 
@@ -19,6 +18,7 @@ from ..data import ImageTable, to_square
 from ..digests import digest
 from ..spectrum.encoding import encode_image
 from ..spectrum.store import Shards
+from ..stored import read_table
 from ..workspace import Run
 
 ENCODING = "webp-lossless"
@@ -97,7 +97,7 @@ def _store(run: Run) -> Shards:
 
 def _keys(run: Run, split: str, size: int) -> list[str]:
     """What determines each square: the picture's content and the size."""
-    listed = pq.read_table(run.path("data.parquet"), columns=["split", "digest"])
+    listed = read_table(run.path("data.parquet"), ["split", "digest"])
     return [
         digest(content, size)
         for content in listed.filter(pc.equal(listed["split"], split))["digest"].to_pylist()

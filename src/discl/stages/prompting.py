@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..baselines.alia import condense_request, pick_captions
 from ..console import progress, say
@@ -22,6 +21,7 @@ from ..prompts.writing import Demand, missing_classes, write_missing
 from ..recipe import Captions, Server, Settings
 from ..recipe import Endpoint as EndpointSection
 from ..spectrum.store import Shards
+from ..stored import read_table
 from ..workspace import Run
 
 WRITTEN = "prompts.yaml"
@@ -55,7 +55,7 @@ def write_prompts(run: Run) -> Path:
     if asked.settings is not None:
         return _condense_captions(run, asked.settings)
     if asked.captions is not None:
-        hard = pq.read_table(run.path("hard.parquet"), columns=["id", "digest"]).to_pylist()
+        hard = read_table(run.path("hard.parquet"), ["id", "digest"]).to_pylist()
         return _caption_images(run, asked.captions, hard)
     return run.folder
 
@@ -82,7 +82,7 @@ def texts_by_label(run: Run) -> dict[int, list[str]]:
 
 def hard_classes(run: Run) -> set[str]:
     """Names of the classes that have hard images: only these need texts to generate from."""
-    labels = pq.read_table(run.path("hard.parquet"), columns=["label"])["label"].unique()
+    labels = read_table(run.path("hard.parquet"), ["label"])["label"].unique()
     return {run.train.class_names[label] for label in labels.to_pylist()}
 
 
@@ -128,9 +128,8 @@ def _condense_captions(run: Run, asked: Settings) -> Path:
         _reach(asked.endpoint, "prompts.settings.endpoint"),
         spoken_names(run.train.class_names, prompts.names),
     )
-    listed = pq.read_table(
-        run.path("data.parquet"), columns=["id", "digest"], filters=[("split", "==", "train")]
-    ).to_pylist()
+    listed = read_table(run.path("data.parquet"), ["id", "digest", "split"]).to_pylist()
+    listed = [row for row in listed if row["split"] == "train"]
     sample = sorted(listed, key=lambda row: derive_seed("settings", row["id"]))[: asked.images]
     _caption_images(run, asked.captioner, sample)
     captions = _captions(run, asked.captioner)

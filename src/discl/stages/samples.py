@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow.parquet as pq
 from datasets import Dataset
 
 from ..curriculum.mixture import Pool
 from ..data import ImageTable
 from ..levels import REAL
 from ..spectrum.filter import judge
+from ..stored import read_table
 from ..workspace import Run, stored_images
 
 
@@ -21,7 +21,7 @@ def kept_images(run: Run, threshold: float | None = None) -> Dataset:
     """
     verdicts = [
         verdict
-        for verdict in pq.read_table(run.path("filter.parquet")).to_pylist()
+        for verdict in read_table(run.path("filter.parquet")).to_pylist()
         if (
             verdict["keep"]
             if threshold is None
@@ -36,7 +36,7 @@ def kept_images(run: Run, threshold: float | None = None) -> Dataset:
 
 def hard_rows(run: Run) -> np.ndarray:
     """Which training images are hard: bool `[real]`."""
-    hard = set(pq.read_table(run.path("hard.parquet"), columns=["id"]).column("id").to_pylist())
+    hard = set(read_table(run.path("hard.parquet"), ["id"])["id"].to_pylist())
     return np.asarray([name in hard for name in run.tables["train"].ids])
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from ..checkpoints import checkpoint_digest, public_name
@@ -23,12 +22,14 @@ from ..console import progress
 from ..data import ImageTable, decode_image
 from ..digests import digest
 from ..errors import RecipeError
+from ..files import make_folder
 from ..levels import REAL, GuidanceLevel, check_levels
 from ..spectrum.choosing import Measured, Proposal, propose
 from ..spectrum.filter import ClipScorer, find_clip
 from ..spectrum.models import check_generator
 from ..spectrum.store import Shards
-from ..workspace import Run, stored_images, write_table, write_text
+from ..stored import read_table, write_table, write_text
+from ..workspace import Run, stored_images
 from .making import filter_spectrum, filter_texts, generate, make_plan
 
 FOLDER = "levels"
@@ -69,8 +70,8 @@ def survey_levels(
     check_levels(levels, 100 * steps if fixed else steps)
     check_generator(run.address, steps, asked.size, levels, fixed, asked.guidance_interval)
     survey = survey_run(run, levels, seeds)
-    survey.folder.mkdir(parents=True, exist_ok=True)
-    hard = pq.read_table(run.path("hard.parquet"))
+    make_folder(survey.folder)
+    hard = read_table(run.path("hard.parquet"))
     write_table(
         hard.take(choose_sample(hard["id"].to_pylist(), hard["label"].to_pylist(), sources)),
         survey.path("hard.parquet"),
@@ -125,11 +126,11 @@ def _measure(survey: Run) -> tuple[dict[int, Measured], np.ndarray, float | None
     train = survey.train
     scorer = ClipScorer(survey.recipe.filter.checkpoint, filter_texts(survey), survey.device)
     places = {name: row for row, name in enumerate(train.ids)}
-    hard = pq.read_table(survey.path("hard.parquet")).to_pylist()
+    hard = read_table(survey.path("hard.parquet")).to_pylist()
     pictures = [train.image(places[row["id"]]) for row in hard]
     real = dict(zip((row["id"] for row in hard), scorer.embed(pictures), strict=True))
     real_text = scorer(pictures, [row["label"] for row in hard])
-    verdicts = pq.read_table(survey.path("filter.parquet")).to_pylist()
+    verdicts = read_table(survey.path("filter.parquet")).to_pylist()
     cosines = _image_similarities(survey, scorer, verdicts, real)
     measured = {}
     for level in sorted({row["level"] for row in verdicts}):

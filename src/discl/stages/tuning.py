@@ -12,16 +12,17 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ..checkpoints import public_name
 from ..console import say
 from ..curriculum.processes import current_processes
 from ..data import split_rows
 from ..digests import derive_seed
+from ..files import make_folder
 from ..recipe import Recipe, check_own_pieces, validate
 from ..recipe.tree import overlaid
-from ..workspace import Run, write_table, write_text
+from ..stored import read_json, read_table, write_table, write_text
+from ..workspace import Run
 from .data import listed_units
 from .learning import evaluate, train
 
@@ -51,7 +52,7 @@ def tune(run: Run) -> Recipe:
     say(f"tune: {sum(map(len, trials.values()))} trials, judged by {asked.metric} on {judged}")
     train(searched)
     processes.alone(lambda: evaluate(searched))
-    results = json.loads(searched.path("results.json").read_text())
+    results = read_json(searched.path("results.json"))
     figures = {
         name: [
             judge_trial(results[_row(name, number)], asked.metric) for number in range(len(each))
@@ -122,7 +123,7 @@ def tuned_run(run: Run, recipe: Recipe) -> Run:
 
 def describe_tuning(run: Run) -> list[str]:
     """What was searched, and what was chosen for each method."""
-    told = json.loads((run.folder / "trials.json").read_text())
+    told = read_json(run.folder / "trials.json", "metric", "judged_on", "methods")
     lines = [
         f"Settings chosen by {told['metric']} on {told['judged_on']}; the test images took no part."
     ]
@@ -156,7 +157,7 @@ def _trial_run(run: Run, trials: Mapping[str, list[Settings]]) -> Run:
         run.recipe.model_copy(update={"evaluate": evaluated}), named, run.recipe.compare.tune.train
     )
     folder = run.folder / "tuned" / "trials"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     return replace(
         run,
         recipe=recipe,
@@ -173,7 +174,7 @@ def divide(run: Run, searched: Run) -> str:
     What is held out takes its hard rows and synthetic images with it.
     """
     asked = run.recipe.compare.tune
-    listed = pq.read_table(run.path("data.parquet")).to_pandas()
+    listed = read_table(run.path("data.parquet")).to_pandas()
     training = listed[listed["split"] == "train"]
     if asked.hold_out is None and (listed["split"] == "validation").any():
         judged, validation = "the validation split", listed[listed["split"] == "validation"]
@@ -200,7 +201,7 @@ def divide(run: Run, searched: Run) -> str:
         ("plan.parquet", "source_id"),
         ("filter.parquet", "source_id"),
     ):
-        table = pq.read_table(run.path(name))
+        table = read_table(run.path(name))
         write_table(table.filter(pc.is_in(table[column], used)), searched.path(name))
     return judged
 
