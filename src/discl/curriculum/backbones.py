@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,10 @@ def read_timm_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         settings["model_args"] = options
     if isinstance(pool := found.get("global_pool"), str) and pool and "global_pool" not in options:
         settings["global_pool"] = pool
+    with suppress(ImportError):
+        import timm  # noqa: F401
+
+        check_extent(folder, options, lambda: TimmClassifier(settings, 1))
     return settings, feeding
 
 

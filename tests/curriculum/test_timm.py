@@ -1,0 +1,120 @@
+"""Models of timm: the network that a folder describes is the one that is built, filled, saved and loaded back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from discl.curriculum.models import load_classifier, save_classifier
+from discl.errors import CheckpointError
+from discl.recipe import Train
+from discl.stages.classifiers import describe_classifier, starter_of
+
+from ..timm_stand_in import import_or_stand_in
+
+NAMES = ("boot", "shirt", "coat")
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+OPTIONS = SMALL | {"init_values": 0.1, "global_pool": "avg"}
+
+
+@pytest.fixture
+def timm(monkeypatch: pytest.MonkeyPatch) -> Any:
+    return import_or_stand_in(monkeypatch)
+
+
+def save(timm: Any, folder: Path, options: dict[str, Any] = OPTIONS, **changed: Any) -> Any:
+    """A folder as timm's `save_for_hf` writes it, of a model of three classes with weights of its own."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3, **options).eval()
+    for tensor in model.parameters():
+        torch.nn.init.normal_(tensor, std=0.3)
+    folder.mkdir(exist_ok=True)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    feeding = {"mean": [0.5] * 3, "std": [0.25] * 3, "input_size": [3, 224, 224], "fixed_input_size": True}  # fmt: skip
+    config = {
+        "architecture": "vit_tiny_patch16_224", "num_classes": 3, "model_args": options, "pretrained_cfg": feeding,
+    }  # fmt: skip
+    config["global_pool"] = options.get("global_pool", "token")
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    return model
+
+
+def training(folder: Path) -> Train:
+    return Train.model_validate(
+        {"image_size": 32, "model": {"architecture": "timm", "checkpoint": str(folder)}}
+    )
+
+
+def start(folder: Path) -> tuple[Any, Any]:
+    config = describe_classifier(training(folder), NAMES)
+    return starter_of(config, training(folder))().eval(), config
+
+
+def test_model_args_are_passed_on_saved_and_loaded_back(timm: Any, tmp_path: Path) -> None:
+    """Layer scale, average pooling and sizes: logits are those of timm's own model, before and after the way to disk."""
+    saved = save(timm, tmp_path / "vit")
+    model, config = start(tmp_path / "vit")
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        expected = saved(pixels)
+        assert torch.equal(model(pixels), expected)
+        save_classifier(model, config, tmp_path / "trained")
+        assert torch.equal(load_classifier(tmp_path / "trained")[0](pixels), expected)
+    plain = timm.create_model("vit_tiny_patch16_224", num_classes=3, **SMALL)
+    assert plain.state_dict().keys() != saved.state_dict().keys()
+
+
+def test_pooling_that_is_told_beside_the_arguments_is_kept(timm: Any, tmp_path: Path) -> None:
+    """Older folders tell the pooling only there. Where it changes no name, the network would differ in silence."""
+    saved = save(timm, tmp_path / "vit", model_args=SMALL | {"init_values": 0.1})
+    model, _ = start(tmp_path / "vit")
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(model(pixels), saved(pixels))
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"model_args": OPTIONS | {"init_values": None}}, r"ls1\.gamma"),
+        ({"model_args": OPTIONS | {"depth": 1}}, r"blocks\.1\."),
+        ({"model_args": OPTIONS | {"depth": 3}}, "lacks 14 tensors"),
+        ({"model_args": OPTIONS | {"in_chans": 1}}, "pictures of 1 channels"),
+        ({"model_args": OPTIONS | {"depth": 10**9}}, "depth of config.json is 1e"),
+        ({"model_args": OPTIONS | {"embed_dim": 10**6}}, "describes a network of|makes no model"),
+        ({"model_args": [1]}, r"model_args of config\.json is \[1\]"),
+        (
+            {"model_args": SMALL | {"nonsense": 1}},
+            "timm makes no model 'vit_tiny_patch16_224' with",
+        ),
+        ({"architecture": "hf-hub:owner/name"}, "'hf-hub:owner/name'"),
+        ({"architecture": "local-dir:/somewhere"}, "'local-dir:/somewhere'"),
+        ({"architecture": "vit_of_nobody"}, "vit_of_nobody"),
+        ({"architecture": None}, "names no architecture of timm"),
+        ({"pretrained_cfg": {"mean": "x"}}, "mean is 'x'"),
+        ({"pretrained_cfg": {"std": [0, 1, 1]}}, r"std is \[0, 1, 1\]"),
+    ],
+)
+def test_another_network_than_the_files_is_refused(
+    timm: Any, changed: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    save(timm, tmp_path / "vit", **changed)
+    with pytest.raises(CheckpointError, match=told):
+        start(tmp_path / "vit")
+
+
+def test_a_head_of_other_classes_is_replaced_and_no_other_tensor(timm: Any, tmp_path: Path) -> None:
+    save(timm, tmp_path / "vit")
+    file = tmp_path / "vit" / "model.safetensors"
+    weights = load_file(file)
+    save_file(weights | {"head.weight": torch.zeros(7, 16), "head.bias": torch.zeros(7)}, file)
+    model, _ = start(tmp_path / "vit")
+    assert model.head.weight.shape == (3, 16)
+    save_file(weights | {"extra.weight": torch.zeros(1)}, file)
+    with pytest.raises(CheckpointError, match=r"no place for: extra\.weight"):
+        start(tmp_path / "vit")
