@@ -266,7 +266,7 @@ def check_extent(
     for key, value in _numbers(config):
         if ("layer" in key or "depth" in key) and value > max(tensors, 64):
             raise CheckpointError(
-                f"checkpoint '{folder}': {key} of config.json is {value:.3g}, while the files hold {tensors} tensors; "
+                f"checkpoint '{folder}': {key} of config.json is {value!s:.20}, while the files hold {tensors} tensors; "
                 "fetch both anew, from one place."
             )
     most = 2 * sum(file.stat().st_size for file in files) + SPARE_VALUES

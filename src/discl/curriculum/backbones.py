@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,11 @@ class TransformersClassifier(nn.Module):
         from transformers import AutoModelForImageClassification
 
         super().__init__()
-        self.model = AutoModelForImageClassification.from_config(
-            _configuration(settings, class_names), trust_remote_code=False
-        )
+        configuration = _configuration(settings, class_names)
+        with building():
+            self.model = AutoModelForImageClassification.from_config(
+                configuration, trust_remote_code=False
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `[batch, classes]` of normalised pixels `[batch, 3, h, w]`."""
@@ -246,8 +248,9 @@ def read_timm_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     if options.get("dynamic_img_size") or options.get("strict_img_size") is False:
         feeding = {**feeding, "fixed_input_size": False}
-    elif isinstance(side := options.get("img_size"), int):
-        feeding = {**feeding, "input_size": (3, side, side)}
+    elif (side := options.get("img_size")) is not None:
+        sides = side if isinstance(side, list | tuple) else (side, side)
+        feeding = {**feeding, "input_size": (3, *sides)}
     settings: dict[str, Any] = {"name": name}
     if options:
         settings["model_args"] = options
@@ -299,6 +302,17 @@ def three_numbers(
     return float(values[0]), float(values[1]), float(values[2])
 
 
+@contextmanager
+def building() -> Iterator[None]:
+    """Whatever transformers raises where it builds a network from plain values, as CheckpointError."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(
+            f"no network can be built from this configuration of transformers: {type(error).__name__}: {error}"
+        ) from error
+
+
 def _configuration(settings: dict[str, Any], class_names: Sequence[str]) -> Any:
     from transformers import AutoConfig
 
@@ -307,12 +321,8 @@ def _configuration(settings: dict[str, Any], class_names: Sequence[str]) -> Any:
         for key, value in settings.items()
         if key not in {"id2label", "label2id", "num_labels", "model_type"}
     }
-    try:
+    with building():
         configuration = AutoConfig.for_model(settings["model_type"], **plain)
-    except Exception as error:
-        raise CheckpointError(
-            f"no network can be built from this configuration of transformers: {error}"
-        ) from error
     configuration.id2label = dict(enumerate(class_names))
     configuration.label2id = {name: label for label, name in enumerate(class_names)}
     return configuration

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..checkpoint_checks import check_extent, check_loaded, check_unquantised, loading
 from ..errors import CheckpointError
-from .backbones import read_normalisation
+from .backbones import building, read_normalisation
 
 LARGEST_SCALE = math.log(100)
 """Upper bound of the learned log scale, as in the training of CLIP (arXiv 2103.00020, section 2.5)."""
@@ -36,8 +36,13 @@ class ClipClassifier(nn.Module):
 
         super().__init__()
         self.rebuilds = bool(settings["rebuild"])
-        self.clip: Any = CLIPModel(CLIPConfig(text_config=settings["text_config"], vision_config=settings["vision_config"],
-                                              projection_dim=settings["projection_dim"]))  # fmt: skip
+        with building():
+            configuration = CLIPConfig(
+                text_config=settings["text_config"],
+                vision_config=settings["vision_config"],
+                projection_dim=settings["projection_dim"],
+            )
+            self.clip: Any = CLIPModel(configuration)
         self.head = nn.Linear(settings["projection_dim"], num_classes)
         self.register_buffer(
             "prompts",

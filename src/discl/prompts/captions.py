@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ..checkpoint_checks import (
+    check_extent,
     check_loaded,
     check_tokenizer,
     loading,
@@ -35,10 +36,16 @@ class Captioner:
         self, address: str, prompt: str | None = None, max_new_tokens: int = 40, dtype: str = "float32",
         device: torch.device | str = "cpu", batch: int = 16,
     ) -> None:  # fmt: skip
-        from transformers import AutoModelForImageTextToText
+        from transformers import AutoConfig, AutoModelForImageTextToText
 
         folder = find_captioner(address)
         with loading(folder, "an image-to-text model"):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            check_extent(
+                folder,
+                config.to_dict(),
+                lambda: AutoModelForImageTextToText.from_config(config, trust_remote_code=False),
+            )
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 folder,
                 dtype=getattr(torch, dtype),

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from ..checkpoint_checks import (
+    check_extent,
     check_loaded,
     check_tokenizer,
     check_unquantised,
@@ -59,10 +60,12 @@ class ClipScorer:
         device: torch.device | str = "cpu",
         batch: int = 16,
     ) -> None:
-        from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer
+        from transformers import AutoImageProcessor, CLIPConfig, CLIPModel, CLIPTokenizer
 
         folder = find_clip(address)
         with loading(folder, "a CLIP"):
+            config = CLIPConfig.from_pretrained(folder, trust_remote_code=False)
+            check_extent(folder, config.to_dict(), lambda: CLIPModel(config))
             loaded: Any = CLIPModel.from_pretrained(
                 folder,
                 dtype=torch.float32,
