@@ -13,7 +13,8 @@ import yaml
 
 from .console import say
 from .data import ImageTable, read_tables
-from .data.readers import guess_columns, too_few_classes
+from .data.readers import FILE_NAME, guess_columns, list_inside, too_few_classes
+from .data.readers import LIST_SUFFIXES as LISTS
 from .errors import DataError, unknown
 from .files import whole
 from .recipe import load_recipe
@@ -23,7 +24,6 @@ EPOCHS = 65
 UPDATES = 2000
 """What the network from scratch is given at least, however few the images are."""
 COLUMNS = ("image", "label", "id", "split", "domain", "group")
-LISTS = {".csv", ".tsv", ".tab", ".parquet"}
 
 TEMPLATE = """\
 # Recipe for {folder!r}: {images} training images in {classes} classes ({smallest} to {largest} a class).
@@ -110,8 +110,12 @@ def write_starter(
     for ours in columns or {}:
         if ours not in COLUMNS:
             raise DataError(unknown("column", ours, COLUMNS))
-    is_list = folder.is_file() and folder.suffix in LISTS
+    is_list = folder.is_file() and folder.suffix.lower() in LISTS
     found = guess_columns(folder, columns or {}) if is_list else dict(columns or {})
+    if folder.is_dir() and (described := list_inside(str(folder), found)) is not None:
+        found = guess_columns(described, {"image": FILE_NAME, **found})
+        if found["image"] == FILE_NAME:
+            del found["image"]
     beside = None if images is None else str(images)
     tables = read_tables(str(folder), columns=found, images=beside, on_left_out=say)
     table: ImageTable = tables["train"]
@@ -133,14 +137,16 @@ def write_starter(
     if path.exists():
         raise DataError(f"{path} exists already; name another file with --out.")
     counts = table.class_counts
+    empty = int((counts == 0).sum())
+    counts = counts[counts > 0]
     own, batch = OwnSplit(), min(128, max(len(table) // 2, 1))
     left = 1 - own.validation * ("validation" not in tables) - own.test * ("test" not in tables)
     few = max(20, int(counts.min()) + 1)  # at least the smallest class is a tail class
     path.parent.mkdir(parents=True, exist_ok=True)
     text = TEMPLATE.format(
-        folder=folder.name, images=len(table), classes=len(table.class_names), smallest=counts.min(), largest=counts.max(),
+        folder=folder.name, images=len(table), classes=len(counts), smallest=counts.min(), largest=counts.max(),
         file=shlex.quote(str(path)), name=name, root=_quoted(str(whole_path)), many=max(100, few), few=few,
-        list=_of_list(found, images, is_list), dtype=_dtype(), epochs=EPOCHS, batch=batch,
+        list=_of_list(found, images, is_list) + _of_empty(empty), dtype=_dtype(), epochs=EPOCHS, batch=batch,
         scenes="".join(f'    - "{scene}"\n' for scene in _scenes()), steps=_steps(max(math.ceil(left * len(table) / batch), 1)),
     )  # fmt: skip
     with whole(path) as unfinished:
@@ -168,6 +174,16 @@ def _of_list(columns: Mapping[str, str], images: Path | None, is_list: bool) -> 
 def _scenes() -> list[str]:
     """Templates of varied scenes, those of the recipes for ImageNet-LT."""
     return load_recipe("imagenet-lt-ce-discl").prompts.templates
+
+
+def _of_empty(classes: int) -> str:
+    """The line of section `data` where classes are listed that have no image."""
+    told = (
+        "listed classes have no training image"
+        if classes > 1
+        else "listed class has no training image"
+    )
+    return f"  drop_empty_classes: true     # {classes} {told}\n" if classes else ""
 
 
 def _dtype() -> str:

@@ -29,6 +29,7 @@ from .data import (
     keep_aspect,
     read_tables,
     through_cameras,
+    without_empty_classes,
 )
 from .data.gate import CLOSED, first_foreign
 from .errors import BrokenFileError, CheckpointError, RecipeError, RunError, StoreError
@@ -267,7 +268,10 @@ def read_data(
     on_unused: Callable[[list[str]], None] = lambda splits: None,
     on_left_out: Callable[[str], None] = lambda told: None,
 ) -> dict[str, ImageTable]:
-    """`{split: table}` of what the section `data` names, before any long tail or split of our own; raises as `read_tables` does."""
+    """`{split: table}` of what the section `data` names, before any long tail or split of our own; raises as `read_tables` does.
+
+    `on_left_out` is told of the classes that `drop_empty_classes` takes out.
+    """
     tables = read_tables(
         data.root,
         data.format,
@@ -278,7 +282,13 @@ def read_data(
         data.images,
         on_left_out,
     )
-    return through_cameras(tables, Cameras(**dict(data.cameras))) if data.cameras else tables
+    if data.cameras:
+        tables = through_cameras(tables, Cameras(**dict(data.cameras)))
+    if data.drop_empty_classes:
+        tables, told = without_empty_classes(tables)
+        if told:
+            on_left_out(told)
+    return tables
 
 
 def _changed_keys(recipe: Recipe, folder: Path, amend: bool) -> list[str] | None:

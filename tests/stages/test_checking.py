@@ -11,6 +11,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -57,6 +59,28 @@ def told(root: Path, **values: object) -> list[tuple[bool, str]]:
         (finding.fatal, finding.text)
         for finding in check_data(Data(root=str(root), **values)).findings
     ]
+
+
+def test_classes_that_are_left_out_are_told(images: Path) -> None:
+    write(images / "test" / "emu" / "1.png", 200)
+    assert any("drop_empty_classes" in text for fatal, text in told(images) if fatal)
+    found = told(images, drop_empty_classes=True)
+    assert not any(fatal for fatal, _ in found)
+    assert any("left out (emu); with them 1 images of test" in text for _, text in found)
+
+
+def test_init_leaves_listed_classes_without_images_out(tmp_path: Path) -> None:
+    names = ClassLabel(names=["ant", "bee", "cow", "dog"])
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(stream, "PNG")
+    rows = {"image": [{"bytes": stream.getvalue(), "path": None}] * 4, "label": [1, 3, 1, 3]}
+    features = Features({"image": ImageFeature(), "label": names})
+    (tmp_path / "hub").mkdir()
+    Dataset.from_dict(rows, features).to_parquet(str(tmp_path / "hub" / "train.parquet"))
+    recipe = load_recipe(str(write_starter(tmp_path / "hub", tmp_path / "hub.yaml")))
+    assert recipe.data.drop_empty_classes
+    check = check_data(recipe.data)
+    assert check.class_names == ("bee", "dog")
 
 
 GIVEN = {"own_split": {"validation": 0, "test": 0}}
@@ -140,12 +164,14 @@ def test_every_problem_is_told_at_once(images: Path) -> None:
         *(text for _, text in found if text.startswith("train: 'train/cat/0.png'")),
         *(text for _, text in found if text.startswith("train: 'train/cat/1.png'")),
         "1 pictures lie in train and in test, by content (for example 'train/dog/copy.png' is 'test/cat/0.png').",
-        "1 classes have no image in train: owl.",
+        "1 classes have no image in train: owl. data.drop_empty_classes: true leaves them out.",
     ]
     assert "the file is empty" in found[0][1]
     assert (False, "1 images of train are copies of another one in it.") in found
     kept = told(images, unreadable="skip", overlap="keep", **GIVEN)
-    assert [text for fatal, text in kept if fatal] == ["1 classes have no image in train: owl."]
+    assert [text for fatal, text in kept if fatal] == [
+        "1 classes have no image in train: owl. data.drop_empty_classes: true leaves them out."
+    ]
 
 
 def test_exit_status(images: Path, tmp_path: Path) -> None:
@@ -224,7 +250,7 @@ def test_a_listed_link_out_of_the_root_and_a_split_without_use_are_told(
     )
     found = told(images / "images.csv", own_split={"validation": 0.1, "test": 0})
     assert [text for fatal, text in found if fatal][1:] == [
-        "1 classes have no image in train: dog."
+        "1 classes have no image in train: dog. data.drop_empty_classes: true leaves them out."
     ]  # for the only one leads away
     assert (
         "train: 'train/link.png'" in found[0][1]

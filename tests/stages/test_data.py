@@ -179,9 +179,28 @@ def test_a_class_without_training_images_is_refused(tmp_path: Path) -> None:
     write_classes(tmp_path / "images" / "train", a=2)
     write_classes(tmp_path / "images" / "test", start=10, a=1, b=1)
     with pytest.raises(
-        DataError, match=r"1 classes have no training image: b\. Add images or take the class out"
+        DataError,
+        match=r"1 classes have no training image: b\. .*data\.drop_empty_classes: true",
     ):
         prepare_data(open_on(tmp_path, data__own_split__validation=0))
+
+
+def test_classes_without_training_images_may_be_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_classes(tmp_path / "images" / "train", b=2, d=3)
+    write_classes(tmp_path / "images" / "test", start=10, a=2, b=1, c=1, d=1)
+    asked = {"data__drop_empty_classes": True, "data__own_split__validation": 0}
+    run = open_on(tmp_path, **asked)
+    prepare_data(run)
+    assert (
+        "2 of 4 classes have no training image and are left out (a, c); with them 3 images of test"
+        in capsys.readouterr().err
+    )
+    for opened in (run, open_on(tmp_path, **asked)):
+        assert opened.train.class_names == ("b", "d")
+        assert opened.tables["test"].ids == ["test/b/00.png", "test/d/00.png"]
+        assert opened.tables["test"].labels.tolist() == [0, 1]
 
 
 def test_a_long_tail_is_cut_from_training_only(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from .images import decode_image, keep_aspect, to_size, to_square
 from .longtail import class_groups, exponential_counts, order_classes, rank_by_index, take_long_tail
 from .readers import read_tables
 from .splits import split_rows
-from .table import ImageTable, Inspection, digest_image, inspect_images
+from .table import ImageTable, Inspection, digest_image, inspect_images, without_empty_classes
 from .traps import Cameras, is_pretraining, through_cameras
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "through_cameras",
     "to_size",
     "to_square",
+    "without_empty_classes",
 ]

@@ -24,6 +24,7 @@ from .gate import Gate, Unreadable, first_foreign, roots_of
 from .images import decode_image
 
 OPTIONAL = ("domain", "group")
+SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,43 @@ def check_table(table: ImageTable) -> ImageTable:
             "manifest (data.format: manifest) beside them."
         )
     return table
+
+
+def without_empty_classes(tables: Mapping[str, ImageTable]) -> tuple[dict[str, ImageTable], str]:
+    """The tables without the classes that have no image in `train`, labels renumbered in their order, and what was left out.
+
+    Images of such classes in other splits are left out too. The text is "" where every class has a training image. Raises
+    DataError for a split of which nothing is left.
+    """
+    kept = tables["train"].class_counts > 0
+    if kept.all():
+        return dict(tables), ""
+    names = tables["train"].class_names
+    number = np.cumsum(kept) - 1
+    result, lost = {}, {}
+    for split, table in tables.items():
+        rows = np.flatnonzero(kept[table.labels])
+        if not len(rows):
+            raise DataError(
+                f"no image of the split {split} shows a class of the training images, so data.drop_empty_classes leaves "
+                "nothing of it; leave the split out, for example data.splits: {"
+                + split
+                + ": null}."
+            )
+        if len(rows) < len(table):
+            lost[split] = len(table) - len(rows)
+        part = table.select(rows.tolist())
+        plain = part.rows.remove_columns("label").add_column("label", number[part.labels])
+        class_names = tuple(name for name, keep in zip(names, kept, strict=True) if keep)
+        result[split] = replace(part, rows=plain, class_names=class_names)
+    dropped = [name for name, keep in zip(names, kept, strict=True) if not keep]
+    told = f"{len(dropped):,} of {len(names):,} classes have no training image and are left out ({', '.join(dropped[:SHOWN])}"
+    told += f"{', …' * (len(dropped) > SHOWN)})"
+    if lost:
+        told += "; with them " + ", ".join(
+            f"{count:,} images of {split}" for split, count in lost.items()
+        )
+    return result, f"{told}."
 
 
 def _first_pair(names: Sequence[str]) -> tuple[int, int]:

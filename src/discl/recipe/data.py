@@ -115,6 +115,10 @@ class Data(Strict):
     )
     own_split: OwnSplit = OwnSplit()
     long_tail: LongTail | None = None
+    drop_empty_classes: bool = Field(
+        False,
+        description="take classes without a training image out of the list, and their images out of the other splits",
+    )
     unreadable: Literal["error", "skip"] = "error"
     overlap: Literal["error", "keep"] = Field(
         "error",

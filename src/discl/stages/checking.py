@@ -244,7 +244,9 @@ def _classes(splits: dict[str, SplitCheck], names: tuple[str, ...]) -> list[Find
             )
             findings.append(
                 Finding(
-                    split == "train", f"{len(lacking)} classes have no image in {split}: {told}."
+                    split == "train",
+                    f"{len(lacking)} classes have no image in {split}: {told}."
+                    + " data.drop_empty_classes: true leaves them out." * (split == "train"),
                 )
             )
     bare = [name for name in names if NO_NAME.fullmatch(name)]

@@ -296,7 +296,8 @@ def _check_splits(
     if (counts == 0).any():
         lacking = [name for name, count in zip(names, counts, strict=True) if not count]
         raise DataError(
-            f"{len(lacking)} classes have no training image: {', '.join(lacking[:8])}. Add images or take the class out of the data."
+            f"{len(lacking)} classes have no training image: {', '.join(lacking[:8])}. Add images (those that cannot be read do "
+            "not count), or leave classes that have none out with data.drop_empty_classes: true."
         )
     for second, first in combinations(
         ("train", *(name for name in SPLIT_NAMES if name in tables and name != "train")), 2

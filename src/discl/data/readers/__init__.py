@@ -16,16 +16,28 @@ import pyarrow.parquet as pq
 from ...assets import embedded
 from ...errors import DataError, unknown
 from ..table import ImageTable
-from .annotated import read_coco, read_inaturalist, read_wilds
+from .annotated import BESIDE_IMAGES, read_coco, read_inaturalist, read_wilds
 from .building import SPLIT_NAMES, Source, missing, tree
 from .cifar import is_pickled, read_cifar
+from .described import (
+    FILE_NAME,
+    is_described,
+    metadata_files,
+    one_hot_folders,
+    read_metadata,
+    read_one_hot,
+)
 from .files import LISTS, read_image_folder, read_lists, too_few_classes
+from .lists import LIST_SUFFIXES, heading_of
 from .manifests import guess_columns, read_manifest
+from .opening import plain_file
 from .tabular import read_hub, read_parquet, read_saved
 from .webdataset import read_webdataset
 
 READERS: dict[str, Callable[[Source], dict[str, ImageTable]]] = {
     "imagefolder": read_image_folder,
+    "metadata": read_metadata,
+    "roboflow": read_one_hot,
     "parquet": read_parquet,
     "hub": read_hub,
     "datasets": read_saved,
@@ -39,11 +51,14 @@ READERS: dict[str, Callable[[Source], dict[str, ImageTable]]] = {
 }
 
 __all__ = [
+    "FILE_NAME",
+    "LIST_SUFFIXES",
     "READERS",
     "SPLIT_NAMES",
     "Source",
     "format_of",
     "guess_columns",
+    "list_inside",
     "read_tables",
     "too_few_classes",
 ]
@@ -99,6 +114,14 @@ def format_of(root: str, kind: str = "auto") -> str:
     return _guess_kind(_source(root)) if kind == "auto" else kind
 
 
+def list_inside(root: str, columns: Mapping[Any, str] | None = None) -> Path | None:
+    """The file of metadata that describes the images of a folder, where the folder is read by such a file."""
+    source = _source(root, columns)
+    if _guess_kind(source) != "metadata":
+        return None
+    return next(iter(metadata_files(source).values()))
+
+
 def _source(
     root: str,
     columns: Mapping[Any, str] | None = None,
@@ -117,14 +140,11 @@ def _source(
 def _guess_kind(source: Source) -> str:
     root, path = source.root, source.path
     if path.is_file():
-        by_suffix = {
-            ".parquet": "manifest" if _lists_paths(path, source) else "parquet",
-            ".csv": "manifest",
-            ".tsv": "manifest",
-            ".tar": "webdataset",
-        }
-        if path.suffix in by_suffix:
-            return by_suffix[path.suffix]
+        suffix = path.suffix.lower()
+        if suffix == ".parquet":
+            return "manifest" if _lists_paths(path, source) else "parquet"
+        if suffix == ".tar" or suffix in LIST_SUFFIXES:
+            return "webdataset" if suffix == ".tar" else "manifest"
     elif path.is_dir():
         return _guess_folder(path, source)
     elif root.partition("@")[0].count("/") == 1 and not root.startswith((".", "/", "~")):
@@ -138,59 +158,66 @@ def _guess_kind(source: Source) -> str:
 
 def _guess_folder(path: Path, source: Source) -> str:
     def holds(*patterns: str) -> bool:
-        return any(next(path.glob(pattern), None) is not None for pattern in patterns)
+        found = (each for pattern in patterns for each in path.glob(pattern))
+        return any(each.is_file() and not each.name.startswith(".") for each in found)
 
-    marks = {
-        "imagenet-lt": (LISTS["train"],),
-        "inaturalist": ("train2018.json",),
-        "wilds": ("metadata.csv",),
-        "cifar": ("train.bin", "data_batch_1.bin", "cifar-10*-binary", "cifar-10-batches-bin"),
-        "datasets": ("dataset_dict.json", "dataset_info.json"),
-        "parquet": ("*.parquet", "*/*.parquet", "*/*/*.parquet"),
-        "webdataset": ("*.tar", "*/*.tar"),
-        "coco": ("annotations/*.json",),
-        "manifest": ("*.csv", "*.tsv"),
+    def is_cifar() -> bool:
+        names = ("cifar-10*-binary", "cifar-10-batches-bin")
+        return holds("train.bin", "data_batch_1.bin") or any(
+            next(path.glob(name), None) is not None for name in names
+        )
+
+    def lists_paths() -> bool:
+        return any(_lists_paths(file, source) for file in sorted(path.glob("*.parquet"))[:1])
+
+    marks: dict[str, Callable[[], bool]] = {
+        "cifar": lambda: is_pickled(path),
+        "imagenet-lt": lambda: holds(LISTS["train"]),
+        "inaturalist": lambda: holds("train2018.json"),
+        "wilds": lambda: holds("metadata.csv") and _lists_images(path, "wilds"),
+        "metadata": lambda: is_described(source),
+        "roboflow": lambda: bool(one_hot_folders(source)),
+        "datasets": lambda: holds("dataset_dict.json", "dataset_info.json"),
     }
-    if is_pickled(path):
-        return "cifar"
-    for kind, patterns in marks.items():
-        if kind == "parquet" and any(
-            _lists_paths(file, source) for file in sorted(path.glob("*.parquet"))[:1]
-        ):
-            return "manifest"
-        if holds(*patterns) and not (
-            kind in {"manifest", "wilds"} and not _lists_images(path, kind)
-        ):
-            return kind
-    return "imagefolder"
+    later: dict[str, Callable[[], bool]] = {
+        "cifar": is_cifar,
+        "parquet": lambda: holds("*.parquet", "*/*.parquet", "*/*/*.parquet"),
+        "webdataset": lambda: holds("*.tar", "*/*.tar"),
+        "coco": lambda: holds("annotations/*.json", f"*/{BESIDE_IMAGES}"),
+        "manifest": lambda: holds("*.csv", "*.tsv") and _lists_images(path, "manifest"),
+    }
+    first = next((kind for kind, fits in marks.items() if fits()), None)
+    kind = first or next((kind for kind, fits in later.items() if fits()), "imagefolder")
+    return "manifest" if kind == "parquet" and lists_paths() else kind
 
 
 def _lists_paths(file: Path, source: Source) -> bool:
     """Whether a Parquet file names its images instead of holding them."""
     try:
-        schema = pq.read_schema(file)
-    except (OSError, pa.ArrowInvalid):
+        schema = pq.read_schema(plain_file(file))
+    except (OSError, pa.ArrowException):
         return False
     usual = ("image", "img", "path")
     name = next(
         (each for each in (source.columns.get("image"), *usual) if each in schema.names), None
     )
-    return name is not None and (
-        pa.types.is_string(kind := schema.field(name).type) or pa.types.is_large_string(kind)
-    )
+    places = [] if name is None else schema.get_all_field_indices(name)
+    kinds = [schema.field(place).type for place in places]
+    return any(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in kinds)
 
 
 def _lists_images(path: Path, kind: str) -> bool:
     """Whether a CSV at the root is the list of images, and not something beside folders of classes."""
-    file = (
-        path / "metadata.csv"
-        if kind == "wilds"
-        else next(iter([*path.glob("*.csv"), *path.glob("*.tsv")]))
+    lists = sorted(
+        file
+        for pattern in ("*.csv", "*.tsv")
+        for file in path.glob(pattern)
+        if file.is_file() and not file.name.startswith(".")
     )
-    heading = file.open(encoding="utf-8", errors="replace").readline()
+    file = path / "metadata.csv" if kind == "wilds" else lists[0]
+    names = heading_of(file)
     return all(
-        name in heading
-        for name in (("split", "filename") if kind == "wilds" else ("path", "label"))
+        name in names for name in (("split", "filename") if kind == "wilds" else ("path", "label"))
     )
 
 

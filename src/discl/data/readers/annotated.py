@@ -18,7 +18,7 @@ from ...assets import common_names
 from ...console import say
 from ...errors import DataError
 from ..table import ImageTable
-from .building import Source, build_table, expected, full_paths
+from .building import SPLIT_NAMES, Source, build_table, expected, files_below, full_paths
 from .lists import read_csv
 
 INATURALIST = {"train": "train2018.json", "val": "val2018.json"}
@@ -29,6 +29,10 @@ WILDS_SPLITS = {
     "val": "validation-ood",
     "test": "test-ood",
 }
+BESIDE_IMAGES = "_annotations.coco.json"
+"""What Roboflow calls the annotations that lie beside the images of a split."""
+OTHER_TASKS = ("captions", "person_keypoints", "stuff", "panoptic", "image_info")
+"""How names of COCO's files begin that name no category of an object."""
 NO_CLASS = 99_999
 """What WILDS writes as `y` of a category, or of an image, that is in no class; other copies write a number below 0."""
 
@@ -52,14 +56,42 @@ def read_coco(source: Source) -> dict[str, ImageTable]:
     An image with annotations of several categories is no sample of one class, and any choice among them (the first, the largest, the most
     frequent) would make labels that nobody gave: DataError counts such images. Several annotations of one category are one label.
     """
-    files = source.files or {
-        split: str(file.relative_to(source.path))
-        for split in ("train", "val", "test")
-        for file in sorted(source.path.glob(f"annotations/*{split}*.json"))[:1]
-    }
-    if "train" not in files:
+    files = source.files or _annotation_files(source)
+    files = {split: name for split, name in files.items() if not source.leaves_out(split)}
+    if not {*files} & {*SPLIT_NAMES["train"], source.splits.get("train")}:
         raise DataError(expected(source, "coco"))
     return _read_json(source, files)
+
+
+def _annotation_files(source: Source) -> dict[str, str]:
+    """`{split: file}` below the root: beside the images, or the one of `annotations/` that names objects.
+
+    Raises DataError where several files may be meant.
+    """
+    beside = files_below(source.path, BESIDE_IMAGES)
+    if beside:
+        return {file.parent.name: str(file.relative_to(source.path)) for file in beside}
+    found = {}
+    for split in ("train", "val", "test"):
+        files = [
+            file
+            for file in sorted(source.path.glob(f"annotations/*{split}*.json"))
+            if file.is_file() and not file.name.startswith((".", *OTHER_TASKS))
+        ]
+        objects = [file for file in files if file.name.startswith("instances")] or files
+        if len(objects) > 1:
+            raise DataError(
+                f"{source.path}/annotations holds {len(objects)} files for {split} ({', '.join(file.name for file in objects[:6])}); "
+                f"say which one it is, for example data.files: {{{split}: annotations/{objects[0].name}}}."
+            )
+        if objects:
+            found[split] = str(objects[0].relative_to(source.path))
+    if "train" not in found and (others := sorted(source.path.glob("annotations/*.json"))):
+        raise DataError(
+            f"{source.path}/annotations holds no instances_train….json, whose annotations name categories (found: "
+            f"{', '.join(file.name for file in others[:6])}); name the file in data.files, for example {{train: annotations/mine.json}}."
+        )
+    return found
 
 
 def _read_json(source: Source, files: Any) -> dict[str, ImageTable]:
@@ -127,6 +159,8 @@ class _Annotations:
 def _image_folder(root: Path, file: Path, example: str) -> str:
     """The folder below the root that file names are relative to: the root itself, or one named like the annotations or `images`."""
     split = file.stem.split("_")[-1]
+    if file.name == BESIDE_IMAGES and file.parent != root and file.is_relative_to(root):
+        return f"{file.parent.relative_to(root).as_posix()}/"
     for below in ("", f"{split}/", "images/", f"images/{split}/"):
         if (root / below / example).exists():
             return below

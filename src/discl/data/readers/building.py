@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,11 @@ TREES: dict[str, tuple[str, ...]] = {
         "class/image.jpg, a folder for each class",
         "or train/class/image.jpg, test/class/image.jpg",
     ),
+    "metadata": (
+        "metadata.csv, .jsonl or .parquet (columns file_name, label), the images beside it or below",
+        "or one in train/, one in test/",
+    ),
+    "roboflow": ("train/_classes.csv (filename, a column of 0 and 1 for each class), train/….jpg",),
     "parquet": (
         "train.parquet, test.parquet or train-00000-of-00002.parquet (columns image, label)",
     ),
@@ -64,7 +69,11 @@ TREES: dict[str, tuple[str, ...]] = {
         "train/….jpg",
     ),
     "webdataset": ("train-000000.tar, test-000000.tar (000.jpg and 000.cls or 000.json)",),
-    "coco": ("annotations/instances_train.json, instances_val.json", "train/….jpg, val/….jpg"),
+    "coco": (
+        "annotations/instances_train.json, instances_val.json",
+        "train/….jpg, val/….jpg",
+        "or train/_annotations.coco.json beside its images, as Roboflow has it",
+    ),
 }
 """What each reader expects below data.root."""
 
@@ -92,6 +101,10 @@ class Source:
             split.lower() in SPLIT_NAMES[ours] for ours in self.left_out
         )
 
+    def with_columns(self, columns: Mapping[Any, str]) -> Source:
+        """The same data set under other names for its columns."""
+        return replace(self, columns=columns)
+
     @property
     def folder(self) -> Path:
         """The folder below which everything that belongs to the data set lies."""
@@ -100,6 +113,17 @@ class Source:
     def file(self, split: str, usual: str) -> Path:
         """The file of a split: the one in `data.files`, else the usual one."""
         return self.path / self.files.get(split, usual)
+
+
+def files_below(folder: Path, *patterns: str) -> list[Path]:
+    """The plain files below a folder that fit a pattern, sorted; hidden ones, and those in hidden folders, are left out."""
+    found = {file for pattern in patterns for file in folder.rglob(pattern)}
+    inside = len(folder.parts)
+    return sorted(
+        file
+        for file in found
+        if file.is_file() and not any(part.startswith(".") for part in file.parts[inside:])
+    )
 
 
 def expected(source: Source, kind: str) -> str:

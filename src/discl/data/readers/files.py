@@ -31,6 +31,19 @@ LISTS = {
     "test": "ImageNet_LT_test.txt",
 }
 LONGEST_LABEL = 18
+BOXES = {
+    "_annotations.csv": "boxes, in TensorFlow's CSV",
+    "_annotations.txt": "boxes",
+    "createml.json": "boxes of CreateML",
+    ".xml": "boxes of Pascal VOC",
+    ".tfrecord": "TensorFlow's records",
+    "_mask.png": "masks",
+}
+"""How files end that describe objects in images, in exports of Roboflow and others."""
+CUT_OUT = (
+    "Cut the objects out first, or export the images with a folder for each class (Roboflow: a classification project, "
+    "'Folder structure')."
+)
 WORDNET_NAMES = "LOC_synset_mapping.txt"
 NAME_FILES = (WORDNET_NAMES, "classnames.txt")
 
@@ -43,11 +56,12 @@ def read_image_folder(source: Source) -> dict[str, ImageTable]:
         raise DataError(
             f"data.root '{root}' has no sub-folders; expected root/class/image.jpg or root/train/class/image.jpg."
         )
-    by_split = (
-        {folder.name: subfolders(folder) for folder in folders}
-        if _are_splits(folders, named_splits)
-        else {"train": folders}
-    )
+    by_split = {"train": folders}
+    if _are_splits(folders, named_splits):
+        kept = [folder for folder in folders if not source.leaves_out(folder.name)]
+        by_split = {folder.name: subfolders(folder) for folder in kept}
+    for split, class_folders in by_split.items():
+        _refuse_unlabelled(root / split if class_folders is not folders else root, class_folders)
     names = sorted({folder.name for class_folders in by_split.values() for folder in class_folders})
     label_of = {name: label for label, name in enumerate(names)}
     inside = len(str(root)) + 1
@@ -62,7 +76,7 @@ def read_image_folder(source: Source) -> dict[str, ImageTable]:
         for folder in class_folders:
             refuse_escape([folder], root)
             there = LeftOut()
-            found = sorted(_images_below(str(folder), root, there))
+            found = sorted(images_below(str(folder), root, there))
             if not found:
                 told = f", and there are {there}" if there else ""
                 raise DataError(
@@ -81,6 +95,44 @@ def read_image_folder(source: Source) -> dict[str, ImageTable]:
     return tables
 
 
+def _refuse_unlabelled(folder: Path, class_folders: list[Path]) -> None:
+    """Raises DataError for a split without folders of classes, and for the folders of a detector's data set."""
+    names = {each.name for each in class_folders}
+    if names == {"images", "labels"}:
+        raise DataError(
+            f"{folder} holds images/ and labels/, as YOLO has them: boxes of objects, and no class for a whole image. {CUT_OUT}"
+        )
+    if class_folders:
+        return
+    if not holds_images(folder):
+        raise DataError(
+            f"{folder} holds neither folders of classes nor images; remove it, or leave the split out, for example "
+            "data.splits: {test: null}."
+        )
+    found = next(
+        (
+            f"{file.name} ({kind})"
+            for file in sorted(folder.iterdir())
+            for mark, kind in BOXES.items()
+            if file.name.lower().endswith(mark)
+        ),
+        None,
+    )
+    if found is not None:
+        raise DataError(
+            f"{folder} holds images and {found}, and no folder for each class. {CUT_OUT}"
+        )
+    raise DataError(
+        f"{folder} holds images and no folders of classes, so they have no label. Leave the split out, for example "
+        "data.splits: {test: null} (discl predict labels new images), or move the images into folders of their classes."
+    )
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether images lie right in a folder."""
+    return any(is_picture_name(each.name) and each.is_file() for each in os.scandir(folder))
+
+
 def too_few_classes(root: str, names: Sequence[str]) -> str | None:
     """What is said of data with fewer than two classes, of which no classifier can be learned; None for others."""
     if len(names) > 1:
@@ -94,7 +146,7 @@ def too_few_classes(root: str, names: Sequence[str]) -> str | None:
             [
                 each
                 for each in subfolders(folder)
-                if next(_images_below(str(each), folder, LeftOut()), None)
+                if next(images_below(str(each), folder, LeftOut()), None)
             ]
             if folder.is_dir()
             else []
@@ -110,7 +162,7 @@ def too_few_classes(root: str, names: Sequence[str]) -> str | None:
     return f"{told}. Expected are a folder, or a label, for each class."
 
 
-def _images_below(
+def images_below(
     folder: str, root: Path, left_out: LeftOut, top: str | None = None
 ) -> Iterator[str]:
     """Paths of the images below a folder, links within the root followed; what is not taken goes to `left_out`."""
@@ -124,7 +176,7 @@ def _images_below(
                 if entry.is_symlink():
                     _refuse_circle(Path(entry.path))
                     refuse_escape([Path(entry.path)], root)
-                yield from _images_below(entry.path, root, left_out, top)
+                yield from images_below(entry.path, root, left_out, top)
             elif is_picture_name(entry.name):
                 if entry.is_symlink():
                     refuse_escape([Path(entry.path)], root)
@@ -157,7 +209,7 @@ def _are_splits(folders: list[Path], named: set[str]) -> bool:
         folder for folder in folders if folder.name in named or folder.name.lower() in known
     ]
     others = [folder.name for folder in folders if folder not in like_splits]
-    if others and like_splits and all(subfolders(folder) for folder in like_splits):
+    if others and like_splits and any(subfolders(folder) for folder in like_splits):
         raise DataError(
             f"{folders[0].parent} holds splits ({', '.join(folder.name for folder in like_splits)}) and other folders "
             f"({', '.join(others[:8])}); move those away, or name them in data.splits if they are splits."

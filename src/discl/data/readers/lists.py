@@ -84,6 +84,11 @@ def read_names(file: Path) -> pa.Schema:
         raise DataError(f"{file} cannot be read as a table: {error}") from error
 
 
+def heading_of(file: Path) -> str:
+    """The first line of a text file."""
+    return next(iter(_open(file)[0].splitlines()), "")
+
+
 def _open(file: Path) -> tuple[str, pa.NativeFile]:
     """The beginning of a text file, and the whole of it as UTF-8."""
     try:

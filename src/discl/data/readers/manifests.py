@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,7 +40,7 @@ def read_manifest(source: Source) -> dict[str, ImageTable]:
     folder = _image_folder(source, file)
     rows = place_images(listed, theirs, folder, str(file), named="id" in source.columns)
     columns = {ours: name for ours, name in source.columns.items() if ours != "image"}
-    return to_tables({"train": rows}, replace(source, columns=columns), folder, numbers=whole)
+    return to_tables({"train": rows}, source.with_columns(columns), folder, numbers=whole)
 
 
 def listed_rows(file: Path, theirs: str, source: Source) -> tuple[pa.Table, bool]:
@@ -56,11 +55,11 @@ def listed_rows(file: Path, theirs: str, source: Source) -> tuple[pa.Table, bool
 
 
 def place_images(
-    listed: pa.Table, theirs: str, folder: Path, where: str, named: bool = False
+    listed: pa.Table, theirs: str, folder: Path, where: str, named: bool = False, prefix: str = ""
 ) -> Dataset:
     """Rows whose `image` is the file that the column `theirs` names below the folder.
 
-    Their id, unless they have one (or `named` says that another column is it), is the path below the folder.
+    Their id, unless they have one (or `named` says that another column is it), is the path below the folder behind `prefix`.
     """
     try:
         paths_written = listed.column(theirs).cast(pa.string()).combine_chunks()
@@ -73,7 +72,8 @@ def place_images(
     columns = {name: listed.column(name) for name in listed.column_names if name != theirs}
     if "id" not in columns and not named:
         below = pc.utf8_slice_codeunits(paths, len(f"{folder}/"))
-        columns["id"] = pc.if_else(pc.starts_with(written, "/"), below, written)
+        written = pc.if_else(pc.starts_with(written, "/"), below, written)
+        columns["id"] = pc.binary_join_element_wise(prefix, written, "")
     others = {name: values for name, values in columns.items() if name != "image"}
     return rows_of(pa.table({"image": arrow_images(paths), **others}))
 
@@ -141,7 +141,7 @@ def _only_list(folder: Path) -> str:
     found = sorted(
         file.name
         for file in folder.iterdir()
-        if file.suffix.lower() in LIST_SUFFIXES and file.is_file()
+        if file.suffix.lower() in LIST_SUFFIXES and file.is_file() and not file.name.startswith(".")
     )
     if len(found) != 1:
         raise DataError(

@@ -29,7 +29,7 @@ from ...errors import DataError, unknown
 from ..gate import Gate, Unreadable, roots_of
 from ..shards import CELL, cell_address
 from ..table import OPTIONAL, ImageTable, check_table
-from .building import Source, arrow_images, blank_rows, refuse_escape
+from .building import Source, arrow_images, blank_rows, files_below, refuse_escape
 from .labels import name_numbers, negative_labels
 
 COPIED_BYTES = 4_000_000_000
@@ -101,7 +101,7 @@ def read_parquet(source: Source) -> dict[str, ImageTable]:
     stay in the Parquet files, of which a row group is read at a time. For fast epochs `discl data prepare` writes them at training size.
     """
     root, path = source.root, source.path
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    files = [path] if path.is_file() else files_below(path, "*.parquet")
     if not files:
         raise DataError(f"data.root '{root}' holds no *.parquet file.")
     by_split: dict[str, list[Path]] = {}
@@ -183,6 +183,7 @@ def to_tables(
     - `numbers`: labels that are texts are whole numbers, and sorted as such.
     """
     root, columns = source.root, source.columns
+    splits = {split: rows for split, rows in splits.items() if not source.leaves_out(split)}
     places = {split: f"split '{split}' of '{root}'" for split in splits}
     renamed = {
         split: _rename_columns(rows, columns, places[split]) for split, rows in splits.items()

@@ -15,7 +15,7 @@ from ...errors import DataError
 from ..listing import IMAGE_SUFFIXES
 from ..shards import SLICE, slice_address
 from ..table import OPTIONAL, ImageTable
-from .building import SPLIT_NAMES, Source, build_table, expected, refuse_escape
+from .building import SPLIT_NAMES, Source, build_table, expected, files_below, refuse_escape
 from .labels import is_whole, name_numbers
 from .opening import parse_json, plain_file
 
@@ -31,11 +31,11 @@ def read_webdataset(source: Source) -> dict[str, ImageTable]:
     Shards are indexed, not unpacked: an image is read from its place in the tar. A shard's split is its name up to the first
     "-" (`train-000000.tar`); other shards are `train`. `.txt` or `.json` may hold a class by name. As webdataset has it, a sample's name
     goes to the first dot of a file's name, and the rest says what the file is; `data.columns.image` names the rest of the picture where a
-    sample has several. Hidden files, and files of samples that have neither a picture nor a label, are counted and left out.
+    sample has several. Hidden files, and others that are no picture or label of one, are counted and left out.
     """
     by_split: dict[str, list[Path]] = {}
     known = {name for names in SPLIT_NAMES.values() for name in names} | set(source.splits.values())
-    shards = [source.path] if source.path.is_file() else _shards_below(source.path)
+    shards = [source.path] if source.path.is_file() else files_below(source.path, "*.tar")
     if not shards:
         raise DataError(expected(source, "webdataset"))
     refuse_escape(shards, source.folder)
@@ -87,10 +87,6 @@ class Members:
     pictures: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
-
-
-def _shards_below(folder: Path) -> list[Path]:
-    return sorted(each for each in folder.rglob("*.tar") if not each.name.startswith("."))
 
 
 def _class_names(samples: Sequence[Sample], root: str) -> tuple[str, ...]:
