@@ -50,6 +50,26 @@ def test_tables_follow_one_another() -> None:
     assert batch[:, 0, 0, 0].tolist() == [11, 6, 7, 0]
 
 
+def test_whole_pictures_keep_what_lies_beside_the_centre(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = np.zeros((8, 24, 3), np.uint8)
+    wide[:, :8], wide[:, 16:] = 100, 200
+    buffer = io.BytesIO()
+    Image.fromarray(wide).save(buffer, "PNG")
+    rows = [{"id": "wide", "image": {"bytes": buffer.getvalue(), "path": None}}, *make_rows(0, 1)]
+    aspects = np.array([3.0, 1.0])
+    square, whole = Pixels([rows], 12), Pixels([rows], 12, aspects=aspects)
+    assert square.__getitems__([0]).max() < 100
+    assert whole.__getitems__([0])[0, 0, 6].unique().tolist() != [0]
+    assert whole.__getitems__([0])[0, 0, 6, [0, 6, 11]].tolist() == [100, 0, 200]
+    assert torch.equal(whole.__getitems__([1]), square.__getitems__([1]))
+    some = whole.of_rows(np.array([1, 0]))
+    assert torch.equal(some.__getitems__([0, 1]), whole.__getitems__([1, 0]))
+    assert some.aspects is not None and some.aspects.tolist() == [1.0, 3.0]
+    monkeypatch.setattr(pixels_module, "MEMORY_LIMIT", 0)
+    demanded = Pixels([rows], 12, aspects=aspects)
+    assert torch.equal(demanded.__getitems__([0, 1]), whole.__getitems__([0, 1]))
+
+
 def test_progress_counts_every_image() -> None:
     counted: list[int] = []
     Pixels([make_rows(0, 7), make_rows(7, 5)], 8, counted.append)

@@ -428,6 +428,49 @@ def test_killed_while_the_chosen_model_is_put_in_place(
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
+# ---------------------------------------------------------------- whole pictures
+
+
+def draw_wide(label: int, index: int) -> dict[str, Any]:
+    """A drawing of 20×10 or 10×20 pixels."""
+    generator = np.random.default_rng([label, index])
+    buffer = io.BytesIO()
+    shape = (10, 20, 3) if index % 2 else (20, 10, 3)
+    Image.fromarray((60 * label + generator.integers(0, 70, shape)).astype(np.uint8)).save(
+        buffer, "PNG"
+    )
+    return {"image": {"bytes": buffer.getvalue(), "path": None}}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_crops_of_whole_pictures_are_resumed_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    pool, _ = make_samples()
+    count = len(pool.labels)
+    aspects = np.where(np.arange(count) % 2, 2.0, 0.5)
+    settings = make_settings(epochs=4, augment=("random-resized-crop", "flip"))
+
+    def run(folder: Path, in_memory: bool, **changed: Any) -> None:
+        monkeypatch.setattr(pixels_module, "MEMORY_LIMIT", 2**31 if in_memory else 0)
+        pictures = [draw_wide(int(pool.labels[row]), row) for row in range(count)]
+        pixels = Pixels([pictures], CONFIG.resize, aspects=changed.pop("aspects", aspects))
+        train_classifier(
+            pool, pixels, curriculum(4), Mixing(pool.tail_share, 2.0), "cross-entropy", pool.real_counts, CONFIG, settings,
+            folder, workers=workers, **changed,
+        )  # fmt: skip
+
+    run(tmp_path / "memory", True)
+    run(tmp_path / "workers", False)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", False, on_epoch=stop_after(1))
+    run(tmp_path / "killed", False)
+    whole = contents(tmp_path / "memory")
+    assert contents(tmp_path / "workers") == contents(tmp_path / "killed") == whole
+    run(tmp_path / "centre", True, aspects=None)
+    assert contents(tmp_path / "centre")["model.safetensors"] != whole["model.safetensors"]
+
+
 # ---------------------------------------------------------------- strategies that follow progress
 
 

@@ -10,7 +10,9 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -23,6 +25,7 @@ from discl.recipe import Data, Groups, LongTail, load_recipe
 from discl.stages.checking import CIFAR100_LT, PUBLISHED, _published, check_data, describe_check
 from discl.stages.data import long_tail_rows, prepare_data
 from discl.stages.preparing import prepare_squares, prepared_table
+from discl.stages.samples import real_aspects
 from discl.starter import write_starter
 from discl.workspace import open_run
 
@@ -400,6 +403,37 @@ def test_prepared_squares_are_what_training_sees(
     )  # nothing is encoded a second time
     prepare_squares(run)
     assert sorted(run.path("prepared").glob("*.parquet")) == files
+
+
+def test_prepared_whole_pictures_are_what_training_sees(tmp_path: Path) -> None:
+    from discl.curriculum.pixels import Pixels
+
+    for label, name in enumerate(("bag", "boot")):
+        (tmp_path / "wide" / name).mkdir(parents=True)
+        for index in range(10):
+            pixels = np.random.default_rng([label, index]).integers(0, 256, (12, 20 + index, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "wide" / name / f"{index}.png")
+    tree = {
+        "name": "x", "data": {"root": str(tmp_path / "wide")}, "spectrum": {"checkpoint": "none", "levels": [0]},
+        "filter": {"checkpoint": "none"}, "train": {"image_size": 8, "resize_mode": "whole"},
+        "methods": {"ce": {}, "square": {"train": {"resize_mode": "square"}}},
+    }  # fmt: skip
+    run = open_run(tree, tmp_path / "run", amend=True)
+    prepare_data(run)
+    aspects = real_aspects(run, "train")
+    assert len(set(aspects.tolist())) > 4
+    sizes = [run.train.image(row).size for row in range(len(run.train))]
+    assert aspects.tolist() == [width / height for width, height in sizes]
+    before = {
+        mode: Pixels([prepared_table(run, "train", 8, mode)], 8, aspects=given).memory
+        for mode, given in (("whole", aspects), ("square", None))
+    }
+    assert not torch.equal(before["whole"], before["square"])
+    prepare_squares(run)
+    for mode, given in (("whole", aspects), ("square", None)):
+        table = prepared_table(run, "train", 8, mode)
+        assert all(row["image"]["bytes"] for row in table.rows)
+        assert torch.equal(Pixels([table], 8, aspects=given).memory, before[mode])
 
 
 def test_squares_of_another_size_are_not_used(images: Path, tmp_path: Path) -> None:

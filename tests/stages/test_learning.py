@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import discl
@@ -24,10 +26,12 @@ from discl.curriculum.models import load_classifier
 from discl.curriculum.pixels import Pixels
 from discl.curriculum.processes import Processes
 from discl.curriculum.training import predict_logits, write_history
+from discl.data.table import make_table
 from discl.errors import TrainingError
+from discl.recipe import Train
 from discl.stages import learning, tuning
 from discl.stages.making import make_plan
-from discl.stages.samples import kept_images
+from discl.stages.samples import kept_images, made_aspects
 from discl.workspace import Run
 
 SMALL = {
@@ -262,6 +266,48 @@ def test_trials_are_of_one_length_and_keep_what_they_do_not_name(filtered_run: P
             train.optimizer.warm_up_epochs,
         ) == (2, "sgd", 0.8, 0)
         assert train.optimizer.weight_decay == decay
+
+
+def test_whole_pictures_are_trained_on(filtered_run: Path, tmp_path: Path) -> None:
+    """The key at its default leaves a classifier's fingerprint as it was."""
+    folder = shutil.copytree(filtered_run, tmp_path / "run")
+    whole = {"train": {"resize_mode": "whole", "epochs": 2, "curriculum_epochs": 2}}
+    methods = {"whole": {"strategy": "all-levels", **whole}}
+    run = with_methods(folder, methods, **{"train.epochs": 2, "train.curriculum_epochs": 2})
+    kept = kept_images(run)
+    assert made_aspects(run, kept["source_id"][:]).tolist() == [1.0] * len(kept)
+    learning.train(run)
+    assert (folder / "train" / "whole" / "model.safetensors").exists()
+    assert "resize_mode" not in run.recipe.training("first").model_dump(mode="json")
+    assert "resize_mode" in run.recipe.training("whole").model_dump(mode="json")
+    with pytest.raises(discl.RecipeError, match=r"resize_mode = whole .* \['flip'\] has none"):
+        with_methods(folder, {}, **{"train.resize_mode": "whole", "train.augment": ["flip"]})
+
+
+def test_hard_images_are_judged_after_crops_of_whole_pictures_too() -> None:
+    """Something lies beside the centre square."""
+    images, labels = [], []
+    for row in range(48):
+        picture = np.random.default_rng(row).integers(0, 256, (8, 24, 3)).astype(np.uint8)
+        picture[:, [slice(0, 8), slice(16, 24)][row % 2]] = 255
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "PNG")
+        images.append({"bytes": buffer.getvalue(), "path": None})
+        labels.append(row % 2)
+    columns = {"id": [str(row) for row in range(48)], "image": images, "label": labels}
+    table = make_table(columns, ("left", "right"))
+    settings = {
+        **{name.split(".", 1)[1]: value for name, value in SMALL.items() if name.startswith("train.")},
+        "resize_mode": "whole", "augment": ["random-resized-crop"],
+    }  # fmt: skip
+    train = Train.model_validate({**settings, "steps_per_epoch": 8})
+    arguments = table, list(range(40)), list(range(40, 48)), train, 3, torch.device("cpu")
+    whole, again, centres = (
+        learning.fit_classifier(*arguments, aspects=aspects)
+        for aspects in (np.full(48, 3.0), np.full(48, 3.0), None)
+    )
+    assert whole.shape == (8, 2) and np.array_equal(whole, again)
+    assert not np.allclose(whole, centres, atol=1e-3)
 
 
 def test_names_for_prompts_make_another_clip_but_no_other_network(

@@ -19,6 +19,7 @@ from ..curriculum.augmentation import centre
 from ..curriculum.companion import Companion, Scene
 from ..curriculum.models import normalise
 from ..curriculum.objectives import FLYP
+from ..curriculum.pixels import aspects_of
 from ..data import class_groups
 from ..errors import TrainingError, unknown
 
@@ -282,8 +283,10 @@ def penultimate(scene: Scene, model: nn.Module, layer: nn.Module, rows: np.ndarr
     model.eval()
     config, device = scene.learner.config, scene.learner.device
     for first in range(0, len(rows), 256):
-        stored = scene.pixels.__getitems__(rows[first : first + 256].tolist())
-        images = normalise(centre(stored.to(device).float() / 255, config.image_size), config)
+        part = rows[first : first + 256]
+        stored, aspects = scene.pixels.__getitems__(part.tolist()), aspects_of(scene.pixels, part)
+        middle = centre(stored.to(device).float() / 255, config.image_size, aspects)
+        images = normalise(middle, config)
         model(images.contiguous(memory_format=torch.channels_last))
     hook.remove()
     return torch.cat(caught)

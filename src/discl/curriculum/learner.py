@@ -114,7 +114,12 @@ class Learner:
             )  # of the step that follows at once: after the last part
             loss = (
                 self._loss(
-                    stored, chosen, torch.from_numpy(labels[chosen]).to(self.device), progress, rate
+                    stored,
+                    chosen,
+                    torch.from_numpy(labels[chosen]).to(self.device),
+                    progress,
+                    rate,
+                    batches.aspects_of(chosen),
                 )
                 / parts
             )
@@ -145,9 +150,14 @@ class Learner:
         labels: Tensor,
         progress: float,
         learning_rate: float,
+        aspects: Tensor | None = None,
     ) -> Tensor:
         images = augment_share(
-            self.augment, stored.to(self.device, non_blocking=True).float() / 255, self.processes
+            self.augment,
+            stored.to(self.device, non_blocking=True).float() / 255,
+            self.processes,
+            aspects,
+            self.stepping.crop_scale,
         )
         images, mixed_in, share = self._mix(
             normalise(self._alter(images, labels), self.config), labels

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import ImageTable, Unreadable, decode_image, to_square
+from ..data import ImageTable, Unreadable, decode_image, to_square, to_whole
 from ..errors import DataError
 from ..threads import map_rows
 
@@ -28,6 +29,10 @@ class Pixels(Dataset):
     as {bytes, path}, such as a Hugging Face data set that is not decoded; of the latter only bytes
     are decoded, whatever path stands beside them. Up to 2 GB of squares are decoded once and kept;
     beyond that each is decoded when it is asked for.
+
+    A square is the centre of a picture, its shorter side resized to `size`. With `aspects`, width /
+    height of every picture, float `[images]`, it is the whole picture instead, squeezed into the
+    square; who crops it has to take the aspect into account, as `augmentation.crop_whole` does.
     """
 
     def __init__(
@@ -35,8 +40,9 @@ class Pixels(Dataset):
         tables: Sequence[Any],
         size: int,
         on_progress: Callable[[int], None] = lambda count: None,
+        aspects: np.ndarray | None = None,
     ) -> None:
-        self.tables, self.size = list(tables), size
+        self.tables, self.size, self.aspects = list(tables), size, aspects
         self.starts = np.cumsum([0, *(len(table) for table in self.tables)])
         self.memory: Tensor | None = None
         if len(self) * 3 * size * size <= MEMORY_LIMIT:
@@ -57,7 +63,9 @@ class Pixels(Dataset):
 
     def of_rows(self, rows: Sequence[int] | np.ndarray) -> Pixels:
         """The pixels of these rows alone, decoded."""
-        return Pixels([_Chosen(self, np.asarray(rows))], self.size)
+        chosen = np.asarray(rows)
+        aspects = None if self.aspects is None else self.aspects[chosen]
+        return Pixels([_Chosen(self, chosen)], self.size, aspects=aspects)
 
     def picture(self, row: int) -> Image.Image:
         """The decoded picture of a row. Raises DataError where it cannot be read."""
@@ -76,7 +84,8 @@ class Pixels(Dataset):
             ) from error
 
     def _decode(self, row: int) -> np.ndarray:
-        return to_square(self.picture(row), self.size)
+        fit = to_square if self.aspects is None else to_whole
+        return fit(self.picture(row), self.size)
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,7 @@ class Batches:
         self.order = _Order(
             batch_size
         )  # apart from this object: workers end at once only if nothing refers back to their loader
+        self.aspects_of = partial(aspects_of, pixels)
         workers = 0 if pixels.memory is not None else workers
         self.loader = DataLoader(
             pixels,
@@ -127,6 +137,12 @@ class Batches:
         self.order.rows, size = rows, self.order.batch_size
         for number, pixels in enumerate(self.loader):
             yield rows[number * size : (number + 1) * size], pixels
+
+
+def aspects_of(pixels: Pixels, rows: np.ndarray) -> Tensor | None:
+    """Width / height of the pictures of these rows, float32 `[rows]`; None where their squares are centres."""
+    aspects = getattr(pixels, "aspects", None)
+    return None if aspects is None else torch.from_numpy(aspects[rows]).float()
 
 
 def _same(batch: Any) -> Any:

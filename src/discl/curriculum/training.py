@@ -233,12 +233,15 @@ def logits_of(
     config: ClassifierConfig,
     precision: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    aspects: Tensor | None = None,
 ) -> Tensor:
     """Logits, float32 `[batch, classes]` on the CPU, of the centre crops of uint8 squares `[batch, 3, size, size]`.
 
+    With `aspects` `[batch]`, width / height, the squares are whole pictures squeezed.
     The model, which has to be in evaluation mode, is on `device`.
     """
-    images = normalise(centre(squares.to(device).float() / 255, config.image_size), config)
+    middle = centre(squares.to(device).float() / 255, config.image_size, aspects)
+    images = normalise(middle, config)
     with autocast(device, precision):
         return model(images.contiguous(memory_format=torch.channels_last)).float().cpu()
 
@@ -252,8 +255,10 @@ def predict_logits(
     training = model.training
     model.eval()
     result = []
-    for chosen, stored in Batches(pixels, batch_size, workers).of(rows):
-        result.append(logits_of(model, stored, config, precision, device))
+    batches = Batches(pixels, batch_size, workers)
+    for chosen, stored in batches.of(rows):
+        aspects = batches.aspects_of(chosen)
+        result.append(logits_of(model, stored, config, precision, device, aspects))
         on_progress(len(chosen))
     model.train(training)
     return torch.cat(result)

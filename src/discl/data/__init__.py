@@ -1,7 +1,7 @@
 """Real images: tables, readers, splits, long-tail profiles."""
 
 from .gate import Gate, Unreadable
-from .images import decode_image, keep_aspect, to_size, to_square
+from .images import decode_image, keep_aspect, to_size, to_square, to_whole
 from .longtail import class_groups, exponential_counts, order_classes, rank_by_index, take_long_tail
 from .readers import read_tables
 from .splits import split_rows
@@ -29,5 +29,6 @@ __all__ = [
     "through_cameras",
     "to_size",
     "to_square",
+    "to_whole",
     "without_empty_classes",
 ]

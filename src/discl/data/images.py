@@ -145,6 +145,13 @@ def to_square(image: Image.Image, size: int) -> np.ndarray:
     return to_size(image, size, size)
 
 
+def to_whole(image: Image.Image, size: int) -> np.ndarray:
+    """uint8 `[3, size, size]`: the whole picture resized to that square (Lanczos, antialiased); its aspect is lost."""
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
+    return np.ascontiguousarray(np.asarray(image, np.uint8).transpose(2, 0, 1))
+
+
 def to_size(image: Image.Image, width: int, height: int) -> np.ndarray:
     """uint8 `[3, height, width]`: resized until it covers that (Lanczos, antialiased), then the centre cropped."""
     if image.size != (width, height):

@@ -153,6 +153,10 @@ class Train(Strict):
         ge=8,
         description="square that images are brought to before augmentation; null: image_size",
     )
+    resize_mode: Literal["square", "whole"] = Field(
+        "square",
+        description="what random-resized-crop takes its crops from in training: the centre square, or the whole picture",
+    )
     augment: list[Annotated[str, one_of("augmentation", AUGMENTATIONS)]] = Field(
         ["random-resized-crop", "flip"]
     )
@@ -190,7 +194,7 @@ class Train(Strict):
 
     @model_serializer(mode="wrap")
     def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_default(write(self), mean=None, std=None)
+        return _without_default(write(self), mean=None, std=None, resize_mode="square")
 
     @model_validator(mode="after")
     def _epochs(self) -> Train:
@@ -209,6 +213,11 @@ class Train(Strict):
         if self.batch_size % self.accumulate:
             raise RecipeError(
                 f"train.batch_size = {self.batch_size} cannot be divided evenly into accumulate = {self.accumulate} parts."
+            )
+        if self.resize_mode == "whole" and "random-resized-crop" not in self.augment:
+            raise RecipeError(
+                f"train.resize_mode = whole is for random-resized-crop, and train.augment = {self.augment} has none; add it, or use "
+                "resize_mode: square."
             )
         if self.head_epochs is not None and self.head_epochs >= self.epochs:
             raise RecipeError(

@@ -20,6 +20,7 @@ from ..spectrum.plan import Request
 from ..stored import read_table, write_table
 from ..workspace import Run, stored_images
 from .learning import fit_classifier
+from .samples import real_aspects
 
 REASONS = {
     0: "",
@@ -101,8 +102,13 @@ def _ask(
     joint = replace(real, rows=concatenate_datasets([*parts, edits.cast(parts[0].features)]))
     start, end = (0 if held_out is None else len(real)), len(joint) - count
     judged = [*range(start, end), *range(end, len(joint))]
+    train, aspects = run.recipe.train, None
+    if train.resize_mode == "whole":
+        splits = ["train"] if held_out is None else ["train", "validation"]
+        made = np.array([request.width / request.height for request in requests])
+        aspects = np.concatenate([*(real_aspects(run, split) for split in splits), made])
     probabilities = fit_classifier(
-        joint, list(range(len(real))), judged, run.recipe.train, run.recipe.hard.epochs, run.device
+        joint, list(range(len(real))), judged, train, run.recipe.hard.epochs, run.device, aspects
     )
     confidence = mean_self_confidence(probabilities[: end - start], known.labels, classes)
     return {

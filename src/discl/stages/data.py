@@ -29,6 +29,7 @@ from ..recipe.data import OwnSplit
 from ..stored import AGAIN, read_table, write_table
 from ..workspace import NOT_FOR_JUDGES, Run, read_data
 from .learning import fit_classifier
+from .samples import real_aspects
 
 SHOWN = 5
 NEARLY_ALL = 0.8
@@ -179,8 +180,13 @@ def find_hard(run: Run) -> Path:
             train.ids, train.labels.tolist(), listed_units(listed), rule.folds
         )  # a copy would give a picture away
 
+        whole = run.recipe.train.resize_mode == "whole"
+        aspects = real_aspects(run, "train") if whole else None
+
         def fit_predict(fitted: list[int], judged: list[int]) -> np.ndarray:
-            return fit_classifier(train, fitted, judged, run.recipe.train, rule.epochs, run.device)
+            return fit_classifier(
+                train, fitted, judged, run.recipe.train, rule.epochs, run.device, aspects
+            )
 
         probability = cross_fitted_probability(folds, train.labels.tolist(), fit_predict)
         rows = np.flatnonzero((probability < rule.below) & eligible).tolist()

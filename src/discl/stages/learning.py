@@ -70,7 +70,7 @@ from .classifiers import (
 )
 from .loggers import open_loggers
 from .preparing import prepared_table
-from .samples import hard_rows, kept_images, make_pool
+from .samples import hard_rows, kept_images, made_aspects, make_pool, real_aspects
 
 CLASS_POWER = {"instance": 1.0, "square-root": 0.5, "class-balanced": 0.0}
 """Exponent of a class's share of an epoch, by the name that recipes use."""
@@ -120,15 +120,28 @@ def train(run: Run) -> Path:
         for name, method in waiting.items():
             _open_method(run, name, method, fingerprints[name])
     processes.wait()  # until the first has made the folders ready
-    fed = {name: (_config(run, name).resize, method.threshold) for name, method in waiting.items()}
-    for size, threshold in dict.fromkeys(sorted(fed.values(), key=lambda each: each[0])):
-        synthetic, real = kept[threshold], prepared_table(run, "train", size)
-        with progress("decode training images", len(real) + len(synthetic)) as advance:
-            pixels = Pixels([real, synthetic], size, advance)
+    fed = {
+        name: (_config(run, name).resize, run.recipe.training(name).resize_mode, method.threshold)
+        for name, method in waiting.items()
+    }
+    for size, mode, threshold in dict.fromkeys(sorted(fed.values(), key=lambda each: each[:2])):
+        pixels = _training_pixels(run, size, mode, kept[threshold])
         for name, method in waiting.items():
-            if fed[name] == (size, threshold):
+            if fed[name] == (size, mode, threshold):
                 _train_method(run, name, method, asked[name], pixels)
     return run.path("train")
+
+
+def _training_pixels(run: Run, size: int, mode: str, synthetic: Dataset) -> Pixels:
+    """Real training images, then synthetic ones, at `size` pixels: their centres, or whole with their aspects."""
+    real = prepared_table(run, "train", size, mode)
+    aspects = (
+        np.concatenate([real_aspects(run, "train"), made_aspects(run, synthetic["source_id"][:])])
+        if mode == "whole"
+        else None
+    )
+    with progress("decode training images", len(real) + len(synthetic)) as advance:
+        return Pixels([real, synthetic], size, advance, aspects)
 
 
 def fit_classifier(
@@ -138,13 +151,21 @@ def fit_classifier(
     train: Train,
     epochs: int,
     device: torch.device,
+    aspects: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Probabilities `[judged, classes]` of a plain cross-entropy classifier that is trained on the `fitted` rows only."""
+    """Probabilities `[judged, classes]` of a plain cross-entropy classifier that is trained on the `fitted` rows only.
+
+    `aspects` is width / height of the images of `table`, which `train.resize_mode: whole` needs.
+    """
     rows = table.select(fitted + judged)
     config = describe_classifier(train, table.class_names)
     pool, pixels = (
         make_pool(rows, np.zeros(len(rows), bool), _no_images()),
-        Pixels([rows], config.resize),
+        Pixels(
+            [rows],
+            config.resize,
+            aspects=aspects[fitted + judged] if aspects is not None else None,
+        ),
     )
     count = len(fitted)
     seen = Pool(

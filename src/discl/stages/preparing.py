@@ -14,7 +14,7 @@ from datasets import Dataset
 from datasets import Image as ImageFeature
 
 from ..console import progress, say
-from ..data import ImageTable, to_square
+from ..data import ImageTable, to_square, to_whole
 from ..digests import digest
 from ..spectrum.encoding import encode_image
 from ..spectrum.store import Shards
@@ -34,16 +34,25 @@ def prepare_squares(run: Run) -> Path:
     store.clear_unfinished()
     present = store.ids()
     asked = [run.recipe.training(name) for name in run.recipe.methods]
-    sizes = sorted({train.resize or train.image_size for train in asked})
-    for size, (split, table) in product(sizes, run.tables.items()):
-        keys = _keys(run, split, size)
+    sizes = sorted({(train.resize or train.image_size, train.resize_mode) for train in asked})
+    shapes = dict.fromkeys(
+        (size, mode if split == "train" else "square", split)
+        for (size, mode), split in product(sizes, run.tables)
+    )
+    for size, mode, split in shapes:
+        table = run.tables[split]
+        keys, fit = _keys(run, split, size, mode), to_whole if mode == "whole" else to_square
         missing = [row for row, key in enumerate(keys) if key not in present]
         present |= set(keys)
 
         def square(
-            row: int, table: ImageTable = table, keys: list[str] = keys, size: int = size
+            row: int,
+            table: ImageTable = table,
+            keys: list[str] = keys,
+            size: int = size,
+            fit: Any = fit,
         ) -> dict[str, Any]:
-            data = encode_image(to_square(table.image(row), size).transpose(1, 2, 0), ENCODING)
+            data = encode_image(fit(table.image(row), size).transpose(1, 2, 0), ENCODING)
             return {"id": keys[row], "image": {"bytes": data, "path": None}}
 
         with (
@@ -57,12 +66,15 @@ def prepare_squares(run: Run) -> Path:
     return run.path("prepared")
 
 
-def prepared_table(run: Run, split: str, size: int) -> ImageTable:
-    """The images of a split as training at `size` pixels wants them: the prepared squares if all of them are there, else the originals."""
+def prepared_table(run: Run, split: str, size: int, mode: str = "square") -> ImageTable:
+    """The images of a split as training at `size` pixels wants them: the prepared squares if all of them are there, else the originals.
+
+    `mode` is `train.resize_mode`: squares are the centres of the pictures, or the whole pictures squeezed.
+    """
     table, store = run.tables[split], _store(run)
     if not store.files():
         return table
-    keys = _keys(run, split, size)
+    keys = _keys(run, split, size, mode)
     stored = Dataset.from_parquet(
         [str(file) for file in store.files()], cache_dir=str(run.path("cache"))
     )
@@ -95,10 +107,10 @@ def _store(run: Run) -> Shards:
     )
 
 
-def _keys(run: Run, split: str, size: int) -> list[str]:
-    """What determines each square: the picture's content and the size."""
+def _keys(run: Run, split: str, size: int, mode: str) -> list[str]:
+    """What determines each square: the picture's content, the size and whether it is the centre or the whole."""
     listed = read_table(run.path("data.parquet"), ["split", "digest"])
     return [
-        digest(content, size)
+        digest(content, size, *(["whole"] if mode == "whole" else []))
         for content in listed.filter(pc.equal(listed["split"], split))["digest"].to_pylist()
     ]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from ..curriculum.mixture import Pool
@@ -38,6 +41,22 @@ def hard_rows(run: Run) -> np.ndarray:
     """Which training images are hard: bool `[real]`."""
     hard = set(read_table(run.path("hard.parquet"), ["id"])["id"].to_pylist())
     return np.asarray([name in hard for name in run.tables["train"].ids])
+
+
+def real_aspects(run: Run, split: str) -> np.ndarray:
+    """Width / height of the images of a split, float64 `[images]`, as they were inspected."""
+    listed = read_table(run.path("data.parquet"), ["split", "width", "height"])
+    sizes = listed.filter(pc.equal(listed["split"], split))
+    return sizes["width"].to_numpy() / sizes["height"].to_numpy()
+
+
+def made_aspects(run: Run, source_ids: Sequence[str]) -> np.ndarray:
+    """Width / height of synthetic images of these sources, float64 `[images]`, as they were planned."""
+    columns = ["source_id", "width", "height"]
+    plan = read_table(run.path("plan.parquet"), columns)
+    sources, widths, heights = (plan[name].to_pylist() for name in columns)
+    shapes = dict(zip(sources, zip(widths, heights, strict=True), strict=True))
+    return np.array([shapes[name][0] / shapes[name][1] for name in source_ids], np.float64)
 
 
 def make_pool(real: ImageTable, hard: np.ndarray, synthetic: Dataset) -> Pool:
