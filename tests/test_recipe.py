@@ -686,9 +686,9 @@ CLIP = {"architecture": "clip", "checkpoint": "owner/clip"}
         (
             {},
             {"train": {"optimizer": {"lr": -1}}},
-            r"methods\.one\.train\.optimizer\.lr: Input should be greater than 0",
+            r"methods\.one\.train\.optimizer\.lr: input should be greater than 0",
         ),
-        ({}, {"train": {"epoch": 5}}, r"methods\.one\.train\.epoch"),
+        ({}, {"train": {"epoch": 5}}, r"methods\.one\.train 'epoch'; .* Did you mean 'epochs'"),
         (
             {"batch_size": 10, "accumulate": 4},
             {},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .errors import RecipeError
+from .errors import RecipeError, shorten
 
 
 @dataclass(frozen=True, order=True)
@@ -27,7 +27,7 @@ class GuidanceLevel:
             if isinstance(self.percent, float) and 0 < self.percent < 1:
                 hint = f" Write λ = {self.percent:g} as {round(self.percent * 100)}."
             raise RecipeError(
-                f"level {self.percent!r} is not a whole per cent from 0 (text only) to 100 (the real image).{hint}"
+                f"level {shorten(self.percent)} is not a whole per cent from 0 (text only) to 100 (the real image).{hint}"
             )
 
     def start_step(self, num_inference_steps: int) -> int:

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from .digests import digest
-from .errors import RecipeError, unknown
+from .errors import RecipeError, shorten, unknown
 
 LEAVE = (
     "is Python code that would run. If you trust it, add --allow-plugins "
@@ -39,7 +39,7 @@ def check_address(kind: str, name: str) -> tuple[str, str]:
     words = [*module.split("."), *attribute.split(".")]
     if not all(word.isidentifier() and not word.startswith("__") for word in words):
         raise RecipeError(
-            f"{kind} '{name}' is no address; write module:attribute, for example "
+            f"{kind} '{shorten(name, quoted=False)}' is no address; write module:attribute, for example "
             "my_package.mine:Mine."
         )
     if words[0] in sys.stdlib_module_names:
@@ -64,7 +64,7 @@ def find_piece(
     if is_address(name):
         check_address(kind, name)
         if not allow_plugins:
-            raise RecipeError(f"{kind} '{name}' {LEAVE}.")
+            raise RecipeError(f"{kind} '{shorten(name, quoted=False)}' {LEAVE}.")
     module, attribute = _home_of(kind, name, shipped, group)
     try:
         home = import_module(module)
@@ -72,10 +72,12 @@ def find_piece(
     except Exception as error:
         told = str(error) if isinstance(error, (ImportError, AttributeError)) else repr(error)
         raise RecipeError(
-            f"{kind} '{name}' cannot be found: {told}{_remedy(module, error)}"
+            f"{kind} '{shorten(name, quoted=False)}' cannot be found: {told}{_remedy(module, error)}"
         ) from error
     if not callable(found):
-        raise RecipeError(f"{kind} '{name}' is a {type(found).__name__} and cannot be called.")
+        raise RecipeError(
+            f"{kind} '{shorten(name, quoted=False)}' is a {type(found).__name__} and cannot be called."
+        )
     maker = _maker_of(found)
     if maker in sys.stdlib_module_names:
         raise _of_python(kind, name, maker)
@@ -104,7 +106,7 @@ def own_source(
 
 def _of_python(kind: str, name: str, module: str) -> RecipeError:
     return RecipeError(
-        f"{kind} '{name}' leads to Python's own module '{module}', which holds no {kind}; name a module "
+        f"{kind} '{shorten(name, quoted=False)}' leads to Python's own module '{module}', which holds no {kind}; name a module "
         "of yours. One of yours with the same name needs another."
     )
 
@@ -171,7 +173,9 @@ def check_call(
         inspect.signature(piece).bind(*positional, **given)
     except (TypeError, ValueError) as error:
         expected = ", ".join([*positional, *(f"{key}=" for key in given)])
-        raise RecipeError(f"{kind} '{name}' has to take ({expected}): {error}.") from error
+        raise RecipeError(
+            f"{kind} '{shorten(name, quoted=False)}' has to take ({expected}): {error}."
+        ) from error
 
 
 def named_parameters(piece: Callable[..., Any]) -> list[inspect.Parameter]:

@@ -32,7 +32,7 @@ from .data import (
     without_empty_classes,
 )
 from .data.gate import CLOSED, first_foreign
-from .errors import BrokenFileError, CheckpointError, RecipeError, RunError, StoreError
+from .errors import BrokenFileError, CheckpointError, RecipeError, RunError, StoreError, shorten
 from .files import clear_unfinished, why
 from .former import FOLDER, bring_back, former_recipe, let_go, set_aside
 from .locks import lock
@@ -326,7 +326,8 @@ def _changed_keys(recipe: Recipe, folder: Path, amend: bool) -> list[str] | None
     changed = _changes(old, recipe)
     if changed and not amend and not _is_former(recipe, folder):
         lines = "\n".join(
-            f"  {key}: {before!r} -> {after!r}" for key, before, after in changed[:12]
+            f"  {key}: {shorten(before, 120)} -> {shorten(after, 120)}"
+            for key, before, after in changed[:12]
         )
         lines += f"\n  … and {len(changed) - 12} more" if len(changed) > 12 else ""
         raise RunError(

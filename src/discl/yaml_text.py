@@ -377,9 +377,11 @@ def _told(failure: yaml.YAMLError) -> str:
 
 
 def check_plain(value: Any, limits: Limits = RECIPE) -> str | None:
-    """What a plain tree from elsewhere holds that no YAML file may: too much, too deep, in a
-    circle, strange characters; None if nothing."""
-    waiting: list[tuple[Any, tuple[str, ...]]] = [(value, ())]
+    """What a plain tree from elsewhere holds that no YAML file may, in a sentence; None if nothing.
+
+    That is too much, too deep or in a circle, too long a text or too large a number, strange characters.
+    """
+    waiting: list[tuple[Any, tuple[Any, ...]]] = [(value, ())]
     count = 0
     while waiting:
         each, keys = waiting.pop()
@@ -387,29 +389,29 @@ def check_plain(value: Any, limits: Limits = RECIPE) -> str | None:
         if count > limits.values or len(keys) > limits.depth:
             return (
                 f"it is nested more than {limits.depth} levels deep, or holds more than "
-                f"{limits.values:,} values; "
-                "a recipe needs neither."
+                f"{limits.values:,} values; a recipe needs neither."
             )
-        where = shorten(".".join(keys), quoted=False) or "the recipe"
-        if isinstance(each, str):
-            if found := UNFIT.search(each):
-                return f"{where}: the text {shorten(each)} holds the character "
-                f"U+{ord(found[0]):04X}; take it out."
-            if len(each) > limits.text:
-                return f"{where}: a text has {len(each):,} characters; at most {limits.text:,} are "
-                "allowed."
-        elif isinstance(each, int) and abs(each) > LARGEST:
-            return f"{where}: the whole number {shorten(each)} is out of range; allowed: "
-            f"{-LARGEST} to {LARGEST}."
-        else:
-            waiting += _items(each, keys)
+        if isinstance(each, dict):
+            for key, below in each.items():
+                waiting += ((key, keys), (below, (*keys, key)))
+        elif isinstance(each, (list, tuple)):
+            waiting += ((below, (*keys, place)) for place, below in enumerate(each))
+        elif wrong := _wrong_scalar(each, limits):
+            where = ".".join(shorten(str(key), 40, quoted=False) for key in keys)
+            return f"{where or 'the recipe'}: {wrong}"
     return None
 
 
-def _items(value: Any, keys: tuple[str, ...]) -> Iterator[tuple[Any, tuple[str, ...]]]:
-    if isinstance(value, dict):
-        for key, each in value.items():
-            yield key, (*keys, shorten(key, 40, quoted=False))
-            yield each, (*keys, shorten(key, 40, quoted=False))
-    elif isinstance(value, (list, tuple)):
-        yield from ((each, (*keys, str(place))) for place, each in enumerate(value))
+def _wrong_scalar(value: Any, limits: Limits) -> str | None:
+    if isinstance(value, str):
+        if len(value) > limits.text:
+            return f"a text has {len(value):,} characters; at most {limits.text:,} are allowed."
+        if found := UNFIT.search(value):
+            return (
+                f"the text {shorten(value)} holds the character U+{ord(found[0]):04X}; take it out."
+            )
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        return (
+            f"the whole number {shorten(value)} is out of range; allowed: {-LARGEST} to {LARGEST}."
+        )
+    return None

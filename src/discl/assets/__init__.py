@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import RecipeError, unknown
+from ..errors import RecipeError, shorten, unknown
 from ..yaml_text import LISTS, read_yaml
 
 FOLDERS = {"fashion-mnist": "fashion_mnist"}
@@ -25,7 +25,7 @@ def embedded(address: str) -> Path:
     path = root / below
     if not path.exists():
         raise RecipeError(
-            f"'{address}' does not ship; embedded:{name} holds {', '.join(sorted(item.name for item in root.iterdir()))}."
+            f"'{shorten(address, quoted=False)}' does not ship; embedded:{name} holds {', '.join(sorted(item.name for item in root.iterdir()))}."
         )
     return path
 

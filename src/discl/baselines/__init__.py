@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..curriculum.companion import Companion
-from ..errors import RecipeError, unknown
+from ..errors import RecipeError, shorten, unknown
 from ..plugins import find_piece, named_parameters
 
 SYSTEMS = {
@@ -28,7 +28,7 @@ def read_system(asked: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         return asked, {}
     if not isinstance(asked, Mapping) or not isinstance(asked.get("name"), str):
         raise RecipeError(
-            f"a system is a name or a mapping such as {{name: cuda, threshold: 0.4}}; got {asked!r}."
+            f"a system is a name or a mapping such as {{name: cuda, threshold: 0.4}}; got {shorten(asked)}."
         )
     return asked["name"], {key: value for key, value in asked.items() if key != "name"}
 
@@ -66,7 +66,9 @@ def make_system(asked: str | Mapping[str, Any], allow_plugins: bool = False) -> 
     try:
         return found(**given)
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"system {asked!r}: {error}") from error
+        raise RecipeError(
+            f"system {shorten(asked)}: {shorten(str(error), 300, quoted=False)}"
+        ) from error
 
 
 def _no_companion(name: str, found: Any) -> RecipeError:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import RecipeError, unknown
+from ..errors import RecipeError, shorten, unknown
 from ..plugins import check_call, find_piece, is_address, named_parameters
 
 
@@ -169,7 +169,7 @@ def read_objective(asked: str | Mapping[str, Any]) -> Objective:
         not isinstance(asked, str) and not isinstance(asked.get("name"), str)
     ):
         raise RecipeError(
-            f"an objective is a name or a mapping such as {{name: focal, gamma: 2}}; got {asked!r}."
+            f"an objective is a name or a mapping such as {{name: focal, gamma: 2}}; got {shorten(asked)}."
         )
     name = asked if isinstance(asked, str) else asked["name"]
     given = (
@@ -189,7 +189,7 @@ def read_objective(asked: str | Mapping[str, Any]) -> Objective:
             allowed = (
                 f"lies between {low:g} and {high:g}" if name in OBJECTIVES else "is a finite number"
             )
-            raise RecipeError(f"objective {name}: {key} {allowed}; got {value!r}.")
+            raise RecipeError(f"objective {name}: {key} {allowed}; got {shorten(value)}.")
     return Objective(name, {key: float(value) for key, value in given.items()})
 
 
@@ -226,7 +226,7 @@ def _check_parameters(name: str, given: Mapping[str, Any], known: Sequence[str])
             raise RecipeError(
                 unknown(f"parameter of objective {name}", key, known)
                 if known
-                else f"objective {name} has no parameter; got {key}."
+                else f"objective {name} has no parameter; got {shorten(key)}."
             )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..assets import embedded_phrases
 from ..digests import derive_seed
-from ..errors import RecipeError, unknown
+from ..errors import RecipeError, shorten, unknown
 from ..yaml_text import LISTS, read_yaml
 
 CAPTION = "{caption}"
@@ -21,7 +21,7 @@ def fill(template: str, name: str) -> str:
     """The template with `{class}` replaced by the name. Raises RecipeError where `{class}` is missing."""
     if "{class}" not in template:
         raise RecipeError(
-            f"template '{template}' lacks {{class}}, so every class would get the same text."
+            f"template '{shorten(template, quoted=False)}' lacks {{class}}, so every class would get the same text."
         )
     return template.replace("{class}", name)
 

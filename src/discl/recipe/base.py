@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import (
@@ -9,12 +10,13 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     PlainSerializer,
     ValidationInfo,
     field_validator,
 )
 
-from ..errors import RecipeError, unknown
+from ..errors import RecipeError, shorten, unknown
 from ..levels import GuidanceLevel
 from ..prompts import CAPTION, SETTING, fill
 
@@ -28,7 +30,7 @@ def one_of(kind: str, known: Any) -> BeforeValidator:
 
     def check(value: Any) -> Any:
         if not isinstance(value, str) or value not in known:
-            raise RecipeError(unknown(kind, str(value), known))
+            raise RecipeError(unknown(kind, value, known))
         return value
 
     return BeforeValidator(check)
@@ -39,7 +41,7 @@ def _template(value: str) -> str:
     for place in (CAPTION, SETTING):
         if place in value:
             raise RecipeError(
-                f"template '{value}' holds {place}; only prompts.templates may, for only they describe one image."
+                f"template '{shorten(value, quoted=False)}' holds {place}; only prompts.templates may, for only they describe one image."
             )
     return value
 
@@ -49,6 +51,29 @@ def _image_template(value: str) -> str:
     return value
 
 
+LONGEST_NAME = 100
+RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+"""Names that Windows keeps for devices."""
+
+
+def _name(value: str) -> str:
+    if RESERVED.fullmatch(value) or value.endswith("."):
+        raise RecipeError(
+            f"'{value}' cannot be the name of a folder on every system; it ends in '.', or is a "
+            "device's on Windows."
+        )
+    return value
+
+
+Name = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME),
+    AfterValidator(_name),
+]
+"""What becomes the name of a folder."""
+LARGEST_SEED = 2**53
+"""Up to here whole numbers survive JSON in every program."""
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Level = Annotated[
     GuidanceLevel, BeforeValidator(_level), PlainSerializer(lambda level: level.percent)
 ]

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from ..data.readers import READERS
-from ..errors import RecipeError
-from .base import Strict, one_of
+from ..errors import RecipeError, shorten
+from .base import LARGEST_SEED, Seed, Strict, one_of
 from .places import Located, Place, check_path
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -19,29 +19,33 @@ def _class_order(value: Any) -> Any:
     if isinstance(value, list):
         return [str(name) for name in value]
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        if value is not None and not 0 <= value <= LARGEST_SEED:
+            raise RecipeError(f"the seed {value} is out of range; allowed: 0 to {LARGEST_SEED}.")
         return value
     raise RecipeError(
-        f"a list of class names (head first), a whole number (a seed) or null is expected; got {value!r}."
+        f"a list of class names (head first), a whole number (a seed) or null is expected; got {shorten(value)}."
     )
 
 
 def _class_names(value: Any) -> Any:
     """As `_class_order`, a list alone."""
     if not isinstance(value, list):
-        raise RecipeError(f"a list of class names is expected, such as [empty]; got {value!r}.")
+        raise RecipeError(
+            f"a list of class names is expected, such as [empty]; got {shorten(value)}."
+        )
     return [str(name) for name in value]
 
 
 class LongTail(Strict):
     """Exponential profile n_c = ⌊n_max · IR^(−c/(C−1))⌋ over the classes in `class_order`, head first."""
 
-    n_max: int = Field(ge=1)
-    imbalance_ratio: float = Field(ge=1)
+    n_max: int = Field(ge=1, le=10**8)
+    imbalance_ratio: float = Field(ge=1, le=10**8)
     class_order: Annotated[list[str] | int | None, BeforeValidator(_class_order)] = Field(
         None,
         description="names, head first; a number shuffles with that seed; null keeps the order",
     )
-    seed: int = 0
+    seed: Seed = 0
     index: Located | None = Field(
         None,
         description="list of content digests to take from, first things first, instead of the seed's draw; a file, or embedded:cifar100",
@@ -53,7 +57,7 @@ class OwnSplit(Strict):
 
     validation: Share = 0.1
     test: Share = 0.2
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _training_is_left(self) -> OwnSplit:
@@ -70,17 +74,17 @@ class Cameras(Strict):
     From the training images come pretraining (left out), train and validation, from the test images test and, by other cameras, test-ood.
     """
 
-    seed: int = 0
-    seen: int = Field(12, ge=1, description="cameras of train, validation and test")
-    unseen: int = Field(6, ge=1, description="cameras of test-ood")
+    seed: Seed = 0
+    seen: int = Field(12, ge=1, le=10_000, description="cameras of train, validation and test")
+    unseen: int = Field(6, ge=1, le=10_000, description="cameras of test-ood")
     clean: float = Field(0.2, ge=0, le=1, description="share of pictures that stay as they are")
     pretraining: Share = Field(
         0.6, description="share of the training images that only generator and CLIP may have seen"
     )
-    validation: int = Field(2000, ge=1, description="images of validation")
-    most: dict[Literal["train", "validation", "test", "test-ood"], Annotated[int, Field(ge=1)]] = (
-        Field(default_factory=dict, description="split: images in it, at most")
-    )
+    validation: int = Field(2000, ge=1, le=10**8, description="images of validation")
+    most: dict[
+        Literal["train", "validation", "test", "test-ood"], Annotated[int, Field(ge=1, le=10**8)]
+    ] = Field(default_factory=dict, description="split: images in it, at most")
 
 
 class Data(Strict):
@@ -129,8 +133,8 @@ class Data(Strict):
 class Groups(Strict):
     """Bounds of the report's groups: many has more training images than `many`, few has fewer than `few`."""
 
-    many: int = Field(100, ge=1)
-    few: int = Field(20, ge=1)
+    many: int = Field(100, ge=1, le=10**8)
+    few: int = Field(20, ge=1, le=10**8)
 
     @model_validator(mode="after")
     def _ordered(self) -> Groups:
@@ -146,15 +150,17 @@ class Hard(Strict):
 
     rule: Literal["tail", "probability"] = "tail"
     fewer_than: int = Field(
-        20, ge=1, description="tail: classes with fewer training images than this"
+        20, ge=1, le=10**8, description="tail: classes with fewer training images than this"
     )
     below: float = Field(
         0.5, gt=0, le=1, description="probability: images whose true class gets less than this"
     )
     folds: int = Field(
-        3, ge=2, description="probability: no image is judged by a classifier that saw it"
+        3, ge=2, le=100, description="probability: no image is judged by a classifier that saw it"
     )
-    epochs: int = Field(10, ge=1, description="probability: epochs of each fold's classifier")
+    epochs: int = Field(
+        10, ge=1, le=100_000, description="probability: epochs of each fold's classifier"
+    )
     exclude: Annotated[list[str], BeforeValidator(_class_names)] = Field(
         default_factory=list,
         description="names of classes whose images are never hard, such as [empty]",

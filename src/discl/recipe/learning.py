@@ -21,9 +21,10 @@ from ..curriculum.objectives import Objective, read_objective
 from ..curriculum.strategies import find_strategy
 from ..errors import RecipeError
 from ..plugins import check_address, is_address
-from .base import Level, Strict, Template, one_of
+from .base import Level, Seed, Strict, Template, one_of
 from .places import Located, Overlay, Place
 
+Channel = Annotated[float, Field(ge=-1, le=1)]
 Channels = tuple[float, float, float]
 
 
@@ -58,8 +59,10 @@ def _strategy(value: Any) -> Any:
 
 
 def _positive(value: Channels) -> Channels:
-    if min(value) <= 0:
-        raise RecipeError(f"got {list(value)}; standard deviations are greater than 0.")
+    if min(value) <= 0 or max(value) > 10:
+        raise RecipeError(
+            f"got {list(value)}; standard deviations of pixels in [0, 1] are greater than 0 and at most 10."
+        )
     return value
 
 
@@ -86,7 +89,7 @@ class Model(Strict):
     head: Literal["linear", "cosine"] = "linear"
     stem: Literal["7x7", "3x3"] = "7x7"
     width: int | None = Field(
-        None, ge=4, description="channels of the first stage; null: the architecture's own"
+        None, ge=4, le=4096, description="channels of the first stage; null: the architecture's own"
     )
 
     @model_validator(mode="after")
@@ -113,20 +116,22 @@ class Model(Strict):
 
 class Optimizer(Strict):
     name: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    lr: float = Field(1e-3, gt=0, le=10_000)
+    weight_decay: float = Field(0.0, ge=0, le=10_000)
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = False
     schedule: Literal["cosine", "constant", "steps"] = "cosine"
-    milestones: list[float] = Field(
-        [0.8, 0.9], description="steps: shares of the epochs after which lr is multiplied by factor"
+    milestones: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        [0.8, 0.9],
+        max_length=1000,
+        description="steps: shares of the epochs after which lr is multiplied by factor",
     )
     factor: float = Field(
         0.01, gt=0, lt=1, description="steps: what lr is multiplied by after each milestone"
     )
-    warm_up_epochs: int = Field(0, ge=0)
+    warm_up_epochs: int = Field(0, ge=0, le=100_000)
     warm_up_steps: int | None = Field(
-        None, ge=1, description="warm-up in updates; used instead of warm_up_epochs"
+        None, ge=1, le=10**9, description="warm-up in updates; used instead of warm_up_epochs"
     )
     decay_vectors: bool | None = Field(
         None,
@@ -141,16 +146,19 @@ class Optimizer(Strict):
 class Train(Strict):
     """Phase 2: what all methods share, so that they are compared at equal numbers of updates."""
 
-    epochs: int = Field(65, ge=1)
-    curriculum_epochs: int = Field(60, ge=0, description="E_CL; from then on only real images")
-    batch_size: int = Field(128, ge=1)
-    steps_per_epoch: int | None = Field(
-        None, ge=1, description="updates in an epoch; null: training images / batch_size"
+    epochs: int = Field(65, ge=1, le=100_000)
+    curriculum_epochs: int = Field(
+        60, ge=0, le=100_000, description="E_CL; from then on only real images"
     )
-    image_size: int = Field(224, ge=8)
+    batch_size: int = Field(128, ge=1, le=1_000_000)
+    steps_per_epoch: int | None = Field(
+        None, ge=1, le=10**8, description="updates in an epoch; null: training images / batch_size"
+    )
+    image_size: int = Field(224, ge=8, le=8192)
     resize: int | None = Field(
         None,
         ge=8,
+        le=8192,
         description="square that images are brought to before augmentation; null: image_size",
     )
     resize_mode: Literal["square", "whole"] = Field(
@@ -166,10 +174,13 @@ class Train(Strict):
             description="shares of the area that random-resized-crop takes; FLYP: [0.9, 1.0]",
         )
     )
-    mixup: float = Field(0.0, ge=0, description="α of Beta(α, α); 0 for off")
-    cutmix: float = Field(0.0, ge=0, description="α of Beta(α, α); 0 for off")
+    mixup: float = Field(0.0, ge=0, le=1000, description="α of Beta(α, α); 0 for off")
+    cutmix: float = Field(0.0, ge=0, le=1000, description="α of Beta(α, α); 0 for off")
     accumulate: int = Field(
-        1, ge=1, description="parts of a batch whose gradients are averaged, to save memory"
+        1,
+        ge=1,
+        le=1_000_000,
+        description="parts of a batch whose gradients are averaged, to save memory",
     )
     ema: float | None = Field(
         None,
@@ -178,10 +189,13 @@ class Train(Strict):
         description="decay of a moving average of the weights, which is then evaluated and saved",
     )
     head_epochs: int | None = Field(
-        None, ge=1, description="lp-ft: first epochs, of the head alone; null: a quarter of all"
+        None,
+        ge=1,
+        le=100_000,
+        description="lp-ft: first epochs, of the head alone; null: a quarter of all",
     )
-    head_lr: float = Field(1e-3, gt=0, description="lp-ft: learning rate of those")
-    mean: Channels | None = Field(
+    head_lr: float = Field(1e-3, gt=0, le=10_000, description="lp-ft: learning rate of those")
+    mean: tuple[Channel, Channel, Channel] | None = Field(
         None,
         description="of the pixels' channels in [0, 1]; null: the checkpoint's, without one ImageNet's",
     )
@@ -190,7 +204,7 @@ class Train(Strict):
     optimizer: Optimizer = Optimizer()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     select: Literal["last", "validation"] = "last"
-    seed: int = 0
+    seed: Seed = 0
 
     @model_serializer(mode="wrap")
     def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -290,7 +304,7 @@ class Method(Strict):
         description="keep the tail's share of an epoch at its share of classes; null: where synthetic images are used",
     )
     synthetic_scale: float = Field(
-        3.0, ge=0, description="synthetic images in an epoch per real tail image"
+        3.0, ge=0, le=10_000, description="synthetic images in an epoch per real tail image"
     )
     missing: Literal["error", "nearest"] = Field(
         "error",
@@ -299,12 +313,14 @@ class Method(Strict):
     guidance_images: int | None = Field(
         None,
         ge=1,
+        le=10**9,
         description="|V|, hard images held out of training, each with a synthetic image at every level to measure progress on; "
         "null: 2,000, or a fifth of them if that is less",
     )
     probe_samples: int | None = Field(
         None,
         ge=1,
+        le=10**9,
         description="|D|, real samples of an epoch's probe; null: 30,000, or a quarter of an epoch if that is less",
     )
     shortage: Literal["repeat", "cap"] = Field(
@@ -326,10 +342,11 @@ class Method(Strict):
 
 
 class Evaluate(Strict):
-    worst_k: list[Annotated[int, Field(ge=1)]] = Field([1, 3])
-    logit_adjustment: list[float] = Field(
+    worst_k: list[Annotated[int, Field(ge=1, le=10**8)]] = Field([1, 3], max_length=100)
+    logit_adjustment: list[Annotated[float, Field(ge=-100, le=100)]] = Field(
         [1.0],
         min_length=1,
+        max_length=1000,
         description="strengths τ of post-hoc logit adjustment, from which the best on validation is taken",
     )
     weight_ensembling: list[Annotated[float, Field(ge=0, le=1)]] = Field(
@@ -347,7 +364,9 @@ Space = Annotated[
 class Tune(Strict):
     """`discl compare --tune`: a search on validation, with as many trials for every method."""
 
-    trials: int = Field(3, ge=1, description="of each method; the first is the method as it stands")
+    trials: int = Field(
+        3, ge=1, le=10_000, description="of each method; the first is the method as it stands"
+    )
     space: Space = Field(
         default_factory=dict,
         description="keys of a method, such as train.optimizer.lr, and the values to try for all methods; empty: lr / 3 and 3 lr",
@@ -361,7 +380,7 @@ class Tune(Strict):
         description="share of the training images that trials are judged on; null: the validation split, or a fifth where there is none",
     )  # fmt: skip
     metric: Literal["balanced_accuracy", "accuracy", "macro_f1"] = "balanced_accuracy"
-    seed: int = 0
+    seed: Seed = 0
     train: Annotated[dict[str, Any], Overlay(Train)] = Field(
         default_factory=dict,
         description="laid over the section train for trials, such as fewer epochs",
@@ -371,7 +390,7 @@ class Tune(Strict):
 class Compare(Strict):
     """`discl compare`: methods × seeds, beside the paper's figures."""
 
-    seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1, 2], min_length=1)
+    seeds: list[Seed] = Field([0, 1, 2], min_length=1, max_length=1000)
     published: Annotated[str, AfterValidator(_published)] | None = Field(
         None, description="a table of the paper, as assets/published.yaml names it"
     )

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from ..checkpoints import local_path
-from ..errors import RecipeError, join_lines, shorten, unknown
+from ..errors import RecipeError, join_lines, shorten
 from ..files import is_regular, path_exists
 from ..yaml_text import RECIPE as LIMITS
 from ..yaml_text import check_plain, parse_yaml, read_yaml
-from .learning import Method
 from .places import Place, change_places, holds_texts
+from .problems import explain
 from .tree import Recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -68,7 +67,7 @@ def load_recipe(
         tree = _read(path, (), _Files())
     for key, value in (overrides or {}).items():
         tree = _with(tree, key.split("."), value, key)
-    if wrong := check_plain(tree):
+    if overrides and (wrong := check_plain(tree)):
         raise RecipeError(wrong)
     return validate(_resolve_paths(tree, folder))
 
@@ -86,7 +85,7 @@ def validate(tree: dict[str, Any]) -> Recipe:
         ]
         # The base was not read then, so that all else that is missing or does not fit may lie there.
         raise RecipeError(
-            join_lines([_explain(problem) for problem in misspelt or problems])
+            join_lines([explain(each, Recipe, more=[EXTENDS]) for each in misspelt or problems])
         ) from error
 
 
@@ -279,44 +278,3 @@ def _value(tree: Any, keys: tuple[str, ...]) -> Any:
     for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
-
-
-def _explain(problem: Any) -> str:
-    of_a_key = problem["loc"][-1:] == ("[key]",)
-    where = ".".join(
-        shorten(str(part), 60, quoted=False) for part in problem["loc"][:12] if part != "[key]"
-    )
-    cause = problem.get("ctx", {}).get("error")
-    if isinstance(cause, RecipeError):
-        told = str(cause)
-        return told if not where or told.startswith(where) else f"{where}: {told}"
-    if problem["type"] == "literal_error":
-        known = re.findall("'([^']*)'", problem["ctx"]["expected"])
-        kind = f"key in {where.rpartition('.')[0]}" if of_a_key else f"value of {where}"
-        return unknown(kind, str(problem["input"]), known)
-    if problem["type"] == "extra_forbidden":
-        *above, key = problem["loc"]
-        return unknown(
-            f"key in {'.'.join(map(str, above)) or 'the recipe'}", str(key), _known_keys(above)
-        )
-    if problem["type"] == "missing":
-        return f"{where}: this key is required."
-    told = shorten(problem["msg"], 300, quoted=False)
-    return f"{where}: {told[:1].lower()}{told[1:]}; got {shorten(problem.get('input'))}."
-
-
-def _known_keys(above: list[Any]) -> list[str]:
-    """Names of the keys allowed at a place of the tree."""
-    model: Any = Recipe
-    for part in above:
-        field = (
-            model.model_fields.get(part)
-            if isinstance(model, type) and issubclass(model, BaseModel)
-            else None
-        )
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        below = [
-            item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)
-        ]
-        model = below[0] if below else (Method if "methods" in above else model)
-    return [*model.model_fields, *([] if above else [EXTENDS])]

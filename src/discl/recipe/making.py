@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ..baselines.alia import NEGATIVE_PROMPTS
-from ..errors import RecipeError
+from ..errors import RecipeError, shorten
 from ..levels import check_levels
 from ..prompts import CAPTION, SETTING
 from ..prompts.endpoint import check_url
@@ -34,10 +34,13 @@ class Server(Strict):
     parameters: dict[str, Any] = Field(
         default_factory=dict, description="sent along, such as {temperature: 1.0, max_tokens: 2000}"
     )
-    timeout: float = Field(120, gt=0, description="seconds")
+    timeout: float = Field(
+        120, gt=0, le=86_400, description="seconds until the whole answer of a request has come"
+    )
     retries: int = Field(
         6,
         ge=0,
+        le=1000,
         description="how often a request is sent again that a busy or failing server turned away",
     )
 
@@ -57,7 +60,7 @@ class Server(Strict):
                 json.dumps(each, allow_nan=False)
             except (TypeError, ValueError, RecursionError) as error:
                 raise RecipeError(
-                    f"'{key}' cannot be sent as JSON ({error}); put it in quotes if a text is meant, such as a date."
+                    f"'{shorten(key, quoted=False)}' cannot be sent as JSON ({shorten(str(error), quoted=False)}); put it in quotes if a text is meant, such as a date."
                 ) from error
         return value
 
@@ -68,13 +71,16 @@ class Endpoint(Server):
     What it writes lies in `prompts.yaml` of the run folder and may be edited; a class that stands there is not asked for again.
     """
 
-    count: int = Field(10, ge=1, description="texts per class")
-    words: int = Field(15, ge=1, description="words in a text, at least")
+    count: int = Field(10, ge=1, le=10_000, description="texts per class")
+    words: int = Field(15, ge=1, le=1000, description="words in a text, at least")
     only_class: bool = Field(
         True, description="refuse texts that name another class of the data set"
     )
     tries: int = Field(
-        4, ge=1, description="how often a class is asked for before its texts count as unusable"
+        4,
+        ge=1,
+        le=1000,
+        description="how often a class is asked for before its texts count as unusable",
     )
     parallel: int = Field(4, ge=1, le=64, description="requests under way at once")
 
@@ -88,7 +94,7 @@ class Captions(Strict):
         min_length=1,
         description="beginning that the model completes, or the question to one that chats",
     )
-    max_new_tokens: int = Field(40, ge=1, description="tokens in a caption, at most")
+    max_new_tokens: int = Field(40, ge=1, le=10_000, description="tokens in a caption, at most")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
@@ -107,17 +113,19 @@ class Settings(Strict):
         description="what all pictures show, such as animals; the language model is told",
     )
     images: int = Field(
-        100, ge=1, description="training images that are captioned, drawn at random"
+        100, ge=1, le=10**6, description="training images that are captioned, drawn at random"
     )
     captions: int = Field(
         20,
         ge=1,
+        le=10_000,
         description="captions among those, all different, that the language model is shown",
     )
-    count: int = Field(10, ge=2, description="settings, at most")
+    count: int = Field(10, ge=2, le=1000, description="settings, at most")
     tries: int = Field(
         4,
         ge=1,
+        le=1000,
         description="how often the language model is asked before its answers count as unusable",
     )
 
@@ -213,7 +221,7 @@ class Lora(Strict):
     path: Located = Field(
         description="a *.safetensors file, or owner/name/FILE.safetensors on the hub"
     )
-    scale: float = Field(1.0, description="what they are multiplied with")
+    scale: float = Field(1.0, ge=-100, le=100, description="what they are multiplied with")
 
 
 class Spectrum(Strict):
@@ -228,18 +236,20 @@ class Spectrum(Strict):
     )
     loras: list[Lora] = Field(
         default_factory=list,
+        max_length=100,
         description="LoRA weights and their scales; need pip install 'discl[lora]'",
     )
     levels: list[Level] = Field(min_length=1)
-    seeds: int = Field(8, ge=1, description="synthetic images per source and level")
+    seeds: int = Field(8, ge=1, le=10_000, description="synthetic images per source and level")
     tries: int = Field(
         1,
         ge=1,
+        le=1000,
         description="how often each is drawn, at most, until the filter keeps one: other prompt, other noise; 1 draws none again",
     )
-    num_inference_steps: int = Field(50, ge=1)
+    num_inference_steps: int = Field(50, ge=1, le=10_000)
     guidance_scale: float = Field(
-        10.0, ge=1, description="s = 1 + w of eq. 2, as diffusers counts it"
+        10.0, ge=1, le=1000, description="s = 1 + w of eq. 2, as diffusers counts it"
     )
     steps: Literal["per-level", "fixed"] = Field(
         "per-level",
@@ -251,7 +261,9 @@ class Spectrum(Strict):
         (0.0, 1.0),
         description="shares of the noise schedule, 1 is pure noise, in which steps are guided; others cost half; lossy",
     )
-    size: int | None = Field(None, ge=8, description="pixels a side; null: the checkpoint's own")
+    size: int | None = Field(
+        None, ge=8, le=16_384, description="pixels a side; null: the checkpoint's own"
+    )
     resize: Literal["square", "keep-aspect"] = Field(
         "square",
         description="centre squares of size × size, or pictures of about as many pixels at their own aspect, to 4 : 1",

@@ -5,7 +5,7 @@ Functions elsewhere take the values that they use, never a whole recipe; only `w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -13,19 +13,24 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from ..curriculum.models import ARCHITECTURES
 from ..curriculum.objectives import FLYP
-from ..errors import RecipeError, unknown
+from ..errors import RecipeError, join_lines, shorten, unknown
 from ..levels import REAL, GuidanceLevel
-from .base import Strict
+from .base import Name, Strict
 from .data import Data, Groups, Hard
 from .learning import Compare, Evaluate, Method, Train
 from .making import Filter, Prompts, Spectrum
 from .pieces import check_pieces
 from .places import Located
+from .problems import explain
+
+MOST_SLOTS = 65_536
 
 
 def _slots(value: Any) -> Any:
-    if value != "auto" and (not isinstance(value, int) or value < 1):
-        raise RecipeError(f"got {value!r}; write a whole number from 1 on, or auto.")
+    if value != "auto" and (not isinstance(value, int) or not 1 <= value <= MOST_SLOTS):
+        raise RecipeError(
+            f"got {shorten(value)}; write a whole number from 1 to {MOST_SLOTS}, or auto."
+        )
     return value
 
 
@@ -36,9 +41,9 @@ class Runtime(Strict):
     float32.
     """
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,4})?)$")
     threads: int | None = Field(
-        None, ge=1, description="CPU threads of torch; null: torch's own choice"
+        None, ge=1, le=4096, description="CPU threads of torch; null: torch's own choice"
     )
     slots: Annotated[int | Literal["auto"], BeforeValidator(_slots)] = Field(
         "auto",
@@ -52,11 +57,15 @@ class Runtime(Strict):
         default_factory=list, description="training curves beside history.jsonl"
     )
     workers: int = Field(
-        0, ge=0, description="data-loading processes, where the images do not fit in memory"
+        0,
+        ge=0,
+        le=1024,
+        description="data-loading processes, where the images do not fit in memory",
     )
     processes: int | None = Field(
         None,
         ge=1,
+        le=10_000,
         description="processes that generate, or Ray workers; null: one for each GPU in sight",
     )
     store: Located | None = Field(
@@ -64,13 +73,15 @@ class Runtime(Strict):
         min_length=1,
         description="folder or URL that fsspec knows, such as s3://bucket/birds, for images and scores; null: the run folder",
     )
-    shard_rows: int = Field(512, ge=1, description="images per shard, and at most lost when killed")
+    shard_rows: int = Field(
+        512, ge=1, le=10**6, description="images per shard, and at most lost when killed"
+    )
 
 
 class Recipe(Strict):
     """Everything that determines a run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Name
     data: Data
     groups: Groups = Groups()
     hard: Hard = Hard()
@@ -78,9 +89,7 @@ class Recipe(Strict):
     spectrum: Spectrum
     filter: Filter
     train: Train = Train()
-    methods: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Method] = Field(
-        min_length=1
-    )
+    methods: dict[Name, Method] = Field(min_length=1, max_length=1000)
     baseline: str | None = Field(
         None, description="the method that the report compares with; null: the first"
     )
@@ -90,6 +99,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        check_twins(self.methods)
         if self.baseline is not None and self.baseline not in self.methods:
             raise RecipeError(unknown("baseline", self.baseline, self.methods))
         for name in self.compare.tune.methods:
@@ -118,11 +128,8 @@ class Recipe(Strict):
                 overlaid(self.train.model_dump(mode="json"), self.methods[name].train)
             )
         except ValidationError as error:
-            told = [
-                f"methods.{name}.train.{'.'.join(map(str, each['loc']))}: {each['msg']}"
-                for each in error.errors()
-            ]
-            raise RecipeError("\n".join(told)) from error
+            told = [explain(each, Train, f"methods.{name}.train") for each in error.errors()]
+            raise RecipeError(join_lines(told)) from error
 
     def plain(self) -> dict[str, Any]:
         """The tree as plain values (dict, list, str, numbers), defaults filled in."""
@@ -130,6 +137,18 @@ class Recipe(Strict):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
+
+
+def check_twins(names: Iterable[str]) -> None:
+    """Raises RecipeError for names of folders that some file systems take for the same one."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise RecipeError(
+                f"methods '{other}' and '{name}' differ only in capitals, and their folders would be one on "
+                "some file systems; rename one."
+            )
 
 
 def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..digests import digest
-from ..errors import RecipeError
+from ..errors import RecipeError, shorten
 from ..levels import GuidanceLevel, noise_shares
 from ..prompts import CAPTION, draw_prompt
 from ..stored import read_table
@@ -151,7 +151,7 @@ def parse_share(text: str) -> Share:
     number, slash, of = text.partition("/")
     if not slash or not number.strip().isdecimal() or not of.strip().isdecimal():
         raise RecipeError(
-            f"a share is written k/n, for example 2/8 for the second of eight; got '{text}'."
+            f"a share is written k/n, for example 2/8 for the second of eight; got {shorten(text)}."
         )
     return Share(int(number), int(of))
 

@@ -1,0 +1,113 @@
+"""What pydantic finds wrong with a recipe, in one line each that names the key, the value and the fix."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from ..errors import RecipeError, shorten, unknown
+
+BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
+DEEPEST = 12
+"""Keys of a place that are shown, at most."""
+
+
+def explain(
+    problem: Any, section: type[BaseModel], above: str = "", more: Sequence[str] = ()
+) -> str:
+    """One line about a problem that pydantic found in a section.
+
+    `above` are the keys of the section with dots between them, and `more` names keys that may stand at
+    its top besides its own.
+    """
+    steps = [part for part in problem["loc"] if part != "[key]"]
+    where = ".".join([*([above] if above else []), *(_shown(part) for part in steps[:DEEPEST])])
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, RecipeError):
+        told = str(cause)
+        return told if not where or told.startswith(where) else f"{where}: {told}"
+    if problem["type"] == "literal_error":
+        known = re.findall("'([^']*)'", problem["ctx"]["expected"])
+        of_a_key = problem["loc"][-1:] == ("[key]",)
+        kind = f"key in {where.rpartition('.')[0]}" if of_a_key else f"value of {where}"
+        return unknown(kind, problem["input"], known)
+    if problem["type"] == "extra_forbidden":
+        parent = where.rpartition(f".{_shown(steps[-1])}")[0] if "." in where else ""
+        known = [key for model in _sections(section, steps[:-1]) for key in model.model_fields]
+        return unknown(
+            f"key in {parent or 'the recipe'}",
+            str(steps[-1]),
+            [*known, *([] if steps[:-1] else more)],
+        )
+    if problem["type"] == "missing":
+        return f"{where}: this key is required."
+    told = shorten(problem["msg"], 300, quoted=False)
+    allowed = _range(section, steps) if problem["type"] in BOUNDS else ""
+    return f"{where}: {told[:1].lower()}{told[1:]}; got {shorten(problem.get('input'))}.{allowed}"
+
+
+def _shown(part: Any) -> str:
+    return shorten(str(part), 60, quoted=False)
+
+
+def _kinds(section: Any, steps: Sequence[Any]) -> list[tuple[Any, tuple[Any, ...]]]:
+    """(type, marks) of all that may stand at these keys below a section."""
+    kinds: list[tuple[Any, tuple[Any, ...]]] = [(section, ())]
+    for step in steps:
+        kinds = [each for kind, _ in kinds for each in _below(kind, step)]
+    return kinds
+
+
+def _below(kind: Any, step: Any) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        yield from _below(parts[0], step)
+    elif isinstance(kind, type) and issubclass(kind, BaseModel):
+        if step in kind.model_fields:
+            found = kind.model_fields[step]
+            yield found.annotation, tuple(found.metadata)
+    elif origin in (Union, UnionType):
+        for part in parts:
+            yield from _below(part, step)
+    elif isinstance(origin, type) and issubclass(origin, Collection):
+        yield from ((part, ()) for part in parts[-1:])
+
+
+def _sections(section: type[BaseModel], steps: Sequence[Any]) -> list[type[BaseModel]]:
+    """The section at these keys; none where there is no such place."""
+    found: list[type[BaseModel]] = []
+    waiting = [kind for kind, _ in _kinds(section, steps)]
+    while waiting:
+        kind = waiting.pop(0)
+        if get_origin(kind) in (Annotated, Union, UnionType):
+            waiting += get_args(kind)
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
+            found.append(kind)
+    return found
+
+
+def _range(section: type[BaseModel], steps: Sequence[Any]) -> str:
+    """The range of a number in words; empty where it has no two bounds."""
+    low = high = ""
+    for kind, marks in _kinds(section, steps):
+        for mark in [*marks, *_marks(kind)]:
+            if isinstance(mark, (Ge, Gt)):
+                low = f"{mark.ge if isinstance(mark, Ge) else f'more than {mark.gt}'}"
+            if isinstance(mark, (Le, Lt)):
+                high = f"{mark.le if isinstance(mark, Le) else f'less than {mark.lt}'}"
+    return f" Allowed: {low} to {high}." if low and high else ""
+
+
+def _marks(kind: Any) -> Iterator[Any]:
+    if get_origin(kind) is Annotated:
+        for mark in get_args(kind)[1:]:
+            yield from mark.metadata if isinstance(mark, FieldInfo) else [mark]
+    if get_origin(kind) in (Annotated, Union, UnionType):
+        for part in get_args(kind):
+            yield from _marks(part)
