@@ -27,7 +27,8 @@ class GuidanceLevel:
             if isinstance(self.percent, float) and 0 < self.percent < 1:
                 hint = f" Write λ = {self.percent:g} as {round(self.percent * 100)}."
             raise RecipeError(
-                f"level {shorten(self.percent)} is not a whole per cent from 0 (text only) to 100 (the real image).{hint}"
+                f"level {shorten(self.percent)} is not a whole per cent from 0 (text only) to 100 "
+                f"(the real image).{hint}"
             )
 
     def start_step(self, num_inference_steps: int) -> int:

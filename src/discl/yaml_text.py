@@ -379,7 +379,8 @@ def _told(failure: yaml.YAMLError) -> str:
 def check_plain(value: Any, limits: Limits = RECIPE) -> str | None:
     """What a plain tree from elsewhere holds that no YAML file may, in a sentence; None if nothing.
 
-    That is too much, too deep or in a circle, too long a text or too large a number, strange characters.
+    That is too much, too deep or in a circle, too long a text or too large a number, strange
+    characters.
     """
     waiting: list[tuple[Any, tuple[Any, ...]]] = [(value, ())]
     count = 0

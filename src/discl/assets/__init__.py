@@ -25,7 +25,8 @@ def embedded(address: str) -> Path:
     path = root / below
     if not path.exists():
         raise RecipeError(
-            f"'{shorten(address, quoted=False)}' does not ship; embedded:{name} holds {', '.join(sorted(item.name for item in root.iterdir()))}."
+            f"'{shorten(address, quoted=False)}' does not ship; embedded:{name} holds "
+            f"{', '.join(sorted(item.name for item in root.iterdir()))}."
         )
     return path
 

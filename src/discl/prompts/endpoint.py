@@ -82,16 +82,19 @@ def check_url(url: str) -> str:
         raise RecipeError(f"{shorten(url)} is no base URL: {error}.") from error
     if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
         raise RecipeError(
-            f"{shorten(url)} is no base URL; it begins with http:// or https:// and often ends in /v1."
+            f"{shorten(url)} is no base URL; it begins with http:// or https:// and often ends in "
+            "/v1."
         )
     if not _is_host(parts.hostname):
         raise RecipeError(
-            f"{shorten(url)} is no base URL: {shorten(parts.hostname)} can be no host; a host is an address, or labels of 1 to 63 letters, digits and "
+            f"{shorten(url)} is no base URL: {shorten(parts.hostname)} can be no host; a host is "
+            "an address, or labels of 1 to 63 letters, digits and "
             "hyphens with dots between them."
         )
     if not (url.isprintable() and " " not in url and parts.path.isascii()):
         raise RecipeError(
-            f"{shorten(url)} is no base URL: its path may hold ASCII characters only and no space; write it as "
+            f"{shorten(url)} is no base URL: its path may hold ASCII characters only and no space; "
+            "write it as "
             f"{shorten(quote(parts.path, safe='/%', errors='replace'), quoted=False)}."
         )
     return url.rstrip("/").removesuffix("/chat/completions")

@@ -41,7 +41,8 @@ def _template(value: str) -> str:
     for place in (CAPTION, SETTING):
         if place in value:
             raise RecipeError(
-                f"template '{shorten(value, quoted=False)}' holds {place}; only prompts.templates may, for only they describe one image."
+                f"template '{shorten(value, quoted=False)}' holds {place}; only prompts.templates "
+                "may, for only they describe one image."
             )
     return value
 

@@ -23,7 +23,8 @@ def _class_order(value: Any) -> Any:
             raise RecipeError(f"the seed {value} is out of range; allowed: 0 to {LARGEST_SEED}.")
         return value
     raise RecipeError(
-        f"a list of class names (head first), a whole number (a seed) or null is expected; got {shorten(value)}."
+        "a list of class names (head first), a whole number (a seed) or null is expected; got "
+        f"{shorten(value)}."
     )
 
 

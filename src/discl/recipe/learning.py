@@ -61,7 +61,8 @@ def _strategy(value: Any) -> Any:
 def _positive(value: Channels) -> Channels:
     if min(value) <= 0 or max(value) > 10:
         raise RecipeError(
-            f"got {list(value)}; standard deviations of pixels in [0, 1] are greater than 0 and at most 10."
+            f"got {list(value)}; standard deviations of pixels in [0, 1] are greater than 0 and at "
+            "most 10."
         )
     return value
 

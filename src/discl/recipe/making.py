@@ -60,7 +60,9 @@ class Server(Strict):
                 json.dumps(each, allow_nan=False)
             except (TypeError, ValueError, RecursionError) as error:
                 raise RecipeError(
-                    f"'{shorten(key, quoted=False)}' cannot be sent as JSON ({shorten(str(error), quoted=False)}); put it in quotes if a text is meant, such as a date."
+                    f"'{shorten(key, quoted=False)}' cannot be sent as JSON "
+                    f"({shorten(str(error), quoted=False)}); put it in quotes if a text is meant, "
+                    "such as a date."
                 ) from error
         return value
 

@@ -1,4 +1,5 @@
-"""What pydantic finds wrong with a recipe, in one line each that names the key, the value and the fix."""
+"""What pydantic finds wrong with a recipe, in one line each that names the key, the value and the
+fix."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def explain(
 ) -> str:
     """One line about a problem that pydantic found in a section.
 
-    `above` are the keys of the section with dots between them, and `more` names keys that may stand at
+    `above` are the keys of the section with dots between them, and `more` names keys that may stand
+    at
     its top besides its own.
     """
     steps = [part for part in problem["loc"] if part != "[key]"]

@@ -146,7 +146,8 @@ def check_twins(names: Iterable[str]) -> None:
         other = seen.setdefault(name.casefold(), name)
         if other != name:
             raise RecipeError(
-                f"methods '{other}' and '{name}' differ only in capitals, and their folders would be one on "
+                f"methods '{other}' and '{name}' differ only in capitals, and their folders would "
+                "be one on "
                 "some file systems; rename one."
             )
 
