@@ -35,7 +35,7 @@ FLOORS = [
         "unpickling",
     },
     {"yaml_text"},
-    {"errors"},
+    {"errors", "escaping"},
 ]
 """Rooms from the entrance down; a room imports from the floors below it only."""
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

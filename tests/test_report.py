@@ -24,6 +24,7 @@ from PIL import Image
 from discl.data import class_groups
 from discl.data.table import make_table
 from discl.errors import RunError
+from discl.escaping import for_markdown
 from discl.export import make_card
 from discl.recipe import load_recipe
 from discl.report import charts, pictures, reading, tables, words, write_comparison, write_report
@@ -480,7 +481,8 @@ def test_the_page_and_the_card_of_an_export_say_alike_how_the_images_were_made(
     card = make_card("small", "imagefolder", 1, story.class_names, {0: (1, 2)}, facts)
     for what, text in story.making.items():
         assert text in settings[what[0].upper() + what[1:]]
-        assert re.search(rf"^\| {re.escape(what)} \| .*{re.escape(text)}", card, re.MULTILINE)
+        shown = re.escape(for_markdown(text))
+        assert re.search(rf"^\| {re.escape(what)} \| .*{shown}", card, re.MULTILINE)
     assert (
         settings["Hard images"].startswith("54 of 184, in 3 classes: ")
         and "| hard images | 54: " in card

@@ -17,6 +17,7 @@ import torch
 from .console import console, say
 from .curriculum.processes import current_processes, join_processes
 from .errors import DisclError, RunError
+from .escaping import one_line
 from .files import why
 from .levels import GuidanceLevel
 from .recipe import Recipe, check_own_pieces, load_recipe
@@ -234,7 +235,7 @@ def results_table(run: Run) -> str:
         figures = [splits.get(where, {}).get(metric) for where, metric, _ in columns]
         shown = ["–" if value is None else f"{100 * value:.1f}" for value in figures]
         lines.append(
-            f"{method:<28}"
+            f"{one_line(method):<28}"
             + "".join(f"{value:>{width}}" for value, width in zip(shown, widths, strict=True))
         )
     return "\n".join(lines)

@@ -51,6 +51,13 @@ AllowPlugins = Annotated[
 ]
 
 
+def _echo(text: object) -> None:
+    """Prints a result; names in it that would steer the terminal are shown as text."""
+    from .escaping import for_terminal
+
+    typer.echo(for_terminal(str(text)))
+
+
 def _open(
     recipe: str,
     overrides: list[str] | None,
@@ -95,7 +102,7 @@ def _stage(
 ) -> None:
     from .chain import run_until
 
-    typer.echo(run_until(_open(recipe, overrides, out, amend, stage, allow_plugins), stage))
+    _echo(run_until(_open(recipe, overrides, out, amend, stage, allow_plugins), stage))
 
 
 def _whole_numbers(option: str, text: str, example: str) -> list[int]:
@@ -127,8 +134,8 @@ def run(
 
     opened = _open(recipe, set_, out, amend, "report", allow_plugins)
     path = run_until(opened, "report")
-    typer.echo(results_table(opened))
-    typer.echo(path)
+    _echo(results_table(opened))
+    _echo(path)
 
 
 @app.command()
@@ -158,7 +165,7 @@ def data_check(recipe: RecipeArgument, set_: Set = None) -> None:
 
     loaded = load_recipe(recipe, dict(parse_override(text) for text in set_ or []))
     check = check_data(loaded.data)
-    typer.echo(describe_check(check, loaded.groups))
+    _echo(describe_check(check, loaded.groups))
     if check.fatal:
         raise typer.Exit(1)
 
@@ -180,7 +187,7 @@ def data_prepare(
 
     opened = _open(recipe, set_, out, amend, "data", allow_plugins)
     run_until(opened, "data")
-    typer.echo(prepare_squares(opened))
+    _echo(prepare_squares(opened))
 
 
 @app.command()
@@ -204,7 +211,7 @@ def hard(
     path = run_until(opened, "hard")
     if known:
         say(describe_hard(opened))
-    typer.echo(path)
+    _echo(path)
 
 
 @app.command()
@@ -257,8 +264,8 @@ def levels(
         else [GuidanceLevel(percent) for percent in _whole_numbers("--grid", grid, "0,20,40")]
     )
     path = survey(_open(recipe, set_, out, amend, "prompts", allow_plugins), sources, chosen, seeds)
-    typer.echo(path.with_suffix(".md").read_text())
-    typer.echo(path)
+    _echo(path.with_suffix(".md").read_text())
+    _echo(path)
 
 
 @app.command()
@@ -278,8 +285,8 @@ def plan(
 
     opened = _open(recipe, set_, out, amend, "plan", allow_plugins)
     path = run_until(opened, "plan")
-    typer.echo(describe_cost(estimate_cost(opened)))
-    typer.echo(path)
+    _echo(describe_cost(estimate_cost(opened)))
+    _echo(path)
 
 
 class WithAddress(TyperCommand):
@@ -330,7 +337,7 @@ def generate(
     share = WHOLE if shard is None else parse_share(shard)
     opened = _open(recipe, set_, out, amend, "generate", allow_plugins)
     generate_images(opened, share, ray)
-    typer.echo(opened.place("spectrum"))
+    _echo(opened.place("spectrum"))
 
 
 @app.command("filter")
@@ -425,8 +432,8 @@ def compare(
     opened = _open(recipe, set_, out, amend, "compare", allow_plugins)
     chosen = _whole_numbers("--seeds", seeds, "0,1,2") if seeds else None
     path = compare_methods(opened, chosen, tune=tune)
-    typer.echo(path.read_text())
-    typer.echo(path)
+    _echo(path.read_text())
+    _echo(path)
 
 
 @app.command()
@@ -460,7 +467,7 @@ def export(
 
     opened = _open(recipe, set_, run, amend, "filter", allow_plugins)
     run_until(opened, "filter")
-    typer.echo(export_run(opened, to, out, everything))
+    _echo(export_run(opened, to, out, everything))
 
 
 @app.command()
@@ -508,7 +515,7 @@ def init(
                 f"--column takes ours=theirs, for example --column label=species; got '{text}'."
             )
         columns[ours] = theirs
-    typer.echo(write_starter(folder, out, columns, images))
+    _echo(write_starter(folder, out, columns, images))
 
 
 @app.command()
@@ -540,7 +547,7 @@ def predict(
     """
     from .stages.predicting import predict as predict_images
 
-    typer.echo(predict_images(run, images, out, method, device, unreadable=unreadable))
+    _echo(predict_images(run, images, out, method, device, unreadable=unreadable))
 
 
 @app.command()
@@ -559,7 +566,7 @@ def convert(
     """
     from .conversion import convert_checkpoint
 
-    typer.echo(convert_checkpoint(name, folder))
+    _echo(convert_checkpoint(name, folder))
 
 
 @app.command()
@@ -572,7 +579,7 @@ def recipes() -> None:
 
     names = shipped_recipes()
     for name in names:
-        typer.echo(f"{name:<{max(map(len, names))}}  {describe_shipped(name)}")
+        _echo(f"{name:<{max(map(len, names))}}  {describe_shipped(name)}")
 
 
 def main() -> None:
@@ -582,11 +589,12 @@ def main() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from .errors import DisclError
+    from .escaping import message
 
     try:
         app()
     except DisclError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
+        typer.secho(message(f"error: {error}"), fg="red", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, SystemExit) as ended:
         if (

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .digests import derive_seed
+from .escaping import for_csv, for_latex, for_markdown
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,7 @@ def mean_std(figures: Sequence[float]) -> tuple[float, float | None]:
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
 
 
-def as_cells(
-    entries: Sequence[Entry], columns: Sequence[str], plus: str = "±"
-) -> tuple[list[str], list[list[str]]]:
+def as_cells(entries: Sequence[Entry], columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Heading and rows of the table as texts; a column that no entry has is left out, a figure that is absent is a dash."""
     columns = [name for name in columns if any(name in entry.figures for entry in entries)]
     compared = [name for name in columns if any(name in entry.intervals for entry in entries)]
@@ -159,7 +158,7 @@ def as_cells(
     rows = []
     for entry in entries:
         row = [entry.name]
-        row += [_figure(entry.figures.get(name), plus) for name in columns]
+        row += [_figure(entry.figures.get(name)) for name in columns]
         for name in compared:
             each = entry.intervals.get(name)
             row.append(
@@ -178,18 +177,17 @@ def as_cells(
 def as_markdown(entries: Sequence[Entry], columns: Sequence[str]) -> str:
     """The table in Markdown."""
     heading, rows = as_cells(entries, columns)
-    lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *rows]
-    return (
-        "\n".join(
-            "| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines
-        )
-        + "\n"
-    )
+    lines = [
+        [for_markdown(text) for text in heading],
+        ["---", *["---:"] * (len(heading) - 1)],
+        *([for_markdown(name), *figures] for name, *figures in rows),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def as_latex(entries: Sequence[Entry], columns: Sequence[str]) -> str:
     """The table as a LaTeX `tabular` of the booktabs package."""
-    heading, rows = as_cells(entries, columns, plus=r"$\pm$")
+    heading, rows = as_cells(entries, columns)
     lines = [
         r"\begin{tabular}{l" + "r" * (len(heading) - 1) + "}",
         r"\toprule",
@@ -204,12 +202,12 @@ def as_csv(entries: Sequence[Entry], columns: Sequence[str], seeds: Sequence[int
     columns = [name for name in columns if any(name in entry.figures for entry in entries)]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["method", "seed", *columns])
+    writer.writerow(["method", "seed", *map(for_csv, columns)])
     for entry in entries:
         for place, seed in enumerate(seeds):
             writer.writerow(
                 [
-                    entry.name,
+                    for_csv(entry.name),
                     seed,
                     *(
                         f"{entry.figures[name][place]:.6f}" if name in entry.figures else ""
@@ -220,18 +218,12 @@ def as_csv(entries: Sequence[Entry], columns: Sequence[str], seeds: Sequence[int
     return out.getvalue()
 
 
-def _figure(figures: Sequence[float] | None, plus: str) -> str:
+def _figure(figures: Sequence[float] | None) -> str:
     if not figures:
         return "–"
     mean, std = mean_std(figures)
-    return f"{mean:.1f}" if std is None else f"{mean:.1f} {plus} {std:.1f}"
-
-
-_LATEX = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "–": "--", "λ": r"$\lambda$"}
+    return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
 
 
 def _latex_line(cells: Sequence[str]) -> str:
-    return (
-        " & ".join("".join(_LATEX.get(letter, letter) for letter in cell) for cell in cells)
-        + r" \\"
-    )
+    return " & ".join(map(for_latex, cells)) + r" \\"

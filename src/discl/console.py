@@ -15,14 +15,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(stderr=True, highlight=False)
+from .escaping import message, one_line
+
+console = Console(stderr=True, highlight=False, emoji=False)
 
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar over `total` units; the function that it hands out takes the number of finished ones."""
+    what = one_line(what)
     columns = (
-        TextColumn("{task.description:<28}"),
+        TextColumn("{task.description:<28}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -32,9 +35,9 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)
     if not console.is_terminal:
-        console.print(f"{what}: {total} done", soft_wrap=True)
+        console.print(f"{what}: {total} done", markup=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
-    """One line for the person who runs this, on standard error."""
-    console.print(text, markup=False, soft_wrap=True)
+    """A line for the person who runs this, on standard error, whatever names it holds."""
+    console.print(message(text), markup=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shlex
@@ -16,6 +17,7 @@ from .data import ImageTable, read_tables
 from .data.readers import FILE_NAME, guess_columns, list_inside, too_few_classes
 from .data.readers import LIST_SUFFIXES as LISTS
 from .errors import DataError, unknown
+from .escaping import one_line
 from .files import whole
 from .recipe import load_recipe
 from .recipe.data import OwnSplit
@@ -144,8 +146,8 @@ def write_starter(
     few = max(20, int(counts.min()) + 1)  # at least the smallest class is a tail class
     path.parent.mkdir(parents=True, exist_ok=True)
     text = TEMPLATE.format(
-        folder=folder.name, images=len(table), classes=len(counts), smallest=counts.min(), largest=counts.max(),
-        file=shlex.quote(str(path)), name=name, root=_quoted(str(whole_path)), many=max(100, few), few=few,
+        folder=one_line(folder.name), images=len(table), classes=len(counts), smallest=counts.min(), largest=counts.max(),
+        file=one_line(shlex.quote(str(path))), name=name, root=_quoted(str(whole_path)), many=max(100, few), few=few,
         list=_of_list(found, images, is_list) + _of_empty(empty), dtype=_dtype(), epochs=EPOCHS, batch=batch,
         scenes="".join(f'    - "{scene}"\n' for scene in _scenes()), steps=_steps(max(math.ceil(left * len(table) / batch), 1)),
     )  # fmt: skip
@@ -205,4 +207,5 @@ def _steps(usual: int) -> str:
 
 
 def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    """A text in YAML, on one line."""
+    return "'" + text.replace("'", "''") + "'" if text.isprintable() else json.dumps(text)

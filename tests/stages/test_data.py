@@ -417,7 +417,8 @@ def test_what_is_hard_is_told(
     prepare_data(run)
     capsys.readouterr()
     find_hard(run)
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.endswith("done")]
+    told = capsys.readouterr().err.splitlines()
+    lines = [line.strip() for line in told if not line.endswith("done")]
     assert lines == describe_hard(run).splitlines()
     if level < 0.5:
         assert (

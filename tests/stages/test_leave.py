@@ -65,6 +65,7 @@ objective.corrected = True
 """
 PIECES = {key: f"canary_pieces:{key}" for key in ("strategy", "objective")}
 PIECES["system"] = "canary_pieces:System"
+SMALL = {"width": 4, "stem": "3x3"}
 TRAINING = {"run", "train", "evaluate", "report", "compare"}
 OTHERS = {
     "data check": [], "data prepare": [], "hard": [], "prompts": [], "plan": [], "generate": [], "filter": [],
@@ -120,7 +121,13 @@ def tree(small_tree: dict[str, Any]) -> dict[str, Any]:
     return {
         **small_tree,
         "methods": {"ce": {}, "mine": PIECES},
-        "train": {"batch_size": 4, "epochs": 2, "curriculum_epochs": 1, "image_size": 16},
+        "train": {
+            "batch_size": 4,
+            "epochs": 2,
+            "curriculum_epochs": 1,
+            "image_size": 16,
+            "model": SMALL,
+        },
         "compare": {"seeds": [0]},
     }
 

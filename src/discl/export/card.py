@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from ..escaping import for_markdown
+
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 CITATION = "arXiv 2410.13674 (Diffusion Curriculum, ICCV 2025)"
 
@@ -32,13 +34,17 @@ def make_card(
                 "data_files": [{"split": "train", "path": "data/train-*.parquet"}],
             }
         ]
+    title = f"# {for_markdown(name)}: synthetic images"
+    made = [
+        f"| {for_markdown(what)} | {for_markdown(str(value))} |" for what, value in facts.items()
+    ]
     kept, planned = (sum(pair[place] for pair in levels.values()) for place in (0, 1))
     lines = [
-        "---", yaml.safe_dump(header, sort_keys=False, allow_unicode=True).rstrip(), "---", "", f"# {name}: synthetic images", "",
+        "---", yaml.safe_dump(header, sort_keys=False, allow_unicode=True).rstrip(), "---", "", title, "",
         f"{images:,} images, made by a text-to-image model from hard training images of a data set of {len(class_names)} classes: a "
         f"spectrum over the level λ of image guidance, from text only (0) towards the real image (100), as in {CITATION}. No real image is "
         "among them.",
-        "", "## How they were made", "", "| | |", "|---|---|", *(f"| {_cell(what)} | {_cell(value)} |" for what, value in facts.items()),
+        "", "## How they were made", "", "| | |", "|---|---|", *made,
         "", f"The filter kept {kept:,} of {planned:,} images ({kept / planned:.1%}):" if planned else "", "",
         "| level λ, % | kept | made | share |", "|---:|---:|---:|---:|",
         *(f"| {level} | {pair[0]:,} | {pair[1]:,} | {pair[0] / pair[1]:.1%} |" for level, pair in sorted(levels.items())),
@@ -51,7 +57,3 @@ def make_card(
         "the licences of both apply to it. Check them before you share this folder, and write the result into the header above.", "",
     ]  # fmt: skip
     return "\n".join(lines)
-
-
-def _cell(value: Any) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")

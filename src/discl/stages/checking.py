@@ -13,6 +13,7 @@ from ..console import progress
 from ..data import ImageTable, Inspection, class_groups, inspect_images
 from ..data.readers import format_of, too_few_classes
 from ..errors import DataError
+from ..escaping import one_line
 from ..recipe import Data, Groups
 from ..workspace import read_data
 from .data import long_tail_rows, own_parts, units_of, unused_splits
@@ -173,7 +174,7 @@ def describe_check(check: Check, groups: Groups) -> str:
                 "" if (low == high).all() else f" ({each.sizes.min()} … {each.sizes.max()})"
             )
         lines.append(
-            f"{split + ' *' * each.own:<16}{each.rows:>10,}{len(present):>9,}{spread:>14}{sizes:>26}{each.domains or '–':>9}"
+            f"{one_line(split) + ' *' * each.own:<16}{each.rows:>10,}{len(present):>9,}{spread:>14}{sizes:>26}{each.domains or '–':>9}"
         )
     if any(each.own for each in check.splits.values()):
         lines.append("* taken from the training images, by data.own_split")
@@ -183,7 +184,8 @@ def describe_check(check: Check, groups: Groups) -> str:
         + ", ".join(f"{len(labels)} {name}" for name, labels in members.items())
     )
     lines += [
-        f"{'error' if finding.fatal else 'note'}: {finding.text}" for finding in check.findings
+        f"{'error' if finding.fatal else 'note'}: {one_line(finding.text)}"
+        for finding in check.findings
     ]
     return "\n".join(lines if check.findings else [*lines, "no problem found"])
 

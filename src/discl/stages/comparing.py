@@ -23,6 +23,7 @@ from ..comparison import (
 from ..console import say
 from ..curriculum.processes import current_processes
 from ..curriculum.training import read_history
+from ..escaping import for_markdown
 from ..files import make_folder
 from ..spectrum.plan import Request
 from ..stored import read_json, read_tensors, write_text
@@ -244,7 +245,11 @@ def _baseline(run: Run) -> str:
 def _listed(notes: Sequence[str]) -> str:
     """A sentence and a list, in Markdown."""
     return (
-        "\n" + "\n".join([notes[0], "", *(f"- {note}" for note in notes[1:])]) + "\n"
+        "\n"
+        + "\n".join(
+            [for_markdown(notes[0]), "", *(f"- {for_markdown(note)}" for note in notes[1:])]
+        )
+        + "\n"
         if notes
         else ""
     )

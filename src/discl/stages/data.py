@@ -23,6 +23,7 @@ from ..data import (
 from ..data.readers import SPLIT_NAMES, too_few_classes
 from ..digests import digest
 from ..errors import BrokenFileError, DataError, RecipeError, unknown
+from ..escaping import one_line
 from ..hardness import assign_folds, cross_fitted_probability, tail_rows
 from ..recipe import LongTail
 from ..recipe.data import OwnSplit
@@ -271,7 +272,7 @@ def _inspect(table: ImageTable, split: str, unreadable: str) -> dict[str, np.nda
     with progress(f"check {split} images", len(table)) as advance:
         seen = inspect_images(table, advance)
     if seen.unreadable:
-        listing = "\n".join(f"  {problem}" for _, problem in seen.unreadable[:20])
+        listing = "\n".join(f"  {one_line(problem)}" for _, problem in seen.unreadable[:20])
         if unreadable == "error":
             raise DataError(
                 f"{len(seen.unreadable)} of {len(table)} {split} images cannot be read:\n{listing}\n"

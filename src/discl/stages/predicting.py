@@ -23,6 +23,7 @@ from ..data import Gate, Unreadable, decode_image, to_square
 from ..data.gate import roots_of
 from ..data.listing import LeftOut, known_suffixes, walk_images
 from ..errors import DataError, RecipeError, RunError, unknown
+from ..escaping import for_csv, one_line
 from ..files import whole
 from ..yaml_text import read_yaml
 
@@ -86,7 +87,7 @@ def predict(
     with _table(target) as stream:  # first of all: a place that refuses is told before the work
         model, config = load_classifier(find_classifier(Path(run), method))
         writer = csv.writer(stream)
-        writer.writerow(["image", "prediction", "probability", *config.class_names])
+        writer.writerow(["image", "prediction", "probability", *map(for_csv, config.class_names)])
         search = _Search(where, config)
         model = model.to(device)
         for names, squares in search.batches(unreadable):
@@ -130,7 +131,7 @@ class _Search:
             raise DataError(
                 f"'{self.where}' holds no image (none ends in {known_suffixes()}){what}."
             )
-        listing = "\n".join(f"  {problem}" for problem in self.broken[:SHOWN])
+        listing = "\n".join(f"  {one_line(problem)}" for problem in self.broken[:SHOWN])
         if not self.read:
             raise DataError(f"no image of '{self.where}' can be read:\n{listing}")
         if self.broken:
@@ -164,7 +165,7 @@ class _Search:
 def _row(name: str, probabilities: np.ndarray, class_names: Sequence[str]) -> list[str]:
     best = int(probabilities.argmax())
     values = (f"{value:.6f}" for value in probabilities)
-    return [name, class_names[best], f"{probabilities[best]:.6f}", *values]
+    return [for_csv(name), for_csv(class_names[best]), f"{probabilities[best]:.6f}", *values]
 
 
 @contextmanager

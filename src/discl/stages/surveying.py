@@ -22,6 +22,7 @@ from ..console import progress
 from ..data import ImageTable, decode_image
 from ..digests import digest
 from ..errors import RecipeError
+from ..escaping import for_markdown
 from ..files import make_folder
 from ..levels import REAL, GuidanceLevel, check_levels
 from ..spectrum.choosing import Measured, Proposal, propose
@@ -308,9 +309,9 @@ def as_markdown(found: Mapping[str, Any]) -> str:
     """The table, the proposal with its reasons, and the lines to paste into the recipe."""
     asked, proposal = found["threshold"], found["proposal"]
     lines = [
-        f"# {found['name']}: levels", "",
+        f"# {for_markdown(found['name'])}: levels", "",
         f"{found['sources']} hard images, {found['seeds']} seed{'s' if found['seeds'] != 1 else ''} at each level; mean CLIP cosines by "
-        f"{found['clip']}.", "",
+        f"{for_markdown(found['clip'])}.", "",
         f"| λ, % | steps | image–image | image–text | kept at {asked:g} | kept at {proposal['threshold']:g} | |",
         "|---:|---:|---:|---:|---:|---:|---|",
     ]  # fmt: skip
@@ -328,7 +329,12 @@ def as_markdown(found: Mapping[str, Any]) -> str:
     )
     if real["pair_similarity"] is not None:
         lines += ["", f"Two real images of one class: {real['pair_similarity']:.3f}."]
-    lines += ["", "## Proposal", "", *(f"- {reason}" for reason in proposal["reasons"])]
+    lines += [
+        "",
+        "## Proposal",
+        "",
+        *(f"- {for_markdown(reason)}" for reason in proposal["reasons"]),
+    ]
     return "\n".join([*lines, "", "```yaml", snippet(found).rstrip(), "```", ""])
 
 
