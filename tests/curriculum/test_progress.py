@@ -88,6 +88,45 @@ def test_nothing_of_a_source_is_left_to_training() -> None:
         )]  # fmt: skip
 
 
+def test_whatever_was_kept_v_and_training_are_apart() -> None:
+    """120 pools of random classes, hard images, seeds, levels and filters, some of which have nothing to spare."""
+    refused = 0
+    for seed in range(120):
+        rng = np.random.default_rng(seed)
+        levels = sorted(rng.choice(100, rng.integers(1, 4), replace=False).tolist())
+        hard = {label: int(rng.integers(1, 9)) for label in range(1, rng.integers(3, 7))}
+        full = make_pool(
+            hard, {(label, level): count for label, count in hard.items() for level in levels},
+            real=int(rng.integers(0, 5)), seeds=int(rng.integers(1, 4)),
+        )  # fmt: skip
+        kept = np.flatnonzero(
+            ~full.synthetic | (rng.random(len(full.labels)) < rng.uniform(0.3, 1))
+        )
+        pool = Pool(
+            full.labels[kept], full.levels[kept], full.synthetic[kept], full.hard[kept],
+            full.class_names, sources=full.sources[kept],
+        )  # fmt: skip
+        asked, size = [GuidanceLevel(level) for level in levels], int(rng.integers(1, 30))
+        try:
+            drawn = draw_guidance_set(pool, asked, size, seed)
+        except TrainingError:
+            refused += 1
+            continue
+        left = hold_out(pool, drawn)
+        check_disjoint(left, drawn)
+        sources = sources_of(pool, drawn, levels[0])
+        assert 1 <= len(set(sources)) == len(sources) <= size
+        assert all(sources_of(pool, drawn, level) == sources for level in levels)
+        trained = ~left.held_out
+        assert not set(sources) & set(pool.sources[trained].tolist())
+        for label, count in hard.items():
+            mine = pool.labels == label
+            assert 2 * (pool.hard & trained & mine).sum() >= count
+            if (drawn.labels == label).any():
+                assert set(levels) <= set(pool.levels[trained & mine & pool.synthetic].tolist())
+    assert 5 < refused < 60
+
+
 def test_same_seed_same_images() -> None:
     first, again, other = (
         draw_guidance_set(POOL, LEVELS, 12, seed).rows.tolist() for seed in (1, 1, 2)
