@@ -63,7 +63,63 @@ def test_hugging_face_trainer(filtered_run: Path, tmp_path: Path, stop: int) -> 
     assert resumed.curriculum.history == whole.curriculum.history
 
 
-@pytest.mark.parametrize("strategy", ["adaptive", "bandit"])
+@pytest.mark.parametrize("strategy", ["diverse-to-specific", "random", "adaptive"])
+def test_a_trainer_resumed_draws_what_it_would_have_drawn(
+    filtered_run: Path, tmp_path: Path, strategy: str
+) -> None:
+    """At the end of an epoch and in the middle of one; the Trainer's prepared loader counts from 0 again."""
+    import discl
+
+    example = load("hf_trainer")
+    seen: list[int] = []
+
+    class Recording(discl.SpectrumDataset):
+        def __getitem__(self, row: int) -> Any:
+            if self.transform is not None:  # not where progress is measured
+                seen.append(row)
+            return super().__getitem__(row)
+
+    def fit(folder: Path, resume: bool) -> tuple[list[int], Any]:
+        seen.clear()
+        torch.manual_seed(0)
+        identity = torch.nn.Identity()
+        dataset = Recording.of_run(
+            filtered_run, size=32, transform=identity, evaluation_transform=None
+        )
+        dataset.for_evaluation = lambda: discl.SpectrumDataset.of_run(filtered_run, size=32)
+        curriculum = discl.Curriculum(
+            dataset,
+            strategy,
+            curriculum_epochs=4,
+            probe_every=2,
+            samples=24,
+            collate=example.collate,
+        )
+        config = example.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=4
+        )
+        trainer = example.CurriculumTrainer(
+            curriculum=curriculum, model=example.ResNetForImageClassification(config), train_dataset=dataset,
+            args=example.TrainingArguments(
+                str(folder), num_train_epochs=5, per_device_train_batch_size=8, save_strategy="steps", save_steps=1,
+                report_to="none", use_cpu=True, disable_tqdm=True,
+            ),
+            data_collator=example.collate,
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=resume)
+        return list(seen), curriculum.history
+
+    whole, history = fit(tmp_path / "whole", False)
+    assert len(whole) == 5 * 24
+    for step in (3, 7):  # an epoch has three
+        folder = tmp_path / f"resumed-{step}"
+        shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+        rest, resumed = fit(folder, True)
+        assert rest == whole[8 * step :]
+        assert resumed == history
+
+
+@pytest.mark.parametrize("strategy", ["adaptive", "bandit", "random"])
 def test_lightning_resumed_with_workers_draws_what_it_would_have_drawn(
     filtered_run: Path, tmp_path: Path, strategy: str
 ) -> None:
