@@ -18,6 +18,7 @@ from discl.chain import results_table, run_until
 from discl.comparison import as_cells
 from discl.data import exponential_counts
 from discl.data.images import keep_aspect
+from discl.errors import RecipeError
 from discl.levels import GuidanceLevel
 from discl.recipe import RECIPES, describe_shipped, load_recipe, shipped_recipes
 from discl.stages.comparing import make_entries, measured_columns
@@ -79,6 +80,8 @@ def small(
                 "hard.fewer_than": 3,
                 "data.long_tail.index": None,
             }
+        if name.startswith("imagenet-lt"):
+            values["prompts.phrases"] = None  # the miniature's hard classes are no tail classes
         if name.startswith("iwildcam"):
             del values["train.model.width"]
             values |= {"train.model.checkpoint": str(tiny_clip), "train.optimizer.warm_up_steps": 1}
@@ -147,8 +150,9 @@ def test_header_tells_what_differs_from_the_paper(name: str) -> None:
     if recipe.filter.checkpoint.startswith("laion/"):
         assert "discl convert openai/clip-vit-base-patch32 clip-b32" in differs
         assert "filter.checkpoint=clip-b32" in differs
-    if recipe.prompts.phrases is None and not name.startswith("iwildcam"):
-        assert "scenes of ours" in differs
+    if not name.startswith("iwildcam"):
+        own = "scenes of ours" if recipe.prompts.phrases is None else "descriptions of each"
+        assert own in differs
     assert max(map(len, header.splitlines())) <= 140
 
 
@@ -301,6 +305,15 @@ def test_a_miniature_is_planned(
             for name in ("goldfish", "flamingo")
         }
         assert len(set(texts)) > 4 and not set(texts) & set(planned["prompt"])
+
+
+def test_phrases_of_the_tail_are_told_where_hard_classes_have_other_names(
+    small: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    name = "imagenet-lt-ce-discl"
+    overrides = small(name) | {"prompts.phrases": "embedded:imagenet-lt"}
+    with pytest.raises(RecipeError, match=r"2 classes that need them: goldfish, flamingo\."):
+        run_until(open_run(load_recipe(name, overrides), tmp_path / "run"), "plan")
 
 
 CHAINS = (

@@ -12,8 +12,9 @@ from datasets import Features
 
 from discl.assets import embedded, embedded_phrases
 from discl.errors import RecipeError
-from discl.prompts import class_prompts, draw_prompt, fill
+from discl.prompts import class_prompts, draw_prompt, fill, read_phrases
 from discl.prompts.texts import by_any_name
+from discl.prompts.writing import find_problem
 
 
 def test_templates_are_filled_with_the_names_to_use() -> None:
@@ -93,12 +94,14 @@ def test_missing_phrase_files_are_named(tmp_path: Path) -> None:
         class_prompts(["cat"], ["{class}"], str(tmp_path / "none.yaml"))
     with pytest.raises(
         RecipeError,
-        match=r"unknown phrase list 'cifar10'; known: cifar100, fashion-mnist\. Did you mean 'cifar100'\?",
+        match=r"unknown phrase list 'cifar10'; known: cifar100, fashion-mnist, imagenet-lt\. Did you mean 'cifar100'\?",
     ):
         class_prompts(["cat"], ["{class}"], "embedded:cifar10")
 
 
-@pytest.mark.parametrize(("name", "classes"), [("fashion-mnist", 10), ("cifar100", 100)])
+@pytest.mark.parametrize(
+    ("name", "classes"), [("fashion-mnist", 10), ("cifar100", 100), ("imagenet-lt", 136)]
+)
 def test_shipped_phrases_are_ten_different_scenes_of_at_least_fifteen_words(
     name: str, classes: int
 ) -> None:
@@ -109,6 +112,17 @@ def test_shipped_phrases_are_ten_different_scenes_of_at_least_fifteen_words(
         assert min(len(text.split()) for text in texts) >= 15
     everything = [text for texts in listed.values() for text in texts]
     assert len(set(everything)) == len(everything)
+
+
+def test_phrases_of_the_tail_of_imagenet_name_their_class_and_no_other_of_the_tail() -> None:
+    listed = read_phrases(embedded_phrases("imagenet-lt"))
+    for key, texts in listed.items():
+        others = [other.split(",")[0] for other in listed if other != key]
+        assert [find_problem(text, key, others, 15) for text in texts] == [None] * 10
+    assert {"plane", "pot", "chow", "slot"}.isdisjoint(
+        key.split(",")[0] for key in listed
+    )  # these say too little; see assets/names/imagenet.yaml
+    assert all(by_any_name(listed)[each] for each in ("robin", "American robin", "Shih Tzu"))
 
 
 def test_shipped_phrases_fit_the_shipped_classes() -> None:
