@@ -6,7 +6,7 @@ import json
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +31,7 @@ from .data import (
     through_cameras,
     without_empty_classes,
 )
+from .data.depth import depth_of
 from .data.gate import CLOSED, first_foreign
 from .errors import BrokenFileError, CheckpointError, RecipeError, RunError, StoreError, shorten
 from .files import clear_unfinished, why
@@ -92,6 +93,9 @@ class Run:
         listed = read_table(self.path("data.parquet")).to_pandas()
         data = self.recipe.data
         found = read_data(data)
+        if "depth" in listed and len(listed):
+            depth = depth_of(listed["depth"].iloc[0])
+            found = {split: replace(table, depth=depth) for split, table in found.items()}
         result = {}
         for name, rows in listed.groupby("split", sort=False):
             source = found.get(rows["source_split"].iloc[0])

@@ -47,7 +47,8 @@ class ClassifierConfig:
     """All that is needed to build and feed a classifier: `image_size` in pixels a side, `mean` and `std` per channel of [0, 1].
 
     `head` is linear, or cosine between features and class vectors (ResNets only). `backbone` describes the network of a
-    checkpoint's family, so that a saved classifier needs the checkpoint no more.
+    checkpoint's family, so that a saved classifier needs the checkpoint no more. `depth` says which values of grey pictures of
+    more than 8 bits are black and white, as `Depth.plain` has it, where it learned from such.
     """
 
     architecture: str
@@ -60,6 +61,7 @@ class ClassifierConfig:
     std: tuple[float, float, float]
     head: str = "linear"
     backbone: Mapping[str, Any] | None = None
+    depth: Mapping[str, Any] | None = None
 
 
 class BasicBlock(nn.Module):
@@ -225,7 +227,10 @@ def save_classifier(
 
 def write_config(config: ClassifierConfig, folder: Path) -> None:
     """Writes `config.json`, which says how to build a classifier and how to feed it."""
-    write_text(folder / "config.json", json.dumps(asdict(config), indent=2, ensure_ascii=False))
+    plain = asdict(config)
+    if config.depth is None:
+        del plain["depth"]
+    write_text(folder / "config.json", json.dumps(plain, indent=2, ensure_ascii=False))
 
 
 def read_config(folder: Path) -> ClassifierConfig:

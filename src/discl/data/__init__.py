@@ -1,15 +1,25 @@
 """Real images: tables, readers, splits, long-tail profiles."""
 
+from .depth import Depth
 from .gate import Gate, Unreadable
 from .images import decode_image, keep_aspect, to_size, to_square, to_whole
 from .longtail import class_groups, exponential_counts, order_classes, rank_by_index, take_long_tail
 from .readers import read_tables
 from .splits import split_rows
-from .table import ImageTable, Inspection, digest_image, inspect_images, without_empty_classes
+from .table import (
+    ImageTable,
+    Inspection,
+    digest_image,
+    inspect_images,
+    settle_depth,
+    with_depth,
+    without_empty_classes,
+)
 from .traps import Cameras, is_pretraining, through_cameras
 
 __all__ = [
     "Cameras",
+    "Depth",
     "Gate",
     "ImageTable",
     "Inspection",
@@ -24,11 +34,13 @@ __all__ = [
     "order_classes",
     "rank_by_index",
     "read_tables",
+    "settle_depth",
     "split_rows",
     "take_long_tail",
     "through_cameras",
     "to_size",
     "to_square",
     "to_whole",
+    "with_depth",
     "without_empty_classes",
 ]

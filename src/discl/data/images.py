@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
-from typing import Any, BinaryIO
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from .cameras import SCHEME, degrade, parse_address
+from .cameras import SCHEME, Camera, degrade, parse_address
+from .depth import Depth, Wide, measure
 from .gate import CLOSED, Gate, Unreadable
 from .shards import CELL, SLICE, read_cell, read_slice
+
+T = TypeVar("T")
 
 MAX_SIDE = 20_000
 PICTURES = (
@@ -40,11 +43,19 @@ def picture_suffixes() -> frozenset[str]:
     )
 
 
-def decode_image(stored: Mapping[str, Any] | None, gate: Gate = CLOSED) -> Image.Image:
+def decode_image(
+    stored: Mapping[str, Any] | None,
+    gate: Gate = CLOSED,
+    depth: Depth | None = None,
+    on_wide: Callable[[Wide], None] = lambda wide: None,
+) -> Image.Image:
     """RGB picture of `{bytes, path}` as Hugging Face `datasets` stores it; EXIF rotation applied, transparency on white.
 
-    Grey images of 16 or 32 bits and of fractions are scaled to 8 bits; of an animation the first frame is taken. A rotation that
-    cannot be read is none.
+    Of an animation the first frame is taken. A rotation that cannot be read is none.
+
+    - `depth`: which values of grey pictures of more than 8 bits are black and white, one rule for a data set (`with_depth`). Without it
+      each is scaled by its own range, so that pictures of one set may come out differently.
+    - `on_wide`: is told the range of such a picture.
 
     - `gate`: what a path may open. By default nothing: only `bytes` are decoded. An address (`slice://`, `parquet://`, and `camera://`,
       which `cameras` degrades) means something only where the gate knows it.
@@ -52,19 +63,46 @@ def decode_image(stored: Mapping[str, Any] | None, gate: Gate = CLOSED) -> Image
     Raises Unreadable for a missing, truncated or foreign file, for one that the gate refuses, for formats that are none of `PICTURES`,
     and, before it is decoded, for more than 20,000 pixels a side or `PIL.Image.MAX_IMAGE_PIXELS` (89.5 million) in all.
     """
+    stored, camera = _without_camera(stored, gate)
+
+    def decode(image: Image.Image) -> Image.Image:
+        image.load()
+        return _to_rgb(_upright(image), depth, on_wide)
+
+    picture = _use(stored, gate.without(SCHEME), decode)
+    return picture if camera is None else degrade(picture, *camera)
+
+
+def wide_range(stored: Mapping[str, Any] | None, gate: Gate = CLOSED) -> Wide | None:
+    """The range of a stored grey picture of more than 8 bits; None of others, which are not decoded. Raises as `decode_image` does."""
+
+    def look(image: Image.Image) -> Wide | None:
+        return measure(np.asarray(image), image.mode == "F") if is_wide(image) else None
+
+    return _use(_without_camera(stored, gate)[0], gate.without(SCHEME), look)
+
+
+def _without_camera(
+    stored: Mapping[str, Any] | None, gate: Gate
+) -> tuple[Mapping[str, Any] | None, tuple[Camera, int] | None]:
+    """What is stored of the clean picture, and the (camera, shot) that degrade it, where there is one."""
+    path = stored.get("path") if stored else None
+    if stored is None or not gate.knows(path, SCHEME):
+        return stored, None
+    camera, shot, clean = parse_address(str(path))
+    return {"bytes": stored.get("bytes"), "path": clean}, (camera, shot)
+
+
+def _use(stored: Mapping[str, Any] | None, gate: Gate, use: Callable[[Image.Image], T]) -> T:
+    """What `use` makes of the opened picture. Whatever goes wrong is Unreadable."""
     data, path = (stored.get("bytes"), stored.get("path")) if stored else (None, None)
-    if path is not None and gate.knows(path, SCHEME):
-        camera, shot, path = parse_address(path)
-        clean = decode_image({"bytes": data, "path": path}, gate.without(SCHEME))
-        return degrade(clean, camera, shot)
     if data is None and path is None:
         raise Unreadable("neither bytes nor a path are stored")
     try:
         if data is None and gate.knows(path, CELL):
-            cell = read_cell(str(path), gate)
-            return decode_image(cell, gate.without(SCHEME, SLICE, CELL))
-        with _opened(data, path, gate) as source:
-            return _decode(source)
+            return _use(read_cell(str(path), gate), gate.without(SLICE, CELL), use)
+        with _opened(data, path, gate) as source, _open(source) as image:
+            return use(image)
     except Unreadable:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -81,7 +119,8 @@ def _opened(data: bytes | None, path: Any, gate: Gate) -> BinaryIO:
     return gate.open(str(path))
 
 
-def _decode(source: BinaryIO) -> Image.Image:
+def _open(source: BinaryIO) -> Image.Image:
+    """The picture, not yet decoded."""
     try:
         image = Image.open(source, formats=picture_formats())
     except UnidentifiedImageError as error:
@@ -89,14 +128,17 @@ def _decode(source: BinaryIO) -> Image.Image:
         raise Unreadable(
             "the file is empty" if empty else "the file is no image, or of an unknown format"
         ) from error
-    with image:
-        _refuse_enormous(*image.size)
-        if ImageFile.LOAD_TRUNCATED_IMAGES:
-            raise Unreadable(
-                "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so truncated images could not be told apart"
-            )
-        image.load()
-        return _to_rgb(_upright(image))
+    _refuse_enormous(*image.size)
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise Unreadable(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so truncated images could not be told apart"
+        )
+    return image
+
+
+def is_wide(image: Image.Image) -> bool:
+    """Whether a picture is grey and of more than 8 bits, or of fractions."""
+    return image.mode.startswith("I") or image.mode == "F"
 
 
 def _refuse_enormous(width: int, height: int) -> None:
@@ -119,25 +161,27 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(
-            _to_eight_bits(np.asarray(image).astype(np.float64), image.mode == "F")
-        )
+def _to_rgb(
+    image: Image.Image, depth: Depth | None, on_wide: Callable[[Wide], None]
+) -> Image.Image:
+    if is_wide(image):
+        values, fractions = np.asarray(image), image.mode == "F"
+        wide = measure(values, fractions)
+        on_wide(wide)
+        rule = depth if depth is not None else _own_depth(wide)
+        image = Image.fromarray(rule.scale(values, fractions))
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
-def _to_eight_bits(wide: np.ndarray, fractions: bool) -> np.ndarray:
-    """uint8 of grey values that may be 8 or 16 bits wide, or fractions of 1; of any other range the darkest becomes 0, the lightest 255."""
-    wide = np.nan_to_num(wide, nan=0.0)
-    low, high = float(wide.min()), float(wide.max())
-    tops = ((1.0, 1 / 255),) * fractions + ((255.0, 1.0), (65535.0, 257.0))
-    unit = next((unit for top, unit in tops if high <= top), None) if low >= 0 else None
-    scaled = wide / unit if unit else (wide - low) * (255 / max(high - low, 1e-300))
-    return np.clip(scaled, 0, 255).round().astype(np.uint8)
+def _own_depth(wide: Wide) -> Depth:
+    """The rule for one picture by itself: 8 or 16 bits or fractions of 1, else its own range."""
+    tops = (1.0,) * wide.fractions + (255.0, 65535.0)
+    top = next((top for top in tops if wide.low >= 0 and wide.high <= top), None)
+    taken = (wide.low, wide.high) if top is None else (0.0, top)
+    return Depth(taken, taken)
 
 
 def to_square(image: Image.Image, size: int) -> np.ndarray:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,15 @@ from PIL import Image
 from ..digests import digest_bytes
 from ..errors import DataError
 from ..threads import map_rows
+from .depth import Depth, Wide, common_depth
 from .gate import Gate, Unreadable, first_foreign, roots_of
-from .images import decode_image
+from .images import decode_image, wide_range
 
 OPTIONAL = ("domain", "group")
 SHOWN = 8
+NARROW = (".jpg", ".jpeg", ".webp", ".gif")
+NEVER_WIDE = (b"\xff\xd8\xff", b"RIFF", b"GIF8")
+"""How files begin whose formats have no more than 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class ImageTable:
     - `elsewhere`: further folders of the data set, such as those of the hub's cache.
     - `schemes`: beginnings of the addresses (`slice://` …) that the table's reader made itself. In tables of other people's paths there
       are none, so that an address in them opens nothing.
+    - `depth`: which values of grey pictures of more than 8 bits are black and white; `with_depth` finds it.
     """
 
     rows: Dataset
@@ -44,6 +49,7 @@ class ImageTable:
     root: Path | None = None
     elsewhere: tuple[Path, ...] = ()
     schemes: frozenset[str] = frozenset()
+    depth: Depth | None = None
 
     @cached_property
     def gate(self) -> Gate:
@@ -81,7 +87,7 @@ class ImageTable:
         """Decoded RGB picture of a row. Raises DataError that names the image."""
         stored = self.rows[int(row)]
         try:
-            return decode_image(stored["image"], self.gate)
+            return decode_image(stored["image"], self.gate, self.depth)
         except Unreadable as error:
             raise DataError(f"image {_name(stored)} cannot be read: {error}.") from error
 
@@ -200,18 +206,20 @@ def _first_pair(names: Sequence[str]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What one pass over a table found: content digest, width and height of each row, and the unreadable rows."""
+    """What one pass over a table found: content digest, width and height of each row, the unreadable rows, and wide greys by row."""
 
     digests: list[str]
     sizes: list[tuple[int, int]]
     unreadable: list[tuple[int, str]]
+    wide: dict[int, Wide] = field(default_factory=dict)
 
     def select(self, rows: Sequence[int]) -> Inspection:
         """What was found of these rows, in this order."""
         place = {row: number for number, row in enumerate(rows)}
         unreadable = [(place[row], problem) for row, problem in self.unreadable if row in place]
+        wide = {place[row]: found for row, found in self.wide.items() if row in place}
         return Inspection(
-            [self.digests[row] for row in rows], [self.sizes[row] for row in rows], unreadable
+            [self.digests[row] for row in rows], [self.sizes[row] for row in rows], unreadable, wide
         )
 
 
@@ -225,10 +233,16 @@ def inspect_images(
 ) -> Inspection:
     """Decodes every image once, in threads. A file that a link leads out of the table's root is as unreadable as a broken one."""
 
+    wide: dict[int, Wide] = {}
+
     def look(row: int) -> tuple[str, tuple[int, int], str | None]:
         stored = table.rows[row]
+
+        def on_wide(found: Wide) -> None:
+            wide[row] = found
+
         try:
-            image = decode_image(stored["image"], table.gate)
+            image = decode_image(stored["image"], table.gate, table.depth, on_wide)
         except Unreadable as error:
             return "", (0, 0), f"{_name(stored)}: {error}"
         return digest_image(image), image.size, None
@@ -241,7 +255,63 @@ def inspect_images(
             if problem:
                 unreadable.append((row, problem))
             on_progress(1)
-    return Inspection(digests, sizes, unreadable)
+    return Inspection(digests, sizes, unreadable, wide)
+
+
+def settle_depth(
+    tables: Mapping[str, ImageTable], seen: Mapping[str, Inspection], bits: int | None = None
+) -> tuple[dict[str, ImageTable], dict[str, Inspection]]:
+    """Tables with the depth that follows from all their wide greys together, and the digests that their pictures have by it.
+
+    Only wide greys are decoded again. Without any the tables have no depth and nothing is changed.
+    """
+    found = [wide for each in seen.values() for wide in each.wide.values()]
+    if not found:
+        return dict(tables), dict(seen)
+    depth = common_depth(found, bits)
+    tables = {split: replace(table, depth=depth) for split, table in tables.items()}
+    return tables, {split: _look_again(tables[split], each) for split, each in seen.items()}
+
+
+def _look_again(table: ImageTable, seen: Inspection) -> Inspection:
+    rows = sorted(seen.wide)
+    digests = list(seen.digests)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        contents = map_rows(pool, lambda number: digest_image(table.image(rows[number])), len(rows))
+        for row, content in zip(rows, contents, strict=True):
+            digests[row] = content
+    return replace(seen, digests=digests)
+
+
+def with_depth(tables: Mapping[str, ImageTable], bits: int | None = None) -> dict[str, ImageTable]:
+    """Tables whose grey pictures of more than 8 bits are decoded by one rule, found from all of them or stated by `bits`.
+
+    Only such pictures are decoded; files whose endings or first bytes say JPEG, WebP or GIF are not opened. Pictures that cannot be
+    read are passed over. Tables that have a depth keep it.
+    """
+    if all(table.depth is not None for table in tables.values()):
+        return dict(tables)
+    found: list[Wide] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for table in tables.values():
+            look = partial(_wide_of, table)
+            found += [each for each in map_rows(pool, look, len(table)) if each is not None]
+    depth = common_depth(found, bits) if found else None
+    return {
+        split: table if table.depth is not None else replace(table, depth=depth)
+        for split, table in tables.items()
+    }
+
+
+def _wide_of(table: ImageTable, row: int) -> Wide | None:
+    stored = table.rows[row]["image"]
+    data, path = stored.get("bytes"), stored.get("path")
+    if data.startswith(NEVER_WIDE) if data else str(path).lower().endswith(NARROW):
+        return None
+    try:
+        return wide_range(stored, table.gate)
+    except Unreadable:
+        return None
 
 
 def _name(stored: dict) -> str:

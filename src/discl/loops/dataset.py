@@ -14,7 +14,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..data import ImageTable, Unreadable, decode_image, read_tables, to_square
+from ..data import ImageTable, Unreadable, decode_image, read_tables, to_square, with_depth
 from ..errors import DataError, RunError, StoreError, TrainingError, unknown
 from ..recipe import load_recipe
 from ..stages.samples import hard_rows, kept_images, make_pool
@@ -93,6 +93,7 @@ class SpectrumDataset(Dataset):
         Raises StoreError or DataError where something is lacking.
         """
         table = real if isinstance(real, ImageTable) else read_tables(str(real))["train"]
+        table = with_depth({"train": table})["train"]
         files = sorted(str(file) for file in Path(shards).glob("*.parquet"))
         if not files:
             raise StoreError(f"{shards} holds no Parquet shard of a spectrum.")

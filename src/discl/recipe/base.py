@@ -75,6 +75,13 @@ Name = Annotated[
 LARGEST_SEED = 2**53
 """Up to here whole numbers survive JSON in every program."""
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+
+
+def without_default(plain: dict[str, Any], **later: Any) -> dict[str, Any]:
+    """Plain values without keys that came later and are at their default: a classifier's fingerprint from before holds."""
+    return {key: value for key, value in plain.items() if key not in later or value != later[key]}
+
+
 Level = Annotated[
     GuidanceLevel, BeforeValidator(_level), PlainSerializer(lambda level: level.percent)
 ]

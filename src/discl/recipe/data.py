@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ..data.readers import READERS
 from ..errors import RecipeError, shorten
-from .base import LARGEST_SEED, Seed, Strict, one_of
+from .base import LARGEST_SEED, Seed, Strict, one_of, without_default
 from .places import Located, Place, check_path
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -124,11 +132,21 @@ class Data(Strict):
         False,
         description="take classes without a training image out of the list, and their images out of the other splits",
     )
+    bits: int | None = Field(
+        None,
+        ge=8,
+        le=16,
+        description="bits of grey pictures that are stored in 16; null: the fewest of 8, 10, 12, 14, 16 that hold the whole data set",
+    )
     unreadable: Literal["error", "skip"] = "error"
     overlap: Literal["error", "keep"] = Field(
         "error",
         description="pictures that lie in two splits: stop, or keep them as published benchmarks do (CIFAR-100 has some)",
     )
+
+    @model_serializer(mode="wrap")
+    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_default(write(self), bits=None)
 
 
 class Groups(Strict):

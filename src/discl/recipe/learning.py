@@ -21,7 +21,7 @@ from ..curriculum.objectives import Objective, read_objective
 from ..curriculum.strategies import find_strategy
 from ..errors import RecipeError
 from ..plugins import check_address, is_address
-from .base import Level, Seed, Strict, Template, one_of
+from .base import Level, Seed, Strict, Template, one_of, without_default
 from .places import Located, Overlay, Place
 
 Channel = Annotated[float, Field(ge=-1, le=1)]
@@ -65,11 +65,6 @@ def _positive(value: Channels) -> Channels:
             "most 10."
         )
     return value
-
-
-def _without_default(plain: dict[str, Any], **later: Any) -> dict[str, Any]:
-    """Plain values without keys that came later and are at their default: a classifier's fingerprint from before holds."""
-    return {key: value for key, value in plain.items() if key not in later or value != later[key]}
 
 
 class Model(Strict):
@@ -141,7 +136,7 @@ class Optimizer(Strict):
 
     @model_serializer(mode="wrap")
     def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_default(write(self), factor=0.01)
+        return without_default(write(self), factor=0.01)
 
 
 class Train(Strict):
@@ -209,7 +204,7 @@ class Train(Strict):
 
     @model_serializer(mode="wrap")
     def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_default(write(self), mean=None, std=None, resize_mode="square")
+        return without_default(write(self), mean=None, std=None, resize_mode="square")
 
     @model_validator(mode="after")
     def _epochs(self) -> Train:

@@ -10,13 +10,13 @@ from itertools import combinations
 import numpy as np
 
 from ..console import progress
-from ..data import ImageTable, Inspection, class_groups, inspect_images
+from ..data import ImageTable, Inspection, class_groups, inspect_images, settle_depth
 from ..data.readers import format_of, too_few_classes
 from ..errors import DataError
 from ..escaping import one_line
 from ..recipe import Data, Groups
 from ..workspace import read_data
-from .data import long_tail_rows, own_parts, units_of, unused_splits
+from .data import depth_told, long_tail_rows, own_parts, units_of, unused_splits
 
 PUBLISHED: dict[str, tuple[int, dict[str, int]]] = {
     "imagenet-lt": (1000, {"train": 115_846, "validation": 20_000, "test": 50_000}),
@@ -91,11 +91,15 @@ def check_data(data: Data) -> Check:
     seen: dict[str, Inspection] = {}
     for split, table in tables.items():
         with progress(f"check {split} images", len(table)) as advance:
-            found = inspect_images(table, advance)
-        findings += _unreadable(split, found, data.unreadable == "error")
-        broken = {row for row, _ in found.unreadable}
+            seen[split] = inspect_images(table, advance)
+        findings += _unreadable(split, seen[split], data.unreadable == "error")
+    tables, seen = settle_depth(tables, seen, data.bits)
+    if told := depth_told(tables, seen):
+        findings.append(Finding(False, f"{told}."))
+    for split, table in tables.items():
+        broken = {row for row, _ in seen[split].unreadable}
         readable = [row for row in range(len(table)) if row not in broken]
-        tables[split], seen[split] = table.select(readable), found.select(readable)
+        tables[split], seen[split] = table.select(readable), seen[split].select(readable)
     _divide(data, tables, seen)
     if data.long_tail:
         try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ import pyarrow.compute as pc
 from ..console import progress, say
 from ..data import (
     ImageTable,
+    Inspection,
     inspect_images,
     order_classes,
     rank_by_index,
+    settle_depth,
     split_rows,
     take_long_tail,
 )
+from ..data.depth import Ranges
 from ..data.readers import SPLIT_NAMES, too_few_classes
 from ..digests import digest
 from ..errors import BrokenFileError, DataError, RecipeError, unknown
@@ -50,9 +54,10 @@ def prepare_data(run: Run) -> Path:
     found = read_data(data, lambda names: say(unused_splits(names)), say)
     if told := too_few_classes(data.root, found["train"].class_names):
         raise DataError(told)
-    listed: dict[str, dict[str, np.ndarray]] = {}
-    for split, table in found.items():
-        listed[split] = _inspect(table, split, data.unreadable)
+    found, seen = _settled(
+        found, {split: _inspect(found[split], split, data.unreadable) for split in found}, data.bits
+    )
+    listed = {split: _columns(table, seen[split]) for split, table in found.items()}
     placed = {split: (split, np.arange(len(columns["row"]))) for split, columns in listed.items()}
     own = listed["train"]
     parts = own_parts(
@@ -86,6 +91,9 @@ def prepare_data(run: Run) -> Path:
         [placed[split][0] for split in tables], [len(table["row"]) for table in tables.values()]
     )
     del columns["unit"]
+    if found["train"].depth is not None:
+        told = json.dumps(found["train"].depth.plain())
+        columns["depth"] = np.full(len(columns["id"]), told, object)
     write_table(pa.table(columns), path, key)
     return path
 
@@ -268,7 +276,26 @@ def describe_hard(run: Run) -> str:
     return f"{text}\nwarning: nearly all images are hard, and each of them gets a spectrum, which generation has to pay for; {mend}."
 
 
-def _inspect(table: ImageTable, split: str, unreadable: str) -> dict[str, np.ndarray]:
+def _settled(
+    tables: dict[str, ImageTable], seen: dict[str, Inspection], bits: int | None
+) -> tuple[dict[str, ImageTable], dict[str, Inspection]]:
+    """Tables and what was seen of them, with one depth for all grey pictures of more than 8 bits, which is said."""
+    tables, seen = settle_depth(tables, seen, bits)
+    if told := depth_told(tables, seen):
+        say(told)
+    return tables, seen
+
+
+def depth_told(tables: Mapping[str, ImageTable], seen: Mapping[str, Inspection]) -> str | None:
+    """What is said of grey pictures of more than 8 bits; None where there are none."""
+    depth, ranges = tables["train"].depth, Ranges()
+    for each in seen.values():
+        for wide in each.wide.values():
+            ranges.add(wide)
+    return None if depth is None else f"{ranges.describe(depth)} (data.bits states it)"
+
+
+def _inspect(table: ImageTable, split: str, unreadable: str) -> Inspection:
     with progress(f"check {split} images", len(table)) as advance:
         seen = inspect_images(table, advance)
     if seen.unreadable:
@@ -279,6 +306,11 @@ def _inspect(table: ImageTable, split: str, unreadable: str) -> dict[str, np.nda
                 "Mend or delete them, or set data.unreadable: skip."
             )
         say(f"{len(seen.unreadable)} unreadable {split} images are skipped:\n{listing}")
+    return seen
+
+
+def _columns(table: ImageTable, seen: Inspection) -> dict[str, np.ndarray]:
+    """What `data.parquet` says of the readable images."""
     bad = {row for row, _ in seen.unreadable}
     good = np.asarray([row for row in range(len(table)) if row not in bad], np.int64)
     sizes = np.asarray(seen.sizes, np.int32)[good]

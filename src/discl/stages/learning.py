@@ -607,9 +607,11 @@ def _validator(run: Run, config: ClassifierConfig) -> Callable[[nn.Module], floa
 
 def _config(run: Run, name: str) -> ClassifierConfig:
     train, method = run.recipe.training(name), run.recipe.methods[name]
-    return describe_classifier(
+    config = describe_classifier(
         train, run.train.class_names, run.recipe.prompts.names, method.loss.name
     )
+    depth = run.train.depth
+    return config if depth is None else replace(config, depth=depth.plain())
 
 
 def _fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:

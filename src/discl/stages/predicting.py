@@ -20,6 +20,7 @@ from ..curriculum.metrics import softmax_rows
 from ..curriculum.models import ClassifierConfig, load_classifier
 from ..curriculum.training import logits_of
 from ..data import Gate, Unreadable, decode_image, to_square
+from ..data.depth import Depth, Ranges, depth_of
 from ..data.gate import roots_of
 from ..data.listing import LeftOut, known_suffixes, walk_images
 from ..errors import DataError, RecipeError, RunError, unknown
@@ -107,6 +108,8 @@ class _Search:
         self.folder = (where if where.is_dir() else where.resolve().parent).absolute()
         self.gate = Gate(roots_of(self.folder))
         self.left_out, self.broken, self.read = LeftOut(), list[str](), 0
+        self.depth = Depth() if config.depth is None else depth_of(config.depth)
+        self.knows_depth, self.wide = config.depth is not None, Ranges()
 
     def batches(self, unreadable: str) -> Iterator[tuple[list[str], Tensor]]:
         """(paths, uint8 `[batch, 3, size, size]`) of the readable images. Raises DataError as `predict` does."""
@@ -136,6 +139,13 @@ class _Search:
             raise DataError(f"no image of '{self.where}' can be read:\n{listing}")
         if self.broken:
             say(f"{len(self.broken):,} unreadable images are skipped:\n{listing}")
+        if self.wide.counts:
+            rule = (
+                "the rule of training"
+                if self.knows_depth
+                else "the usual rule, for none was trained on"
+            )
+            say(f"{self.wide.describe(self.depth)} ({rule})")
         if self.left_out:
             say(f"of {str(self.where)!r} are left out: {self.left_out}")
 
@@ -147,9 +157,9 @@ class _Search:
     def _square(self, path: str) -> np.ndarray | Unreadable:
         whole_path = str(Path(path).resolve() if path == str(self.where) else Path(path).absolute())
         try:
-            return to_square(
-                decode_image({"bytes": None, "path": whole_path}, self.gate), self.size
-            )
+            stored = {"bytes": None, "path": whole_path}
+            picture = decode_image(stored, self.gate, self.depth, self.wide.add)
+            return to_square(picture, self.size)
         except Unreadable as error:
             return error
 
