@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -17,10 +17,15 @@ from discl.prompts.endpoint import Pause
 
 @dataclass
 class Raw:
-    """All that comes back, status line included; with `reset` the connection is torn down after it."""
+    """All that comes back, status line included; with `reset` the connection is torn down after it.
+
+    Then comes `again`, over and over until the other side hangs up, after `pause` seconds each time.
+    """
 
     data: bytes
     reset: bool = False
+    again: bytes = b""
+    pause: float = 0.0
 
 
 Reply = tuple[int, dict[str, str], str | bytes] | Raw
@@ -93,7 +98,7 @@ class Clock:
 @contextmanager
 def serve(answer: Callable[[int, dict], Reply]) -> Iterator[Server]:
     """`answer(how many requests came before, body)` says what comes back."""
-    lock = threading.Lock()
+    lock, closing = threading.Lock(), threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -116,7 +121,10 @@ def serve(answer: Callable[[int, dict], Reply]) -> Iterator[Server]:
             self.wfile.write(data)
 
         def _send_raw(self, reply: Raw) -> None:
-            self.wfile.write(reply.data)
+            with suppress(OSError):
+                self.wfile.write(reply.data)
+                while reply.again and not closing.wait(reply.pause):
+                    self.wfile.write(reply.again)
             if reply.reset:
                 self.connection.setsockopt(
                     socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
@@ -136,6 +144,7 @@ def serve(answer: Callable[[int, dict], Reply]) -> Iterator[Server]:
     try:
         yield server
     finally:
+        closing.set()
         listener.shutdown()
         listener.server_close()
         thread.join()

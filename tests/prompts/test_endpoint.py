@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -60,6 +61,130 @@ def test_a_redirect_to_nowhere_is_told_as_one() -> None:
         pytest.raises(EndpointError, match=r"points to http://\[::1"),
     ):
         endpoint(server).ask(HELLO)
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Raw(OK + b"Content-Length: 1000\r\n\r\n", again=b" ", pause=0.02),
+        Raw(OK + b"\r\n", again=b" ", pause=0.02),
+        Raw(OK + b"Transfer-Encoding: chunked\r\n\r\n", again=b"1\r\n \r\n", pause=0.02),
+        Raw(OK + b"X-Slow: ", again=b"x", pause=0.02),
+        Raw(b"", again=b"H", pause=0.02),
+        Raw(b"", again=b"HTTP/1.1 100 Continue\r\n\r\n", pause=0.02),
+        Raw(b"HTTP/1.1 500 No\r\nContent-Length: 1000\r\n\r\n", again=b" ", pause=0.02),
+        Raw(b"HTTP/1.1 100 Continue\r\n\r\n", again=b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+    ids=[
+        "body",
+        "open end",
+        "chunks",
+        "header",
+        "status",
+        "continue",
+        "failure",
+        "continue at once",
+    ],
+)
+def test_a_server_that_drips_is_given_up_in_time(reply: Raw) -> None:
+    start = time.monotonic()
+    with serve(lambda *_: reply) as server:
+        with pytest.raises(EndpointError) as caught:
+            endpoint(server, timeout=0.3).ask(HELLO)
+        assert time.monotonic() - start < 3
+    assert "2 times in a row" in str(caught.value)
+    assert "within 0.3 s" in str(caught.value) or "answers 500" in str(caught.value)
+
+
+def test_an_answer_that_drips_in_time_is_read() -> None:
+    said = completion("hi")[2].encode()
+    slow = Raw(
+        OK + f"Content-Length: {len(said) + 10}\r\n\r\n".encode() + said, again=b"\n", pause=0.01
+    )
+    with serve(lambda *_: slow) as server:
+        assert endpoint(server, timeout=20).ask(HELLO) == "hi"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Raw(OK + b"Content-Length: 10000000000\r\n\r\n", again=b" " * 65_536),
+        Raw(OK + b"\r\n", again=b" " * 65_536),
+        Raw(
+            OK + b"Transfer-Encoding: chunked\r\n\r\n", again=b"10000\r\n" + b" " * 65_536 + b"\r\n"
+        ),
+    ],
+    ids=["length", "open end", "chunks"],
+)
+def test_an_answer_without_end_is_refused(reply: Raw) -> None:
+    with serve(lambda *_: reply) as server:
+        with pytest.raises(EndpointError, match=r"more than 4,000,000 bytes"):
+            endpoint(server, timeout=20).ask(HELLO)
+        assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("end", ["", "#" + "x" * 20_000])
+def test_a_redirect_is_told_and_never_followed(status: int, end: str) -> None:
+    with serve(lambda *_: completion("stolen")) as other:
+        reply = (status, {"Location": f"{other.url}/{SECRET}{end}"}, "")
+        with serve(lambda *_: reply) as server:
+            with pytest.raises(
+                EndpointError, match=f"answers {status}.*points to {other.url}"
+            ) as caught:
+                endpoint(server, key=SECRET).ask(HELLO)
+            assert len(server.bodies) == 1
+        assert other.bodies == []
+    assert SECRET not in str(caught.value)
+    assert len(str(caught.value)) < 2000
+
+
+ODD_ANSWERS = [
+    "", "null", "1", "[]", "{}", "hello", '{"choices": null}', '{"choices": []}', '{"choices": {}}',
+    '{"choices": [null]}', '{"choices": [{}]}', '{"choices": [{"message": null}]}',
+    '{"choices": [{"message": []}]}', '{"choices": [{"message": {"content": 5}}]}',
+    '{"choices": [{"message": {"content": {"text": "a"}}}]}',
+    '{"choices": [{"message": {"content": ["a"]}}]}',
+    '{"choices": [{"message": {"content": [{"type": "text", "text": 5}]}}]}',
+    '{"choices": [{"text": "an old completion"}]}', '{"error": {"message": "no such model"}}',
+    "[" * 100_000, "9" * 10_000, '{"choices": [' + "1," * 1_000_000 + "1]}", "<html>" + "x" * 50_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("said", ODD_ANSWERS, ids=lambda said: said[:60])
+def test_an_answer_of_another_shape_is_told_in_short(said: str) -> None:
+    with serve(lambda *_: (200, {}, said)) as server:
+        with pytest.raises(EndpointError, match="answers no chat completion") as caught:
+            endpoint(server).ask(HELLO)
+        assert len(server.bodies) == 1
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("message", "content"),
+    [
+        ({"content": None}, ""),
+        ({}, ""),
+        ({"content": "a\0b\ud800"}, "a?b?"),
+        (
+            {
+                "content": [
+                    {"type": "text", "text": "a"},
+                    {"type": "thinking"},
+                    {"type": "text", "text": "b"},
+                ]
+            },
+            "ab",
+        ),
+    ],
+)
+def test_the_text_of_an_answer(message: dict, content: str) -> None:
+    said = json.dumps({"choices": [{"message": message}]})
+    with serve(lambda *_: (200, {}, said)) as server:
+        assert endpoint(server).ask(HELLO) == content
 
 
 @pytest.mark.parametrize(

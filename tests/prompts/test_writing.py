@@ -293,7 +293,7 @@ def test_a_server_that_never_answers_is_given_up() -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
-        with pytest.raises(EndpointError, match=r"cannot be reached .*timed out"):
+        with pytest.raises(EndpointError, match=r"no whole answer within 0\.2 s"):
             Endpoint(url, "m", timeout=0.2, backoff=0.01, retries=1).ask(
                 [{"role": "user", "content": "hello"}]
             )
@@ -416,10 +416,9 @@ def test_killed_half_way_it_goes_on_with_what_is_missing(tmp_path: Path) -> None
         child.append(subprocess.Popen([sys.executable, "-c", SCRIPT, server.url, str(path)]))
         assert child[0].wait(60) == -signal.SIGKILL
         kept = list(yaml.safe_load(path.read_text()))
-        assert kept in (
-            ["a", "b"],
-            ["a", "b", "c"],
-        )  # the third may be on its way into the file while the fourth is asked for
+        # those before may be on their way into the file while the fourth is asked for
+        assert kept == ["a", "b", "c"][: len(kept)]
+        assert kept
         write_missing(path, same(*"abcdef"), endpoint(server), Demand(3, 15, False))
     assert list(yaml.safe_load(path.read_text())) == list("abcdef")
     assert server.classes == ["a", "b", "c", "d", *[name for name in "abcdef" if name not in kept]]

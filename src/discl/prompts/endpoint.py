@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from ..errors import EndpointError, RecipeError, shorten
+from .deadline import Deadline, open_within
 
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
 """Answers after which the same request may succeed."""
@@ -30,15 +31,6 @@ CROWDED = {429, 503}
 LONGEST_ANSWER = 4_000_000
 LONGEST_WAIT = 300.0
 SHOWN = 300
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Followed blindly, a redirect would carry the key to another host."""
-
-    def http_error_302(self, *_: Any) -> None:
-        return None
-
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302  # type: ignore[assignment]
 
 
 class _Passing(Exception):
@@ -173,7 +165,9 @@ class Endpoint:
             try:
                 return self._content(self._send(body))
             except _Passing as failure:
-                wait = self.backoff * 2**attempt if failure.wait is None else failure.wait
+                wait = (
+                    self.backoff * 2 ** min(attempt, 30) if failure.wait is None else failure.wait
+                )
                 if failure.wait is not None and wait > LONGEST_WAIT:
                     raise EndpointError(
                         f"{self._address} {failure} and asks to wait {wait:.0f} s; run the same command again then."
@@ -200,21 +194,35 @@ class Endpoint:
 
     def _send(self, body: bytes) -> bytes:
         """What comes back. Errors hide what caused them, for a server may repeat the key in any of it."""
-        try:
-            with self._open(body) as answer:
-                return answer.read(LONGEST_ANSWER)
-        except urllib.error.HTTPError as error:
-            with error:
-                raise self._refused(error.code, error.headers, _said(error)) from None
-        except (ValueError, http.client.InvalidURL) as error:
+        late = _Passing(f"has given no whole answer within {self.timeout:g} s")
+        with Deadline(self.timeout) as deadline:
+            try:
+                with self._open(body, deadline) as answer:
+                    said = answer.read(LONGEST_ANSWER + 1)
+            except urllib.error.HTTPError as error:
+                with error:
+                    raise self._refused(error.code, error.headers, _said(error)) from None
+            except (ValueError, http.client.InvalidURL) as error:
+                told = shorten(self._hidden(str(error)), SHOWN, quoted=False)
+                raise EndpointError(
+                    f"{self._address} cannot be asked ({told}). Check {self.section}.url."
+                ) from None
+            except (OSError, http.client.HTTPException) as error:
+                cause = self._hidden(repr(getattr(error, "reason", None) or error))
+                told = shorten(cause, SHOWN, quoted=False)
+                raise late if deadline.passed else _Passing(f"cannot be reached ({told})") from None
+            if deadline.passed:
+                raise late
+        if len(said) > LONGEST_ANSWER:
             raise EndpointError(
-                f"{self._address} cannot be asked ({self._hidden(str(error))}). Check {self.section}.url."
-            ) from None
-        except (OSError, http.client.HTTPException) as error:
-            cause = self._hidden(repr(getattr(error, "reason", None) or error))
-            raise _Passing(f"cannot be reached ({cause})") from None
+                f"{self._address} answers with more than {LONGEST_ANSWER:,} bytes, which no text "
+                "is. Check "
+                f"{self.section}.url, and limit the answer (max_tokens in "
+                f"{self.section}.parameters)."
+            )
+        return said
 
-    def _open(self, body: bytes) -> Any:
+    def _open(self, body: bytes, deadline: Deadline) -> http.client.HTTPResponse:
         headers = {
             "Content-Type": "application/json",
             "Accept": "application/json",
@@ -222,13 +230,9 @@ class Endpoint:
         }
         if self.key is not None:
             headers["Authorization"] = f"Bearer {self.key}"
-        handlers: list[Any] = [_NoRedirect]
-        if (urlsplit(self.url).hostname or "") in {"localhost", "127.0.0.1", "::1"}:
-            handlers.append(
-                urllib.request.ProxyHandler({})
-            )  # what runs on this machine is not reached through a proxy
+        here = (urlsplit(self.url).hostname or "") in {"localhost", "127.0.0.1", "::1"}
         request = urllib.request.Request(self._address, body, headers, method="POST")
-        return urllib.request.build_opener(*handlers).open(request, timeout=self.timeout)
+        return open_within(request, deadline, proxies=not here)  # none leads to this machine
 
     def _refused(self, status: int, headers: Message, body: bytes) -> Exception:
         said = f"answers {status}: {self._shown(body)}"
@@ -241,13 +245,22 @@ class Endpoint:
             404: f"Check {self.section}.url (most end in /v1) and {self.section}.model.",
         }.get(status, f"Check {self.section}: url, model and parameters.")
         if 300 <= status < 400:
-            advice = f"It points to {self._hidden(str(headers.get('Location')))}; if that is right, write it into {self.section}.url."
+            there = shorten(self._hidden(str(headers.get("Location"))), SHOWN, quoted=False)
+            advice = f"It points to {there}; if that is right, write it into {self.section}.url."
         return EndpointError(f"{self._address} {said}. {advice}")
 
     def _content(self, body: bytes) -> str:
-        """The text in a chat completion, `?` for what is no character in it; empty where the model wrote none."""
+        """The text in a chat completion, `?` for what is no character in it; empty where the model
+        wrote none.
+
+        A list of parts is their texts, one after the other.
+        """
         try:
             content = json.loads(body)["choices"][0]["message"].get("content")
+            if isinstance(content, list):
+                content = "".join(part["text"] for part in content if part["type"] == "text")
+            if not isinstance(content, str | None):
+                raise TypeError(f"content is a {type(content).__name__}")
         except (
             ValueError,
             KeyError,
@@ -260,7 +273,7 @@ class Endpoint:
                 f"{self._address} answers no chat completion: {self._shown(body)}. "
                 f"Check {self.section}.url: the base URL of an OpenAI-compatible server, most end in /v1."
             ) from error
-        return whole_characters(content) if isinstance(content, str) else ""
+        return whole_characters(content or "")
 
     def _shown(self, body: bytes) -> str:
         text = self._hidden(" ".join(body.decode(errors="replace").split()))
@@ -296,5 +309,5 @@ def _retry_after(value: str | None) -> float | None:
         pass
     try:
         return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, OSError):
         return None
