@@ -517,6 +517,17 @@ def test_begin_holds_whatever_a_loader_counts(dataset: discl.SpectrumDataset) ->
     assert curriculum.number == 4 and curriculum.levels == ()
 
 
+def test_a_state_of_another_guidance_set_is_refused(dataset: discl.SpectrumDataset) -> None:
+    def make(images: int) -> discl.Curriculum:
+        return discl.Curriculum(dataset, "adaptive", curriculum_epochs=4, guidance_images=images)
+
+    first = make(3)
+    first.begin(0, make_model())
+    with pytest.raises(TrainingError, match="measurements on 6 images, and V has 2"):
+        make(1).load_state_dict(first.state_dict())
+    make(3).load_state_dict(first.state_dict())
+
+
 def test_a_loaded_state_is_not_counted_back(dataset: discl.SpectrumDataset) -> None:
     first = discl.Curriculum(dataset, "diverse-to-specific", curriculum_epochs=4, samples=16)
     first.begin(2)

@@ -257,7 +257,14 @@ class Curriculum(Sampler[int]):
         """Takes over what `state_dict` gave.
 
         After an epoch's end it turns to the next one at once: a loop may ask its data workers for rows before it calls `begin`.
+        Raises TrainingError where the state was measured on another guidance validation set.
         """
+        held = len(self.guidance_rows)
+        if state["before"] is not None and len(state["before"]) != held:
+            raise TrainingError(
+                f"the state holds measurements on {len(state['before'])} images, and V has {held}: it was saved with another data set, "
+                "seed, levels or guidance_images, or by an earlier version; give those it was made with, or begin at epoch 0."
+            )
         self.number, self.history, self._record = (
             state["epoch"],
             list(state["history"]),
