@@ -103,13 +103,24 @@ def _is_host(name: str) -> bool:
     )
 
 
+_OF_A_KEY = re.compile(r"KEY|TOKEN")
+_OF_OTHERS = re.compile(r"^AWS_|SECRET|PASS|PRIVATE|SSH|CREDENTIAL|SESSION")
+
+
 def read_key(variable: str | None) -> str | None:
     """The API key in an environment variable, None where none is named.
 
-    Raises EndpointError where it is not set or holds what no key does: a space, a line break, a character that is not ASCII.
+    A recipe names the variable and the server that gets its value, so only variables that are called like keys of a
+    service are read: with KEY or TOKEN in the name, none of AWS, no password. Raises EndpointError for another one,
+    and where it is not set or holds what no key does: a space, a line break, a character that is not ASCII.
     """
     if variable is None:
         return None
+    if not _OF_A_KEY.search(variable.upper()) or _OF_OTHERS.search(variable.upper()):
+        raise EndpointError(
+            f"key_variable {variable} is not called like an API key, so it is not read and sent; put the key into a "
+            "variable with KEY or TOKEN in its name, such as OPENAI_API_KEY."
+        )
     key = os.environ.get(variable, "").strip()
     if not key:
         raise EndpointError(

@@ -29,6 +29,17 @@ if TYPE_CHECKING:
 
 PUT_WHOLE = {"memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "hf"}
 """fsspec's names of stores in which an object is there whole or not at all. Elsewhere it is put beside its place and renamed."""
+INTERPRETED = {
+    "reference",
+    "simplecache",
+    "filecache",
+    "blockcache",
+    "cached",
+    "zip",
+    "tar",
+    "libarchive",
+}
+"""fsspec's names of what is no place of its own: a file or a cache that says where the bytes are."""
 READERS = 16
 """Shards of a store elsewhere that are read at once."""
 
@@ -188,6 +199,12 @@ def open_place(folder: Path | str) -> tuple[AbstractFileSystem | None, str]:
     """(file system, path in it) of a folder; None for this machine's own. Raises StoreError for a URL that fsspec cannot open."""
     if isinstance(folder, Path) or "://" not in folder:
         return None, str(folder)
+    protocol = folder.partition("://")[0]
+    if "::" in folder or protocol in INTERPRETED:
+        raise StoreError(
+            f"store '{folder}' cannot be opened: it is read through another file, which may lead anywhere; "
+            "name one place without '::', such as s3://bucket/birds."
+        )
     import fsspec
 
     try:

@@ -114,6 +114,8 @@ def _describe_classes(run: Run, asked: EndpointSection) -> Path:
 
 def _reach(asked: Server, section: str) -> Endpoint:
     key = read_key(asked.key_variable)
+    if key is not None:
+        say(f"{section}: {asked.url} is sent the API key in {asked.key_variable}")
     return Endpoint(
         asked.url, asked.model, key, asked.parameters, asked.timeout, asked.retries, section=section
     )
