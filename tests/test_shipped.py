@@ -225,10 +225,13 @@ def test_settings_of_the_paper() -> None:
         recipe.train.optimizer.schedule,
     ) == ("adam", 0.001, "cosine")
     assert (recipe.filter.threshold, recipe.hard.fewer_than) == (0.3, 20)
+    assert recipe.train.augment == ["random-resized-crop", "flip", "color-jitter"]
+    assert (recipe.train.resize_mode, recipe.train.optimizer.weight_decay) == ("whole", 1e-5)
     assert (recipe.spectrum.tries, recipe.spectrum.resize) == (6, "keep-aspect")
     assert recipe.spectrum.checkpoint == "stabilityai/stable-diffusion-xl-refiner-1.0"
     wild = load_recipe("iwildcam-b16-flyp-discl")
-    assert wild.hard.exclude == ["empty landscape"]
+    assert wild.train.optimizer.decay_vectors
+    assert (wild.hard.exclude, wild.train.resize_mode) == (["empty landscape"], "whole")
     asked = (wild.spectrum.size or 0, 8)  # 8: of SDXL's VAE
     assert (keep_aspect(1920, 1080, *asked), keep_aspect(2048, 1536, *asked)) == (
         (480, 272),
@@ -267,6 +270,12 @@ def test_settings_of_the_paper() -> None:
         )
         assert sum(counts) == total
         assert sum(count for count in counts if count < recipe.hard.fewer_than) in HARD.values()
+
+
+def test_cuda_has_the_operations_that_its_authors_released() -> None:
+    systems = [each.system for name in PAPER for each in load_recipe(name).methods.values()]
+    cuda = [asked for asked in systems if isinstance(asked, dict) and asked["name"] == "cuda"]
+    assert len(cuda) >= 10 and {asked["operations"] for asked in cuda} == {"released"}
 
 
 def test_bases_are_no_recipes_and_every_one_is_used() -> None:
