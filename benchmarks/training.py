@@ -49,7 +49,7 @@ from discl.stages.classifiers import describe_classifier, starter_of
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LEVELS = (50, 70, 90)
 PARTS = ("workers", "small", "progress", "large", "attention")
-SETS = {  # real images, hard ones, images of the spectrum, V is 2,000 hard ones or a fifth, as in the recipes
+SETS = {  # real images, hard ones, images of the spectrum; V is 2,000 hard ones or a fifth
     "CIFAR100-LT": (10_847, 325, 2_925),
     "iWildCam": (129_809, 8_260, 198_240),
 }

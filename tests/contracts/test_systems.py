@@ -130,7 +130,8 @@ def test_docl_remembers_every_sample_that_was_drawn(tmp_path: Path) -> None:
         ),
         (
             {"name": "cuda", "treshold": 1},
-            r"unknown parameter of system cuda 'treshold'; known: operations, probability, threshold\. Did you mean",
+            r"unknown parameter of system cuda 'treshold'; known: operations, probability, "
+            r"threshold\. Did you mean",
         ),
         ("nowhere:Thing", r"system 'nowhere:Thing' cannot be found"),
         (["cuda"], r"a system is a name or a mapping"),

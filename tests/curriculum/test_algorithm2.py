@@ -53,7 +53,8 @@ class Squares:
 
 
 def make_samples() -> tuple[Pool, Squares, GuidanceSet]:
-    """30 real images, those of class 2 hard, and two synthetic ones of each at each level; V takes five hard images."""
+    """30 real images, those of class 2 hard, and two synthetic ones of each at each level; V takes
+    five hard images."""
     labels, levels = (
         np.r_[np.arange(30) % 3, np.full(60, 2)],
         np.r_[np.full(30, 100), np.repeat(LEVELS, 20)],

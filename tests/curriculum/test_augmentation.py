@@ -96,7 +96,8 @@ def test_color_jitter_is_the_published_one() -> None:
 
 
 def ramps(count: int, side: int) -> Tensor:
-    """Whole pictures in which red is the place from the left and green that from the top, as shares of the sides."""
+    """Whole pictures in which red is the place from the left and green that from the top, as shares
+    of the sides."""
     places = (torch.arange(side) + 0.5) / side
     red, green = places.expand(side, side), places[:, None].expand(side, side)
     return torch.stack([red, green, torch.zeros_like(red)]).expand(count, -1, -1, -1)

@@ -29,7 +29,8 @@ LEVELS = (GuidanceLevel(0), GuidanceLevel(50))
 def make_pool(
     hard: dict[int, int], kept: dict[tuple[int, int], int], real: int = 10, seeds: int = 2
 ) -> Pool:
-    """`real` images of class 0, `hard[label]` hard ones of the others, and `seeds` synthetic images of the first `kept[label, level]`."""
+    """`real` images of class 0, `hard[label]` hard ones of the others, and `seeds` synthetic images
+    of the first `kept[label, level]`."""
     rows: list[tuple[int, int, int]] = [(0, 100, row) for row in range(real)]
     first = {}
     for label, count in hard.items():
@@ -62,7 +63,8 @@ def test_every_source_has_one_image_at_every_level() -> None:
     assert POOL.synthetic[drawn.rows].all()
     assert np.array_equal(drawn.labels, POOL.labels[drawn.rows])
     counts = {label: int((drawn.labels == label).sum()) // 2 for label in (1, 2, 3, 4)}
-    # 40 : 20 : 6 : 1 of 12, but class 3 would have no image at 50 % without its source, and class 4 none at all
+    # 40 : 20 : 6 : 1 of 12, but without their sources class 3 would have no image at 50 %, and
+    # class 4 none at all
     assert counts == {1: 8, 2: 4, 3: 0, 4: 0}
 
 
@@ -73,7 +75,8 @@ def test_training_keeps_half_of_each_class() -> None:
 
 
 def test_nothing_of_a_source_is_left_to_training() -> None:
-    """Neither the real image nor its siblings at other seeds and levels; the classes keep images of every level."""
+    """Neither the real image nor its siblings at other seeds and levels; the classes keep images of
+    every level."""
     for seed in range(5):
         drawn = draw_guidance_set(POOL, LEVELS[1:], 20, seed)  # V measures one level of the two
         left = hold_out(POOL, drawn)
@@ -89,7 +92,8 @@ def test_nothing_of_a_source_is_left_to_training() -> None:
 
 
 def test_whatever_was_kept_v_and_training_are_apart() -> None:
-    """120 pools of random classes, hard images, seeds, levels and filters, some of which have nothing to spare."""
+    """120 pools of random classes, hard images, seeds, levels and filters, some of which have
+    nothing to spare."""
     refused = 0
     for seed in range(120):
         rng = np.random.default_rng(seed)
@@ -154,7 +158,8 @@ def test_synthetic_images_of_unknown_sources_are_refused() -> None:
 
 
 def test_a_source_that_is_not_trained_on_may_serve() -> None:
-    """Its real image is not among the training images, but its other synthetic images are held out too."""
+    """Its real image is not among the training images, but its other synthetic images are held out
+    too."""
     away = np.where(POOL.synthetic, POOL.sources + 10_000, POOL.sources)
     pool = replace(POOL, sources=away)
     drawn = draw_guidance_set(pool, LEVELS, 12, seed=0)

@@ -96,7 +96,8 @@ def draw_picture(label: int, index: int) -> dict[str, Any]:
 
 
 def make_samples() -> tuple[Pool, Pixels]:
-    """26 real images in four classes, and 5 synthetic ones at 0 % and at 50 % for each of the two rare classes.
+    """26 real images in four classes, and 5 synthetic ones at 0 % and at 50 % for each of the two
+    rare classes.
 
     Hard images of a class take turns as their sources.
     """
@@ -515,7 +516,8 @@ def test_progress_is_measured_and_followed(name: str, tmp_path: Path) -> None:
 
 
 class Cosines(nn.Module):
-    """Logits as a CLIP has them, 30 times a cosine; notes them in float64 and in bfloat16 wherever it is evaluated."""
+    """Logits as a CLIP has them, 30 times a cosine; notes them in float64 and in bfloat16 wherever
+    it is evaluated."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -177,7 +177,8 @@ def test_adaptive_probes_then_follows_what_was_measured(dataset: discl.SpectrumD
 def test_nothing_of_the_sources_of_v_is_drawn(
     filtered_run: Path, dataset: discl.SpectrumDataset, strategy: str
 ) -> None:
-    """Neither the real images that V's nearly copy nor their siblings, from a run's data set and from shards."""
+    """Neither the real images that V's nearly copy nor their siblings, from a run's data set and
+    from shards."""
     train_table = Run(discl.load_recipe(filtered_run / "recipe.yaml"), filtered_run).train
     shards = discl.SpectrumDataset.of_shards(filtered_run / "spectrum", train_table, size=16)
     for each in (dataset, shards):
@@ -395,7 +396,8 @@ class Cosines(nn.Module):
 
 @pytest.fixture
 def accelerator() -> Iterator[Callable[..., Any]]:
-    """A function that gives accelerate's Accelerator on the CPU; its state, one for a process, is reset."""
+    """A function that gives accelerate's Accelerator on the CPU; its state, one for a process, is
+    reset."""
     accelerate = pytest.importorskip("accelerate")
 
     def make(**given: Any) -> Any:
@@ -456,7 +458,8 @@ def test_a_model_of_bfloat16_weights_is_measured_as_it_is(dataset: discl.Spectru
 def test_resumed_with_a_prepared_loader_it_goes_on_where_it_was(
     dataset: discl.SpectrumDataset, accelerator: Callable[..., Any], strategy: str, stop: int
 ) -> None:
-    """The loader counts from 0 again and calls `set_epoch` with that whenever it is gone through."""
+    """The loader counts from 0 again and calls `set_epoch` with that whenever it is gone
+    through."""
 
     class Rows(torch.utils.data.Dataset):
         def __getitem__(self, row: int) -> tuple[torch.Tensor, int, int]:

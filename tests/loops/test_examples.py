@@ -67,7 +67,8 @@ def test_hugging_face_trainer(filtered_run: Path, tmp_path: Path, stop: int) -> 
 def test_a_trainer_resumed_draws_what_it_would_have_drawn(
     filtered_run: Path, tmp_path: Path, strategy: str
 ) -> None:
-    """At the end of an epoch and in the middle of one; the Trainer's prepared loader counts from 0 again."""
+    """At the end of an epoch and in the middle of one; the Trainer's prepared loader counts from 0
+    again."""
     import discl
 
     example = load("hf_trainer")

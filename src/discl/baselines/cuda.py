@@ -9,15 +9,20 @@ Posterise, solarise and solarise-add exist in two forms; `operations` chooses on
   inverts values from 256 − v on, solarise-add adds v to values below 128.
 - `released`: as the authors' code has them, much stronger at the strengths that levels reach.
   Posterise keeps max(1, int(v)) bits, which is one bit up to strength 14. Solarise inverts values
-  from v on, so it weakens as the strength grows. Solarise-add adds v to every value and then inverts
-  those from 128 on.
+  from v on, so it weakens as the strength grows. Solarise-add adds v to every value and then
+  inverts those from 128 on.
 
 Mean change of a uniform random picture, in grey levels of 255, at strengths 1 / 5 / 10:
-gradual 0 / 0 / .5, 4 / 21 / 42 and 1 / 9 / 18; released 63 / 63 / 63, 119 / 92 / 71 and 67 / 80 / 95.
+
+| | posterise | solarise | solarise-add |
+|---|---|---|---|
+| gradual | 0 / 0 / .5 | 8 / 35 / 56 | 1 / 9 / 18 |
+| released | 63 / 63 / 63 | 119 / 92 / 71 | 67 / 80 / 95 |
+
 Colour, contrast, brightness and sharpness are factors from .1 on, as published, and a factor of 1
-changes nothing: at the strengths that levels reach, factors of .1 to .7, they weaken as the strength
-grows. The authors' code rotates, shears and moves without interpolation; here it is bilinear. Eight
-operations have no magnitude.
+changes nothing: at the strengths that levels reach, factors of .1 to .7, they weaken as the
+strength grows. The authors' code rotates, shears and moves without interpolation; here it is
+bilinear. Eight operations have no magnitude.
 """
 
 from __future__ import annotations
@@ -140,7 +145,8 @@ def magnitude(name: str, strength: int) -> float:
 def augment(
     picture: Image.Image, strength: int, rng: np.random.Generator, operations: str = "gradual"
 ) -> Image.Image:
-    """The RGB picture after `strength` of the 22 operations, drawn with replacement, each at that strength.
+    """The RGB picture after `strength` of the 22 operations, drawn with replacement, each at that
+    strength.
 
     `operations` is `gradual` or `released`, see above.
     """
@@ -215,9 +221,10 @@ def update_levels(
 class Cuda(Companion):
     """CUDA in training: levels are updated before each epoch, and pictures augmented at the level of their class.
 
-    Pictures are altered where batches are made ready for the device, after crop and flip, so that no data worker holds a level of its
-    own. `threshold` is γ, `probability` that of augmenting at all, `operations` the form of three of them: `gradual` or `released`.
-    Raises ValueError for another form.
+    Pictures are altered where batches are made ready for the device, after crop and flip, so that
+    no data worker holds a level of its own. `threshold` is γ, `probability` that of augmenting at
+    all, `operations` the form of three of them: `gradual` or `released`. Raises ValueError for
+    another form.
     """
 
     def __init__(

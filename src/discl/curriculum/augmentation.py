@@ -59,15 +59,17 @@ def augment_share(
 ) -> Tensor:
     """Pixels `[share, 3, h, w]` augmented as they are in the whole batch, of which they are this process's share.
 
-    Parameters are drawn for the whole batch, from a random state that the processes have in common. With `aspects`, width / height
-    of each picture, the pixels are whole pictures squeezed into squares: the augmentation's random-resized-crop takes its shares of
-    them in their own aspect. Raises TrainingError for an augmentation without random-resized-crop then.
+    Parameters are drawn for the whole batch, from a random state that the processes have in common.
+    With `aspects`, width / height of each picture, the pixels are whole pictures squeezed into
+    squares: the augmentation's random-resized-crop takes its shares of them in their own aspect.
+    Raises TrainingError for an augmentation without random-resized-crop then.
     """
     if aspects is not None:
         first, *others = augmentation
         if type(first).__name__ != "RandomResizedCrop":
             raise TrainingError(
-                "whole pictures are cropped by random-resized-crop; add it to the augmentations, or use resize_mode: square."
+                "whole pictures are cropped by random-resized-crop; add it to the augmentations, "
+                "or use resize_mode: square."
             )
         side = int(first.flags["size"][0])
         pixels = crop_whole(pixels, aspects, side, crop_scale, processes)
@@ -92,10 +94,12 @@ def crop_whole(
     scale: tuple[float, float],
     processes: Processes | None = None,
 ) -> Tensor:
-    """Random-resized crops `[share, 3, image_size, image_size]` of whole pictures that were squeezed into squares.
+    """Random-resized crops `[share, 3, image_size, image_size]` of whole pictures that were
+    squeezed into squares.
 
-    Every crop has a share of the picture's area from `scale` and, in the picture's own pixels, a width / height from 3/4 to 4/3;
-    `aspects` `[share]` is width / height of the pictures. Drawn from torch's random state for the whole batch of all `processes`.
+    Every crop has a share of the picture's area from `scale` and, in the picture's own pixels, a
+    width / height from 3/4 to 4/3; `aspects` `[share]` is width / height of the pictures. Drawn
+    from torch's random state for the whole batch of all `processes`.
     """
     processes = processes or Processes()
     drawn = torch.rand(processes.size * len(pixels), CROP_TRIES + 1, 2)
@@ -106,8 +110,9 @@ def crop_whole(
 def crop_boxes(aspects: Tensor, scale: tuple[float, float], drawn: Tensor) -> Tensor:
     """(left, top, width, height) as shares of the picture's sides, float32 `[batch, 4]`.
 
-    `drawn` `[batch, CROP_TRIES + 1, 2]` are uniform numbers: area and shape of each try, then the place. The first try that fits into
-    the picture is taken; where none does, the greatest centre crop of an allowed shape, as torchvision has it.
+    `drawn` `[batch, CROP_TRIES + 1, 2]` are uniform numbers: area and shape of each try, then the
+    place. The first try that fits into the picture is taken; where none does, the greatest centre
+    crop of an allowed shape, as torchvision has it.
     """
     low, high = (math.log(ratio) for ratio in CROP_RATIO)
     tries, place = drawn[:, :-1], drawn[:, -1]
@@ -127,7 +132,8 @@ def crop_boxes(aspects: Tensor, scale: tuple[float, float], drawn: Tensor) -> Te
 
 
 def _sample(pixels: Tensor, boxes: Tensor, image_size: int) -> Tensor:
-    """The boxes (left, top, width, height as shares) of squares, bilinearly resized to `[batch, 3, image_size, image_size]`."""
+    """The boxes (left, top, width, height as shares) of squares, bilinearly resized to `[batch, 3,
+    image_size, image_size]`."""
     boxes = boxes.to(pixels.device, pixels.dtype)
     left, top, width, height = boxes.unbind(1)
     zero = torch.zeros_like(left)
@@ -140,7 +146,8 @@ def _sample(pixels: Tensor, boxes: Tensor, image_size: int) -> Tensor:
 def centre(pixels: Tensor, image_size: int, aspects: Tensor | None = None) -> Tensor:
     """The middle `[batch, 3, image_size, image_size]` of a batch of squares.
 
-    With `aspects` the squares are whole pictures that were squeezed; their middle has the same field of view, in their own aspect.
+    With `aspects` the squares are whole pictures that were squeezed; their middle has the same
+    field of view, in their own aspect.
     """
     side = pixels.shape[-1]
     first = (side - image_size) // 2

@@ -121,7 +121,8 @@ class Course:
 def hold_out_guidance(
     pool: Pool, levels: Sequence[GuidanceLevel], images: int | None, seed: int
 ) -> tuple[Pool, GuidanceSet]:
-    """V of at most `images` hard images (default 2,000, or a fifth of those with a spectrum if that is less), and the pool without them.
+    """V of at most `images` hard images (default 2,000, or a fifth of those with a spectrum if that
+    is less), and the pool without them.
 
     Raises TrainingError where none can be held out.
     """

@@ -15,10 +15,12 @@ from ..levels import REAL, GuidanceLevel
 class Pool:
     """All samples that training may draw, one row each; a real image is a row at level 100.
 
-    `labels` int64 `[rows]`, `levels` whole per cents `[rows]`, `synthetic` and `hard` bool `[rows]`; `hard` marks the
-    real images that have a spectrum, `held_out` rows that are never drawn (default none). `sources` int64 `[rows]` says which rows
-    belong together: a real image is its own source, its row number, and a synthetic image has the source that it was made from;
-    -1 where that is not known (default for synthetic images), numbers from `rows` on for real images that the pool does not hold.
+    `labels` int64 `[rows]`, `levels` whole per cents `[rows]`, `synthetic` and `hard` bool
+    `[rows]`; `hard` marks the real images that have a spectrum, `held_out` rows that are never
+    drawn (default none). `sources` int64 `[rows]` says which rows belong together: a real image is
+    its own source, its row number, and a synthetic image has the source that it was made from; -1
+    where that is not known (default for synthetic images), numbers from `rows` on for real images
+    that the pool does not hold.
     """
 
     labels: np.ndarray

@@ -140,7 +140,8 @@ class Batches:
 
 
 def aspects_of(pixels: Pixels, rows: np.ndarray) -> Tensor | None:
-    """Width / height of the pictures of these rows, float32 `[rows]`; None where their squares are centres."""
+    """Width / height of the pictures of these rows, float32 `[rows]`; None where their squares are
+    centres."""
     aspects = getattr(pixels, "aspects", None)
     return None if aspects is None else torch.from_numpy(aspects[rows]).float()
 

@@ -1,7 +1,8 @@
 """Learning progress on a guidance validation set V (arXiv 2410.13674, algorithm 2): which level of the spectrum teaches most now.
 
-V holds one synthetic image of every level of each of its sources, and training draws nothing of those sources: not the hard real images
-that V's images nearly copy, nor their other synthetic images. Progress is the change of the model's true-class probability on V.
+V holds one synthetic image of every level of each of its sources, and training draws nothing of
+those sources: not the hard real images that V's images nearly copy, nor their other synthetic
+images. Progress is the change of the model's true-class probability on V.
 """
 
 from __future__ import annotations
@@ -37,19 +38,23 @@ class GuidanceSet:
 def draw_guidance_set(
     pool: Pool, levels: Sequence[GuidanceLevel], size: int, seed: int
 ) -> GuidanceSet:
-    """V of at most `size` sources, each with one synthetic image at every level, classes in proportion to their sources.
+    """V of at most `size` sources, each with one synthetic image at every level, classes in
+    proportion to their sources.
 
-    Where fewer sources have an image at every level, or can be spared, V is smaller. A class keeps at least half of its sources for
-    training, one hard real image and one synthetic image at each level. Raises TrainingError where no source is left for V, or
-    where the sources of the synthetic images are not known.
+    Where fewer sources have an image at every level, or can be spared, V is smaller. A class keeps
+    at least half of its sources for training, one hard real image and one synthetic image at each
+    level. Raises TrainingError where no source is left for V, or where the sources of the synthetic
+    images are not known.
     """
     rng = np.random.default_rng(seed)
     percents = np.array(sorted(level.percent for level in levels), np.int64)
     rows = np.flatnonzero(pool.synthetic & ~pool.held_out)
     if (pool.sources[rows] < 0).any():
         raise TrainingError(
-            f"the sources of {(pool.sources[rows] < 0).sum()} synthetic images are not known, so what their progress is measured on "
-            "cannot be held out of training; name them in a column source_id, or use a strategy that measures nothing."
+            f"the sources of {(pool.sources[rows] < 0).sum()} synthetic images are not known, so "
+            "what their progress is measured on "
+            "cannot be held out of training; name them in a column source_id, or use a strategy "
+            "that measures nothing."
         )
     rows = rng.permutation(rows[np.isin(pool.levels[rows], percents)])
     sources, of_row = np.unique(pool.sources[rows], return_inverse=True)
@@ -67,9 +72,12 @@ def draw_guidance_set(
             for percent, count in zip(percents.tolist(), (counts > 0).sum(0).tolist(), strict=True)
         )
         raise TrainingError(
-            f"no hard image can be held out for the guidance validation set: of {len(sources)} with kept synthetic images {there}, "
-            f"{(counts > 0).all(1).sum()} at all levels, and each class keeps half of its hard images and an image of each level for "
-            "training; lower filter.threshold, raise spectrum.seeds, leave a level out of spectrum.levels, or use a strategy that "
+            f"no hard image can be held out for the guidance validation set: of {len(sources)} "
+            f"with kept synthetic images {there}, "
+            f"{(counts > 0).all(1).sum()} at all levels, and each class keeps half of its hard "
+            "images and an image of each level for "
+            "training; lower filter.threshold, raise spectrum.seeds, leave a level out of "
+            "spectrum.levels, or use a strategy that "
             "measures nothing."
         )
     chosen = np.concatenate([sparable[label][:part] for label, part in enumerate(parts) if part])
@@ -87,7 +95,8 @@ def _sparable(
     counts: np.ndarray,
     rng: np.random.Generator,
 ) -> dict[int, np.ndarray]:
-    """`{label: places in sources}`, in random order: those with an image at every level that the class can spare, one after another.
+    """`{label: places in sources}`, in random order: those with an image at every level that the
+    class can spare, one after another.
 
     `labels` `[sources]`, `counts` of images `[sources, levels]`.
     """
@@ -117,7 +126,8 @@ def count_sources(pool: Pool) -> int:
 def allot(
     total: int, sizes: np.ndarray, rng: np.random.Generator, limits: np.ndarray | None = None
 ) -> np.ndarray:
-    """How many of `total` each part gives, int64 like `sizes`: in proportion, at most its limit (default half of its size), ties at random.
+    """How many of `total` each part gives, int64 like `sizes`: in proportion, at most its limit
+    (default half of its size), ties at random.
 
     What a part cannot give falls to the others, and the largest remainders are rounded up, so the sum is `total` or, if that is less, that
     of all limits.
@@ -139,22 +149,26 @@ def allot(
 
 
 def hold_out(pool: Pool, guidance: GuidanceSet) -> Pool:
-    """The pool without V: every row of V's sources, real and synthetic, at all seeds and levels, is held out."""
+    """The pool without V: every row of V's sources, real and synthetic, at all seeds and levels, is
+    held out."""
     held_out = pool.held_out | np.isin(pool.sources, pool.sources[guidance.rows])
     held_out[guidance.rows] = True
     return replace(pool, held_out=held_out)
 
 
 def check_disjoint(pool: Pool, guidance: GuidanceSet) -> None:
-    """Raises TrainingError where training could draw an image of V, or another image of its sources."""
+    """Raises TrainingError where training could draw an image of V, or another image of its
+    sources."""
     sources = pool.sources[guidance.rows]
     trained = np.isin(pool.sources, sources[sources >= 0])
     trained[guidance.rows] = True
     trained &= ~pool.held_out
     if trained.any():
         raise TrainingError(
-            f"{trained.sum()} images of the sources of the guidance validation set may also be trained on "
-            f"(row {np.flatnonzero(trained)[0]}); progress on it would be memory. Mark them in Pool.held_out."
+            f"{trained.sum()} images of the sources of the guidance validation set may also be "
+            "trained on "
+            f"(row {np.flatnonzero(trained)[0]}); progress on it would be memory. Mark them in "
+            "Pool.held_out."
         )
 
 

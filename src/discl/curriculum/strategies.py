@@ -90,7 +90,8 @@ class Staged(Planned):
 
 @dataclass(frozen=True)
 class RandomLevels(Planned):
-    """A level drawn anew for each of the first `curriculum_epochs`, evenly and with replacement; then real images only."""
+    """A level drawn anew for each of the first `curriculum_epochs`, evenly and with replacement;
+    then real images only."""
 
     choices: Levels
     curriculum_epochs: int

@@ -188,8 +188,9 @@ def check_batch_size(pool: Pool, batch_size: int) -> None:
 class _Judge:
     """Measures the true-class probability of every image of V, with the model in evaluation mode; V is decoded once.
 
-    It is computed in float32 whatever training is in: the change that a few steps bring is smaller than what bfloat16 tells apart.
-    What the first process measures holds for all, so that they choose one level.
+    It is computed in float32 whatever training is in: the change that a few steps bring is smaller
+    than what bfloat16 tells apart. What the first process measures holds for all, so that they
+    choose one level.
     """
 
     def __init__(self, learner: Learner, pixels: Pixels, guidance: GuidanceSet) -> None:

@@ -190,7 +190,8 @@ def to_square(image: Image.Image, size: int) -> np.ndarray:
 
 
 def to_whole(image: Image.Image, size: int) -> np.ndarray:
-    """uint8 `[3, size, size]`: the whole picture resized to that square (Lanczos, antialiased); its aspect is lost."""
+    """uint8 `[3, size, size]`: the whole picture resized to that square (Lanczos, antialiased); its
+    aspect is lost."""
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.LANCZOS)
     return np.ascontiguousarray(np.asarray(image, np.uint8).transpose(2, 0, 1))

@@ -47,19 +47,23 @@ def _in_own_words() -> Iterator[None]:
 class Curriculum(Sampler[int]):
     """A sampler over a `SpectrumDataset` that follows a strategy (arXiv 2410.13674): give it to a `DataLoader`, no worker restarts.
 
-    Before each epoch call `begin(epoch, model)`, or `set_epoch(epoch)` alone where the strategy measures nothing. What `begin` said
-    holds until `end` or the next `begin`, whatever `set_epoch` a prepared loader calls with its own count. Every epoch draws
-    `samples` rows (default: as many as there are real images), with `synthetic_scale` synthetic images per hard real one; from
-    `curriculum_epochs` on they are real only. `undersample` draws fewer of the other images, so that the tail keeps its share of an
-    epoch; by default it does where hard classes are hard as a whole, as in a long tail, and not where single images are.
+    Before each epoch call `begin(epoch, model)`, or `set_epoch(epoch)` alone where the strategy
+    measures nothing. What `begin` said holds until `end` or the next `begin`, whatever `set_epoch`
+    a prepared loader calls with its own count. Every epoch draws `samples` rows (default: as many
+    as there are real images), with `synthetic_scale` synthetic images per hard real one; from
+    `curriculum_epochs` on they are real only. `undersample` draws fewer of the other images, so
+    that the tail keeps its share of an epoch; by default it does where hard classes are hard as a
+    whole, as in a long tail, and not where single images are.
 
-    `adaptive` and `adaptive-per-class` take `probe_every` epochs at a time: one of random real images around which progress is
-    measured, the others at the level that it chose; the last time as many as are left of `curriculum_epochs`. They,
-    and `bandit`, hold `guidance_images` hard images back, with all synthetic images of them, as the sources of V (default 2,000, or a fifth
-    of those with a spectrum if that is less). V (`guidance_rows`) has one synthetic image of each at every level, on which
-    `probability(model, batch)` measures, through the data set's `evaluation_transform`; batches of V are made by `collate`, `batch_size`
-    at a time. The choice of `strategy`, `shortage` and `missing` is a recipe's; `allow_plugins` gives leave to import a strategy
-    that is named as `module:attribute`.
+    `adaptive` and `adaptive-per-class` take `probe_every` epochs at a time: one of random real
+    images around which progress is measured, the others at the level that it chose; the last time
+    as many as are left of `curriculum_epochs`. They, and `bandit`, hold `guidance_images` hard
+    images back, with all synthetic images of them, as the sources of V (default 2,000, or a fifth
+    of those with a spectrum if that is less). V (`guidance_rows`) has one synthetic image of each
+    at every level, on which `probability(model, batch)` measures, through the data set's
+    `evaluation_transform`; batches of V are made by `collate`, `batch_size` at a time. The choice
+    of `strategy`, `shortage` and `missing` is a recipe's; `allow_plugins` gives leave to import a
+    strategy that is named as `module:attribute`.
 
     Where several processes train together each draws its share of an epoch: of n processes the k-th, from 0, every n-th row from the
     k-th on, `samples` being rounded down to a multiple of n; so their batches of b are together those of n · b rows that one process would
@@ -119,7 +123,8 @@ class Curriculum(Sampler[int]):
             held = len(guidance) // len(asked)
             if guidance_images and held < guidance_images:
                 warnings.warn(
-                    f"guidance_images = {guidance_images}, but V holds {held}: no more hard images have a synthetic image at every "
+                    f"guidance_images = {guidance_images}, but V holds {held}: no more hard images "
+                    "have a synthetic image at every "
                     "level and can be spared by their class.",
                     stacklevel=2,
                 )
@@ -149,7 +154,8 @@ class Curriculum(Sampler[int]):
 
     @property
     def guidance_rows(self) -> np.ndarray:
-        """Rows of V, which no epoch draws, nor others of their sources; empty where the strategy measures nothing."""
+        """Rows of V, which no epoch draws, nor others of their sources; empty where the strategy
+        measures nothing."""
         return (
             self.course.guidance.rows if self.course.guidance is not None else np.empty(0, np.int64)
         )
@@ -195,24 +201,29 @@ class Curriculum(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """Turns to an epoch without measuring; the frameworks call it by themselves.
 
-        It has no effect between `begin` and `end`: a resumed framework may count from 0. Raises TrainingError for an epoch before
-        the one of a state that was loaded; `begin` may go back to it.
+        It has no effect between `begin` and `end`: a resumed framework may count from 0. Raises
+        TrainingError for an epoch before the one of a state that was loaded; `begin` may go back to
+        it.
         """
         if self._begun:
             self._warn_if_left(epoch)
             return
         if self._resumed and epoch < self.number:
             raise TrainingError(
-                f"set_epoch({epoch}) after a state of epoch {self.number} was loaded: a loader that counts from 0 would start the "
-                f"curriculum again. Call begin(epoch, model) before each epoch, begin({epoch}, model) to go back."
+                f"set_epoch({epoch}) after a state of epoch {self.number} was loaded: a loader "
+                "that counts from 0 would start the "
+                f"curriculum again. Call begin(epoch, model) before each epoch, begin({epoch}, "
+                "model) to go back."
             )
         self._turn(epoch)
 
     def _warn_if_left(self, epoch: int) -> None:
-        """Warns where `begin` was called for one epoch and `set_epoch` alone for those that follow, so that it repeats the first."""
+        """Warns where `begin` was called for one epoch and `set_epoch` alone for those that follow,
+        so that it repeats the first."""
         if self._drawn and epoch != self.number:
             warnings.warn(
-                f"set_epoch({epoch}) has no effect: begin({self.number}) holds until end() or the next begin(). "
+                f"set_epoch({epoch}) has no effect: begin({self.number}) holds until end() or the "
+                "next begin(). "
                 "Call begin(epoch, model) before each epoch.",
                 stacklevel=3,
             )
@@ -260,8 +271,10 @@ class Curriculum(Sampler[int]):
         held = len(self.guidance_rows)
         if state["before"] is not None and len(state["before"]) != held:
             raise TrainingError(
-                f"the state holds measurements on {len(state['before'])} images, and V has {held}: it was saved with another data set, "
-                "seed, levels or guidance_images, or by an earlier version; give those it was made with, or begin at epoch 0."
+                f"the state holds measurements on {len(state['before'])} images, and V has {held}: "
+                "it was saved with another data set, "
+                "seed, levels or guidance_images, or by an earlier version; give those it was made "
+                "with, or begin at epoch 0."
             )
         self.number, self.history, self._record = (
             state["epoch"],

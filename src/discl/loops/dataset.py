@@ -87,9 +87,10 @@ class SpectrumDataset(Dataset):
     ) -> SpectrumDataset:  # fmt: skip
         """The samples of a folder of Parquet shards (a store, or anything with `image`, `label`, `level`) and of real training images.
 
-        `real` is a table or what `read_tables` takes (a folder with one sub-folder per class, Parquet, …). `keep` names the ids to
-        take, default all. `hard` says of each real image whether it has a spectrum; by default those are the images whose ids the
-        shards' `source_id` names. A strategy that measures progress needs `source_id` too. Classes are matched by name.
+        `real` is a table or what `read_tables` takes (a folder with one sub-folder per class,
+        Parquet, …). `keep` names the ids to take, default all. `hard` says of each real image
+        whether it has a spectrum; by default those are the images whose ids the shards' `source_id`
+        names. A strategy that measures progress needs `source_id` too. Classes are matched by name.
         Raises StoreError or DataError where something is lacking.
         """
         table = real if isinstance(real, ImageTable) else read_tables(str(real))["train"]

@@ -12,14 +12,17 @@ from torch import Tensor, nn
 from ..curriculum.objectives import widest
 
 Probability = Callable[[nn.Module, Any], Tensor]
-"""True-class probabilities `[batch]` of a batch as the loader gives it, by a model in evaluation mode."""
+"""True-class probabilities `[batch]` of a batch as the loader gives it, by a model in evaluation
+mode."""
 
 
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
-    """Computation in float32, for a model of float32 weights: under autocast, or prepared for mixed precision by accelerate.
+    """Computation in float32, for a model of float32 weights: under autocast, or prepared for mixed
+    precision by accelerate.
 
-    The change of a probability over a few steps is smaller than what bfloat16 can tell apart. A model of other weights stays as it is.
+    The change of a probability over a few steps is smaller than what bfloat16 can tell apart. A
+    model of other weights stays as it is.
     """
     weights = [each for each in model.parameters() if each.is_floating_point()]
     if not weights or any(each.dtype not in {torch.float32, torch.float64} for each in weights):
@@ -41,7 +44,8 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 def true_class_probability(model: nn.Module, batch: Any) -> Tensor:
     """Softmax of the model's logits at the true class, `[batch]`.
 
-    A batch is `(images, labels, …)`, or a mapping with `labels` of which the rest goes to the model by name.
+    A batch is `(images, labels, …)`, or a mapping with `labels` of which the rest goes to the model
+    by name.
     """
     device = next(model.parameters()).device
     if isinstance(batch, Mapping):

@@ -159,7 +159,8 @@ class Train(Strict):
     )
     resize_mode: Literal["square", "whole"] = Field(
         "square",
-        description="what random-resized-crop takes its crops from in training: the centre square, or the whole picture",
+        description="what random-resized-crop takes training crops from: the centre square, or the "
+        "whole picture",
     )
     augment: list[Annotated[str, one_of("augmentation", AUGMENTATIONS)]] = Field(
         ["random-resized-crop", "flip"]
@@ -226,7 +227,8 @@ class Train(Strict):
             )
         if self.resize_mode == "whole" and "random-resized-crop" not in self.augment:
             raise RecipeError(
-                f"train.resize_mode = whole is for random-resized-crop, and train.augment = {self.augment} has none; add it, or use "
+                "train.resize_mode = whole is for random-resized-crop, and train.augment = "
+                f"{self.augment} has none; add it, or use "
                 "resize_mode: square."
             )
         if self.head_epochs is not None and self.head_epochs >= self.epochs:
@@ -310,7 +312,8 @@ class Method(Strict):
         None,
         ge=1,
         le=10**9,
-        description="|V|, hard images held out of training, each with a synthetic image at every level to measure progress on; "
+        description="|V|, hard images held out of training, each with a synthetic image at every "
+        "level to measure progress on; "
         "null: 2,000, or a fifth of them if that is less",
     )
     probe_samples: int | None = Field(

@@ -133,7 +133,8 @@ def train(run: Run) -> Path:
 
 
 def _training_pixels(run: Run, size: int, mode: str, synthetic: Dataset) -> Pixels:
-    """Real training images, then synthetic ones, at `size` pixels: their centres, or whole with their aspects."""
+    """Real training images, then synthetic ones, at `size` pixels: their centres, or whole with
+    their aspects."""
     real = prepared_table(run, "train", size, mode)
     aspects = (
         np.concatenate([real_aspects(run, "train"), made_aspects(run, synthetic["source_id"][:])])
@@ -153,7 +154,8 @@ def fit_classifier(
     device: torch.device,
     aspects: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Probabilities `[judged, classes]` of a plain cross-entropy classifier that is trained on the `fitted` rows only.
+    """Probabilities `[judged, classes]` of a plain cross-entropy classifier that is trained on the
+    `fitted` rows only.
 
     `aspects` is width / height of the images of `table`, which `train.resize_mode: whole` needs.
     """
@@ -483,7 +485,8 @@ def _tell_guidance(name: str, method: Method, pool: Pool, guidance: GuidanceSet)
         else ""
     )
     say(
-        f"train {name}: progress is measured on {sources} hard image{'s' * (sources != 1)}, by one synthetic image at every level{less}; "
+        f"train {name}: progress is measured on {sources} hard image{'s' * (sources != 1)}, by one "
+        f"synthetic image at every level{less}; "
         f"{held} of {hard} hard images are held out of training with all their synthetic images"
     )
 
@@ -586,7 +589,8 @@ def _prior_counts(
 
 
 def _validator(run: Run, config: ClassifierConfig) -> Callable[[nn.Module], float]:
-    """Accuracy on validation, in float32 as `evaluate` has it: bfloat16 lets the highest logits of many images tie."""
+    """Accuracy on validation, in float32 as `evaluate` has it: bfloat16 lets the highest logits of
+    many images tie."""
     table = run.tables["validation"]
     pixels = Pixels([prepared_table(run, "validation", config.resize)], config.resize)
     labels = torch.from_numpy(table.labels)

@@ -67,9 +67,11 @@ def prepare_squares(run: Run) -> Path:
 
 
 def prepared_table(run: Run, split: str, size: int, mode: str = "square") -> ImageTable:
-    """The images of a split as training at `size` pixels wants them: the prepared squares if all of them are there, else the originals.
+    """The images of a split as training at `size` pixels wants them: the prepared squares if all of
+    them are there, else the originals.
 
-    `mode` is `train.resize_mode`: squares are the centres of the pictures, or the whole pictures squeezed.
+    `mode` is `train.resize_mode`: squares are the centres of the pictures, or the whole pictures
+    squeezed.
     """
     table, store = run.tables[split], _store(run)
     if not store.files():
@@ -108,7 +110,8 @@ def _store(run: Run) -> Shards:
 
 
 def _keys(run: Run, split: str, size: int, mode: str) -> list[str]:
-    """What determines each square: the picture's content, the size and whether it is the centre or the whole."""
+    """What determines each square: the picture's content, the size and whether it is the centre or
+    the whole."""
     listed = read_table(run.path("data.parquet"), ["split", "digest"])
     return [
         digest(content, size, *(["whole"] if mode == "whole" else []))

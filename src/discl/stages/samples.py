@@ -17,7 +17,8 @@ from ..workspace import Run, stored_images
 
 
 def kept_images(run: Run, threshold: float | None = None) -> Dataset:
-    """The synthetic images that the filter kept, in the order of the plan, memory-mapped: id, image, label, level, source_id.
+    """The synthetic images that the filter kept, in the order of the plan, memory-mapped: id,
+    image, label, level, source_id.
 
     With a `threshold`, those of at least that clip_similarity instead, whatever the filter said. Label and level are the plan's: a
     picture in the store may have been made under another numbering of the classes.
@@ -51,7 +52,8 @@ def real_aspects(run: Run, split: str) -> np.ndarray:
 
 
 def made_aspects(run: Run, source_ids: Sequence[str]) -> np.ndarray:
-    """Width / height of synthetic images of these sources, float64 `[images]`, as they were planned."""
+    """Width / height of synthetic images of these sources, float64 `[images]`, as they were
+    planned."""
     columns = ["source_id", "width", "height"]
     plan = read_table(run.path("plan.parquet"), columns)
     sources, widths, heights = (plan[name].to_pylist() for name in columns)
@@ -62,7 +64,8 @@ def made_aspects(run: Run, source_ids: Sequence[str]) -> np.ndarray:
 def make_pool(real: ImageTable, hard: np.ndarray, synthetic: Dataset) -> Pool:
     """Every sample that training may draw: the rows of `real`, then those of `synthetic`, which has `label` and `level`.
 
-    `hard` bool `[real]`. A column `source_id` of `synthetic` names the real images that it was made from.
+    `hard` bool `[real]`. A column `source_id` of `synthetic` names the real images that it was made
+    from.
     """
     count, extra = len(real), len(synthetic)
     return Pool(
@@ -78,7 +81,8 @@ def make_pool(real: ImageTable, hard: np.ndarray, synthetic: Dataset) -> Pool:
 
 
 def _sources_of(real: ImageTable, synthetic: Dataset) -> np.ndarray:
-    """Rows of the real images that the synthetic ones were made from, int64 `[synthetic]`, as `Pool.sources` has them."""
+    """Rows of the real images that the synthetic ones were made from, int64 `[synthetic]`, as
+    `Pool.sources` has them."""
     if "source_id" not in synthetic.column_names:
         return np.full(len(synthetic), -1)
     places = {name: row for row, name in enumerate(real.ids)}
