@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from discl import chain, cli
 from discl.baselines import make_system
 from discl.curriculum.objectives import make_objective
 from discl.curriculum.strategies import make_strategy
-from discl.errors import RecipeError
+from discl.errors import RecipeError, RunError
 from discl.levels import GuidanceLevel
 from discl.recipe import check_own_pieces, load_recipe
 from discl.stages import learning
@@ -320,3 +321,20 @@ def test_an_objective_that_gives_no_number_is_told(
     loss = make_objective("text_pieces:loss", allow_plugins=True).loss
     with pytest.raises(RecipeError, match="'no'"):
         loss(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long), torch.ones(2))
+
+
+@pytest.mark.parametrize("link", ["train", "train/ce"])
+def test_a_link_in_a_run_folder_has_nothing_deleted_elsewhere(
+    link: str, tree: dict[str, Any], tmp_path: Path
+) -> None:
+    """A method is trained anew in a folder that was there; one of others may be a link to anything."""
+    mine = tmp_path / "mine"
+    (mine / "ce").mkdir(parents=True)
+    (mine / "ce" / "letters.txt").write_text("dear")
+    run = open_run({**tree, "methods": {"ce": {}}}, tmp_path / "run")
+    place = run.folder / link
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(mine if link == "train" else mine / "ce")
+    with pytest.raises(RunError, match=re.escape(str(mine / "ce"))):
+        chain.run_until(run, "train")
+    assert (mine / "ce" / "letters.txt").read_text() == "dear"

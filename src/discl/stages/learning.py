@@ -46,7 +46,7 @@ from ..curriculum.training import (
 )
 from ..data import ImageTable
 from ..digests import digest
-from ..errors import BrokenFileError, TrainingError
+from ..errors import BrokenFileError, RunError, TrainingError
 from ..files import make_folder, writing
 from ..plugins import is_address, own_source
 from ..recipe import Method, Train, check_own_pieces
@@ -728,6 +728,20 @@ def _whole_history(run: Run, name: str) -> list[Record]:
     return history
 
 
+def _check_ours(run: Run, folder: Path) -> None:
+    """Raises RunError where a method's folder lies elsewhere, through a link, and nothing shows that a method was trained there.
+
+    A run folder of others may hold a link to anything, which is not to be deleted.
+    """
+    there = folder.resolve()
+    inside = run.folder.resolve() in there.parents
+    if folder.is_symlink() or not (inside or (folder / "method.json").is_file()):
+        raise RunError(
+            f"{folder} leads to {there} and would be deleted to train anew; take the link away, or delete the old "
+            "classifier there yourself."
+        )
+
+
 def _open_method(run: Run, name: str, method: Method, fingerprint: str) -> None:
     """Makes a method's folder ready: what was trained on something else, to the end or not, is deleted."""
     folder, found = run.path("train") / name, _trained_on(run, name)
@@ -740,6 +754,7 @@ def _open_method(run: Run, name: str, method: Method, fingerprint: str) -> None:
         if found is not None:
             say(f"train {name}: trained on other data or settings; it is trained anew")
         if folder.exists():  # even without a mark, which is how a killed deletion may leave it
+            _check_ours(run, folder)
             shutil.rmtree(folder)
         make_folder(folder)
         noted = {"fingerprint": fingerprint, **method.model_dump(mode="json")}
