@@ -58,6 +58,10 @@ def loading(folder: Path, what: str) -> Iterator[None]:
     """Whatever a library raises for a folder that it cannot load as `what`, as CheckpointError with the first lines of it."""
     try:
         yield
+    except CheckpointError as error:
+        if str(folder) in str(error) or str(error).startswith(("checkpoint '", "'")):
+            raise
+        raise CheckpointError(f"checkpoint '{folder}': {error}") from error
     except DisclError:
         raise
     except Exception as error:
@@ -207,6 +211,17 @@ def check_tokenizer(folder: Path) -> None:
         )
 
 
+def check_tokens(ids: Any, network: Any) -> Any:
+    """Tokens as they are. Raises CheckpointError for one beyond the network's vocabulary, as of another model's tokenizer."""
+    known = network.get_input_embeddings().num_embeddings
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < known:
+        raise CheckpointError(
+            f"the tokenizer gives the token {int(ids.max())}, while the {type(network).__name__} knows {known}; "
+            "tokenizer and weights belong to different models, so fetch both anew from one place."
+        )
+    return ids
+
+
 def _listed(names: Collection[str]) -> str:
     first = sorted(names)[:3]
     return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -258,11 +273,13 @@ def check_extent(
     from safetensors import safe_open
 
     files = list(folder.glob(weights))
-    with loading(folder, "a checkpoint"):
-        tensors = 0
-        for file in files:
+    tensors = 0
+    for file in files:
+        try:
             with safe_open(file, "pt") as stored:
                 tensors += len(stored.keys())
+        except Exception:
+            return  # what cannot be read is told where it is loaded
     for key, value in _numbers(config):
         if ("layer" in key or "depth" in key) and value > max(tensors, 64):
             raise CheckpointError(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint_checks import check_extent, check_loaded, check_unquantised, loading
+from ..checkpoint_checks import check_extent, check_loaded, check_tokens, check_unquantised, loading
 from ..errors import CheckpointError
 from .backbones import building, read_normalisation
 
@@ -131,6 +131,7 @@ class ClipClassifier(nn.Module):
             )
             self.clip, found = loaded
             check_loaded(folder, found)
+            check_tokens(prompts, self.clip.text_model)
         self.prompts.copy_(prompts)
         self.rebuild_head()
 
@@ -142,13 +143,13 @@ def tokenize(folder: Path, texts: Mapping[str, Sequence[str]]) -> Tensor:
     """
     from transformers import CLIPTokenizer
 
-    with loading(folder, "a CLIP's tokenizer"):
-        tokenizer = CLIPTokenizer.from_pretrained(folder, trust_remote_code=False)
     flat = [text for each in texts.values() for text in each]
     length = read_clip_settings(folder)["text_config"].get("max_position_embeddings", 77)
-    tokens = tokenizer(
-        flat, padding="longest", truncation=True, max_length=length, return_tensors="pt"
-    ).input_ids
+    with loading(folder, "a CLIP's tokenizer"):
+        tokenizer = CLIPTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokens = tokenizer(
+            flat, padding="longest", truncation=True, max_length=length, return_tensors="pt"
+        ).input_ids
     return tokens.unflatten(0, (len(texts), -1))
 
 

@@ -266,7 +266,7 @@ def check_classifier(folder: Path, config: ClassifierConfig, fingerprint: str = 
 
 def first_cause(error: Exception) -> str:
     """One line of an error that may list every tensor of a network."""
-    return " ".join(line.strip() for line in str(error).splitlines()[:2])
+    return " ".join(line.strip() for line in str(error).splitlines()[:2])[:500]
 
 
 def load_classifier(folder: Path) -> tuple[nn.Module, ClassifierConfig]:

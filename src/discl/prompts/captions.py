@@ -155,7 +155,7 @@ def find_captioner(address: str) -> Path:
     family = read_json(folder / "config.json").get("model_type")
     if family not in FAMILIES:
         raise CheckpointError(
-            f"'{folder}' holds a model of the family '{family}', which writes no captions; "
+            f"'{folder}' holds a model of the family '{family!s:.80}', which writes no captions; "
             "name an image-to-text model such as BLIP, GIT, a vision encoder-decoder or LLaVA in prompts.captions.checkpoint, "
             "or in prompts.settings.captioner.checkpoint where the captions are for settings."
         )

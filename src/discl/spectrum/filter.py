@@ -18,6 +18,7 @@ from ..checkpoint_checks import (
     check_extent,
     check_loaded,
     check_tokenizer,
+    check_tokens,
     check_unquantised,
     loading,
     read_json,
@@ -81,12 +82,13 @@ class ClipScorer:
                 folder, backend="pil", trust_remote_code=False
             )
             tokenizer = CLIPTokenizer.from_pretrained(folder, trust_remote_code=False)
+            tokens = tokenizer(
+                list(texts.values()), padding="max_length", truncation=True, return_tensors="pt",
+                max_length=self.model.config.text_config.max_position_embeddings,
+            )  # fmt: skip
+            check_tokens(tokens.input_ids, self.model.text_model)
         self.device, self.labels, self.batch = device, list(texts), batch
         self.id = describe_scorer(address, texts)
-        tokens = tokenizer(
-            list(texts.values()), padding="max_length", truncation=True, return_tensors="pt",
-            max_length=self.model.config.text_config.max_position_embeddings,
-        )  # fmt: skip
         with torch.inference_mode():
             self.text_embeddings = self._normalise(
                 self.model.get_text_features(input_ids=tokens.input_ids.to(device))
@@ -168,7 +170,7 @@ def find_clip(address: str) -> Path:
     family = read_json(folder / "config.json").get("model_type")
     if family != "clip":
         raise CheckpointError(
-            f"'{folder}' holds a model of the family '{family}'; the filter needs a CLIP (model_type 'clip')."
+            f"'{folder}' holds a model of the family '{family!s:.80}'; the filter needs a CLIP (model_type 'clip')."
         )
     check_tokenizer(folder)
     check_unquantised(folder)

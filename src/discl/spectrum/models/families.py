@@ -101,7 +101,7 @@ def check_denoiser(folder: Path, family: Family) -> None:
     known, ours = (SAMPLERS, "DDIM") if family.diffusion else (FLOW_SAMPLERS, "Euler steps")
     if sampler is not None and sampler not in known:
         raise CheckpointError(
-            f"checkpoint '{folder}' is made for the sampler {sampler}, in whose place {ours} would give other images; "
+            f"checkpoint '{folder}' is made for the sampler {sampler!s:.80}, in whose place {ours} would give other images; "
             f"known: {', '.join(sorted(known))}. Take the checkpoint that it was made from."
         )
     if (
@@ -122,7 +122,7 @@ def find_family(folder: Path) -> Family:
     if family is None:
         known = ", ".join(dict.fromkeys(family.name for family in FAMILIES.values()))
         raise CheckpointError(
-            f"checkpoint '{folder}' is a {found}, which is no generator that is supported; supported are {known} in diffusers' layout, "
+            f"checkpoint '{folder}' is a {found:.80}, which is no generator that is supported; supported are {known} in diffusers' layout, "
             "and, slower, whatever diffusers has an image-to-image pipeline for."
         )
     return family

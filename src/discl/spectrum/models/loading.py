@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -53,6 +53,9 @@ FLUX_SAMPLE_SIZE = (
     128  # FLUX's files name no size of their own; diffusers takes this many latents a side
 )
 
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MOST_TRAINING_STEPS = 100_000
 SINGLE_PREFIXES = {
@@ -135,6 +138,21 @@ def _find(address: Address | str) -> _Found:
     return _Found(family, folder, file)
 
 
+def _told(
+    function: Callable[Concatenate[Address | str, P], T],
+) -> Callable[Concatenate[Address | str, P], T]:
+    """The function, in which whatever spoilt configurations raise is a CheckpointError that names the checkpoint."""
+
+    @wraps(function)
+    def clearly(address: Address | str, *args: P.args, **kwargs: P.kwargs) -> T:
+        named = address.checkpoint if isinstance(address, Address) else address
+        with loading(Path(named), "a generator"):
+            return function(address, *args, **kwargs)
+
+    return clearly
+
+
+@_told
 def describe_generator(address: Address | str) -> Generator:
     """The checkpoint's family, digests and sizes, read without loading any weight."""
     found = _find(address)
@@ -150,9 +168,9 @@ def describe_generator(address: Address | str) -> Generator:
     network, size = read_config(folder, family.network), None
     if not family.plain or ("sample_size" in network and _vae_stages(folder, family) is not None):
         side = network.get("sample_size", FLUX_SAMPLE_SIZE)
-        if not isinstance(side, int):
+        if not isinstance(side, int) or not 0 < side < 100_000:
             raise CheckpointError(
-                f"checkpoint '{folder}': the sample_size {side!r} of {family.network}/ is no whole number."
+                f"checkpoint '{folder}': the sample_size {side!r} of {family.network}/ is no number of latents a side."
             )
         size = side * multiple // patch
     scheduler = digest(
@@ -176,6 +194,7 @@ def describe_generator(address: Address | str) -> Generator:
     )
 
 
+@_told
 def check_generator(
     address: Address | str,
     num_inference_steps: int,
@@ -257,6 +276,7 @@ def load_scheduler(folder: Path, family: Family) -> Any:
         return FlowMatchEulerDiscreteScheduler.from_config(settings)
 
 
+@_told
 def load_generator(
     address: Address | str, dtype: str = "float32", device: torch.device | str = "cpu"
 ) -> LatentModel:
@@ -277,6 +297,7 @@ def load_generator(
         return found.family.build(pipeline, device)
 
 
+@_told
 def load_plain(
     address: Address | str, dtype: str = "float32", device: torch.device | str = "cpu"
 ) -> tuple[Any, Any | None]:

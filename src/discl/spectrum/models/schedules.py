@@ -133,7 +133,7 @@ def make_ddim(scheduler: Any, num_inference_steps: int, fixed: bool = False) -> 
     config = scheduler.config
     if config.thresholding or config.prediction_type not in {"epsilon", "v_prediction", "sample"}:
         raise CheckpointError(
-            f"the scheduler's prediction type '{config.prediction_type}' (thresholding {config.thresholding}) is not supported."
+            f"the scheduler's prediction type '{config.prediction_type!s:.80}' (thresholding {config.thresholding!s:.80}) is not supported."
         )
     if num_inference_steps > config.num_train_timesteps:
         raise CheckpointError(

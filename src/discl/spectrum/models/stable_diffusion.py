@@ -8,12 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...checkpoint_checks import check_tokens
 from ...errors import CheckpointError
 from .interface import Conditioning
 from .schedules import DDIM, make_ddim
 
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
 """What the SDXL refiner is told of the wished-for picture, and of the one that guidance leads away from; diffusers' defaults."""
+
+
+def cut(tokenizer: Any, encoder: Any, texts: Sequence[str], length: int) -> Any:
+    """Texts as tokens that the encoder knows, filled up to `length`. Raises CheckpointError where the tokenizer's files are spoilt."""
+    try:
+        tokens = tokenizer(
+            list(texts),
+            padding="max_length",
+            max_length=length,
+            truncation=True,
+            return_tensors="pt",
+        )
+    except Exception as error:
+        raise CheckpointError(
+            f"the checkpoint's tokenizer cannot cut a text into {length} tokens: {error}. Fetch its files anew."
+        ) from error
+    check_tokens(tokens.input_ids, encoder)
+    return tokens
 
 
 class Autoencoder:
@@ -31,6 +50,10 @@ class Autoencoder:
         own = mean is not None and std is not None
         self.shift = per_channel(mean if own else getattr(config, "shift_factor", None) or 0.0)
         self.scale = config.scaling_factor / per_channel(std if own else 1.0)
+        if not (torch.isfinite(self.shift).all() and torch.isfinite(1 / self.scale).all()):
+            raise CheckpointError(
+                f"the VAE's scaling_factor is {config.scaling_factor!r:.80}, with which its latents are no finite numbers; fetch it anew."
+            )
 
     def shape(self, height: int, width: int, multiple: int) -> tuple[int, int, int]:
         """`[c, h, w]` of the latents. Raises CheckpointError for a side that is no multiple of `multiple` pixels."""
@@ -116,13 +139,7 @@ class StableDiffusion:
         return self.autoencoder.shape(height, width, self.autoencoder.factor)
 
     def encode_texts(self, texts: Sequence[str], negative: bool = False) -> Conditioning:
-        tokens = self.tokenizer(
-            list(texts),
-            padding="max_length",
-            max_length=self._length,
-            truncation=True,
-            return_tensors="pt",
-        )
+        tokens = cut(self.tokenizer, self.text_encoder, texts, self._length)
         mask = (
             tokens.attention_mask.to(self.device)
             if getattr(self.text_encoder.config, "use_attention_mask", False)
@@ -130,7 +147,8 @@ class StableDiffusion:
         )
         return {
             "encoder_hidden_states": self.text_encoder(
-                tokens.input_ids.to(self.device), attention_mask=mask
+                tokens.input_ids.to(self.device),
+                attention_mask=mask,
             )[0]
         }
 
@@ -181,13 +199,7 @@ class StableDiffusionXL(StableDiffusion):
         states = []
         for tokenizer, encoder in self.text_encoders:
             length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-            tokens = tokenizer(
-                list(texts),
-                padding="max_length",
-                max_length=length,
-                truncation=True,
-                return_tensors="pt",
-            )
+            tokens = cut(tokenizer, encoder, texts, length)
             output = encoder(tokens.input_ids.to(self.device), output_hidden_states=True)
             states.append(output.hidden_states[-2])
             pooled = output[0]  # of the last encoder
