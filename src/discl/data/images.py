@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from ..escaping import one_line
 from .cameras import SCHEME, Camera, degrade, parse_address
 from .depth import Depth, Wide, measure
 from .gate import CLOSED, Gate, Unreadable
@@ -17,6 +18,7 @@ from .shards import CELL, SLICE, read_cell, read_slice
 T = TypeVar("T")
 
 MAX_SIDE = 20_000
+LONGEST_CAUSE = 300
 PICTURES = (
     "JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "DIB", "ICO", "QOI",
     "DDS", "PCX", "PSD", "SGI", "TGA",
@@ -67,6 +69,7 @@ def decode_image(
 
     def decode(image: Image.Image) -> Image.Image:
         image.load()
+        _refuse_enormous(*image.size)  # icons say only now how large they are
         return _to_rgb(_upright(image), depth, on_wide)
 
     picture = _use(stored, gate.without(SCHEME), decode)
@@ -107,8 +110,12 @@ def _use(stored: Mapping[str, Any] | None, gate: Gate, use: Callable[[Image.Imag
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Unreadable(f"{error} Make the picture smaller") from error
+    except MemoryError as error:
+        raise Unreadable("it needs more memory than there is; make the picture smaller") from error
     except Exception as error:  # Pillow's plugins raise whatever befalls them, among it RuntimeError and struct.error
-        raise Unreadable(str(error) or type(error).__name__) from error
+        told = one_line(str(error))[:LONGEST_CAUSE] or type(error).__name__
+        clear = isinstance(error, OSError | SyntaxError)  # Pillow's own words
+        raise Unreadable(told if clear else f"the file is damaged ({told})") from error
 
 
 def _opened(data: bytes | None, path: Any, gate: Gate) -> BinaryIO:
