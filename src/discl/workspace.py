@@ -12,11 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
 from datasets import Dataset
 from datasets import Image as ImageFeature
-from datasets.exceptions import DatasetGenerationError
 from PIL import Image
 
 from .checkpoints import checkpoint_digest
@@ -38,6 +36,7 @@ from .files import clear_unfinished, why
 from .former import FOLDER, bring_back, former_recipe, let_go, set_aside
 from .locks import lock
 from .recipe import Data, Recipe, load_recipe
+from .spectrum.cache import mapped_rows
 from .spectrum.models import Address, Generator, describe_generator, describe_loras
 from .spectrum.plan import Sampling, Share
 from .spectrum.store import Shards, score_shards, spectrum_shards
@@ -451,18 +450,17 @@ def _clash(mine: str, other: str) -> bool:
 def stored_images(run: Run, ids: Sequence[str]) -> Dataset:
     """`id` and undecoded `image` of these rows of the store, in this order, memory-mapped.
 
-    Raises StoreError if one is not there, a shard is broken, or the disk has no room for them. The shards are copied once into one Arrow
-    file in the run folder's `cache/`, which may be deleted at any time; so are those of a store elsewhere, as they are. A row that is
-    there twice is taken once.
+    Raises StoreError if one is not there, a shard is broken or holds a picture that has changed since it was made, or the disk has no
+    room for them. The shards are copied once into one Arrow file in the run folder's `cache/`, which may be deleted at any time; so are
+    those of a store elsewhere, as they are. A row that is there twice is taken once.
     """
     cache = run.path("cache")
-    try:
-        files = run.spectrum.local_files(cache / "shards")
-        if not files:
-            raise StoreError("the store holds no image yet; run `discl generate` first.")
-        stored = Dataset.from_parquet(files, cache_dir=str(cache), columns=["id", "image"])
-    except (DatasetGenerationError, OSError, pa.ArrowInvalid) as error:
-        raise _not_copied(run, cache, error.__cause__ or error) from error
+    files = run.spectrum.local_files(cache / "shards")
+    if not files:
+        raise StoreError("the store holds no image yet; run `discl generate` first.")
+    run.spectrum.check_pictures(files, cache / "checked.json")
+    known = run.spectrum.ids()
+    stored = mapped_rows(files, cache, known.intersection(ids))
     place = {name: row for row, name in enumerate(stored.select_columns("id")[:]["id"])}
     lacking = sum(name not in place for name in ids)
     if lacking:
@@ -477,20 +475,6 @@ def stored_images(run: Run, ids: Sequence[str]) -> Dataset:
             f"the store {run.place('spectrum')} has an image without its bytes: {told}. Delete the shard that holds it."
         )
     return chosen
-
-
-def _not_copied(run: Run, cache: Path, cause: BaseException) -> StoreError:
-    """Why the shards are not in the cache. Only what the system refuses has a number; else a shard is broken, and is named if it can be."""
-    if getattr(cause, "errno", None) is not None:
-        return StoreError(
-            f"the cache {cache} cannot be written: {cause}; free space and run again."
-        )
-    run.spectrum.ids()
-    told = " ".join(str(cause).split())
-    return StoreError(
-        f"the images of {run.place('spectrum')} cannot be copied to the cache {cache}: {told}; delete the shard that is broken, or free "
-        "space, and run again."
-    )
 
 
 def _completed(tree: dict[str, Any]) -> dict[str, Any]:

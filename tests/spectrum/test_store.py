@@ -19,6 +19,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from PIL import Image
 
+from discl.digests import digest_bytes
 from discl.errors import StoreError
 from discl.spectrum import store as store_module
 from discl.spectrum.encoding import ENCODINGS, encode_image
@@ -34,12 +35,14 @@ def make_picture(shade: int) -> np.ndarray:
 
 
 def make_row(index: int) -> dict[str, Any]:
+    encoded = encode_image(make_picture(index), "webp-lossless")
     return {
-        "id": f"id-{index}", "image": {"bytes": encode_image(make_picture(index), "webp-lossless"), "path": None}, "label": index % 2,
+        "id": f"id-{index}", "image": {"bytes": encoded, "path": None}, "label": index % 2,
         "level": 10 * (index % 5), "seed": index // 5, "attempt": 0, "prompt": "a bag", "negative_prompt": "",
         "source_id": f"bag/{index}.png", "source_digest": "d", "source_width": 30, "source_height": 20, "width": 8, "height": 8,
         "model": "m", "scheduler": "s", "num_inference_steps": 50, "guidance_scale": 10.0, "dtype": "float32", "encoding": "webp-lossless",
         "resize": "square", "steps": "per-level", "guidance_from": 0.0, "guidance_to": 1.0, "loras": "",
+        "image_digest": digest_bytes(encoded),
     }  # fmt: skip
 
 
@@ -236,13 +239,7 @@ def test_images_of_a_store_from_before_the_options_are_read_beside_new_ones(
     spectrum: Shards,
 ) -> None:
     spectrum.append(make_rows([0, 1]))
-    older = pa.schema(
-        [
-            field
-            for field in spectrum.schema
-            if field.name not in {"resize", "steps", "guidance_from", "guidance_to", "loras"}
-        ]
-    )
+    older = pa.schema([field for field in spectrum.schema if field.name not in store_module.LATER])
     Shards(spectrum.folder, older).append(
         [{name: row[name] for name in older.names} for row in make_rows([2, 3])]
     )
@@ -259,6 +256,71 @@ def test_images_of_a_store_from_before_the_options_are_read_beside_new_ones(
         cache_dir=str(spectrum.folder / "cache"),
     )
     assert set(opened["id"]) == {f"id-{index}" for index in range(4)}
+
+
+def flip_a_picture(shard: Path, name: str) -> None:
+    """Changes a bit of a picture's bytes and nothing else, as a copy of the shard that is whole."""
+    rows = pq.read_table(shard)
+    pictures = rows["image"].to_pylist()
+    place = rows["id"].to_pylist().index(name)
+    data = bytearray(pictures[place]["bytes"])
+    data[-3] ^= 1
+    pictures[place]["bytes"] = bytes(data)
+    column = pa.array(pictures, rows.schema.field("image").type)
+    place = rows.column_names.index("image")
+    pq.write_table(rows.set_column(place, rows.schema.field("image"), column), shard)
+
+
+def test_a_picture_that_has_changed_is_named(spectrum: Shards, tmp_path: Path) -> None:
+    spectrum.append(make_rows(range(250)))
+    shard, checked = Path(spectrum.files()[0]), tmp_path / "cache" / "checked.json"
+    spectrum.check_pictures([str(shard)], checked)
+    flip_a_picture(shard, "id-42")
+    with pytest.raises(
+        StoreError, match=rf"shard {shard} .* picture 'id-42' in row \d+ has changed"
+    ):
+        spectrum.check_pictures([str(shard)], checked)
+    with pytest.raises(StoreError, match="id-42"):
+        spectrum.rows(["id-42"], ["image"])
+    assert spectrum.rows(["id-41"], ["image"])["id-41"]["image"] == make_row(41)["image"]
+    shard.unlink()
+    spectrum.append(make_rows(range(250)))
+    spectrum.check_pictures([str(shard)], checked)
+
+
+def test_what_was_checked_once_is_not_read_again(
+    spectrum: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spectrum.append(make_rows([0]))
+    files, checked = [str(file) for file in spectrum.files()], tmp_path / "checked.json"
+    spectrum.check_pictures(files, checked)
+    monkeypatch.setattr(store_module, "_open", lambda file: pytest.fail(f"{file} was read again"))
+    spectrum.check_pictures(files, checked)
+
+
+def test_a_bit_that_flips_in_a_shard_is_found(spectrum: Shards) -> None:
+    spectrum.append(make_rows(range(5)))
+    shard, wanted = Path(spectrum.files()[0]), spectrum.read().to_pylist()
+    whole, found = shard.read_bytes(), 0
+    pages = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")  # then the footer
+    for place in np.random.default_rng(0).integers(4, pages, 200):
+        shard.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        try:
+            assert spectrum.read().to_pylist() == wanted
+        except StoreError as error:
+            assert str(shard) in str(error)
+            found += 1
+    assert found > 100
+
+
+def test_a_shard_of_another_kind_is_named(spectrum: Shards, tmp_path: Path) -> None:
+    spectrum.append(make_rows([0]))
+    foreign = spectrum.folder / "part-foreign.parquet"
+    for columns in ({"colour": ["red"]}, {"id": [None]}, {"id": [[1]]}):
+        pq.write_table(pa.table(columns), foreign)
+        for read in (spectrum.ids, lambda: spectrum.rows(["id-0"], ["image"])):
+            with pytest.raises(StoreError, match=rf"shard {foreign} .* Delete it"):
+                read()
 
 
 @pytest.fixture

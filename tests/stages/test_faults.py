@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -326,7 +327,7 @@ def test_a_broken_shard_is_no_full_disk(
     shard.write_bytes(whole[:page] + bytes(60) + whole[page + 60 :])
     with pytest.raises(
         StoreError,
-        match=r"spectrum cannot be copied to the cache .*; delete the shard that is broken, or free space",
+        match=rf"shard {shard} cannot be read: .* Delete it and run the same command again",
     ):
         stored_images(run, names)
     shard.write_bytes(whole[: len(whole) // 2])
@@ -451,3 +452,21 @@ def test_the_address_of_a_cluster_may_be_left_out(
 def test_a_number_of_processes_that_makes_no_sense(small_tree: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=r"runtime\.processes"):
         validate(with_runtime(small_tree, processes=0))
+
+
+def test_scores_that_are_none_are_given_again(
+    small_tree: dict[str, Any], filtered: Path, tmp_path: Path
+) -> None:
+    run = open_run(validate(small_tree), shutil.copytree(filtered, tmp_path / "run"))
+    verdicts = pq.read_table(run.path("filter.parquet"))
+    shard = Path(run.scores.files()[0])
+    scores = pq.read_table(shard)
+    for wrong in (float("nan"), 1.7, None):
+        column = pa.array([wrong] * len(scores), pa.float32())
+        place = scores.column_names.index("clip_similarity")
+        pq.write_table(scores.set_column(place, "clip_similarity", column), shard)
+        for other in run.scores.files():
+            if other != shard and len(pq.read_table(other)) != len(scores):
+                Path(other).unlink()  # what the round before gave
+        run_until(run, "filter")
+        assert pq.read_table(run.path("filter.parquet")).equals(verdicts)

@@ -151,7 +151,9 @@ def read_pictures(store: Path | str, ids: Collection[str]) -> dict[str, Any]:
             [
                 ("id", pa.string()),
                 ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+                ("image_digest", pa.string()),
             ]
         ),
+        later=("image_digest",),
     )
     return {name: decode_image(row["image"]) for name, row in shards.rows(ids, ["image"]).items()}

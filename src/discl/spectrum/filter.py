@@ -102,6 +102,11 @@ class ClipScorer:
             last = first + len(embeddings)
             cosines = (embeddings * self.text_embeddings[places[first:last]]).sum(1)
             result[first:last] = cosines.float().cpu().numpy()
+        if not np.isfinite(result).all():
+            raise CheckpointError(
+                f"the filter's CLIP gives {result[~np.isfinite(result)][0]} as the similarity of an "
+                "image; its weights are broken, so fetch it again or name another in filter.checkpoint."
+            )
         return result
 
     def embed(self, images: Sequence[Image.Image]) -> np.ndarray:

@@ -91,7 +91,9 @@ def _levels(verdicts: pa.Table) -> dict[int, tuple[int, int]]:
 def _images(run: Run, chosen: pa.Table) -> Iterator[dict[str, Any]]:
     """Every chosen image with its facts, in the order of the plan; pictures are read one by one from the store."""
     pictures = stored_images(run, chosen["id"].to_pylist())
-    columns = [name for name in run.spectrum.schema.names if name not in {"image", "label"}]
+    columns = [
+        name for name in run.spectrum.schema.names if name not in {"image", "label", "image_digest"}
+    ]
     table = run.spectrum.read(columns)
     table = table.select([name for name in columns if table[name].null_count < len(table)])
     place = {name: row for row, name in enumerate(table["id"].to_pylist())}

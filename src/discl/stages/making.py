@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 TRAINING = frozenset({"train", "evaluate", "report", "compare"})
 """What is to be done only when classifiers have been trained."""
 
+LARGEST_COSINE = 1.001
+"""A cosine, with what rounding may add to it."""
 PAYS = 1000
 """Calls of the network from which on compiling it first takes less time than it saves."""
 
@@ -468,7 +470,13 @@ def _compile(run: Run, engine: Engine | PlainEngine) -> None:
 
 
 def _scores_by(scores: Shards, scorer: str) -> dict[str, float]:
-    """`{id: clip_similarity}` of what a scorer has scored."""
+    """`{id: clip_similarity}` of what a scorer has scored; what is no cosine counts as no score."""
     found = scores.read()
     found = found.filter(pc.equal(found["scorer"], scorer))
-    return dict(zip(found["id"].to_pylist(), found["clip_similarity"].to_pylist(), strict=True))
+    pairs = zip(found["id"].to_pylist(), found["clip_similarity"].to_pylist(), strict=True)
+    return {name: cosine for name, cosine in pairs if is_cosine(cosine)}
+
+
+def is_cosine(value: float | None) -> bool:
+    """Whether a score that was kept can be one; NaN, null and what lies beyond rounding cannot."""
+    return value is not None and abs(value) <= LARGEST_COSINE

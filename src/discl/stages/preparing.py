@@ -10,12 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset
 from datasets import Image as ImageFeature
 
 from ..console import progress, say
 from ..data import ImageTable, to_square, to_whole
 from ..digests import digest
+from ..spectrum.cache import mapped_rows
 from ..spectrum.encoding import encode_image
 from ..spectrum.store import Shards
 from ..stored import read_table
@@ -77,9 +77,9 @@ def prepared_table(run: Run, split: str, size: int, mode: str = "square") -> Ima
     if not store.files():
         return table
     keys = _keys(run, split, size, mode)
-    stored = Dataset.from_parquet(
-        [str(file) for file in store.files()], cache_dir=str(run.path("cache"))
-    )
+    files, cache = [str(file) for file in store.files()], run.path("cache")
+    store.check_pictures(files, cache / "checked-squares.json")
+    stored = mapped_rows(files, cache / "squares", store.ids().intersection(keys))
     place = {key: row for row, key in enumerate(stored.select_columns("id")[:]["id"])}
     if any(key not in place for key in keys):
         say(
@@ -104,8 +104,10 @@ def _store(run: Run) -> Shards:
             [
                 ("id", pa.string()),
                 ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+                ("image_digest", pa.string()),
             ]
         ),
+        later=("image_digest",),
     )
 
 

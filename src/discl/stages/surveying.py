@@ -31,7 +31,7 @@ from ..spectrum.models import check_generator
 from ..spectrum.store import Shards
 from ..stored import read_table, write_table, write_text
 from ..workspace import Run, stored_images
-from .making import filter_spectrum, filter_texts, generate, make_plan
+from .making import filter_spectrum, filter_texts, generate, is_cosine, make_plan
 
 FOLDER = "levels"
 SHARED = ("data.parquet", "prompts.yaml", "settings.yaml", "captions")
@@ -161,7 +161,7 @@ def _image_similarities(
     known = {
         row["id"]: row["image_similarity"]
         for row in store.read().to_pylist()
-        if row["clip"] == clip
+        if row["clip"] == clip and is_cosine(row["image_similarity"])
     }
     missing = [row for row in verdicts if row["id"] not in known]
     if not missing:
