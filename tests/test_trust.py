@@ -12,6 +12,7 @@ import pytest
 
 import discl
 from discl.errors import EndpointError, StoreError
+from discl.export.formats import suffix_of
 from discl.prompts import class_prompts
 from discl.prompts.endpoint import read_key
 from discl.spectrum.store import open_place, spectrum_shards
@@ -100,3 +101,13 @@ def test_only_plugins_and_our_own_names_are_imported_by_name() -> None:
         if re.search(r"import_module\(|__import__\(|runpy|exec_module\(", path.read_text())
     }
     assert callers <= {"plugins.py", "__init__.py"}, callers
+
+
+def test_a_picture_of_a_shared_store_that_no_export_takes_is_told() -> None:
+    with pytest.raises(StoreError, match="GIF89a"):
+        suffix_of(b"GIF89a\x01\x00")
+    assert [suffix_of(data) for data in (b"\x89PNG\r\n", b"\xff\xd8\xff", b"RIFF")] == [
+        "png",
+        "jpg",
+        "webp",
+    ]

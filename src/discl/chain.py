@@ -174,7 +174,7 @@ def compare(run: Run, seeds: Sequence[int] | None = None, *, tune: bool = False)
     `comparison.html` beside it draws the table. With `tune` every method first gets the same number of trials on validation (section
     compare.tune), and the table lies in `tuned/`.
     """
-    check_own_pieces(run.recipe, run.allow_plugins)
+    check_own_pieces(run.recipe, run.allow_plugins, tuned=tune)
     run_until(run, "filter")
     processes = current_processes()
     with run.turn("compare") if processes.first else nullcontext(), _refusals("compare"):

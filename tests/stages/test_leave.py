@@ -338,3 +338,20 @@ def test_a_link_in_a_run_folder_has_nothing_deleted_elsewhere(
     with pytest.raises(RunError, match=re.escape(str(mine / "ce"))):
         chain.run_until(run, "train")
     assert (mine / "ce" / "letters.txt").read_text() == "dear"
+
+
+@pytest.mark.parametrize(
+    ("space", "key"),
+    [
+        ({"space": {"strategy": ["all-levels", PIECES["strategy"]]}}, "compare.tune.space.strategy"),
+        ({"methods": {"ce": {"system": [{"name": PIECES["system"]}]}}}, "compare.tune.methods.ce.system"),
+        ({"space": {"objective.name": [PIECES["objective"]]}}, "compare.tune.space.objective.name"),
+    ],
+)  # fmt: skip
+def test_what_is_only_tried_needs_leave_before_any_image_is_made(
+    space: dict[str, Any], key: str, tree: dict[str, Any], folder: Path, tmp_path: Path, imported: Callable[[], bool]
+) -> None:  # fmt: skip
+    run = open_run({**tree, "methods": {"ce": {}}, "compare": {"tune": space}}, tmp_path / "run")
+    with pytest.raises(RecipeError, match=re.escape(key)):
+        chain.compare(run, tune=True)
+    assert not imported() and not (run.folder / "plan.parquet").exists()

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import StoreError
+
 Image = Mapping[str, Any]
 Write = Callable[[Path, Iterable[Image], Sequence[str]], None]
 
@@ -117,8 +119,15 @@ def safe_names(names: Sequence[str]) -> list[str]:
 
 
 def suffix_of(data: bytes) -> str:
-    """webp, png or jpg, by the first bytes of the file."""
-    return next(suffix for start, suffix in SIGNATURES if data.startswith(start))
+    """webp, png or jpg, by the first bytes of the file. Raises StoreError for a picture of another format."""
+    for start, suffix in SIGNATURES:
+        if data.startswith(start):
+            return suffix
+    known = ", ".join(suffix for _, suffix in SIGNATURES)
+    raise StoreError(
+        f"the store holds a picture that begins with {bytes(data[:8])!r}; an export takes {known}. It was not made "
+        "here: delete its shard, and run `discl generate` again."
+    )
 
 
 def _facts(image: Image, class_names: Sequence[str]) -> dict[str, Any]:

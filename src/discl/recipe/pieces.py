@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from .tree import Recipe
 
 
+PIECES = ("strategy", "objective", "system")
+
+
 def addresses(name: str, method: Method) -> dict[str, str]:
     """`{key of the recipe: module:attribute}` of a method's pieces that are named so."""
     system = read_system(method.system)[0] if method.system is not None else None
@@ -31,17 +34,34 @@ def addresses(name: str, method: Method) -> dict[str, str]:
     }
 
 
-def check_own_pieces(recipe: Recipe, allow_plugins: bool) -> None:
+def tried_addresses(recipe: Recipe) -> dict[str, str]:
+    """As `addresses`, of what `compare.tune` would try."""
+    asked, found = recipe.compare.tune, {}
+    spaces = {
+        "space": asked.space,
+        **{f"methods.{name}": each for name, each in asked.methods.items()},
+    }
+    for where, space in spaces.items():
+        for key, values in (space or {}).items():
+            if key.partition(".")[0] not in PIECES:
+                continue
+            for value in values:
+                name = value.get("name") if isinstance(value, dict) else value
+                if is_address(name):
+                    found[f"compare.tune.{where}.{key}"] = str(name)
+    return found
+
+
+def check_own_pieces(recipe: Recipe, allow_plugins: bool, tuned: bool = False) -> None:
     """Imports the pieces of every method that are named as `module:attribute`, and checks them.
 
-    Raises RecipeError, before anything is imported, where there is one and `allow_plugins` is false; with
-    leave for a piece that is not of the kind asked for or does not go with the rest of its method.
+    Raises RecipeError, before anything is imported, where there is one and `allow_plugins` is false, among
+    the methods or, with `tuned`, among what is tried for them; with leave for a piece that is not of the kind
+    asked for or does not go with the rest of its method.
     """
-    found = {
-        key: each
-        for name, method in recipe.methods.items()
-        for key, each in addresses(name, method).items()
-    }
+    found = {} if not tuned else tried_addresses(recipe)
+    for name, method in recipe.methods.items():
+        found |= addresses(name, method)
     if found and not allow_plugins:
         raise RecipeError("\n".join(f"{key}: '{each}' {LEAVE}." for key, each in found.items()))
     for name, method in recipe.methods.items():
