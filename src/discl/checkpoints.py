@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,21 @@ def find_weights(address: str) -> Path:
         raise CheckpointError(
             f"'{address}' is no local file and could not be downloaded: {error}"
         ) from error
+
+
+def find_beside(address: str, file: Path, name: str) -> Path:
+    """The file `name` beside one that `find_weights` found, of the hub where that is from there. Raises CheckpointError."""
+    beside = file.with_name(name)
+    if not beside.is_file() and not local_path(address).exists():
+        from huggingface_hub import hf_hub_download
+
+        owner, repository, path = address.split("/", 2)
+        with suppress(Exception):
+            folder = path.rpartition("/")[0]
+            return Path(hf_hub_download(f"{owner}/{repository}", f"{folder}/{name}".lstrip("/")))
+    if not beside.is_file():
+        raise CheckpointError(f"'{address}' needs the {name} that belongs to it; put it beside.")
+    return beside
 
 
 def find_settings(address: str) -> Path:

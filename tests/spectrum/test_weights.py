@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import peft
@@ -134,25 +136,101 @@ def test_lora_of_another_family_is_told(tiny_xl: Path, tiny_flux: Path, tmp_path
         load_generator(Address(str(tiny_xl), loras=((str(file), 1.0),)))
 
 
-def test_what_a_lora_adds_to_no_layer_is_told(
+def test_a_lora_with_layers_that_the_network_lacks_is_refused(
     tiny_diffusion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Of a text encoder it is told: a checkpoint may have fewer of them than the one that was trained."""
     file = make_lora(tmp_path, tiny_diffusion, "StableDiffusionPipeline", "unet", "text_encoder")
     load_generator(Address(str(tiny_diffusion), loras=((str(file), 1.0),)))
     told = capsys.readouterr()
     assert "no effect" not in told.out + told.err
-    tensors = load_file(file)
-    name = next(name for name in tensors if name.startswith("unet") and "lora_A" in name)
-    for half in ("lora_A", "lora_B"):
-        other = name.replace("lora_A", half)
-        tensors[other.replace("to_q", "to_z").replace("to_v", "to_z")] = tensors[other].clone()
-    save_file(tensors, file)
-    load_generator(Address(str(tiny_diffusion), loras=((str(file), 1.0),)))
-    told = capsys.readouterr()
-    layers = sum("lora_A" in name for name in tensors)
-    assert f"weights for {layers} layers, {layers - 1} of which" in " ".join(
-        (told.out + told.err).split()
-    )
+    whole = load_file(file)
+    for part, layer, other in (("unet", "to_q", "to_z"), ("text_encoder", "q_proj", "z_proj")):
+        name = next(key for key in whole if key.startswith(part) and f"{layer}.lora_A" in key)
+        extra = {
+            key.replace(layer, other): whole[key].clone()
+            for key in (name, name.replace("lora_A", "lora_B"))
+        }
+        save_file(whole | extra, file)
+        layers = sum(key.startswith(part) and "lora_A" in key for key in whole) + 1
+        words = f"weights for {layers} layers, {layers - 1} of which"
+        if part == "unet":
+            with pytest.raises(CheckpointError, match=words):
+                load_generator(Address(str(tiny_diffusion), loras=((str(file), 1.0),)))
+        else:
+            load_generator(Address(str(tiny_diffusion), loras=((str(file), 1.0),)))
+            told = capsys.readouterr()
+            assert words in " ".join((told.out + told.err).split())
+
+
+def as_peft(file: Path, folder: Path, part: str, **settings: Any) -> Path:
+    """A LoRA of one part in peft's own layout."""
+    folder.mkdir()
+    tensors = {
+        name.replace(f"{part}.", "base_model.model.", 1): tensor
+        for name, tensor in load_file(file).items()
+        if name.startswith(f"{part}.")
+    }
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "bias": "none"} | settings
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder / "adapter_model.safetensors"
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_a_lora_in_the_layout_of_peft_is_added_with_its_alpha(
+    tiny_diffusion: Path, tmp_path: Path, part: str
+) -> None:
+    """α = 6 at rank 2 is three times the same weights at diffusers' scale, and rsLoRA's is α / √r."""
+    file = make_lora(tmp_path / "plain", tiny_diffusion, "StableDiffusionPipeline", part)
+    one = as_peft(file, tmp_path / "one", part)
+    root = as_peft(file, tmp_path / "root", part, use_rslora=True)
+    plain = predicted(load_generator(str(tiny_diffusion)))
+    for other, scale in ((one, 3.0), (root, 6 / 2**0.5)):
+        got, wanted = (
+            predicted(load_generator(Address(str(tiny_diffusion), loras=((str(path), factor),))))
+            for path, factor in ((other, 0.5), (file, 0.5 * scale))
+        )
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(got, plain, atol=1e-3)
+    assert describe_loras([(str(one), 1.0)]) != describe_loras([(str(root), 1.0)])
+
+
+def test_a_lora_of_peft_that_cannot_be_read_is_told(
+    tiny_diffusion: Path, tiny_xl: Path, tmp_path: Path
+) -> None:
+    file = make_lora(tmp_path / "plain", tiny_diffusion, "StableDiffusionPipeline", "unet")
+    for number, (settings, words) in enumerate([
+        ({"use_dora": True}, "use_dora"), ({"peft_type": "LOHA"}, "'LOHA'"), ({"lora_alpha": "x"}, "lora_alpha 'x'"),
+        ({"bias": "all"}, "'all'"), ({"alpha_pattern": {"a": 1}}, "alpha_pattern"),
+    ]):  # fmt: skip
+        other = as_peft(file, tmp_path / str(number), "unet", **settings)
+        with pytest.raises(CheckpointError, match=words):
+            check_generator(Address(str(tiny_diffusion), loras=((str(other), 1.0),)), 10)
+    (other.parent / "adapter_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"needs the adapter_config\.json"):
+        check_generator(Address(str(tiny_diffusion), loras=((str(other), 1.0),)), 10)
+    whole = as_peft(make_lora(tmp_path / "xl", tiny_xl, "StableDiffusionXLPipeline", "unet"), tmp_path / "p", "unet")  # fmt: skip
+    with pytest.raises(CheckpointError, match="another family or version"):
+        load_generator(Address(str(tiny_diffusion), loras=((str(whole), 1.0),)))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("lora_unet_x.hada_w1_a", "LoHa"),
+        ("lycoris_x.lokr_w1", "LoKr"),
+        ("x.oft_blocks", "OFT"),
+        ("unet.conv_in.weight", "no LoRA"),
+    ],
+)
+def test_other_kinds_of_adapters_are_told_before_anything_is_loaded(
+    name: str, kind: str, tiny_diffusion: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "style.safetensors"
+    save_file({name: torch.zeros(2, 2)}, file)
+    with pytest.raises(CheckpointError, match=kind):
+        check_generator(Address(str(tiny_diffusion), loras=((str(file), 1.0),)), 10)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ from .loading import (
     Generator,
     check_generator,
     describe_generator,
-    describe_loras,
     load_generator,
     load_plain,
 )
+from .loras import describe_loras
 from .schedules import Schedule
 
 __all__ = [

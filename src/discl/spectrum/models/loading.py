@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
@@ -30,7 +29,6 @@ from ...checkpoints import (
     settings_digest,
     weights_digest,
 )
-from ...console import say
 from ...digests import digest
 from ...errors import CheckpointError
 from ...levels import TEXT_ONLY, GuidanceLevel
@@ -46,6 +44,7 @@ from .families import (
     read_index,
 )
 from .interface import DTYPES, LatentModel
+from .loras import add_loras, describe_loras
 from .schedules import make_ddim, make_flow
 from .stable_diffusion import check_side
 
@@ -250,11 +249,6 @@ def _check_plain(found: _Found, levels: Iterable[GuidanceLevel], options: bool) 
         )
 
 
-def describe_loras(loras: Sequence[tuple[str, float]]) -> str:
-    """What LoRA weights add to an id: digest and scale of each; empty without any. Raises CheckpointError for a missing file."""
-    return " ".join(f"{weights_digest(find_weights(path))}*{scale:g}" for path, scale in loras)
-
-
 def load_scheduler(folder: Path, family: Family) -> Any:
     """The checkpoint's schedule: of a diffusion model as DDIM, whatever sampler it was published with, of a flow as Euler steps.
 
@@ -447,61 +441,11 @@ def _check_single(pipeline: Any, file: Path) -> None:
             )
 
 
-def add_loras(pipeline: Any, loras: Sequence[tuple[str, float]]) -> None:
-    """Adds LoRA weights, each times its scale, to those of a pipeline.
-
-    Raises CheckpointError where a file fits nothing of this checkpoint, or where peft is not installed.
-    """
-    if not loras:
-        return
-    if importlib.util.find_spec("peft") is None:
-        raise CheckpointError(
-            "LoRA weights need the package peft; install it with pip install 'discl[lora]'."
-        )
-    names = []
-    for number, (address, _) in enumerate(loras):
-        file, name = find_weights(address), f"lora{number}"
-        with loading(file, "a LoRA"):
-            pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
-        if not any(name in adapters for adapters in pipeline.get_list_adapters().values()):
-            raise CheckpointError(
-                f"the LoRA '{file}' fits nothing of this checkpoint; it belongs to another family."
-            )
-        _check_lora(pipeline, file, name)
-        names.append(name)
-    pipeline.set_adapters(names, [scale for _, scale in loras])
-    for (
-        part,
-        there,
-    ) in (
-        pipeline.get_list_adapters().items()
-    ):  # a network, or a text encoder: not every file has weights for each
-        pipeline.fuse_lora(
-            components=[part], adapter_names=[name for name in names if name in there]
-        )
-    pipeline.unload_lora_weights()
-
-
 def _multiple(folder: Path, family: Family) -> int:
     stages = _vae_stages(folder, family)
     if stages is None:
         return 16
     return 2 ** (stages - 1) * (1 if family.diffusion else 2)
-
-
-def _check_lora(pipeline: Any, file: Path, name: str) -> None:
-    """Says where some of a LoRA's weights found no layer: those of a text encoder that is not here, or of another version."""
-    downward = ("lora_A.weight", "lora.down.weight", "lora_down.weight")
-    with safe_open(file, "pt") as stored:
-        there = sum(key.endswith(downward) for key in stored.keys())  # noqa: SIM118 (not a dict)
-    networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    taken = sum(
-        name in getattr(layer, "lora_A", ()) for network in networks for layer in network.modules()
-    )
-    if taken < there:
-        say(
-            f"the LoRA '{file.name}' has weights for {there} layers, {taken} of which this checkpoint has; the others have no effect"
-        )
 
 
 def _vae_stages(folder: Path, family: Family) -> int | None:
