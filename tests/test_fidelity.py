@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ from pydantic import BaseModel
 
 from discl.assets import PUBLISHED
 from discl.recipe import Recipe, load_recipe, shipped_recipes
+from discl.starter import write_starter
+
+sys.path.insert(0, str(Path(__file__).parent))
+from miniatures import draw
 
 PAGE = Path(__file__).parents[1] / "docs" / "fidelity.md"
 PAPER = [name for name in shipped_recipes() if not name.startswith(("fashion", "cifar10-"))]
@@ -60,6 +65,14 @@ def test_differences_have_six_cells_and_keys_that_exist(heading: str) -> None:
             kind = section.model_fields[part].annotation
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 section = kind
+
+
+def test_the_starter_draws_from_the_same_scenes(tmp_path: Path) -> None:
+    for label, name in enumerate(("cat", "dog")):
+        for number in range(3):
+            draw(tmp_path / "photos" / name / f"{number}.png", label, number)
+    written = load_recipe(write_starter(tmp_path / "photos", tmp_path / "photos.yaml"))
+    assert written.prompts.templates == load_recipe("imagenet-lt-ce-discl").prompts.templates
 
 
 @pytest.mark.parametrize("name", PAPER)
