@@ -315,5 +315,5 @@ def _wide_of(table: ImageTable, row: int) -> Wide | None:
 
 
 def _name(stored: dict) -> str:
-    path = stored["image"].get("path")
+    path = (stored["image"] or {}).get("path")
     return f"'{stored['id']}'" if not path or path == stored["id"] else f"'{stored['id']}' ({path})"

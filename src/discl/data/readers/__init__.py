@@ -30,7 +30,7 @@ from .described import (
 from .files import LISTS, read_image_folder, read_lists, too_few_classes
 from .lists import LIST_SUFFIXES, heading_of
 from .manifests import guess_columns, read_manifest
-from .opening import plain_file
+from .opening import plain_file, whole_path
 from .tabular import read_hub, read_parquet, read_saved
 from .webdataset import read_webdataset
 
@@ -97,7 +97,10 @@ def read_tables(
         )
     if kind != "hub" and not source.path.exists():
         raise DataError(missing(source, kind))
-    found = READERS[kind](source)
+    try:
+        found = READERS[kind](source)
+    except OSError as error:
+        raise DataError(f"data.root '{root}' cannot be read as {kind}: {error}") from error
     tables = _rename_splits(found, source)
     unused = [
         name for name, table in found.items() if not any(table is each for each in tables.values())
@@ -129,12 +132,23 @@ def _source(
     files: Mapping[str, str] | None = None,
     images: str | None = None,
 ) -> Source:
-    path = embedded(root) if root.startswith("embedded:") else Path(root).expanduser().absolute()
+    path = embedded(root) if root.startswith("embedded:") else whole_path(root)
+    _look(root, path)
     named = {ours: theirs for ours, theirs in (splits or {}).items() if theirs is not None}
     left_out = frozenset(set(splits or {}) - set(named))
     if "train" in left_out:
         raise DataError("data.splits.train is null, but training needs a split; name it.")
     return Source(root, path, columns or {}, named, files or {}, images, left_out)
+
+
+def _look(root: str, path: Path) -> None:
+    """Raises DataError for a root that the system does not even look for: with a zero byte, too long, or not allowed."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        raise DataError(f"data.root {root[:200]!r} cannot be read: {str(error)[:200]}") from error
 
 
 def _guess_kind(source: Source) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from ...console import say
 from ...errors import DataError
 from ..table import ImageTable
 from .building import SPLIT_NAMES, Source, build_table, expected, files_below, full_paths
-from .lists import read_csv
+from .lists import read_csv, tidy
+from .opening import plain_file, read_json
 
 INATURALIST = {"train": "train2018.json", "val": "val2018.json"}
 WILDS_SPLITS = {
@@ -33,6 +33,7 @@ BESIDE_IMAGES = "_annotations.coco.json"
 """What Roboflow calls the annotations that lie beside the images of a split."""
 OTHER_TASKS = ("captions", "person_keypoints", "stuff", "panoptic", "image_info")
 """How names of COCO's files begin that name no category of an object."""
+WILDS_OPTIONAL = ("location_remapped", "location", "sequence_remapped", "seq_id", "sequence")
 NO_CLASS = 99_999
 """What WILDS writes as `y` of a category, or of an image, that is in no class; other copies write a number below 0."""
 
@@ -101,6 +102,10 @@ def _read_json(source: Source, files: Any) -> dict[str, ImageTable]:
     }
     if (source.path / "categories.json").is_file():
         categories |= _names_of(source.path / "categories.json")
+    if len({type(number) for number in categories}) > 1 or None in categories:
+        raise DataError(
+            f"data.root '{source.root}': ids of categories are all numbers or all texts; got {', '.join(map(repr, [*categories][:8]))}."
+        )
     numbers = sorted(categories)
     names = [categories[number] for number in numbers]
     if len(set(names)) < len(names):
@@ -108,8 +113,10 @@ def _read_json(source: Source, files: Any) -> dict[str, ImageTable]:
     tables = {}
     for split, content in stated.items():
         file = source.path / files[split]
-        labels = content.labels(numbers, file)
         listed_files = content.images.field("file_name")
+        if not len(listed_files) or listed_files[0].as_py() is None:
+            raise DataError(f"{file} lists no image, or one without a file_name.")
+        labels = content.labels(numbers, file)
         below = _image_folder(source.path, file, listed_files[0].as_py())
         paths = full_paths(source.path / below, listed_files, str(file))
         tables[split] = build_table(paths, labels, names, listed_files, source.path)
@@ -172,7 +179,7 @@ def _load_annotations(file: Path) -> _Annotations:
     text, number = pa.string(), pa.int64()
     problem: Exception | None = None
     try:
-        with file.open("rb") as stream:
+        with plain_file(file).open("rb") as stream:
             opens = stream.read(64).lstrip()[:1]
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error}") from error
@@ -197,6 +204,7 @@ def _load_annotations(file: Path) -> _Annotations:
                 use_threads=False, block_size=file.stat().st_size + 1
             )  # the file is a single value
             table = pajson.read_json(file, read, parse)
+            table.validate(full=True)
         except (pa.ArrowException, OSError, OverflowError) as error:
             problem = error
             continue
@@ -223,12 +231,17 @@ def _load_annotations(file: Path) -> _Annotations:
     )
 
 
+def _id_of(category: Any) -> int | str:
+    found = category["id"]
+    if isinstance(found, bool) or not isinstance(found, int | str):
+        raise ValueError(f"the id {found!r} is no whole number and no text")
+    return found
+
+
 def _names_of(file: Path) -> dict[Any, str]:
     try:
-        return {
-            each["id"]: str(each["name"]) for each in json.loads(file.read_text(encoding="utf-8"))
-        }
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return {_id_of(each): str(each["name"]) for each in read_json(file)}
+    except (ValueError, TypeError, KeyError) as error:
         raise DataError(
             f"{file} cannot be read as a list of categories (id, name): {error}"
         ) from error
@@ -294,7 +307,7 @@ def read_wilds(source: Source) -> dict[str, ImageTable]:
 
 def _read_csv(file: Path, columns: Sequence[str]) -> pa.Table:
     """A list of WILDS; what WILDS writes with pandas has a first column without a name. Raises DataError where a column is missing."""
-    listed = read_csv(file)
+    listed = tidy(read_csv(file), file, (*columns, *WILDS_OPTIONAL))
     lacking = [name for name in columns if name not in listed.column_names]
     if lacking:
         there = ", ".join(filter(None, listed.column_names))

@@ -80,7 +80,7 @@ def _read_binary(files: list[Path], label_bytes: int, split: str, names: list[st
             raw = np.fromfile(plain_file(file), np.uint8)
         except OSError as error:
             raise DataError(f"{file} cannot be read: {error}") from error
-        if len(raw) % record:
+        if len(raw) % record or not len(raw):
             raise DataError(
                 f"{file} has {len(raw)} bytes, which is no multiple of {record}; it is truncated or of another version."
             )

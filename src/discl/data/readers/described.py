@@ -35,22 +35,36 @@ def read_metadata(source: Source) -> dict[str, ImageTable]:
     if not files:
         raise DataError(expected(source, "metadata"))
     parts: dict[str, Dataset] = {}
-    whole: list[bool] = []
+    whole: dict[str, bool] = {}
     listed_paths: set[str] = set()
     for split, file in files.items():
         if source.leaves_out(split):
             continue
-        listed, numbers = listed_rows(file, theirs, source)
+        listed, numbers = _numbers_as_texts(*listed_rows(file, theirs, source), source)
         if not split and "split" not in (*listed.column_names, *source.columns):
             listed = _with_split(listed, theirs, source)
         prefix = f"{split}/" if split else ""
         rows = place_images(listed, theirs, file.parent, str(file), "id" in source.columns, prefix)
         parts[split or "train"] = rows
-        whole.append(numbers)
+        whole[split] = numbers
         listed_paths |= set(rows.data.column("image").combine_chunks().field("path").to_pylist())
     _count_unlisted(source, [file.parent for file in files.values()], listed_paths)
+    if len(set(whole.values())) > 1:
+        raise DataError(
+            f"{root}: the labels are whole numbers in {', '.join(split for split in whole if whole[split])} and not in "
+            f"{', '.join(split for split in whole if not whole[split])}."
+        )
     columns = {ours: name for ours, name in source.columns.items() if ours != "image"}
-    return to_tables(parts, source.with_columns(columns), root, numbers=all(whole))
+    return to_tables(parts, source.with_columns(columns), root, numbers=all(whole.values()))
+
+
+def _numbers_as_texts(listed: pa.Table, whole: bool, source: Source) -> tuple[pa.Table, bool]:
+    """Labels that are numbers as the texts that a CSV holds, so that files of both kinds go together."""
+    label = source.columns.get("label", "label")
+    if label not in listed.column_names or not pa.types.is_integer(listed.schema.field(label).type):
+        return listed, whole
+    texts = listed.column(label).cast(pa.string())
+    return listed.set_column(listed.column_names.index(label), label, texts), True
 
 
 def metadata_files(source: Source) -> dict[str, Path]:
@@ -163,12 +177,16 @@ def read_one_hot(source: Source) -> dict[str, ImageTable]:
         if not listed.num_rows:
             raise DataError(f"{file} has no rows.")
         first, *classes = listed.column_names
+        if len(set(listed.column_names)) < listed.num_columns:
+            raise DataError(
+                f"{file}: a column stands twice; it has {', '.join(listed.column_names)}."
+            )
         if first != source.columns.get("image", "filename") or not classes:
             raise DataError(
                 f"{file}: the columns filename and one for each class are expected; it has {', '.join(listed.column_names)}."
             )
         names = names or classes
-        if sorted(classes) != sorted(names) or len(set(classes)) < len(classes):
+        if sorted(classes) != sorted(names):
             raise DataError(
                 f"{file} names the classes {', '.join(classes[:SHOWN])} …; those of the other splits are {', '.join(names[:SHOWN])} …"
             )

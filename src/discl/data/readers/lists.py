@@ -29,10 +29,10 @@ def read_list(file: Path, label: str, wanted: Collection[str]) -> tuple[pa.Table
     name are left out. Raises DataError for what is no table, and where a column among `wanted` stands twice.
     """
     if file.suffix.lower() == ".parquet":
-        return _tidy(_read_parquet(file), file, wanted), False
+        return tidy(_read_parquet(file), file, wanted), False
     if file.suffix.lower() == ".jsonl":
-        return _tidy(_read_json_lines(file), file, wanted), False
-    listed = _tidy(read_csv(file, texts=(label,)), file, wanted)
+        return tidy(_read_json_lines(file), file, wanted), False
+    listed = tidy(read_csv(file, texts=(label,)), file, wanted)
     if label not in listed.column_names:
         return listed, False
     values, whole = labels_as_written(listed.column(label), str(file))
@@ -115,28 +115,36 @@ def _read_json_lines(file: Path) -> pa.Table:
     text = text.removeprefix(b"\xef\xbb\xbf")
     lines = b"\n".join(line for line in text.splitlines() if line.strip())
     try:
-        return pajson.read_json(
+        table = pajson.read_json(
             pa.BufferReader(lines), pajson.ReadOptions(use_threads=False, block_size=JSON_BLOCK)
         )
-    except (OSError, pa.ArrowException) as error:
+        table.validate(full=True)
+        return table.rename_columns([name.strip() for name in table.column_names])
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{file} cannot be read as lines of JSON: {error}") from error
 
 
 def _read_parquet(file: Path) -> pa.Table:
     try:
-        return pq.read_table(plain_file(file), partitioning=None)
+        table = pq.read_table(plain_file(file), partitioning=None)
+        table.validate(full=True)
+        return table
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{file} cannot be read as a table: {error}") from error
 
 
-def _tidy(table: pa.Table, file: Path, wanted: Collection[str]) -> pa.Table:
+def tidy(table: pa.Table, file: Path, wanted: Collection[str]) -> pa.Table:
     """The columns that have a name of their own, those of categories as plain ones."""
     twice = {name for name in table.column_names if name and table.column_names.count(name) > 1}
     if clash := sorted(twice & set(wanted)):
         raise DataError(
             f"{file}: the column {' and the column '.join(clash)} stands twice; rename one of the two."
         )
-    kept = [place for place, name in enumerate(table.column_names) if name and name not in twice]
+    kept = [
+        place
+        for place, name in enumerate(table.column_names)
+        if name and "\0" not in name and name not in twice
+    ]
     return plain_columns(table.select(kept))
 
 

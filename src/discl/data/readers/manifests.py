@@ -13,6 +13,7 @@ from ...errors import DataError, unknown
 from ..table import ImageTable, rows_of
 from .building import Source, arrow_images, full_paths
 from .lists import LIST_SUFFIXES, read_list, read_names
+from .opening import whole_path
 from .tabular import to_tables
 
 USUAL_COLUMNS = {
@@ -129,7 +130,7 @@ def guess_columns(file: Path, stated: Mapping[str, str]) -> dict[str, str]:
 
 def _image_folder(source: Source, file: Path) -> Path:
     """The folder that the paths of a list are relative to."""
-    folder = file.parent if source.images is None else Path(source.images).expanduser().absolute()
+    folder = file.parent if source.images is None else whole_path(source.images)
     if not folder.is_dir():
         raise DataError(
             f"data.images '{source.images}' is no folder; looked for {folder.absolute()}."

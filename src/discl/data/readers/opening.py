@@ -26,6 +26,17 @@ BYTE_ORDER_MARKS = (
 )
 
 
+def whole_path(written: str) -> Path:
+    """The path that a text names, from the root of the file system; `~` is the home folder.
+
+    Raises DataError for the home of a user who is not there.
+    """
+    try:
+        return Path(written).expanduser().absolute()
+    except RuntimeError as error:
+        raise DataError(f"{written!r} names a home folder that does not exist.") from error
+
+
 def plain_file(file: Path) -> Path:
     """The path itself. Raises DataError unless it is a plain file: a pipe or a device may never end."""
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,11 @@ from ..shards import CELL, cell_address
 from ..table import OPTIONAL, ImageTable, check_table
 from .building import Source, arrow_images, blank_rows, files_below, refuse_escape
 from .labels import name_numbers, negative_labels
+from .opening import parse_json, plain_file
 
 COPIED_BYTES = 4_000_000_000
+MOST_CLASSES = 1_000_000
+SHOWN_CHARACTERS = 300
 BATCH_BYTES = 16_000_000
 """Of the copy, about: a mapped file costs a page or more for each of its batches, and a million thumbnails in batches of 100 are many."""
 
@@ -43,6 +45,11 @@ def read_hub(source: Source) -> dict[str, ImageTable]:
     name, _, config = address.partition(":")
     try:
         splits = dict(load_dataset(name, config or None, revision=revision or None))
+        odd = [split for split, rows in splits.items() if not isinstance(rows, Dataset)]
+        if odd or not splits:
+            raise DataError(
+                f"no tables come for its splits ({', '.join(map(str, odd)) or 'there are none'})"
+            )
     except Exception as error:
         raise DataError(
             f"data.root '{source.root}' is no local folder, and it could not be loaded from the hub: {error}"
@@ -61,17 +68,22 @@ def read_saved(source: Source) -> dict[str, ImageTable]:
     _refuse_foreign_parts(source.path)
     try:
         found = load_from_disk(str(source.path))
-    except (OSError, ValueError) as error:
+        splits = dict(found) if isinstance(found, DatasetDict) else {"train": found}
+        plain = {str(split): rows.with_format(None) for split, rows in splits.items()}
+    except Exception as error:  # whatever befalls `datasets` on lists that others wrote
         raise DataError(
-            f"data.root '{source.root}' cannot be read as a folder of save_to_disk: {error}"
+            f"data.root '{source.root}' cannot be read as a folder of save_to_disk: {_cause(error)}"
         ) from error
-    splits = dict(found) if isinstance(found, DatasetDict) else {"train": found}
-    plain = {str(split): rows.with_format(None) for split, rows in splits.items()}
     return to_tables(plain, source, source.folder)
 
 
+def _cause(error: BaseException) -> str:
+    """What went wrong in a library, in one line."""
+    return f"{type(error).__name__}: {str(error)[:SHOWN_CHARACTERS]}"
+
+
 def _refuse_foreign_parts(folder: Path) -> None:
-    """Raises DataError where the lists of a folder of save_to_disk name Arrow files or splits outside it."""
+    """Raises DataError where the lists of a folder of save_to_disk name Arrow files or splits outside it, or huge lists of classes."""
     gate = Gate(roots_of(folder))
     try:
         named = _stated(folder / "dataset_dict.json", gate).get("splits", [])
@@ -79,10 +91,11 @@ def _refuse_foreign_parts(folder: Path) -> None:
         for split in splits:
             gate.find(str(split))
             for file in _stated(split / "state.json", gate).get("_data_files", []):
-                gate.find(str(split / str(file["filename"])))
-    except (Unreadable, ValueError, TypeError, KeyError, AttributeError) as error:
+                plain_file(Path(gate.find(str(split / str(file["filename"])))))
+            _refuse_huge_lists(_stated(split / "dataset_info.json", gate), str(split))
+    except (Unreadable, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise DataError(
-            f"data.root '{folder}' cannot be read as a folder of save_to_disk: {error}"
+            f"data.root '{folder}' cannot be read as a folder of save_to_disk: {_cause(error)}"
         ) from error
 
 
@@ -91,7 +104,23 @@ def _stated(file: Path, gate: Gate) -> dict[str, Any]:
     if not file.exists():
         return {}
     with gate.open(str(file)) as stream:
-        return dict(json.load(stream))
+        return dict(parse_json(stream.read().decode(), str(file)))
+
+
+def _refuse_huge_lists(stated: Any, where: str) -> None:
+    """Raises DataError where a ClassLabel has a number of classes and no names, of which `datasets` would make a name for each."""
+    waiting = [stated]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, list):
+            waiting += each
+        elif isinstance(each, dict):
+            waiting += each.values()
+            count = each.get("num_classes")
+            if isinstance(count, int | float) and count > MOST_CLASSES and not each.get("names"):
+                raise DataError(
+                    f"{where}: a list of {count:,} classes without names; at most {MOST_CLASSES:,} are read."
+                )
 
 
 def read_parquet(source: Source) -> dict[str, ImageTable]:
@@ -117,10 +146,7 @@ def read_parquet(source: Source) -> dict[str, ImageTable]:
 
 def _picture_column(file: Path, source: Source) -> str | None:
     """The column of a Parquet file that holds pictures, not only their paths."""
-    try:
-        features = Features.from_arrow_schema(pq.read_schema(file))
-    except (OSError, ValueError):
-        return None
+    features = _features(file)
     usual = (source.columns.get("image"), "image", "img")
     image = next((name for name in usual if name in features), None)
     kind = features[image] if image is not None else None
@@ -129,7 +155,7 @@ def _picture_column(file: Path, source: Source) -> str | None:
 
 def _load_parquet(shards: list[Path], stay: bool, source: Source) -> Dataset:
     try:
-        features = [Features.from_arrow_schema(pq.read_schema(shard)) for shard in shards]
+        features = [_features(shard) for shard in shards]
         for shard, each in zip(shards, features, strict=True):
             if each != features[0]:
                 raise DataError(
@@ -143,10 +169,29 @@ def _load_parquet(shards: list[Path], stay: bool, source: Source) -> Dataset:
         )
         batch = int(np.clip(BATCH_BYTES * count // max(size, 1), 100, 10_000))
         return Dataset.from_parquet([str(shard) for shard in shards], writer_batch_size=batch)
-    except (OSError, ValueError, DatasetGenerationError) as error:
+    except (OSError, ValueError, TypeError, pa.ArrowException, DatasetGenerationError) as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
         raise DataError(
-            f"{', '.join(map(str, shards[:3]))} cannot be read as Parquet: {error}"
+            f"{', '.join(map(str, shards[:3]))} cannot be read as Parquet: {cause or error}"
         ) from error
+
+
+def _features(file: Path) -> Features:
+    """The columns of a Parquet file as `datasets` sees them. Raises DataError for a file that is none."""
+    try:
+        schema = pq.read_schema(plain_file(file))
+        twice = {name for name in schema.names if schema.names.count(name) > 1}
+        if twice:
+            raise DataError(
+                f"{file}: the column {' and the column '.join(sorted(twice))} stands twice; rename one of the two."
+            )
+        if (stated := (schema.metadata or {}).get(b"huggingface")) is not None:
+            _refuse_huge_lists(parse_json(stated.decode(), f"the metadata of {file}"), str(file))
+        return Features.from_arrow_schema(schema)
+    except DataError:
+        raise
+    except Exception as error:  # whatever befalls `datasets` on metadata that others wrote
+        raise DataError(f"{file} cannot be read as Parquet: {_cause(error)}") from error
 
 
 def _where_they_are(shards: list[Path], image: str, features: Features) -> Dataset:
@@ -195,6 +240,7 @@ def to_tables(
     if not renamed:
         raise DataError(f"data.splits leaves out every split of '{root}'; keep one for training.")
     for split, rows in renamed.items():
+        _refuse_broken(rows, places[split])
         _refuse_blank(rows, places[split])
     names, to_label = _class_names(
         {places[split]: rows for split, rows in renamed.items()}, numbers
@@ -243,6 +289,14 @@ def _rename_columns(rows: Dataset, columns: Mapping[str, str], where: str) -> Da
                 f"name it in data.columns, for example {{{needed}: their_name}}."
             )
     return rows
+
+
+def _refuse_broken(rows: Dataset, where: str) -> None:
+    """Raises DataError for columns whose bytes are no values of their type: texts that are not UTF-8, lists that end before they begin."""
+    try:
+        rows.data.table.validate(full=True)
+    except pa.ArrowException as error:
+        raise DataError(f"{where} holds broken columns: {error}") from error
 
 
 def _refuse_blank(rows: Dataset, where: str) -> None:
@@ -310,7 +364,8 @@ def _to_table(
     if "id" not in rows.column_names:
         rows = rows.add_column("id", [f"{split}-{row:08d}" for row in range(len(rows))])
     elif rows.features["id"] != Value("string"):
-        if not isinstance(rows.features["id"], Value):
+        kind = getattr(rows.features["id"], "dtype", "")
+        if not isinstance(rows.features["id"], Value) or "binary" in kind:
             raise DataError(
                 f"{where}: the column 'id' holds {rows.features['id']}; texts or numbers are expected. Name another in data.columns."
             )
