@@ -106,14 +106,21 @@ def _stage(
 
 
 def _whole_numbers(option: str, text: str, example: str) -> list[int]:
-    from .errors import RecipeError
+    from .errors import RecipeError, shorten
 
     try:
-        return [int(number) for number in text.split(",")]
+        numbers = [int(number) for number in text.split(",")]
     except ValueError as error:
         raise RecipeError(
-            f"{option} takes whole numbers with commas between them, for example {example}; got '{text}'."
+            f"{option} takes whole numbers with commas between them, for example {example}; got "
+            f"{shorten(text)}."
         ) from error
+    for number in numbers:
+        if not 0 <= number <= 2**53:
+            raise RecipeError(
+                f"{option}: {shorten(number)} is out of range; allowed: 0 to {2**53}."
+            )
+    return numbers
 
 
 @app.command()
@@ -233,7 +240,8 @@ def prompts(
 def levels(
     recipe: RecipeArgument,
     sources: Annotated[
-        int, typer.Option("--sources", metavar="N", min=1, help="Hard images to measure on.")
+        int,
+        typer.Option("--sources", metavar="N", min=1, max=10**6, help="Hard images to measure on."),
     ] = 32,
     grid: Annotated[
         str | None,
@@ -244,7 +252,10 @@ def levels(
         ),
     ] = None,
     seeds: Annotated[
-        int, typer.Option("--seeds", metavar="N", min=1, help="Images per hard image and level.")
+        int,
+        typer.Option(
+            "--seeds", metavar="N", min=1, max=10_000, help="Images per hard image and level."
+        ),
     ] = 1,
     set_: Set = None,
     out: Out = None,

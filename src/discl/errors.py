@@ -120,9 +120,9 @@ class _Brief(reprlib.Repr):
 _BRIEF = _Brief()
 
 
-def join_lines(lines: Sequence[str], most: int = 3500) -> str:
+def join_lines(lines: Sequence[str], most: int = 3500, of: int = 0) -> str:
     """Lines of a message, as many as fit into `most` characters (the first in any case), and how
-    many more there are."""
+    many more there are; `of` is their number where not all are given."""
     kept: list[str] = []
     left = most
     for line in lines:
@@ -131,7 +131,7 @@ def join_lines(lines: Sequence[str], most: int = 3500) -> str:
         if kept and left < 0:
             break
         kept.append(line)
-    more = len(lines) - len(kept)
+    more = max(of, len(lines)) - len(kept)
     return "\n".join([*kept, *([f"… and {more} more problems."] if more else [])])
 
 

@@ -124,7 +124,7 @@ def test_mean_and_std_of_ones_own(vit: Path) -> None:
     plain = describe_classifier(Train(), NAMES)
     assert (plain.mean, plain.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert describe_classifier(Train(mean=(0.1, 0.2, 0.3)), NAMES).std == plain.std
-    with pytest.raises((RecipeError, ValueError), match="standard deviations are greater than 0"):
+    with pytest.raises((RecipeError, ValueError), match=r"got \[0\.1, 0\.0, 0\.2\]"):
         Train.model_validate({"std": [0.1, 0, 0.2]})
 
 

@@ -22,6 +22,8 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 EXTENDS = "extends"
 """A key of the file, not of the recipe that it becomes."""
 MOST_FILES = 32
+EXPLAINED = 50
+"""Problems that are explained, at most; more than that are counted."""
 """Files that one recipe may be made of through `extends`."""
 
 
@@ -85,7 +87,13 @@ def validate(tree: dict[str, Any]) -> Recipe:
         ]
         # The base was not read then, so that all else that is missing or does not fit may lie there.
         raise RecipeError(
-            join_lines([explain(each, Recipe, more=[EXTENDS]) for each in misspelt or problems])
+            join_lines(
+                [
+                    explain(each, Recipe, more=[EXTENDS])
+                    for each in (misspelt or problems)[:EXPLAINED]
+                ],
+                of=len(misspelt or problems),
+            )
         ) from error
 
 

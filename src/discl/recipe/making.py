@@ -241,7 +241,7 @@ class Spectrum(Strict):
         max_length=100,
         description="LoRA weights and their scales; need pip install 'discl[lora]'",
     )
-    levels: list[Level] = Field(min_length=1)
+    levels: list[Level] = Field(min_length=1, max_length=100)
     seeds: int = Field(8, ge=1, le=10_000, description="synthetic images per source and level")
     tries: int = Field(
         1,
@@ -277,7 +277,7 @@ class Spectrum(Strict):
     def _levels_are_generated(self) -> Spectrum:
         if len(set(self.levels)) != len(self.levels):
             raise RecipeError(
-                f"spectrum.levels names a level twice: {[level.percent for level in self.levels]}."
+                f"spectrum.levels names a level twice: {shorten([level.percent for level in self.levels])}."
             )
         check_levels(
             self.levels,

@@ -89,7 +89,7 @@ class Recipe(Strict):
     spectrum: Spectrum
     filter: Filter
     train: Train = Train()
-    methods: dict[Name, Method] = Field(min_length=1, max_length=1000)
+    methods: dict[Name, Method] = Field(min_length=1, max_length=200)
     baseline: str | None = Field(
         None, description="the method that the report compares with; null: the first"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -149,7 +150,7 @@ WHOLE = Share(1, 1)
 def parse_share(text: str) -> Share:
     """`2/8` -> Share(2, 8). Raises RecipeError for what is no share."""
     number, slash, of = text.partition("/")
-    if not slash or not number.strip().isdecimal() or not of.strip().isdecimal():
+    if not slash or not all(re.fullmatch(r"\s*[0-9]{1,9}\s*", each) for each in (number, of)):
         raise RecipeError(
             f"a share is written k/n, for example 2/8 for the second of eight; got {shorten(text)}."
         )
