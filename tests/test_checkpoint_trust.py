@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import discl
 from discl.checkpoints import find_checkpoint
+from discl.curriculum.models import load_classifier, save_classifier
 from discl.errors import CheckpointError
 from discl.prompts.captions import Captioner
 from discl.recipe import Train
@@ -250,3 +253,49 @@ def test_pipes_and_links_to_nowhere_are_told(folders: dict[str, Path], tmp_path:
     (folder / "loop.json").symlink_to(folder / "loop.json")
     with pytest.raises(CheckpointError, match=r"loop\.json links to"):
         find_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        {"name": "hf-hub:owner/name"},
+        {"name": "local-dir:/somewhere"},
+        {"name": "vit_tiny_patch16_224", "model_args": {"checkpoint_path": "/weights.pth"}},
+        {"name": "vit_tiny_patch16_224", "model_args": {"pretrained_cfg": {"file": "x.pth"}}},
+        {"name": "vit_tiny_patch16_224", "model_args": {"pretrained": True}},
+    ],
+)
+def test_a_classifier_of_somebody_else_names_no_weights_elsewhere(
+    backbone: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`discl predict` opens such folders. timm would fetch, or unpickle, what these name."""
+    from .timm_stand_in import import_or_stand_in
+
+    timm = import_or_stand_in(monkeypatch)
+    made: list[Any] = []
+    monkeypatch.setattr(timm, "create_model", lambda *given, **named: made.append((given, named)))
+    config = {
+        "architecture": "timm", "stem": "", "width": 0, "class_names": ["a", "b"], "image_size": 32, "resize": 32,
+        "mean": [0.5] * 3, "std": [0.5] * 3, "backbone": backbone,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"is no model of timm's own"):
+        load_classifier(tmp_path)
+    assert made == []
+
+
+def test_a_classifier_of_somebody_else_asks_for_no_kernels(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    train = Train.model_validate({
+        "image_size": 32, "model": {"architecture": "transformers", "checkpoint": str(folders["vit"])},
+    })  # fmt: skip
+    config = describe_classifier(train, ("a", "b"))
+    save_classifier(starter_of(config, train)(), config, tmp_path)
+    load_classifier(tmp_path)
+    plain = json.loads((tmp_path / "config.json").read_text())
+    plain["backbone"]["attn_implementation"] = "owner/kernel"
+    (tmp_path / "config.json").write_text(json.dumps(plain))
+    with pytest.raises(CheckpointError, match="'owner/kernel', code from elsewhere"):
+        load_classifier(tmp_path)

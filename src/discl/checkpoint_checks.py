@@ -108,7 +108,7 @@ def check_folder(folder: Path) -> None:
             )
         if (part / "config.json").is_file():
             config = read_json(part / "config.json")
-            _check_configuration(part, config)
+            check_configuration(part, config)
             _check_quantised(part, config)
 
 
@@ -134,15 +134,15 @@ def _check_index(file: Path) -> None:
             )
 
 
-def _check_configuration(folder: Path, value: Any, key: str = "") -> None:
+def check_configuration(folder: Path, value: Any, key: str = "") -> None:
     """Raises CheckpointError where a configuration asks for kernels of the hub, which are code."""
     if isinstance(value, Mapping):
         for name, each in value.items():
             inherited = key if "implementation" in key else ""
-            _check_configuration(folder, each, name if "implementation" in name else inherited)
+            check_configuration(folder, each, name if "implementation" in name else inherited)
     elif isinstance(value, list):
         for each in value:
-            _check_configuration(folder, each, key)
+            check_configuration(folder, each, key)
     elif key and isinstance(value, str) and ("/" in value or ":" in value):
         raise CheckpointError(
             f"checkpoint '{folder}': {key} of config.json names '{value:.80}', code from elsewhere, which is never run; "

@@ -165,6 +165,10 @@ class TimmClassifier(nn.Module):
 
 def _make_timm(name: str, num_classes: int, options: Mapping[str, Any]) -> Any:
     timm = import_timm()
+    if not isinstance(name, str) or not TIMM_NAME.fullmatch(name) or NOT_A_MODEL & options.keys():
+        raise CheckpointError(
+            f"{name!r:.80} with {sorted(options)!r:.200} is no model of timm's own; weights come from the folder alone."
+        )
     try:
         return timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
     except Exception as error:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint_checks import check_extent
+from ..checkpoint_checks import check_configuration, check_extent
 from ..errors import CheckpointError
 from ..files import make_folder
 from ..stored import (
@@ -275,6 +275,7 @@ def load_classifier(folder: Path) -> tuple[nn.Module, ClassifierConfig]:
     try:
         config = read_config(folder)
         _check_config(config)
+        check_configuration(folder, config.backbone)
         weights = "model.safetensors"
         check_extent(folder, asdict(config), lambda: build_classifier(config), weights)
         model = build_classifier(config)
