@@ -18,6 +18,7 @@ from discl.errors import DisclError, RecipeError, RunError
 from discl.prompts.settings import read_settings
 from discl.prompts.texts import read_phrases
 from discl.recipe import Recipe, load_recipe, parse_override, shipped_recipes
+from discl.recipe.base import as_name
 from discl.workspace import open_run
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -177,6 +178,13 @@ def test_ordinary_values_are_numbers_and_truth_values_as_before(tmp_path: Path) 
 def test_what_is_no_name_of_a_folder_names_nothing(name: str) -> None:
     quickly(lambda: with_value("name", name))
     quickly(lambda: load_recipe({**REQUIRED, "methods": {name: {}}}))
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 255, "CON", "..", "é", "my birds", "con." + "x" * 99, "x" * 99 + "-.", "nul.tar"]
+)
+def test_any_folder_gives_a_recipe_a_name(text: str) -> None:
+    assert with_value("name", as_name(text)).name == as_name(text)
 
 
 def test_methods_differ_in_more_than_capitals() -> None:

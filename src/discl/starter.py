@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from .errors import DataError, unknown
 from .escaping import one_line
 from .files import whole
 from .recipe import load_recipe
+from .recipe.base import as_name
 from .recipe.data import OwnSplit
 
 EPOCHS = 65
@@ -129,12 +129,7 @@ def write_starter(
             f"{folder} names {Path(first).absolute()}, which is not there; name the folder of the images with --images."
         )
     whole_path = folder.resolve()
-    name = (
-        re.sub(
-            r"[^A-Za-z0-9._-]+", "-", whole_path.stem if folder.is_file() else whole_path.name
-        ).strip("-._")
-        or "my-data"
-    )
+    name = as_name(whole_path.stem if folder.is_file() else whole_path.name)
     path = out if out is not None else Path(f"{name}.yaml")
     if path.exists():
         raise DataError(f"{path} exists already; name another file with --out.")

@@ -66,6 +66,12 @@ def _name(value: str) -> str:
     return value
 
 
+def as_name(text: str) -> str:
+    """The nearest name of a folder to a text: 1 to 100 ASCII letters, digits, '.', '_' and '-'."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:LONGEST_NAME].rstrip("-._")
+    return f"data-{name}"[:LONGEST_NAME] if RESERVED.fullmatch(name) else name or "my-data"
+
+
 Name = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME),
