@@ -299,6 +299,27 @@ def test_shards_that_are_links_to_elsewhere(outside: Path) -> None:
             read_tables(str(root), kind)
 
 
+@pytest.mark.parametrize(
+    ("reader", "name"),
+    [
+        ("lists", "classnames.txt"), ("lists", "ImageNet_LT_val.txt"), ("inaturalist", "train2018.json"),
+        ("inaturalist", "categories.json"), ("coco", "annotations/instances_train.json"), ("wilds", "metadata.csv"),
+        ("wilds", "categories.csv"),
+    ],
+)  # fmt: skip
+def test_lists_that_are_links_to_elsewhere(reader: str, name: str, outside: Path) -> None:
+    """What they say becomes names of classes, and goes on into texts and reports."""
+    root = outside.parent / "root"
+    named = "train/own.png" if reader == "lists" else "own.png"
+    WRITERS[reader](root, str(draw(root / ("train" if reader == "wilds" else "") / named, OWN)))
+    file = root / name
+    (outside / "secret.txt").write_bytes(file.read_bytes() if file.exists() else b"a secret\n")
+    file.unlink(missing_ok=True)
+    file.symlink_to(outside / "secret.txt")
+    with pytest.raises(DataError, match=r"leads to .*outside/secret\.txt"):
+        read_tables(str(root), KINDS.get(reader, "auto"))
+
+
 def test_a_link_that_changes_after_the_check(outside: Path) -> None:
     root = outside.parent / "classes"
     draw(root / "a" / "1.png", OWN), draw(root / "b" / "1.png", OWN)

@@ -6,6 +6,7 @@ decoded when they are asked for.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 
 from ...assets import embedded
 from ...errors import DataError, unknown
+from ..gate import refuse_outside
 from ..table import ImageTable
 from .annotated import BESIDE_IMAGES, read_coco, read_inaturalist, read_wilds
 from .building import SPLIT_NAMES, Source, missing, tree
@@ -27,7 +29,7 @@ from .described import (
     read_metadata,
     read_one_hot,
 )
-from .files import LISTS, read_image_folder, read_lists, too_few_classes
+from .files import LISTS, read_image_folder, read_lists, subfolders, too_few_classes
 from .lists import LIST_SUFFIXES, heading_of
 from .manifests import guess_columns, read_manifest
 from .opening import plain_file, whole_path
@@ -49,6 +51,9 @@ READERS: dict[str, Callable[[Source], dict[str, ImageTable]]] = {
     "webdataset": read_webdataset,
     "coco": read_coco,
 }
+
+LISTS_END = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".bin", ".arrow")
+"""Endings of the files that readers take for lists, names or records, not for pictures."""
 
 __all__ = [
     "FILE_NAME",
@@ -98,6 +103,7 @@ def read_tables(
     if kind != "hub" and not source.path.exists():
         raise DataError(missing(source, kind))
     try:
+        _refuse_linked_lists(source)
         found = READERS[kind](source)
     except OSError as error:
         raise DataError(f"data.root '{root}' cannot be read as {kind}: {error}") from error
@@ -110,6 +116,23 @@ def read_tables(
     if source.unread:
         on_left_out(f"of '{root}' are left out: {source.unread}.")
     return tables
+
+
+def _refuse_linked_lists(source: Source) -> None:
+    """Raises DataError for a list that a link leads to outside the root: its text would become names of classes, and go on from there."""
+    if not source.path.is_dir():
+        return
+    folders = [source.path, *(each for each in subfolders(source.path) if not each.is_symlink())]
+    listed = [source.path / name for name in source.files.values()]
+    named = [file for file in listed if file.is_symlink() and file.is_relative_to(source.path)]
+    for folder in folders:
+        with os.scandir(folder) as entries:
+            named += [
+                Path(entry.path)
+                for entry in entries
+                if entry.is_symlink() and Path(entry.name).suffix.lower() in LISTS_END
+            ]
+    refuse_outside(named, source.path)
 
 
 def format_of(root: str, kind: str = "auto") -> str:
