@@ -69,7 +69,8 @@ def reading(path: Path, advice: str = AGAIN) -> Iterator[None]:
     except DisclError:
         raise
     except FileNotFoundError as error:
-        raise BrokenFileError(f"{path} is not there. {BEFORE}", path) from error
+        remedy = BEFORE if advice == AGAIN else advice
+        raise BrokenFileError(f"{path} is not there. {remedy}", path) from error
     except OSError as error:
         raise broken(path, f"cannot be read: {error.strerror or error}", advice) from error
     except (

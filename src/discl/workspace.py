@@ -31,8 +31,16 @@ from .data import (
 )
 from .data.depth import depth_of
 from .data.gate import CLOSED, first_foreign
-from .errors import BrokenFileError, CheckpointError, RecipeError, RunError, StoreError, shorten
-from .files import clear_unfinished, why
+from .errors import (
+    BrokenFileError,
+    CheckpointError,
+    RecipeError,
+    RunError,
+    StoreError,
+    WriteError,
+    shorten,
+)
+from .files import clear_unfinished
 from .former import FOLDER, bring_back, former_recipe, let_go, set_aside
 from .locks import lock
 from .recipe import Data, Recipe, load_recipe
@@ -259,8 +267,10 @@ def open_run(
         else:
             _keep(recipe, folder)
         clear_unfinished(folder)
+    except WriteError:
+        raise
     except OSError as error:
-        raise RunError(f"cannot write to the run folder {folder}: {why(error)}.") from error
+        raise RunError(f"cannot write to the run folder {folder}: {error}.") from error
     if recipe.runtime.threads:
         torch.set_num_threads(recipe.runtime.threads)
     return Run(recipe, folder, allow_plugins=allow_plugins)

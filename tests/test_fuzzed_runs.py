@@ -1,0 +1,159 @@
+"""Run folders whose files were cut off, emptied, swapped or replaced: a result or a DisclError, and the same figures in the end."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from discl.chain import run_until
+from discl.errors import BrokenFileError, DisclError, WriteError
+from discl.recipe import validate
+from discl.stages.exporting import export
+from discl.stages.predicting import predict
+from discl.workspace import open_run
+
+MUTATIONS = 200
+CALLS = 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tree(
+    tmp_path_factory: pytest.TempPathFactory, tiny_diffusion: Path, tiny_clip: Path
+) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("data")
+    for split, counts in (("train", (4, 2)), ("validation", (1, 1)), ("test", (2, 2))):
+        for label, count in enumerate(counts):
+            folder = root / split / ("boot", "hat")[label]
+            folder.mkdir(parents=True)
+            for index in range(count):
+                seed = [label, index, len(split)]
+                noise = np.random.default_rng(seed).integers(0, 120, (32, 32, 3)) + 100 * label
+                Image.fromarray(noise.astype(np.uint8)).save(folder / f"{index}.png")
+    return {
+        "name": "small", "data": {"root": str(root)}, "hard": {"fewer_than": 3},
+        "spectrum": {"checkpoint": str(tiny_diffusion), "levels": [50], "seeds": 1, "num_inference_steps": 2},
+        "filter": {"checkpoint": str(tiny_clip), "threshold": -1},
+        "train": {
+            "epochs": 1, "curriculum_epochs": 1, "batch_size": 2, "steps_per_epoch": 1, "image_size": 16,
+            "model": {"architecture": "resnet10", "width": 4, "stem": "3x3"}, "precision": "float32",
+        },
+        "methods": {"ce": {"strategy": "real-only"}, "discl": {"strategy": "diverse-to-specific"}},
+        "runtime": {"device": "cpu", "threads": 1, "slots": 1, "shard_rows": 1},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = open_run(validate(tree), tmp_path_factory.mktemp("runs") / "finished")
+    run_until(run, "report")
+    (run.folder / "locks").mkdir()
+    (run.folder / "locks" / "left.json").write_text('{"what": 5}')
+    return run.folder
+
+
+def mutate(folder: Path, chance: random.Random) -> str:
+    """Changes one file of a run, or two, in one of eight ways; says how."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    file = chance.choice(files)
+    name, content = file.relative_to(folder), file.read_bytes()
+    kin = [each for each in files if each.suffix == file.suffix and each != file] or files
+    other = chance.choice(kin)
+    way = chance.choice(("cut", "empty", "junk", "kin", "delete", "swap", "folder", "flip"))
+    if way == "cut":
+        file.write_bytes(content[: chance.randrange(len(content) or 1)])
+    elif way == "empty":
+        file.write_bytes(b"")
+    elif way == "junk":
+        file.write_bytes(chance.randbytes(chance.randrange(1, 400)))
+    elif way == "kin":
+        file.write_bytes(other.read_bytes())
+    elif way == "swap":
+        file.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+    elif way == "flip" and content:
+        place = chance.randrange(len(content))
+        file.write_bytes(content[:place] + bytes([content[place] ^ 8]) + content[place + 1 :])
+    else:
+        file.unlink()
+        if way == "folder":
+            file.mkdir()
+            (file / "mine.txt").write_text("x")
+    return f"{way} {name} ({other.relative_to(folder)})"
+
+
+def follow(error: DisclError, folder: Path) -> bool:
+    """Does what an error advises; whether the command is to be given with --amend."""
+    text = str(error)
+    assert str(folder) in text, text  # it names what is wrong
+    if "--amend" in text:
+        return True
+    if isinstance(error, BrokenFileError) and error.path is not None:
+        with_folder = "elete its folder" in text or f"delete {error.path.parent}" in text
+        remove(error.path.parent if with_folder else error.path)
+    elif isinstance(error, WriteError):
+        remove(error.path)
+    elif shard := re.search(r"shard (\S+\.parquet)", text):
+        remove(Path(shard[1]))
+    elif found := re.search(r"(?:write|folder|cache) ?(?:to )?(\S+?)[:' ]", text):
+        remove(Path(found[1]))
+    else:
+        pytest.fail(text)
+    return False
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_mutated_runs_come_to_the_same_figures(
+    part: int, tree: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    chance = random.Random(part)
+    recipe, wanted = validate(tree), json.loads((finished / "results.json").read_text())
+    picture = next(Path(tree["data"]["root"]).rglob("*.png"))
+    for number in range(MUTATIONS // 4):
+        folder = tmp_path / f"run-{number}"
+        shutil.copytree(finished, folder)
+        told = [f"part {part}, {number}: {mutate(folder, chance)}"]
+        use = chance.choice(("evaluate", "evaluate", "evaluate", "report", "export", "predict"))
+        amend = False
+        try:
+            if use == "predict":
+                predict(folder, picture, folder.with_suffix(".csv"))
+        except DisclError as error:
+            told.append(f"predict: {error}")
+        for _ in range(CALLS):
+            try:
+                run = open_run(recipe, folder, amend)
+                run_until(run, "report" if use == "report" else "evaluate")
+                if use == "export":
+                    export(run, "imagefolder", folder.with_suffix(".out"))
+                break
+            except DisclError as error:
+                told.append(str(error))
+                amend = follow(error, folder) or amend
+            except Exception as error:
+                error.add_note("\n".join(told))
+                raise
+        else:
+            pytest.fail("\n".join(told))
+        assert json.loads((folder / "results.json").read_text()) == wanted, told
+        shutil.rmtree(folder)
