@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -185,3 +186,30 @@ def test_a_captioner_that_lacks_weights_is_told(folders: dict[str, Path], tmp_pa
     )
     with pytest.raises(CheckpointError, match="lacks weights that its configuration asks for"):
         Captioner(str(folder))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.system('touch touched') }}",
+        "{{ messages.append(1) }}",
+        "{% for",
+        "{{ 1 / 0 }}",
+    ],
+)
+def test_a_chat_template_runs_no_code(
+    template: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It belongs to the checkpoint, and is rendered in a sandbox."""
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(folders["llava"], tmp_path / "llava")
+    for file in [*folder.glob("*.jinja"), *folder.glob("*.json")]:
+        if file.suffix == ".jinja":
+            file.write_text(template)
+        elif "chat_template" in (told := json.loads(file.read_text())):
+            file.write_text(json.dumps({**told, "chat_template": template}))
+    captioner = Captioner(str(folder), max_new_tokens=2, batch=1)
+    with pytest.raises(CheckpointError, match="chat template"):
+        captioner([Image.new("RGB", (32, 32))])
+    assert not (tmp_path / "touched").exists()

@@ -38,7 +38,7 @@ class Captioner:
     ) -> None:  # fmt: skip
         from transformers import AutoConfig, AutoModelForImageTextToText
 
-        folder = find_captioner(address)
+        self.folder = folder = find_captioner(address)
         with loading(folder, "an image-to-text model"):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             check_extent(
@@ -82,9 +82,12 @@ class Captioner:
     def _inputs(self, images: list[Image.Image]) -> dict[str, Any]:
         if self.chats:
             content = [{"type": "image"}, {"type": "text", "text": self.prompt}]
-            text = self.both.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-            )
+            with loading(self.folder, "a captioner that chats, by its chat template"):
+                text = self.both.apply_chat_template(
+                    [{"role": "user", "content": content}],
+                    add_generation_prompt=True,
+                    tokenize=False,
+                )
             each = [
                 [image] for image in images
             ]  # a list for each text: some take a flat one for the pictures of the first

@@ -70,6 +70,7 @@ def predict(
     """Writes a CSV of `image, prediction, probability` and one probability column per class, one row per image, and returns its path.
 
     The file appears whole or not at all. Rows are written batch by batch, so any number of images fits into memory.
+    A path or class that begins like a formula of a spreadsheet, such as `=1`, has an apostrophe before it.
 
     - `images`: an image, or a folder that is searched. Hidden files, files with other endings and linked folders are left out, and counted
       on standard error.
