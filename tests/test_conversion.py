@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from discl.checkpoints import find_checkpoint, find_weights
+from discl.checkpoints import find_weights
 from discl.cli import app
 from discl.conversion import convert_checkpoint, target_name
 from discl.errors import CheckpointError
 from discl.spectrum.filter import ClipScorer
 from discl.spectrum.models import describe_generator, load_generator
 from discl.unpickling import Refused, read_tensors
+
+from .hub_server import serve
 
 
 class Hostile:
@@ -212,33 +216,25 @@ def test_names_of_files() -> None:
     ]  # fmt: skip
 
 
-def test_a_hub_name_with_pickled_weights_only(
-    tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The hub is stood in for by its listing and a snapshot of it, filtered as the hub does."""
-    from huggingface_hub.utils import filter_repo_objects
-
+def test_a_hub_name_with_pickled_weights_only(tiny_clip: Path, tmp_path: Path) -> None:
+    """The real client against a small hub: loading says what to do and fetches no pickled file, converting does."""
     remote = pickled(tiny_clip, tmp_path / "remote")
-    asked: list[set[str]] = []
+    (remote / "tf_model.h5").write_text("of another framework")
+    out = tmp_path / "clip-b32"
+    with serve(remote, "openai/clip") as (address, fetched):
+        kept = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+        hub = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "NO_PROXY": "127.0.0.1"}
 
-    def download(name: str, dry_run: bool = False, **options: Any) -> Any:
-        wanted = set(filter_repo_objects(contents(remote), **options))
-        asked.append(wanted)
-        here = tmp_path / "cache" / f"models--{name.replace('/', '--')}" / "snapshots" / "abc"
-        for file in wanted:
-            here.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(remote / file, here / file)
-        return [] if dry_run else str(here)
+        def run(code: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-P", "-c", f"import discl.checkpoints, discl.cli\n{code}"]
+            return subprocess.run(command, env=kept | hub, capture_output=True, text=True)
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    monkeypatch.setattr(
-        "huggingface_hub.HfApi.list_repo_files", lambda self, name: contents(remote)
-    )
-    with pytest.raises(
-        CheckpointError,
-        match=r"'openai/clip' holds only pickled weights \(pytorch_model\.bin\).*`discl convert openai/clip clip-safetensors`",
-    ):
-        find_checkpoint("openai/clip")
-    assert "pytorch_model.bin" not in set().union(*asked)
-    out = convert_checkpoint("openai/clip", tmp_path / "clip-b32")
+        refused = run("discl.checkpoints.find_checkpoint('openai/clip')").stderr
+        assert "'openai/clip' holds only pickled weights (pytorch_model.bin)" in refused
+        assert "`discl convert openai/clip clip-safetensors`" in refused
+        assert "config.json" in fetched and "pytorch_model.bin" not in fetched
+        done = run(f"discl.cli.app(['convert', 'openai/clip', {str(out)!r}])")
+    assert done.returncode == 0 and done.stdout.strip() == str(out), done.stderr
+    assert fetched.count("pytorch_model.bin") == 1 and "tf_model.h5" not in fetched
+    assert contents(out) == contents(tiny_clip)
     ClipScorer(str(out), {0: "a boot"})
