@@ -157,3 +157,92 @@ def test_mutated_runs_come_to_the_same_figures(
             pytest.fail("\n".join(told))
         assert json.loads((folder / "results.json").read_text()) == wanted, told
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("content", ["empty", "half", "foreign"])
+def test_a_finished_method_whose_weights_are_broken_is_trained_again(
+    content: str,
+    tree: dict[str, Any],
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    weights = folder / "train" / "discl" / "model.safetensors"
+    whole = weights.read_bytes()
+    foreign = (folder / "train" / "discl" / "logits.safetensors").read_bytes()
+    weights.write_bytes({"empty": b"", "half": whole[: len(whole) // 2]}.get(content, foreign))
+    with pytest.raises(DisclError, match="holds no classifier"):
+        predict(folder / "train" / "discl", Path(tree["data"]["root"]), tmp_path / "out.csv")
+    run_until(open_run(validate(tree), folder), "evaluate")
+    assert weights.read_bytes() == whole
+    assert str(weights) in capsys.readouterr().err
+    assert (folder / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+
+
+def test_a_cut_off_history_does_not_hinder_a_training_that_goes_on(
+    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on from the checkpoint, which has a history of its own, and writes the file again."""
+    from discl.curriculum import training
+
+    long = validate(tree | {"train": tree["train"] | {"epochs": 3}})
+    run = open_run(long, tmp_path / "run")
+    epoch, done = training._train_epoch, []
+
+    def stop(*words: Any) -> Any:
+        done.append(words[4])
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        return epoch(*words)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "_train_epoch", stop)
+        patched.setattr(training.time, "monotonic", iter(range(0, 10**6, 100)).__next__)
+        with pytest.raises(KeyboardInterrupt):
+            run_until(run, "train")
+    history = run.folder / "train" / "ce" / "history.jsonl"
+    text = history.read_text()
+    assert done == [0, 1, 2] and len(text.splitlines()) == 2
+    history.write_text(text[:-20])
+    run_until(run, "train")
+    assert [json.loads(line)["epoch"] for line in history.read_text().splitlines()] == [0, 1, 2]
+
+
+def test_writers_on_a_disk_that_refuses_name_the_path(
+    tree: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    """No user, root among them, can make a folder in a file or in /proc."""
+    from discl.starter import write_starter
+
+    file = tmp_path / "a file"
+    file.touch()
+    run = open_run(validate(tree), shutil.copytree(finished, tmp_path / "run"))
+    pictures = Path(tree["data"]["root"])
+    for place in (file / "below", Path("/proc/discl")):
+        for write in (
+            lambda place=place: write_starter(pictures, place / "birds.yaml"),
+            lambda place=place: export(run, "imagefolder", place / "out"),
+            lambda place=place: open_run(validate(tree), place / "run"),
+        ):
+            with pytest.raises(DisclError, match=str(place)):
+                write()
+
+
+def test_a_checkpoint_on_a_full_disk(tree: dict[str, Any], tmp_path: Path) -> None:
+    """It is told, nothing half-written is left, and the training goes on when there is room."""
+    import resource
+
+    run = open_run(validate(tree), tmp_path / "run")
+    run_until(run, "filter")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limit[1]))
+    try:
+        with pytest.raises(
+            DisclError, match=r"'train' cannot write: .*safetensors: File too large"
+        ):
+            run_until(run, "train")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not list(run.folder.rglob("*.safetensors")) and not list(run.folder.rglob("*.new"))
+    run_until(run, "train")

@@ -20,6 +20,8 @@ REMEDIES = {
     errno.ENAMETOOLONG: "Choose a shorter name",
 }
 """What to do where it is not the disk that refuses."""
+MANY = 200
+"""Files from which on it is quicker to write out everything once."""
 REMEDY = "Free space, make the place writable or name another one,"
 CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF}
 """How a file system says that it has no way to write out a file at once."""
@@ -83,6 +85,16 @@ def write_out(file: Path) -> None:
         except OSError as error:
             if error.errno not in CANNOT_SYNC:
                 raise
+
+
+def write_out_all(folder: Path) -> None:
+    """Has the system write out a folder's files: one by one, or, where they are many, all that it holds back."""
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    if len(files) > MANY and hasattr(os, "sync"):
+        os.sync()
+        return
+    for file in files:
+        write_out(file)
 
 
 def write_out_names(folder: Path) -> None:

@@ -17,7 +17,7 @@ from .data.readers import FILE_NAME, guess_columns, list_inside, too_few_classes
 from .data.readers import LIST_SUFFIXES as LISTS
 from .errors import DataError, unknown
 from .escaping import one_line
-from .files import whole
+from .files import make_folder, whole
 from .recipe import load_recipe
 from .recipe.base import as_name
 from .recipe.data import OwnSplit
@@ -139,7 +139,7 @@ def write_starter(
     own, batch = OwnSplit(), min(128, max(len(table) // 2, 1))
     left = 1 - own.validation * ("validation" not in tables) - own.test * ("test" not in tables)
     few = max(20, int(counts.min()) + 1)  # at least the smallest class is a tail class
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     text = TEMPLATE.format(
         folder=one_line(folder.name), images=len(table), classes=len(counts), smallest=counts.min(), largest=counts.max(),
         file=one_line(shlex.quote(str(path))), name=name, root=_quoted(str(whole_path)), many=max(100, few), few=few,
@@ -147,7 +147,7 @@ def write_starter(
         scenes="".join(f'    - "{scene}"\n' for scene in _scenes()), steps=_steps(max(math.ceil(left * len(table) / batch), 1)),
     )  # fmt: skip
     with whole(path) as unfinished:
-        unfinished.write_text(text)
+        unfinished.write_text(text, encoding="utf-8")
     return path
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..errors import RecipeError, StoreError, unknown
+from ..files import write_out_all, write_out_names
 from .formats import FORMATS, Image
 
 MARKER = ".discl-export.json"
@@ -60,7 +61,9 @@ def export_images(
         (unfinished / MARKER).write_text(
             json.dumps({"format": kind, "fingerprint": fingerprint}), encoding="utf-8"
         )
+        write_out_all(unfinished)
         _take_place(unfinished, place, old)
+        write_out_names(place.parent)
     except (OSError, StoreError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         if old.exists() and not place.exists():

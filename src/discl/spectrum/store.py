@@ -132,7 +132,7 @@ class Shards:
         files, elsewhere = self.files(), self.elsewhere
         if elsewhere is None:
             return [str(file) for file in files]
-        cache.mkdir(parents=True, exist_ok=True)
+        make_folder(cache)
         clear_unfinished(cache)
 
         def copy(file: PurePath) -> str:
