@@ -4,6 +4,8 @@ as it is."""
 from __future__ import annotations
 
 import copy
+import inspect
+import math
 import random
 import time
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from discl.baselines import SYSTEMS, find_system
 from discl.cli import app
 from discl.errors import DisclError, RecipeError
 from discl.recipe import RECIPES, Recipe, load_recipe, parse_override, shipped_recipes
@@ -242,6 +245,28 @@ def test_a_mutated_override_is_refused_or_valid() -> None:
             lambda text=text: load_recipe(yaml.safe_load(SMALL), dict([parse_override(text)])),  # type: ignore[misc]
             f"override {number}",
         )
+
+
+SYSTEM_PARAMETERS = [
+    (name, parameter)
+    for name in SYSTEMS
+    for parameter in inspect.signature(find_system(name)[0]).parameters
+]
+
+
+@pytest.mark.parametrize(("name", "parameter"), SYSTEM_PARAMETERS)
+def test_a_parameter_of_a_system_is_checked_as_the_recipe_is_read(
+    name: str, parameter: str
+) -> None:
+    tree = yaml.safe_load(SMALL)
+    taken = []
+    for value in STRANGE:
+        tree["methods"] = {"ce": {"system": {"name": name, parameter: value}}}
+        if check(lambda: load_recipe(tree), f"{name}, {parameter}: {value!r:.40}"):
+            taken.append(value)
+    assert all(isinstance(each, (int, float, str)) or each in (None, []) for each in taken)
+    assert not any(isinstance(each, float) and not math.isfinite(each) for each in taken)
+    assert not any(isinstance(each, int) and each > 10**9 for each in taken)
 
 
 @pytest.mark.parametrize("command", [["plan"], ["data", "check"]], ids=["plan", "data check"])

@@ -36,11 +36,12 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
 from ..curriculum.augmentation import centre
-from ..curriculum.companion import Companion, Scene
+from ..curriculum.companion import Companion, Scene, number_within
 from ..curriculum.learner import autocast
 from ..curriculum.models import normalise
 from ..curriculum.pixels import Batches
 from ..digests import derive_seed
+from ..errors import shorten
 
 MAX_LEVEL = 10
 STRENGTH_SCALE = 30
@@ -230,10 +231,11 @@ class Cuda(Companion):
     def __init__(
         self, *, threshold: float = 0.6, probability: float = 0.5, operations: str = "gradual"
     ) -> None:
-        if operations not in FORMS:
-            raise ValueError(f"operations is {' or '.join(FORMS)}; got {operations!r}.")
+        if not isinstance(operations, str) or operations not in FORMS:
+            raise ValueError(f"operations is {' or '.join(FORMS)}; got {shorten(operations)}.")
         self.operations = operations
-        self.threshold, self.probability = threshold, probability
+        self.threshold = number_within("threshold", threshold, 0, 1)
+        self.probability = number_within("probability", probability, 0, 1)
         self.levels = np.zeros(0, np.int64)
         self.threads = ThreadPoolExecutor()
         self.batches: Batches | None = None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..console import say
-from ..curriculum.companion import Companion, Scene
+from ..curriculum.companion import Companion, Scene, number_within, whole_within
 from ..digests import derive_seed
 from ..errors import TrainingError
 
@@ -121,11 +121,8 @@ class Docl(Companion):
     takes_mixed = False  # what it remembers is the output on one image
 
     def __init__(self, *, warm_up: int = 5, share: float = 0.5) -> None:
-        if warm_up < 0 or not 0 < share <= 1:
-            raise ValueError(
-                f"warm_up is 0 or more and share lies in (0, 1]; got {warm_up} and {share}."
-            )
-        self.warm_up, self.share = warm_up, share
+        self.warm_up = whole_within("warm_up", warm_up, 0, 100_000)
+        self.share = number_within("share", share, 1e-6, 1)
         self.dynamics = Dynamics.start(0, 0)
 
     def begin(self, scene: Scene) -> None:

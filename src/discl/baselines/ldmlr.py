@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..curriculum.augmentation import centre
-from ..curriculum.companion import Companion, Scene
+from ..curriculum.companion import Companion, Scene, number_within, whole_within
 from ..curriculum.models import normalise
 from ..curriculum.objectives import FLYP
 from ..curriculum.pixels import aspects_of
@@ -180,19 +180,25 @@ class Ldmlr(Companion):
     ) -> None:  # fmt: skip
         self.only = None if only is None else [only] if isinstance(only, str) else list(only)
         for group in self.only or []:
-            if group not in CLASS_GROUPS:
+            if not isinstance(group, str) or group not in CLASS_GROUPS:
                 raise ValueError(unknown("group of classes", str(group), CLASS_GROUPS))
-        if diffusion_optimizer not in DIFFUSION_RATES:
+        if not isinstance(diffusion_optimizer, str) or diffusion_optimizer not in DIFFUSION_RATES:
             raise ValueError(
                 unknown("diffusion_optimizer", str(diffusion_optimizer), DIFFUSION_RATES)
             )
-        self.share, self.at_least, self.many, self.few = share, at_least, many, few
-        self.diffusion_epochs, self.diffusion_optimizer, self.diffusion_lr = (
-            diffusion_epochs,
-            diffusion_optimizer,
-            diffusion_lr,
+        self.share = number_within("share", share, 0, 1000)
+        self.at_least = whole_within("at_least", at_least, 0, 10**6)
+        self.many = whole_within("many", many, 1, 10**8)
+        self.few = whole_within("few", few, 1, 10**8)
+        self.diffusion_epochs = whole_within("diffusion_epochs", diffusion_epochs, 1, 100_000)
+        self.diffusion_optimizer = diffusion_optimizer
+        self.diffusion_lr = (
+            None
+            if diffusion_lr is None
+            else number_within("diffusion_lr", diffusion_lr, 1e-12, 1e4)
         )
-        self.epochs, self.lr = epochs, lr
+        self.epochs = whole_within("epochs", epochs, 1, 100_000)
+        self.lr = number_within("lr", lr, 1e-12, 1e4)
 
     def objection(self, objective: str) -> str | None:
         if objective == FLYP:

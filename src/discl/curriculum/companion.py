@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from ..errors import shorten
 from .objectives import FLYP
 
 if TYPE_CHECKING:
@@ -78,3 +80,29 @@ class Companion:
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes over what `state` gave."""
+
+
+def number_within(name: str, value: Any, low: float, high: float) -> float:
+    """The parameter `name` of a system as a number from `low` to `high`.
+
+    A text such as 1e-3, as YAML reads it, is a number too. Raises ValueError for anything else.
+    """
+    number = value
+    if isinstance(value, str):
+        with suppress(ValueError):
+            number = float(value)
+    if (
+        isinstance(number, bool)
+        or not isinstance(number, (int, float))
+        or not low <= number <= high
+    ):
+        raise ValueError(f"{name} is a number from {low:g} to {high:g}; got {shorten(value)}.")
+    return float(number)
+
+
+def whole_within(name: str, value: Any, low: int, high: int) -> int:
+    """As `number_within`, for whole numbers."""
+    number = number_within(name, value, low, high)
+    if number != int(number):
+        raise ValueError(f"{name} is a whole number from {low} to {high}; got {shorten(value)}.")
+    return int(number)
