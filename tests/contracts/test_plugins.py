@@ -249,7 +249,7 @@ def test_an_objective(name: str) -> None:
         ({"system": "own_pieces:Nobody"}, r"system 'own_pieces:Nobody' cannot be found: module 'own_pieces' has no attribute 'Nobody'"),
         ({"system": {"name": "halves", "shar": 1}}, r"unknown parameter of system halves 'shar'; known: share\. Did you mean 'share'"),
         ({"system": {"name": "own_pieces:Plain", "treshold": 1}}, r"'treshold'; known: threshold\. Did you mean 'threshold'\?"),
-        ({"system": {"name": "own_pieces:Listens", "share": 1}}, r"system own_pieces:Listens has no parameter; got share\."),
+        ({"system": {"name": "own_pieces:Listens", "share": 1}}, r"system own_pieces:Listens has no parameter; got 'share'\."),
         ({"system": "own_pieces:NoCompanion"}, r"is a class that is no companion.*subclass of discl\.curriculum\.companion\.Companion"),
         ({"system": "own_pieces:no_companion"}, r"'own_pieces:no_companion' is a function that is no companion of training, and was not"),
         ({"strategy": "alternatin"}, r"unknown strategy 'alternatin'; known: .*, alternating, .*Did you mean 'alternating'"),
@@ -266,7 +266,7 @@ def test_an_objective(name: str) -> None:
         ({"objective": "own_pieces:NUMBER"}, r"objective 'own_pieces:NUMBER' is a int and cannot be called"),
         ({"objective": {"name": "scaled", "facto": 1}}, r"unknown parameter of objective scaled 'facto'; known: factor\. Did you mean"),
         ({"objective": {"name": "scaled", "factor": "two"}}, r"objective scaled: factor is a finite number; got 'two'"),
-        ({"objective": {"name": "own_pieces:prior_aware", "tau": 1}}, r"objective own_pieces:prior_aware has no parameter; got tau"),
+        ({"objective": {"name": "own_pieces:prior_aware", "tau": 1}}, r"objective own_pieces:prior_aware has no parameter; got 'tau'"),
     ],
 )  # fmt: skip
 def test_what_is_none_is_refused(method: dict[str, Any], message: str) -> None:

@@ -52,7 +52,7 @@ def find_system(
             raise RecipeError(
                 unknown(f"parameter of system {name}", key, known)
                 if known
-                else f"system {name} has no parameter; got {key}."
+                else f"system {name} has no parameter; got {shorten(key)}."
             )
     return found, given
 
