@@ -268,6 +268,24 @@ def test_trials_are_of_one_length_and_keep_what_they_do_not_name(filtered_run: P
         assert train.optimizer.weight_decay == decay
 
 
+def test_what_draws_other_samples_than_before_is_trained_again(
+    filtered_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fingerprints() -> dict[str, str]:
+        names = ["diverse-to-specific", "all-levels", "random", "adaptive", "bandit"]
+        run = with_methods(filtered_run, {name: {"strategy": name} for name in names})
+        kept = kept_images(run)
+        return {
+            name: learning._fingerprint(run, name, run.recipe.methods[name], kept) for name in names
+        }
+
+    now = fingerprints()
+    monkeypatch.setattr(learning, "REDEFINED", {})
+    before = fingerprints()
+    changed = {name for name in now if now[name] != before[name]}
+    assert changed == {"random", "adaptive", "bandit"}
+
+
 def test_whole_pictures_are_trained_on(filtered_run: Path, tmp_path: Path) -> None:
     """The key at its default leaves a classifier's fingerprint as it was."""
     folder = shutil.copytree(filtered_run, tmp_path / "run")
