@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from discl.baselines import SYSTEMS, find_system, make_system
 from discl.curriculum.companion import Companion
@@ -68,6 +69,73 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     return train(tmp_path_factory.mktemp("plain"), None)
+
+
+class Close(nn.Module):
+    """Right about every shade by a margin that bfloat16 cannot tell from nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 3)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.eye(3) * 1e-3)
+            self.head.bias.fill_(10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        shade = images.mean((1, 2, 3))[:, None]
+        near = -(shade - torch.tensor([-1.55, -0.45, 0.65])).abs()
+        return self.head(near.float())
+
+
+def test_cuda_recognises_in_float32_where_training_is_in_bfloat16(tmp_path: Path) -> None:
+    pool, pixels = samples()
+    settings = TrainSettings(
+        epochs=1, steps_per_epoch=1, batch_size=6, augment=(), precision=torch.bfloat16, seed=3,
+        make_optimizer=partial(make_optimizer, name="sgd", lr=0.0, weight_decay=0.0, momentum=0.0, nesterov=False),
+        learning_rate=lambda progress: 0.0,
+    )  # fmt: skip
+    companion = make_system("cuda")
+    train_classifier(
+        pool, pixels, RealOnly(), Mixing(None, 0.0), "cross-entropy", pool.real_counts, CONFIG, settings, tmp_path,
+        companion=companion, make_model=Close,
+    )  # fmt: skip
+    assert companion.state()["levels"].tolist() == [1, 1, 1]
+
+
+class Seen(nn.Module):
+    """Keeps the images that it is evaluated on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 3)
+        self.images: list[torch.Tensor] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            self.images.append(images.clone())
+        return self.head(images.mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["cuda", "ldmlr"])
+def test_the_middle_of_whole_pictures_is_looked_at(name: str, tmp_path: Path) -> None:
+    """Pictures twice as wide as high, white beside the middle, squeezed into squares of 14."""
+    pool, pixels = samples()
+    pixels.memory = torch.full_like(pixels.memory, 255)
+    pixels.memory[..., 3:11] = 90
+    pixels.aspects = np.full(len(pool.labels), 2.0)
+    settings = TrainSettings(
+        epochs=1, steps_per_epoch=1, batch_size=6, augment=("random-resized-crop",), precision=torch.float32, seed=3,
+        make_optimizer=partial(make_optimizer, name="sgd", lr=0.01, weight_decay=0.0, momentum=0.0, nesterov=False),
+        learning_rate=lambda progress: 0.01,
+    )  # fmt: skip
+    model = Seen()
+    train_classifier(
+        pool, pixels, RealOnly(), Mixing(None, 0.0), "cross-entropy", pool.real_counts, CONFIG, settings, tmp_path,
+        companion=make_system({"name": name, **QUICK[name]}), make_model=lambda: model,
+    )  # fmt: skip
+    seen = torch.cat(model.images)
+    assert len(seen) >= len(pool.labels)
+    assert torch.allclose(seen, torch.full_like(seen, (90 / 255 - 0.5) / 0.25), atol=0.01)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

@@ -37,7 +37,6 @@ from torch import Tensor
 
 from ..curriculum.augmentation import centre
 from ..curriculum.companion import Companion, Scene, number_within
-from ..curriculum.learner import autocast
 from ..curriculum.models import normalise
 from ..curriculum.pixels import Batches
 from ..digests import derive_seed
@@ -262,21 +261,19 @@ class Cuda(Companion):
 
     @torch.inference_mode()
     def _recognised(self, scene: Scene, rows: np.ndarray, strength: int, seed: int) -> np.ndarray:
+        """In float32 whatever training is in: in bfloat16 ties would go to the first of the classes."""
         batches = self.batches or Batches(scene.pixels, JUDGED_AT_ONCE)
         learner, right = scene.learner, []
         training = learner.model.training
         learner.model.eval()
         for number, (part, stored) in enumerate(batches.of(rows)):
-            pictures, own = (
-                centre(stored, learner.config.image_size).numpy(),
-                derive_seed(seed, number * JUDGED_AT_ONCE),
-            )
+            middle = centre(stored, learner.config.image_size, batches.aspects_of(part))
+            pictures, own = middle.numpy(), derive_seed(seed, number * JUDGED_AT_ONCE)
             altered = torch.from_numpy(
                 augment_batch(pictures, [strength] * len(part), own, self.threads, self.operations)
             )
             images = normalise(altered.to(learner.device).float() / 255, learner.config)
-            with autocast(learner.device, learner.precision):
-                logits = learner.model(images.contiguous(memory_format=torch.channels_last))
+            logits = learner.model(images.contiguous(memory_format=torch.channels_last))
             right.append(logits.argmax(1).cpu().numpy() == scene.pool.labels[part])
         learner.model.train(training)
         return np.concatenate(right)
