@@ -178,7 +178,8 @@ def test_a_companion_that_adds_nothing_changes_nothing(
 
 
 def test_cuda_raises_levels_of_what_is_recognised(tmp_path: Path) -> None:
-    system = make_system({"name": "cuda", "threshold": -1.0})  # every accuracy exceeds it
+    system: Any = make_system("cuda")
+    system.threshold = -1.0  # every accuracy exceeds it
     train(tmp_path, system)
     assert system.state()["levels"].tolist() == [4, 4, 4]
 
