@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -22,8 +23,9 @@ from discl.curriculum.pixels import Pixels
 from discl.data import Gate, ImageTable, Unreadable, decode_image, read_tables
 from discl.data.gate import roots_of
 from discl.data.readers import tabular
-from discl.errors import DataError, DisclError
+from discl.errors import DataError, DisclError, StoreError
 from discl.loops.dataset import SpectrumDataset
+from discl.workspace import open_run
 
 SECRET, OWN = (201, 3, 77), (5, 60, 9)
 WATCHED: list[str] = []
@@ -358,3 +360,23 @@ def test_a_snapshot_of_the_hubs_cache_is_a_folder_of_links(tmp_path: Path) -> No
         (snapshot / name / "1.png").symlink_to(blob)
     assert roots_of(snapshot) == (snapshot, blob.parent)
     assert close_to(np.asarray(read_tables(str(snapshot))["train"].image(1)), OWN)
+
+
+@pytest.mark.parametrize("kind", ["absolute", "slice", "camera", "URL"])
+def test_rows_of_a_run_folder_s_store_open_nothing(
+    kind: str, outside: Path, filtered_run: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(filtered_run, tmp_path / "run", ignore=shutil.ignore_patterns("cache"))
+    shard = next((folder / "spectrum").glob("*.parquet"))
+    table = pq.read_table(shard)
+    rows = table.to_pylist()
+    path = HOSTILE[kind].format(root=tmp_path / "root", outside=outside)
+    rows[0] |= {"image": {"bytes": None, "path": path}, "image_digest": None}
+    rows = [{name: row.get(name) for name in table.column_names} for row in rows]
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), shard)
+    with nothing_escapes(outside):
+        with pytest.raises(StoreError, match=r"image without its bytes|picture"):
+            SpectrumDataset.of_run(folder)
+        run = open_run(folder / "recipe.yaml", folder)
+        with pytest.raises(DisclError):
+            decode_image(run.spectrum.rows([rows[0]["id"]], ["image"])[rows[0]["id"]]["image"])
