@@ -357,6 +357,7 @@ def test_lists_of_other_programs(kind: str, tmp_path: Path) -> None:
         (b"path,label\na\0.png,x\n", r"names 'a\\x00\.png', which is no path below"),
         (b"path,label\n..\\..\\a.png,x\n", r"'\.\./\.\./a\.png', which leads out of"),
         (b"", "cannot be read as a table"),
+        (b"path,label" + b"[" * 100_000 + b",label\na.png,x,7\n", "its first line, .* has no end"),
         (b"path,label\na.png\n", "cannot be read as a table"),
     ],
 )

@@ -35,7 +35,8 @@ def read_list(file: Path, label: str, wanted: Collection[str]) -> tuple[pa.Table
     listed = tidy(read_csv(file, texts=(label,)), file, wanted)
     if label not in listed.column_names:
         return listed, False
-    values, whole = labels_as_written(listed.column(label), str(file))
+    written = listed.column(label).cast(pa.string())
+    values, whole = labels_as_written(written, str(file))
     return listed.set_column(listed.column_names.index(label), label, values), whole
 
 
@@ -46,6 +47,10 @@ def read_csv(file: Path, texts: Collection[str] = ()) -> pa.Table:
     texts, others have the type of their values. Raises DataError for what is no table, or is of another encoding.
     """
     heading, source = _open(file)
+    if len(heading) >= HEADING_BYTES // 4 and not set("\r\n") & set(heading):
+        raise DataError(
+            f"{file} cannot be read as a table: its first line, the names of the columns, has no end within {len(heading):,} characters."
+        )
     usual = "\t" if file.suffix.lower() in {".tsv", ".tab"} else ","
     try:
         delimiter = _delimiter(heading, usual)
