@@ -469,8 +469,7 @@ def stored_images(run: Run, ids: Sequence[str]) -> Dataset:
     if not files:
         raise StoreError("the store holds no image yet; run `discl generate` first.")
     run.spectrum.check_pictures(files, cache / "checked.json")
-    known = run.spectrum.ids()
-    stored = mapped_rows(files, cache, known.intersection(ids))
+    stored = mapped_rows(files, cache, ids, run.spectrum.ids)
     place = {name: row for row, name in enumerate(stored.select_columns("id")[:]["id"])}
     lacking = sum(name not in place for name in ids)
     if lacking:

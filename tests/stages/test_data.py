@@ -16,7 +16,7 @@ from PIL import Image
 
 from discl import workspace
 from discl.data import ImageTable
-from discl.errors import CheckpointError, DataError, RecipeError, RunError
+from discl.errors import CheckpointError, DataError, RecipeError, RunError, shorten
 from discl.recipe import Method, load_recipe
 from discl.stages import data as stage
 from discl.stages.data import describe_hard, find_hard, prepare_data
@@ -497,7 +497,7 @@ def test_the_folder_of_another_recipe_is_refused_with_the_differences(tmp_path: 
         f"{tmp_path / 'run'} was made with another recipe:",
         "  hard.fewer_than: 20 -> 5",
         "  train.epochs: 65 -> 70",
-        f"  methods.la: None -> {Method(undersample=True).model_dump(mode='json')!r}",
+        f"  methods.la: None -> {shorten(Method(undersample=True).model_dump(mode='json'), 120)}",
         "Choose another folder with --out, or go on in this one with --amend (images that still fit are kept, what they no longer fit is "
         "made anew).",
     ]

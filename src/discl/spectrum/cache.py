@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,15 +16,20 @@ from ..errors import StoreError
 COLUMNS = ["id", "image"]
 
 
-def mapped_rows(files: Sequence[str], cache: Path, ids: Collection[str] = ()) -> Dataset:
+def mapped_rows(
+    files: Sequence[str], cache: Path, ids: Collection[str], known: Callable[[], set[str]]
+) -> Dataset:
     """`id` and `image` of these shards, memory-mapped; they are copied into `cache` where they are not there yet.
 
-    A copy that cannot be read, or that lacks some of `ids`, is made again once. Raises StoreError
-    where the disk has no room or a shard is broken.
+    A copy that cannot be read is made again once, and so is one that lacks some of `ids` that are
+    among the shards' `known` ones. Raises StoreError where the disk has no room or a shard is
+    broken.
     """
     found = _read(files, cache)
-    if found is not None and not _lacks(found, ids):
-        return found
+    if found is not None:
+        lacking = set(ids).difference(found.select_columns("id")[:]["id"])
+        if not lacking or lacking.isdisjoint(known()):
+            return found
     if any(cache.glob("parquet/*/*/*/*.arrow")):
         say(f"{cache} holds a copy of the shards that cannot be used, so it is made again")
     shutil.rmtree(cache / "parquet", ignore_errors=True)
@@ -51,10 +56,6 @@ def _read(files: Sequence[str], cache: Path) -> Dataset | None:
         if getattr(error.__cause__ or error, "errno", None) is not None:
             raise _not_copied(cache, error.__cause__ or error) from error
         return None
-
-
-def _lacks(rows: Dataset, ids: Collection[str]) -> bool:
-    return not set(ids) <= set(rows.select_columns("id")[:]["id"])
 
 
 def _not_copied(cache: Path, cause: BaseException) -> StoreError:

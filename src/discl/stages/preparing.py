@@ -79,7 +79,7 @@ def prepared_table(run: Run, split: str, size: int, mode: str = "square") -> Ima
     keys = _keys(run, split, size, mode)
     files, cache = [str(file) for file in store.files()], run.path("cache")
     store.check_pictures(files, cache / "checked-squares.json")
-    stored = mapped_rows(files, cache / "squares", store.ids().intersection(keys))
+    stored = mapped_rows(files, cache / "squares", keys, store.ids)
     place = {key: row for row, key in enumerate(stored.select_columns("id")[:]["id"])}
     if any(key not in place for key in keys):
         say(
