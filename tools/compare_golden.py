@@ -136,6 +136,8 @@ def miniature_of(
     }  # fmt: skip
     if of == "cifar100-lt":
         overrides |= {"data.long_tail": None}
+    if name.startswith("imagenet-lt"):
+        overrides |= {"prompts.phrases": None}  # hard classes here are none of ImageNet-LT's tail
     if of == "cifar10-lowlight":
         overrides |= {"hard.fewer_than": 100, "data.cameras.validation": 40}
     if of in {"iwildcam", "cifar10-lowlight"}:
