@@ -137,7 +137,7 @@ def check_recitation(
 
     from discl.spectrum.store import spectrum_shards
 
-    pictures = np.stack([np.asarray(decode_image(row["image"])) for row in test.rows])
+    pictures = np.stack([np.asarray(test.image(row)) for row in range(len(test))])
     distances = pixel_distances(pictures, test.labels, seen, seen_labels)
     limits = {
         label: float(np.quantile(distances[test.labels == label], 0.01)) for label in range(100)
@@ -195,7 +195,7 @@ def main() -> None:
     arguments = parser.parse_args()
     tables = read_tables(str(arguments.cifar100))
     names = [name.replace("_", " ") for name in tables["test"].class_names]
-    test = np.stack([np.asarray(decode_image(row["image"])) for row in tables["test"].rows])
+    test = np.stack([np.asarray(tables["test"].image(row)) for row in range(len(tables["test"]))])
     training, training_labels, _ = read_images(arguments.cifar100, arguments.cifar10)
     training, training_labels = (
         training[training_labels < 100],

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "src"))
 
 from discl.assets import make_fashion_mnist as fashion  # noqa: E402
-from discl.data import decode_image, read_tables, take_long_tail  # noqa: E402
+from discl.data import read_tables, take_long_tail  # noqa: E402
 from discl.data.traps import is_pretraining  # noqa: E402
 
 TEMPLATES = ("a photo of a {}", "a photo of {}", "{}")
@@ -49,9 +49,7 @@ def read_images(cifar100: Path, cifar10: Path) -> tuple[np.ndarray, np.ndarray, 
         if is_pretraining(ids[row])
     ]
     labels = {id(table): table.labels for table in (fine, coarse)}
-    images = np.stack(
-        [np.asarray(decode_image(table.rows[row]["image"])) for table, row, _ in rows]
-    )
+    images = np.stack([np.asarray(table.image(row)) for table, row, _ in rows])
     names = [name.replace("_", " ") for name in (*fine.class_names, *coarse.class_names)]
     return images, np.asarray([labels[id(table)][row] + shift for table, row, shift in rows]), names
 
