@@ -302,6 +302,7 @@ def make_oracle(run: Any, folder: Path) -> None:
 
     from discl.data import read_tables
     from discl.digests import derive_seed
+    from discl.spectrum.encoding import encode_image
 
     if (folder / "filter.parquet").exists():
         return
@@ -322,7 +323,10 @@ def make_oracle(run: Any, folder: Path) -> None:
         run, folder=folder, borrowed={"data.parquet": run.path("data.parquet")}
     ).spectrum
     ids = [f"oracle-{names[row]}" for row in chosen]
-    images = [pool.rows[row]["image"] for row in chosen]
+    images = [
+        {"bytes": encode_image(np.asarray(pool.image(row)), "webp-lossless"), "path": None}
+        for row in chosen
+    ]
     store.append(
         [
             {"id": name, "image": image, "label": int(labels[row]), "level": 100}
@@ -332,9 +336,14 @@ def make_oracle(run: Any, folder: Path) -> None:
     verdicts = pa.table(
         {
             "id": ids,
+            "source_id": ids,
             "label": [int(labels[row]) for row in chosen],
             "level": [100] * len(ids),
+            "seed": [0] * len(ids),
+            "attempt": [0] * len(ids),
             "keep": [True] * len(ids),
+            "clip_similarity": [1.0] * len(ids),
+            "reason": [""] * len(ids),
         }
     )
     write_whole(folder / "filter.parquet", lambda file: pq.write_table(verdicts, file))

@@ -159,7 +159,12 @@ def run_oracle(seed: int, work: Path, shared: dict[str, Any]) -> dict[str, Any]:
                 for row in chosen
             ]
         )
-        kept = {"id": [f"oracle-{row['id']}" for row in chosen], "keep": [True] * len(chosen)}
+        ids, count = [f"oracle-{row['id']}" for row in chosen], len(chosen)
+        kept = {
+            "id": ids, "source_id": ids, "label": [row["label"] for row in chosen],
+            "level": [100] * count, "seed": [0] * count, "attempt": [0] * count, "keep": [True] * count, "clip_similarity": [1.0] * count,
+            "reason": [""] * count,
+        }  # fmt: skip
         pq.write_table(pa.table(kept), run.path("filter.parquet"))
     train(run)
     evaluate(run)

@@ -32,8 +32,8 @@ ROWS = {
     "flyp+we": "FLYP + WE", "docl": "CE + DoCL", "alia": "CE + ALIA", "flyp-alia": "FLYP + ALIA", "text-only": "text-only",
     "fixed": "fixed level", "all-levels": "all levels", "random": "random", "easy-to-hard": "easy-to-hard",
     "adaptive-no-threshold": "adaptive, no threshold", "adaptive-lower-threshold": "adaptive, lower threshold",
-    "adaptive-higher-threshold": "adaptive, higher threshold", "adaptive": "**DisCL, adaptive**",
-    "adaptive+we": "**DisCL, adaptive + WE**", "adaptive-per-class": "adaptive per class", "bandit": "bandit",
+    "adaptive-higher-threshold": "adaptive, higher threshold", "adaptive": "DisCL, adaptive",
+    "adaptive+we": "DisCL, adaptive + WE", "adaptive-per-class": "adaptive per class", "bandit": "bandit",
 }  # fmt: skip
 COLUMNS = {"ID macro F1": "test", "OOD macro F1": "test-ood"}
 SEARCHES: dict[str, tuple[tuple[str, ...], str, tuple[float, ...]]] = {
@@ -263,7 +263,10 @@ def time_updates(settings: dict[str, Any], steps: int, folder: Path) -> tuple[fl
     run.spectrum.append(
         [{"id": "none", "image": run.train.rows[0]["image"], "label": 0, "level": 0}]
     )
-    verdict = {"id": ["none"], "label": [0], "level": [0], "clip_similarity": [1.0], "keep": [True]}
+    verdict = {
+        "id": ["none"], "source_id": ["none"], "label": [0], "level": [0], "seed": [0], "attempt": [0],
+        "clip_similarity": [1.0], "keep": [True], "reason": [""],
+    }  # fmt: skip
     write_table(pa.table(verdict), run.path("filter.parquet"))
     wall, processor = time.time(), time.process_time()
     train(run)

@@ -142,7 +142,7 @@ TRAININGS: dict[str, Callable[[str, Path], None]] = {
     ),
     "network": lambda clip, folder: train_network(folder),
     "accumulated": lambda clip, folder: train_network(
-        folder, companion=Cuda(threshold=-1.0, probability=0.8), accumulate=2, mixup=0.4
+        folder, companion=Cuda(threshold=0.0, probability=0.8), accumulate=2, mixup=0.4
     ),
     "out-of-step": lambda clip, folder: train_out_of_step(folder),
 }

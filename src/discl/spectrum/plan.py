@@ -248,8 +248,11 @@ def unet_rows(
 
 def write_plan(requests: Sequence[Request], path: Path) -> None:
     """Writes the plan as Parquet, one row per request."""
+    kinds = {"str": pa.string(), "int": pa.int64()}
     columns = {
-        field.name: [getattr(request, field.name) for request in requests]
+        field.name: pa.array(
+            [getattr(request, field.name) for request in requests], kinds[str(field.type)]
+        )
         for field in fields(Request)
     }
     pq.write_table(pa.table(columns), path)
