@@ -105,7 +105,7 @@ def _stage(
     _echo(run_until(_open(recipe, overrides, out, amend, stage, allow_plugins), stage))
 
 
-def _whole_numbers(option: str, text: str, example: str) -> list[int]:
+def _whole_numbers(option: str, text: str, example: str, most: int = 2**53) -> list[int]:
     from .errors import RecipeError, shorten
 
     try:
@@ -116,10 +116,8 @@ def _whole_numbers(option: str, text: str, example: str) -> list[int]:
             f"{shorten(text)}."
         ) from error
     for number in numbers:
-        if not 0 <= number <= 2**53:
-            raise RecipeError(
-                f"{option}: {shorten(number)} is out of range; allowed: 0 to {2**53}."
-            )
+        if not 0 <= number <= most:
+            raise RecipeError(f"{option}: {shorten(number)} is out of range; allowed: 0 to {most}.")
     return numbers
 
 
@@ -272,7 +270,7 @@ def levels(
     chosen = (
         None
         if grid is None
-        else [GuidanceLevel(percent) for percent in _whole_numbers("--grid", grid, "0,20,40")]
+        else [GuidanceLevel(percent) for percent in _whole_numbers("--grid", grid, "0,20,40", 100)]
     )
     path = survey(_open(recipe, set_, out, amend, "prompts", allow_plugins), sources, chosen, seeds)
     _echo(path.with_suffix(".md").read_text())

@@ -204,7 +204,7 @@ def test_slots_of_a_cpu_follow_from_the_shape(model: StableDiffusion) -> None:
     assert engine.fit_slots(32, 32) == engine.slots == 64 and engine.rows == 128
     assert Runtime().slots == "auto"
     for wrong in (0, "many", 1.5):
-        with pytest.raises(ValueError, match="whole number from 1 on, or auto"):
+        with pytest.raises(ValueError, match="whole number from 1 to 65536, or auto"):
             Runtime(slots=wrong)  # type: ignore[arg-type]
     assert issubclass(RecipeError, ValueError)
 

@@ -49,7 +49,9 @@ def test_each_command_of_the_page(
             assert not ended.code, f"{line}: {capsys.readouterr().err}"
         told = capsys.readouterr()
         if "--shard" in line:
-            left.append(int(re.search(r"is done; (\d+) of 40 images", told.err)[1]))  # type: ignore[index]
+            found = re.search(r"is done; (\d+) of 40 images", " ".join(told.err.split()))
+            assert found is not None, f"{line}: {told.err}"
+            left.append(int(found[1]))
         assert told.out.strip() in {"runs/crew/spectrum", "runs/crew/filter.parquet"}
     assert left == [28, 16, 8, 0]  # ten sources in four shares
 

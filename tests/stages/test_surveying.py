@@ -245,7 +245,7 @@ def test_a_survey_leaves_the_plan_of_its_run_alone(surveyed: Run, tmp_path: Path
         ),
         (["--grid", "0,100"], "level 100 is the real image and is never generated"),
         (["--grid", "0,90"], "level 90 % leaves t(λ) = 0 denoising steps at 5 inference steps"),
-        (["--grid", "-1"], "level -1 is not a whole per cent"),
+        (["--grid", "-1"], "--grid: -1 is out of range; allowed: 0 to 100"),
     ],
 )
 def test_a_grid_that_is_none_is_refused(
