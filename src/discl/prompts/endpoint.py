@@ -219,9 +219,12 @@ class Endpoint:
                     f"{self._address} cannot be asked ({told}). Check {self.section}.url."
                 ) from None
             except (OSError, http.client.HTTPException) as error:
-                cause = self._hidden(repr(getattr(error, "reason", None) or error))
-                told = shorten(cause, SHOWN, quoted=False)
-                raise late if deadline.passed else _Passing(f"cannot be reached ({told})") from None
+                reason = getattr(error, "reason", None) or error
+                # A read that timed out had all that was left of the time; the system's own has a number.
+                if deadline.passed or (isinstance(reason, TimeoutError) and reason.errno is None):
+                    raise late from None
+                told = shorten(self._hidden(repr(reason)), SHOWN, quoted=False)
+                raise _Passing(f"cannot be reached ({told})") from None
             if deadline.passed:
                 raise late
         if len(said) > LONGEST_ANSWER:
