@@ -83,7 +83,7 @@ class Unit:
 
     def identity(self, job: Job) -> str:
         """A digest of all that its figures follow from; where the data lie, other methods and how long the search is do not count."""
-        from discl.digests import digest
+        from discl.utils.hashing import digest
 
         recipe = job.recipe.model_dump(
             mode="json", exclude_defaults=True
@@ -110,7 +110,7 @@ class Unit:
 
 
 def trial_units(job: Job) -> list[Unit]:
-    from discl.stages.tuning import plan_trials
+    from discl.stages.tune import plan_trials
 
     planned = {name: plan_trials(job.recipe, name) for name in job.recipe.methods}
     return [
@@ -167,8 +167,8 @@ def seed_units(job: Job) -> list[Unit]:
 
 def open_data(job: Job) -> Any:
     """The run whose data and spectrum all units share, made where it is not there."""
-    from discl.chain import run_until
-    from discl.workspace import open_run
+    from discl.pipeline import run_until
+    from discl.run_folder.open import open_run
 
     run = open_run(job.recipe, job.work / "spectrum", amend=True)
     run_until(run, "filter")
@@ -179,11 +179,12 @@ def carry_out(unit: Unit, job: Job) -> str:
     """Trains and measures a unit and writes its files; returns a line about it."""
     import torch
 
-    from discl.curriculum.training import read_history
     from discl.recipe import load_recipe
-    from discl.stages.learning import evaluate, train
-    from discl.stages.tuning import adjustment_of, judge_trial, with_methods
-    from discl.workspace import Run
+    from discl.run_folder.run import Run
+    from discl.stages.evaluate import evaluate
+    from discl.stages.train import train
+    from discl.stages.tune import adjustment_of, judge_trial, with_methods
+    from discl.training.loop import read_history
 
     torch.set_num_threads(1)
     recipe, work, results = job.recipe, job.work, job.results
@@ -260,7 +261,7 @@ def carry_out(unit: Unit, job: Job) -> str:
 
 
 def write_whole(path: Path, write: Any) -> None:
-    from discl.files import whole
+    from discl.utils.atomic import whole
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as unfinished:
@@ -270,11 +271,11 @@ def write_whole(path: Path, write: Any) -> None:
 def prepare(run: Any, job: Job) -> None:
     """What units share besides the spectrum: the tables of the trials, the oracle's images, and the facts that the table needs."""
     from discl.spectrum.plan import read_plan
-    from discl.stages.making import count_rows
-    from discl.stages.tuning import divide
+    from discl.stages.pending import count_rows
+    from discl.stages.tune import divide
 
     work, results = job.work, job.results
-    trials = replace(run, folder=work / "trials", borrowed={})
+    trials = replace(run, folder=work / "trials", overrides={})
     trials.folder.mkdir(parents=True, exist_ok=True)
     judged = divide(run, trials)
     make_oracle(run, work / oracle_folder(run.recipe))
@@ -301,8 +302,8 @@ def make_oracle(run: Any, folder: Path) -> None:
     import pyarrow.parquet as pq
 
     from discl.data import read_tables
-    from discl.digests import derive_seed
     from discl.spectrum.encoding import encode_image
+    from discl.utils.hashing import derive_seed
 
     if (folder / "filter.parquet").exists():
         return
@@ -320,7 +321,7 @@ def make_oracle(run: Any, folder: Path) -> None:
         chosen += [row for row in free if labels[row] == label][:wanted]
     folder.mkdir(parents=True, exist_ok=True)
     store = replace(
-        run, folder=folder, borrowed={"data.parquet": run.path("data.parquet")}
+        run, folder=folder, overrides={"data.parquet": run.path("data.parquet")}
     ).spectrum
     ids = [f"oracle-{names[row]}" for row in chosen]
     images = [
@@ -355,9 +356,9 @@ def write_table(job: Job) -> str:
     Differences are against CE, adjusted against adjusted.
     """
     from discl.assets import published_figures
-    from discl.comparison import Entry
-    from discl.report.compared import write_comparison
-    from discl.stages.comparing import paired, split_variant, write_tables
+    from discl.evaluation.comparison import Entry
+    from discl.report.comparison_page import write_comparison
+    from discl.stages.compare import paired, split_variant, write_tables
 
     results, recipe, units = job.results, job.recipe, seed_units(job)
     facts = json.loads((results / FACTS).read_text())

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from discl.data import decode_image, to_square
-from discl.workspace import open_run, stored_images
+from discl.run_folder.images import stored_images
+from discl.run_folder.open import open_run
 
 
 def measure(folder: Path) -> list[dict[str, float]]:

@@ -76,9 +76,9 @@ def run_seed(
     stage: str = "evaluate",
 ) -> dict[str, Any]:
     """Results of one long-tailed sample, `{method: {split: {metric: value}}}`; empty if it is carried out only to an earlier stage."""
-    from discl.chain import run_until
+    from discl.pipeline import run_until
     from discl.recipe import load_recipe
-    from discl.workspace import open_run
+    from discl.run_folder.open import open_run
 
     shared = {
         **settings,
@@ -122,11 +122,13 @@ def run_oracle(seed: int, work: Path, shared: dict[str, Any]) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     from discl.data import read_tables
-    from discl.digests import derive_seed
     from discl.recipe import load_recipe
-    from discl.stages.data import find_hard, prepare_data
-    from discl.stages.learning import evaluate, train
-    from discl.workspace import open_run
+    from discl.run_folder.open import open_run
+    from discl.stages.evaluate import evaluate
+    from discl.stages.hard import find_hard
+    from discl.stages.prepare_data import prepare_data
+    from discl.stages.train import train
+    from discl.utils.hashing import derive_seed
 
     epochs = load_recipe(
         RECIPE, shared

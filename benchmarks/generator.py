@@ -32,8 +32,8 @@ from PIL import Image
 from discl.data import decode_image, read_tables
 from discl.levels import GuidanceLevel
 from discl.recipe import load_recipe
+from discl.spectrum.clip_filter import ClipScorer
 from discl.spectrum.engine import Engine
-from discl.spectrum.filter import ClipScorer
 from discl.spectrum.models import Address, load_generator
 from discl.spectrum.plan import Sampling, plan_requests
 

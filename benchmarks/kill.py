@@ -32,15 +32,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from discl.chain import run_until
-from discl.console import console
+from discl.pipeline import run_until
 from discl.recipe import load_recipe
+from discl.run_folder.open import open_run
+from discl.run_folder.run import Run
 from discl.spectrum import engine as engine_module
 from discl.spectrum import worker as worker_module
 from discl.spectrum.plan import read_plan
-from discl.spectrum.queue import Work
-from discl.stages import making
-from discl.workspace import Run, open_run
+from discl.spectrum.stats import Work
+from discl.stages import engine as engine_stage
+from discl.stages import pending as pending_stage
+from discl.utils.console import console
 
 
 @dataclass
@@ -149,7 +151,7 @@ def torture(
         found.doubled += doubled
         if status is None:
             new = [request for request in requests if request.id in set(made) - before]
-            found.redone.append(int(tally.read_bytes()) - making.count_rows(run, new))
+            found.redone.append(int(tally.read_bytes()) - pending_stage.count_rows(run, new))
         before = set(made)
     found.lost += len(set(reference) - before)
     found.largest_difference = max(
@@ -180,14 +182,14 @@ def main() -> None:
     console.quiet = True
     worker_module.WAITING = arguments.waiting
     torch.set_num_threads(1)
-    making.load_generator = cache(making.load_generator)  # type: ignore[assignment]
-    making.ClipScorer = _once(making.ClipScorer)  # type: ignore[misc,assignment]
+    engine_stage.load_generator = cache(engine_stage.load_generator)  # type: ignore[assignment]
+    pending_stage.ClipScorer = _once(pending_stage.ClipScorer)  # type: ignore[misc,assignment]
     asked = recipe(arguments.seeds, arguments.steps, arguments.slots, arguments.shard_rows)
     found, chance = Found(), random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as place:
         whole = open_run(asked, Path(place) / "whole")
         run_until(whole, "plan")
-        making.make_worker(whole)
+        engine_stage.make_worker(whole)
         started = time.monotonic()
         run_until(whole, "generate")
         undisturbed = time.monotonic() - started
@@ -209,8 +211,8 @@ def main() -> None:
                 flush=True,
             )
         planned = read_plan(whole.path("plan.parquet"))
-        longest = max(making.count_rows(whole, [request]) for request in planned)
-        rows = making.count_rows(whole, planned)
+        longest = max(pending_stage.count_rows(whole, [request]) for request in planned)
+        rows = pending_stage.count_rows(whole, planned)
     images = arguments.slots + min(arguments.slots, 16) + arguments.waiting + arguments.shard_rows
     result = {
         "kills": found.kills, "runs": runs, "images_per_run": len(reference), "undisturbed_seconds": round(undisturbed, 1),

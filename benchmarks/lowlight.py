@@ -52,13 +52,13 @@ def open_recipe(name: str, settings: dict[str, Any], work: Path) -> Any:
     from dataclasses import replace
 
     from discl.recipe import load_recipe
-    from discl.workspace import open_run
+    from discl.run_folder.open import open_run
 
     run = open_run(load_recipe(name, settings), work / name, amend=True)
     return (
         run
         if name == RECIPES[0]
-        else replace(run, borrowed={"data.parquet": work / RECIPES[0] / "data.parquet"})
+        else replace(run, overrides={"data.parquet": work / RECIPES[0] / "data.parquet"})
     )
 
 
@@ -70,9 +70,10 @@ def train_some(
 
     import torch
 
-    from discl.console import console
-    from discl.stages.comparing import seed_run
-    from discl.stages.learning import measure_classifiers, train
+    from discl.stages.compare import seed_run
+    from discl.stages.evaluate import measure_classifiers
+    from discl.stages.train import train
+    from discl.utils.console import console
 
     torch.set_num_threads(1)
     console.quiet = True
@@ -94,9 +95,9 @@ def carry_out(
     own: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Everything that is missing, then the figures of all seeds; `own` are further settings by recipe."""
-    from discl.chain import run_until
-    from discl.stages.comparing import make_entries, seed_run
-    from discl.stages.learning import evaluate
+    from discl.pipeline import run_until
+    from discl.stages.compare import make_entries, seed_run
+    from discl.stages.evaluate import evaluate
 
     runs, jobs = {}, []
     asked = {name: settings | (own or {}).get(name, {}) for name in RECIPES}
@@ -158,10 +159,10 @@ def search(settings: dict[str, Any], work: Path, what: str) -> dict[str, Any]:
 
     import torch
 
-    from discl.chain import run_until
-    from discl.recipe.learning import Tune
-    from discl.stages.comparing import PHASE_1
-    from discl.stages.tuning import tune
+    from discl.pipeline import run_until
+    from discl.recipe.training import Tune
+    from discl.stages.compare import PHASE_1
+    from discl.stages.tune import tune
 
     torch.set_num_threads(1)
     names, key, values = SEARCHES[what]
@@ -181,7 +182,7 @@ def search(settings: dict[str, Any], work: Path, what: str) -> dict[str, Any]:
         }
     )
     searched = replace(
-        run, recipe=recipe, folder=work / what, borrowed={name: run.path(name) for name in PHASE_1}
+        run, recipe=recipe, folder=work / what, overrides={name: run.path(name) for name in PHASE_1}
     )
     tune(searched)
     told = json.loads((searched.folder / "tuned" / "trials.json").read_text())
@@ -211,7 +212,7 @@ def count_kept(run: Any) -> dict[str, list[int]]:
 
 def levels_of(folder: Path) -> list[list[int]]:
     """The levels of each epoch."""
-    from discl.curriculum.training import read_history
+    from discl.training.loop import read_history
 
     return [record["levels"] for record in read_history(folder / "history.jsonl")]
 
@@ -248,9 +249,10 @@ def time_updates(settings: dict[str, Any], steps: int, folder: Path) -> tuple[fl
     import pyarrow as pa
 
     from discl.recipe import load_recipe
-    from discl.stages.data import prepare_data
-    from discl.stages.learning import train
-    from discl.workspace import open_run, write_table
+    from discl.run_folder.open import open_run
+    from discl.run_folder.run import write_table
+    from discl.stages.prepare_data import prepare_data
+    from discl.stages.train import train
 
     one = {
         "methods": {"flyp": {"strategy": "real-only", "objective": "flyp"}}, "baseline": None, "train.epochs": 1,
@@ -277,7 +279,7 @@ def intervals(
     entry: Any, runs: list[Any], main: Any, main_runs: list[Any]
 ) -> dict[str, list[float]]:
     """`{column: [difference, low, high]}` of a row against the baseline of the main recipe, ensembled against ensembled."""
-    from discl.stages.comparing import paired, read_predictions, split_variant
+    from discl.stages.compare import paired, read_predictions, split_variant
 
     if runs is main_runs:
         return {
@@ -301,7 +303,7 @@ def intervals(
 
 def table(figures: dict[str, Any]) -> str:
     """Mean ± standard deviation over seeds, in per cent, in Markdown; and how the expected order came out."""
-    from discl.comparison import Entry, Interval, as_markdown
+    from discl.evaluation.comparison import Entry, Interval, as_markdown
 
     entries = []
     for row, title in ROWS.items():

@@ -30,21 +30,21 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from discl.curriculum import pixels as pixels_module
-from discl.curriculum.course import Course, hold_out_guidance, make_mixing
-from discl.curriculum.learner import Learner, Stepping
-from discl.curriculum.mixture import Pool
-from discl.curriculum.models import ClassifierConfig, build_classifier
-from discl.curriculum.objectives import FLYP, make_objective
-from discl.curriculum.optimization import make_optimizer
-from discl.curriculum.pixels import Batches, Pixels
 from discl.curriculum.progress import measure_progress, true_class_probability
+from discl.curriculum.sampling import Pool
+from discl.curriculum.schedule import EpochSchedule, hold_out_guidance, make_sampling
 from discl.curriculum.strategies import make_strategy
-from discl.curriculum.training import choose_precision, predict_logits
 from discl.data import read_tables
 from discl.levels import GuidanceLevel
+from discl.models.classifier import ClassifierConfig, build_classifier
 from discl.recipe import Train
 from discl.stages.classifiers import describe_classifier, starter_of
+from discl.training import image_cache as pixels_module
+from discl.training.image_cache import EpochLoader, ImageCache
+from discl.training.loop import choose_precision, predict_logits
+from discl.training.objectives import FLYP, make_objective
+from discl.training.optim import make_optimizer
+from discl.training.step import StepConfig, TrainState
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LEVELS = (50, 70, 90)
@@ -150,22 +150,28 @@ def imagenet_lt() -> Pool:
     )
 
 
-def make_course(pool: Pool, strategy: str, samples: int, undersample: bool = False) -> Course:
+def make_schedule(
+    pool: Pool, strategy: str, samples: int, undersample: bool = False
+) -> EpochSchedule:
     levels = [GuidanceLevel(level) for level in LEVELS]
     followed = make_strategy(strategy, levels=levels, curriculum_epochs=1000)
-    return Course(
-        pool, followed, make_mixing(pool, strategy, undersample, 3.0, "repeat", "error"), samples, 0
+    return EpochSchedule(
+        pool,
+        followed,
+        make_sampling(pool, strategy, undersample, 3.0, "repeat", "error"),
+        samples,
+        0,
     )
 
 
-def make_learner(setting: Setting, precision: torch.dtype, counts: np.ndarray) -> Learner:
+def make_learner(setting: Setting, precision: torch.dtype, counts: np.ndarray) -> TrainState:
     torch.manual_seed(0)
     model: Any = build_classifier(setting.config)
     optimizer = partial(
         make_optimizer, name="sgd", lr=0.01, weight_decay=2e-4, momentum=0.9, nesterov=False
     )
-    return Learner(
-        model.to(memory_format=torch.channels_last), optimizer, make_objective("cross-entropy"), counts, setting.config, Stepping(),
+    return TrainState(
+        model.to(memory_format=torch.channels_last), optimizer, make_objective("cross-entropy"), counts, setting.config, StepConfig(),
         setting.augment, precision, "cpu",
     )  # fmt: skip
 
@@ -173,7 +179,7 @@ def make_learner(setting: Setting, precision: torch.dtype, counts: np.ndarray) -
 class Fixed:
     """The same batch again and again, from memory: what training costs that waits for nothing."""
 
-    def __init__(self, pixels: Pixels, batch: int) -> None:
+    def __init__(self, pixels: ImageCache, batch: int) -> None:
         self.rows, self.pixels = np.arange(batch), pixels.__getitems__(list(range(batch)))
 
     def of(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
@@ -182,7 +188,7 @@ class Fixed:
 
 
 def train_epoch(
-    learner: Learner, batches: Any, rows: np.ndarray, labels: np.ndarray, setting: Setting
+    learner: TrainState, batches: Any, rows: np.ndarray, labels: np.ndarray, setting: Setting
 ) -> None:
     learner.train_epoch(
         batches, rows, labels, 0, 1, setting.batch, 0, lambda progress: 0.01, Path("none")
@@ -279,11 +285,11 @@ def feeding(
         pixels_module.MEMORY_LIMIT,
         pixels_module.MEMORY_LIMIT if decoded else 0,
     )
-    pixels = Pixels(
+    pixels = ImageCache(
         [[{"image": {"bytes": data, "path": None}} for data in files]], setting.stored_size
     )
     pixels_module.MEMORY_LIMIT = limit
-    course = make_course(pool, "diverse-to-specific", setting.steps * setting.batch)
+    course = make_schedule(pool, "diverse-to-specific", setting.steps * setting.batch)
     epochs = iter(range(1000))
     precisions = {"float32": torch.float32, "auto": choose_precision("auto", "cpu")}
     arms: dict[str, Callable[[], None]] = {}
@@ -292,12 +298,12 @@ def feeding(
         batches, fixed = learner.batches(pixels, setting.batch, 0), Fixed(pixels, setting.batch)
         rows = np.arange(setting.steps * setting.batch) % setting.batch
 
-        def ours(learner: Learner = learner, batches: Batches = batches) -> None:
+        def ours(learner: TrainState = learner, batches: EpochLoader = batches) -> None:
             drawn, _ = course.draw(next(epochs), 0, [])
             train_epoch(learner, batches, drawn, pool.labels, setting)
 
         def same_batch(
-            learner: Learner = learner, fixed: Fixed = fixed, rows: np.ndarray = rows
+            learner: TrainState = learner, fixed: Fixed = fixed, rows: np.ndarray = rows
         ) -> None:
             train_epoch(learner, fixed, rows, pool.labels, setting)
 
@@ -330,7 +336,7 @@ def probing(
 ) -> list[Figure]:
     """Measuring on V before and after a probe, as a share of an epoch that has it; and the draw of an epoch's rows beside a step."""
     files, labels = jpegs(setting.stored_size, images)
-    pixels = Pixels(
+    pixels = ImageCache(
         [[{"image": {"bytes": data, "path": None}} for data in files]], setting.stored_size
     )
     precision = choose_precision("auto", "cpu")
@@ -363,7 +369,7 @@ def probing(
     pool = imagenet_lt()
     for strategy in ("diverse-to-specific", "all-levels"):
         steps = int((~pool.synthetic).sum()) // setting.batch
-        course = make_course(pool, strategy, steps * setting.batch, undersample=True)
+        course = make_schedule(pool, strategy, steps * setting.batch, undersample=True)
         draws = (course.draw(epoch, 0, []) for epoch in range(100))
         drawn = take_turns({"draw": partial(next, draws)}, 3, clock)["draw"]
         told = f"{1000 * drawn:.0f} ms for {steps} steps of {1000 * step:.0f} ms"
@@ -393,8 +399,8 @@ def attention(repetitions: int, clock: Callable[[], float], batch: int = 128) ->
         optimizer = partial(
             make_optimizer, name="adamw", lr=1e-5, weight_decay=0.1, momentum=0.9, nesterov=False
         )
-        learner = Learner(
-            starter_of(config, train)(), optimizer, make_objective(FLYP), np.ones(10), config, Stepping(), setting.augment,
+        learner = TrainState(
+            starter_of(config, train)(), optimizer, make_objective(FLYP), np.ones(10), config, StepConfig(), setting.augment,
             torch.bfloat16, "cpu",
         )  # fmt: skip
         if name == "sdpa":
@@ -402,7 +408,7 @@ def attention(repetitions: int, clock: Callable[[], float], batch: int = 128) ->
         rows, labels = np.arange(setting.steps * batch) % batch, np.arange(batch) % 10
 
         def epoch(
-            learner: Learner = learner, rows: np.ndarray = rows, labels: np.ndarray = labels
+            learner: TrainState = learner, rows: np.ndarray = rows, labels: np.ndarray = labels
         ) -> None:
             train_epoch(learner, Fixed(pixels, batch), rows, labels, setting)  # type: ignore[arg-type]
 
@@ -423,7 +429,7 @@ def attention(repetitions: int, clock: Callable[[], float], batch: int = 128) ->
 
 
 class Noise:
-    """Pixels drawn at random."""
+    """ImageCache drawn at random."""
 
     def __init__(self, count: int) -> None:
         self.memory = torch.randint(
@@ -457,15 +463,15 @@ def workers_restarted(workers: int = 2, epochs: int = 4) -> Figure:
     files, _ = jpegs(32, 256)
     limit, pixels_module.MEMORY_LIMIT = pixels_module.MEMORY_LIMIT, 0
     table = Marking({"image": {"bytes": data, "path": None}} for data in files)
-    pixels = Pixels([table], 32)
+    pixels = ImageCache([table], 32)
     pixels_module.MEMORY_LIMIT = limit
     pool = make_pool(160, 32, 96)
-    course = make_course(pool, "diverse-to-specific", 128)
+    course = make_schedule(pool, "diverse-to-specific", 128)
     strategy = replace(course.strategy, curriculum_epochs=epochs - 1)  # type: ignore[type-var]
     course, seen = replace(course, strategy=strategy), set()
     with tempfile.TemporaryDirectory() as folder:
         table.folder = Path(folder)
-        batches = Batches(pixels, 16, workers)
+        batches = EpochLoader(pixels, 16, workers)
         for epoch in range(epochs):
             rows, chosen = course.draw(epoch, 0, [])
             seen.add(tuple(chosen["levels"]))

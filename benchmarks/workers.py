@@ -23,13 +23,13 @@ from typing import Any
 
 import torch
 
-from discl.chain import run_until
-from discl.console import console
+from discl.pipeline import run_until
 from discl.recipe import load_recipe
+from discl.run_folder.open import open_run
 from discl.spectrum.models.stable_diffusion import StableDiffusion
 from discl.spectrum.plan import read_plan
-from discl.stages import crew
-from discl.workspace import open_run
+from discl.stages.workers import local as local_workers
+from discl.utils.console import console
 
 WAIT = "DISCL_BENCHMARK_WAIT"
 GOAL = 1.9
@@ -49,7 +49,7 @@ def seconds(place: Path, asked: Any, workers: int) -> float:
     run_until(run, "plan")
     requests = read_plan(run.path("plan.parquet"))
     warm = len(requests) // 8
-    with crew.Crew(run, ["cpu"] * workers) as team:
+    with local_workers.LocalWorkerPool(run, ["cpu"] * workers) as team:
         team.make(requests[:warm], lambda count: None)
         started = time.perf_counter()
         team.make(requests[warm:], lambda count: None)
@@ -74,7 +74,7 @@ def worker() -> None:
             return torch.zeros_like(latents)
 
         StableDiffusion.predict = predict  # type: ignore[method-assign]
-    crew.main()
+    local_workers.main()
 
 
 def main() -> None:
@@ -93,7 +93,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
     console.quiet = True
-    crew.Crew.command = (sys.executable, "-P", str(Path(__file__).absolute()), "--worker")
+    local_workers.LocalWorkerPool.command = (
+        sys.executable,
+        "-P",
+        str(Path(__file__).absolute()),
+        "--worker",
+    )
     asked = recipe(arguments.seeds, arguments.slots)
     result: dict[str, Any] = {
         "slots": arguments.slots,

@@ -10,7 +10,7 @@ import torch
 from transformers import ResNetConfig, ResNetForImageClassification, TrainingArguments
 
 import discl
-from discl.loops.huggingface import CurriculumTrainer
+from discl.integrations.huggingface import CurriculumTrainer
 
 
 def collate(samples: list) -> dict[str, torch.Tensor]:

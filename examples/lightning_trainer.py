@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import discl
-from discl.loops.lightning import CurriculumCallback
+from discl.integrations.lightning import CurriculumCallback
 
 
 class Classifier(lightning.LightningModule):

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from discl.prompts.endpoint import Pause
+from discl.prompts.chat_client import Pause
 
 
 @dataclass

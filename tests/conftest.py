@@ -117,8 +117,8 @@ def filtered_run(
     import numpy as np
     from PIL import Image
 
-    from discl.chain import run_until
-    from discl.workspace import open_run
+    from discl.pipeline import run_until
+    from discl.run_folder.open import open_run
 
     root = tmp_path_factory.mktemp("pictures")
     for split, counts in {

@@ -14,15 +14,15 @@ import pytest
 import torch
 
 from discl.checkpoints import find_checkpoint
-from discl.curriculum.models import (
+from discl.errors import DisclError
+from discl.models.classifier import (
     ClassifierConfig,
     build_classifier,
     load_classifier,
     save_classifier,
 )
-from discl.errors import DisclError
 from discl.recipe import Train
-from discl.spectrum.filter import ClipScorer
+from discl.spectrum.clip_filter import ClipScorer
 from discl.spectrum.models import check_generator, describe_generator, load_generator
 from discl.stages.classifiers import describe_classifier, starter_of
 

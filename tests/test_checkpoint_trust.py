@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 
 import discl
 from discl.checkpoints import find_checkpoint
-from discl.curriculum.models import load_classifier, save_classifier
 from discl.errors import CheckpointError
+from discl.models.classifier import load_classifier, save_classifier
 from discl.prompts.captions import Captioner
 from discl.recipe import Train
-from discl.spectrum.filter import ClipScorer
+from discl.spectrum.clip_filter import ClipScorer
 from discl.spectrum.models import check_generator, load_generator, load_plain
 from discl.stages.classifiers import describe_classifier, starter_of
 

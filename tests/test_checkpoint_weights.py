@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from discl.curriculum.models import (
+from discl.errors import CheckpointError
+from discl.models.classifier import (
     ClassifierConfig,
     build_classifier,
     load_classifier,
     save_classifier,
 )
-from discl.errors import CheckpointError
 from discl.prompts.captions import Captioner
 from discl.recipe import Train
-from discl.spectrum.filter import ClipScorer
+from discl.spectrum.clip_filter import ClipScorer
 from discl.spectrum.models import load_generator, load_plain
 from discl.stages.classifiers import describe_classifier, starter_of
 

@@ -17,10 +17,10 @@ import torch
 import yaml
 from safetensors.numpy import save_file
 
-from discl.chain import run_until
 from discl.data import read_tables
+from discl.pipeline import run_until
 from discl.recipe import load_recipe
-from discl.workspace import open_run
+from discl.run_folder.open import open_run
 
 sys.path.insert(0, str(Path(__file__).parent))
 import miniatures

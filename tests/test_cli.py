@@ -17,8 +17,8 @@ from discl import cli
 from discl.errors import DataError
 from discl.levels import GuidanceLevel
 from discl.recipe import load_recipe, shipped_recipes
-from discl.starter import write_starter
-from discl.workspace import read_data
+from discl.run_folder.run import read_data
+from discl.stages.init import write_starter
 
 COMMANDS = sorted(get_command(cli.app).commands)  # type: ignore[attr-defined]
 
@@ -402,11 +402,12 @@ def test_what_is_hard_is_told_again(discl, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_options_reach_the_run(discl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from discl import workspace
+    from discl.run_folder import run as run_module
 
-    opened: list[workspace.Run] = []
+    opened: list[run_module.Run] = []
     monkeypatch.setattr(
-        f"{cli.__package__}.chain.run_until", lambda run, stage: opened.append(run) or Path(stage)
+        f"{cli.__package__}.pipeline.run_until",
+        lambda run, stage: opened.append(run) or Path(stage),
     )
     out = str(tmp_path / "run")
     overrides = ["--set", "train.epochs=70", "--set", "spectrum.levels=[0, 50]"]

@@ -23,7 +23,7 @@ from discl.checkpoints import find_weights
 from discl.cli import app
 from discl.conversion import convert_checkpoint, target_name
 from discl.errors import CheckpointError
-from discl.spectrum.filter import ClipScorer
+from discl.spectrum.clip_filter import ClipScorer
 from discl.spectrum.models import describe_generator, load_generator
 from discl.unpickling import Refused, read_tensors
 

@@ -14,8 +14,8 @@ from discl.data import read_tables
 from discl.data.table import inspect_images
 from discl.prompts import class_prompts
 from discl.recipe import load_recipe
+from discl.spectrum.clip_filter import ClipScorer
 from discl.spectrum.engine import Engine
-from discl.spectrum.filter import ClipScorer
 from discl.spectrum.models import load_generator
 from discl.spectrum.plan import Request
 

@@ -21,9 +21,6 @@ from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from discl import cli
-from discl.comparison import Entry, Interval, as_csv, as_latex, as_markdown
-from discl.console import console, progress, say
-from discl.curriculum.models import load_classifier
 from discl.escaping import (
     FORMULA,
     HIDDEN,
@@ -34,10 +31,13 @@ from discl.escaping import (
     message,
     one_line,
 )
+from discl.evaluation.comparison import Entry, Interval, as_csv, as_latex, as_markdown
 from discl.export import make_card
+from discl.models.classifier import load_classifier
 from discl.recipe import load_recipe
-from discl.stages.comparing import write_tables
-from discl.starter import write_starter
+from discl.stages.compare import write_tables
+from discl.stages.init import write_starter
+from discl.utils.console import console, progress, say
 
 PIECES = (
     "\x1b[31m", "\x1b]0;title\x07", "\x9b2J", "\r", "\n", "\t", "\x00", "\x7f", "\u202e", "\u2066", "\u2028",

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from discl.assets import PUBLISHED
 from discl.recipe import Recipe, load_recipe, shipped_recipes
-from discl.starter import write_starter
+from discl.stages.init import write_starter
 
 sys.path.insert(0, str(Path(__file__).parent))
 from miniatures import draw

@@ -15,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from discl.chain import run_until
 from discl.errors import BrokenFileError, DisclError, WriteError
+from discl.pipeline import run_until
 from discl.recipe import validate
-from discl.stages.exporting import export
-from discl.stages.predicting import predict
-from discl.workspace import open_run
+from discl.run_folder.open import open_run
+from discl.stages.export import export
+from discl.stages.predict import predict
 
 MUTATIONS = 200
 CALLS = 5
@@ -184,11 +184,11 @@ def test_a_cut_off_history_does_not_hinder_a_training_that_goes_on(
     tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It goes on from the checkpoint, which has a history of its own, and writes the file again."""
-    from discl.curriculum import training
+    from discl.training import loop
 
     long = validate(tree | {"train": tree["train"] | {"epochs": 3}})
     run = open_run(long, tmp_path / "run")
-    epoch, done = training._train_epoch, []
+    epoch, done = loop._train_epoch, []
 
     def stop(*words: Any) -> Any:
         done.append(words[4])
@@ -197,8 +197,8 @@ def test_a_cut_off_history_does_not_hinder_a_training_that_goes_on(
         return epoch(*words)
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "_train_epoch", stop)
-        patched.setattr(training.time, "monotonic", iter(range(0, 10**6, 100)).__next__)
+        patched.setattr(loop, "_train_epoch", stop)
+        patched.setattr(loop.time, "monotonic", iter(range(0, 10**6, 100)).__next__)
         with pytest.raises(KeyboardInterrupt):
             run_until(run, "train")
     history = run.folder / "train" / "ce" / "history.jsonl"
@@ -213,7 +213,7 @@ def test_writers_on_a_disk_that_refuses_name_the_path(
     tree: dict[str, Any], finished: Path, tmp_path: Path
 ) -> None:
     """No user, root among them, can make a folder in a file or in /proc."""
-    from discl.starter import write_starter
+    from discl.stages.init import write_starter
 
     file = tmp_path / "a file"
     file.touch()

@@ -34,8 +34,8 @@ def test_every_shipped_recipe_is_pinned(tool: ModuleType) -> None:
 
 def test_every_strategy_objective_and_system_is_pinned(tool: ModuleType) -> None:
     from discl.baselines import SYSTEMS
-    from discl.curriculum.objectives import OBJECTIVES
     from discl.curriculum.strategies import STRATEGIES
+    from discl.training.objectives import OBJECTIVES
 
     losses = json.loads((tool.GOLDEN / "short.json").read_text())["values"]["losses"]
     pinned = {name.removeprefix("objective-").removeprefix("system-") for name in losses}

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from discl import locks
 from discl.errors import RunError
-from discl.locks import lock
+from discl.run_folder import locks
+from discl.run_folder.locks import lock
 
 SOURCE = Path(locks.__file__).parents[1]
 

@@ -75,6 +75,23 @@ def test_yaml_blocks_are_parts_of_a_recipe(page: Path) -> None:
             assert page.stem in {"your-own-data"}, f"no part of a recipe: {sorted(tree)[:3]}"
 
 
+@pytest.mark.parametrize(
+    "file",
+    [ROOT / "README.md", *PAGES, *(ROOT / "examples").glob("*.py")],
+    ids=lambda file: file.name,
+)
+def test_only_public_names_are_imported(file: Path) -> None:
+    """From `discl` itself; a framework's own callback stands in `discl.integrations`."""
+    lines = re.findall(
+        r"^ *from (discl[\w.]*) import ([^\n(]+|\([^)]*\))", file.read_text(), re.MULTILINE
+    )
+    for module, names in lines:
+        if module.startswith("discl.integrations."):
+            continue
+        assert module == "discl", f"{module} is not public"
+        assert set(re.findall(r"\w+", names)) <= set(discl.__all__)
+
+
 def test_the_site_lists_every_page() -> None:
     listed = re.findall(r"([\w-]+\.md)", (ROOT / "mkdocs.yml").read_text())
     assert sorted(listed) == [page.name for page in PAGES]
@@ -84,4 +101,4 @@ def test_the_reference_names_what_is_public() -> None:
     documented = re.findall(r"^::: ([\w.]+)", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
     names = {address.rpartition(".")[2] for address in documented}
     errors = {name for name in discl.__all__ if name.endswith("Error")}
-    assert set(discl.__all__) - errors - names <= {"Recipe"}
+    assert set(discl.__all__) - errors == names - {"errors"}

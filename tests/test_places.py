@@ -13,8 +13,8 @@ import yaml
 from pydantic import BaseModel
 
 from discl.recipe import Recipe, load_recipe, loading
-from discl.recipe.places import Keys, Step, find_places
-from discl.report import words
+from discl.recipe.paths import Keys, Step, find_places
+from discl.report import text as words
 
 sys.path.insert(0, str(Path(__file__).parent))
 import miniatures

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 from discl.cli import app
 from discl.errors import DisclError, RecipeError, RunError
 from discl.prompts.settings import read_settings
-from discl.prompts.texts import read_phrases
+from discl.prompts.templates import read_phrases
 from discl.recipe import Recipe, load_recipe, parse_override, shipped_recipes
-from discl.recipe.base import as_name
-from discl.workspace import open_run
+from discl.recipe.types import as_name
+from discl.run_folder.open import open_run
 
 sys.path.insert(0, str(Path(__file__).parent))
 import miniatures

@@ -27,11 +27,12 @@ from discl.errors import RunError
 from discl.escaping import for_markdown
 from discl.export import make_card
 from discl.recipe import load_recipe
-from discl.report import charts, pictures, reading, tables, words, write_comparison, write_report
-from discl.report import page as write_page
+from discl.report import charts, gallery, run_summary, tables, write_comparison, write_report
+from discl.report import page as page_module
+from discl.report import text as words
 from discl.spectrum.models import Generator
-from discl.stages.exporting import describe_export
-from discl.stages.telling import describe_making
+from discl.stages.export import describe_export
+from discl.stages.provenance import describe_making
 
 EVIL = '<script>alert(1)</script> & "co"'
 TWELVE = {
@@ -291,11 +292,11 @@ def _recipe(
 
 def read_story(
     path: Path, changes: Mapping[str, Any] | None = None, generator: Generator = GENERATOR
-) -> reading.Story:
+) -> run_summary.RunSummary:
     """The story of the module's run, told with `changes` in its recipe."""
     recipe = load_recipe(path.parent / "recipe.yaml", dict(changes or {}))
     groups = {"many": [0], "medium": [1], "few": [2, 3]}
-    story = reading.read_run(
+    story = run_summary.read_run(
         path.parent, ["wren", "heron", "owl", EVIL], groups, describe_making(recipe, generator, 512)
     )
     return dataclasses.replace(story, recipe=recipe.plain())
@@ -539,7 +540,7 @@ def test_a_threshold_is_told_where_the_filter_goes_by_one(tmp_path: Path, rule: 
 def test_what_becomes_of_dropped_images_is_told(
     path: Path, changes: dict[str, Any], text: str
 ) -> None:
-    html = write_page.render(read_story(path, changes), pictures.Gallery((0, 30, 50), ()))
+    html = page_module.render(read_story(path, changes), gallery.Gallery((0, 30, 50), ()))
     assert text in Page(html).text
 
 
@@ -605,7 +606,7 @@ def test_the_note_on_adjusted_rows_says_where_prior_and_strength_come_from(
     }
     story = dataclasses.replace(story, results=results, split_counts=counts)
     assert words.adjustment_note(story).startswith(note)
-    text = Page(write_page.render(story, pictures.Gallery((0, 30, 50), ()))).text
+    text = Page(page_module.render(story, gallery.Gallery((0, 30, 50), ()))).text
     assert (
         f"post-hoc logit adjustment; {note}" in text
         and "logit adjustment: class counts as trained on, τ = 1.5" in text
@@ -866,7 +867,7 @@ def test_levels_that_classes_take_on_their_own_are_counted_beside_the_curriculum
     other = dataclasses.replace(story, histories={**story.histories, "discl": apart})
     notes = {
         each.method: each.note
-        for each in write_page.curricula(other, dict.fromkeys(story.histories, "#000"))
+        for each in page_module.curricula(other, dict.fromkeys(story.histories, "#000"))
     }
     assert (
         "1 to 3 classes took another level than the one shown" in notes["discl"]
@@ -898,7 +899,7 @@ def test_numbers_in_words() -> None:
         "0.000",
         "−0.013",
     ]
-    assert pictures.spread(list(range(10)), 4) == [0, 3, 6, 9]
+    assert gallery.spread(list(range(10)), 4) == [0, 3, 6, 9]
 
 
 def test_a_browser_renders_the_page(path: Path, tmp_path: Path) -> None:

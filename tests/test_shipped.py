@@ -14,15 +14,15 @@ import pytest
 import yaml
 
 from discl.assets import PHRASES, PUBLISHED, published_figures
-from discl.chain import results_table, run_until
-from discl.comparison import as_cells
 from discl.data import exponential_counts
 from discl.data.images import keep_aspect
 from discl.errors import RecipeError
+from discl.evaluation.comparison import as_cells
 from discl.levels import GuidanceLevel
+from discl.pipeline import results_table, run_until
 from discl.recipe import RECIPES, describe_shipped, load_recipe, shipped_recipes
-from discl.stages.comparing import make_entries, measured_columns
-from discl.workspace import open_run
+from discl.run_folder.open import open_run
+from discl.stages.compare import make_entries, measured_columns
 
 sys.path.insert(0, str(Path(__file__).parent))
 import miniatures
@@ -165,8 +165,8 @@ def test_scenes_are_ten_of_fifteen_words_that_name_the_class_once() -> None:
     assert len(sets) == 2
     for scenes in sets:
         assert len(set(scenes)) == len(scenes) == 10
-        assert min(len(scene.split()) for scene in scenes) >= 15
-        assert all(scene.count("{class}") == 1 for scene in scenes)
+        assert min(len(context.split()) for context in scenes) >= 15
+        assert all(context.count("{class}") == 1 for context in scenes)
     assert not set.intersection(*map(set, sets))
 
 

@@ -14,7 +14,7 @@ import discl
 from discl.errors import EndpointError, StoreError
 from discl.export.formats import suffix_of
 from discl.prompts import class_prompts
-from discl.prompts.endpoint import read_key
+from discl.prompts.chat_client import read_key
 from discl.spectrum.store import open_place, spectrum_shards
 
 SOURCE = Path(discl.__file__).parent
@@ -90,7 +90,7 @@ def test_pages_escape_everything_and_mark_nothing_as_safe() -> None:
         text = path.read_text()
         assert not re.search(r"\|\s*safe\b|autoescape|Markup|<script|\son\w+=", text), path.name
         assert not re.search(r"=\s*\{\{", text), f"{path.name}: a value without quotes"
-    assert "autoescape=True" in (SOURCE / "report" / "page.py").read_text()
+    assert "autoescape=True" in (SOURCE / "report" / "templates.py").read_text()
 
 
 def test_only_plugins_and_our_own_names_are_imported_by_name() -> None:
@@ -100,7 +100,7 @@ def test_only_plugins_and_our_own_names_are_imported_by_name() -> None:
         for path in SOURCE.rglob("*.py")
         if re.search(r"import_module\(|__import__\(|runpy|exec_module\(", path.read_text())
     }
-    assert callers <= {"plugins.py", "__init__.py"}, callers
+    assert callers <= {"utils/plugins.py", "__init__.py"}, callers
 
 
 def test_a_picture_of_a_shared_store_that_no_export_takes_is_told() -> None:

@@ -13,7 +13,7 @@ import yaml
 
 import discl
 from discl.errors import DisclError, RecipeError, RunError, join_lines, shorten, unknown
-from discl.yaml_text import LISTS, RECIPE, check_plain, parse_yaml, read_yaml
+from discl.utils.yaml_text import LISTS, RECIPE, check_plain, parse_yaml, read_yaml
 
 ASSETS = sorted(Path(discl.__file__).parent.rglob("*.yaml"))
 

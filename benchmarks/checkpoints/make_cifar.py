@@ -28,11 +28,12 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "src"))
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tools")]
 
-from discl.assets import make_fashion_mnist as fashion  # noqa: E402
+import make_fashion_mnist as fashion  # noqa: E402
+
 from discl.data import read_tables, take_long_tail  # noqa: E402
-from discl.data.traps import is_pretraining  # noqa: E402
+from discl.data.camera_traps import is_pretraining  # noqa: E402
 
 TEMPLATES = ("a photo of a {}", "a photo of {}", "{}")
 

@@ -1,9 +1,10 @@
-"""Diffusion Curriculum (arXiv 2410.13674): learn from scarce or poor images with a spectrum of diffusion-made ones.
+"""Diffusion Curriculum (arXiv 2410.13674): learn from scarce or poor images with synthetic ones.
 
     import discl
     report = discl.run("fashion-lt")
 
-Importing this module loads nothing heavy; each name is fetched when it is first used.
+Every public name is imported from here. Importing this module loads nothing heavy; each name is
+loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .chain import run, run_until
-    from .curriculum.models import load_classifier
+    from .conversion import convert_checkpoint
+    from .curriculum.progress import measure_progress
+    from .curriculum.sampling import draw_epoch
+    from .curriculum.strategies import Strategy, make_strategy
+    from .data import ImageTable, decode_image, inspect_images, read_tables, to_size, to_square
     from .errors import (
         CheckpointError,
         DataError,
@@ -23,18 +27,32 @@ if TYPE_CHECKING:
         StoreError,
         TrainingError,
     )
+    from .integrations.dataset import SpectrumDataset
+    from .integrations.sampler import Curriculum
     from .levels import GuidanceLevel
-    from .loops.curriculum import Curriculum
-    from .loops.dataset import SpectrumDataset
+    from .models.classifier import load_classifier
+    from .pipeline import run, run_until
     from .recipe import Recipe, load_recipe
-    from .stages.predicting import predict
-    from .workspace import Run, open_run
+    from .run_folder.open import open_run
+    from .run_folder.run import Run
+    from .spectrum.clip_filter import ClipScorer, judge
+    from .spectrum.encoding import encode_image
+    from .spectrum.engine import Engine
+    from .spectrum.models import describe_generator, load_generator
+    from .spectrum.plan import Planner, Request, Sampling, plan_requests, unet_rows
+    from .spectrum.store import score_shards, spectrum_shards
+    from .spectrum.worker import Worker
+    from .stages.predict import predict
+    from .training.hooks import TrainingHook
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "chain": ("run", "run_until"),
-    "curriculum.models": ("load_classifier",),
+    "conversion": ("convert_checkpoint",),
+    "curriculum.progress": ("measure_progress",),
+    "curriculum.sampling": ("draw_epoch",),
+    "curriculum.strategies": ("Strategy", "make_strategy"),
+    "data": ("ImageTable", "decode_image", "inspect_images", "read_tables", "to_size", "to_square"),
     "errors": (
         "CheckpointError",
         "DataError",
@@ -44,22 +62,79 @@ _HOMES = {
         "StoreError",
         "TrainingError",
     ),
+    "integrations.dataset": ("SpectrumDataset",),
+    "integrations.sampler": ("Curriculum",),
     "levels": ("GuidanceLevel",),
-    "loops.curriculum": ("Curriculum",),
-    "loops.dataset": ("SpectrumDataset",),
+    "models.classifier": ("load_classifier",),
+    "pipeline": ("run", "run_until"),
     "recipe": ("Recipe", "load_recipe"),
-    "stages.predicting": ("predict",),
-    "workspace": ("Run", "open_run"),
+    "run_folder.open": ("open_run",),
+    "run_folder.run": ("Run",),
+    "spectrum.clip_filter": ("ClipScorer", "judge"),
+    "spectrum.encoding": ("encode_image",),
+    "spectrum.engine": ("Engine",),
+    "spectrum.models": ("describe_generator", "load_generator"),
+    "spectrum.plan": ("Planner", "Request", "Sampling", "plan_requests", "unet_rows"),
+    "spectrum.store": ("score_shards", "spectrum_shards"),
+    "spectrum.worker": ("Worker",),
+    "stages.predict": ("predict",),
+    "training.hooks": ("TrainingHook",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "CheckpointError", "Curriculum", "DataError", "DisclError", "GuidanceLevel", "Recipe", "RecipeError", "Run", "RunError",
-    "SpectrumDataset", "StoreError", "TrainingError", "load_classifier", "load_recipe", "open_run", "predict", "run", "run_until",
-]  # fmt: skip
+    "CheckpointError",
+    "ClipScorer",
+    "Curriculum",
+    "DataError",
+    "DisclError",
+    "Engine",
+    "GuidanceLevel",
+    "ImageTable",
+    "Planner",
+    "Recipe",
+    "RecipeError",
+    "Request",
+    "Run",
+    "RunError",
+    "Sampling",
+    "SpectrumDataset",
+    "StoreError",
+    "Strategy",
+    "TrainingError",
+    "TrainingHook",
+    "Worker",
+    "convert_checkpoint",
+    "decode_image",
+    "describe_generator",
+    "draw_epoch",
+    "encode_image",
+    "inspect_images",
+    "judge",
+    "load_classifier",
+    "load_generator",
+    "load_recipe",
+    "make_strategy",
+    "measure_progress",
+    "open_run",
+    "plan_requests",
+    "predict",
+    "read_tables",
+    "run",
+    "run_until",
+    "score_shards",
+    "spectrum_shards",
+    "to_size",
+    "to_square",
+    "unet_rows",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'discl' has no attribute '{name}'")
     return getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""What a checkpoint folder may hold: files that are its own, configurations that name no code, weights that all find a place."""
+"""What a checkpoint folder may hold."""
 
 from __future__ import annotations
 

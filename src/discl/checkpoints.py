@@ -1,4 +1,4 @@
-"""Where a checkpoint lies, whether it can be trusted, and what identifies it."""
+"""Finds checkpoints, checks that they are safe, identifies them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 from .assets import embedded
 from .checkpoint_checks import check_folder
-from .console import console, say
-from .digests import digest_file, digest_files
 from .errors import CheckpointError
+from .utils.console import console, say
+from .utils.hashing import digest_file, digest_files
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
-    from .workspace import Run
+    from .run_folder.run import Run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +21,27 @@ app = typer.Typer(
     help="Learn from scarce or poor images with a spectrum of diffusion-made ones (arXiv 2410.13674).",
     epilog="Examples: `discl demo` · `discl init photos/birds` · `discl plan birds.yaml` · `discl run birds.yaml`",
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from . import __version__
+
+        _echo(f"discl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_tell_version, is_eager=True, help="Print the version and end."
+        ),
+    ] = False,
+) -> None:
+    """Learn from scarce or poor images with a spectrum of synthetic ones (arXiv 2410.13674)."""
+
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or a YAML file.")
@@ -72,18 +93,18 @@ def _open(
     whose models are not fit for it before it changes anything.
     """
     from .recipe import check_own_pieces, load_recipe, parse_override
-    from .stages import making
-    from .workspace import open_run
+    from .run_folder.open import open_run
+    from .stages import plan as plan_stage
 
     def check(run: Run) -> None:
-        making.check_models(run, stage)
+        plan_stage.check_models(run, stage)
 
     loaded = load_recipe(recipe, dict(parse_override(text) for text in overrides or []))
-    if stage in making.TRAINING:
+    if stage in plan_stage.TRAINING:
         check_own_pieces(loaded, allow_plugins)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # started by torchrun or accelerate launch
-        from .chain import open_together
-        from .curriculum.processes import current_processes
+        from .pipeline import open_together
+        from .training.distributed import current_processes
 
         run = open_together(loaded, out, amend, check, allow_plugins=allow_plugins)
         if not current_processes().first:  # the first speaks for all
@@ -100,7 +121,7 @@ def _stage(
     stage: str,
     allow_plugins: bool,
 ) -> None:
-    from .chain import run_until
+    from .pipeline import run_until
 
     _echo(run_until(_open(recipe, overrides, out, amend, stage, allow_plugins), stage))
 
@@ -135,7 +156,7 @@ def run(
 
     Examples: `discl run fashion-lt` · `discl run mine.yaml --set spectrum.seeds=4 --out runs/four`
     """
-    from .chain import results_table, run_until
+    from .pipeline import results_table, run_until
 
     opened = _open(recipe, set_, out, amend, "report", allow_plugins)
     path = run_until(opened, "report")
@@ -166,7 +187,7 @@ def data_check(recipe: RecipeArgument, set_: Set = None) -> None:
     Example: `discl data check mine.yaml`
     """
     from .recipe import load_recipe, parse_override
-    from .stages.checking import check_data, describe_check
+    from .stages.check_data import check_data, describe_check
 
     loaded = load_recipe(recipe, dict(parse_override(text) for text in set_ or []))
     check = check_data(loaded.data)
@@ -187,8 +208,8 @@ def data_prepare(
 
     Example: `discl data prepare mine.yaml`
     """
-    from .chain import run_until
-    from .stages.preparing import prepare_squares
+    from .pipeline import run_until
+    from .stages.resize_data import prepare_squares
 
     opened = _open(recipe, set_, out, amend, "data", allow_plugins)
     run_until(opened, "data")
@@ -207,9 +228,9 @@ def hard(
 
     Example: `discl hard mine.yaml`
     """
-    from .chain import run_until
-    from .console import say
-    from .stages.data import describe_hard
+    from .pipeline import run_until
+    from .stages.hard import describe_hard
+    from .utils.console import say
 
     opened = _open(recipe, set_, out, amend, "hard", allow_plugins)
     known = opened.path("hard.parquet").exists()  # what is found now is told when it is found
@@ -264,8 +285,8 @@ def levels(
 
     Example: `discl levels mine.yaml --sources 64 --grid 0,20,40,60,80`
     """
-    from .chain import levels as survey
     from .levels import GuidanceLevel
+    from .pipeline import levels as survey
 
     chosen = (
         None
@@ -289,8 +310,8 @@ def plan(
 
     Example: `discl plan mine.yaml --set spectrum.seeds=4`
     """
-    from .chain import run_until
-    from .stages.making import describe_cost, estimate_cost
+    from .pipeline import run_until
+    from .stages.plan import describe_cost, estimate_cost
 
     opened = _open(recipe, set_, out, amend, "plan", allow_plugins)
     path = run_until(opened, "plan")
@@ -340,13 +361,13 @@ def generate(
     Examples: `discl generate mine.yaml --set runtime.slots=32` · in a job array `discl generate mine.yaml --shard $SLURM_ARRAY_TASK_ID/8`
     · on a cluster `discl generate mine.yaml --ray 10.0.0.1:6379`
     """
-    from .chain import generate as generate_images
+    from .pipeline import generate as generate_images
     from .spectrum.plan import WHOLE, parse_share
 
     share = WHOLE if shard is None else parse_share(shard)
     opened = _open(recipe, set_, out, amend, "generate", allow_plugins)
     generate_images(opened, share, ray)
-    _echo(opened.place("spectrum"))
+    _echo(opened.location("spectrum"))
 
 
 @app.command("filter")
@@ -436,7 +457,7 @@ def compare(
 
     Example: `discl compare fashion-lt --seeds 0,1,2`
     """
-    from .chain import compare as compare_methods
+    from .pipeline import compare as compare_methods
 
     opened = _open(recipe, set_, out, amend, "compare", allow_plugins)
     chosen = _whole_numbers("--seeds", seeds, "0,1,2") if seeds else None
@@ -471,8 +492,8 @@ def export(
 
     Example: `discl export mine.yaml --to hub-folder --out mine-synthetic`
     """
-    from .chain import run_until
-    from .stages.exporting import export as export_run
+    from .pipeline import run_until
+    from .stages.export import export as export_run
 
     opened = _open(recipe, set_, run, amend, "filter", allow_plugins)
     run_until(opened, "filter")
@@ -514,7 +535,7 @@ def init(
     Examples: `discl init photos/birds` writes `birds.yaml` · `discl init birds.csv --images photos --column label=species`
     """
     from .errors import RecipeError
-    from .starter import write_starter
+    from .stages.init import write_starter
 
     columns = {}
     for text in column or []:
@@ -554,7 +575,7 @@ def predict(
 
     Example: `discl predict runs/fashion-lt photos --out predictions.csv`
     """
-    from .stages.predicting import predict as predict_images
+    from .stages.predict import predict as predict_images
 
     _echo(predict_images(run, images, out, method, device, unreadable=unreadable))
 
@@ -584,7 +605,7 @@ def recipes() -> None:
 
     Example: `discl recipes`
     """
-    from .recipe import describe_shipped, shipped_recipes
+    from .assets import describe_shipped, shipped_recipes
 
     names = shipped_recipes()
     for name in names:

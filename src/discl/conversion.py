@@ -1,4 +1,4 @@
-"""Checkpoints with pickled weights, converted to safetensors once, in a process that may do nothing else."""
+"""`discl convert`: pickled checkpoints to safetensors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from .checkpoints import PICKLED, fetch_pickled, is_hub_name, local_path
-from .console import say
 from .errors import CheckpointError
+from .utils.console import say
 
 COPIED = (".json", ".txt", ".model", ".jinja", ".safetensors")
 """Endings of what belongs to a checkpoint beside its pickled weights: never a module of Python."""

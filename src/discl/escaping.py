@@ -1,4 +1,4 @@
-"""Text that others wrote, made harmless for the place where it is shown.
+"""Makes other people's text safe for terminals, HTML, CSV, Markdown and LaTeX.
 
 Names of files and classes, prompts, answers of servers and errors that quote them may hold anything: codes that
 steer a terminal, HTML, formulas of a spreadsheet. Pages are escaped by their templates, all else here.

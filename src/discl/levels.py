@@ -1,4 +1,4 @@
-"""Image guidance λ: how much of the real image a synthetic one keeps (arXiv 2410.13674, section 3)."""
+"""`GuidanceLevel` and t(λ)."""
 
 from __future__ import annotations
 

@@ -275,7 +275,7 @@ def test_one_process_judges_for_all():
         held_out=np.zeros(2, bool), synthetic=np.zeros(2, bool), labels=np.arange(2), num_classes=2
     )
     learner = SimpleNamespace(
-        processes=SimpleNamespace(alone=lambda action: asked.append(action) or told)
+        processes=SimpleNamespace(on_main=lambda action: asked.append(action) or told)
     )
     cuda.begin_epoch(SimpleNamespace(pool=pool, learner=learner, seed=0), 0)
     assert len(asked) == 1 and cuda.levels is told

@@ -22,7 +22,7 @@ from discl.baselines.ldmlr import (
     train_denoiser,
     train_last_layer,
 )
-from discl.curriculum.objectives import make_objective
+from discl.training.objectives import make_objective
 
 
 def test_cosine_schedule():
@@ -192,7 +192,7 @@ def test_the_last_layer_is_trained_with_the_methods_loss(monkeypatch):
     )
     caught = []
     monkeypatch.setattr(
-        ldmlr, "penultimate", lambda scene, model, layer, rows: torch.randn(len(rows), 4)
+        ldmlr, "penultimate", lambda context, model, layer, rows: torch.randn(len(rows), 4)
     )
     monkeypatch.setattr(
         ldmlr, "train_last_layer", lambda *args, **kwargs: caught.append(kwargs["loss"])

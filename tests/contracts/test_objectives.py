@@ -7,8 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from discl.curriculum.objectives import BOUNDS, CORRECTED, OBJECTIVES, make_objective, parameters_of
 from discl.errors import RecipeError
+from discl.training.objectives import (
+    BOUNDS,
+    CORRECTED,
+    OBJECTIVES,
+    make_objective,
+    parameters_of,
+)
 
 COUNTS = torch.tensor([500.0, 60.0, 7.0, 1.0], dtype=torch.float64)
 

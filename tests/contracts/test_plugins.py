@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from discl.baselines import make_system
-from discl.curriculum.course import make_mixing
-from discl.curriculum.mixture import Pool
-from discl.curriculum.objectives import Objective, make_objective, parameters_of
+from discl.curriculum.sampling import Pool
+from discl.curriculum.schedule import make_sampling
 from discl.curriculum.strategies import STRATEGIES, follows_progress, make_strategy
 from discl.errors import RecipeError
 from discl.levels import GuidanceLevel
 from discl.recipe import Method, Recipe, check_own_pieces
-from discl.stages import learning
+from discl.stages import trained as trained_stage
+from discl.training.objectives import Objective, make_objective, parameters_of
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -31,16 +31,16 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from discl.curriculum.companion import Companion
+from discl.training.hooks import TrainingHook
 from discl.curriculum.strategies import Planned
 
 
-class Halves(Companion):
+class Halves(TrainingHook):
     def __init__(self, *, share=0.5):
         self.share = share
 
 
-class Plain(Companion):
+class Plain(TrainingHook):
     def __init__(self, threshold=0.4):
         self.threshold = threshold
 
@@ -53,7 +53,7 @@ def no_companion():
     return NoCompanion()
 
 
-class Listens(Companion):
+class Listens(TrainingHook):
     def learn(self, rows, labels, logits, learning_rate):
         pass
 
@@ -204,10 +204,10 @@ def test_a_strategy_that_probes(tmp_path: Path) -> None:
     pool = Pool(torch.arange(4).numpy(), torch.full((4,), 100).numpy(), real, ~real, tuple("abcd"))
     for name in STRATEGIES:
         shipped = make_strategy(name, levels=LEVELS, curriculum_epochs=4, level=LEVELS[0])
-        assert make_mixing(pool, shipped, True, 3.0, "repeat", "error") == make_mixing(
+        assert make_sampling(pool, shipped, True, 3.0, "repeat", "error") == make_sampling(
             pool, name, True, 3.0, "repeat", "error"
         )
-    assert not make_mixing(pool, strategy, True, 3.0, "repeat", "error").with_hard
+    assert not make_sampling(pool, strategy, True, 3.0, "repeat", "error").with_hard
     with pytest.raises(
         ValueError,
         match=r"methods\.mine: prior 'effective' needs a schedule .* strategy 'own_pieces:probing' has not",
@@ -250,8 +250,8 @@ def test_an_objective(name: str) -> None:
         ({"system": {"name": "halves", "shar": 1}}, r"unknown parameter of system halves 'shar'; known: share\. Did you mean 'share'"),
         ({"system": {"name": "own_pieces:Plain", "treshold": 1}}, r"'treshold'; known: threshold\. Did you mean 'threshold'\?"),
         ({"system": {"name": "own_pieces:Listens", "share": 1}}, r"system own_pieces:Listens has no parameter; got 'share'\."),
-        ({"system": "own_pieces:NoCompanion"}, r"is a class that is no companion.*subclass of discl\.curriculum\.companion\.Companion"),
-        ({"system": "own_pieces:no_companion"}, r"'own_pieces:no_companion' is a function that is no companion of training, and was not"),
+        ({"system": "own_pieces:NoCompanion"}, r"is a class that is no hook.*subclass of discl\.training\.hooks\.TrainingHook"),
+        ({"system": "own_pieces:no_companion"}, r"'own_pieces:no_companion' is a function that is no hook of training, and was not"),
         ({"strategy": "alternatin"}, r"unknown strategy 'alternatin'; known: .*, alternating, .*Did you mean 'alternating'"),
         ({"strategy": "nowhere:thing"}, r"strategy 'nowhere:thing' cannot be found: No module named 'nowhere'\. .*run `PYTHONPATH=\."),
         ({"strategy": ":thing"}, r"strategy ':thing' is no address; write module:attribute"),
@@ -296,7 +296,7 @@ def test_a_piece_of_your_own_is_known_by_its_source_and_one_that_ships_by_its_na
     """Where it is defined counts as well as where it is named; a module that is loaded already is what it was then."""
 
     def sources(**method: Any) -> list[str]:
-        return learning._own_sources(Method.model_validate(method), allow_plugins=True)
+        return trained_stage._own_sources(Method.model_validate(method), allow_plugins=True)
 
     assert (
         sources(strategy="adaptive", objective="focal", system="cuda")
@@ -318,7 +318,7 @@ def test_a_piece_of_your_own_is_known_by_its_source_and_one_that_ships_by_its_na
     for outer, inner in (("", ""), ("\n# another", ""), ("", "\n# another"), ("", "")):
         (tmp_path / "outer_piece.py").write_text("from inner_piece import Mine" + outer)
         (tmp_path / "inner_piece.py").write_text(
-            "from discl.curriculum.companion import Companion\nclass Mine(Companion): pass" + inner
+            "from discl.training.hooks import TrainingHook\nclass Mine(TrainingHook): pass" + inner
         )
         for module in ("outer_piece", "inner_piece"):
             sys.modules.pop(module, None)

@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from discl.baselines import SYSTEMS, find_system, make_system
-from discl.curriculum.companion import Companion
-from discl.curriculum.mixture import Mixing, Pool
-from discl.curriculum.models import ClassifierConfig
-from discl.curriculum.optimization import make_learning_rate, make_optimizer
-from discl.curriculum.pixels import Pixels
+from discl.curriculum.sampling import Pool, SamplingConfig
 from discl.curriculum.strategies import RealOnly
-from discl.curriculum.training import TrainSettings, read_history, train_classifier
 from discl.errors import RecipeError
+from discl.models.classifier import ClassifierConfig
+from discl.training.hooks import TrainingHook
+from discl.training.image_cache import ImageCache
+from discl.training.loop import TrainSettings, read_history, train_classifier
+from discl.training.optim import make_learning_rate, make_optimizer
 
 NAMES = ("boot", "shirt", "coat")
 COUNTS = (9, 6, 3)
@@ -36,10 +36,10 @@ class Killed(Exception):
     """Stands for the end of a process."""
 
 
-def samples() -> tuple[Pool, Pixels]:
+def samples() -> tuple[Pool, ImageCache]:
     labels = np.repeat(np.arange(3), COUNTS)
     rng = np.random.default_rng(0)
-    pixels = Pixels([[]], CONFIG.resize)
+    pixels = ImageCache([[]], CONFIG.resize)
     noise = rng.integers(0, 60, (len(labels), 3, 14, 14))
     pixels.memory = torch.from_numpy((70 * labels[:, None, None, None] + noise).astype(np.uint8))
     real = np.zeros(len(labels), bool)
@@ -47,7 +47,7 @@ def samples() -> tuple[Pool, Pixels]:
 
 
 def train(
-    folder: Path, companion: Companion | None, on_epoch: Any = lambda record: None
+    folder: Path, hook: TrainingHook | None, on_epoch: Any = lambda record: None
 ) -> dict[str, torch.Tensor]:
     pool, pixels = samples()
     settings = TrainSettings(
@@ -56,8 +56,8 @@ def train(
         learning_rate=make_learning_rate(0.05, "constant", 4, 0),
     )  # fmt: skip
     train_classifier(
-        pool, pixels, RealOnly(), Mixing(None, 0.0), "cross-entropy", pool.real_counts, CONFIG, settings, folder,
-        on_epoch=on_epoch, companion=companion,
+        pool, pixels, RealOnly(), SamplingConfig(None, 0.0), "cross-entropy", pool.real_counts, CONFIG, settings, folder,
+        on_epoch=on_epoch, hook=hook,
     )  # fmt: skip
     return load_file(folder / "model.safetensors")
 
@@ -94,12 +94,12 @@ def test_cuda_recognises_in_float32_where_training_is_in_bfloat16(tmp_path: Path
         make_optimizer=partial(make_optimizer, name="sgd", lr=0.0, weight_decay=0.0, momentum=0.0, nesterov=False),
         learning_rate=lambda progress: 0.0,
     )  # fmt: skip
-    companion = make_system("cuda")
+    hook = make_system("cuda")
     train_classifier(
-        pool, pixels, RealOnly(), Mixing(None, 0.0), "cross-entropy", pool.real_counts, CONFIG, settings, tmp_path,
-        companion=companion, make_model=Close,
+        pool, pixels, RealOnly(), SamplingConfig(None, 0.0), "cross-entropy", pool.real_counts, CONFIG, settings, tmp_path,
+        hook=hook, make_model=Close,
     )  # fmt: skip
-    assert companion.state()["levels"].tolist() == [1, 1, 1]
+    assert hook.state()["levels"].tolist() == [1, 1, 1]
 
 
 class Seen(nn.Module):
@@ -130,8 +130,8 @@ def test_the_middle_of_whole_pictures_is_looked_at(name: str, tmp_path: Path) ->
     )  # fmt: skip
     model = Seen()
     train_classifier(
-        pool, pixels, RealOnly(), Mixing(None, 0.0), "cross-entropy", pool.real_counts, CONFIG, settings, tmp_path,
-        companion=make_system({"name": name, **QUICK[name]}), make_model=lambda: model,
+        pool, pixels, RealOnly(), SamplingConfig(None, 0.0), "cross-entropy", pool.real_counts, CONFIG, settings, tmp_path,
+        hook=make_system({"name": name, **QUICK[name]}), make_model=lambda: model,
     )  # fmt: skip
     seen = torch.cat(model.images)
     assert len(seen) >= len(pool.labels)
@@ -173,7 +173,7 @@ def test_it_takes_part_and_survives_a_kill(
 def test_a_companion_that_adds_nothing_changes_nothing(
     tmp_path: Path, plain: dict[str, torch.Tensor]
 ) -> None:
-    system = make_system("discl.curriculum.companion:Companion", allow_plugins=True)
+    system = make_system("discl.training.hooks:TrainingHook", allow_plugins=True)
     assert same(train(tmp_path, system), plain)
 
 

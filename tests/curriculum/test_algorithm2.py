@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from discl.curriculum.course import Course
-from discl.curriculum.mixture import Mixing, Pool, mix_epoch
-from discl.curriculum.models import ClassifierConfig
 from discl.curriculum.progress import GuidanceSet, draw_guidance_set, hold_out
+from discl.curriculum.sampling import Pool, SamplingConfig, draw_epoch
+from discl.curriculum.schedule import EpochSchedule
 from discl.curriculum.strategies import make_strategy
-from discl.curriculum.training import TrainSettings, make_course, train_classifier
-from discl.digests import derive_seed
 from discl.levels import GuidanceLevel
+from discl.models.classifier import ClassifierConfig
+from discl.training.loop import TrainSettings, make_schedule, train_classifier
+from discl.utils.hashing import derive_seed
 
 LEVELS = (0, 30, 50)
 CONFIG = ClassifierConfig("none", "", 0, ("a", "b", "c"), 6, 6, (0.5,) * 3, (0.25,) * 3)
@@ -37,7 +37,7 @@ class Net(nn.Module):
 
 
 class Squares:
-    """Pixels of rows in the shade of their class, and with more noise the lower their level."""
+    """ImageCache of rows in the shade of their class, and with more noise the lower their level."""
 
     def __init__(self, squares: torch.Tensor) -> None:
         self.memory = squares
@@ -77,7 +77,7 @@ def make_samples() -> tuple[Pool, Squares, GuidanceSet]:
 
 
 def replay(
-    model: nn.Module, pool: Pool, pixels: Squares, guidance: GuidanceSet, course: Course
+    model: nn.Module, pool: Pool, pixels: Squares, guidance: GuidanceSet, course: EpochSchedule
 ) -> list[int | None]:
     """The level of each epoch by algorithm 2, None for real images only; `model` is trained in place."""
     optimizer = torch.optim.SGD(model.parameters(), RATE)
@@ -120,7 +120,7 @@ def replay(
                 gain[each] = sum(kept) / len(kept)
             level = max(gain, key=lambda each: gain[each])
             left, levels = left - len(drawn), (GuidanceLevel(level),)
-        rows, _ = mix_epoch(
+        rows, _ = draw_epoch(
             pool, levels, course.mixing, left, derive_seed("mix", course.seed, epoch)
         )
         assert set(pool.levels[rows]) <= {level, 100} and not (levels and pool.hard[rows].any())
@@ -137,7 +137,7 @@ def test_training_is_algorithm_2(tmp_path: Path) -> None:
     )  # fmt: skip
     strategy, mixing = (
         make_strategy("adaptive", levels=(), curriculum_epochs=GUIDED),
-        Mixing(None, 1.0, with_hard=False),
+        SamplingConfig(None, 1.0, with_hard=False),
     )
     torch.manual_seed(0)
     start = Net()
@@ -146,7 +146,7 @@ def test_training_is_algorithm_2(tmp_path: Path) -> None:
         make_model=lambda: copy.deepcopy(start),
     )  # fmt: skip
     chosen = replay(
-        start, pool, pixels, guidance, make_course(pool, strategy, mixing, settings, guidance)
+        start, pool, pixels, guidance, make_schedule(pool, strategy, mixing, settings, guidance)
     )
     assert [record["levels"] for record in history] == [
         [] if level is None else [level] for level in chosen

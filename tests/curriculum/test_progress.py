@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from discl.curriculum.mixture import Pool
 from discl.curriculum.progress import (
     GuidanceSet,
     allot,
@@ -20,6 +19,7 @@ from discl.curriculum.progress import (
     true_class_probability,
     without_outliers,
 )
+from discl.curriculum.sampling import Pool
 from discl.errors import TrainingError
 from discl.levels import GuidanceLevel
 

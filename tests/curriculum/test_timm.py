@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from discl.curriculum.models import load_classifier, save_classifier
 from discl.errors import CheckpointError
+from discl.models.classifier import load_classifier, save_classifier
 from discl.recipe import Train
 from discl.stages.classifiers import describe_classifier, starter_of
 

@@ -17,7 +17,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from discl.cli import app
-from discl.curriculum.pixels import Pixels
 from discl.data import (
     Cameras,
     Gate,
@@ -31,8 +30,9 @@ from discl.data.cameras import SCHEME, camera_address, degrade, draw_camera, par
 from discl.data.table import make_table
 from discl.errors import DataError
 from discl.recipe import load_recipe
-from discl.stages.data import prepare_data
-from discl.workspace import open_run
+from discl.run_folder.open import open_run
+from discl.stages.prepare_data import prepare_data
+from discl.training.image_cache import ImageCache
 
 NAMES = ["cat", "dog"]
 
@@ -110,7 +110,7 @@ def test_an_address_is_decoded_where_pictures_are() -> None:
     assert digest_image(table.image(0)) == digest_image(photo(3))  # nobody made the address
     table = replace(table, schemes=frozenset({SCHEME}))
     assert digest_image(table.image(0)) == digest_image(expected)
-    pixels = Pixels([table], 32)
+    pixels = ImageCache([table], 32)
     assert np.array_equal(
         pixels.__getitems__([0])[0].permute(1, 2, 0).numpy(), np.asarray(expected)
     )

@@ -11,20 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from discl.curriculum.models import (
+from discl.data import Cameras, ImageTable, digest_image, read_tables, through_cameras, with_depth
+from discl.data.depth import Depth, Wide, common_depth, depth_of
+from discl.errors import DataError, RecipeError
+from discl.models.classifier import (
     ClassifierConfig,
     build_classifier,
     load_classifier,
     save_classifier,
 )
-from discl.data import Cameras, ImageTable, digest_image, read_tables, through_cameras, with_depth
-from discl.data.depth import Depth, Wide, common_depth, depth_of
-from discl.errors import DataError, RecipeError
 from discl.recipe import Data, load_recipe
-from discl.stages.checking import check_data
-from discl.stages.data import prepare_data
-from discl.stages.predicting import predict
-from discl.workspace import open_run
+from discl.run_folder.open import open_run
+from discl.stages.check_data import check_data
+from discl.stages.predict import predict
+from discl.stages.prepare_data import prepare_data
 
 
 def grey(path: Path, values: list[float], kind: type = np.uint16) -> Path:

@@ -19,13 +19,13 @@ import pytest
 from datasets import Dataset, load_from_disk
 from PIL import Image
 
-from discl.curriculum.pixels import Pixels
 from discl.data import Gate, ImageTable, Unreadable, decode_image, read_tables
 from discl.data.gate import roots_of
 from discl.data.readers import tabular
 from discl.errors import DataError, DisclError, StoreError
-from discl.loops.dataset import SpectrumDataset
-from discl.workspace import open_run
+from discl.integrations.dataset import SpectrumDataset
+from discl.run_folder.open import open_run
+from discl.training.image_cache import ImageCache
 
 SECRET, OWN = (201, 3, 77), (5, 60, 9)
 WATCHED: list[str] = []
@@ -201,7 +201,7 @@ def pictures(tables: dict[str, ImageTable]) -> Iterator[np.ndarray]:
         for row in range(len(table)):
             for decode in (
                 lambda row=row, table=table: np.asarray(table.image(row)),
-                lambda row=row, table=table: Pixels([table.select([row])], 6).memory,
+                lambda row=row, table=table: ImageCache([table.select([row])], 6).memory,
             ):
                 try:
                     yield np.asarray(decode())

@@ -20,7 +20,7 @@ from discl.data import ImageTable, inspect_images, read_tables, without_empty_cl
 from discl.data.readers import format_of
 from discl.data.table import make_table
 from discl.errors import DataError
-from discl.starter import write_starter
+from discl.stages.init import write_starter
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import miniatures

@@ -17,8 +17,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from discl.data import ImageTable, inspect_images, read_tables
+from discl.data.addresses import SLICE
 from discl.data.cameras import SCHEME, camera_address
-from discl.data.shards import SLICE
 from discl.data.table import make_table
 from discl.errors import DataError, RecipeError
 

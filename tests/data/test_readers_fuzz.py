@@ -30,7 +30,7 @@ from PIL import Image
 from discl.data import inspect_images, read_tables
 from discl.data.readers import READERS
 from discl.errors import DisclError
-from discl.starter import write_starter
+from discl.stages.init import write_starter
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import miniatures

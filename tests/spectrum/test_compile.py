@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from discl.chain import run_until
+from discl.pipeline import run_until
 from discl.recipe import load_recipe
+from discl.run_folder.open import open_run
 from discl.spectrum.engine import Engine
 from discl.spectrum.models import load_generator
 from discl.spectrum.models.stable_diffusion import StableDiffusion
-from discl.workspace import open_run
 
 from .test_engine import load_pixels, make_requests
 

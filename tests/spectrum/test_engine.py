@@ -16,7 +16,6 @@ from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffu
 from PIL import Image
 from torch import Tensor
 
-from discl.digests import derive_seed
 from discl.errors import DataError, RecipeError
 from discl.levels import GuidanceLevel
 from discl.spectrum import engine as engine_module
@@ -25,6 +24,7 @@ from discl.spectrum.models import Conditioning, load_generator
 from discl.spectrum.models.schedules import DDIM, make_ddim
 from discl.spectrum.models.stable_diffusion import StableDiffusion
 from discl.spectrum.plan import Request, Sampling, plan_requests, unet_rows
+from discl.utils.hashing import derive_seed
 
 LEVELS = (0, 10, 30, 50, 70, 90)
 PROMPTS = {0: ["a photo of a shirt", "a grey shirt"], 1: ["a photo of a boot"]}

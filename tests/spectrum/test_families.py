@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from discl.digests import derive_seed
 from discl.errors import CheckpointError
 from discl.levels import GuidanceLevel
 from discl.spectrum.engine import Engine, draw_noise
 from discl.spectrum.models import check_generator, describe_generator, load_generator
 from discl.spectrum.models.flow import pack, unpack
 from discl.spectrum.plan import Request, Sampling, plan_requests
+from discl.utils.hashing import derive_seed
 
 LEVELS = (0, 30, 50, 90)
 PROMPTS = {0: ["a photo of a shirt", "a grey shirt"], 1: ["a photo of a boot"]}

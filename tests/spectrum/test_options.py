@@ -12,13 +12,13 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from discl.digests import derive_seed
 from discl.errors import CheckpointError
 from discl.levels import GuidanceLevel, noise_shares
 from discl.spectrum.engine import Engine, draw_noise
 from discl.spectrum.models import check_generator, load_generator
 from discl.spectrum.models.schedules import make_ddim, make_flow
 from discl.spectrum.plan import Request, unet_rows
+from discl.utils.hashing import derive_seed
 
 REQUEST = Request("id", "image", "digest", 0, 50, 0, 0, "a grey shirt", "blurry", 32, 32)
 

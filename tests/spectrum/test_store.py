@@ -19,11 +19,11 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from PIL import Image
 
-from discl.digests import digest_bytes
 from discl.errors import StoreError
 from discl.spectrum import store as store_module
 from discl.spectrum.encoding import ENCODINGS, encode_image
 from discl.spectrum.store import Shards, score_shards, spectrum_shards
+from discl.utils.hashing import digest_bytes
 
 NAMES = ("bag", "hat")
 

@@ -18,9 +18,9 @@ from discl.errors import RunError, StoreError
 from discl.levels import GuidanceLevel
 from discl.spectrum import store as store_module
 from discl.spectrum import worker as worker_module
+from discl.spectrum.clip_filter import ClipScorer
 from discl.spectrum.encoding import encode_image
 from discl.spectrum.engine import Engine
-from discl.spectrum.filter import ClipScorer
 from discl.spectrum.models import load_generator
 from discl.spectrum.models.stable_diffusion import StableDiffusion
 from discl.spectrum.plan import Request, Sampling, plan_requests, unet_rows

@@ -14,12 +14,14 @@ import yaml
 from discl.data import ImageTable, decode_image
 from discl.errors import RecipeError
 from discl.recipe import load_recipe
-from discl.spectrum.filter import ClipScorer
+from discl.run_folder.images import stored_images
+from discl.run_folder.open import open_run
+from discl.run_folder.run import Run
+from discl.spectrum.clip_filter import ClipScorer
 from discl.stages import alia
-from discl.stages.learning import train
-from discl.stages.making import filter_spectrum
-from discl.stages.samples import kept_images
-from discl.workspace import Run, open_run, stored_images
+from discl.stages.filter import filter_spectrum
+from discl.stages.sample_pool import kept_images
+from discl.stages.train import train
 
 
 @pytest.fixture

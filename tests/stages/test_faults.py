@@ -26,15 +26,17 @@ import yaml
 from datasets.arrow_writer import ArrowWriter
 
 import discl as package
-from discl import chain, cli
-from discl.chain import generate, run_until
+from discl import cli, pipeline
 from discl.errors import RecipeError, RunError, StoreError
+from discl.pipeline import generate, run_until
 from discl.recipe import validate
+from discl.run_folder.images import stored_images
+from discl.run_folder.open import open_run
+from discl.run_folder.run import Run
 from discl.spectrum.plan import Share, read_plan
-from discl.stages import making
-from discl.stages.exporting import export
-from discl.stages.samples import kept_images
-from discl.workspace import Run, open_run, stored_images
+from discl.stages import generate as generate_stage
+from discl.stages.export import export
+from discl.stages.sample_pool import kept_images
 
 ROOT = Path(__file__).parents[2]
 PLANNED = 10 * 2 * 2
@@ -151,15 +153,15 @@ def test_stages_and_shares_that_clash(
     small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What may be done at once in one folder: nothing but generating, and of that only other shares of the same division."""
-    from discl import workspace
+    from discl.run_folder import run as run_module
 
-    assert workspace._clash("train", "filter") and workspace._clash("open", "train")
-    assert not workspace._clash("train", "generate 1/1") and not workspace._clash(
+    assert run_module.stages_clash("train", "filter") and run_module.stages_clash("open", "train")
+    assert not run_module.stages_clash("train", "generate 1/1") and not run_module.stages_clash(
         "generate 1/4", "open"
     )
-    assert not workspace._clash("generate 1/4", "generate 2/4")
+    assert not run_module.stages_clash("generate 1/4", "generate 2/4")
     for other in ("generate 1/4", "generate 1/3", "generate 2/3", "generate 1/1"):
-        assert workspace._clash("generate 1/4", other)
+        assert run_module.stages_clash("generate 1/4", other)
 
 
 @pytest.fixture
@@ -210,7 +212,7 @@ def test_sigterm_ends_it_with_what_is_finished(
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patched:
-        patched.setattr(making, "progress", lambda *_: nullcontext(advance))
+        patched.setattr(generate_stage, "progress", lambda *_: nullcontext(advance))
         with pytest.raises(KeyboardInterrupt):
             run_until(run, "generate")
     assert len(ids(run)) >= 5 and signal.getsignal(signal.SIGTERM) is before
@@ -349,13 +351,13 @@ def test_a_disk_that_is_full_while_a_share_is_made(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(making, "generate", full)
-    monkeypatch.setattr(chain.surveying, "survey_levels", full)
-    monkeypatch.setattr(chain.comparing, "compare", full)
+    monkeypatch.setattr(generate_stage, "generate", full)
+    monkeypatch.setattr(pipeline.surveying, "survey_levels", full)
+    monkeypatch.setattr(pipeline.comparing, "compare", full)
     for stage, use in (
         ("generate", partial(generate, run, Share(1, 2))),
-        ("levels", partial(chain.levels, run)),
-        ("compare", partial(chain.compare, run)),
+        ("levels", partial(pipeline.levels, run)),
+        ("compare", partial(pipeline.compare, run)),
     ):
         with pytest.raises(
             RunError,
@@ -440,11 +442,11 @@ def test_the_address_of_a_cluster_may_be_left_out(
     found: list[Any] = []
 
     class Opened:
-        def place(self, name: str) -> str:
+        def location(self, name: str) -> str:
             return name
 
     monkeypatch.setattr(cli, "_open", lambda recipe, *_: found.append(recipe) or Opened())
-    monkeypatch.setattr("discl.chain.generate", lambda opened, share, ray: found.append(ray))
+    monkeypatch.setattr("discl.pipeline.generate", lambda opened, share, ray: found.append(ray))
     result = CliRunner().invoke(cli.app, ["generate", *words])
     assert (result.exit_code, found) == (0, ["r.yaml", address]), result.output
 

@@ -17,16 +17,16 @@ from PIL import Image
 from typer.main import get_command
 
 import discl
-from discl import chain, cli
+from discl import cli, pipeline
 from discl.baselines import make_system
-from discl.curriculum.objectives import make_objective
 from discl.curriculum.strategies import make_strategy
 from discl.errors import RecipeError, RunError
 from discl.levels import GuidanceLevel
 from discl.recipe import check_own_pieces, load_recipe
-from discl.stages import learning
-from discl.stages.crew import describe, open_described
-from discl.workspace import open_run
+from discl.run_folder.open import open_run
+from discl.stages import evaluate as evaluate_stage
+from discl.stages.workers.local import describe, open_described
+from discl.training.objectives import make_objective
 
 CANARY = """
 from pathlib import Path
@@ -37,11 +37,11 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from discl.curriculum.companion import Companion
+from discl.training.hooks import TrainingHook
 from discl.curriculum.strategies import Planned
 
 
-class System(Companion):
+class System(TrainingHook):
     pass
 
 
@@ -196,8 +196,8 @@ def test_a_run_folder_imports_nothing_however_it_is_opened(
         )
     assert discl.SpectrumDataset.of_run(out, size=16) and not imported()
     run = open_run(load_recipe(out / "recipe.yaml"), out)
-    learning.evaluate(run)  # what was trained is measured without the code that trained it
-    assert chain.report(run).exists() and not imported()
+    evaluate_stage.evaluate(run)  # what was trained is measured without the code that trained it
+    assert pipeline.report(run).exists() and not imported()
     assert open_described(describe(run, "cpu", 1, 0)).recipe.methods == run.recipe.methods
     assert not imported()
     plain = {**tree, "methods": {"ce": {}}}
@@ -336,7 +336,7 @@ def test_a_link_in_a_run_folder_has_nothing_deleted_elsewhere(
     place.parent.mkdir(exist_ok=True)
     place.symlink_to(mine if link == "train" else mine / "ce")
     with pytest.raises(RunError, match=re.escape(str(mine / "ce"))):
-        chain.run_until(run, "train")
+        pipeline.run_until(run, "train")
     assert (mine / "ce" / "letters.txt").read_text() == "dear"
 
 
@@ -353,5 +353,5 @@ def test_what_is_only_tried_needs_leave_before_any_image_is_made(
 ) -> None:  # fmt: skip
     run = open_run({**tree, "methods": {"ce": {}}, "compare": {"tune": space}}, tmp_path / "run")
     with pytest.raises(RecipeError, match=re.escape(key)):
-        chain.compare(run, tune=True)
+        pipeline.compare(run, tune=True)
     assert not imported() and not (run.folder / "plan.parquet").exists()

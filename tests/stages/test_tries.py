@@ -10,12 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from discl.chain import run_until
+from discl.pipeline import run_until
 from discl.recipe import validate
+from discl.run_folder.open import open_run
+from discl.run_folder.run import Run
 from discl.spectrum.plan import Request, follow_tries
 from discl.spectrum.store import Shards
-from discl.stages.making import describe_cost, estimate_cost, tries_so_far
-from discl.workspace import Run, open_run
+from discl.stages.pending import tries_so_far
+from discl.stages.plan import describe_cost, estimate_cost
 
 TRIES = 3
 

@@ -1,4 +1,4 @@
-"""The data and checkpoints that ship with the package, addressed as `embedded:NAME[/sub/folder]`."""
+"""The embedded data, phrases, names and checkpoints."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError, shorten, unknown
-from ..yaml_text import LISTS, read_yaml
+from ..utils.yaml_text import LISTS, read_yaml
 
 FOLDERS = {"fashion-mnist": "fashion_mnist"}
 PHRASES = Path(__file__).parent / "phrases"
 LONG_TAILS = Path(__file__).parent / "long_tails"
 NAMES = Path(__file__).parent / "names"
 PUBLISHED = Path(__file__).parent / "published.yaml"
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def embedded(address: str) -> Path:
@@ -80,3 +81,14 @@ def published_figures(table: str) -> dict[str, dict[str, float]]:
         row: {column: figure for column, figure in each if figure is not None}
         for row, each in named.items()
     }
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that ship; those in `recipes/base` are only extended."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def describe_shipped(name: str) -> str:
+    """The first line of a shipped recipe's header."""
+    first = (RECIPES / f"{name}.yaml").read_text().partition("\n")[0]
+    return first.removeprefix("#").strip()

@@ -1,7 +1,7 @@
-"""The systems that DisCL is compared with: each by its formulas, and those that take part in training as a `Companion`.
+"""The systems that DisCL is compared with.
 
 A recipe names one as `system: cuda`, or with parameters as `system: {name: cuda, threshold: 0.4}`. A system of
-your own is a subclass of `discl.curriculum.companion.Companion`, named by an entry point of the group
+your own is a subclass of `discl.training.hooks.TrainingHook`, named by an entry point of the group
 `discl.systems` or, with `allow_plugins`, as `module:Class`.
 """
 
@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..curriculum.companion import Companion
 from ..errors import RecipeError, shorten, unknown
-from ..plugins import find_piece, named_parameters
+from ..training.hooks import TrainingHook
+from ..utils.plugins import find_piece, named_parameters
 
 SYSTEMS = {
     "cuda": "discl.baselines.cuda:Cuda",
@@ -35,17 +35,17 @@ def read_system(asked: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def find_system(
     asked: str | Mapping[str, Any], allow_plugins: bool = False
-) -> tuple[type[Companion], dict[str, Any]]:
+) -> tuple[type[TrainingHook], dict[str, Any]]:
     """The class of a system and the parameters that the recipe gives it.
 
     Parameters are those of its constructor that have a name; it is not called. `allow_plugins` gives leave to
     import `module:Class`. Raises RecipeError for an unknown name, an address without leave, a module that
-    cannot be imported, what is no subclass of Companion, or a parameter that it does not take.
+    cannot be imported, what is no subclass of TrainingHook, or a parameter that it does not take.
     """
     name, given = read_system(asked)
     found = find_piece("system", name, SYSTEMS, GROUP, allow_plugins)
-    if not isinstance(found, type) or not issubclass(found, Companion):
-        raise _no_companion(name, found)
+    if not isinstance(found, type) or not issubclass(found, TrainingHook):
+        raise _no_hook(name, found)
     known = [each.name for each in named_parameters(found)]
     for key in given:
         if key not in known:
@@ -57,8 +57,8 @@ def find_system(
     return found, given
 
 
-def make_system(asked: str | Mapping[str, Any], allow_plugins: bool = False) -> Companion:
-    """A new companion for one training.
+def make_system(asked: str | Mapping[str, Any], allow_plugins: bool = False) -> TrainingHook:
+    """A new hook for one training.
 
     Raises RecipeError as `find_system` does, or for values that the system refuses.
     """
@@ -71,10 +71,10 @@ def make_system(asked: str | Mapping[str, Any], allow_plugins: bool = False) -> 
         ) from error
 
 
-def _no_companion(name: str, found: Any) -> RecipeError:
-    base = f"{Companion.__module__}.{Companion.__qualname__}"
+def _no_hook(name: str, found: Any) -> RecipeError:
+    base = f"{TrainingHook.__module__}.{TrainingHook.__qualname__}"
     what = "class" if isinstance(found, type) else type(found).__name__
     return RecipeError(
-        f"system '{name}' is a {what} that is no companion of training, and was not called; make it a "
+        f"system '{name}' is a {what} that is no hook of training, and was not called; make it a "
         f"subclass of {base}."
     )

@@ -1,4 +1,4 @@
-"""ALIA, language-guided edits (Dunlap et al., NeurIPS 2023, arXiv 2305.16289): which texts to ask for, and which edits to drop.
+"""ALIA's filters as formulas (arXiv 2305.16289).
 
 Captions, a language model and img2img are the project's own (`prompts`, `spectrum`); what is ALIA's is here: the request that condenses
 captions into settings (recipe key `prompts.settings`), and the semantic and the confidence filter (`filter.rule`).
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..digests import derive_seed
+from ..utils.hashing import derive_seed
 
 NEGATIVE_PROMPTS = (
     "a photo of an object",

@@ -1,4 +1,4 @@
-"""CUDA, a curriculum of augmentation strength per class (Ahn et al., ICLR 2023, arXiv 2302.05499).
+"""CUDA: augmentation strength per class (arXiv 2302.05499).
 
 Every class has a level from 0 to 10. A training picture is augmented at its class's level with probability ½; before each epoch
 the level rises where the model still recognises pictures augmented up to it, and falls where it does not.
@@ -35,12 +35,12 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
-from ..curriculum.augmentation import centre
-from ..curriculum.companion import Companion, Scene, number_within
-from ..curriculum.models import normalise
-from ..curriculum.pixels import Batches
-from ..digests import derive_seed
 from ..errors import shorten
+from ..models.classifier import normalise
+from ..training.augmentation import centre
+from ..training.hooks import TrainingContext, TrainingHook, number_within
+from ..training.image_cache import EpochLoader
+from ..utils.hashing import derive_seed
 
 MAX_LEVEL = 10
 STRENGTH_SCALE = 30
@@ -218,7 +218,7 @@ def update_levels(
     return result.clip(0, MAX_LEVEL)
 
 
-class Cuda(Companion):
+class Cuda(TrainingHook):
     """CUDA in training: levels are updated before each epoch, and pictures augmented at the level of their class.
 
     Pictures are altered where batches are made ready for the device, after crop and flip, so that
@@ -237,33 +237,35 @@ class Cuda(Companion):
         self.probability = number_within("probability", probability, 0, 1)
         self.levels = np.zeros(0, np.int64)
         self.threads = ThreadPoolExecutor()
-        self.batches: Batches | None = None
+        self.batches: EpochLoader | None = None
 
-    def begin(self, scene: Scene) -> None:
-        self.batches = Batches(scene.pixels, JUDGED_AT_ONCE, scene.workers)
-        self.levels = np.zeros(scene.pool.num_classes, np.int64)
+    def begin(self, context: TrainingContext) -> None:
+        self.batches = EpochLoader(context.pixels, JUDGED_AT_ONCE, context.workers)
+        self.levels = np.zeros(context.pool.num_classes, np.int64)
 
-    def begin_epoch(self, scene: Scene, epoch: int) -> None:
-        pool = scene.pool
+    def begin_epoch(self, context: TrainingContext, epoch: int) -> None:
+        pool = context.pool
         usable = ~pool.held_out & ~pool.synthetic
         rows_of_class = [
             np.flatnonzero(usable & (pool.labels == label)) for label in range(pool.num_classes)
         ]
-        rng = np.random.default_rng(derive_seed("cuda", scene.seed, epoch))
+        rng = np.random.default_rng(derive_seed("cuda", context.seed, epoch))
 
         def recognised(rows: np.ndarray, strength: int, rng: np.random.Generator) -> np.ndarray:
-            return self._recognised(scene, rows, strength, int(rng.integers(2**62)))
+            return self._recognised(context, rows, strength, int(rng.integers(2**62)))
 
         # one process judges for all: figures may differ by a rounding, and the levels with them
-        self.levels = scene.learner.processes.alone(
+        self.levels = context.learner.processes.on_main(
             lambda: update_levels(self.levels, rows_of_class, recognised, self.threshold, rng)
         )
 
     @torch.inference_mode()
-    def _recognised(self, scene: Scene, rows: np.ndarray, strength: int, seed: int) -> np.ndarray:
+    def _recognised(
+        self, context: TrainingContext, rows: np.ndarray, strength: int, seed: int
+    ) -> np.ndarray:
         """In float32 whatever training is in: in bfloat16 ties would go to the first of the classes."""
-        batches = self.batches or Batches(scene.pixels, JUDGED_AT_ONCE)
-        learner, right = scene.learner, []
+        batches = self.batches or EpochLoader(context.pixels, JUDGED_AT_ONCE)
+        learner, right = context.learner, []
         training = learner.model.training
         learner.model.eval()
         for number, (part, stored) in enumerate(batches.of(rows)):
@@ -274,7 +276,7 @@ class Cuda(Companion):
             )
             images = normalise(altered.to(learner.device).float() / 255, learner.config)
             logits = learner.model(images.contiguous(memory_format=torch.channels_last))
-            right.append(logits.argmax(1).cpu().numpy() == scene.pool.labels[part])
+            right.append(logits.argmax(1).cpu().numpy() == context.pool.labels[part])
         learner.model.train(training)
         return np.concatenate(right)
 

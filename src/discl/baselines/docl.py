@@ -1,4 +1,4 @@
-"""DoCL, a curriculum by learning dynamics (Zhou, Wang and Bilmes, AISTATS 2021).
+"""DoCL: a curriculum by learning dynamics (AISTATS 2021).
 
 A sample is drawn the more often the more the model's output on it moves towards its label. The state is four arrays of one row per
 sample; it is passed in and handed back, so a checkpoint holds all of it. The score weighs how each logit has moved by probabilities
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..console import say
-from ..curriculum.companion import Companion, Scene, number_within, whole_within
-from ..digests import derive_seed
 from ..errors import TrainingError
+from ..training.hooks import TrainingContext, TrainingHook, number_within, whole_within
+from ..utils.console import say
+from ..utils.hashing import derive_seed
 
 DECAY = 0.5
 RATE_POWER = 0.1
@@ -109,7 +109,7 @@ def epoch_rows(
     return np.concatenate(parts)
 
 
-class Docl(Companion):
+class Docl(TrainingHook):
     """DoCL in training: after `warm_up` epochs samples are drawn by their dynamics.
 
     It chooses among the distinct samples that the strategy has drawn: all real images, or with a spectrum those of the epoch's level too.
@@ -125,22 +125,22 @@ class Docl(Companion):
         self.share = number_within("share", share, 1e-6, 1)
         self.dynamics = Dynamics.start(0, 0)
 
-    def begin(self, scene: Scene) -> None:
-        samples, classes = len(scene.pool.labels), scene.pool.num_classes
+    def begin(self, context: TrainingContext) -> None:
+        samples, classes = len(context.pool.labels), context.pool.num_classes
         if samples * classes * 4 > LOGITS_LIMIT:
             raise TrainingError(
                 f"system docl remembers the logits of every sample: {samples:,} samples of {classes:,} classes take "
                 f"{samples * classes * 4 / 1e9:.1f} GB, more than its {LOGITS_LIMIT / 1e9:.0f} GB; leave this method out."
             )
-        if self.warm_up >= scene.epochs and scene.learner.processes.first:
+        if self.warm_up >= context.epochs and context.learner.processes.first:
             say(
-                f"system docl: warm_up {self.warm_up} leaves none of the {scene.epochs} epochs to draw samples by their dynamics; "
-                f"write {{name: docl, warm_up: {scene.epochs // 3}}} or train for longer."
+                f"system docl: warm_up {self.warm_up} leaves none of the {context.epochs} epochs to draw samples by their dynamics; "
+                f"write {{name: docl, warm_up: {context.epochs // 3}}} or train for longer."
             )
         self.dynamics = Dynamics.start(samples, classes)
 
-    def draw(self, scene: Scene, epoch: int, rows: np.ndarray) -> np.ndarray:
-        rng = np.random.default_rng(derive_seed("docl", scene.seed, epoch))
+    def draw(self, context: TrainingContext, epoch: int, rows: np.ndarray) -> np.ndarray:
+        rng = np.random.default_rng(derive_seed("docl", context.seed, epoch))
         return epoch_rows(
             self.dynamics, epoch, self.warm_up, len(rows), rng, np.unique(rows), self.share
         )

@@ -1,4 +1,4 @@
-"""LDMLR, diffusion over the features of a trained classifier (Han et al. 2024, arXiv 2404.04517).
+"""LDMLR: diffusion over features (arXiv 2404.04517).
 
 A classifier is trained on the long tail; a small class-conditional diffusion model learns its penultimate features; features that
 it makes are added to the real ones and only the last layer is trained on. Features are standardised in each dimension (the released
@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..curriculum.augmentation import centre
-from ..curriculum.companion import Companion, Scene, number_within, whole_within
-from ..curriculum.models import normalise
-from ..curriculum.objectives import FLYP
-from ..curriculum.pixels import aspects_of
 from ..data import class_groups
 from ..errors import TrainingError, unknown
+from ..models.classifier import normalise
+from ..training.augmentation import centre
+from ..training.hooks import TrainingContext, TrainingHook, number_within, whole_within
+from ..training.image_cache import aspects_of
+from ..training.objectives import FLYP
 
 TRAIN_STEPS = 1000
 DIFFUSION_RATES = {"adam": 1e-3, "sgd": 1e-4}
@@ -163,7 +163,7 @@ def train_last_layer(
     return layer
 
 
-class Ldmlr(Companion):
+class Ldmlr(TrainingHook):
     """LDMLR after training: diffusion over the features of the real images, made features beside them, the last layer trained anew on both.
 
     It goes on from the trained last layer, with the method's own loss, whose class counts are those of real and made features together.
@@ -207,10 +207,10 @@ class Ldmlr(Companion):
             return "it trains a linear last layer, and that of objective ldam is cosines"
         return super().objection(objective)
 
-    def begin(self, scene: Scene) -> None:
+    def begin(self, context: TrainingContext) -> None:
         """Raises TrainingError where there is nothing that it could do after training."""
-        last_layer(scene.learner.model)
-        counts = _real_counts(scene)
+        last_layer(context.learner.model)
+        counts = _real_counts(context)
         if not self.features(counts).any():
             raise TrainingError(
                 f"system ldmlr would make no feature of classes with {counts.min()} to {counts.max()} images: share {self.share:g}, "
@@ -227,40 +227,40 @@ class Ldmlr(Companion):
         )
         return features_to_make(class_counts, self.share, self.at_least, only)
 
-    def finish(self, scene: Scene, model: nn.Module) -> np.ndarray:
-        layer, pool = last_layer(model), scene.pool
+    def finish(self, context: TrainingContext, model: nn.Module) -> np.ndarray:
+        layer, pool = last_layer(model), context.pool
         rows = np.flatnonzero(~pool.synthetic & ~pool.held_out)
-        features = penultimate(scene, model, layer, rows)
+        features = penultimate(context, model, layer, rows)
         labels = torch.from_numpy(pool.labels[rows]).to(features.device)
         plain, mean, std = standardise(features)
         with torch.enable_grad():
             denoiser = train_denoiser(
                 plain, labels, pool.num_classes, epochs=self.diffusion_epochs, optimizer=self.diffusion_optimizer, lr=self.diffusion_lr,
-                seed=scene.seed % 2**31,
+                seed=context.seed % 2**31,
             )  # fmt: skip
-            counts = _real_counts(scene)
+            counts = _real_counts(context)
             wanted = self.features(counts)
             made_labels = torch.from_numpy(np.repeat(np.arange(pool.num_classes), wanted)).to(
                 features.device
             )
             made = (
                 sample_features(
-                    denoiser, made_labels, features.shape[1], seed=scene.seed % 2**31
+                    denoiser, made_labels, features.shape[1], seed=context.seed % 2**31
                 ).clone()
                 * std
                 + mean
             )
             shown = counts + wanted
             class_counts = torch.as_tensor(
-                shown, dtype=scene.learner.counts.dtype, device=features.device
+                shown, dtype=context.learner.counts.dtype, device=features.device
             )
 
             def loss(logits: Tensor, labels: Tensor) -> Tensor:
-                return scene.learner.objective.loss(logits, labels, class_counts, 1.0)
+                return context.learner.objective.loss(logits, labels, class_counts, 1.0)
 
             train_last_layer(
                 layer.requires_grad_(True), torch.cat([features, made]), torch.cat([labels, made_labels]), epochs=self.epochs, lr=self.lr,
-                seed=scene.seed % 2**31, loss=loss,
+                seed=context.seed % 2**31, loss=loss,
             )  # fmt: skip
         return shown
 
@@ -275,22 +275,27 @@ def last_layer(model: nn.Module) -> nn.Linear:
     return layer
 
 
-def _real_counts(scene: Scene) -> np.ndarray:
+def _real_counts(context: TrainingContext) -> np.ndarray:
     """Real training images of each class, int64 `[classes]`, without those that are held out."""
-    pool = scene.pool
+    pool = context.pool
     return np.bincount(pool.labels[~pool.synthetic & ~pool.held_out], minlength=pool.num_classes)
 
 
 @torch.no_grad()
-def penultimate(scene: Scene, model: nn.Module, layer: nn.Module, rows: np.ndarray) -> Tensor:
+def penultimate(
+    context: TrainingContext, model: nn.Module, layer: nn.Module, rows: np.ndarray
+) -> Tensor:
     """What enters the last layer, float32 `[rows, features]`, for the centre crops of these rows."""
     caught: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0].float()))
     model.eval()
-    config, device = scene.learner.config, scene.learner.device
+    config, device = context.learner.config, context.learner.device
     for first in range(0, len(rows), 256):
         part = rows[first : first + 256]
-        stored, aspects = scene.pixels.__getitems__(part.tolist()), aspects_of(scene.pixels, part)
+        stored, aspects = (
+            context.pixels.__getitems__(part.tolist()),
+            aspects_of(context.pixels, part),
+        )
         middle = centre(stored.to(device).float() / 255, config.image_size, aspects)
         images = normalise(middle, config)
         model(images.contiguous(memory_format=torch.channels_last))

@@ -1,1 +1,1 @@
-"""Phase 2: learn from real images and a spectrum, level by level."""
+"""Phase 2: which level now, and what an epoch draws. Pure functions."""

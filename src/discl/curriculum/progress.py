@@ -1,4 +1,4 @@
-"""Learning progress on a guidance validation set V (arXiv 2410.13674, algorithm 2): which level of the spectrum teaches most now.
+"""Learning progress on a guidance validation set V.
 
 V holds one synthetic image of every level of each of its sources, and training draws nothing of
 those sources: not the hard real images that V's images nearly copy, nor their other synthetic
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import TrainingError
 from ..levels import GuidanceLevel
-from .mixture import Pool
+from .sampling import Pool
 
 SHRINKAGE = 10
 """A class's gain at a level is its own images' and, with the weight of this many images, that of all classes."""

@@ -1,4 +1,4 @@
-"""Which level(s) of the spectrum an epoch trains on: the curriculum G(e) of algorithm 1 (arXiv 2410.13674).
+"""Which levels an epoch draws (arXiv 2410.13674, algorithms 1 and 2).
 
 A strategy holds no state: it is a pure function of the epoch (from 0) and of the history of finished epochs, so a
 resumed run takes the same path and a report can draw the curriculum. An empty tuple means real images only.
@@ -21,10 +21,10 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from ..digests import derive_seed
 from ..errors import RecipeError
 from ..levels import REAL, TEXT_ONLY, GuidanceLevel
-from ..plugins import check_call, find_piece, named_parameters
+from ..utils.hashing import derive_seed
+from ..utils.plugins import check_call, find_piece, named_parameters
 from .progress import best_level
 
 GROUP = "discl.strategies"

@@ -1,9 +1,16 @@
-"""Real images: tables, readers, splits, long-tail profiles."""
+"""Tables of real images."""
 
+from .camera_traps import Cameras, is_pretraining, through_cameras
 from .depth import Depth
 from .gate import Gate, Unreadable
 from .images import decode_image, keep_aspect, to_size, to_square, to_whole
-from .longtail import class_groups, exponential_counts, order_classes, rank_by_index, take_long_tail
+from .long_tail import (
+    class_groups,
+    exponential_counts,
+    order_classes,
+    rank_by_index,
+    take_long_tail,
+)
 from .readers import read_tables
 from .splits import split_rows
 from .table import (
@@ -15,7 +22,6 @@ from .table import (
     with_depth,
     without_empty_classes,
 )
-from .traps import Cameras, is_pretraining, through_cameras
 
 __all__ = [
     "Cameras",

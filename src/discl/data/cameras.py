@@ -1,4 +1,4 @@
-"""Photos as camera traps would have taken them: low-quality data with domains, made reproducibly from clean pictures.
+"""Photos as camera traps would have taken them.
 
 A camera is a place and its optics: how dark it is there, infrared or not, what grows before the lens, blur, noise and compression. All of
 it is drawn from (seed, number), and what differs from picture to picture from (camera, shot), so a degraded picture is a pure function of
@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from ..digests import derive_seed
+from ..utils.hashing import derive_seed
 
 SCHEME = "camera://"
 

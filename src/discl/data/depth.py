@@ -1,4 +1,4 @@
-"""Which values of grey pictures of more than 8 bits are black and white: one rule for a data set.
+"""One rule per data set for grey images of more than 8 bits.
 
 Cameras and microscopes store 10, 12 or 14 bits in 16, and programs store fractions. A file does
 not say so, and one dark picture tells nothing. So the rule follows from all pictures of a data

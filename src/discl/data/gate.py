@@ -1,4 +1,4 @@
-"""The one gate between a stored image and the disk: what a table may open, and nothing else.
+"""Which files a table may open: the only place that decides.
 
 A stored image is `{bytes, path}`, and the path may come out of somebody's data. So a path opens
 nothing by itself: only a `Gate` opens files, and only regular ones below the folders that it was

@@ -10,10 +10,10 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ..escaping import one_line
+from .addresses import CELL, SLICE, read_cell, read_slice
 from .cameras import SCHEME, Camera, degrade, parse_address
 from .depth import Depth, Wide, measure
 from .gate import CLOSED, Gate, Unreadable
-from .shards import CELL, SLICE, read_cell, read_slice
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""Which files of a folder are images, and what is left out: hidden files, and endings that are no image's."""
+"""Which files of a folder are images, and what is left out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from ..files import UNFINISHED
+from ..utils.atomic import UNFINISHED
 from .images import picture_suffixes
 
 IMAGE_SUFFIXES = picture_suffixes()

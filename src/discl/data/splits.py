@@ -1,4 +1,4 @@
-"""A stratified split of data that comes without one."""
+"""Stratified splits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..digests import derive_seed
+from ..utils.hashing import derive_seed
 
 
 def split_rows(

@@ -1,4 +1,4 @@
-"""A table of real images, and the one pass that checks them all before any long work starts."""
+"""`ImageTable`, and the pass that checks every image."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from datasets import Image as ImageFeature
 from datasets.fingerprint import generate_random_fingerprint
 from PIL import Image
 
-from ..digests import digest_bytes
 from ..errors import DataError
-from ..threads import map_rows
+from ..utils.hashing import digest_bytes
+from ..utils.ordered_map import map_rows
 from .depth import Depth, Wide, common_depth
 from .gate import Gate, Unreadable, first_foreign, roots_of
 from .images import decode_image, wide_range

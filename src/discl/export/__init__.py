@@ -1,4 +1,4 @@
-"""Synthetic images as a data set for other tools: a folder of pictures, WebDataset shards, or a folder for the hub."""
+"""The kept images for other tools."""
 
 from .card import make_card
 from .formats import FORMATS

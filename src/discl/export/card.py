@@ -1,4 +1,4 @@
-"""The data-set card: how the images were made, in the form that the hub reads."""
+"""The data-set card."""
 
 from __future__ import annotations
 

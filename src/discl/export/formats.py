@@ -1,4 +1,4 @@
-"""The formats, each one function from images with their facts to files in a folder.
+"""One function per format, all in `FORMATS`.
 
 An image is a mapping: `id`, encoded `bytes`, `label` (a number), and facts such as level and prompt, plain values that go along
 as metadata; all images of an export have the same keys.

@@ -1,4 +1,4 @@
-"""An export appears whole or not at all: it is written beside its place and renamed into it."""
+"""Writes an export whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..errors import RecipeError, StoreError, unknown
-from ..files import write_out_all, write_out_names
+from ..utils.atomic import write_out_all, write_out_names
 from .formats import FORMATS, Image
 
 MARKER = ".discl-export.json"

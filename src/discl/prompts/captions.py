@@ -1,4 +1,4 @@
-"""Captions of pictures by any image-to-text model of transformers: BLIP, GIT, vision encoder-decoders, and models that chat."""
+"""Captions by an image-to-text model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ..checkpoint_checks import (
     read_preprocessing,
 )
 from ..checkpoints import checkpoint_digest, find_checkpoint
-from ..digests import digest
 from ..errors import CheckpointError
+from ..utils.hashing import digest
 
 QUESTION = "Describe this picture in one sentence."
 """What a model that chats is asked where the recipe does not say."""

@@ -1,4 +1,4 @@
-"""HTTP requests that end in time as a whole, and follow no redirect.
+"""Requests with a deadline as a whole and a bound on the size of the answer.
 
 The timeouts of `http.client` hold for one read each, so a server that sends a byte now and then
 could

@@ -1,4 +1,4 @@
-"""Settings that images are edited to, by a language model: asked for, parsed, checked, and kept in a file that one may edit.
+"""Settings to edit images to, from captions.
 
 What it is asked is the caller's; ALIA's request (arXiv 2305.16289) condenses captions.
 """
@@ -12,9 +12,9 @@ from pathlib import Path
 import yaml
 
 from ..errors import EndpointError, RecipeError
-from ..yaml_text import LISTS, read_yaml
-from .endpoint import Endpoint
-from .writing import UnusableError, find_name, gather_texts, write_whole
+from ..utils.yaml_text import LISTS, read_yaml
+from .chat_client import Endpoint
+from .class_descriptions import UnusableError, find_name, gather_texts, write_whole
 
 HEADER = """\
 # Settings that images are made in, in the place of {setting} in prompts.templates. Edit them as you like: nothing is asked for while this

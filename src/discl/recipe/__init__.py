@@ -1,19 +1,13 @@
-"""The recipe: one validated tree of everything that determines a run, read from and written to YAML."""
+"""The recipe: one validated tree (pydantic) read from and written to YAML."""
 
+from ..assets import RECIPES, describe_shipped, shipped_recipes
 from .data import Data, Groups, Hard, LongTail
-from .learning import Evaluate, Method, Train
-from .loading import (
-    RECIPES,
-    describe_shipped,
-    load_recipe,
-    parse_override,
-    shipped_recipes,
-    validate,
-)
-from .making import Captions, Endpoint, Filter, Prompts, Server, Settings, Spectrum
+from .generation import Captions, Endpoint, Filter, Prompts, Server, Settings, Spectrum
+from .loading import load_recipe, parse_override, validate
+from .paths import change_places
 from .pieces import check_own_pieces
-from .places import change_places
-from .tree import Recipe, Runtime
+from .recipe import Recipe, Runtime
+from .training import Evaluate, Method, Train
 
 __all__ = [
     "RECIPES",

@@ -1,4 +1,4 @@
-"""Sections of the recipe about real images: where they are, how they are divided, which are hard."""
+"""Sections about real images: where they are, splits, which are hard."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pydantic import (
 
 from ..data.readers import READERS
 from ..errors import RecipeError, shorten
-from .base import LARGEST_SEED, Seed, Strict, one_of, without_default
-from .places import Located, Place, check_path
+from .paths import Located, Place, check_path
+from .types import LARGEST_SEED, Seed, Strict, one_of, without_default
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 

@@ -1,4 +1,4 @@
-"""From a shipped name, a YAML file or a plain tree to a validated recipe, with errors that name the key and the fix."""
+"""Names, files, `extends` and overrides to a validated recipe."""
 
 from __future__ import annotations
 
@@ -9,39 +9,28 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ..assets import RECIPES, shipped_recipes
 from ..checkpoints import local_path
 from ..errors import RecipeError, join_lines, shorten
-from ..files import is_regular, path_exists
-from ..yaml_text import RECIPE as LIMITS
-from ..yaml_text import check_plain, parse_yaml, read_yaml
-from .places import Place, change_places, holds_texts
+from ..utils.atomic import is_regular, path_exists
+from ..utils.yaml_text import RECIPE as LIMITS
+from ..utils.yaml_text import check_plain, parse_yaml, read_yaml
+from .paths import Place, change_places, holds_texts
 from .problems import explain
-from .tree import Recipe
+from .recipe import Recipe
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 EXTENDS = "extends"
 """A key of the file, not of the recipe that it becomes."""
 MOST_FILES = 32
+"""Files that one recipe may be made of through `extends`."""
 EXPLAINED = 50
 """Problems that are explained, at most; more than that are counted."""
-"""Files that one recipe may be made of through `extends`."""
 
 
 @lru_cache(4096)
 def is_text(keys: tuple[str, ...]) -> bool:
     """Whether the values in the list or mapping at these keys of a recipe are texts as written."""
     return holds_texts(Recipe, keys)
-
-
-def shipped_recipes() -> list[str]:
-    """Names of the recipes that ship with the package; what several of them share lies in `recipes/base` and is no recipe of its own."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def describe_shipped(name: str) -> str:
-    """The first line of a shipped recipe's header."""
-    first = (RECIPES / f"{name}.yaml").read_text().partition("\n")[0]
-    return first.removeprefix("#").strip()
 
 
 def load_recipe(

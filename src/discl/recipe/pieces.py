@@ -1,4 +1,4 @@
-"""What a method's strategy, objective and system must agree on.
+"""Checks of the strategy, objective and system of a method.
 
 Those that ship or belong to an installed package are checked as the recipe is read. An address,
 `module:attribute`, is only text until `check_own_pieces` gets leave to import it, in a stage that trains.
@@ -9,17 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..baselines import make_system, read_system
-from ..curriculum.objectives import make_objective
 from ..curriculum.strategies import follows_progress, make_strategy
 from ..errors import RecipeError
-from ..plugins import LEAVE, is_address
-from .learning import Method, Train
+from ..training.objectives import make_objective
+from ..utils.plugins import LEAVE, is_address
+from .training import Method, Train
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..levels import GuidanceLevel
-    from .tree import Recipe
+    from .recipe import Recipe
 
 
 PIECES = ("strategy", "objective", "system")

@@ -1,5 +1,4 @@
-"""What pydantic finds wrong with a recipe, in one line each that names the key, the value and the
-fix."""
+"""Errors of pydantic in one line each, with key, value and fix."""
 
 from __future__ import annotations
 

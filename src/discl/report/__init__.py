@@ -1,7 +1,7 @@
 """A run folder as one self-contained HTML page."""
 
-from .compared import write_comparison
+from .comparison_page import write_comparison
 from .page import write_report
-from .survey import write_survey
+from .survey_page import write_survey
 
 __all__ = ["write_comparison", "write_report", "write_survey"]

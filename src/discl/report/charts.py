@@ -1,4 +1,4 @@
-"""Geometry and colours of the charts; the templates draw them as HTML and SVG that follow the window's width.
+"""Geometry and colours of the charts.
 
 Every position is in per cent of the drawing area, x from the left and y from the top unless an `Axis` says otherwise.
 """

@@ -1,4 +1,4 @@
-"""The page: plain values gathered from a run folder, and the template that shows them."""
+"""Gathers the values of a run and renders the page."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import yaml
 
 from ..data import ImageTable
-from ..files import whole
-from . import charts, tables, words
-from .compared import Comparison, compare_values, read_comparison
-from .pictures import Gallery, make_gallery
-from .reading import ADJUSTED, Story, read_run
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
+from ..utils.atomic import whole
+from . import charts, tables
+from . import text as words
+from .comparison_page import Comparison, compare_values, read_comparison
+from .gallery import Gallery, make_gallery
+from .run_summary import ADJUSTED, RunSummary, read_run
+from .templates import make_environment
 
 
 def write_report(
@@ -52,7 +51,7 @@ def write_report(
 
 
 def render(
-    story: Story, gallery: Gallery, comparisons: Mapping[str, Comparison] | None = None
+    story: RunSummary, gallery: Gallery, comparisons: Mapping[str, Comparison] | None = None
 ) -> str:
     """The page as HTML text; every name, prompt and value from the run is escaped. `comparisons` are drawn under their titles."""
     drawn = {title: compare_values(each) for title, each in (comparisons or {}).items()}
@@ -63,31 +62,7 @@ def render(
     )
 
 
-def make_environment() -> Environment:
-    """The templates of this room, with their filters."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    pages = Environment(
-        loader=PackageLoader("discl", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pages.filters |= {
-        "percent": words.percent, "points": words.points, "number": words.number, "share": words.share, "sign": _sign,
-        "cosine": words.cosine, "plain": words.plain, "level_colour": charts.level_colour,
-    }  # fmt: skip
-    pages.globals |= {"plural": words.plural}
-    return pages
-
-
-def _sign(value: float | None) -> str:
-    """CSS class of a difference."""
-    return "" if value is None or round(value, 1) == 0 else "up" if value > 0 else "down"
-
-
-def _values(story: Story) -> dict[str, Any]:
+def _values(story: RunSummary) -> dict[str, Any]:
     columns = tables.result_columns(story.figures)
     splits = ("test", "test-ood", "validation", "validation-ood")
     others = [
@@ -128,7 +103,7 @@ class Tile:
     points: float | None
 
 
-def tiles(story: Story, baseline: str, method: str | None) -> list[Tile]:
+def tiles(story: RunSummary, baseline: str, method: str | None) -> list[Tile]:
     """all, many, medium and few of a method beside the baseline, or of the baseline alone."""
     before, after = story.figures[baseline], story.figures[method or baseline]
     names = {"accuracy": "all", **{group: group for group in tables.GROUPS}}
@@ -139,7 +114,7 @@ def tiles(story: Story, baseline: str, method: str | None) -> list[Tile]:
     ]
 
 
-def _adjusted_tiles(story: Story) -> tuple[str, str, list[Tile]] | None:
+def _adjusted_tiles(story: RunSummary) -> tuple[str, str, list[Tile]] | None:
     pair = words.adjusted_pair(story)
     return (*pair, tiles(story, *pair)) if pair else None
 
@@ -168,7 +143,7 @@ class Similarity:
     levels: tuple[LevelRow, ...]
 
 
-def similarity(story: Story) -> Similarity:
+def similarity(story: RunSummary) -> Similarity:
     """How alike the synthetic images are to their class text, level by level from high to low."""
     values, levels = (story.verdicts[name].to_numpy() for name in ("clip_similarity", "level"))
     keep = story.verdicts["keep"].to_numpy(zero_copy_only=False)
@@ -200,7 +175,7 @@ class Curriculum:
     segments: tuple[charts.Segment, ...]
 
 
-def curricula(story: Story, colours: Mapping[str, str]) -> list[Curriculum]:
+def curricula(story: RunSummary, colours: Mapping[str, str]) -> list[Curriculum]:
     """The curriculum of every method."""
     result = []
     for name, history in story.histories.items():
@@ -228,11 +203,11 @@ def curricula(story: Story, colours: Mapping[str, str]) -> list[Curriculum]:
     return result
 
 
-def _epoch_axis(story: Story) -> charts.Axis:
+def _epoch_axis(story: RunSummary) -> charts.Axis:
     return charts.epoch_axis(max([1, *map(len, story.histories.values())]))
 
 
-def curves(story: Story, colours: Mapping[str, str]) -> list[charts.Chart]:
+def curves(story: RunSummary, colours: Mapping[str, str]) -> list[charts.Chart]:
     """Training loss (at the middle of its epoch) and validation accuracy (at its end), as far as there is any."""
     axis = _epoch_axis(story)
     loss = {
@@ -261,7 +236,7 @@ class ClassPanel:
     total: int
 
 
-def classes(story: Story) -> list[ClassPanel]:
+def classes(story: RunSummary) -> list[ClassPanel]:
     """One panel per method other than the baseline, the featured one first; the baseline's own where it is alone."""
     others = sorted(
         (name for name in story.methods if name != story.baseline),

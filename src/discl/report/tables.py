@@ -1,4 +1,4 @@
-"""The figures of a run as rows of tables: results, differences from the baseline, classes, what the filter kept."""
+"""Results, differences, classes and filter counts as rows of tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .reading import ADJUSTED, ENSEMBLED, Story
+from .run_summary import ADJUSTED, ENSEMBLED, RunSummary
 
 GROUPS = ("many", "medium", "few")
 MAX_CLASSES = 30
@@ -111,7 +111,7 @@ class Difference:
     points: tuple[float | None, ...]
 
 
-def differences(story: Story) -> list[Difference]:
+def differences(story: RunSummary) -> list[Difference]:
     """Every other method against the baseline on all, many, medium and few, like with like: adjusted against adjusted."""
     rows = []
     for name, figures in story.figures.items():
@@ -179,7 +179,7 @@ class ClassRow:
         return self.after - self.before
 
 
-def class_rows(story: Story, method: str) -> tuple[list[ClassRow], int]:
+def class_rows(story: RunSummary, method: str) -> tuple[list[ClassRow], int]:
     """The classes by falling number of training images, and of how many they were taken.
 
     At most 30: where there are more, those that changed most.
@@ -210,7 +210,7 @@ class DomainRow:
     cells: tuple[float, ...]
 
 
-def domain_table(story: Story) -> tuple[str, list[str], list[DomainRow], int] | None:
+def domain_table(story: RunSummary) -> tuple[str, list[str], list[DomainRow], int] | None:
     """(split, methods shown, rows, number of domains) of the split out of distribution, or else of the page's; None without domains.
 
     Domains stand from the worst on (accuracy of the last method shown), at most 30.
@@ -247,7 +247,7 @@ class KeptRow:
     cells: tuple[tuple[int, int] | None, ...]
 
 
-def kept_table(story: Story) -> tuple[list[int], list[KeptRow], int]:
+def kept_table(story: RunSummary) -> tuple[list[int], list[KeptRow], int]:
     """Levels from high to low, what the filter kept of each class and (last row) of all, and the number of classes with a spectrum.
 
     Of more than 30 classes those that lost the largest share are listed.

@@ -1,1 +1,1 @@
-"""Phase 1: make the synthetic-to-real spectrum of the hard images."""
+"""Phase 1: make the images."""

@@ -1,4 +1,4 @@
-"""Shards as one memory-mapped Arrow file in a folder that may be deleted at any time."""
+"""Shards as one memory-mapped Arrow file."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pyarrow as pa
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 
-from ..console import say
 from ..errors import StoreError
+from ..utils.console import say
 
 COLUMNS = ["id", "image"]
 

@@ -1,4 +1,4 @@
-"""Pictures to bytes, as the store keeps them."""
+"""Pixels to WebP, PNG or JPEG bytes."""
 
 from __future__ import annotations
 

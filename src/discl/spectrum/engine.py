@@ -17,14 +17,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..console import say
-from ..digests import derive_seed
 from ..errors import CheckpointError
 from ..levels import GuidanceLevel, noise_shares
-from .memory import MEND, free_cached, is_out_of_memory, largest_that_fits, slots_on_cpu, stay_below
+from ..utils.console import say
+from ..utils.hashing import derive_seed
 from .models import Conditioning, LatentModel, Schedule
+from .oom import (
+    MEND,
+    free_cached,
+    is_out_of_memory,
+    largest_that_fits,
+    slots_on_cpu,
+    stay_below,
+)
 from .plan import Request
-from .queue import LoadPixels, Queue, Text, Texts, Work, checked
+from .request_queue import LoadPixels, Queue, checked
+from .stats import Work
+from .text_cache import Text, Texts
 
 MOST_SHAPES = 64
 """Shapes of calls that are compiled, at most, one by one."""
@@ -89,7 +98,7 @@ class Engine:
     ) -> None:
         """Compiles the network (torch.compile) for calls of this shape; another shape or number of slots is compiled when it comes.
 
-        Pixels move by rounding only, ids do not. Raises whatever the compiler does, after which the network is as before.
+        ImageCache move by rounding only, ids do not. Raises whatever the compiler does, after which the network is as before.
         """
         # a run may hold many shapes; beyond the limit torch would silently go on without
         torch._dynamo.config.recompile_limit = max(

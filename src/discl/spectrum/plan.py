@@ -1,4 +1,4 @@
-"""The plan: hard images × levels × seeds → requests whose ids say everything that determines the pixels."""
+"""Hard images × levels × seeds to requests with content ids."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..digests import digest
 from ..errors import RecipeError, shorten
 from ..levels import GuidanceLevel, noise_shares
 from ..prompts import CAPTION, draw_prompt
-from ..stored import read_table
+from ..utils.hashing import digest
+from ..utils.stored import read_table
 
 
 @dataclass(frozen=True)

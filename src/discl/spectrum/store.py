@@ -1,4 +1,4 @@
-"""The spectrum on disk: a folder of Parquet shards, one row per synthetic image; on this machine, or wherever fsspec reaches.
+"""Parquet shards of images and scores, on disk or in a bucket.
 
 A shard is written beside its place and renamed into it, or put whole where only that is possible, so a row exists whole or
 not at all. What is missing is the plan minus the ids present: a crash, a new level or a second worker need no other
@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..digests import digest, digest_bytes
 from ..errors import BrokenFileError, StoreError
-from ..files import clear_unfinished, make_folder, whole, why
-from ..stored import read_json, write_text
+from ..utils.atomic import clear_unfinished, make_folder, whole, why
+from ..utils.hashing import digest, digest_bytes
+from ..utils.stored import read_json, write_text
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

@@ -1,4 +1,4 @@
-"""One device at work: requests in, shards of images and of their scores out.
+"""One device: sources read ahead, images encoded, scored and written beside denoising.
 
 Only the network's calls wait for one another. Sources are read ahead of them in one thread; pictures are encoded in others, and
 one more scores and writes what is finished. Everything between them is bounded, so a plan of any length takes constant memory.
@@ -22,12 +22,12 @@ import numpy as np
 
 from ..data import decode_image
 from ..errors import StoreError
+from .clip_filter import ClipScorer
+from .diffusers_engine import PlainEngine
 from .encoding import encode_image
 from .engine import Engine
-from .fallback import PlainEngine
-from .filter import ClipScorer
 from .plan import Request, Sampling
-from .queue import LoadPixels
+from .request_queue import LoadPixels
 from .store import Shards
 
 WAITING = 64

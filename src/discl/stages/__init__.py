@@ -1,1 +1,1 @@
-"""The stages of a run, each a function of an open run that does only what is missing."""
+"""One file per command; each does only what is missing in the run folder."""

@@ -1,4 +1,4 @@
-"""ALIA's filters on the spectrum of a run: what CLIP and a classifier of the real images say of each edit."""
+"""ALIA's filters on a run."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import pyarrow as pa
 from datasets import concatenate_datasets
 
 from ..baselines.alia import confidence_drop, mean_self_confidence, semantic_drop
-from ..console import progress, say
 from ..data import decode_image
-from ..digests import digest
 from ..errors import BrokenFileError
-from ..spectrum.filter import ClipScorer, Verdict, describe_scorer
+from ..run_folder.images import stored_images
+from ..run_folder.run import Run
+from ..spectrum.clip_filter import ClipScorer, Verdict, describe_scorer
 from ..spectrum.plan import Request
-from ..stored import read_table, write_table
-from ..workspace import Run, stored_images
-from .learning import fit_classifier
-from .samples import real_aspects
+from ..utils.console import progress, say
+from ..utils.hashing import digest
+from ..utils.stored import read_table, write_table
+from .sample_pool import real_aspects
+from .train import fit_classifier
 
 REASONS = {
     0: "",

@@ -1,4 +1,4 @@
-"""From the recipe's `train` section to a network to begin with, how it is fed, and how it is trained."""
+"""From the section `train` to a network, its input and its training settings."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints import checkpoint_digest, find_checkpoint
-from ..curriculum.backbones import (
-    read_normalisation,
-    read_timm_settings,
-    read_transformers_settings,
-    three_numbers,
-)
-from ..curriculum.clip import (
+from ..errors import CheckpointError
+from ..models.classifier import ARCHITECTURES, ClassifierConfig, build_classifier
+from ..models.clip import (
     ClipClassifier,
     clip_feeding,
     interpolate,
     read_clip_settings,
     tokenize,
 )
-from ..curriculum.learner import Stepping
-from ..curriculum.models import ARCHITECTURES, ClassifierConfig, build_classifier
-from ..curriculum.objectives import FLYP
-from ..curriculum.optimization import make_learning_rate, make_optimizer, two_phases
-from ..curriculum.training import TrainSettings, choose_precision
-from ..errors import CheckpointError
+from ..models.pretrained import (
+    read_normalisation,
+    read_timm_settings,
+    read_transformers_settings,
+    three_numbers,
+)
 from ..prompts import class_prompts
 from ..recipe import Train
+from ..training.loop import TrainSettings, choose_precision
+from ..training.objectives import FLYP
+from ..training.optim import make_learning_rate, make_optimizer, two_phases
+from ..training.step import StepConfig
 
 MEAN, STD = (
     (0.485, 0.456, 0.406),
@@ -185,7 +185,7 @@ def describe_training(
         precision=choose_precision(train.precision, device),
         seed=train.seed,
         select=train.select,
-        stepping=Stepping(train.crop_scale, train.mixup, train.cutmix, train.accumulate, train.ema, head_epochs),
+        stepping=StepConfig(train.crop_scale, train.mixup, train.cutmix, train.accumulate, train.ema, head_epochs),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Training curves in TensorBoard or Weights & Biases, beside the history that is always written."""
+"""TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from uuid import uuid4
 
 from ..errors import RunError
-from ..files import make_folder
-from ..stored import read_text, write_text
+from ..utils.atomic import make_folder
+from ..utils.stored import read_text, write_text
 
 Log = Callable[[Mapping[str, Any]], None]
 

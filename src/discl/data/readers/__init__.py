@@ -1,4 +1,4 @@
-"""Readers: from whatever lies on disk or on the hub to tables of one shape, `id, image, label` and optionally `domain` and `group`.
+"""One function per data format, all in `READERS`.
 
 A reader is a function from a `Source` to `{split: ImageTable}` and a name in `READERS`. It opens nothing but lists: images are
 decoded when they are asked for.

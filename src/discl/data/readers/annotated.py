@@ -1,4 +1,4 @@
-"""Data sets with annotation files: iNaturalist 2018 and COCO (JSON), WILDS (metadata.csv)."""
+"""iNaturalist, COCO, WILDS."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.json as pajson
 
 from ...assets import common_names
-from ...console import say
 from ...errors import DataError
+from ...utils.console import say
 from ..table import ImageTable
 from .building import SPLIT_NAMES, Source, build_table, expected, files_below, full_paths
 from .lists import read_csv, tidy

@@ -1,4 +1,4 @@
-"""What all readers share: where a data set is, and tables built column by column, so that a million rows open in seconds."""
+"""What readers share: a source, tables built column by column."""
 
 from __future__ import annotations
 

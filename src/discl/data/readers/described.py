@@ -1,4 +1,4 @@
-"""Folders with a file that describes the images beside it: `metadata.csv` of `datasets`, `_classes.csv` of Roboflow."""
+"""Folders with `metadata.csv` or `_classes.csv` beside the images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images in folders: one folder per class, or lists of "path label"."""
+"""Folders of images; lists of ImageNet-LT."""
 
 from __future__ import annotations
 
@@ -14,14 +14,7 @@ from ...assets import common_names
 from ...errors import DataError
 from ..listing import LeftOut, is_picture_name, known_suffixes
 from ..table import ImageTable
-from .building import (
-    SPLIT_NAMES,
-    Source,
-    build_table,
-    expected,
-    full_paths,
-    refuse_escape,
-)
+from .building import SPLIT_NAMES, Source, build_table, expected, full_paths, refuse_escape
 from .labels import is_whole
 from .opening import read_text
 

@@ -1,4 +1,4 @@
-"""Classes from labels as they are written: texts, and whole numbers of any size, which are names too."""
+"""Class names from labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists of images as tables: CSV and TSV as programs of all kinds write them, JSON lines, Parquet."""
+"""Lists as other programs write them: separators, encodings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists of images: a CSV, TSV, JSON lines or Parquet file with a path and a label in each row."""
+"""Your own lists: CSV, TSV, JSON lines, Parquet."""
 
 from __future__ import annotations
 

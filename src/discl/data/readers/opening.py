@@ -1,4 +1,4 @@
-"""Files that others wrote: looked at before they are opened, decoded and parsed with errors that name them."""
+"""Opens files that others made, with limits and clear errors."""
 
 from __future__ import annotations
 

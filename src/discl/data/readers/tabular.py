@@ -1,4 +1,4 @@
-"""Tables that are tables already: Parquet files, and data sets of the hub or on disk."""
+"""Parquet files, the hub, `save_to_disk`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from datasets.fingerprint import generate_random_fingerprint
 from huggingface_hub import constants
 
 from ...errors import DataError, unknown
+from ..addresses import CELL, cell_address
 from ..gate import Gate, Unreadable, roots_of
-from ..shards import CELL, cell_address
 from ..table import OPTIONAL, ImageTable, check_table
 from .building import Source, arrow_images, blank_rows, files_below, refuse_escape
 from .labels import name_numbers, negative_labels

@@ -1,4 +1,4 @@
-"""WebDataset shards: tars whose pictures stay where they are."""
+"""WebDataset tars."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import DataError
+from ..addresses import SLICE, slice_address
 from ..listing import IMAGE_SUFFIXES
-from ..shards import SLICE, slice_address
 from ..table import OPTIONAL, ImageTable
 from .building import SPLIT_NAMES, Source, build_table, expected, files_below, refuse_escape
 from .labels import is_whole, name_numbers

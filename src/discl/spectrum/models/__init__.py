@@ -1,4 +1,4 @@
-"""Latent generators of every supported family behind one small interface."""
+"""diffusers checkpoints behind one small interface."""
 
 from .interface import Conditioning, LatentModel
 from .loading import (

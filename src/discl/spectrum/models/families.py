@@ -1,4 +1,4 @@
-"""Which generators are known, and what a folder must hold to be one; read from configurations, never from weights."""
+"""Which families are known, and what their folders must hold."""
 
 from __future__ import annotations
 

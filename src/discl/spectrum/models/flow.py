@@ -1,4 +1,4 @@
-"""Flow-matching transformers: Stable Diffusion 3.x and FLUX.1, with diffusers' pipelines to encode their texts."""
+"""Stable Diffusion 3.x, FLUX.1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the engine needs of a generator: texts and pictures in, predictions for rows at steps of their own, pictures out."""
+"""`LatentModel`: what the engine needs of a generator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generators from disk: what one is, whether it can do what is asked, and the model itself."""
+"""Generators from disk: describe, check, load."""
 
 from __future__ import annotations
 
@@ -12,13 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 from safetensors import safe_open
 
-from ...checkpoint_checks import (
-    HARMLESS,
-    check_complete,
-    check_extent,
-    check_loaded,
-    loading,
-)
+from ...checkpoint_checks import HARMLESS, check_complete, check_extent, check_loaded, loading
 from ...checkpoints import (
     PICKLED,
     checkpoint_digest,
@@ -29,9 +23,9 @@ from ...checkpoints import (
     settings_digest,
     weights_digest,
 )
-from ...digests import digest
 from ...errors import CheckpointError
 from ...levels import TEXT_ONLY, GuidanceLevel
+from ...utils.hashing import digest
 from .families import (
     SDXL,
     UNUSED,

@@ -1,4 +1,4 @@
-"""LoRA weights of every layout that is read: what they are, whether they fit, and adding them to a pipeline."""
+"""LoRA files of every layout: check, and add to a pipeline."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from ...checkpoint_checks import loading, read_json
 from ...checkpoints import find_beside, find_weights, weights_digest
-from ...console import say
-from ...digests import digest
 from ...errors import CheckpointError
+from ...utils.console import say
+from ...utils.hashing import digest
 
 OTHER_KINDS = {
     "hada_": "LoHa", "lokr_": "LoKr", "oft_": "OFT", "boft_": "BOFT", "ia3_": "IA³", "vera_lambda": "VeRA",

@@ -1,4 +1,4 @@
-"""The noise of each step: where a level starts, and what a step makes of latents and a network's output."""
+"""`Schedule`: DDIM and flow matching."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x, 2.x and XL: a UNet, an AutoencoderKL, CLIP text encoders, DDIM."""
+"""Stable Diffusion 1.x, 2.x, SDXL."""
 
 from __future__ import annotations
 

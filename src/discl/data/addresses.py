@@ -1,0 +1,83 @@
+"""Images inside tars and Parquet files, by address.
+
+`slice://OFFSET:SIZE::FILE` is a part of a file, such as a member of a tar; `parquet://ROW:COLUMN::FILE` a cell of a Parquet file.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .gate import Gate
+
+SLICE, CELL = "slice://", "parquet://"
+KEPT_GROUPS = 2
+"""Row groups that are kept: neighbours are asked for one after another by whoever reads in order."""
+
+_lock = Lock()
+
+
+def cell_address(row: int, column: str, file: Path) -> str:
+    """The address of a row of a column of a Parquet file."""
+    return f"{CELL}{row}:{column}::{file}"
+
+
+def slice_address(offset: int, size: int, file: Path) -> str:
+    """The address of `size` bytes of a file."""
+    return f"{SLICE}{offset}:{size}::{file}"
+
+
+def read_slice(address: str, gate: Gate) -> bytes:
+    """The bytes at an address. Raises Unreadable for a file that the gate refuses, OSError or ValueError where nothing is there."""
+    place, file = _parts(address)
+    offset, size = map(int, place.split(":"))
+    with gate.open(file) as stream:
+        stream.seek(offset)
+        return stream.read(size)
+
+
+def read_cell(address: str, gate: Gate) -> dict[str, Any]:
+    """`{bytes, path}` of the cell at an address; raises as `read_slice` does. The path is the data's own, not one of ours."""
+    place, file = _parts(address)
+    row, _, column = place.partition(":")
+    return _read_cell(int(row), column, gate.find(file))
+
+
+def _parts(address: str) -> tuple[str, str]:
+    """(place in the file, the file) of an address."""
+    place, _, file = address.partition("://")[2].partition("::")
+    return place, file
+
+
+def _read_cell(row: int, column: str, file: str) -> dict[str, Any]:
+    starts = _starts(file)
+    if row >= starts[-1]:
+        raise ValueError(
+            f"{file} has {starts[-1]} rows; row {row} is none of them, so the file has changed"
+        )
+    group = int(np.searchsorted(starts, row, side="right")) - 1
+    with _lock:  # one reader fetches the group, the others find it
+        cells = _group(file, column, group)
+    value = cells[row - int(starts[group])].as_py()
+    return value if isinstance(value, dict) else {"bytes": value, "path": None}
+
+
+@lru_cache(64)
+def _starts(file: str) -> np.ndarray:
+    """The first row of each row group, and the number of rows."""
+    found = pq.read_metadata(file)
+    return np.cumsum(
+        [0, *(found.row_group(number).num_rows for number in range(found.num_row_groups))]
+    )
+
+
+@lru_cache(KEPT_GROUPS)
+def _group(file: str, column: str, group: int) -> pa.ChunkedArray:
+    with pq.ParquetFile(file) as opened:
+        return opened.read_row_group(group, columns=[column])[column]

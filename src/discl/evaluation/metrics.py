@@ -1,0 +1,103 @@
+"""Top-1, many/medium/few, worst-k, macro F1, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import (
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+)
+
+
+def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Counts `[true class, predicted class]`."""
+    return multiclass_confusion_matrix(predicted, labels, num_classes)
+
+
+def class_accuracies(confusion: Tensor) -> dict[int, float]:
+    """`{label: share of its images that are recognised}` in [0, 1], for the classes that have images."""
+    totals = confusion.sum(1)
+    return {
+        label: confusion[label, label].item() / total
+        for label, total in enumerate(totals.tolist())
+        if total
+    }
+
+
+def macro_f1(confusion: Tensor) -> float:
+    """Mean F1 over the labels that are present, as WILDS defines it (arXiv 2012.07421, appendix E.1)."""
+    hits = confusion.diagonal().double()
+    present = confusion.sum(1) > 0
+    return (2 * hits / (confusion.sum(0) + confusion.sum(1)).clamp_min(1))[present].mean().item()
+
+
+def calibration_error(logits: Tensor, labels: Tensor) -> float:
+    """Expected calibration error in [0, 1]: Σ |B| / n · |accuracy(B) − confidence(B)| over 15 equal-width bins B of the largest
+    softmax probability (arXiv 1706.04599, eq. 3)."""
+    return multiclass_calibration_error(
+        softmax_rows(logits), labels, logits.shape[1], n_bins=15
+    ).item()
+
+
+def measure_domains(
+    predicted: Tensor, labels: Tensor, domains: Sequence[Any], num_classes: int
+) -> dict[str, dict[str, Any]]:
+    """`{domain: {"images", "accuracy", "macro_f1"}}`, `domains` one per row; macro F1 over the labels present in the domain."""
+    rows_of: dict[str, list[int]] = {}
+    for row, domain in enumerate(domains):
+        rows_of.setdefault(str(domain), []).append(row)
+    result = {}
+    for domain, rows in sorted(rows_of.items()):
+        confusion = confusion_matrix(predicted[rows], labels[rows], num_classes)
+        accuracy = confusion.diagonal().sum().item() / len(rows)
+        result[domain] = {
+            "images": len(rows),
+            "accuracy": accuracy,
+            "macro_f1": macro_f1(confusion),
+        }
+    return result
+
+
+def measure(
+    logits: Tensor, labels: Tensor, class_names: Sequence[str], groups: Mapping[str, Sequence[int]], worst_k: Sequence[int] = (),
+    domains: Sequence[Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Metrics of logits `[rows, classes]`; all shares in [0, 1].
+
+    `accuracy` is top-1 over all images; `many`, `medium` and `few` are means over the classes of a group; `worst_k` is
+    the mean of the k lowest class accuracies; `per_class` maps a name to its accuracy. With `domains`, one per row, there are
+    `per_domain` and the lowest of its figures, `worst_domain_accuracy` and `worst_domain_macro_f1`.
+    """
+    confusion = confusion_matrix(logits.argmax(1), labels, len(class_names))
+    accuracies = class_accuracies(confusion)
+    result: dict[str, Any] = {
+        "images": len(labels),
+        "accuracy": confusion.diagonal().sum().item() / len(labels),
+        "macro_f1": macro_f1(confusion),
+        "calibration_error": calibration_error(logits, labels),
+    }
+    for name, members in groups.items():
+        present = [accuracies[label] for label in members if label in accuracies]
+        if present:
+            result[name] = sum(present) / len(present)
+    ordered = sorted(accuracies.values())
+    for k in worst_k:
+        if k <= len(ordered):
+            result[f"worst_{k}"] = sum(ordered[:k]) / k
+    if domains is not None:
+        result["per_domain"] = measure_domains(logits.argmax(1), labels, domains, len(class_names))
+        for metric in ("accuracy", "macro_f1"):
+            result[f"worst_domain_{metric}"] = min(
+                each[metric] for each in result["per_domain"].values()
+            )
+    result["per_class"] = {class_names[label]: accuracy for label, accuracy in accuracies.items()}
+    return result
+
+
+def softmax_rows(logits: Tensor) -> Tensor:
+    """Probabilities `[rows, classes]` in float64."""
+    return torch.softmax(logits.double(), dim=1)

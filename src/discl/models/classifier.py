@@ -1,0 +1,307 @@
+"""Residual networks; any classifier to disk and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..checkpoint_checks import check_configuration, check_extent
+from ..errors import CheckpointError
+from ..utils.atomic import make_folder
+from ..utils.stored import (
+    broken,
+    read_header,
+    read_json,
+    read_tensors,
+    reading,
+    save_tensors,
+    write_text,
+)
+from .clip import ClipClassifier
+from .pretrained import TimmClassifier, TransformersClassifier
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "resnet10": {"blocks": (1, 1, 1, 1), "width": 64, "shortcut": "projection"},
+    "resnet18": {"blocks": (2, 2, 2, 2), "width": 64, "shortcut": "projection"},
+    "resnet34": {"blocks": (3, 4, 6, 3), "width": 64, "shortcut": "projection"},
+    "resnet50": {"blocks": (3, 4, 6, 3), "width": 64, "shortcut": "bottleneck"},
+    "resnet32-cifar": {"blocks": (5, 5, 5), "width": 16, "shortcut": "padding"},
+}
+"""Our own residual networks."""
+
+TRAINED_AGAIN = "Delete its folder and train the method again."
+
+FROM_CHECKPOINT = ("transformers", "timm", "clip")
+"""Families whose architecture is that of a checkpoint: an image classifier of transformers, a model of timm, a CLIP."""
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """All that is needed to build and feed a classifier: `image_size` in pixels a side, `mean` and `std` per channel of [0, 1].
+
+    `head` is linear, or cosine between features and class vectors (ResNets only). `backbone` describes the network of a
+    checkpoint's family, so that a saved classifier needs the checkpoint no more. `depth` says which values of grey pictures of
+    more than 8 bits are black and white, as `Depth.plain` has it, where it learned from such.
+    """
+
+    architecture: str
+    stem: str
+    width: int
+    class_names: tuple[str, ...]
+    image_size: int
+    resize: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    head: str = "linear"
+    backbone: Mapping[str, Any] | None = None
+    depth: Mapping[str, Any] | None = None
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut (arXiv 1512.03385, fig. 2); option A pads channels with zeros, option B projects."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int, shortcut: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.stride, self.padding = stride, (channels - channels_in) // 2
+        self.downsample = None
+        if shortcut == "projection" and (stride != 1 or channels_in != channels):
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.downsample is not None:
+            x = self.downsample(x)
+        elif self.padding or self.stride != 1:
+            x = F.pad(
+                x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding)
+            )
+        return F.relu(x + y)
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3 and 1×1 convolutions to four times the channels (arXiv 1512.03385, fig. 5), the stride in the 3×3 as everyone has it."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, 4 * channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * channels)
+        self.downsample = None
+        if stride != 1 or channels_in != 4 * channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels_in, 4 * channels, 1, stride, bias=False),
+                nn.BatchNorm2d(4 * channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        return F.relu(
+            self.bn3(self.conv3(y)) + (x if self.downsample is None else self.downsample(x))
+        )
+
+
+class CosineHead(nn.Module):
+    """Cosines `[batch, classes]` of features with one vector per class, for LDAM (arXiv 1906.07413)."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num_classes, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
+
+
+class ResNet(nn.Module):
+    """A residual network. Stem 7×7 is ImageNet's (stride 2, max-pooled), 3×3 keeps the resolution.
+
+    `shortcut` is projection or padding, both of basic blocks, or bottleneck. `head` is linear or cosine.
+    """
+
+    def __init__(
+        self,
+        blocks: tuple[int, ...],
+        width: int,
+        num_classes: int,
+        stem: str = "7x7",
+        shortcut: str = "projection",
+        head: str = "linear",
+    ) -> None:
+        super().__init__()
+        large = stem == "7x7"
+        self.conv1 = nn.Conv2d(
+            3, width, 7 if large else 3, 2 if large else 1, 3 if large else 1, bias=False
+        )
+        self.bn1 = nn.BatchNorm2d(width)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
+        layers: list[nn.Module] = []
+        channels_in = width
+        for stage, count in enumerate(blocks):
+            channels = width * 2**stage
+            for block in range(count):
+                stride = 2 if stage and not block else 1
+                if shortcut == "bottleneck":
+                    layers.append(Bottleneck(channels_in, channels, stride))
+                    channels_in = 4 * channels
+                else:
+                    layers.append(BasicBlock(channels_in, channels, stride, shortcut))
+                    channels_in = channels
+        self.layers = nn.Sequential(*layers)
+        self.fc = (
+            CosineHead(channels_in, num_classes)
+            if head == "cosine"
+            else nn.Linear(channels_in, num_classes)
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def features(self, x: Tensor) -> Tensor:
+        """Penultimate features `[batch, channels]` of normalised pixels `[batch, 3, h, w]`."""
+        return self.layers(self.maxpool(F.relu(self.bn1(self.conv1(x))))).mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `[batch, classes]` of normalised pixels `[batch, 3, h, w]`."""
+        return self.fc(self.features(x))
+
+    @property
+    def head(self) -> nn.Module:
+        """The last layer, which turns features into logits."""
+        return self.fc
+
+
+def build_classifier(config: ClassifierConfig) -> nn.Module:
+    """The network of a configuration, freshly initialised from torch's random state."""
+    classes = len(config.class_names)
+    if config.architecture == "clip":
+        return ClipClassifier(dict(config.backbone or {}), classes)
+    if config.architecture == "transformers":
+        return TransformersClassifier(dict(config.backbone or {}), config.class_names)
+    if config.architecture == "timm":
+        return TimmClassifier(dict(config.backbone or {}), classes)
+    known = ARCHITECTURES[config.architecture]
+    stem = "3x3" if config.architecture.endswith("-cifar") else config.stem
+    return ResNet(known["blocks"], config.width, classes, stem, known["shortcut"], config.head)
+
+
+def normalise(pixels: Tensor, config: ClassifierConfig) -> Tensor:
+    """(pixels − mean) / std for float pixels `[batch, 3, h, w]` in [0, 1]."""
+    mean, std = (
+        torch.tensor(values, device=pixels.device).view(1, 3, 1, 1)
+        for values in (config.mean, config.std)
+    )
+    return (pixels - mean) / std
+
+
+def save_classifier(
+    model: nn.Module, config: ClassifierConfig, folder: Path, fingerprint: str = ""
+) -> None:
+    """Writes `model.safetensors` and `config.json`, with the model in evaluation mode (and back afterwards).
+
+    `fingerprint` says what it was trained on; it is kept with the weights, for `check_classifier`.
+    Raises WriteError where the disk refuses.
+    """
+    training = model.training
+    model.eval()  # a CLIP that learns from texts makes its head anew
+    make_folder(folder)
+    write_config(config, folder)
+    metadata = {"fingerprint": fingerprint} if fingerprint else None
+    save_tensors(model.state_dict(), folder / "model.safetensors", metadata)
+    model.train(training)
+
+
+def write_config(config: ClassifierConfig, folder: Path) -> None:
+    """Writes `config.json`, which says how to build a classifier and how to feed it."""
+    plain = asdict(config)
+    if config.depth is None:
+        del plain["depth"]
+    write_text(folder / "config.json", json.dumps(plain, indent=2, ensure_ascii=False))
+
+
+def read_config(folder: Path) -> ClassifierConfig:
+    """What `write_config` wrote. Raises BrokenFileError where there is none that can be read."""
+    path = folder / "config.json"
+    plain = read_json(path, "architecture", "class_names", advice=TRAINED_AGAIN)
+    with reading(path, TRAINED_AGAIN):
+        settings: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()
+        }
+        return ClassifierConfig(**settings)
+
+
+def check_classifier(folder: Path, config: ClassifierConfig, fingerprint: str = "") -> None:
+    """Raises BrokenFileError where the weights in a folder are not whole, or another network's.
+
+    Only the names and shapes of the tensors are read. With a `fingerprint`, weights that were saved
+    with another one are refused; those that were saved without any are not compared.
+    """
+    path = folder / "model.safetensors"
+    found, metadata = read_header(path, TRAINED_AGAIN)
+    with reading(path, TRAINED_AGAIN), torch.random.fork_rng(devices=[]), torch.device("meta"):
+        wanted = {
+            name: tuple(each.shape) for name, each in build_classifier(config).state_dict().items()
+        }
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            told = f"has '{name}' of shape {found.get(name)} where {wanted.get(name)} is expected"
+            raise broken(path, f"is another network's: it {told}", TRAINED_AGAIN)
+    if fingerprint and metadata.get("fingerprint", fingerprint) != fingerprint:
+        raise broken(path, "was trained on other data or settings", TRAINED_AGAIN)
+
+
+def first_cause(error: Exception) -> str:
+    """One line of an error that may list every tensor of a network."""
+    return " ".join(line.strip() for line in str(error).splitlines()[:2])[:500]
+
+
+def load_classifier(folder: Path) -> tuple[nn.Module, ClassifierConfig]:
+    """The classifier of a folder that `save_classifier` wrote, in evaluation mode. Raises CheckpointError if it is none."""
+    folder = Path(folder)
+    try:
+        config = read_config(folder)
+        _check_config(config)
+        check_configuration(folder, config.backbone)
+        weights = "model.safetensors"
+        check_extent(folder, asdict(config), lambda: build_classifier(config), weights)
+        model = build_classifier(config)
+        model.load_state_dict(read_tensors(folder / weights, TRAINED_AGAIN))
+    except Exception as error:
+        raise CheckpointError(
+            f"'{folder}' holds no classifier of discl: {first_cause(error)}"
+        ) from error
+    return model.eval(), config
+
+
+def _check_config(config: ClassifierConfig) -> None:
+    """Raises ValueError for a configuration that would fail only when pictures are read or normalised with it."""
+    for name, least in (("width", 0), ("image_size", 1), ("resize", 1)):
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 100_000:
+            raise ValueError(f"{name} is {value!r:.80}")
+    for name in ("mean", "std"):
+        values = getattr(config, name)
+        numbers = [each for each in values if isinstance(each, int | float) and abs(each) < 1e6]
+        if len(numbers) != 3 or len(values) != 3 or (name == "std" and min(numbers) <= 0):
+            raise ValueError(f"{name} is {values!r:.80}")
+    names = config.class_names
+    if (
+        not isinstance(names, tuple)
+        or not names
+        or not all(isinstance(each, str) for each in names)
+    ):
+        raise ValueError(f"class_names are {names!r:.80}")

@@ -1,0 +1,249 @@
+"""All stages in order; what `discl run` and `discl.run` do.
+
+data -> hard -> prompts -> plan -> generate -> filter -> train -> evaluate -> report
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import DisclError, RunError
+from .escaping import one_line
+from .levels import GuidanceLevel
+from .recipe import Recipe, check_own_pieces, load_recipe
+from .report import write_comparison, write_report, write_survey
+from .run_folder.open import open_run
+from .run_folder.run import Run
+from .spectrum.plan import WHOLE, Share
+from .stages import compare as compare_stage
+from .stages import generate as generate_stage
+from .stages import levels as levels_stage
+from .stages.evaluate import evaluate
+from .stages.filter import filter_spectrum
+from .stages.hard import find_hard
+from .stages.plan import check_models, make_plan
+from .stages.prepare_data import prepare_data
+from .stages.prompts import write_prompts
+from .stages.provenance import describe_making
+from .stages.train import train
+from .training.distributed import current_processes, join_processes
+from .utils.atomic import why
+from .utils.console import console, say
+from .utils.stored import read_json
+
+
+def report(run: Run) -> Path:
+    """Writes the whole story of the run as one self-contained page, `report.html`."""
+    making = describe_making(run.recipe, run.generator, run.size)
+    return write_report(
+        run.folder, run.tables["train"], run.groups, making, run.location("spectrum")
+    )
+
+
+STAGES: dict[str, Callable[[Run], Path]] = {
+    "data": prepare_data,
+    "hard": find_hard,
+    "prompts": write_prompts,
+    "plan": make_plan,
+    "generate": generate_stage.generate,
+    "filter": filter_spectrum,
+    "train": train,
+    "evaluate": evaluate,
+    "report": report,
+}
+
+
+SHARED = ("plan", "generate")
+"""Stages that several processes may carry out at once in one folder: the first is the same for all, the second divides its work."""
+
+
+REFUSALS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+}
+"""How a system says that it takes no more bytes."""
+
+
+def open_together(
+    recipe: Recipe,
+    out: Path | str | None,
+    amend: bool,
+    check: Callable[[Run], None] = lambda run: None,
+    *,
+    allow_plugins: bool = False,
+) -> Run:
+    """As `open_run`, by several processes: the first opens the folder alone, then the others, who stay silent from then on."""
+    processes = join_processes(cpu=recipe.runtime.device == "cpu" or not torch.cuda.is_available())
+    if processes.first:
+        run = open_run(recipe, out, amend, check, allow_plugins=allow_plugins)
+        processes.barrier()
+        return run
+    processes.barrier()
+    console.quiet = True
+    return open_run(recipe, out, allow_plugins=allow_plugins)
+
+
+def run_until(run: Run, stage: str) -> Path:
+    """Carries out the stages up to and including `stage`, each doing only what is missing; returns what the last one wrote.
+
+    Processes that work in one folder take turns: each waits until another has ended the stage, and does what is missing then.
+
+    Where `torchrun` or `accelerate launch` started several processes they train together, and the first does the rest.
+    """
+    check_models(run, stage)
+    processes = join_processes(cpu=run.device.type == "cpu")
+    path = run.folder
+    for name, carry_out in STAGES.items():
+        with run.lock(name) if processes.first and name not in SHARED else nullcontext():
+            processes.barrier()
+            if processes.first or name == "train":
+                with _refusals(name), _way_back(run):
+                    path = carry_out(run)
+            processes.barrier()
+        if name == stage:
+            break
+    return path
+
+
+@contextmanager
+def _way_back(run: Run) -> Iterator[None]:
+    """Says, where an amended recipe fails before it has made anything, how to have the former one back; errors pass."""
+    try:
+        yield
+    except DisclError:
+        if run.amended:
+            say(
+                f"{run.folder} still holds its former recipe, tables and figures: the command of before, without --amend, takes it back"
+            )
+        raise
+
+
+@contextmanager
+def _refusals(stage: str) -> Iterator[None]:
+    """Makes an error that names the way on of a disk that is full or may not be written to; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        raise RunError(
+            f"stage '{stage}' cannot write: {why(error)}. What was finished is intact; mend the "
+            "cause and run the same command again."
+        ) from error
+
+
+def generate(run: Run, share: Share = WHOLE, ray: str | None = None) -> Path:
+    """The images of the plan, or of a share of it, that the store lacks; with what has to be done before. Returns the store's folder.
+
+    `ray` is the address of a cluster, or "auto" for the one at hand. Raises RunError where a share is asked of a cluster, for that
+    divides the work itself.
+    """
+    if ray and share != WHOLE:
+        raise RunError("--ray divides the work itself; leave out --shard.")
+    run_until(run, "plan")
+    with _refusals("generate"):
+        return generate_stage.generate(run, share, ray)
+
+
+def run(
+    recipe: Recipe | str | Path | dict[str, Any],
+    out: Path | str | None = None,
+    *,
+    overrides: dict[str, Any] | None = None,
+    amend: bool = False,
+    allow_plugins: bool = False,
+) -> Path:
+    """The whole chain: from a recipe (an object, a shipped name, a YAML file or a plain tree) to the path of `report.html`.
+
+    Called again with the same arguments it does only what is missing. `allow_plugins` gives leave to import
+    what the recipe names as `module:attribute`; RecipeError where it names some without.
+    """
+    loaded = load_recipe(recipe, overrides)
+    check_own_pieces(loaded, allow_plugins)
+    check = partial(check_models, stage="report")
+    return run_until(open_run(loaded, out, amend, check, allow_plugins=allow_plugins), "report")
+
+
+def compare(run: Run, seeds: Sequence[int] | None = None, *, tune: bool = False) -> Path:
+    """Phase 1 once, then every method with every training seed (the recipe's unless given); returns the path of `comparison.md`.
+
+    `comparison.html` beside it draws the table. With `tune` every method first gets the same number of trials on validation (section
+    compare.tune), and the table lies in `tuned/`.
+    """
+    check_own_pieces(run.recipe, run.allow_plugins, tuned=tune)
+    run_until(run, "filter")
+    processes = current_processes()
+    with run.lock("compare") if processes.first else nullcontext(), _refusals("compare"):
+        path = compare_stage.compare(run, seeds or run.recipe.compare.seeds, tune)
+        processes.on_main(lambda: write_comparison(path.parent, run.recipe.name))
+        return path
+
+
+def levels(
+    run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | None = None, seeds: int = 1
+) -> Path:
+    """Measures a spectrum over a grid of λ for a sample of hard images, in `levels/` of the run folder, and proposes levels and threshold.
+
+    Returns the path of `levels.html`; `levels.md`, `levels.csv` and `levels.json` lie beside it.
+    """
+    run_until(run, "prompts")
+    with run.lock("levels"), _refusals("levels"):
+        path = levels_stage.survey_levels(run, sources, grid, seeds)
+    with _refusals("levels"):
+        proposed = levels_stage.snippet(read_json(path, "proposal"))
+        return write_survey(
+            path.parent, run.train, proposed, run.location(f"{levels_stage.FOLDER}/spectrum")
+        )
+
+
+TABLE = (
+    ("accuracy", "all"), ("many", "many"), ("medium", "medium"), ("few", "few"), ("macro_f1", "F1"),
+    ("worst_domain_accuracy", "worst dom."), ("calibration_error", "ECE"),
+)  # fmt: skip
+OUT_OF_DISTRIBUTION = (
+    ("accuracy", "OOD all"),
+    ("macro_f1", "OOD F1"),
+    ("worst_domain_accuracy", "OOD worst dom."),
+)
+
+
+def results_table(run: Run) -> str:
+    """The figures of `results.json` as an aligned text table, in per cent; test where there is one, else validation, and its OOD split.
+
+    A column that no row has is left out: many / medium / few, macro F1, the worst domain, the calibration error (ECE).
+    """
+    results = read_json(run.path("results.json"))
+    split = "test" if all("test" in splits for splits in results.values()) else "validation"
+    offered = [(split, *column) for column in TABLE] + [
+        (f"{split}-ood", *column) for column in OUT_OF_DISTRIBUTION
+    ]
+    columns = [
+        each
+        for each in offered
+        if any(each[1] in splits.get(each[0], {}) for splits in results.values())
+    ]
+    widths = [max(8, len(heading) + 2) for _, _, heading in columns]
+    lines = [
+        f"{'on ' + split + ', %':<28}"
+        + "".join(f"{each[2]:>{width}}" for each, width in zip(columns, widths, strict=True))
+    ]
+    for method, splits in results.items():
+        figures = [splits.get(where, {}).get(metric) for where, metric, _ in columns]
+        shown = ["–" if value is None else f"{100 * value:.1f}" for value in figures]
+        lines.append(
+            f"{one_line(method):<28}"
+            + "".join(f"{value:>{width}}" for value, width in zip(shown, widths, strict=True))
+        )
+    return "\n".join(lines)

@@ -1,0 +1,330 @@
+"""Descriptions by a language model: asked, parsed, checked, kept.
+
+The request is the paper's (arXiv 2410.13674, phase 1): so many descriptions of a class, each of at least fifteen words, that show
+only this class.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import yaml
+
+from ..errors import EndpointError, RecipeError
+from ..utils.atomic import whole
+from ..utils.yaml_text import LISTS, parse_yaml, read_text
+from .chat_client import Endpoint, whole_characters
+from .templates import by_any_name, read_phrases
+
+HEADER = """\
+# Texts that images are generated from, by class. Edit them as you like: a class that stands here is not asked for again;
+# take it out to have it written anew. A changed text makes new images.
+"""
+GIVE_UP = 3
+"""Classes without enough usable texts after which no other class is tried."""
+SHOWN = 3
+
+
+class Asks(Protocol):
+    def ask(self, messages: Sequence[Mapping[str, str]]) -> str: ...
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What the texts of a class have to be: `count` of them, `words` words or more, and with `only_class` no other class in them."""
+
+    count: int = 10
+    words: int = 15
+    only_class: bool = True
+    tries: int = 4
+
+
+def write_missing(
+    path: Path,
+    names: Mapping[str, str],
+    endpoint: Endpoint,
+    demand: Demand,
+    parallel: int = 1,
+    advance: Callable[[int], None] | None = None,
+    needed: Collection[str] | None = None,
+) -> None:
+    """Completes the file `{class: texts}` at `path`, class by class, with what a language model writes.
+
+    `names` maps each class of the data set to the name to use in texts. Only the classes in `needed`
+    are written (None: all); no text may name any other class. Classes that the file has are left as
+    they stand, comments included. Each finished class is in the file at once. Raises EndpointError if
+    the endpoint fails or its texts cannot be used; what is finished stays.
+    """
+    missing = missing_classes(path, names, needed)
+    if not missing:
+        return
+    _make_appendable(path)
+    failed: list[str] = []
+    written: set[str] = set()
+
+    def keep(answer: Future[list[str]]) -> None:
+        name = asked[answer]
+        _append(path, name, answer.result())
+        written.add(name)
+        if advance:
+            advance(1)
+
+    with ThreadPoolExecutor(min(parallel, len(missing))) as workers:
+        asked = {
+            workers.submit(
+                describe_class, names[name], _others(name, names), endpoint, demand
+            ): name
+            for name in missing
+        }
+        try:
+            for answer in as_completed(asked):
+                if isinstance(error := answer.exception(), UnusableError):
+                    failed.append(f"{asked[answer]}: {error}")
+                    if len(failed) >= GIVE_UP:
+                        break
+                else:
+                    keep(answer)
+        finally:
+            endpoint.stopped.set()
+            workers.shutdown(cancel_futures=True)
+            endpoint.stopped.clear()
+            for answer in asked:  # what was under way when another one failed
+                if (
+                    asked[answer] not in written
+                    and not answer.cancelled()
+                    and answer.exception() is None
+                ):
+                    keep(answer)
+    if failed:
+        listing = "\n".join(f"  {each}" for each in failed)
+        raise EndpointError(
+            f"{endpoint.model} at {endpoint.url} wrote too few usable texts for {len(failed)} classes:\n{listing}\n"
+            f"Write them into {path} yourself, take another model, or ask for less (prompts.endpoint: count, words, only_class, tries). "
+            "Finished classes are kept."
+        )
+
+
+def missing_classes(
+    path: Path, names: Iterable[str], needed: Collection[str] | None = None
+) -> list[str]:
+    """The needed classes (None: all) without any text in the file, in their order."""
+    known = by_any_name(read_phrases(path)) if path.exists() else {}
+    return [name for name in names if name not in known and (needed is None or name in needed)]
+
+
+class UnusableError(Exception):
+    """A model's texts cannot be used."""
+
+
+def describe_class(name: str, others: Sequence[str], endpoint: Asks, demand: Demand) -> list[str]:
+    """`demand.count` different texts about a class. Usable ones are kept from try to try and only the rest is asked for again.
+
+    Raises UnusableError, with what was wrong and what came back, after `demand.tries` tries.
+    """
+
+    def problem(text: str) -> str | None:
+        return find_problem(text, name, others if demand.only_class else (), demand.words)
+
+    return gather_texts(
+        lambda count: _request(name, demand, count), problem, endpoint, demand.count, demand.tries
+    )
+
+
+def gather_texts(
+    request: Callable[[int], str],
+    problem: Callable[[str], str | None],
+    endpoint: Asks,
+    count: int,
+    tries: int,
+    enough: int | None = None,
+) -> list[str]:
+    """At most `count` different texts, as soon as there are `enough` (by default all of them).
+
+    `request` says how so many texts are asked for, `problem` why one cannot be used or None. Usable ones are kept from try to try and
+    only the rest is asked for again. Raises UnusableError, with what was wrong and what came back, after `tries` tries.
+    """
+    enough = count if enough is None else enough
+    texts: list[str] = []
+    first = {"role": "user", "content": request(count)}
+    messages = [first]
+    rejected: list[str] = []
+    for _ in range(tries):
+        answer = endpoint.ask(messages)
+        rejected = []
+        for text in parse_texts(answer):
+            wrong = problem(text)
+            if wrong is not None:
+                rejected.append(f"'{_short(text)}' {wrong}")
+            elif text not in texts:
+                texts.append(text)
+        if len(texts) >= enough:
+            return texts[:count]
+        if not rejected and not texts:
+            rejected = [
+                f"'{_short(answer)}' is no list of texts"
+                if answer.strip()
+                else "the answer was empty"
+            ]
+        again = f"{request(count - len(texts))} They have to differ from those before."
+        if rejected:
+            again = f"These cannot be used: {'; '.join(rejected[:SHOWN])}. {again}"
+        messages = [
+            first,
+            {"role": "assistant", "content": answer},
+            {"role": "user", "content": again},
+        ]
+    told = "; ".join(rejected[:SHOWN]) or "the same ones came again"
+    raise UnusableError(f"{len(texts)} of {enough} after {tries} tries; {told}")
+
+
+def _request(name: str, demand: Demand, count: int) -> str:
+    alone = (
+        " It shows nothing but this subject and its surroundings, no other kind of subject."
+        if demand.only_class
+        else ""
+    )
+    return (
+        f'Write {count} descriptions of photographs of "{name}", each different in place, light, viewpoint and action. '
+        f'Each is one English sentence of at least {demand.words} words that contains the words "{name}".{alone} '
+        f"Answer with the {count} sentences as a numbered list and with nothing else."
+    )
+
+
+def parse_texts(answer: str) -> list[str]:
+    """The texts in a model's answer: a JSON list (or an object that holds one), a numbered or bulleted list, else its lines."""
+    answer = re.sub(r"<think>.*?</think>", "", answer, flags=re.DOTALL).strip()
+    listed = _json_list(answer)
+    if listed is None:
+        items = re.findall(
+            r"^[ \t]*(?:\d+[.):]|[-*•])[ \t]+(.*(?:\n(?![ \t]*(?:\d+[.):]|[-*•])[ \t])[ \t]*\S.*)*)",
+            answer,
+            re.MULTILINE,
+        )
+        listed = items or answer.splitlines()
+    return [text for text in (_clean(item) for item in listed) if text]
+
+
+def _json_list(answer: str) -> list[str] | None:
+    fenced = re.search(r"```\w*\n(.*?)```", answer, re.DOTALL)
+    try:
+        value = json.loads(fenced.group(1) if fenced else answer)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(value, dict):
+        value = next((each for each in value.values() if isinstance(each, list)), None)
+    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else None
+
+
+def _clean(item: str) -> str:
+    text = " ".join(whole_characters(item).split()).replace("**", "")
+    text = re.sub(r"^(?:\d+[.):]|[-*•])\s+", "", text)
+    return text.strip("\"'“”` ").rstrip(",").strip("\"'“”` ")
+
+
+def find_problem(text: str, name: str, others: Sequence[str], words: int) -> str | None:
+    """Why a text cannot be used for a class, None if it can: too few words, the class not named, another class named.
+
+    Names are compared as whole words without regard to case and plural; a name such as "tench, Tinca tinca" or "T-shirt/top" is
+    there if one of its parts is. Whether another class is named cannot be told where its name lies within this one's.
+    """
+    if len(text.split()) < words:
+        return f"has {len(text.split())} words, {words} are needed"
+    plain = _plain(text)
+    own = _aliases(name)
+    if own and not any(_find(alias, plain) for alias in own):
+        return f"does not name '{name}'"
+    rest = plain
+    for alias in sorted(own, key=len, reverse=True):
+        rest = _pattern(alias).sub(" ", rest)
+    other = find_name(rest, others)
+    return None if other is None else f"names another class, '{other}'"
+
+
+def find_name(text: str, names: Iterable[str]) -> str | None:
+    """The first of `names` that a text holds, compared as `find_problem` does; None where it holds none."""
+    plain = _plain(text)
+    return next(
+        (name for name in names if any(_find(alias, plain) for alias in _aliases(name))), None
+    )
+
+
+def _others(name: str, names: Mapping[str, str]) -> list[str]:
+    """Names of the other classes, without those that share a name with this one."""
+    own = set(_aliases(names[name]))
+    return [
+        spoken
+        for other, spoken in names.items()
+        if other != name and not own & set(_aliases(spoken))
+    ]
+
+
+@functools.cache
+def _aliases(name: str) -> tuple[str, ...]:
+    """The names in a name, in plain words: "Ankle_boot (left)" is "ankle boot", "T-shirt/top" is "t shirt" and "top"."""
+    parts = (_plain(part).strip() for part in re.split(r"[,;/]", re.sub(r"\(.*?\)", " ", name)))
+    return tuple(part for part in parts if part)
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.sub(r"[^\w]|_", " ", text.casefold()).split())
+
+
+@functools.cache
+def _pattern(alias: str) -> re.Pattern[str]:
+    *before, last = alias.split()
+    plural = (
+        rf"(?:{re.escape(last)}(?:s|es)?|{re.escape(last[:-1])}ies)"
+        if last.endswith("y")
+        else rf"{re.escape(last)}(?:s|es)?"
+    )
+    return re.compile(r"\b" + "".join(rf"{re.escape(word)}\s" for word in before) + plural + r"\b")
+
+
+def _find(alias: str, plain: str) -> bool:
+    return _pattern(alias).search(plain) is not None
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _make_appendable(path: Path) -> None:
+    """Sees to it that a class can be added at the end of the file; one in another style, or with empty entries, is written anew."""
+    text = read_text(path, LISTS.size, what="prompts: ") if path.exists() else HEADER
+    known = read_phrases(path) if path.exists() else {}
+    probe = "probe of the style"
+    try:
+        listed = parse_yaml(
+            f"{text.rstrip()}\n{_block(probe, [probe])}", "", LISTS, lambda keys: True
+        )
+        fits = isinstance(listed, dict) and len(listed) == len(known) + 1 and all(listed.values())
+    except RecipeError:
+        fits = False
+    write_whole(
+        path,
+        text if fits else HEADER + "".join(_block(name, texts) for name, texts in known.items()),
+    )
+
+
+def _append(path: Path, name: str, texts: list[str]) -> None:
+    """Adds a class to the file as it is now, so that edits made meanwhile stay."""
+    before = read_text(path, LISTS.size, what="prompts: ")
+    write_whole(path, f"{before.rstrip()}\n{_block(name, texts)}")
+
+
+def _block(name: str, texts: list[str]) -> str:
+    return yaml.safe_dump({name: texts}, allow_unicode=True, width=10_000)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that appears whole or not at all."""
+    with whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")

@@ -1,0 +1,321 @@
+"""Sections of phase 1: prompts, spectrum, filter."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from ..baselines.alia import NEGATIVE_PROMPTS
+from ..errors import RecipeError, shorten
+from ..levels import check_levels
+from ..prompts import CAPTION, SETTING
+from ..prompts.chat_client import check_url
+from .paths import Located, Place
+from .types import ImageTemplate, Level, Strict, Template
+
+OF_SETTINGS = f"a photo of a {{class}} {SETTING}"
+"""The template where `prompts.settings` stands without any."""
+
+
+class Server(Strict):
+    """A language model at any server with OpenAI's chat interface (vLLM, Ollama, llama.cpp, a provider)."""
+
+    url: Annotated[str, AfterValidator(check_url)] = Field(
+        description="base URL, such as http://localhost:11434/v1"
+    )
+    model: Annotated[str, Place(ours=False)] = Field(min_length=1)
+    key_variable: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="environment variable that holds the API key; the key itself stands nowhere",
+    )
+    parameters: dict[str, Any] = Field(
+        default_factory=dict, description="sent along, such as {temperature: 1.0, max_tokens: 2000}"
+    )
+    timeout: float = Field(
+        120, gt=0, le=86_400, description="seconds until the whole answer of a request has come"
+    )
+    retries: int = Field(
+        6,
+        ge=0,
+        le=1000,
+        description="how often a request is sent again that a busy or failing server turned away",
+    )
+
+    @field_validator("parameters")
+    @classmethod
+    def _of_their_own(cls, value: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted({"model", "messages", "stream", "n"} & set(value))
+        if taken:
+            raise RecipeError(f"parameters cannot set {', '.join(taken)}; take it out.")
+        return value
+
+    @field_validator("parameters")
+    @classmethod
+    def _can_be_sent(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key, each in value.items():
+            try:
+                json.dumps(each, allow_nan=False)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise RecipeError(
+                    f"'{shorten(key, quoted=False)}' cannot be sent as JSON "
+                    f"({shorten(str(error), quoted=False)}); put it in quotes if a text is meant, "
+                    "such as a date."
+                ) from error
+        return value
+
+
+class Endpoint(Server):
+    """A language model that describes each class.
+
+    What it writes lies in `prompts.yaml` of the run folder and may be edited; a class that stands there is not asked for again.
+    """
+
+    count: int = Field(10, ge=1, le=10_000, description="texts per class")
+    words: int = Field(15, ge=1, le=1000, description="words in a text, at least")
+    only_class: bool = Field(
+        True, description="refuse texts that name another class of the data set"
+    )
+    tries: int = Field(
+        4,
+        ge=1,
+        le=1000,
+        description="how often a class is asked for before its texts count as unusable",
+    )
+    parallel: int = Field(4, ge=1, le=64, description="requests under way at once")
+
+
+class Captions(Strict):
+    """An image-to-text model of transformers; as `prompts.captions` it describes each hard image, for templates that hold {caption}."""
+
+    checkpoint: Located = Field(description="folder in transformers' format, or hub name")
+    prompt: str | None = Field(
+        None,
+        min_length=1,
+        description="beginning that the model completes, or the question to one that chats",
+    )
+    max_new_tokens: int = Field(40, ge=1, le=10_000, description="tokens in a caption, at most")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class Settings(Strict):
+    """Places and conditions that images are edited to, as ALIA finds them (arXiv 2305.16289), for templates that hold {setting}.
+
+    Captions of training images, condensed by a language model. They lie in `settings.yaml` of the run folder and may be edited; nothing
+    is captioned or asked for while it is there.
+    """
+
+    captioner: Captions
+    endpoint: Server
+    kind: str = Field(
+        "objects",
+        min_length=1,
+        description="what all pictures show, such as animals; the language model is told",
+    )
+    images: int = Field(
+        100, ge=1, le=10**6, description="training images that are captioned, drawn at random"
+    )
+    captions: int = Field(
+        20,
+        ge=1,
+        le=10_000,
+        description="captions among those, all different, that the language model is shown",
+    )
+    count: int = Field(10, ge=2, le=1000, description="settings, at most")
+    tries: int = Field(
+        4,
+        ge=1,
+        le=1000,
+        description="how often the language model is asked before its answers count as unusable",
+    )
+
+    @model_validator(mode="after")
+    def _enough_images(self) -> Settings:
+        if self.captions > self.images:
+            raise RecipeError(
+                f"prompts.settings.captions = {self.captions} exceeds prompts.settings.images = {self.images}, of which they are; "
+                "raise images."
+            )
+        return self
+
+
+class Prompts(Strict):
+    """Texts to generate from; one is drawn per (source, seed, try) and shared by the levels."""
+
+    templates: list[ImageTemplate] = Field(["a photo of {class}"], min_length=1)
+    phrases: Located | None = Field(
+        None,
+        description="YAML file {class: [texts]}, or embedded:NAME; used instead of the templates",
+    )
+    endpoint: Endpoint | None = Field(
+        None, description="a language model that writes the texts; used instead of the templates"
+    )
+    captions: Captions | None = Field(
+        None,
+        description="captions of the hard images, for templates that hold {caption} beside {class}",
+    )
+    settings: Settings | None = Field(
+        None,
+        description="settings condensed from captions, for templates that hold {setting} beside {class}",
+    )
+    prefix: str = Field(
+        "", description="put before every text that images are generated from, such as 'a photo: '"
+    )
+    negative: str = ""
+    names: dict[str, str] = Field(
+        default_factory=dict, description="class name: the name to use in texts"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _template_of_settings(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("settings") is not None:
+            return {"templates": [OF_SETTINGS], **value}
+        return value
+
+    @model_validator(mode="after")
+    def _settings_are_used(self) -> Prompts:
+        holds = any(SETTING in template for template in self.templates)
+        if self.settings is None:
+            if holds:
+                raise RecipeError(
+                    f"prompts.templates hold {SETTING}, but no model writes settings; name a captioner and an endpoint in "
+                    f"prompts.settings, or write a template for each setting in the place of {SETTING}."
+                )
+            return self
+        for other in ("phrases", "endpoint", "captions"):
+            if getattr(self, other) is not None:
+                raise RecipeError(
+                    f"prompts.settings and prompts.{other} both say what stands beside the class; leave one out."
+                )
+        if not holds:
+            raise RecipeError(
+                f"prompts.settings is used by templates that hold {SETTING}, which prompts.templates do not; write '{OF_SETTINGS}' there."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Prompts:
+        if self.phrases is not None and self.endpoint is not None:
+            raise RecipeError(
+                "prompts.phrases and prompts.endpoint both say where the texts come from; leave one out."
+            )
+        captioned = any(CAPTION in template for template in self.templates)
+        if captioned and self.captions is None:
+            raise RecipeError(
+                f"prompts.templates hold {CAPTION}, but no model writes captions; name one in prompts.captions.checkpoint."
+            )
+        if self.captions is not None and not (
+            captioned and self.phrases is None and self.endpoint is None
+        ):
+            raise RecipeError(
+                f"prompts.captions is used by templates that hold {CAPTION}, such as 'a photo of {{class}}, {CAPTION}'; "
+                "write one, and leave out phrases and endpoint."
+            )
+        return self
+
+
+class Lora(Strict):
+    """Weights that are added to the generator's."""
+
+    path: Located = Field(
+        description="a *.safetensors file, or owner/name/FILE.safetensors on the hub"
+    )
+    scale: float = Field(1.0, ge=-100, le=100, description="what they are multiplied with")
+
+
+class Spectrum(Strict):
+    """Phase 1: what is generated for each hard image."""
+
+    checkpoint: Located = Field(
+        description="folder in diffusers' format, hub name, single *.safetensors file, or embedded:fashion-mnist"
+    )
+    config: Located | None = Field(
+        None,
+        description="single file: folder or hub name with its family's configurations; null: a folder beside it",
+    )
+    loras: list[Lora] = Field(
+        default_factory=list,
+        max_length=100,
+        description="LoRA weights and their scales; need pip install 'discl[lora]'",
+    )
+    levels: list[Level] = Field(min_length=1, max_length=100)
+    seeds: int = Field(8, ge=1, le=10_000, description="synthetic images per source and level")
+    tries: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="how often each is drawn, at most, until the filter keeps one: other prompt, other noise; 1 draws none again",
+    )
+    num_inference_steps: int = Field(50, ge=1, le=10_000)
+    guidance_scale: float = Field(
+        10.0, ge=1, le=1000, description="s = 1 + w of eq. 2, as diffusers counts it"
+    )
+    steps: Literal["per-level", "fixed"] = Field(
+        "per-level",
+        description="level λ takes the last t(λ) of T steps, as the paper has it, or T finer steps over the same noise",
+    )
+    guidance_interval: tuple[
+        Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]
+    ] = Field(
+        (0.0, 1.0),
+        description="shares of the noise schedule, 1 is pure noise, in which steps are guided; others cost half; lossy",
+    )
+    size: int | None = Field(
+        None, ge=8, le=16_384, description="pixels a side; null: the checkpoint's own"
+    )
+    resize: Literal["square", "keep-aspect"] = Field(
+        "square",
+        description="centre squares of size × size, or pictures of about as many pixels at their own aspect, to 4 : 1",
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    encoding: Literal["webp-lossless", "webp", "jpeg", "png"] = "webp-lossless"
+
+    @model_validator(mode="after")
+    def _levels_are_generated(self) -> Spectrum:
+        if len(set(self.levels)) != len(self.levels):
+            raise RecipeError(
+                f"spectrum.levels names a level twice: {shorten([level.percent for level in self.levels])}."
+            )
+        check_levels(
+            self.levels,
+            100 * self.num_inference_steps if self.steps == "fixed" else self.num_inference_steps,
+        )
+        if self.guidance_interval[0] >= self.guidance_interval[1]:
+            raise RecipeError(
+                f"spectrum.guidance_interval = {list(self.guidance_interval)} is empty; write the cleaner end first, for example [0.4, 1]."
+            )
+        return self
+
+
+class Filter(Strict):
+    """CLIP filter: images below the threshold (raw cosine) are dropped before training; or ALIA's two filters (arXiv 2305.16289).
+
+    ALIA drops an image whose picture CLIP finds nearer to one of `negatives` than to its class, and one of which a classifier trained on
+    the real images (for `hard.epochs`) is surer than it is on average of real images of that class: too easy, or mislabelled.
+    """
+
+    checkpoint: Located = Field(
+        description="CLIP folder in transformers' format, hub name, or embedded:fashion-mnist"
+    )
+    template: Template = "a photo of {class}"
+    threshold: float = Field(0.3, ge=-1, le=1)
+    rule: Literal["threshold", "alia"] = "threshold"
+    negatives: list[str] = Field(
+        list(NEGATIVE_PROMPTS), min_length=1, description="alia: texts that fit any picture"
+    )
+    positive: str | None = Field(
+        None,
+        min_length=1,
+        description="alia: one text for all classes that edits are compared with; null: the template's",
+    )
+
+    @model_validator(mode="after")
+    def _positive_is_used(self) -> Filter:
+        if self.positive is not None and self.rule != "alia":
+            raise RecipeError(
+                "filter.positive is what filter.rule alia compares with; take it out, or write filter.template."
+            )
+        return self

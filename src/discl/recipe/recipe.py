@@ -1,0 +1,203 @@
+"""The whole tree, and what its sections must agree on.
+
+Functions elsewhere take the values that they use, never a whole recipe; only `workspace.py` and `stages/` know this tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from ..errors import RecipeError, join_lines, shorten, unknown
+from ..levels import REAL, GuidanceLevel
+from ..models.classifier import ARCHITECTURES
+from ..training.objectives import FLYP
+from .data import Data, Groups, Hard
+from .generation import Filter, Prompts, Spectrum
+from .paths import Located
+from .pieces import check_pieces
+from .problems import explain
+from .training import Compare, Evaluate, Method, Train
+from .types import Name, Strict
+
+MOST_SLOTS = 65_536
+
+
+def _slots(value: Any) -> Any:
+    if value != "auto" and (not isinstance(value, int) or not 1 <= value <= MOST_SLOTS):
+        raise RecipeError(
+            f"got {shorten(value)}; write a whole number from 1 to {MOST_SLOTS}, or auto."
+        )
+    return value
+
+
+class Runtime(Strict):
+    """How a run is carried out, not what is asked for.
+
+    Bitwise the same results need the same device, threads and slots; another number of slots changes pixels by at most one grey level in
+    float32.
+    """
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,4})?)$")
+    threads: int | None = Field(
+        None, ge=1, le=4096, description="CPU threads of torch; null: torch's own choice"
+    )
+    slots: Annotated[int | Literal["auto"], BeforeValidator(_slots)] = Field(
+        "auto",
+        description="images denoised in one UNet call; auto: found by trying on a GPU, by the pictures' size elsewhere",
+    )
+    compile: bool | None = Field(
+        None,
+        description="torch.compile of the generator's network; null: on a GPU of NVIDIA, where the plan is long; ids stay the same",
+    )
+    loggers: list[Literal["tensorboard", "wandb"]] = Field(
+        default_factory=list, description="training curves beside history.jsonl"
+    )
+    workers: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="data-loading processes, where the images do not fit in memory",
+    )
+    processes: int | None = Field(
+        None,
+        ge=1,
+        le=10_000,
+        description="processes that generate, or Ray workers; null: one for each GPU in sight",
+    )
+    store: Located | None = Field(
+        None,
+        min_length=1,
+        description="folder or URL that fsspec knows, such as s3://bucket/birds, for images and scores; null: the run folder",
+    )
+    shard_rows: int = Field(
+        512, ge=1, le=10**6, description="images per shard, and at most lost when killed"
+    )
+
+
+class Recipe(Strict):
+    """Everything that determines a run."""
+
+    name: Name
+    data: Data
+    groups: Groups = Groups()
+    hard: Hard = Hard()
+    prompts: Prompts = Prompts()
+    spectrum: Spectrum
+    filter: Filter
+    train: Train = Train()
+    methods: dict[Name, Method] = Field(min_length=1, max_length=200)
+    baseline: str | None = Field(
+        None, description="the method that the report compares with; null: the first"
+    )
+    evaluate: Evaluate = Evaluate()
+    compare: Compare = Compare()
+    runtime: Runtime = Runtime()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        check_twins(self.methods)
+        if self.baseline is not None and self.baseline not in self.methods:
+            raise RecipeError(unknown("baseline", self.baseline, self.methods))
+        for name in self.compare.tune.methods:
+            if name not in self.methods:
+                raise RecipeError(unknown("method in compare.tune.methods", name, self.methods))
+        if self.filter.rule == "alia" and self.spectrum.tries > 1:
+            raise RecipeError(
+                "spectrum.tries draws again what lies below filter.threshold, which filter.rule alia does not go by; set it to 1."
+            )
+        for name, method in self.methods.items():
+            _check_fine_tuning(name, method, self.training(name))
+            needed = {"text-only": GuidanceLevel(0), "fixed": method.level}.get(method.strategy)
+            if needed is not None and needed != REAL and needed not in self.spectrum.levels:
+                raise RecipeError(
+                    f"methods.{name} trains on level {needed}, which spectrum.levels lacks; add {needed.percent} there."
+                )
+            check_pieces(name, method, self.training(name), self.spectrum.levels)
+        return self
+
+    def training(self, name: str) -> Train:
+        """The section `train` with what a method lays over it. Raises RecipeError where that is out of range."""
+        if not self.methods[name].train:
+            return self.train
+        try:
+            return Train.model_validate(
+                overlaid(self.train.model_dump(mode="json"), self.methods[name].train)
+            )
+        except ValidationError as error:
+            told = [explain(each, Train, f"methods.{name}.train") for each in error.errors()]
+            raise RecipeError(join_lines(told)) from error
+
+    def plain(self) -> dict[str, Any]:
+        """The tree as plain values (dict, list, str, numbers), defaults filled in."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
+
+
+def check_twins(names: Iterable[str]) -> None:
+    """Raises RecipeError for names of folders that some file systems take for the same one."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise RecipeError(
+                f"methods '{other}' and '{name}' differ only in capitals, and their folders would "
+                "be one on "
+                "some file systems; rename one."
+            )
+
+
+def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, branch by branch."""
+    both = {
+        key: overlaid(below[key], value)
+        for key, value in above.items()
+        if isinstance(value, dict) and isinstance(below.get(key), dict)
+    }
+    return {**below, **above, **both}
+
+
+def _check_fine_tuning(name: str, method: Method, train: Train) -> None:
+    """Raises RecipeError where a method asks of its network what that cannot do."""
+    architecture, objective = train.model.architecture, method.loss.name
+    if architecture != "clip" and (objective == FLYP or method.fine_tune == "zero-shot"):
+        what = f"objective {FLYP}" if objective == FLYP else "fine_tune: zero-shot"
+        raise RecipeError(
+            f"methods.{name}: {what} needs a CLIP, but the architecture is {architecture}; set train.model.architecture: clip."
+        )
+    if objective == FLYP and method.fine_tune != "full":
+        raise RecipeError(
+            f"methods.{name}: objective {FLYP} trains both towers; use fine_tune: full instead of {method.fine_tune}."
+        )
+    if objective == FLYP and (train.mixup or train.cutmix):
+        raise RecipeError(
+            f"methods.{name}: mixup and cutmix have no meaning for objective {FLYP}, an image has one text; set them to 0."
+        )
+    if method.fine_tune in {"linear-probe", "lp-ft"} and (
+        architecture in ARCHITECTURES or not train.model.pretrained
+    ):
+        raise RecipeError(
+            f"methods.{name}: fine_tune: {method.fine_tune} needs a pretrained network, but {architecture} starts from scratch."
+        )
+    if method.fine_tune == "lp-ft" and train.epochs < 2:
+        raise RecipeError(
+            f"methods.{name}: fine_tune: lp-ft needs at least two epochs; got {train.epochs}."
+        )
+    if method.fine_tune == "zero-shot" and method.strategy != "real-only":
+        raise RecipeError(
+            f"methods.{name}: fine_tune: zero-shot trains on nothing; leave out strategy (got {method.strategy})."
+        )
+    if method.fine_tune == "zero-shot" and method.system is not None:
+        raise RecipeError(
+            f"methods.{name}: fine_tune: zero-shot trains on nothing; leave out system (got {method.system})."
+        )
+    if (objective == "ldam") != (train.model.head == "cosine"):
+        raise RecipeError(
+            f"methods.{name}: objective ldam and head: cosine go together; write "
+            "{objective: ldam, train: {model: {head: cosine}}}, with one of our residual networks."
+        )

@@ -1,0 +1,399 @@
+"""Sections of phase 2: classifier, training, methods, evaluation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from ..assets import published_figures
+from ..baselines import make_system, read_system
+from ..curriculum.strategies import find_strategy
+from ..errors import RecipeError
+from ..models.classifier import ARCHITECTURES, FROM_CHECKPOINT
+from ..training.augmentation import AUGMENTATIONS
+from ..training.objectives import Objective, read_objective
+from ..utils.plugins import check_address, is_address
+from .paths import Located, Overlay, Place
+from .types import Level, Seed, Strict, Template, one_of, without_default
+
+Channel = Annotated[float, Field(ge=-1, le=1)]
+Channels = tuple[float, float, float]
+
+
+def _published(value: str) -> str:
+    published_figures(value)
+    return value
+
+
+def _system(value: Any) -> Any:
+    if value is not None:
+        name, _ = read_system(value)
+        if is_address(name):
+            check_address("system", name)
+        else:
+            make_system(value)
+    return value
+
+
+def _objective(value: Any) -> Any:
+    name = read_objective(value).name
+    if is_address(name):
+        check_address("objective", name)
+    return value
+
+
+def _strategy(value: Any) -> Any:
+    if is_address(value):
+        check_address("strategy", value)
+    else:
+        find_strategy(str(value))
+    return value
+
+
+def _positive(value: Channels) -> Channels:
+    if min(value) <= 0 or max(value) > 10:
+        raise RecipeError(
+            f"got {list(value)}; standard deviations of pixels in [0, 1] are greater than 0 and at "
+            "most 10."
+        )
+    return value
+
+
+class Model(Strict):
+    """The classifier: one of our residual networks, or whatever a checkpoint of transformers, timm or CLIP is."""
+
+    architecture: Annotated[str, one_of("architecture", [*ARCHITECTURES, *FROM_CHECKPOINT])] = (
+        "resnet10"
+    )
+    checkpoint: Located | None = Field(
+        None, description="transformers, timm, clip: folder or hub name"
+    )
+    pretrained: bool = Field(
+        True, description="begin with the checkpoint's weights, or take only its architecture"
+    )
+    templates: list[Template] = Field(
+        ["a photo of {class}."], min_length=1, description="clip: prompts of each class"
+    )
+    head: Literal["linear", "cosine"] = "linear"
+    stem: Literal["7x7", "3x3"] = "7x7"
+    width: int | None = Field(
+        None, ge=4, le=4096, description="channels of the first stage; null: the architecture's own"
+    )
+
+    @model_validator(mode="after")
+    def _checkpoint_where_one_is_needed(self) -> Model:
+        needs = self.architecture in FROM_CHECKPOINT
+        if needs and self.checkpoint is None:
+            raise RecipeError(
+                f"architecture {self.architecture} takes its network from a checkpoint; name one in train.model.checkpoint."
+            )
+        if not needs and self.checkpoint is not None:
+            raise RecipeError(
+                f"architecture {self.architecture} is built from scratch; leave out checkpoint, or name transformers, timm or clip."
+            )
+        if needs and (self.head != "linear" or self.width is not None):
+            raise RecipeError(
+                f"head: cosine and width are for our own residual networks; architecture {self.architecture} has its own."
+            )
+        if not self.pretrained and self.architecture == "clip":
+            raise RecipeError(
+                "architecture clip needs its pretrained weights, for its head is made of its texts; leave out pretrained."
+            )
+        return self
+
+
+class Optimizer(Strict):
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = Field(1e-3, gt=0, le=10_000)
+    weight_decay: float = Field(0.0, ge=0, le=10_000)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    schedule: Literal["cosine", "constant", "steps"] = "cosine"
+    milestones: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        [0.8, 0.9],
+        max_length=1000,
+        description="steps: shares of the epochs after which lr is multiplied by factor",
+    )
+    factor: float = Field(
+        0.01, gt=0, lt=1, description="steps: what lr is multiplied by after each milestone"
+    )
+    warm_up_epochs: int = Field(0, ge=0, le=100_000)
+    warm_up_steps: int | None = Field(
+        None, ge=1, le=10**9, description="warm-up in updates; used instead of warm_up_epochs"
+    )
+    decay_vectors: bool | None = Field(
+        None,
+        description="weight decay on norms, biases and scales too; null: for residual networks only, as open_clip does",
+    )
+
+    @model_serializer(mode="wrap")
+    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_default(write(self), factor=0.01)
+
+
+class Train(Strict):
+    """Phase 2: what all methods share, so that they are compared at equal numbers of updates."""
+
+    epochs: int = Field(65, ge=1, le=100_000)
+    curriculum_epochs: int = Field(
+        60, ge=0, le=100_000, description="E_CL; from then on only real images"
+    )
+    batch_size: int = Field(128, ge=1, le=1_000_000)
+    steps_per_epoch: int | None = Field(
+        None, ge=1, le=10**8, description="updates in an epoch; null: training images / batch_size"
+    )
+    image_size: int = Field(224, ge=8, le=8192)
+    resize: int | None = Field(
+        None,
+        ge=8,
+        le=8192,
+        description="square that images are brought to before augmentation; null: image_size",
+    )
+    resize_mode: Literal["square", "whole"] = Field(
+        "square",
+        description="what random-resized-crop takes training crops from: the centre square, or the "
+        "whole picture",
+    )
+    augment: list[Annotated[str, one_of("augmentation", AUGMENTATIONS)]] = Field(
+        ["random-resized-crop", "flip"]
+    )
+    crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (
+        Field(
+            (0.08, 1.0),
+            description="shares of the area that random-resized-crop takes; FLYP: [0.9, 1.0]",
+        )
+    )
+    mixup: float = Field(0.0, ge=0, le=1000, description="α of Beta(α, α); 0 for off")
+    cutmix: float = Field(0.0, ge=0, le=1000, description="α of Beta(α, α); 0 for off")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        le=1_000_000,
+        description="parts of a batch whose gradients are averaged, to save memory",
+    )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of a moving average of the weights, which is then evaluated and saved",
+    )
+    head_epochs: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="lp-ft: first epochs, of the head alone; null: a quarter of all",
+    )
+    head_lr: float = Field(1e-3, gt=0, le=10_000, description="lp-ft: learning rate of those")
+    mean: tuple[Channel, Channel, Channel] | None = Field(
+        None,
+        description="of the pixels' channels in [0, 1]; null: the checkpoint's, without one ImageNet's",
+    )
+    std: Annotated[Channels, AfterValidator(_positive)] | None = Field(None, description="as mean")
+    model: Model = Model()
+    optimizer: Optimizer = Optimizer()
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    select: Literal["last", "validation"] = "last"
+    seed: Seed = 0
+
+    @model_serializer(mode="wrap")
+    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_default(write(self), mean=None, std=None, resize_mode="square")
+
+    @model_validator(mode="after")
+    def _epochs(self) -> Train:
+        if self.curriculum_epochs > self.epochs:
+            raise RecipeError(
+                f"train.curriculum_epochs = {self.curriculum_epochs} exceeds train.epochs = {self.epochs}."
+            )
+        if self.optimizer.warm_up_epochs >= self.epochs:
+            raise RecipeError(
+                f"train.optimizer.warm_up_epochs = {self.optimizer.warm_up_epochs} leaves none of the {self.epochs} epochs."
+            )
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise RecipeError(
+                f"train.crop_scale = {list(self.crop_scale)} names the greater share first."
+            )
+        if self.batch_size % self.accumulate:
+            raise RecipeError(
+                f"train.batch_size = {self.batch_size} cannot be divided evenly into accumulate = {self.accumulate} parts."
+            )
+        if self.resize_mode == "whole" and "random-resized-crop" not in self.augment:
+            raise RecipeError(
+                "train.resize_mode = whole is for random-resized-crop, and train.augment = "
+                f"{self.augment} has none; add it, or use "
+                "resize_mode: square."
+            )
+        if self.head_epochs is not None and self.head_epochs >= self.epochs:
+            raise RecipeError(
+                f"train.head_epochs = {self.head_epochs} leaves none of the {self.epochs} epochs for the whole network."
+            )
+        if self.resize is not None and self.resize < self.image_size:
+            raise RecipeError(
+                f"train.resize = {self.resize} is smaller than train.image_size = {self.image_size}, which is cut out of it; "
+                "raise it, or leave it out."
+            )
+        return self
+
+
+class Adjustment(Strict):
+    """Post-hoc logit adjustment z − τ log π, with π the shares of the classes."""
+
+    prior: Literal["real", "effective"] = Field(
+        "effective",
+        description="classes counted among real images, or as they were drawn in training",
+    )
+    tau: float = Field(1.0, ge=0, le=100)
+
+
+class Method(Strict):
+    """One row of the table: what the classifier is trained on, with which loss."""
+
+    strategy: Annotated[str, BeforeValidator(_strategy)] = Field(
+        "real-only", description="a name, or module:attribute for one of your own (--allow-plugins)"
+    )
+    level: Level | None = Field(None, description="only for strategy fixed")
+    objective: Annotated[
+        str | dict[str, str | float], BeforeValidator(_objective), Place(ours=False)
+    ] = Field(
+        "cross-entropy",
+        description="a name, a mapping with parameters such as {name: focal, gamma: 2}, or module:attribute (--allow-plugins)",
+    )
+    system: Annotated[str | dict[str, Any] | None, BeforeValidator(_system), Place(ours=False)] = (
+        Field(
+            None,
+            description="another system that takes part: cuda, docl, ldmlr, one with parameters "
+            "{name: cuda, threshold: 0.4}, or module:Class (--allow-plugins)",
+        )
+    )
+    fine_tune: Literal["full", "linear-probe", "lp-ft", "zero-shot"] = Field(
+        "full", description="what is trained; lp-ft: the head first, then all; zero-shot: nothing"
+    )
+    sampling: Literal["instance", "square-root", "class-balanced"] = Field(
+        "instance",
+        description="how often an epoch draws a class: as mixed, ∝ √ of that, or all classes equally",
+    )
+    threshold: float | None = Field(
+        None,
+        ge=-1,
+        le=1,
+        description="clip_similarity from which on this method takes images; null: those that the filter kept",
+    )
+    train: Annotated[dict[str, Any], Overlay(Train)] = Field(
+        default_factory=dict, description="laid over the section train for this method alone"
+    )
+    adjustment: Adjustment | None = Field(
+        None,
+        description="of the row METHOD+la; null: the best on validation, without a validation split prior effective and the τ nearest to 1",
+    )
+    prior: Literal["real", "effective"] = Field(
+        "real",
+        description="class counts of balanced-softmax: real images, or real + synthetic as drawn",
+    )
+    undersample: bool | None = Field(
+        None,
+        description="keep the tail's share of an epoch at its share of classes; null: where synthetic images are used",
+    )
+    synthetic_scale: float = Field(
+        3.0, ge=0, le=10_000, description="synthetic images in an epoch per real tail image"
+    )
+    missing: Literal["error", "nearest"] = Field(
+        "error",
+        description="a class without any kept image at an epoch's level: stop, or take its nearest level",
+    )
+    guidance_images: int | None = Field(
+        None,
+        ge=1,
+        le=10**9,
+        description="|V|, hard images held out of training, each with a synthetic image at every "
+        "level to measure progress on; "
+        "null: 2,000, or a fifth of them if that is less",
+    )
+    probe_samples: int | None = Field(
+        None,
+        ge=1,
+        le=10**9,
+        description="|D|, real samples of an epoch's probe; null: 30,000, or a quarter of an epoch if that is less",
+    )
+    shortage: Literal["repeat", "cap"] = Field(
+        "repeat", description="where fewer images were kept than the scale asks for"
+    )
+
+    @property
+    def loss(self) -> Objective:
+        """The objective with its parameters; one that is `module:attribute` is only named by it."""
+        return read_objective(self.objective)
+
+    @model_validator(mode="after")
+    def _level_goes_with_fixed(self) -> Method:
+        if (self.strategy == "fixed") != (self.level is not None):
+            raise RecipeError(
+                "strategy 'fixed' and the key 'level' go together, for example {strategy: fixed, level: 50}."
+            )
+        return self
+
+
+class Evaluate(Strict):
+    worst_k: list[Annotated[int, Field(ge=1, le=10**8)]] = Field([1, 3], max_length=100)
+    logit_adjustment: list[Annotated[float, Field(ge=-100, le=100)]] = Field(
+        [1.0],
+        min_length=1,
+        max_length=1000,
+        description="strengths τ of post-hoc logit adjustment, from which the best on validation is taken",
+    )
+    weight_ensembling: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
+        description="clip: shares α of the tuned weights to choose from on validation; empty for no row METHOD+we",
+    )
+
+
+Space = Annotated[
+    dict[str, Annotated[list[Any], Field(min_length=1)]], Overlay(Method, dotted=True)
+]
+"""Keys of a method, such as train.optimizer.lr, and the values to try."""
+
+
+class Tune(Strict):
+    """`discl compare --tune`: a search on validation, with as many trials for every method."""
+
+    trials: int = Field(
+        3, ge=1, le=10_000, description="of each method; the first is the method as it stands"
+    )
+    space: Space = Field(
+        default_factory=dict,
+        description="keys of a method, such as train.optimizer.lr, and the values to try for all methods; empty: lr / 3 and 3 lr",
+    )
+    methods: dict[str, Space] = Field(
+        default_factory=dict,
+        description="more keys of single methods, such as {ce-cuda: {system.threshold: [0.4, 0.6]}}",
+    )
+    hold_out: float | None = Field(
+        None, gt=0, lt=1,
+        description="share of the training images that trials are judged on; null: the validation split, or a fifth where there is none",
+    )  # fmt: skip
+    metric: Literal["balanced_accuracy", "accuracy", "macro_f1"] = "balanced_accuracy"
+    seed: Seed = 0
+    train: Annotated[dict[str, Any], Overlay(Train)] = Field(
+        default_factory=dict,
+        description="laid over the section train for trials, such as fewer epochs",
+    )
+
+
+class Compare(Strict):
+    """`discl compare`: methods × seeds, beside the paper's figures."""
+
+    seeds: list[Seed] = Field([0, 1, 2], min_length=1, max_length=1000)
+    published: Annotated[str, AfterValidator(_published)] | None = Field(
+        None, description="a table of the paper, as assets/published.yaml names it"
+    )
+    rows: dict[str, str] = Field(
+        default_factory=dict, description="our row: its name in that table, where they differ"
+    )
+    tune: Tune = Tune()

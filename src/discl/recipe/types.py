@@ -1,0 +1,116 @@
+"""Types that the sections share."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    field_validator,
+)
+
+from ..errors import RecipeError, shorten, unknown
+from ..levels import GuidanceLevel
+from ..prompts import CAPTION, SETTING, fill
+
+
+def _level(value: Any) -> GuidanceLevel:
+    return value if isinstance(value, GuidanceLevel) else GuidanceLevel(value)
+
+
+def one_of(kind: str, known: Any) -> BeforeValidator:
+    """Validator of a name that has to be among `known`."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, str) or value not in known:
+            raise RecipeError(unknown(kind, value, known))
+        return value
+
+    return BeforeValidator(check)
+
+
+def _template(value: str) -> str:
+    fill(value, "")
+    for place in (CAPTION, SETTING):
+        if place in value:
+            raise RecipeError(
+                f"template '{shorten(value, quoted=False)}' holds {place}; only prompts.templates "
+                "may, for only they describe one image."
+            )
+    return value
+
+
+def _image_template(value: str) -> str:
+    fill(value, "")
+    return value
+
+
+LONGEST_NAME = 100
+RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+"""Names that Windows keeps for devices."""
+
+
+def _name(value: str) -> str:
+    if RESERVED.fullmatch(value) or value.endswith("."):
+        raise RecipeError(
+            f"'{value}' cannot be the name of a folder on every system; it ends in '.', or is a "
+            "device's on Windows."
+        )
+    return value
+
+
+def as_name(text: str) -> str:
+    """The nearest name of a folder to a text: 1 to 100 ASCII letters, digits, '.', '_' and '-'."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:LONGEST_NAME].rstrip("-._")
+    return f"data-{name}"[:LONGEST_NAME] if RESERVED.fullmatch(name) else name or "my-data"
+
+
+Name = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME),
+    AfterValidator(_name),
+]
+"""What becomes the name of a folder."""
+LARGEST_SEED = 2**53
+"""Up to here whole numbers survive JSON in every program."""
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+
+
+def without_default(plain: dict[str, Any], **later: Any) -> dict[str, Any]:
+    """Plain values without keys that came later and are at their default: a classifier's fingerprint from before holds."""
+    return {key: value for key, value in plain.items() if key not in later or value != later[key]}
+
+
+Level = Annotated[
+    GuidanceLevel, BeforeValidator(_level), PlainSerializer(lambda level: level.percent)
+]
+Template = Annotated[str, AfterValidator(_template)]
+ImageTemplate = Annotated[str, AfterValidator(_image_template)]
+
+
+class Strict(BaseModel):
+    """Frozen; an unknown key is an error."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads `on` and `yes` as true, which pydantic would take for the number 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation not in (
+            bool,
+            bool | None,
+        ):
+            raise RecipeError(
+                f"got the truth value {value} (so YAML reads yes, no, on and off); put it in quotes if a text is meant."
+            )
+        return value

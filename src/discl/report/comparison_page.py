@@ -1,0 +1,141 @@
+"""The page of `discl compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import RunError
+from ..evaluation.comparison import Entry, Interval, as_cells, mean_std
+from ..utils.atomic import whole
+from ..utils.stored import read_json, reading
+from .charts import Axis, nice_axis
+
+COMPARED_AGAIN = "Delete it, or have it made again with `discl compare`."
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `discl compare` found; `baseline` is a row, `notes` say how settings were chosen."""
+
+    entries: Sequence[Entry]
+    columns: Sequence[str]
+    seeds: Sequence[int]
+    baseline: str
+    split: str
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A method in one column, in per cent of the drawing's width: mean, mean ± std (None for one seed), every seed, the paper's figure."""
+
+    title: str
+    mean: float
+    band: tuple[float, float] | None
+    seeds: tuple[float, ...]
+    published: float | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One measure over all methods, None where a method lacks it; `baseline` is where its mean lies."""
+
+    name: str
+    axis: Axis
+    baseline: float | None
+    spots: tuple[Spot | None, ...]
+
+
+def read_comparison(folder: Path) -> Comparison | None:
+    """What `comparison.json` of a folder says, None where there is none."""
+    path = folder / "comparison.json"
+    if not path.is_file():
+        return None
+    keys = ("rows", "seeds", "baseline", "split", "notes")
+    told = read_json(path, *keys, advice=COMPARED_AGAIN)
+    with reading(path, COMPARED_AGAIN):
+        entries = [
+            Entry(
+                name,
+                row["figures"],
+                {column: Interval(*interval) for column, interval in row["intervals"].items()},
+                row["costs"],
+                row["published"],
+            )
+            for name, row in told["rows"].items()
+        ]
+        columns = list(dict.fromkeys(column for entry in entries for column in entry.figures))
+    return Comparison(
+        entries, columns, told["seeds"], told["baseline"], told["split"], told["notes"]
+    )
+
+
+def compare_values(found: Comparison) -> dict[str, Any]:
+    """What the template of a comparison shows."""
+    heading, rows = as_cells(found.entries, found.columns)
+    return {
+        "compared": found,
+        "compared_columns": [make_column(found, name) for name in found.columns],
+        "heading": heading,
+        "cells": rows,
+    }
+
+
+def make_column(found: Comparison, name: str) -> Column:
+    """The drawing of one measure; its axis spans every seed of every method, and the paper's figures, and is not bound to 0."""
+    measured = {
+        entry.name: [100 * value for value in entry.figures[name]]
+        for entry in found.entries
+        if name in entry.figures
+    }
+    published = {
+        entry.name: entry.published[name] for entry in found.entries if name in entry.published
+    }
+    values = [*(value for each in measured.values() for value in each), *published.values()]
+    axis = nice_axis(min(values), max(values), 3)
+    spots = tuple(
+        _spot(entry, name, axis, published) if entry.name in measured else None
+        for entry in found.entries
+    )
+    means = {
+        entry.name: spot.mean for entry, spot in zip(found.entries, spots, strict=True) if spot
+    }
+    return Column(name, axis, means.get(found.baseline), spots)
+
+
+def _spot(entry: Entry, name: str, axis: Axis, published: Mapping[str, float]) -> Spot:
+    mean, std = mean_std(entry.figures[name])
+    title = f"{entry.name}, {name}: {mean:.1f}" + (f" ± {std:.1f}" if std is not None else "")
+    if entry.name in published:
+        title += f"; the paper's {published[entry.name]:.1f}"
+    band = None
+    if std is not None:
+        band = axis.place(max(mean - std, axis.low)), axis.place(min(mean + std, axis.high))
+    seeds = tuple(axis.place(100 * value) for value in entry.figures[name])
+    return Spot(
+        title,
+        axis.place(mean),
+        band,
+        seeds,
+        axis.place(published[entry.name]) if entry.name in published else None,
+    )
+
+
+def write_comparison(folder: Path, name: str) -> Path:
+    """Writes `comparison.html` beside the `comparison.json` of a folder and returns its path; the page appears whole or not at all.
+
+    Raises RunError where there is none.
+    """
+    from .templates import make_environment
+
+    found = read_comparison(folder)
+    if found is None:
+        raise RunError(f"{folder} holds no comparison.json; run `discl compare` first.")
+    path = folder / "comparison.html"
+    page = make_environment().get_template("comparison.html.j2")
+    with whole(path) as unfinished:
+        unfinished.write_text(page.render(name=name, **compare_values(found)), encoding="utf-8")
+    return path

@@ -1,0 +1,202 @@
+"""Chooses the images that the page shows."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from ..data import ImageTable
+from .run_summary import read_pictures
+
+MAX_CLASSES, MAX_SOURCES, MAX_SEEDS, MAX_LEVELS = 6, 2, 3, 8
+MAX_PICTURES, MAX_BYTES = 200, 2_000_000
+LARGEST_SIDE = 160
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A synthetic image, its longer side in pixels, and the filter's verdict on it; `uri` is None where the store lacks it."""
+
+    level: int
+    uri: str | None
+    side: int
+    clip_similarity: float
+    keep: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One seed of a source, its pictures in the order of the levels shown."""
+
+    seed: int
+    prompt: str
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A hard image and part of its spectrum."""
+
+    source_id: str
+    class_name: str
+    class_count: int
+    size: tuple[int, int]
+    uri: str
+    rows: tuple[Row, ...]
+
+    @property
+    def bytes(self) -> int:
+        """What its pictures add to the page."""
+        return len(self.uri) * len(self.rows) + sum(
+            len(picture.uri or "") for row in self.rows for picture in row.pictures
+        )
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The levels shown, from high to low, and the examples."""
+
+    levels: tuple[int, ...]
+    examples: tuple[Example, ...]
+
+
+class Pictured(Protocol):
+    """What the choice of examples depends on: rows of `hard.parquet`, plan, verdicts, and the classes with their counts."""
+
+    @property
+    def hard(self) -> Sequence[Mapping[str, Any]]: ...
+
+    @property
+    def plan(self) -> pa.Table: ...
+
+    @property
+    def verdicts(self) -> pa.Table: ...
+
+    @property
+    def class_names(self) -> Sequence[str]: ...
+
+    @property
+    def class_counts(self) -> np.ndarray: ...
+
+
+def make_gallery(story: Pictured, train: ImageTable, store: Path | str) -> Gallery:
+    """Examples of up to 6 classes, rarest first, with up to 2 images each and the first seeds.
+
+    `store` is the folder of the spectrum's shards. Fewer where there are many levels or large pictures, so that they take about 2 MB
+    at most. The choice depends on ids and counts only, never on how a picture came out.
+    """
+    levels = spread(sorted(pc.unique(story.plan["level"]).to_pylist(), reverse=True), MAX_LEVELS)
+    seeds = sorted(pc.unique(story.plan["seed"]).to_pylist())[:MAX_SEEDS]
+    sources = choose_sources(story.hard, story.class_counts.tolist())[
+        : max(1, MAX_PICTURES // (len(seeds) * (1 + len(levels))))
+    ]
+    shown = story.plan
+    for name, values in (
+        ("source_id", [row["id"] for row in sources]),
+        ("seed", seeds),
+        ("level", levels),
+    ):
+        shown = shown.filter(_among(shown[name], values))
+    requests = {
+        (row["source_id"], row["seed"], row["level"]): row
+        for row in shown.sort_by("attempt").to_pylist()
+    }
+    verdicts = {
+        row["id"]: row
+        for row in story.verdicts.filter(
+            _among(story.verdicts["id"], shown["id"].to_pylist())
+        ).to_pylist()
+    }
+    stored = read_pictures(store, shown["id"].to_pylist())
+    places = {name: row for row, name in enumerate(train.ids)}
+
+    examples: list[Example] = []
+    for source in sources:
+        rows = []
+        for seed in seeds:
+            planned = [
+                requests[key]
+                for level in levels
+                if (key := (source["id"], seed, level)) in requests
+            ]
+            if planned:
+                rows.append(
+                    Row(
+                        seed,
+                        planned[0]["prompt"],
+                        tuple(_picture(request, verdicts, stored) for request in planned),
+                    )
+                )
+        real, label = train.image(places[source["id"]]), source["label"]
+        example = Example(
+            source["id"],
+            story.class_names[label],
+            int(story.class_counts[label]),
+            real.size,
+            to_uri(real),
+            tuple(rows),
+        )
+        if examples and sum(each.bytes for each in examples) + example.bytes > MAX_BYTES:
+            break
+        examples.append(example)
+    return Gallery(
+        tuple(levels),
+        tuple(sorted(examples, key=lambda example: (example.class_count, example.class_name))),
+    )
+
+
+def choose_sources(
+    hard: Sequence[Mapping[str, Any]], class_counts: Sequence[int]
+) -> list[Mapping[str, Any]]:
+    """The hard images to show, in the order in which room is given to them: the first of every class, then the second."""
+    by_class: dict[int, list[Mapping[str, Any]]] = {}
+    for row in hard:
+        by_class.setdefault(row["label"], []).append(row)
+    chosen = [
+        by_class[label]
+        for label in spread(
+            sorted(by_class, key=lambda label: (class_counts[label], label)), MAX_CLASSES
+        )
+    ]
+    return [rows[turn] for turn in range(MAX_SOURCES) for rows in chosen if turn < len(rows)]
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` (> 1) of the items, evenly spread and with both ends."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
+
+
+def to_uri(image: Image.Image) -> str:
+    """The picture as a data: URI, at most 160 pixels a side; small ones lossless."""
+    picture = image.copy()
+    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", lossless=max(picture.size) <= 64, quality=80)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _picture(
+    request: Mapping[str, Any], verdicts: Mapping[str, Any], stored: Mapping[str, Image.Image]
+) -> Picture:
+    verdict = verdicts[request["id"]]
+    image = stored.get(request["id"])
+    uri, side = (to_uri(image), max(image.size)) if image is not None else (None, 0)
+    return Picture(
+        request["level"], uri, side, verdict["clip_similarity"], verdict["keep"], verdict["reason"]
+    )
+
+
+def _among(column: pa.ChunkedArray, values: Sequence[Any]) -> pa.ChunkedArray:
+    return pc.is_in(column, pa.array(values, column.type))

@@ -1,0 +1,159 @@
+"""Reads the files of a run folder into plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..data.images import decode_image
+from ..spectrum.store import Shards
+from ..utils.stored import read_json, read_lines, read_recipe_tree, read_table
+
+ADJUSTED = "+la"
+"""How `results.json` marks a method's second row, post-hoc logit adjustment."""
+
+ENSEMBLED = "+we"
+"""How it marks weight ensembling."""
+
+CURRICULA = ("diverse-to-specific", "easy-to-hard", "specific-to-diverse")
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A finished run: its recipe, its tables and its figures.
+
+    `groups` maps many / medium / few to labels, an empty group is absent; `split_counts` holds the images per class of each split;
+    `plan` and `verdicts` have one row per synthetic image; `results` is `{method: {split: {metric: value}}}`; `making` says in words how
+    the images are made, line by line.
+    """
+
+    name: str
+    recipe: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    class_names: Sequence[str]
+    groups: Mapping[str, Sequence[int]]
+    split_counts: Mapping[str, np.ndarray]
+    hard: Sequence[Mapping[str, Any]]
+    plan: pa.Table
+    verdicts: pa.Table
+    histories: Mapping[str, Sequence[Mapping[str, Any]]]
+    results: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    making: Mapping[str, str]
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        """Training images per class, int64 `[classes]`."""
+        return self.split_counts["train"]
+
+    @property
+    def split(self) -> str:
+        """The split that the page's figures come from: test where every method has it, else validation."""
+        return "test" if all("test" in splits for splits in self.results.values()) else "validation"
+
+    @property
+    def ood(self) -> str | None:
+        """That split's counterpart out of distribution, where every method was measured on it."""
+        name = f"{self.split}-ood"
+        return name if all(name in splits for splits in self.results.values()) else None
+
+    @property
+    def figures(self) -> dict[str, Mapping[str, Any]]:
+        """`{row of the table: {metric: value}}` on that split; `ood_…` are those of its counterpart out of distribution."""
+        ood = self.ood
+        return {
+            row: {
+                **splits[self.split],
+                **{
+                    f"ood_{metric}": value for metric, value in (splits[ood] if ood else {}).items()
+                },
+            }
+            for row, splits in self.results.items()
+        }
+
+    @property
+    def methods(self) -> list[str]:
+        """Names of the trained methods, in the recipe's order."""
+        return list(self.recipe["methods"])
+
+    @property
+    def baseline(self) -> str:
+        """The method that the others are compared with."""
+        return self.recipe.get("baseline") or self.methods[0]
+
+    @cached_property
+    def featured(self) -> str | None:
+        """The method that the page puts beside the baseline, None where there is no other.
+
+        It is chosen by name and strategy, never by its result: `discl`, else the first with a curriculum over levels, else the
+        first that uses synthetic images, else the first.
+        """
+        others = {
+            name: method["strategy"]
+            for name, method in self.recipe["methods"].items()
+            if name != self.baseline
+        }
+        ranks = {
+            name: (name != "discl", strategy not in CURRICULA, strategy == "real-only")
+            for name, strategy in others.items()
+        }
+        return min(ranks, key=lambda name: ranks[name], default=None)
+
+
+def read_run(
+    folder: Path,
+    class_names: Sequence[str],
+    groups: Mapping[str, Sequence[int]],
+    making: Mapping[str, str],
+) -> RunSummary:
+    """The story of a run folder. Raises RunError that names the file which an unfinished run lacks."""
+    recipe = read_recipe_tree(folder / "recipe.yaml")
+    listed = read_table(folder / "data.parquet", ["split", "label"])
+    labels, split_of = listed["label"].to_numpy(), np.asarray(listed["split"].to_pylist())
+    counts = {
+        str(split): np.bincount(labels[split_of == split], minlength=len(class_names))
+        for split in np.unique(split_of)
+    }
+    return RunSummary(
+        name=folder.resolve().name,
+        recipe=recipe,
+        environment=read_json(folder / "environment.json"),
+        class_names=class_names,
+        groups=groups,
+        split_counts=counts,
+        hard=read_table(folder / "hard.parquet", ["id", "label"]).to_pylist(),
+        plan=read_table(
+            folder / "plan.parquet",
+            ["id", "source_id", "label", "level", "seed", "attempt", "prompt"],
+        ),
+        verdicts=read_table(
+            folder / "filter.parquet", ["id", "label", "level", "clip_similarity", "keep", "reason"]
+        ),
+        histories={
+            name: read_lines(folder / "train" / name / "history.jsonl", "epoch")
+            for name in recipe["methods"]
+        },
+        results=read_json(folder / "results.json"),
+        making=making,
+    )
+
+
+def read_pictures(store: Path | str, ids: Collection[str]) -> dict[str, Any]:
+    """`{id: decoded RGB picture}` of those ids that the spectrum in `store` holds."""
+    shards = Shards(
+        store,
+        pa.schema(
+            [
+                ("id", pa.string()),
+                ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+                ("image_digest", pa.string()),
+            ]
+        ),
+        later=("image_digest",),
+    )
+    return {name: decode_image(row["image"]) for name, row in shards.rows(ids, ["image"]).items()}

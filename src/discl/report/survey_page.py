@@ -1,0 +1,200 @@
+"""The page of `discl levels`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..data import ImageTable
+from ..utils.atomic import whole
+from ..utils.stored import read_json, read_table
+from .charts import Axis, nice_axis
+from .gallery import make_gallery
+from .templates import make_environment
+
+LAMBDA = Axis(0, 100, tuple(range(0, 101, 10)))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A mean over λ, with its band from quarter to three quarters (empty without one) and its points; the proposed ones apart."""
+
+    name: str
+    colour: str
+    path: str
+    band: str
+    dots: str
+    chosen: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A horizontal line with its name, which stands above it or, for the lower of two, below."""
+
+    name: str
+    at: float
+    colour: str
+    below: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves over λ with their marks; `note` says how to read them."""
+
+    title: str
+    note: str
+    y: Axis
+    curves: tuple[Curve, ...]
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """The folder of a survey, as far as the choice of pictures needs it."""
+
+    folder: Path
+    class_names: Sequence[str]
+    class_counts: np.ndarray
+
+    @cached_property
+    def hard(self) -> list[dict[str, Any]]:
+        return read_table(self.folder / "hard.parquet", ["id", "label"]).to_pylist()
+
+    @cached_property
+    def plan(self) -> pa.Table:
+        return read_table(self.folder / "plan.parquet")
+
+    @cached_property
+    def verdicts(self) -> pa.Table:
+        return read_table(self.folder / "filter.parquet")
+
+
+def write_survey(
+    folder: Path, train: ImageTable, snippet: str, store: Path | str | None = None
+) -> Path:
+    """Writes `levels.html` beside the `levels.json` of a survey and returns its path; the page appears whole or not at all.
+
+    `snippet` are the proposed lines of a recipe, `train` the real training images; the synthetic ones lie in `store`, by default
+    `spectrum` in the folder.
+    """
+    found = read_json(folder / "levels.json", "levels", "proposal", "real", "threshold")
+    gallery = make_gallery(
+        Surveyed(folder, train.class_names, train.class_counts), train, store or folder / "spectrum"
+    )
+    page = make_environment().get_template("survey.html.j2")
+    path = folder / "levels.html"
+    with whole(path) as unfinished:
+        unfinished.write_text(
+            page.render(
+                found=found,
+                panels=make_panels(found),
+                axis=LAMBDA,
+                gallery=gallery,
+                snippet=snippet,
+            ),
+            encoding="utf-8",
+        )
+    return path
+
+
+def make_panels(found: Mapping[str, Any]) -> list[Panel]:
+    """Image–image and image–text cosine (the paper's figures 6 and 7) and kept share, over λ."""
+    proposal, real = found["proposal"], found["real"]
+    pair = real["pair_similarity"]
+    bounds = [Mark(f"too alike above {proposal['bound']:.2f}", proposal["bound"], "var(--mark)")]
+    bounds += (
+        [Mark(f"two real images of a class {pair:.2f}", pair, "var(--soft)")]
+        if pair is not None
+        else []
+    )
+    texts = [
+        Mark(
+            f"real images, median {real['text_similarity']['median']:.3f}",
+            real["text_similarity"]["median"],
+            "var(--soft)",
+        ),
+        Mark(
+            f"threshold proposed {proposal['threshold']:.2f}", proposal["threshold"], "var(--mark)"
+        ),
+    ]
+    shares = {
+        f"at {found['threshold']:g}, the recipe's": ("kept", "var(--base)"),
+        f"at {proposal['threshold']:g}, proposed": ("kept_at_proposal", "var(--accent)"),
+    }
+    return [
+        _panel(
+            "Image–image",
+            "cosine with the source; the lower, the more diverse",
+            found,
+            {"cosine": ("image_similarity", "var(--accent)")},
+            bounds,
+        ),
+        _panel(
+            "Image–text",
+            "cosine with the plain text of the class",
+            found,
+            {"cosine": ("text_similarity", "var(--accent)")},
+            texts,
+        ),
+        _panel("Kept", "per cent of the images that pass the filter", found, shares, []),
+    ]
+
+
+def _panel(
+    title: str,
+    note: str,
+    found: Mapping[str, Any],
+    drawn: Mapping[str, tuple[str, str]],
+    marks: Sequence[Mark],
+) -> Panel:
+    rows, chosen = found["levels"], set(found["proposal"]["levels"])
+    values = [mark.at for mark in marks]
+    for key, _ in drawn.values():
+        values += [value for row in rows for value in _ends(row[key])]
+    y = nice_axis(min(values), max(values), 4)
+    curves = []
+    for name, (key, colour) in drawn.items():
+        spots = {
+            row["level"]: (LAMBDA.place(row["level"]), 100 - y.place(_middle(row[key])))
+            for row in rows
+        }
+        low, high = (
+            [(LAMBDA.place(row["level"]), 100 - y.place(_ends(row[key])[end])) for row in rows]
+            for end in (0, 1)
+        )
+        band = _path([*low, *reversed(high)]) + "Z" if low != high else ""
+        dots = [
+            "".join(
+                f"M{left:.2f} {top:.2f}h0"
+                for level, (left, top) in spots.items()
+                if (level in chosen) == wanted
+            )
+            for wanted in (False, True)
+        ]
+        curves.append(Curve(name, colour, _path(list(spots.values())), band, dots[0], dots[1]))
+    lowest = min((mark.at for mark in marks), default=0.0)
+    placed = [replace(mark, below=len(marks) > 1 and mark.at == lowest) for mark in marks]
+    return Panel(title, note, y, tuple(curves), tuple(placed))
+
+
+def _middle(value: Any) -> float:
+    return value["mean"] if isinstance(value, Mapping) else 100 * value
+
+
+def _ends(value: Any) -> tuple[float, float]:
+    """Lower and upper end of what is drawn at a level."""
+    return (
+        (value["quarter"], value["three_quarters"])
+        if isinstance(value, Mapping)
+        else (100 * value, 100 * value)
+    )
+
+
+def _path(spots: Sequence[tuple[float, float]]) -> str:
+    return "M" + " L".join(f"{left:.2f} {top:.2f}" for left, top in spots)

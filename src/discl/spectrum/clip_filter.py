@@ -1,0 +1,182 @@
+"""`clip_similarity`; keep, or drop with the reason.
+
+Not CLIPScore, which is 2.5 or 100 times max(cosine, 0): thresholds here are on the cosine itself, in [−1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..checkpoint_checks import (
+    check_extent,
+    check_loaded,
+    check_tokenizer,
+    check_tokens,
+    check_unquantised,
+    loading,
+    read_json,
+    read_preprocessing,
+)
+from ..checkpoints import checkpoint_digest, find_checkpoint
+from ..errors import CheckpointError
+from ..utils.console import say
+from ..utils.hashing import digest
+from .oom import free_cached, is_out_of_memory
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Keep, or drop with the reason."""
+
+    keep: bool
+    reason: str = ""
+
+
+def judge(clip_similarity: float, threshold: float) -> Verdict:
+    """Keeps an image at or above the threshold."""
+    if clip_similarity >= threshold:
+        return Verdict(True)
+    return Verdict(False, f"clip_similarity {clip_similarity:.3f} < {threshold:g}")
+
+
+class ClipScorer:
+    """Cosines of images with one text per label, by a transformers `CLIPModel`.
+
+    `texts` maps a label to its plain prompt, for example "a photo of {class}"; `id` is `describe_scorer` of both. Calls of the
+    network hold `batch` images, the last one filled up, so a cosine does not depend on what it is measured with; half as many from
+    then on where memory does not suffice. Raises CheckpointError for a folder that holds no CLIP or pickled weights only.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        texts: Mapping[int, str],
+        device: torch.device | str = "cpu",
+        batch: int = 16,
+    ) -> None:
+        from transformers import AutoImageProcessor, CLIPConfig, CLIPModel, CLIPTokenizer
+
+        folder = find_clip(address)
+        with loading(folder, "a CLIP"):
+            config = CLIPConfig.from_pretrained(folder, trust_remote_code=False)
+            check_extent(folder, config.to_dict(), lambda: CLIPModel(config))
+            loaded: Any = CLIPModel.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
+            )
+            model, found = loaded
+            check_loaded(folder, found)
+            self.model = model.eval().to(device)
+            self.processor = AutoImageProcessor.from_pretrained(
+                folder, backend="pil", trust_remote_code=False
+            )
+            tokenizer = CLIPTokenizer.from_pretrained(folder, trust_remote_code=False)
+            tokens = tokenizer(
+                list(texts.values()), padding="max_length", truncation=True, return_tensors="pt",
+                max_length=self.model.config.text_config.max_position_embeddings,
+            )  # fmt: skip
+            check_tokens(tokens.input_ids, self.model.text_model)
+        self.device, self.labels, self.batch = device, list(texts), batch
+        self.id = describe_scorer(address, texts)
+        with torch.inference_mode():
+            self.text_embeddings = self._normalise(
+                self.model.get_text_features(input_ids=tokens.input_ids.to(device))
+            )
+
+    def __call__(self, images: Sequence[Image.Image], labels: Sequence[int]) -> np.ndarray:
+        """float32 `[images]` in [−1, 1]: the cosine of each image with the text of its label."""
+        places = torch.tensor([self.labels.index(label) for label in labels], device=self.device)
+        result = np.empty(len(images), np.float32)
+        for first, embeddings in self._embeddings(images):
+            last = first + len(embeddings)
+            cosines = (embeddings * self.text_embeddings[places[first:last]]).sum(1)
+            result[first:last] = cosines.float().cpu().numpy()
+        if not np.isfinite(result).all():
+            raise CheckpointError(
+                f"the filter's CLIP gives {result[~np.isfinite(result)][0]} as the similarity of an "
+                "image; its weights are broken, so fetch it again or name another in filter.checkpoint."
+            )
+        return result
+
+    def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """float32 `[images, dimensions]` of length 1: products of two rows are cosines."""
+        parts = [embeddings.cpu().numpy() for _, embeddings in self._embeddings(images)]
+        return (
+            np.concatenate(parts)
+            if parts
+            else np.empty((0, self.text_embeddings.shape[1]), np.float32)
+        )
+
+    def _embeddings(self, images: Sequence[Image.Image]) -> Iterator[tuple[int, torch.Tensor]]:
+        first = 0
+        while first < len(images):
+            part = list(images[first : first + self.batch])
+            pixels = self.processor(images=part, return_tensors="pt")["pixel_values"]
+            padded = torch.zeros(self.batch, *pixels.shape[1:])
+            padded[: len(part)] = pixels
+            embeddings = self._call(padded)
+            if embeddings is not None:
+                yield first, embeddings[: len(part)]
+                first += len(part)
+
+    def _call(self, pixels: torch.Tensor) -> torch.Tensor | None:
+        """One call of the network; None where it ran out of memory, after which the batch is half as large."""
+        try:
+            with torch.inference_mode():
+                return self._normalise(
+                    self.model.get_image_features(pixel_values=pixels.to(self.device))
+                )
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        if self.batch == 1:
+            raise CheckpointError(
+                "out of memory with a single image in a call of the CLIP; use a device with more memory."
+            )
+        say(
+            f"out of memory with {self.batch} images in a call of the CLIP: {self.batch // 2} from now on"
+        )
+        self.batch //= 2
+        free_cached()
+        return None
+
+    @staticmethod
+    def _normalise(features: object) -> torch.Tensor:
+        embeddings = features if isinstance(features, torch.Tensor) else features.pooler_output  # type: ignore[attr-defined]
+        return torch.nn.functional.normalize(embeddings.float(), dim=1)
+
+
+def describe_scorer(address: str, texts: Mapping[int, str]) -> str:
+    """Digest of the CLIP and of the texts: a score is valid only for the scorer that gave it."""
+    return digest(checkpoint_digest(find_clip(address)), sorted(texts.items()))
+
+
+def find_clip(address: str) -> Path:
+    """Folder of a CLIP in transformers' format. Raises CheckpointError for another family or missing files."""
+    folder = find_checkpoint(address)
+    lacking = [] if (folder / "config.json").is_file() else ["config.json"]
+    if read_preprocessing(folder) is None:
+        lacking.append("preprocessor_config.json or processor_config.json")
+    if lacking:
+        raise CheckpointError(
+            f"'{folder}' is no CLIP folder in transformers' format: it has no {' and no '.join(lacking)}."
+        )
+    family = read_json(folder / "config.json").get("model_type")
+    if family != "clip":
+        raise CheckpointError(
+            f"'{folder}' holds a model of the family '{family!s:.80}'; the filter needs a CLIP (model_type 'clip')."
+        )
+    check_tokenizer(folder)
+    check_unquantised(folder)
+    return folder

@@ -1,0 +1,70 @@
+"""How many images fit in a call; halved when memory runs out."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import torch
+
+MOST_SLOTS = 64
+"""Images in a call beyond which nothing is gained, and a run's end would leave more slots empty."""
+LATENTS_ON_CPU = 65_536
+"""Places of latents in a call on a CPU: 16 images of 512 × 512 pixels; enough for its cores, and a few gigabytes."""
+SHARE_OF_MEMORY = 0.85
+"""What a call may take of a GPU's memory; the rest is for the VAE, the CLIP and the allocator's gaps."""
+MEND = (
+    "use a smaller spectrum.size, spectrum.dtype bfloat16 or float16, or a device with more memory."
+)
+SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch says that memory did not suffice, on a GPU or for the allocator of the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+    )
+
+
+def free_cached() -> None:
+    """Gives back what the allocator keeps, after a call that failed."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def slots_on_cpu(height: int, width: int) -> int:
+    """Images in a call for latents of this shape, the same on every CPU: 64 at most, 16 at 512 × 512 pixels, 4 at 1,024 × 1,024."""
+    return min(max(LATENTS_ON_CPU // (height * width), 1), MOST_SLOTS)
+
+
+def largest_that_fits(call: Callable[[int], None], most: int = MOST_SLOTS) -> int:
+    """The largest power of two up to `most` for which `call` does not run out of memory, and 1 even if that does."""
+    fits = 1
+    while 2 * fits <= most:
+        try:
+            call(2 * fits)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            break
+        fits *= 2
+    free_cached()
+    return fits
+
+
+def stay_below(call: Callable[[int], None], device: torch.device) -> Callable[[int], None]:
+    """The call, which also counts as out of memory when it took more than its share of what this process has of the GPU's, or can get."""
+    free, _ = torch.cuda.mem_get_info(device)
+    limit = SHARE_OF_MEMORY * (free + torch.cuda.memory_reserved(device))
+
+    def watched(size: int) -> None:
+        torch.cuda.reset_peak_memory_stats(device)
+        call(size)
+        torch.cuda.synchronize(device)
+        if torch.cuda.max_memory_allocated(device) > limit:
+            raise torch.OutOfMemoryError(
+                f"a call of {size} took more than {SHARE_OF_MEMORY:.0%} of the memory"
+            )
+
+    return watched

@@ -1,0 +1,145 @@
+"""Requests and sources that wait for a slot."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, DataError
+from ..levels import REAL, GuidanceLevel, check_levels
+from .plan import Request
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+LoadPixels = Callable[[str], np.ndarray]
+"""uint8 `[3, height, width]` of a source, in the shape of what is made of it."""
+
+
+def checked(load_pixels: LoadPixels, height: int, width: int) -> LoadPixels:
+    """The same; raises DataError where it gives anything else than pixels of that shape."""
+
+    def load(source: str) -> np.ndarray:
+        pixels = load_pixels(source)
+        if (
+            not isinstance(pixels, np.ndarray)
+            or pixels.dtype != np.uint8
+            or pixels.shape != (3, height, width)
+        ):
+            got = (
+                f"{pixels.dtype} {list(pixels.shape)}"
+                if isinstance(pixels, np.ndarray)
+                else f"of the type {type(pixels).__name__}"
+            )
+            raise DataError(
+                f"the pixels of source '{source}' are {got}; a numpy array uint8 {[3, height, width]} is needed, channels first: "
+                f"discl.data.to_size(picture, {width}, {height}) makes it of a PIL picture."
+            )
+        return pixels
+
+    return load
+
+
+def check_level(
+    percent: int, spans: Mapping[int, range], num_inference_steps: int, fixed: bool
+) -> None:
+    """Raises RecipeError for what is no level or takes no step at T, CheckpointError for one that the generator's schedule lacks."""
+    if percent in spans:
+        return
+    level = GuidanceLevel(percent)
+    if level == REAL or not fixed:
+        check_levels([level], num_inference_steps)
+    raise CheckpointError(
+        f"this generator's schedule of {num_inference_steps} steps has none for level {level}; use a lower level."
+    )
+
+
+class Queue:
+    """Requests waiting for a slot, the longest first, with the latents of their source images.
+
+    It looks ahead over a bounded number of requests, so that a plan of any length is worked on in constant memory.
+    """
+
+    def __init__(
+        self,
+        requests: Iterable[Request],
+        engine: Engine,
+        spans: Mapping[int, range],
+        load_pixels: LoadPixels,
+    ) -> None:
+        self.incoming = iter(requests)
+        self.engine, self.spans, self.load_pixels = engine, spans, load_pixels
+        self.heap: list[tuple[int, int, Request]] = []
+        self.latents: dict[str, Tensor] = {}
+        self.users: Counter[str] = Counter()
+        self.newest: str | None = (
+            None  # source of the last request in sight: the plan may go on with it
+        )
+        self.taken = 0
+        self.exhausted = False
+
+    def pop(self) -> tuple[Request, Tensor | None] | None:
+        """The longest request in sight with its clean latents (None for text only), or None when the work has run out."""
+        if not self.exhausted and len(self.heap) <= self.engine.lookahead // 2:
+            self._look_ahead()
+        if not self.heap:
+            return None
+        _, _, request = heapq.heappop(self.heap)
+        clean = None
+        if request.level > 0:
+            clean = self.latents[request.source_id]
+            self.users[request.source_id] -= 1
+            self._release(request.source_id)
+        return request, clean
+
+    def _release(self, source: str | None) -> None:
+        """Forgets the latents of a source that no request in sight needs, unless the next ones may be its own."""
+        if source is not None and source != self.newest and not self.users[source]:
+            del self.users[source]
+            self.latents.pop(source, None)
+
+    def _look_ahead(self) -> None:
+        new: list[Request] = []
+        while len(self.heap) + len(new) < self.engine.lookahead:
+            request = next(self.incoming, None)
+            if request is None:
+                self.exhausted = True
+                break
+            check_level(
+                request.level, self.spans, self.engine.num_inference_steps, self.engine.fixed
+            )
+            new.append(request)
+        self.engine.texts.learn(text for request in new for text in self.engine.texts_of(request))
+        sources = dict.fromkeys(request.source_id for request in new if request.level > 0)
+        before, self.newest = self.newest, new[-1].source_id if new else None
+        self.users.update(request.source_id for request in new if request.level > 0)
+        self._release(before)
+        self._encode([source for source in sources if source not in self.latents])
+        for request in new:
+            heapq.heappush(self.heap, (-len(self.spans[request.level]), self.taken, request))
+            self.taken += 1
+        self.engine.texts.trim(
+            {text for _, _, request in self.heap for text in self.engine.texts_of(request)}
+        )
+
+    def _encode(self, sources: list[str]) -> None:
+        engine = self.engine
+        size = engine.vae_batch
+        for first in range(0, len(sources), size):
+            part = sources[first : first + size]
+            pixels = (
+                torch.stack([torch.from_numpy(self.load_pixels(source)) for source in part]).float()
+                / 127.5
+                - 1
+            )
+            for source, latents in zip(
+                part, engine.through_vae(engine.model.encode_images, pixels), strict=True
+            ):
+                self.latents[source] = latents.clone()
+            engine.work.vae_encodes += len(part)

@@ -1,0 +1,108 @@
+"""`discl export`: the kept images as a data set for other tools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ..checkpoints import public_name
+from ..errors import RecipeError, StoreError, unknown
+from ..export import FORMATS, export_images, make_card
+from ..export.writing import is_there
+from ..run_folder.images import stored_images
+from ..run_folder.run import Run
+from ..utils.console import progress, say
+from ..utils.hashing import digest
+from ..utils.stored import read_table
+from .provenance import describe_making
+
+VERDICT = ("clip_similarity", "keep", "reason")
+LIMIT_OF_LISTED_CLASSES = 20
+
+
+def export(run: Run, kind: str, out: Path, everything: bool = False) -> Path:
+    """Writes the kept images, or with `everything` all of them, in one of `FORMATS` into the folder `out` and returns it.
+
+    `run` is filtered already. The export appears whole or not at all, and again does nothing where it is there. Raises RecipeError for an
+    unknown format, StoreError where nothing was kept or `out` holds something else.
+    """
+    if kind not in FORMATS:
+        raise RecipeError(unknown("format", kind, FORMATS))
+    verdicts = read_table(run.path("filter.parquet"))
+    chosen = verdicts if everything else verdicts.filter(verdicts["keep"])
+    if not len(chosen):
+        asked = run.recipe.filter
+        remedy = (
+            "use --all"
+            if asked.rule == "alia"
+            else f"lower filter.threshold ({asked.threshold:g}) or use --all"
+        )
+        raise StoreError(f"the filter kept none of the {len(verdicts)} images; {remedy}.")
+    names, hard = run.train.class_names, len(read_table(run.path("hard.parquet"), ["id"]))
+    making = describe_making(run.recipe, run.generator, run.size)
+    facts = describe_export(making, run.recipe.data.root, names, hard, everything)
+    card = make_card(run.recipe.name, kind, len(chosen), names, _levels(verdicts), facts)
+    fingerprint = digest(kind, chosen["id"].to_pylist(), chosen["keep"].to_pylist(), card)
+    if is_there(out, fingerprint):
+        say(f"export: {out} holds these {len(chosen)} images already")
+        return out
+    with progress("export", len(chosen)) as advance:
+
+        def images() -> Iterator[dict[str, Any]]:
+            for image in _images(run, chosen):
+                yield image
+                advance(1)
+
+        return export_images(out, kind, images(), names, card, fingerprint)
+
+
+def describe_export(
+    making: Mapping[str, str], root: str, class_names: Sequence[str], hard: int, everything: bool
+) -> dict[str, str]:
+    """Lines for the card: where the images come from, how they were made (`describe_making`), and which of them are here.
+
+    `hard` counts the hard images of the data set at `root`.
+    """
+    listed = ", ".join(class_names[:LIMIT_OF_LISTED_CLASSES])
+    more = (
+        f" and {len(class_names) - LIMIT_OF_LISTED_CLASSES} more"
+        if len(class_names) > LIMIT_OF_LISTED_CLASSES
+        else ""
+    )
+    return {
+        "source data set": f"{public_name(root)}, its training split",
+        "classes": listed + more,
+        **making,
+        "hard images": f"{hard:,}: {making['hard images']}",
+        "in this folder": "all images; `keep` says which ones the filter kept"
+        if everything
+        else "only images that the filter kept",
+    }
+
+
+def _levels(verdicts: pa.Table) -> dict[int, tuple[int, int]]:
+    """`{level: (kept, planned)}`."""
+    counted = verdicts.group_by("level").aggregate([("keep", "sum"), ("keep", "count")]).to_pylist()
+    return {row["level"]: (row["keep_sum"], row["keep_count"]) for row in counted}
+
+
+def _images(run: Run, chosen: pa.Table) -> Iterator[dict[str, Any]]:
+    """Every chosen image with its facts, in the order of the plan; pictures are read one by one from the store."""
+    pictures = stored_images(run, chosen["id"].to_pylist())
+    columns = [
+        name for name in run.spectrum.schema.names if name not in {"image", "label", "image_digest"}
+    ]
+    table = run.spectrum.read(columns)
+    table = table.select([name for name in columns if table[name].null_count < len(table)])
+    place = {name: row for row, name in enumerate(table["id"].to_pylist())}
+    for row, verdict in enumerate(chosen.to_pylist()):
+        facts = table.slice(place[verdict["id"]], 1).to_pylist()[0]
+        yield {
+            **facts,
+            "label": verdict["label"],
+            **{key: verdict[key] for key in VERDICT},
+            "bytes": pictures[row]["image"]["bytes"],
+        }

@@ -1,0 +1,352 @@
+"""`discl levels`: a spectrum over all of λ, measured; levels and threshold proposed.
+
+It is a run of its own in `levels/` of the run folder, made by the same plan, engine, store and filter, so it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from ..checkpoints import checkpoint_digest, public_name
+from ..data import ImageTable, decode_image
+from ..errors import RecipeError
+from ..escaping import for_markdown
+from ..levels import REAL, GuidanceLevel, check_levels
+from ..run_folder.images import stored_images
+from ..run_folder.run import Run
+from ..spectrum.clip_filter import ClipScorer, find_clip
+from ..spectrum.level_selection import Measured, Proposal, propose
+from ..spectrum.models import check_generator
+from ..spectrum.store import Shards
+from ..utils.atomic import make_folder
+from ..utils.console import progress
+from ..utils.hashing import digest
+from ..utils.stored import read_table, write_table, write_text
+from .filter import filter_spectrum
+from .generate import generate
+from .pending import filter_texts, is_cosine
+from .plan import make_plan
+
+FOLDER = "levels"
+SHARED = ("data.parquet", "prompts.yaml", "settings.yaml", "captions")
+"""What the survey takes from the run that it is made for."""
+AT_ONCE = 512
+
+
+def default_grid(num_inference_steps: int, fixed: bool = False) -> tuple[GuidanceLevel, ...]:
+    """0, 10, …, 90 per cent, as far as they leave a denoising step; or T of 1,000 training steps, where every level takes T."""
+    levels = (GuidanceLevel(percent) for percent in range(0, 100, 10))
+    return tuple(
+        level
+        for level in levels
+        if (
+            level.start_step(1000) >= num_inference_steps
+            if fixed
+            else level.start_step(num_inference_steps)
+        )
+    )
+
+
+def survey_levels(
+    run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | None = None, seeds: int = 1
+) -> Path:
+    """Measures the spectrum of up to `sources` hard images over `grid` and writes `levels/levels.{json,md,csv}`; returns the first.
+
+    `run` has its hard images and texts already. Raises RecipeError for a grid that is empty, has the real level in it, or a level
+    without a denoising step.
+    """
+    asked = run.recipe.spectrum
+    steps, fixed = asked.num_inference_steps, asked.steps == "fixed"
+    levels = sorted(set(default_grid(steps, fixed) if grid is None else grid))
+    if not levels or sources < 1 or seeds < 1:
+        raise RecipeError(
+            f"a survey needs at least one level, source and seed; got {len(levels)}, {sources} and {seeds}."
+        )
+    check_levels(levels, 100 * steps if fixed else steps)
+    check_generator(run.address, steps, asked.size, levels, fixed, asked.guidance_interval)
+    survey = survey_run(run, levels, seeds)
+    make_folder(survey.folder)
+    hard = read_table(run.path("hard.parquet"))
+    write_table(
+        hard.take(choose_sample(hard["id"].to_pylist(), hard["label"].to_pylist(), sources)),
+        survey.path("hard.parquet"),
+    )
+    make_plan(survey, for_training=False)
+    generate(survey)
+    filter_spectrum(survey)
+    found = _summary(run, survey, *_measure(survey))
+    write_text(survey.path("levels.json"), json.dumps(found, indent=2, ensure_ascii=False))
+    write_text(survey.path("levels.csv"), as_csv(found))
+    write_text(survey.path("levels.md"), as_markdown(found))
+    return survey.path("levels.json")
+
+
+def survey_run(run: Run, levels: Sequence[GuidanceLevel], seeds: int) -> Run:
+    """The run of the survey, in `levels/`: data and texts are those of `run`; nothing is drawn again, for it measures what is kept.
+
+    The filter goes by similarity whatever the recipe's rule is, for a threshold is what the survey proposes.
+    """
+    spectrum = run.recipe.spectrum.model_copy(
+        update={"levels": list(levels), "seeds": seeds, "tries": 1}
+    )
+    store = None if run.recipe.runtime.store is None else str(run.location(FOLDER))
+    runtime = run.recipe.runtime.model_copy(update={"store": store})
+    threshold = run.recipe.filter.model_copy(update={"rule": "threshold"})
+    recipe = run.recipe.model_copy(
+        update={"spectrum": spectrum, "runtime": runtime, "filter": threshold}
+    )
+    return replace(
+        run,
+        recipe=recipe,
+        folder=run.folder / FOLDER,
+        overrides={name: run.path(name) for name in SHARED},
+    )
+
+
+def choose_sample(ids: Sequence[str], labels: Sequence[int], count: int) -> list[int]:
+    """Up to `count` rows, ascending: class by class in turns, in an order that depends on ids alone; more only adds to fewer."""
+    of_class: dict[int, list[int]] = {}
+    for row in sorted(range(len(ids)), key=lambda row: digest("survey", ids[row])):
+        of_class.setdefault(labels[row], []).append(row)
+    turns = [
+        (turn, place, row)
+        for place, rows in enumerate(of_class.values())
+        for turn, row in enumerate(rows)
+    ]
+    return sorted(row for _, _, row in sorted(turns)[:count])
+
+
+def _measure(survey: Run) -> tuple[dict[int, Measured], np.ndarray, float | None]:
+    """(cosines of every level, cosines of the sources with their texts, mean cosine of two images of one class)."""
+    train = survey.train
+    scorer = ClipScorer(survey.recipe.filter.checkpoint, filter_texts(survey), survey.device)
+    places = {name: row for row, name in enumerate(train.ids)}
+    hard = read_table(survey.path("hard.parquet")).to_pylist()
+    pictures = [train.image(places[row["id"]]) for row in hard]
+    real = dict(zip((row["id"] for row in hard), scorer.embed(pictures), strict=True))
+    real_text = scorer(pictures, [row["label"] for row in hard])
+    verdicts = read_table(survey.path("filter.parquet")).to_pylist()
+    cosines = _image_similarities(survey, scorer, verdicts, real)
+    measured = {}
+    for level in sorted({row["level"] for row in verdicts}):
+        rows = [row for row in verdicts if row["level"] == level]
+        measured[level] = Measured(
+            np.asarray([cosines[row["id"]] for row in rows]),
+            np.asarray([row["clip_similarity"] for row in rows], np.float64),
+        )
+    return (
+        measured,
+        real_text,
+        _pair_similarity(train, [places[row["id"]] for row in hard], scorer, list(real.values())),
+    )
+
+
+def _image_similarities(
+    survey: Run,
+    scorer: ClipScorer,
+    verdicts: Sequence[Mapping[str, Any]],
+    real: Mapping[str, np.ndarray],
+) -> dict[str, float]:
+    """`{id: cosine with its source}`, measured where it is not known yet."""
+    columns = [("id", pa.string()), ("clip", pa.string()), ("image_similarity", pa.float32())]
+    store = Shards(survey.path("similarity"), pa.schema(columns), ("id", "clip"))
+    store.clear_unfinished()
+    clip = checkpoint_digest(find_clip(survey.recipe.filter.checkpoint))
+    known = {
+        row["id"]: row["image_similarity"]
+        for row in store.read().to_pylist()
+        if row["clip"] == clip and is_cosine(row["image_similarity"])
+    }
+    missing = [row for row in verdicts if row["id"] not in known]
+    if not missing:
+        return known
+    images = stored_images(survey, [row["id"] for row in missing])
+    with progress("image similarity", len(missing)) as advance:
+        for first in range(0, len(missing), AT_ONCE):
+            part = missing[first : first + AT_ONCE]
+            embedded = scorer.embed(
+                [decode_image(images[row]["image"]) for row in range(first, first + len(part))]
+            )
+            found = [
+                float(each @ real[row["source_id"]])
+                for row, each in zip(part, embedded, strict=True)
+            ]
+            store.append(
+                [
+                    {"id": row["id"], "clip": clip, "image_similarity": cosine}
+                    for row, cosine in zip(part, found, strict=True)
+                ]
+            )
+            known |= {row["id"]: cosine for row, cosine in zip(part, found, strict=True)}
+            advance(len(part))
+    return known
+
+
+def _pair_similarity(
+    train: ImageTable, rows: Sequence[int], scorer: ClipScorer, embedded: Sequence[np.ndarray]
+) -> float | None:
+    """Mean cosine of each of these training images with another one of its class; None where no class has two."""
+    of_class: dict[int, list[int]] = {}
+    for row in sorted(range(len(train)), key=lambda row: digest("pair", train.ids[row])):
+        of_class.setdefault(int(train.labels[row]), []).append(row)
+    partners = {}
+    for row in rows:
+        others = of_class[int(train.labels[row])]
+        if len(others) > 1:
+            partners[row] = others[(others.index(row) + 1) % len(others)]
+    if not partners:
+        return None
+    theirs = scorer.embed([train.image(partner) for partner in partners.values()])
+    mine = dict(zip(rows, embedded, strict=True))
+    return float(np.mean([mine[row] @ other for row, other in zip(partners, theirs, strict=True)]))
+
+
+def _summary(
+    run: Run,
+    survey: Run,
+    measured: Mapping[int, Measured],
+    real_text: np.ndarray,
+    pair: float | None,
+) -> dict[str, Any]:
+    recipe = run.recipe
+    scales = [
+        method.synthetic_scale
+        for method in recipe.methods.values()
+        if method.strategy != "real-only"
+    ]
+    scale, seeds = max(scales, default=3.0), recipe.spectrum.seeds
+    proposal = propose(
+        measured, real_text, pair, scale=scale, seeds=seeds, tries=recipe.spectrum.tries
+    )
+    asked, steps, fixed = (
+        recipe.filter.threshold,
+        recipe.spectrum.num_inference_steps,
+        recipe.spectrum.steps == "fixed",
+    )
+    rows = [
+        {
+            "level": level, "steps": steps if fixed else GuidanceLevel(level).start_step(steps),
+            "images": len(each.text_similarity), "image_similarity": _spread(each.image_similarity),
+            "text_similarity": _spread(each.text_similarity), "kept": each.kept(asked), "kept_at_proposal": each.kept(proposal.threshold),
+        }
+        for level, each in measured.items()
+    ]  # fmt: skip
+    return {
+        "name": recipe.name, "sources": len(real_text), "seeds": survey.recipe.spectrum.seeds, "threshold": asked,
+        "generator": public_name(recipe.spectrum.checkpoint), "clip": public_name(recipe.filter.checkpoint),
+        "real": {"text_similarity": _spread(real_text), "pair_similarity": pair, "kept": float((real_text >= asked).mean())},
+        "levels": rows, "proposal": _plain(proposal, recipe.hard.rule == "probability"),
+    }  # fmt: skip
+
+
+def _plain(proposal: Proposal, poor: bool) -> dict[str, Any]:
+    reasons = list(proposal.reasons)
+    if poor:
+        reasons.append(
+            "the hard images are poor ones: for such the paper took high levels (50, 70, 90), which this rule does not know of; "
+            "look at the pictures."
+        )
+    return {
+        "levels": list(proposal.levels),
+        "threshold": proposal.threshold,
+        "bound": proposal.bound,
+        "reasons": reasons,
+    }
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return {
+        "mean": float(values.mean()),
+        "quarter": float(low),
+        "median": float(middle),
+        "three_quarters": float(high),
+    }
+
+
+def as_csv(found: Mapping[str, Any]) -> str:
+    """One line for each level; the real images are level 100."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ("level", "steps", "images", "image_similarity", "text_similarity", f"kept_at_{found['threshold']:g}",
+         f"kept_at_{found['proposal']['threshold']:g}")
+    )  # fmt: skip
+    for row in found["levels"]:
+        means = (f"{row[name]['mean']:.4f}" for name in ("image_similarity", "text_similarity"))
+        writer.writerow(
+            (
+                row["level"],
+                row["steps"],
+                row["images"],
+                *means,
+                f"{row['kept']:.4f}",
+                f"{row['kept_at_proposal']:.4f}",
+            )
+        )
+    real = found["real"]
+    writer.writerow(
+        (
+            REAL.percent,
+            0,
+            found["sources"],
+            "1.0000",
+            f"{real['text_similarity']['mean']:.4f}",
+            f"{real['kept']:.4f}",
+            "",
+        )
+    )
+    return text.getvalue()
+
+
+def as_markdown(found: Mapping[str, Any]) -> str:
+    """The table, the proposal with its reasons, and the lines to paste into the recipe."""
+    asked, proposal = found["threshold"], found["proposal"]
+    lines = [
+        f"# {for_markdown(found['name'])}: levels", "",
+        f"{found['sources']} hard images, {found['seeds']} seed{'s' if found['seeds'] != 1 else ''} at each level; mean CLIP cosines by "
+        f"{for_markdown(found['clip'])}.", "",
+        f"| λ, % | steps | image–image | image–text | kept at {asked:g} | kept at {proposal['threshold']:g} | |",
+        "|---:|---:|---:|---:|---:|---:|---|",
+    ]  # fmt: skip
+    for row in found["levels"]:
+        chosen = "proposed" if row["level"] in proposal["levels"] else ""
+        means = " | ".join(
+            f"{row[name]['mean']:.3f}" for name in ("image_similarity", "text_similarity")
+        )
+        lines.append(
+            f"| {row['level']} | {row['steps']} | {means} | {row['kept']:.0%} | {row['kept_at_proposal']:.0%} | {chosen} |"
+        )
+    real = found["real"]
+    lines.append(
+        f"| real | – | 1 | {real['text_similarity']['mean']:.3f} | {real['kept']:.0%} | | |"
+    )
+    if real["pair_similarity"] is not None:
+        lines += ["", f"Two real images of one class: {real['pair_similarity']:.3f}."]
+    lines += [
+        "",
+        "## Proposal",
+        "",
+        *(f"- {for_markdown(reason)}" for reason in proposal["reasons"]),
+    ]
+    return "\n".join([*lines, "", "```yaml", snippet(found).rstrip(), "```", ""])
+
+
+def snippet(found: Mapping[str, Any]) -> str:
+    """The proposal as lines of a recipe."""
+    proposal = found["proposal"]
+    tree = {
+        "spectrum": {"levels": proposal["levels"]},
+        "filter": {"threshold": proposal["threshold"]},
+    }
+    return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None)

@@ -1,0 +1,204 @@
+"""`discl predict`: a trained classifier on new images."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import Gate, Unreadable, decode_image, to_square
+from ..data.depth import Depth, Ranges, depth_of
+from ..data.gate import roots_of
+from ..data.listing import LeftOut, known_suffixes, walk_images
+from ..errors import DataError, RecipeError, RunError, unknown
+from ..escaping import for_csv, one_line
+from ..evaluation.metrics import softmax_rows
+from ..models.classifier import ClassifierConfig, load_classifier
+from ..training.loop import logits_of
+from ..utils.atomic import whole
+from ..utils.console import say
+from ..utils.yaml_text import read_yaml
+
+BATCH = 256
+SHOWN = 20
+UNREADABLE = ("skip", "error")
+
+
+def find_classifier(run: Path, method: str | None = None) -> Path:
+    """Folder of a method's classifier in a run folder (the recipe's last one unless one is named), or `run` itself if it is one.
+
+    Of the folder's recipe only the order of its methods is read; nothing that it names is looked up or imported.
+    """
+    if (run / "model.safetensors").exists():
+        return run
+    found = sorted((run / "train").glob("*/model.safetensors"))
+    order = _methods_of(run / "recipe.yaml")
+    trained = {each.parent.name: each.parent for each in found}
+    trained = {name: trained[name] for name in order if name in trained}
+    if not trained:
+        raise RunError(
+            f"{run} holds no trained classifier; expected {run}/train/METHOD/model.safetensors. Run `discl train` first."
+        )
+    if method is not None and method not in trained:
+        raise RunError(unknown("method", method, trained))
+    return trained[method] if method is not None else list(trained.values())[-1]
+
+
+def _methods_of(recipe: Path) -> list[str]:
+    """Names of the methods of a run folder's recipe, which is read as text and not carried out; none where it tells none."""
+    try:
+        tree = read_yaml(recipe)
+    except RecipeError:
+        return []
+    methods = tree.get("methods") if isinstance(tree, dict) else None
+    return [str(name) for name in methods] if isinstance(methods, dict) else []
+
+
+def predict(
+    run: Path | str, images: Path | str, out: Path | str, method: str | None = None, device: str = "cpu",
+    on_progress: Callable[[int], None] = lambda count: None, unreadable: str = "skip",
+) -> Path:  # fmt: skip
+    """Writes a CSV of `image, prediction, probability` and one probability column per class, one row per image, and returns its path.
+
+    The file appears whole or not at all. Rows are written batch by batch, so any number of images fits into memory.
+    A path or class that begins like a formula of a spreadsheet, such as `=1`, has an apostrophe before it.
+
+    - `images`: an image, or a folder that is searched. Hidden files, files with other endings and linked folders are left out, and counted
+      on standard error.
+    - `unreadable`: `skip` leaves images that cannot be read out, counts and names them; `error` ends with the first.
+    - `on_progress`: called with the number of rows of each batch.
+
+    Raises DataError where no image is found or can be read, and RunError for an unknown device or a place that cannot be written.
+    """
+    where, target = Path(images), Path(out)
+    if unreadable not in UNREADABLE:
+        raise RunError(unknown("value of unreadable", unreadable, UNREADABLE))
+    if not where.exists():
+        raise DataError(f"'{where}' does not exist; name an image or a folder of images.")
+    if not _is_there(device):
+        raise RunError(f"there is no device '{device}' here; use --device cpu.")
+    with _table(target) as stream:  # first of all: a place that refuses is told before the work
+        model, config = load_classifier(find_classifier(Path(run), method))
+        writer = csv.writer(stream)
+        writer.writerow(["image", "prediction", "probability", *map(for_csv, config.class_names)])
+        search = _Search(where, config)
+        model = model.to(device)
+        for names, squares in search.batches(unreadable):
+            logits = logits_of(model, squares, config, torch.float32, device)
+            rows = zip(names, softmax_rows(logits).numpy(), strict=True)
+            writer.writerows(_row(name, row, config.class_names) for name, row in rows)
+            on_progress(len(names))
+        search.report()
+    return target
+
+
+class _Search:
+    """The images of a place, decoded batch by batch, and what of it is left out."""
+
+    def __init__(self, where: Path, config: ClassifierConfig) -> None:
+        self.where, self.size = where, config.resize
+        self.folder = (where if where.is_dir() else where.resolve().parent).absolute()
+        self.gate = Gate(roots_of(self.folder))
+        self.left_out, self.broken, self.read = LeftOut(), list[str](), 0
+        self.depth = Depth() if config.depth is None else depth_of(config.depth)
+        self.knows_depth, self.wide = config.depth is not None, Ranges()
+
+    def batches(self, unreadable: str) -> Iterator[tuple[list[str], Tensor]]:
+        """(paths, uint8 `[batch, 3, size, size]`) of the readable images. Raises DataError as `predict` does."""
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            paths = self._paths()
+            while some := list(islice(paths, BATCH)):
+                names, squares = [], []
+                for path, square in zip(some, threads.map(self._square, some), strict=True):
+                    if isinstance(square, Unreadable):
+                        self._refuse(path, square, unreadable)
+                    else:
+                        names.append(path)
+                        squares.append(torch.from_numpy(square))
+                self.read += len(names)
+                if names:
+                    yield names, torch.stack(squares)
+
+    def report(self) -> None:
+        """Says what was left out. Raises DataError where no image was read at all."""
+        what = f"; left out: {self.left_out}" if self.left_out else ""
+        if not self.read and not self.broken:
+            raise DataError(
+                f"'{self.where}' holds no image (none ends in {known_suffixes()}){what}."
+            )
+        listing = "\n".join(f"  {one_line(problem)}" for problem in self.broken[:SHOWN])
+        if not self.read:
+            raise DataError(f"no image of '{self.where}' can be read:\n{listing}")
+        if self.broken:
+            say(f"{len(self.broken):,} unreadable images are skipped:\n{listing}")
+        if self.wide.counts:
+            rule = (
+                "the rule of training"
+                if self.knows_depth
+                else "the usual rule, for none was trained on"
+            )
+            say(f"{self.wide.describe(self.depth)} ({rule})")
+        if self.left_out:
+            say(f"of {str(self.where)!r} are left out: {self.left_out}")
+
+    def _paths(self) -> Iterator[str]:
+        if not self.where.is_dir():
+            return iter([str(self.where)])
+        return (str(Path(path)) for path in walk_images(self.where, self.left_out))
+
+    def _square(self, path: str) -> np.ndarray | Unreadable:
+        whole_path = str(Path(path).resolve() if path == str(self.where) else Path(path).absolute())
+        try:
+            stored = {"bytes": None, "path": whole_path}
+            picture = decode_image(stored, self.gate, self.depth, self.wide.add)
+            return to_square(picture, self.size)
+        except Unreadable as error:
+            return error
+
+    def _refuse(self, path: str, error: Unreadable, unreadable: str) -> None:
+        problem = f"{path!r}: {error}"
+        if unreadable == "error":
+            raise DataError(
+                f"image {problem}. Mend or delete it, or skip such images with --unreadable skip."
+            )
+        self.broken.append(problem)
+
+
+def _row(name: str, probabilities: np.ndarray, class_names: Sequence[str]) -> list[str]:
+    best = int(probabilities.argmax())
+    values = (f"{value:.6f}" for value in probabilities)
+    return [for_csv(name), for_csv(class_names[best]), f"{probabilities[best]:.6f}", *values]
+
+
+@contextmanager
+def _table(target: Path) -> Iterator[TextIO]:
+    """A CSV file that appears whole or not at all. Raises RunError where the place refuses."""
+    try:
+        if target.is_dir():
+            raise IsADirectoryError("it is a folder; name a file")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            whole(target) as unfinished,
+            unfinished.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
+        ):
+            yield stream
+    except OSError as error:
+        raise RunError(
+            f"the predictions cannot be written to {target}: {error}. Name another place with --out, or free space."
+        ) from error
+
+
+def _is_there(device: str) -> bool:
+    try:
+        return torch.empty(0, device=device).device.type != "meta"
+    except (RuntimeError, AssertionError):
+        return False

@@ -1,0 +1,218 @@
+"""`discl prompts`: descriptions, settings and captions by models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ..baselines.alia import condense_request, pick_captions
+from ..errors import RunError
+from ..prompts import class_prompts
+from ..prompts.captions import Captioner, describe_captioner, find_captioner
+from ..prompts.chat_client import Endpoint, read_key
+from ..prompts.class_descriptions import Demand, missing_classes, write_missing
+from ..prompts.settings import read_settings, write_settings
+from ..prompts.templates import spoken_names, with_settings
+from ..recipe import Captions, Server, Settings
+from ..recipe import Endpoint as EndpointSection
+from ..run_folder.run import Run
+from ..spectrum.store import Shards
+from ..utils.console import progress, say
+from ..utils.hashing import derive_seed, digest
+from ..utils.stored import read_table
+
+WRITTEN = "prompts.yaml"
+SETTINGS = "settings.yaml"
+CAPTIONED_AT_ONCE = 256
+
+
+def check_prompts(run: Run) -> None:
+    """Looks for the language model's key and the captioner before any long work starts.
+
+    Raises EndpointError where a key is needed and not set, CheckpointError where the captioner is none.
+    """
+    asked = run.recipe.prompts
+    if asked.endpoint is not None and not run.path(WRITTEN).exists():
+        read_key(asked.endpoint.key_variable)
+    if asked.captions is not None:
+        find_captioner(asked.captions.checkpoint)
+    if asked.settings is not None and not run.path(SETTINGS).exists():
+        read_key(asked.settings.endpoint.key_variable)
+        find_captioner(asked.settings.captioner.checkpoint)
+
+
+def write_prompts(run: Run) -> Path:
+    """Has the texts, settings or captions written that the recipe asks for and that the run folder lacks.
+
+    Returns `prompts.yaml`, `settings.yaml`, the folder of captions, or, where the recipe asks for none of them, the run folder.
+    """
+    asked = run.recipe.prompts
+    if asked.endpoint is not None:
+        return _describe_classes(run, asked.endpoint)
+    if asked.settings is not None:
+        return _condense_captions(run, asked.settings)
+    if asked.captions is not None:
+        hard = read_table(run.path("hard.parquet"), ["id", "digest"]).to_pylist()
+        return _caption_images(run, asked.captions, hard)
+    return run.folder
+
+
+def texts_by_label(run: Run) -> dict[int, list[str]]:
+    """`{label: texts}` of the classes that have hard images, from which prompts are drawn.
+
+    What a language model has to write is written first.
+    """
+    asked, names = run.recipe.prompts, run.train.class_names
+    phrases = str(write_prompts(run)) if asked.endpoint is not None else asked.phrases
+    templates = (
+        asked.templates
+        if asked.settings is None
+        else with_settings(asked.templates, read_settings(write_prompts(run)))
+    )
+    texts = class_prompts(names, templates, phrases, asked.names, hard_classes(run))
+    return {
+        label: [asked.prefix + text for text in texts[name]]
+        for label, name in enumerate(names)
+        if name in texts
+    }
+
+
+def hard_classes(run: Run) -> set[str]:
+    """Names of the classes that have hard images: only these need texts to generate from."""
+    labels = read_table(run.path("hard.parquet"), ["label"])["label"].unique()
+    return {run.train.class_names[label] for label in labels.to_pylist()}
+
+
+def with_captions(run: Run, hard: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `hard.parquet` with their `caption` beside, where the recipe asks for captions; missing ones are made first."""
+    asked = run.recipe.prompts.captions
+    if asked is None:
+        return [dict(row) for row in hard]
+    write_prompts(run)
+    captions = _captions(run, asked)
+    return [{**row, "caption": captions[row["digest"]]} for row in hard]
+
+
+def _describe_classes(run: Run, asked: EndpointSection) -> Path:
+    path = run.path(WRITTEN)
+    names = spoken_names(run.train.class_names, run.recipe.prompts.names)
+    needed = hard_classes(run)
+    missing = missing_classes(path, names, needed)
+    if missing:
+        if len(missing) < len(needed):
+            there = len(needed) - len(missing)
+            say(f"prompts: {there} of {len(needed)} classes with hard images have texts already")
+        endpoint = _reach(asked, "prompts.endpoint")
+        demand = Demand(asked.count, asked.words, asked.only_class, asked.tries)
+        with progress("prompts", len(missing)) as advance:
+            write_missing(path, names, endpoint, demand, asked.parallel, advance, needed)
+    return path
+
+
+def _reach(asked: Server, section: str) -> Endpoint:
+    key = read_key(asked.key_variable)
+    if key is not None:
+        say(f"{section}: {asked.url} is sent the API key in {asked.key_variable}")
+    return Endpoint(
+        asked.url, asked.model, key, asked.parameters, asked.timeout, asked.retries, section=section
+    )
+
+
+def _condense_captions(run: Run, asked: Settings) -> Path:
+    """Captions a sample of the training images and has the captions condensed into settings, unless the file is there."""
+    path, prompts = run.path(SETTINGS), run.recipe.prompts
+    if path.exists():
+        return path
+    endpoint, names = (
+        _reach(asked.endpoint, "prompts.settings.endpoint"),
+        spoken_names(run.train.class_names, prompts.names),
+    )
+    listed = read_table(run.path("data.parquet"), ["id", "digest", "split"]).to_pylist()
+    listed = [row for row in listed if row["split"] == "train"]
+    sample = sorted(listed, key=lambda row: derive_seed("settings", row["id"]))[: asked.images]
+    _caption_images(run, asked.captioner, sample)
+    captions = _captions(run, asked.captioner)
+    shown = pick_captions(
+        [captions[row["digest"]] for row in sample if captions[row["digest"]]], asked.captions
+    )
+    if not shown:
+        raise RunError(
+            f"'{asked.captioner.checkpoint}' wrote an empty caption for all of {len(sample)} training images; take another model in "
+            f"prompts.settings.captioner, or write the settings into {path} yourself, a list in YAML such as '- in a meadow at dusk'."
+        )
+    say(
+        f"settings: {asked.endpoint.model} condenses captions of {len(sample)} images, {len(shown)} of them and all different"
+    )
+    forbidden = [asked.kind, *names.values()]
+    write_settings(
+        path,
+        lambda count: condense_request(shown, asked.kind, count),
+        forbidden,
+        endpoint,
+        asked.count,
+        asked.tries,
+    )
+    return path
+
+
+def _caption_images(run: Run, asked: Captions, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Captions the training images (`id`, `digest`) that have no caption by this model yet."""
+    store, train = _caption_shards(run), run.train
+    store.clear_unfinished()
+    known, captioner_id = _captions(run, asked), _captioner_id(asked)
+    missing = list({row["digest"]: row for row in rows if row["digest"] not in known}.values())
+    if not missing:
+        return run.path("captions")
+    captioner = Captioner(
+        asked.checkpoint, asked.prompt, asked.max_new_tokens, asked.dtype, run.device
+    )
+    places, empty = {name: row for row, name in enumerate(train.ids)}, 0
+
+    with progress("captions", len(missing)) as advance:
+        for first in range(0, len(missing), CAPTIONED_AT_ONCE):
+            part = missing[first : first + CAPTIONED_AT_ONCE]
+            captions = captioner(
+                [run.checked_image(places[row["id"]], row["digest"]) for row in part]
+            )
+            empty += captions.count("")
+            store.append(
+                [
+                    {
+                        "id": digest(row["digest"], captioner_id),
+                        "image": row["digest"],
+                        "captioner": captioner_id,
+                        "caption": caption,
+                    }
+                    for row, caption in zip(part, captions, strict=True)
+                ]
+            )
+            advance(len(part))
+    if empty:
+        say(
+            f"captions: {empty} of {len(missing)} images got an empty one, which adds nothing to a prompt"
+        )
+    return run.path("captions")
+
+
+def _caption_shards(run: Run) -> Shards:
+    return Shards(
+        run.path("captions"),
+        pa.schema([(name, pa.string()) for name in ("id", "image", "captioner", "caption")]),
+    )
+
+
+def _captioner_id(asked: Captions) -> str:
+    return describe_captioner(asked.checkpoint, asked.prompt, asked.max_new_tokens, asked.dtype)
+
+
+def _captions(run: Run, asked: Captions) -> dict[str, str]:
+    """`{digest of the image: caption}` by the captioner that the recipe names."""
+    captioner = _captioner_id(asked)
+    return {
+        row["image"]: row["caption"]
+        for row in _caption_shards(run).read().to_pylist()
+        if row["captioner"] == captioner
+    }

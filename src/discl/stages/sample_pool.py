@@ -1,0 +1,95 @@
+"""Real, hard and kept images of a run as one pool of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from ..curriculum.sampling import Pool
+from ..data import ImageTable
+from ..levels import REAL
+from ..run_folder.images import stored_images
+from ..run_folder.run import Run
+from ..spectrum.clip_filter import judge
+from ..utils.stored import read_table
+
+
+def kept_images(run: Run, threshold: float | None = None) -> Dataset:
+    """The synthetic images that the filter kept, in the order of the plan, memory-mapped: id,
+    image, label, level, source_id.
+
+    With a `threshold`, those of at least that clip_similarity instead, whatever the filter said. Label and level are the plan's: a
+    picture in the store may have been made under another numbering of the classes.
+    """
+    verdicts = [
+        verdict
+        for verdict in read_table(run.path("filter.parquet")).to_pylist()
+        if (
+            verdict["keep"]
+            if threshold is None
+            else judge(verdict["clip_similarity"], threshold).keep
+        )
+    ]
+    images = stored_images(run, [verdict["id"] for verdict in verdicts])
+    for name in ("label", "level", "source_id"):
+        images = images.add_column(name, [verdict[name] for verdict in verdicts])
+    return images
+
+
+def hard_rows(run: Run) -> np.ndarray:
+    """Which training images are hard: bool `[real]`."""
+    hard = set(read_table(run.path("hard.parquet"), ["id"])["id"].to_pylist())
+    return np.asarray([name in hard for name in run.tables["train"].ids])
+
+
+def real_aspects(run: Run, split: str) -> np.ndarray:
+    """Width / height of the images of a split, float64 `[images]`, as they were inspected."""
+    listed = read_table(run.path("data.parquet"), ["split", "width", "height"])
+    sizes = listed.filter(pc.equal(listed["split"], split))
+    return sizes["width"].to_numpy() / sizes["height"].to_numpy()
+
+
+def made_aspects(run: Run, source_ids: Sequence[str]) -> np.ndarray:
+    """Width / height of synthetic images of these sources, float64 `[images]`, as they were
+    planned."""
+    columns = ["source_id", "width", "height"]
+    plan = read_table(run.path("plan.parquet"), columns)
+    sources, widths, heights = (plan[name].to_pylist() for name in columns)
+    shapes = dict(zip(sources, zip(widths, heights, strict=True), strict=True))
+    return np.array([shapes[name][0] / shapes[name][1] for name in source_ids], np.float64)
+
+
+def make_pool(real: ImageTable, hard: np.ndarray, synthetic: Dataset) -> Pool:
+    """Every sample that training may draw: the rows of `real`, then those of `synthetic`, which has `label` and `level`.
+
+    `hard` bool `[real]`. A column `source_id` of `synthetic` names the real images that it was made
+    from.
+    """
+    count, extra = len(real), len(synthetic)
+    return Pool(
+        labels=np.concatenate([real.labels, np.asarray(synthetic["label"], np.int64)]),
+        levels=np.concatenate(
+            [np.full(count, REAL.percent), np.asarray(synthetic["level"], np.int64)]
+        ),
+        synthetic=np.repeat([False, True], [count, extra]),
+        hard=np.concatenate([hard, np.zeros(extra, bool)]),
+        class_names=real.class_names,
+        sources=np.concatenate([np.arange(count), _sources_of(real, synthetic)]),
+    )
+
+
+def _sources_of(real: ImageTable, synthetic: Dataset) -> np.ndarray:
+    """Rows of the real images that the synthetic ones were made from, int64 `[synthetic]`, as
+    `Pool.sources` has them."""
+    if "source_id" not in synthetic.column_names:
+        return np.full(len(synthetic), -1)
+    places = {name: row for row, name in enumerate(real.ids)}
+    first = len(real) + len(synthetic)
+    named = synthetic["source_id"][:]
+    return np.array(
+        [-1 if name is None else places.setdefault(name, first + len(places)) for name in named],
+        np.int64,
+    )

@@ -1,0 +1,233 @@
+"""What a training was made from, and whether its files are intact."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from .. import baselines
+from ..baselines import read_system
+from ..curriculum import strategies
+from ..curriculum.schedule import Record
+from ..errors import BrokenFileError, RunError
+from ..models.classifier import (
+    TRAINED_AGAIN,
+    ClassifierConfig,
+    check_classifier,
+    read_config,
+    write_config,
+)
+from ..recipe import Method
+from ..run_folder.run import Run
+from ..training import objectives
+from ..training.loop import read_history
+from ..training.objectives import make_objective
+from ..utils.atomic import make_folder, writing
+from ..utils.console import say
+from ..utils.hashing import digest
+from ..utils.plugins import is_address, own_source
+from ..utils.stored import AGAIN, broken, read_header, read_json, read_table, write_text
+from .classifiers import checkpoint_identity, describe_classifier
+from .sample_pool import hard_rows
+
+REDEFINED = {
+    "random": "a level for each epoch",
+    **dict.fromkeys(strategies.MEASURING, "V by source, in float32"),
+}
+"""Strategies that drew other samples in an earlier version: their classifiers are trained again."""
+
+
+def is_measured(run: Run, folder: Path, fingerprint: str) -> bool:
+    """Whether a classifier's logits of every split are there, whole and its own."""
+    path, classes = folder / "logits.safetensors", len(run.train.class_names)
+    if not path.exists():
+        return False
+    wanted = {
+        split: (len(table), classes) for split, table in run.tables.items() if split != "train"
+    }
+    try:
+        shapes, metadata = read_header(path)
+        if shapes != wanted or metadata.get("fingerprint", fingerprint) != fingerprint:
+            raise broken(path, "holds the logits of other images or of another classifier")
+    except BrokenFileError as error:
+        say(f"{str(error).removesuffix(f' {AGAIN}')} So the classifier is measured again.")
+        return False
+    return True
+
+
+def is_ensemble(run: Run, folder: Path, alphas: list[float], fingerprint: str) -> bool:
+    """Whether a folder holds an ensemble over these α, whole, with its logits."""
+    mark = folder / "ensemble.json"
+    if not mark.exists():
+        return False
+    try:
+        if read_json(mark, "alpha", "alphas")["alphas"] != alphas:
+            return False
+        check_classifier(folder, read_config(folder), fingerprint)
+    except BrokenFileError as error:
+        say(f"{error.path} cannot be used, so the ensemble is made again")
+        return False
+    return is_measured(run, folder, fingerprint)
+
+
+def classifier_config(run: Run, name: str) -> ClassifierConfig:
+    train, method = run.recipe.training(name), run.recipe.methods[name]
+    config = describe_classifier(
+        train, run.train.class_names, run.recipe.prompts.names, method.loss.name
+    )
+    depth = run.train.depth
+    return config if depth is None else replace(config, depth=depth.plain())
+
+
+def fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
+    """Digest of everything that a method's classifier depends on."""
+    listed = read_table(run.path("data.parquet"), ["split", "id", "label", "digest"])
+    levels = sorted(level.percent for level in run.recipe.spectrum.levels)
+    used = (
+        []
+        if method.strategy == "real-only"
+        else [run.recipe.hard.rule, levels, list(kept["id"]), list(kept["label"])]
+    )
+    hard = np.flatnonzero(hard_rows(run)).tolist()
+    train = run.recipe.training(name)
+    names = list(run.train.class_names)
+    texts = (
+        dict(sorted(run.recipe.prompts.names.items())) if train.model.architecture == "clip" else {}
+    )
+    own = _own_sources(method, run.allow_plugins)
+    return digest(
+        # What was kept tells of the threshold; the adjustment comes after; settings of its own and the checkpoint follow below.
+        method.model_dump(mode="json", exclude={"threshold", "adjustment", "train"}),
+        train.model_dump(mode="json", exclude={"model": {"checkpoint"}}),
+        checkpoint_identity(train),
+        names,
+        listed.to_pydict(),
+        hard,
+        used,
+        *([texts] if texts else []),  # a CLIP's head is made of them
+        *([own] if own else []),
+        *([REDEFINED[method.strategy]] if method.strategy in REDEFINED else []),
+    )
+
+
+def _own_sources(method: Method, allow_plugins: bool = False) -> list[str]:
+    """Digests of the sources of a method's pieces that do not ship, so that one that was edited is trained with anew."""
+    named: list[tuple[str, str, Mapping[str, Any], str]] = [
+        ("strategy", method.strategy, strategies.STRATEGIES, strategies.GROUP),
+        (
+            "objective",
+            method.loss.name,
+            {**objectives.OBJECTIVES, objectives.FLYP: objectives.contrastive},
+            objectives.GROUP,
+        ),
+    ]
+    if method.system is not None:
+        system, _ = read_system(method.system)
+        named.append(("system", system, baselines.SYSTEMS, baselines.GROUP))
+    return [source for each in named if (source := own_source(*each, allow_plugins)) is not None]
+
+
+def trained_on(run: Run, name: str) -> str | None:
+    """Fingerprint of what lies in a method's folder, trained to the end or not."""
+    return read_note(run, name).get("fingerprint")
+
+
+def read_note(run: Run, name: str) -> dict[str, Any]:
+    """What `method.json` of a method's folder says; empty where there is none."""
+    mark = run.path("train") / name / "method.json"
+    advice = f"Put it back, or delete {mark.parent} to have the method trained again."
+    return read_json(mark, "fingerprint", advice=advice) if mark.exists() else {}
+
+
+def is_trained(run: Run, name: str, fingerprint: str) -> bool:
+    """Whether a method's classifier is there and whole; says of weights that are not.
+
+    Raises BrokenFileError for a broken history, which only another training would give.
+    """
+    folder = run.path("train") / name
+    weights = folder / "model.safetensors"
+    if trained_on(run, name) != fingerprint or not weights.exists():
+        return False
+    try:
+        check_classifier(
+            folder, _own_config(run, name) or classifier_config(run, name), fingerprint
+        )
+    except BrokenFileError as error:
+        told = str(error).removesuffix(f" {TRAINED_AGAIN}")
+        say(f"train {name}: {told} So the method is trained again.")
+        return False
+    whole_history(run, name)
+    return True
+
+
+def _own_config(run: Run, name: str) -> ClassifierConfig | None:
+    """What a method's `config.json` says; None where it cannot be read or is another classifier's."""
+    train = run.recipe.training(name)
+    try:
+        config = read_config(run.path("train") / name)
+    except BrokenFileError:
+        return None
+    stated = (config.architecture, config.class_names, config.image_size)
+    wanted = (train.model.architecture, run.train.class_names, train.image_size)
+    return config if stated == wanted else None
+
+
+def mend_config(run: Run, name: str) -> None:
+    """Writes a trained method's `config.json` again where it is broken or another classifier's."""
+    if _own_config(run, name) is None:
+        folder = run.path("train") / name
+        say(f"train {name}: {folder / 'config.json'} cannot be used, so it is written again")
+        write_config(classifier_config(run, name), folder)
+
+
+def whole_history(run: Run, name: str) -> list[Record]:
+    """The history of a trained method. Raises BrokenFileError where it is not that of all epochs."""
+    path = run.path("train") / name / "history.jsonl"
+    history = read_history(path)
+    tuned = run.recipe.methods[name].fine_tune != "zero-shot"
+    epochs = run.recipe.training(name).epochs if tuned else 0
+    if [record["epoch"] for record in history] != list(range(epochs)):
+        raise broken(path, f"is not the history of {epochs} epochs", TRAINED_AGAIN)
+    return history
+
+
+def _check_ours(run: Run, folder: Path) -> None:
+    """Raises RunError where a method's folder lies elsewhere, through a link, and nothing shows that a method was trained there.
+
+    A run folder of others may hold a link to anything, which is not to be deleted.
+    """
+    there = folder.resolve()
+    inside = run.folder.resolve() in there.parents
+    if folder.is_symlink() or not (inside or (folder / "method.json").is_file()):
+        raise RunError(
+            f"{folder} leads to {there} and would be deleted to train anew; take the link away, or delete the old "
+            "classifier there yourself."
+        )
+
+
+def open_method(run: Run, name: str, method: Method, fingerprint: str) -> None:
+    """Makes a method's folder ready: what was trained on something else, to the end or not, is deleted."""
+    folder, found = run.path("train") / name, trained_on(run, name)
+    if found == fingerprint:  # what is left of a classifier whose weights are broken
+        for left in ("model.safetensors", "logits.safetensors"):
+            with writing(folder / left):
+                (folder / left).unlink(missing_ok=True)
+        shutil.rmtree(folder / "we", ignore_errors=True)
+    if found != fingerprint:
+        if found is not None:
+            say(f"train {name}: trained on other data or settings; it is trained anew")
+        if folder.exists():  # even without a mark, which is how a killed deletion may leave it
+            _check_ours(run, folder)
+            shutil.rmtree(folder)
+        make_folder(folder)
+        noted = {"fingerprint": fingerprint, **method.model_dump(mode="json")}
+        if is_address(method.loss.name):  # so that measuring needs no import
+            noted["corrected"] = make_objective(method.objective, run.allow_plugins).corrected
+        write_text(folder / "method.json", json.dumps(noted, indent=2))

@@ -1,0 +1,270 @@
+"""`discl compare --tune`: the same number of trials for every method, on validation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..checkpoints import public_name
+from ..data import split_rows
+from ..recipe import Recipe, check_own_pieces, validate
+from ..recipe.recipe import overlaid
+from ..run_folder.run import Run
+from ..training.distributed import current_processes
+from ..utils.atomic import make_folder
+from ..utils.console import say
+from ..utils.hashing import derive_seed
+from ..utils.stored import read_json, read_table, write_table, write_text
+from .evaluate import evaluate
+from .prepare_data import listed_units
+from .train import train
+
+HELD_OUT = 0.2
+"""Share of the training images that trials are judged on where there is no validation split and the recipe names no other."""
+
+Settings = Mapping[str, Any]
+"""What a trial lays over a method: keys such as `train.optimizer.lr` or `system.threshold`, and their values."""
+
+
+def tune(run: Run) -> Recipe:
+    """The recipe with every method at the best of its trials; `tuned/trials.json` lists them all.
+
+    A trial trains on the training images that are not held out (nor anything made from those that are) and is judged by
+    `compare.tune.metric` on the rest, or on the validation split; the earlier of two equals wins. Only missing trials are trained.
+    """
+    asked = run.recipe.compare.tune
+    trials = {name: plan_trials(run.recipe, name, run.allow_plugins) for name in run.recipe.methods}
+    for name, planned in trials.items():
+        if len(planned) < asked.trials:
+            say(
+                f"tune: {name} has {len(planned)} trials instead of {asked.trials}, for its space holds no more"
+            )
+    searched = _trial_run(run, trials)
+    processes = current_processes()
+    judged = processes.on_main(lambda: divide(run, searched))
+    say(f"tune: {sum(map(len, trials.values()))} trials, judged by {asked.metric} on {judged}")
+    train(searched)
+    processes.on_main(lambda: evaluate(searched))
+    results = read_json(searched.path("results.json"))
+    figures = {
+        name: [
+            judge_trial(results[_row(name, number)], asked.metric) for number in range(len(each))
+        ]
+        for name, each in trials.items()
+    }
+    best = {}
+    for name, each in figures.items():
+        number = int(np.argmax(each))
+        best[name] = trials[name][number]
+        if "validation" not in run.tables:  # there the final model itself would be the better judge
+            best[name] = {**best[name], **adjustment_of(results, _row(name, number))}
+    told = {
+        "judged_on": judged, "metric": asked.metric,
+        "methods": {
+            name: {
+                "chosen": dict(best[name]),
+                "trials": [{"settings": dict(each), "figure": figure} for each, figure in zip(trials[name], figures[name], strict=True)],
+            }
+            for name in trials
+        },
+    }  # fmt: skip
+    processes.on_main(
+        lambda: write_text(
+            searched.folder.parent / "trials.json", json.dumps(told, indent=2, ensure_ascii=False)
+        )
+    )
+    return with_methods(run.recipe, {name: (name, best[name]) for name in trials})
+
+
+def plan_trials(recipe: Recipe, name: str, allow_plugins: bool = False) -> list[Settings]:
+    """Settings of a method's trials: first none, which is the method as it stands, then the combinations of its space.
+
+    Where there are more of them than trials, that many are drawn. A method that trains nothing has one trial. Raises RecipeError for a
+    setting that the method cannot have, and for `module:attribute` without `allow_plugins`.
+    """
+    asked, method = recipe.compare.tune, recipe.methods[name]
+    if method.fine_tune == "zero-shot":
+        return [{}]
+    rate = recipe.training(name).optimizer.lr
+    space = {
+        **(asked.space or {"train.optimizer.lr": [rate / 3, rate * 3]}),
+        **asked.methods.get(name, {}),
+    }
+    stated = {
+        **method.model_dump(mode="json"),
+        "train": recipe.training(name).model_dump(mode="json"),
+    }
+    settings = [dict(zip(space, values, strict=True)) for values in product(*space.values())]
+    others = [
+        each
+        for each in settings
+        if any(_value(stated, key) != value for key, value in each.items())
+    ]
+    wanted = asked.trials - 1
+    if len(others) > wanted:
+        rng = np.random.default_rng(derive_seed("trials", asked.seed, name))
+        others = [others[place] for place in sorted(rng.choice(len(others), wanted, replace=False))]
+    named = {_row(name, number): (name, each) for number, each in enumerate(others)}
+    check_own_pieces(with_methods(recipe, named), allow_plugins)
+    return [{}, *others]
+
+
+def tuned_run(run: Run, recipe: Recipe) -> Run:
+    """The run in whose folder the tuned methods are trained: phase 1 is that of `run`."""
+    return replace(run, recipe=recipe, folder=run.folder / "tuned")
+
+
+def describe_tuning(run: Run) -> list[str]:
+    """What was searched, and what was chosen for each method."""
+    told = read_json(run.folder / "trials.json", "metric", "judged_on", "methods")
+    lines = [
+        f"Settings chosen by {told['metric']} on {told['judged_on']}; the test images took no part."
+    ]
+    for name, each in told["methods"].items():
+        chosen = (
+            ", ".join(f"{key} = {public_name(str(value))}" for key, value in each["chosen"].items())
+            or "as it stands"
+        )
+        figures = [trial["figure"] for trial in each["trials"]]
+        lines.append(
+            f"{name}: {chosen} ({100 * max(figures):.1f}, the worst of {len(figures)} trials {100 * min(figures):.1f})"
+        )
+    return lines
+
+
+def _row(name: str, number: int) -> str:
+    return f"{name}.{number}"
+
+
+def _trial_run(run: Run, trials: Mapping[str, list[Settings]]) -> Run:
+    """A run whose methods are all trials, on the spectrum and scores of `run`."""
+    named = {
+        _row(name, number): (name, each)
+        for name, planned in trials.items()
+        for number, each in enumerate(planned)
+    }
+    evaluated = run.recipe.evaluate.model_copy(
+        update={"weight_ensembling": []}
+    )  # α is chosen on validation later, and judges no trial
+    recipe = with_methods(
+        run.recipe.model_copy(update={"evaluate": evaluated}), named, run.recipe.compare.tune.train
+    )
+    folder = run.folder / "tuned" / "trials"
+    make_folder(folder)
+    return replace(
+        run,
+        recipe=recipe,
+        folder=folder,
+        overrides={
+            name: run.path(name) for name in ("spectrum", "scores", "cache", "prepared", "former")
+        },
+    )
+
+
+def divide(run: Run, searched: Run) -> str:
+    """Writes the tables of the trials and says what they are judged on.
+
+    What is held out takes its hard rows and synthetic images with it.
+    """
+    asked = run.recipe.compare.tune
+    listed = read_table(run.path("data.parquet")).to_pandas()
+    training = listed[listed["split"] == "train"]
+    if asked.hold_out is None and (listed["split"] == "validation").any():
+        judged, validation = "the validation split", listed[listed["split"] == "validation"]
+    else:
+        share = asked.hold_out or HELD_OUT
+        units = listed_units(pa.Table.from_pandas(training, preserve_index=False))
+        parts = split_rows(
+            training["id"].tolist(),
+            training["label"].tolist(),
+            units,
+            {"validation": share},
+            asked.seed,
+        )
+        judged = f"{len(parts['validation'])} of the {len(training)} training images, held out"
+        validation = training.iloc[parts["validation"]].assign(split="validation")
+        training = training.iloc[parts["train"]]
+    write_table(
+        pa.Table.from_pandas(pd.concat([training, validation]), preserve_index=False),
+        searched.path("data.parquet"),
+    )
+    used = pa.array(training["id"], pa.string())
+    for name, column in (
+        ("hard.parquet", "id"),
+        ("plan.parquet", "source_id"),
+        ("filter.parquet", "source_id"),
+    ):
+        table = read_table(run.path(name))
+        write_table(table.filter(pc.is_in(table[column], used)), searched.path(name))
+    return judged
+
+
+def judge_trial(row: Mapping[str, Any], metric: str) -> float:
+    """A trial's figure on validation; balanced accuracy is the mean over the classes that have images there."""
+    measured = row["validation"]
+    return (
+        float(np.mean(list(measured["per_class"].values())))
+        if metric == "balanced_accuracy"
+        else measured[metric]
+    )
+
+
+def adjustment_of(results: Mapping[str, Any], row: str) -> Settings:
+    """Prior and τ that a trial's logit adjustment was found to need, as settings of its method: none for a loss that needs none."""
+    adjusted = results.get(f"{row}+la")
+    if adjusted is None:
+        return {}
+    ((prior, tau),) = {(each["prior"], each["tau"]) for each in adjusted.values()}
+    return {"adjustment.prior": prior, "adjustment.tau": tau}
+
+
+def with_methods(
+    recipe: Recipe,
+    named: Mapping[str, tuple[str, Settings]],
+    train: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """The recipe with these methods alone: `{new name: (name of a method, what is laid over it)}`. Raises RecipeError if one cannot be."""
+    tree = recipe.plain()
+    methods = {}
+    for new, (name, settings) in named.items():
+        method = tree["methods"][name]
+        for key, value in settings.items():
+            method = _laid(method, key.split("."), value)
+        methods[new] = method
+    tree |= {
+        "methods": methods,
+        "baseline": recipe.baseline if recipe.baseline in methods else None,
+    }
+    if train:
+        tree["train"] = overlaid(tree["train"], train)
+        for (
+            method
+        ) in methods.values():  # trials of one length, also for a method with a length of its own
+            method["train"] = (
+                overlaid(method["train"], train) if method.get("train") else method.get("train")
+            )
+    del tree["compare"]["tune"]  # which may name methods that are not among these
+    return validate(tree)
+
+
+def _laid(below: Any, keys: list[str], value: Any) -> Any:
+    if not keys:
+        return value
+    branch = (
+        {"name": below} if isinstance(below, str) else below or {}
+    )  # {system: cuda} is short for {system: {name: cuda}}
+    return {**branch, keys[0]: _laid(branch.get(keys[0]), keys[1:], value)}
+
+
+def _value(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree

@@ -1,0 +1,150 @@
+"""Decoded images, in memory or by worker processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..data import ImageTable, Unreadable, decode_image, to_square, to_whole
+from ..errors import DataError
+from ..utils.ordered_map import map_rows
+
+MEMORY_LIMIT = 2 * 1024**3
+
+
+class ImageCache(Dataset):
+    """uint8 squares `[3, size, size]` of the images of `tables`, one after the other.
+
+    A table is an `ImageTable`, which may read files, or anything indexable whose rows hold `image`
+    as {bytes, path}, such as a Hugging Face data set that is not decoded; of the latter only bytes
+    are decoded, whatever path stands beside them. Up to 2 GB of squares are decoded once and kept;
+    beyond that each is decoded when it is asked for.
+
+    A square is the centre of a picture, its shorter side resized to `size`. With `aspects`, width /
+    height of every picture, float `[images]`, it is the whole picture instead, squeezed into the
+    square; who crops it has to take the aspect into account, as `augmentation.crop_whole` does.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[Any],
+        size: int,
+        on_progress: Callable[[int], None] = lambda count: None,
+        aspects: np.ndarray | None = None,
+    ) -> None:
+        self.tables, self.size, self.aspects = list(tables), size, aspects
+        self.starts = np.cumsum([0, *(len(table) for table in self.tables)])
+        self.memory: Tensor | None = None
+        if len(self) * 3 * size * size <= MEMORY_LIMIT:
+            self.memory = torch.empty(len(self), 3, size, size, dtype=torch.uint8)
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                for row, square in enumerate(map_rows(pool, self._decode, len(self))):
+                    self.memory[row] = torch.from_numpy(square)
+                    on_progress(1)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitems__(self, rows: Sequence[int]) -> Tensor:
+        """uint8 `[rows, 3, size, size]`."""
+        if self.memory is not None:
+            return self.memory[torch.as_tensor(rows)]
+        return torch.stack([torch.from_numpy(self._decode(row)) for row in rows])
+
+    def of_rows(self, rows: Sequence[int] | np.ndarray) -> ImageCache:
+        """The pixels of these rows alone, decoded."""
+        chosen = np.asarray(rows)
+        aspects = None if self.aspects is None else self.aspects[chosen]
+        return ImageCache([_Chosen(self, chosen)], self.size, aspects=aspects)
+
+    def picture(self, row: int) -> Image.Image:
+        """The decoded picture of a row. Raises DataError where it cannot be read."""
+        number = int(np.searchsorted(self.starts, row, side="right")) - 1
+        table, place = self.tables[number], int(row - self.starts[number])
+        if isinstance(table, ImageTable):
+            return table.image(place)
+        if isinstance(table, _Chosen):
+            return table.pixels.picture(int(table.rows[place]))
+        stored = table[place]
+        try:
+            return decode_image(stored["image"])
+        except Unreadable as error:
+            raise DataError(
+                f"image '{stored.get('id', row)}' cannot be read any more: {error}."
+            ) from error
+
+    def _decode(self, row: int) -> np.ndarray:
+        fit = to_square if self.aspects is None else to_whole
+        return fit(self.picture(row), self.size)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Some rows of other pixels."""
+
+    pixels: ImageCache
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class _Order:
+    """The batches of row numbers that a loader goes through."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.rows: np.ndarray = np.empty(0, np.int64)
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for first in range(0, len(self.rows), self.batch_size):
+            yield self.rows[first : first + self.batch_size].tolist()
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+
+class EpochLoader:
+    """EpochLoader of one epoch after another from the same workers: new rows restart nothing."""
+
+    def __init__(self, pixels: ImageCache, batch_size: int, workers: int = 0) -> None:
+        self.order = _Order(
+            batch_size
+        )  # apart from this object: workers end at once only if nothing refers back to their loader
+        self.aspects_of = partial(aspects_of, pixels)
+        workers = 0 if pixels.memory is not None else workers
+        self.loader = DataLoader(
+            pixels,
+            batch_sampler=self.order,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=_same,
+            generator=torch.Generator(),  # else the loader draws from torch's random state, when workers start or at every epoch
+        )
+
+    def of(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """(row numbers, uint8 pixels) of each batch of `rows`, in order."""
+        self.order.rows, size = rows, self.order.batch_size
+        for number, pixels in enumerate(self.loader):
+            yield rows[number * size : (number + 1) * size], pixels
+
+
+def aspects_of(pixels: ImageCache, rows: np.ndarray) -> Tensor | None:
+    """Width / height of the pictures of these rows, float32 `[rows]`; None where their squares are
+    centres."""
+    aspects = getattr(pixels, "aspects", None)
+    return None if aspects is None else torch.from_numpy(aspects[rows]).float()
+
+
+def _same(batch: Any) -> Any:
+    return batch

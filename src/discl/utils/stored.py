@@ -1,0 +1,242 @@
+"""Reads and writes the tables, JSON and tensors of a run folder, with checks.
+
+What a kill, a power cut or a copy that stopped leaves behind is told in one error, which names the
+file, what is wrong with it, and what to do. A file of another kind (other columns, other keys) is
+as broken as one that is cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import BrokenFileError, DisclError, RunError
+from .atomic import whole
+from .yaml_text import read_yaml
+
+AGAIN = "Delete it and run the same command again."
+"""What to do about a file that a stage makes."""
+BEFORE = "Run the stages before it with `discl run`."
+"""What to do about one that is not there."""
+REPLACED = (
+    "Run the same command with --amend: the recipe takes its place, tables are made again, and "
+    "images, scores and classifiers that fit it are kept."
+)
+"""What to do about the recipe of a run folder."""
+
+KINDS: dict[str, Callable[[pa.DataType], bool]] = {
+    "text": lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
+    "number": pa.types.is_integer,
+    "real": pa.types.is_floating,
+    "flag": pa.types.is_boolean,
+}
+_IMAGES = dict.fromkeys(("id", "digest"), "text") | dict.fromkeys(
+    ("label", "width", "height"), "number"
+)
+TABLES: dict[str, dict[str, str]] = {
+    "data.parquet": {"row": "number", "split": "text", "source_split": "text", **_IMAGES},
+    "hard.parquet": _IMAGES,
+    "plan.parquet": {
+        **dict.fromkeys(("id", "source_id", "source_digest", "prompt", "negative_prompt"), "text"),
+        **dict.fromkeys(("label", "level", "seed", "attempt", "width", "height"), "number"),
+    },
+    "filter.parquet": {
+        **dict.fromkeys(("id", "source_id", "reason"), "text"),
+        **dict.fromkeys(("label", "level", "seed", "attempt"), "number"),
+        "clip_similarity": "real",
+        "keep": "flag",
+    },
+    "alia.parquet": {"semantic": "flag", "confidence": "number"},
+}
+"""Columns that the tables of a run folder have at least, with their kinds; none of them holds a null."""
+
+
+@contextmanager
+def reading(path: Path, advice: str = AGAIN) -> Iterator[None]:
+    """Makes a BrokenFileError that names `path` of whatever reading it fails with in the block."""
+    try:
+        yield
+    except DisclError:
+        raise
+    except FileNotFoundError as error:
+        remedy = BEFORE if advice == AGAIN else advice
+        raise BrokenFileError(f"{path} is not there. {remedy}", path) from error
+    except OSError as error:
+        raise broken(path, f"cannot be read: {error.strerror or error}", advice) from error
+    except (
+        ValueError,  # no JSON, no UTF-8, Parquet that is cut off
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        RuntimeError,  # tensors that a network has no place for; too deep a nesting
+        pa.ArrowException,
+        SafetensorError,
+    ) as error:
+        told = " ".join(str(error).split())[:200] or type(error).__name__
+        raise broken(path, f"is cut off or no file of its kind ({told})", advice) from error
+
+
+def broken(path: Path, what: str, advice: str = AGAIN) -> BrokenFileError:
+    """The error for a file that `what` is said of."""
+    return BrokenFileError(f"{path} {what}. {advice}", path)
+
+
+def read_table(
+    path: Path,
+    columns: Sequence[str] | None = None,
+    *,
+    key: str | None = None,
+    advice: str = AGAIN,
+) -> pa.Table:
+    """A Parquet table of a run folder, checked against TABLES by its name; only `columns`, if given.
+
+    `key` is the digest of what the table is made from: one that was written with another key is
+    foreign, one without any is not compared. Raises BrokenFileError where the file is missing, cut
+    off, or another one.
+    """
+    needed = TABLES.get(path.name, {})
+    with reading(path, advice):
+        _check_plain(path, advice)
+        wanted = None if columns is None else list(columns)
+        table = pq.read_table(
+            path, columns=wanted, partitioning=None, page_checksum_verification=True
+        )
+        table.validate(full=True)
+    for name in wanted or needed:
+        if name not in table.column_names:
+            raise broken(path, f"has no column '{name}', so it is another file", advice)
+        kind = needed.get(name)
+        if kind is not None and not KINDS[kind](table.schema.field(name).type):
+            got = table.schema.field(name).type
+            raise broken(path, f"has a column '{name}' of {got} instead of {kind}s", advice)
+        if kind is not None and table[name].null_count:
+            raise broken(path, f"has empty cells in column '{name}'", advice)
+    stated = (table.schema.metadata or {}).get(b"key")
+    if key is not None and stated is not None and stated != key.encode():
+        raise broken(path, "was made from something else", advice)
+    return table
+
+
+def write_table(table: pa.Table, path: Path, key: str | None = None) -> None:
+    """Writes a Parquet file that appears whole or not at all; `key` is for `read_table`."""
+    if key is not None:
+        stated = {**(table.schema.metadata or {}), b"key": key.encode()}
+        table = table.replace_schema_metadata(stated)
+    with whole(path) as unfinished:
+        pq.write_table(table, unfinished, write_page_checksum=True)
+
+
+def read_text(path: Path, advice: str = AGAIN) -> str:
+    """A text in UTF-8. Raises BrokenFileError where there is none."""
+    with reading(path, advice):
+        _check_plain(path, advice)
+        return path.read_text(encoding="utf-8")
+
+
+def write_text(path: Path, text: str, sync: bool = True) -> None:
+    """Writes a file that appears whole or not at all."""
+    with whole(path, sync) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def read_recipe_tree(path: Path) -> dict[str, Any]:
+    """The recipe that a run folder keeps, as a plain tree. Raises BrokenFileError where it is none."""
+    try:
+        tree = read_yaml(path, error=RunError)
+    except RunError as error:
+        raise BrokenFileError(f"{str(error).rstrip('.')}. {REPLACED}", path) from error
+    return _with_keys(path, tree, (), REPLACED)
+
+
+def read_json(path: Path, *keys: str, advice: str = AGAIN) -> dict[str, Any]:
+    """The mapping in a JSON file, with these keys at least. Raises BrokenFileError where there is none."""
+    text = read_text(path, advice)
+    with reading(path, advice):
+        return _with_keys(path, json.loads(text), keys, advice)
+
+
+def read_lines(path: Path, *keys: str, advice: str = AGAIN) -> list[dict[str, Any]]:
+    """The mappings in a file of one JSON text a line. Raises BrokenFileError where one is none."""
+    if path.is_file() and not path.stat().st_size:  # of nothing that was done yet
+        return []
+    text = read_text(path, advice)
+    with reading(path, advice):
+        return [_with_keys(path, json.loads(line), keys, advice) for line in text.splitlines()]
+
+
+def read_tensors(
+    path: Path, advice: str = AGAIN, fits: Callable[[Mapping[str, Sequence[int]]], bool] = bool
+) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, if their names and shapes are what `fits` wants.
+
+    Raises BrokenFileError where they are not, and where the file is cut off or of another kind.
+    """
+    shapes, _ = read_header(path, advice)
+    if not fits(shapes):
+        raise broken(path, "holds other tensors than expected, so it is another file", advice)
+    with reading(path, advice), safe_open(path, "pt") as stored:
+        return {name: stored.get_tensor(name) for name in shapes}
+
+
+def read_header(
+    path: Path, advice: str = AGAIN
+) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """(`{tensor: shape}`, metadata) of a safetensors file; the tensors are not read, but the file is as long as they need.
+
+    Raises BrokenFileError where it is not.
+    """
+    with reading(path, advice):
+        _check_plain(path, advice)
+        with safe_open(path, "pt") as stored:
+            shapes = {
+                name: tuple(stored.get_slice(name).get_shape())
+                for name in stored.keys()  # noqa: SIM118 (not a dict)
+            }
+            return shapes, dict(stored.metadata() or {})
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a safetensors file that appears whole or not at all.
+
+    Raises WriteError where the disk refuses; what was there before is then as it was.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with whole(path) as unfinished:
+        try:
+            save_file(plain, unfinished, dict(metadata) if metadata else None)
+        except SafetensorError as error:
+            found = re.search(r"os error (\d+)", str(error))
+            if found is None and "I/O" not in str(error):
+                raise
+            told = re.sub(r" \(os error \d+\)|.*I/O error: ", "", str(error))
+            raise OSError(int(found[1]) if found else 5, told) from error
+
+
+def _check_plain(path: Path, advice: str) -> None:
+    """Raises BrokenFileError for a folder, a pipe or a device where a file is expected."""
+    if path.exists() and not path.is_file():
+        raise broken(path, "is a folder, not a file" if path.is_dir() else "is no file", advice)
+    if path.is_file() and not path.stat().st_size:
+        raise broken(path, "is empty", advice)
+
+
+def _with_keys(path: Path, found: Any, keys: Sequence[str], advice: str) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise broken(path, "holds no mapping", advice)
+    lacking = [key for key in keys if key not in found]
+    if lacking:
+        raise broken(path, f"lacks {', '.join(lacking)}, so it is another file", advice)
+    return found

@@ -1,0 +1,394 @@
+"""The chat interface: answers that break off, keys and addresses that cannot be sent, and a pause that holds for all requests."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import pytest
+
+from discl.errors import DisclError, EndpointError, RecipeError
+from discl.prompts.chat_client import Endpoint, check_url, read_key
+from discl.prompts.class_descriptions import Demand, write_missing
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from chat_server import Clock, Raw, Reply, Server, asked_for, completion, numbered, sentences, serve
+
+HELLO = [{"role": "user", "content": "hello"}]
+SECRET = "sk-se/cret+7"
+
+
+def endpoint(server: Server, **settings) -> Endpoint:
+    return Endpoint(server.url, "tiny-llm", **{"backoff": 0.01, "retries": 1, **settings})
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Raw(b"Content-Length: 1000\r\n\r\npart", reset=True),
+        Raw(b"Content-Length: 1000\r\n\r\npart"),
+        Raw(b"Transfer-Encoding: chunked\r\n\r\n100\r\npart"),
+    ],
+    ids=["reset", "short", "chunk cut off"],
+)
+def test_a_busy_answer_that_breaks_off_is_still_one_to_ask_again_after(
+    status: int, reply: Raw
+) -> None:
+    broken = Raw(f"HTTP/1.1 {status} Busy\r\n".encode() + reply.data, reply.reset)
+    with serve(lambda before, _: broken if before == 0 else completion("hi")) as server:
+        assert endpoint(server).ask(HELLO) == "hi"
+    assert len(server.bodies) == 2
+
+
+def test_a_refusal_that_breaks_off_is_told_as_one() -> None:
+    broken = Raw(b"HTTP/1.1 401 No\r\nTransfer-Encoding: chunked\r\n\r\n100\r\npart")
+    with (
+        serve(lambda *_: broken) as server,
+        pytest.raises(EndpointError, match=r"answers 401: ''\. Set the variable"),
+    ):
+        endpoint(server).ask(HELLO)
+    assert len(server.bodies) == 1
+
+
+def test_a_redirect_to_nowhere_is_told_as_one() -> None:
+    with (
+        serve(lambda *_: (308, {"Location": "http://[::1/v1"}, "")) as server,
+        pytest.raises(EndpointError, match=r"points to http://\[::1"),
+    ):
+        endpoint(server).ask(HELLO)
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Raw(OK + b"Content-Length: 1000\r\n\r\n", again=b" ", pause=0.02),
+        Raw(OK + b"\r\n", again=b" ", pause=0.02),
+        Raw(OK + b"Transfer-Encoding: chunked\r\n\r\n", again=b"1\r\n \r\n", pause=0.02),
+        Raw(OK + b"X-Slow: ", again=b"x", pause=0.02),
+        Raw(b"", again=b"H", pause=0.02),
+        Raw(b"", again=b"HTTP/1.1 100 Continue\r\n\r\n", pause=0.02),
+        Raw(b"HTTP/1.1 500 No\r\nContent-Length: 1000\r\n\r\n", again=b" ", pause=0.02),
+        Raw(b"HTTP/1.1 100 Continue\r\n\r\n", again=b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+    ids=[
+        "body",
+        "open end",
+        "chunks",
+        "header",
+        "status",
+        "continue",
+        "failure",
+        "continue at once",
+    ],
+)
+def test_a_server_that_drips_is_given_up_in_time(reply: Raw) -> None:
+    start = time.monotonic()
+    with serve(lambda *_: reply) as server:
+        with pytest.raises(EndpointError) as caught:
+            endpoint(server, timeout=0.3).ask(HELLO)
+        assert time.monotonic() - start < 3
+    assert "2 times in a row" in str(caught.value)
+    assert "within 0.3 s" in str(caught.value) or "answers 500" in str(caught.value)
+
+
+def test_an_answer_that_drips_in_time_is_read() -> None:
+    said = completion("hi")[2].encode()
+    slow = Raw(
+        OK + f"Content-Length: {len(said) + 10}\r\n\r\n".encode() + said, again=b"\n", pause=0.01
+    )
+    with serve(lambda *_: slow) as server:
+        assert endpoint(server, timeout=20).ask(HELLO) == "hi"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Raw(OK + b"Content-Length: 10000000000\r\n\r\n", again=b" " * 65_536),
+        Raw(OK + b"\r\n", again=b" " * 65_536),
+        Raw(
+            OK + b"Transfer-Encoding: chunked\r\n\r\n", again=b"10000\r\n" + b" " * 65_536 + b"\r\n"
+        ),
+    ],
+    ids=["length", "open end", "chunks"],
+)
+def test_an_answer_without_end_is_refused(reply: Raw) -> None:
+    with serve(lambda *_: reply) as server:
+        with pytest.raises(EndpointError, match=r"more than 4,000,000 bytes"):
+            endpoint(server, timeout=20).ask(HELLO)
+        assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("end", ["", "#" + "x" * 20_000])
+def test_a_redirect_is_told_and_never_followed(status: int, end: str) -> None:
+    with serve(lambda *_: completion("stolen")) as other:
+        reply = (status, {"Location": f"{other.url}/{SECRET}{end}"}, "")
+        with serve(lambda *_: reply) as server:
+            with pytest.raises(
+                EndpointError, match=f"answers {status}.*points to {other.url}"
+            ) as caught:
+                endpoint(server, key=SECRET).ask(HELLO)
+            assert len(server.bodies) == 1
+        assert other.bodies == []
+    assert SECRET not in str(caught.value)
+    assert len(str(caught.value)) < 2000
+
+
+ODD_ANSWERS = [
+    "", "null", "1", "[]", "{}", "hello", '{"choices": null}', '{"choices": []}', '{"choices": {}}',
+    '{"choices": [null]}', '{"choices": [{}]}', '{"choices": [{"message": null}]}',
+    '{"choices": [{"message": []}]}', '{"choices": [{"message": {"content": 5}}]}',
+    '{"choices": [{"message": {"content": {"text": "a"}}}]}',
+    '{"choices": [{"message": {"content": ["a"]}}]}',
+    '{"choices": [{"message": {"content": [{"type": "text", "text": 5}]}}]}',
+    '{"choices": [{"text": "an old completion"}]}', '{"error": {"message": "no such model"}}',
+    "[" * 100_000, "9" * 10_000, '{"choices": [' + "1," * 1_000_000 + "1]}", "<html>" + "x" * 50_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("said", ODD_ANSWERS, ids=lambda said: said[:60])
+def test_an_answer_of_another_shape_is_told_in_short(said: str) -> None:
+    with serve(lambda *_: (200, {}, said)) as server:
+        with pytest.raises(EndpointError, match="answers no chat completion") as caught:
+            endpoint(server).ask(HELLO)
+        assert len(server.bodies) == 1
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("message", "content"),
+    [
+        ({"content": None}, ""),
+        ({}, ""),
+        ({"content": "a\0b\ud800"}, "a?b?"),
+        (
+            {
+                "content": [
+                    {"type": "text", "text": "a"},
+                    {"type": "thinking"},
+                    {"type": "text", "text": "b"},
+                ]
+            },
+            "ab",
+        ),
+    ],
+)
+def test_the_text_of_an_answer(message: dict, content: str) -> None:
+    said = json.dumps({"choices": [{"message": message}]})
+    with serve(lambda *_: (200, {}, said)) as server:
+        assert endpoint(server).ask(HELLO) == content
+
+
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [
+        ("sk-secret\nline2", 10),
+        ("sk-secret\r", 10),
+        ("sk secret", 3),
+        ("sk-secret…", 10),
+        ("ключ", 1),
+        ("sk-\x7f", 4),
+    ],
+)
+def test_a_key_that_no_header_can_hold_is_refused_unseen(
+    monkeypatch: pytest.MonkeyPatch, key: str, place: int
+) -> None:
+    monkeypatch.setenv("DISCL_TEST_KEY", f"{key}x")
+    for use in (
+        lambda: read_key("DISCL_TEST_KEY"),
+        lambda: Endpoint("http://127.0.0.1:9/v1", "m", f"{key}x"),
+    ):
+        with pytest.raises(
+            EndpointError,
+            match=rf"its character {place} is a space, a line break or no ASCII character",
+        ) as raised:
+            use()
+        told = "".join(traceback.format_exception(raised.value))
+        assert not any(part in told for part in (key, "secret", "ключ"))
+    with pytest.raises(
+        EndpointError, match="the API key in the environment variable DISCL_TEST_KEY cannot be sent"
+    ):
+        read_key("DISCL_TEST_KEY")
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        "HTTP/1.1 401 Bad {key}\r\n\r\nno such key: {key}",
+        'HTTP/1.1 400 Bad {key}\r\n\r\n{{"error": "{escaped}"}}',
+        "HTTP/1.1 503 Bad {key}\r\n\r\n{key}",
+        "HTTP/1.1 302 Found {key}\r\nLocation: http://127.0.0.1:9/{key}\r\n\r\n",
+        "HTTP/1.1 302 Found {key}\r\nLocation: http://[::1/{key}\r\n\r\n",
+        "HTTP/1.1 200 OK\r\n\r\nyour key is {key}",
+        "HTTP/1.1 {key}\r\n\r\n",
+        "{key}\r\n\r\n",
+    ],
+)
+def test_a_server_that_repeats_the_key_does_not_bring_it_into_a_traceback(echo: str) -> None:
+    reply = Raw(echo.format(key=SECRET, escaped=SECRET.replace("/", "\\/")).encode())
+    with serve(lambda *_: reply) as server, pytest.raises(EndpointError) as raised:
+        endpoint(server, key=SECRET).ask(HELLO)
+    assert server.headers[0]["Authorization"] == f"Bearer {SECRET}"
+    told = "".join(traceback.format_exception(raised.value)).replace("\\", "")
+    assert SECRET not in told
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        (
+            "http://.example.com/v1",
+            r"'\.example\.com' can be no host; a host is an address, or labels of 1 to 63",
+        ),
+        ("http://a..example.com/v1", r"can be no host"),
+        (f"http://{'a' * 64}.com/v1", r"can be no host"),
+        (f"http://{'ü' * 64}.com/v1", r"can be no host"),
+        ("http://two words/v1", r"can be no host"),
+        (
+            "http://h/ü/v1",
+            r"its path may hold ASCII characters only and no space; write it as /%C3%BC/v1\.",
+        ),
+        ("http://h/a b/v1", r"write it as /a%20b/v1\."),
+        ("http://h/v1\n", r"its path may hold"),
+        ("http://h/\ud800", r"its path may hold"),
+        ("http://[::1/v1", r"is no base URL: Invalid IPv6 URL"),
+        ("http://h:abc/v1", r"is no base URL: Port could not be cast to integer value as 'abc'"),
+        ("http://h:99999/v1", r"is no base URL: Port out of range"),
+        ("http://h:0/v1", r"is no base URL; it begins with"),
+    ],
+)
+def test_an_address_that_cannot_be_asked_is_refused(url: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        check_url(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:sec/ret@host/v1",
+        "http://me:secret@[::1/v1",
+        "http://me:secret@/v1",
+        "http://host/v1#secret",
+    ],
+)
+def test_a_password_in_an_address_is_refused_unseen(url: str) -> None:
+    with pytest.raises(
+        RecipeError, match="a base URL holds neither a password nor a query"
+    ) as raised:
+        check_url(url)
+    assert "sec" not in "".join(traceback.format_exception(raised.value)).replace("section", "")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://[::1]:8000/v1",
+        "http://192.168.0.7:11434/v1",
+        "https://bücher.example/v1",
+        "http://ollama_server:1/v1",
+        "http://host./v1",
+        "http://h/%C3%BC/v1",
+        f"http://{'a' * 63}.com",
+    ],
+)
+def test_an_address_that_can_be_asked_is_taken_as_it_is(url: str) -> None:
+    assert check_url(url) == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://.example.com/v1",
+        "http://127.0.0.1:9/ü/v1",
+        "http://[::1/v1",
+        "http://127.0.0.1:9/a b",
+    ],
+)
+def test_an_unchecked_address_that_cannot_be_asked_ends_it_at_once(url: str) -> None:
+    clock = Clock()
+    with pytest.raises(
+        DisclError, match=r"cannot be asked \(.*\)\. Check prompts\.endpoint\.url\."
+    ):
+        Endpoint(url, "m", **clock.settings).ask(HELLO)
+    assert clock.waits == []
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "waits"),
+    [
+        (429, {"Retry-After": "20"}, [20]),
+        (429, {}, [1]),
+        (429, {"Retry-After": "nan"}, [1]),
+        (429, {"Retry-After": "inf"}, [1]),
+        (429, {"Retry-After": "Mon, 01 Jan 2024 00:00:00 +99999999999999"}, [1]),
+        (503, {}, [1]),
+        (500, {"Retry-After": "5"}, [5]),
+        (500, {}, []),
+    ],
+)
+def test_what_a_crowded_server_tells_one_request_holds_for_the_next(
+    status: int, headers: dict[str, str], waits: list[float]
+) -> None:
+    """A failure of one request alone, such as 500, does not."""
+    clock = Clock()
+    with serve(
+        lambda before, _: (status, headers, "") if before == 0 else completion("hi")
+    ) as server:
+        asked = endpoint(server, backoff=1.0, retries=0, **clock.settings)
+        with pytest.raises(EndpointError, match=f"answers {status}"):
+            asked.ask(HELLO)
+        assert [asked.ask(HELLO), asked.ask(HELLO)] == ["hi", "hi"]
+    assert clock.waits == waits
+
+
+def test_the_longer_wait_holds() -> None:
+    clock = Clock()
+    pause = clock.settings["pause"]
+    pause.extend(5.0)
+    pause.extend(2.0)
+    assert (pause.left(), pause.left(1.0), pause.left(9.0)) == (5.0, 5.0, 9.0)
+    clock.wait(5.0)
+    assert pause.left() == 0
+
+
+def test_requests_in_parallel_wait_for_one_that_was_turned_away(tmp_path: Path) -> None:
+    times: list[float] = []
+    heard: list[bool] = []
+
+    def other_heard() -> bool:
+        """Whether the request that was turned away knows it by now; waits for it, but not for ever."""
+        while asked.pause.left() == -math.inf and time.monotonic() < times[0] + 5:
+            time.sleep(0.01)
+        return asked.pause.left() > -math.inf
+
+    def answer(before: int, body: dict) -> Reply:
+        times.append(time.monotonic())
+        if before == 0:
+            return 429, {"Retry-After": "0.5"}, ""
+        if before == 1:
+            heard.append(other_heard())
+        name, count = asked_for(body)
+        return numbered(sentences(name, count))
+
+    with serve(answer) as server:
+        asked = endpoint(server)
+        names = {name: name for name in ("ant", "bee", "cow", "dog")}
+        write_missing(tmp_path / "prompts.yaml", names, asked, Demand(3, 15), parallel=2)
+    assert (heard, len(times)) == ([True], 5)
+    assert min(times[2:]) - times[0] >= 0.5
+
+
+def test_a_pause_ends_when_it_is_stopped() -> None:
+    asked = Endpoint("http://127.0.0.1:9/v1", "m")
+    asked.pause.extend(time.monotonic() + 60)
+    asked.stopped.set()
+    with pytest.raises(EndpointError, match="stopped while waiting"):
+        asked.ask(HELLO)

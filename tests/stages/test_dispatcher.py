@@ -1,0 +1,132 @@
+"""Shares and pieces of a plan: every request once, whatever the workers do."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from discl.errors import RecipeError
+from discl.spectrum.plan import WHOLE, Request, Share, parse_share
+from discl.stages.workers.dispatcher import Dispatcher, cut
+
+
+def make_requests(sources: int, each: int = 4, sizes: tuple[int, ...] = (32,)) -> list[Request]:
+    """`each` requests for every source, those of a shape together."""
+    return [
+        Request(
+            f"{size}-{source}-{number}", f"{size}-{source}", "", 0, 0, number, 0, "", "", size, 32
+        )
+        for size in sizes
+        for source in range(sources)
+        for number in range(each)
+    ]
+
+
+@pytest.mark.parametrize("of", [1, 2, 3, 7, 20])
+def test_shares_divide_a_plan(of: int) -> None:
+    requests = make_requests(11)
+    shares = [Share(number, of).of_plan(requests) for number in range(1, of + 1)]
+    assert sorted(request.id for share in shares for request in share) == sorted(
+        request.id for request in requests
+    )
+    sources = [{request.source_id for request in share} for share in shares]
+    assert sum(map(len, sources)) == 11  # no source in two shares
+    assert max(map(len, sources)) - min(map(len, sources)) <= 1
+    assert all(share == [request for request in requests if request in share] for share in shares)
+
+
+def test_more_seeds_or_levels_divide_a_plan_the_same_way() -> None:
+    few, many = (
+        {r.source_id for r in Share(2, 3).of_plan(make_requests(11, each))} for each in (2, 9)
+    )
+    assert few == many
+
+
+@pytest.mark.parametrize("text", ["5/4", "0/4", "0/0", "1/0"])
+def test_a_share_that_there_is_not(text: str) -> None:
+    with pytest.raises(
+        RecipeError, match=rf"there is no share {text}: shares go from 1/. to .*--array=1-"
+    ):
+        parse_share(text)
+
+
+@pytest.mark.parametrize("text", ["", "5", "/", "1/", "/4", "a/b", "1/2/3", "-1/4", "1.5/4"])
+def test_what_is_no_share_at_all(text: str) -> None:
+    with pytest.raises(RecipeError, match="a share is written k/n, for example 2/8"):
+        parse_share(text)
+
+
+def test_a_share_is_read() -> None:
+    assert (parse_share("2/8"), str(Share(2, 8)), WHOLE) == (Share(2, 8), "2/8", Share(1, 1))
+
+
+def test_pieces_keep_sources_whole_and_shapes_apart() -> None:
+    requests = make_requests(5, each=3, sizes=(16, 32))
+    pieces = list(cut(requests, 4))
+    assert [request for piece in pieces for request in piece] == requests
+    assert [len(piece) for piece in pieces] == [6, 6, 3] * 2
+    assert all(len({request.width for request in piece}) == 1 for piece in pieces)
+    assert (
+        max(
+            Counter(
+                source for piece in pieces for source in {request.source_id for request in piece}
+            ).values()
+        )
+        == 1
+    )
+
+
+def test_workers_that_come_and_die_make_everything_once() -> None:
+    """A simulation: each worker holds what it took for a while, then writes it; some die with part of it written."""
+    for seed in range(20):
+        chance = random.Random(seed)
+        requests = make_requests(40)
+        dispatcher = Dispatcher(3)
+        dispatcher.plan(requests)
+        written: list[str] = []
+        unwritten: dict[str, list[str]] = {f"worker {number}": [] for number in range(3)}
+        for turn in range(10_000):
+            name = chance.choice(list(unwritten))
+            if chance.random() < 0.05:
+                saved = unwritten.pop(name)
+                written += saved[: chance.randrange(len(saved) + 1)]
+                assert dispatcher.lost(name, set(written)) == len(saved) - len(
+                    [each for each in saved if each in written]
+                )
+                unwritten[f"worker {turn + 3}"] = []
+            elif piece := dispatcher.take(name, idle=False):
+                unwritten[name] += [request.id for request in piece]
+            else:
+                written += unwritten[name]
+                unwritten[name] = []
+                piece = dispatcher.take(name, idle=True)
+                assert piece is not None
+                unwritten[name] += [request.id for request in piece]
+            if dispatcher.progress()[1]:
+                break
+        assert Counter(written) == Counter(request.id for request in requests)
+        dispatcher.stop()
+        assert dispatcher.take("worker 1", idle=True) is None and not dispatcher.advance()
+
+
+def test_pieces_are_small_enough_for_an_even_end() -> None:
+    dispatcher = Dispatcher(4)
+    dispatcher.plan(make_requests(1000))
+    assert {len(piece) for piece in dispatcher.waiting} == {4000 // 32 + 3, 4000 % 128}
+    dispatcher = Dispatcher(2)
+    dispatcher.plan(make_requests(100_000, each=1))
+    assert {len(piece) for piece in dispatcher.waiting} == {512, 100_000 % 512}
+
+
+def test_what_two_plans_ask_for_is_counted_together() -> None:
+    dispatcher = Dispatcher(1)
+    dispatcher.plan(make_requests(2))
+    assert dispatcher.progress() == (0, False)
+    while dispatcher.take("worker", idle=True):
+        dispatcher.advance()
+    assert dispatcher.progress()[1] and dispatcher.known() == {"worker"}
+    dispatcher.plan(make_requests(1))
+    assert not dispatcher.progress()[1]
+    assert dispatcher.take("worker", idle=False) and len(dispatcher.held("worker")) == 4

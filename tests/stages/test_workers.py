@@ -1,0 +1,503 @@
+"""Several processes that generate together: the images of one, whatever happens to the workers."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import discl as package
+from discl import pipeline
+from discl.errors import RunError, StoreError
+from discl.pipeline import run_until
+from discl.recipe import validate
+from discl.run_folder.open import open_run
+from discl.run_folder.run import Run
+from discl.spectrum.plan import Share, read_plan
+from discl.spectrum.store import Shards
+from discl.stages.generate import generate
+from discl.stages.workers import local as crew_module
+from discl.stages.workers import ray as cluster_module
+from discl.stages.workers.dispatcher import Dispatcher
+
+PLANNED = 10 * 2 * 2
+"""10 sources, 2 levels, 2 seeds."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def start(small_tree: dict[str, Any], folder: Path, **runtime: Any) -> Run:
+    """A run with its plan."""
+    run = open_run(validate(small_tree | {"runtime": small_tree["runtime"] | runtime}), folder)
+    run_until(run, "plan")
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(
+    small_tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, np.ndarray]:
+    """What one process makes."""
+    run = start(small_tree, tmp_path_factory.mktemp("runs") / "alone")
+    generate(run)
+    return pictures(run)
+
+
+def pictures(run: Run) -> dict[str, np.ndarray]:
+    """`{id: pixels}` of all that the store holds; fails where something lies there or is scored twice.
+
+    A worker that is killed between a shard of images and that of their scores leaves those to the filter.
+    """
+    rows = run.spectrum.read(["id", "image"]).to_pylist()
+    assert max(Counter(row["id"] for row in rows).values(), default=1) == 1
+    scored = Counter(row["id"] for row in run.scores.read(["id"]).to_pylist())
+    assert max(scored.values(), default=1) == 1 and set(scored) <= {row["id"] for row in rows}
+    return {
+        row["id"]: np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")).astype(
+            int
+        )
+        for row in rows
+    }
+
+
+def assert_same(made: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> None:
+    assert made.keys() == reference.keys()
+    assert max(np.abs(made[name] - reference[name]).max() for name in reference) <= 1
+
+
+def workers_of(
+    process: psutil.Process, sign: str = "discl.stages.workers.local"
+) -> list[psutil.Process]:
+    found = []
+    for child in process.children(recursive=True):
+        try:
+            if sign in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+def kill_one(
+    run: Run, find: Callable[[], list[psutil.Process]], killed: list[int]
+) -> threading.Thread:
+    """Kills a worker once there are images."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not killed:
+            if len(list((run.folder / "spectrum").glob("part-*"))) >= 2 and (found := find()):
+                killed.append(found[0].pid)
+                os.kill(found[0].pid, signal.SIGKILL)
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_two_processes_make_what_one_makes_though_one_is_killed(
+    small_tree: dict[str, Any],
+    alone: dict[str, np.ndarray],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, killed = start(small_tree, tmp_path / "run", processes=2), []
+    thread = kill_one(run, lambda: workers_of(psutil.Process()), killed)
+    generate(run)
+    thread.join()
+    assert len(alone) == PLANNED
+    assert_same(pictures(run), alone)
+    told = capsys.readouterr().err
+    assert (
+        killed
+        and "generate: 2 processes, on cpu" in told
+        and "the worker on cpu ended with signal 9; the " in told
+    )
+    assert not workers_of(psutil.Process())
+
+
+def test_sigterm_to_all_of_them_ends_them_with_what_is_finished(
+    small_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    """As a scheduler sends it, to the command and to its workers at once, which leave it to the command."""
+    many = small_tree | {"spectrum": small_tree["spectrum"] | {"seeds": 8}}
+    recipe, run = tmp_path / "many.yaml", start(many, tmp_path / "run", processes=2)
+    recipe.write_text(yaml.safe_dump(run.recipe.plain()))
+    command = [sys.executable, "-m", "discl.cli", "generate", str(recipe), "--out", str(run.folder)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list((run.folder / "spectrum").glob("part-*")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    workers = workers_of(psutil.Process(process.pid))
+    os.killpg(process.pid, signal.SIGTERM)
+    told = process.communicate(timeout=120)[1]
+    assert process.returncode not in {0, -signal.SIGTERM} and "Traceback" not in told, told
+    assert workers and not psutil.wait_procs(workers, timeout=10)[1]
+    made = pictures(run)
+    assert 0 < len(made) < 4 * PLANNED
+    generate(run)
+    whole = pictures(run)
+    assert len(whole) == 4 * PLANNED and all((whole[name] == made[name]).all() for name in made)
+
+
+def test_an_error_of_a_worker_is_told_and_finished_work_is_kept(
+    small_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    """One source has changed since the plan was made: what was made before stands, and the command can be run again."""
+    run = start(small_tree, tmp_path / "run", processes=2)
+    with pytest.raises(RunError, match=r"image '.*' has changed since it was checked"):
+        generate(
+            replace(run, overrides={"hard.parquet": other_digest(run, tmp_path / "hard.parquet")})
+        )
+    assert not workers_of(psutil.Process())
+    before = pictures(run)
+    run = start(small_tree, tmp_path / "run")
+    generate(run)
+    assert len(pictures(run)) == PLANNED and set(before) <= set(pictures(run))
+
+
+def other_digest(run: Run, path: Path) -> Path:
+    import pyarrow as pa
+
+    rows = pq.read_table(run.path("hard.parquet")).to_pylist()
+    rows[-1]["digest"] = "another"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def test_workers_that_cannot_live_are_given_up(
+    small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(small_tree, tmp_path / "run", processes=2)
+    monkeypatch.setattr(crew_module.LocalWorkerPool, "command", ("/bin/false",))
+    with pytest.raises(
+        RunError,
+        match=r"end with status 1 before they write an image, 3 in a row.* lower runtime\.slots",
+    ):
+        generate(run)
+
+
+def speaking(*words: str) -> tuple[str, ...]:
+    """The command of a worker that reads what run it works for, and then does what the statements `words` say."""
+    listen = "import os, signal, sys; sys.stdin.readline(); say = lambda text: print(text, end='', flush=True)"
+    return (sys.executable, "-c", "\n".join([listen, *words]))
+
+
+@pytest.mark.timeout(120)
+def test_a_store_that_cannot_be_read_when_a_worker_has_died(
+    small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever attends it finds that out, and whoever waits for the images is told."""
+    run = start(small_tree, tmp_path / "run", processes=2)
+    monkeypatch.setattr(crew_module.LocalWorkerPool, "command", ("/bin/false",))
+    ids = Shards.ids
+
+    def broken(self: Shards) -> set[str]:
+        if threading.current_thread() is not threading.main_thread():
+            raise StoreError("shard part-x cannot be read")
+        return ids(self)
+
+    monkeypatch.setattr(Shards, "ids", broken)
+    with pytest.raises(StoreError, match="shard part-x cannot be read"):
+        generate(run)
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_that_cannot_be_started(
+    small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(small_tree, tmp_path / "run", processes=2)
+    monkeypatch.setattr(crew_module.LocalWorkerPool, "command", (str(tmp_path / "nowhere"),))
+    with pytest.raises(
+        RunError,
+        match=r"a worker process on cpu cannot be started: .*nowhere.* lower runtime\.processes",
+    ):
+        generate(run)
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_that_talks_nonsense(
+    small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug, which is raised as it is, and the worker goes too, though it waits for an answer."""
+    run = start(small_tree, tmp_path / "run", processes=2)
+    monkeypatch.setattr(
+        crew_module.LocalWorkerPool,
+        "command",
+        speaking("say('nonsense\\n')", "sys.stdin.readline()"),
+    )
+    with (
+        crew_module.LocalWorkerPool(run, ["cpu", "cpu"]) as crew,
+        pytest.raises(json.JSONDecodeError),
+    ):
+        crew.make(read_plan(run.path("plan.parquet")), lambda count: None)
+    assert len(crew.processes) == 2 and all(process.wait(60) for process in crew.processes.values())
+
+
+@pytest.mark.timeout(120)
+def test_half_a_line_is_the_last_word_of_a_worker_that_was_killed(
+    small_tree: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = start(small_tree, tmp_path / "run", processes=2)
+    monkeypatch.setattr(
+        crew_module.LocalWorkerPool,
+        "command",
+        speaking("say('{\"take\": tr')", "os.kill(os.getpid(), signal.SIGKILL)"),
+    )
+    with pytest.raises(RunError, match="end with signal 9 before they write an image, 3 in a row"):
+        generate(run)
+    assert "the worker on cpu ended with signal 9; the 0 images" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(120)
+def test_workers_that_denoise_but_never_live_to_write_are_given_up(
+    small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, started, begin = (
+        start(small_tree, tmp_path / "run", processes=2),
+        [],
+        crew_module.LocalWorkerPool._start,
+    )
+    questions = (
+        "say('{\"take\": true}\\n')",
+        "sys.stdin.readline()",
+        "say('{\"advance\": 1}\\n')",
+        "sys.stdin.readline()",
+    )
+    monkeypatch.setattr(
+        crew_module.LocalWorkerPool,
+        "command",
+        speaking(*questions, "os.kill(os.getpid(), signal.SIGKILL)"),
+    )
+
+    def counted(crew: crew_module.LocalWorkerPool, number: int, name: str) -> subprocess.Popen[str]:
+        started.append(name)
+        assert len(started) < 20, "started again for ever"
+        return begin(crew, number, name)
+
+    monkeypatch.setattr(crew_module.LocalWorkerPool, "_start", counted)
+    with pytest.raises(RunError, match="end with signal 9 before they write an image, 3 in a row"):
+        generate(run)
+    assert len(started) <= 5
+
+
+def test_deaths_between_which_something_is_written_are_borne() -> None:
+    losses = crew_module.Losses()
+    assert [losses.count(written) for written in (0, 4, 4, 8, 12, 12, 12)] == [False] * 6 + [True]
+
+
+SLOW = """
+import time
+from discl.stages.workers import local as crew
+work = crew.work
+def slow(run, ahead, take, advance):
+    made = []
+    def wait():
+        made.append(1)
+        if len(made) > 6:
+            time.sleep(600)
+        return advance()
+    return work(run, ahead, take, wait)
+crew.work = slow
+crew.main()
+"""
+"""A worker that writes a shard and then asks nothing for long, as with a large model."""
+
+FEED = """
+import sys
+from discl.recipe import validate
+from discl.stages import generate as making
+from discl.stages.workers import local as crew
+from discl.run_folder.open import open_run
+import yaml
+crew.LocalWorkerPool.command = (sys.executable, "-P", "-c", sys.argv[1])
+making.generate(open_run(validate(yaml.safe_load(sys.argv[2])), sys.argv[3]))
+"""
+"""A command that generates with workers of that kind."""
+
+
+def test_workers_go_when_the_command_is_killed(
+    small_tree: dict[str, Any], alone: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """Though they had nothing to ask; the next run has the device for itself and makes the rest, nothing doubled."""
+    run = start(small_tree, tmp_path / "run", processes=2)
+    words = [sys.executable, "-c", FEED, SLOW, yaml.safe_dump(run.recipe.plain()), str(run.folder)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
+    process, workers = subprocess.Popen(words, env=environment), []
+    try:
+        while len(list((run.folder / "spectrum").glob("part-*"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.02)
+        workers = psutil.Process(process.pid).children()
+        process.kill()
+        process.wait()
+        assert len(workers) == 2 and not psutil.wait_procs(workers, timeout=20)[1]
+    finally:
+        for each in (process, *workers):
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+    before = pictures(run)
+    assert len(before) == 2 * 4
+    run = start(small_tree, run.folder)
+    generate(run)
+    whole = pictures(run)
+    assert_same(whole, alone)
+    assert all((whole[name] == before[name]).all() for name in before)
+
+
+def test_a_device_that_lacks_a_worker(
+    small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One worker for each GPU in sight, unless a device or a number is named; never more than there are sources."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+
+    def of(**runtime: Any) -> list[str]:
+        return crew_module.devices(Run(validate(small_tree | {"runtime": runtime}), tmp_path))
+
+    assert of() == of(device="cuda") == ["cuda:0", "cuda:1", "cuda:2"]
+    assert of(device="cuda:1") == ["cuda:1"]
+    assert of(device="cpu") == ["cpu"]
+    assert of(processes=2) == ["cuda:0", "cuda:1"]
+    assert of(processes=4) == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
+    assert of(device="cpu", processes=2) == ["cpu", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A cluster of this machine, which talks to nobody."""
+    ray = pytest.importorskip("ray")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(
+        num_cpus=4, num_gpus=0, object_store_memory=80_000_000, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+        _node_ip_address="127.0.0.1",
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+def test_two_workers_of_which_one_is_killed_make_what_one_process_makes(
+    small_tree: dict[str, Any],
+    alone: dict[str, np.ndarray],
+    cluster: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, killed = start(small_tree, tmp_path / "run", processes=2), []
+    thread = kill_one(run, lambda: workers_of(psutil.Process(), "ray::RayWorker.work"), killed)
+    assert pipeline.generate(run, ray="auto") == tmp_path / "run" / "spectrum"
+    thread.join()
+    assert len(alone) == PLANNED
+    assert_same(pictures(run), alone)
+    told = capsys.readouterr().err
+    assert killed and "generate: 2 Ray workers on 1 machine\n" in told and " died; the " in told
+    assert not workers_of(psutil.Process(), "ray::RayWorker.work")
+
+
+def test_workers_of_a_cluster_that_denoise_but_never_write_are_given_up(
+    small_tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The desk is at hand here, without a cluster; of three that die, one had written its images and had nothing else."""
+
+    requests = read_plan(start(small_tree, tmp_path / "run").path("plan.parquet"))
+    desk, written = Dispatcher(2), set[str]()
+    desk.plan(requests)
+    crew = object.__new__(cluster_module.RayWorkerPool)
+    crew.run = SimpleNamespace(spectrum=SimpleNamespace(ids=lambda: set(written)))
+    crew.desk = SimpleNamespace(
+        **{
+            name: SimpleNamespace(remote=getattr(desk, name))
+            for name in ("held", "lost", "progress")
+        }
+    )
+    crew.ray, crew.losses = SimpleNamespace(get=lambda answer: answer), crew_module.Losses()
+
+    def die(name: str, writes: bool = False) -> None:
+        piece = desk.take(name, idle=True)
+        desk.advance(len(piece))
+        if writes:
+            written.update(request.id for request in piece)
+            desk.take(name, idle=True)
+        crew._count_loss(name, OSError("killed"))
+
+    die("first")
+    die("second")
+    die("third", writes=True)
+    die("fourth")
+    with pytest.raises(
+        RunError, match="Ray workers die before they write an image, 3 in a row: killed"
+    ):
+        die("fifth")
+    assert capsys.readouterr().err.count("images that it had not written are made by another") == 4
+    assert {request.id for piece in desk.waiting for request in piece} == {
+        request.id for request in requests
+    } - written
+
+
+def test_a_share_of_a_cluster_is_refused(small_tree: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"--ray divides the work itself; leave out --shard"):
+        pipeline.generate(start(small_tree, tmp_path / "run"), Share(1, 2), "auto")
+
+
+def test_a_machine_that_does_not_see_the_run_folder(
+    small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets the tables sent along where images go to a place that all reach; else it is told that there is none."""
+    from discl.stages.workers import ray as ray_workers
+
+    monkeypatch.chdir(tmp_path)
+    run = start(small_tree, tmp_path / "run")
+    told = crew_module.describe(run, "cpu", 1, 8) | {"node": "here", "store": None}
+    told["tables"] = {name: run.path(name).read_bytes() for name in ray_workers.TABLES}
+    for node in ("here", "there"):
+        with ray_workers._open(told, node) as opened:
+            assert opened.folder == run.folder and opened.path("hard.parquet") == run.path(
+                "hard.parquet"
+            )
+    shutil.rmtree(run.folder)
+    with pytest.raises(
+        RunError,
+        match=r"does not see the run folder .* or set runtime\.store to a place that all reach",
+    ):
+        ray_workers._open(told, "there").__enter__()
+    with ray_workers._open(told | {"store": "s3://bucket/birds"}, "there") as lent:
+        folder = lent.path("hard.parquet").parent
+        assert (
+            len(lent.train) == 10
+            and lent.path("hard.parquet").read_bytes() == told["tables"]["hard.parquet"]
+        )
+        assert folder not in {run.folder, lent.folder}
+    assert not folder.exists()
