@@ -35,7 +35,7 @@ from .locks import lock
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe and the folder in which it is carried out; `borrowed` names files and folders that are another run's.
+    """A recipe and the folder in which it is carried out; `overrides` names files and folders that are another run's.
 
     `allow_plugins` is the leave to import what the recipe names as `module:attribute`; stages that train use it.
     """
