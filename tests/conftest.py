@@ -16,6 +16,14 @@ import torch
 TEXT_LENGTH = 16
 
 
+@pytest.fixture(autouse=True)
+def console_that_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes other than the first are silent; a test that plays one leaves the others as they were."""
+    from discl.utils.console import console
+
+    monkeypatch.setattr(console, "quiet", False)
+
+
 def make_tokenizer(folder: Path):
     """A CLIP tokenizer of single bytes: every word falls into its letters."""
     from tokenizers.pre_tokenizers import ByteLevel

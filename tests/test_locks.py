@@ -27,7 +27,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def start(code: str, *arguments: object) -> subprocess.Popen[str]:
     """A process of its own that knows `lock` and the folder, its first argument."""
-    head = "import sys, time, pathlib\nfrom discl import locks\nlocks.PAUSE = 0.01\nfolder = pathlib.Path(sys.argv[1])\n"
+    head = "import sys, time, pathlib\nfrom discl.run_folder import locks\nlocks.PAUSE = 0.01\nfolder = pathlib.Path(sys.argv[1])\n"
     words = [sys.executable, "-c", head + code, *map(str, arguments)]
     return subprocess.Popen(
         words,

@@ -352,8 +352,8 @@ def test_a_disk_that_is_full_while_a_share_is_made(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(generate_stage, "generate", full)
-    monkeypatch.setattr(pipeline.surveying, "survey_levels", full)
-    monkeypatch.setattr(pipeline.comparing, "compare", full)
+    monkeypatch.setattr(pipeline.levels_stage, "survey_levels", full)
+    monkeypatch.setattr(pipeline.compare_stage, "compare", full)
     for stage, use in (
         ("generate", partial(generate, run, Share(1, 2))),
         ("levels", partial(pipeline.levels, run)),
