@@ -24,8 +24,7 @@ from discl.recipe import Train
 from discl.spectrum.clip_filter import ClipScorer
 from discl.spectrum.models import check_generator, load_generator, load_plain
 from discl.stages.classifiers import describe_classifier, starter_of
-
-from .captioners import save_blip
+from helpers.captioners import save_blip
 
 SOURCES = sorted(Path(discl.__file__).parent.rglob("*.py"))
 LOADERS = {"from_pretrained", "from_config", "from_single_file", "pipeline", "create_model"}
@@ -269,7 +268,7 @@ def test_a_classifier_of_somebody_else_names_no_weights_elsewhere(
     backbone: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`discl predict` opens such folders. timm would fetch, or unpickle, what these name."""
-    from .timm_stand_in import import_or_stand_in
+    from helpers.timm_stand_in import import_or_stand_in
 
     timm = import_or_stand_in(monkeypatch)
     made: list[Any] = []

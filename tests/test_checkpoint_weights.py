@@ -26,8 +26,7 @@ from discl.recipe import Train
 from discl.spectrum.clip_filter import ClipScorer
 from discl.spectrum.models import load_generator, load_plain
 from discl.stages.classifiers import describe_classifier, starter_of
-
-from .captioners import save_blip
+from helpers.captioners import save_blip
 
 
 def train_from(folder: Path, architecture: str, objective: str = "cross-entropy") -> Any:

@@ -21,9 +21,7 @@ from discl.data import read_tables
 from discl.pipeline import run_until
 from discl.recipe import load_recipe
 from discl.run_folder.open import open_run
-
-sys.path.insert(0, str(Path(__file__).parent))
-import miniatures
+from helpers import miniatures
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

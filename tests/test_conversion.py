@@ -26,8 +26,7 @@ from discl.errors import CheckpointError
 from discl.spectrum.clip_filter import ClipScorer
 from discl.spectrum.models import describe_generator, load_generator
 from discl.unpickling import Refused, read_tensors
-
-from .hub_server import serve
+from helpers.hub_server import serve
 
 
 class Hostile:

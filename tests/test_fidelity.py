@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,7 @@ from pydantic import BaseModel
 from discl.assets import PUBLISHED
 from discl.recipe import Recipe, load_recipe, shipped_recipes
 from discl.stages.init import write_starter
-
-sys.path.insert(0, str(Path(__file__).parent))
-from miniatures import draw
+from helpers.miniatures import draw
 
 PAGE = Path(__file__).parents[1] / "docs" / "fidelity.md"
 PAPER = [name for name in shipped_recipes() if not name.startswith(("fashion", "cifar10-"))]

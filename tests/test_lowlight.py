@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from discl.recipe import load_recipe
-
-sys.path.insert(0, str(Path(__file__).parent))
-import miniatures
+from helpers import miniatures
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "lowlight.py"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,7 @@ from pydantic import BaseModel
 from discl.recipe import Recipe, load_recipe, loading
 from discl.recipe.paths import Keys, Step, find_places
 from discl.report import text as words
-
-sys.path.insert(0, str(Path(__file__).parent))
-import miniatures
+from helpers import miniatures
 
 PLACES = dict(find_places(Recipe))
 OURS = [keys for keys, place in PLACES.items() if place.ours]

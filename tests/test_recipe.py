@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,7 @@ import yaml
 from discl.errors import RecipeError
 from discl.levels import REAL, GuidanceLevel
 from discl.recipe import Recipe, load_recipe, parse_override, shipped_recipes, validate
-
-sys.path.insert(0, str(Path(__file__).parent))
-import miniatures
+from helpers import miniatures
 
 REQUIRED = miniatures.REQUIRED
 

@@ -4,7 +4,6 @@ are for."""
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,7 @@ from discl.prompts.templates import read_phrases
 from discl.recipe import Recipe, load_recipe, parse_override, shipped_recipes
 from discl.recipe.types import as_name
 from discl.run_folder.open import open_run
-
-sys.path.insert(0, str(Path(__file__).parent))
-import miniatures
+from helpers import miniatures
 
 REQUIRED = miniatures.REQUIRED
 

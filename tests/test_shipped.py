@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,7 @@ from discl.pipeline import results_table, run_until
 from discl.recipe import RECIPES, describe_shipped, load_recipe, shipped_recipes
 from discl.run_folder.open import open_run
 from discl.stages.compare import make_entries, measured_columns
-
-sys.path.insert(0, str(Path(__file__).parent))
-import miniatures
+from helpers import miniatures
 
 IMAGES_OF_CIFAR = 24  # of the first class, down to 2 of the last
 

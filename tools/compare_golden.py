@@ -94,7 +94,7 @@ def plans() -> dict[str, Any]:
 
     import discl
 
-    miniatures = _load(ROOT / "tests" / "miniatures.py")
+    miniatures = _load(ROOT / "tests" / "helpers" / "miniatures.py")
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         roots: dict[str, Path] = {}

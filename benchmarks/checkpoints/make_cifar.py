@@ -31,7 +31,6 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tools")]
 
 import make_fashion_mnist as fashion  # noqa: E402
-
 from discl.data import read_tables, take_long_tail  # noqa: E402
 from discl.data.camera_traps import is_pretraining  # noqa: E402
 

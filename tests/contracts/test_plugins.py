@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from contracts import test_strategies as contract
 from discl.baselines import make_system
 from discl.curriculum.sampling import Pool
 from discl.curriculum.schedule import make_sampling
@@ -20,10 +21,6 @@ from discl.levels import GuidanceLevel
 from discl.recipe import Method, Recipe, check_own_pieces
 from discl.stages import trained as trained_stage
 from discl.training.objectives import Objective, make_objective, parameters_of
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from contracts import test_strategies as contract
 
 LEVELS = (GuidanceLevel(0), GuidanceLevel(50))
 SOURCE = '''

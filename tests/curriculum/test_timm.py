@@ -14,8 +14,7 @@ from discl.errors import CheckpointError
 from discl.models.classifier import load_classifier, save_classifier
 from discl.recipe import Train
 from discl.stages.classifiers import describe_classifier, starter_of
-
-from ..timm_stand_in import import_or_stand_in
+from helpers.timm_stand_in import import_or_stand_in
 
 NAMES = ("boot", "shirt", "coat")
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}

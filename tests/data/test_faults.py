@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,7 @@ from PIL import Image
 from discl.data import inspect_images, read_tables
 from discl.data.readers import READERS
 from discl.errors import DataError
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import miniatures
+from helpers import miniatures
 
 
 def draw(root: Path, *names: str) -> None:

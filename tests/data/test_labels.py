@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,7 @@ from PIL import Image
 from discl.data import ImageTable, read_tables
 from discl.data.readers.labels import name_numbers
 from discl.errors import DataError
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import miniatures
+from helpers import miniatures
 
 
 def picture(number: int = 0) -> bytes:

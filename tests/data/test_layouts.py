@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +20,7 @@ from discl.data.readers import format_of
 from discl.data.table import make_table
 from discl.errors import DataError
 from discl.stages.init import write_starter
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import miniatures
+from helpers import miniatures
 
 
 def draw(root: Path, *names: str) -> None:

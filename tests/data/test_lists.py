@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,9 +10,7 @@ import pytest
 from discl.assets import common_names
 from discl.data import read_tables
 from discl.errors import DataError
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import miniatures
+from helpers import miniatures
 
 
 @pytest.fixture

@@ -31,9 +31,7 @@ from discl.data import inspect_images, read_tables
 from discl.data.readers import READERS
 from discl.errors import DisclError
 from discl.stages.init import write_starter
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import miniatures
+from helpers import miniatures
 
 TOTAL = 1_000
 SECONDS = 5

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from conftest import make_tokenizer
 from discl.errors import CheckpointError
 from discl.prompts.captions import QUESTION, Captioner, describe_captioner, find_captioner
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from captioners import save_blip, save_encoder_decoder, save_git, save_llava
-from conftest import make_tokenizer
+from helpers.captioners import save_blip, save_encoder_decoder, save_git, save_llava
 
 FAMILIES = ("blip", "git", "encoder-decoder", "llava")
 

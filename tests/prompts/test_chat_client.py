@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 import traceback
 from pathlib import Path
@@ -14,9 +13,17 @@ import pytest
 from discl.errors import DisclError, EndpointError, RecipeError
 from discl.prompts.chat_client import Endpoint, check_url, read_key
 from discl.prompts.class_descriptions import Demand, write_missing
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from chat_server import Clock, Raw, Reply, Server, asked_for, completion, numbered, sentences, serve
+from helpers.chat_server import (
+    Clock,
+    Raw,
+    Reply,
+    Server,
+    asked_for,
+    completion,
+    numbered,
+    sentences,
+    serve,
+)
 
 HELLO = [{"role": "user", "content": "hello"}]
 SECRET = "sk-se/cret+7"

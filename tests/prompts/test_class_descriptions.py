@@ -25,9 +25,16 @@ from discl.prompts.class_descriptions import (
     parse_texts,
     write_missing,
 )
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from chat_server import Clock, Reply, Server, asked_for, completion, numbered, sentences, serve
+from helpers.chat_server import (
+    Clock,
+    Reply,
+    Server,
+    asked_for,
+    completion,
+    numbered,
+    sentences,
+    serve,
+)
 
 FEW = Demand(count=3, words=15, tries=3)
 

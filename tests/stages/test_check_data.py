@@ -6,7 +6,6 @@ import io
 import os
 import re
 import shutil
-import sys
 import tarfile
 from pathlib import Path
 
@@ -34,9 +33,7 @@ from discl.stages.init import write_starter
 from discl.stages.prepare_data import long_tail_rows, prepare_data
 from discl.stages.resize_data import prepare_squares, prepared_table
 from discl.stages.sample_pool import real_aspects
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import miniatures
+from helpers import miniatures
 
 CIFAR100 = Path(
     os.environ.get("DISCL_CIFAR100", Path(__file__).parents[3] / "shared" / "data" / "cifar100")

@@ -19,10 +19,8 @@ from discl.recipe import load_recipe
 from discl.run_folder.open import open_run
 from discl.run_folder.run import Run
 from discl.stages import prompts as prompting
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import chat_server as stub
-from captioners import save_blip
+from helpers import chat_server as stub
+from helpers.captioners import save_blip
 
 SMALL = {
     "spectrum.levels": [0, 50],
