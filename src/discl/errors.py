@@ -18,14 +18,45 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 
 class DisclError(Exception):
-    """Base of all errors that a user can mend."""
+    """Base of all errors that a user can fix.
+
+    - `argument`: the argument whose value is wrong, or None. It stands before the message. A
+      function names its own argument; its caller renames it with `arguments_named`, so that a
+      recipe's author reads the recipe's key.
+    """
+
+    def __init__(self, message: str = "", *, argument: str | None = None) -> None:
+        super().__init__(message)
+        self.argument = argument
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{self.argument}: {text}" if self.argument else text
+
+
+@contextmanager
+def arguments_named(**names: str) -> Iterator[None]:
+    """Errors raised inside name these arguments as the caller knows them.
+
+    ```python
+    with arguments_named(levels="spectrum.levels"):
+        check_levels(levels, num_inference_steps)
+    ```
+    """
+    try:
+        yield
+    except DisclError as error:
+        if error.argument in names:
+            error.argument = names[error.argument]
+        raise
 
 
 class RecipeError(DisclError, ValueError):
