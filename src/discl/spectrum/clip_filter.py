@@ -26,9 +26,8 @@ from ..checkpoint_checks import (
 )
 from ..checkpoints import checkpoint_digest, find_checkpoint
 from ..errors import CheckpointError
-from ..utils.console import say
 from ..utils.hashing import digest
-from .oom import free_cached, is_out_of_memory
+from .oom import call_halving
 
 
 @dataclass(frozen=True)
@@ -119,37 +118,27 @@ class ClipScorer:
         )
 
     def _embeddings(self, images: Sequence[Image.Image]) -> Iterator[tuple[int, torch.Tensor]]:
+        """(index of the first image, embeddings) of each call of the network."""
         first = 0
-        while first < len(images):
-            part = list(images[first : first + self.batch])
-            pixels = self.processor(images=part, return_tensors="pt")["pixel_values"]
-            padded = torch.zeros(self.batch, *pixels.shape[1:])
-            padded[: len(part)] = pixels
-            embeddings = self._call(padded)
-            if embeddings is not None:
-                yield first, embeddings[: len(part)]
-                first += len(part)
 
-    def _call(self, pixels: torch.Tensor) -> torch.Tensor | None:
-        """One call of the network; None where it ran out of memory, after which the batch is half as large."""
-        try:
+        def embed(size: int) -> torch.Tensor:
+            part = list(images[first : first + size])
+            pixels = self.processor(images=part, return_tensors="pt")["pixel_values"]
+            padded = torch.zeros(size, *pixels.shape[1:])
+            padded[: len(part)] = pixels
             with torch.inference_mode():
-                return self._normalise(
-                    self.model.get_image_features(pixel_values=pixels.to(self.device))
-                )
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        if self.batch == 1:
-            raise CheckpointError(
-                "out of memory with a single image in a call of the CLIP; use a device with more memory."
+                features = self.model.get_image_features(pixel_values=padded.to(self.device))
+                return self._normalise(features)[: len(part)]
+
+        def on_halved(size: int) -> None:
+            self.batch = size
+
+        while first < len(images):
+            embeddings = call_halving(
+                embed, self.batch, on_halved, where="CLIP", advice="use a device with more memory."
             )
-        say(
-            f"out of memory with {self.batch} images in a call of the CLIP: {self.batch // 2} from now on"
-        )
-        self.batch //= 2
-        free_cached()
-        return None
+            yield first, embeddings
+            first += len(embeddings)
 
     @staticmethod
     def _normalise(features: object) -> torch.Tensor:

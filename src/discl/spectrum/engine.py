@@ -19,13 +19,10 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..levels import GuidanceLevel, noise_shares
-from ..utils.console import say
 from ..utils.hashing import derive_seed
 from .models import Conditioning, LatentModel, Schedule
 from .oom import (
-    MEND,
-    free_cached,
-    is_out_of_memory,
+    call_halving,
     largest_that_fits,
     slots_on_cpu,
     stay_below,
@@ -206,41 +203,27 @@ class Engine:
         prompt = Text(request.prompt, negative=False)
         return [Text(request.negative_prompt, negative=True), prompt] if self.guided else [prompt]
 
-    def halve_slots(self) -> None:
-        """After a call that ran out of memory: half the slots from the next call on. Raises CheckpointError where there is one only."""
-        if self.slots == 1:
-            raise CheckpointError(
-                "out of memory with a single image in a call of the network; " + MEND
-            )
-        say(
-            f"out of memory with {self.slots} images in a call of the network: {self.slots // 2} from now on"
-        )
-        self.slots //= 2
-        self.rows = self.slots * (1 + self.guided)
+    def halved_slots(self, slots: int) -> None:
+        """Takes over that a call holds half as many images from now on."""
+        self.slots, self.rows = slots, slots * (1 + self.guided)
         self.work.out_of_memory += 1
-        free_cached()
+
+    def _halved_vae_batch(self, size: int) -> None:
+        self.vae_batch = size
+        self.work.out_of_memory += 1
 
     def through_vae(self, call: Callable[[Tensor], Tensor], items: Tensor) -> Tensor:
-        """The call of the VAE, over batches of one static size that is halved when memory does not suffice; the result on the CPU."""
-        while True:
-            size, parts = self.vae_batch, []
-            try:
-                for part in items.split(size):
-                    batch = torch.zeros(size, *items.shape[1:])
-                    batch[: len(part)] = part
-                    parts.append(call(batch.to(self.model.device)).cpu()[: len(part)])
-                return torch.cat(parts)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-            if size == 1:
-                raise CheckpointError(
-                    "out of memory with a single image in a call of the VAE; " + MEND
-                )
-            say(f"out of memory with {size} images in a call of the VAE: {size // 2} from now on")
-            self.vae_batch = size // 2
-            self.work.out_of_memory += 1
-            free_cached()
+        """The result, on the CPU, of the VAE's `call` over batches of one static size."""
+
+        def batches(size: int) -> Tensor:
+            parts = []
+            for part in items.split(size):
+                batch = torch.zeros(size, *items.shape[1:])
+                batch[: len(part)] = part
+                parts.append(call(batch.to(self.model.device)).cpu()[: len(part)])
+            return torch.cat(parts)
+
+        return call_halving(batches, self.vae_batch, self._halved_vae_batch, where="VAE")
 
     def _decode(
         self, finished: list[tuple[Request, Tensor]]
@@ -336,17 +319,19 @@ class _Slots:
 
     def advance(self) -> Iterator[tuple[Request, Tensor]]:
         """One call of the network; yields what is finished with its latents on the CPU."""
-        while True:
+
+        def call(slots: int) -> list[int]:
             chosen = self._choose()
-            try:
-                self._call(chosen)
-                break
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-            self.gathered = None
-            self.engine.halve_slots()
-        yield from self._finished(chosen)
+            self._call(chosen)
+            return chosen
+
+        yield from self._finished(
+            call_halving(call, self.engine.slots, self._halved, where="network")
+        )
+
+    def _halved(self, slots: int) -> None:
+        self.gathered = None
+        self.engine.halved_slots(slots)
 
     def _choose(self) -> list[int]:
         """Places that the next call has rows for, the first ones first."""

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
+
+from ..errors import CheckpointError
+from ..utils.console import say
+
+T = TypeVar("T")
 
 MOST_SLOTS = 64
 """Images in a call beyond which nothing is gained, and a run's end would leave more slots empty."""
@@ -31,6 +37,42 @@ def free_cached() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def call_halving(
+    call: Callable[[int], T],
+    size: int,
+    on_halved: Callable[[int], None],
+    *,
+    what: tuple[str, str] = ("image", "images"),
+    where: str,
+    advice: str = MEND,
+) -> T:
+    """Returns `call(size)`, with half the size each time that memory runs out.
+
+    - `call`: does the work with a batch of that many items. It changes nothing where it fails.
+    - `on_halved`: gets each new size, for the calls that follow.
+    - `what`: the name of one item and of several, for messages; `where`: the name of the network.
+    - `advice`: how to fix it where not even one item fits.
+
+    Raises CheckpointError where memory does not suffice for one item.
+    """
+    while True:
+        try:
+            return call(size)
+        except RuntimeError as error:  # outside of this block its traceback holds no tensors
+            if not is_out_of_memory(error):
+                raise
+        if size == 1:
+            raise CheckpointError(
+                f"out of memory with a single {what[0]} in a call of the {where}; {advice}"
+            )
+        say(
+            f"out of memory with {size} {what[1]} in a call of the {where}: {size // 2} from now on"
+        )
+        size //= 2
+        on_halved(size)
+        free_cached()
 
 
 def slots_on_cpu(height: int, width: int) -> int:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
-from ..errors import CheckpointError
-from ..utils.console import say
 from .models import Conditioning, LatentModel
-from .oom import MEND, free_cached, is_out_of_memory
+from .oom import call_halving
 from .stats import Work
 
 
@@ -40,36 +39,29 @@ class Texts:
         for negative in (True, False):
             new = [text for text in unknown if text.negative == negative]
             while new:
-                part = new[: self.batch]
-                encoded = self._encode([text.words for text in part], negative)
-                if encoded is None:
-                    continue
-                new = new[len(part) :]
+                encoded = call_halving(
+                    partial(self._encode, new, negative),
+                    self.batch,
+                    self._halved,
+                    what=("text", "texts"),
+                    where="text encoders",
+                )
+                part, new = new[: self.batch], new[self.batch :]
                 self.work.text_encodes += len(part)
                 for row, text in enumerate(part):
                     self.known[text] = {
                         name: tensor[row].clone() for name, tensor in encoded.items()
                     }
 
-    def _encode(self, words: list[str], negative: bool) -> Conditioning | None:
-        """One call, filled up to the batch; None where it ran out of memory, after which the batch is half as large."""
-        try:
-            encoded = self.model.encode_texts(words + [""] * (self.batch - len(words)), negative)
-            return {name: tensor.cpu() for name, tensor in encoded.items()}
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        if self.batch == 1:
-            raise CheckpointError(
-                "out of memory with a single text in a call of the text encoders; " + MEND
-            )
-        say(
-            f"out of memory with {self.batch} texts in a call of the text encoders: {self.batch // 2} from now on"
-        )
-        self.batch //= 2
+    def _encode(self, texts: list[Text], negative: bool, size: int) -> Conditioning:
+        """One call with the first `size` texts, filled up to that many with empty ones."""
+        words = [text.words for text in texts[:size]]
+        encoded = self.model.encode_texts(words + [""] * (size - len(words)), negative)
+        return {name: tensor.cpu() for name, tensor in encoded.items()}
+
+    def _halved(self, size: int) -> None:
+        self.batch = size
         self.work.out_of_memory += 1
-        free_cached()
-        return None
 
     def __getitem__(self, text: Text) -> Conditioning:
         if text not in self.known:
