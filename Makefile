@@ -1,18 +1,26 @@
-# make demo: the embedded example, from nothing to a report.   make test: all tests.
-# make check: format, lint and types.   make docs: the site, strictly.   make clean: all that these made.
+# make demo       installs the package and runs the embedded example
+# make test       all tests
+# make test-fast  the tests that take seconds
+# make check      format, lint and types
+# make docs       the documentation, with warnings as errors
+# make clean      removes what these targets made
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --constraint constraints.txt --editable
 CODE := src tests benchmarks examples tools
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo test check docs clean
+.PHONY: demo test test-fast check docs clean
 
 demo: $(VENV)/demo
 	$(BIN)/discl demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-fast: $(VENV)/installed
+	$(PYTEST) -m "not slow and not ray and not gpu"
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check $(CODE)

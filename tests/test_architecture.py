@@ -1,10 +1,15 @@
-"""The rules of the house, checked on the imports and calls in the source."""
+"""House rules, checked on the imports and calls in the source."""
 
 from __future__ import annotations
 
 import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterable
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -12,7 +17,8 @@ import pytest
 import discl
 
 ROOT = Path(discl.__file__).parent
-FLOORS = [
+PROJECT = Path(__file__).parents[1]
+LAYERS = [
     {"cli"},
     {"pipeline"},
     {"report", "integrations"},
@@ -22,26 +28,27 @@ FLOORS = [
     {"baselines"},
     {"training"},
     {"curriculum", "models", "spectrum"},
+    {"spectrum.models"},
     {"conversion", "data", "evaluation", "export", "prompts"},
+    {"data.readers"},
+    {"data."},
     {"checkpoints"},
     {"assets", "checkpoint_checks", "levels", "unpickling"},
     {"utils"},
     {"escaping"},
     {"errors"},
 ]
-"""Rooms from the entrance down; a room imports from the floors below it only."""
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+"""Module paths from the top down; "data." is what is below `data`, without `data/__init__.py`.
+A module belongs to the longest path that it starts with. It imports from the same path and from
+the layers below."""
+LAYER_OF = {path: layer for layer, paths in enumerate(LAYERS) for path in paths}
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     .removesuffix(".__init__")
     .replace("__init__", ""): path
     for path in sorted(ROOT.rglob("*.py"))
 }
-
-
-def is_script(module: str) -> bool:
-    """The scripts that made the assets are run by hand and belong to no room."""
-    return module.startswith("assets.make_")
+PACKAGE_MODULES = [name for name in MODULES if name]
 
 
 @cache
@@ -49,90 +56,147 @@ def tree(module: str) -> ast.Module:
     return ast.parse(MODULES[module].read_text())
 
 
-def imports(module: str, everywhere: bool = True) -> set[str]:
-    """Modules that a module imports; those of discl begin with "discl.". With `everywhere` false, only while it is loaded itself."""
+def is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+
+
+def imports(module: str, deferred: bool = True, types: bool = False) -> set[str]:
+    """Modules that a module imports; those of this package start with "discl.".
+
+    - `deferred`: count imports within functions.
+    - `types`: count imports under TYPE_CHECKING.
+    """
     package = f"discl.{module}".rstrip(".").split(".")
     if MODULES[module].name != "__init__.py":
         package = package[:-1]
-    waiting: list[ast.AST] = list(tree(module).body)
-    found: set[str] = set()
-    while waiting:
-        node = waiting.pop()
+    nodes: list[ast.AST] = list(tree(module).body)
+    result: set[str] = set()
+    while nodes:
+        node = nodes.pop()
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            result |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             source = ".".join([*base, *(node.module or "").split(".")]).rstrip(".")
-            submodules = {f"{source}.{alias.name}" for alias in node.names} & {
-                f"discl.{name}" for name in MODULES
-            }
-            found |= submodules or {source}
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            waiting += node.body if everywhere else []
-        elif everywhere or not isinstance(node, ast.FunctionDef):
-            waiting += ast.iter_child_nodes(node)
-    return found
+            for alias in node.names:
+                whole = f"{source}.{alias.name}"
+                result.add(whole if whole.removeprefix("discl.") in MODULES else source)
+        elif is_for_types(node):
+            nodes += [*(node.body if types else []), *node.orelse]
+        elif deferred or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            nodes += ast.iter_child_nodes(node)
+    return result
 
 
-def inside(module: str, everywhere: bool = True) -> set[str]:
-    """Modules of discl, without the prefix, that a module imports."""
+def inside(module: str, deferred: bool = True, types: bool = False) -> set[str]:
+    """Modules of this package that a module imports, without the prefix "discl."."""
     return {
         name.removeprefix("discl.")
-        for name in imports(module, everywhere)
+        for name in imports(module, deferred, types)
         if name.startswith("discl.")
     }
 
 
-def room(module: str) -> str:
-    return module.split(".")[0]
+def entry(module: str) -> str:
+    """The longest path in LAYERS that a module starts with; the module itself if there is none."""
+    parts = module.split(".")
+    paths = [module]
+    for length in range(len(parts) - 1, 0, -1):
+        above = ".".join(parts[:length])
+        paths += [f"{above}.", above]
+    return next((path for path in paths if path in LAYER_OF), module)
 
 
-def test_the_source_is_read_at_all() -> None:
+def test_imports_are_found() -> None:
     assert {"", "cli", "spectrum", "spectrum.engine", "stages.prepare_data"} <= set(MODULES)
     assert {"discl.errors", "collections.abc", "dataclasses"} <= imports("levels")
     assert "discl.recipe" in imports("cli")
-    assert "discl.recipe" not in imports("cli", everywhere=False)
-    assert {"stages.train", "run_folder.run", "data.hardness"} <= inside("stages.hard")
+    assert "discl.recipe" not in imports("cli", deferred=False)
+    assert {"stages.train", "data.hardness"} <= inside("stages.hard")
     assert "data.table" in inside("data")
+    assert entry("spectrum.models.flow") == "spectrum.models"
+    assert entry("spectrum.modelled") == "spectrum"
+    assert [entry(name) for name in ("data", "data.table", "data.readers.cifar")] == [
+        "data",
+        "data.",
+        "data.readers",
+    ]
 
 
-def test_every_room_has_its_floor() -> None:
-    rooms = {room(module) for module in MODULES} - {""}
-    assert rooms <= set(FLOOR_OF), (
-        f"say in FLOORS where these belong: {sorted(rooms - set(FLOOR_OF))}"
-    )
+def test_every_module_has_a_layer() -> None:
+    missing = {entry(module) for module in PACKAGE_MODULES} - set(LAYER_OF)
+    assert not missing, f"add these to LAYERS: {sorted(missing)}"
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if not is_script(name)])
-def test_arrows_point_down_only(module: str) -> None:
-    """So nobody imports the command line, and the two wings, which share a floor, do not know each other."""
+@pytest.mark.parametrize("module", PACKAGE_MODULES)
+def test_imports_point_down(module: str) -> None:
+    """Deferred imports and those for types included."""
+    own = LAYER_OF.get(entry(module), 0)
     upwards = {
         other
-        for other in inside(module)
-        if room(other) != room(module)
-        and FLOOR_OF.get(room(other), 0) <= FLOOR_OF.get(room(module), 0)
+        for other in inside(module, types=True)
+        if entry(other) != entry(module) and LAYER_OF.get(entry(other), 0) <= own
     }
     assert not upwards
 
 
-def test_nobody_loads_the_frameworks_of_others() -> None:
-    others = {"integrations.huggingface", "integrations.lightning"}
-    assert [module for module in MODULES if module not in others and others & inside(module)] == []
-
-
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    graph = {module: inside(module, everywhere=False) & set(MODULES) for module in MODULES}
+    """Deferred imports included, those for types excepted."""
+    graph = {module: inside(module) & set(MODULES) for module in MODULES}
     try:
         tuple(TopologicalSorter(graph).static_order())
     except CycleError as error:
         pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if not is_script(name)])
-def test_heavy_packages_stay_in_their_room(module: str) -> None:
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
+"""Distributions by the name of their module, where the two differ."""
+FRAMEWORKS = {"integrations.huggingface", "integrations.lightning"}
+"""Each exists for one framework, and only its users load it."""
+
+
+def distribution(name: str) -> str:
+    top = name.split(".")[0]
+    return DISTRIBUTIONS.get(top, top).lower().replace("_", "-")
+
+
+def declared() -> tuple[set[str], set[str]]:
+    """Distributions that pyproject.toml requires, and those of the extras for users."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    extras = dict(project["optional-dependencies"])
+    del extras["dev"], extras["docs"]
+
+    def names(lines: Iterable[str]) -> set[str]:
+        return {re.split(r"[<>=!~\[; ]", line)[0].lower().replace("_", "-") for line in lines}
+
+    return names(project["dependencies"]), names(chain.from_iterable(extras.values()))
+
+
+def third_party(names: Iterable[str]) -> set[str]:
+    """Distributions of the modules that are neither of this package nor of Python."""
+    tops = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"discl"}
+    return {distribution(name) for name in tops}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_is_imported_is_declared(module: str) -> None:
+    """Deferred imports may be of an extra; those at the top must be required."""
+    required, optional = declared()
+    assert third_party(imports(module, types=True)) <= required | optional
+    if module not in FRAMEWORKS:
+        assert third_party(imports(module, deferred=False)) <= required
+
+
+def test_frameworks_are_loaded_by_their_users_only() -> None:
+    others = [module for module in MODULES if module not in FRAMEWORKS]
+    assert [module for module in others if FRAMEWORKS & inside(module)] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_heavy_packages_are_imported_where_they_are_used(module: str) -> None:
     packages = {name.split(".")[0] for name in imports(module)}
-    if module in {"integrations.huggingface", "integrations.lightning"}:
-        return  # each exists for that framework, and only its users load it
+    if module in FRAMEWORKS:
+        return
     if not module.startswith("spectrum.models.") and module not in {
         "spectrum.clip_filter",
         "prompts.captions",
@@ -141,7 +205,7 @@ def test_heavy_packages_stay_in_their_room(module: str) -> None:
         "training.distributed",
     }:
         assert not packages & {"diffusers", "transformers", "accelerate"}
-    assert not {name.split(".")[0] for name in imports(module, everywhere=False)} & {
+    assert not {name.split(".")[0] for name in imports(module, deferred=False)} & {
         "diffusers",
         "transformers",
         "accelerate",
@@ -150,20 +214,18 @@ def test_heavy_packages_stay_in_their_room(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["", "cli", "errors", "levels", "utils.hashing", "utils.atomic"])
-def test_what_the_entrance_loads_is_light(module: str) -> None:
-    packages = {name.split(".")[0] for name in imports(module, everywhere=False)}
+def test_light_modules_load_nothing_heavy(module: str) -> None:
+    packages = {name.split(".")[0] for name in imports(module, deferred=False)}
     assert not packages & {"torch", "numpy", "datasets", "pyarrow", "PIL", "pydantic"}
 
 
 INTO_A_FOLDER = {"export.writing", "export.formats", "stages.workers.ray", "conversion"}
-"""They write into a folder that appears whole, or into one that is deleted."""
+"""They write into a folder that is renamed as a whole, or into a temporary one."""
 
 
-@pytest.mark.parametrize(
-    "module", [name for name in MODULES if not is_script(name) and name not in INTO_A_FOLDER]
-)
-def test_every_file_is_written_whole(module: str) -> None:
-    """What writes a file does it in a block of `with whole(…) as unfinished`; a plan is written where its caller says, who does."""
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in INTO_A_FOLDER])
+def test_files_are_written_atomically(module: str) -> None:
+    """Within `with whole(…) as unfinished`. `spectrum.plan` writes to a path that its caller opened."""
     for node in ast.walk(tree(module)):
         if not isinstance(node, ast.Call):
             continue
@@ -177,13 +239,13 @@ def test_every_file_is_written_whole(module: str) -> None:
 
 
 READERS = {"utils.stored", "spectrum.store", "run_folder.locks", "recipe.loading", "assets"}
-"""They read files bare, each with errors of its own, and so do those below."""
-OF_OTHERS = (
+"""They read files directly, with errors that they raise themselves."""
+INPUT_READERS = (
     *("data.", "prompts.", "spectrum.models.", "assets.", "models.pretrained"),
     *("checkpoints", "checkpoint_checks", "conversion", "unpickling"),
 )
-"""They read data sets, texts and checkpoints, which are not files of a run."""
-BARE = {
+"""They read data sets, texts and checkpoints: input, not files of a run."""
+UNCHECKED = {
     *(f"pq.{name}" for name in ("read_table", "read_schema", "read_metadata", "ParquetFile")),
     *("load_file", "safe_open", "json.load"),
 }
@@ -191,24 +253,24 @@ BARE = {
 
 @pytest.mark.parametrize(
     "module",
-    [name for name in MODULES if name not in READERS and not name.startswith(OF_OTHERS)],
+    [name for name in MODULES if name not in READERS and not name.startswith(INPUT_READERS)],
 )
 def test_files_of_a_run_are_read_with_a_check(module: str) -> None:
-    """By the functions of `stored`, which know what is whole and of the right kind."""
+    """With the functions of `utils.stored`."""
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.Call):
-            called, given = ast.unparse(node.func), " ".join(map(ast.unparse, node.args))
-            bare = called in {"json.loads", "yaml.safe_load"} and ".read_" in given
-            guarded = module in {"export.writing", "stages.classifiers"}
-            assert called not in BARE and (guarded or not bare), f"line {node.lineno}"
+            called, arguments = ast.unparse(node.func), " ".join(map(ast.unparse, node.args))
+            unchecked = called in {"json.loads", "yaml.safe_load"} and ".read_" in arguments
+            allowed = module in {"export.writing", "stages.classifiers"}
+            assert called not in UNCHECKED and (allowed or not unchecked), f"line {node.lineno}"
 
 
 def called_names(module: str) -> set[str]:
-    """Names of what a module calls: `hash`, `torch.load`."""
+    """What a module calls, as written: `hash`, `torch.load`."""
     return {ast.unparse(node.func) for node in ast.walk(tree(module)) if isinstance(node, ast.Call)}
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if not is_script(name)])
+@pytest.mark.parametrize("module", MODULES)
 def test_nothing_is_unpickled_evaluated_or_keyed_by_the_built_in_hash(module: str) -> None:
     assert not {name.split(".")[0] for name in imports(module)} & {
         "pickle",
@@ -224,7 +286,7 @@ def test_nothing_is_unpickled_evaluated_or_keyed_by_the_built_in_hash(module: st
 
 
 def test_the_converter_unpickles_tensors_only() -> None:
-    """The one call of torch.load names the restricted unpickler, and only a process of its own makes it."""
+    """With the restricted unpickler, and no module imports the one that does it."""
     calls = [
         node
         for node in ast.walk(tree("unpickling"))
@@ -257,16 +319,12 @@ def test_yaml_is_read_within_limits_only(module: str) -> None:
     assert not names, "call yaml's functions as yaml.NAME"
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if not is_script(name)])
+@pytest.mark.parametrize("module", MODULES)
 def test_user_input_is_not_checked_by_assert(module: str) -> None:
     assert not [node.lineno for node in ast.walk(tree(module)) if isinstance(node, ast.Assert)]
 
 
-def test_every_module_stands_in_the_house_in_one_page() -> None:
-    page = (ROOT.parents[1] / "ARCHITECTURE.md").read_text()
-    named = {
-        path.relative_to(ROOT).as_posix()
-        for module, path in MODULES.items()
-        if path.name != "__init__.py" and not is_script(module)
-    }
-    assert {name for name in named if name.rpartition("/")[2] not in page} == set()
+def test_architecture_names_every_module() -> None:
+    page = (PROJECT / "ARCHITECTURE.md").read_text()
+    files = [path.name for path in MODULES.values() if path.name != "__init__.py"]
+    assert [name for name in files if name not in page] == []
