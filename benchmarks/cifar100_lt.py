@@ -382,7 +382,7 @@ def write_table(job: Job) -> str:
     for seen in told.values():
         levels = {level for each in seen for epoch in each["levels"] for level in epoch}
         if seen[0]["measured"]:
-            levels = {level.percent for level in recipe.spectrum.levels}
+            levels = set(recipe.spectrum.levels)
         rows = sum(facts["unet_rows"].get(str(level), 0) for level in levels)
         costs = {"UNet rows": rows} | {
             name: float(np.mean([each["cost"][name] for each in seen])) for name in seen[0]["cost"]

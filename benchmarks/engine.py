@@ -37,7 +37,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from discl.data import decode_image
-from discl.levels import GuidanceLevel
 from discl.spectrum.clip_filter import ClipScorer
 from discl.spectrum.encoding import encode_image
 from discl.spectrum.engine import Engine, Work, draw_noise
@@ -86,7 +85,7 @@ def make_requests(sources: int, steps: int, size: int) -> list[Request]:
     ]
     sampling = Sampling("model", "scheduler", steps, GUIDANCE_SCALE, size, "float32", "webp")
     prompts = {label: [f"a photo of a {name}"] for label, name in enumerate(CLASSES)}
-    return plan_requests(rows, [GuidanceLevel(level) for level in LEVELS], 1, prompts, "", sampling)
+    return plan_requests(rows, list(LEVELS), 1, prompts, "", sampling)
 
 
 def pixels_of(source: str, size: int) -> np.ndarray:

@@ -30,7 +30,6 @@ import torch
 from PIL import Image
 
 from discl.data import decode_image, read_tables
-from discl.levels import GuidanceLevel
 from discl.recipe import load_recipe
 from discl.spectrum.clip_filter import ClipScorer
 from discl.spectrum.engine import Engine
@@ -58,7 +57,7 @@ def make_images(per_class: int, checkpoint: str, names: list[str]) -> tuple[np.n
         for number in range(per_class)
     ]
     prompts = {label: [f"a photo of a {name}"] for label, name in enumerate(names)}
-    requests = plan_requests(sources, [GuidanceLevel(0)], 1, prompts, "", sampling)
+    requests = plan_requests(sources, [0], 1, prompts, "", sampling)
     engine = Engine(
         model,
         num_inference_steps=sampling.num_inference_steps,

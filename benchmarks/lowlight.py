@@ -147,7 +147,7 @@ def carry_out(
     recipe = runs[RECIPES[0]].recipe
     figures["images"] = {split: len(table) for split, table in runs[RECIPES[0]].tables.items()}
     figures["settings"] = {
-        "levels": [level.percent for level in recipe.spectrum.levels], "threshold": recipe.filter.threshold, "epochs": recipe.train.epochs,
+        "levels": list(recipe.spectrum.levels), "threshold": recipe.filter.threshold, "epochs": recipe.train.epochs,
         "batch_size": recipe.train.batch_size, "seeds_per_image": recipe.spectrum.seeds,
     }  # fmt: skip
     return figures

@@ -35,7 +35,6 @@ from discl.curriculum.sampling import Pool
 from discl.curriculum.schedule import EpochSchedule, hold_out_guidance, make_sampling
 from discl.curriculum.strategies import make_strategy
 from discl.data import read_tables
-from discl.levels import GuidanceLevel
 from discl.models.classifier import ClassifierConfig, build_classifier
 from discl.recipe import Train
 from discl.stages.classifiers import describe_classifier, starter_of
@@ -153,7 +152,7 @@ def imagenet_lt() -> Pool:
 def make_schedule(
     pool: Pool, strategy: str, samples: int, undersample: bool = False
 ) -> EpochSchedule:
-    levels = [GuidanceLevel(level) for level in LEVELS]
+    levels = list(LEVELS)
     followed = make_strategy(strategy, levels=levels, curriculum_epochs=1000)
     return EpochSchedule(
         pool,
@@ -353,7 +352,7 @@ def probing(
     )  # fmt: skip
     step, per_image = seconds["epoch"] / setting.steps, seconds["judge"] / len(judged)
     figures = []
-    levels = [GuidanceLevel(level) for level in LEVELS]
+    levels = list(LEVELS)
     for name, (real, hard, synthetic) in SETS.items():
         _, guidance = hold_out_guidance(make_pool(real, hard, synthetic), levels, None, 0)
         before, after = np.random.default_rng(0).random((2, len(guidance)))

@@ -109,7 +109,7 @@ def entry(module: str) -> str:
 
 def test_imports_are_found() -> None:
     assert {"", "cli", "spectrum", "spectrum.engine", "stages.prepare_data"} <= set(MODULES)
-    assert {"discl.errors", "collections.abc", "dataclasses"} <= imports("levels")
+    assert {"discl.errors", "collections.abc", "numbers"} <= imports("levels")
     assert "discl.recipe" in imports("cli")
     assert "discl.recipe" not in imports("cli", deferred=False)
     assert {"stages.train", "data.hardness"} <= inside("stages.hard")

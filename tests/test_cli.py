@@ -15,7 +15,7 @@ from typer.main import get_command
 
 from discl import cli
 from discl.errors import DataError
-from discl.levels import GuidanceLevel
+from discl.levels import check_level
 from discl.recipe import load_recipe, shipped_recipes
 from discl.run_folder.run import read_data
 from discl.stages.init import write_starter
@@ -60,7 +60,7 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_importing_discl_loads_nothing_heavy() -> None:
-    assert loaded_by("import discl; discl.GuidanceLevel(30); discl.DisclError") == set()
+    assert loaded_by("import discl; discl.check_level(30); discl.DisclError") == set()
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -71,7 +71,7 @@ def test_help_loads_nothing_heavy() -> None:
 def test_names_of_the_package_are_fetched_when_they_are_used() -> None:
     import discl
 
-    assert discl.GuidanceLevel is GuidanceLevel
+    assert discl.check_level is check_level
     assert discl.load_recipe is load_recipe
     assert all(getattr(discl, name) is not None for name in discl.__all__)
     with pytest.raises(AttributeError, match="module 'discl' has no attribute 'lode_recipe'"):
@@ -413,7 +413,7 @@ def test_options_reach_the_run(discl, tmp_path: Path, monkeypatch: pytest.Monkey
     overrides = ["--set", "train.epochs=70", "--set", "spectrum.levels=[0, 50]"]
     assert discl("hard", "fashion-lt", "--out", out, *overrides) == (0, "hard\n", "")
     assert (opened[0].folder, opened[0].recipe.train.epochs) == (tmp_path / "run", 70)
-    assert opened[0].recipe.spectrum.levels == [GuidanceLevel(0), GuidanceLevel(50)]
+    assert opened[0].recipe.spectrum.levels == [0, 50]
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["spectrum"]["levels"] == [
         0,
         50,

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from discl.errors import RecipeError
-from discl.levels import REAL, GuidanceLevel
+from discl.levels import REAL
 from discl.recipe import Recipe, load_recipe, parse_override, shipped_recipes, validate
 from helpers import miniatures
 
@@ -24,7 +24,7 @@ def with_values(**values: Any) -> Recipe:
 
 def test_the_smallest_recipe_has_the_defaults_of_the_paper() -> None:
     recipe = validate(REQUIRED)
-    assert recipe.spectrum.levels == [GuidanceLevel(0), GuidanceLevel(50)]
+    assert recipe.spectrum.levels == [0, 50]
     assert (recipe.train.epochs, recipe.train.curriculum_epochs, recipe.filter.threshold) == (
         65,
         60,
@@ -532,7 +532,7 @@ def test_a_recipe_is_laid_over_the_one_it_extends(tmp_path: Path) -> None:
     )  # fmt: skip
     recipe = load_recipe(tmp_path / "mine.yaml", {"train.epochs": 70})
     assert recipe.name == "mine"  # never the base's
-    assert [level.percent for level in recipe.spectrum.levels] == [10]  # a list is replaced
+    assert list(recipe.spectrum.levels) == [10]  # a list is replaced
     assert recipe.spectrum.checkpoint == "owner/diffusion"
     assert (
         recipe.train.batch_size,

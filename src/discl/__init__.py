@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     )
     from .integrations.dataset import SpectrumDataset
     from .integrations.sampler import Curriculum
-    from .levels import GuidanceLevel
+    from .levels import check_level, start_step
     from .models.classifier import load_classifier
     from .pipeline import run, run_until
     from .recipe import Recipe, load_recipe
@@ -64,7 +64,7 @@ _HOMES = {
     ),
     "integrations.dataset": ("SpectrumDataset",),
     "integrations.sampler": ("Curriculum",),
-    "levels": ("GuidanceLevel",),
+    "levels": ("check_level", "start_step"),
     "models.classifier": ("load_classifier",),
     "pipeline": ("run", "run_until"),
     "recipe": ("Recipe", "load_recipe"),
@@ -89,7 +89,6 @@ __all__ = [
     "DataError",
     "DisclError",
     "Engine",
-    "GuidanceLevel",
     "ImageTable",
     "Planner",
     "Recipe",
@@ -104,6 +103,7 @@ __all__ = [
     "TrainingError",
     "TrainingHook",
     "Worker",
+    "check_level",
     "convert_checkpoint",
     "decode_image",
     "describe_generator",
@@ -124,6 +124,7 @@ __all__ = [
     "run_until",
     "score_shards",
     "spectrum_shards",
+    "start_step",
     "to_size",
     "to_square",
     "unet_rows",

@@ -285,14 +285,9 @@ def levels(
 
     Example: `discl levels mine.yaml --sources 64 --grid 0,20,40,60,80`
     """
-    from .levels import GuidanceLevel
     from .pipeline import levels as survey
 
-    chosen = (
-        None
-        if grid is None
-        else [GuidanceLevel(percent) for percent in _whole_numbers("--grid", grid, "0,20,40", 100)]
-    )
+    chosen = None if grid is None else _whole_numbers("--grid", grid, "0,20,40", 100)
     path = survey(_open(recipe, set_, out, amend, "prompts", allow_plugins), sources, chosen, seeds)
     _echo(path.with_suffix(".md").read_text())
     _echo(path)

@@ -1,71 +1,93 @@
-"""`GuidanceLevel` and t(λ)."""
+"""Levels λ as whole per cents, and t(λ)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from numbers import Integral
 
 from .errors import RecipeError, shorten
 
+REAL = 100
+"""The level of a real image."""
+TEXT_ONLY = 0
+"""The level of an image that is made from text alone."""
 
-@dataclass(frozen=True, order=True)
-class GuidanceLevel:
-    """Image guidance λ as a whole per cent, so that it is exact, hashable and printable.
 
-    0 is text only, 100 is the real image itself. Raises RecipeError outside 0–100 or for a fraction.
+def check_level(value: object) -> int:
+    """The level λ as an int: a whole per cent, exact, from 0 (text only) to 100 (the real image).
+
+    - `value`: anything that a user wrote.
+
+    Raises RecipeError for a fraction, a truth value, text, or a number outside 0–100.
+
+    ```python
+    import discl
+
+    discl.check_level(30)  # 30
+    ```
     """
-
-    percent: int
-
-    def __post_init__(self) -> None:
-        if (
-            isinstance(self.percent, bool)
-            or not isinstance(self.percent, int)
-            or not 0 <= self.percent <= 100
-        ):
-            hint = ""
-            if isinstance(self.percent, float) and 0 < self.percent < 1:
-                hint = f" Write λ = {self.percent:g} as {round(self.percent * 100)}."
-            raise RecipeError(
-                f"level {shorten(self.percent)} is not a whole per cent from 0 (text only) to 100 "
-                f"(the real image).{hint}"
-            )
-
-    def start_step(self, num_inference_steps: int) -> int:
-        """t(λ) = ⌊(1 − λ)T⌋, the number of denoising steps (eq. 3), in integers: in floats ⌊(1 − 0.9)·50⌋ is 4."""
-        return (100 - self.percent) * num_inference_steps // 100
-
-    def __str__(self) -> str:
-        return f"{self.percent} %"
+    if isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) <= REAL:
+        return int(value)
+    hint = ""
+    if isinstance(value, float) and 0 < value < 1:
+        hint = f" Write λ = {value:g} as {round(value * 100)}."
+    raise RecipeError(
+        f"level {shorten(value)} is not a whole per cent from 0 (text only) to 100 "
+        f"(the real image).{hint}"
+    )
 
 
-REAL = GuidanceLevel(100)
-TEXT_ONLY = GuidanceLevel(0)
+def format_level(level: int) -> str:
+    """The level in words, for example `30 %`."""
+    return f"{level} %"
 
 
-def noise_shares(
-    level: GuidanceLevel, num_inference_steps: int, fixed: bool = False
-) -> tuple[float, ...]:
-    """Shares of the noise schedule at which the steps of a level begin, falling: 1 is pure noise.
+def start_step(level: int, num_inference_steps: int) -> int:
+    """t(λ) = ⌊(1 − λ)T⌋, the number of denoising steps of a level (arXiv 2410.13674, eq. 3).
 
-    As the paper has it, level λ takes the last t(λ) of T steps, so k steps before the end the share is k / T. With `fixed`
-    it takes T finer steps over the same range: (1 − λ) k / T.
+    Computed in integers: in floats ⌊(1 − 0.9)·50⌋ is 4.
+
+    - `level`: λ, a whole per cent from 0 to 100.
+    - `num_inference_steps`: T, at least 1.
+
+    ```python
+    import discl
+
+    discl.start_step(90, 50)  # 5
+    ```
     """
-    left = num_inference_steps if fixed else level.start_step(num_inference_steps)
-    per_cent = 100 - level.percent if fixed else 100
-    return tuple(per_cent * step / (100 * num_inference_steps) for step in range(left, 0, -1))
+    return (100 - level) * num_inference_steps // 100
 
 
-def check_levels(levels: Iterable[GuidanceLevel], num_inference_steps: int) -> None:
-    """Raises RecipeError for a level that would be generated without a single denoising step."""
+def noise_fractions(level: int, num_inference_steps: int, fixed: bool = False) -> tuple[float, ...]:
+    """Positions in the noise schedule, falling from 1 (pure noise), at which a level's steps begin.
+
+    Level λ takes the last t(λ) of T steps, so k steps before the end the position is k / T (arXiv
+    2410.13674, eq. 3).
+
+    - `level`: λ, a whole per cent from 0 to 100.
+    - `num_inference_steps`: T, at least 1.
+    - `fixed`: take T finer steps over the same range instead: (1 − λ) k / T.
+    """
+    steps = num_inference_steps if fixed else start_step(level, num_inference_steps)
+    per_cent = 100 - level if fixed else 100
+    return tuple(per_cent * step / (100 * num_inference_steps) for step in range(steps, 0, -1))
+
+
+def check_levels(levels: Iterable[int], num_inference_steps: int) -> None:
+    """Raises RecipeError (`levels`) for a level that takes no denoising step at T steps."""
     for level in levels:
         if level == REAL:
             raise RecipeError(
-                "level 100 is the real image and is never generated; take it out of spectrum.levels."
+                "level 100 is the real image and is never generated; take it out.",
+                argument="levels",
             )
-        if level.start_step(num_inference_steps) == 0:
-            needed = -(-100 // (100 - level.percent))
+        if start_step(level, num_inference_steps) == 0:
+            steps = -(-100 // (100 - level))
+            highest = 100 - -(-100 // num_inference_steps)
             raise RecipeError(
-                f"level {level} leaves t(λ) = 0 denoising steps at {num_inference_steps} inference steps; "
-                f"use at least {needed} steps or a level of at most {100 - -(-100 // num_inference_steps)} %."
+                f"level {format_level(level)} leaves t(λ) = 0 denoising steps at "
+                f"{num_inference_steps} inference steps; use at least {steps} steps or a level of "
+                f"at most {format_level(highest)}.",
+                argument="levels",
             )

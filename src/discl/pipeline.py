@@ -16,7 +16,6 @@ import torch
 
 from .errors import DisclError, RunError
 from .escaping import one_line
-from .levels import GuidanceLevel
 from .recipe import Recipe, check_own_pieces, load_recipe
 from .report import write_comparison, write_report, write_survey
 from .run_folder.open import open_run
@@ -191,9 +190,7 @@ def compare(run: Run, seeds: Sequence[int] | None = None, *, tune: bool = False)
         return path
 
 
-def levels(
-    run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | None = None, seeds: int = 1
-) -> Path:
+def levels(run: Run, sources: int = 32, grid: Sequence[int] | None = None, seeds: int = 1) -> Path:
     """Measures a spectrum over a grid of λ for a sample of hard images, in `levels/` of the run folder, and proposes levels and threshold.
 
     Returns the path of `levels.html`; `levels.md`, `levels.csv` and `levels.json` lie beside it.

@@ -17,12 +17,11 @@ from discl.curriculum.sampling import Pool
 from discl.curriculum.schedule import make_sampling
 from discl.curriculum.strategies import STRATEGIES, follows_progress, make_strategy
 from discl.errors import RecipeError
-from discl.levels import GuidanceLevel
 from discl.recipe import Method, Recipe, check_own_pieces
 from discl.stages import trained as trained_stage
 from discl.training.objectives import Objective, make_objective, parameters_of
 
-LEVELS = (GuidanceLevel(0), GuidanceLevel(50))
+LEVELS = (0, 50)
 SOURCE = '''
 from dataclasses import dataclass
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from discl.curriculum.strategies import STRATEGIES, Strategy, make_strategy
-from discl.levels import REAL, GuidanceLevel
+from discl.levels import REAL
 
 SPECTRA = {"one level": (0,), "four levels": (0, 10, 30, 50), "in disorder": (70, 0, 50)}
 CURRICULUM_EPOCHS = (4, 5, 12, 60)
@@ -38,11 +38,11 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=SPECTRA.values(), ids=SPECTRA.keys())
-def levels(request: pytest.FixtureRequest) -> tuple[GuidanceLevel, ...]:
-    return tuple(GuidanceLevel(percent) for percent in request.param)
+def levels(request: pytest.FixtureRequest) -> tuple[int, ...]:
+    return tuple(request.param)
 
 
-def build(name: str, levels: tuple[GuidanceLevel, ...], curriculum_epochs: int = 12) -> Strategy:
+def build(name: str, levels: tuple[int, ...], curriculum_epochs: int = 12) -> Strategy:
     return make_strategy(
         name,
         levels=levels,
@@ -54,7 +54,7 @@ def build(name: str, levels: tuple[GuidanceLevel, ...], curriculum_epochs: int =
 
 @pytest.mark.parametrize("curriculum_epochs", CURRICULUM_EPOCHS)
 def test_only_levels_that_it_was_given_and_none_twice(
-    name: str, levels: tuple[GuidanceLevel, ...], curriculum_epochs: int
+    name: str, levels: tuple[int, ...], curriculum_epochs: int
 ) -> None:
     strategy = build(name, levels, curriculum_epochs)
     for epoch in range(curriculum_epochs):
@@ -67,7 +67,7 @@ def test_only_levels_that_it_was_given_and_none_twice(
 
 @pytest.mark.parametrize("curriculum_epochs", CURRICULUM_EPOCHS)
 def test_real_images_only_once_the_curriculum_is_over(
-    name: str, levels: tuple[GuidanceLevel, ...], curriculum_epochs: int
+    name: str, levels: tuple[int, ...], curriculum_epochs: int
 ) -> None:
     strategy = build(name, levels, curriculum_epochs)
     assert all(
@@ -78,7 +78,7 @@ def test_real_images_only_once_the_curriculum_is_over(
 
 @pytest.mark.parametrize("curriculum_epochs", CURRICULUM_EPOCHS)
 def test_every_curriculum_epoch_has_a_level_or_none_has(
-    name: str, levels: tuple[GuidanceLevel, ...], curriculum_epochs: int
+    name: str, levels: tuple[int, ...], curriculum_epochs: int
 ) -> None:
     strategy = build(name, levels, curriculum_epochs)
     assert (
@@ -92,7 +92,7 @@ def test_every_curriculum_epoch_has_a_level_or_none_has(
     )
 
 
-def test_pure_in_epoch_and_history(name: str, levels: tuple[GuidanceLevel, ...]) -> None:
+def test_pure_in_epoch_and_history(name: str, levels: tuple[int, ...]) -> None:
     """Asked in any order, twice, or of a second instance: the same answer, and the history is left as it was."""
     strategy = build(name, levels)
     history = history_of(20)
@@ -108,7 +108,7 @@ def test_pure_in_epoch_and_history(name: str, levels: tuple[GuidanceLevel, ...])
     assert history == kept
 
 
-def test_no_epoch_is_too_late(name: str, levels: tuple[GuidanceLevel, ...]) -> None:
+def test_no_epoch_is_too_late(name: str, levels: tuple[int, ...]) -> None:
     strategy = build(name, levels)
     for epoch in (0, 11, 12, 13, 1_000, 10**9):
         strategy.levels(
@@ -116,15 +116,13 @@ def test_no_epoch_is_too_late(name: str, levels: tuple[GuidanceLevel, ...]) -> N
         )
 
 
-def test_class_levels_are_levels_of_the_spectrum(
-    name: str, levels: tuple[GuidanceLevel, ...]
-) -> None:
+def test_class_levels_are_levels_of_the_spectrum(name: str, levels: tuple[int, ...]) -> None:
     strategy = build(name, levels)
-    offered = {str(level.percent): 0.1 for level in levels}
+    offered = {str(level): 0.1 for level in levels}
     progress = {"gain": offered, "class_gain": {"2": offered, "5": dict(list(offered.items())[:1])}}
     for epoch in (0, 11, 12, 30):
         history = [
-            {"epoch": place, "levels": [levels[0].percent], "progress": progress}
+            {"epoch": place, "levels": [levels[0]], "progress": progress}
             for place in range(epoch + 1)
         ]
         own = strategy.class_levels(epoch, history)

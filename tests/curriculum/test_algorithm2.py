@@ -15,7 +15,6 @@ from discl.curriculum.progress import GuidanceSet, draw_guidance_set, hold_out
 from discl.curriculum.sampling import Pool, SamplingConfig, draw_epoch
 from discl.curriculum.schedule import EpochSchedule
 from discl.curriculum.strategies import make_strategy
-from discl.levels import GuidanceLevel
 from discl.models.classifier import ClassifierConfig
 from discl.training.loop import TrainSettings, make_schedule, train_classifier
 from discl.utils.hashing import derive_seed
@@ -68,7 +67,7 @@ def make_samples() -> tuple[Pool, Squares, GuidanceSet]:
     hard = ~synthetic & (labels == 2)
     sources = np.r_[np.arange(30), np.resize(np.flatnonzero(hard), 60)]
     pool = Pool(labels, levels, synthetic, hard, CONFIG.class_names, sources=sources)
-    guidance = draw_guidance_set(pool, tuple(map(GuidanceLevel, LEVELS)), 5, seed=1)
+    guidance = draw_guidance_set(pool, tuple(LEVELS), 5, seed=1)
     return (
         hold_out(pool, guidance),
         Squares(torch.from_numpy(squares.clip(0, 255).astype(np.uint8))),
@@ -119,7 +118,7 @@ def replay(
                 ]
                 gain[each] = sum(kept) / len(kept)
             level = max(gain, key=lambda each: gain[each])
-            left, levels = left - len(drawn), (GuidanceLevel(level),)
+            left, levels = left - len(drawn), (level,)
         rows, _ = draw_epoch(
             pool, levels, course.mixing, left, derive_seed("mix", course.seed, epoch)
         )

@@ -10,9 +10,8 @@ import pytest
 
 from discl.curriculum.sampling import Pass, Pool, SamplingConfig, draw_epoch, draw_pass
 from discl.errors import TrainingError
-from discl.levels import GuidanceLevel
 
-TEXT_ONLY, HALF = GuidanceLevel(0), GuidanceLevel(50)
+TEXT_ONLY, HALF = 0, 50
 NAMES = ("boot", "shirt", "coat", "bag", "hat")
 REAL = {"boot": 60, "shirt": 50, "coat": 40, "bag": 6, "hat": 3}
 KEPT = {("bag", 0): 30, ("bag", 50): 10, ("hat", 0): 4, ("hat", 50): 20}
@@ -38,9 +37,7 @@ def make_pool(
 POOL = make_pool(REAL, KEPT)
 
 
-def draw(
-    levels: tuple[GuidanceLevel, ...], mixing: SamplingConfig, pool: Pool = POOL, seed: int = 0
-) -> Pass:
+def draw(levels: tuple[int, ...], mixing: SamplingConfig, pool: Pool = POOL, seed: int = 0) -> Pass:
     return draw_pass(pool, levels, mixing, np.random.default_rng(seed))
 
 
@@ -84,7 +81,7 @@ def test_imagenet_lt_keeps_13_6_per_cent() -> None:
 @pytest.mark.parametrize("levels", [(), (TEXT_ONLY,), (HALF,), (TEXT_ONLY, HALF)])
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_tail_share_is_kept_at_every_level_and_without_any(
-    levels: tuple[GuidanceLevel, ...], scale: float
+    levels: tuple[int, ...], scale: float
 ) -> None:
     drawn = draw(levels, SamplingConfig(SHARE, scale))
     tail = (POOL.synthetic | POOL.hard)[drawn.rows]
@@ -92,7 +89,7 @@ def test_tail_share_is_kept_at_every_level_and_without_any(
 
 
 @pytest.mark.parametrize("levels", [(), (TEXT_ONLY,), (HALF,), (TEXT_ONLY, HALF)])
-def test_every_hard_image_is_in_every_round_once(levels: tuple[GuidanceLevel, ...]) -> None:
+def test_every_hard_image_is_in_every_round_once(levels: tuple[int, ...]) -> None:
     for seed in range(5):
         rows = draw(levels, SamplingConfig(SHARE, 3.0), seed=seed).rows
         assert sorted(rows[POOL.hard[rows]]) == np.flatnonzero(POOL.hard).tolist()
@@ -127,11 +124,9 @@ def test_synthetic_images_are_the_scale_times_the_class_count_rounded(
 
 
 @pytest.mark.parametrize("levels", [(TEXT_ONLY,), (HALF,), (TEXT_ONLY, HALF)])
-def test_only_the_levels_asked_for(levels: tuple[GuidanceLevel, ...]) -> None:
+def test_only_the_levels_asked_for(levels: tuple[int, ...]) -> None:
     drawn = draw(levels, SamplingConfig(SHARE, 3.0)).rows
-    assert set(POOL.levels[drawn][POOL.synthetic[drawn]].tolist()) == {
-        level.percent for level in levels
-    }
+    assert set(POOL.levels[drawn][POOL.synthetic[drawn]].tolist()) == set(levels)
     assert set(POOL.levels[drawn][~POOL.synthetic[drawn]].tolist()) == {100}
 
 
@@ -222,7 +217,7 @@ def test_an_empty_pool_is_refused() -> None:
 
 def test_every_class_that_lacks_images_is_named() -> None:
     with pytest.raises(TrainingError, match=r"2 classes .* 'bag' at 90 %; 'hat' at 90 %"):
-        draw((GuidanceLevel(90),), SamplingConfig(SHARE, 3.0))
+        draw((90,), SamplingConfig(SHARE, 3.0))
 
 
 def test_a_class_that_lacks_a_level_may_take_its_nearest() -> None:

@@ -20,9 +20,8 @@ from discl.curriculum.strategies import (
     ucb_indices,
 )
 from discl.errors import RecipeError
-from discl.levels import GuidanceLevel
 
-LEVELS = tuple(GuidanceLevel(percent) for percent in (0, 10, 30, 50))
+LEVELS = (0, 10, 30, 50)
 
 SCHEDULES = {
     "real-only": [()] * 13,
@@ -84,10 +83,10 @@ SCHEDULES = {
 def strategy_of(
     name: str,
     curriculum_epochs: int = 12,
-    levels: tuple[GuidanceLevel, ...] = LEVELS,
+    levels: tuple[int, ...] = LEVELS,
     seed: int = 0,
 ) -> Strategy:
-    level = GuidanceLevel(30) if name == "fixed" else None
+    level = 30 if name == "fixed" else None
     return make_strategy(
         name, levels=levels, curriculum_epochs=curriculum_epochs, level=level, seed=seed
     )
@@ -95,7 +94,7 @@ def strategy_of(
 
 def schedule(strategy: Strategy, epochs: int) -> list[tuple[int, ...]]:
     """The per cents of every epoch."""
-    return [tuple(level.percent for level in strategy.levels(epoch, [])) for epoch in range(epochs)]
+    return [strategy.levels(epoch, []) for epoch in range(epochs)]
 
 
 def test_every_strategy_has_a_schedule_here() -> None:
@@ -176,7 +175,7 @@ def test_unknown_name_lists_the_known_and_proposes_only_what_is_near() -> None:
 
 def progress(*gains: float, **of_class: tuple[float, ...]) -> dict[str, Any]:
     """Gains at 0, 10, 30, 50 %; those of a class as `c3=(…)`."""
-    names = [str(level.percent) for level in LEVELS]
+    names = [str(level) for level in LEVELS]
     own = {label[1:]: dict(zip(names, values, strict=False)) for label, values in of_class.items()}
     return {"progress": {"gain": dict(zip(names, gains, strict=True)), "class_gain": own}}
 
@@ -238,10 +237,8 @@ def played(
     )
     for epoch in range(epochs):
         (level,) = strategy.levels(epoch, history)
-        gain = (1 + worth[level.percent] + 0.05 * noise.normal()) * 0.1 / (1 + 0.2 * epoch)
-        history.append(
-            {"levels": [level.percent], **progress(*[0.9 if epoch == wild else gain] * 4)}
-        )
+        gain = (1 + worth[level] + 0.05 * noise.normal()) * 0.1 / (1 + 0.2 * epoch)
+        history.append({"levels": [level], **progress(*[0.9 if epoch == wild else gain] * 4)})
     return [record["levels"][0] for record in history]
 
 

@@ -24,7 +24,6 @@ from discl.curriculum.progress import best_level
 from discl.curriculum.sampling import Pool, draw_epoch
 from discl.errors import DataError, RunError, StoreError, TrainingError
 from discl.integrations import sampler as curriculum_module
-from discl.levels import GuidanceLevel
 from discl.run_folder.run import Run
 from discl.training.distributed import Processes
 from discl.utils.hashing import derive_seed
@@ -124,7 +123,7 @@ def test_epochs_follow_the_strategy_as_training_does(dataset: discl.SpectrumData
         curriculum.set_epoch(epoch)
         rows = list(curriculum)
         seen.append(curriculum.levels)
-        levels = tuple(GuidanceLevel(level) for level in curriculum.levels)
+        levels = tuple(curriculum.levels)
         alone, _ = draw_epoch(
             dataset.pool, levels, curriculum.course.mixing, 24, derive_seed("mix", 3, epoch)
         )
@@ -165,7 +164,7 @@ def test_adaptive_probes_then_follows_what_was_measured(dataset: discl.SpectrumD
     for block, record in enumerate(curriculum.history):
         probe, *others = drawn[3 * block : 3 * block + 3]
         assert not pool.synthetic[probe].any() and len(set(probe)) == 16
-        assert record["levels"] == [best_level(record["progress"]["gain"]).percent]
+        assert record["levels"] == [best_level(record["progress"]["gain"])]
         for rows in others:
             made = pool.synthetic[rows]
             assert made.any() and set(pool.levels[rows][made]) == set(record["levels"])

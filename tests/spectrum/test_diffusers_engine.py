@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 
 from discl.errors import CheckpointError
-from discl.levels import GuidanceLevel
 from discl.pipeline import run_until
 from discl.recipe import validate
 from discl.run_folder.open import open_run
@@ -93,7 +92,7 @@ def test_description_and_limits(consistency: Path) -> None:
         32,
         4,
     )
-    check_generator(str(consistency), 4, 32, [GuidanceLevel(0)])
+    check_generator(str(consistency), 4, 32, [0])
     with pytest.raises(CheckpointError, match=r"leave out spectrum\.steps"):
         check_generator(str(consistency), 4, fixed=True)
     with pytest.raises(CheckpointError, match="which the engine does not know"):

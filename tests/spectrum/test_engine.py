@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 
 from discl.errors import DataError, RecipeError
-from discl.levels import GuidanceLevel
 from discl.spectrum import engine as engine_module
 from discl.spectrum.engine import Engine, draw_noise
 from discl.spectrum.models import Conditioning, load_generator
@@ -38,9 +37,7 @@ def make_requests(sources: int, levels: Sequence[int] = LEVELS, seeds: int = 1) 
         for index in range(sources)
     ]
     sampling = Sampling("model", "scheduler", 20, 7.5, 32, "float32", "webp")
-    return plan_requests(
-        rows, [GuidanceLevel(level) for level in levels], seeds, PROMPTS, NEGATIVE, sampling
-    )
+    return plan_requests(rows, list(levels), seeds, PROMPTS, NEGATIVE, sampling)
 
 
 def load_pixels(source: str) -> np.ndarray:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from discl.errors import CheckpointError
-from discl.levels import GuidanceLevel
 from discl.spectrum.engine import Engine, draw_noise
 from discl.spectrum.models import check_generator, describe_generator, load_generator
 from discl.spectrum.models.flow import pack, unpack
@@ -39,9 +38,7 @@ def make_requests(
         for index in range(sources)
     ]
     sampling = Sampling("model", "scheduler", 10, 7.5, 32, "float32", "webp")
-    return plan_requests(
-        rows, [GuidanceLevel(level) for level in levels], 1, PROMPTS, negative, sampling
-    )
+    return plan_requests(rows, list(levels), 1, PROMPTS, negative, sampling)
 
 
 def load_pixels(source: str, size: tuple[int, int] = (32, 32)) -> np.ndarray:

@@ -13,7 +13,6 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from discl.errors import CheckpointError
-from discl.levels import GuidanceLevel, noise_shares
 from discl.spectrum.engine import Engine, draw_noise
 from discl.spectrum.models import check_generator, load_generator
 from discl.spectrum.models.schedules import make_ddim, make_flow
@@ -115,21 +114,11 @@ def test_fixed_steps_fall_evenly_where_the_grid_does_not_divide() -> None:
 
 
 def test_level_with_less_noise_than_steps_is_refused(tiny_diffusion: Path) -> None:
-    check_generator(str(tiny_diffusion), 50, None, [GuidanceLevel(95)], True)
+    check_generator(str(tiny_diffusion), 50, None, [95], True)
     with pytest.raises(
         CheckpointError, match=r"level 96 % has fewer than 50 training steps of noise, .* per-level"
     ):
-        check_generator(str(tiny_diffusion), 50, None, [GuidanceLevel(96)], True)
-
-
-def test_noise_shares() -> None:
-    assert noise_shares(GuidanceLevel(50), 4) == (0.5, 0.25)
-    assert noise_shares(GuidanceLevel(50), 4, fixed=True) == (0.5, 0.375, 0.25, 0.125)
-    assert (
-        noise_shares(GuidanceLevel(0), 4)
-        == noise_shares(GuidanceLevel(0), 4, fixed=True)
-        == (1.0, 0.75, 0.5, 0.25)
-    )
+        check_generator(str(tiny_diffusion), 50, None, [96], True)
 
 
 # ---------------------------------------------------------------- guidance interval

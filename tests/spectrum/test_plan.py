@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from discl.levels import GuidanceLevel
 from discl.prompts import draw_prompt
 from discl.spectrum.plan import Request, Sampling, plan_requests, read_plan, unet_rows, write_plan
 
@@ -36,10 +35,9 @@ PERCENTS = (0, 10, 30, 50)
 
 PRINT_IDS = """
 import json
-from discl.levels import GuidanceLevel
 from discl.spectrum.plan import Sampling, plan_requests
 sources, prompts, sampling, percents, seeds = json.loads(input())
-levels = [GuidanceLevel(percent) for percent in percents]
+levels = list(percents)
 requests = plan_requests(sources, levels, seeds, {int(label): texts for label, texts in prompts.items()}, "blurry", Sampling(**sampling))
 print(json.dumps([request.id for request in requests]))
 """
@@ -51,7 +49,7 @@ def plan(
 ) -> list[Request]:  # fmt: skip
     return plan_requests(
         sources,
-        [GuidanceLevel(percent) for percent in percents],
+        list(percents),
         seeds,
         prompts,
         negative,

@@ -15,7 +15,6 @@ from PIL import Image
 
 from discl.data import decode_image
 from discl.errors import RunError, StoreError
-from discl.levels import GuidanceLevel
 from discl.spectrum import store as store_module
 from discl.spectrum import worker as worker_module
 from discl.spectrum.clip_filter import ClipScorer
@@ -43,7 +42,7 @@ def make_requests(sources: int, sampling: Sampling) -> list[Request]:
         {"id": f"image-{index}", "digest": f"digest-{index}", "label": index % 2}
         for index in range(sources)
     ]
-    return plan_requests(rows, [GuidanceLevel(level) for level in LEVELS], 1, PROMPTS, "", sampling)
+    return plan_requests(rows, list(LEVELS), 1, PROMPTS, "", sampling)
 
 
 def sizes_of(requests: Sequence[Request]) -> dict[str, tuple[int, int]]:

@@ -21,7 +21,6 @@ from discl import cli, pipeline
 from discl.baselines import make_system
 from discl.curriculum.strategies import make_strategy
 from discl.errors import RecipeError, RunError
-from discl.levels import GuidanceLevel
 from discl.recipe import check_own_pieces, load_recipe
 from discl.run_folder.open import open_run
 from discl.stages import evaluate as evaluate_stage
@@ -298,7 +297,7 @@ def test_what_is_of_another_kind_is_refused_without_being_called(
     sys.modules.pop("calling_pieces", None)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    name, levels = f"calling_pieces:{attribute}", (GuidanceLevel(0),)
+    name, levels = f"calling_pieces:{attribute}", (0,)
     with pytest.raises(RecipeError, match=f"strategy '{name}'"):
         make_strategy(name, levels=levels, curriculum_epochs=1, allow_plugins=True)
     with pytest.raises(RecipeError, match=f"objective '{name}'"):

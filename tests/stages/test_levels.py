@@ -22,7 +22,6 @@ from PIL import Image
 from discl import cli
 from discl.assets import embedded
 from discl.errors import CheckpointError, RecipeError
-from discl.levels import GuidanceLevel
 from discl.pipeline import levels, run_until
 from discl.recipe import load_recipe, validate
 from discl.run_folder.open import open_run
@@ -35,7 +34,7 @@ SMALL = {
     "runtime.shard_rows": 4, "runtime.device": "cpu",
 }  # fmt: skip
 COUNTS = {"train": [12] * 7 + [5] * 3, "test": [2] * 10}
-GRID = [GuidanceLevel(percent) for percent in (0, 40, 80)]
+GRID = [0, 40, 80]
 
 
 def few_clothes(folder: Path) -> Path:
@@ -198,15 +197,11 @@ def test_the_sample_goes_through_the_classes_in_turns() -> None:
 
 
 def test_the_default_grid_leaves_a_step() -> None:
-    assert [level.percent for level in levels_stage.default_grid(50)] == list(range(0, 100, 10))
-    assert [level.percent for level in levels_stage.default_grid(5)] == list(range(0, 90, 10))
-    assert [level.percent for level in levels_stage.default_grid(1)] == [0]
-    assert [level.percent for level in levels_stage.default_grid(100, fixed=True)] == list(
-        range(0, 100, 10)
-    )
-    assert [level.percent for level in levels_stage.default_grid(150, fixed=True)] == list(
-        range(0, 90, 10)
-    )
+    assert list(levels_stage.default_grid(50)) == list(range(0, 100, 10))
+    assert list(levels_stage.default_grid(5)) == list(range(0, 90, 10))
+    assert list(levels_stage.default_grid(1)) == [0]
+    assert list(levels_stage.default_grid(100, fixed=True)) == list(range(0, 100, 10))
+    assert list(levels_stage.default_grid(150, fixed=True)) == list(range(0, 90, 10))
 
 
 def test_a_survey_where_every_level_takes_all_steps(
@@ -226,7 +221,7 @@ def test_a_survey_where_every_level_takes_all_steps(
                 run,
                 recipe=validate(small_tree | {"spectrum": spectrum | {"num_inference_steps": 300}}),
             ),
-            grid=[GuidanceLevel(99)],
+            grid=[99],
         )
 
 

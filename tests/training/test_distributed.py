@@ -23,7 +23,6 @@ from discl.curriculum.sampling import Pool, SamplingConfig
 from discl.curriculum.schedule import hold_out_guidance
 from discl.curriculum.strategies import RealOnly, make_strategy
 from discl.errors import TrainingError
-from discl.levels import GuidanceLevel
 from discl.models.classifier import build_classifier
 from discl.recipe import Train
 from discl.stages.classifiers import describe_classifier, describe_training, starter_of
@@ -38,7 +37,7 @@ from discl.training.hooks import TrainingHook
 from discl.training.loop import read_history, train_classifier
 
 NAMES = ("boot", "shirt", "coat")
-LEVELS = (GuidanceLevel(0), GuidanceLevel(50))
+LEVELS = (0, 50)
 
 
 class Noise:

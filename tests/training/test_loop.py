@@ -40,7 +40,6 @@ from discl.curriculum.progress import (
 from discl.curriculum.sampling import Pool, SamplingConfig
 from discl.curriculum.strategies import MEASURING, Strategy, make_strategy
 from discl.errors import TrainingError
-from discl.levels import GuidanceLevel
 from discl.models.classifier import (
     ClassifierConfig,
     build_classifier,
@@ -142,7 +141,7 @@ def make_settings(optimizer: str = "adam", epochs: int = 8, **changed: Any) -> T
 def curriculum(epochs: int) -> Strategy:
     return make_strategy(
         "diverse-to-specific",
-        levels=(GuidanceLevel(0), GuidanceLevel(50)),
+        levels=(0, 50),
         curriculum_epochs=max(2, epochs - 2),
     )
 
@@ -484,7 +483,7 @@ def follow_progress(
 ) -> list[Record]:
     """Training by a strategy that measures, on V of up to two hard images of each rare class."""
     pool, pixels = make_samples()
-    levels = (GuidanceLevel(0), GuidanceLevel(50))
+    levels = (0, 50)
     guidance = draw_guidance_set(pool, levels, 3, seed=1)
     arguments: dict[str, Any] = {
         "strategy": make_strategy(name, levels=levels, curriculum_epochs=6),
@@ -511,7 +510,7 @@ def test_progress_is_measured_and_followed(name: str, tmp_path: Path) -> None:
         ]
         assert record.get("classes_apart", 0) == len(apart)
         if name != "bandit":
-            assert record["levels"] == [best_level(record["progress"]["gain"]).percent]
+            assert record["levels"] == [best_level(record["progress"]["gain"])]
     assert all("progress" not in record and record["levels"] == [] for record in history[6:])
     assert {record["samples"] for record in history} == {
         24
@@ -555,7 +554,7 @@ def gains_of(guidance: GuidanceSet, logits: list[np.ndarray]) -> list[dict[str, 
 def test_progress_is_measured_in_float32_where_training_is_not(tmp_path: Path) -> None:
     """A choice between close levels, which bfloat16 makes otherwise."""
     model, pool = Cosines(), make_samples()[0]
-    levels = (GuidanceLevel(0), GuidanceLevel(50))
+    levels = (0, 50)
     settings = make_settings(
         epochs=24, probe_samples=8, precision=torch.bfloat16, learning_rate=lambda progress: 1e-5
     )
@@ -567,7 +566,7 @@ def test_progress_is_measured_in_float32_where_training_is_not(tmp_path: Path) -
     exact, coarse = gains_of(guidance, model.exact), gains_of(guidance, model.coarse)
     for record, gain in zip(history, exact, strict=True):
         assert record["progress"]["gain"] == pytest.approx(gain, abs=2e-6)
-        assert record["levels"] == [best_level(gain).percent]
+        assert record["levels"] == [best_level(gain)]
     flips = [
         best_level(gain) != best_level(rough) for gain, rough in zip(exact, coarse, strict=True)
     ]

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ..errors import TrainingError
-from ..levels import GuidanceLevel
 from .sampling import Pool
 
 SHRINKAGE = 10
@@ -35,9 +34,7 @@ class GuidanceSet:
         return len(self.rows)
 
 
-def draw_guidance_set(
-    pool: Pool, levels: Sequence[GuidanceLevel], size: int, seed: int
-) -> GuidanceSet:
+def draw_guidance_set(pool: Pool, levels: Sequence[int], size: int, seed: int) -> GuidanceSet:
     """V of at most `size` sources, each with one synthetic image at every level, classes in
     proportion to their sources.
 
@@ -47,7 +44,7 @@ def draw_guidance_set(
     images are not known.
     """
     rng = np.random.default_rng(seed)
-    percents = np.array(sorted(level.percent for level in levels), np.int64)
+    percents = np.array(sorted(levels), np.int64)
     rows = np.flatnonzero(pool.synthetic & ~pool.held_out)
     if (pool.sources[rows] < 0).any():
         raise TrainingError(
@@ -218,9 +215,9 @@ def _shrunk(images: int, mean: float, common: float) -> float:
     return (images * mean + SHRINKAGE * common) / (images + SHRINKAGE)
 
 
-def best_level(gain: Mapping[str, float]) -> GuidanceLevel:
+def best_level(gain: Mapping[str, float]) -> int:
     """λ = argmax of the gain; the lower, more diverse level where two are equal."""
-    return GuidanceLevel(int(min(gain, key=lambda level: (-gain[level], int(level)))))
+    return int(min(gain, key=lambda level: (-gain[level], int(level))))
 
 
 def _by_label(rows: np.ndarray, labels: np.ndarray) -> dict[int, np.ndarray]:

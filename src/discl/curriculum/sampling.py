@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..errors import TrainingError
-from ..levels import REAL, GuidanceLevel
+from ..levels import REAL, format_level
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ class Pass:
 
 
 def draw_pass(
-    pool: Pool, levels: Sequence[GuidanceLevel], mixing: SamplingConfig, rng: np.random.Generator,
-    class_levels: Mapping[int, Sequence[GuidanceLevel]] | None = None,
+    pool: Pool, levels: Sequence[int], mixing: SamplingConfig, rng: np.random.Generator,
+    class_levels: Mapping[int, Sequence[int]] | None = None,
 ) -> Pass:  # fmt: skip
     """All hard real images, `synthetic_scale` times as many synthetic ones of the levels, class by class, and the others.
 
@@ -125,9 +125,7 @@ def draw_pass(
     return Pass(rows, len(synthetic), distinct, len(hard))
 
 
-def check_offered(
-    pool: Pool, mixing: SamplingConfig, levels: Sequence[Sequence[GuidanceLevel]]
-) -> None:
+def check_offered(pool: Pool, mixing: SamplingConfig, levels: Sequence[Sequence[int]]) -> None:
     """Raises TrainingError that names every class with hard images which one of these choices of levels leaves without a synthetic one."""
     labels = np.unique(pool.labels[pool.hard & ~pool.held_out])
     if mixing.synthetic_scale > 0 and mixing.missing == "error":
@@ -141,8 +139,8 @@ def check_offered(
 def _offered(
     pool: Pool,
     labels: np.ndarray,
-    levels: Sequence[GuidanceLevel],
-    class_levels: Mapping[int, Sequence[GuidanceLevel]],
+    levels: Sequence[int],
+    class_levels: Mapping[int, Sequence[int]],
     missing: str,
 ) -> dict[int, np.ndarray]:
     """`{label: rows of synthetic images at its levels}`, in one pass over the synthetic rows.
@@ -157,8 +155,8 @@ def _offered(
 def _lookup(
     pool: Pool,
     labels: np.ndarray,
-    levels: Sequence[GuidanceLevel],
-    class_levels: Mapping[int, Sequence[GuidanceLevel]],
+    levels: Sequence[int],
+    class_levels: Mapping[int, Sequence[int]],
     missing: str,
 ) -> tuple[dict[int, np.ndarray], dict[str, list[str]]]:
     """What `_offered` gives, and the names of classes that lack images, with their levels.
@@ -171,9 +169,9 @@ def _lookup(
     result, lacking = {}, {}
     for label in labels.tolist():
         rows = synthetic[starts[label] : starts[label + 1]]
-        wanted = [level.percent for level in class_levels.get(label, levels)]
+        wanted = list(class_levels.get(label, levels))
         there = rows[np.isin(pool.levels[rows], wanted)]
-        if not len(there) and REAL.percent in wanted:
+        if not len(there) and REAL in wanted:
             there = np.flatnonzero(pool.hard & ~pool.held_out & (pool.labels == label))
         if not len(there) and missing == "nearest" and len(rows):
             distance = np.abs(pool.levels[rows][:, None] - np.asarray(wanted)[None]).min(1)
@@ -181,7 +179,7 @@ def _lookup(
         if len(there):
             result[label] = there
         elif missing == "error":
-            lacking[pool.class_names[label]] = [", ".join(f"{percent} %" for percent in wanted)]
+            lacking[pool.class_names[label]] = [", ".join(map(format_level, wanted))]
     return result, lacking
 
 
@@ -206,8 +204,8 @@ def _draw(rows: np.ndarray, wanted: int, shortage: str, rng: np.random.Generator
 
 
 def draw_epoch(
-    pool: Pool, levels: Sequence[GuidanceLevel], mixing: SamplingConfig, samples: int, seed: int,
-    class_levels: Mapping[int, Sequence[GuidanceLevel]] | None = None,
+    pool: Pool, levels: Sequence[int], mixing: SamplingConfig, samples: int, seed: int,
+    class_levels: Mapping[int, Sequence[int]] | None = None,
 ) -> tuple[np.ndarray, Pass]:  # fmt: skip
     """Row numbers `[samples]` of an epoch, and its first round, of which a short epoch is only a part.
 

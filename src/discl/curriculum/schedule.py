@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ..errors import TrainingError
-from ..levels import GuidanceLevel
 from ..utils.hashing import derive_seed
 from .progress import (
     GuidanceSet,
@@ -50,7 +49,7 @@ class EpochSchedule:
         """Parts that an epoch is drawn in: a probe and then the level that it chooses, or everything at once."""
         return 2 if self.strategy.measures(epoch) == "probe" else 1
 
-    def check(self, levels: Sequence[GuidanceLevel], epochs: int) -> None:
+    def check(self, levels: Sequence[int], epochs: int) -> None:
         """Raises TrainingError where an epoch could come to levels at which a class with hard images has none to give.
 
         Those here that follow progress may come to each of `levels`, by itself; what one of your own may come to is not known beforehand.
@@ -81,14 +80,12 @@ class EpochSchedule:
             self.pool, levels, self.mixing, left, derive_seed("mix", self.seed, epoch), class_levels
         )
         chosen: Record = {
-            "levels": [level.percent for level in levels],
+            "levels": list(levels),
             "effective_scale": first.effective_scale,
         }
         if class_levels:
             chosen["classes_apart"] = sum(own != levels for own in class_levels.values())
-            chosen["class_levels"] = {
-                str(label): [level.percent for level in own] for label, own in class_levels.items()
-            }
+            chosen["class_levels"] = {str(label): list(own) for label, own in class_levels.items()}
         return rows, chosen
 
     def probe(self, epoch: int) -> np.ndarray:
@@ -119,7 +116,7 @@ class EpochSchedule:
 
 
 def hold_out_guidance(
-    pool: Pool, levels: Sequence[GuidanceLevel], images: int | None, seed: int
+    pool: Pool, levels: Sequence[int], images: int | None, seed: int
 ) -> tuple[Pool, GuidanceSet]:
     """V of at most `images` hard images (default 2,000, or a fifth of those with a spectrum if that
     is less), and the pool without them.

@@ -22,13 +22,13 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 
 from ..errors import RecipeError
-from ..levels import REAL, TEXT_ONLY, GuidanceLevel
+from ..levels import REAL, TEXT_ONLY, check_level, format_level
 from ..utils.hashing import derive_seed
 from ..utils.plugins import check_call, find_piece, named_parameters
 from .progress import best_level
 
 GROUP = "discl.strategies"
-Levels = tuple[GuidanceLevel, ...]
+Levels = tuple[int, ...]
 History = Sequence[Mapping[str, Any]]
 Measured = Literal["never", "probe", "epoch"]
 """When progress is measured: around a probe on random real images before the epoch's levels are chosen, or around the whole epoch."""
@@ -158,7 +158,7 @@ class Bandit:
             return ()
         order = np.random.default_rng(derive_seed("bandit", self.seed)).permutation(len(self.arms))
         finished = [record for record in history[:epoch] if "progress" in record]
-        drawn = [self.arms.index(GuidanceLevel(record["levels"][0])) for record in finished]
+        drawn = [self.arms.index(record["levels"][0]) for record in finished]
         gains = [float(np.mean(list(record["progress"]["gain"].values()))) for record in finished]
         indices = ucb_indices(
             drawn, rewards_of(gains), len(self.arms), self.discount, self.exploration
@@ -233,7 +233,7 @@ def _text_only(curriculum_epochs: int, **_: Any) -> Strategy:
     return Staged(((TEXT_ONLY,),), curriculum_epochs)
 
 
-def _fixed(level: GuidanceLevel, curriculum_epochs: int, **_: Any) -> Strategy:
+def _fixed(level: int, curriculum_epochs: int, **_: Any) -> Strategy:
     return Staged(((level,),), curriculum_epochs)
 
 
@@ -280,9 +280,9 @@ WITHOUT_HARD = frozenset({"adaptive", "adaptive-per-class"})
 def make_strategy(
     name: str,
     *,
-    levels: Sequence[GuidanceLevel],
+    levels: Sequence[int],
     curriculum_epochs: int,
-    level: GuidanceLevel | None = None,
+    level: int | None = None,
     seed: int = 0,
     allow_plugins: bool = False,
 ) -> Strategy:
@@ -292,9 +292,9 @@ def make_strategy(
     of your own that is no strategy.
     """
     given: dict[str, Any] = {
-        "levels": tuple(levels),
+        "levels": tuple(map(check_level, levels)),
         "curriculum_epochs": curriculum_epochs,
-        "level": level,
+        "level": None if level is None else check_level(level),
         "seed": seed,
     }
     found = find_strategy(name, allow_plugins)
@@ -332,7 +332,7 @@ def _check_kind(name: str, found: Callable[..., Any], given: Mapping[str, Any]) 
         )
 
 
-def check_strategy(name: str, strategy: Any, levels: Sequence[GuidanceLevel]) -> Strategy:
+def check_strategy(name: str, strategy: Any, levels: Sequence[int]) -> Strategy:
     """The strategy itself, if it can be asked as `Strategy` says and answers alike twice. Raises RecipeError otherwise.
 
     Only epoch 0 is asked for, whose history is known beforehand.
@@ -349,11 +349,15 @@ def check_strategy(name: str, strategy: Any, levels: Sequence[GuidanceLevel]) ->
         )
     if measured == "probe" and not levels:
         return strategy
-    gain = {str(level.percent): 0.0 for level in levels}
+    gain = {str(level): 0.0 for level in levels}
     history = [{"progress": {"gain": gain, "class_gain": {}}}] if measured == "probe" else []
     first, again = strategy.levels(0, history), strategy.levels(0, history)
-    if not isinstance(first, tuple) or not set(first) <= {*levels, REAL}:
-        known = ", ".join(str(level) for level in levels)
+    if (
+        not isinstance(first, tuple)
+        or any(type(level) is not int for level in first)
+        or not set(first) <= {*levels, REAL}
+    ):
+        known = ", ".join(map(format_level, levels))
         raise RecipeError(
             f"strategy '{name}': levels(0, ...) is {first!r}; it has to be a tuple of the levels {known or '(none)'}."
         )

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Sampler, Subset
 from ..curriculum.schedule import EpochSchedule, Record, hold_out_guidance, make_sampling
 from ..curriculum.strategies import follows_progress, make_strategy
 from ..errors import RecipeError, TrainingError, unknown
-from ..levels import REAL, GuidanceLevel
+from ..levels import REAL, check_level
 from ..recipe import Method
 from ..training.distributed import Processes, current_processes
 from .dataset import SpectrumDataset
@@ -99,7 +99,7 @@ class Curriculum(Sampler[int]):
             strategy,
             levels=asked,
             seed=seed,
-            level=GuidanceLevel(level) if level is not None else None,
+            level=level,
             allow_plugins=allow_plugins,
         )
         with _in_own_words():
@@ -393,7 +393,7 @@ def _check_bounds(**given: tuple[float | None, int]) -> None:
 
 def _check_levels(
     strategy: str, level: int | None, levels: Sequence[int] | None, there: Sequence[int]
-) -> tuple[GuidanceLevel, ...]:
+) -> tuple[int, ...]:
     """The levels to go through. Raises TrainingError for one of which the data set holds no image."""
     if (strategy == "fixed") != (level is not None):
         raise TrainingError(
@@ -401,10 +401,10 @@ def _check_levels(
         )
     named: dict[str, list[int]] = {"text-only": [0], "fixed": [level or 0], "real-only": []}
     wanted = named.get(strategy, list(there if levels is None else levels))
-    lacking = [percent for percent in wanted if percent not in there and percent != REAL.percent]
+    lacking = [percent for percent in wanted if percent not in there and percent != REAL]
     if lacking or (not wanted and strategy != "real-only"):
         raise TrainingError(
             f"strategy '{strategy}' asks for level {', '.join(map(str, lacking)) or '(none)'}, of which this data set holds no synthetic "
             f"image; it has {', '.join(map(str, there)) or 'none at all'}."
         )
-    return tuple(GuidanceLevel(int(percent)) for percent in wanted)
+    return tuple(check_level(int(percent)) for percent in wanted)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ..baselines.alia import NEGATIVE_PROMPTS
-from ..errors import RecipeError, shorten
+from ..errors import RecipeError, arguments_named, shorten
 from ..levels import check_levels
 from ..prompts import CAPTION, SETTING
 from ..prompts.chat_client import check_url
@@ -276,13 +276,10 @@ class Spectrum(Strict):
     @model_validator(mode="after")
     def _levels_are_generated(self) -> Spectrum:
         if len(set(self.levels)) != len(self.levels):
-            raise RecipeError(
-                f"spectrum.levels names a level twice: {shorten([level.percent for level in self.levels])}."
-            )
-        check_levels(
-            self.levels,
-            100 * self.num_inference_steps if self.steps == "fixed" else self.num_inference_steps,
-        )
+            raise RecipeError(f"spectrum.levels names a level twice: {shorten(list(self.levels))}.")
+        steps = self.num_inference_steps
+        with arguments_named(levels="spectrum.levels"):
+            check_levels(self.levels, 100 * steps if self.steps == "fixed" else steps)
         if self.guidance_interval[0] >= self.guidance_interval[1]:
             raise RecipeError(
                 f"spectrum.guidance_interval = {list(self.guidance_interval)} is empty; write the cleaner end first, for example [0.4, 1]."

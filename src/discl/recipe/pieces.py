@@ -18,7 +18,6 @@ from .training import Method, Train
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..levels import GuidanceLevel
     from .recipe import Recipe
 
 
@@ -82,7 +81,7 @@ def check_own_pieces(recipe: Recipe, allow_plugins: bool, tuned: bool = False) -
                 ) from error
 
 
-def check_pieces(name: str, method: Method, train: Train, levels: Sequence[GuidanceLevel]) -> None:
+def check_pieces(name: str, method: Method, train: Train, levels: Sequence[int]) -> None:
     """Raises RecipeError for a shipped or installed piece that does not go with the rest of its method."""
     own = addresses(name, method)
     for key in ("strategy", "system"):
@@ -91,7 +90,7 @@ def check_pieces(name: str, method: Method, train: Train, levels: Sequence[Guida
 
 
 def check_piece(
-    key: str, name: str, method: Method, train: Train, levels: Sequence[GuidanceLevel], allow_plugins: bool,
+    key: str, name: str, method: Method, train: Train, levels: Sequence[int], allow_plugins: bool,
 ) -> None:  # fmt: skip
     """Raises RecipeError where the `strategy`, `objective` or `system` of a method cannot be what it is to be."""
     if key == "strategy":

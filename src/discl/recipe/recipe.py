@@ -12,7 +12,7 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from ..errors import RecipeError, join_lines, shorten, unknown
-from ..levels import REAL, GuidanceLevel
+from ..levels import REAL, TEXT_ONLY, format_level
 from ..models.classifier import ARCHITECTURES
 from ..training.objectives import FLYP
 from .data import Data, Groups, Hard
@@ -111,10 +111,10 @@ class Recipe(Strict):
             )
         for name, method in self.methods.items():
             _check_fine_tuning(name, method, self.training(name))
-            needed = {"text-only": GuidanceLevel(0), "fixed": method.level}.get(method.strategy)
+            needed = {"text-only": TEXT_ONLY, "fixed": method.level}.get(method.strategy)
             if needed is not None and needed != REAL and needed not in self.spectrum.levels:
                 raise RecipeError(
-                    f"methods.{name} trains on level {needed}, which spectrum.levels lacks; add {needed.percent} there."
+                    f"methods.{name} trains on level {format_level(needed)}, which spectrum.levels lacks; add {needed} there."
                 )
             check_pieces(name, method, self.training(name), self.spectrum.levels)
         return self

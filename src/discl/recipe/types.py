@@ -11,18 +11,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
     ValidationInfo,
     field_validator,
 )
 
 from ..errors import RecipeError, shorten, unknown
-from ..levels import GuidanceLevel
+from ..levels import REAL, TEXT_ONLY, check_level
 from ..prompts import CAPTION, SETTING, fill
-
-
-def _level(value: Any) -> GuidanceLevel:
-    return value if isinstance(value, GuidanceLevel) else GuidanceLevel(value)
 
 
 def one_of(kind: str, known: Any) -> BeforeValidator:
@@ -88,9 +83,7 @@ def without_default(plain: dict[str, Any], **later: Any) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if key not in later or value != later[key]}
 
 
-Level = Annotated[
-    GuidanceLevel, BeforeValidator(_level), PlainSerializer(lambda level: level.percent)
-]
+Level = Annotated[int, Field(ge=TEXT_ONLY, le=REAL), BeforeValidator(check_level)]
 Template = Annotated[str, AfterValidator(_template)]
 ImageTemplate = Annotated[str, AfterValidator(_image_template)]
 

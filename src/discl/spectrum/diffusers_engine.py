@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..errors import CheckpointError
-from ..levels import GuidanceLevel, check_levels
+from ..errors import CheckpointError, arguments_named
+from ..levels import check_level, check_levels
 from ..utils.hashing import derive_seed
 from .oom import MEND, is_out_of_memory
 from .plan import Request
@@ -55,7 +55,8 @@ class PlainEngine:
         Raises RecipeError for a level that takes no step, DataError for pixels of another shape.
         """
         for request in requests:
-            check_levels([GuidanceLevel(request.level)], self.num_inference_steps)
+            with arguments_named(levels="requests"):
+                check_levels([check_level(request.level)], self.num_inference_steps)
             load = checked(load_pixels, request.height, request.width)
             picture = (
                 None

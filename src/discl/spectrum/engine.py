@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..levels import GuidanceLevel, noise_shares
+from ..levels import noise_fractions
 from ..utils.hashing import derive_seed
 from .models import Conditioning, LatentModel, Schedule
 from .oom import (
@@ -278,11 +278,9 @@ class _Slots:
         guided = torch.zeros(len(self.schedule.timesteps), dtype=torch.bool)
         low, high = self.engine.guidance_interval
         for percent, span in self.schedule.spans.items():
-            shares = noise_shares(
-                GuidanceLevel(percent), self.engine.num_inference_steps, self.engine.fixed
-            )
+            fractions = noise_fractions(percent, self.engine.num_inference_steps, self.engine.fixed)
             guided[span.start : span.stop] = torch.tensor(
-                [self.engine.guided and low < share <= high for share in shares]
+                [self.engine.guided and low < fraction <= high for fraction in fractions]
             )
         return guided
 

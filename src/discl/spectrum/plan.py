@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import RecipeError, shorten
-from ..levels import GuidanceLevel, noise_shares
+from ..levels import check_level, noise_fractions, start_step
 from ..prompts import CAPTION, draw_prompt
 from ..utils.hashing import digest
 from ..utils.stored import read_table
@@ -24,7 +24,7 @@ class Sampling:
 
     `guidance_scale` is s = 1 + w of eq. 2; `size` is in pixels a side; `model` and `scheduler` are digests. Fields with a
     default are options that came later: they enter an id only where they are used, so that older images keep theirs.
-    `guidance_from` and `guidance_to` bound the noise shares at which a step is guided (`levels.noise_shares`), the first excluded.
+    `guidance_from` and `guidance_to` bound the noise fractions at which a step is guided (`levels.noise_fractions`), the first excluded.
     """
 
     model: str
@@ -89,7 +89,7 @@ class Request:
         given = {
             "prompt": prompt,
             "negative_prompt": negative_prompt,
-            "level": level,
+            "level": check_level(level),
             "source_id": source_id,
             "width": width,
         }
@@ -112,7 +112,7 @@ class Request:
 
     def steps(self, num_inference_steps: int) -> int:
         """t(λ), the denoising steps that this request takes."""
-        return GuidanceLevel(self.level).start_step(num_inference_steps)
+        return start_step(self.level, num_inference_steps)
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Planner:
 
 def plan_requests(
     sources: Sequence[Mapping[str, Any]],
-    levels: Sequence[GuidanceLevel],
+    levels: Sequence[int],
     seeds: int,
     prompts: Mapping[int, Sequence[str]],
     negative_prompt: str,
@@ -196,7 +196,7 @@ def plan_requests(
 ) -> list[Request]:
     """The first try of every source, seed and level; arguments as `Planner` takes them. More levels or seeds only add requests."""
     planner = Planner(prompts, negative_prompt, sampling)
-    order = sorted(level.percent for level in levels)
+    order = sorted(map(check_level, levels))
     return [
         planner.request(source, level, seed)
         for source in sources
@@ -241,8 +241,10 @@ def unet_rows(
     low, high = guidance_interval
     rows = {}
     for percent in {request.level for request in requests}:
-        shares = noise_shares(GuidanceLevel(percent), num_inference_steps, fixed)
-        rows[percent] = sum(1 + (guidance_scale != 1 and low < share <= high) for share in shares)
+        fractions = noise_fractions(percent, num_inference_steps, fixed)
+        rows[percent] = sum(
+            1 + (guidance_scale != 1 and low < fraction <= high) for fraction in fractions
+        )
     return sum(rows[request.level] for request in requests)
 
 

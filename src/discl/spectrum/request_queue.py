@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, DataError
-from ..levels import REAL, GuidanceLevel, check_levels
+from ..errors import CheckpointError, DataError, arguments_named
+from ..levels import REAL, check_level, check_levels, format_level
 from .plan import Request
 
 if TYPE_CHECKING:
@@ -46,17 +46,21 @@ def checked(load_pixels: LoadPixels, height: int, width: int) -> LoadPixels:
     return load
 
 
-def check_level(
-    percent: int, spans: Mapping[int, range], num_inference_steps: int, fixed: bool
+def check_takes_steps(
+    level: int, spans: Mapping[int, range], num_inference_steps: int, fixed: bool
 ) -> None:
-    """Raises RecipeError for what is no level or takes no step at T, CheckpointError for one that the generator's schedule lacks."""
-    if percent in spans:
+    """Raises RecipeError for an invalid level or one without a denoising step.
+
+    Raises CheckpointError for a level that the generator's schedule lacks.
+    """
+    if level in spans:
         return
-    level = GuidanceLevel(percent)
-    if level == REAL or not fixed:
-        check_levels([level], num_inference_steps)
+    if check_level(level) == REAL or not fixed:
+        with arguments_named(levels="requests"):
+            check_levels([level], num_inference_steps)
     raise CheckpointError(
-        f"this generator's schedule of {num_inference_steps} steps has none for level {level}; use a lower level."
+        f"this generator's schedule of {num_inference_steps} steps has none for level "
+        f"{format_level(level)}; use a lower level."
     )
 
 
@@ -111,7 +115,7 @@ class Queue:
             if request is None:
                 self.exhausted = True
                 break
-            check_level(
+            check_takes_steps(
                 request.level, self.spans, self.engine.num_inference_steps, self.engine.fixed
             )
             new.append(request)

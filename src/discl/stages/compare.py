@@ -227,7 +227,7 @@ def _costs(
     """UNet rows of those of the `tried` images whose levels the method trained on (or measured), and mean training seconds."""
     histories = [read_history(each.path("train") / method / "history.jsonl") for each in runs]
     if any("progress" in record for history in histories for record in history):
-        levels = {level.percent for level in run.recipe.spectrum.levels}
+        levels = set(run.recipe.spectrum.levels)
     else:
         levels = {
             level for history in histories for record in history for level in record["levels"]

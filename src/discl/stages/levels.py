@@ -19,9 +19,9 @@ import yaml
 
 from ..checkpoints import checkpoint_digest, public_name
 from ..data import ImageTable, decode_image
-from ..errors import RecipeError
+from ..errors import RecipeError, arguments_named
 from ..escaping import for_markdown
-from ..levels import REAL, GuidanceLevel, check_levels
+from ..levels import REAL, check_level, check_levels, start_step
 from ..run_folder.images import stored_images
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import ClipScorer, find_clip
@@ -43,22 +43,21 @@ SHARED = ("data.parquet", "prompts.yaml", "settings.yaml", "captions")
 AT_ONCE = 512
 
 
-def default_grid(num_inference_steps: int, fixed: bool = False) -> tuple[GuidanceLevel, ...]:
+def default_grid(num_inference_steps: int, fixed: bool = False) -> tuple[int, ...]:
     """0, 10, …, 90 per cent, as far as they leave a denoising step; or T of 1,000 training steps, where every level takes T."""
-    levels = (GuidanceLevel(percent) for percent in range(0, 100, 10))
     return tuple(
         level
-        for level in levels
+        for level in range(0, 100, 10)
         if (
-            level.start_step(1000) >= num_inference_steps
+            start_step(level, 1000) >= num_inference_steps
             if fixed
-            else level.start_step(num_inference_steps)
+            else start_step(level, num_inference_steps)
         )
     )
 
 
 def survey_levels(
-    run: Run, sources: int = 32, grid: Sequence[GuidanceLevel] | None = None, seeds: int = 1
+    run: Run, sources: int = 32, grid: Sequence[int] | None = None, seeds: int = 1
 ) -> Path:
     """Measures the spectrum of up to `sources` hard images over `grid` and writes `levels/levels.{json,md,csv}`; returns the first.
 
@@ -67,12 +66,13 @@ def survey_levels(
     """
     asked = run.recipe.spectrum
     steps, fixed = asked.num_inference_steps, asked.steps == "fixed"
-    levels = sorted(set(default_grid(steps, fixed) if grid is None else grid))
+    levels = sorted(set(default_grid(steps, fixed) if grid is None else map(check_level, grid)))
     if not levels or sources < 1 or seeds < 1:
         raise RecipeError(
             f"a survey needs at least one level, source and seed; got {len(levels)}, {sources} and {seeds}."
         )
-    check_levels(levels, 100 * steps if fixed else steps)
+    with arguments_named(levels="grid"):
+        check_levels(levels, 100 * steps if fixed else steps)
     check_generator(run.address, steps, asked.size, levels, fixed, asked.guidance_interval)
     survey = survey_run(run, levels, seeds)
     make_folder(survey.folder)
@@ -91,7 +91,7 @@ def survey_levels(
     return survey.path("levels.json")
 
 
-def survey_run(run: Run, levels: Sequence[GuidanceLevel], seeds: int) -> Run:
+def survey_run(run: Run, levels: Sequence[int], seeds: int) -> Run:
     """The run of the survey, in `levels/`: data and texts are those of `run`; nothing is drawn again, for it measures what is kept.
 
     The filter goes by similarity whatever the recipe's rule is, for a threshold is what the survey proposes.
@@ -235,7 +235,7 @@ def _summary(
     )
     rows = [
         {
-            "level": level, "steps": steps if fixed else GuidanceLevel(level).start_step(steps),
+            "level": level, "steps": steps if fixed else start_step(level, steps),
             "images": len(each.text_similarity), "image_similarity": _spread(each.image_similarity),
             "text_similarity": _spread(each.text_similarity), "kept": each.kept(asked), "kept_at_proposal": each.kept(proposal.threshold),
         }
@@ -297,7 +297,7 @@ def as_csv(found: Mapping[str, Any]) -> str:
     real = found["real"]
     writer.writerow(
         (
-            REAL.percent,
+            REAL,
             0,
             found["sources"],
             "1.0000",

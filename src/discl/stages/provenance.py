@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..checkpoints import public_name
+from ..levels import format_level
 from ..recipe import Filter, Hard, Prompts, Recipe, Spectrum
 from ..spectrum.models import Generator
 from ..spectrum.models.stable_diffusion import AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE
@@ -17,7 +18,7 @@ def describe_making(recipe: Recipe, generator: Generator, size: int) -> dict[str
     return {
         "hard images": _hard(recipe.hard),
         "generator": f"{public_name(asked.checkpoint)} (digest {generator.model}), {generator.family}",
-        "levels λ": ", ".join(f"{level.percent} %" for level in sorted(asked.levels)),
+        "levels λ": ", ".join(map(format_level, sorted(asked.levels))),
         "seeds": _seeds(asked),
         "sampler": f"{generator.sampler}; {_steps(asked)}",
         "guidance scale": _guidance(asked, generator),

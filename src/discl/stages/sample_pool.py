@@ -71,9 +71,7 @@ def make_pool(real: ImageTable, hard: np.ndarray, synthetic: Dataset) -> Pool:
     count, extra = len(real), len(synthetic)
     return Pool(
         labels=np.concatenate([real.labels, np.asarray(synthetic["label"], np.int64)]),
-        levels=np.concatenate(
-            [np.full(count, REAL.percent), np.asarray(synthetic["level"], np.int64)]
-        ),
+        levels=np.concatenate([np.full(count, REAL), np.asarray(synthetic["level"], np.int64)]),
         synthetic=np.repeat([False, True], [count, extra]),
         hard=np.concatenate([hard, np.zeros(extra, bool)]),
         class_names=real.class_names,

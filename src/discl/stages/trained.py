@@ -89,7 +89,7 @@ def classifier_config(run: Run, name: str) -> ClassifierConfig:
 def fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
     """Digest of everything that a method's classifier depends on."""
     listed = read_table(run.path("data.parquet"), ["split", "id", "label", "digest"])
-    levels = sorted(level.percent for level in run.recipe.spectrum.levels)
+    levels = sorted(run.recipe.spectrum.levels)
     used = (
         []
         if method.strategy == "real-only"

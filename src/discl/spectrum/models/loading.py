@@ -24,7 +24,7 @@ from ...checkpoints import (
     weights_digest,
 )
 from ...errors import CheckpointError
-from ...levels import TEXT_ONLY, GuidanceLevel
+from ...levels import TEXT_ONLY, format_level
 from ...utils.hashing import digest
 from .families import (
     SDXL,
@@ -192,7 +192,7 @@ def check_generator(
     address: Address | str,
     num_inference_steps: int,
     size: int | None = None,
-    levels: Iterable[GuidanceLevel] = (),
+    levels: Iterable[int] = (),
     fixed: bool = False,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
 ) -> None:
@@ -220,7 +220,7 @@ def check_generator(
         )
     make = make_ddim if family.diffusion else make_flow
     schedule = make(scheduler, num_inference_steps, fixed=fixed)
-    lacking = [str(level) for level in levels if level.percent not in schedule.spans]
+    lacking = [format_level(level) for level in levels if level not in schedule.spans]
     if lacking:
         raise CheckpointError(
             f"level {lacking[0]} has fewer than {num_inference_steps} training steps of noise, so that steps: fixed cannot be; "
@@ -230,7 +230,7 @@ def check_generator(
         check_side(size, _multiple(folder, family), _most(folder, family))
 
 
-def _check_plain(found: _Found, levels: Iterable[GuidanceLevel], options: bool) -> None:
+def _check_plain(found: _Found, levels: Iterable[int], options: bool) -> None:
     name = found.family.name
     if options:
         raise CheckpointError(

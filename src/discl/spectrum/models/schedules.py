@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
-from ...levels import GuidanceLevel
+from ...levels import start_step
 
 
 class Schedule(Protocol):
@@ -49,9 +49,7 @@ class _Tables:
 
 def level_spans(num_inference_steps: int) -> dict[int, range]:
     """{λ in per cent: the last t(λ) of T steps}, for all levels that take a step at all."""
-    steps = {
-        percent: GuidanceLevel(percent).start_step(num_inference_steps) for percent in range(100)
-    }
+    steps = {percent: start_step(percent, num_inference_steps) for percent in range(100)}
     return {
         percent: range(num_inference_steps - left, num_inference_steps)
         for percent, left in steps.items()
