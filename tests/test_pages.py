@@ -13,6 +13,7 @@ import yaml
 
 import discl
 from discl import cli
+from discl.recipe.merge import merge
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -55,14 +56,6 @@ def test_commands_and_options_exist(page: Path) -> None:
         assert name in KNOWN, " ".join(words)
         used = {word.split("=")[0] for word in words if re.match(r"--[a-z]", word)}
         assert used <= KNOWN[name], f"{' '.join(words)}: {used - KNOWN[name]}"
-
-
-def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

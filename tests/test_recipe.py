@@ -447,9 +447,7 @@ def test_overrides_are_laid_over_and_change_nothing_else() -> None:
     assert changed.train.optimizer.lr == 1e-4  # YAML reads 1e-4 as a text
     assert list(changed.methods) == [*base.methods, "half"]
     assert changed.spectrum == base.spectrum
-    with pytest.raises(
-        RecipeError, match=r"--set name\.first: 'first' lies below a value that is no mapping\."
-    ):
+    with pytest.raises(RecipeError, match=r"--set name\.first: 'first'"):
         load_recipe("fashion-lt", {"name.first": 1})
 
 

@@ -4,7 +4,6 @@ from ..assets import RECIPES, describe_shipped, shipped_recipes
 from .data import Data, Groups, Hard, LongTail
 from .generation import Captions, Endpoint, Filter, Prompts, Server, Settings, Spectrum
 from .loading import load_recipe, parse_override, validate
-from .paths import change_places
 from .pieces import check_own_pieces
 from .recipe import Recipe, Runtime
 from .training import Evaluate, Method, Train
@@ -27,7 +26,6 @@ __all__ = [
     "Settings",
     "Spectrum",
     "Train",
-    "change_places",
     "check_own_pieces",
     "describe_shipped",
     "load_recipe",

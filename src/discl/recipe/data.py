@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
@@ -16,7 +15,7 @@ from pydantic import (
 
 from ..data.readers import READERS
 from ..errors import RecipeError, shorten
-from .paths import Located, Place, check_path
+from .paths import PathOrName
 from .types import LARGEST_SEED, Seed, Strict, one_of, without_default
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -55,7 +54,7 @@ class LongTail(Strict):
         description="names, head first; a number shuffles with that seed; null keeps the order",
     )
     seed: Seed = 0
-    index: Located | None = Field(
+    index: PathOrName | None = Field(
         None,
         description="list of content digests to take from, first things first, instead of the seed's draw; a file, or embedded:cifar100",
     )
@@ -99,16 +98,14 @@ class Cameras(Strict):
 class Data(Strict):
     """Where the real images are."""
 
-    root: Located = Field(
+    root: PathOrName = Field(
         description="folder of class folders, folder of Parquet files, a list, a hub data set (owner/name, owner/name:config@revision), "
         "or embedded:fashion-mnist"
     )
     format: Annotated[str, one_of("format", ("auto", *READERS))] = "auto"
-    files: dict[str, Annotated[str, Place(within=("data", "root")), AfterValidator(check_path)]] = (
-        Field(
-            default_factory=dict,
-            description="their split: its list, for formats that have lists; below root, or beside the recipe",
-        )
+    files: dict[str, PathOrName] = Field(
+        default_factory=dict,
+        description="their split: its list, for formats that have lists; below root, or beside the recipe",
     )
     splits: dict[
         Literal["train", "validation", "test", "validation-ood", "test-ood"], str | None
@@ -119,7 +116,7 @@ class Data(Strict):
     columns: dict[Literal["id", "image", "label", "split", "domain", "group"], str] = Field(
         default_factory=dict, description="our column: theirs"
     )
-    images: Located | None = Field(
+    images: PathOrName | None = Field(
         None,
         description="manifest: folder of the images that the list names, to which its paths are relative; null: the list's own",
     )

@@ -12,7 +12,7 @@ from ..errors import RecipeError, arguments_named, shorten
 from ..levels import check_levels
 from ..prompts import CAPTION, SETTING
 from ..prompts.chat_client import check_url
-from .paths import Located, Place
+from .paths import PathOrName
 from .types import ImageTemplate, Level, Strict, Template
 
 OF_SETTINGS = f"a photo of a {{class}} {SETTING}"
@@ -25,7 +25,7 @@ class Server(Strict):
     url: Annotated[str, AfterValidator(check_url)] = Field(
         description="base URL, such as http://localhost:11434/v1"
     )
-    model: Annotated[str, Place(ours=False)] = Field(min_length=1)
+    model: str = Field(min_length=1)
     key_variable: str | None = Field(
         None,
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
@@ -90,7 +90,7 @@ class Endpoint(Server):
 class Captions(Strict):
     """An image-to-text model of transformers; as `prompts.captions` it describes each hard image, for templates that hold {caption}."""
 
-    checkpoint: Located = Field(description="folder in transformers' format, or hub name")
+    checkpoint: PathOrName = Field(description="folder in transformers' format, or hub name")
     prompt: str | None = Field(
         None,
         min_length=1,
@@ -145,7 +145,7 @@ class Prompts(Strict):
     """Texts to generate from; one is drawn per (source, seed, try) and shared by the levels."""
 
     templates: list[ImageTemplate] = Field(["a photo of {class}"], min_length=1)
-    phrases: Located | None = Field(
+    phrases: PathOrName | None = Field(
         None,
         description="YAML file {class: [texts]}, or embedded:NAME; used instead of the templates",
     )
@@ -220,7 +220,7 @@ class Prompts(Strict):
 class Lora(Strict):
     """Weights that are added to the generator's."""
 
-    path: Located = Field(
+    path: PathOrName = Field(
         description="a *.safetensors file, or owner/name/FILE.safetensors on the hub"
     )
     scale: float = Field(1.0, ge=-100, le=100, description="what they are multiplied with")
@@ -229,10 +229,10 @@ class Lora(Strict):
 class Spectrum(Strict):
     """Phase 1: what is generated for each hard image."""
 
-    checkpoint: Located = Field(
+    checkpoint: PathOrName = Field(
         description="folder in diffusers' format, hub name, single *.safetensors file, or embedded:fashion-mnist"
     )
-    config: Located | None = Field(
+    config: PathOrName | None = Field(
         None,
         description="single file: folder or hub name with its family's configurations; null: a folder beside it",
     )
@@ -294,7 +294,7 @@ class Filter(Strict):
     the real images (for `hard.epochs`) is surer than it is on average of real images of that class: too easy, or mislabelled.
     """
 
-    checkpoint: Located = Field(
+    checkpoint: PathOrName = Field(
         description="CLIP folder in transformers' format, hub name, or embedded:fashion-mnist"
     )
     template: Template = "a photo of {class}"

@@ -15,7 +15,8 @@ from ..errors import RecipeError, join_lines, shorten
 from ..utils.atomic import is_regular, path_exists
 from ..utils.yaml_text import RECIPE as LIMITS
 from ..utils.yaml_text import check_plain, parse_yaml, read_yaml
-from .paths import Place, change_places, holds_texts
+from .merge import get_value, merge, set_value
+from .paths import LISTS, TEXTS, map_paths, matches
 from .problems import explain
 from .recipe import Recipe
 
@@ -30,20 +31,32 @@ EXPLAINED = 50
 @lru_cache(4096)
 def is_text(keys: tuple[str, ...]) -> bool:
     """Whether the values in the list or mapping at these keys of a recipe are texts as written."""
-    return holds_texts(Recipe, keys)
+    return matches(keys, TEXTS)
 
 
 def load_recipe(
     source: Recipe | str | Path | dict[str, Any], overrides: dict[str, Any] | None = None
 ) -> Recipe:
-    """The recipe of a shipped name, a YAML file, a plain tree or another recipe, with `overrides` such as `{"train.epochs": 5}` laid over.
+    """The recipe of a shipped name, a YAML file, a plain tree or another recipe.
 
-    `extends: NAME` or `extends: path/to/base.yaml` (or a list of them, later ones over earlier ones) lays the file over another recipe:
-    mappings are merged key by key, lists and values replaced, and a null takes out what the base says. The name is never inherited;
-    a file that extends another and states none is called like the file.
-    A relative path is looked up beside the YAML file that states it, else in the working folder; those of `data.files` first of all in
-    `data.root`. What lies in neither, such as a name on the hub or a folder that a run has still to make, stays as it is.
-    Raises RecipeError for an unknown name, base, key or strategy, for bases that extend one another, and for every value out of range.
+    - `source`: the name of a shipped recipe, a path that ends in `.yaml`, a plain tree, or a recipe.
+    - `overrides`: values by their keys, such as `{"train.epochs": 5}`. Each replaces what is there.
+
+    `extends: NAME` or `extends: path/to/base.yaml` lays a file over another recipe; a list lays
+    later ones over earlier ones. Mappings are merged key by key, lists and values replaced, and a
+    null removes what the base says. A file inherits everything but the name; without a name of its
+    own it is called like the file.
+
+    Relative paths are looked up beside the YAML file that states them, then in the working folder;
+    those of `data.files` in `data.root` first. A path that does not exist stays as it is: it may be
+    a name on the hub.
+
+    Raises RecipeError for an unknown name, base, key or strategy, for bases that extend one another,
+    and for every value out of range.
+
+    ```python
+    recipe = discl.load_recipe("fashion-lt", {"train.epochs": 61})
+    ```
     """
     folder = Path()
     if isinstance(source, Recipe):
@@ -57,7 +70,7 @@ def load_recipe(
         folder = path.parent
         tree = _read(path, (), _Files())
     for key, value in (overrides or {}).items():
-        tree = _with(tree, key.split("."), value, key)
+        tree = set_value(tree, key, value, f"--set {shorten(key, quoted=False)}: ")
     if overrides and (wrong := check_plain(tree)):
         raise RecipeError(wrong)
     return validate(_resolve_paths(tree, folder))
@@ -162,24 +175,10 @@ def _extended(
             raise RecipeError(
                 f"{above[-1] if above else 'the recipe'} extends {shorten(base)}: {error}"
             ) from error
-        flat = _laid_over(
-            flat, {key: value for key, value in _read(path, above, files).items() if key != "name"}
-        )
+        base_tree = _read(path, above, files)
+        flat = merge(flat, {key: value for key, value in base_tree.items() if key != "name"})
     own = {key: value for key, value in tree.items() if key != "extends"}
-    return _laid_over(flat, _resolve_paths(own, folder, flat))
-
-
-def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Two trees as one: mappings merged, everything else replaced; a null takes out what lies below."""
-    merged = dict(below)
-    for key, value in above.items():
-        if value is None and key in below:
-            del merged[key]
-        elif isinstance(value, dict) and isinstance(below.get(key), dict):
-            merged[key] = _laid_over(below[key], value)
-        else:
-            merged[key] = value
-    return merged
+    return merge(flat, _resolve_paths(own, folder, flat))
 
 
 def _is_path(source: str | Path) -> bool:
@@ -211,40 +210,24 @@ def _recipe_path(source: str | Path) -> Path:
     raise RecipeError(f"{told}{hint} `discl recipes` lists all that ship.")
 
 
-def _with(tree: Any, keys: list[str], value: Any, whole: str) -> dict[str, Any]:
-    """A copy of the tree with one value replaced; missing branches are made, so that validation can name them."""
-    if len(keys) > LIMITS.depth:
-        raise RecipeError(
-            f"--set {shorten(whole, quoted=False)}: the key has {len(keys)} parts; at most "
-            f"{LIMITS.depth} are allowed."
-        )
-    if not isinstance(tree, dict):
-        raise RecipeError(
-            f"--set {shorten(whole, quoted=False)}: '{shorten(keys[0], quoted=False)}' lies below a "
-            "value that is no mapping."
-        )
-    below = _with(tree.get(keys[0]) or {}, keys[1:], value, whole) if len(keys) > 1 else value
-    return {**tree, keys[0]: below}
-
-
 def _resolve_paths(
     tree: dict[str, Any], folder: Path, below: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The tree with whole paths for all that lies in `folder` or in the working folder; `below` is the tree that it is laid over."""
-    whole = _laid_over(below or {}, tree)
+    """The tree with absolute paths for what exists in `folder` or in the working folder.
 
-    def resolved(text: str, place: Place) -> str:
-        if (
-            not place.ours
-            or text.startswith("embedded:")
-            or (place.within and _holds(_value(whole, place.within), text, folder))
-        ):
+    `below` is the tree that it is laid over, which may state `data.root`.
+    """
+    root = get_value(merge(below or {}, tree), "data.root")
+
+    def resolved(text: str, keys: tuple[str, ...]) -> str:
+        in_root = matches(keys, LISTS) and _holds(root, text, folder)
+        if in_root or text.startswith("embedded:"):
             return text
         return next(
             (_whole_path(path) for path in _candidates(text, folder) if path_exists(path)), text
         )
 
-    return change_places(Recipe, tree, resolved)
+    return map_paths(tree, resolved)
 
 
 def _candidates(text: str, folder: Path) -> list[Path]:
@@ -269,9 +252,3 @@ def _whole_path(path: Path) -> str:
         if is_regular(path) and there.suffix != path.suffix
         else there
     )
-
-
-def _value(tree: Any, keys: tuple[str, ...]) -> Any:
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree

@@ -1,50 +1,103 @@
-"""Which values may name a file or a folder.
+"""Which keys of a recipe hold a file or a folder, and which hold texts.
 
-Whoever treats such texts, wherever they stand in the tree, calls `change_places`.
+A pattern is a key with dots, in which `*` stands for any one key. It covers the keys below it, too.
+Items of a list have the key of their list.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
-from enum import Enum
-from functools import cache
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel
+from pydantic import AfterValidator
 
 from ..errors import RecipeError, shorten
+from ..utils.yaml_text import ITEM
+
+SPACES = ("compare.tune.space", "compare.tune.methods.*")
+"""Search spaces. Their keys hold dots themselves, such as `train.optimizer.lr`."""
+METHODS = ("methods.*", *SPACES)
+TRAIN = ("train", "compare.tune.train", *(f"{method}.train" for method in METHODS))
+
+LISTS = ("data.files",)
+"""Files that are looked up in `data.root` before anywhere else."""
+PATHS = (
+    *LISTS,
+    "data.root",
+    "data.images",
+    "data.long_tail.index",
+    "prompts.phrases",
+    "prompts.captions.checkpoint",
+    "prompts.settings.captioner.checkpoint",
+    "spectrum.checkpoint",
+    "spectrum.config",
+    "spectrum.loras.path",
+    "filter.checkpoint",
+    "runtime.store",
+    *(f"{train}.model.checkpoint" for train in TRAIN),
+)
+"""Texts that may name a file or folder of this machine."""
+FOREIGN = (
+    "prompts.endpoint.model",
+    "prompts.settings.endpoint.model",
+    *(f"{method}.{key}" for method in METHODS for key in ("objective", "system")),
+)
+"""Texts that another program reads, such as a server or a plugin. They may name a file as well."""
+TEXTS = (
+    "data.files",
+    "data.splits",
+    "data.columns",
+    "data.long_tail.class_order",
+    "hard.exclude",
+    "prompts.templates",
+    "prompts.names",
+    "filter.negatives",
+    "compare.rows",
+    "runtime.loggers",
+    *(f"{train}.{key}" for train in TRAIN for key in ("augment", "model.templates")),
+)
+"""Lists and mappings of texts, such as class names, whose values YAML must not take for numbers."""
 
 
-class Step(Enum):
-    """A step down the tree that is no key of a section."""
-
-    ANY = "each value of a mapping, each item of a list"
-    DOTTED = "a mapping of keys such as train.optimizer.lr and lists of values; the keys are those that follow"
-
-
-Keys = tuple[str | Step, ...]
+def matches(keys: Sequence[str], patterns: Iterable[str]) -> bool:
+    """Whether a value at these keys is covered by one of the patterns."""
+    names = _names([key for key in keys if key != ITEM])
+    return any(_covers(pattern.split("."), names) for pattern in patterns)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Marks a field, or a part of its type, of which every text may name a file or folder of a machine.
+def _covers(pattern: Sequence[str], names: Sequence[str]) -> bool:
+    return len(pattern) <= len(names) and all(
+        wanted in ("*", name) for wanted, name in zip(pattern, names, strict=False)
+    )
 
-    `within` are the keys of the folder in which it is looked up before any other. `ours` is False for names that another program reads
-    (a server, a piece of one's own), which are never looked up here.
+
+def _names(keys: list[str]) -> list[str]:
+    """The keys, with those of a search space split at their dots."""
+    for space in SPACES:
+        parts = space.split(".")
+        if len(keys) > len(parts) and _covers(parts, keys):
+            return [*keys[: len(parts)], *keys[len(parts)].split("."), *keys[len(parts) + 1 :]]
+    return keys
+
+
+def map_paths(
+    tree: Mapping[str, Any],
+    change: Callable[[str, tuple[str, ...]], str],
+    patterns: Sequence[str] = PATHS,
+) -> dict[str, Any]:
+    """A copy of a recipe's plain tree, with `change(text, keys)` in place of each covered text.
+
+    The tree need not be a valid recipe.
     """
 
-    within: tuple[str, ...] = ()
-    ours: bool = True
+    def changed(value: Any, keys: tuple[str, ...]) -> Any:
+        if isinstance(value, Mapping):
+            return {key: changed(each, (*keys, str(key))) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [changed(each, keys) for each in value]
+        return change(value, keys) if isinstance(value, str) and matches(keys, patterns) else value
 
-
-@dataclass(frozen=True)
-class Overlay:
-    """Marks a plain mapping whose keys are those of `section`; with `dotted` they hold dots, and lists of values to try."""
-
-    section: type[BaseModel]
-    dotted: bool = False
+    return {key: changed(value, (str(key),)) for key, value in tree.items()}
 
 
 def check_path(value: str) -> str:
@@ -52,167 +105,11 @@ def check_path(value: str) -> str:
     longest = max((len(name.encode()) for name in value.split("/")), default=0)
     if longest > 255 or len(value.encode()) > 4096:
         raise RecipeError(
-            f"got {shorten(value)}, whose longest name has {longest} bytes; a file system takes "
-            "names of at "
-            "most 255 bytes, and at most 4,096 in all."
+            f"got {shorten(value)}, which has a name of {longest} bytes; a file system allows "
+            "names of 255 bytes and paths of 4,096 bytes at most."
         )
     return value
 
 
-Located = Annotated[str, Place(), AfterValidator(check_path)]
-"""A text that may name a file or folder of this machine, or something elsewhere: on the hub, embedded, at a URL."""
-
-
-@cache
-def find_places(section: type[BaseModel]) -> tuple[tuple[Keys, Place], ...]:
-    """(keys below a section, mark) of every field that is marked, those of nested sections and overlays among them."""
-    found = {
-        (str(name), *keys): place
-        for name, field in section.model_fields.items()
-        for keys, place in _below(field.annotation, *field.metadata)
-    }
-    return tuple(found.items())
-
-
-def _below(kind: Any, *marks: Any) -> Iterator[tuple[Keys, Place]]:
-    """(keys, mark) below a value of a type that has these marks."""
-    if get_origin(kind) is Annotated:
-        kind, *more = get_args(kind)
-        marks = (*marks, *more)
-    for mark in marks:
-        if isinstance(mark, Place):
-            yield (), mark
-        if isinstance(mark, Overlay):
-            above = (Step.DOTTED,) if mark.dotted else ()
-            yield from (((*above, *keys), place) for keys, place in find_places(mark.section))
-    origin, parts = get_origin(kind), get_args(kind)
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        yield from find_places(kind)
-    elif origin in (Union, UnionType):
-        for part in parts:
-            yield from _below(part)
-    elif isinstance(origin, type) and issubclass(origin, Collection):
-        for part in parts[1:] if issubclass(origin, Mapping) else parts:
-            yield from (((Step.ANY, *keys), place) for keys, place in _below(part))
-
-
-@cache
-def find_texts(section: type[BaseModel]) -> frozenset[Keys]:
-    """Keys below a section of the lists and mappings whose items are texts, such as class names."""
-    return frozenset(
-        (str(name), *keys)
-        for name, field in section.model_fields.items()
-        for keys in _texts_below(field.annotation, *field.metadata)
-    )
-
-
-def _texts_below(kind: Any, *marks: Any) -> Iterator[Keys]:
-    """Keys, below a value of a type that has these marks, of the lists and mappings of texts."""
-    if get_origin(kind) is Annotated:
-        kind, *more = get_args(kind)
-        marks = (*marks, *more)
-    for mark in marks:
-        if isinstance(mark, Overlay):
-            above = (Step.DOTTED,) if mark.dotted else ()
-            yield from ((*above, *keys) for keys in find_texts(mark.section))
-    origin, parts = get_origin(kind), get_args(kind)
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        yield from find_texts(kind)
-    elif origin in (Union, UnionType):
-        for part in parts:
-            yield from _texts_below(part)
-    elif isinstance(origin, type) and issubclass(origin, Collection):
-        for part in parts[1:] if issubclass(origin, Mapping) else parts:
-            if _is_text(part):
-                yield ()
-            yield from ((Step.ANY, *keys) for keys in _texts_below(part))
-
-
-def _is_text(kind: Any) -> bool:
-    """Whether a type has texts only, and perhaps null."""
-    if get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
-    if get_origin(kind) in (Union, UnionType):
-        return all(each is type(None) or _is_text(each) for each in get_args(kind))
-    literal = get_origin(kind) is Literal and all(isinstance(each, str) for each in get_args(kind))
-    return kind is str or literal
-
-
-@cache
-def _tree_of_texts(section: type[BaseModel]) -> dict[Any, Any]:
-    """`find_texts` as a tree of steps, in which an END marks where one ends."""
-    root: dict[Any, Any] = {}
-    for keys in find_texts(section):
-        below = root
-        for key in keys:
-            below = below.setdefault(key, {})
-        below[END] = {}
-    return root
-
-
-END = object()
-
-
-def holds_texts(section: type[BaseModel], keys: tuple[str, ...]) -> bool:
-    """Whether the list or mapping at these keys of a plain tree is one of texts.
-
-    The keys are those of mappings and, for an item of a list, anything.
-    """
-    states = [_tree_of_texts(section)]
-    skip = False
-    for key in keys:
-        if skip:  # one of the values to try of a dotted key
-            skip = False
-            continue
-        after = [each[step] for each in states for step in (key, Step.ANY) if step in each]
-        dotted = [each[Step.DOTTED] for each in states if Step.DOTTED in each]
-        for part in key.split(".") if dotted else ():
-            dotted = [each[step] for each in dotted for step in (part, Step.ANY) if step in each]
-        skip = bool(dotted)
-        states = [*after, *dotted]
-    return not skip and any(END in each for each in states)
-
-
-def change_places(
-    section: type[BaseModel], tree: Mapping[str, Any], change: Callable[[str, Place], str]
-) -> dict[str, Any]:
-    """A copy of the plain tree of a section in which each text at a marked place is what `change` makes of it.
-
-    The tree need not be valid: what is missing, or of another shape than the section says, stays as it is.
-    """
-    changed = dict(tree)
-    for keys, place in find_places(section):
-        changed = _changed(changed, keys, lambda text, place=place: change(text, place))  # type: ignore[misc]
-    return changed
-
-
-def _changed(value: Any, keys: Keys, change: Callable[[str], str]) -> Any:
-    if not keys and isinstance(value, str):
-        return change(value)
-    key, left = (
-        (keys[0], keys[1:]) if keys else (Step.ANY, ())
-    )  # a mark holds for all that lies below it
-    if isinstance(value, list | tuple) and key is Step.ANY:
-        return [_changed(each, left, change) for each in value]
-    if not isinstance(value, Mapping):
-        return value
-    if key is Step.DOTTED:
-        return {
-            name: _tried(each, _left_of(left, str(name)), change) for name, each in value.items()
-        }
-    return {
-        name: _changed(each, left, change) if key in (name, Step.ANY) else each
-        for name, each in value.items()
-    }
-
-
-def _tried(values: Any, keys: Keys | None, change: Callable[[str], str]) -> Any:
-    """The values to try of one dotted key, below each of which `keys` lead to a place; None where they lead to none."""
-    return values if keys is None else _changed(values, (Step.ANY, *keys), change)
-
-
-def _left_of(keys: Keys, dotted: str) -> Keys | None:
-    """What is left of `keys` below a dotted key, which may end above the place or below it; None where it leads elsewhere."""
-    parts = dotted.split(".")
-    met = all(key in (part, Step.ANY) for key, part in zip(keys, parts, strict=False))
-    return keys[len(parts) :] if met else None
+PathOrName = Annotated[str, AfterValidator(check_path)]
+"""A file or folder of this machine, or something elsewhere: on the hub, embedded, at a URL."""

@@ -5,7 +5,7 @@ Functions elsewhere take the values that they use, never a whole recipe; only `w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -17,7 +17,8 @@ from ..models.classifier import ARCHITECTURES
 from ..training.objectives import FLYP
 from .data import Data, Groups, Hard
 from .generation import Filter, Prompts, Spectrum
-from .paths import Located
+from .merge import merge
+from .paths import PathOrName
 from .pieces import check_pieces
 from .problems import explain
 from .training import Compare, Evaluate, Method, Train
@@ -68,7 +69,7 @@ class Runtime(Strict):
         le=10_000,
         description="processes that generate, or Ray workers; null: one for each GPU in sight",
     )
-    store: Located | None = Field(
+    store: PathOrName | None = Field(
         None,
         min_length=1,
         description="folder or URL that fsspec knows, such as s3://bucket/birds, for images and scores; null: the run folder",
@@ -125,7 +126,7 @@ class Recipe(Strict):
             return self.train
         try:
             return Train.model_validate(
-                overlaid(self.train.model_dump(mode="json"), self.methods[name].train)
+                merge(self.train.model_dump(mode="json"), self.methods[name].train)
             )
         except ValidationError as error:
             told = [explain(each, Train, f"methods.{name}.train") for each in error.errors()]
@@ -150,16 +151,6 @@ def check_twins(names: Iterable[str]) -> None:
                 "be one on "
                 "some file systems; rename one."
             )
-
-
-def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` laid over `below`, branch by branch."""
-    both = {
-        key: overlaid(below[key], value)
-        for key, value in above.items()
-        if isinstance(value, dict) and isinstance(below.get(key), dict)
-    }
-    return {**below, **above, **both}
 
 
 def _check_fine_tuning(name: str, method: Method, train: Train) -> None:

@@ -21,7 +21,7 @@ from ..models.classifier import ARCHITECTURES, FROM_CHECKPOINT
 from ..training.augmentation import AUGMENTATIONS
 from ..training.objectives import Objective, read_objective
 from ..utils.plugins import check_address, is_address
-from .paths import Located, Overlay, Place
+from .paths import PathOrName
 from .types import Level, Seed, Strict, Template, one_of, without_default
 
 Channel = Annotated[float, Field(ge=-1, le=1)]
@@ -73,7 +73,7 @@ class Model(Strict):
     architecture: Annotated[str, one_of("architecture", [*ARCHITECTURES, *FROM_CHECKPOINT])] = (
         "resnet10"
     )
-    checkpoint: Located | None = Field(
+    checkpoint: PathOrName | None = Field(
         None, description="transformers, timm, clip: folder or hub name"
     )
     pretrained: bool = Field(
@@ -260,18 +260,14 @@ class Method(Strict):
         "real-only", description="a name, or module:attribute for one of your own (--allow-plugins)"
     )
     level: Level | None = Field(None, description="only for strategy fixed")
-    objective: Annotated[
-        str | dict[str, str | float], BeforeValidator(_objective), Place(ours=False)
-    ] = Field(
+    objective: Annotated[str | dict[str, str | float], BeforeValidator(_objective)] = Field(
         "cross-entropy",
         description="a name, a mapping with parameters such as {name: focal, gamma: 2}, or module:attribute (--allow-plugins)",
     )
-    system: Annotated[str | dict[str, Any] | None, BeforeValidator(_system), Place(ours=False)] = (
-        Field(
-            None,
-            description="another system that takes part: cuda, docl, ldmlr, one with parameters "
-            "{name: cuda, threshold: 0.4}, or module:Class (--allow-plugins)",
-        )
+    system: Annotated[str | dict[str, Any] | None, BeforeValidator(_system)] = Field(
+        None,
+        description="another system that takes part: cuda, docl, ldmlr, one with parameters "
+        "{name: cuda, threshold: 0.4}, or module:Class (--allow-plugins)",
     )
     fine_tune: Literal["full", "linear-probe", "lp-ft", "zero-shot"] = Field(
         "full", description="what is trained; lp-ft: the head first, then all; zero-shot: nothing"
@@ -286,7 +282,7 @@ class Method(Strict):
         le=1,
         description="clip_similarity from which on this method takes images; null: those that the filter kept",
     )
-    train: Annotated[dict[str, Any], Overlay(Train)] = Field(
+    train: dict[str, Any] = Field(
         default_factory=dict, description="laid over the section train for this method alone"
     )
     adjustment: Adjustment | None = Field(
@@ -354,9 +350,7 @@ class Evaluate(Strict):
     )
 
 
-Space = Annotated[
-    dict[str, Annotated[list[Any], Field(min_length=1)]], Overlay(Method, dotted=True)
-]
+Space = dict[str, Annotated[list[Any], Field(min_length=1)]]
 """Keys of a method, such as train.optimizer.lr, and the values to try."""
 
 
@@ -380,7 +374,7 @@ class Tune(Strict):
     )  # fmt: skip
     metric: Literal["balanced_accuracy", "accuracy", "macro_f1"] = "balanced_accuracy"
     seed: Seed = 0
-    train: Annotated[dict[str, Any], Overlay(Train)] = Field(
+    train: dict[str, Any] = Field(
         default_factory=dict,
         description="laid over the section train for trials, such as fewer epochs",
     )

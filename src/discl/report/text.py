@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..recipe import Recipe, change_places
+from ..recipe.paths import FOREIGN, PATHS, map_paths
 from .run_summary import ADJUSTED, RunSummary
 from .tables import GROUPS, PRIORS, difference, standard_errors
 
@@ -19,7 +19,7 @@ OF_THIS_MACHINE = ("~", "file:", "local:")
 
 def share_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe with absolute paths cut down to their last name, fit to be handed on."""
-    return change_places(Recipe, recipe, lambda text, place: _shorten(text))
+    return map_paths(recipe, lambda text, keys: _shorten(text), (*PATHS, *FOREIGN))
 
 
 def _shorten(text: str) -> str:

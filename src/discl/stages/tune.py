@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from ..checkpoints import public_name
 from ..data import split_rows
 from ..recipe import Recipe, check_own_pieces, validate
-from ..recipe.recipe import overlaid
+from ..recipe.merge import get_value, merge, set_value
 from ..run_folder.run import Run
 from ..training.distributed import current_processes
 from ..utils.atomic import make_folder
@@ -106,7 +106,7 @@ def plan_trials(recipe: Recipe, name: str, allow_plugins: bool = False) -> list[
     others = [
         each
         for each in settings
-        if any(_value(stated, key) != value for key, value in each.items())
+        if any(get_value(stated, key) != value for key, value in each.items())
     ]
     wanted = asked.trials - 1
     if len(others) > wanted:
@@ -237,34 +237,22 @@ def with_methods(
     for new, (name, settings) in named.items():
         method = tree["methods"][name]
         for key, value in settings.items():
-            method = _laid(method, key.split("."), value)
+            section, _, below = key.partition(".")
+            if below and isinstance(method.get(section), str):  # cuda is short for {name: cuda}
+                method = {**method, section: {"name": method[section]}}
+            method = set_value(method, key, value)
         methods[new] = method
     tree |= {
         "methods": methods,
         "baseline": recipe.baseline if recipe.baseline in methods else None,
     }
     if train:
-        tree["train"] = overlaid(tree["train"], train)
+        tree["train"] = merge(tree["train"], train)
         for (
             method
         ) in methods.values():  # trials of one length, also for a method with a length of its own
             method["train"] = (
-                overlaid(method["train"], train) if method.get("train") else method.get("train")
+                merge(method["train"], train) if method.get("train") else method.get("train")
             )
     del tree["compare"]["tune"]  # which may name methods that are not among these
     return validate(tree)
-
-
-def _laid(below: Any, keys: list[str], value: Any) -> Any:
-    if not keys:
-        return value
-    branch = (
-        {"name": below} if isinstance(below, str) else below or {}
-    )  # {system: cuda} is short for {system: {name: cuda}}
-    return {**branch, keys[0]: _laid(branch.get(keys[0]), keys[1:], value)}
-
-
-def _value(tree: Any, key: str) -> Any:
-    for part in key.split("."):
-        tree = tree.get(part) if isinstance(tree, dict) else None
-    return tree

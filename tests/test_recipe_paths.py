@@ -1,24 +1,25 @@
-"""Texts of a recipe that may name a file or folder: each is marked, found beside its recipe, and hidden where a recipe is handed on."""
+"""Texts of a recipe that may name a file or folder.
+
+Each has a pattern, is found beside its recipe, and is hidden where a recipe is handed on.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import pytest
 import yaml
 from pydantic import BaseModel
 
 from discl.recipe import Recipe, load_recipe, loading
-from discl.recipe.paths import Keys, Step, find_places
+from discl.recipe.paths import FOREIGN, PATHS, SPACES, TEXTS, matches
+from discl.recipe.training import Method, Train
 from discl.report import text as words
 from helpers import miniatures
 
-PLACES = dict(find_places(Recipe))
-OURS = [keys for keys, place in PLACES.items() if place.ours]
-FOREIGN = [keys for keys, place in PLACES.items() if not place.ours]
 REQUIRED = miniatures.REQUIRED
 HOME = "/home/somebody/private"
 LEFT = [
@@ -31,71 +32,126 @@ LEFT = [
 ]
 
 
-def told(keys: Keys) -> str:
-    return ".".join(key if isinstance(key, str) else key.name for key in keys)
+def trees(pattern: str, value: Any) -> Iterator[Any]:
+    """Every way in which a value can be written at a pattern of the tree."""
+    for space in SPACES:
+        if pattern.startswith(f"{space}."):
+            yield from searched(space, pattern.removeprefix(f"{space}.").split("."), value)
+            return
+    yield nested(pattern.split("."), [{"path": value}] if "loras" in pattern else value)
 
 
-def trees(keys: Keys, value: Any) -> Iterator[Any]:
-    """Every way in which a value can stand at a place of the tree."""
-    if not keys:
-        yield value
-        return
-    key, left = keys[0], keys[1:]
-    if key is Step.DOTTED:
-        for end in range(1, len(left) + 1):
-            yield from (
-                {".".join(map(str, left[:end])): [0, below]} for below in trees(left[end:], value)
-            )
-    elif key is Step.ANY:
-        for below in trees(left, value):
-            yield from ([below], {"some": below})
-    else:
-        yield from ({key: below} for below in trees(left, value))
+def nested(keys: list[str], value: Any) -> Any:
+    for key in reversed([key for key in keys if key != "path"]):
+        value = {"some" if key == "*" else key: value}
+    return value
 
 
-def keys_of(section: type[BaseModel]) -> set[str]:
-    return {str(keys[0]) for keys, _ in find_places(section)}
+def searched(space: str, keys: list[str], value: Any) -> Iterator[Any]:
+    """In a search space: a dotted key ends at any level, and the values to try are in a list."""
+    for end in range(1, len(keys) + 1):
+        tried = {".".join(keys[:end]): [0, nested(keys[end:], value)]}
+        yield nested(space.split("."), tried)
 
 
-def sections(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    """A section and all that its fields hold."""
-    yield section
-    for field in section.model_fields.values():
-        for part in _parts(field.annotation):
-            yield from sections(part)
+Keys = tuple[str, ...]
 
 
-def _parts(kind: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        yield kind
-    for part in getattr(kind, "__args__", ()):
-        yield from _parts(part)
+def fields(section: type[BaseModel], above: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    """(keys, field) of a section and of all sections below it; `*` is any key or item."""
+    for name, field in section.model_fields.items():
+        keys = (*above, name)
+        yield keys, field
+        for below, part in parts(field.annotation, keys):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from fields(part, below)
+        own = {"train": Train, "space": Method, "methods": Method}.get(name)
+        if own and keys[0] in ("methods", "compare") and keys != ("methods",):
+            below = (*keys, "*") if keys[-1] == "methods" else keys
+            yield from fields(own, below)
 
 
-def test_a_field_that_speaks_of_files_or_folders_is_marked() -> None:
-    spoken = {
-        (section, name)
-        for section in sections(Recipe)
-        for name, field in section.model_fields.items()
+def parts(kind: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
+    """(keys, type) of all that a type is made of."""
+    yield keys, kind
+    for part in get_args(kind):
+        of_mapping = isinstance(get_origin(kind), type) and issubclass(get_origin(kind), Mapping)
+        if not isinstance(part, str):
+            yield from parts(part, (*keys, "*") if of_mapping else keys)
+
+
+FIELDS = list(fields(Recipe))
+
+
+def test_a_field_that_speaks_of_files_or_folders_has_a_pattern() -> None:
+    spoken = [
+        keys
+        for keys, field in FIELDS
         if re.search(r"\b(files?|folders?|paths?|hub)\b", field.description or "")
-        or re.search("path|file|checkpoint|folder", name)
-    }
-    assert len(spoken) >= 11
-    assert [
-        f"{section.__name__}.{name}" for section, name in spoken if name not in keys_of(section)
-    ] == []
+        or re.search("path|file|checkpoint|folder", keys[-1])
+    ]
+    assert len(spoken) >= 15
+    assert [keys for keys in spoken if not matches((*keys, "x"), (*PATHS, *FOREIGN))] == []
 
 
-@pytest.mark.parametrize("keys", OURS, ids=told)
+def test_a_list_or_mapping_of_texts_has_a_pattern() -> None:
+    texts = [
+        keys
+        for keys, field in FIELDS
+        for below, kind in parts(field.annotation, keys)
+        if isinstance(get_origin(kind), type)
+        and issubclass(get_origin(kind), Collection)
+        and len(below) == len(keys)
+        and all_texts(get_args(kind)[-1])
+    ]
+    assert len(texts) >= 15
+    assert [keys for keys in texts if not matches(keys, TEXTS)] == []
+
+
+def all_texts(kind: Any) -> bool:
+    if hasattr(kind, "__metadata__"):
+        return all_texts(kind.__origin__)
+    below = get_args(kind)
+    return kind in (str, type(None)) or (
+        bool(below) and all(isinstance(each, str) or all_texts(each) for each in below)
+    )
+
+
+@pytest.mark.parametrize("pattern", [*PATHS, *FOREIGN, *TEXTS])
+def test_a_pattern_names_a_field(pattern: str) -> None:
+    known = {".".join(keys) for keys, _ in FIELDS}
+    assert pattern.removesuffix(".*") in known
+
+
+@pytest.mark.parametrize(
+    ("keys", "patterns", "covered"),
+    [
+        (("data", "root"), PATHS, True),
+        (("data", "roots"), PATHS, False),
+        (("data",), PATHS, False),
+        (("methods", "a.b", "train", "model", "checkpoint"), PATHS, True),
+        (("compare", "tune", "methods", "a.b", "train.model", "checkpoint"), PATHS, True),
+        (("compare", "tune", "space", "train.model.templates", "[]"), TEXTS, True),
+        (("compare", "tune", "space", "train.model.head", "[]"), TEXTS, False),
+        (("methods", "one", "system", "deep", "er"), FOREIGN, True),
+    ],
+)
+def test_a_pattern_covers_what_is_below_it(
+    keys: Keys, patterns: tuple[str, ...], covered: bool
+) -> None:
+    assert matches(keys, patterns) == covered
+
+
+@pytest.mark.parametrize("pattern", PATHS)
 def test_what_lies_beside_a_recipe_is_found_from_another_folder(
-    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beside, working = tmp_path / "recipes", tmp_path / "work"
     (beside / "mine").mkdir(parents=True)
     working.mkdir()
     (beside / "mine" / "thing.safetensors").touch()
     monkeypatch.chdir(working)
-    monkeypatch.setattr(loading, "validate", lambda tree: tree)  # a place alone makes no recipe
+    monkeypatch.setattr(loading, "validate", lambda tree: tree)  # a path alone is no recipe
     found = str(beside / "mine" / "thing.safetensors")
     for name, expected in (
         ("mine/thing.safetensors", found),
@@ -103,25 +159,25 @@ def test_what_lies_beside_a_recipe_is_found_from_another_folder(
         ("mine/other", "mine/other"),
         *((each, each) for each in LEFT),
     ):
-        for stated, resolved in zip(trees(keys, name), trees(keys, expected), strict=True):
+        for stated, resolved in zip(trees(pattern, name), trees(pattern, expected), strict=True):
             (beside / "mine.yaml").write_text(yaml.safe_dump(stated))
             assert load_recipe(beside / "mine.yaml") == resolved
             assert load_recipe("../recipes/mine.yaml") == resolved
 
 
-@pytest.mark.parametrize("keys", FOREIGN, ids=told)
+@pytest.mark.parametrize("pattern", FOREIGN)
 def test_what_other_programs_read_is_not_looked_up(
-    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "thing").touch()
     monkeypatch.setattr(loading, "validate", lambda tree: tree)
-    for stated in trees(keys, "thing"):
+    for stated in trees(pattern, "thing"):
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump(stated))
         assert load_recipe(tmp_path / "mine.yaml") == stated
 
 
-@pytest.mark.parametrize("keys", PLACES, ids=told)
-def test_no_folder_of_the_machine_is_handed_on(keys: Keys) -> None:
+@pytest.mark.parametrize("pattern", [*PATHS, *FOREIGN])
+def test_no_folder_of_the_machine_is_handed_on(pattern: str) -> None:
     private = [
         f"{HOME}/thing",
         "~/private/thing",
@@ -133,7 +189,7 @@ def test_no_folder_of_the_machine_is_handed_on(keys: Keys) -> None:
         *((each, "…/thing") for each in private),
         *((each, each) for each in LEFT),
     ]:
-        for stated, shared in zip(trees(keys, text), trees(keys, expected), strict=True):
+        for stated, shared in zip(trees(pattern, text), trees(pattern, expected), strict=True):
             assert words.share_recipe(stated) == shared
 
 
