@@ -12,12 +12,13 @@ Two arms, each with one worker and with two in turns, workers loaded and warm, e
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from discl.recipe import load_recipe
 from discl.run_folder.open import open_run
 from discl.spectrum.models.stable_diffusion import StableDiffusion
 from discl.spectrum.plan import read_plan
-from discl.stages.workers import local as local_workers
+from discl.stages.workers import local
 from discl.utils.console import console
 
 WAIT = "DISCL_BENCHMARK_WAIT"
@@ -49,7 +50,7 @@ def seconds(place: Path, asked: Any, workers: int) -> float:
     run_until(run, "plan")
     requests = read_plan(run.path("plan.parquet"))
     warm = len(requests) // 8
-    with local_workers.LocalWorkerPool(run, ["cpu"] * workers) as team:
+    with local.LocalWorkerPool(run, ["cpu"] * workers) as team:
         team.make(requests[:warm], lambda count: None)
         started = time.perf_counter()
         team.make(requests[warm:], lambda count: None)
@@ -65,7 +66,7 @@ def idle_cores(seconds: float = 3.0) -> float:
     return sum(100 - percent for percent in psutil.cpu_percent(seconds, percpu=True)) / 100
 
 
-def worker() -> None:
+def worker(connection: Connection) -> None:
     """A worker process whose network waits, where the environment says so."""
     if wait := float(os.environ.get(WAIT, 0)):
 
@@ -74,7 +75,7 @@ def worker() -> None:
             return torch.zeros_like(latents)
 
         StableDiffusion.predict = predict  # type: ignore[method-assign]
-    local_workers.main()
+    local.run_worker(connection)
 
 
 def main() -> None:
@@ -93,12 +94,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
     console.quiet = True
-    local_workers.LocalWorkerPool.command = (
-        sys.executable,
-        "-P",
-        str(Path(__file__).absolute()),
-        "--worker",
-    )
+    target = importlib.import_module(Path(__file__).stem).worker  # importable in a worker
+    local.LocalWorkerPool.target = staticmethod(target)  # type: ignore[method-assign]
     asked = recipe(arguments.seeds, arguments.slots)
     result: dict[str, Any] = {
         "slots": arguments.slots,
@@ -130,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    worker() if sys.argv[1:] == ["--worker"] else main()
+    main()

@@ -96,19 +96,19 @@ def test_workers_that_come_and_die_make_everything_once() -> None:
                     [each for each in saved if each in written]
                 )
                 unwritten[f"worker {turn + 3}"] = []
-            elif piece := dispatcher.take(name, idle=False):
+            elif piece := dispatcher.take(name, written=False):
                 unwritten[name] += [request.id for request in piece]
             else:
                 written += unwritten[name]
                 unwritten[name] = []
-                piece = dispatcher.take(name, idle=True)
+                piece = dispatcher.take(name, written=True)
                 assert piece is not None
                 unwritten[name] += [request.id for request in piece]
             if dispatcher.progress()[1]:
                 break
         assert Counter(written) == Counter(request.id for request in requests)
         dispatcher.stop()
-        assert dispatcher.take("worker 1", idle=True) is None and not dispatcher.advance()
+        assert dispatcher.take("worker 1", written=True) is None and not dispatcher.advance()
 
 
 def test_pieces_are_small_enough_for_an_even_end() -> None:
@@ -124,9 +124,40 @@ def test_what_two_plans_ask_for_is_counted_together() -> None:
     dispatcher = Dispatcher(1)
     dispatcher.plan(make_requests(2))
     assert dispatcher.progress() == (0, False)
-    while dispatcher.take("worker", idle=True):
+    while dispatcher.take("worker", written=True):
         dispatcher.advance()
     assert dispatcher.progress()[1] and dispatcher.known() == {"worker"}
     dispatcher.plan(make_requests(1))
     assert not dispatcher.progress()[1]
-    assert dispatcher.take("worker", idle=False) and len(dispatcher.held("worker")) == 4
+    assert dispatcher.take("worker", written=False) and len(dispatcher.held("worker")) == 4
+
+
+def test_what_a_dead_worker_held_is_handed_out_in_pieces_as_large_as_the_others() -> None:
+    dispatcher = Dispatcher(2)
+    dispatcher.plan(make_requests(64))
+    size = len(dispatcher.waiting[0])
+    assert size == 64 * 4 // 16
+    taken = [dispatcher.take("dead", written=False) or [] for _ in range(3)]
+    written = {request.id for request in taken[0][:4]}  # one source
+    assert dispatcher.lost("dead", written) == 3 * size - 4
+    lost = [request for piece in taken for request in piece if request.id not in written]
+    again = [dispatcher.take("other", written=False) or [] for _ in range(3)]
+    assert [request for piece in again for request in piece] == lost  # before all others
+    assert [len(piece) for piece in again] == [size, size, size - 4]
+
+
+def test_what_a_dead_worker_held_is_divided_if_nothing_else_waits() -> None:
+    dispatcher = Dispatcher(3)
+    dispatcher.plan(make_requests(24))
+    while dispatcher.take("dead", written=False):
+        pass
+    assert dispatcher.lost("dead", ()) == 24 * 4
+    assert [len(piece) for piece in dispatcher.waiting] == [24 * 4 // 3] * 3
+
+
+def test_a_dead_worker_that_held_little_leaves_a_piece_of_one_source() -> None:
+    dispatcher = Dispatcher(8)
+    dispatcher.plan(make_requests(1))
+    assert dispatcher.take("dead", written=False)
+    assert dispatcher.lost("dead", ()) == 4
+    assert [len(piece) for piece in dispatcher.waiting] == [4]

@@ -224,9 +224,9 @@ def test_a_negative_prompt_without_effect_is_told_once(
     )
     assert (
         capsys.readouterr().err.count(
-            "prompts.negative has no effect, for spectrum.guidance_scale is 1"
+            "prompts.negative has no effect, because spectrum.guidance_scale is 1"
         )
         == 1
     )
-    generate_stage._tell_unused(open_run(validate(tree), tmp_path / "other"))
+    generate_stage._warn_of_unused(open_run(validate(tree), tmp_path / "other"))
     assert "no effect" not in capsys.readouterr().err

@@ -24,7 +24,7 @@ from discl.errors import RecipeError, RunError
 from discl.recipe import check_own_pieces, load_recipe
 from discl.run_folder.open import open_run
 from discl.stages import evaluate as evaluate_stage
-from discl.stages.workers.local import describe, open_described
+from discl.stages.workers.base import Assignment
 from discl.training.objectives import make_objective
 
 CANARY = """
@@ -197,7 +197,7 @@ def test_a_run_folder_imports_nothing_however_it_is_opened(
     run = open_run(load_recipe(out / "recipe.yaml"), out)
     evaluate_stage.evaluate(run)  # what was trained is measured without the code that trained it
     assert pipeline.report(run).exists() and not imported()
-    assert open_described(describe(run, "cpu", 1, 0)).recipe.methods == run.recipe.methods
+    assert Assignment.of(run, "cpu", 1, 0).open().recipe.methods == run.recipe.methods
     assert not imported()
     plain = {**tree, "methods": {"ce": {}}}
     (folder / "plain.yaml").write_text(yaml.safe_dump(plain))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import io
-import json
 import os
 import shutil
 import signal
@@ -37,9 +37,12 @@ from discl.run_folder.run import Run
 from discl.spectrum.plan import Share, read_plan
 from discl.spectrum.store import Shards
 from discl.stages.generate import generate
-from discl.stages.workers import local as crew_module
-from discl.stages.workers import ray as cluster_module
+from discl.stages.workers import local, ray
+from discl.stages.workers.base import Assignment, Losses
 from discl.stages.workers.dispatcher import Dispatcher
+from discl.stages.workers.local import LocalWorkerPool, list_devices
+from discl.stages.workers.ray import RayAssignment, RayWorkerPool
+from helpers import workers as stand_ins
 
 PLANNED = 10 * 2 * 2
 """10 sources, 2 levels, 2 seeds."""
@@ -91,9 +94,7 @@ def assert_same(made: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -
     assert max(np.abs(made[name] - reference[name]).max() for name in reference) <= 1
 
 
-def workers_of(
-    process: psutil.Process, sign: str = "discl.stages.workers.local"
-) -> list[psutil.Process]:
+def workers_of(process: psutil.Process, sign: str = "spawn_main") -> list[psutil.Process]:
     found = []
     for child in process.children(recursive=True):
         try:
@@ -138,7 +139,7 @@ def test_two_processes_make_what_one_makes_though_one_is_killed(
     assert (
         killed
         and "generate: 2 processes, on cpu" in told
-        and "the worker on cpu ended with signal 9; the " in told
+        and "the worker on cpu ended with signal 9; other workers make the " in told
     )
     assert not workers_of(psutil.Process())
 
@@ -151,9 +152,8 @@ def test_sigterm_to_all_of_them_ends_them_with_what_is_finished(
     recipe, run = tmp_path / "many.yaml", start(many, tmp_path / "run", processes=2)
     recipe.write_text(yaml.safe_dump(run.recipe.plain()))
     command = [sys.executable, "-m", "discl.cli", "generate", str(recipe), "--out", str(run.folder)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
     process = subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     while not list((run.folder / "spectrum").glob("part-*")):
         assert process.poll() is None
@@ -199,18 +199,12 @@ def test_workers_that_cannot_live_are_given_up(
     small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = start(small_tree, tmp_path / "run", processes=2)
-    monkeypatch.setattr(crew_module.LocalWorkerPool, "command", ("/bin/false",))
+    monkeypatch.setattr(LocalWorkerPool, "target", staticmethod(stand_ins.die))
     with pytest.raises(
         RunError,
-        match=r"end with status 1 before they write an image, 3 in a row.* lower runtime\.slots",
+        match=r"3 in a row: the worker on cpu ended with status 1\..* lower runtime\.slots",
     ):
         generate(run)
-
-
-def speaking(*words: str) -> tuple[str, ...]:
-    """The command of a worker that reads what run it works for, and then does what the statements `words` say."""
-    listen = "import os, signal, sys; sys.stdin.readline(); say = lambda text: print(text, end='', flush=True)"
-    return (sys.executable, "-c", "\n".join([listen, *words]))
 
 
 @pytest.mark.timeout(120)
@@ -219,7 +213,7 @@ def test_a_store_that_cannot_be_read_when_a_worker_has_died(
 ) -> None:
     """Whoever attends it finds that out, and whoever waits for the images is told."""
     run = start(small_tree, tmp_path / "run", processes=2)
-    monkeypatch.setattr(crew_module.LocalWorkerPool, "command", ("/bin/false",))
+    monkeypatch.setattr(LocalWorkerPool, "target", staticmethod(stand_ins.die))
     ids = Shards.ids
 
     def broken(self: Shards) -> set[str]:
@@ -236,117 +230,111 @@ def test_a_store_that_cannot_be_read_when_a_worker_has_died(
 def test_a_worker_that_cannot_be_started(
     small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def refuse(process: object) -> None:
+        raise OSError(errno.EAGAIN, "no more processes")
+
     run = start(small_tree, tmp_path / "run", processes=2)
-    monkeypatch.setattr(crew_module.LocalWorkerPool, "command", (str(tmp_path / "nowhere"),))
-    with pytest.raises(
-        RunError,
-        match=r"a worker process on cpu cannot be started: .*nowhere.* lower runtime\.processes",
-    ):
+    monkeypatch.setattr(local.SPAWN.Process, "_Popen", staticmethod(refuse))
+    with pytest.raises(RunError, match=r"on cpu cannot be started: .*no more.*runtime\.processes"):
         generate(run)
 
 
 @pytest.mark.timeout(120)
-def test_a_worker_that_talks_nonsense(
+def test_a_worker_that_sends_nonsense(
     small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bug, which is raised as it is, and the worker goes too, though it waits for an answer."""
     run = start(small_tree, tmp_path / "run", processes=2)
-    monkeypatch.setattr(
-        crew_module.LocalWorkerPool,
-        "command",
-        speaking("say('nonsense\\n')", "sys.stdin.readline()"),
-    )
-    with (
-        crew_module.LocalWorkerPool(run, ["cpu", "cpu"]) as crew,
-        pytest.raises(json.JSONDecodeError),
-    ):
-        crew.make(read_plan(run.path("plan.parquet")), lambda count: None)
-    assert len(crew.processes) == 2 and all(process.wait(60) for process in crew.processes.values())
+    monkeypatch.setattr(LocalWorkerPool, "target", staticmethod(stand_ins.send_nonsense))
+    with LocalWorkerPool(run, ["cpu", "cpu"]) as pool, pytest.raises(ValueError, match="nonsense"):
+        pool.make(read_plan(run.path("plan.parquet")), lambda count: None)
+    assert not pool.server.is_alive() and not pool.running
+    assert not workers_of(psutil.Process())
 
 
 @pytest.mark.timeout(120)
-def test_half_a_line_is_the_last_word_of_a_worker_that_was_killed(
+def test_half_a_message_is_the_last_of_a_worker_that_was_killed(
     small_tree: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = start(small_tree, tmp_path / "run", processes=2)
-    monkeypatch.setattr(
-        crew_module.LocalWorkerPool,
-        "command",
-        speaking("say('{\"take\": tr')", "os.kill(os.getpid(), signal.SIGKILL)"),
-    )
-    with pytest.raises(RunError, match="end with signal 9 before they write an image, 3 in a row"):
+    monkeypatch.setattr(LocalWorkerPool, "target", staticmethod(stand_ins.send_half))
+    with pytest.raises(RunError, match="3 in a row: the worker on cpu ended with signal 9"):
         generate(run)
-    assert "the worker on cpu ended with signal 9; the 0 images" in capsys.readouterr().err
+    assert "ended with signal 9; other workers make the 0 images" in capsys.readouterr().err
 
 
 @pytest.mark.timeout(120)
 def test_workers_that_denoise_but_never_live_to_write_are_given_up(
     small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, started, begin = (
-        start(small_tree, tmp_path / "run", processes=2),
-        [],
-        crew_module.LocalWorkerPool._start,
-    )
-    questions = (
-        "say('{\"take\": true}\\n')",
-        "sys.stdin.readline()",
-        "say('{\"advance\": 1}\\n')",
-        "sys.stdin.readline()",
-    )
-    monkeypatch.setattr(
-        crew_module.LocalWorkerPool,
-        "command",
-        speaking(*questions, "os.kill(os.getpid(), signal.SIGKILL)"),
-    )
+    run, started = start(small_tree, tmp_path / "run", processes=2), []
+    begin = LocalWorkerPool._start_process
+    monkeypatch.setattr(LocalWorkerPool, "target", staticmethod(stand_ins.denoise_only))
 
-    def counted(crew: crew_module.LocalWorkerPool, number: int, name: str) -> subprocess.Popen[str]:
-        started.append(name)
+    def counted(pool: LocalWorkerPool, *which: int) -> None:
+        started.append(which)
         assert len(started) < 20, "started again for ever"
-        return begin(crew, number, name)
+        begin(pool, *which)
 
-    monkeypatch.setattr(crew_module.LocalWorkerPool, "_start", counted)
-    with pytest.raises(RunError, match="end with signal 9 before they write an image, 3 in a row"):
+    monkeypatch.setattr(LocalWorkerPool, "_start_process", counted)
+    with pytest.raises(RunError, match="3 in a row: the worker on cpu ended with signal 9"):
         generate(run)
     assert len(started) <= 5
 
 
 def test_deaths_between_which_something_is_written_are_borne() -> None:
-    losses = crew_module.Losses()
+    losses = Losses()
     assert [losses.count(written) for written in (0, 4, 4, 8, 12, 12, 12)] == [False] * 6 + [True]
 
 
-SLOW = """
-import time
-from discl.stages.workers import local as crew
-work = crew.work
-def slow(run, ahead, take, advance):
-    made = []
-    def wait():
-        made.append(1)
-        if len(made) > 6:
-            time.sleep(600)
-        return advance()
-    return work(run, ahead, take, wait)
-crew.work = slow
-crew.main()
+def test_a_script_without_a_guard_is_not_run_again_by_its_workers(
+    small_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    """Nor does a file beside the data stand in for a module of Python."""
+    run = start(small_tree, tmp_path / "run", processes=2)
+    script, folder = tmp_path / "script.py", tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "struct.py").write_text("raise SystemExit('a file of the data was imported')")
+    script.write_text(SCRIPT)
+    words = [sys.executable, "-P", str(script), yaml.safe_dump(run.recipe.plain()), str(run.folder)]
+    ended = subprocess.run(words, env=environment(), cwd=folder, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "started\n40\n"
+
+
+SCRIPT = """
+import sys
+import yaml
+from discl.recipe import validate
+from discl.run_folder.open import open_run
+from discl.stages.generate import generate
+print("started", flush=True)
+run = open_run(validate(yaml.safe_load(sys.argv[1])), sys.argv[2])
+generate(run)
+print(len(run.spectrum.ids()))
 """
-"""A worker that writes a shard and then asks nothing for long, as with a large model."""
 
 FEED = """
 import sys
 from discl.recipe import validate
-from discl.stages import generate as making
-from discl.stages.workers import local as crew
+from discl.stages.generate import generate
+from discl.stages.workers.local import LocalWorkerPool
 from discl.run_folder.open import open_run
+from helpers.workers import fall_silent
 import yaml
-crew.LocalWorkerPool.command = (sys.executable, "-P", "-c", sys.argv[1])
-making.generate(open_run(validate(yaml.safe_load(sys.argv[2])), sys.argv[3]))
+LocalWorkerPool.target = staticmethod(fall_silent)
+generate(open_run(validate(yaml.safe_load(sys.argv[1])), sys.argv[2]))
 """
-"""A command that generates with workers of that kind."""
+"""A command that generates with workers that fall silent."""
+
+
+def environment() -> dict[str, str]:
+    """The environment of a process that imports the package and `helpers`."""
+    folders = Path(package.__file__).parents[1], Path(__file__).parents[1]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
 
 
 def test_workers_go_when_the_command_is_killed(
@@ -354,14 +342,13 @@ def test_workers_go_when_the_command_is_killed(
 ) -> None:
     """Though they had nothing to ask; the next run has the device for itself and makes the rest, nothing doubled."""
     run = start(small_tree, tmp_path / "run", processes=2)
-    words = [sys.executable, "-c", FEED, SLOW, yaml.safe_dump(run.recipe.plain()), str(run.folder)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
-    process, workers = subprocess.Popen(words, env=environment), []
+    words = [sys.executable, "-c", FEED, yaml.safe_dump(run.recipe.plain()), str(run.folder)]
+    process, workers = subprocess.Popen(words, env=environment()), []
     try:
         while len(list((run.folder / "spectrum").glob("part-*"))) < 2:
             assert process.poll() is None
             time.sleep(0.02)
-        workers = psutil.Process(process.pid).children()
+        workers = workers_of(psutil.Process(process.pid))
         process.kill()
         process.wait()
         assert len(workers) == 2 and not psutil.wait_procs(workers, timeout=20)[1]
@@ -386,7 +373,7 @@ def test_a_device_that_lacks_a_worker(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
 
     def of(**runtime: Any) -> list[str]:
-        return crew_module.devices(Run(validate(small_tree | {"runtime": runtime}), tmp_path))
+        return list_devices(Run(validate(small_tree | {"runtime": runtime}), tmp_path))
 
     assert of() == of(device="cuda") == ["cuda:0", "cuda:1", "cuda:2"]
     assert of(device="cuda:1") == ["cuda:1"]
@@ -423,46 +410,41 @@ def test_two_workers_of_which_one_is_killed_make_what_one_process_makes(
     assert len(alone) == PLANNED
     assert_same(pictures(run), alone)
     told = capsys.readouterr().err
-    assert killed and "generate: 2 Ray workers on 1 machine\n" in told and " died; the " in told
+    assert (
+        killed
+        and "generate: 2 Ray workers on 1 machine\n" in told
+        and " died; other workers make the " in told
+    )
     assert not workers_of(psutil.Process(), "ray::RayWorker.work")
 
 
 def test_workers_of_a_cluster_that_denoise_but_never_write_are_given_up(
     small_tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The desk is at hand here, without a cluster; of three that die, one had written its images and had nothing else."""
-
+    """The dispatcher is in this process; of those that die, one had written all that it held."""
     requests = read_plan(start(small_tree, tmp_path / "run").path("plan.parquet"))
-    desk, written = Dispatcher(2), set[str]()
-    desk.plan(requests)
-    crew = object.__new__(cluster_module.RayWorkerPool)
-    crew.run = SimpleNamespace(spectrum=SimpleNamespace(ids=lambda: set(written)))
-    crew.desk = SimpleNamespace(
-        **{
-            name: SimpleNamespace(remote=getattr(desk, name))
-            for name in ("held", "lost", "progress")
-        }
-    )
-    crew.ray, crew.losses = SimpleNamespace(get=lambda answer: answer), crew_module.Losses()
+    written = set[str]()
+    pool = object.__new__(RayWorkerPool)
+    pool.run = SimpleNamespace(spectrum=SimpleNamespace(ids=lambda: set(written)))
+    pool.dispatcher, pool.losses = Dispatcher(2), Losses()
+    pool.dispatcher.plan(requests)
 
     def die(name: str, writes: bool = False) -> None:
-        piece = desk.take(name, idle=True)
-        desk.advance(len(piece))
+        piece = pool.dispatcher.take(name, written=True)
+        pool.dispatcher.advance(len(piece))
         if writes:
             written.update(request.id for request in piece)
-            desk.take(name, idle=True)
-        crew._count_loss(name, OSError("killed"))
+            pool.dispatcher.take(name, written=True)
+        pool._count_loss(name, f"{name} died", "killed")
 
     die("first")
     die("second")
     die("third", writes=True)
     die("fourth")
-    with pytest.raises(
-        RunError, match="Ray workers die before they write an image, 3 in a row: killed"
-    ):
+    with pytest.raises(RunError, match=r"3 in a row: fifth died\. killed"):
         die("fifth")
-    assert capsys.readouterr().err.count("images that it had not written are made by another") == 4
-    assert {request.id for piece in desk.waiting for request in piece} == {
+    assert capsys.readouterr().err.count("other workers make the ") == 4
+    assert {request.id for piece in pool.dispatcher.waiting for request in piece} == {
         request.id for request in requests
     } - written
 
@@ -475,29 +457,33 @@ def test_a_share_of_a_cluster_is_refused(small_tree: dict[str, Any], tmp_path: P
 def test_a_machine_that_does_not_see_the_run_folder(
     small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It gets the tables sent along where images go to a place that all reach; else it is told that there is none."""
-    from discl.stages.workers import ray as ray_workers
-
+    """It uses the tables that are sent along if images go to an address that all reach."""
     monkeypatch.chdir(tmp_path)
     run = start(small_tree, tmp_path / "run")
-    told = crew_module.describe(run, "cpu", 1, 8) | {"node": "here", "store": None}
-    told["tables"] = {name: run.path(name).read_bytes() for name in ray_workers.TABLES}
+    tables = {name: run.path(name).read_bytes() for name in ray.TABLES}
+    assignment = RayAssignment.of(run, "cpu", 1, 8, tables=tables, node="here")
     for node in ("here", "there"):
-        with ray_workers._open(told, node) as opened:
-            assert opened.folder == run.folder and opened.path("hard.parquet") == run.path(
-                "hard.parquet"
-            )
+        with assignment.opened(node) as opened:
+            assert opened.folder == run.folder
+            assert opened.path("hard.parquet") == run.path("hard.parquet")
     shutil.rmtree(run.folder)
-    with pytest.raises(
-        RunError,
-        match=r"does not see the run folder .* or set runtime\.store to a place that all reach",
+    with (
+        pytest.raises(RunError, match=r"does not see the run folder .* set runtime\.store to"),
+        assignment.opened("there"),
     ):
-        ray_workers._open(told, "there").__enter__()
-    with ray_workers._open(told | {"store": "s3://bucket/birds"}, "there") as lent:
+        pass
+    with replace(assignment, store="s3://bucket/birds").opened("there") as lent:
         folder = lent.path("hard.parquet").parent
-        assert (
-            len(lent.train) == 10
-            and lent.path("hard.parquet").read_bytes() == told["tables"]["hard.parquet"]
-        )
+        assert len(lent.train) == 10
+        assert lent.path("hard.parquet").read_bytes() == tables["hard.parquet"]
         assert folder not in {run.folder, lent.folder}
     assert not folder.exists()
+
+
+def test_an_assignment_opens_the_same_run(small_tree: dict[str, Any], tmp_path: Path) -> None:
+    run = start(small_tree, tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        opened = Assignment.of(run, "cpu", 1, 8).open()
+    assert opened.folder == run.folder and opened.recipe.runtime.threads == 1
+    assert opened.recipe.spectrum == run.recipe.spectrum

@@ -7,76 +7,82 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..run_folder.run import Run
 from ..spectrum.plan import WHOLE, Request, Share, read_plan
+from ..spectrum.stats import Work
 from ..utils.console import progress, say
 from .pending import missing_images, tries_so_far
-
-if TYPE_CHECKING:
-    from .workers.local import InProcessWorker, LocalWorkerPool
-    from .workers.ray import RayWorkerPool
+from .workers.base import InProcessWorker, Workers
+from .workers.local import LocalWorkerPool, list_devices
+from .workers.ray import RayWorkerPool
 
 
 def generate(run: Run, share: Share = WHOLE, ray: str | None = None) -> Path:
-    """Makes the images of a share of the plan that the store lacks, and scores them for the filter on the way; returns the store's folder.
+    """Makes and scores the missing images of a plan; returns the folder of the store.
 
-    With `spectrum.tries` > 1 those that the filter drops are drawn again, all that are due together, until there is nothing to draw.
-    One process works on each visible GPU of this machine, or as many as `runtime.processes` says; with the address of a cluster in
-    `ray` its workers do. Other processes that generate in this folder are waited for, unless they make another share. SIGTERM ends it as
-    Ctrl-C does: what is finished is written.
+    - `share`: the part of the plan to make. Processes that make the same part wait for each other.
+    - `ray`: the address of a Ray cluster whose workers make the images. By default one process
+      works on each visible GPU of this machine, or `runtime.processes` of them.
+
+    With `spectrum.tries` > 1, images that the filter drops are drawn again, all in one round, until
+    none is left to draw. Ctrl-C and SIGTERM end it; finished images are written.
     """
     with ended_by_sigterm(), run.lock("generate", share):
         run.spectrum.clear_unfinished()
         run.scores.clear_unfinished()
         plan = read_plan(run.path("plan.parquet"))
-        mine = share.of_plan(plan)
-        tried, missing = missing_images(run, mine)
+        requests = share.of_plan(plan)
+        tried, missing = missing_images(run, requests)
         if missing:
             run.commit()
-            _tell_unused(run)
-            with _open_workers(run, missing, ray) as workers:
+            _warn_of_unused(run)
+            with open_workers(run, missing, ray) as workers:
                 while missing:
                     if len(missing) < len(tried):
-                        say(
-                            f"generate: {len(tried) - len(missing)} of {len(tried)} images are there already"
-                        )
+                        present = len(tried) - len(missing)
+                        say(f"generate: {present} of {len(tried)} images are present")
                     with progress("generate", len(missing)) as advance:
                         workers.make(missing, advance)
-                    tried, missing = missing_images(run, mine)
-            work = workers.done
-            encodes = f"{work.vae_encodes} VAE and {work.text_encodes} text encodes"
-            say(
-                f"generate: {work.unet_rows} UNet rows in {work.unet_calls} calls, {work.slot_fill:.1%} of the slots filled, {encodes}"
-            )
+                    tried, missing = missing_images(run, requests)
+            say(f"generate: {describe_work(workers.work)}")
         if share != WHOLE:
-            tried, present = tries_so_far(run, plan)[0], run.spectrum.ids()
-            left = sum(request.id not in present for request in tried)
+            tried, stored = tries_so_far(run, plan)[0], run.spectrum.ids()
+            left = sum(request.id not in stored for request in tried)
             say(
-                f"generate: share {share} is done; {left} of {len(tried)} images of the whole plan are still to be made"
+                f"generate: share {share} is done; {left} of {len(tried)} images of the whole plan "
+                "are still to be made"
             )
         return run.spectrum.folder
 
 
-def _tell_unused(run: Run) -> None:
-    """Says which of the recipe's texts has no effect."""
-    if (
-        run.recipe.prompts.negative
-        and not run.generator.plain
-        and (run.generator.distilled or run.sampling.guidance_scale == 1)
-    ):
+def describe_work(work: Work) -> str:
+    """Calls, rows and encodings of all engines in words."""
+    return (
+        f"{work.unet_rows} UNet rows in {work.unet_calls} calls, {work.slot_fill:.1%} of the slots "
+        f"filled, {work.vae_encodes} VAE and {work.text_encodes} text encodes"
+    )
+
+
+def _warn_of_unused(run: Run) -> None:
+    """Says if the negative prompt has no effect."""
+    generator = run.generator
+    guided = run.sampling.guidance_scale != 1 and not generator.distilled
+    if run.recipe.prompts.negative and not generator.plain and not guided:
         why = (
-            f"{run.generator.family} has its guidance built in"
-            if run.generator.distilled
+            f"{generator.family} has its guidance built in"
+            if generator.distilled
             else "spectrum.guidance_scale is 1"
         )
-        say(f"generate: prompts.negative has no effect, for {why}")
+        say(f"generate: prompts.negative has no effect, because {why}")
 
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM, which schedulers send some time before they kill, becomes a KeyboardInterrupt; in the main thread only, as Python has it."""
+    """Turns SIGTERM into a KeyboardInterrupt; schedulers send it some time before they kill.
+
+    Only the main thread handles signals, so it does nothing in others.
+    """
 
     def end(*_: object) -> None:
         raise KeyboardInterrupt
@@ -91,18 +97,12 @@ def ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
-def _open_workers(
-    run: Run, requests: Sequence[Request], ray: str | None
-) -> InProcessWorker | LocalWorkerPool | RayWorkerPool:
-    """Who makes them: this process, several of this machine, or a cluster."""
-    from .workers import local as local_workers
-    from .workers import ray as ray_workers  # which make workers with what this module has
+def open_workers(run: Run, requests: Sequence[Request], ray: str | None = None) -> Workers:
+    """Returns a Ray cluster's workers, this machine's, or this process if one device is enough.
 
+    There are never more workers on this machine than sources in `requests`.
+    """
     if ray:
-        return ray_workers.RayWorkerPool(run, ray)
-    places = local_workers.devices(run)[: len({request.source_id for request in requests})]
-    return (
-        local_workers.LocalWorkerPool(run, places)
-        if len(places) > 1
-        else local_workers.InProcessWorker(run)
-    )
+        return RayWorkerPool(run, ray)
+    devices = list_devices(run)[: len({request.source_id for request in requests})]
+    return LocalWorkerPool(run, devices) if len(devices) > 1 else InProcessWorker(run)

@@ -1,216 +1,147 @@
 """One process per device of this machine.
 
-A worker process speaks in lines of JSON: it reads on its standard input what run it works for, then asks on its standard output for
-requests (`take`) and tells what it denoised (`advance`), each answered by one line. It is started again where it is killed, and goes
-at once where the process that feeds it is gone.
+A worker process asks questions over a pipe of `multiprocessing`, and one thread of the command
+answers them. A worker that is killed is started again. A worker ends when the command is gone.
 """
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from queue import SimpleQueue
-from types import TracebackType
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from types import ModuleType, TracebackType
 from typing import Any
 
 import torch
 
-from ... import errors
 from ...errors import DisclError, RunError
-from ...recipe import validate
 from ...run_folder.run import Run
 from ...spectrum.plan import Request
-from ...spectrum.stats import Work
 from ...utils.console import console, say
-from ..engine import Sources, make_worker
+from .base import GRACE, PAUSE, Assignment, WorkerPool, make_pieces
 from .dispatcher import Dispatcher
 
-PAUSE = 0.2
-"""Seconds between two questions of a worker for which there is no work now."""
-DEATHS = 3
-"""How often workers may be killed one after the other, without an image written in between, before it is given up."""
-GRACE = 120.0
-"""Seconds in which a worker that was told to stop writes what it has finished."""
+SPAWN = multiprocessing.get_context("spawn")
+SAFE_PATH = "PYTHONSAFEPATH"
+ADVICE = (
+    "Their own messages are above. Signal 9 mostly means that memory is full: lower runtime.slots "
+    "or runtime.processes."
+)
 
 
-class Stopped(Exception):
-    """A worker was told to go."""
+def list_devices(run: Run) -> list[str]:
+    """Devices of this machine's workers, one for each.
 
-
-@dataclass
-class Losses:
-    """Workers that died one after the other, without an image written in between.
-
-    What was denoised does not count: a worker that is killed again and again before it writes would be started again for ever.
+    `runtime.processes` sets their number. By default there is one for every visible GPU, or one on
+    the CPU.
     """
-
-    in_a_row: int = 0
-    written: int = -1
-
-    def count(self, written: int) -> bool:
-        """One more, when so many images are written; whether to give up."""
-        self.in_a_row = 1 if written > self.written else self.in_a_row + 1
-        self.written = max(written, self.written)
-        return self.in_a_row >= DEATHS
-
-
-def devices(run: Run) -> list[str]:
-    """Where this machine generates, one worker each: `runtime.processes` of them, by default every visible GPU, else one place."""
-    asked, device = run.recipe.runtime, str(run.device)
+    runtime, device = run.recipe.runtime, str(run.device)
     visible = (
         [f"cuda:{number}" for number in range(torch.cuda.device_count())]
         if device == "cuda"
         else [device]
     )
-    count = asked.processes or len(visible)
+    count = runtime.processes or len(visible)
     return [visible[number % len(visible)] for number in range(count)]
 
 
-def work(
-    run: Run, ahead: int, take: Callable[[bool], list[Request] | None], advance: Callable[[], bool]
-) -> dict[str, int]:
-    """What a worker does: takes requests until it gets None, and makes them; returns what its engine counted.
+@contextmanager
+def _clean_start() -> Iterator[None]:
+    """Processes started inside import neither the calling script nor modules beside the data.
 
-    `take` is told whether the worker has written all that it had, `advance` says after each image whether to go on. It takes
-    about `ahead` requests more than its slots hold, for the end comes for all workers at once where none has much in store.
+    So a script needs no `if __name__ == "__main__"`, and Python looks for modules only where the
+    command does.
     """
-    worker, sources = make_worker(run), Sources(run, ())
-    worker.look_ahead(ahead)
+    main, safe = sys.modules["__main__"], os.environ.get(SAFE_PATH)
+    sys.modules["__main__"], os.environ[SAFE_PATH] = ModuleType("__main__"), "1"
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        del os.environ[SAFE_PATH]
+        if safe is not None:
+            os.environ[SAFE_PATH] = safe
 
-    def stream(piece: list[Request] | None) -> Iterator[Request]:
-        while piece:
-            sources.expect(piece)
-            yield from piece
-            piece = take(False)
 
-    def finished(_: Request) -> None:
-        if not advance():
-            raise Stopped
+def run_worker(connection: Connection) -> None:
+    """A worker process: makes pieces of a plan until there is nothing left.
 
-    while (piece := take(True)) is not None:
-        if not piece:
-            time.sleep(PAUSE)
-            continue
+    Its questions are `("begin",)`, `("take", bool)` and `("advance",)`; it ends with
+    `("work", Work)` or `("error", DisclError)`. Each gets one answer.
+    """
+    for each in (signal.SIGINT, signal.SIGTERM):  # the command gets them too, and stops it
+        signal.signal(each, signal.SIG_IGN)
+    os.dup2(2, 1)  # standard output is the command's, whatever libraries print
+    threading.Thread(target=_end_with_command, name="parent", daemon=True).start()
+
+    def ask(*question: Any) -> Any:
         try:
-            worker.make(stream(piece), sources, sources.sizes, finished)
-        except Stopped:
-            break
-    return asdict(worker.engine.work)
+            connection.send(question)
+            return connection.recv()
+        except (EOFError, OSError):
+            os._exit(1)  # the command is gone
+
+    assignment = ask("begin")
+    console.quiet = assignment.quiet
+    try:
+        work = make_pieces(
+            assignment.open(),
+            assignment.ahead,
+            lambda written: ask("take", written),
+            lambda: bool(ask("advance")),
+        )
+    except DisclError as error:
+        ask("error", error)
+    else:
+        ask("work", work)
 
 
-def describe(run: Run, device: str, threads: int | None, ahead: int) -> dict[str, Any]:
-    """What another process needs in order to work for a run, as plain values; `open_described` reads it."""
-    runtime = run.recipe.runtime.model_copy(
-        update={"device": device, "threads": threads, "processes": 1}
-    )
-    recipe = run.recipe.model_copy(update={"runtime": runtime}).plain()
-    borrowed = {name: str(path.absolute()) for name, path in run.overrides.items()}
-    return {
-        "recipe": recipe,
-        "folder": str(run.folder.absolute()),
-        "borrowed": borrowed,
-        "cwd": str(Path.cwd()),
-        "ahead": ahead,
-    }
+def _end_with_command() -> None:
+    """Ends this process when the command is gone, even if killed.
+
+    Nothing is written after that, because the next command makes what is not written by then.
+    """
+    if (command := multiprocessing.parent_process()) is not None:
+        command.join()
+        os._exit(1)
 
 
-def open_described(told: Mapping[str, Any]) -> Run:
-    """The run that `describe` was given."""
-    with suppress(OSError):  # a machine that lacks it will say which of the recipe's paths it lacks
-        os.chdir(told["cwd"])
-    run = Run(
-        validate(told["recipe"]),
-        Path(told["folder"]),
-        {name: Path(path) for name, path in told["borrowed"].items()},
-    )
-    if run.recipe.runtime.threads:
-        torch.set_num_threads(run.recipe.runtime.threads)
-    return run
+@dataclass
+class _Process:
+    """A worker process; `life` counts how often that of its device was started before."""
 
-
-class InProcessWorker:
-    """This process generates itself."""
-
-    def __init__(self, run: Run) -> None:
-        self.run, self.worker = run, make_worker(run)
-
-    def make(self, requests: Sequence[Request], advance: Callable[[int], None]) -> None:
-        """Makes the requests and returns when all are written; `advance` is told of each that is denoised."""
-        sources = Sources(self.run, requests)
-        self.worker.make(requests, sources, sources.sizes, lambda request: advance(1))
+    index: int
+    life: int
+    process: SpawnProcess
+    connection: Connection
 
     @property
-    def done(self) -> Work:
-        return self.worker.engine.work
-
-    def __enter__(self) -> InProcessWorker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+    def name(self) -> str:
+        return f"{self.index}.{self.life}"
 
 
-class LocalWorkerPool:
-    """Worker processes on this machine, one per device; used as a context, at whose end they go."""
+class LocalWorkerPool(WorkerPool):
+    """Worker processes on this machine, one per device."""
 
-    command: tuple[str, ...] = (sys.executable, "-P", "-m", "discl.stages.workers.local")
+    target = staticmethod(run_worker)
 
-    def __init__(self, run: Run, places: Sequence[str]) -> None:
-        self.run, self.places = run, places
-        self.dispatcher, self.changed = Dispatcher(len(places)), threading.Condition()
+    def __init__(self, run: Run, devices: Sequence[str]) -> None:
+        super().__init__(run, Dispatcher(len(devices)))
+        self.devices, self.ahead = devices, 0
         self.error: BaseException | None = None
-        self.losses = Losses()
-        self.processes: dict[str, subprocess.Popen[str]] = {}
-        self.counted: list[dict[str, int]] = []
-        self.ahead = 0
-        self.threads: list[threading.Thread] = []
-
-    def make(self, requests: Sequence[Request], advance: Callable[[int], None]) -> None:
-        """Makes the requests and returns when all are written; `advance` is told how many are denoised.
-
-        Raises what a worker told of, and what went wrong while one was attended.
-        """
-        with self.changed:
-            before, _ = self.dispatcher.progress()
-            self.dispatcher.plan(requests)
-        if not self.threads:
-            self.ahead = self.dispatcher.even(len(requests))
-            self.threads = [
-                threading.Thread(target=self._attend, args=(number,), daemon=True)
-                for number in range(len(self.places))
-            ]
-            for thread in self.threads:
-                thread.start()
-        told = 0
-        while True:
-            with self.changed:
-                self.changed.wait(PAUSE)
-                denoised, written = self.dispatcher.progress()
-                error = self.error
-            count = min(denoised - before, len(requests))
-            advance(count - told)
-            told = count
-            if error is not None:
-                raise error
-            if written:
-                return
-
-    @property
-    def done(self) -> Work:
-        """What the engines counted, all together; known when the workers have gone."""
-        return Work(**{name: sum(each[name] for each in self.counted) for name in asdict(Work())})
+        self.changed = threading.Event()
+        self.running: dict[Connection, _Process] = {}
+        self.server = threading.Thread(target=self._serve, name="workers", daemon=True)
 
     def __enter__(self) -> LocalWorkerPool:
-        say(f"generate: {len(self.places)} processes, on {', '.join(dict.fromkeys(self.places))}")
+        say(f"generate: {len(self.devices)} processes, on {', '.join(dict.fromkeys(self.devices))}")
         return self
 
     def __exit__(
@@ -219,169 +150,117 @@ class LocalWorkerPool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self.changed:
+        self.dispatcher.stop()
+        known = self.dispatcher.known()
+        try:
+            if kind is not None:  # do not wait for those that are still loading
+                self._kill(lambda worker: worker.name not in known)
+            if self.started:
+                self.server.join(GRACE)
+        finally:
+            self._kill(lambda worker: True)
+
+    def _kill(self, chosen: Callable[[_Process], bool]) -> None:
+        for worker in filter(chosen, list(self.running.values())):
+            worker.process.kill()
+
+    def _start(self, requests: Sequence[Request]) -> None:
+        self.ahead = self.dispatcher.even(len(requests))
+        self.server.start()
+
+    def _watch(self) -> None:
+        self.changed.wait(PAUSE)
+        self.changed.clear()
+        if self.error is not None:
+            raise self.error
+
+    def _serve(self) -> None:
+        """Starts a worker per device and answers them all until the last one has ended.
+
+        It has a thread, so that Ctrl-C interrupts the command and never half a message.
+        """
+        for index in range(len(self.devices)):
+            with self._errors_kept():
+                self._start_process(index)
+        while self.running:
+            for connection in wait(list(self.running)):
+                with self._errors_kept():
+                    self._attend(self.running[connection])  # type: ignore[index]
+
+    @contextmanager
+    def _errors_kept(self) -> Iterator[None]:
+        """Keeps an error for `make` to raise, and stops all workers."""
+        try:
+            yield
+        except BaseException as error:
+            self.error = self.error or error
             self.dispatcher.stop()
-            loading = [
-                process
-                for name, process in self.processes.items()
-                if name not in self.dispatcher.known()
-            ]
-        if kind is not None:
-            for process in loading:
-                process.kill()
-        deadline = time.monotonic() + GRACE
-        for thread in self.threads:
-            thread.join(max(deadline - time.monotonic(), 0))
-        for process in self.processes.values():
-            process.kill()
+            self.changed.set()
 
-    def _attend(self, number: int) -> None:
-        """Serves the worker of a device, and starts it again where it is killed; what goes wrong is raised by `make`."""
+    def _start_process(self, index: int, life: int = 0) -> None:
+        if self.dispatcher.stopped:
+            return
+        ours, theirs = SPAWN.Pipe()
+        process = SPAWN.Process(target=self.target, args=(theirs,), name=f"worker {index}")
         try:
-            for life in range(10**6):
-                name = f"{number}.{life}"
-                process = self._start(number, name)
-                told = self._serve(name, process)
-                code = process.wait()
-                if told is not None:
-                    raise told
-                if self.dispatcher.stopped:
-                    return
-                self._count_loss(name, self.places[number], code)
-        except BaseException as error:  # `make` would wait for ever for a thread that dies
-            with self.changed:
-                self.error = self.error or error
-                self.dispatcher.stop()
-                self.changed.notify_all()
-
-    def _start(self, number: int, name: str) -> subprocess.Popen[str]:
-        asked = self.run.recipe.runtime.threads
-        threads = asked or (
-            max(torch.get_num_threads() // len(self.places), 1)
-            if self.places[number] == "cpu"
-            else None
-        )
-        package = str(Path(errors.__file__).parents[1])
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
-        }
-        try:
-            process = subprocess.Popen(
-                self.command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=environment,
-            )
+            with _clean_start():
+                process.start()
         except OSError as error:
             raise RunError(
-                f"a worker process on {self.places[number]} cannot be started: {error}. What was finished is intact; mend the cause, "
-                "or lower runtime.processes, and run the same command again."
+                f"a worker process on {self.devices[index]} cannot be started: {error}. Finished "
+                "images are kept. Fix the cause or lower runtime.processes, then run the same "
+                "command again."
             ) from error
-        with self.changed:
-            self.processes[name] = process
-        self._answer(
-            process,
-            {**describe(self.run, self.places[number], threads, self.ahead), "quiet": number > 0},
-        )
-        return process
+        finally:
+            theirs.close()  # so that `ours` ends when the process does
+        self.running[ours] = _Process(index, life, process, ours)
 
-    def _serve(self, name: str, process: subprocess.Popen[str]) -> DisclError | None:
-        """Answers a worker until it goes; returns the error that it told of, if any."""
-        told: DisclError | None = None
-        for line in _whole(process.stdout or ()):
-            question = json.loads(line)
-            with self.changed:
-                if "take" in question:
-                    piece = self.dispatcher.take(name, question["take"])
-                    answer: Any = None if piece is None else [asdict(request) for request in piece]
-                elif "advance" in question:
-                    answer = self.dispatcher.advance(question["advance"])
-                elif "done" in question:
-                    self.counted.append(question["done"])
-                    answer = None
-                else:
-                    told = getattr(errors, question["error"], RunError)(question["told"])
-                    self.dispatcher.stop()
-                    answer = None
-                self.changed.notify_all()
-            self._answer(process, answer)
-        return told
+    def _attend(self, worker: _Process) -> None:
+        """Answers one message of a worker, or notices that it has ended."""
+        try:
+            message = worker.connection.recv()
+        except (EOFError, OSError):
+            self._ended(worker)
+            return
+        try:
+            answer = self._answer(worker, *message)
+        except BaseException:
+            worker.process.kill()
+            raise
+        with suppress(OSError):  # it has ended meanwhile, which the next call notices
+            worker.connection.send(answer)
 
-    @staticmethod
-    def _answer(process: subprocess.Popen[str], answer: Any) -> None:
-        with suppress(OSError):  # it was killed meanwhile, as its attendant will find
-            if process.stdin is not None:
-                process.stdin.write(json.dumps(answer) + "\n")
-                process.stdin.flush()
+    def _answer(self, worker: _Process, kind: str, *values: Any) -> Any:
+        match kind:
+            case "begin":
+                return self._assignment(worker.index)
+            case "take":
+                return self.dispatcher.take(worker.name, *values)
+            case "advance":
+                self.changed.set()
+                return self.dispatcher.advance(*values)
+            case "work":
+                self.counted.append(*values)
+            case "error":
+                raise values[0]
+            case _:
+                raise ValueError(f"a worker process sent '{kind}', which is no message of it")
+        return None
 
-    def _count_loss(self, name: str, place: str, code: int) -> None:
-        written = self.run.spectrum.ids()
-        with self.changed:
-            lost = self.dispatcher.lost(name, written)
-            hopeless = self.losses.count(len(written))
-        how = f"signal {-code}" if code < 0 else f"status {code}"
-        if hopeless:
-            raise RunError(
-                f"worker processes on {place} end with {how} before they write an image, {DEATHS} in a row; what they told stands above. "
-                "Signal 9 mostly means that the memory is full: lower runtime.slots or runtime.processes."
-            )
-        say(
-            f"generate: the worker on {place} ended with {how}; the {lost} images that it had not written are made by another"
-        )
+    def _ended(self, worker: _Process) -> None:
+        del self.running[worker.connection]
+        worker.connection.close()
+        worker.process.join()
+        code = worker.process.exitcode or 0
+        if not self.dispatcher.stopped:
+            how = f"signal {-code}" if code < 0 else f"status {code}"
+            device = self.devices[worker.index]
+            self._count_loss(worker.name, f"the worker on {device} ended with {how}", ADVICE)
+            self._start_process(worker.index, worker.life + 1)
+        self.changed.set()
 
-
-def _whole(lines: Iterable[str]) -> Iterator[str]:
-    """The lines, but not the half that is left of one whose writer was killed."""
-    return (line for line in lines if line.endswith("\n"))
-
-
-def _listen(lines: Iterable[str], answers: SimpleQueue[str]) -> None:
-    """Hands on what the process says that started this one; when that one is gone, even killed, this one ends at once.
-
-    It writes nothing any more, for a command that is run again makes what is not written by then.
-    """
-    try:
-        for line in _whole(lines):
-            answers.put(line)
-    finally:
-        os._exit(1)
-
-
-def main() -> None:
-    """A worker process."""
-    for each in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # whoever started it has got it too, and tells it to stop
-        signal.signal(each, signal.SIG_IGN)
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    answers: SimpleQueue[str] = SimpleQueue()
-    threading.Thread(
-        target=_listen, args=(os.fdopen(os.dup(0)), answers), name="listen", daemon=True
-    ).start()
-
-    def ask(**question: Any) -> Any:
-        channel.write(json.dumps(question) + "\n")
-        channel.flush()
-        return json.loads(answers.get())
-
-    def take(idle: bool) -> list[Request] | None:
-        answer = ask(take=idle)
-        return None if answer is None else [Request(**request) for request in answer]
-
-    told = json.loads(answers.get())
-    console.quiet = told["quiet"]
-    try:
-        done = work(open_described(told), told["ahead"], take, lambda: bool(ask(advance=1)))
-        ask(done=done)
-    except DisclError as error:
-        ask(error=type(error).__name__, told=str(error))
-    except BrokenPipeError:
-        os._exit(1)  # nobody is there any more
-
-
-if __name__ == "__main__":
-    main()
+    def _assignment(self, index: int) -> Assignment:
+        threads = self.run.recipe.runtime.threads
+        if threads is None and self.devices[index] == "cpu":
+            threads = max(torch.get_num_threads() // len(self.devices), 1)
+        return Assignment.of(self.run, self.devices[index], threads, self.ahead, quiet=index > 0)

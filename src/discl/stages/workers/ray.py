@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from ...errors import DisclError, RunError
 from ...run_folder.run import Run
@@ -17,84 +18,113 @@ from ...spectrum.plan import Request
 from ...spectrum.stats import Work
 from ...utils.atomic import writing
 from ...utils.console import console, say
+from .base import GRACE, PAUSE, Assignment, WorkerPool, make_pieces
 from .dispatcher import Dispatcher
-from .local import DEATHS, GRACE, PAUSE, Losses, Stopped, describe, open_described, work
 
 ANY = "auto"
-"""The address for: the cluster that `RAY_ADDRESS` names or that runs on this machine, else one that is started for the time being."""
+"""The address of the cluster in `RAY_ADDRESS` or on this machine; one is started if there is none.
+"""
 TABLES = ("data.parquet", "hard.parquet")
-"""What a worker reads of the run folder, sent along for machines that do not see it."""
+"""What a worker reads of the run folder; sent along for machines that do not see it."""
 AT_ONCE = 20_000
 """Requests in one message."""
 
 
-class RayWorkerPool:
-    """Workers on a Ray cluster, one per GPU, or, where there is none, one per CPU; used as a context, at whose end they go.
+class RemoteDispatcher:
+    """A dispatcher in a process of the cluster, with the methods of `Dispatcher`."""
 
-    `runtime.processes` asks for another number. Raises RunError where Ray is not installed or no cluster answers.
+    def __init__(self, ray: Any, actor: Any) -> None:
+        self.ray, self.actor = ray, actor
+
+    def __getattr__(self, method: str) -> Any:
+        return partial(self._call, method)
+
+    def _call(self, method: str, *values: Any) -> Any:
+        return self.ray.get(getattr(self.actor, method).remote(*values))
+
+    def plan(self, requests: Sequence[Request]) -> None:
+        """As `Dispatcher.plan`, in messages of bounded size."""
+        for first in range(0, len(requests), AT_ONCE):
+            self._call("plan", requests[first : first + AT_ONCE])
+
+
+@dataclass(frozen=True)
+class RayAssignment(Assignment):
+    """An assignment for a machine that may not see the run folder.
+
+    - `tables`: the content of `TABLES`, by name.
+    - `store`: the address of the images if they are not in the run folder.
+    - `node`: the machine of the command.
+    """
+
+    tables: dict[str, bytes] = field(default_factory=dict)
+    store: str | None = None
+    node: str = ""
+
+    @contextmanager
+    def opened(self, node: str) -> Iterator[Run]:
+        """Opens the run on a machine; where it does not see the folder, with the tables sent along.
+
+        Raises RunError where that machine could not store images.
+        """
+        if node == self.node or self._sees_folder():
+            yield self.open()
+            return
+        if self.store is None or "://" not in self.store:
+            raise RunError(
+                f"machine {os.uname().nodename} does not see the run folder {self.folder}, so it "
+                "cannot store images there. Put the folder where all machines see it, or set "
+                "runtime.store to an address that all reach, such as s3://bucket/birds."
+            )
+        with tempfile.TemporaryDirectory(prefix="discl-") as folder:
+            paths = {name: Path(folder) / name for name in self.tables}
+            for name, path in paths.items():
+                with writing(path):
+                    path.write_bytes(self.tables[name])
+            overrides = {name: str(path) for name, path in paths.items()}
+            yield replace(self, overrides={**self.overrides, **overrides}).open()
+
+    def _sees_folder(self) -> bool:
+        try:
+            return all(
+                (Path(self.folder) / name).read_bytes() == content
+                for name, content in self.tables.items()
+                if name not in self.overrides
+            )
+        except OSError:
+            return False
+
+
+class RayWorkerPool(WorkerPool):
+    """Workers on a Ray cluster: one per GPU, or one per CPU if there is no GPU.
+
+    `runtime.processes` sets another number. Raises RunError where Ray is not installed or no
+    cluster answers.
     """
 
     def __init__(self, run: Run, address: str = ANY) -> None:
-        self.run, self.ray = run, _import_ray()
-        self.ours = not self.ray.is_initialized()
-        if self.ours:
+        self.ray = _import_ray()
+        self.started_cluster = not self.ray.is_initialized()
+        if self.started_cluster:
             _join(self.ray, address)
-        resources = self.ray.cluster_resources()
-        device = run.recipe.runtime.device
-        gpus = 0 if device in {"cpu", "mps"} else int(resources.get("GPU", 0))
-        threads = run.recipe.runtime.threads or 1
-        self.count = (
-            run.recipe.runtime.processes or gpus or max(int(resources.get("CPU", 1)) // threads, 1)
-        )
+        resources, runtime = self.ray.cluster_resources(), run.recipe.runtime
+        gpus = 0 if runtime.device in {"cpu", "mps"} else int(resources.get("GPU", 0))
+        threads = runtime.threads or 1
+        self.count = runtime.processes or gpus or max(int(resources.get("CPU", 1)) // threads, 1)
         self.needs: dict[str, Any] = (
             {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_gpus": 0, "num_cpus": threads}
         )
-        self.place = "cuda" if gpus else "cpu"
+        self.device = "cuda" if gpus else "cpu"
         self.threads = None if gpus else threads
-        self.told: Any = None
         here = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             _node(self.ray), soft=False
         )
-        self.desk = (
-            self.ray.remote(Dispatcher)
-            .options(num_cpus=0, scheduling_strategy=here)
-            .remote(self.count)
-        )
+        options = {"num_cpus": 0, "scheduling_strategy": here}
+        self.actor = self.ray.remote(Dispatcher).options(**options).remote(self.count)
+        super().__init__(run, cast(Dispatcher, RemoteDispatcher(self.ray, self.actor)))
+        self.assignment: Any = None
         self.running: dict[Any, tuple[str, Any]] = {}
-        self.counted: list[dict[str, int]] = []
-        self.started, self.losses = 0, Losses()
-
-    def make(self, requests: Sequence[Request], advance: Callable[[int], None]) -> None:
-        """Makes the requests and returns when all are written; `advance` is told how many are denoised."""
-        before, _ = self.ray.get(self.desk.progress.remote())
-        for first in range(0, len(requests), AT_ONCE):
-            self.ray.get(self.desk.plan.remote(requests[first : first + AT_ONCE]))
-        if self.told is None:
-            self.told = self.ray.put(self._described(len(requests)))
-            for _ in range(min(self.count, len({request.source_id for request in requests}))):
-                self._start()
-        counted, written = 0, False
-        while not written:
-            self._look_after()
-            denoised, written = self.ray.get(self.desk.progress.remote())
-            count = min(denoised - before, len(requests))
-            advance(count - counted)
-            counted = count
-
-    def _described(self, planned: int) -> dict[str, Any]:
-        tables = {name: self.run.path(name).read_bytes() for name in TABLES}
-        told = describe(self.run, self.place, self.threads, Dispatcher(self.count).even(planned))
-        return {
-            **told,
-            "tables": tables,
-            "store": self.run.recipe.runtime.store,
-            "node": _node(self.ray),
-        }
-
-    @property
-    def done(self) -> Work:
-        """What the engines counted, all together; known when the workers have gone."""
-        return Work(**{name: sum(each[name] for each in self.counted) for name in asdict(Work())})
+        self.actors = 0
 
     def __enter__(self) -> RayWorkerPool:
         nodes = sum(1 for node in self.ray.nodes() if node["Alive"])
@@ -108,42 +138,48 @@ class RayWorkerPool:
         trace: TracebackType | None,
     ) -> None:
         try:
-            self.ray.get(self.desk.stop.remote())
-            known = self.ray.get(self.desk.known.remote())
+            self.dispatcher.stop()
+            known = self.dispatcher.known()
             ending = [reference for reference, (name, _) in self.running.items() if name in known]
-            ended, _ = (
-                self.ray.wait(ending, num_returns=len(ending), timeout=GRACE)
-                if ending
-                else ([], [])
-            )
-            for reference in ended:
-                self.counted += [
-                    each["done"] for each in self._results(reference) if "done" in each
-                ]
+            if ending:
+                ended, _ = self.ray.wait(ending, num_returns=len(ending), timeout=GRACE)
+                self.counted += [work for each in ended if (work := self._result(each)) is not None]
             for _, actor in self.running.values():
                 self.ray.kill(actor)
-            self.ray.kill(self.desk)
+            self.ray.kill(self.actor)
         except self.ray.exceptions.RayError:
             if kind is None:
                 raise
         finally:
-            if self.ours:
+            if self.started_cluster:
                 self.ray.shutdown()
 
-    def _start(self) -> None:
-        name = f"worker {self.started}"
-        self.started += 1
+    def _start(self, requests: Sequence[Request]) -> None:
+        tables = {name: self.run.path(name).read_bytes() for name in TABLES}
+        assignment = RayAssignment.of(
+            self.run, self.device, self.threads, Dispatcher(self.count).even(len(requests)),
+            tables=tables, store=self.run.recipe.runtime.store, node=_node(self.ray),
+        )  # fmt: skip
+        self.assignment = self.ray.put(assignment)
+        for _ in range(min(self.count, len({request.source_id for request in requests}))):
+            self._start_actor()
+
+    def _start_actor(self) -> None:
+        name = f"worker {self.actors}"
+        self.actors += 1
         actor = self.ray.remote(RayWorker).options(**self.needs, max_restarts=0).remote()
-        self.running[actor.work.remote(name, self.desk, self.told)] = name, actor
+        self.running[actor.work.remote(name, self.actor, self.assignment)] = name, actor
 
-    def _results(self, reference: Any) -> list[dict[str, Any]]:
+    def _result(self, reference: Any) -> Work | None:
+        """The counters of a worker that has ended; None where an error ended it."""
         try:
-            return [self.ray.get(reference)]
+            result = self.ray.get(reference)
         except self.ray.exceptions.RayError:
-            return []
+            return None
+        return result if isinstance(result, Work) else None
 
-    def _look_after(self) -> None:
-        """Waits a moment; gives the work of a worker that died to others, and starts another one in its place."""
+    def _watch(self) -> None:
+        """Takes the results of workers that ended; starts another one for each that died."""
         ended, _ = self.ray.wait(list(self.running), timeout=PAUSE)
         for reference in ended:
             name, _ = self.running.pop(reference)
@@ -152,80 +188,33 @@ class RayWorkerPool:
             except self.ray.exceptions.RayTaskError:
                 raise  # a bug, with its own traceback
             except self.ray.exceptions.RayError as error:
-                self._count_loss(name, error)
-                self._start()
+                self._count_loss(name, f"{name} died", str(error))
+                self._start_actor()
                 continue
-            if "error" in result:
-                raise result["error"]
-            self.counted.append(result["done"])
-
-    def _count_loss(self, name: str, error: Exception) -> None:
-        held, written = self.ray.get(self.desk.held.remote(name)), self.run.spectrum.ids()
-        lost = self.ray.get(self.desk.lost.remote(name, held & written))
-        if self.losses.count(len(written)):
-            raise RunError(
-                f"Ray workers die before they write an image, {DEATHS} in a row: {error}"
-            ) from error
-        say(f"generate: {name} died; the {lost} images that it had not written are made by another")
+            if isinstance(result, DisclError):
+                raise result
+            self.counted.append(result)
 
 
 class RayWorker:
     """One device of the cluster."""
 
-    def work(self, name: str, desk: Any, told: Mapping[str, Any]) -> dict[str, Any]:
-        """Works for the run until the desk has no more; returns what its engine counted, or the error that stopped it."""
+    def work(self, name: str, dispatcher: Any, assignment: RayAssignment) -> Work | DisclError:
+        """Works until nothing is left; returns the engine's counters or the error that ended it."""
         import ray
 
         console.quiet = True
+        remote = RemoteDispatcher(ray, dispatcher)
         try:
-            with _open(told, ray.get_runtime_context().get_node_id()) as run:
-                done = work(
+            with assignment.opened(ray.get_runtime_context().get_node_id()) as run:
+                return make_pieces(
                     run,
-                    told["ahead"],
-                    lambda idle: ray.get(desk.take.remote(name, idle)),
-                    lambda: bool(ray.get(desk.advance.remote())),
+                    assignment.ahead,
+                    lambda written: remote.take(name, written),
+                    lambda: bool(remote.advance()),
                 )
         except DisclError as error:
-            return {"error": error}
-        except Stopped:
-            return {"done": asdict(Work())}
-        return {"done": done}
-
-
-@contextmanager
-def _open(told: Mapping[str, Any], node: str) -> Iterator[Run]:
-    """The run, with the tables that were sent along where this machine does not see its folder; they go at the end."""
-    folder, shared = Path(told["folder"]), True
-    if node != told["node"]:
-        try:
-            shared = all(
-                (folder / name).read_bytes() == content
-                for name, content in told["tables"].items()
-                if name not in told["borrowed"]
-            )
-        except OSError:
-            shared = False
-    if not shared and (told["store"] is None or "://" not in told["store"]):
-        raise RunError(
-            f"machine {os.uname().nodename} does not see the run folder {folder}, so it has no place for images; put the folder where all "
-            "machines see it, or set runtime.store to a place that all reach, such as s3://bucket/birds."
-        )
-    if shared:
-        yield open_described(told)
-        return
-    with tempfile.TemporaryDirectory(prefix="discl-") as lent:
-        for name, content in told["tables"].items():
-            with writing(Path(lent) / name):
-                (Path(lent) / name).write_bytes(content)
-        yield open_described(
-            {
-                **told,
-                "borrowed": {
-                    **told["borrowed"],
-                    **{name: str(Path(lent) / name) for name in told["tables"]},
-                },
-            }
-        )
+            return error
 
 
 def _import_ray() -> Any:
@@ -241,12 +230,15 @@ def _import_ray() -> Any:
 def _join(ray: Any, address: str) -> None:
     try:
         ray.init(
-            address=None if address == ANY else address, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
-        )  # fmt: skip
+            address=None if address == ANY else address,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RunError(
-            f"no Ray cluster answers at '{address}': {error} Start one with `ray start --head`, or leave the address out to use this "
-            "machine alone."
+            f"no Ray cluster answers at '{address}': {error} Start one with `ray start --head`, or "
+            "give no address to use this machine alone."
         ) from error
 
 
