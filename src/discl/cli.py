@@ -229,11 +229,12 @@ def hard(
     Example: `discl hard mine.yaml`
     """
     from .pipeline import run_until
+    from .run_folder import paths
     from .stages.hard import describe_hard
     from .utils.console import say
 
     opened = _open(recipe, set_, out, amend, "hard", allow_plugins)
-    known = opened.path("hard.parquet").exists()  # what is found now is told when it is found
+    known = opened.path(paths.HARD).exists()  # what is found now is told when it is found
     path = run_until(opened, "hard")
     if known:
         say(describe_hard(opened))
@@ -357,12 +358,13 @@ def generate(
     · on a cluster `discl generate mine.yaml --ray 10.0.0.1:6379`
     """
     from .pipeline import generate as generate_images
+    from .run_folder import paths
     from .spectrum.plan import WHOLE, parse_share
 
     share = WHOLE if shard is None else parse_share(shard)
     opened = _open(recipe, set_, out, amend, "generate", allow_plugins)
     generate_images(opened, share, ray)
-    _echo(opened.location("spectrum"))
+    _echo(opened.location(paths.SPECTRUM))
 
 
 @app.command("filter")

@@ -18,6 +18,7 @@ from .errors import DisclError, RunError
 from .escaping import one_line
 from .recipe import Recipe, check_own_pieces, load_recipe
 from .report import write_comparison, write_report, write_survey
+from .run_folder import paths
 from .run_folder.open import open_run
 from .run_folder.run import Run
 from .spectrum.plan import WHOLE, Share
@@ -42,7 +43,7 @@ def report(run: Run) -> Path:
     """Writes the whole story of the run as one self-contained page, `report.html`."""
     making = describe_making(run.recipe, run.generator, run.size)
     return write_report(
-        run.folder, run.tables["train"], run.groups, making, run.location("spectrum")
+        run.folder, run.tables["train"], run.groups, making, run.location(paths.SPECTRUM)
     )
 
 
@@ -201,7 +202,7 @@ def levels(run: Run, sources: int = 32, grid: Sequence[int] | None = None, seeds
     with _refusals("levels"):
         proposed = levels_stage.snippet(read_json(path, "proposal"))
         return write_survey(
-            path.parent, run.train, proposed, run.location(f"{levels_stage.FOLDER}/spectrum")
+            path.parent, run.train, proposed, run.location(f"{paths.LEVELS}/{paths.SPECTRUM}")
         )
 
 
@@ -221,7 +222,7 @@ def results_table(run: Run) -> str:
 
     A column that no row has is left out: many / medium / few, macro F1, the worst domain, the calibration error (ECE).
     """
-    results = read_json(run.path("results.json"))
+    results = read_json(run.path(paths.RESULTS))
     split = "test" if all("test" in splits for splits in results.values()) else "validation"
     offered = [(split, *column) for column in TABLE] + [
         (f"{split}-ood", *column) for column in OUT_OF_DISTRIBUTION

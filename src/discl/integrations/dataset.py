@@ -17,10 +17,11 @@ from torch.utils.data import Dataset
 from ..data import ImageTable, Unreadable, decode_image, read_tables, to_square, with_depth
 from ..errors import DataError, RunError, StoreError, TrainingError, unknown
 from ..recipe import load_recipe
+from ..run_folder import paths
 from ..run_folder.run import Run
 from ..stages.sample_pool import hard_rows, kept_images, make_pool
 
-NEEDED = ("recipe.yaml", "data.parquet", "hard.parquet", "filter.parquet")
+NEEDED = (paths.RECIPE, paths.DATA, paths.HARD, paths.FILTER)
 """Files of a run folder that has come as far as the filter."""
 
 
@@ -63,7 +64,7 @@ class SpectrumDataset(Dataset):
             raise RunError(
                 f"{folder} lacks {', '.join(lacking)}; make them with `discl filter RECIPE --out {folder}`."
             )
-        run = Run(load_recipe(folder / "recipe.yaml"), folder)
+        run = Run(load_recipe(folder / paths.RECIPE), folder)
         if split == "train":
             return cls(
                 run.train, kept_images(run), hard_rows(run), size, transform, evaluation_transform

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..checkpoint_checks import check_configuration, check_extent
 from ..errors import CheckpointError
+from ..run_folder import paths
 from ..utils.atomic import make_folder
 from ..utils.stored import (
     broken,
@@ -221,7 +222,7 @@ def save_classifier(
     make_folder(folder)
     write_config(config, folder)
     metadata = {"fingerprint": fingerprint} if fingerprint else None
-    save_tensors(model.state_dict(), folder / "model.safetensors", metadata)
+    save_tensors(model.state_dict(), folder / paths.WEIGHTS, metadata)
     model.train(training)
 
 
@@ -230,12 +231,12 @@ def write_config(config: ClassifierConfig, folder: Path) -> None:
     plain = asdict(config)
     if config.depth is None:
         del plain["depth"]
-    write_text(folder / "config.json", json.dumps(plain, indent=2, ensure_ascii=False))
+    write_text(folder / paths.CONFIG, json.dumps(plain, indent=2, ensure_ascii=False))
 
 
 def read_config(folder: Path) -> ClassifierConfig:
     """What `write_config` wrote. Raises BrokenFileError where there is none that can be read."""
-    path = folder / "config.json"
+    path = folder / paths.CONFIG
     plain = read_json(path, "architecture", "class_names", advice=TRAINED_AGAIN)
     with reading(path, TRAINED_AGAIN):
         settings: dict[str, Any] = {
@@ -250,7 +251,7 @@ def check_classifier(folder: Path, config: ClassifierConfig, fingerprint: str = 
     Only the names and shapes of the tensors are read. With a `fingerprint`, weights that were saved
     with another one are refused; those that were saved without any are not compared.
     """
-    path = folder / "model.safetensors"
+    path = folder / paths.WEIGHTS
     found, metadata = read_header(path, TRAINED_AGAIN)
     with reading(path, TRAINED_AGAIN), torch.random.fork_rng(devices=[]), torch.device("meta"):
         wanted = {
@@ -276,7 +277,7 @@ def load_classifier(folder: Path) -> tuple[nn.Module, ClassifierConfig]:
         config = read_config(folder)
         _check_config(config)
         check_configuration(folder, config.backbone)
-        weights = "model.safetensors"
+        weights = paths.WEIGHTS
         check_extent(folder, asdict(config), lambda: build_classifier(config), weights)
         model = build_classifier(config)
         model.load_state_dict(read_tensors(folder / weights, TRAINED_AGAIN))

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from ..assets import RECIPES, shipped_recipes
 from ..checkpoints import local_path
 from ..errors import RecipeError, join_lines, shorten
+from ..run_folder import paths
 from ..utils.atomic import is_regular, path_exists
 from ..utils.yaml_text import RECIPE as LIMITS
 from ..utils.yaml_text import check_plain, parse_yaml, read_yaml
@@ -191,9 +192,9 @@ def _recipe_path(source: str | Path) -> Path:
         return path
     if not _is_path(source) and str(source) in shipped_recipes():
         return RECIPES / f"{source}.yaml"
-    if is_regular(path / "recipe.yaml"):
+    if is_regular(path / paths.RECIPE):
         raise RecipeError(
-            f"{path} is a run folder, and its recipe is {path / 'recipe.yaml'}; to go on there, add --out {path}."
+            f"{path} is a run folder, and its recipe is {path / paths.RECIPE}; to go on there, add --out {path}."
         )
     near = difflib.get_close_matches(path.stem[:200], shipped_recipes(), n=3)
     name = shorten(str(path), 300, quoted=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import RunError
 from ..evaluation.comparison import Entry, Interval, as_cells, mean_std
+from ..run_folder import paths
 from ..utils.atomic import whole
 from ..utils.stored import read_json, reading
 from .charts import Axis, nice_axis
@@ -51,7 +52,7 @@ class Column:
 
 def read_comparison(folder: Path) -> Comparison | None:
     """What `comparison.json` of a folder says, None where there is none."""
-    path = folder / "comparison.json"
+    path = folder / paths.COMPARISON_DATA
     if not path.is_file():
         return None
     keys = ("rows", "seeds", "baseline", "split", "notes")
@@ -133,8 +134,8 @@ def write_comparison(folder: Path, name: str) -> Path:
 
     found = read_comparison(folder)
     if found is None:
-        raise RunError(f"{folder} holds no comparison.json; run `discl compare` first.")
-    path = folder / "comparison.html"
+        raise RunError(f"{folder} holds no {paths.COMPARISON_DATA}; run `discl compare` first.")
+    path = folder / paths.COMPARISON_PAGE
     page = make_environment().get_template("comparison.html.j2")
     with whole(path) as unfinished:
         unfinished.write_text(page.render(name=name, **compare_values(found)), encoding="utf-8")

@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from ..data import ImageTable
+from ..run_folder import paths
 from ..utils.atomic import whole
 from . import charts, tables
 from . import text as words
@@ -36,11 +37,11 @@ def write_report(
     """
     folder = Path(folder)
     story = read_run(folder, train.class_names, groups, making)
-    path = folder / "report.html"
-    gallery = make_gallery(story, train, store or folder / "spectrum")
+    path = folder / paths.REPORT
+    gallery = make_gallery(story, train, store or folder / paths.SPECTRUM)
     compared = {
         "Several seeds": read_comparison(folder),
-        "Several seeds, every method tuned": read_comparison(folder / "tuned"),
+        "Several seeds, every method tuned": read_comparison(folder / paths.TUNED),
     }
     with whole(path) as unfinished:
         unfinished.write_text(

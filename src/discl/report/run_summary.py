@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..data.images import decode_image
+from ..run_folder import paths
 from ..spectrum.store import Shards
 from ..utils.stored import read_json, read_lines, read_recipe_tree, read_table
 
@@ -112,8 +113,8 @@ def read_run(
     making: Mapping[str, str],
 ) -> RunSummary:
     """The story of a run folder. Raises RunError that names the file which an unfinished run lacks."""
-    recipe = read_recipe_tree(folder / "recipe.yaml")
-    listed = read_table(folder / "data.parquet", ["split", "label"])
+    recipe = read_recipe_tree(folder / paths.RECIPE)
+    listed = read_table(folder / paths.DATA, ["split", "label"])
     labels, split_of = listed["label"].to_numpy(), np.asarray(listed["split"].to_pylist())
     counts = {
         str(split): np.bincount(labels[split_of == split], minlength=len(class_names))
@@ -122,23 +123,23 @@ def read_run(
     return RunSummary(
         name=folder.resolve().name,
         recipe=recipe,
-        environment=read_json(folder / "environment.json"),
+        environment=read_json(folder / paths.ENVIRONMENT),
         class_names=class_names,
         groups=groups,
         split_counts=counts,
-        hard=read_table(folder / "hard.parquet", ["id", "label"]).to_pylist(),
+        hard=read_table(folder / paths.HARD, ["id", "label"]).to_pylist(),
         plan=read_table(
-            folder / "plan.parquet",
+            folder / paths.PLAN,
             ["id", "source_id", "label", "level", "seed", "attempt", "prompt"],
         ),
         verdicts=read_table(
-            folder / "filter.parquet", ["id", "label", "level", "clip_similarity", "keep", "reason"]
+            folder / paths.FILTER, ["id", "label", "level", "clip_similarity", "keep", "reason"]
         ),
         histories={
-            name: read_lines(folder / "train" / name / "history.jsonl", "epoch")
+            name: read_lines(folder / paths.TRAIN / name / paths.HISTORY, "epoch")
             for name in recipe["methods"]
         },
-        results=read_json(folder / "results.json"),
+        results=read_json(folder / paths.RESULTS),
         making=making,
     )
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..data import ImageTable
+from ..run_folder import paths
 from ..utils.atomic import whole
 from ..utils.stored import read_json, read_table
 from .charts import Axis, nice_axis
@@ -64,15 +65,15 @@ class Surveyed:
 
     @cached_property
     def hard(self) -> list[dict[str, Any]]:
-        return read_table(self.folder / "hard.parquet", ["id", "label"]).to_pylist()
+        return read_table(self.folder / paths.HARD, ["id", "label"]).to_pylist()
 
     @cached_property
     def plan(self) -> pa.Table:
-        return read_table(self.folder / "plan.parquet")
+        return read_table(self.folder / paths.PLAN)
 
     @cached_property
     def verdicts(self) -> pa.Table:
-        return read_table(self.folder / "filter.parquet")
+        return read_table(self.folder / paths.FILTER)
 
 
 def write_survey(
@@ -83,12 +84,14 @@ def write_survey(
     `snippet` are the proposed lines of a recipe, `train` the real training images; the synthetic ones lie in `store`, by default
     `spectrum` in the folder.
     """
-    found = read_json(folder / "levels.json", "levels", "proposal", "real", "threshold")
+    found = read_json(folder / paths.LEVELS_DATA, "levels", "proposal", "real", "threshold")
     gallery = make_gallery(
-        Surveyed(folder, train.class_names, train.class_counts), train, store or folder / "spectrum"
+        Surveyed(folder, train.class_names, train.class_counts),
+        train,
+        store or folder / paths.SPECTRUM,
     )
     page = make_environment().get_template("survey.html.j2")
-    path = folder / "levels.html"
+    path = folder / paths.LEVELS_PAGE
     with whole(path) as unfinished:
         unfinished.write_text(
             page.render(

@@ -256,7 +256,7 @@ def commands(story: RunSummary) -> dict[str, str]:
     folder = story.name
     best = story.featured or story.baseline
     quoted = shlex.quote(folder)
-    again = f"discl run {shlex.quote(f'{folder}/recipe.yaml')} --out {quoted}"
+    again = f"discl run {shlex.quote(f'{folder}/{paths.RECIPE}')} --out {quoted}"
     found = {
         "run": again,
         "predict": f"discl predict {quoted} photos --method {shlex.quote(best)} --out predictions.csv",

@@ -10,6 +10,7 @@ from datasets import Image as ImageFeature
 from ..data.gate import CLOSED, first_foreign
 from ..errors import StoreError
 from ..spectrum.cache import mapped_rows
+from . import paths
 from .run import Run
 
 
@@ -20,11 +21,11 @@ def stored_images(run: Run, ids: Sequence[str]) -> Dataset:
     room for them. The shards are copied once into one Arrow file in the run folder's `cache/`, which may be deleted at any time; so are
     those of a store elsewhere, as they are. A row that is there twice is taken once.
     """
-    cache = run.path("cache")
-    files = run.spectrum.local_files(cache / "shards")
+    cache = run.path(paths.CACHE)
+    files = run.spectrum.local_files(cache / paths.CACHED_SHARDS)
     if not files:
         raise StoreError("the store holds no image yet; run `discl generate` first.")
-    run.spectrum.check_pictures(files, cache / "checked.json")
+    run.spectrum.check_pictures(files, cache / paths.CHECKED_SHARDS)
     stored = mapped_rows(files, cache, ids, run.spectrum.ids)
     place = {name: row for row, name in enumerate(stored.select_columns("id")[:]["id"])}
     lacking = sum(name not in place for name in ids)

@@ -25,6 +25,7 @@ from typing import Any
 from ..errors import RunError
 from ..utils.atomic import whole, why
 from ..utils.console import say
+from . import paths
 
 BEAT, PATIENCE, PAUSE = 5.0, 60.0, 0.5
 """Seconds between two signs of life; without one until an owner counts as dead; between two looks at a lock that is taken."""
@@ -54,7 +55,7 @@ def lock(
     It says for whom it waits, and whose lock it took over. What this thread holds already does not stand in its way. Raises
     RunError where the folder cannot be written to, and at the end where another process has taken this one for dead.
     """
-    path = _take(folder / "locks", what, clashes)
+    path = _take(folder / paths.LOCKS, what, clashes)
     _held().add(path.name)
     ended = threading.Event()
     beat = threading.Thread(target=_beat, args=(path, ended), name="lock", daemon=True)

@@ -16,6 +16,7 @@ from ..recipe import Recipe, load_recipe
 from ..utils.atomic import clear_unfinished
 from ..utils.console import say
 from ..utils.stored import AGAIN, read_json, read_recipe_tree, write_text
+from . import paths
 from .changes import changed_values, compare_trees, read_tree, with_defaults
 from .former import FOLDER, bring_back, former_recipe, set_aside
 from .locks import lock
@@ -84,7 +85,7 @@ def _changed_keys(recipe: Recipe, folder: Path, amend: bool) -> list[str] | None
 
     Raises RunError for what is no run folder and, without `amend`, for another recipe, unless it is the former one of an amendment.
     """
-    kept = folder / "recipe.yaml"
+    kept = folder / paths.RECIPE
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file; name a folder with --out.")
     if not kept.exists():
@@ -127,7 +128,7 @@ def _changed_keys(recipe: Recipe, folder: Path, amend: bool) -> list[str] | None
 
 def _is_ours(folder: Path) -> bool:
     """Whether a folder without a recipe that can be read has been a run's."""
-    return any((folder / name).exists() for name in ("environment.json", "data.parquet", "train"))
+    return any((folder / name).exists() for name in (paths.ENVIRONMENT, paths.DATA, paths.TRAIN))
 
 
 def _is_former(recipe: Recipe, folder: Path) -> bool:
@@ -138,7 +139,7 @@ def _is_former(recipe: Recipe, folder: Path) -> bool:
 
 def _take_over(recipe: Recipe, folder: Path, amend: bool) -> None:
     """Gives the folder this recipe; `open_run` says in which order and why."""
-    kept, former = folder / "recipe.yaml", former_recipe(folder / FOLDER)
+    kept, former = folder / paths.RECIPE, former_recipe(folder / FOLDER)
     if (
         former is not None
         and kept.exists()
@@ -162,7 +163,7 @@ def _take_over(recipe: Recipe, folder: Path, amend: bool) -> None:
 
 def _discard_stale(recipe: Recipe, folder: Path, changed: Sequence[str]) -> None:
     """Deletes the tables and pages that no longer fit the recipe."""
-    for name in ("results.json", "report.html"):
+    for name in (paths.RESULTS, paths.REPORT):
         if changed:
             (folder / name).unlink(missing_ok=True)
     stale = {key.split(".")[0] for key in changed}
@@ -176,10 +177,10 @@ def _discard_stale(recipe: Recipe, folder: Path, changed: Sequence[str]) -> None
 
 
 def _keep(recipe: Recipe, folder: Path) -> None:
-    kept, text = folder / "recipe.yaml", recipe.to_yaml()
+    kept, text = folder / paths.RECIPE, recipe.to_yaml()
     if not kept.is_file() or kept.read_bytes() != text.encode():
         write_text(kept, text)
-    told = folder / "environment.json"
+    told = folder / paths.ENVIRONMENT
     try:
         if told.exists():
             read_json(told, "python", "packages")

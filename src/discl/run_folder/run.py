@@ -28,6 +28,7 @@ from ..spectrum.models import Address, Generator, describe_generator, describe_l
 from ..spectrum.plan import Sampling, Share
 from ..spectrum.store import Shards, score_shards, spectrum_shards
 from ..utils.stored import read_recipe_tree, read_table
+from . import paths
 from .changes import changed_values
 from .former import FOLDER, former_recipe, let_go
 from .locks import lock
@@ -69,7 +70,7 @@ class Run:
     @cached_property
     def tables(self) -> dict[str, ImageTable]:
         """`{split: table}` as `data.parquet` lists them."""
-        listed = read_table(self.path("data.parquet")).to_pandas()
+        listed = read_table(self.path(paths.DATA)).to_pandas()
         data = self.recipe.data
         found = read_data(data)
         if "depth" in listed and len(listed):
@@ -171,7 +172,7 @@ class Run:
         """
         what = f"{stage} {share}" if share else stage
         with lock(self.folder, what, lambda other: stages_clash(what, other)):
-            kept = self.folder / "recipe.yaml"
+            kept = self.folder / paths.RECIPE
             if kept.exists() and changed_values(read_recipe_tree(kept), self.recipe):
                 raise RunError(
                     f"another process has changed the recipe of {self.folder} meanwhile; run the command again."
@@ -189,11 +190,11 @@ class Run:
 
     @property
     def spectrum(self) -> Shards:
-        return spectrum_shards(self.location("spectrum"), self.train.class_names)
+        return spectrum_shards(self.location(paths.SPECTRUM), self.train.class_names)
 
     @property
     def scores(self) -> Shards:
-        return score_shards(self.location("scores"))
+        return score_shards(self.location(paths.SCORES))
 
     @property
     def groups(self) -> dict[str, list[int]]:

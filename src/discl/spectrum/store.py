@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import BrokenFileError, StoreError
+from ..run_folder import paths
 from ..utils.atomic import clear_unfinished, make_folder, whole, why
 from ..utils.hashing import digest, digest_bytes
 from ..utils.stored import read_json, write_text
@@ -83,7 +84,7 @@ class Shards:
         names = sorted(
             row["id"] if self.keys == ("id",) else [row[key] for key in self.keys] for row in rows
         )
-        name = f"part-{digest(names)}.parquet"
+        name = paths.SHARD.format(digest(names))
         table = pa.Table.from_pylist(list(rows), self.schema)
         try:
             if self.elsewhere is None:
@@ -116,13 +117,13 @@ class Shards:
     def files(self) -> Sequence[PurePath]:
         """Finished shards, sorted by name: paths on this machine, or in the file system elsewhere."""
         if self.elsewhere is None:
-            return sorted(Path(self.folder).glob("part-*.parquet"))
+            return sorted(Path(self.folder).glob(paths.SHARD.format("*")))
         try:
             with _elsewhere():
                 self.elsewhere.invalidate_cache()
                 return sorted(
                     PurePosixPath(file)
-                    for file in self.elsewhere.glob(f"{self.root}/part-*.parquet")
+                    for file in self.elsewhere.glob(f"{self.root}/{paths.SHARD.format('*')}")
                 )
         except OSError as error:
             raise StoreError(f"cannot list {self.folder}: {error}") from error
@@ -257,7 +258,7 @@ class Shards:
     def clear_unfinished(self, older_than: float = 3600.0) -> None:
         """Deletes what a killed writer left behind, never a finished shard nor, within `older_than` seconds, one that is being written."""
         if self.elsewhere is None:
-            clear_unfinished(Path(self.folder), older_than, ".part-*")
+            clear_unfinished(Path(self.folder), older_than, f".{paths.SHARD.format('*')}*")
 
     def _each(self, read: Callable[[Any], Any]) -> list[Any]:
         """What `read` makes of each shard, which it is handed as a path or an open file."""

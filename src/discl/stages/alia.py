@@ -13,6 +13,7 @@ from datasets import concatenate_datasets
 from ..baselines.alia import confidence_drop, mean_self_confidence, semantic_drop
 from ..data import decode_image
 from ..errors import BrokenFileError
+from ..run_folder import paths
 from ..run_folder.images import stored_images
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import ClipScorer, Verdict, describe_scorer
@@ -43,7 +44,7 @@ def alia_verdicts(run: Run, requests: Sequence[Request], texts: Mapping[int, str
     if asked.positive is not None:
         texts = dict.fromkeys(texts, asked.positive)
     texts = {**texts, **{len(texts) + place: text for place, text in enumerate(asked.negatives)}}
-    listed = read_table(run.path("data.parquet"), ["split", "digest", "label"]).to_pydict()
+    listed = read_table(run.path(paths.DATA), ["split", "digest", "label"]).to_pydict()
     train = run.recipe.train.model_dump(mode="json")
     key = digest(
         [request.id for request in requests],
@@ -52,7 +53,7 @@ def alia_verdicts(run: Run, requests: Sequence[Request], texts: Mapping[int, str
         run.recipe.hard.epochs,
         listed,
     )
-    path = run.path("alia.parquet")
+    path = run.path(paths.ALIA)
     found = _known(path, key)
     if found is None or len(found) != len(requests):
         found = pa.table(_ask(run, requests, labels, texts))

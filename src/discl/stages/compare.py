@@ -21,6 +21,7 @@ from ..evaluation.comparison import (
     paired_f1_interval,
     paired_interval,
 )
+from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.plan import Request
 from ..training.distributed import current_processes
@@ -34,14 +35,14 @@ from .train import train
 from .tune import describe_tuning, tune, tuned_run
 
 PHASE_1 = (
-    "data.parquet",
-    "hard.parquet",
-    "plan.parquet",
-    "filter.parquet",
-    "spectrum",
-    "scores",
-    "cache",
-    "prepared",
+    paths.DATA,
+    paths.HARD,
+    paths.PLAN,
+    paths.FILTER,
+    paths.SPECTRUM,
+    paths.SCORES,
+    paths.CACHE,
+    paths.PREPARED,
     "former",
 )
 VARIANTS = ("+la", "+we")
@@ -54,7 +55,7 @@ def seed_run(run: Run, seed: int) -> Run:
         update={"train": run.recipe.train.model_copy(update={"seed": seed})}
     )
     return replace(
-        run, recipe=recipe, folder=run.folder / "seeds" / str(seed), overrides=_phase_1(run)
+        run, recipe=recipe, folder=run.folder / paths.SEEDS / str(seed), overrides=_phase_1(run)
     )
 
 
@@ -95,7 +96,7 @@ def compare(run: Run, seeds: Sequence[int], tuned: bool = False) -> Path:
             _baseline(run),
             notes,
         )
-        return run.path("comparison.md")
+        return run.path(paths.COMPARISON_TABLE)
 
     return processes.on_main(write)
 
@@ -121,18 +122,18 @@ def write_tables(
             for entry in entries
         },
     }  # fmt: skip
-    for suffix, text in (
-        (".md", as_markdown(entries, columns) + _listed(notes)),
-        (".csv", as_csv(entries, columns, seeds)),
-        (".tex", as_latex(entries, columns)),
-        (".json", json.dumps(plain, indent=2, ensure_ascii=False) + "\n"),
+    for name, text in (
+        (paths.COMPARISON_TABLE, as_markdown(entries, columns) + _listed(notes)),
+        (paths.COMPARISON_CSV, as_csv(entries, columns, seeds)),
+        (paths.COMPARISON_LATEX, as_latex(entries, columns)),
+        (paths.COMPARISON_DATA, json.dumps(plain, indent=2, ensure_ascii=False) + "\n"),
     ):
-        write_text(folder / f"comparison{suffix}", text)
+        write_text(folder / name, text)
 
 
 def measured_columns(run: Run) -> tuple[str, list[tuple[str, str, str]]]:
     """(split of the intervals, [(split, metric, heading)]): top-1 by group and over all, or macro F1 where there is an OOD split."""
-    figures = read_json(run.path("results.json"))
+    figures = read_json(run.path(paths.RESULTS))
     splits = set.intersection(*(set(row) for row in figures.values()))
     main = "test" if "test" in splits else "validation"
     if "test-ood" in splits:
@@ -153,7 +154,7 @@ def make_entries(
     run: Run, runs: Sequence[Run], split: str, metrics: Sequence[tuple[str, str, str]]
 ) -> list[Entry]:
     """One entry for each row of the runs' `results.json`."""
-    results = [read_json(each.path("results.json")) for each in runs]
+    results = [read_json(each.path(paths.RESULTS)) for each in runs]
     predicted = {
         (row, where): np.stack([read_predictions(each, row, where) for each in runs])
         for row in results[0]
@@ -216,16 +217,14 @@ def paired(
 def read_predictions(run: Run, row: str, split: str) -> np.ndarray:
     """The labels that a row predicted, int `[images]`, in the order of the split."""
     name = f"{row}/{split}"
-    return read_tensors(run.path("predictions.safetensors"), fits=lambda each: name in each)[
-        name
-    ].numpy()
+    return read_tensors(run.path(paths.PREDICTIONS), fits=lambda each: name in each)[name].numpy()
 
 
 def _costs(
     run: Run, runs: Sequence[Run], tried: Sequence[Request], method: str
 ) -> dict[str, float]:
     """UNet rows of those of the `tried` images whose levels the method trained on (or measured), and mean training seconds."""
-    histories = [read_history(each.path("train") / method / "history.jsonl") for each in runs]
+    histories = [read_history(each.path(paths.TRAIN) / method / paths.HISTORY) for each in runs]
     if any("progress" in record for history in histories for record in history):
         levels = set(run.recipe.spectrum.levels)
     else:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..data import to_size
+from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import ClipScorer
 from ..spectrum.diffusers_engine import PlainEngine
@@ -51,7 +52,7 @@ class Sources:
         self.places = {name: row for row, name in enumerate(run.train.ids)}
         self.shapes: dict[str, tuple[int, int]] = {}
         self.expect(requests)
-        hard = read_table(run.path("hard.parquet"), ["id", "digest", "width", "height"]).to_pylist()
+        hard = read_table(run.path(paths.HARD), ["id", "digest", "width", "height"]).to_pylist()
         self.sizes = {row["id"]: (row["width"], row["height"]) for row in hard}
         self.digests = {row["id"]: row["digest"] for row in hard}
 
@@ -100,7 +101,7 @@ def _compile(run: Run, engine: Engine | PlainEngine) -> None:
         return
     if asked is None and (
         run.device.type != "cuda"
-        or count_rows(run, read_plan(run.path("plan.parquet"))) < PAYS * engine.rows
+        or count_rows(run, read_plan(run.path(paths.PLAN))) < PAYS * engine.rows
     ):
         return
     say("generate: compiling the network, which takes a minute or more")

@@ -17,6 +17,7 @@ from ..data import ImageTable
 from ..evaluation import metrics
 from ..models.classifier import ClassifierConfig, load_classifier, save_classifier
 from ..recipe import Method
+from ..run_folder import paths
 from ..run_folder.run import Run
 from ..training.image_cache import ImageCache
 from ..training.loop import predict_logits
@@ -55,7 +56,7 @@ def evaluate(run: Run) -> Path:
     measure_classifiers(run)
     for name, method in run.recipe.methods.items():
         rows = _rows_of(
-            run, name, method, read_tensors(run.path("train") / name / "logits.safetensors"), labels
+            run, name, method, read_tensors(run.path(paths.TRAIN) / name / paths.LOGITS), labels
         )
         if _is_ensembled(run, name):
             rows[f"{name}+we"] = _read_ensemble(run, name)
@@ -66,9 +67,9 @@ def evaluate(run: Run) -> Path:
             }
             predictions |= {f"{row}/{split}": each.argmax(1) for split, each in logits.items()}
     run.commit()
-    save_tensors(predictions, run.path("predictions.safetensors"))
-    write_text(run.path("results.json"), json.dumps(results, indent=2, ensure_ascii=False))
-    return run.path("results.json")
+    save_tensors(predictions, run.path(paths.PREDICTIONS))
+    write_text(run.path(paths.RESULTS), json.dumps(results, indent=2, ensure_ascii=False))
+    return run.path(paths.RESULTS)
 
 
 def measure_classifiers(run: Run) -> None:
@@ -79,7 +80,7 @@ def measure_classifiers(run: Run) -> None:
         _decoder(run, splits),
     )
     for name in run.recipe.methods:
-        folder, fingerprint = run.path("train") / name, trained_on(run, name) or ""
+        folder, fingerprint = run.path(paths.TRAIN) / name, trained_on(run, name) or ""
         if not is_measured(run, folder, fingerprint):
             _measure_classifier(run, name, *load_classifier(folder), folder, decode, fingerprint)
         if _is_ensembled(run, name):
@@ -129,7 +130,7 @@ def _measure_classifier(
                 workers=run.recipe.runtime.workers, on_progress=advance,
             )  # fmt: skip
     metadata = {"fingerprint": fingerprint} if fingerprint else None
-    save_tensors(logits, folder / "logits.safetensors", metadata)
+    save_tensors(logits, folder / paths.LOGITS, metadata)
 
 
 def _ensemble(
@@ -143,8 +144,11 @@ def _ensemble(
 
     α has the best macro F1 on validation, whose labels these are; without a validation split it is 0.5, the default of arXiv 2109.01903.
     """
-    folder, alphas = run.path("train") / name / "we", list(run.recipe.evaluate.weight_ensembling)
-    mark = folder / "ensemble.json"
+    folder, alphas = (
+        run.path(paths.TRAIN) / name / paths.ENSEMBLE,
+        list(run.recipe.evaluate.weight_ensembling),
+    )
+    mark = folder / paths.ENSEMBLE_MARK
     if is_ensemble(run, folder, alphas, fingerprint):
         return
     tuned, config = load_classifier(folder.parent)
@@ -175,9 +179,9 @@ def _ensemble(
 
 def _read_ensemble(run: Run, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(logits of each split, α) of a method's ensemble."""
-    folder = run.path("train") / name / "we"
-    alpha = read_json(folder / "ensemble.json", "alpha")["alpha"]
-    return read_tensors(folder / "logits.safetensors"), {"alpha": alpha}
+    folder = run.path(paths.TRAIN) / name / paths.ENSEMBLE
+    alpha = read_json(folder / paths.ENSEMBLE_MARK, "alpha")["alpha"]
+    return read_tensors(folder / paths.LOGITS), {"alpha": alpha}
 
 
 def _rows_of(

@@ -12,6 +12,7 @@ from ..checkpoints import public_name
 from ..errors import RecipeError, StoreError, unknown
 from ..export import FORMATS, export_images, make_card
 from ..export.writing import is_there
+from ..run_folder import paths
 from ..run_folder.images import stored_images
 from ..run_folder.run import Run
 from ..utils.console import progress, say
@@ -31,7 +32,7 @@ def export(run: Run, kind: str, out: Path, everything: bool = False) -> Path:
     """
     if kind not in FORMATS:
         raise RecipeError(unknown("format", kind, FORMATS))
-    verdicts = read_table(run.path("filter.parquet"))
+    verdicts = read_table(run.path(paths.FILTER))
     chosen = verdicts if everything else verdicts.filter(verdicts["keep"])
     if not len(chosen):
         asked = run.recipe.filter
@@ -41,7 +42,7 @@ def export(run: Run, kind: str, out: Path, everything: bool = False) -> Path:
             else f"lower filter.threshold ({asked.threshold:g}) or use --all"
         )
         raise StoreError(f"the filter kept none of the {len(verdicts)} images; {remedy}.")
-    names, hard = run.train.class_names, len(read_table(run.path("hard.parquet"), ["id"]))
+    names, hard = run.train.class_names, len(read_table(run.path(paths.HARD), ["id"]))
     making = describe_making(run.recipe, run.generator, run.size)
     facts = describe_export(making, run.recipe.data.root, names, hard, everything)
     card = make_card(run.recipe.name, kind, len(chosen), names, _levels(verdicts), facts)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import describe_scorer, judge
 from ..utils.console import say
@@ -42,8 +43,8 @@ def filter_spectrum(run: Run) -> Path:
             "keep": [verdict.keep for verdict in verdicts], "reason": [verdict.reason for verdict in verdicts],
         }
     )  # fmt: skip
-    write_table(table, run.path("filter.parquet"))
+    write_table(table, run.path(paths.FILTER))
     say(
         f"filter: {sum(verdict.keep for verdict in verdicts)} of {len(verdicts)} images kept {told}"
     )
-    return run.path("filter.parquet")
+    return run.path(paths.FILTER)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.plan import WHOLE, Request, Share, read_plan
 from ..spectrum.stats import Work
@@ -31,7 +32,7 @@ def generate(run: Run, share: Share = WHOLE, ray: str | None = None) -> Path:
     with ended_by_sigterm(), run.lock("generate", share):
         run.spectrum.clear_unfinished()
         run.scores.clear_unfinished()
-        plan = read_plan(run.path("plan.parquet"))
+        plan = read_plan(run.path(paths.PLAN))
         requests = share.of_plan(plan)
         tried, missing = missing_images(run, requests)
         if missing:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from ..data import ImageTable
 from ..data.hardness import assign_folds, cross_fitted_probability, tail_rows
 from ..errors import DataError, RecipeError, unknown
+from ..run_folder import paths
 from ..run_folder.run import Run
 from ..utils.console import say
 from ..utils.stored import read_table, write_table
@@ -28,7 +29,7 @@ def find_hard(run: Run) -> Path:
 
     Raises RecipeError where `hard.exclude` names no class, DataError where no image is hard.
     """
-    path, rule = run.path("hard.parquet"), run.recipe.hard
+    path, rule = run.path(paths.HARD), run.recipe.hard
     train, listed = run.train, split_rows_of(run, "train")
     eligible = _eligible(train, rule.exclude)
     key = key_of_hard(run, listed)
@@ -94,7 +95,7 @@ def _beside(exclude: Sequence[str]) -> str:
 
 def describe_hard(run: Run) -> str:
     """How many training images are hard, of which classes above all; with a warning where nearly all are, for each costs a spectrum."""
-    hard, train, rule = read_table(run.path("hard.parquet")), run.train, run.recipe.hard
+    hard, train, rule = read_table(run.path(paths.HARD)), run.train, run.recipe.hard
     of_class = np.bincount(hard["label"].to_numpy(), minlength=len(train.class_names))
     order = np.lexsort((-of_class, -of_class / np.maximum(train.class_counts, 1)))[
         : np.count_nonzero(of_class)

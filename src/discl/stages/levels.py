@@ -22,6 +22,7 @@ from ..data import ImageTable, decode_image
 from ..errors import RecipeError, arguments_named
 from ..escaping import for_markdown
 from ..levels import REAL, check_level, check_levels, start_step
+from ..run_folder import paths
 from ..run_folder.images import stored_images
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import ClipScorer, find_clip
@@ -37,8 +38,7 @@ from .generate import generate
 from .pending import filter_texts, is_cosine
 from .plan import make_plan
 
-FOLDER = "levels"
-SHARED = ("data.parquet", "prompts.yaml", "settings.yaml", "captions")
+SHARED = (paths.DATA, paths.PROMPTS, paths.SETTINGS, paths.CAPTIONS)
 """What the survey takes from the run that it is made for."""
 AT_ONCE = 512
 
@@ -76,19 +76,19 @@ def survey_levels(
     check_generator(run.address, steps, asked.size, levels, fixed, asked.guidance_interval)
     survey = survey_run(run, levels, seeds)
     make_folder(survey.folder)
-    hard = read_table(run.path("hard.parquet"))
+    hard = read_table(run.path(paths.HARD))
     write_table(
         hard.take(choose_sample(hard["id"].to_pylist(), hard["label"].to_pylist(), sources)),
-        survey.path("hard.parquet"),
+        survey.path(paths.HARD),
     )
     make_plan(survey, for_training=False)
     generate(survey)
     filter_spectrum(survey)
     found = _summary(run, survey, *_measure(survey))
-    write_text(survey.path("levels.json"), json.dumps(found, indent=2, ensure_ascii=False))
-    write_text(survey.path("levels.csv"), as_csv(found))
-    write_text(survey.path("levels.md"), as_markdown(found))
-    return survey.path("levels.json")
+    write_text(survey.path(paths.LEVELS_DATA), json.dumps(found, indent=2, ensure_ascii=False))
+    write_text(survey.path(paths.LEVELS_CSV), as_csv(found))
+    write_text(survey.path(paths.LEVELS_TABLE), as_markdown(found))
+    return survey.path(paths.LEVELS_DATA)
 
 
 def survey_run(run: Run, levels: Sequence[int], seeds: int) -> Run:
@@ -99,7 +99,7 @@ def survey_run(run: Run, levels: Sequence[int], seeds: int) -> Run:
     spectrum = run.recipe.spectrum.model_copy(
         update={"levels": list(levels), "seeds": seeds, "tries": 1}
     )
-    store = None if run.recipe.runtime.store is None else str(run.location(FOLDER))
+    store = None if run.recipe.runtime.store is None else str(run.location(paths.LEVELS))
     runtime = run.recipe.runtime.model_copy(update={"store": store})
     threshold = run.recipe.filter.model_copy(update={"rule": "threshold"})
     recipe = run.recipe.model_copy(
@@ -108,7 +108,7 @@ def survey_run(run: Run, levels: Sequence[int], seeds: int) -> Run:
     return replace(
         run,
         recipe=recipe,
-        folder=run.folder / FOLDER,
+        folder=run.folder / paths.LEVELS,
         overrides={name: run.path(name) for name in SHARED},
     )
 
@@ -131,11 +131,11 @@ def _measure(survey: Run) -> tuple[dict[int, Measured], np.ndarray, float | None
     train = survey.train
     scorer = ClipScorer(survey.recipe.filter.checkpoint, filter_texts(survey), survey.device)
     places = {name: row for row, name in enumerate(train.ids)}
-    hard = read_table(survey.path("hard.parquet")).to_pylist()
+    hard = read_table(survey.path(paths.HARD)).to_pylist()
     pictures = [train.image(places[row["id"]]) for row in hard]
     real = dict(zip((row["id"] for row in hard), scorer.embed(pictures), strict=True))
     real_text = scorer(pictures, [row["label"] for row in hard])
-    verdicts = read_table(survey.path("filter.parquet")).to_pylist()
+    verdicts = read_table(survey.path(paths.FILTER)).to_pylist()
     cosines = _image_similarities(survey, scorer, verdicts, real)
     measured = {}
     for level in sorted({row["level"] for row in verdicts}):
@@ -159,7 +159,7 @@ def _image_similarities(
 ) -> dict[str, float]:
     """`{id: cosine with its source}`, measured where it is not known yet."""
     columns = [("id", pa.string()), ("clip", pa.string()), ("image_similarity", pa.float32())]
-    store = Shards(survey.path("similarity"), pa.schema(columns), ("id", "clip"))
+    store = Shards(survey.path(paths.SIMILARITY), pa.schema(columns), ("id", "clip"))
     store.clear_unfinished()
     clip = checkpoint_digest(find_clip(survey.recipe.filter.checkpoint))
     known = {

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from ..data import decode_image
 from ..prompts import fill
+from ..run_folder import paths
 from ..run_folder.images import stored_images
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import ClipScorer, describe_scorer, judge
@@ -39,7 +40,7 @@ def missing_images(
     `plan` is a part of the plan, by default all of it. When the second list is made, call again: with `spectrum.tries` > 1 there may be
     further tries. Images of the store that lack a score are then scored first, for that decides what is drawn again.
     """
-    plan = read_plan(run.path("plan.parquet")) if plan is None else plan
+    plan = read_plan(run.path(paths.PLAN)) if plan is None else plan
     while True:
         tried, unscored = tries_so_far(run, plan)
         present = run.spectrum.ids()
@@ -58,7 +59,7 @@ def tries_so_far(
 ) -> tuple[list[Request], list[Request]]:
     """(every try that the plan has come to by the scores that are known, those of them without a score); see `follow_tries`."""
     asked, spectrum = run.recipe.filter, run.recipe.spectrum
-    plan = read_plan(run.path("plan.parquet")) if plan is None else plan
+    plan = read_plan(run.path(paths.PLAN)) if plan is None else plan
     known = scores_by(run.scores, describe_scorer(asked.checkpoint, filter_texts(run)))
     if spectrum.tries == 1:
         return list(plan), [request for request in plan if request.id not in known]
@@ -76,7 +77,7 @@ def tries_so_far(
 def planned_sources(run: Run) -> list[dict[str, Any]]:
     """Rows of `hard.parquet` as the plan wants them: with the size of what is made of them, and captions where texts take them."""
     hard = read_table(
-        run.path("hard.parquet"), ["id", "digest", "label", "width", "height"]
+        run.path(paths.HARD), ["id", "digest", "label", "width", "height"]
     ).to_pylist()
     for row in hard:
         row["width"], row["height"] = run.made_size(row["width"], row["height"])

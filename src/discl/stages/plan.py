@@ -11,6 +11,7 @@ import pyarrow as pa
 from ..data import to_size
 from ..errors import DataError
 from ..recipe import check_own_pieces
+from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import find_clip
 from ..spectrum.encoding import encode_image
@@ -39,7 +40,7 @@ def check_models(run: Run, stage: str) -> None:
         check_own_pieces(run.recipe, run.allow_plugins)
     if stage in {"data", "hard"}:
         return
-    Shards(run.location("spectrum"), pa.schema([])).files()
+    Shards(run.location(paths.SPECTRUM), pa.schema([])).files()
     check_prompts(run)
     find_clip(run.recipe.filter.checkpoint)
     asked = run.recipe.spectrum
@@ -63,7 +64,7 @@ def make_plan(run: Run, *, for_training: bool = True) -> Path:
     It is made anew each time, for it is quick: a checkpoint or a phrase file that has changed meanwhile gives other ids. Where it is
     made `for_training`, whatever the data alone do not allow is refused now, with DataError or TrainingError, not after hours of images.
     """
-    path, recipe = run.path("plan.parquet"), run.recipe
+    path, recipe = run.path(paths.PLAN), run.recipe
     if for_training:
         _check_course(run)
     hard, prompts = planned_sources(run), texts_by_label(run)

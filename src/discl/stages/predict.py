@@ -23,6 +23,7 @@ from ..errors import DataError, RecipeError, RunError, unknown
 from ..escaping import for_csv, one_line
 from ..evaluation.metrics import softmax_rows
 from ..models.classifier import ClassifierConfig, load_classifier
+from ..run_folder.paths import RECIPE, TRAIN, WEIGHTS
 from ..training.loop import logits_of
 from ..utils.atomic import whole
 from ..utils.console import say
@@ -38,15 +39,15 @@ def find_classifier(run: Path, method: str | None = None) -> Path:
 
     Of the folder's recipe only the order of its methods is read; nothing that it names is looked up or imported.
     """
-    if (run / "model.safetensors").exists():
+    if (run / WEIGHTS).exists():
         return run
-    found = sorted((run / "train").glob("*/model.safetensors"))
-    order = _methods_of(run / "recipe.yaml")
+    found = sorted((run / TRAIN).glob(f"*/{WEIGHTS}"))
+    order = _methods_of(run / RECIPE)
     trained = {each.parent.name: each.parent for each in found}
     trained = {name: trained[name] for name in order if name in trained}
     if not trained:
         raise RunError(
-            f"{run} holds no trained classifier; expected {run}/train/METHOD/model.safetensors. Run `discl train` first."
+            f"{run} holds no trained classifier; expected {run / TRAIN}/METHOD/{WEIGHTS}. Run `discl train` first."
         )
     if method is not None and method not in trained:
         raise RunError(unknown("method", method, trained))

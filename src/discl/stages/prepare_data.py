@@ -28,6 +28,7 @@ from ..errors import BrokenFileError, DataError
 from ..escaping import one_line
 from ..recipe import LongTail
 from ..recipe.data import OwnSplit
+from ..run_folder import paths
 from ..run_folder.open import NOT_FOR_JUDGES
 from ..run_folder.run import Run, read_data
 from ..utils.console import progress, say
@@ -43,7 +44,7 @@ def prepare_data(run: Run) -> Path:
     Raises DataError for fewer than two classes, unreadable images (unless they are skipped), a class without training images, and images of
     the validation or test split that also lie in training.
     """
-    path, data = run.path("data.parquet"), run.recipe.data
+    path, data = run.path(paths.DATA), run.recipe.data
     key = digest(data.model_dump(mode="json", exclude_defaults=True))
     if is_usable(path, key, "every image is checked again"):
         return path
@@ -261,5 +262,5 @@ def _check_splits(
 
 
 def split_rows_of(run: Run, split: str) -> pa.Table:
-    listed = read_table(run.path("data.parquet"))
+    listed = read_table(run.path(paths.DATA))
     return listed.filter(pc.equal(listed["split"], split))

@@ -18,14 +18,13 @@ from ..prompts.settings import read_settings, write_settings
 from ..prompts.templates import spoken_names, with_settings
 from ..recipe import Captions, Server, Settings
 from ..recipe import Endpoint as EndpointSection
+from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.store import Shards
 from ..utils.console import progress, say
 from ..utils.hashing import derive_seed, digest
 from ..utils.stored import read_table
 
-WRITTEN = "prompts.yaml"
-SETTINGS = "settings.yaml"
 CAPTIONED_AT_ONCE = 256
 
 
@@ -35,11 +34,11 @@ def check_prompts(run: Run) -> None:
     Raises EndpointError where a key is needed and not set, CheckpointError where the captioner is none.
     """
     asked = run.recipe.prompts
-    if asked.endpoint is not None and not run.path(WRITTEN).exists():
+    if asked.endpoint is not None and not run.path(paths.PROMPTS).exists():
         read_key(asked.endpoint.key_variable)
     if asked.captions is not None:
         find_captioner(asked.captions.checkpoint)
-    if asked.settings is not None and not run.path(SETTINGS).exists():
+    if asked.settings is not None and not run.path(paths.SETTINGS).exists():
         read_key(asked.settings.endpoint.key_variable)
         find_captioner(asked.settings.captioner.checkpoint)
 
@@ -55,7 +54,7 @@ def write_prompts(run: Run) -> Path:
     if asked.settings is not None:
         return _condense_captions(run, asked.settings)
     if asked.captions is not None:
-        hard = read_table(run.path("hard.parquet"), ["id", "digest"]).to_pylist()
+        hard = read_table(run.path(paths.HARD), ["id", "digest"]).to_pylist()
         return _caption_images(run, asked.captions, hard)
     return run.folder
 
@@ -82,7 +81,7 @@ def texts_by_label(run: Run) -> dict[int, list[str]]:
 
 def hard_classes(run: Run) -> set[str]:
     """Names of the classes that have hard images: only these need texts to generate from."""
-    labels = read_table(run.path("hard.parquet"), ["label"])["label"].unique()
+    labels = read_table(run.path(paths.HARD), ["label"])["label"].unique()
     return {run.train.class_names[label] for label in labels.to_pylist()}
 
 
@@ -97,7 +96,7 @@ def with_captions(run: Run, hard: Sequence[Mapping[str, Any]]) -> list[dict[str,
 
 
 def _describe_classes(run: Run, asked: EndpointSection) -> Path:
-    path = run.path(WRITTEN)
+    path = run.path(paths.PROMPTS)
     names = spoken_names(run.train.class_names, run.recipe.prompts.names)
     needed = hard_classes(run)
     missing = missing_classes(path, names, needed)
@@ -123,14 +122,14 @@ def _reach(asked: Server, section: str) -> Endpoint:
 
 def _condense_captions(run: Run, asked: Settings) -> Path:
     """Captions a sample of the training images and has the captions condensed into settings, unless the file is there."""
-    path, prompts = run.path(SETTINGS), run.recipe.prompts
+    path, prompts = run.path(paths.SETTINGS), run.recipe.prompts
     if path.exists():
         return path
     endpoint, names = (
         _reach(asked.endpoint, "prompts.settings.endpoint"),
         spoken_names(run.train.class_names, prompts.names),
     )
-    listed = read_table(run.path("data.parquet"), ["id", "digest", "split"]).to_pylist()
+    listed = read_table(run.path(paths.DATA), ["id", "digest", "split"]).to_pylist()
     listed = [row for row in listed if row["split"] == "train"]
     sample = sorted(listed, key=lambda row: derive_seed("settings", row["id"]))[: asked.images]
     _caption_images(run, asked.captioner, sample)
@@ -165,7 +164,7 @@ def _caption_images(run: Run, asked: Captions, rows: Sequence[Mapping[str, Any]]
     known, captioner_id = _captions(run, asked), _captioner_id(asked)
     missing = list({row["digest"]: row for row in rows if row["digest"] not in known}.values())
     if not missing:
-        return run.path("captions")
+        return run.path(paths.CAPTIONS)
     captioner = Captioner(
         asked.checkpoint, asked.prompt, asked.max_new_tokens, asked.dtype, run.device
     )
@@ -194,12 +193,12 @@ def _caption_images(run: Run, asked: Captions, rows: Sequence[Mapping[str, Any]]
         say(
             f"captions: {empty} of {len(missing)} images got an empty one, which adds nothing to a prompt"
         )
-    return run.path("captions")
+    return run.path(paths.CAPTIONS)
 
 
 def _caption_shards(run: Run) -> Shards:
     return Shards(
-        run.path("captions"),
+        run.path(paths.CAPTIONS),
         pa.schema([(name, pa.string()) for name in ("id", "image", "captioner", "caption")]),
     )
 

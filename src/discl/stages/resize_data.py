@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from datasets import Image as ImageFeature
 
 from ..data import ImageTable, to_square, to_whole
+from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.cache import mapped_rows
 from ..spectrum.encoding import encode_image
@@ -63,7 +64,7 @@ def prepare_squares(run: Run) -> Path:
                 part = missing[first : first + SHARD_ROWS]
                 store.append(list({row["id"]: row for row in threads.map(square, part)}.values()))
                 advance(len(part))
-    return run.path("prepared")
+    return run.path(paths.PREPARED)
 
 
 def prepared_table(run: Run, split: str, size: int, mode: str = "square") -> ImageTable:
@@ -77,9 +78,9 @@ def prepared_table(run: Run, split: str, size: int, mode: str = "square") -> Ima
     if not store.files():
         return table
     keys = _keys(run, split, size, mode)
-    files, cache = [str(file) for file in store.files()], run.path("cache")
-    store.check_pictures(files, cache / "checked-squares.json")
-    stored = mapped_rows(files, cache / "squares", keys, store.ids)
+    files, cache = [str(file) for file in store.files()], run.path(paths.CACHE)
+    store.check_pictures(files, cache / paths.CHECKED_SQUARES)
+    stored = mapped_rows(files, cache / paths.CACHED_SQUARES, keys, store.ids)
     place = {key: row for row, key in enumerate(stored.select_columns("id")[:]["id"])}
     if any(key not in place for key in keys):
         say(
@@ -99,7 +100,7 @@ def prepared_table(run: Run, split: str, size: int, mode: str = "square") -> Ima
 
 def _store(run: Run) -> Shards:
     return Shards(
-        run.path("prepared"),
+        run.path(paths.PREPARED),
         pa.schema(
             [
                 ("id", pa.string()),
@@ -114,7 +115,7 @@ def _store(run: Run) -> Shards:
 def _keys(run: Run, split: str, size: int, mode: str) -> list[str]:
     """What determines each square: the picture's content, the size and whether it is the centre or
     the whole."""
-    listed = read_table(run.path("data.parquet"), ["split", "digest"])
+    listed = read_table(run.path(paths.DATA), ["split", "digest"])
     return [
         digest(content, size, *(["whole"] if mode == "whole" else []))
         for content in listed.filter(pc.equal(listed["split"], split))["digest"].to_pylist()

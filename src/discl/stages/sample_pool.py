@@ -11,6 +11,7 @@ from datasets import Dataset
 from ..curriculum.sampling import Pool
 from ..data import ImageTable
 from ..levels import REAL
+from ..run_folder import paths
 from ..run_folder.images import stored_images
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import judge
@@ -26,7 +27,7 @@ def kept_images(run: Run, threshold: float | None = None) -> Dataset:
     """
     verdicts = [
         verdict
-        for verdict in read_table(run.path("filter.parquet")).to_pylist()
+        for verdict in read_table(run.path(paths.FILTER)).to_pylist()
         if (
             verdict["keep"]
             if threshold is None
@@ -41,13 +42,13 @@ def kept_images(run: Run, threshold: float | None = None) -> Dataset:
 
 def hard_rows(run: Run) -> np.ndarray:
     """Which training images are hard: bool `[real]`."""
-    hard = set(read_table(run.path("hard.parquet"), ["id"])["id"].to_pylist())
+    hard = set(read_table(run.path(paths.HARD), ["id"])["id"].to_pylist())
     return np.asarray([name in hard for name in run.tables["train"].ids])
 
 
 def real_aspects(run: Run, split: str) -> np.ndarray:
     """Width / height of the images of a split, float64 `[images]`, as they were inspected."""
-    listed = read_table(run.path("data.parquet"), ["split", "width", "height"])
+    listed = read_table(run.path(paths.DATA), ["split", "width", "height"])
     sizes = listed.filter(pc.equal(listed["split"], split))
     return sizes["width"].to_numpy() / sizes["height"].to_numpy()
 
@@ -56,7 +57,7 @@ def made_aspects(run: Run, source_ids: Sequence[str]) -> np.ndarray:
     """Width / height of synthetic images of these sources, float64 `[images]`, as they were
     planned."""
     columns = ["source_id", "width", "height"]
-    plan = read_table(run.path("plan.parquet"), columns)
+    plan = read_table(run.path(paths.PLAN), columns)
     sources, widths, heights = (plan[name].to_pylist() for name in columns)
     shapes = dict(zip(sources, zip(widths, heights, strict=True), strict=True))
     return np.array([shapes[name][0] / shapes[name][1] for name in source_ids], np.float64)

@@ -23,6 +23,7 @@ from ..errors import TrainingError
 from ..evaluation import metrics
 from ..models.classifier import ClassifierConfig, load_classifier
 from ..recipe import Method, Train, check_own_pieces
+from ..run_folder import paths
 from ..run_folder.run import Run
 from ..training.distributed import Processes, current_processes
 from ..training.image_cache import ImageCache
@@ -98,7 +99,7 @@ def train(run: Run) -> Path:
         for name, method in waiting.items():
             if fed[name] == (size, mode, threshold):
                 _train_method(run, name, method, asked[name], pixels)
-    return run.path("train")
+    return run.path(paths.TRAIN)
 
 
 def _training_pixels(run: Run, size: int, mode: str, synthetic: Dataset) -> ImageCache:
@@ -272,13 +273,13 @@ def _no_images() -> Dataset:
 
 
 def _train_method(run: Run, name: str, method: Method, asked: _Asked, pixels: ImageCache) -> None:
-    recipe, folder, train = run.recipe, run.path("train") / name, run.recipe.training(name)
+    recipe, folder, train = run.recipe, run.path(paths.TRAIN) / name, run.recipe.training(name)
     pool, strategy, mixing, settings = asked.pool, asked.strategy, asked.mixing, asked.settings
     config = classifier_config(run, name)
     validate = _validator(run, config) if "validation" in run.tables else None
     loggers = recipe.runtime.loggers if current_processes().first else []
-    logs = run.path("logs")
-    opened = open_loggers(loggers, logs, f"{recipe.name}-{name}", folder / "wandb.txt")
+    logs = run.path(paths.LOGS)
+    opened = open_loggers(loggers, logs, f"{recipe.name}-{name}", folder / paths.WANDB)
     with progress(f"train {name}", settings.epochs) as advance, opened as log:
 
         def on_epoch(record: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from ..models.classifier import (
     write_config,
 )
 from ..recipe import Method
+from ..run_folder import paths
 from ..run_folder.run import Run
 from ..training import objectives
 from ..training.loop import read_history
@@ -46,7 +47,7 @@ REDEFINED = {
 
 def is_measured(run: Run, folder: Path, fingerprint: str) -> bool:
     """Whether a classifier's logits of every split are there, whole and its own."""
-    path, classes = folder / "logits.safetensors", len(run.train.class_names)
+    path, classes = folder / paths.LOGITS, len(run.train.class_names)
     if not path.exists():
         return False
     wanted = {
@@ -64,7 +65,7 @@ def is_measured(run: Run, folder: Path, fingerprint: str) -> bool:
 
 def is_ensemble(run: Run, folder: Path, alphas: list[float], fingerprint: str) -> bool:
     """Whether a folder holds an ensemble over these α, whole, with its logits."""
-    mark = folder / "ensemble.json"
+    mark = folder / paths.ENSEMBLE_MARK
     if not mark.exists():
         return False
     try:
@@ -88,7 +89,7 @@ def classifier_config(run: Run, name: str) -> ClassifierConfig:
 
 def fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
     """Digest of everything that a method's classifier depends on."""
-    listed = read_table(run.path("data.parquet"), ["split", "id", "label", "digest"])
+    listed = read_table(run.path(paths.DATA), ["split", "id", "label", "digest"])
     levels = sorted(run.recipe.spectrum.levels)
     used = (
         []
@@ -141,7 +142,7 @@ def trained_on(run: Run, name: str) -> str | None:
 
 def read_note(run: Run, name: str) -> dict[str, Any]:
     """What `method.json` of a method's folder says; empty where there is none."""
-    mark = run.path("train") / name / "method.json"
+    mark = run.path(paths.TRAIN) / name / paths.METHOD
     advice = f"Put it back, or delete {mark.parent} to have the method trained again."
     return read_json(mark, "fingerprint", advice=advice) if mark.exists() else {}
 
@@ -151,8 +152,8 @@ def is_trained(run: Run, name: str, fingerprint: str) -> bool:
 
     Raises BrokenFileError for a broken history, which only another training would give.
     """
-    folder = run.path("train") / name
-    weights = folder / "model.safetensors"
+    folder = run.path(paths.TRAIN) / name
+    weights = folder / paths.WEIGHTS
     if trained_on(run, name) != fingerprint or not weights.exists():
         return False
     try:
@@ -171,7 +172,7 @@ def _own_config(run: Run, name: str) -> ClassifierConfig | None:
     """What a method's `config.json` says; None where it cannot be read or is another classifier's."""
     train = run.recipe.training(name)
     try:
-        config = read_config(run.path("train") / name)
+        config = read_config(run.path(paths.TRAIN) / name)
     except BrokenFileError:
         return None
     stated = (config.architecture, config.class_names, config.image_size)
@@ -182,14 +183,14 @@ def _own_config(run: Run, name: str) -> ClassifierConfig | None:
 def mend_config(run: Run, name: str) -> None:
     """Writes a trained method's `config.json` again where it is broken or another classifier's."""
     if _own_config(run, name) is None:
-        folder = run.path("train") / name
-        say(f"train {name}: {folder / 'config.json'} cannot be used, so it is written again")
+        folder = run.path(paths.TRAIN) / name
+        say(f"train {name}: {folder / paths.CONFIG} cannot be used, so it is written again")
         write_config(classifier_config(run, name), folder)
 
 
 def whole_history(run: Run, name: str) -> list[Record]:
     """The history of a trained method. Raises BrokenFileError where it is not that of all epochs."""
-    path = run.path("train") / name / "history.jsonl"
+    path = run.path(paths.TRAIN) / name / paths.HISTORY
     history = read_history(path)
     tuned = run.recipe.methods[name].fine_tune != "zero-shot"
     epochs = run.recipe.training(name).epochs if tuned else 0
@@ -205,7 +206,7 @@ def _check_ours(run: Run, folder: Path) -> None:
     """
     there = folder.resolve()
     inside = run.folder.resolve() in there.parents
-    if folder.is_symlink() or not (inside or (folder / "method.json").is_file()):
+    if folder.is_symlink() or not (inside or (folder / paths.METHOD).is_file()):
         raise RunError(
             f"{folder} leads to {there} and would be deleted to train anew; take the link away, or delete the old "
             "classifier there yourself."
@@ -214,12 +215,12 @@ def _check_ours(run: Run, folder: Path) -> None:
 
 def open_method(run: Run, name: str, method: Method, fingerprint: str) -> None:
     """Makes a method's folder ready: what was trained on something else, to the end or not, is deleted."""
-    folder, found = run.path("train") / name, trained_on(run, name)
+    folder, found = run.path(paths.TRAIN) / name, trained_on(run, name)
     if found == fingerprint:  # what is left of a classifier whose weights are broken
-        for left in ("model.safetensors", "logits.safetensors"):
+        for left in (paths.WEIGHTS, paths.LOGITS):
             with writing(folder / left):
                 (folder / left).unlink(missing_ok=True)
-        shutil.rmtree(folder / "we", ignore_errors=True)
+        shutil.rmtree(folder / paths.ENSEMBLE, ignore_errors=True)
     if found != fingerprint:
         if found is not None:
             say(f"train {name}: trained on other data or settings; it is trained anew")
@@ -230,4 +231,4 @@ def open_method(run: Run, name: str, method: Method, fingerprint: str) -> None:
         noted = {"fingerprint": fingerprint, **method.model_dump(mode="json")}
         if is_address(method.loss.name):  # so that measuring needs no import
             noted["corrected"] = make_objective(method.objective, run.allow_plugins).corrected
-        write_text(folder / "method.json", json.dumps(noted, indent=2))
+        write_text(folder / paths.METHOD, json.dumps(noted, indent=2))

@@ -17,6 +17,7 @@ from ..checkpoints import public_name
 from ..data import split_rows
 from ..recipe import Recipe, check_own_pieces, validate
 from ..recipe.merge import get_value, merge, set_value
+from ..run_folder import paths
 from ..run_folder.run import Run
 from ..training.distributed import current_processes
 from ..utils.atomic import make_folder
@@ -53,7 +54,7 @@ def tune(run: Run) -> Recipe:
     say(f"tune: {sum(map(len, trials.values()))} trials, judged by {asked.metric} on {judged}")
     train(searched)
     processes.on_main(lambda: evaluate(searched))
-    results = read_json(searched.path("results.json"))
+    results = read_json(searched.path(paths.RESULTS))
     figures = {
         name: [
             judge_trial(results[_row(name, number)], asked.metric) for number in range(len(each))
@@ -78,7 +79,8 @@ def tune(run: Run) -> Recipe:
     }  # fmt: skip
     processes.on_main(
         lambda: write_text(
-            searched.folder.parent / "trials.json", json.dumps(told, indent=2, ensure_ascii=False)
+            searched.folder.parent / paths.TRIALS_DATA,
+            json.dumps(told, indent=2, ensure_ascii=False),
         )
     )
     return with_methods(run.recipe, {name: (name, best[name]) for name in trials})
@@ -119,12 +121,12 @@ def plan_trials(recipe: Recipe, name: str, allow_plugins: bool = False) -> list[
 
 def tuned_run(run: Run, recipe: Recipe) -> Run:
     """The run in whose folder the tuned methods are trained: phase 1 is that of `run`."""
-    return replace(run, recipe=recipe, folder=run.folder / "tuned")
+    return replace(run, recipe=recipe, folder=run.folder / paths.TUNED)
 
 
 def describe_tuning(run: Run) -> list[str]:
     """What was searched, and what was chosen for each method."""
-    told = read_json(run.folder / "trials.json", "metric", "judged_on", "methods")
+    told = read_json(run.folder / paths.TRIALS_DATA, "metric", "judged_on", "methods")
     lines = [
         f"Settings chosen by {told['metric']} on {told['judged_on']}; the test images took no part."
     ]
@@ -157,14 +159,15 @@ def _trial_run(run: Run, trials: Mapping[str, list[Settings]]) -> Run:
     recipe = with_methods(
         run.recipe.model_copy(update={"evaluate": evaluated}), named, run.recipe.compare.tune.train
     )
-    folder = run.folder / "tuned" / "trials"
+    folder = run.folder / paths.TUNED / paths.TRIALS
     make_folder(folder)
     return replace(
         run,
         recipe=recipe,
         folder=folder,
         overrides={
-            name: run.path(name) for name in ("spectrum", "scores", "cache", "prepared", "former")
+            name: run.path(name)
+            for name in (paths.SPECTRUM, paths.SCORES, paths.CACHE, paths.PREPARED, "former")
         },
     )
 
@@ -175,7 +178,7 @@ def divide(run: Run, searched: Run) -> str:
     What is held out takes its hard rows and synthetic images with it.
     """
     asked = run.recipe.compare.tune
-    listed = read_table(run.path("data.parquet")).to_pandas()
+    listed = read_table(run.path(paths.DATA)).to_pandas()
     training = listed[listed["split"] == "train"]
     if asked.hold_out is None and (listed["split"] == "validation").any():
         judged, validation = "the validation split", listed[listed["split"] == "validation"]
@@ -194,13 +197,13 @@ def divide(run: Run, searched: Run) -> str:
         training = training.iloc[parts["train"]]
     write_table(
         pa.Table.from_pandas(pd.concat([training, validation]), preserve_index=False),
-        searched.path("data.parquet"),
+        searched.path(paths.DATA),
     )
     used = pa.array(training["id"], pa.string())
     for name, column in (
-        ("hard.parquet", "id"),
-        ("plan.parquet", "source_id"),
-        ("filter.parquet", "source_id"),
+        (paths.HARD, "id"),
+        (paths.PLAN, "source_id"),
+        (paths.FILTER, "source_id"),
     ):
         table = read_table(run.path(name))
         write_table(table.filter(pc.is_in(table[column], used)), searched.path(name))

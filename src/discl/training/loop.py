@@ -28,6 +28,7 @@ from ..models.classifier import (
     normalise,
     save_classifier,
 )
+from ..run_folder import paths
 from ..utils.atomic import clear_unfinished, make_folder
 from ..utils.hashing import derive_seed
 from ..utils.stored import (
@@ -119,7 +120,7 @@ def train_classifier(
     learner.write(
         lambda: clear_unfinished(folder, older_than=0)
     )  # of a training that was killed while it saved; a checkpoint is large
-    checkpoint = folder / "checkpoint.safetensors"
+    checkpoint = folder / paths.CHECKPOINT
     history: list[Record] = (
         _load_checkpoint(checkpoint, learner, settings.fingerprint) if checkpoint.exists() else []
     )
@@ -146,7 +147,9 @@ def train_classifier(
             if settings.select == "validation" and record["validation_accuracy"] > max(
                 (past["validation_accuracy"] for past in history), default=-1.0
             ):
-                learner.write(lambda: save_classifier(learner.evaluated, config, folder / "best"))
+                learner.write(
+                    lambda: save_classifier(learner.evaluated, config, folder / paths.BEST)
+                )
         record["seconds"], record["processor_seconds"] = (
             round(time.monotonic() - started, 3),
             round(time.process_time() - busy, 3),
@@ -299,7 +302,7 @@ def _save_checkpoint(
     """
     tensors = learner.state()
     save_tensors(tensors, path, {"history": json.dumps(history), "fingerprint": fingerprint})
-    write_history(history, path.parent / "history.jsonl")
+    write_history(history, path.parent / paths.HISTORY)
 
 
 def _load_checkpoint(path: Path, learner: TrainState, fingerprint: str) -> list[Record]:
@@ -337,9 +340,9 @@ def _finish(
 ) -> None:
     """Puts the chosen classifier in place; killed anywhere, it can be done again, for `best` goes after the checkpoint."""
     model = context.learner.evaluated
-    best = folder / "best"
+    best = folder / paths.BEST
     if settings.select == "validation" and best.exists():
-        chosen = best / "model.safetensors"
+        chosen = best / paths.WEIGHTS
         with reading(chosen, TRAINED_AGAIN):
             model.load_state_dict(read_tensors(chosen, TRAINED_AGAIN))
     started, busy = time.monotonic(), time.process_time()
@@ -352,7 +355,7 @@ def _finish(
         )
         if counts is not None:
             last["last_layer_samples"] = counts.tolist()
-    write_history(history, folder / "history.jsonl")
+    write_history(history, folder / paths.HISTORY)
     save_classifier(model, config, folder, settings.fingerprint)
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    (folder / paths.CHECKPOINT).unlink(missing_ok=True)
     shutil.rmtree(best, ignore_errors=True)

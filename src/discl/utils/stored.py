@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import BrokenFileError, DisclError, RunError
+from ..run_folder import paths
 from .atomic import whole
 from .yaml_text import read_yaml
 
@@ -44,19 +45,19 @@ _IMAGES = dict.fromkeys(("id", "digest"), "text") | dict.fromkeys(
     ("label", "width", "height"), "number"
 )
 TABLES: dict[str, dict[str, str]] = {
-    "data.parquet": {"row": "number", "split": "text", "source_split": "text", **_IMAGES},
-    "hard.parquet": _IMAGES,
-    "plan.parquet": {
+    paths.DATA: {"row": "number", "split": "text", "source_split": "text", **_IMAGES},
+    paths.HARD: _IMAGES,
+    paths.PLAN: {
         **dict.fromkeys(("id", "source_id", "source_digest", "prompt", "negative_prompt"), "text"),
         **dict.fromkeys(("label", "level", "seed", "attempt", "width", "height"), "number"),
     },
-    "filter.parquet": {
+    paths.FILTER: {
         **dict.fromkeys(("id", "source_id", "reason"), "text"),
         **dict.fromkeys(("label", "level", "seed", "attempt"), "number"),
         "clip_similarity": "real",
         "keep": "flag",
     },
-    "alia.parquet": {"semantic": "flag", "confidence": "number"},
+    paths.ALIA: {"semantic": "flag", "confidence": "number"},
 }
 """Columns that the tables of a run folder have at least, with their kinds; none of them holds a null."""
 

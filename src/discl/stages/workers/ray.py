@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from ...errors import DisclError, RunError
+from ...run_folder import paths
 from ...run_folder.run import Run
 from ...spectrum.plan import Request
 from ...spectrum.stats import Work
@@ -24,7 +25,7 @@ from .dispatcher import Dispatcher
 ANY = "auto"
 """The address of the cluster in `RAY_ADDRESS` or on this machine; one is started if there is none.
 """
-TABLES = ("data.parquet", "hard.parquet")
+TABLES = (paths.DATA, paths.HARD)
 """What a worker reads of the run folder; sent along for machines that do not see it."""
 AT_ONCE = 20_000
 """Requests in one message."""

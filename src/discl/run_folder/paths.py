@@ -1,0 +1,65 @@
+"""Every file name of a run folder, once."""
+
+from __future__ import annotations
+
+RECIPE = "recipe.yaml"
+ENVIRONMENT = "environment.json"
+
+DATA = "data.parquet"
+HARD = "hard.parquet"
+PLAN = "plan.parquet"
+FILTER = "filter.parquet"
+ALIA = "alia.parquet"
+
+PROMPTS = "prompts.yaml"
+SETTINGS = "settings.yaml"
+CAPTIONS = "captions"
+
+SPECTRUM = "spectrum"
+SCORES = "scores"
+SHARD = "part-{}.parquet"
+"""A file of a folder of shards: images, scores, captions or prepared images; `*` finds all."""
+
+TRAIN = "train"
+"""A folder for each method, with the files below."""
+METHOD = "method.json"
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+HISTORY = "history.jsonl"
+CHECKPOINT = "checkpoint.safetensors"
+BEST = "best"
+LOGITS = "logits.safetensors"
+ENSEMBLE = "we"
+ENSEMBLE_MARK = "ensemble.json"
+WANDB = "wandb.txt"
+
+RESULTS = "results.json"
+PREDICTIONS = "predictions.safetensors"
+REPORT = "report.html"
+
+SEEDS = "seeds"
+COMPARISON_TABLE = "comparison.md"
+COMPARISON_CSV = "comparison.csv"
+COMPARISON_LATEX = "comparison.tex"
+COMPARISON_DATA = "comparison.json"
+COMPARISON_PAGE = "comparison.html"
+TUNED = "tuned"
+TRIALS = "trials"
+TRIALS_DATA = "trials.json"
+
+LEVELS = "levels"
+LEVELS_DATA = "levels.json"
+LEVELS_CSV = "levels.csv"
+LEVELS_TABLE = "levels.md"
+LEVELS_PAGE = "levels.html"
+SIMILARITY = "similarity"
+
+PREPARED = "prepared"
+LOGS = "logs"
+LOCKS = "locks"
+
+CACHE = "cache"
+CACHED_SHARDS = "shards"
+CACHED_SQUARES = "squares"
+CHECKED_SHARDS = "checked.json"
+CHECKED_SQUARES = "checked-squares.json"
