@@ -36,7 +36,7 @@ LAYERS = [
     {"assets", "checkpoint_checks", "levels", "unpickling"},
     {"utils"},
     {"escaping"},
-    {"errors"},
+    {"errors", "run_folder.paths"},
 ]
 """Module paths from the top down; "data." is what is below `data`, without `data/__init__.py`.
 A module belongs to the longest path that it starts with. It imports from the same path and from

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..recipe.paths import FOREIGN, PATHS, map_paths
+from ..run_folder import paths
 from .run_summary import ADJUSTED, RunSummary
 from .tables import GROUPS, PRIORS, difference, standard_errors
 
@@ -260,7 +261,7 @@ def commands(story: RunSummary) -> dict[str, str]:
     found = {
         "run": again,
         "predict": f"discl predict {quoted} photos --method {shlex.quote(best)} --out predictions.csv",
-        "classifier": f"{folder}/train/{best}/model.safetensors",
+        "classifier": f"{folder}/{paths.TRAIN}/{best}/{paths.WEIGHTS}",
     }
     if filters_by_threshold(story):
         stricter = (

@@ -15,17 +15,18 @@ from typing import Any
 from ..errors import BrokenFileError
 from ..utils.atomic import make_folder, whole, writing
 from ..utils.stored import read_recipe_tree
+from . import paths
 
 FOLDER = "former"
-RECIPE = "recipe.yaml"
+RECIPE = paths.RECIPE
 KEPT = (
-    "data.parquet",
-    "hard.parquet",
-    "plan.parquet",
-    "filter.parquet",
-    "alia.parquet",
-    "results.json",
-    "report.html",
+    paths.DATA,
+    paths.HARD,
+    paths.PLAN,
+    paths.FILTER,
+    paths.ALIA,
+    paths.RESULTS,
+    paths.REPORT,
 )
 
 

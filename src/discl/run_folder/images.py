@@ -38,6 +38,6 @@ def stored_images(run: Run, ids: Sequence[str]) -> Dataset:
     )
     if told := first_foreign(stored.data.column("image"), CLOSED):
         raise StoreError(
-            f"the store {run.location('spectrum')} has an image without its bytes: {told}. Delete the shard that holds it."
+            f"the store {run.location(paths.SPECTRUM)} has an image without its bytes: {told}. Delete the shard that holds it."
         )
     return chosen

@@ -88,7 +88,7 @@ class Run:
                 or table.labels.tolist() != rows["label"].tolist()
             ):
                 raise RunError(
-                    f"the images or labels of '{data.root}' are no longer those of {self.path('data.parquet')}; "
+                    f"the images or labels of '{data.root}' are no longer those of {self.path(paths.DATA)}; "
                     "start a new folder with --out."
                 )
         return result
@@ -103,7 +103,7 @@ class Run:
         if digest_image(image) != content:
             name = self.train.ids[row]
             raise RunError(
-                f"image '{name}' has changed since it was checked; delete data.parquet and hard.parquet in {self.folder}."
+                f"image '{name}' has changed since it was checked; delete {paths.DATA} and {paths.HARD} in {self.folder}."
             )
         return image
 
