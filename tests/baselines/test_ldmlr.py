@@ -139,6 +139,7 @@ def test_standardise_keeps_what_lies_beyond_one():
     assert scaled.max() > 1
 
 
+@pytest.mark.slow
 def test_diffusion_learns_where_each_class_lies():
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(2).repeat(200)

@@ -437,6 +437,7 @@ def test_a_list_of_classes_without_names_makes_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.slow
 def test_nonsense_is_told(
     kind: str, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,7 @@ def test_plain_pytorch(
     }
 
 
+@pytest.mark.slow
 def test_an_example_is_a_command(filtered_run: Path) -> None:
     command = [
         sys.executable,

@@ -19,6 +19,7 @@ def sdxl(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("sdxl")
 
 
+@pytest.mark.slow
 def test_sdxl_in_small(
     sdxl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

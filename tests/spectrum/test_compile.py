@@ -47,6 +47,7 @@ def make(model: StableDiffusion, backend: Any = None) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.slow
 def test_a_run_is_one_graph_of_one_shape(model: StableDiffusion) -> None:
     plain, counter = make(model), CompileCounter()
     compiled = make(model, counter)
@@ -67,6 +68,7 @@ def test_a_compiler_that_fails_leaves_the_network_as_it_was(model: StableDiffusi
 
 
 @pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.slow
 def test_a_run_may_ask_for_it(
     fails: bool, filtered_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:

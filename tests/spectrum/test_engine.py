@@ -129,7 +129,7 @@ SOME_SETTINGS = [  # every pair of values occurs
     [
         *((10, *settings) for settings in ALL_SETTINGS),
         *((20, *settings) for settings in SOME_SETTINGS),
-        *((50, *settings) for settings in SOME_SETTINGS[::2]),
+        *(pytest.param(50, *each, marks=pytest.mark.slow) for each in SOME_SETTINGS[::2]),
     ],
 )
 def test_latents_equal_those_of_diffusers(

@@ -195,6 +195,7 @@ def test_exit_status(images: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ratio", [100, 50, 10])
+@pytest.mark.slow
 def test_cifar100_lt_has_the_published_counts(ratio: int) -> None:
     if not CIFAR100.is_dir():
         pytest.skip(

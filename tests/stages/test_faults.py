@@ -68,6 +68,7 @@ def with_runtime(tree: dict[str, Any], **runtime: Any) -> dict[str, Any]:
     return tree | {"runtime": tree["runtime"] | runtime}
 
 
+@pytest.mark.slow
 def test_killed_five_times_at_random_moments(tmp_path: Path) -> None:
     """`benchmarks/kill.py` in small: nothing lost or doubled, the same images, redone at most what was in flight, a part of the whole."""
     settings = {
@@ -89,6 +90,7 @@ def test_killed_five_times_at_random_moments(tmp_path: Path) -> None:
     assert found["redone_rows_most"] <= found["rows_in_flight_at_most"] < found["rows_in_all"] / 3
 
 
+@pytest.mark.slow
 def test_several_processes_begin_one_folder_at_once(
     small_tree: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -381,6 +381,7 @@ def test_a_classifier_goes_by_its_checkpoints_content_not_its_place(
     assert fingerprints(moved) == fingerprints(tiny_clip) != fingerprints(other)
 
 
+@pytest.mark.slow
 def test_two_processes_compare_where_the_first_alone_finds_the_hard_images(
     filtered_run: Path, tmp_path: Path
 ) -> None:

@@ -123,6 +123,7 @@ def kill_one(
     return thread
 
 
+@pytest.mark.slow
 def test_two_processes_make_what_one_makes_though_one_is_killed(
     small_tree: dict[str, Any],
     alone: dict[str, np.ndarray],
@@ -144,6 +145,7 @@ def test_two_processes_make_what_one_makes_though_one_is_killed(
     assert not workers_of(psutil.Process())
 
 
+@pytest.mark.slow
 def test_sigterm_to_all_of_them_ends_them_with_what_is_finished(
     small_tree: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -170,6 +172,7 @@ def test_sigterm_to_all_of_them_ends_them_with_what_is_finished(
     assert len(whole) == 4 * PLANNED and all((whole[name] == made[name]).all() for name in made)
 
 
+@pytest.mark.slow
 def test_an_error_of_a_worker_is_told_and_finished_work_is_kept(
     small_tree: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -337,6 +340,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
 
 
+@pytest.mark.slow
 def test_workers_go_when_the_command_is_killed(
     small_tree: dict[str, Any], alone: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
@@ -396,6 +400,8 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.mark.slow
+@pytest.mark.ray
 def test_two_workers_of_which_one_is_killed_make_what_one_process_makes(
     small_tree: dict[str, Any],
     alone: dict[str, np.ndarray],

@@ -169,6 +169,7 @@ def start_together(what: str, clip: Path, folder: Path) -> subprocess.Popen[byte
     return subprocess.Popen(command, env=os.environ)
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(tiny_clip: Path, tmp_path: Path) -> None:
     """Augmentation, mixed images, drawn prompts, batch norm, parts of a batch and the level of an epoch are those of one process."""
     compared = ["flyp", "cross-entropy", "network", "accumulated"]
@@ -209,6 +210,7 @@ def test_two_processes_train_what_one_does(tiny_clip: Path, tmp_path: Path) -> N
         )
 
 
+@pytest.mark.slow
 def test_processes_decide_together_when_to_save_and_what_is_best(
     tiny_clip: Path, tmp_path: Path
 ) -> None:
