@@ -42,7 +42,6 @@ from discl.spectrum.plan import read_plan
 from discl.spectrum.stats import Work
 from discl.stages import engine as engine_stage
 from discl.stages import pending as pending_stage
-from discl.utils.console import console
 
 
 @dataclass
@@ -179,7 +178,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
-    console.quiet = True
     worker_module.WAITING = arguments.waiting
     torch.set_num_threads(1)
     engine_stage.load_generator = cache(engine_stage.load_generator)  # type: ignore[assignment]

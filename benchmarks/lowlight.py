@@ -73,10 +73,8 @@ def train_some(
     from discl.stages.compare import seed_run
     from discl.stages.evaluate import measure_classifiers
     from discl.stages.train import train
-    from discl.utils.console import console
 
     torch.set_num_threads(1)
-    console.quiet = True
     started = time.time()
     run = seed_run(open_recipe(name, settings, work), seed)
     run.folder.mkdir(parents=True, exist_ok=True)

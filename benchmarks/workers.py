@@ -30,7 +30,6 @@ from discl.run_folder.open import open_run
 from discl.spectrum.models.stable_diffusion import StableDiffusion
 from discl.spectrum.plan import read_plan
 from discl.stages.workers import local
-from discl.utils.console import console
 
 WAIT = "DISCL_BENCHMARK_WAIT"
 GOAL = 1.9
@@ -93,7 +92,6 @@ def main() -> None:
     parser.add_argument("--arms", default="waiting,cpu")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
-    console.quiet = True
     target = importlib.import_module(Path(__file__).stem).worker  # importable in a worker
     local.LocalWorkerPool.target = staticmethod(target)  # type: ignore[method-assign]
     asked = recipe(arguments.seeds, arguments.slots)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = (
@@ -17,11 +19,16 @@ TEXT_LENGTH = 16
 
 
 @pytest.fixture(autouse=True)
-def console_that_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes other than the first are silent; a test that plays one leaves the others as they were."""
-    from discl.utils.console import console
+def shown_messages() -> Iterator[None]:
+    """Messages on standard error, as the command line shows them; a test may silence its own."""
+    from discl.utils.console import show_messages
 
-    monkeypatch.setattr(console, "quiet", False)
+    root = logging.getLogger("discl")
+    before = root.level, list(root.handlers)
+    show_messages()
+    yield
+    root.setLevel(before[0])
+    root.handlers = before[1]
 
 
 def make_tokenizer(folder: Path):

@@ -12,8 +12,11 @@ from typing import Any
 from .assets import embedded
 from .checkpoint_checks import check_folder
 from .errors import CheckpointError
-from .utils.console import console, say
+from .utils.console import shows_bars
 from .utils.hashing import digest_file, digest_files
+from .utils.logging import get_logger
+
+logger = get_logger(__name__)
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -175,8 +178,8 @@ def _download(name: str, wanted: Sequence[str] = WANTED) -> Path:
 
     options: dict[str, Any] = {"allow_patterns": list(wanted), "ignore_patterns": UNWANTED}
     if size := _size_to_fetch(name, options):
-        say(f"fetching {size / 1e9:.2g} GB of {name} from the hub, this once")
-        if console.is_terminal:
+        logger.info(f"fetching {size / 1e9:.2g} GB of {name} from the hub, this once")
+        if shows_bars():
             from tqdm import tqdm
 
             options["tqdm_class"] = (
@@ -218,7 +221,7 @@ def fetch_pickled(name: str) -> Path:
         "ignore_patterns": [*UNWANTED, *unwanted, *skipped],
     }
     if size := _size_to_fetch(name, options):
-        say(f"fetching {size / 1e9:.2g} GB of {name} from the hub, this once")
+        logger.info(f"fetching {size / 1e9:.2g} GB of {name} from the hub, this once")
     try:
         return Path(snapshot_download(name, **options))
     except Exception as error:

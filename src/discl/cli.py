@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from .utils.logging import get_logger
+
 if TYPE_CHECKING:
     from .run_folder.run import Run
+
+logger = get_logger("discl.cli")  # a module that is run is called __main__
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,8 +44,21 @@ def _options(
             "--version", callback=_tell_version, is_eager=True, help="Print the version and end."
         ),
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Errors and results only, no progress bars.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Debug messages, with time and logger.")
+    ] = False,
 ) -> None:
     """Learn from scarce or poor images with a spectrum of synthetic ones (arXiv 2410.13674)."""
+    import logging
+
+    from .utils.console import show_messages
+
+    if quiet and verbose:
+        raise typer.BadParameter("--quiet and --verbose exclude each other; leave one out.")
+    show_messages(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
 
 
 RecipeArgument = Annotated[
@@ -231,13 +249,12 @@ def hard(
     from .pipeline import run_until
     from .run_folder import paths
     from .stages.hard import describe_hard
-    from .utils.console import say
 
     opened = _open(recipe, set_, out, amend, "hard", allow_plugins)
     known = opened.path(paths.HARD).exists()  # what is found now is told when it is found
     path = run_until(opened, "hard")
     if known:
-        say(describe_hard(opened))
+        logger.info(describe_hard(opened))
     _echo(path)
 
 
@@ -609,6 +626,26 @@ def recipes() -> None:
         _echo(f"{name:<{max(map(len, names))}}  {describe_shipped(name)}")
 
 
+def _open_standard_streams() -> None:
+    """Opens closed standard streams on the null device: no file that is opened later, and written
+    by libraries as standard error, gets their number."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(number, True)
+    os.close(number)
+
+
+def _flush_standard_error() -> None:
+    """Drops what a full or closed standard error does not take, which would change the status."""
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
+
+
 def main() -> None:
     """Entry point of `discl`: an error that a user can mend is printed without a traceback, with exit status 1."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -618,18 +655,23 @@ def main() -> None:
     from .errors import DisclError
     from .escaping import message
 
+    _open_standard_streams()
     try:
         app()
     except DisclError as error:
-        typer.secho(message(f"error: {error}"), fg="red", err=True)
+        with suppress(OSError, ValueError):
+            typer.secho(message(f"error: {error}"), fg="red", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, SystemExit) as ended:
         if (
             isinstance(ended, SystemExit) and ended.code != 130
         ):  # typer makes 130 of a Ctrl-C that comes while a command runs
             raise
-        typer.secho("stopped; the same command goes on where this one ended", err=True)
+        with suppress(OSError, ValueError):
+            typer.secho("stopped; the same command goes on where this one ended", err=True)
         sys.exit(130)
+    finally:
+        _flush_standard_error()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from .checkpoints import PICKLED, fetch_pickled, is_hub_name, local_path
 from .errors import CheckpointError
-from .utils.console import say
+from .utils.logging import get_logger
+
+logger = get_logger(__name__)
 
 COPIED = (".json", ".txt", ".model", ".jinja", ".safetensors")
 """Endings of what belongs to a checkpoint beside its pickled weights: never a module of Python."""
@@ -73,7 +75,7 @@ def convert_checkpoint(address: str, out: Path, seconds: float | None = None) ->
             shutil.copyfile(file, folder / file.relative_to(root))
         for target in targets.values():
             (folder / target).parent.mkdir(parents=True, exist_ok=True)
-        say(f"converting {len(pickled)} pickled files of {address} ({size / 1e9:.2g} GB)")
+        logger.info(f"converting {len(pickled)} pickled files of {address} ({size / 1e9:.2g} GB)")
         jobs = [(file, folder / target) for file, target in targets.items()]
         _unpickle(address, jobs, seconds or SECONDS + SECONDS_PER_GB * size / 1e9)
         _write_indices(folder, [folder / target for target in targets.values()])

@@ -6,6 +6,7 @@ data -> hard -> prompts -> plan -> generate -> filter -> train -> evaluate -> re
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -35,8 +36,10 @@ from .stages.provenance import describe_making
 from .stages.train import train
 from .training.distributed import current_processes, join_processes
 from .utils.atomic import why
-from .utils.console import console, say
+from .utils.logging import get_logger, silence
 from .utils.stored import read_json
+
+logger = get_logger(__name__)
 
 
 def report(run: Run) -> Path:
@@ -91,7 +94,7 @@ def open_together(
         processes.barrier()
         return run
     processes.barrier()
-    console.quiet = True
+    silence()
     return open_run(recipe, out, allow_plugins=allow_plugins)
 
 
@@ -109,8 +112,10 @@ def run_until(run: Run, stage: str) -> Path:
         with run.lock(name) if processes.first and name not in SHARED else nullcontext():
             processes.barrier()
             if processes.first or name == "train":
+                started = time.perf_counter()
                 with _refusals(name), _way_back(run):
                     path = carry_out(run)
+                logger.debug(f"stage '{name}' took {time.perf_counter() - started:.1f} s")
             processes.barrier()
         if name == stage:
             break
@@ -124,7 +129,7 @@ def _way_back(run: Run) -> Iterator[None]:
         yield
     except DisclError:
         if run.amended:
-            say(
+            logger.warning(
                 f"{run.folder} still holds its former recipe, tables and figures: the command of before, without --amend, takes it back"
             )
         raise

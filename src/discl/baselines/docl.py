@@ -17,8 +17,10 @@ from torch import Tensor
 
 from ..errors import TrainingError
 from ..training.hooks import TrainingContext, TrainingHook, number_within, whole_within
-from ..utils.console import say
 from ..utils.hashing import derive_seed
+from ..utils.logging import get_logger
+
+logger = get_logger(__name__)
 
 DECAY = 0.5
 RATE_POWER = 0.1
@@ -133,7 +135,7 @@ class Docl(TrainingHook):
                 f"{samples * classes * 4 / 1e9:.1f} GB, more than its {LOGITS_LIMIT / 1e9:.0f} GB; leave this method out."
             )
         if self.warm_up >= context.epochs and context.learner.processes.first:
-            say(
+            logger.warning(
                 f"system docl: warm_up {self.warm_up} leaves none of the {context.epochs} epochs to draw samples by their dynamics; "
                 f"write {{name: docl, warm_up: {context.epochs // 3}}} or train for longer."
             )

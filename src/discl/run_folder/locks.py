@@ -24,8 +24,10 @@ from typing import Any
 
 from ..errors import RunError
 from ..utils.atomic import whole, why
-from ..utils.console import say
+from ..utils.logging import get_logger
 from . import paths
+
+logger = get_logger(__name__)
 
 BEAT, PATIENCE, PAUSE = 5.0, 60.0, 0.5
 """Seconds between two signs of life; without one until an owner counts as dead; between two looks at a lock that is taken."""
@@ -95,7 +97,7 @@ def _take(folder: Path, what: str, clashes: Callable[[str], bool]) -> Path:
             path.unlink(missing_ok=True)
         for name, other in others.items():
             if name not in told and time.monotonic() - started > 2 * PAUSE:
-                say(f"waiting for {other} in {folder.parent}")
+                logger.info(f"waiting for {other} in {folder.parent}")
                 told.add(name)
         time.sleep(PAUSE * random.uniform(0.5, 1.0))
 
@@ -128,7 +130,9 @@ def _alive(
         if _is_gone(other) or time.monotonic() - signs[file.name][1] > PATIENCE:
             with suppress(OSError):
                 file.unlink()
-                say(f"{other} has ended without giving up its lock on {folder.parent}; taken over")
+                logger.warning(
+                    f"{other} has ended without giving up its lock on {folder.parent}; taken over"
+                )
         else:
             found[file.name] = other
     return found

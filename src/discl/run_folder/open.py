@@ -14,13 +14,15 @@ import torch
 from ..errors import BrokenFileError, RunError, WriteError, shorten
 from ..recipe import Recipe, load_recipe
 from ..utils.atomic import clear_unfinished
-from ..utils.console import say
+from ..utils.logging import get_logger
 from ..utils.stored import AGAIN, read_json, read_recipe_tree, write_text
 from . import paths
 from .changes import changed_values, compare_trees, read_tree, with_defaults
 from .former import FOLDER, bring_back, former_recipe, set_aside
 from .locks import lock
 from .run import Run, stages_clash
+
+logger = get_logger(__name__)
 
 STALE = {
     "data": ("data", "hard", "plan"),
@@ -156,7 +158,7 @@ def _take_over(recipe: Recipe, folder: Path, amend: bool) -> None:
     _keep(recipe, folder)
     if back:
         bring_back(folder)
-        say(
+        logger.warning(
             f"{folder} is back at its former recipe, with the tables and figures of then; the other recipe had made nothing yet"
         )
 
@@ -186,7 +188,7 @@ def _keep(recipe: Recipe, folder: Path) -> None:
             read_json(told, "python", "packages")
             return
     except BrokenFileError as error:
-        say(f"{str(error).removesuffix(f' {AGAIN}')} So it is written again.")
+        logger.warning(f"{str(error).removesuffix(f' {AGAIN}')} So it is written again.")
     write_text(told, json.dumps(_environment(), indent=2))
 
 

@@ -11,7 +11,9 @@ from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 
 from ..errors import StoreError
-from ..utils.console import say
+from ..utils.logging import get_logger
+
+logger = get_logger(__name__)
 
 COLUMNS = ["id", "image"]
 
@@ -31,7 +33,9 @@ def mapped_rows(
         if not lacking or lacking.isdisjoint(known()):
             return found
     if any(cache.glob("parquet/*/*/*/*.arrow")):
-        say(f"{cache} holds a copy of the shards that cannot be used, so it is made again")
+        logger.warning(
+            f"{cache} holds a copy of the shards that cannot be used, so it is made again"
+        )
     shutil.rmtree(cache / "parquet", ignore_errors=True)
     try:
         return _open(files, cache)

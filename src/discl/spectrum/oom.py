@@ -9,7 +9,9 @@ from typing import TypeVar
 import torch
 
 from ..errors import CheckpointError
-from ..utils.console import say
+from ..utils.logging import get_logger
+
+logger = get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -67,7 +69,7 @@ def call_halving(
             raise CheckpointError(
                 f"out of memory with a single {what[0]} in a call of the {where}; {advice}"
             )
-        say(
+        logger.warning(
             f"out of memory with {size} {what[1]} in a call of the {where}: {size // 2} from now on"
         )
         size //= 2

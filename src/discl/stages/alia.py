@@ -18,11 +18,14 @@ from ..run_folder.images import stored_images
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import ClipScorer, Verdict, describe_scorer
 from ..spectrum.plan import Request
-from ..utils.console import progress, say
+from ..utils.console import progress
 from ..utils.hashing import digest
+from ..utils.logging import get_logger
 from ..utils.stored import read_table, write_table
 from .sample_pool import real_aspects
 from .train import fit_classifier
+
+logger = get_logger(__name__)
 
 REASONS = {
     0: "",
@@ -73,7 +76,7 @@ def _known(path: Path, key: str) -> pa.Table | None:
     try:
         found = read_table(path)
     except BrokenFileError as error:
-        say(f"filter: {error.path} cannot be used, so both models are asked again")
+        logger.warning(f"filter: {error.path} cannot be used, so both models are asked again")
         return None
     return found if (found.schema.metadata or {}).get(b"key") == key.encode() else None
 

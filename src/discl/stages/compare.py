@@ -27,12 +27,14 @@ from ..spectrum.plan import Request
 from ..training.distributed import current_processes
 from ..training.loop import read_history
 from ..utils.atomic import make_folder
-from ..utils.console import say
+from ..utils.logging import get_logger
 from ..utils.stored import read_json, read_tensors, write_text
 from .evaluate import evaluate
 from .pending import count_rows, tries_so_far
 from .train import train
 from .tune import describe_tuning, tune, tuned_run
+
+logger = get_logger(__name__)
 
 PHASE_1 = (
     paths.DATA,
@@ -77,7 +79,7 @@ def compare(run: Run, seeds: Sequence[int], tuned: bool = False) -> Path:
         run = tuned_run(replace(run, overrides=_phase_1(run)), tune(run))
         notes = describe_tuning(run)
     for number, seed in enumerate(seeds, 1):
-        say(f"compare: seed {seed} ({number} of {len(seeds)})")
+        logger.info(f"compare: seed {seed} ({number} of {len(seeds)})")
         each = seed_run(run, seed)
         make_folder(each.folder)
         train(each)

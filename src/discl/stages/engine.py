@@ -16,9 +16,11 @@ from ..spectrum.engine import Engine
 from ..spectrum.models import load_generator, load_plain
 from ..spectrum.plan import Request, read_plan
 from ..spectrum.worker import Worker
-from ..utils.console import say
+from ..utils.logging import get_logger
 from ..utils.stored import read_table
 from .pending import count_rows, filter_texts
+
+logger = get_logger(__name__)
 
 PAYS = 1000
 """Calls of the network from which on compiling it first takes less time than it saves."""
@@ -72,12 +74,12 @@ def make_engine(run: Run) -> Engine | PlainEngine:
         "guidance_scale": sampling.guidance_scale,
     }
     if run.generator.plain:
-        say(
+        logger.warning(
             f"the engine does not know a {run.generator.family}: diffusers' own pipeline makes its images one by one, which is slower"
         )
         plain = PlainEngine(load_plain(run.address, asked.dtype, run.device), **settings)
         if unused := plain.unused():
-            say(
+            logger.warning(
                 f"generate: {' and '.join(unused)} ha{'s' if len(unused) == 1 else 've'} no effect: a {run.generator.family} takes none"
             )
         return plain
@@ -104,13 +106,13 @@ def _compile(run: Run, engine: Engine | PlainEngine) -> None:
         or count_rows(run, read_plan(run.path(paths.PLAN))) < PAYS * engine.rows
     ):
         return
-    say("generate: compiling the network, which takes a minute or more")
+    logger.info("generate: compiling the network, which takes a minute or more")
     try:
         engine.compile(run.sampling.size, run.sampling.size)
     except (
         Exception
     ) as error:  # compilers fail in many ways, and none of them is worth losing a run
         told = str(error).strip().splitlines() or [type(error).__name__]
-        say(
+        logger.warning(
             f"torch.compile failed ({told[0]}); going on without, which is slower; runtime.compile: false leaves it out"
         )

@@ -15,10 +15,13 @@ from ..export.writing import is_there
 from ..run_folder import paths
 from ..run_folder.images import stored_images
 from ..run_folder.run import Run
-from ..utils.console import progress, say
+from ..utils.console import progress
 from ..utils.hashing import digest
+from ..utils.logging import get_logger
 from ..utils.stored import read_table
 from .provenance import describe_making
+
+logger = get_logger(__name__)
 
 VERDICT = ("clip_similarity", "keep", "reason")
 LIMIT_OF_LISTED_CLASSES = 20
@@ -48,7 +51,7 @@ def export(run: Run, kind: str, out: Path, everything: bool = False) -> Path:
     card = make_card(run.recipe.name, kind, len(chosen), names, _levels(verdicts), facts)
     fingerprint = digest(kind, chosen["id"].to_pylist(), chosen["keep"].to_pylist(), card)
     if is_there(out, fingerprint):
-        say(f"export: {out} holds these {len(chosen)} images already")
+        logger.info(f"export: {out} holds these {len(chosen)} images already")
         return out
     with progress("export", len(chosen)) as advance:
 

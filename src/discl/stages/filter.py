@@ -9,10 +9,12 @@ import pyarrow as pa
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import describe_scorer, judge
-from ..utils.console import say
+from ..utils.logging import get_logger
 from ..utils.stored import write_table
 from .alia import alia_verdicts
 from .pending import filter_texts, score_missing, scores_by, tries_so_far
+
+logger = get_logger(__name__)
 
 
 def filter_spectrum(run: Run) -> Path:
@@ -44,7 +46,7 @@ def filter_spectrum(run: Run) -> Path:
         }
     )  # fmt: skip
     write_table(table, run.path(paths.FILTER))
-    say(
+    logger.info(
         f"filter: {sum(verdict.keep for verdict in verdicts)} of {len(verdicts)} images kept {told}"
     )
     return run.path(paths.FILTER)

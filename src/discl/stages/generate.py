@@ -12,11 +12,14 @@ from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.plan import WHOLE, Request, Share, read_plan
 from ..spectrum.stats import Work
-from ..utils.console import progress, say
+from ..utils.console import progress
+from ..utils.logging import get_logger
 from .pending import missing_images, tries_so_far
 from .workers.base import InProcessWorker, Workers
 from .workers.local import LocalWorkerPool, list_devices
 from .workers.ray import RayWorkerPool
+
+logger = get_logger(__name__)
 
 
 def generate(run: Run, share: Share = WHOLE, ray: str | None = None) -> Path:
@@ -42,15 +45,15 @@ def generate(run: Run, share: Share = WHOLE, ray: str | None = None) -> Path:
                 while missing:
                     if len(missing) < len(tried):
                         present = len(tried) - len(missing)
-                        say(f"generate: {present} of {len(tried)} images are present")
+                        logger.info(f"generate: {present} of {len(tried)} images are present")
                     with progress("generate", len(missing)) as advance:
                         workers.make(missing, advance)
                     tried, missing = missing_images(run, requests)
-            say(f"generate: {describe_work(workers.work)}")
+            logger.info(f"generate: {describe_work(workers.work)}")
         if share != WHOLE:
             tried, stored = tries_so_far(run, plan)[0], run.spectrum.ids()
             left = sum(request.id not in stored for request in tried)
-            say(
+            logger.info(
                 f"generate: share {share} is done; {left} of {len(tried)} images of the whole plan "
                 "are still to be made"
             )
@@ -75,7 +78,7 @@ def _warn_of_unused(run: Run) -> None:
             if generator.distilled
             else "spectrum.guidance_scale is 1"
         )
-        say(f"generate: prompts.negative has no effect, because {why}")
+        logger.warning(f"generate: prompts.negative has no effect, because {why}")
 
 
 @contextmanager

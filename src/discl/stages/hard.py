@@ -14,11 +14,13 @@ from ..data.hardness import assign_folds, cross_fitted_probability, tail_rows
 from ..errors import DataError, RecipeError, unknown
 from ..run_folder import paths
 from ..run_folder.run import Run
-from ..utils.console import say
+from ..utils.logging import get_logger
 from ..utils.stored import read_table, write_table
 from .prepare_data import SHOWN, is_usable, key_of_hard, listed_units, split_rows_of
 from .sample_pool import real_aspects
 from .train import fit_classifier
+
+logger = get_logger(__name__)
 
 NEARLY_ALL = 0.8
 """Share of the training images from which on hard images are no choice any more."""
@@ -70,7 +72,7 @@ def find_hard(run: Run) -> Path:
     for name, values in measured.items():
         table = table.append_column(name, pa.array(values))
     write_table(table, path, key)
-    say(describe_hard(run))
+    logger.info(describe_hard(run))
     return path
 
 

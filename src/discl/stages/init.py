@@ -20,7 +20,9 @@ from ..recipe import load_recipe
 from ..recipe.data import OwnSplit
 from ..recipe.types import as_name
 from ..utils.atomic import make_folder, whole
-from ..utils.console import say
+from ..utils.logging import get_logger
+
+logger = get_logger(__name__)
 
 EPOCHS = 65
 UPDATES = 2000
@@ -119,7 +121,7 @@ def write_starter(
         if found["image"] == FILE_NAME:
             del found["image"]
     beside = None if images is None else str(images)
-    tables = read_tables(str(folder), columns=found, images=beside, on_left_out=say)
+    tables = read_tables(str(folder), columns=found, images=beside, on_left_out=logger.warning)
     table: ImageTable = tables["train"]
     if told := too_few_classes(str(folder), table.class_names):
         raise DataError(told)

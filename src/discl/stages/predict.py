@@ -26,8 +26,10 @@ from ..models.classifier import ClassifierConfig, load_classifier
 from ..run_folder.paths import RECIPE, TRAIN, WEIGHTS
 from ..training.loop import logits_of
 from ..utils.atomic import whole
-from ..utils.console import say
+from ..utils.logging import get_logger
 from ..utils.yaml_text import read_yaml
+
+logger = get_logger(__name__)
 
 BATCH = 256
 SHOWN = 20
@@ -140,16 +142,16 @@ class _Search:
         if not self.read:
             raise DataError(f"no image of '{self.where}' can be read:\n{listing}")
         if self.broken:
-            say(f"{len(self.broken):,} unreadable images are skipped:\n{listing}")
+            logger.warning(f"{len(self.broken):,} unreadable images are skipped:\n{listing}")
         if self.wide.counts:
             rule = (
                 "the rule of training"
                 if self.knows_depth
                 else "the usual rule, for none was trained on"
             )
-            say(f"{self.wide.describe(self.depth)} ({rule})")
+            logger.info(f"{self.wide.describe(self.depth)} ({rule})")
         if self.left_out:
-            say(f"of {str(self.where)!r} are left out: {self.left_out}")
+            logger.warning(f"of {str(self.where)!r} are left out: {self.left_out}")
 
     def _paths(self) -> Iterator[str]:
         if not self.where.is_dir():

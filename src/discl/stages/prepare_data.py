@@ -31,9 +31,12 @@ from ..recipe.data import OwnSplit
 from ..run_folder import paths
 from ..run_folder.open import NOT_FOR_JUDGES
 from ..run_folder.run import Run, read_data
-from ..utils.console import progress, say
+from ..utils.console import progress
 from ..utils.hashing import digest
+from ..utils.logging import get_logger
 from ..utils.stored import AGAIN, read_table, write_table
+
+logger = get_logger(__name__)
 
 SHOWN = 5
 
@@ -48,7 +51,7 @@ def prepare_data(run: Run) -> Path:
     key = digest(data.model_dump(mode="json", exclude_defaults=True))
     if is_usable(path, key, "every image is checked again"):
         return path
-    found = read_data(data, lambda names: say(unused_splits(names)), say)
+    found = read_data(data, lambda names: logger.warning(unused_splits(names)), logger.warning)
     if told := too_few_classes(data.root, found["train"].class_names):
         raise DataError(told)
     found, seen = _settled(
@@ -105,7 +108,7 @@ def is_usable(path: Path, key: str, otherwise: str) -> bool:
     try:
         read_table(path, key=key)
     except BrokenFileError as error:
-        say(f"{str(error).removesuffix(f' {AGAIN}')} So {otherwise}.")
+        logger.warning(f"{str(error).removesuffix(f' {AGAIN}')} So {otherwise}.")
         return False
     return True
 
@@ -181,7 +184,7 @@ def _settled(
     """Tables and what was seen of them, with one depth for all grey pictures of more than 8 bits, which is said."""
     tables, seen = settle_depth(tables, seen, bits)
     if told := depth_told(tables, seen):
-        say(told)
+        logger.info(told)
     return tables, seen
 
 
@@ -204,7 +207,7 @@ def _inspect(table: ImageTable, split: str, unreadable: str) -> Inspection:
                 f"{len(seen.unreadable)} of {len(table)} {split} images cannot be read:\n{listing}\n"
                 "Mend or delete them, or set data.unreadable: skip."
             )
-        say(f"{len(seen.unreadable)} unreadable {split} images are skipped:\n{listing}")
+        logger.warning(f"{len(seen.unreadable)} unreadable {split} images are skipped:\n{listing}")
     return seen
 
 
@@ -258,7 +261,7 @@ def _check_splits(
                     f"{told}; figures on them would mean nothing. Remove them from one of the two; where a published benchmark has "
                     "them, data.overlap: keep leaves them in."
                 )
-            say(f"{told}; they are kept, as data.overlap says")
+            logger.warning(f"{told}; they are kept, as data.overlap says")
 
 
 def split_rows_of(run: Run, split: str) -> pa.Table:

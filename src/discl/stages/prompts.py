@@ -21,9 +21,12 @@ from ..recipe import Endpoint as EndpointSection
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.store import Shards
-from ..utils.console import progress, say
+from ..utils.console import progress
 from ..utils.hashing import derive_seed, digest
+from ..utils.logging import get_logger
 from ..utils.stored import read_table
+
+logger = get_logger(__name__)
 
 CAPTIONED_AT_ONCE = 256
 
@@ -103,7 +106,9 @@ def _describe_classes(run: Run, asked: EndpointSection) -> Path:
     if missing:
         if len(missing) < len(needed):
             there = len(needed) - len(missing)
-            say(f"prompts: {there} of {len(needed)} classes with hard images have texts already")
+            logger.info(
+                f"prompts: {there} of {len(needed)} classes with hard images have texts already"
+            )
         endpoint = _reach(asked, "prompts.endpoint")
         demand = Demand(asked.count, asked.words, asked.only_class, asked.tries)
         with progress("prompts", len(missing)) as advance:
@@ -114,7 +119,7 @@ def _describe_classes(run: Run, asked: EndpointSection) -> Path:
 def _reach(asked: Server, section: str) -> Endpoint:
     key = read_key(asked.key_variable)
     if key is not None:
-        say(f"{section}: {asked.url} is sent the API key in {asked.key_variable}")
+        logger.warning(f"{section}: {asked.url} is sent the API key in {asked.key_variable}")
     return Endpoint(
         asked.url, asked.model, key, asked.parameters, asked.timeout, asked.retries, section=section
     )
@@ -142,7 +147,7 @@ def _condense_captions(run: Run, asked: Settings) -> Path:
             f"'{asked.captioner.checkpoint}' wrote an empty caption for all of {len(sample)} training images; take another model in "
             f"prompts.settings.captioner, or write the settings into {path} yourself, a list in YAML such as '- in a meadow at dusk'."
         )
-    say(
+    logger.info(
         f"settings: {asked.endpoint.model} condenses captions of {len(sample)} images, {len(shown)} of them and all different"
     )
     forbidden = [asked.kind, *names.values()]
@@ -190,7 +195,7 @@ def _caption_images(run: Run, asked: Captions, rows: Sequence[Mapping[str, Any]]
             )
             advance(len(part))
     if empty:
-        say(
+        logger.warning(
             f"captions: {empty} of {len(missing)} images got an empty one, which adds nothing to a prompt"
         )
     return run.path(paths.CAPTIONS)

@@ -18,9 +18,12 @@ from ..run_folder.run import Run
 from ..spectrum.cache import mapped_rows
 from ..spectrum.encoding import encode_image
 from ..spectrum.store import Shards
-from ..utils.console import progress, say
+from ..utils.console import progress
 from ..utils.hashing import digest
+from ..utils.logging import get_logger
 from ..utils.stored import read_table
+
+logger = get_logger(__name__)
 
 ENCODING = "webp-lossless"
 SHARD_ROWS = 512
@@ -83,7 +86,7 @@ def prepared_table(run: Run, split: str, size: int, mode: str = "square") -> Ima
     stored = mapped_rows(files, cache / paths.CACHED_SQUARES, keys, store.ids)
     place = {key: row for row, key in enumerate(stored.select_columns("id")[:]["id"])}
     if any(key not in place for key in keys):
-        say(
+        logger.warning(
             f"prepared/ lacks some {split} images of {size} pixels, so the originals are read; `discl data prepare` makes them"
         )
         return table

@@ -35,13 +35,16 @@ from ..training.loop import (
     train_classifier,
 )
 from ..training.objectives import make_objective
-from ..utils.console import progress, say
+from ..utils.console import progress
+from ..utils.logging import get_logger
 from ..utils.plugins import is_address
 from .classifiers import describe_classifier, describe_training, starter_of
 from .loggers import open_loggers
 from .resize_data import prepared_table
 from .sample_pool import hard_rows, kept_images, made_aspects, make_pool, real_aspects
 from .trained import classifier_config, fingerprint, is_trained, mend_config, open_method
+
+logger = get_logger(__name__)
 
 CLASS_POWER = {"instance": 1.0, "square-root": 0.5, "class-balanced": 0.0}
 """Exponent of a class's share of an epoch, by the name that recipes use."""
@@ -216,7 +219,7 @@ def _tell_guidance(name: str, method: Method, pool: Pool, guidance: GuidanceSet)
         if method.guidance_images and sources < method.guidance_images
         else ""
     )
-    say(
+    logger.info(
         f"train {name}: progress is measured on {sources} hard image{'s' * (sources != 1)}, by one "
         f"synthetic image at every level{less}; "
         f"{held} of {hard} hard images are held out of training with all their synthetic images"
@@ -295,13 +298,13 @@ def _train_method(run: Run, name: str, method: Method, asked: _Asked, pixels: Im
         )  # fmt: skip
     apart = [record["classes_apart"] for record in history if "classes_apart" in record]
     if apart:
-        say(
+        logger.info(
             f"train {name}: {min(apart)} to {max(apart)} of {pool.num_classes} classes took another level than the common one"
         )
     scales = [record["effective_scale"] for record in history if record["levels"]]
     if scales:
         wanted = f"(asked for {method.synthetic_scale:g})"
-        say(
+        logger.info(
             f"train {name}: {min(scales):.2f} to {max(scales):.2f} distinct synthetic images per real tail image {wanted}"
         )
 

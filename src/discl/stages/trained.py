@@ -31,12 +31,14 @@ from ..training import objectives
 from ..training.loop import read_history
 from ..training.objectives import make_objective
 from ..utils.atomic import make_folder, writing
-from ..utils.console import say
 from ..utils.hashing import digest
+from ..utils.logging import get_logger
 from ..utils.plugins import is_address, own_source
 from ..utils.stored import AGAIN, broken, read_header, read_json, read_table, write_text
 from .classifiers import checkpoint_identity, describe_classifier
 from .sample_pool import hard_rows
+
+logger = get_logger(__name__)
 
 REDEFINED = {
     "random": "a level for each epoch",
@@ -58,7 +60,9 @@ def is_measured(run: Run, folder: Path, fingerprint: str) -> bool:
         if shapes != wanted or metadata.get("fingerprint", fingerprint) != fingerprint:
             raise broken(path, "holds the logits of other images or of another classifier")
     except BrokenFileError as error:
-        say(f"{str(error).removesuffix(f' {AGAIN}')} So the classifier is measured again.")
+        logger.warning(
+            f"{str(error).removesuffix(f' {AGAIN}')} So the classifier is measured again."
+        )
         return False
     return True
 
@@ -73,7 +77,7 @@ def is_ensemble(run: Run, folder: Path, alphas: list[float], fingerprint: str) -
             return False
         check_classifier(folder, read_config(folder), fingerprint)
     except BrokenFileError as error:
-        say(f"{error.path} cannot be used, so the ensemble is made again")
+        logger.warning(f"{error.path} cannot be used, so the ensemble is made again")
         return False
     return is_measured(run, folder, fingerprint)
 
@@ -162,7 +166,7 @@ def is_trained(run: Run, name: str, fingerprint: str) -> bool:
         )
     except BrokenFileError as error:
         told = str(error).removesuffix(f" {TRAINED_AGAIN}")
-        say(f"train {name}: {told} So the method is trained again.")
+        logger.warning(f"train {name}: {told} So the method is trained again.")
         return False
     whole_history(run, name)
     return True
@@ -184,7 +188,9 @@ def mend_config(run: Run, name: str) -> None:
     """Writes a trained method's `config.json` again where it is broken or another classifier's."""
     if _own_config(run, name) is None:
         folder = run.path(paths.TRAIN) / name
-        say(f"train {name}: {folder / paths.CONFIG} cannot be used, so it is written again")
+        logger.warning(
+            f"train {name}: {folder / paths.CONFIG} cannot be used, so it is written again"
+        )
         write_config(classifier_config(run, name), folder)
 
 
@@ -223,7 +229,7 @@ def open_method(run: Run, name: str, method: Method, fingerprint: str) -> None:
         shutil.rmtree(folder / paths.ENSEMBLE, ignore_errors=True)
     if found != fingerprint:
         if found is not None:
-            say(f"train {name}: trained on other data or settings; it is trained anew")
+            logger.warning(f"train {name}: trained on other data or settings; it is trained anew")
         if folder.exists():  # even without a mark, which is how a killed deletion may leave it
             _check_ours(run, folder)
             shutil.rmtree(folder)

@@ -21,12 +21,14 @@ from ..run_folder import paths
 from ..run_folder.run import Run
 from ..training.distributed import current_processes
 from ..utils.atomic import make_folder
-from ..utils.console import say
 from ..utils.hashing import derive_seed
+from ..utils.logging import get_logger
 from ..utils.stored import read_json, read_table, write_table, write_text
 from .evaluate import evaluate
 from .prepare_data import listed_units
 from .train import train
+
+logger = get_logger(__name__)
 
 HELD_OUT = 0.2
 """Share of the training images that trials are judged on where there is no validation split and the recipe names no other."""
@@ -45,13 +47,15 @@ def tune(run: Run) -> Recipe:
     trials = {name: plan_trials(run.recipe, name, run.allow_plugins) for name in run.recipe.methods}
     for name, planned in trials.items():
         if len(planned) < asked.trials:
-            say(
+            logger.warning(
                 f"tune: {name} has {len(planned)} trials instead of {asked.trials}, for its space holds no more"
             )
     searched = _trial_run(run, trials)
     processes = current_processes()
     judged = processes.on_main(lambda: divide(run, searched))
-    say(f"tune: {sum(map(len, trials.values()))} trials, judged by {asked.metric} on {judged}")
+    logger.info(
+        f"tune: {sum(map(len, trials.values()))} trials, judged by {asked.metric} on {judged}"
+    )
     train(searched)
     processes.on_main(lambda: evaluate(searched))
     results = read_json(searched.path(paths.RESULTS))

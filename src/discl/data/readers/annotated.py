@@ -15,11 +15,13 @@ import pyarrow.json as pajson
 
 from ...assets import common_names
 from ...errors import DataError
-from ...utils.console import say
+from ...utils.logging import get_logger
 from ..table import ImageTable
 from .building import SPLIT_NAMES, Source, build_table, expected, files_below, full_paths
 from .lists import read_csv, tidy
 from .opening import plain_file, read_json
+
+logger = get_logger(__name__)
 
 INATURALIST = {"train": "train2018.json", "val": "val2018.json"}
 WILDS_SPLITS = {
@@ -262,7 +264,7 @@ def read_wilds(source: Source) -> dict[str, ImageTable]:
         pc.or_(pc.less(listed["y"], 0), pc.greater_equal(listed["y"], NO_CLASS)), True
     )
     if count := pc.sum(bare).as_py():
-        say(
+        logger.warning(
             f"{metadata}: {count:,} images have no class (y = {NO_CLASS}, below 0 or empty); they are left out"
         )
         listed = listed.filter(pc.invert(bare))

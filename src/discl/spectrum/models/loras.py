@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 from ...checkpoint_checks import loading, read_json
 from ...checkpoints import find_beside, find_weights, weights_digest
 from ...errors import CheckpointError
-from ...utils.console import say
 from ...utils.hashing import digest
+from ...utils.logging import get_logger
+
+logger = get_logger(__name__)
 
 OTHER_KINDS = {
     "hada_": "LoHa", "lokr_": "LoKr", "oft_": "OFT", "boft_": "BOFT", "ia3_": "IA³", "vera_lambda": "VeRA",
@@ -167,4 +169,4 @@ def _check_fit(components: Mapping[str, Any], file: Path, name: str, held: Seque
         message = f"the LoRA '{file.name}' has weights for {len(there)} layers, {taken} of which this checkpoint has"
         if not texts:
             raise CheckpointError(f"{message}; it belongs to another family or version ({file}).")
-        say(f"{message}; the others, of a text encoder, have no effect")
+        logger.warning(f"{message}; the others, of a text encoder, have no effect")

@@ -18,9 +18,11 @@ from ...recipe import validate
 from ...run_folder.run import Run
 from ...spectrum.plan import Request
 from ...spectrum.stats import Work
-from ...utils.console import say
+from ...utils.logging import SILENT, get_logger
 from ..engine import Sources, make_worker
 from .dispatcher import Dispatcher
+
+logger = get_logger(__name__)
 
 PAUSE = 0.2
 """Seconds between two questions of a worker that has nothing to do, and between two looks at it."""
@@ -138,7 +140,9 @@ class WorkerPool(Workers):
             raise RunError(
                 f"workers end before they write an image, {DEATHS} in a row: {ended}. {why}"
             )
-        say(f"generate: {ended}; other workers make the {lost} images that it had not written")
+        logger.warning(
+            f"generate: {ended}; other workers make the {lost} images that it had not written"
+        )
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,7 @@ class Assignment:
 
     - `overrides`: tables to read instead of those in the run folder, by name.
     - `ahead`: requests that a worker takes beyond those in its slots.
+    - `level`: messages from this level on are sent to the command.
     """
 
     recipe: dict[str, Any]
@@ -154,7 +159,7 @@ class Assignment:
     overrides: dict[str, str]
     cwd: str
     ahead: int
-    quiet: bool = True
+    level: int = SILENT
 
     @classmethod
     def of(cls, run: Run, device: str, threads: int | None, ahead: int, **more: Any) -> Self:

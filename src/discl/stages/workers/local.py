@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import ModuleType, TracebackType
@@ -24,9 +25,11 @@ import torch
 from ...errors import DisclError, RunError
 from ...run_folder.run import Run
 from ...spectrum.plan import Request
-from ...utils.console import console, say
+from ...utils.logging import SILENT, forward_messages, get_logger
 from .base import GRACE, PAUSE, Assignment, WorkerPool, make_pieces
 from .dispatcher import Dispatcher
+
+logger = get_logger(__name__)
 
 SPAWN = multiprocessing.get_context("spawn")
 SAFE_PATH = "PYTHONSAFEPATH"
@@ -73,7 +76,8 @@ def _clean_start() -> Iterator[None]:
 def run_worker(connection: Connection) -> None:
     """A worker process: makes pieces of a plan until there is nothing left.
 
-    Its questions are `("begin",)`, `("take", bool)` and `("advance",)`; it ends with
+    Its questions are `("begin",)`, `("take", bool)`, `("advance",)` and
+    `("log", name, level, text)`; it ends with
     `("work", Work)` or `("error", DisclError)`. Each gets one answer.
     """
     for each in (signal.SIGINT, signal.SIGTERM):  # the command gets them too, and stops it
@@ -81,15 +85,18 @@ def run_worker(connection: Connection) -> None:
     os.dup2(2, 1)  # standard output is the command's, whatever libraries print
     threading.Thread(target=_end_with_command, name="parent", daemon=True).start()
 
+    lock = threading.Lock()  # other threads log
+
     def ask(*question: Any) -> Any:
         try:
-            connection.send(question)
-            return connection.recv()
+            with lock:
+                connection.send(question)
+                return connection.recv()
         except (EOFError, OSError):
             os._exit(1)  # the command is gone
 
     assignment = ask("begin")
-    console.quiet = assignment.quiet
+    forward_messages(partial(ask, "log"), assignment.level)
     try:
         work = make_pieces(
             assignment.open(),
@@ -141,7 +148,9 @@ class LocalWorkerPool(WorkerPool):
         self.server = threading.Thread(target=self._serve, name="workers", daemon=True)
 
     def __enter__(self) -> LocalWorkerPool:
-        say(f"generate: {len(self.devices)} processes, on {', '.join(dict.fromkeys(self.devices))}")
+        logger.info(
+            f"generate: {len(self.devices)} processes, on {', '.join(dict.fromkeys(self.devices))}"
+        )
         return self
 
     def __exit__(
@@ -239,6 +248,9 @@ class LocalWorkerPool(WorkerPool):
             case "advance":
                 self.changed.set()
                 return self.dispatcher.advance(*values)
+            case "log":
+                name, level, text = values
+                get_logger(name).log(level, text)
             case "work":
                 self.counted.append(*values)
             case "error":
@@ -263,4 +275,10 @@ class LocalWorkerPool(WorkerPool):
         threads = self.run.recipe.runtime.threads
         if threads is None and self.devices[index] == "cpu":
             threads = max(torch.get_num_threads() // len(self.devices), 1)
-        return Assignment.of(self.run, self.devices[index], threads, self.ahead, quiet=index > 0)
+        return Assignment.of(
+            self.run,
+            self.devices[index],
+            threads,
+            self.ahead,
+            level=SILENT if index else logger.getEffectiveLevel(),
+        )

@@ -18,9 +18,11 @@ from ...run_folder.run import Run
 from ...spectrum.plan import Request
 from ...spectrum.stats import Work
 from ...utils.atomic import writing
-from ...utils.console import console, say
+from ...utils.logging import get_logger, silence
 from .base import GRACE, PAUSE, Assignment, WorkerPool, make_pieces
 from .dispatcher import Dispatcher
+
+logger = get_logger(__name__)
 
 ANY = "auto"
 """The address of the cluster in `RAY_ADDRESS` or on this machine; one is started if there is none.
@@ -129,7 +131,9 @@ class RayWorkerPool(WorkerPool):
 
     def __enter__(self) -> RayWorkerPool:
         nodes = sum(1 for node in self.ray.nodes() if node["Alive"])
-        say(f"generate: {self.count} Ray workers on {nodes} machine{'s' if nodes > 1 else ''}")
+        logger.info(
+            f"generate: {self.count} Ray workers on {nodes} machine{'s' if nodes > 1 else ''}"
+        )
         return self
 
     def __exit__(
@@ -204,7 +208,7 @@ class RayWorker:
         """Works until nothing is left; returns the engine's counters or the error that ended it."""
         import ray
 
-        console.quiet = True
+        silence()
         remote = RemoteDispatcher(ray, dispatcher)
         try:
             with assignment.opened(ray.get_runtime_context().get_node_id()) as run:
