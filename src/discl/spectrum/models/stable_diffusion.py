@@ -65,6 +65,11 @@ class Autoencoder:
         mode = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mode()
         return (mode.float() - self.shift) * self.scale
 
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the scaled latents of pixels in [−1, 1], float32."""
+        found = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+        return (found.mean.float() - self.shift) * self.scale, found.std.float() * self.scale
+
     def decode(self, latents: Tensor) -> Tensor:
         pixels = self.vae.decode(
             (latents / self.scale + self.shift).to(self.vae.dtype)

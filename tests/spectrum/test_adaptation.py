@@ -1,0 +1,193 @@
+"""Low-rank weights: the loss is that of diffusers' scripts, a killed training continues, and the
+result is a LoRA that any loader reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from discl.errors import DataError, TrainingError
+from discl.spectrum.adaptation import (
+    AdapterImages,
+    AdapterSettings,
+    adaptation_loss,
+    count_adapter,
+    train_adapter,
+)
+from discl.spectrum.models import Address, describe_loras, load_generator
+
+
+def make_images(count: int = 6, size: int = 32) -> AdapterImages:
+    """Flat pictures of two classes, the second one brighter."""
+    labels = np.arange(count) % 2
+
+    def load(row: int) -> np.ndarray:
+        rng = np.random.default_rng(row)
+        return (rng.integers(0, 60, (size, size, 3)) + 150 * labels[row]).astype(np.uint8)
+
+    return AdapterImages(load, labels, [["a photo of a bag"] for _ in labels])
+
+
+def network_state(model) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.network.state_dict().items()}
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_loss_is_that_of_the_training_script_of_diffusers(tiny_diffusion, prediction):
+    """Worked out with diffusers' own parts, as train_text_to_image_lora.py does (1e-5)."""
+    from diffusers import DDPMScheduler, StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_diffusion, safety_checker=None)
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config, prediction_type=prediction)
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.rand(4, 3, 32, 32, generator=generator) * 2 - 1
+    posterior = pipeline.vae.encode(pixels).latent_dist
+    drawn = torch.randn(posterior.mean.shape, generator=generator)
+    latents = (posterior.mean + posterior.std * drawn) * pipeline.vae.config.scaling_factor
+    noise = torch.randn(latents.shape, generator=generator)
+    timesteps = torch.tensor([0, 17, 500, 999])
+    texts = ["a bag", "a boot", "a coat", "a hat"]
+    tokens = pipeline.tokenizer(
+        texts, padding="max_length", truncation=True, max_length=16, return_tensors="pt"
+    )
+    states = pipeline.text_encoder(tokens.input_ids)[0]
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    target = noise if prediction == "epsilon" else scheduler.get_velocity(latents, noise, timesteps)
+    expected = F.mse_loss(pipeline.unet(noisy, timesteps, states).sample, target)
+
+    model = load_generator(str(tiny_diffusion))
+    model.scheduler.register_to_config(prediction_type=prediction)
+    mean, std = model.autoencoder.posterior(pixels)
+    found = adaptation_loss(
+        model,
+        mean + std * drawn,
+        model.encode_texts(texts),
+        noise=noise,
+        timesteps=timesteps,
+    )
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_gradient_reaches_the_low_rank_weights_alone(tiny_diffusion, tmp_path):
+    model = load_generator(str(tiny_diffusion))
+    before = network_state(model)
+    settings = AdapterSettings(rank=2, steps=3, learning_rate=1e-2, batch_size=2)
+    file = train_adapter(model, make_images(), settings, tmp_path / "adapter.safetensors")
+    after = network_state(model)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert describe_loras([(str(file), 1.0)])
+
+
+def test_a_trained_adapter_lowers_the_loss_on_its_images(tiny_diffusion, tmp_path):
+    images = make_images()
+    settings = AdapterSettings(
+        rank=8, steps=60, learning_rate=5e-3, batch_size=6, layers="attention-and-convolutions"
+    )
+    model = load_generator(str(tiny_diffusion))
+    file = train_adapter(model, images, settings, tmp_path / "adapter.safetensors")
+    adapted = load_generator(Address(str(tiny_diffusion), None, ((str(file), 1.0),)))
+
+    def loss(model) -> float:
+        pixels = np.stack([images.load(row) for row in range(6)])
+        tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        total = 0.0
+        with torch.no_grad():
+            for step in range(8):
+                generator = torch.Generator().manual_seed(1000 + step)
+                latents = model.encode_images(tensor)
+                noise = torch.randn(latents.shape, generator=generator)
+                timesteps = torch.randint(1000, (6,), generator=generator)
+                texts = model.encode_texts(["a photo of a bag"] * 6)
+                total += adaptation_loss(
+                    model, latents, texts, noise=noise, timesteps=timesteps
+                ).item()
+        return total / 8
+
+    assert loss(adapted) < 0.97 * loss(model)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_training_continues_to_the_same_weights(tiny_diffusion, tmp_path):
+    from safetensors.torch import load_file
+
+    settings = AdapterSettings(rank=2, steps=110, learning_rate=1e-3, batch_size=2)
+    model = load_generator(str(tiny_diffusion))
+    whole = train_adapter(model, make_images(), settings, tmp_path / "whole.safetensors", seed=5)
+    done = []
+
+    def kill(steps: int) -> None:
+        done.append(steps)
+        if len(done) == 77:
+            raise Killed
+
+    target = tmp_path / "killed.safetensors"
+    with pytest.raises(Killed):
+        train_adapter(model, make_images(), settings, target, seed=5, progress=kill)
+    assert not target.exists()
+    done.clear()
+    train_adapter(model, make_images(), settings, target, seed=5, progress=done.append)
+    assert len(done) == 110 - 50, "it continues from the last saved step"
+    first, second = load_file(whole), load_file(target)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert [file.name for file in tmp_path.iterdir() if "state" in file.name] == []
+
+
+@pytest.mark.parametrize("family", ["tiny_xl", "tiny_sd3", "tiny_flux"])
+def test_other_families_train_and_load(family, request, tmp_path):
+    folder = request.getfixturevalue(family)
+    model = load_generator(str(folder))
+    size = model.size
+    settings = AdapterSettings(
+        rank=2, steps=2, learning_rate=1e-2, batch_size=2, gradient_checkpointing=True
+    )
+    file = train_adapter(model, make_images(size=size), settings, tmp_path / "a.safetensors")
+    load_generator(Address(str(folder), None, ((str(file), 1.0),)))
+
+
+def test_the_count_is_that_of_the_file(tiny_diffusion, tmp_path):
+    from safetensors.torch import load_file
+
+    model = load_generator(str(tiny_diffusion))
+    for layers in ("attention", "attention-and-convolutions"):
+        settings = AdapterSettings(rank=3, steps=1, layers=layers)
+        file = train_adapter(model, make_images(), settings, tmp_path / f"{layers}.safetensors")
+        held = sum(tensor.numel() for tensor in load_file(file).values())
+        assert count_adapter(model, settings) == held
+
+
+def test_images_of_the_generator_keep_it_near_itself(tiny_diffusion, tmp_path):
+    """With a heavy prior the weights move less than without."""
+    from safetensors.torch import load_file
+
+    model = load_generator(str(tiny_diffusion))
+    moved = {}
+    for weight in (0.0, 50.0):
+        settings = AdapterSettings(
+            rank=2, steps=20, learning_rate=1e-3, batch_size=2, prior_weight=weight
+        )
+        file = tmp_path / f"{weight:g}.safetensors"
+        prior = make_images(4)
+        train_adapter(model, make_images(), settings, file, prior=prior)
+        moved[weight] = load_file(file)
+    assert any(not torch.equal(moved[0.0][name], moved[50.0][name]) for name in moved[0.0])
+
+
+def test_one_image_and_a_loss_that_is_not_finite_are_refused(tiny_diffusion, tmp_path):
+    model = load_generator(str(tiny_diffusion))
+    target = tmp_path / "adapter.safetensors"
+    with pytest.raises(DataError) as caught:
+        train_adapter(model, make_images(1), AdapterSettings(steps=1), target)
+    assert caught.value.argument == "images"
+    with pytest.raises(TrainingError) as diverged:
+        train_adapter(model, make_images(), AdapterSettings(steps=40, learning_rate=1e30), target)
+    assert diverged.value.argument == "learning_rate"
+    assert not Path(target).exists()
