@@ -61,7 +61,9 @@ def loading(folder: Path, what: str) -> Iterator[None]:
     except CheckpointError as error:
         if str(folder) in str(error) or str(error).startswith(("checkpoint '", "'")):
             raise
-        raise CheckpointError(f"checkpoint '{folder}': {error}") from error
+        raise CheckpointError(
+            f"checkpoint '{folder}': {error.args[0]}", argument=error.argument
+        ) from error
     except DisclError:
         raise
     except Exception as error:

@@ -239,7 +239,7 @@ def test_distilled_guidance_takes_one_row_a_step(tiny_flux: Path) -> None:
 
 
 def test_sides_beyond_the_places_of_the_network_are_refused(tiny_sd3: Path) -> None:
-    most = describe_generator(str(tiny_sd3)).most
+    most = describe_generator(str(tiny_sd3)).max_side
     assert most is not None
     check_generator(str(tiny_sd3), 4, most)
     with pytest.raises(

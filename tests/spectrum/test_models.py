@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from discl.errors import CheckpointError
 from discl.spectrum.models import describe_generator, load_generator
+from discl.spectrum.models.description import load_scheduler
 from discl.spectrum.models.families import SD
-from discl.spectrum.models.loading import load_scheduler
 from discl.spectrum.models.schedules import make_ddim
 
 

@@ -22,7 +22,7 @@ from ..data import (
     without_empty_classes,
 )
 from ..data.depth import depth_of
-from ..errors import CheckpointError, RunError
+from ..errors import CheckpointError, RunError, arguments_named
 from ..recipe import Data, Recipe
 from ..spectrum.models import Address, Generator, describe_generator, describe_loras
 from ..spectrum.plan import Sampling, Share
@@ -110,7 +110,8 @@ class Run:
     @cached_property
     def generator(self) -> Generator:
         """What the recipe's checkpoint is."""
-        return describe_generator(self.address)
+        with arguments_named(config="spectrum.config"):
+            return describe_generator(self.address)
 
     @property
     def address(self) -> Address:
@@ -156,10 +157,10 @@ class Run:
         if self.sampling.resize == "square":
             return size, size
         wide, high = keep_aspect(width, height, size, found.multiple)
-        if found.most is not None and max(wide, high) > found.most:
+        if found.max_side is not None and max(wide, high) > found.max_side:
             raise CheckpointError(
-                f"a picture of {width} × {height} pixels would become {wide} × {high}, and this generator makes at most {found.most} a "
-                f"side; set spectrum.size to {found.most // 2} or less, or spectrum.resize: square."
+                f"a picture of {width} × {height} pixels would become {wide} × {high}, and this generator makes at most {found.max_side} a "
+                f"side; set spectrum.size to {found.max_side // 2} or less, or spectrum.resize: square."
             )
         return wide, high
 

@@ -36,7 +36,7 @@ from ..utils.stored import read_table, write_table, write_text
 from .filter import filter_spectrum
 from .generate import generate
 from .pending import filter_texts, is_cosine
-from .plan import make_plan
+from .plan import GENERATOR_KEYS, make_plan
 
 SHARED = (paths.DATA, paths.PROMPTS, paths.SETTINGS, paths.CAPTIONS)
 """What the survey takes from the run that it is made for."""
@@ -73,7 +73,15 @@ def survey_levels(
         )
     with arguments_named(levels="grid"):
         check_levels(levels, 100 * steps if fixed else steps)
-    check_generator(run.address, steps, asked.size, levels, fixed, asked.guidance_interval)
+    with arguments_named(**GENERATOR_KEYS | {"levels": "grid"}):
+        check_generator(
+            run.address,
+            steps,
+            asked.size,
+            levels,
+            fixed=fixed,
+            guidance_interval=asked.guidance_interval,
+        )
     survey = survey_run(run, levels, seeds)
     make_folder(survey.folder)
     hard = read_table(run.path(paths.HARD))

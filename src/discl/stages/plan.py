@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..data import to_size
-from ..errors import DataError
+from ..errors import DataError, arguments_named
 from ..recipe import check_own_pieces
 from ..run_folder import paths
 from ..run_folder.run import Run
@@ -27,6 +27,15 @@ from .train import check_training
 
 TRAINING = frozenset({"train", "evaluate", "report", "compare"})
 """What is to be done only when classifiers have been trained."""
+GENERATOR_KEYS = {
+    "config": "spectrum.config",
+    "fixed": "spectrum.steps",
+    "guidance_interval": "spectrum.guidance_interval",
+    "levels": "spectrum.levels",
+    "num_inference_steps": "spectrum.num_inference_steps",
+    "size": "spectrum.size",
+}
+"""The recipe's keys of the arguments of `check_generator`."""
 
 
 def check_models(run: Run, stage: str) -> None:
@@ -44,14 +53,15 @@ def check_models(run: Run, stage: str) -> None:
     check_prompts(run)
     find_clip(run.recipe.filter.checkpoint)
     asked = run.recipe.spectrum
-    check_generator(
-        run.address,
-        asked.num_inference_steps,
-        asked.size,
-        asked.levels,
-        asked.steps == "fixed",
-        asked.guidance_interval,
-    )
+    with arguments_named(**GENERATOR_KEYS):
+        check_generator(
+            run.address,
+            asked.num_inference_steps,
+            asked.size,
+            asked.levels,
+            fixed=asked.steps == "fixed",
+            guidance_interval=asked.guidance_interval,
+        )
     for name, method in run.recipe.methods.items():
         train = run.recipe.training(name)
         if train.model.checkpoint is not None:

@@ -1,14 +1,8 @@
 """diffusers checkpoints behind one small interface."""
 
+from .description import Address, Generator, check_generator, describe_generator
 from .interface import Conditioning, LatentModel
-from .loading import (
-    Address,
-    Generator,
-    check_generator,
-    describe_generator,
-    load_generator,
-    load_plain,
-)
+from .loading import load_generator, load_plain
 from .loras import describe_loras
 from .schedules import Schedule
 

@@ -16,14 +16,20 @@ from .interface import LatentModel
 from .stable_diffusion import StableDiffusion, StableDiffusionXL
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
-"""Parts of a folder that nothing here needs."""
+"""Parts of a checkpoint that generation does not need."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of checkpoint: its name, the diffusers class that loads it, the parts it cannot do without.
+    """A kind of checkpoint.
 
-    Without `build` it is one that the engine does not know: diffusers' own pipeline makes its pictures, `text` those of level 0.
+    - `name`: for messages and reports.
+    - `pipeline`: diffusers' image-to-image class, which loads it.
+    - `build`: makes a `LatentModel` of the pipeline and a device. None for a family that the engine
+      does not know: diffusers' own pipeline makes its images.
+    - `parts`: the folders that it needs, the denoising network first.
+    - `distilled`: guidance is built into the network.
+    - `text`: diffusers' text-to-image class, for level 0 without `build`.
     """
 
     name: str
@@ -35,14 +41,17 @@ class Family:
 
     @property
     def network(self) -> str:
+        """The part that denoises."""
         return self.parts[0]
 
     @property
     def diffusion(self) -> bool:
+        """Whether it is a diffusion model with a UNet; otherwise a flow."""
         return self.network == "unet"
 
     @property
     def plain(self) -> bool:
+        """Whether diffusers' own pipeline makes the images."""
         return self.build is None
 
 
@@ -71,85 +80,108 @@ SD3 = Family("Stable Diffusion 3.x", "StableDiffusion3Img2ImgPipeline", StableDi
 FLUX = Family("FLUX.1", "FluxImg2ImgPipeline", Flux, _FLOW, distilled=True)
 
 FAMILIES = {
-    "StableDiffusionPipeline": SD, "StableDiffusionImg2ImgPipeline": SD,
-    "StableDiffusionXLPipeline": SDXL, "StableDiffusionXLImg2ImgPipeline": SDXL,
-    "StableDiffusion3Pipeline": SD3, "StableDiffusion3Img2ImgPipeline": SD3,
-    "FluxPipeline": FLUX, "FluxImg2ImgPipeline": FLUX,
-}  # fmt: skip
-"""`_class_name` of model_index.json: the family."""
-
+    "StableDiffusionPipeline": SD,
+    "StableDiffusionImg2ImgPipeline": SD,
+    "StableDiffusionXLPipeline": SDXL,
+    "StableDiffusionXLImg2ImgPipeline": SDXL,
+    "StableDiffusion3Pipeline": SD3,
+    "StableDiffusion3Img2ImgPipeline": SD3,
+    "FluxPipeline": FLUX,
+    "FluxImg2ImgPipeline": FLUX,
+}
+"""Families that the engine knows, by the `_class_name` of their model_index.json."""
 
 NOT_PLAIN = ("ControlNet", "Inpaint", "Kontext", "Control", "Inpainting")
-"""Parts of the names of pipelines that want more than a text and a picture."""
-TAKEN = ("prompt", "image", "strength", "num_inference_steps")
-"""What an image-to-image pipeline has to take."""
+"""Words in the names of pipelines that need more than a text and an image."""
+PLAIN_ARGUMENTS = ("prompt", "image", "strength", "num_inference_steps")
+"""Arguments that a plain family's image-to-image pipeline has to take."""
 
 SAMPLERS = {
-    "DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "KDPM2DiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler", "DPMSolverSDEScheduler",
-}  # fmt: skip
-"""Schedulers of diffusers that solve the same diffusion as DDIM does, from the same settings."""
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "UniPCMultistepScheduler",
+}
+"""Schedulers of diffusers for the same diffusion process as DDIM, with the same settings."""
 FLOW_SAMPLERS = {"FlowMatchEulerDiscreteScheduler"}
 
 
 def check_denoiser(folder: Path, family: Family) -> None:
-    """Raises CheckpointError where the engine's steps would be wrong: for other kinds of sampler, or distilled guidance."""
+    """Raises CheckpointError for other kinds of samplers and for distilled guidance in a UNet.
+
+    The engine's steps would be wrong for them.
+    """
     if family.plain:
         return
     sampler = read_config(folder, "scheduler").get("_class_name")
-    known, ours = (SAMPLERS, "DDIM") if family.diffusion else (FLOW_SAMPLERS, "Euler steps")
+    known, steps = (SAMPLERS, "DDIM") if family.diffusion else (FLOW_SAMPLERS, "Euler steps")
     if sampler is not None and sampler not in known:
         raise CheckpointError(
-            f"checkpoint '{folder}' is made for the sampler {sampler!s:.80}, in whose place {ours} would give other images; "
-            f"known: {', '.join(sorted(known))}. Take the checkpoint that it was made from."
+            f"checkpoint '{folder}' is made for the sampler {sampler!s:.80}; {steps} would give "
+            f"other images. Known: {', '.join(sorted(known))}. Use the checkpoint that it was "
+            "distilled from."
         )
     if (
         family.diffusion
         and read_config(folder, family.network).get("time_cond_proj_dim") is not None
     ):
         raise CheckpointError(
-            f"checkpoint '{folder}' has a UNet whose guidance is distilled (time_cond_proj_dim, as in latent consistency models), which "
-            f"{family.name} does not have; take the checkpoint that it was made from, or one of a LatentConsistencyModelPipeline."
+            f"checkpoint '{folder}' has a UNet with distilled guidance (time_cond_proj_dim, as in "
+            f"latent consistency models), which {family.name} does not have. Use the checkpoint "
+            "that it was distilled from, or one of a LatentConsistencyModelPipeline."
         )
 
 
 def find_family(folder: Path) -> Family:
-    """The family of a folder in diffusers' layout, known or of any image-to-image pipeline. Raises CheckpointError for another one."""
+    """The family of a folder in diffusers' layout: known, or any with an image-to-image pipeline.
+
+    Raises CheckpointError for anything else.
+    """
     index = read_index(folder)
-    found = str(index.get("_class_name"))
-    family = FAMILIES.get(found) or _plain_family(folder, found, index)
+    pipeline = str(index.get("_class_name"))
+    family = FAMILIES.get(pipeline) or _plain_family(folder, pipeline, index)
     if family is None:
         known = ", ".join(dict.fromkeys(family.name for family in FAMILIES.values()))
         raise CheckpointError(
-            f"checkpoint '{folder}' is a {found:.80}, which is no generator that is supported; supported are {known} in diffusers' layout, "
-            "and, slower, whatever diffusers has an image-to-image pipeline for."
+            f"checkpoint '{folder}' is a {pipeline:.80}, which is not supported. Supported are "
+            f"{known} in diffusers' layout and, slower, families with an image-to-image pipeline "
+            "in diffusers."
         )
     return family
 
 
-def _plain_family(folder: Path, found: str, index: dict[str, Any]) -> Family | None:
-    """The family of another pipeline, or None where diffusers can make no image from a text and an image with it.
+def _plain_family(folder: Path, pipeline: str, index: dict[str, Any]) -> Family | None:
+    """The family of another pipeline; None where diffusers has no image-to-image pipeline for it.
 
-    Raises CheckpointError where it can, but not from an image with its share of noise.
+    Raises CheckpointError for an image-to-image pipeline without a strength.
     """
     from diffusers.pipelines import auto_pipeline as auto
 
     image, text = (
-        auto._get_task_class(table, found, throw_error_if_not_exist=False)
+        auto._get_task_class(table, pipeline, throw_error_if_not_exist=False)
         for table in (
             auto.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
             auto.AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
         )
     )
-    if image is None or image.__name__ in FAMILIES or any(word in found for word in NOT_PLAIN):
+    if image is None or image.__name__ in FAMILIES or any(word in pipeline for word in NOT_PLAIN):
         return None
-    if lacking := [
-        name for name in TAKEN if name not in inspect.signature(image.__call__).parameters
-    ]:
+    takes = inspect.signature(image.__call__).parameters
+    if missing := [name for name in PLAIN_ARGUMENTS if name not in takes]:
         raise CheckpointError(
-            f"checkpoint '{folder}' is a {found}, whose image-to-image pipeline in diffusers ({image.__name__}) takes no "
-            f"{' and no '.join(lacking)}, so that it cannot make an image at a level; name another generator."
+            f"checkpoint '{folder}' is a {pipeline}. Its image-to-image pipeline in diffusers "
+            f"({image.__name__}) takes no {' and no '.join(missing)}, so it cannot make an image "
+            "at a level; name another generator."
         )
     parts = _listed(index)
     network = next((name for name in ("transformer", "unet", "prior") if name in parts), None)
@@ -157,7 +189,7 @@ def _plain_family(folder: Path, found: str, index: dict[str, Any]) -> Family | N
         return None
     others = tuple(name for name in parts if name != network)
     return Family(
-        found,
+        pipeline,
         image.__name__,
         None,
         (network, *others),
@@ -168,10 +200,11 @@ def _plain_family(folder: Path, found: str, index: dict[str, Any]) -> Family | N
 def read_index(folder: Path) -> dict[str, Any]:
     """`model_index.json` of a folder. Raises CheckpointError where it is missing or no JSON."""
     if not (folder / "model_index.json").is_file():
-        found = ", ".join(sorted(item.name for item in folder.iterdir()))
+        present = ", ".join(sorted(item.name for item in folder.iterdir()))
         raise CheckpointError(
-            f"checkpoint '{folder}' is no generator in diffusers' layout: it lacks model_index.json (it holds {found}). "
-            "A CLIP or a classifier cannot generate; name a text-to-image checkpoint."
+            f"checkpoint '{folder}' is no generator in diffusers' layout: model_index.json is "
+            f"missing (present: {present}). A CLIP or a classifier cannot generate; name a "
+            "text-to-image checkpoint."
         )
     index = read_json(folder / "model_index.json")
     for name, kind in index.items():
@@ -181,9 +214,9 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def _check_part(folder: Path, name: str, kind: list[Any]) -> None:
-    """Raises CheckpointError for a part that is no folder of its own, or of a class that is not transformers' or diffusers'.
+    """Raises CheckpointError for a part that is not a class of transformers or diffusers.
 
-    diffusers imports a module that an index names, so another one would be code of the checkpoint's choice.
+    diffusers imports the module that an index names, so another one would run foreign code.
     """
     from diffusers import pipelines
 
@@ -192,19 +225,20 @@ def _check_part(folder: Path, name: str, kind: list[Any]) -> None:
     known = len(kind) == 2 and all(isinstance(each, str) and each.isidentifier() for each in kind)
     if not known or not name.isidentifier():
         raise CheckpointError(
-            f"checkpoint '{folder}': model_index.json has the part {name!r:.80} of {kind!r:.80}, where a folder's name and the "
-            "names of a library and a class are expected; fetch it anew."
+            f"checkpoint '{folder}': model_index.json has the part {name!r:.80} of {kind!r:.80}; "
+            "expected a folder's name, and the names of a library and a class. Download it again."
         )
     library = kind[0]
     if library not in {"diffusers", "transformers"} and not hasattr(pipelines, library):
         raise CheckpointError(
-            f"checkpoint '{folder}': the part {name} is a {kind[1]} of the module {library}, code of its own, which is never run; "
-            "take a checkpoint whose parts are of diffusers and transformers."
+            f"checkpoint '{folder}': the part {name} is a {kind[1]} of the module {library}. Code "
+            "of a checkpoint is never run; use a checkpoint with parts of diffusers and "
+            "transformers only."
         )
 
 
 def parts_of(folder: Path, family: Family) -> list[str]:
-    """Names of the parts that a checkpoint is made of: those of its family, and those that its model_index.json lists."""
+    """Names of a checkpoint's parts: its family's, then others that model_index.json lists."""
     return [
         *family.parts,
         *(name for name in _listed(read_index(folder)) if name not in family.parts),
@@ -220,14 +254,15 @@ def _listed(index: dict[str, Any]) -> list[str]:
 
 
 def check_parts(folder: Path, family: Family, weights: bool = True) -> None:
-    """Raises CheckpointError for a folder that lacks a part, its vocabulary or, with `weights`, its safetensors."""
+    """Raises CheckpointError for missing parts, vocabularies or, with `weights`, safetensors."""
     parts = parts_of(folder, family)
-    lacking = [name for name in parts if not (folder / name).is_dir()]
-    if lacking:
-        found = ", ".join(sorted(item.name for item in folder.iterdir()))
+    missing = [name for name in parts if not (folder / name).is_dir()]
+    if missing:
+        present = ", ".join(sorted(item.name for item in folder.iterdir()))
         raise CheckpointError(
-            f"checkpoint '{folder}' is no complete {family.name} folder: it lacks {', '.join(lacking)} (it holds {found}). "
-            f"Expected diffusers' layout with {', '.join(name + '/' for name in parts)}."
+            f"checkpoint '{folder}' is no complete {family.name} folder: {', '.join(missing)} "
+            f"missing (present: {present}). Expected diffusers' layout with "
+            f"{', '.join(name + '/' for name in parts)}."
         )
     for name in parts:
         if name.startswith("tokenizer"):
@@ -239,8 +274,8 @@ def check_parts(folder: Path, family: Family, weights: bool = True) -> None:
             and not any((folder / name).glob("*.safetensors"))
         ):
             raise CheckpointError(
-                f"checkpoint '{folder}': {name}/ holds no *.safetensors file. Fetch it; pickled weights are refused because "
-                f"unpickling runs code: {how_to_convert(folder)}."
+                f"checkpoint '{folder}': {name}/ holds no *.safetensors file. Download it. Pickled "
+                f"weights are refused because unpickling runs code: {how_to_convert(folder)}."
             )
 
 

@@ -15,7 +15,12 @@ from .stable_diffusion import Autoencoder
 
 
 class FlowModel:
-    """What the flow-matching families share: a transformer over patches of 2 × 2 latents, an autoencoder, several text encoders."""
+    """Base of the flow-matching families: a transformer over patches of 2 × 2 latents.
+
+    - `pipeline`: diffusers' pipeline of the checkpoint's parts.
+
+    `from_one` and `max_shift` are those of `make_flow`.
+    """
 
     from_one = False
     max_shift = 1.16
@@ -34,7 +39,7 @@ class FlowModel:
         self.patch = self._check_channels()
 
     def _check_channels(self) -> int:
-        """Latents a side of a patch. Raises CheckpointError where the transformer takes other channels than the VAE makes."""
+        """Latents a side of a patch. Raises CheckpointError for channels that the VAE lacks."""
         patch = self.transformer.config.patch_size
         _check_channels(self.transformer.config.in_channels, self.autoencoder.channels)
         return patch
@@ -54,7 +59,12 @@ class FlowModel:
         side = self.autoencoder.factor * self.patch
         tokens = (height // side) * (width // side)
         return make_flow(
-            self.scheduler, num_inference_steps, tokens, self.from_one, self.max_shift, fixed
+            self.scheduler,
+            num_inference_steps,
+            tokens,
+            from_one=self.from_one,
+            max_shift=self.max_shift,
+            fixed=fixed,
         )
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -70,20 +80,20 @@ class FlowModel:
 def _check_channels(takes: int, makes: int) -> None:
     if takes != makes:
         raise CheckpointError(
-            f"the transformer takes {takes} channels and the VAE makes {makes}: this is an inpainting or another special "
-            "checkpoint; use the plain text-to-image one."
+            f"the transformer takes {takes} channels and the VAE makes {makes}: this is an "
+            "inpainting or another special checkpoint; use the plain text-to-image one."
         )
 
 
 class StableDiffusion3(FlowModel):
-    """A Stable Diffusion 3.x checkpoint: MMDiT, two CLIPs, and a T5 where the folder has one."""
+    """A Stable Diffusion 3.x checkpoint (arXiv 2403.03206): two CLIPs, and a T5 if there is one."""
 
     distilled = False
 
     def encode_texts(self, texts: Sequence[str], negative: bool = False) -> Conditioning:
-        asked = list(texts)
+        prompts = list(texts)
         states, _, pooled, _ = self.pipeline.encode_prompt(
-            asked, asked, asked, device=self.device, do_classifier_free_guidance=False
+            prompts, prompts, prompts, device=self.device, do_classifier_free_guidance=False
         )
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
@@ -94,7 +104,10 @@ class StableDiffusion3(FlowModel):
 
 
 class Flux(FlowModel):
-    """A FLUX.1 checkpoint. Its guidance is distilled: the scale is an input of the network ([dev]), or not there at all ([schnell])."""
+    """A FLUX.1 checkpoint. Its guidance is distilled into the network.
+
+    The scale is an input of [dev]; [schnell] has none.
+    """
 
     distilled = True
     from_one = True
@@ -111,9 +124,9 @@ class Flux(FlowModel):
     def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         channels, height, width = latents.shape[1:]
         states = conditioning["encoder_hidden_states"]
-        places = torch.zeros(height // 2, width // 2, 3, device=self.device, dtype=self.dtype)
-        places[..., 1] += torch.arange(height // 2, device=self.device)[:, None]
-        places[..., 2] += torch.arange(width // 2, device=self.device)[None, :]
+        positions = torch.zeros(height // 2, width // 2, 3, device=self.device, dtype=self.dtype)
+        positions[..., 1] += torch.arange(height // 2, device=self.device)[:, None]
+        positions[..., 2] += torch.arange(width // 2, device=self.device)[None, :]
         output = self.transformer(
             pack(latents).to(self.dtype),
             timestep=timesteps.to(self.dtype) / 1000,
@@ -123,7 +136,7 @@ class Flux(FlowModel):
             pooled_projections=conditioning["pooled_projections"],
             encoder_hidden_states=states,
             txt_ids=torch.zeros(states.shape[1], 3, device=self.device, dtype=states.dtype),
-            img_ids=places.view(-1, 3),
+            img_ids=positions.view(-1, 3),
             return_dict=False,
         )[0]
         return unpack(output, channels, height, width).float()

@@ -11,16 +11,16 @@ from torch import Tensor
 from .schedules import Schedule
 
 Conditioning = dict[str, Tensor]
-"""Tensors with one row per text, or per row of a call."""
+"""Tensors by name, with one row per text or per row of a call."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class LatentModel(Protocol):
-    """What the engine needs of a checkpoint.
+    """What the engine needs of a generator.
 
-    `distilled`: guidance is built into the network, so a step takes one row, which carries `guidance_scale` among its conditioning.
-    `network` is what `predict` calls, for torch.compile.
+    - `distilled`: guidance is built into the network. A step takes one row, and `guidance_scale` is
+      part of its conditioning.
     """
 
     device: torch.device
@@ -28,24 +28,32 @@ class LatentModel(Protocol):
     distilled: bool
 
     @property
-    def network(self) -> torch.nn.Module: ...
+    def network(self) -> torch.nn.Module:
+        """What `predict` calls, for torch.compile."""
+        ...
 
     def schedule(
         self, num_inference_steps: int, height: int, width: int, fixed: bool = False
     ) -> Schedule:
-        """The grid of T steps for pictures of that many pixels; with `fixed`, T steps for every level."""
+        """The T steps for images of that many pixels; with `fixed`, T steps for every level."""
         ...
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """`[c, h, w]` of a picture's latents. Raises CheckpointError for sides that the checkpoint cannot make."""
+        """`[c, h, w]` of an image's latents.
+
+        Raises CheckpointError for sides in pixels that the generator cannot make.
+        """
         ...
 
     def encode_texts(self, texts: Sequence[str], negative: bool = False) -> Conditioning:
-        """Tensors with one row per text; `negative` for what guidance leads away from."""
+        """Tensors with one row per text; `negative` for negative prompts."""
         ...
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Scaled latents, float32, of pixels `[batch, 3, height, width]` in [−1, 1]; the posterior's mode, so nothing is drawn."""
+        """Scaled latents, float32, of pixels `[batch, 3, height, width]` in [−1, 1].
+
+        The posterior's mode, so nothing is drawn.
+        """
         ...
 
     def decode(self, latents: Tensor) -> Tensor:

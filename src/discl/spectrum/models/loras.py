@@ -1,4 +1,4 @@
-"""LoRA files of every layout: check, and add to a pipeline."""
+"""LoRA files of every layout: checks them and merges them into a pipeline."""
 
 from __future__ import annotations
 
@@ -20,26 +20,33 @@ from ...utils.logging import get_logger
 
 logger = get_logger(__name__)
 
-OTHER_KINDS = {
-    "hada_": "LoHa", "lokr_": "LoKr", "oft_": "OFT", "boft_": "BOFT", "ia3_": "IA³", "vera_lambda": "VeRA",
-}  # fmt: skip
-"""Parts of tensors' names, and the kind of adapter that has them."""
-OF_PEFT = "base_model.model."
-"""Beginning of the names in peft's own layout, `adapter_model.safetensors` beside an `adapter_config.json`."""
-PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
+OTHER_ADAPTERS = {
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "oft_": "OFT",
+    "boft_": "BOFT",
+    "ia3_": "IA³",
+    "vera_lambda": "VeRA",
+}
+"""Words in tensors' names, and the kind of adapter that has them."""
+PEFT_PREFIX = "base_model.model."
+"""Prefix of the names in peft's layout: `adapter_model.safetensors` and `adapter_config.json`."""
+NETWORKS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 
 
 def describe_loras(loras: Sequence[tuple[str, float]]) -> str:
-    """What LoRA weights add to an id: digest and scale of each; empty without any.
+    """What LoRA files add to an image's id: digest and scale of each; empty without any.
 
-    Raises CheckpointError for a missing file, or one of another kind than LoRA.
+    - `loras`: (file or hub name, scale) of each.
+
+    Raises CheckpointError for a missing file, and for other kinds of adapters.
     """
     return " ".join(f"{_identity(path)}*{scale:g}" for path, scale in loras)
 
 
 def _identity(address: str) -> str:
     file = find_weights(address)
-    if not _names(file)[0].startswith(OF_PEFT):
+    if not _names(file)[0].startswith(PEFT_PREFIX):
         return weights_digest(file)
     return digest(weights_digest(file), sorted(_peft_settings(address, file).items(), key=str))
 
@@ -48,47 +55,60 @@ def _names(file: Path) -> list[str]:
     """Names of a LoRA's tensors. Raises CheckpointError for a file of another kind of adapter."""
     with loading(file, "a LoRA"), safe_open(file, "pt") as stored:
         names = sorted(stored.keys())
-    for sign, kind in OTHER_KINDS.items():
+    for sign, kind in OTHER_ADAPTERS.items():
         if found := next((name for name in names if sign in name), None):
             raise CheckpointError(
-                f"'{file}' is a {kind} (it holds {found:.100}); only LoRA is read. Merge it into a checkpoint, or take the LoRA of it."
+                f"'{file}' is a {kind} (it holds {found:.100}); only LoRA is read. Merge it into a "
+                "checkpoint, or use a LoRA."
             )
     if not any("lora" in name.lower() for name in names):
         raise CheckpointError(
-            f"'{file}' is no LoRA: it holds {', '.join(names[:3])[:200] or 'no tensor'}; name the file of one."
+            f"'{file}' is no LoRA: it holds {', '.join(names[:3])[:200] or 'no tensor'}; name the "
+            "file of a LoRA."
         )
     return names
 
 
 def _peft_settings(address: str, file: Path) -> dict[str, Any]:
-    """The settings of a LoRA in peft's layout that change a picture. Raises CheckpointError for those that are not read."""
+    """The settings of a LoRA in peft's layout that change an image.
+
+    Raises CheckpointError for settings that are not supported.
+    """
     config = read_json(find_beside(address, file, "adapter_config.json"))
-    unread = [
+    unsupported = [
         key
         for key in ("use_dora", "alpha_pattern", "modules_to_save", "layer_replication")
         if config.get(key)
     ]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
-        unread.append(f"peft_type {config.get('peft_type')!r:.40}, bias {config.get('bias')!r:.40}")
+        unsupported.append(
+            f"peft_type {config.get('peft_type')!r:.40}, bias {config.get('bias')!r:.40}"
+        )
     alpha = config.get("lora_alpha")
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
-        unread.append(f"lora_alpha {alpha!r:.40}")
-    if unread:
+        unsupported.append(f"lora_alpha {alpha!r:.40}")
+    if unsupported:
         raise CheckpointError(
-            f"'{file}' is an adapter of peft with settings that are not read: {', '.join(unread)}. "
+            f"'{file}' is an adapter of peft with unsupported settings: {', '.join(unsupported)}. "
             "Merge it into a checkpoint, or save it with save_lora_weights of diffusers."
         )
     return {"lora_alpha": alpha, "use_rslora": bool(config.get("use_rslora"))}
 
 
-def _of_peft(address: str, file: Path, pipeline: Any) -> dict[str, torch.Tensor]:
-    """A LoRA in peft's layout as diffusers names it, its scale α / r (α / √r for rsLoRA) multiplied into the upward half."""
+def _read_peft(address: str, file: Path, pipeline: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a LoRA in peft's layout, named as in diffusers.
+
+    The scale α / r (arXiv 2106.09685, section 4.1), or α / √r for rsLoRA (arXiv 2312.03732), is
+    multiplied into B.
+    """
     settings = _peft_settings(address, file)
     stored = {
-        name.removeprefix(OF_PEFT): tensor.clone() for name, tensor in load_file(file).items()
+        name.removeprefix(PEFT_PREFIX): tensor.clone() for name, tensor in load_file(file).items()
     }
     layers = {name.rpartition(".lora_")[0] for name in stored}
-    networks = {name: part for name in PARTS if (part := getattr(pipeline, name, None)) is not None}
+    networks = {
+        name: part for name in NETWORKS if (part := getattr(pipeline, name, None)) is not None
+    }
     found = {
         name: len(layers & {layer for layer, _ in part.named_modules()})
         for name, part in networks.items()
@@ -96,8 +116,8 @@ def _of_peft(address: str, file: Path, pipeline: Any) -> dict[str, torch.Tensor]
     part = max(found, key=lambda name: found[name])
     if found[part] < len(layers):
         raise CheckpointError(
-            f"the LoRA '{file}' has weights for {len(layers)} layers, of which this checkpoint's {part} has {found[part]}; it belongs to "
-            "another family or version."
+            f"the LoRA '{file}' has weights for {len(layers)} layers, of which this checkpoint's "
+            f"{part} has {found[part]}; it belongs to another family or version."
         )
     for layer in layers:
         rank = stored[f"{layer}.lora_A.weight"].shape[0]
@@ -107,10 +127,13 @@ def _of_peft(address: str, file: Path, pipeline: Any) -> dict[str, torch.Tensor]
 
 
 def add_loras(pipeline: Any, loras: Sequence[tuple[str, float]]) -> None:
-    """Adds LoRA weights, each times its scale, to those of a pipeline.
+    """Merges LoRA weights, each times its scale, into those of a pipeline.
 
-    Raises CheckpointError where a file fits nothing of this checkpoint, or its network only in part, or where peft is
-    not installed.
+    - `pipeline`: of diffusers; it is changed.
+    - `loras`: (file or hub name, scale) of each.
+
+    Raises CheckpointError for a file that does not fit the checkpoint, and where peft is not
+    installed.
     """
     if not loras:
         return
@@ -121,11 +144,11 @@ def add_loras(pipeline: Any, loras: Sequence[tuple[str, float]]) -> None:
     names = []
     for number, (address, _) in enumerate(loras):
         file, name = find_weights(address), f"lora{number}"
-        held = _names(file)
+        stored = _names(file)
         with loading(file, "a LoRA"):
-            if held[0].startswith(OF_PEFT):
-                converted = _of_peft(address, file, pipeline)
-                held = list(converted)
+            if stored[0].startswith(PEFT_PREFIX):
+                converted = _read_peft(address, file, pipeline)
+                stored = list(converted)
                 pipeline.load_lora_weights(converted, adapter_name=name)
             else:
                 pipeline.load_lora_weights(
@@ -133,40 +156,44 @@ def add_loras(pipeline: Any, loras: Sequence[tuple[str, float]]) -> None:
                 )
         if not any(name in adapters for adapters in pipeline.get_list_adapters().values()):
             raise CheckpointError(
-                f"the LoRA '{file}' fits nothing of this checkpoint; it belongs to another family."
+                f"the LoRA '{file}' fits no layer of this checkpoint; it belongs to another family."
             )
-        _check_fit(pipeline.components, file, name, held)
+        _check_fit(pipeline.components, file, name, stored)
         names.append(name)
     pipeline.set_adapters(names, [scale for _, scale in loras])
-    for part, there in pipeline.get_list_adapters().items():
-        # a network, or a text encoder: not every file has weights for each
+    for part, present in pipeline.get_list_adapters().items():
+        # not every file has weights for the network and for each text encoder
         pipeline.fuse_lora(
-            components=[part], adapter_names=[name for name in names if name in there]
+            components=[part], adapter_names=[name for name in names if name in present]
         )
     pipeline.unload_lora_weights()
 
 
-def _check_fit(components: Mapping[str, Any], file: Path, name: str, held: Sequence[str]) -> None:
-    """Raises CheckpointError where the network lacks layers that a LoRA is for; says where a text encoder does.
+def _check_fit(components: Mapping[str, Any], file: Path, name: str, stored: Sequence[str]) -> None:
+    """Raises CheckpointError where the network lacks layers that a LoRA has weights for.
 
-    A checkpoint may have fewer text encoders than the one that a LoRA was trained with, as the SDXL refiner does.
+    Layers that a text encoder lacks are only reported: a checkpoint may have fewer text encoders
+    than the one that a LoRA was trained with, as the SDXL refiner has.
     """
     downward = ("lora_A.weight", "lora.down.weight", "lora_down.weight")
     for texts in (False, True):
-        there = [
+        wanted = [
             key
-            for key in held
+            for key in stored
             if key.endswith(downward) and ("text_encoder" in key or "lora_te" in key) == texts
         ]
-        taken = sum(
+        loaded = sum(
             name in getattr(layer, "lora_A", ())
             for part, network in components.items()
             if isinstance(network, torch.nn.Module) and part.startswith("text_encoder") == texts
             for layer in network.modules()
         )
-        if taken >= len(there):
+        if loaded >= len(wanted):
             continue
-        message = f"the LoRA '{file.name}' has weights for {len(there)} layers, {taken} of which this checkpoint has"
+        message = (
+            f"the LoRA '{file.name}' has weights for {len(wanted)} layers, {loaded} of which this "
+            "checkpoint has"
+        )
         if not texts:
             raise CheckpointError(f"{message}; it belongs to another family or version ({file}).")
         logger.warning(f"{message}; the others, of a text encoder, have no effect")

@@ -16,52 +16,63 @@ from ...levels import start_step
 
 
 class Schedule(Protocol):
-    """A table of steps. Level λ takes those of `spans[λ]`, in that order; rows of one call may stand at any of them."""
+    """A table of denoising steps. Rows of one call of the network may be at different steps."""
 
     @property
-    def timesteps(self) -> Tensor: ...
+    def timesteps(self) -> Tensor:
+        """What the network is given as the time of each step, `[steps]`."""
+        ...
 
     @property
-    def spans(self) -> Mapping[int, range]: ...
+    def spans(self) -> Mapping[int, range]:
+        """`{λ in per cent: its steps, in order}`, for levels that take a step at all."""
+        ...
 
     def start(self, clean: Tensor | None, noise: Tensor, index: int) -> Tensor:
-        """The latents with which step `index` begins: z_real with its share of ε; pure noise where `clean` is None (λ = 0)."""
+        """The latents `[c, h, w]` before step `index`: z_real noised with ε (eq. 1, 3).
+
+        Pure noise where `clean` is None (λ = 0).
+        """
         ...
 
     def step(self, latents: Tensor, output: Tensor, index: Tensor) -> Tensor:
         """The latents `[rows, c, h, w]` after step `index` `[rows]`, given the network's output."""
         ...
 
-    def to(self, device: torch.device) -> Self: ...
+    def to(self, device: torch.device) -> Self:
+        """The same tables on a device."""
+        ...
 
 
 class _Tables:
-    """Tables of a frozen dataclass, moved together."""
+    """A frozen dataclass of tensors that move together."""
 
     def to(self, device: torch.device) -> Self:
-        tensors = {
+        values = {
             each.name: getattr(self, each.name)
             for each in fields(self)  # type: ignore[arg-type]
-            if isinstance(getattr(self, each.name), Tensor)
         }
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})  # type: ignore[type-var]
+        moved = {
+            name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)  # type: ignore[type-var]
 
 
 def level_spans(num_inference_steps: int) -> dict[int, range]:
-    """{λ in per cent: the last t(λ) of T steps}, for all levels that take a step at all."""
-    steps = {percent: start_step(percent, num_inference_steps) for percent in range(100)}
+    """`{λ in per cent: the last t(λ) of T steps}` (eq. 3), for levels that take a step at all."""
+    steps = {level: start_step(level, num_inference_steps) for level in range(100)}
     return {
-        percent: range(num_inference_steps - left, num_inference_steps)
-        for percent, left in steps.items()
-        if left
+        level: range(num_inference_steps - count, num_inference_steps)
+        for level, count in steps.items()
+        if count
     }
 
 
 def stacked_spans(levels: Iterable[int], num_inference_steps: int) -> dict[int, range]:
-    """{λ in per cent: T steps of its own}, one level's after the other's."""
+    """`{λ in per cent: T steps of its own}`, level after level."""
     return {
-        percent: range(place * num_inference_steps, (place + 1) * num_inference_steps)
-        for place, percent in enumerate(levels)
+        level: range(index * num_inference_steps, (index + 1) * num_inference_steps)
+        for index, level in enumerate(levels)
     }
 
 
@@ -70,9 +81,12 @@ def stacked_spans(levels: Iterable[int], num_inference_steps: int) -> dict[int, 
 
 @dataclass(frozen=True)
 class DDIM(_Tables):
-    """Steps of DDIM (arXiv 2010.02502): step i goes from `timesteps[i]`, where ᾱ = `alphas[i]`, to `alphas_next[i]`.
+    """Steps of DDIM (arXiv 2010.02502): step i goes from ᾱ = `alphas[i]` to `alphas_next[i]`.
 
-    `clip` bounds the predicted clean latents where the checkpoint's scheduler asks for it.
+    - `timesteps`: int64 `[steps]`; `alphas`, `alphas_next`: float32 `[steps]`.
+    - `spans`: `{λ in per cent: its steps}`.
+    - `prediction_type`: `epsilon`, `v_prediction` or `sample`.
+    - `clip`: bound of the predicted clean latents; None for no clipping.
     """
 
     timesteps: Tensor
@@ -93,7 +107,14 @@ class DDIM(_Tables):
         alpha, alpha_next = (
             table[index].view(-1, 1, 1, 1) for table in (self.alphas, self.alphas_next)
         )
-        return ddim_step(latents, output, alpha, alpha_next, self.prediction_type, self.clip)
+        return ddim_step(
+            latents,
+            output,
+            alpha,
+            alpha_next,
+            prediction_type=self.prediction_type,
+            clip=self.clip,
+        )
 
 
 def ddim_step(
@@ -101,13 +122,18 @@ def ddim_step(
     output: Tensor,
     alpha: Tensor,
     alpha_next: Tensor,
+    *,
     prediction_type: str,
     clip: float | None,
 ) -> Tensor:
-    """x_next = √ᾱ_next · x̂0 + √(1 − ᾱ_next) · ε̂ with η = 0 (arXiv 2010.02502, eq. 12).
+    """x_next = √ᾱ_next · x̂0 + √(1 − ᾱ_next) · ε̂, η = 0 (arXiv 2010.02502, eq. 12).
 
-    `alpha` and `alpha_next` are ᾱ now and after the step, broadcast over `latents` `[rows, c, h, w]`. Clipping bounds x̂0
-    and leaves ε̂ as predicted, as diffusers does.
+    The velocity v = √ᾱ · ε − √(1 − ᾱ) · x0 is that of arXiv 2202.00512.
+
+    - `latents`, `output`: x and the network's prediction, `[rows, c, h, w]`.
+    - `alpha`, `alpha_next`: ᾱ now and after the step, broadcast over `latents`.
+    - `prediction_type`: what the network predicts: `epsilon`, `v_prediction` or `sample`.
+    - `clip`: bound of x̂0; ε̂ stays as predicted, as in diffusers. None for no clipping.
     """
     if prediction_type == "epsilon":
         noise, clean = output, (latents - (1 - alpha).sqrt() * output) / alpha.sqrt()
@@ -124,26 +150,33 @@ def ddim_step(
 
 
 def make_ddim(scheduler: Any, num_inference_steps: int, fixed: bool = False) -> DDIM:
-    """The grid of a diffusers `DDIMScheduler`; with `fixed` one of T steps for every level whose noise range has as many.
+    """The steps of a diffusers `DDIMScheduler`.
 
-    Raises CheckpointError for settings that DDIM on latents does not have.
+    - `scheduler`: its configuration is used; its grid is set to T steps.
+    - `num_inference_steps`: T.
+    - `fixed`: T steps for every level with at least T training steps of noise.
+
+    Raises CheckpointError for settings that DDIM on latents does not support.
     """
     config = scheduler.config
     if config.thresholding or config.prediction_type not in {"epsilon", "v_prediction", "sample"}:
         raise CheckpointError(
-            f"the scheduler's prediction type '{config.prediction_type!s:.80}' (thresholding {config.thresholding!s:.80}) is not supported."
+            f"the scheduler's prediction type '{config.prediction_type!s:.80}' (thresholding "
+            f"{config.thresholding!s:.80}) is not supported."
         )
     if num_inference_steps > config.num_train_timesteps:
         raise CheckpointError(
-            f"{num_inference_steps} inference steps exceed the {config.num_train_timesteps} that the checkpoint was trained for; use fewer."
+            f"{num_inference_steps} inference steps exceed the {config.num_train_timesteps} that "
+            "the checkpoint was trained for; use fewer.",
+            argument="num_inference_steps",
         )
     if fixed:
         levels = [
-            percent
-            for percent in range(100)
-            if (100 - percent) * config.num_train_timesteps >= 100 * num_inference_steps
+            level
+            for level in range(100)
+            if (100 - level) * config.num_train_timesteps >= 100 * num_inference_steps
         ]
-        grids = [_fine_timesteps(config, num_inference_steps, percent) for percent in levels]
+        grids = [_fine_timesteps(config, num_inference_steps, level) for level in levels]
         timesteps = torch.cat(grids)
         following = torch.cat([torch.cat([grid[1:], torch.tensor([-1])]) for grid in grids])
         spans = stacked_spans(levels, num_inference_steps)
@@ -160,13 +193,13 @@ def make_ddim(scheduler: Any, num_inference_steps: int, fixed: bool = False) -> 
     return DDIM(timesteps, alphas[timesteps], alphas_next, spans, config.prediction_type, clip)
 
 
-def _fine_timesteps(config: Any, num_inference_steps: int, percent: int) -> Tensor:
-    """T training timesteps over the last (1 − λ) of the schedule, spaced as the checkpoint's own are.
+def _fine_timesteps(config: Any, num_inference_steps: int, level: int) -> Tensor:
+    """T training timesteps over the last (1 − λ) of the schedule, spaced like the checkpoint's own.
 
-    They are the last T of the grid of T / (1 − λ) steps, taken as a real number: where that divides the training
-    steps, they are those of diffusers with as many inference steps.
+    They are the last T of a grid of T / (1 − λ) steps, a real number. Where that divides the
+    training steps, they are those of diffusers with as many inference steps.
     """
-    trained, total = config.num_train_timesteps, 100 * num_inference_steps / (100 - percent)
+    trained, total = config.num_train_timesteps, 100 * num_inference_steps / (100 - level)
     if config.timestep_spacing == "leading":
         steps = np.arange(num_inference_steps)[::-1] * (trained / total) + config.steps_offset
     elif config.timestep_spacing == "trailing":
@@ -178,10 +211,22 @@ def _fine_timesteps(config: Any, num_inference_steps: int, percent: int) -> Tens
 
 # ---------------------------------------------------------------- flow matching
 
+WHOLE_GRID_SETTINGS = (
+    "shift_terminal",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+)
+"""Settings of a scheduler that change the grid as a whole."""
+
 
 @dataclass(frozen=True)
 class Flow(_Tables):
-    """Euler steps of a flow (arXiv 2403.03206): at `sigmas[i]` the latents are σ · ε + (1 − σ) · z; step i goes to `sigmas_next[i]`."""
+    """Euler steps of a rectified flow (arXiv 2403.03206): step i goes from σ to `sigmas_next[i]`.
+
+    - `timesteps`, `sigmas`, `sigmas_next`: float32 `[steps]`.
+    - `spans`: `{λ in per cent: its steps}`.
+    """
 
     timesteps: Tensor
     sigmas: Tensor
@@ -189,12 +234,13 @@ class Flow(_Tables):
     spans: Mapping[int, range]
 
     def start(self, clean: Tensor | None, noise: Tensor, index: int) -> Tensor:
+        """z_t = (1 − σ) · z_real + σ · ε (arXiv 2403.03206, eq. 13)."""
         if clean is None:
             return noise
         return self.sigmas[index] * noise + (1 - self.sigmas[index]) * clean
 
     def step(self, latents: Tensor, output: Tensor, index: Tensor) -> Tensor:
-        """x + (σ_next − σ) · v for the predicted velocity v = ε − z."""
+        """x + (σ_next − σ) · v for the predicted velocity v = ε − z_real."""
         return latents + (self.sigmas_next - self.sigmas)[index].view(-1, 1, 1, 1) * output
 
 
@@ -202,42 +248,40 @@ def make_flow(
     scheduler: Any,
     num_inference_steps: int,
     tokens: int = 256,
+    *,
     from_one: bool = True,
     max_shift: float = 1.15,
     fixed: bool = False,
 ) -> Flow:
-    """The grid of a diffusers `FlowMatchEulerDiscreteScheduler` for a picture of so many tokens, whose number shifts the grid
-    where the checkpoint asks for it.
+    """The steps of a diffusers `FlowMatchEulerDiscreteScheduler`.
 
-    With `fixed` every level has T steps of its own: the last T of the grid of T / (1 − λ) steps. `from_one` lays the grid over
-    [1, 1/T], as FLUX does, instead of the scheduler's own range; `max_shift` is what the pipeline takes where the scheduler
-    names none. Raises CheckpointError for a schedule that is random or inverted.
+    - `scheduler`: its configuration is used; the object stays as it is.
+    - `num_inference_steps`: T.
+    - `tokens`: of an image; their number shifts the grid where the checkpoint says so.
+    - `from_one`: a grid over [1, 1/T], as in FLUX, instead of the scheduler's own range.
+    - `max_shift`: the pipeline's default where the scheduler names none.
+    - `fixed`: T steps for every level: the last T of a grid of T / (1 − λ) steps.
+
+    Raises CheckpointError for a schedule that is random or inverted, and with `fixed` for a grid
+    that is only defined as a whole.
     """
     config = scheduler.config
     if config.stochastic_sampling or config.invert_sigmas:
         raise CheckpointError(
-            "the scheduler's stochastic_sampling or invert_sigmas is on, which is not supported; turn it off in its file."
+            "the scheduler's stochastic_sampling or invert_sigmas is on, which is not supported; "
+            "turn it off in its file."
+        )
+    whole = [name for name in WHOLE_GRID_SETTINGS if config.get(name)]
+    if fixed and whole:
+        raise CheckpointError(
+            f"the scheduler's {whole[0]} is defined for the whole grid only, so levels cannot take "
+            "a fixed number of steps; use steps per level.",
+            argument="fixed",
         )
     scheduler = copy.deepcopy(scheduler)
     settings: dict[str, Any] = {}
     if config.use_dynamic_shifting:
-        short, long = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-        low, high = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
-        settings["mu"] = low + (high - low) * (tokens - short) / (long - short)
-    whole = [
-        name
-        for name in (
-            "shift_terminal",
-            "use_karras_sigmas",
-            "use_exponential_sigmas",
-            "use_beta_sigmas",
-        )
-        if config.get(name)
-    ]
-    if fixed and whole:
-        raise CheckpointError(
-            f"the scheduler's {whole[0]} bends the grid as a whole, so steps: fixed has no part of it; use per-level."
-        )
+        settings["mu"] = _shift(config, tokens, max_shift)
     bottom = None if from_one else scheduler.sigma_min
     if not fixed:
         if from_one:
@@ -248,25 +292,30 @@ def make_flow(
             scheduler.timesteps.float(), sigmas[:-1], sigmas[1:], level_spans(num_inference_steps)
         )
     tables = []
-    for percent in range(100):
-        fine = _fine_sigmas(num_inference_steps, percent, scheduler.sigma_max, bottom)
+    for level in range(100):
+        fine = _fine_sigmas(num_inference_steps, level, scheduler.sigma_max, bottom)
         scheduler.set_timesteps(num_inference_steps, sigmas=fine, **settings)
-        tables.append(
-            (
-                scheduler.timesteps.float(),
-                scheduler.sigmas[:-1].float(),
-                scheduler.sigmas[1:].float(),
-            )
-        )
+        sigmas = scheduler.sigmas.float()
+        tables.append((scheduler.timesteps.float(), sigmas[:-1], sigmas[1:]))
     timesteps, now, following = (torch.cat(each) for each in zip(*tables, strict=True))
     return Flow(timesteps, now, following, stacked_spans(range(100), num_inference_steps))
 
 
+def _shift(config: Any, tokens: int, max_shift: float) -> float:
+    """μ for that many tokens, linear between two sizes (diffusers' `calculate_shift`)."""
+    short, long = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
+    return low + (high - low) * (tokens - short) / (long - short)
+
+
 def _fine_sigmas(
-    num_inference_steps: int, percent: int, top: float, bottom: float | None
+    num_inference_steps: int, level: int, top: float, bottom: float | None
 ) -> np.ndarray:
-    """The last T sigmas, before shifting, of a grid of T / (1 − λ) steps from `top` to `bottom`, or to its last step's share."""
-    total = 100 * num_inference_steps / (100 - percent)
+    """The last T sigmas, before shifting, of a grid of T / (1 − λ) steps from `top` to `bottom`.
+
+    Without `bottom` the grid ends at the size of one step.
+    """
+    total = 100 * num_inference_steps / (100 - level)
     steps = np.arange(num_inference_steps, 0, -1)
     if bottom is None:
         return steps / total

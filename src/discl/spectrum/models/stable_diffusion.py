@@ -14,11 +14,14 @@ from .interface import Conditioning
 from .schedules import DDIM, make_ddim
 
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
-"""What the SDXL refiner is told of the wished-for picture, and of the one that guidance leads away from; diffusers' defaults."""
+"""Scores that the SDXL refiner gets for the prompt and for the negative prompt, as in diffusers."""
 
 
-def cut(tokenizer: Any, encoder: Any, texts: Sequence[str], length: int) -> Any:
-    """Texts as tokens that the encoder knows, filled up to `length`. Raises CheckpointError where the tokenizer's files are spoilt."""
+def tokenize(tokenizer: Any, encoder: Any, texts: Sequence[str], length: int) -> Any:
+    """Tokens of texts, padded or truncated to `length`.
+
+    Raises CheckpointError for a broken tokenizer, and for tokens that the encoder does not know.
+    """
     try:
         tokens = tokenizer(
             list(texts),
@@ -29,14 +32,15 @@ def cut(tokenizer: Any, encoder: Any, texts: Sequence[str], length: int) -> Any:
         )
     except Exception as error:
         raise CheckpointError(
-            f"the checkpoint's tokenizer cannot cut a text into {length} tokens: {error}. Fetch its files anew."
+            f"the checkpoint's tokenizer cannot split a text into {length} tokens: {error}. "
+            "Download its files again."
         ) from error
     check_tokens(tokens.input_ids, encoder)
     return tokens
 
 
 class Autoencoder:
-    """The VAE of a pipeline: pixels to scaled latents and back."""
+    """The VAE of a pipeline: pixels to scaled latents and back (arXiv 2112.10752, section 3.1)."""
 
     def __init__(self, vae: Any) -> None:
         self.vae, config = vae.to(memory_format=torch.channels_last), vae.config
@@ -52,16 +56,18 @@ class Autoencoder:
         self.scale = config.scaling_factor / per_channel(std if own else 1.0)
         if not (torch.isfinite(self.shift).all() and torch.isfinite(1 / self.scale).all()):
             raise CheckpointError(
-                f"the VAE's scaling_factor is {config.scaling_factor!r:.80}, with which its latents are no finite numbers; fetch it anew."
+                f"the VAE's scaling_factor is {config.scaling_factor!r:.80}, which makes its "
+                "latents infinite; download it again."
             )
 
     def shape(self, height: int, width: int, multiple: int) -> tuple[int, int, int]:
-        """`[c, h, w]` of the latents. Raises CheckpointError for a side that is no multiple of `multiple` pixels."""
+        """`[c, h, w]` of the latents. Raises CheckpointError for a side that is no multiple."""
         for side in (height, width):
             check_side(side, multiple)
         return self.channels, height // self.factor, width // self.factor
 
     def encode(self, pixels: Tensor) -> Tensor:
+        """float32 `[batch, c, h, w]`, the posterior's mode, of pixels in [−1, 1]."""
         mode = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mode()
         return (mode.float() - self.shift) * self.scale
 
@@ -71,6 +77,7 @@ class Autoencoder:
         return (found.mean.float() - self.shift) * self.scale, found.std.float() * self.scale
 
     def decode(self, latents: Tensor) -> Tensor:
+        """uint8 `[batch, height, width, 3]`, on the CPU."""
         pixels = self.vae.decode(
             (latents / self.scale + self.shift).to(self.vae.dtype)
         ).sample.float()
@@ -84,21 +91,32 @@ class Autoencoder:
         )
 
 
-def check_side(side: int, multiple: int, most: int | None = None) -> None:
-    """Raises CheckpointError for pixels that the VAE (and the patches of a transformer) cannot divide evenly, or more than `most`."""
-    if most is not None and side > most:
+def check_side(side: int, multiple: int, max_side: int | None = None) -> None:
+    """Raises CheckpointError (`size`) for a side in pixels that the networks cannot make.
+
+    - `multiple`: the factor of the VAE, times the side of a patch for a transformer.
+    - `max_side`: None where nothing bounds the side.
+    """
+    if max_side is not None and side > max_side:
         raise CheckpointError(
-            f"size {side} is more than this checkpoint's network has places for; {most} pixels a side are the most."
+            f"size {side} is more than this checkpoint's network has position embeddings for; "
+            f"allowed: at most {max_side} pixels a side.",
+            argument="size",
         )
     if side % multiple:
         near = max(round(side / multiple), 1) * multiple
         raise CheckpointError(
-            f"size {side} is not a multiple of {multiple}, the factor of this checkpoint's VAE; {near} would be."
+            f"size {side} is not a multiple of {multiple}, the factor of this checkpoint's VAE; "
+            f"use {near}.",
+            argument="size",
         )
 
 
 class StableDiffusion:
-    """A Stable Diffusion 1.x/2.x checkpoint, from diffusers' pipeline of its parts."""
+    """A Stable Diffusion 1.x/2.x checkpoint as a `LatentModel`.
+
+    - `pipeline`: diffusers' pipeline of its parts.
+    """
 
     distilled = False
 
@@ -106,17 +124,18 @@ class StableDiffusion:
         unet, vae = pipeline.unet, pipeline.vae
         if unet.config.in_channels != vae.config.latent_channels:
             raise CheckpointError(
-                f"the UNet takes {unet.config.in_channels} channels and the VAE makes {vae.config.latent_channels}: "
-                "this is an inpainting or another special checkpoint; use the plain text-to-image one."
+                f"the UNet takes {unet.config.in_channels} channels and the VAE makes "
+                f"{vae.config.latent_channels}: this is an inpainting or another special "
+                "checkpoint; use the plain text-to-image one."
             )
         self.device, self.dtype = torch.device(device), unet.dtype
         self.unet = unet.to(self.device, memory_format=torch.channels_last).eval()
         self.vae = vae.to(self.device).eval()
         self.scheduler = pipeline.scheduler
         self.autoencoder = Autoencoder(self.vae)
-        self._take_texts(pipeline)
+        self._set_text_encoders(pipeline)
 
-    def _take_texts(self, pipeline: Any) -> None:
+    def _set_text_encoders(self, pipeline: Any) -> None:
         self.tokenizer, self.text_encoder = (
             pipeline.tokenizer,
             pipeline.text_encoder.to(self.device).eval(),
@@ -144,7 +163,7 @@ class StableDiffusion:
         return self.autoencoder.shape(height, width, self.autoencoder.factor)
 
     def encode_texts(self, texts: Sequence[str], negative: bool = False) -> Conditioning:
-        tokens = cut(self.tokenizer, self.text_encoder, texts, self._length)
+        tokens = tokenize(self.tokenizer, self.text_encoder, texts, self._length)
         mask = (
             tokens.attention_mask.to(self.device)
             if getattr(self.text_encoder.config, "use_attention_mask", False)
@@ -169,13 +188,14 @@ class StableDiffusion:
 
 
 class StableDiffusionXL(StableDiffusion):
-    """An SDXL checkpoint, base or refiner: the UNet is also told a pooled text, the picture's size and, the refiner, its beauty.
+    """An SDXL checkpoint, base or refiner (arXiv 2307.01952), as a `LatentModel`.
 
-    An empty negative prompt is no text at all but zeros where the checkpoint was trained so (`force_zeros_for_empty_prompt`),
-    which is what diffusers does for a caller who names none.
+    The UNet also takes a pooled text embedding, the image's size and, in the refiner, an aesthetic
+    score. Where the checkpoint says so (`force_zeros_for_empty_prompt`), an empty negative prompt
+    becomes zeros instead of an embedding, as in diffusers without a negative prompt.
     """
 
-    def _take_texts(self, pipeline: Any) -> None:
+    def _set_text_encoders(self, pipeline: Any) -> None:
         pairs = (
             (pipeline.tokenizer, pipeline.text_encoder),
             (pipeline.tokenizer_2, pipeline.text_encoder_2),
@@ -195,8 +215,9 @@ class StableDiffusionXL(StableDiffusion):
         )
         if takes != gives:
             raise CheckpointError(
-                f"the UNet takes {takes} numbers beside the text and gets {gives}; check requires_aesthetics_score "
-                f"(now {str(self._aesthetic).lower()}; true for the SDXL refiner) in model_index.json."
+                f"the UNet takes {takes} numbers beside the text and gets {gives}; check "
+                f"requires_aesthetics_score (now {str(self._aesthetic).lower()}; true for the SDXL "
+                "refiner) in model_index.json."
             )
         self._sizes: dict[tuple[int, int], Tensor] = {}
 
@@ -204,7 +225,7 @@ class StableDiffusionXL(StableDiffusion):
         states = []
         for tokenizer, encoder in self.text_encoders:
             length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-            tokens = cut(tokenizer, encoder, texts, length)
+            tokens = tokenize(tokenizer, encoder, texts, length)
             output = encoder(tokens.input_ids.to(self.device), output_hidden_states=True)
             states.append(output.hidden_states[-2])
             pooled = output[0]  # of the last encoder
@@ -226,11 +247,11 @@ class StableDiffusionXL(StableDiffusion):
             latents.shape[-1] * self.autoencoder.factor,
         )
         if (height, width) not in self._sizes:
-            told = (
-                [height, width, 0, 0] if self._aesthetic else [height, width, 0, 0, height, width]
-            )  # original size, crop, target size
+            size = [height, width, 0, 0]  # original size and crop, as in diffusers
+            if not self._aesthetic:
+                size += [height, width]  # target size
             self._sizes[height, width] = torch.tensor(
-                [told], dtype=torch.float32, device=self.device
+                [size], dtype=torch.float32, device=self.device
             )
         numbers = [self._sizes[height, width].expand(len(latents), -1)]
         if self._aesthetic:
