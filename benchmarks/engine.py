@@ -85,7 +85,7 @@ def make_requests(sources: int, steps: int, size: int) -> list[Request]:
     ]
     sampling = Sampling("model", "scheduler", steps, GUIDANCE_SCALE, size, "float32", "webp")
     prompts = {label: [f"a photo of a {name}"] for label, name in enumerate(CLASSES)}
-    return plan_requests(rows, list(LEVELS), 1, prompts, "", sampling)
+    return plan_requests(rows, list(LEVELS), 1, prompts, negative_prompt="", sampling=sampling)
 
 
 def pixels_of(source: str, size: int) -> np.ndarray:

@@ -57,7 +57,7 @@ def make_images(per_class: int, checkpoint: str, names: list[str]) -> tuple[np.n
         for number in range(per_class)
     ]
     prompts = {label: [f"a photo of a {name}"] for label, name in enumerate(names)}
-    requests = plan_requests(sources, [0], 1, prompts, "", sampling)
+    requests = plan_requests(sources, [0], 1, prompts, negative_prompt="", sampling=sampling)
     engine = Engine(
         model,
         num_inference_steps=sampling.num_inference_steps,

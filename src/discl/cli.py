@@ -376,11 +376,11 @@ def generate(
     """
     from .pipeline import generate as generate_images
     from .run_folder import paths
-    from .spectrum.plan import WHOLE, parse_share
+    from .spectrum.plan import WHOLE_PLAN, parse_shard
 
-    share = WHOLE if shard is None else parse_share(shard)
+    part = WHOLE_PLAN if shard is None else parse_shard(shard)
     opened = _open(recipe, set_, out, amend, "generate", allow_plugins)
-    generate_images(opened, share, ray)
+    generate_images(opened, part, ray)
     _echo(opened.location(paths.SPECTRUM))
 
 

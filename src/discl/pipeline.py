@@ -22,7 +22,7 @@ from .report import write_comparison, write_report, write_survey
 from .run_folder import paths
 from .run_folder.open import open_run
 from .run_folder.run import Run
-from .spectrum.plan import WHOLE, Share
+from .spectrum.plan import WHOLE_PLAN, PlanShard
 from .stages import compare as compare_stage
 from .stages import generate as generate_stage
 from .stages import levels as levels_stage
@@ -149,17 +149,17 @@ def _refusals(stage: str) -> Iterator[None]:
         ) from error
 
 
-def generate(run: Run, share: Share = WHOLE, ray: str | None = None) -> Path:
-    """The images of the plan, or of a share of it, that the store lacks; with what has to be done before. Returns the store's folder.
+def generate(run: Run, shard: PlanShard = WHOLE_PLAN, ray: str | None = None) -> Path:
+    """The images of the plan, or of a shard of it, that the store lacks; with what has to be done before. Returns the store's folder.
 
-    `ray` is the address of a cluster, or "auto" for the one at hand. Raises RunError where a share is asked of a cluster, for that
+    `ray` is the address of a cluster, or "auto" for the one at hand. Raises RunError where a shard is asked of a cluster, for that
     divides the work itself.
     """
-    if ray and share != WHOLE:
+    if ray and shard != WHOLE_PLAN:
         raise RunError("--ray divides the work itself; leave out --shard.")
     run_until(run, "plan")
     with _refusals("generate"):
-        return generate_stage.generate(run, share, ray)
+        return generate_stage.generate(run, shard, ray)
 
 
 def run(

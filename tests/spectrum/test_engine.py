@@ -37,7 +37,9 @@ def make_requests(sources: int, levels: Sequence[int] = LEVELS, seeds: int = 1) 
         for index in range(sources)
     ]
     sampling = Sampling("model", "scheduler", 20, 7.5, 32, "float32", "webp")
-    return plan_requests(rows, list(levels), seeds, PROMPTS, NEGATIVE, sampling)
+    return plan_requests(
+        rows, list(levels), seeds, PROMPTS, negative_prompt=NEGATIVE, sampling=sampling
+    )
 
 
 def load_pixels(source: str) -> np.ndarray:

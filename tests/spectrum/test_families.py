@@ -38,7 +38,9 @@ def make_requests(
         for index in range(sources)
     ]
     sampling = Sampling("model", "scheduler", 10, 7.5, 32, "float32", "webp")
-    return plan_requests(rows, list(levels), 1, PROMPTS, negative, sampling)
+    return plan_requests(
+        rows, list(levels), 1, PROMPTS, negative_prompt=negative, sampling=sampling
+    )
 
 
 def load_pixels(source: str, size: tuple[int, int] = (32, 32)) -> np.ndarray:

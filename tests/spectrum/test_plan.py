@@ -38,7 +38,9 @@ import json
 from discl.spectrum.plan import Sampling, plan_requests
 sources, prompts, sampling, percents, seeds = json.loads(input())
 levels = list(percents)
-requests = plan_requests(sources, levels, seeds, {int(label): texts for label, texts in prompts.items()}, "blurry", Sampling(**sampling))
+prompts = {int(label): texts for label, texts in prompts.items()}
+sampling = Sampling(**sampling)
+requests = plan_requests(sources, levels, seeds, prompts, negative_prompt="blurry", sampling=sampling)
 print(json.dumps([request.id for request in requests]))
 """
 
@@ -52,8 +54,8 @@ def plan(
         list(percents),
         seeds,
         prompts,
-        negative,
-        sampling,
+        negative_prompt=negative,
+        sampling=sampling,
     )
 
 

@@ -42,7 +42,7 @@ def make_requests(sources: int, sampling: Sampling) -> list[Request]:
         {"id": f"image-{index}", "digest": f"digest-{index}", "label": index % 2}
         for index in range(sources)
     ]
-    return plan_requests(rows, list(LEVELS), 1, PROMPTS, "", sampling)
+    return plan_requests(rows, list(LEVELS), 1, PROMPTS, negative_prompt="", sampling=sampling)
 
 
 def sizes_of(requests: Sequence[Request]) -> dict[str, tuple[int, int]]:

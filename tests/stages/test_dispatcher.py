@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from discl.errors import RecipeError
-from discl.spectrum.plan import WHOLE, Request, Share, parse_share
+from discl.spectrum.plan import WHOLE_PLAN, PlanShard, Request, parse_shard
 from discl.stages.workers.dispatcher import Dispatcher, cut
 
 
@@ -27,7 +27,7 @@ def make_requests(sources: int, each: int = 4, sizes: tuple[int, ...] = (32,)) -
 @pytest.mark.parametrize("of", [1, 2, 3, 7, 20])
 def test_shares_divide_a_plan(of: int) -> None:
     requests = make_requests(11)
-    shares = [Share(number, of).of_plan(requests) for number in range(1, of + 1)]
+    shares = [PlanShard(number, of).select(requests) for number in range(1, of + 1)]
     assert sorted(request.id for share in shares for request in share) == sorted(
         request.id for request in requests
     )
@@ -39,7 +39,7 @@ def test_shares_divide_a_plan(of: int) -> None:
 
 def test_more_seeds_or_levels_divide_a_plan_the_same_way() -> None:
     few, many = (
-        {r.source_id for r in Share(2, 3).of_plan(make_requests(11, each))} for each in (2, 9)
+        {r.source_id for r in PlanShard(2, 3).select(make_requests(11, each))} for each in (2, 9)
     )
     assert few == many
 
@@ -47,19 +47,23 @@ def test_more_seeds_or_levels_divide_a_plan_the_same_way() -> None:
 @pytest.mark.parametrize("text", ["5/4", "0/4", "0/0", "1/0"])
 def test_a_share_that_there_is_not(text: str) -> None:
     with pytest.raises(
-        RecipeError, match=rf"there is no share {text}: shares go from 1/. to .*--array=1-"
+        RecipeError, match=rf"there is no shard {text}: shards go from 1/. to .*--array=1-"
     ):
-        parse_share(text)
+        parse_shard(text)
 
 
 @pytest.mark.parametrize("text", ["", "5", "/", "1/", "/4", "a/b", "1/2/3", "-1/4", "1.5/4"])
 def test_what_is_no_share_at_all(text: str) -> None:
-    with pytest.raises(RecipeError, match="a share is written k/n, for example 2/8"):
-        parse_share(text)
+    with pytest.raises(RecipeError, match="a shard is written k/n, for example 2/8"):
+        parse_shard(text)
 
 
 def test_a_share_is_read() -> None:
-    assert (parse_share("2/8"), str(Share(2, 8)), WHOLE) == (Share(2, 8), "2/8", Share(1, 1))
+    assert (parse_shard("2/8"), str(PlanShard(2, 8)), WHOLE_PLAN) == (
+        PlanShard(2, 8),
+        "2/8",
+        PlanShard(1, 1),
+    )
 
 
 def test_pieces_keep_sources_whole_and_shapes_apart() -> None:

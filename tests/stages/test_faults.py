@@ -33,7 +33,7 @@ from discl.recipe import validate
 from discl.run_folder.images import stored_images
 from discl.run_folder.open import open_run
 from discl.run_folder.run import Run
-from discl.spectrum.plan import Share, read_plan
+from discl.spectrum.plan import PlanShard, read_plan
 from discl.stages import generate as generate_stage
 from discl.stages.export import export
 from discl.stages.sample_pool import kept_images
@@ -112,7 +112,7 @@ def test_several_processes_begin_one_folder_at_once(
     assert [process.returncode for process in processes] == [0, 0, 0], told
     assert all(output.strip().endswith(f"{folder}/spectrum") for output, _ in told)
     assert all(
-        f"generate: share {share}/2 is done; " in told[place][1]
+        f"generate: shard {share}/2 is done; " in told[place][1]
         for place, share in enumerate((1, 2))
     )
     assert any("waiting for process " in errors for _, errors in told)
@@ -125,7 +125,14 @@ def test_the_number_of_shares_may_change(
 ) -> None:
     run = open_run(validate(small_tree), tmp_path / "run")
     left = []
-    for share in (Share(1, 2), Share(3, 3), Share(1, 2), Share(3, 3), Share(1, 3), Share(2, 3)):
+    for share in (
+        PlanShard(1, 2),
+        PlanShard(3, 3),
+        PlanShard(1, 2),
+        PlanShard(3, 3),
+        PlanShard(1, 3),
+        PlanShard(2, 3),
+    ):
         generate(run, share)
         left.append(PLANNED - len(ids(run)))
         assert (
@@ -181,7 +188,7 @@ def test_a_run_whose_images_lie_in_a_bucket(
     }
     for number in (1, 2):
         run = open_run(validate(tree), tmp_path / f"run-{number}")
-        assert str(generate(run, Share(number, 2))) == f"{bucket}/spectrum"
+        assert str(generate(run, PlanShard(number, 2))) == f"{bucket}/spectrum"
     assert_complete(run)
     path = run_until(run, "report")
     assert not (run.folder / "spectrum").exists() and not (run.folder / "scores").exists()
@@ -236,7 +243,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 def test_a_full_disk(small_tree: dict[str, Any], tmp_path: Path) -> None:
     """It is told, what was finished stands, nothing half-written is left, and the same command goes on when there is room."""
     run = open_run(validate(small_tree), tmp_path / "run")
-    generate(run, Share(1, 2))
+    generate(run, PlanShard(1, 2))
     before = {file: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()}
     largest = max(file.stat().st_size for file in run.folder.glob("spectrum/*"))
     wide = open_run(validate(with_runtime(small_tree, shard_rows=20)), run.folder)
@@ -357,7 +364,7 @@ def test_a_disk_that_is_full_while_a_share_is_made(
     monkeypatch.setattr(pipeline.levels_stage, "survey_levels", full)
     monkeypatch.setattr(pipeline.compare_stage, "compare", full)
     for stage, use in (
-        ("generate", partial(generate, run, Share(1, 2))),
+        ("generate", partial(generate, run, PlanShard(1, 2))),
         ("levels", partial(pipeline.levels, run)),
         ("compare", partial(pipeline.compare, run)),
     ):
@@ -409,7 +416,7 @@ def test_a_folder_that_cannot_be_written_to(
 
 @pytest.mark.parametrize(
     ("written", "words"),
-    [("5/4", "there is no share 5/4"), ("0/4", "--array=1-4"), ("two of four", "written k/n")],
+    [("5/4", "there is no shard 5/4"), ("0/4", "--array=1-4"), ("two of four", "written k/n")],
 )
 def test_a_share_with_a_slip_is_told(
     written: str,

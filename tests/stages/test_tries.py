@@ -58,7 +58,7 @@ def test_a_dropped_image_is_followed_by_its_next_try(
         lambda first, attempt: request(first.source_id, attempt),
         cosines,
         lambda cosine: cosine >= 0.3,
-        TRIES,
+        tries=TRIES,
     )
     assert [" ".join(each.id for each in part) for part in found] == [tried, unscored]
 

@@ -34,7 +34,7 @@ from discl.pipeline import run_until
 from discl.recipe import validate
 from discl.run_folder.open import open_run
 from discl.run_folder.run import Run
-from discl.spectrum.plan import Share, read_plan
+from discl.spectrum.plan import PlanShard, read_plan
 from discl.spectrum.store import Shards
 from discl.stages.generate import generate
 from discl.stages.workers import local, ray
@@ -457,7 +457,7 @@ def test_workers_of_a_cluster_that_denoise_but_never_write_are_given_up(
 
 def test_a_share_of_a_cluster_is_refused(small_tree: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"--ray divides the work itself; leave out --shard"):
-        pipeline.generate(start(small_tree, tmp_path / "run"), Share(1, 2), "auto")
+        pipeline.generate(start(small_tree, tmp_path / "run"), PlanShard(1, 2), "auto")
 
 
 def test_a_machine_that_does_not_see_the_run_folder(

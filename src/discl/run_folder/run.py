@@ -25,7 +25,7 @@ from ..data.depth import depth_of
 from ..errors import CheckpointError, RunError, arguments_named
 from ..recipe import Data, Recipe
 from ..spectrum.models import Address, Generator, describe_generator, describe_loras
-from ..spectrum.plan import Sampling, Share
+from ..spectrum.plan import PlanShard, Sampling
 from ..spectrum.store import Shards, score_shards, spectrum_shards
 from ..utils.stored import read_recipe_tree, read_table
 from . import paths
@@ -165,13 +165,13 @@ class Run:
         return wide, high
 
     @contextmanager
-    def lock(self, stage: str, share: Share | None = None) -> Iterator[None]:
+    def lock(self, stage: str, shard: PlanShard | None = None) -> Iterator[None]:
         """Keeps other processes that work in this folder from the same stage, or waits for them.
 
-        Stages exclude each other; generation excludes only what would make the same images: another share of the same division goes on
+        Stages exclude each other; generation excludes only what would make the same images: another shard of the same division goes on
         beside it. Raises RunError where another process has changed the folder's recipe meanwhile.
         """
-        what = f"{stage} {share}" if share else stage
+        what = f"{stage} {shard}" if shard else stage
         with lock(self.folder, what, lambda other: stages_clash(what, other)):
             kept = self.folder / paths.RECIPE
             if kept.exists() and changed_values(read_recipe_tree(kept), self.recipe):
@@ -235,11 +235,11 @@ def read_data(
 
 def stages_clash(mine: str, other: str) -> bool:
     """Whether two stages may not work in one folder at once; see `Run.lock`."""
-    (stage, *share), (other_stage, *other_share) = mine.split(), other.split()
+    (stage, *shard), (other_stage, *other_shard) = mine.split(), other.split()
     if "generate" not in (stage, other_stage):
         return True
     if stage != other_stage:
         return False
-    number, _, of = (share or ["1/1"])[0].partition("/")
-    other_number, _, other_of = (other_share or ["1/1"])[0].partition("/")
+    number, _, of = (shard or ["1/1"])[0].partition("/")
+    other_number, _, other_of = (other_shard or ["1/1"])[0].partition("/")
     return of != other_of or number == other_number

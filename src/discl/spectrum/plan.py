@@ -20,11 +20,36 @@ from ..utils.stored import read_table
 
 @dataclass(frozen=True)
 class Sampling:
-    """What determines the pixels besides the request itself.
+    """What determines the pixels of an image besides its request.
 
-    `guidance_scale` is s = 1 + w of eq. 2; `size` is in pixels a side; `model` and `scheduler` are digests. Fields with a
-    default are options that came later: they enter an id only where they are used, so that older images keep theirs.
-    `guidance_from` and `guidance_to` bound the noise fractions at which a step is guided (`levels.noise_fractions`), the first excluded.
+    - `model`, `scheduler`: digests, as `describe_generator` gives them.
+    - `num_inference_steps`: T.
+    - `guidance_scale`: s = 1 + w of classifier-free guidance (arXiv 2410.13674, eq. 2).
+    - `size`: pixels a side.
+    - `dtype`: of the networks; `encoding`: of the stored image, for example `webp`.
+    - `resize`: `square` or `keep-aspect`.
+    - `steps`: `per-level` (level λ takes the last t(λ) of T steps) or `fixed` (T finer steps).
+    - `guidance_from`, `guidance_to`: noise fractions in [0, 1] between which steps are guided, the
+      lower end excluded.
+    - `loras`: digests and scales of LoRA files.
+
+    Fields with a default enter an id only where they differ from it. So images that were made
+    before a field existed keep their ids.
+
+    ```python
+    import discl
+
+    generator = discl.describe_generator("embedded:fashion-mnist/diffusion")
+    sampling = discl.Sampling(
+        generator.model,
+        generator.scheduler,
+        num_inference_steps=10,
+        guidance_scale=3.0,
+        size=32,
+        dtype="float32",
+        encoding="webp",
+    )
+    ```
     """
 
     model: str
@@ -47,10 +72,11 @@ class Sampling:
 
     @property
     def guidance_interval(self) -> tuple[float, float]:
+        """Noise fractions between which steps are guided."""
         return self.guidance_from, self.guidance_to
 
     def identity(self) -> dict[str, Any]:
-        """What enters the ids: all fields but the options that are not used."""
+        """The values that enter an id: all fields without a default, and others that differ."""
         options = {each.name: each.default for each in fields(self) if each.default is not MISSING}
         return {
             name: value
@@ -61,7 +87,24 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One synthetic image to make. ε is keyed by (source_id, seed, attempt), so the levels of a spectrum share it."""
+    """One synthetic image to make.
+
+    - `id`: a digest of everything that determines the pixels.
+    - `source_id`, `source_digest`: the real image that it is made from.
+    - `label`: its class.
+    - `level`: λ, a whole per cent from 0 to 99.
+    - `seed`, `attempt`: which draw. ε is keyed by (source_id, seed, attempt), so the levels of a
+      spectrum share it.
+    - `prompt`, `negative_prompt`: texts.
+    - `width`, `height`: in pixels.
+
+    ```python
+    import discl
+
+    request = discl.Request.of("a photo of a bag", 30, "000.png", 32)
+    request.steps(10)  # 7
+    ```
+    """
 
     id: str
     source_id: str
@@ -77,47 +120,52 @@ class Request:
 
     @classmethod
     def of(
-        cls, prompt: str, level: int, source_id: str, width: int, height: int | None = None, *, seed: int = 0, attempt: int = 0,
-        negative_prompt: str = "", label: int = 0,
-    ) -> Request:  # fmt: skip
-        """A request by itself, of `width` × `height` pixels (default square). At level 0 `source_id` only keys ε.
+        cls,
+        prompt: str,
+        level: int,
+        source_id: str,
+        width: int,
+        height: int | None = None,
+        *,
+        seed: int = 0,
+        attempt: int = 0,
+        negative_prompt: str = "",
+        label: int = 0,
+    ) -> Request:
+        """A single request of `width` × `height` pixels (default square), outside any plan.
 
-        Its id is a digest of these values and says nothing of the generator, so it is none for a store: there `plan_requests` or a
-        `Planner` gives the ids.
+        At level 0 `source_id` only keys ε. The id is a digest of these values and does not depend
+        on the generator. Stores need the ids of `plan_requests` or of a `Planner`.
+
+        Raises RecipeError for an invalid level.
         """
         height = width if height is None else height
-        given = {
+        values = {
             "prompt": prompt,
             "negative_prompt": negative_prompt,
             "level": check_level(level),
             "source_id": source_id,
             "width": width,
+            "height": height,
+            "seed": seed,
+            "attempt": attempt,
+            "label": label,
         }
-        number = digest(
-            {**given, "height": height, "seed": seed, "attempt": attempt, "label": label}
-        )
-        return cls(
-            number,
-            source_id,
-            "",
-            label,
-            level,
-            seed,
-            attempt,
-            prompt,
-            negative_prompt,
-            width,
-            height,
-        )
+        return cls(id=digest(values), source_digest="", **values)  # type: ignore[arg-type]
 
     def steps(self, num_inference_steps: int) -> int:
-        """t(λ), the denoising steps that this request takes."""
+        """t(λ), the number of denoising steps of this request."""
         return start_step(self.level, num_inference_steps)
 
 
 @dataclass(frozen=True)
-class Share:
-    """The k-th of n shares of a plan, k from 1: every n-th source with all that is made of it, so that no two shares encode it."""
+class PlanShard:
+    """The k-th of n shards of a plan, k from 1: every n-th source with all its images.
+
+    - `number`: k; `of`: n.
+
+    No source is in two shards, so none is encoded twice. Raises RecipeError for k outside 1–n.
+    """
 
     number: int
     of: int
@@ -126,43 +174,58 @@ class Share:
         if not 1 <= self.number <= self.of:
             last = max(self.of, 1)
             raise RecipeError(
-                f"there is no share {self.number}/{self.of}: shares go from 1/{last} to {last}/{last}, and a SLURM array that fits is "
-                f"--array=1-{last}."
+                f"there is no shard {self.number}/{self.of}: shards go from 1/{last} to "
+                f"{last}/{last}, which a SLURM array writes as --array=1-{last}."
             )
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
 
-    def of_plan(self, plan: Sequence[Request]) -> list[Request]:
-        """The requests of this share, in their order. Pure in the plan's sources, so more levels or seeds divide it the same way."""
+    def select(self, plan: Sequence[Request]) -> list[Request]:
+        """The requests of this shard, in their order.
+
+        It depends on the plan's sources alone: more levels or seeds divide them the same way.
+        """
         sources = {
-            source: place
-            for place, source in enumerate(dict.fromkeys(request.source_id for request in plan))
+            source: index
+            for index, source in enumerate(dict.fromkeys(request.source_id for request in plan))
         }
         return [
             request for request in plan if sources[request.source_id] % self.of == self.number - 1
         ]
 
 
-WHOLE = Share(1, 1)
+WHOLE_PLAN = PlanShard(1, 1)
 
 
-def parse_share(text: str) -> Share:
-    """`2/8` -> Share(2, 8). Raises RecipeError for what is no share."""
+def parse_shard(text: str) -> PlanShard:
+    """`2/8` to `PlanShard(2, 8)`. Raises RecipeError for anything else."""
     number, slash, of = text.partition("/")
     if not slash or not all(re.fullmatch(r"\s*[0-9]{1,9}\s*", each) for each in (number, of)):
         raise RecipeError(
-            f"a share is written k/n, for example 2/8 for the second of eight; got {shorten(text)}."
+            f"a shard is written k/n, for example 2/8 for the second of eight; got {shorten(text)}."
         )
-    return Share(int(number), int(of))
+    return PlanShard(int(number), int(of))
 
 
 @dataclass(frozen=True)
 class Planner:
-    """Requests of a run; `prompts` maps a label to its texts.
+    """Makes the requests of a run.
 
-    A text may hold `{caption}`, which the source's `caption` replaces. A source is a mapping with `id`, `digest` and `label`; it may name
-    the `width` and `height` of what is made of it, which follow from its own size and the sampling.
+    - `prompts`: texts of each label. `{caption}` in a text becomes the source's `caption`.
+    - `negative_prompt`: what guidance leads away from.
+    - `sampling`: what determines the pixels besides a request.
+
+    A source is a mapping with `id`, `digest` and `label`. It may have the `width` and `height` of
+    its synthetic images; by default they are squares of `sampling.size`.
+
+    ```python
+    import discl
+
+    sampling = discl.Sampling("model", "scheduler", 10, 3.0, 32, "float32", "webp")
+    planner = discl.Planner({0: ["a photo of a bag"]}, "", sampling)
+    planner.request({"id": "000.png", "digest": "0123", "label": 0}, level=30, seed=0)
+    ```
     """
 
     prompts: Mapping[int, Sequence[str]]
@@ -172,18 +235,28 @@ class Planner:
     def request(
         self, source: Mapping[str, Any], level: int, seed: int, attempt: int = 0
     ) -> Request:
-        """The request for one image; its id is the same in every process. Prompt and noise are drawn anew for each try."""
+        """The request for one image, with the same id in every process.
+
+        Each attempt draws another prompt and other noise.
+        """
         prompt = draw_prompt(self.prompts[source["label"]], source["id"], seed, attempt)
         prompt = prompt.replace(CAPTION, source.get("caption", "")).strip(" ,")
         pixels = {
-            "source_digest": source["digest"], "source_id": source["id"], "prompt": prompt, "negative_prompt": self.negative_prompt,
-            "level": level, "seed": seed, "attempt": attempt, **self.sampling.identity(),
-        }  # fmt: skip
-        size = self.sampling.size
+            "source_digest": source["digest"],
+            "source_id": source["id"],
+            "prompt": prompt,
+            "negative_prompt": self.negative_prompt,
+            "level": level,
+            "seed": seed,
+            "attempt": attempt,
+        }
         return Request(
-            digest(pixels), source["id"], source["digest"], int(source["label"]), level, seed, attempt, prompt, self.negative_prompt,
-            source.get("width", size), source.get("height", size),
-        )  # fmt: skip
+            id=digest({**pixels, **self.sampling.identity()}),
+            label=int(source["label"]),
+            width=source.get("width", self.sampling.size),
+            height=source.get("height", self.sampling.size),
+            **pixels,
+        )
 
 
 def plan_requests(
@@ -191,10 +264,31 @@ def plan_requests(
     levels: Sequence[int],
     seeds: int,
     prompts: Mapping[int, Sequence[str]],
+    *,
     negative_prompt: str,
     sampling: Sampling,
 ) -> list[Request]:
-    """The first try of every source, seed and level; arguments as `Planner` takes them. More levels or seeds only add requests."""
+    """The first attempt of every source, seed and level. More levels or seeds only add requests.
+
+    - `sources`: the hard images, as a `Planner` takes them.
+    - `levels`: λ in whole per cents.
+    - `seeds`: images per source and level.
+    - `prompts`, `negative_prompt`, `sampling`: as a `Planner` takes them.
+
+    Raises RecipeError for an invalid level.
+
+    ```python
+    import discl
+
+    sampling = discl.Sampling("model", "scheduler", 10, 3.0, 32, "float32", "webp")
+    sources = [{"id": "000.png", "digest": "0123", "label": 0}]
+    prompts = {0: ["a photo of a bag"]}
+    plan = discl.plan_requests(
+        sources, [0, 50], 2, prompts, negative_prompt="", sampling=sampling
+    )
+    len(plan)  # 4
+    ```
+    """
     planner = Planner(prompts, negative_prompt, sampling)
     order = sorted(map(check_level, levels))
     return [
@@ -207,42 +301,64 @@ def plan_requests(
 
 def follow_tries(
     plan: Iterable[Request],
-    again: Callable[[Request, int], Request],
+    retry: Callable[[Request, int], Request],
     cosines: Mapping[str, float],
     keep: Callable[[float], bool],
+    *,
     tries: int,
 ) -> tuple[list[Request], list[Request]]:
-    """(every try that a plan of first tries has come to, in its order; those among them that have no score yet).
+    """All attempts that a plan has led to, in its order, and those among them without a score.
 
-    Where the filter drops an image the next try, `again(first, attempt)`, takes its place, until one is kept or `tries` were made. Pure
-    in its arguments: `cosines` maps ids to the scores that are known, whoever made the images, and before or after a kill.
+    Where the filter drops an image, the next attempt follows, until one is kept or `tries` were
+    made. The result depends on the arguments alone, so it is the same after a kill.
+
+    - `plan`: the first attempts.
+    - `retry`: the request of (first attempt, number of the attempt).
+    - `cosines`: known scores by id.
+    - `keep`: whether the filter keeps an image of that score.
     """
-    tried, unscored = [], []
+    attempts, unscored = [], []
     for first in plan:
         for attempt in range(tries):
-            request = again(first, attempt) if attempt else first
-            tried.append(request)
+            request = retry(first, attempt) if attempt else first
+            attempts.append(request)
             if request.id not in cosines:
                 unscored.append(request)
                 break
             if keep(cosines[request.id]):
                 break
-    return tried, unscored
+    return attempts, unscored
 
 
 def unet_rows(
     requests: Sequence[Request],
     num_inference_steps: int,
     guidance_scale: float,
+    *,
     fixed: bool = False,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
 ) -> int:
-    """Σ 2·t(λ): rows that the network has to compute; one a step without guidance, s = 1 or outside of the interval."""
+    """Rows that the network computes for these requests: Σ 2·t(λ).
+
+    A step without guidance (s = 1, or outside of the interval) takes one row instead of two.
+
+    - `num_inference_steps`: T.
+    - `guidance_scale`: s.
+    - `fixed`: whether every level takes T steps.
+    - `guidance_interval`: noise fractions between which steps are guided, the lower end excluded.
+
+    ```python
+    import discl
+
+    requests = [discl.Request.of("a photo of a bag", 50, "000.png", 32)]
+    discl.unet_rows(requests, 10, 3.0)  # 10
+    ```
+    """
     low, high = guidance_interval
     rows = {}
-    for percent in {request.level for request in requests}:
-        fractions = noise_fractions(percent, num_inference_steps, fixed)
-        rows[percent] = sum(
+    for level in {request.level for request in requests}:
+        fractions = noise_fractions(level, num_inference_steps, fixed)
+        rows[level] = sum(
             1 + (guidance_scale != 1 and low < fraction <= high) for fraction in fractions
         )
     return sum(rows[request.level] for request in requests)
@@ -261,9 +377,9 @@ def write_plan(requests: Sequence[Request], path: Path) -> None:
 
 
 def read_plan(path: Path) -> list[Request]:
-    """The requests of a plan, in the order in which they were planned.
+    """The requests of a plan, in their order.
 
-    Raises BrokenFileError where the file is missing, cut off, or another one.
+    Raises BrokenFileError for a file that is missing, cut off, or no plan.
     """
     columns = [field.name for field in fields(Request)]
     return [Request(**row) for row in read_table(path, columns).to_pylist()]

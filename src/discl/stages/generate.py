@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..run_folder import paths
 from ..run_folder.run import Run
-from ..spectrum.plan import WHOLE, Request, Share, read_plan
+from ..spectrum.plan import WHOLE_PLAN, PlanShard, Request, read_plan
 from ..spectrum.stats import Work
 from ..utils.console import progress
 from ..utils.logging import get_logger
@@ -22,21 +22,21 @@ from .workers.ray import RayWorkerPool
 logger = get_logger(__name__)
 
 
-def generate(run: Run, share: Share = WHOLE, ray: str | None = None) -> Path:
+def generate(run: Run, shard: PlanShard = WHOLE_PLAN, ray: str | None = None) -> Path:
     """Makes and scores the missing images of a plan; returns the folder of the store.
 
-    - `share`: the part of the plan to make. Processes that make the same part wait for each other.
+    - `shard`: the part of the plan to make. Processes that make the same part wait for each other.
     - `ray`: the address of a Ray cluster whose workers make the images. By default one process
       works on each visible GPU of this machine, or `runtime.processes` of them.
 
     With `spectrum.tries` > 1, images that the filter drops are drawn again, all in one round, until
     none is left to draw. Ctrl-C and SIGTERM end it; finished images are written.
     """
-    with ended_by_sigterm(), run.lock("generate", share):
+    with ended_by_sigterm(), run.lock("generate", shard):
         run.spectrum.clear_unfinished()
         run.scores.clear_unfinished()
         plan = read_plan(run.path(paths.PLAN))
-        requests = share.of_plan(plan)
+        requests = shard.select(plan)
         tried, missing = missing_images(run, requests)
         if missing:
             run.commit()
@@ -50,11 +50,11 @@ def generate(run: Run, share: Share = WHOLE, ray: str | None = None) -> Path:
                         workers.make(missing, advance)
                     tried, missing = missing_images(run, requests)
             logger.info(f"generate: {describe_work(workers.work)}")
-        if share != WHOLE:
+        if shard != WHOLE_PLAN:
             tried, stored = tries_so_far(run, plan)[0], run.spectrum.ids()
             left = sum(request.id not in stored for request in tried)
             logger.info(
-                f"generate: share {share} is done; {left} of {len(tried)} images of the whole plan "
+                f"generate: shard {shard} is done; {left} of {len(tried)} images of the whole plan "
                 "are still to be made"
             )
         return run.spectrum.folder

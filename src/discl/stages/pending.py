@@ -28,7 +28,11 @@ def count_rows(run: Run, requests: Sequence[Request]) -> int:
     sampling = run.sampling
     scale = 1 if run.generator.distilled else sampling.guidance_scale
     return unet_rows(
-        requests, sampling.num_inference_steps, scale, sampling.fixed, sampling.guidance_interval
+        requests,
+        sampling.num_inference_steps,
+        scale,
+        fixed=sampling.fixed,
+        guidance_interval=sampling.guidance_interval,
     )
 
 
@@ -70,7 +74,11 @@ def tries_so_far(
         return planner.request(sources[first.source_id], first.level, first.seed, attempt)
 
     return follow_tries(
-        plan, again, known, lambda cosine: judge(cosine, asked.threshold).keep, spectrum.tries
+        plan,
+        again,
+        known,
+        lambda cosine: judge(cosine, asked.threshold).keep,
+        tries=spectrum.tries,
     )
 
 

@@ -83,8 +83,8 @@ def make_plan(run: Run, *, for_training: bool = True) -> Path:
         recipe.spectrum.levels,
         recipe.spectrum.seeds,
         prompts,
-        recipe.prompts.negative,
-        run.sampling,
+        negative_prompt=recipe.prompts.negative,
+        sampling=run.sampling,
     )
     with whole(path) as unfinished:  # others may plan at once, and come to the same
         write_plan(requests, unfinished)
