@@ -244,11 +244,9 @@ def test_sides_beyond_the_places_of_the_network_are_refused(tiny_sd3: Path) -> N
     most = describe_generator(str(tiny_sd3)).max_side
     assert most is not None
     check_generator(str(tiny_sd3), 4, most)
-    with pytest.raises(
-        CheckpointError,
-        match=rf"size {most + 16} is more than .* {most} pixels a side are the most",
-    ):
+    with pytest.raises(CheckpointError, match=rf"{most + 16} .* at most {most} ") as raised:
         check_generator(str(tiny_sd3), 4, most + 16)
+    assert raised.value.argument == "size"
 
 
 def test_packing_and_back() -> None:
@@ -347,5 +345,5 @@ def test_missing_part_is_named(
 ) -> None:
     folder = Path(shutil.copytree(request.getfixturevalue(family), tmp_path / "spoilt"))
     shutil.rmtree(folder / part)
-    with pytest.raises(CheckpointError, match=f"no complete .* folder: it lacks {part}"):
+    with pytest.raises(CheckpointError, match=f"no complete .* folder: {part} missing"):
         check_generator(str(folder), 10)

@@ -189,11 +189,11 @@ SPOILED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "no VAE": (
         lambda folder: shutil.rmtree(folder / "vae"),
-        ["lacks vae", "it holds model_index.json", "Expected diffusers' layout"],
+        ["vae missing", "present: model_index.json", "Expected diffusers' layout"],
     ),
     "no tokenizer or scheduler": (
         no_tokenizer_or_scheduler,
-        ["lacks tokenizer, scheduler", "Expected diffusers' layout"],
+        ["tokenizer, scheduler missing", "Expected diffusers' layout"],
     ),
     "no weights": (no_weights, ["holds no weights", "*.safetensors"]),
     "only pickled": (
@@ -205,10 +205,10 @@ SPOILED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         ["unet/ holds no *.safetensors", "refused", "discl convert"],
     ),
     "half a file": (half_written, ["cannot be loaded"]),
-    "another family": (video, ["StableVideoDiffusionPipeline", "no generator", "SDXL", "FLUX.1"]),
+    "another family": (video, ["StableVideoDiffusionPipeline", "not supported", "SDXL", "FLUX.1"]),
     "a CLIP": (
         lambda folder: (folder / "model_index.json").unlink(),
-        ["lacks model_index.json", "it holds scheduler", "text-to-image"],
+        ["model_index.json is missing", "present: scheduler", "text-to-image"],
     ),
     "no index": (
         lambda folder: (folder / "model_index.json").write_text("[]"),
@@ -243,7 +243,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "guidance distilled": (
         changed("unet", "config.json", time_cond_proj_dim=16),
-        ["guidance is distilled", "LatentConsistencyModel"],
+        ["distilled guidance", "LatentConsistencyModel"],
     ),
     "a link to nowhere": (
         link_to_nowhere,
@@ -295,18 +295,14 @@ def test_pickled_weights_beside_safetensors_are_not_read(copy: Path) -> None:
 
 def test_a_vae_without_its_channels_is_told(copy: Path) -> None:
     changed("vae", "config.json", block_out_channels=None)(copy)
-    with pytest.raises(
-        CheckpointError,
-        match="block_out_channels of vae/ is None, no list of channels; fetch it anew",
-    ):
+    with pytest.raises(CheckpointError, match="block_out_channels of vae/ is None"):
         describe_generator(str(copy))
 
 
 def test_size_must_be_a_multiple_of_the_vae_factor(tiny_diffusion: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"size 30 is not a multiple of 4, .* VAE; 32 would be"
-    ):
+    with pytest.raises(CheckpointError, match=r"30 is not a multiple of 4, .* 32") as raised:
         load_generator(str(tiny_diffusion)).latent_shape(32, 30)
+    assert raised.value.argument == "size"
 
 
 def test_more_inference_than_training_steps_are_refused(tiny_diffusion: Path) -> None:

@@ -114,11 +114,10 @@ def test_fixed_steps_fall_evenly_where_the_grid_does_not_divide() -> None:
 
 
 def test_level_with_less_noise_than_steps_is_refused(tiny_diffusion: Path) -> None:
-    check_generator(str(tiny_diffusion), 50, None, [95], True)
-    with pytest.raises(
-        CheckpointError, match=r"level 96 % has fewer than 50 training steps of noise, .* per-level"
-    ):
-        check_generator(str(tiny_diffusion), 50, None, [96], True)
+    check_generator(str(tiny_diffusion), 50, None, [95], fixed=True)
+    with pytest.raises(CheckpointError, match=r"96 % has fewer than 50 training steps") as raised:
+        check_generator(str(tiny_diffusion), 50, None, [96], fixed=True)
+    assert raised.value.argument == "levels"
 
 
 # ---------------------------------------------------------------- guidance interval
@@ -199,11 +198,9 @@ def test_unguided_rows_fill_the_calls(tiny_diffusion: Path) -> None:
 
 
 def test_interval_is_refused_where_guidance_is_built_in(tiny_flux: Path) -> None:
-    with pytest.raises(
-        CheckpointError,
-        match=r"FLUX\.1, whose guidance is built in .* leave out spectrum\.guidance_interval",
-    ):
+    with pytest.raises(CheckpointError, match=r"FLUX\.1") as raised:
         check_generator(str(tiny_flux), 10, guidance_interval=(0.4, 1.0))
+    assert raised.value.argument == "guidance_interval"
 
 
 # ---------------------------------------------------------------- shapes

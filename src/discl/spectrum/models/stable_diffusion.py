@@ -99,14 +99,14 @@ def check_side(side: int, multiple: int, max_side: int | None = None) -> None:
     """
     if max_side is not None and side > max_side:
         raise CheckpointError(
-            f"size {side} is more than this checkpoint's network has position embeddings for; "
+            f"{side} is more than this checkpoint's network has position embeddings for; "
             f"allowed: at most {max_side} pixels a side.",
             argument="size",
         )
     if side % multiple:
         near = max(round(side / multiple), 1) * multiple
         raise CheckpointError(
-            f"size {side} is not a multiple of {multiple}, the factor of this checkpoint's VAE; "
+            f"{side} is not a multiple of {multiple}, the factor of this checkpoint's VAE; "
             f"use {near}.",
             argument="size",
         )
