@@ -101,7 +101,10 @@ FAMILIES: dict[str, tuple[str, int, list[Callable[[Path], Any]]]] = {
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    ["own", *(pytest.param(each, marks=pytest.mark.slow) for each in ("clip", "diffusion"))],
+)
 def test_mutated_configurations_end_well_or_with_one_clear_error(
     family: str, tmp_path: Path
 ) -> None:

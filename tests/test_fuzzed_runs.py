@@ -22,7 +22,9 @@ from discl.run_folder.open import open_run
 from discl.stages.export import export
 from discl.stages.predict import predict
 
-MUTATIONS = 200
+MUTATIONS = (50, 50, 50, 50, 6)
+"""Mutated run folders per part; the last part is the quick one."""
+QUICK = len(MUTATIONS) - 1
 CALLS = 5
 
 
@@ -122,14 +124,16 @@ def remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize(
+    "part", [*(pytest.param(part, marks=pytest.mark.slow) for part in range(QUICK)), QUICK]
+)
 def test_mutated_runs_come_to_the_same_figures(
     part: int, tree: dict[str, Any], finished: Path, tmp_path: Path
 ) -> None:
     chance = random.Random(part)
     recipe, wanted = validate(tree), json.loads((finished / "results.json").read_text())
     picture = next(Path(tree["data"]["root"]).rglob("*.png"))
-    for number in range(MUTATIONS // 4):
+    for number in range(MUTATIONS[part]):
         folder = tmp_path / f"run-{number}"
         shutil.copytree(finished, folder)
         told = [f"part {part}, {number}: {mutate(folder, chance)}"]

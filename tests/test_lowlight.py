@@ -59,6 +59,7 @@ def test_settings(script: Any) -> None:
     assert alia.train.curriculum_epochs == alia.train.epochs
 
 
+@pytest.mark.slow
 def test_the_table_in_miniature(script: Any, settings: dict[str, Any], tmp_path: Path) -> None:
     """All stages of both recipes with few methods; called again nothing is trained anew, and the figures give the table once more."""
     few = {"base": {}, "zero-shot": {"fine_tune": "zero-shot"}}
@@ -132,6 +133,7 @@ def test_the_table_in_miniature(script: Any, settings: dict[str, Any], tmp_path:
     assert [path.stat().st_mtime_ns for path in trained] == times and len(trained) >= 5
 
 
+@pytest.mark.slow
 def test_a_search_in_miniature(
     script: Any, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -842,6 +842,7 @@ def run_and_kill(recipe: Path, folder: Path, ready: Callable[[], bool]) -> None:
         assert child.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_killed_while_generating_and_while_training(
     tree: Tree, finished: Path, tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_your_own_images(photos: Path, tiny_diffusion: Path, tiny_clip: Path) -> None:
     small = [
         f"spectrum.checkpoint={tiny_diffusion}", "spectrum.num_inference_steps=4", "spectrum.dtype=float32", "spectrum.seeds=2",

@@ -1,21 +1,21 @@
-"""Golden values: what a change of the code must not change.
+"""Compares results with golden values, which a change of the code must not change.
 
-    python tools/compare_golden.py                 # compare with tests/golden; exit status 1 on a difference
+    python tools/compare_golden.py                 # compare with tests/golden; exit status 0 or 1
     python tools/compare_golden.py --part demo     # one part only
-    python tools/compare_golden.py --write         # pin the present values
+    python tools/compare_golden.py --write         # pin the current values
 
 Parts, each a file in `tests/golden`:
 
-- `plans`: ids of the plan of every shipped recipe, on a miniature of its data set.
+- `plans`: ids of the plan of every shipped recipe, on a miniature of its data set. Also a test.
 - `short`: a small run with every strategy, objective and system: images, filter verdicts, training
-  losses, results. Seconds, so it is also a test.
+  losses, results. Also a test.
 - `demo`: the embedded example as it ships. Minutes.
 
 On the machine that wrote a file, images and figures must be equal. Elsewhere (another processor,
-another version of torch) floats may differ by `TOLERANCE`; ids never do.
+another version of torch) floats may differ by `TOLERANCE`. Ids never differ.
 
-Everything goes through the public API and the files of a run folder, so that the script outlives
-any layout of the package. One thread, one process.
+The script uses the public API and the files of a run folder only, so it does not depend on the
+layout of the package. It uses one thread and one process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -40,9 +40,9 @@ ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 GENERATOR, CLIP = "embedded:fashion-mnist/diffusion", "embedded:fashion-mnist/clip"
 TOLERANCE = {"plans": 0.0, "short": 0.02, "demo": 0.05}
-"""Largest relative difference of a float on another machine (of at least 1 in the denominator)."""
+"""Largest difference of a float on another machine, relative to max(1, |golden value|)."""
 BLOCKS = 4
-"""An image is pinned by its digest and by its mean grey level in BLOCKS × BLOCKS parts."""
+"""The golden value of an image is its digest, and mean grey levels of BLOCKS × BLOCKS parts."""
 
 STRATEGIES = {
     "real-only": {}, "diverse-to-specific": {}, "easy-to-hard": {}, "specific-to-diverse": {},
@@ -58,7 +58,7 @@ SYSTEMS = (
 
 
 def short_recipe() -> dict[str, Any]:
-    """A run of one image per level and source, and a few steps of every way to train."""
+    """A run with few images, and a few training steps of every strategy, objective and system."""
     progress = {"guidance_images": 8, "probe_samples": 32}
     methods: dict[str, Any] = {}
     for name, more in STRATEGIES.items():
@@ -88,23 +88,24 @@ def short_recipe() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def plans() -> dict[str, Any]:
-    """`{recipe: {requests, digest of the sorted ids, first ids}}` of every shipped recipe."""
+def plans(recipes: Sequence[str] = ()) -> dict[str, Any]:
+    """`{recipe: {requests, digest of the sorted ids, first ids}}`, by default of all that ship."""
     import pyarrow.parquet as pq
 
     import discl
 
     miniatures = _load(ROOT / "tests" / "helpers" / "miniatures.py")
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         roots: dict[str, Path] = {}
-        for name in shipped_names():
+        for name in recipes or shipped_names():
             overrides = miniature_of(name, miniatures, Path(folder), roots)
             run = discl.open_run(discl.load_recipe(name, overrides), Path(folder) / "runs" / name)
             discl.run_until(run, "plan")
             ids = sorted(pq.read_table(run.folder / "plan.parquet").column("id").to_pylist())
-            found[name] = {"requests": len(ids), "digest": digest("\n".join(ids)), "first": ids[:3]}
-    return found
+            values = {"requests": len(ids), "digest": digest("\n".join(ids)), "first": ids[:3]}
+            result[name] = values
+    return result
 
 
 def shipped_names() -> list[str]:
@@ -115,15 +116,16 @@ def shipped_names() -> list[str]:
 def miniature_of(
     name: str, miniatures: ModuleType, folder: Path, roots: dict[str, Path]
 ) -> dict[str, Any]:
-    """Overrides that make a plan of this recipe possible here; they touch data and sizes."""
+    """Overrides of data and sizes, so that the recipe can be planned on a miniature."""
     import discl
 
     if name == "fashion-lt":
         return {"data.long_tail.n_max": 100, "data.long_tail.imbalance_ratio": 20}
+    counts = [24, 9, 2] + [1] * 97
     sets = {
         "imagenet-lt": miniatures.imagenet_lt, "inaturalist2018": miniatures.inaturalist2018,
         "iwildcam": miniatures.iwildcam, "cifar10-lowlight": miniatures.cifar10,
-        "cifar100-lt": lambda root: miniatures.cifar100(root, cifar100_names(), [24, 9, 2] + [1] * 97),
+        "cifar100-lt": lambda root: miniatures.cifar100(root, cifar100_names(), counts),
     }  # fmt: skip
     of = next(each for each in sets if name.startswith(each))
     if of not in roots:
@@ -137,7 +139,7 @@ def miniature_of(
     if of == "cifar100-lt":
         overrides |= {"data.long_tail": None}
     if name.startswith("imagenet-lt"):
-        overrides |= {"prompts.phrases": None}  # hard classes here are none of ImageNet-LT's tail
+        overrides |= {"prompts.phrases": None}  # the miniature has none of ImageNet-LT's tail
     if of == "cifar10-lowlight":
         overrides |= {"hard.fewer_than": 100, "data.cameras.validation": 40}
     if of in {"iwildcam", "cifar10-lowlight"}:
@@ -182,7 +184,7 @@ def _run(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """What a run folder holds, as plain values."""
+    """Images, verdicts, losses and results of a run folder, as plain values."""
     import pyarrow.parquet as pq
 
     images: dict[str, Any] = {}
@@ -224,7 +226,7 @@ def digest(content: str | bytes) -> str:
 
 
 def machine() -> dict[str, str]:
-    """What decides whether floats are equal bit for bit."""
+    """Processor and version of torch: floats are equal bit for bit if both are."""
     import torch
 
     model = platform.processor() or platform.machine()
@@ -236,7 +238,7 @@ def machine() -> dict[str, str]:
 
 
 def compare(golden: Any, now: Any, tolerance: float | None, key: str = "") -> list[str]:
-    """Differences as lines; with a tolerance floats may differ, and digests of images may too."""
+    """Differences as lines. With a tolerance, floats and digests of images may differ."""
     if isinstance(golden, Mapping) and isinstance(now, Mapping):
         lines = [f"{key}/{name}: gone" for name in golden if name not in now]
         lines += [f"{key}/{name}: new" for name in now if name not in golden]
@@ -248,8 +250,8 @@ def compare(golden: Any, now: Any, tolerance: float | None, key: str = "") -> li
         pairs = zip(golden, now, strict=True)
         return [
             line
-            for place, (old, new) in enumerate(pairs)
-            for line in compare(old, new, tolerance, f"{key}[{place}]")
+            for index, (old, new) in enumerate(pairs)
+            for line in compare(old, new, tolerance, f"{key}[{index}]")
         ]
     if tolerance is not None and key.startswith("/images/") and key.endswith("[0]"):
         return []
@@ -260,14 +262,14 @@ def compare(golden: Any, now: Any, tolerance: float | None, key: str = "") -> li
 
 
 def check(part: str) -> list[str]:
-    """Differences between the pinned values of a part and those of the present code."""
+    """Differences between the pinned values of a part and those of the current code."""
     pinned = json.loads((GOLDEN / f"{part}.json").read_text())
     same = pinned["machine"] == machine()
     return compare(pinned["values"], PARTS[part](), None if same else TOLERANCE[part])
 
 
 def write(part: str) -> Path:
-    """Pins the present values of a part."""
+    """Pins the current values of a part."""
     path = GOLDEN / f"{part}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), "values": PARTS[part]()}, indent=0) + "\n")
@@ -277,7 +279,7 @@ def write(part: str) -> Path:
 def _load(path: Path) -> ModuleType:
     spec = spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no module")
+        raise ImportError(f"{path} is not a module")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -286,7 +288,7 @@ def _load(path: Path) -> ModuleType:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--part", choices=PARTS, action="append")
-    parser.add_argument("--write", action="store_true", help="pin the present values")
+    parser.add_argument("--write", action="store_true", help="pin the current values")
     given = parser.parse_args()
     status = 0
     for part in given.part or PARTS:

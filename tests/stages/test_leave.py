@@ -147,6 +147,7 @@ def test_every_command_that_takes_a_recipe_is_gone_over() -> None:
     assert recipe_commands() == TRAINING | set(OTHERS)
 
 
+@pytest.mark.slow
 def test_no_command_imports_without_leave_and_with_leave_only_those_that_train(
     tree: dict[str, Any], folder: Path, call: Call, imported: Callable[[], bool]
 ) -> None:
