@@ -30,11 +30,12 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from discl.curriculum.progress import measure_progress, true_class_probability
+from discl.curriculum.progress import measure_progress
 from discl.curriculum.sampling import Pool
 from discl.curriculum.schedule import EpochSchedule, hold_out_guidance, make_sampling
 from discl.curriculum.strategies import make_strategy
 from discl.data import read_tables
+from discl.evaluation.metrics import true_class_probability
 from discl.models.classifier import ClassifierConfig, build_classifier
 from discl.recipe import Train
 from discl.stages.classifiers import describe_classifier, starter_of
@@ -157,9 +158,16 @@ def make_schedule(
     return EpochSchedule(
         pool,
         followed,
-        make_sampling(pool, strategy, undersample, 3.0, "repeat", "error"),
-        samples,
-        0,
+        make_sampling(
+            pool,
+            strategy,
+            undersample=undersample,
+            synthetic_scale=3.0,
+            shortage="repeat",
+            missing="error",
+        ),
+        samples=samples,
+        seed=0,
     )
 
 

@@ -52,6 +52,6 @@ def test_each_block_of_the_page(photos: Path) -> None:
     assert (
         len(curriculum.history) == 2
         and resumed.history[:2] == curriculum.history
-        and resumed.number == 6
+        and resumed.epoch == 6
     )
     assert [len(share) for share in names["shares"]] == [13, 13]

@@ -378,7 +378,7 @@ def test_methods_need_their_levels_in_the_spectrum() -> None:
 def test_too_few_curriculum_epochs_are_told_before_any_image_is_made() -> None:
     with pytest.raises(
         RecipeError,
-        match=r"train\.curriculum_epochs = 1 is too short for a stage of each of the 2 levels",
+        match=r"^train\.curriculum_epochs: got 1, too short .* 2 levels",
     ):
         with_values(
             train__curriculum_epochs=1, methods={"one": {"strategy": "diverse-to-specific"}}

@@ -22,6 +22,12 @@ from discl.stages import trained as trained_stage
 from discl.training.objectives import Objective, make_objective, parameters_of
 
 LEVELS = (0, 50)
+MIXTURE: dict[str, Any] = {
+    "undersample": True,
+    "synthetic_scale": 3.0,
+    "shortage": "repeat",
+    "missing": "error",
+}
 SOURCE = '''
 from dataclasses import dataclass
 
@@ -200,10 +206,8 @@ def test_a_strategy_that_probes(tmp_path: Path) -> None:
     pool = Pool(torch.arange(4).numpy(), torch.full((4,), 100).numpy(), real, ~real, tuple("abcd"))
     for name in STRATEGIES:
         shipped = make_strategy(name, levels=LEVELS, curriculum_epochs=4, level=LEVELS[0])
-        assert make_sampling(pool, shipped, True, 3.0, "repeat", "error") == make_sampling(
-            pool, name, True, 3.0, "repeat", "error"
-        )
-    assert not make_sampling(pool, strategy, True, 3.0, "repeat", "error").with_hard
+        assert make_sampling(pool, shipped, **MIXTURE) == make_sampling(pool, name, **MIXTURE)
+    assert not make_sampling(pool, strategy, **MIXTURE).with_hard
     with pytest.raises(
         ValueError,
         match=r"methods\.mine: prior 'effective' needs a schedule .* strategy 'own_pieces:probing' has not",

@@ -103,7 +103,7 @@ def replay(
         left, levels, level = 4 * BATCH, (), None
         if epoch < GUIDED:
             before = probability()
-            drawn = course.probe(epoch)
+            drawn = course.draw_probe(epoch)
             assert not pool.synthetic[drawn].any()
             train(drawn)
             change = probability() - before
@@ -120,7 +120,7 @@ def replay(
             level = max(gain, key=lambda each: gain[each])
             left, levels = left - len(drawn), (level,)
         rows, _ = draw_epoch(
-            pool, levels, course.mixing, left, derive_seed("mix", course.seed, epoch)
+            pool, levels, course.sampling, left, seed=derive_seed("mix", course.seed, epoch)
         )
         assert set(pool.levels[rows]) <= {level, 100} and not (levels and pool.hard[rows].any())
         train(rows)

@@ -6,18 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from discl.curriculum.progress import (
     GuidanceSet,
-    allot,
+    allocate,
     best_level,
     check_disjoint,
     draw_guidance_set,
+    drop_outliers,
     hold_out,
     measure_progress,
-    true_class_probability,
-    without_outliers,
 )
 from discl.curriculum.sampling import Pool
 from discl.errors import TrainingError
@@ -152,7 +150,7 @@ def test_where_nothing_can_be_held_out_it_is_said(kept: dict[tuple[int, int], in
 
 def test_synthetic_images_of_unknown_sources_are_refused() -> None:
     pool = replace(POOL, sources=np.zeros(0, np.int64))
-    with pytest.raises(TrainingError, match=r"sources of 238 synthetic images are not known"):
+    with pytest.raises(TrainingError, match=r"238 synthetic images"):
         draw_guidance_set(pool, LEVELS, 10, seed=0)
 
 
@@ -179,16 +177,11 @@ def test_overlap_with_training_is_refused() -> None:
             check_disjoint(replace(POOL, held_out=held_out), drawn)
 
 
-def test_true_class_probability() -> None:
-    logits = torch.log(torch.tensor([[0.2, 0.8], [0.5, 0.5]]))
-    assert true_class_probability(logits, np.array([1, 0])) == pytest.approx([0.8, 0.5])
-
-
 def test_outliers_by_hand() -> None:
     """Quartiles 2 and 4, so what lies beyond −1 and 7 is dropped; the ends stay."""
-    assert without_outliers(np.array([1.0, 2.0, 3.0, 4.0, 100.0])).tolist() == [1, 2, 3, 4]
-    assert without_outliers(np.array([-1.0, 2.0, 3.0, 4.0, 7.0])).tolist() == [-1, 2, 3, 4, 7]
-    assert without_outliers(np.array([5.0])).tolist() == [5]
+    assert drop_outliers(np.array([1.0, 2.0, 3.0, 4.0, 100.0])).tolist() == [1, 2, 3, 4]
+    assert drop_outliers(np.array([-1.0, 2.0, 3.0, 4.0, 7.0])).tolist() == [-1, 2, 3, 4, 7]
+    assert drop_outliers(np.array([5.0])).tolist() == [5]
 
 
 def test_gain_by_level_and_class() -> None:
@@ -230,18 +223,18 @@ def test_a_class_of_few_images_keeps_the_common_level() -> None:
 
 def test_shares_are_whole_and_add_up() -> None:
     rng = np.random.default_rng(0)
-    assert allot(7, np.array([40, 20, 10, 2]), rng).tolist() == [4, 2, 1, 0]
-    assert allot(30, np.array([20, 20, 9, 1]), rng).tolist() == [
+    assert allocate(7, np.array([40, 20, 10, 2]), rng).tolist() == [4, 2, 1, 0]
+    assert allocate(30, np.array([20, 20, 9, 1]), rng).tolist() == [
         10,
         10,
         4,
         0,
     ]  # half of each at most
-    assert allot(25, np.array([2, 2, 60]), rng).tolist() == [1, 1, 23]
-    assert allot(5, np.array([1, 0]), rng).tolist() == [0, 0] and allot(
+    assert allocate(25, np.array([2, 2, 60]), rng).tolist() == [1, 1, 23]
+    assert allocate(5, np.array([1, 0]), rng).tolist() == [0, 0] and allocate(
         99, np.array([3, 5]), rng
     ).tolist() == [1, 2]
-    many = [allot(50, np.full(100, 4), np.random.default_rng(seed)) for seed in range(20)]
+    many = [allocate(50, np.full(100, 4), np.random.default_rng(seed)) for seed in range(20)]
     assert {int(each.sum()) for each in many} == {50} and np.mean(
         many, 0
     ).min() > 0.1  # which classes give is left to chance

@@ -15,6 +15,7 @@ from discl.evaluation.metrics import (
     macro_f1,
     measure,
     softmax_rows,
+    true_class_probability,
 )
 
 NAMES = ("boot", "shirt", "coat", "bag", "hat")
@@ -175,3 +176,8 @@ def test_against_wilds() -> None:
     predicted = logits.argmax(1)
     expected = wilds.F1(average="macro").compute(predicted, labels)["F1-macro_all"]
     assert macro_f1(confusion_matrix(predicted, labels, 5)) == pytest.approx(expected)
+
+
+def test_true_class_probability() -> None:
+    logits = torch.log(torch.tensor([[0.2, 0.8], [0.5, 0.5]]))
+    assert true_class_probability(logits, np.array([1, 0])) == pytest.approx([0.8, 0.5])

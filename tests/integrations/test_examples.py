@@ -178,5 +178,5 @@ def test_lightning(filtered_run: Path, tmp_path: Path) -> None:
     resumed, longer = example.main(
         str(filtered_run), "diverse-to-specific", 6, str(tmp_path / "half"), str(stored)
     )
-    assert longer.current_epoch == 6 and resumed.number == 5
+    assert longer.current_epoch == 6 and resumed.epoch == 5
     json.dumps(resumed.state_dict())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import discl
+from discl.cli import main
 from discl.curriculum.progress import best_level
 from discl.curriculum.sampling import Pool, draw_epoch
 from discl.errors import DataError, RunError, StoreError, TrainingError
@@ -125,7 +127,11 @@ def test_epochs_follow_the_strategy_as_training_does(dataset: discl.SpectrumData
         seen.append(curriculum.levels)
         levels = tuple(curriculum.levels)
         alone, _ = draw_epoch(
-            dataset.pool, levels, curriculum.course.mixing, 24, derive_seed("mix", 3, epoch)
+            dataset.pool,
+            levels,
+            curriculum.schedule.sampling,
+            24,
+            seed=derive_seed("mix", 3, epoch),
         )
         assert rows == alone.tolist() and len(curriculum) == 24
         assert set(dataset.pool.levels[rows]) <= {100, *curriculum.levels}
@@ -204,7 +210,7 @@ def test_shards_without_sources_measure_nothing(filtered_run: Path, tmp_path: Pa
     hard = discl.SpectrumDataset.of_run(filtered_run).pool.hard[: len(train_table)].tolist()
     bare = discl.SpectrumDataset.of_shards(tmp_path, train_table, hard=hard, size=16)
     assert len(discl.Curriculum(bare, "all-levels", curriculum_epochs=2, samples=16)) == 16
-    with pytest.raises(TrainingError, match=r"sources of 32 synthetic images .* source_id"):
+    with pytest.raises(TrainingError, match=r"32 synthetic images .* source_id"):
         discl.Curriculum(bare, "adaptive", curriculum_epochs=2)
 
 
@@ -317,10 +323,9 @@ def test_easy_images_are_left_out_only_beside_whole_classes(
     easy = ~pool.hard & ~pool.synthetic
     if others:
         assert set(np.flatnonzero(easy)) <= set(drawn)
-        with pytest.raises(
-            TrainingError, match=r"every class has hard images, .* use undersample=False"
-        ):
+        with pytest.raises(TrainingError, match="2 classes has hard images") as raised:
             discl.Curriculum(dataset, "fixed", level=50, curriculum_epochs=2, undersample=True)
+        assert raised.value.argument == "undersample"
     else:
         assert easy[drawn].mean() == pytest.approx(1 - pool.tail_share, abs=0.1)
 
@@ -510,13 +515,13 @@ def test_begin_holds_whatever_a_loader_counts(dataset: discl.SpectrumDataset) ->
     wanted = curriculum.rows().tolist()
     for counted in (0, 3, 5):
         curriculum.set_epoch(counted)
-        assert curriculum.number == 3 and curriculum.rows().tolist() == wanted
+        assert curriculum.epoch == 3 and curriculum.rows().tolist() == wanted
     list(curriculum)
     with pytest.warns(UserWarning, match=r"set_epoch\(1\) has no effect: begin\(3\) holds"):
         curriculum.set_epoch(1)
     curriculum.end()
     curriculum.set_epoch(4)  # Lightning does so before it begins the next
-    assert curriculum.number == 4 and curriculum.levels == ()
+    assert curriculum.epoch == 4 and curriculum.levels == ()
 
 
 def test_a_state_of_another_guidance_set_is_refused(dataset: discl.SpectrumDataset) -> None:
@@ -566,11 +571,15 @@ def test_each_process_draws_its_share(
         list(late) == whole[1::2] and len(late) == 13
     )  # torch.distributed was initialised after it was made
     assert list(make(rank=0, world_size=1)) == whole
-    with pytest.raises(TrainingError, match="go together"):
-        make(rank=1)
-    with pytest.raises(TrainingError, match="no rank 2 of world_size 2; ranks go from 0 to 1"):
-        make(rank=2, world_size=2)
-    with pytest.raises(TrainingError, match="samples = 26 leave no row"):
+    for given, argument in (
+        ({"rank": 1}, "world_size"),
+        ({"world_size": 1}, "rank"),
+        ({"rank": 2, "world_size": 2}, "rank"),
+    ):
+        with pytest.raises(TrainingError) as raised:
+            make(**given)
+        assert raised.value.argument == argument
+    with pytest.raises(TrainingError, match="26 leaves no row"):
         len(make(rank=0, world_size=27))
 
 
@@ -656,45 +665,70 @@ def test_processes_follow_what_the_first_one_measured(
 # ---------------------------------------------------------------- refusals
 
 
-def test_values_that_a_recipe_refuses_are_refused_here(dataset: discl.SpectrumDataset) -> None:
-    wrong: list[tuple[dict[str, Any], str]] = [
-        (
-            {"shortage": "caps"},
-            r"unknown shortage 'caps'; known: cap, repeat\. Did you mean 'cap'\?",
-        ),
-        (
-            {"missing": "neerest"},
-            r"unknown missing 'neerest'; known: error, nearest\. Did you mean 'nearest'\?",
-        ),
-        ({"synthetic_scale": -1.0}, r"synthetic_scale = -1\.0; it has to be 0 or more"),
-        ({"synthetic_scale": float("nan")}, "synthetic_scale = nan"),
-        ({"samples": 0}, r"samples = 0; it has to be 1 or more"),
-        ({"curriculum_epochs": -1}, r"curriculum_epochs = -1; it has to be 0 or more"),
-        ({"guidance_images": 0}, "guidance_images = 0"),
-    ]
-    for given, told in wrong:
-        with pytest.raises(TrainingError, match=told):
-            discl.Curriculum(dataset, **{"strategy": "all-levels", "curriculum_epochs": 2, **given})
-    with pytest.raises(
-        discl.RecipeError,
-        match=r"^curriculum_epochs = 1 is too short for a stage of each of the 2 levels",
-    ):
+@pytest.mark.parametrize(
+    ("argument", "value", "allowed"),
+    [
+        ("shortage", "caps", r"'caps'; known: cap, repeat\. Did you mean 'cap'"),
+        ("missing", "neerest", r"'neerest'; known: error, nearest\. Did you mean 'nearest'"),
+        ("synthetic_scale", -1.0, r"got -1\.0; use 0 or more"),
+        ("synthetic_scale", float("nan"), "got nan"),
+        ("samples", 0, r"got 0; use 1 or more"),
+        ("batch_size", 0, r"got 0; use 1 or more"),
+        ("curriculum_epochs", -1, r"got -1; use 0 or more"),
+        ("guidance_images", 0, r"got 0; use 1 or more"),
+        ("probe_every", 1, r"got 1; use 2 or more"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_argument(
+    dataset: discl.SpectrumDataset, argument: str, value: Any, allowed: str
+) -> None:
+    arguments = {"strategy": "all-levels", "curriculum_epochs": 2, argument: value}
+    with pytest.raises(TrainingError, match=allowed) as raised:
+        discl.Curriculum(dataset, **arguments)
+    assert raised.value.argument == argument
+
+
+def test_one_wrong_value_has_the_name_that_its_reader_knows(
+    dataset: discl.SpectrumDataset,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The recipe's key on the command line, the argument in the library; the sentence is one."""
+    with pytest.raises(discl.RecipeError) as raised:
         discl.Curriculum(dataset, "diverse-to-specific", curriculum_epochs=1)
+    name, _, sentence = str(raised.value).partition(": ")
+    assert name == raised.value.argument == "curriculum_epochs"
+    assert sentence.startswith("got 1, too short for a stage of each of the 2 levels")
+    changes = ["train.curriculum_epochs=1", "spectrum.levels=[0,50]"]
+    words = [word for change in changes for word in ("--set", change)]
+    out = ["--out", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["discl", "plan", "fashion-lt", *out, *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert f"train.curriculum_epochs: {sentence}" in capsys.readouterr().err
+
+
+def test_an_argument_of_another_kind_is_named(dataset: discl.SpectrumDataset) -> None:
+    for given, argument in (
+        ({"strategy": "fixed", "level": 70}, "level"),
+        ({"strategy": "fixed"}, "level"),
+        ({"strategy": "all-levels", "levels": [0, 30]}, "levels"),
+        ({"strategy": "adaptive", "curriculum_epochs": 1}, "curriculum_epochs"),
+    ):
+        with pytest.raises(TrainingError) as raised:
+            discl.Curriculum(dataset, **{"curriculum_epochs": 2, **given})
+        assert raised.value.argument == argument
+    with pytest.raises(TrainingError, match=r"level 70; this data set has levels 0, 50"):
+        discl.Curriculum(dataset, "fixed", level=70, curriculum_epochs=2)
 
 
 def test_what_cannot_be_followed_is_refused(dataset: discl.SpectrumDataset) -> None:
-    with pytest.raises(TrainingError, match=r"asks for level 70, .* it has 0, 50"):
-        discl.Curriculum(dataset, "fixed", level=70, curriculum_epochs=2)
-    with pytest.raises(TrainingError, match="level= go together"):
-        discl.Curriculum(dataset, "fixed", curriculum_epochs=2)
     with pytest.raises(discl.RecipeError, match="Did you mean 'adaptive'"):
         discl.Curriculum(dataset, "adaptiv", curriculum_epochs=2)
-    with pytest.raises(TrainingError, match="probe_every = 1"):
-        discl.Curriculum(dataset, "adaptive", curriculum_epochs=2, probe_every=1)
-    with pytest.raises(TrainingError, match="curriculum_epochs = 1 leaves no epoch"):
-        discl.Curriculum(dataset, "adaptive", curriculum_epochs=1)
     curriculum = discl.Curriculum(dataset, "adaptive", curriculum_epochs=4, guidance_images=3)
-    with pytest.raises(TrainingError, match="with the model"):
+    with pytest.raises(TrainingError, match=r"call begin\(epoch, model\)"):
         curriculum.begin(0)
     with pytest.raises(TrainingError, match="cannot follow epoch 0"):
         curriculum.begin(3, make_model())

@@ -87,7 +87,7 @@ def test_a_class_without_images_at_a_later_level_stops_before_any_training(
     drop_class(folder, 3, 50)
     with pytest.raises(
         TrainingError,
-        match=r"methods\.late: 1 class without .*: 'hat' at 50 %\. Lower .* Nothing was trained",
+        match=r"^methods\.late\.missing: .* 1 class .*: 'hat' at 50 %\. .* Nothing was trained",
     ):
         train_stage.train(
             with_methods(folder, {"late": {"strategy": strategy, "guidance_images": 2}})

@@ -35,11 +35,11 @@ from discl.curriculum.progress import (
     draw_guidance_set,
     hold_out,
     measure_progress,
-    true_class_probability,
 )
 from discl.curriculum.sampling import Pool, SamplingConfig
 from discl.curriculum.strategies import MEASURING, Strategy, make_strategy
 from discl.errors import TrainingError
+from discl.evaluation.metrics import true_class_probability
 from discl.models.classifier import (
     ClassifierConfig,
     build_classifier,
@@ -596,7 +596,7 @@ def test_hard_images_are_in_the_probe_and_not_beside_the_synthetic_ones(tmp_path
     )
     probes = np.concatenate([course.draw(epoch, 0, [])[0] for epoch in range(20)])
     assert not pool.synthetic[probes].any() and pool.hard[probes].any()
-    assert len(course.probe(0)) == 16 == len(set(course.probe(0)))
+    assert len(course.draw_probe(0)) == 16 == len(set(course.draw_probe(0)))
     rows, _ = course.draw(0, 1, [{"progress": {"gain": {"0": 0.1, "50": 0.2}}}])
     assert set(pool.levels[rows[pool.synthetic[rows]]]) == {50}
     assert len(rows) == 8 and not pool.hard[rows].any()

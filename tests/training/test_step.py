@@ -195,9 +195,9 @@ def test_balanced_epochs() -> None:
     )
     no = np.zeros(100, bool)
     pool = Pool(labels, np.full(100, 100), no, no, ("a", "b", "c"))
-    plain, _ = draw_epoch(pool, (), SamplingConfig(None, 0.0), 100, 0)
+    plain, _ = draw_epoch(pool, (), SamplingConfig(None, 0.0), 100, seed=0)
     assert sorted(plain.tolist()) == list(range(100))
-    even, _ = draw_epoch(pool, (), SamplingConfig(None, 0.0, class_power=0.0), 300, 0)
+    even, _ = draw_epoch(pool, (), SamplingConfig(None, 0.0, class_power=0.0), 300, seed=0)
     assert np.bincount(labels[even]).min() > 60
 
 

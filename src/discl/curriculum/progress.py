@@ -1,8 +1,9 @@
 """Learning progress on a guidance validation set V.
 
-V holds one synthetic image of every level of each of its sources, and training draws nothing of
-those sources: not the hard real images that V's images nearly copy, nor their other synthetic
-images. Progress is the change of the model's true-class probability on V.
+V is the guidance validation set of arXiv 2410.13674, algorithm 2. It holds one synthetic image of
+every level of each of its sources. Training draws nothing from these sources: neither the hard real
+images, which the images of V nearly copy, nor their other synthetic images. Progress is the change
+of the model's true-class probability on V.
 """
 
 from __future__ import annotations
@@ -12,19 +13,31 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..errors import TrainingError
 from .sampling import Pool
 
 SHRINKAGE = 10
-"""A class's gain at a level is its own images' and, with the weight of this many images, that of all classes."""
+"""Weight, in images, of the gain of all classes in the gain of one class at a level."""
 
 
 @dataclass(frozen=True)
 class GuidanceSet:
-    """V: row numbers of a pool, their labels and levels (whole per cents), int64 `[images]` each."""
+    """V: rows of a pool on which progress is measured.
+
+    - `rows`: row numbers in the pool, int64 `[images]`.
+    - `labels`: their labels, int64 `[images]`.
+    - `levels`: their levels in whole per cent, int64 `[images]`.
+
+    ```python
+    import numpy as np
+
+    import discl
+
+    guidance = discl.GuidanceSet(np.array([6, 9]), np.array([0, 1]), np.array([0, 50]))
+    assert len(guidance) == 2
+    ```
+    """
 
     rows: np.ndarray
     labels: np.ndarray
@@ -35,99 +48,113 @@ class GuidanceSet:
 
 
 def draw_guidance_set(pool: Pool, levels: Sequence[int], size: int, seed: int) -> GuidanceSet:
-    """V of at most `size` sources, each with one synthetic image at every level, classes in
-    proportion to their sources.
+    """Draws V of at most `size` sources, each with one synthetic image at every level.
 
-    Where fewer sources have an image at every level, or can be spared, V is smaller. A class keeps
-    at least half of its sources for training, one hard real image and one synthetic image at each
-    level. Raises TrainingError where no source is left for V, or where the sources of the synthetic
-    images are not known.
+    Classes are in proportion to their sources. V is smaller where fewer sources have an image at
+    every level or can be spared. A class keeps at least half of its sources for training, one hard
+    real image, and one synthetic image at each level.
+
+    - `pool`: all samples, `[rows]`.
+    - `levels`: the levels that each source of V has to cover.
+    - `size`: number of sources, 1 or more.
+    - `seed`: seed of the draw.
+
+    Raises TrainingError where no source is left for V, or where the sources of the synthetic images
+    are unknown.
     """
     rng = np.random.default_rng(seed)
     percents = np.array(sorted(levels), np.int64)
     rows = np.flatnonzero(pool.synthetic & ~pool.held_out)
-    if (pool.sources[rows] < 0).any():
-        raise TrainingError(
-            f"the sources of {(pool.sources[rows] < 0).sum()} synthetic images are not known, so "
-            "what their progress is measured on "
-            "cannot be held out of training; name them in a column source_id, or use a strategy "
-            "that measures nothing."
-        )
+    _check_sources_known(pool, rows)
     rows = rng.permutation(rows[np.isin(pool.levels[rows], percents)])
     sources, of_row = np.unique(pool.sources[rows], return_inverse=True)
     counts = np.zeros((len(sources), len(percents)), np.int64)
     np.add.at(counts, (of_row, np.searchsorted(percents, pool.levels[rows])), 1)
     labels = np.zeros(len(sources), np.int64)
     labels[of_row] = pool.labels[rows]
-    sparable = _sparable(pool, sources, labels, counts, rng)
+    spare = _spare_sources(pool, sources, labels, counts, rng=rng)
     sizes = np.bincount(labels, minlength=pool.num_classes)
-    limits = np.array([len(sparable.get(label, ())) for label in range(pool.num_classes)])
-    parts = allot(size, sizes, rng, limits)
+    limits = np.array([len(spare.get(label, ())) for label in range(pool.num_classes)])
+    parts = allocate(size, sizes, rng, limits)
     if not parts.sum():
-        there = ", ".join(
-            f"{count} at {percent} %"
-            for percent, count in zip(percents.tolist(), (counts > 0).sum(0).tolist(), strict=True)
-        )
-        raise TrainingError(
-            f"no hard image can be held out for the guidance validation set: of {len(sources)} "
-            f"with kept synthetic images {there}, "
-            f"{(counts > 0).all(1).sum()} at all levels, and each class keeps half of its hard "
-            "images and an image of each level for "
-            "training; lower filter.threshold, raise spectrum.seeds, leave a level out of "
-            "spectrum.levels, or use a strategy that "
-            "measures nothing."
-        )
-    chosen = np.concatenate([sparable[label][:part] for label, part in enumerate(parts) if part])
-    mine = np.flatnonzero(np.isin(of_row, chosen))
-    pairs = np.stack([of_row[mine], pool.levels[rows[mine]]])
+        raise _nothing_to_hold_out(percents, counts)
+    chosen = np.concatenate([spare[label][:part] for label, part in enumerate(parts) if part])
+    candidates = np.flatnonzero(np.isin(of_row, chosen))
+    pairs = np.stack([of_row[candidates], pool.levels[rows[candidates]]])
     first = np.unique(pairs, axis=1, return_index=True)[1]  # rows are in random order
-    drawn = np.sort(rows[mine[first]])
+    drawn = np.sort(rows[candidates[first]])
     return GuidanceSet(drawn, pool.labels[drawn], pool.levels[drawn])
 
 
-def _sparable(
+def _check_sources_known(pool: Pool, rows: np.ndarray) -> None:
+    unknown = int((pool.sources[rows] < 0).sum())
+    if unknown:
+        raise TrainingError(
+            f"the sources of {unknown} synthetic images are unknown, so the images of the guidance "
+            "validation set cannot be held out of training. Name the sources in a column "
+            "source_id, or use a strategy that measures no progress."
+        )
+
+
+def _nothing_to_hold_out(percents: np.ndarray, counts: np.ndarray) -> TrainingError:
+    """The error for sources of which none can be spared; `counts` is `[sources, levels]`."""
+    present = counts > 0
+    by_level = zip(percents.tolist(), present.sum(0).tolist(), strict=True)
+    return TrainingError(
+        "no hard image can be held out for the guidance validation set. "
+        f"{len(counts)} hard images have kept synthetic images "
+        f"({', '.join(f'{count} at {percent} %' for percent, count in by_level)}), "
+        f"{present.all(1).sum()} of them at all levels. Each class keeps half of its hard images "
+        "and one image of each level for training. Lower the filter threshold, generate more seeds "
+        "per image, leave out a level, or use a strategy that measures no progress."
+    )
+
+
+def _spare_sources(
     pool: Pool,
     sources: np.ndarray,
     labels: np.ndarray,
     counts: np.ndarray,
+    *,
     rng: np.random.Generator,
 ) -> dict[int, np.ndarray]:
-    """`{label: places in sources}`, in random order: those with an image at every level that the
-    class can spare, one after another.
+    """`{label: indices into sources}` in random order: sources that a class can spare.
 
-    `labels` `[sources]`, `counts` of images `[sources, levels]`.
+    They have an image at every level. `labels` is `[sources]`, `counts` `[sources, levels]`.
     """
     left = np.zeros((pool.num_classes, counts.shape[1]), np.int64)
     np.add.at(left, labels, counts)
     hard = np.bincount(pool.labels[pool.hard & ~pool.held_out], minlength=pool.num_classes)
     known = np.bincount(labels, minlength=pool.num_classes)
     spare = np.maximum(hard, known) // 2
-    own = np.isin(sources, np.flatnonzero(pool.hard & ~pool.held_out))
+    in_pool = np.isin(sources, np.flatnonzero(pool.hard & ~pool.held_out))
     result: dict[int, list[int]] = {}
-    for place in rng.permutation(np.flatnonzero((counts > 0).all(1))).tolist():
-        label = int(labels[place])
-        rest = left[label] - counts[place]
-        if spare[label] and (rest > 0).all() and hard[label] > own[place]:
+    for index in rng.permutation(np.flatnonzero((counts > 0).all(1))).tolist():
+        label = int(labels[index])
+        rest = left[label] - counts[index]
+        if spare[label] and (rest > 0).all() and hard[label] > in_pool[index]:
             left[label] = rest
             spare[label] -= 1
-            hard[label] -= own[place]
-            result.setdefault(label, []).append(place)
-    return {label: np.array(places) for label, places in result.items()}
+            hard[label] -= in_pool[index]
+            result.setdefault(label, []).append(index)
+    return {label: np.array(indices) for label, indices in result.items()}
 
 
 def count_sources(pool: Pool) -> int:
-    """Hard images from which the pool holds synthetic images."""
+    """Number of hard images from which the pool holds synthetic images."""
     return len(np.unique(pool.sources[pool.synthetic & (pool.sources >= 0)]))
 
 
-def allot(
+def allocate(
     total: int, sizes: np.ndarray, rng: np.random.Generator, limits: np.ndarray | None = None
 ) -> np.ndarray:
-    """How many of `total` each part gives, int64 like `sizes`: in proportion, at most its limit
-    (default half of its size), ties at random.
+    """Divides `total` among parts in proportion to their sizes, int64 `[parts]`.
 
-    What a part cannot give falls to the others, and the largest remainders are rounded up, so the sum is `total` or, if that is less, that
-    of all limits.
+    What a part cannot give falls to the others. The largest remainders are rounded up, ties at
+    random, so the sum is `total` or the sum of all limits, whichever is less.
+
+    - `sizes`: size of each part, `[parts]`.
+    - `limits`: most that a part can give, `[parts]`; default half of its size.
     """
     limits = sizes // 2 if limits is None else limits
     total = min(total, int(limits.sum()))
@@ -146,38 +173,31 @@ def allot(
 
 
 def hold_out(pool: Pool, guidance: GuidanceSet) -> Pool:
-    """The pool without V: every row of V's sources, real and synthetic, at all seeds and levels, is
-    held out."""
+    """The pool with every row of V's sources held out: real and synthetic, all seeds and levels."""
     held_out = pool.held_out | np.isin(pool.sources, pool.sources[guidance.rows])
     held_out[guidance.rows] = True
     return replace(pool, held_out=held_out)
 
 
 def check_disjoint(pool: Pool, guidance: GuidanceSet) -> None:
-    """Raises TrainingError where training could draw an image of V, or another image of its
-    sources."""
+    """Raises TrainingError where training could draw an image of V or of its sources."""
     sources = pool.sources[guidance.rows]
     trained = np.isin(pool.sources, sources[sources >= 0])
     trained[guidance.rows] = True
     trained &= ~pool.held_out
     if trained.any():
         raise TrainingError(
-            f"{trained.sum()} images of the sources of the guidance validation set may also be "
-            "trained on "
-            f"(row {np.flatnonzero(trained)[0]}); progress on it would be memory. Mark them in "
-            "Pool.held_out."
+            f"{trained.sum()} images of the sources of the guidance validation set can also be "
+            f"drawn for training, the first is row {np.flatnonzero(trained)[0]}. Progress on them "
+            "would measure memory. Mark them in Pool.held_out."
         )
 
 
-def true_class_probability(logits: Tensor, labels: np.ndarray) -> np.ndarray:
-    """float64 `[images]` in [0, 1], from logits `[images, classes]`."""
-    return torch.softmax(logits.double(), 1)[
-        torch.arange(len(labels)), torch.from_numpy(labels)
-    ].numpy()
+def drop_outliers(values: np.ndarray) -> np.ndarray:
+    """The values within 1.5 interquartile ranges of the quartiles, ends included.
 
-
-def without_outliers(values: np.ndarray) -> np.ndarray:
-    """The values within 1.5 interquartile ranges of the quartiles (linear interpolation), ends included."""
+    Quartiles are interpolated linearly.
+    """
     low, high = np.quantile(values, [0.25, 0.75])
     reach = 1.5 * (high - low)
     return values[(values >= low - reach) & (values <= high + reach)]
@@ -186,11 +206,28 @@ def without_outliers(values: np.ndarray) -> np.ndarray:
 def measure_progress(
     guidance: GuidanceSet, before: np.ndarray, after: np.ndarray
 ) -> dict[str, Any]:
-    """Plain numbers for the history: `{"gain": {level: mean}, "class_gain": {label: {level: mean}}}`, keys as texts as JSON has them.
+    """Mean gain of the true-class probability at every level, over all classes and for each class.
 
-    `before` and `after` are true-class probabilities `[images]`; outliers are dropped before averaging. A class that V has n images of
-    at a level has there the gain (n · its own mean + `SHRINKAGE` · the level's gain) / (n + `SHRINKAGE`): V holds few images of a class,
-    and the largest of a few noisy means would be noise.
+    Returns `{"gain": {level: mean}, "class_gain": {label: {level: mean}}}` with keys as strings, as
+    in JSON. Outliers are dropped before averaging (arXiv 2410.13674, algorithm 2). The gain of a
+    class with n images of V at a level is (n · mean of the class + 10 · gain of the level) /
+    (n + 10), because V holds few images of a class and their mean is noisy.
+
+    - `guidance`: V.
+    - `before`: true-class probabilities before training, in [0, 1], `[images]`.
+    - `after`: the same after training, `[images]`.
+
+    ```python
+    import numpy as np
+
+    import discl
+
+    guidance = discl.GuidanceSet(np.arange(4), np.zeros(4, int), np.array([0, 0, 50, 50]))
+    progress = discl.measure_progress(
+        guidance, before=np.full(4, 0.25), after=np.array([0.25, 0.25, 0.5, 0.5])
+    )
+    assert progress["gain"] == {"0": 0.0, "50": 0.25}
+    ```
     """
     change = after - before
     gain: dict[str, float] = {}
@@ -198,30 +235,30 @@ def measure_progress(
         str(label): {} for label in np.unique(guidance.labels).tolist()
     }
     for level in np.unique(guidance.levels).tolist():
-        there = guidance.levels == level
-        gain[str(level)] = float(without_outliers(change[there]).mean())
-        for label, rows in _by_label(np.flatnonzero(there), guidance.labels).items():
-            own[str(label)][str(level)] = len(rows), float(without_outliers(change[rows]).mean())
+        at_level = guidance.levels == level
+        gain[str(level)] = float(drop_outliers(change[at_level]).mean())
+        for label, rows in _by_label(np.flatnonzero(at_level), guidance.labels).items():
+            own[str(label)][str(level)] = len(rows), float(drop_outliers(change[rows]).mean())
     class_gain = {
         label: {
-            level: _shrunk(*means.get(level, (0, 0.0)), common) for level, common in gain.items()
+            level: _shrink(*means.get(level, (0, 0.0)), common) for level, common in gain.items()
         }
         for label, means in own.items()
     }
     return {"gain": gain, "class_gain": class_gain}
 
 
-def _shrunk(images: int, mean: float, common: float) -> float:
+def _shrink(images: int, mean: float, common: float) -> float:
     return (images * mean + SHRINKAGE * common) / (images + SHRINKAGE)
 
 
 def best_level(gain: Mapping[str, float]) -> int:
-    """λ = argmax of the gain; the lower, more diverse level where two are equal."""
+    """argmax of the gain over λ (arXiv 2410.13674, algorithm 2); of equals the lowest level."""
     return int(min(gain, key=lambda level: (-gain[level], int(level))))
 
 
 def _by_label(rows: np.ndarray, labels: np.ndarray) -> dict[int, np.ndarray]:
-    """`{label: rows}`, in the order in which the rows are given."""
+    """`{label: rows}`, rows in the given order."""
     order = rows[np.argsort(labels[rows], kind="stable")]
     present, starts = np.unique(labels[order], return_index=True)
     return (

@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 
 from ..errors import TrainingError
 from ..levels import REAL, format_level
 
+MOST_NAMED = 12
+"""Classes that an error names at most."""
+
 
 @dataclass(frozen=True)
 class Pool:
     """All samples that training may draw, one row each; a real image is a row at level 100.
 
-    `labels` int64 `[rows]`, `levels` whole per cents `[rows]`, `synthetic` and `hard` bool
-    `[rows]`; `hard` marks the real images that have a spectrum, `held_out` rows that are never
-    drawn (default none). `sources` int64 `[rows]` says which rows belong together: a real image is
-    its own source, its row number, and a synthetic image has the source that it was made from; -1
-    where that is not known (default for synthetic images), numbers from `rows` on for real images
-    that the pool does not hold.
+    - `labels`: int64 `[rows]`.
+    - `levels`: whole per cent, int64 `[rows]`.
+    - `synthetic`: bool `[rows]`.
+    - `hard`: real images that have a spectrum, bool `[rows]`.
+    - `class_names`: names of the labels, `[classes]`.
+    - `held_out`: rows that are never drawn, bool `[rows]`; default none.
+    - `sources`: which rows belong together, int64 `[rows]`. The source of a real image is its own
+      row. The source of a synthetic image is the real image that it was made from, or -1 where that
+      is unknown (default). Numbers from `rows` on are real images that the pool does not hold.
+
+    ```python
+    import numpy as np
+
+    import discl
+
+    pool = discl.Pool(
+        labels=np.array([0, 1, 1]),
+        levels=np.array([100, 100, 50]),
+        synthetic=np.array([False, False, True]),
+        hard=np.array([False, True, False]),
+        class_names=("cat", "dog"),
+    )
+    assert pool.tail_share == 0.5
+    ```
     """
 
     labels: np.ndarray
@@ -28,6 +49,7 @@ class Pool:
     synthetic: np.ndarray
     hard: np.ndarray
     class_names: Sequence[str]
+    _: KW_ONLY
     held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     sources: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
@@ -50,12 +72,12 @@ class Pool:
 
     @property
     def tail_share(self) -> float:
-        """Share of the classes that have hard images among all classes: 136 of 1,000 on ImageNet-LT."""
+        """Fraction of classes that have hard images: 136 of 1,000 on ImageNet-LT."""
         return len(np.unique(self.labels[self.hard])) / self.num_classes
 
     @property
     def hard_by_class(self) -> bool:
-        """Whether a class with a hard image has no real image that is not hard: the long tail's rule, seen from its outcome."""
+        """Whether every real image of a class with hard images is hard, as in a long tail."""
         return not np.isin(
             self.labels[~self.synthetic & ~self.hard], np.unique(self.labels[self.hard])
         ).any()
@@ -63,16 +85,30 @@ class Pool:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How an epoch is mixed. `tail_share` is kept by undersampling the other images; None takes them all.
+    """How real and synthetic images are mixed in an epoch.
 
-    `synthetic_scale` is synthetic images per real hard image; where fewer were kept they `repeat` or the class is `cap`ped.
-    A class that has none at all at its levels is an `error`, or takes those of its `nearest` level (none if it has none anywhere).
-    Classes are drawn ∝ their images to the power `class_power`: 1 leaves an epoch as it is, 0 balances the classes, ½ lies between.
-    `with_hard` false leaves the hard real images out of epochs that have levels (algorithm 2).
+    - `tail_share`: fraction of an epoch for hard and synthetic images, in (0, 1], kept by
+      undersampling the other images. None takes all of them.
+    - `synthetic_scale`: synthetic images per hard real image, 0 or more.
+    - `shortage`: where fewer images were kept, `repeat` them or `cap` the class.
+    - `missing`: a class without images at its levels is an `error`, or takes the images of its
+      `nearest` level (none if it has none).
+    - `with_hard`: whether epochs with synthetic images draw the hard real images too; false in
+      arXiv 2410.13674, algorithm 2.
+    - `class_power`: classes are drawn in proportion to n_c^`class_power`, where n_c counts their
+      rows in the epoch. 1 changes nothing, 0 balances the classes.
+
+    ```python
+    import discl
+
+    sampling = discl.SamplingConfig(None, 3.0, missing="nearest")
+    assert sampling.shortage == "repeat"
+    ```
     """
 
     tail_share: float | None
     synthetic_scale: float
+    _: KW_ONLY
     shortage: str = "repeat"
     missing: str = "error"
     with_hard: bool = True
@@ -81,7 +117,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over the hard images with their synthetic ones and the others: row numbers in random order."""
+    """One pass over hard, synthetic and other images: row numbers in random order."""
 
     rows: np.ndarray
     synthetic: int
@@ -90,113 +126,116 @@ class Pass:
 
     @property
     def effective_scale(self) -> float:
-        """Distinct synthetic images per real hard image."""
+        """Distinct synthetic images per hard real image."""
         return self.distinct_synthetic / self.hard if self.hard else 0.0
 
 
 def draw_pass(
-    pool: Pool, levels: Sequence[int], mixing: SamplingConfig, rng: np.random.Generator,
+    pool: Pool,
+    levels: Sequence[int],
+    sampling: SamplingConfig,
+    rng: np.random.Generator,
+    *,
     class_levels: Mapping[int, Sequence[int]] | None = None,
-) -> Pass:  # fmt: skip
-    """All hard real images, `synthetic_scale` times as many synthetic ones of the levels, class by class, and the others.
+) -> Pass:
+    """Draws the hard real images, synthetic ones of the levels class by class, and the others.
 
-    `class_levels` names the labels that take other levels than `levels`. Raises TrainingError that names every class which has hard
-    images but no synthetic image at its levels.
+    - `class_levels`: levels of labels that do not take `levels`.
+
+    Raises TrainingError that names every class with hard images and no synthetic image at its
+    levels.
     """
     hard = np.flatnonzero(pool.hard & ~pool.held_out)
     others = np.flatnonzero(~pool.hard & ~pool.synthetic & ~pool.held_out)
     drawn = [np.empty(0, np.int64)]
     distinct = 0
-    if levels and mixing.synthetic_scale > 0:
+    if levels and sampling.synthetic_scale > 0:
         counts = np.bincount(pool.labels[hard], minlength=pool.num_classes)
-        for label, rows in _offered(
-            pool, np.flatnonzero(counts), levels, class_levels or {}, mixing.missing
-        ).items():
-            taken = _draw(rows, round(mixing.synthetic_scale * counts[label]), mixing.shortage, rng)
-            drawn.append(taken)
-            distinct += len(np.unique(taken))
+        available, missing = _find_synthetic(
+            pool, np.flatnonzero(counts), levels, class_levels or {}, missing=sampling.missing
+        )
+        _raise_if_missing(missing)
+        for label, rows in available.items():
+            wanted = round(sampling.synthetic_scale * counts[label])
+            part = _draw(rows, wanted, sampling.shortage, rng)
+            drawn.append(part)
+            distinct += len(np.unique(part))
     synthetic = np.concatenate(drawn)
-    tail = np.concatenate([hard, synthetic]) if mixing.with_hard or not levels else synthetic
-    if mixing.tail_share and len(tail):
-        wanted = round(len(tail) * (1 - mixing.tail_share) / mixing.tail_share)
+    tail = np.concatenate([hard, synthetic]) if sampling.with_hard or not levels else synthetic
+    if sampling.tail_share and len(tail):
+        wanted = round(len(tail) * (1 - sampling.tail_share) / sampling.tail_share)
         if wanted < len(others):
             others = rng.choice(others, wanted, replace=False)
     rows = rng.permutation(np.concatenate([tail, others]))
     return Pass(rows, len(synthetic), distinct, len(hard))
 
 
-def check_offered(pool: Pool, mixing: SamplingConfig, levels: Sequence[Sequence[int]]) -> None:
-    """Raises TrainingError that names every class with hard images which one of these choices of levels leaves without a synthetic one."""
-    labels = np.unique(pool.labels[pool.hard & ~pool.held_out])
-    if mixing.synthetic_scale > 0 and mixing.missing == "error":
-        lacking: dict[str, list[str]] = {}
-        for each in filter(None, levels):
-            for name, at in _lookup(pool, labels, each, {}, mixing.missing)[1].items():
-                lacking.setdefault(name, []).extend(at)
-        _refuse_lacking(lacking)
+def check_available(pool: Pool, sampling: SamplingConfig, choices: Sequence[Sequence[int]]) -> None:
+    """Checks that every class with hard images has synthetic ones for each choice of levels.
 
-
-def _offered(
-    pool: Pool,
-    labels: np.ndarray,
-    levels: Sequence[int],
-    class_levels: Mapping[int, Sequence[int]],
-    missing: str,
-) -> dict[int, np.ndarray]:
-    """`{label: rows of synthetic images at its levels}`, in one pass over the synthetic rows.
-
-    Raises TrainingError that names every class without one, unless `missing` says otherwise.
+    Raises TrainingError that names every class that has none.
     """
-    result, lacking = _lookup(pool, labels, levels, class_levels, missing)
-    _refuse_lacking(lacking)
-    return result
+    labels = np.unique(pool.labels[pool.hard & ~pool.held_out])
+    if sampling.synthetic_scale > 0 and sampling.missing == "error":
+        missing: dict[str, list[str]] = {}
+        for levels in filter(None, choices):
+            _, absent = _find_synthetic(pool, labels, levels, {}, missing=sampling.missing)
+            for name, at in absent.items():
+                missing.setdefault(name, []).extend(at)
+        _raise_if_missing(missing)
 
 
-def _lookup(
+def _find_synthetic(
     pool: Pool,
     labels: np.ndarray,
     levels: Sequence[int],
     class_levels: Mapping[int, Sequence[int]],
+    *,
     missing: str,
 ) -> tuple[dict[int, np.ndarray], dict[str, list[str]]]:
-    """What `_offered` gives, and the names of classes that lack images, with their levels.
+    """`{label: rows at its levels}`, and `{class name: levels}` of classes that have none.
 
-    Level 100 is the hard real images once more, which is plain oversampling; unless the pool holds extra ones at that level.
+    Level 100 repeats the hard real images (oversampling), unless the pool holds synthetic images at
+    that level.
     """
     synthetic = np.flatnonzero(pool.synthetic & ~pool.held_out)
     synthetic = synthetic[np.argsort(pool.labels[synthetic], kind="stable")]
     starts = np.searchsorted(pool.labels[synthetic], np.arange(pool.num_classes + 1))
-    result, lacking = {}, {}
+    available, absent = {}, {}
     for label in labels.tolist():
         rows = synthetic[starts[label] : starts[label + 1]]
         wanted = list(class_levels.get(label, levels))
-        there = rows[np.isin(pool.levels[rows], wanted)]
-        if not len(there) and REAL in wanted:
-            there = np.flatnonzero(pool.hard & ~pool.held_out & (pool.labels == label))
-        if not len(there) and missing == "nearest" and len(rows):
+        found = rows[np.isin(pool.levels[rows], wanted)]
+        if not len(found) and REAL in wanted:
+            found = np.flatnonzero(pool.hard & ~pool.held_out & (pool.labels == label))
+        if not len(found) and missing == "nearest" and len(rows):
             distance = np.abs(pool.levels[rows][:, None] - np.asarray(wanted)[None]).min(1)
-            there = rows[distance == distance.min()]
-        if len(there):
-            result[label] = there
+            found = rows[distance == distance.min()]
+        if len(found):
+            available[label] = found
         elif missing == "error":
-            lacking[pool.class_names[label]] = [", ".join(map(format_level, wanted))]
-    return result, lacking
+            absent[pool.class_names[label]] = [", ".join(map(format_level, wanted))]
+    return available, absent
 
 
-def _refuse_lacking(lacking: Mapping[str, Sequence[str]]) -> None:
-    if lacking:
-        first = list(lacking.items())[:12]
-        told = "; ".join(f"'{name}' at {' and at '.join(levels)}" for name, levels in first) + (
-            f"; and {len(lacking) - 12} more" if len(lacking) > 12 else ""
-        )
-        raise TrainingError(
-            f"{len(lacking)} class{'es' * (len(lacking) > 1)} without a kept synthetic image at the levels of an epoch: {told}. "
-            "Lower filter.threshold, raise spectrum.seeds, leave the level out of spectrum.levels, or set missing: nearest in the method."
-        )
+def _raise_if_missing(absent: Mapping[str, Sequence[str]]) -> None:
+    if not absent:
+        return
+    named = [
+        f"'{name}' at {' and at '.join(levels)}"
+        for name, levels in list(absent.items())[:MOST_NAMED]
+    ]
+    more = [f"and {len(absent) - MOST_NAMED} more"] if len(absent) > MOST_NAMED else []
+    raise TrainingError(
+        f"got 'error', but {len(absent)} class{'es have' if len(absent) > 1 else ' has'} no kept "
+        f"synthetic image at the levels of an epoch: {'; '.join([*named, *more])}. Lower the filter "
+        "threshold, generate more seeds per image, leave out the level, or set it to 'nearest'.",
+        argument="missing",
+    )
 
 
 def _draw(rows: np.ndarray, wanted: int, shortage: str, rng: np.random.Generator) -> np.ndarray:
-    """`wanted` of the rows at random, each as often as the others or once more; with `cap` each at most once."""
+    """`wanted` random rows, their counts equal or one apart; with `cap` each at most once."""
     if wanted <= len(rows) or shortage == "cap":
         return rng.choice(rows, min(wanted, len(rows)), replace=False)
     whole = np.repeat(rows, wanted // len(rows))
@@ -204,37 +243,78 @@ def _draw(rows: np.ndarray, wanted: int, shortage: str, rng: np.random.Generator
 
 
 def draw_epoch(
-    pool: Pool, levels: Sequence[int], mixing: SamplingConfig, samples: int, seed: int,
+    pool: Pool,
+    levels: Sequence[int],
+    sampling: SamplingConfig,
+    samples: int,
+    *,
+    seed: int,
     class_levels: Mapping[int, Sequence[int]] | None = None,
-) -> tuple[np.ndarray, Pass]:  # fmt: skip
-    """Row numbers `[samples]` of an epoch, and its first round, of which a short epoch is only a part.
+) -> tuple[np.ndarray, Pass]:
+    """Row numbers of an epoch, int64 `[samples]`, and its first pass.
 
-    An epoch is a fixed number of samples, so all methods take equally many updates: rounds follow one another, each
-    undersampled and drawn anew, and the last one is cut off.
+    An epoch is a fixed number of samples, so that all methods take equally many updates. Passes
+    follow one another, each undersampled and drawn independently. The last one is cut off.
+
+    - `pool`: all samples, `[rows]`.
+    - `levels`: the levels of the synthetic images; empty for real images only.
+    - `sampling`: how real and synthetic images are mixed.
+    - `samples`: rows of the epoch, 1 or more.
+    - `seed`: seed of the draw.
+    - `class_levels`: levels of labels that do not take `levels`.
+
+    Raises TrainingError where the pool has no row to draw, or a class with hard images has no
+    synthetic image at its levels.
+
+    ```python
+    import numpy as np
+
+    import discl
+
+    pool = discl.Pool(
+        labels=np.array([0, 1, 1, 1]),
+        levels=np.array([100, 100, 50, 50]),
+        synthetic=np.array([False, False, True, True]),
+        hard=np.array([False, True, False, False]),
+        class_names=("cat", "dog"),
+    )
+    sampling = discl.SamplingConfig(None, 2.0)
+    rows, first = discl.draw_epoch(pool, [50], sampling, 8, seed=0)
+    assert len(rows) == 8 and first.effective_scale == 2.0
+    ```
     """
     rng = np.random.default_rng(seed)
-    rounds = [draw_pass(pool, levels, mixing, rng, class_levels)]
-    if not len(rounds[0].rows):
+    passes = [draw_pass(pool, levels, sampling, rng, class_levels=class_levels)]
+    if not len(passes[0].rows):
         raise TrainingError(
             "there is no sample to train on: the pool holds neither hard nor other real images."
         )
-    while sum(len(each.rows) for each in rounds) < samples:
-        rounds.append(draw_pass(pool, levels, mixing, rng, class_levels))
-    rows = np.concatenate([each.rows for each in rounds])[:samples]
-    if mixing.class_power != 1:
+    while sum(len(each.rows) for each in passes) < samples:
+        passes.append(draw_pass(pool, levels, sampling, rng, class_levels=class_levels))
+    rows = np.concatenate([each.rows for each in passes])[:samples]
+    if sampling.class_power != 1:
         rows = rng.permutation(
-            balance_classes(rows, pool.labels[rows], samples, mixing.class_power, rng)
+            balance_classes(rows, pool.labels[rows], samples, sampling.class_power, rng=rng)
         )
-    return rows, rounds[0]
+    return rows, passes[0]
 
 
 def balance_classes(
-    rows: np.ndarray, labels: np.ndarray, samples: int, power: float, rng: np.random.Generator
+    rows: np.ndarray,
+    labels: np.ndarray,
+    samples: int,
+    power: float,
+    *,
+    rng: np.random.Generator,
 ) -> np.ndarray:
-    """`samples` of the rows, classes ∝ n_c^power of these rows (arXiv 1910.09217, eq. 1), evenly within a class."""
+    """`samples` of the rows, classes in proportion to n_c^power (arXiv 1910.09217, eq. 1).
+
+    - `rows`, `labels`: row numbers and their labels, `[drawn]`; n_c counts the rows of class c.
+    - `power`: 0 balances the classes, 1 keeps their proportions.
+    """
     present, counts = np.unique(labels, return_counts=True)
-    shares = counts.astype(float) ** power
-    wanted = rng.multinomial(samples, shares / shares.sum())
+    weights = counts.astype(float) ** power
+    wanted = rng.multinomial(samples, weights / weights.sum())
     return np.concatenate(
         [
             _draw(rows[labels == label], count, "repeat", rng)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,24 +18,35 @@ from .progress import (
     hold_out,
     measure_progress,
 )
-from .sampling import Pool, SamplingConfig, check_offered, draw_epoch
+from .sampling import Pool, SamplingConfig, check_available, draw_epoch
 from .strategies import WITHOUT_HARD, Adaptive, Bandit, History, Planned, Strategy
 
 Record = dict[str, Any]
-Judge = Callable[[], np.ndarray]
-"""Measures the true-class probability of every image of V: float64 `[images]`."""
+Measure = Callable[[], np.ndarray]
+"""Measures the true-class probability of every image of V, float64 `[images]`."""
 
 
 @dataclass(frozen=True)
 class EpochSchedule:
-    """Strategy and mixture over a pool. An epoch has `samples`; where the strategy probes, the first `probe_samples` are the probe's.
+    """What each epoch draws from a pool, and when progress is measured.
 
-    `guidance` is V, for strategies that measure progress. Every draw is a function of (`seed`, epoch, levels).
+    Every draw is a function of the seed, the epoch and its levels.
+
+    - `pool`: all samples, `[rows]`.
+    - `strategy`: chooses the levels of each epoch.
+    - `sampling`: how real and synthetic images are mixed.
+    - `samples`: rows of an epoch.
+    - `seed`: seed of all draws.
+    - `guidance`: V, for strategies that measure progress.
+    - `probe_samples`: how many of the `samples` a probe takes, where the strategy probes.
+
+    Raises TrainingError where the pool could draw an image of V or of its sources.
     """
 
     pool: Pool
     strategy: Strategy
-    mixing: SamplingConfig
+    sampling: SamplingConfig
+    _: KW_ONLY
     samples: int
     seed: int
     guidance: GuidanceSet | None = None
@@ -46,38 +57,39 @@ class EpochSchedule:
             check_disjoint(self.pool, self.guidance)
 
     def parts(self, epoch: int) -> int:
-        """Parts that an epoch is drawn in: a probe and then the level that it chooses, or everything at once."""
+        """Parts of an epoch: 2 for a probe and the level that it chooses, otherwise 1."""
         return 2 if self.strategy.measures(epoch) == "probe" else 1
 
     def check(self, levels: Sequence[int], epochs: int) -> None:
-        """Raises TrainingError where an epoch could come to levels at which a class with hard images has none to give.
+        """Checks that every class with hard images has synthetic ones whatever an epoch draws.
 
-        Those here that follow progress may come to each of `levels`, by itself; what one of your own may come to is not known beforehand.
+        A built-in strategy that follows progress may draw any single level. The levels of a custom
+        one are unknown before training and are not checked. Raises TrainingError.
         """
         if isinstance(self.strategy, Planned):
-            check_offered(
-                self.pool,
-                self.mixing,
-                sorted({self.strategy.levels(epoch, ()) for epoch in range(epochs)}),
-            )
+            planned = {self.strategy.levels(epoch, ()) for epoch in range(epochs)}
+            check_available(self.pool, self.sampling, sorted(planned))
         elif isinstance(self.strategy, (Adaptive, Bandit)) and self.strategy.curriculum_epochs:
-            check_offered(self.pool, self.mixing, [(level,) for level in sorted(levels)])
+            check_available(self.pool, self.sampling, [(level,) for level in sorted(levels)])
 
     def draw(self, epoch: int, part: int, history: History) -> tuple[np.ndarray, Record]:
-        """The rows of a part of an epoch, and what was chosen as plain values for the epoch's record (nothing for a probe).
+        """The rows of a part of an epoch, and its choice as plain values (empty for a probe).
 
-        `history` holds the records of all epochs before, and for the part after a probe one more with its progress.
+        - `history`: the records of all earlier epochs. After a probe there is one more, which holds
+          its progress.
         """
         probes = self.strategy.measures(epoch) == "probe"
         if probes and part == 0:
-            return self.probe(epoch), {}
-        levels, class_levels = (
-            self.strategy.levels(epoch, history),
-            self.strategy.class_levels(epoch, history),
-        )
-        left = self.samples - (self.probe_samples if probes else 0)
+            return self.draw_probe(epoch), {}
+        levels = self.strategy.levels(epoch, history)
+        class_levels = self.strategy.class_levels(epoch, history)
         rows, first = draw_epoch(
-            self.pool, levels, self.mixing, left, derive_seed("mix", self.seed, epoch), class_levels
+            self.pool,
+            levels,
+            self.sampling,
+            self.samples - (self.probe_samples if probes else 0),
+            seed=derive_seed("mix", self.seed, epoch),
+            class_levels=class_levels,
         )
         chosen: Record = {
             "levels": list(levels),
@@ -88,38 +100,44 @@ class EpochSchedule:
             chosen["class_levels"] = {str(label): list(own) for label, own in class_levels.items()}
         return rows, chosen
 
-    def probe(self, epoch: int) -> np.ndarray:
-        """D of algorithm 2: random real rows `[probe_samples]`, hard ones among them; none twice before all had their turn."""
+    def draw_probe(self, epoch: int) -> np.ndarray:
+        """Random real rows, hard ones among them, int64 `[probe_samples]`.
+
+        This is D of arXiv 2410.13674, algorithm 2. No row repeats before all have been drawn.
+        """
         real = np.flatnonzero(~self.pool.synthetic & ~self.pool.held_out)
         rng = np.random.default_rng(derive_seed("probe", self.seed, epoch))
         passes = [rng.permutation(real) for _ in range(-(-self.probe_samples // len(real)))]
         return np.concatenate(passes)[: self.probe_samples]
 
-    def before(self, epoch: int, part: int, judge: Judge | None) -> np.ndarray | None:
-        """What `judge` finds before a part around which progress is measured, the first one; None where it is not.
+    def measure_before(self, epoch: int, part: int, measure: Measure | None) -> np.ndarray | None:
+        """Probabilities on V before the first part of an epoch, None where none are needed.
 
-        Raises TrainingError where there is nothing to measure on.
+        Raises TrainingError where the strategy measures progress and there is no V or `measure`.
         """
         if part or self.strategy.measures(epoch) == "never":
             return None
-        if judge is None or self.guidance is None:
+        if measure is None or self.guidance is None:
             raise TrainingError(
-                "this strategy follows learning progress, but there is no guidance validation set to measure it on."
+                "this strategy follows learning progress, and there is no guidance validation set "
+                "to measure it on."
             )
-        return judge()
+        return measure()
 
-    def progress(self, before: np.ndarray | None, judge: Judge | None) -> Record:
-        """For the record: the progress that a part has brought, measured after it; nothing where `before` is None."""
-        if before is None or judge is None or self.guidance is None:
+    def measure_after(self, before: np.ndarray | None, measure: Measure | None) -> Record:
+        """The progress of a part for its record; empty where `before` is None."""
+        if before is None or measure is None or self.guidance is None:
             return {}
-        return {"progress": measure_progress(self.guidance, before, judge())}
+        return {"progress": measure_progress(self.guidance, before, measure())}
 
 
 def hold_out_guidance(
     pool: Pool, levels: Sequence[int], images: int | None, seed: int
 ) -> tuple[Pool, GuidanceSet]:
-    """V of at most `images` hard images (default 2,000, or a fifth of those with a spectrum if that
-    is less), and the pool without them.
+    """The pool without V's sources, and V.
+
+    - `images`: hard images of V at most. Default 2,000, or a fifth of those with a spectrum if that
+      is less.
 
     Raises TrainingError where none can be held out.
     """
@@ -131,34 +149,38 @@ def hold_out_guidance(
 def make_sampling(
     pool: Pool,
     strategy: str | Strategy,
+    *,
     undersample: bool,
     synthetic_scale: float,
     shortage: str,
     missing: str,
     class_power: float = 1.0,
 ) -> SamplingConfig:
-    """The mixture that goes with a strategy (one that ships may be named): those that probe leave the hard real images to the probe.
+    """The mixture for a strategy, which a built-in one may be given by name.
 
-    Raises TrainingError where undersampling would leave none of the images that are not hard, since every class has hard ones.
+    Strategies that probe draw the hard real images in the probe only. `undersample` gives hard and
+    synthetic images the fraction `pool.tail_share` of an epoch. The other arguments are those of
+    `SamplingConfig`.
+
+    Raises TrainingError where undersampling would leave none of the images that are not hard,
+    because every class has hard ones.
     """
-    if (
-        undersample
-        and pool.tail_share == 1
-        and (~pool.hard & ~pool.synthetic & ~pool.held_out).any()
-    ):
+    easy = ~pool.hard & ~pool.synthetic & ~pool.held_out
+    if undersample and pool.tail_share == 1 and easy.any():
         raise TrainingError(
-            "every class has hard images, so undersampling would leave out all others; use undersample: false."
+            f"got true, but every one of the {pool.num_classes} classes has hard images, so "
+            "undersampling would drop all others. Set it to false.",
+            argument="undersample",
         )
-    with_hard = (
-        strategy not in WITHOUT_HARD
-        if isinstance(strategy, str)
-        else strategy.measures(0) != "probe"
-    )
     return SamplingConfig(
         pool.tail_share if undersample else None,
         synthetic_scale,
-        shortage,
-        missing,
-        with_hard,
-        class_power,
+        shortage=shortage,
+        missing=missing,
+        with_hard=(
+            strategy not in WITHOUT_HARD
+            if isinstance(strategy, str)
+            else strategy.measures(0) != "probe"
+        ),
+        class_power=class_power,
     )

@@ -1,14 +1,15 @@
 """Which levels an epoch draws (arXiv 2410.13674, algorithms 1 and 2).
 
-A strategy holds no state: it is a pure function of the epoch (from 0) and of the history of finished epochs, so a
-resumed run takes the same path and a report can draw the curriculum. An empty tuple means real images only.
+A strategy holds no state. It is a pure function of the epoch (from 0) and of the records of
+finished epochs. So a resumed run takes the same path, and a report can draw the curriculum. An
+empty tuple of levels means real images only.
 
-A strategy that follows learning progress says how it is measured; training then puts the plain numbers of
-`progress.measure_progress` into the epoch's record, and the strategy reads them from the history.
+A strategy that follows learning progress says when it is measured. Training then writes the result
+of `measure_progress` into the epoch's record, and the strategy reads it from the history.
 
-A strategy of your own is a callable of `(levels, curriculum_epochs, level, seed)`, all by name, that gives a `Strategy` (`Planned` is a
-base for those that measure nothing). It is named as `module:attribute` or by an entry point of the group `discl.strategies`, and has to be
-pure in (epoch, history) like those here.
+A custom strategy is a callable with the keyword arguments `levels`, `curriculum_epochs`, `level`
+and `seed` that returns a `Strategy`. It is named as `module:attribute` or by an entry point of the
+group `discl.strategies`. `Planned` is a base class for those that measure nothing.
 """
 
 from __future__ import annotations
@@ -31,14 +32,40 @@ GROUP = "discl.strategies"
 Levels = tuple[int, ...]
 History = Sequence[Mapping[str, Any]]
 Measured = Literal["never", "probe", "epoch"]
-"""When progress is measured: around a probe on random real images before the epoch's levels are chosen, or around the whole epoch."""
+"""When progress is measured.
+
+`probe` is around steps on random real images, before the levels of the epoch are chosen. `epoch` is
+around the whole epoch.
+"""
 
 
 class Strategy(Protocol):
-    """What training asks, for each epoch from 0. One that measures does so from epoch 0 on.
+    """Chooses the levels of each epoch; pure in (epoch, history).
 
-    `history` holds one plain record for each finished epoch and, for a strategy that probes, one more: `{"progress": ...}` of the
-    epoch that begins.
+    A strategy that measures progress does so from epoch 0 on. In all methods:
+
+    - `epoch`: number of the epoch, from 0.
+    - `history`: one record of plain values for each finished epoch. For a strategy that probes
+      there is one more, `{"progress": ...}` of the current epoch.
+
+    ```python
+    import discl
+
+
+    class EveryOther:  # text-only images in even epochs, real images only in odd ones
+        def measures(self, epoch):
+            return "never"
+
+        def levels(self, epoch, history):
+            return () if epoch % 2 else (0,)
+
+        def class_levels(self, epoch, history):
+            return {}
+
+
+    strategy: discl.Strategy = EveryOther()
+    assert strategy.levels(1, []) == ()
+    ```
     """
 
     def measures(self, epoch: int) -> Measured: ...
@@ -46,12 +73,12 @@ class Strategy(Protocol):
     def levels(self, epoch: int, history: History) -> Levels: ...
 
     def class_levels(self, epoch: int, history: History) -> Mapping[int, Levels]:
-        """Labels whose levels differ from those of `levels`."""
+        """Levels of the labels that do not take those of `levels`."""
         ...
 
 
 class Planned(ABC):
-    """A strategy that is the same whatever was learned, so that `levels` may be asked beforehand, without a history."""
+    """A strategy that does not depend on the history, so that its levels are known beforehand."""
 
     @abstractmethod
     def levels(self, epoch: int, history: History) -> Levels:
@@ -66,7 +93,7 @@ class Planned(ABC):
 
 @dataclass(frozen=True)
 class RealOnly(Planned):
-    """No synthetic image at all."""
+    """No synthetic image in any epoch."""
 
     def levels(self, epoch: int, history: History) -> Levels:
         return ()
@@ -74,9 +101,10 @@ class RealOnly(Planned):
 
 @dataclass(frozen=True)
 class Staged(Planned):
-    """`stages` one after the other, each for an equal number of the first `curriculum_epochs`; then real images only.
+    """One stage after the other, then real images only (arXiv 2410.13674, algorithm 1, linear G).
 
-    Where the epochs do not divide evenly, stages differ by at most one epoch (linear G, algorithm 1).
+    - `stages`: levels of each stage. Stages take equal numbers of epochs, or differ by one.
+    - `curriculum_epochs`: epochs of all stages together.
     """
 
     stages: tuple[Levels, ...]
@@ -90,8 +118,7 @@ class Staged(Planned):
 
 @dataclass(frozen=True)
 class RandomLevels(Planned):
-    """A level drawn anew for each of the first `curriculum_epochs`, evenly and with replacement;
-    then real images only."""
+    """A random level for each of the first epochs, uniform with replacement; then real only."""
 
     choices: Levels
     curriculum_epochs: int
@@ -106,10 +133,13 @@ class RandomLevels(Planned):
 
 @dataclass(frozen=True)
 class Adaptive:
-    """The level with the greatest progress in a probe on random real images (algorithm 2); then real images only.
+    """The level with the greatest progress in a probe on random real images, then real only.
 
-    With `per_class` each class takes the level from which it gains most by `progress.measure_progress`, the common one where V has no
-    image of it.
+    This is arXiv 2410.13674, algorithm 2: λ_e = argmax over λ of the mean gain on V at λ.
+
+    - `curriculum_epochs`: epochs with synthetic images.
+    - `per_class`: each class takes the level with its own greatest gain, and the common level where
+      V holds no image of the class.
     """
 
     curriculum_epochs: int
@@ -134,11 +164,16 @@ class Adaptive:
 
 @dataclass(frozen=True)
 class Bandit:
-    """Discounted UCB over the levels (Garivier and Moulines, arXiv 0805.3415, section 3); a level's reward is what its epoch brings.
+    """Discounted UCB over the levels (Garivier and Moulines, arXiv 0805.3415, section 3).
 
-    That is the mean gain over all of V, measured against the course of the gains so far (`rewards_of`), for gains shrink as training goes
-    on whatever is drawn. Every level has an epoch first, in an order drawn by the seed. An index is a mean over the epochs of a level, so
-    no single measurement decides.
+    The reward of a level is the mean gain over V in its epoch, compared with the trend of all gains
+    (`detrend_gains`), because gains shrink during training. Every level has one epoch first, in
+    random order. An index is a mean over the epochs of a level, so no single measurement decides.
+
+    - `arms`: the levels.
+    - `curriculum_epochs`: epochs with synthetic images.
+    - `discount`: weight of an epoch relative to the next one, in (0, 1].
+    - `exploration`: ξ of the confidence bound, 0 or more.
     """
 
     arms: Levels
@@ -161,25 +196,27 @@ class Bandit:
         drawn = [self.arms.index(record["levels"][0]) for record in finished]
         gains = [float(np.mean(list(record["progress"]["gain"].values()))) for record in finished]
         indices = ucb_indices(
-            drawn, rewards_of(gains), len(self.arms), self.discount, self.exploration
+            drawn,
+            detrend_gains(gains),
+            len(self.arms),
+            discount=self.discount,
+            exploration=self.exploration,
         )
         return (self.arms[max(order.tolist(), key=lambda arm: indices[arm])],)
 
 
-def rewards_of(gains: Sequence[float]) -> np.ndarray:
-    """How far each gain lies above the course of all, float64 in [-1, 1].
+def detrend_gains(gains: Sequence[float]) -> np.ndarray:
+    """Distance of each gain from the trend of all, float64 `[epochs]` in [-1, 1].
 
-    The course is the Theil-Sen line over the logarithm of the epoch, through the medians; three median distances from it count as 1. So
-    one wild measurement moves neither the line nor the scale.
+    The trend is the Theil-Sen line over the logarithm of the epoch, through the medians. Three
+    median distances count as 1. So one outlier moves neither the line nor the scale.
     """
-    values, places = np.asarray(gains, np.float64), np.log1p(np.arange(len(gains)))
+    values, times = np.asarray(gains, np.float64), np.log1p(np.arange(len(gains)))
     if len(gains) < 3:
         return np.zeros(len(gains))
     first, second = np.triu_indices(len(gains), 1)
-    rest = (
-        values
-        - np.median((values[second] - values[first]) / (places[second] - places[first])) * places
-    )
+    slope = np.median((values[second] - values[first]) / (times[second] - times[first]))
+    rest = values - slope * times
     rest -= np.median(rest)
     scale = 3 * np.median(np.abs(rest))
     return np.clip(rest / scale, -1, 1) if scale > 0 else np.sign(rest)
@@ -189,12 +226,20 @@ def ucb_indices(
     drawn: Sequence[int],
     rewards: Sequence[float] | np.ndarray,
     arms: int,
+    *,
     discount: float,
     exploration: float,
 ) -> np.ndarray:
-    """Index of each arm after these draws, float64 `[arms]`: its discounted mean reward X plus 2 √(ξ log n / N); infinite without a draw.
+    """Upper confidence bound of each arm, float64 `[arms]` (arXiv 0805.3415, section 3).
 
-    N is the arm's discounted number of draws and n that of all; with t draws, the s-th from 1 has the weight discount^(t − s).
+    It is X + 2 √(ξ log n / N): X the discounted mean reward of the arm, N its discounted number of
+    draws, n that of all arms. It is infinite for an arm without a draw. Of t draws the s-th (from
+    1) has the weight discount^(t − s).
+
+    - `drawn`: the arm of each draw, `[draws]`.
+    - `rewards`: the reward of each draw, `[draws]`.
+    - `discount`: in (0, 1].
+    - `exploration`: ξ, 0 or more.
     """
     weights = discount ** np.arange(len(drawn) - 1, -1, -1.0)
     counts = np.bincount(np.asarray(drawn, np.int64), weights, arms)
@@ -204,77 +249,88 @@ def ucb_indices(
         return np.where(counts > 0, sums / counts + 2 * np.sqrt(spread / counts), np.inf)
 
 
-def _in_stages(levels: Levels, curriculum_epochs: int) -> Staged:
+def _stage_per_level(levels: Levels, curriculum_epochs: int) -> Staged:
     if curriculum_epochs < len(levels):
         raise RecipeError(
-            f"train.curriculum_epochs = {curriculum_epochs} is too short for a stage of each of the {len(levels)} levels; "
-            f"use at least {len(levels)} epochs or fewer levels."
+            f"got {curriculum_epochs}, too short for a stage of each of the {len(levels)} levels; "
+            f"use at least {len(levels)} epochs or fewer levels.",
+            argument="curriculum_epochs",
         )
     return Staged(tuple((level,) for level in levels), curriculum_epochs)
 
 
-def _diverse_to_specific(levels: Levels, curriculum_epochs: int, **_: Any) -> Strategy:
-    return _in_stages(tuple(sorted(levels)), curriculum_epochs)
+def diverse_to_specific(levels: Levels, curriculum_epochs: int, **_: Any) -> Strategy:
+    """λ rises stage by stage, from text-only to near-real images (algorithm 1)."""
+    return _stage_per_level(tuple(sorted(levels)), curriculum_epochs)
 
 
-def _specific_to_diverse(levels: Levels, curriculum_epochs: int, **_: Any) -> Strategy:
-    return _in_stages(tuple(sorted(levels, reverse=True)), curriculum_epochs)
+def specific_to_diverse(levels: Levels, curriculum_epochs: int, **_: Any) -> Strategy:
+    """λ falls stage by stage, the reverse of algorithm 1."""
+    return _stage_per_level(tuple(sorted(levels, reverse=True)), curriculum_epochs)
 
 
-def _random(levels: Levels, curriculum_epochs: int, seed: int, **_: Any) -> Strategy:
+def random_levels(levels: Levels, curriculum_epochs: int, seed: int, **_: Any) -> Strategy:
+    """A random λ in each epoch."""
     return RandomLevels(tuple(sorted(levels)), curriculum_epochs, seed)
 
 
-def _all_levels(levels: Levels, curriculum_epochs: int, **_: Any) -> Strategy:
+def all_levels(levels: Levels, curriculum_epochs: int, **_: Any) -> Strategy:
+    """Images of all λ in each epoch."""
     return Staged((tuple(sorted(levels)),), curriculum_epochs)
 
 
-def _text_only(curriculum_epochs: int, **_: Any) -> Strategy:
+def text_only(curriculum_epochs: int, **_: Any) -> Strategy:
+    """λ = 0 in each epoch."""
     return Staged(((TEXT_ONLY,),), curriculum_epochs)
 
 
-def _fixed(level: int, curriculum_epochs: int, **_: Any) -> Strategy:
+def fixed_level(level: int, curriculum_epochs: int, **_: Any) -> Strategy:
+    """One λ in each epoch."""
     return Staged(((level,),), curriculum_epochs)
 
 
-def _real_only(**_: Any) -> Strategy:
+def real_only(**_: Any) -> Strategy:
+    """No synthetic image."""
     return RealOnly()
 
 
-def _adaptive(curriculum_epochs: int, **_: Any) -> Strategy:
+def adaptive(curriculum_epochs: int, **_: Any) -> Strategy:
+    """The λ with the greatest progress on V (algorithm 2)."""
     return Adaptive(curriculum_epochs)
 
 
-def _adaptive_per_class(curriculum_epochs: int, **_: Any) -> Strategy:
+def adaptive_per_class(curriculum_epochs: int, **_: Any) -> Strategy:
+    """Algorithm 2 with the λ of greatest progress for each class."""
     return Adaptive(curriculum_epochs, per_class=True)
 
 
-def _bandit(levels: Levels, curriculum_epochs: int, seed: int, **_: Any) -> Strategy:
+def bandit(levels: Levels, curriculum_epochs: int, seed: int, **_: Any) -> Strategy:
+    """Discounted UCB over λ."""
     return Bandit(tuple(sorted(levels)), curriculum_epochs, seed)
 
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
-    "real-only": _real_only,
-    "diverse-to-specific": _diverse_to_specific,
-    "easy-to-hard": _diverse_to_specific,  # the paper's name for λ upwards on low-quality data
-    "specific-to-diverse": _specific_to_diverse,
-    "text-only": _text_only,
-    "fixed": _fixed,
-    "all-levels": _all_levels,
-    "random": _random,
-    "adaptive": _adaptive,
-    "adaptive-per-class": _adaptive_per_class,
-    "bandit": _bandit,
+    "real-only": real_only,
+    "diverse-to-specific": diverse_to_specific,
+    "easy-to-hard": diverse_to_specific,  # the paper's name for λ upwards on low-quality data
+    "specific-to-diverse": specific_to_diverse,
+    "text-only": text_only,
+    "fixed": fixed_level,
+    "all-levels": all_levels,
+    "random": random_levels,
+    "adaptive": adaptive,
+    "adaptive-per-class": adaptive_per_class,
+    "bandit": bandit,
 }
 
 METHODS = ("measures", "levels", "class_levels")
-"""What a strategy is asked for."""
+"""Methods of a strategy."""
 
 MEASURING = frozenset({"adaptive", "adaptive-per-class", "bandit"})
-"""Strategies here that need a guidance validation set; `follows_progress` answers for your own too."""
+"""Built-in strategies that need a guidance validation set; for custom ones see `follows_progress`."""
 
 WITHOUT_HARD = frozenset({"adaptive", "adaptive-per-class"})
-"""Those of them whose curriculum epochs draw the hard real images in the probe, not beside synthetic ones (algorithm 2: S_λ ∪ D_nh)."""
+"""Strategies whose epochs draw the hard real images in the probe only (algorithm 2: S_λ ∪ D_nh)."""
 
 
 def make_strategy(
@@ -286,12 +342,28 @@ def make_strategy(
     seed: int = 0,
     allow_plugins: bool = False,
 ) -> Strategy:
-    """The strategy of that name over `levels`; with `allow_plugins` also that of `module:attribute`.
+    """The strategy of a name.
 
-    Raises RecipeError for an unknown name, an address without leave, too few curriculum epochs, or something
-    of your own that is no strategy.
+    - `name`: a built-in strategy, that of an installed package, or `module:attribute`.
+    - `levels`: the levels of the spectrum.
+    - `curriculum_epochs`: epochs with synthetic images, 0 or more.
+    - `level`: the level of the strategy `fixed`.
+    - `seed`: seed of strategies that draw at random.
+    - `allow_plugins`: whether `module:attribute` may be imported.
+
+    Raises RecipeError for an unknown name, for `module:attribute` without `allow_plugins`, for too
+    few curriculum epochs, and for a custom piece that is not a strategy.
+
+    ```python
+    import discl
+
+    levels = [0, 50]
+    strategy = discl.make_strategy("diverse-to-specific", levels=levels, curriculum_epochs=4)
+    assert strategy.levels(0, []) == (0,)
+    assert strategy.levels(4, []) == ()
+    ```
     """
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "levels": tuple(map(check_level, levels)),
         "curriculum_epochs": curriculum_epochs,
         "level": None if level is None else check_level(level),
@@ -299,53 +371,55 @@ def make_strategy(
     }
     found = find_strategy(name, allow_plugins)
     if name in STRATEGIES:
-        return found(**given)
-    check_call("strategy", name, found, **given)
-    _check_kind(name, found, given)
-    return check_strategy(name, found(**given), levels)
+        return found(**arguments)
+    check_call("strategy", name, found, **arguments)
+    _check_callable(name, found, arguments)
+    return check_strategy(name, found(**arguments), levels)
 
 
 def find_strategy(name: str, allow_plugins: bool = False) -> Callable[..., Strategy]:
-    """What makes the strategy of that name.
+    """The callable that makes the strategy of a name.
 
-    Raises RecipeError for an unknown one, and for an address without leave.
+    Raises RecipeError for an unknown one, and for `module:attribute` without `allow_plugins`.
     """
     return find_piece("strategy", name, STRATEGIES, GROUP, allow_plugins)
 
 
-def _check_kind(name: str, found: Callable[..., Any], given: Mapping[str, Any]) -> None:
-    """Raises RecipeError for what makes no strategy, as far as can be told before it is called.
+def _check_callable(name: str, found: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Raises RecipeError, before the call, for a callable that cannot make a strategy.
 
-    A class has to have the methods of one; a function has to name one of the arguments that it is given.
+    A class needs the methods of a strategy. A function has to name one of the arguments.
     """
     if isinstance(found, type):
         for method in METHODS:
             if not callable(getattr(found, method, None)):
                 raise RecipeError(
-                    f"strategy '{name}' is a class that has no method {method}(epoch, ...), and was not "
-                    "called."
+                    f"strategy '{name}' is a class without a method {method}(epoch, ...), and was "
+                    "not called."
                 )
-    elif not {each.name for each in named_parameters(found)} & set(given):
+    elif not {each.name for each in named_parameters(found)} & set(arguments):
         raise RecipeError(
-            f"strategy '{name}' names none of the arguments {', '.join(given)}, and was not called; name "
-            "those that it uses."
+            f"strategy '{name}' names none of the arguments {', '.join(arguments)}, and was not "
+            "called; name those that it uses."
         )
 
 
 def check_strategy(name: str, strategy: Any, levels: Sequence[int]) -> Strategy:
-    """The strategy itself, if it can be asked as `Strategy` says and answers alike twice. Raises RecipeError otherwise.
+    """The strategy, if it has the methods of one and answers alike twice for epoch 0.
 
-    Only epoch 0 is asked for, whose history is known beforehand.
+    Later epochs are not checked, because their history is unknown. Raises RecipeError.
     """
-    for asked in METHODS:
-        if not callable(getattr(strategy, asked, None)):
+    for method in METHODS:
+        if not callable(getattr(strategy, method, None)):
             raise RecipeError(
-                f"strategy '{name}' gives a {type(strategy).__name__}, which has no method {asked}(epoch, ...)."
+                f"strategy '{name}' gives a {type(strategy).__name__}, which has no method "
+                f"{method}(epoch, ...)."
             )
     measured = strategy.measures(0)
     if measured not in get_args(Measured):
         raise RecipeError(
-            f"strategy '{name}': measures(0) is {measured!r}; allowed: {', '.join(get_args(Measured))}."
+            f"strategy '{name}': measures(0) is {measured!r}; "
+            f"allowed: {', '.join(get_args(Measured))}."
         )
     if measured == "probe" and not levels:
         return strategy
@@ -359,11 +433,13 @@ def check_strategy(name: str, strategy: Any, levels: Sequence[int]) -> Strategy:
     ):
         known = ", ".join(map(format_level, levels))
         raise RecipeError(
-            f"strategy '{name}': levels(0, ...) is {first!r}; it has to be a tuple of the levels {known or '(none)'}."
+            f"strategy '{name}': levels(0, ...) is {first!r}; it has to be a tuple of the levels "
+            f"{known or '(none)'}."
         )
     if first != again:
         raise RecipeError(
-            f"strategy '{name}' answers {first!r} and then {again!r} for epoch 0; it has to be pure in (epoch, history)."
+            f"strategy '{name}' answers {first!r} and then {again!r} for epoch 0; it has to be "
+            "pure in (epoch, history)."
         )
     return strategy
 

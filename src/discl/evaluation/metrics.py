@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import (
@@ -96,6 +97,16 @@ def measure(
             )
     result["per_class"] = {class_names[label]: accuracy for label, accuracy in accuracies.items()}
     return result
+
+
+def true_class_probability(logits: Tensor, labels: np.ndarray) -> np.ndarray:
+    """Softmax probability of the true class, float64 `[images]` in [0, 1].
+
+    - `logits`: `[images, classes]`, on the CPU.
+    - `labels`: `[images]`.
+    """
+    rows = torch.arange(len(labels))
+    return softmax_rows(logits)[rows, torch.from_numpy(labels)].numpy()
 
 
 def softmax_rows(logits: Tensor) -> Tensor:

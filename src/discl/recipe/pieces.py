@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..baselines import make_system, read_system
 from ..curriculum.strategies import follows_progress, make_strategy
-from ..errors import RecipeError
+from ..errors import RecipeError, arguments_named
 from ..training.objectives import make_objective
 from ..utils.plugins import LEAVE, is_address
 from .training import Method, Train
@@ -94,13 +94,14 @@ def check_piece(
 ) -> None:  # fmt: skip
     """Raises RecipeError where the `strategy`, `objective` or `system` of a method cannot be what it is to be."""
     if key == "strategy":
-        strategy = make_strategy(
-            method.strategy,
-            levels=levels,
-            curriculum_epochs=train.curriculum_epochs,
-            level=method.level,
-            allow_plugins=allow_plugins,
-        )  # raises what would otherwise show only after the spectrum is made
+        with arguments_named(curriculum_epochs="train.curriculum_epochs"):
+            strategy = make_strategy(
+                method.strategy,
+                levels=levels,
+                curriculum_epochs=train.curriculum_epochs,
+                level=method.level,
+                allow_plugins=allow_plugins,
+            )  # raises what would otherwise show only after the spectrum is made
         if method.prior == "effective" and follows_progress(method.strategy, strategy):
             raise RecipeError(
                 f"methods.{name}: prior 'effective' needs a schedule that is known beforehand, which strategy "

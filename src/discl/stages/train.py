@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ..curriculum.sampling import Pool, SamplingConfig
 from ..curriculum.schedule import hold_out_guidance, make_sampling
 from ..curriculum.strategies import RealOnly, Strategy, follows_progress, make_strategy
 from ..data import ImageTable
-from ..errors import TrainingError
+from ..errors import TrainingError, arguments_named
 from ..evaluation import metrics
 from ..models.classifier import ClassifierConfig, load_classifier
 from ..recipe import Method, Train, check_own_pieces
@@ -74,10 +75,8 @@ def train(run: Run) -> Path:
     pools = {threshold: make_pool(run.train, hard, images) for threshold, images in kept.items()}
     asked = {}
     for name, method in waiting.items():
-        try:
+        with _named_by_method(name, " Nothing was trained."):
             wanted = _ask(run, name, method, pools[method.threshold])
-        except TrainingError as error:
-            raise TrainingError(f"methods.{name}: {error} Nothing was trained.") from error
         settings = replace(wanted.settings, fingerprint=fingerprints[name])
         asked[name] = replace(wanted, settings=settings)
     processes = current_processes()
@@ -187,10 +186,20 @@ def check_training(run: Run) -> None:
     for name, method in run.recipe.methods.items():
         if is_address(method.strategy):
             continue
-        try:
+        with _named_by_method(name):
             _ask_of_real(run, name, method, pool)
-        except TrainingError as error:
-            raise TrainingError(f"methods.{name}: {error}") from error
+
+
+@contextmanager
+def _named_by_method(name: str, outcome: str = "") -> Iterator[None]:
+    """Errors raised inside name a key of this method; `outcome` is added to their messages."""
+    keys = {key: f"methods.{name}.{key}" for key in ("missing", "undersample")}
+    try:
+        with arguments_named(curriculum_epochs="train.curriculum_epochs", **keys):
+            yield
+    except TrainingError as error:
+        argument = error.argument or f"methods.{name}"
+        raise TrainingError(f"{error.args[0]}{outcome}", argument=argument) from error
 
 
 def _ask(run: Run, name: str, method: Method, pool: Pool) -> _Asked:
@@ -248,11 +257,11 @@ def _ask_of_real(run: Run, name: str, method: Method, pool: Pool) -> _Asked:
     mixing = make_sampling(
         pool,
         strategy,
-        undersample,
-        method.synthetic_scale,
-        method.shortage,
-        method.missing,
-        CLASS_POWER[method.sampling],
+        undersample=undersample,
+        synthetic_scale=method.synthetic_scale,
+        shortage=method.shortage,
+        missing=method.missing,
+        class_power=CLASS_POWER[method.sampling],
     )
     train = recipe.training(name)
     settings = describe_training(

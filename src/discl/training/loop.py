@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..curriculum.progress import GuidanceSet, true_class_probability
+from ..curriculum.progress import GuidanceSet
 from ..curriculum.sampling import Pool, SamplingConfig
 from ..curriculum.schedule import EpochSchedule, Record
 from ..curriculum.strategies import Strategy
 from ..errors import BrokenFileError, TrainingError
+from ..evaluation.metrics import true_class_probability
 from ..models.classifier import (
     TRAINED_AGAIN,
     ClassifierConfig,
@@ -182,7 +183,15 @@ def make_schedule(
                 "none for the chosen level; lower methods.*.probe_samples or raise train.steps_per_epoch."
             )
         probe = steps * settings.batch_size
-    return EpochSchedule(pool, strategy, mixing, samples, settings.seed, guidance, probe)
+    return EpochSchedule(
+        pool,
+        strategy,
+        mixing,
+        samples=samples,
+        seed=settings.seed,
+        guidance=guidance,
+        probe_samples=probe,
+    )
 
 
 def check_batch_size(pool: Pool, batch_size: int) -> None:
@@ -227,12 +236,12 @@ def _train_epoch(
     for part in range(course.parts(epoch)):
         rows, chosen = course.draw(epoch, part, [*history, record] if record else history)
         rows = learner.hook.draw(context, epoch, rows)
-        before = course.before(epoch, part, judge)
+        before = course.measure_before(epoch, part, judge)
         total += len(rows) * learner.train_epoch(
             batches, rows, course.pool.labels, epoch, settings.epochs, settings.batch_size, settings.seed, settings.learning_rate,
             checkpoint, sum(map(len, drawn)) // settings.batch_size, settings.steps_per_epoch,
         )  # fmt: skip
-        record |= {**chosen, **course.progress(before, judge)}
+        record |= {**chosen, **course.measure_after(before, judge)}
         drawn.append(rows)
     rows = np.concatenate(drawn)
     return {**record, "loss": total / len(rows)}, rows
