@@ -279,7 +279,7 @@ def test_a_classifier_of_somebody_else_names_no_weights_elsewhere(
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"is no model of timm's own"):
+    with pytest.raises(CheckpointError, match=r"not a model of timm's registry"):
         load_classifier(tmp_path)
     assert made == []
 

@@ -226,7 +226,11 @@ def test_levels_rise_and_fall():
         )
 
     updated = update_levels(
-        np.asarray([1, 0, 2, 10]), rows_of_class, recognised, 0.6, np.random.default_rng(0)
+        np.asarray([1, 0, 2, 10]),
+        rows_of_class,
+        recognised,
+        threshold=0.6,
+        rng=np.random.default_rng(0),
     )
     assert updated.tolist() == [2, 0, 1, 10]
     assert {strength: asked[2].count(strength) for strength in set(asked[2])} == {
@@ -244,12 +248,16 @@ def test_a_class_without_an_image_keeps_its_level():
         return rows < 4
 
     updated = update_levels(
-        np.asarray([2, 3, 2]), rows_of_class, recognised, 0.5, np.random.default_rng(0)
+        np.asarray([2, 3, 2]),
+        rows_of_class,
+        recognised,
+        threshold=0.5,
+        rng=np.random.default_rng(0),
     )
     assert updated.tolist() == [3, 3, 1]
     empty = [np.empty(0, np.int64)] * 2
     assert update_levels(
-        np.asarray([0, 4]), empty, recognised, 0.5, np.random.default_rng(0)
+        np.asarray([0, 4]), empty, recognised, threshold=0.5, rng=np.random.default_rng(0)
     ).tolist() == [0, 4]
 
 
@@ -260,10 +268,10 @@ def test_an_accuracy_at_the_threshold_does_not_pass():
         return np.arange(len(chosen)) < 0.6 * len(chosen)
 
     assert update_levels(
-        np.asarray([3]), rows, recognised, 0.6, np.random.default_rng(0)
+        np.asarray([3]), rows, recognised, threshold=0.6, rng=np.random.default_rng(0)
     ).tolist() == [2]
     assert update_levels(
-        np.asarray([3]), rows, recognised, 0.59, np.random.default_rng(0)
+        np.asarray([3]), rows, recognised, threshold=0.59, rng=np.random.default_rng(0)
     ).tolist() == [4]
 
 

@@ -73,7 +73,9 @@ def test_a_denoiser_that_always_predicts_c_samples_exactly_c(steps):
     """The denoiser's output is x0 itself, neither noise nor velocity."""
     c = torch.tensor([0.3, -2.5, 7.0])
     model = Says(c)
-    assert torch.equal(sample_features(model, torch.tensor([0, 1, 1]), 3, steps), c.expand(3, 3))
+    assert torch.equal(
+        sample_features(model, torch.tensor([0, 1, 1]), 3, steps=steps), c.expand(3, 3)
+    )
     assert len(model.asked) == steps
 
 
@@ -193,7 +195,7 @@ def test_the_last_layer_is_trained_with_the_methods_loss(monkeypatch):
     )
     caught = []
     monkeypatch.setattr(
-        ldmlr, "penultimate", lambda context, model, layer, rows: torch.randn(len(rows), 4)
+        ldmlr, "read_features", lambda context, model, layer, rows: torch.randn(len(rows), 4)
     )
     monkeypatch.setattr(
         ldmlr, "train_last_layer", lambda *args, **kwargs: caught.append(kwargs["loss"])

@@ -144,7 +144,7 @@ def test_seeds_of_a_source_are_drawn_alike() -> None:
 def test_where_nothing_can_be_held_out_it_is_said(kept: dict[tuple[int, int], int]) -> None:
     pool = make_pool({1: 40, 2: 20}, kept)
     there = kept.get((1, 50), 0) + kept.get((2, 50), 0)
-    with pytest.raises(TrainingError, match=rf"no hard image can be .* 40 at 0 %, {there} at 50 %"):
+    with pytest.raises(TrainingError, match=rf"40 at 0 %, {there} at 50 %"):
         draw_guidance_set(pool, LEVELS, 10, seed=0)
 
 
@@ -173,7 +173,7 @@ def test_overlap_with_training_is_refused() -> None:
     for row in np.flatnonzero(POOL.sources == source):  # its real image, and each of its siblings
         held_out = left.held_out.copy()
         held_out[row] = False
-        with pytest.raises(TrainingError, match=rf"^1 images of the sources .* .row {row}."):
+        with pytest.raises(TrainingError, match=rf"^1 images .* row {row}\."):
             check_disjoint(replace(POOL, held_out=held_out), drawn)
 
 

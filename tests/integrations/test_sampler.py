@@ -101,15 +101,15 @@ def test_a_folder_of_shards_and_real_images_is_the_same_data_set(filtered_run: P
 
 def test_what_is_lacking_is_said(filtered_run: Path, tmp_path: Path) -> None:
     train = Run(discl.load_recipe(filtered_run / "recipe.yaml"), filtered_run).train
-    with pytest.raises(RunError, match=r"lacks recipe\.yaml"):
+    with pytest.raises(RunError, match=r"recipe\.yaml"):
         discl.SpectrumDataset.of_run(tmp_path)
     with pytest.raises(DataError, match="unknown split 'tset'"):
         discl.SpectrumDataset.of_run(filtered_run, split="tset")
     with pytest.raises(StoreError, match="no Parquet shard"):
         discl.SpectrumDataset.of_shards(tmp_path, train)
-    with pytest.raises(DataError, match="hard has 1 values for 40"):
+    with pytest.raises(DataError, match=r"^hard: got 1 values for 40"):
         discl.SpectrumDataset.of_shards(filtered_run / "spectrum", train, hard=[True])
-    with pytest.raises(DataError, match="give hard="):
+    with pytest.raises(DataError, match=r"^hard: missing"):
         discl.SpectrumDataset.of_shards(filtered_run / "spectrum", train.select(range(20)))
 
 
@@ -352,7 +352,7 @@ def test_progress_is_measured_without_the_random_transform(filtered_run: Path) -
 
     with pytest.raises(
         TrainingError,
-        match=r"no evaluation_transform .* give evaluation_transform= beside transform=",
+        match=r"^evaluation_transform: missing",
     ):
         discl.Curriculum(
             discl.SpectrumDataset.of_run(filtered_run, size=16, transform=noisy),

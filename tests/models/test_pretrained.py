@@ -76,7 +76,7 @@ def test_a_folder_that_lacks_weights_of_the_backbone_is_refused(vit: Path) -> No
     rewrite(vit, lambda name: name not in lost)
     with pytest.raises(
         CheckpointError,
-        match=rf"lacks {len(lost)} weights .* such as vit\.\S*\.1\.\S+, .*download it again",
+        match=rf"has no vit\.\S*\.1\.\S+, .*: {len(lost)} weights",
     ) as raised:
         start(vit)
     assert len(str(raised.value)) < 600
@@ -85,7 +85,7 @@ def test_a_folder_that_lacks_weights_of_the_backbone_is_refused(vit: Path) -> No
 def test_weights_of_the_backbone_of_another_shape_are_refused(vit: Path) -> None:
     config = json.loads((vit / "config.json").read_text())
     (vit / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
-    with pytest.raises(CheckpointError, match="lacks 6 weights"):
+    with pytest.raises(CheckpointError, match="6 weights"):
         start(vit)
 
 

@@ -184,10 +184,10 @@ def test_balanced_epochs() -> None:
     """90 : 9 : 1 images; balanced a third each, by the square root 9.49 : 3 : 1."""
     labels = np.repeat([0, 1, 2], [90, 9, 1])
     rng = np.random.default_rng(0)
-    rows = balance_classes(np.arange(100), labels, 30_000, 0.0, rng)
+    rows = balance_classes(np.arange(100), labels, 30_000, 0.0, rng=rng)
     np.testing.assert_allclose(np.bincount(labels[rows]) / 30_000, [1 / 3] * 3, atol=0.01)
     assert np.ptp(np.bincount(rows)[90:99]) <= 1
-    rows = balance_classes(np.arange(100), labels, 30_000, 0.5, rng)
+    rows = balance_classes(np.arange(100), labels, 30_000, 0.5, rng=rng)
     np.testing.assert_allclose(
         np.bincount(labels[rows]) / 30_000,
         np.sqrt([90, 9, 1]) / np.sqrt([90, 9, 1]).sum(),

@@ -1,7 +1,7 @@
 """The systems that DisCL is compared with.
 
-A recipe names one as `system: cuda`, or with parameters as `system: {name: cuda, threshold: 0.4}`. A system of
-your own is a subclass of `discl.training.hooks.TrainingHook`, named by an entry point of the group
+A recipe names one as `system: cuda`, or with parameters as `system: {name: cuda, threshold: 0.4}`.
+A custom system is a subclass of `discl.TrainingHook`. It is named by an entry point of the group
 `discl.systems` or, with `allow_plugins`, as `module:Class`.
 """
 
@@ -22,52 +22,60 @@ SYSTEMS = {
 GROUP = "discl.systems"
 
 
-def read_system(asked: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(name, parameters) that a recipe gives a system; nothing is looked up. Raises RecipeError for other shapes."""
-    if isinstance(asked, str):
-        return asked, {}
-    if not isinstance(asked, Mapping) or not isinstance(asked.get("name"), str):
+def read_system(config: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(name, parameters) of a system in a recipe; the name is not looked up.
+
+    - `config`: a name, or a mapping with `name` and parameters.
+
+    Raises RecipeError for other values.
+    """
+    if isinstance(config, str):
+        return config, {}
+    if not isinstance(config, Mapping) or not isinstance(config.get("name"), str):
         raise RecipeError(
-            f"a system is a name or a mapping such as {{name: cuda, threshold: 0.4}}; got {shorten(asked)}."
+            "a system is a name or a mapping such as {name: cuda, threshold: 0.4}; got "
+            f"{shorten(config)}."
         )
-    return asked["name"], {key: value for key, value in asked.items() if key != "name"}
+    return config["name"], {key: value for key, value in config.items() if key != "name"}
 
 
 def find_system(
-    asked: str | Mapping[str, Any], allow_plugins: bool = False
+    config: str | Mapping[str, Any], allow_plugins: bool = False
 ) -> tuple[type[TrainingHook], dict[str, Any]]:
-    """The class of a system and the parameters that the recipe gives it.
+    """The class of a system and its parameters; the class is not called.
 
-    Parameters are those of its constructor that have a name; it is not called. `allow_plugins` gives leave to
-    import `module:Class`. Raises RecipeError for an unknown name, an address without leave, a module that
-    cannot be imported, what is no subclass of TrainingHook, or a parameter that it does not take.
+    - `config`: a name, or a mapping with `name` and named arguments of the constructor.
+    - `allow_plugins`: whether `module:Class` may be imported.
+
+    Raises RecipeError for an unknown name or parameter, for `module:Class` without `allow_plugins`,
+    for a failed import, and for a class that is not a subclass of `TrainingHook`.
     """
-    name, given = read_system(asked)
+    name, parameters = read_system(config)
     found = find_piece("system", name, SYSTEMS, GROUP, allow_plugins)
     if not isinstance(found, type) or not issubclass(found, TrainingHook):
         raise _no_hook(name, found)
     known = [each.name for each in named_parameters(found)]
-    for key in given:
+    for key in parameters:
         if key not in known:
             raise RecipeError(
                 unknown(f"parameter of system {name}", key, known)
                 if known
                 else f"system {name} has no parameter; got {shorten(key)}."
             )
-    return found, given
+    return found, parameters
 
 
-def make_system(asked: str | Mapping[str, Any], allow_plugins: bool = False) -> TrainingHook:
-    """A new hook for one training.
+def make_system(config: str | Mapping[str, Any], allow_plugins: bool = False) -> TrainingHook:
+    """A new hook for one training; arguments as for `find_system`.
 
-    Raises RecipeError as `find_system` does, or for values that the system refuses.
+    Raises RecipeError as `find_system` does, and for values that the system refuses.
     """
-    found, given = find_system(asked, allow_plugins)
+    found, parameters = find_system(config, allow_plugins)
     try:
-        return found(**given)
+        return found(**parameters)
     except (TypeError, ValueError) as error:
         raise RecipeError(
-            f"system {shorten(asked)}: {shorten(str(error), 300, quoted=False)}"
+            f"system {shorten(config)}: {shorten(str(error), 300, quoted=False)}"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """ALIA's filters as formulas (arXiv 2305.16289).
 
-Captions, a language model and img2img are the project's own (`prompts`, `spectrum`); what is ALIA's is here: the request that condenses
-captions into settings (recipe key `prompts.settings`), and the semantic and the confidence filter (`filter.rule`).
+Captions, the language model and img2img are in `prompts` and `spectrum`. This module holds the
+request that condenses captions into settings, and the semantic and the confidence filter.
 """
 
 from __future__ import annotations
@@ -22,25 +22,32 @@ NEGATIVE_PROMPTS = (
 
 
 def pick_captions(captions: Sequence[str], count: int = 20, seed: int = 0) -> list[str]:
-    """`count` distinct captions (or all there are), in an order drawn from `seed`."""
+    """`count` distinct captions (or all), in an order drawn from `seed`."""
     return sorted(set(captions), key=lambda text: derive_seed("alia", seed, text))[:count]
 
 
 def condense_request(captions: Sequence[str], kind: str, settings: int = 10) -> str:
-    """What the language model is asked: at most `settings` places and conditions of the captions, without the object."""
+    """The prompt for a language model that names the settings of captions, without the object.
+
+    - `kind`: the object, for example "an animal".
+    - `settings`: most lines of the answer.
+    """
     listed = "\n".join(f"- {caption}" for caption in captions)
     return (
-        f"These are captions of photos of {kind}:\n{listed}\n\nName at most {settings} settings in which such photos are taken: "
-        f"place, background, weather, light or time of day. Leave {kind} itself and its looks out. One setting a line, each a short "
-        f'phrase that can follow "a photo of {kind}", such as "in a meadow at dusk", without a full stop. Settings should differ from '
-        "one another. Answer with these lines and with nothing else."
+        f"These are captions of photos of {kind}:\n{listed}\n\nName at most {settings} settings in "
+        "which such photos are taken: place, background, weather, light or time of day. "
+        f"Leave {kind} itself and its looks out. One setting a line, each a short "
+        f'phrase that can follow "a photo of {kind}", such as "in a meadow at dusk", without a '
+        "full stop. Settings should differ from one another. Answer with these lines and with "
+        "nothing else."
     )
 
 
 def semantic_drop(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    """bool `[edits]`: True where CLIP prefers a negative prompt over the positive one.
+    """Where CLIP prefers a negative prompt over the positive one, bool `[edits]`.
 
-    `positive` `[edits]` and `negative` `[edits, negatives]` are raw cosines.
+    - `positive`: raw cosines, `[edits]`.
+    - `negative`: raw cosines, `[edits, negatives]`.
     """
     return negative.max(1) > positive
 
@@ -48,7 +55,11 @@ def semantic_drop(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
 def mean_self_confidence(
     probabilities: np.ndarray, labels: np.ndarray, num_classes: int
 ) -> np.ndarray:
-    """float64 `[classes]`: mean probability of the true class by the base model over the real images of each class; nan without any."""
+    """Mean true-class probability of each class, float64 `[classes]`; nan without an image.
+
+    - `probabilities`: of real images by the base model, `[images, classes]`.
+    - `labels`: `[images]`.
+    """
     own = probabilities[np.arange(len(labels)), labels]
     counts = np.bincount(labels, minlength=num_classes)
     totals = np.bincount(labels, own, minlength=num_classes)
@@ -58,10 +69,14 @@ def mean_self_confidence(
 def confidence_drop(
     probabilities: np.ndarray, labels: np.ndarray, self_confidence: np.ndarray
 ) -> np.ndarray:
-    """int64 `[edits]`: 1 where the edit is too easy, 2 where it looks mislabelled, 0 where it stays.
+    """1 for an edit that is too easy, 2 for one that looks mislabelled, else 0; int64 `[edits]`.
 
-    The base model's highest probability exceeds the mean self-confidence of the class it predicts; it is too easy if that class
-    is the edit's own, mislabelled if it is another.
+    Both have a highest probability above the mean self-confidence of the predicted class. An edit
+    is too easy if that class is its own, and mislabelled if it is another.
+
+    - `probabilities`: of edits by the base model, `[edits, classes]`.
+    - `labels`: `[edits]`.
+    - `self_confidence`: from `mean_self_confidence`, `[classes]`.
     """
     predicted = probabilities.argmax(1)
     sure = probabilities.max(1) > self_confidence[predicted]

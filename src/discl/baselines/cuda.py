@@ -1,18 +1,19 @@
 """CUDA: augmentation strength per class (arXiv 2302.05499).
 
-Every class has a level from 0 to 10. A training picture is augmented at its class's level with probability ½; before each epoch
-the level rises where the model still recognises pictures augmented up to it, and falls where it does not.
+Every class has a level from 0 to 10. A training image is augmented at the level of its class with
+probability ½. Before each epoch the level rises if the model still recognises images augmented up
+to it, and falls otherwise.
 
-Posterise, solarise and solarise-add exist in two forms; `operations` chooses one for all three.
+Posterise, solarise and solarise-add have two forms; `operations` selects one for all three.
 
 - `gradual` (default): the change grows with the strength. Posterise keeps 8 − int(v) bits, solarise
   inverts values from 256 − v on, solarise-add adds v to values below 128.
-- `released`: as the authors' code has them, much stronger at the strengths that levels reach.
+- `released`: the form of the authors' code, much stronger at the strengths that levels reach.
   Posterise keeps max(1, int(v)) bits, which is one bit up to strength 14. Solarise inverts values
   from v on, so it weakens as the strength grows. Solarise-add adds v to every value and then
   inverts those from 128 on.
 
-Mean change of a uniform random picture, in grey levels of 255, at strengths 1 / 5 / 10:
+Mean change of a uniform random image, in grey levels of 255, at strengths 1 / 5 / 10:
 
 | | posterise | solarise | solarise-add |
 |---|---|---|---|
@@ -44,7 +45,7 @@ from ..utils.hashing import derive_seed
 
 MAX_LEVEL = 10
 STRENGTH_SCALE = 30
-JUDGED_AT_ONCE = 512
+BATCH_SIZE = 512
 Recognised = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 Operation = tuple[float, float, bool, Callable[[Image.Image, float], Image.Image]]
@@ -77,6 +78,10 @@ def _resize_crop(picture: Image.Image, factor: float) -> Image.Image:
         height / 2 + half_height,
     )
     return picture.resize((width, height), Image.Resampling.BILINEAR, box)
+
+
+def _solarize(picture: Image.Image, threshold: float) -> Image.Image:
+    return ImageOps.solarize(picture, threshold)  # type: ignore[arg-type]
 
 
 def _solarize_add(picture: Image.Image, amount: float) -> Image.Image:
@@ -128,16 +133,16 @@ OPERATIONS: Mapping[str, Operation] = {
 NAMES = tuple(OPERATIONS)
 RELEASED: Mapping[str, Operation] = {
     "posterise": (0, 4, False, lambda picture, v: ImageOps.posterize(picture, max(1, int(v)))),
-    "solarise": (0, 256, False, lambda picture, v: ImageOps.solarize(picture, v)),  # type: ignore[arg-type]
+    "solarise": (0, 256, False, _solarize),
     "solarise-add": (0, 110, False, _solarize_add_to_all),
 }
-"""The operations that the authors' code defines in another way."""
+"""Operations that the authors' code defines differently."""
 FORMS: Mapping[str, Mapping[str, Operation]] = {"gradual": {}, "released": RELEASED}
-"""Operations that replace those of the same name, by the name of the form."""
+"""Operations that replace those of the same name, by form."""
 
 
 def magnitude(name: str, strength: int) -> float:
-    """lo + (s / 30)(hi − lo), without its sign; translation in pixels, rotation in degrees."""
+    """|v| = lo + (s / 30)(hi − lo) at strength s; translation in pixels, rotation in degrees."""
     lo, hi, _, _ = OPERATIONS[name]
     return lo + strength / STRENGTH_SCALE * (hi - lo)
 
@@ -145,15 +150,15 @@ def magnitude(name: str, strength: int) -> float:
 def augment(
     picture: Image.Image, strength: int, rng: np.random.Generator, operations: str = "gradual"
 ) -> Image.Image:
-    """The RGB picture after `strength` of the 22 operations, drawn with replacement, each at that
-    strength.
+    """The RGB image after `strength` random operations of 22, each at that strength.
 
-    `operations` is `gradual` or `released`, see above.
+    - `strength`: 0 to 10; operations are drawn with replacement.
+    - `operations`: `gradual` or `released`.
     """
-    instead = FORMS[operations]
+    replaced = FORMS[operations]
     for choice in rng.integers(len(NAMES), size=strength):
         name = NAMES[choice]
-        _, _, either_sign, apply = instead.get(name) or OPERATIONS[name]
+        _, _, either_sign, apply = replaced.get(name) or OPERATIONS[name]
         value = magnitude(name, strength)
         picture = apply(picture, -value if either_sign and rng.random() < 0.5 else value)
     return picture
@@ -163,12 +168,19 @@ def augment_batch(
     pictures: np.ndarray,
     strengths: Sequence[int],
     seed: int,
+    *,
     threads: ThreadPoolExecutor | None = None,
     operations: str = "gradual",
 ) -> np.ndarray:
-    """uint8 `[batch, 3, h, w]`: each picture augmented at its strength; a pure function of `seed`, whatever the number of threads."""
+    """Each image augmented at its strength, uint8 `[batch, 3, h, w]`.
 
-    def one(row: int) -> np.ndarray:
+    The result is a function of `seed`, whatever the number of threads.
+
+    - `pictures`: uint8 `[batch, 3, h, w]`.
+    - `strengths`: 0 to 10, `[batch]`.
+    """
+
+    def augment_row(row: int) -> np.ndarray:
         if not strengths[row]:
             return pictures[row]
         picture = Image.fromarray(np.ascontiguousarray(pictures[row].transpose(1, 2, 0)))
@@ -176,13 +188,13 @@ def augment_batch(
         return np.asarray(augment(picture, strengths[row], rng, operations)).transpose(2, 0, 1)
 
     rows = range(len(pictures))
-    return np.stack(list(threads.map(one, rows) if threads else map(one, rows)))
+    return np.stack(list(threads.map(augment_row, rows) if threads else map(augment_row, rows)))
 
 
 def training_strengths(
     levels: np.ndarray, labels: np.ndarray, rng: np.random.Generator, probability: float = 0.5
 ) -> np.ndarray:
-    """int64 `[batch]`: the level of each row's class with `probability`, else 0."""
+    """The level of each row's class with `probability`, else 0; int64 `[batch]`."""
     return np.where(rng.random(len(labels)) < probability, levels[labels], 0)
 
 
@@ -190,15 +202,21 @@ def update_levels(
     levels: np.ndarray,
     rows_of_class: Sequence[np.ndarray],
     recognised: Recognised,
+    *,
     threshold: float,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """The levels of the next epoch, int64 `[classes]` in 0 … 10 (Algorithm 1 of the paper, LoL score and update).
+    """The levels of the next epoch, int64 `[classes]` in 0 … 10 (arXiv 2302.05499, algorithm 1).
 
-    For each class and each s up to its level, 10·(s + 1) of its training rows are drawn with replacement;
-    `recognised(rows, s, rng)` says for each whether the model (in evaluation mode) is right about it augmented at strength s. The
-    level rises by one if the accuracy exceeds `threshold` (γ = .6 on CIFAR, .4 on large sets) at every s, and falls by one otherwise.
-    A class without rows keeps its level.
+    For each class and each strength s up to its level, 10·(s + 1) of its rows are drawn with
+    replacement. The level rises by one if the accuracy exceeds `threshold` at every s, and falls by
+    one otherwise. A class without rows keeps its level.
+
+    - `levels`: current levels, `[classes]`.
+    - `rows_of_class`: training rows of each class.
+    - `recognised`: `recognised(rows, s, rng)` returns whether the model, in evaluation mode,
+      predicts each row augmented at strength s, bool `[rows]`.
+    - `threshold`: γ; .6 on CIFAR, .4 on large sets.
     """
     result = levels.copy()
     drawn: list[tuple[int, int, np.ndarray]] = []
@@ -219,12 +237,16 @@ def update_levels(
 
 
 class Cuda(TrainingHook):
-    """CUDA in training: levels are updated before each epoch, and pictures augmented at the level of their class.
+    """CUDA in training: updates levels before each epoch, augments images at their class's level.
 
-    Pictures are altered where batches are made ready for the device, after crop and flip, so that
-    no data worker holds a level of its own. `threshold` is γ, `probability` that of augmenting at
-    all, `operations` the form of three of them: `gradual` or `released`. Raises ValueError for
-    another form.
+    Images are augmented after crop and flip in the main process, so that no data worker needs the
+    levels.
+
+    - `threshold`: γ, in [0, 1].
+    - `probability`: probability that an image is augmented, in [0, 1].
+    - `operations`: form of three operations, `gradual` or `released`.
+
+    Raises ValueError for a value out of range.
     """
 
     def __init__(
@@ -240,7 +262,7 @@ class Cuda(TrainingHook):
         self.batches: EpochLoader | None = None
 
     def begin(self, context: TrainingContext) -> None:
-        self.batches = EpochLoader(context.pixels, JUDGED_AT_ONCE, context.workers)
+        self.batches = EpochLoader(context.pixels, BATCH_SIZE, context.workers)
         self.levels = np.zeros(context.pool.num_classes, np.int64)
 
     def begin_epoch(self, context: TrainingContext, epoch: int) -> None:
@@ -254,31 +276,36 @@ class Cuda(TrainingHook):
         def recognised(rows: np.ndarray, strength: int, rng: np.random.Generator) -> np.ndarray:
             return self._recognised(context, rows, strength, int(rng.integers(2**62)))
 
-        # one process judges for all: figures may differ by a rounding, and the levels with them
+        # rank 0 decides for all, because roundings may differ between processes
         self.levels = context.learner.processes.on_main(
-            lambda: update_levels(self.levels, rows_of_class, recognised, self.threshold, rng)
+            lambda: update_levels(
+                self.levels, rows_of_class, recognised, threshold=self.threshold, rng=rng
+            )
         )
 
     @torch.inference_mode()
     def _recognised(
         self, context: TrainingContext, rows: np.ndarray, strength: int, seed: int
     ) -> np.ndarray:
-        """In float32 whatever training is in: in bfloat16 ties would go to the first of the classes."""
-        batches = self.batches or EpochLoader(context.pixels, JUDGED_AT_ONCE)
+        """In float32, because in bfloat16 ties would go to the first class."""
+        batches = self.batches or EpochLoader(context.pixels, BATCH_SIZE)
         learner, right = context.learner, []
         training = learner.model.training
         learner.model.eval()
         for number, (part, stored) in enumerate(batches.of(rows)):
             middle = centre(stored, learner.config.image_size, batches.aspects_of(part))
-            pictures, own = middle.numpy(), derive_seed(seed, number * JUDGED_AT_ONCE)
-            altered = torch.from_numpy(
-                augment_batch(pictures, [strength] * len(part), own, self.threads, self.operations)
-            )
+            pictures, own = middle.numpy(), derive_seed(seed, number * BATCH_SIZE)
+            altered = torch.from_numpy(self._augment(pictures, [strength] * len(part), own))
             images = normalise(altered.to(learner.device).float() / 255, learner.config)
             logits = learner.model(images.contiguous(memory_format=torch.channels_last))
             right.append(logits.argmax(1).cpu().numpy() == context.pool.labels[part])
         learner.model.train(training)
         return np.concatenate(right)
+
+    def _augment(self, pictures: np.ndarray, strengths: Sequence[int], seed: int) -> np.ndarray:
+        return augment_batch(
+            pictures, strengths, seed, threads=self.threads, operations=self.operations
+        )
 
     def alter(self, images: Tensor, labels: Tensor) -> Tensor:
         seed = int(torch.randint(2**62, ()).item())
@@ -288,12 +315,12 @@ class Cuda(TrainingHook):
         rows = np.flatnonzero(strengths)
         if not len(rows):
             return images
-        place = torch.from_numpy(rows).to(images.device)
-        pictures = (images[place] * 255).round().to(torch.uint8).cpu().numpy()
-        altered = torch.from_numpy(
-            augment_batch(pictures, strengths[rows].tolist(), seed, self.threads, self.operations)
-        ).to(images.device)
-        return images.index_copy(0, place, altered.to(images.dtype) / 255)
+        index = torch.from_numpy(rows).to(images.device)
+        pictures = (images[index] * 255).round().to(torch.uint8).cpu().numpy()
+        altered = torch.from_numpy(self._augment(pictures, strengths[rows].tolist(), seed)).to(
+            images.device
+        )
+        return images.index_copy(0, index, altered.to(images.dtype) / 255)
 
     def state(self) -> dict[str, Tensor]:
         return {"levels": torch.from_numpy(self.levels.copy())}

@@ -1,8 +1,8 @@
 """LDMLR: diffusion over features (arXiv 2404.04517).
 
-A classifier is trained on the long tail; a small class-conditional diffusion model learns its penultimate features; features that
-it makes are added to the real ones and only the last layer is trained on. Features are standardised in each dimension (the released
-code clamps them to [−1, 1], which cuts off what lies beyond).
+A classifier is trained on the long tail. A small class-conditional diffusion model learns its
+penultimate features. The last layer is then trained on real and generated features together.
+Features are standardised in each dimension; the released code clamps them to [−1, 1].
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from ..training.objectives import FLYP
 
 TRAIN_STEPS = 1000
 DIFFUSION_RATES = {"adam": 1e-3, "sgd": 1e-4}
-"""Ways to train the denoiser, each with its learning rate."""
+"""Default learning rate of each optimizer of the denoiser."""
 CLASS_GROUPS = ("many", "medium", "few")
 
 
 def cosine_alphas(steps: int = TRAIN_STEPS, offset: float = 0.008) -> Tensor:
-    """ᾱ_1 … ᾱ_T, float64 `[steps]`, of the cosine schedule with β ≤ .999 (arXiv 2102.09672, eq. 17)."""
+    """ᾱ_1 … ᾱ_T of the cosine schedule, β ≤ .999 (arXiv 2102.09672, eq. 17), float64 `[steps]`."""
     progress = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     level = torch.cos((progress + offset) / (1 + offset) * math.pi / 2) ** 2
     betas = (1 - level[1:] / level[:-1]).clamp(max=0.999)
@@ -38,7 +38,7 @@ def cosine_alphas(steps: int = TRAIN_STEPS, offset: float = 0.008) -> Tensor:
 
 
 class FeatureDenoiser(nn.Module):
-    """Predicts x0 from noisy standardised features `[batch, features]`, times `[batch]` and labels `[batch]`: a residual MLP."""
+    """A residual MLP that predicts x0 from noisy standardised features, times and labels."""
 
     def __init__(self, features: int, classes: int, width: int = 512, depth: int = 4) -> None:
         super().__init__()
@@ -55,7 +55,11 @@ class FeatureDenoiser(nn.Module):
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, features))
 
     def forward(self, noisy: Tensor, times: Tensor, labels: Tensor) -> Tensor:
-        """Clean features `[batch, features]`."""
+        """Clean features `[batch, features]`.
+
+        - `noisy`: `[batch, features]`.
+        - `times`, `labels`: `[batch]`.
+        """
         half = self.width // 2
         angles = times.float()[:, None] * torch.exp(
             -math.log(10_000) * torch.arange(half, device=noisy.device) / half
@@ -68,20 +72,37 @@ class FeatureDenoiser(nn.Module):
 
 
 def standardise(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(standardised features `[rows, features]`, mean, standard deviation `[features]`); a dimension that never varies keeps scale 1."""
+    """(standardised `[rows, features]`, mean `[features]`, standard deviation `[features]`).
+
+    A constant dimension has the standard deviation 1.
+    """
     mean, std = features.mean(0), features.std(0, correction=0)
     std = torch.where(std > 0, std, torch.ones_like(std))
     return (features - mean) / std, mean, std
 
 
 def train_denoiser(
-    features: Tensor, labels: Tensor, classes: int, *, epochs: int = 201, batch_size: int = 256, optimizer: str = "adam",
-    lr: float | None = None, seed: int = 0, on_epoch: Callable[[float], None] = lambda loss: None,
-) -> FeatureDenoiser:  # fmt: skip
-    """The denoiser of standardised `features` `[rows, features]`, trained to predict x0 at uniformly drawn times (mean squared error).
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    *,
+    epochs: int = 201,
+    batch_size: int = 256,
+    optimizer: str = "adam",
+    lr: float | None = None,
+    seed: int = 0,
+    on_epoch: Callable[[float], None] = lambda loss: None,
+) -> FeatureDenoiser:
+    """Trains a denoiser to predict x0 at uniform times, by mean squared error.
 
-    `optimizer` is adam or sgd, `lr` its rate, by default that of `DIFFUSION_RATES`. Published is SGD at 1e-4; Adam at 1e-3 is the
-    default: on made-up features of 20 clusters in 64 dimensions, 201 epochs of SGD at 1e-4 take the loss from 1.34 to 1.09 and Adam to .15.
+    The paper uses SGD at 1e-4. The default is Adam at 1e-3: on synthetic features of 20 clusters in
+    64 dimensions, 201 epochs of SGD at 1e-4 take the loss from 1.34 to 1.09, and Adam to .15.
+
+    - `features`: standardised, `[rows, features]`.
+    - `labels`: `[rows]`.
+    - `optimizer`: `adam` or `sgd`.
+    - `lr`: learning rate; default that of `DIFFUSION_RATES`.
+    - `on_epoch`: called with the mean loss of each epoch.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
@@ -118,7 +139,11 @@ def features_to_make(
     at_least: int = 5,
     only: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """max(round(.20 · n_c), 5) features for each class, int64 `[classes]`; 0 for classes that are not in `only` or have no image."""
+    """Features to generate for each class: max(round(share · n_c), at_least), int64 `[classes]`.
+
+    - `class_counts`: n_c, `[classes]`; 0 gives 0.
+    - `only`: labels; the others get 0. Default all.
+    """
     known = np.asarray(class_counts)
     counts = np.where(
         known > 0, np.maximum(np.floor(share * known + 0.5).astype(np.int64), at_least), 0
@@ -128,9 +153,14 @@ def features_to_make(
 
 @torch.inference_mode()
 def sample_features(
-    model: FeatureDenoiser, labels: Tensor, features: int, steps: int = 50, seed: int = 0
+    model: FeatureDenoiser, labels: Tensor, features: int, *, steps: int = 50, seed: int = 0
 ) -> Tensor:
-    """Standardised features `[rows, features]` of `labels`, by DDIM (η = 0) over `steps` of the 1,000 times."""
+    """Standardised features of `labels` by DDIM (η = 0), `[rows, features]`.
+
+    - `labels`: `[rows]`.
+    - `features`: dimensions.
+    - `steps`: number of the 1,000 times to use.
+    """
     generator = torch.Generator().manual_seed(seed)
     alphas = cosine_alphas().float().to(labels.device)
     x = torch.randn(len(labels), features, generator=generator).to(labels.device)
@@ -144,13 +174,23 @@ def sample_features(
 
 
 def train_last_layer(
-    layer: nn.Linear, features: Tensor, labels: Tensor, *, epochs: int = 400, batch_size: int = 1024, lr: float = 1e-3,
-    weight_decay: float = 1e-5, seed: int = 0, on_epoch: Callable[[nn.Linear], None] = lambda layer: None,
+    layer: nn.Linear,
+    features: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int = 400,
+    batch_size: int = 1024,
+    lr: float = 1e-3,
+    weight_decay: float = 1e-5,
+    seed: int = 0,
+    on_epoch: Callable[[nn.Linear], None] = lambda layer: None,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-) -> nn.Linear:  # fmt: skip
-    """The last layer, trained in place by Adam on `features` `[rows, features]`, real and made ones together.
+) -> nn.Linear:
+    """Trains the last layer in place by Adam and returns it.
 
-    `loss` is of logits `[batch, classes]` and labels `[batch]`.
+    - `features`: real and generated ones together, `[rows, features]`.
+    - `labels`: `[rows]`.
+    - `loss`: of logits `[batch, classes]` and labels `[batch]`.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(layer.parameters(), lr=lr, weight_decay=weight_decay)
@@ -164,20 +204,38 @@ def train_last_layer(
 
 
 class Ldmlr(TrainingHook):
-    """LDMLR after training: diffusion over the features of the real images, made features beside them, the last layer trained anew on both.
+    """LDMLR after training: trains the last layer further, on real and generated features.
 
-    It goes on from the trained last layer, with the method's own loss, whose class counts are those of real and made features together.
-    `share` and `at_least` say how many features are made of a class, `only` for which groups of classes: of `many`, `medium` and `few`,
-    bounded by more than `many` and fewer than `few` images (null: for all). `diffusion_epochs`, `diffusion_optimizer` (adam or sgd) and
-    `diffusion_lr` (null: the optimizer's own, see `train_denoiser`) say how the denoiser, `epochs` and `lr` how the last layer is trained.
-    No search varies them unless `compare.tune.methods` names them, as `system.diffusion_lr`.
+    The loss is the method's, with the class counts of real and generated features together. A
+    search varies these arguments only where it names them, as `system.diffusion_lr`.
+
+    - `share`: generated features as a fraction of a class's images, 0 or more.
+    - `at_least`: least generated features of a class, 0 or more.
+    - `only`: groups of classes, of `many`, `medium` and `few`; default all.
+    - `many`, `few`: a class has many images above `many`, and few below `few`.
+    - `diffusion_epochs`: epochs of the denoiser, 1 or more.
+    - `diffusion_optimizer`: `adam` or `sgd`.
+    - `diffusion_lr`: its learning rate; default that of `train_denoiser`.
+    - `epochs`: epochs of the last layer, 1 or more.
+    - `lr`: its learning rate.
+
+    Raises ValueError for a value out of range.
     """
 
     def __init__(
-        self, *, share: float = 0.2, at_least: int = 5, only: str | Sequence[str] | None = None, many: int = 100, few: int = 20,
-        diffusion_epochs: int = 201, diffusion_optimizer: str = "adam", diffusion_lr: float | None = None, epochs: int = 400,
+        self,
+        *,
+        share: float = 0.2,
+        at_least: int = 5,
+        only: str | Sequence[str] | None = None,
+        many: int = 100,
+        few: int = 20,
+        diffusion_epochs: int = 201,
+        diffusion_optimizer: str = "adam",
+        diffusion_lr: float | None = None,
+        epochs: int = 400,
         lr: float = 1e-3,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.only = None if only is None else [only] if isinstance(only, str) else list(only)
         for group in self.only or []:
             if not isinstance(group, str) or group not in CLASS_GROUPS:
@@ -202,23 +260,27 @@ class Ldmlr(TrainingHook):
 
     def objection(self, objective: str) -> str | None:
         if objective == FLYP:
-            return f"it trains the last layer, which objective {FLYP} makes anew from the texts of the classes"
+            return (
+                f"it trains the last layer, which objective {FLYP} rebuilds from the texts of the "
+                "classes"
+            )
         if objective == "ldam":
-            return "it trains a linear last layer, and that of objective ldam is cosines"
+            return "it trains a linear last layer, and objective ldam has a cosine layer"
         return super().objection(objective)
 
     def begin(self, context: TrainingContext) -> None:
-        """Raises TrainingError where there is nothing that it could do after training."""
+        """Raises TrainingError where no feature would be generated or no last layer is linear."""
         last_layer(context.learner.model)
         counts = _real_counts(context)
         if not self.features(counts).any():
             raise TrainingError(
-                f"system ldmlr would make no feature of classes with {counts.min()} to {counts.max()} images: share {self.share:g}, "
-                f"at_least {self.at_least}, only {self.only} (many: more than {self.many} images, few: fewer than {self.few})."
+                f"system ldmlr would generate no feature for classes with {counts.min()} to "
+                f"{counts.max()} images: share {self.share:g}, at_least {self.at_least}, only "
+                f"{self.only} (many: more than {self.many} images, few: fewer than {self.few})."
             )
 
     def features(self, class_counts: np.ndarray) -> np.ndarray:
-        """How many to make of each class, int64 `[classes]`."""
+        """Features to generate for each class, int64 `[classes]`."""
         groups = class_groups(class_counts.tolist(), self.many, self.few)
         only = (
             None
@@ -228,64 +290,68 @@ class Ldmlr(TrainingHook):
         return features_to_make(class_counts, self.share, self.at_least, only)
 
     def finish(self, context: TrainingContext, model: nn.Module) -> np.ndarray:
-        layer, pool = last_layer(model), context.pool
+        layer, pool, seed = last_layer(model), context.pool, context.seed % 2**31
         rows = np.flatnonzero(~pool.synthetic & ~pool.held_out)
-        features = penultimate(context, model, layer, rows)
+        features = read_features(context, model, layer, rows)
         labels = torch.from_numpy(pool.labels[rows]).to(features.device)
         plain, mean, std = standardise(features)
+        counts = _real_counts(context)
+        wanted = self.features(counts)
         with torch.enable_grad():
             denoiser = train_denoiser(
-                plain, labels, pool.num_classes, epochs=self.diffusion_epochs, optimizer=self.diffusion_optimizer, lr=self.diffusion_lr,
-                seed=context.seed % 2**31,
-            )  # fmt: skip
-            counts = _real_counts(context)
-            wanted = self.features(counts)
-            made_labels = torch.from_numpy(np.repeat(np.arange(pool.num_classes), wanted)).to(
-                features.device
+                plain,
+                labels,
+                pool.num_classes,
+                epochs=self.diffusion_epochs,
+                optimizer=self.diffusion_optimizer,
+                lr=self.diffusion_lr,
+                seed=seed,
             )
-            made = (
-                sample_features(
-                    denoiser, made_labels, features.shape[1], seed=context.seed % 2**31
-                ).clone()
-                * std
-                + mean
-            )
-            shown = counts + wanted
+            new_labels = torch.from_numpy(np.repeat(np.arange(pool.num_classes), wanted))
+            new_labels = new_labels.to(features.device)
+            sampled = sample_features(denoiser, new_labels, features.shape[1], seed=seed)
+            generated = sampled.clone() * std + mean
             class_counts = torch.as_tensor(
-                shown, dtype=context.learner.counts.dtype, device=features.device
+                counts + wanted, dtype=context.learner.counts.dtype, device=features.device
             )
 
             def loss(logits: Tensor, labels: Tensor) -> Tensor:
                 return context.learner.objective.loss(logits, labels, class_counts, 1.0)
 
             train_last_layer(
-                layer.requires_grad_(True), torch.cat([features, made]), torch.cat([labels, made_labels]), epochs=self.epochs, lr=self.lr,
-                seed=context.seed % 2**31, loss=loss,
-            )  # fmt: skip
-        return shown
+                layer.requires_grad_(True),
+                torch.cat([features, generated]),
+                torch.cat([labels, new_labels]),
+                epochs=self.epochs,
+                lr=self.lr,
+                seed=seed,
+                loss=loss,
+            )
+        return counts + wanted
 
 
 def last_layer(model: nn.Module) -> nn.Linear:
-    """The linear last layer of a classifier. Raises TrainingError for one that has none."""
+    """The linear last layer of a classifier. Raises TrainingError where there is none."""
     layer = getattr(model, "head", None)
     if not isinstance(layer, nn.Linear):
         raise TrainingError(
-            f"system ldmlr trains a linear last layer, which a {type(model).__name__} has not; use head: linear."
+            f"system ldmlr trains a linear last layer, and a {type(model).__name__} has none; "
+            "use head: linear."
         )
     return layer
 
 
 def _real_counts(context: TrainingContext) -> np.ndarray:
-    """Real training images of each class, int64 `[classes]`, without those that are held out."""
+    """Real training images of each class that are not held out, int64 `[classes]`."""
     pool = context.pool
     return np.bincount(pool.labels[~pool.synthetic & ~pool.held_out], minlength=pool.num_classes)
 
 
 @torch.no_grad()
-def penultimate(
+def read_features(
     context: TrainingContext, model: nn.Module, layer: nn.Module, rows: np.ndarray
 ) -> Tensor:
-    """What enters the last layer, float32 `[rows, features]`, for the centre crops of these rows."""
+    """Inputs of the last layer for the centre crops of rows, float32 `[rows, features]`."""
     caught: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0].float()))
     model.eval()

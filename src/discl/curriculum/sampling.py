@@ -228,8 +228,8 @@ def _raise_if_missing(absent: Mapping[str, Sequence[str]]) -> None:
     more = [f"and {len(absent) - MOST_NAMED} more"] if len(absent) > MOST_NAMED else []
     raise TrainingError(
         f"got 'error', but {len(absent)} class{'es have' if len(absent) > 1 else ' has'} no kept "
-        f"synthetic image at the levels of an epoch: {'; '.join([*named, *more])}. Lower the filter "
-        "threshold, generate more seeds per image, leave out the level, or set it to 'nearest'.",
+        f"synthetic image at the levels of an epoch: {'; '.join([*named, *more])}. Lower the "
+        "filter threshold, generate more seeds per image, leave out the level, or use 'nearest'.",
         argument="missing",
     )
 

@@ -327,7 +327,7 @@ METHODS = ("measures", "levels", "class_levels")
 """Methods of a strategy."""
 
 MEASURING = frozenset({"adaptive", "adaptive-per-class", "bandit"})
-"""Built-in strategies that need a guidance validation set; for custom ones see `follows_progress`."""
+"""Built-in strategies that need a guidance validation set; see also `follows_progress`."""
 
 WITHOUT_HARD = frozenset({"adaptive", "adaptive-per-class"})
 """Strategies whose epochs draw the hard real images in the probe only (algorithm 2: S_λ ∪ D_nh)."""

@@ -1,1 +1,1 @@
-"""Figures and tables."""
+"""Metrics and tables."""

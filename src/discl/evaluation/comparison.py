@@ -1,6 +1,6 @@
 """Methods × seeds: mean ± std, paired intervals.
 
-Plain numbers in, plain text out: `{method: [figure of each seed]}` and the right and wrong of every image.
+Input are plain numbers: metrics of each seed, and correct or wrong predictions of each image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..utils.hashing import derive_seed
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference in percentage points and its bootstrap interval."""
+    """A difference and its bootstrap interval, in percentage points."""
 
     difference: float
     low: float
@@ -27,7 +27,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class Entry:
-    """A method's row: `{column: figures of the seeds in [0, 1]}`, intervals against the baseline, costs by name, published per cents."""
+    """A row of the table.
+
+    - `name`: of the method.
+    - `figures`: `{column: values of the seeds}` in [0, 1].
+    - `intervals`: `{column: difference from the baseline}`.
+    - `costs`: `{name: value}`.
+    - `published`: `{column: per cent}`.
+    """
 
     name: str
     figures: Mapping[str, Sequence[float]]
@@ -42,10 +49,11 @@ STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def stretch(seeds: int) -> float:
-    """By how much a bootstrap over so few seeds is too narrow: t_{n−1} / z · √(n / (n − 1)) at .975; 1 for one seed.
+    """Factor by which a bootstrap over n seeds is too narrow: t_{n−1} / z · √(n / (n − 1)) at .975.
 
-    A mean over n draws with replacement varies with n in the place of n − 1, and its percentiles are those of a normal variable where
-    t's are due (arXiv 1411.5279). That is 2.69 for three seeds, 1.58 for five and 1.22 for ten.
+    A mean over n draws with replacement varies with n instead of n − 1, and its percentiles are
+    normal instead of Student's t (arXiv 1411.5279). The factor is 2.69 for three seeds, 1.58 for
+    five, 1.22 for ten, and 1 for one seed.
     """
     if seeds == 1:
         return 1.0
@@ -57,7 +65,11 @@ def stretch(seeds: int) -> float:
 
 
 def _interval(gains: np.ndarray, replicated: np.ndarray, rng: np.random.Generator) -> Interval:
-    """Of the gains `[seeds]` and of their mean on drawn images `[replicates]`; drawn seeds are added, with their deviations `stretch`ed."""
+    """The interval of the mean of `gains`, with drawn seeds whose deviations are `stretch`ed.
+
+    - `gains`: `[seeds]`.
+    - `replicated`: their mean on drawn images, `[replicates]`.
+    """
     drawn = gains[rng.integers(len(gains), size=(len(replicated), len(gains)))].mean(1)
     low, high = np.quantile(replicated + stretch(len(gains)) * (drawn - gains.mean()), ENDS).clip(
         -1, 1
@@ -73,15 +85,22 @@ def paired_interval(
     *,
     replicates: int = 2000,
 ) -> Interval | None:
-    """How much better `first` is than `second`, both bool `[seeds, images]` (right or wrong) on the same images and seeds.
+    """Difference in accuracy of two methods on the same images and seeds; None without an image.
 
-    Over all images (`members` None), or the mean over the classes in `members`. The percentile bootstrap draws images within each class,
-    the same for all seeds and both methods, and seeds, whose deviations are `stretch`ed, for they are few. With one seed the interval
-    knows of images only. None where no image is of these classes. Raises ValueError for arrays of different shape.
+    The percentile bootstrap draws images within each class, the same for all seeds and both
+    methods. It also draws seeds, whose deviations are `stretch`ed because seeds are few. With one
+    seed the interval covers images only.
+
+    - `first`, `second`: correct predictions, bool `[seeds, images]`.
+    - `labels`: `[images]`.
+    - `members`: labels whose class accuracies are averaged; default accuracy over all images.
+    - `replicates`: bootstrap draws, 1 or more.
+
+    Raises ValueError for arrays of different shape.
     """
     if first.shape != second.shape or first.shape[1] != len(labels):
         raise ValueError(
-            f"paired figures of {first.shape} and {second.shape} over {len(labels)} images do not match."
+            f"shapes {first.shape} and {second.shape} do not match {len(labels)} images."
         )
     classes = np.unique(labels) if members is None else np.intersect1d(members, labels)
     if not len(classes):
@@ -91,46 +110,50 @@ def paired_interval(
     exact, replicated, total = np.zeros(len(gain)), np.zeros(replicates), 0.0
     for label in classes:
         part = gain[:, labels == label]
-        patterns, counts = np.unique(
-            part.T, axis=0, return_counts=True
-        )  # few distinct outcomes: images of one are drawn together
-        weights = (
-            rng.multinomial(part.shape[1], counts / counts.sum(), size=replicates) / part.shape[1]
-        )
-        share = float(part.shape[1]) if members is None else 1.0
-        exact += share * part.mean(1)
-        replicated += share * (weights @ patterns.mean(1))
-        total += share
+        # there are few distinct outcomes, and images of one outcome are drawn together
+        patterns, counts = np.unique(part.T, axis=0, return_counts=True)
+        images = part.shape[1]
+        drawn = rng.multinomial(images, counts / counts.sum(), size=replicates) / images
+        weight = float(images) if members is None else 1.0
+        exact += weight * part.mean(1)
+        replicated += weight * (drawn @ patterns.mean(1))
+        total += weight
     return _interval(exact / total, replicated / total, rng)
 
 
 def paired_f1_interval(
     first: np.ndarray, second: np.ndarray, labels: np.ndarray, *, replicates: int = 2000
 ) -> Interval:
-    """How much higher the macro F1 of `first` is than that of `second`, both predicted labels, int `[seeds, images]`.
+    """Difference in macro F1 of two methods, over the labels that are present.
 
-    Macro F1 is over the labels that are present; the bootstrap draws as in `paired_interval`. Raises ValueError for arrays of
-    different shape.
+    The bootstrap draws as in `paired_interval`.
+
+    - `first`, `second`: predicted labels, int `[seeds, images]`.
+    - `labels`: `[images]`.
+    - `replicates`: bootstrap draws, 1 or more.
+
+    Raises ValueError for arrays of different shape.
     """
     if first.shape != second.shape or first.shape[1] != len(labels):
         raise ValueError(
-            f"paired figures of {first.shape} and {second.shape} over {len(labels)} images do not match."
+            f"shapes {first.shape} and {second.shape} do not match {len(labels)} images."
         )
     rng = np.random.default_rng(derive_seed("paired-f1-interval", 0))
     seeds, size = len(first), int(max(first.max(), second.max(), labels.max())) + 1
     both = np.concatenate([first, second])
     present, counts = np.unique(labels, return_counts=True)
-    # of each arm and replicate, the last of which is the data themselves: images of a class that are found, images called by its name
+    # per method, seed and replicate: correct images and predictions of each class; the last
+    # replicate is the data
     hits, called = np.zeros((2, len(both), replicates + 1, size))
     for label, count in zip(present, counts, strict=True):
         patterns, times = np.unique(both[:, labels == label], axis=1, return_counts=True)
         weights = np.concatenate(
             [rng.multinomial(count, times / count, size=replicates), times[None]]
         )
-        for arm, names in enumerate(patterns):
+        for row, names in enumerate(patterns):
             by_name = weights @ np.eye(size)[names]
-            hits[arm, :, label] = by_name[:, label]
-            called[arm] += by_name
+            hits[row, :, label] = by_name[:, label]
+            called[row] += by_name
     scores = (2 * hits[..., present] / (called[..., present] + counts)).mean(2)
     gains = (scores[:seeds] - scores[seeds:]).T  # [replicates + 1, seeds]
     return _interval(gains[-1], gains[:-1].mean(1), rng)
@@ -143,7 +166,10 @@ def mean_std(figures: Sequence[float]) -> tuple[float, float | None]:
 
 
 def as_cells(entries: Sequence[Entry], columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows of the table as texts; a column that no entry has is left out, a figure that is absent is a dash."""
+    """Heading and rows of the table as texts.
+
+    Columns without a value are left out. A missing value is a dash.
+    """
     columns = [name for name in columns if any(name in entry.figures for entry in entries)]
     compared = [name for name in columns if any(name in entry.intervals for entry in entries)]
     costs = list(dict.fromkeys(name for entry in entries for name in entry.costs))
@@ -160,12 +186,7 @@ def as_cells(entries: Sequence[Entry], columns: Sequence[str]) -> tuple[list[str
         row = [entry.name]
         row += [_figure(entry.figures.get(name)) for name in columns]
         for name in compared:
-            each = entry.intervals.get(name)
-            row.append(
-                "–"
-                if each is None
-                else f"{each.difference:+.1f} [{each.low:+.1f}, {each.high:+.1f}]"
-            )
+            row.append(_interval_cell(entry.intervals.get(name)))
         row += [f"{entry.costs[name]:,.0f}" if name in entry.costs else "–" for name in costs]
         row += [
             f"{entry.published[name]:.1f}" if name in entry.published else "–" for name in published
@@ -186,7 +207,7 @@ def as_markdown(entries: Sequence[Entry], columns: Sequence[str]) -> str:
 
 
 def as_latex(entries: Sequence[Entry], columns: Sequence[str]) -> str:
-    """The table as a LaTeX `tabular` of the booktabs package."""
+    """The table as a LaTeX `tabular` with booktabs."""
     heading, rows = as_cells(entries, columns)
     lines = [
         r"\begin{tabular}{l" + "r" * (len(heading) - 1) + "}",
@@ -198,23 +219,18 @@ def as_latex(entries: Sequence[Entry], columns: Sequence[str]) -> str:
 
 
 def as_csv(entries: Sequence[Entry], columns: Sequence[str], seeds: Sequence[int]) -> str:
-    """One line per method and seed with the raw figures in [0, 1], for whoever wants to compute on them."""
+    """The values in [0, 1] as CSV, one line per method and seed."""
     columns = [name for name in columns if any(name in entry.figures for entry in entries)]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["method", "seed", *map(for_csv, columns)])
     for entry in entries:
-        for place, seed in enumerate(seeds):
-            writer.writerow(
-                [
-                    for_csv(entry.name),
-                    seed,
-                    *(
-                        f"{entry.figures[name][place]:.6f}" if name in entry.figures else ""
-                        for name in columns
-                    ),
-                ]
-            )
+        for index, seed in enumerate(seeds):
+            cells = [
+                f"{entry.figures[name][index]:.6f}" if name in entry.figures else ""
+                for name in columns
+            ]
+            writer.writerow([for_csv(entry.name), seed, *cells])
     return out.getvalue()
 
 
@@ -223,6 +239,12 @@ def _figure(figures: Sequence[float] | None) -> str:
         return "–"
     mean, std = mean_std(figures)
     return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
+
+
+def _interval_cell(interval: Interval | None) -> str:
+    if interval is None:
+        return "–"
+    return f"{interval.difference:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
 
 
 def _latex_line(cells: Sequence[str]) -> str:

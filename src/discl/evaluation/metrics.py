@@ -20,7 +20,10 @@ def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Ten
 
 
 def class_accuracies(confusion: Tensor) -> dict[int, float]:
-    """`{label: share of its images that are recognised}` in [0, 1], for the classes that have images."""
+    """`{label: accuracy}` in [0, 1], for the classes that have images.
+
+    - `confusion`: counts `[true class, predicted class]`.
+    """
     totals = confusion.sum(1)
     return {
         label: confusion[label, label].item() / total
@@ -30,15 +33,23 @@ def class_accuracies(confusion: Tensor) -> dict[int, float]:
 
 
 def macro_f1(confusion: Tensor) -> float:
-    """Mean F1 over the labels that are present, as WILDS defines it (arXiv 2012.07421, appendix E.1)."""
+    """Mean F1 over the labels that are present (arXiv 2012.07421, appendix E.1).
+
+    - `confusion`: counts `[true class, predicted class]`.
+    """
     hits = confusion.diagonal().double()
     present = confusion.sum(1) > 0
     return (2 * hits / (confusion.sum(0) + confusion.sum(1)).clamp_min(1))[present].mean().item()
 
 
 def calibration_error(logits: Tensor, labels: Tensor) -> float:
-    """Expected calibration error in [0, 1]: Σ |B| / n · |accuracy(B) − confidence(B)| over 15 equal-width bins B of the largest
-    softmax probability (arXiv 1706.04599, eq. 3)."""
+    """Expected calibration error in [0, 1] (arXiv 1706.04599, eq. 3).
+
+    Σ |B| / n · |accuracy(B) − confidence(B)| over 15 equal-width bins B of the largest probability.
+
+    - `logits`: `[images, classes]`.
+    - `labels`: `[images]`.
+    """
     return multiclass_calibration_error(
         softmax_rows(logits), labels, logits.shape[1], n_bins=15
     ).item()
@@ -47,7 +58,11 @@ def calibration_error(logits: Tensor, labels: Tensor) -> float:
 def measure_domains(
     predicted: Tensor, labels: Tensor, domains: Sequence[Any], num_classes: int
 ) -> dict[str, dict[str, Any]]:
-    """`{domain: {"images", "accuracy", "macro_f1"}}`, `domains` one per row; macro F1 over the labels present in the domain."""
+    """`{domain: {"images", "accuracy", "macro_f1"}}`.
+
+    - `predicted`, `labels`, `domains`: one per image, `[images]`. Macro F1 is over the labels that
+      are present in the domain.
+    """
     rows_of: dict[str, list[int]] = {}
     for row, domain in enumerate(domains):
         rows_of.setdefault(str(domain), []).append(row)
@@ -64,14 +79,26 @@ def measure_domains(
 
 
 def measure(
-    logits: Tensor, labels: Tensor, class_names: Sequence[str], groups: Mapping[str, Sequence[int]], worst_k: Sequence[int] = (),
+    logits: Tensor,
+    labels: Tensor,
+    class_names: Sequence[str],
+    groups: Mapping[str, Sequence[int]],
+    *,
+    worst_k: Sequence[int] = (),
     domains: Sequence[Any] | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Metrics of logits `[rows, classes]`; all shares in [0, 1].
+) -> dict[str, Any]:
+    """Metrics in [0, 1]; a group without images has none.
 
-    `accuracy` is top-1 over all images; `many`, `medium` and `few` are means over the classes of a group; `worst_k` is
-    the mean of the k lowest class accuracies; `per_class` maps a name to its accuracy. With `domains`, one per row, there are
-    `per_domain` and the lowest of its figures, `worst_domain_accuracy` and `worst_domain_macro_f1`.
+    `accuracy` is top-1 over all images. `many`, `medium` and `few` are mean class accuracies of a
+    group. `worst_k` is the mean of the k lowest class accuracies. `per_class` maps names to
+    accuracies.
+
+    - `logits`: `[images, classes]`.
+    - `labels`: `[images]`.
+    - `groups`: labels of each group.
+    - `worst_k`: each k to report.
+    - `domains`: domain of each image, `[images]`. Adds `per_domain` and its lowest values,
+      `worst_domain_accuracy` and `worst_domain_macro_f1`.
     """
     confusion = confusion_matrix(logits.argmax(1), labels, len(class_names))
     accuracies = class_accuracies(confusion)

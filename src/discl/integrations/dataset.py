@@ -22,11 +22,19 @@ from ..run_folder.run import Run
 from ..stages.sample_pool import hard_rows, kept_images, make_pool
 
 NEEDED = (paths.RECIPE, paths.DATA, paths.HARD, paths.FILTER)
-"""Files of a run folder that has come as far as the filter."""
+"""Files of a run folder after `discl filter`."""
+MOST_NAMED = 12
+"""Classes that an error names at most."""
+Transform = Callable[[Any], Any]
 
 
 class Sample(NamedTuple):
-    """An image (a picture, or what `size` and `transform` make of it), its label and its level as a whole per cent."""
+    """One row of a `SpectrumDataset`.
+
+    - `image`: a PIL image, or the result of `size` and `transform`.
+    - `label`: from 0.
+    - `level`: whole per cent; 100 for a real image.
+    """
 
     image: Any
     label: int
@@ -34,89 +42,116 @@ class Sample(NamedTuple):
 
 
 class SpectrumDataset(Dataset):
-    """Real training images, then synthetic ones, each a `Sample`; read at random from memory-mapped Arrow, decoded when asked for.
+    """Real training images, then synthetic ones, each a `Sample` of (image, label, level).
 
-    With `size` a picture becomes float pixels `[3, size, size]` in [0, 1] (shorter side resized, centre cropped); `transform` is then
-    applied to the picture or the pixels. `evaluation_transform`, which draws nothing at random, takes its place where something is
-    measured (`for_evaluation`). `pool` says of every row what the curriculum asks.
+    Rows are memory-mapped and decoded on access. `pool` holds what a curriculum needs of each row.
+    See also `of_run` and `of_shards`.
+
+    - `real`: the real training images.
+    - `synthetic`: rows with `image`, `label` and `level`.
+    - `hard`: which real images have a spectrum, bool `[real]`.
+    - `size`: side in pixels. Images become float `[3, size, size]` in [0, 1]: shorter side resized,
+      centre cropped. Default: PIL images as stored.
+    - `transform`: applied to each image last.
+    - `evaluation_transform`: the deterministic part of `transform`, used by `for_evaluation`.
+
+    ```python
+    import discl
+
+    dataset = discl.SpectrumDataset.of_run("runs/fashion-lt", size=32)
+    image, label, level = dataset[0]
+    assert image.shape == (3, 32, 32) and level == 100
+    ```
     """
 
     def __init__(
-        self, real: ImageTable, synthetic: Rows, hard: np.ndarray, size: int | None = None, transform: Callable[[Any], Any] | None = None,
-        evaluation_transform: Callable[[Any], Any] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        real: ImageTable,
+        synthetic: Rows,
+        hard: np.ndarray,
+        size: int | None = None,
+        *,
+        transform: Transform | None = None,
+        evaluation_transform: Transform | None = None,
+    ) -> None:
         self.pool = make_pool(real, hard, synthetic)
         self.real, self.synthetic = real, synthetic
         self.size, self.transform, self.evaluation_transform = size, transform, evaluation_transform
 
     @classmethod
     def of_run(
-        cls, folder: Path | str, size: int | None = None, transform: Callable[[Any], Any] | None = None, split: str = "train",
-        evaluation_transform: Callable[[Any], Any] | None = None,
-    ) -> SpectrumDataset:  # fmt: skip
-        """The samples of a run folder: its training images and the kept ones of its spectrum, or another split's real images alone.
+        cls,
+        folder: Path | str,
+        size: int | None = None,
+        transform: Transform | None = None,
+        split: str = "train",
+        *,
+        evaluation_transform: Transform | None = None,
+    ) -> SpectrumDataset:
+        """The training images of a run folder and the kept images of its spectrum.
 
-        Raises RunError where the folder is no run, or has not come as far as the filter.
+        - `folder`: a run folder after `discl filter`.
+        - `split`: `train`, or another split, whose real images come alone.
+        - `size`, `transform`, `evaluation_transform`: as for `SpectrumDataset`.
+
+        Raises RunError where the folder is not a run or was not filtered, DataError for an unknown
+        split.
         """
         folder = Path(folder)
-        lacking = [name for name in NEEDED if not (folder / name).is_file()]
-        if lacking:
+        absent = [name for name in NEEDED if not (folder / name).is_file()]
+        if absent:
             raise RunError(
-                f"{folder} lacks {', '.join(lacking)}; make them with `discl filter RECIPE --out {folder}`."
+                f"{folder} has no {', '.join(absent)}; run `discl filter RECIPE --out {folder}`."
             )
         run = Run(load_recipe(folder / paths.RECIPE), folder)
+        if split not in {"train", *run.tables}:
+            raise DataError(unknown("split", split, run.tables), argument="split")
         if split == "train":
-            return cls(
-                run.train, kept_images(run), hard_rows(run), size, transform, evaluation_transform
-            )
-        if split not in run.tables:
-            raise DataError(unknown("split", split, run.tables))
+            real, synthetic, hard = run.train, kept_images(run), hard_rows(run)
+        else:
+            real, synthetic = run.tables[split], _no_images()
+            hard = np.zeros(len(real), bool)
         return cls(
-            run.tables[split],
-            _no_images(),
-            np.zeros(len(run.tables[split]), bool),
+            real,
+            synthetic,
+            hard,
             size,
-            transform,
-            evaluation_transform,
+            transform=transform,
+            evaluation_transform=evaluation_transform,
         )
 
     @classmethod
     def of_shards(
-        cls, shards: Path | str, real: ImageTable | Path | str, keep: Iterable[str] | None = None, hard: Sequence[bool] | None = None,
-        size: int | None = None, transform: Callable[[Any], Any] | None = None,
-        evaluation_transform: Callable[[Any], Any] | None = None,
-    ) -> SpectrumDataset:  # fmt: skip
-        """The samples of a folder of Parquet shards (a store, or anything with `image`, `label`, `level`) and of real training images.
+        cls,
+        shards: Path | str,
+        real: ImageTable | Path | str,
+        keep: Iterable[str] | None = None,
+        hard: Sequence[bool] | None = None,
+        *,
+        size: int | None = None,
+        transform: Transform | None = None,
+        evaluation_transform: Transform | None = None,
+    ) -> SpectrumDataset:
+        """The images of Parquet shards and real training images. Classes are matched by name.
 
-        `real` is a table or what `read_tables` takes (a folder with one sub-folder per class,
-        Parquet, …). `keep` names the ids to take, default all. `hard` says of each real image
-        whether it has a spectrum; by default those are the images whose ids the shards' `source_id`
-        names. A strategy that measures progress needs `source_id` too. Classes are matched by name.
-        Raises StoreError or DataError where something is lacking.
+        - `shards`: a folder of Parquet files with the columns `image`, `label` and `level`. A
+          strategy that measures progress needs `source_id` too.
+        - `real`: a table, or what `read_tables` takes: a folder with one sub-folder per class, ….
+        - `keep`: ids of the synthetic images to use; default all.
+        - `hard`: which real images have a spectrum, `[real]`. Default: those named in `source_id`.
+        - `size`, `transform`, `evaluation_transform`: as for `SpectrumDataset`.
+
+        Raises StoreError or DataError where a file, column or class is missing.
         """
         table = real if isinstance(real, ImageTable) else read_tables(str(real))["train"]
         table = with_depth({"train": table})["train"]
-        files = sorted(str(file) for file in Path(shards).glob("*.parquet"))
-        if not files:
-            raise StoreError(f"{shards} holds no Parquet shard of a spectrum.")
-        stored = Rows.from_parquet(files).cast_column("image", ImageFeature(decode=False))
-        lacking = [name for name in ("image", "label", "level") if name not in stored.column_names]
-        if lacking:
-            raise StoreError(
-                f"the shards in {shards} lack {', '.join(lacking)}; they have {', '.join(stored.column_names)}."
-            )
-        taken = _rows_to_take(stored, keep)
-        if hard is None:
-            sources = set(stored["source_id"][:]) if "source_id" in stored.column_names else set()
-            hard = [name in sources for name in table.ids]
-            if not any(hard):
-                raise DataError(
-                    f"none of the {len(table)} real images has an id that a `source_id` in {shards} names, so which of them are hard is "
-                    "not known; give hard=[True, False, …], one for each real image."
-                )
-        if len(hard) != len(table):
+        stored = _read_shards(shards)
+        rows = _rows_to_keep(stored, keep)
+        marked = _find_hard(stored, table, shards) if hard is None else list(hard)
+        if len(marked) != len(table):
             raise DataError(
-                f"hard has {len(hard)} values for {len(table)} real images; give one for each."
+                f"got {len(marked)} values for {len(table)} real images; pass one per image.",
+                argument="hard",
             )
         labels = _labels_by_name(stored, table.class_names)
         columns = [
@@ -125,22 +160,25 @@ class SpectrumDataset(Dataset):
         synthetic = stored.select_columns(columns).add_column("label", labels)
         return cls(
             table,
-            synthetic.select(taken),
-            np.asarray(hard, bool),
+            synthetic.select(rows),
+            np.asarray(marked, bool),
             size,
-            transform,
-            evaluation_transform,
+            transform=transform,
+            evaluation_transform=evaluation_transform,
         )
 
     def for_evaluation(self) -> SpectrumDataset:
-        """The same rows through `evaluation_transform`, in the place of `transform`: what progress is measured on, and yours to measure on.
+        """The same rows with `evaluation_transform` in place of `transform`.
 
-        Raises TrainingError where there is a `transform` alone: one that draws at random would make noise larger than what is measured.
+        Progress is measured on it. Raises TrainingError where there is only a `transform`: random
+        draws would add more noise than the change that is measured.
         """
         if self.transform is not None and self.evaluation_transform is None:
             raise TrainingError(
-                "this data set has a transform, which may draw at random, and no evaluation_transform to measure with; give "
-                "evaluation_transform= beside transform=: the same without what is random, or torch.nn.Identity() where that is nothing."
+                "missing. This data set has a transform, which may draw at random. Pass "
+                "evaluation_transform=, the deterministic part of transform, or "
+                "torch.nn.Identity() if there is none.",
+                argument="evaluation_transform",
             )
         view = copy(self)
         view.transform = self.evaluation_transform
@@ -148,6 +186,7 @@ class SpectrumDataset(Dataset):
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """Names of the labels."""
         return tuple(self.pool.class_names)
 
     def __len__(self) -> int:
@@ -169,17 +208,47 @@ class SpectrumDataset(Dataset):
             return self.real.image(row)
         stored = self.synthetic[row - len(self.real)]
         try:
-            return decode_image(stored["image"])  # bytes alone: a shard may be anybody's
+            return decode_image(stored["image"])  # bytes alone, because shards may be untrusted
         except Unreadable as error:
             raise DataError(f"image '{stored.get('id', row)}' cannot be read: {error}.") from error
 
 
-def _rows_to_take(stored: Rows, keep: Iterable[str] | None) -> np.ndarray:
-    """Rows of the shards, ascending: those that `keep` names, and each image once, though two workers may have made it."""
+def _read_shards(folder: Path | str) -> Rows:
+    files = sorted(str(file) for file in Path(folder).glob("*.parquet"))
+    if not files:
+        raise StoreError(f"{folder} holds no Parquet shard of a spectrum.", argument="shards")
+    stored = Rows.from_parquet(files).cast_column("image", ImageFeature(decode=False))
+    absent = [name for name in ("image", "label", "level") if name not in stored.column_names]
+    if absent:
+        raise StoreError(
+            f"{folder} has no columns {', '.join(absent)}; it has "
+            f"{', '.join(stored.column_names)}.",
+            argument="shards",
+        )
+    return stored
+
+
+def _find_hard(stored: Rows, real: ImageTable, folder: Path | str) -> list[bool]:
+    """Which real images are sources of the shards."""
+    sources = set(stored["source_id"][:]) if "source_id" in stored.column_names else set()
+    hard = [name in sources for name in real.ids]
+    if not any(hard):
+        raise DataError(
+            f"missing. No id of the {len(real)} real images is a source_id in {folder}. Pass "
+            "hard=[True, False, …], one value per real image.",
+            argument="hard",
+        )
+    return hard
+
+
+def _rows_to_keep(stored: Rows, keep: Iterable[str] | None) -> np.ndarray:
+    """Rows of the ids in `keep`, ascending; each id once, even if two workers made it."""
     if "id" not in stored.column_names:
         if keep is not None:
             raise StoreError(
-                f"keep names ids, but the shards have no column id; they have {', '.join(stored.column_names)}."
+                "got ids, but the shards have no column id; they have "
+                f"{', '.join(stored.column_names)}.",
+                argument="keep",
             )
         return np.arange(len(stored))
     ids = np.asarray(stored["id"][:])
@@ -188,23 +257,27 @@ def _rows_to_take(stored: Rows, keep: Iterable[str] | None) -> np.ndarray:
 
 
 def _labels_by_name(stored: Rows, class_names: Sequence[str]) -> list[int]:
-    """Labels as the real images number them. Raises DataError for a class that those lack."""
+    """Labels as the real images number them. Raises DataError for a class that they do not have."""
     feature = stored.features["label"]
     names = getattr(feature, "names", None)
     labels = stored["label"][:]
     if names is None:
         if labels and not 0 <= min(labels) <= max(labels) < len(class_names):
             raise DataError(
-                f"labels of the shards run from {min(labels)} to {max(labels)}; there are {len(class_names)} classes."
+                f"labels of the shards run from {min(labels)} to {max(labels)}; the real images "
+                f"have {len(class_names)} classes.",
+                argument="shards",
             )
         return list(labels)
-    place = {name: label for label, name in enumerate(class_names)}
-    lacking = sorted({names[label] for label in labels} - set(place))
-    if lacking:
+    label_of = {name: label for label, name in enumerate(class_names)}
+    absent = sorted({names[label] for label in labels} - set(label_of))
+    if absent:
         raise DataError(
-            f"the real images lack {len(lacking)} classes of the spectrum: {', '.join(lacking[:12])}."
+            f"{len(absent)} classes of the spectrum have no real images: "
+            f"{', '.join(absent[:MOST_NAMED])}.",
+            argument="real",
         )
-    return [place[names[label]] for label in labels]
+    return [label_of[names[label]] for label in labels]
 
 
 def _no_images() -> Rows:

@@ -13,9 +13,12 @@ NAME = "discl_curriculum"
 
 
 class CurriculumCallback(TrainerCallback):
-    """Turns a curriculum to each epoch of a Trainer, measures progress, and keeps its state in the Trainer's checkpoints.
+    """Turns a curriculum to each epoch of a Trainer and stores its state in the checkpoints.
 
-    The Trainer deals the batches of any sampler out to its processes, so the curriculum gives each of them all rows.
+    The Trainer divides the batches of any sampler among its processes, so the curriculum gives each
+    of them all rows.
+
+    - `curriculum`: the sampler of the Trainer's training rows.
     """
 
     def __init__(self, curriculum: Curriculum) -> None:
@@ -23,9 +26,9 @@ class CurriculumCallback(TrainerCallback):
         curriculum.share(0, 1)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        found = state.stateful_callbacks.get(NAME)
-        if state.global_step and found is not None:
-            self.curriculum.load_state_dict(found["attributes"])
+        stored = state.stateful_callbacks.get(NAME)
+        if state.global_step and stored is not None:
+            self.curriculum.load_state_dict(stored["attributes"])
 
     def on_epoch_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **more: Any
@@ -36,18 +39,22 @@ class CurriculumCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, model: Any = None, **more: Any
     ) -> None:
         self.curriculum.end(model)
-        self._note(state)
+        self._store(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         if control.should_save:
-            self._note(state)
+            self._store(state)
 
-    def _note(self, state: Any) -> None:
+    def _store(self, state: Any) -> None:
         state.stateful_callbacks[NAME] = {"args": {}, "attributes": self.curriculum.state_dict()}
 
 
 class CurriculumTrainer(Trainer):
-    """A Trainer whose training rows a curriculum draws: `CurriculumTrainer(curriculum=…, model=…, train_dataset=…, …)`."""
+    """A Trainer whose training rows a curriculum draws.
+
+    - `curriculum`: a `Curriculum` over `train_dataset`.
+    - All other arguments are those of `transformers.Trainer`.
+    """
 
     def __init__(self, *arguments: Any, curriculum: Curriculum, **more: Any) -> None:
         super().__init__(*arguments, **more)

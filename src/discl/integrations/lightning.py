@@ -10,19 +10,21 @@ from .sampler import Curriculum
 
 
 class CurriculumCallback(Callback):
-    """Turns a curriculum, the sampler of the training loader, to each epoch, and keeps its state in Lightning's checkpoints.
+    """Turns a curriculum to each epoch and stores its state in Lightning's checkpoints.
 
-    Where progress is measured, `probability(model, batch)` of the curriculum gets the LightningModule. Of several processes Lightning
-    divides the rows of any sampler itself, unless its Trainer has `use_distributed_sampler=False`; then the curriculum does.
+    Progress is measured by the curriculum's `probability(model, batch)` with the LightningModule.
+    With several processes Lightning divides the rows of any sampler. With
+    `use_distributed_sampler=False` the curriculum divides them.
+
+    - `curriculum`: the sampler of the training loader.
     """
 
     def __init__(self, curriculum: Curriculum) -> None:
         self.curriculum = curriculum
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        divided = getattr(
-            getattr(trainer, "_accelerator_connector", None), "use_distributed_sampler", True
-        )
+        connector = getattr(trainer, "_accelerator_connector", None)
+        divided = getattr(connector, "use_distributed_sampler", True)
         self.curriculum.share(*(0, 1) if divided else (trainer.global_rank, trainer.world_size))
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:

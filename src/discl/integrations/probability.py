@@ -12,17 +12,15 @@ from torch import Tensor, nn
 from ..training.objectives import widest
 
 Probability = Callable[[nn.Module, Any], Tensor]
-"""True-class probabilities `[batch]` of a batch as the loader gives it, by a model in evaluation
-mode."""
+"""True-class probabilities `[batch]` of a loader's batch, by a model in evaluation mode."""
 
 
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
-    """Computation in float32, for a model of float32 weights: under autocast, or prepared for mixed
-    precision by accelerate.
+    """Computes in float32 with a model of float32 weights, also under autocast or accelerate.
 
-    The change of a probability over a few steps is smaller than what bfloat16 can tell apart. A
-    model of other weights stays as it is.
+    A probability changes less over a few steps than bfloat16 can resolve. A model with other
+    weights is unchanged.
     """
     weights = [each for each in model.parameters() if each.is_floating_point()]
     if not weights or any(each.dtype not in {torch.float32, torch.float64} for each in weights):
@@ -42,10 +40,9 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 
 
 def true_class_probability(model: nn.Module, batch: Any) -> Tensor:
-    """Softmax of the model's logits at the true class, `[batch]`.
+    """Softmax of the model's logits at the true class, `[batch]` in [0, 1].
 
-    A batch is `(images, labels, …)`, or a mapping with `labels` of which the rest goes to the model
-    by name.
+    - `batch`: `(images, labels, …)`, or a mapping with `labels` and the model's named inputs.
     """
     device = next(model.parameters()).device
     if isinstance(batch, Mapping):
@@ -54,8 +51,8 @@ def true_class_probability(model: nn.Module, batch: Any) -> Tensor:
             for name, value in batch.items()
             if name != "labels" and isinstance(value, Tensor)
         }
-        labels, answered = batch["labels"].to(device), model(**inputs)
+        labels, output = batch["labels"].to(device), model(**inputs)
     else:
-        labels, answered = batch[1].to(device), model(batch[0].to(device))
-    logits = getattr(answered, "logits", answered)
+        labels, output = batch[1].to(device), model(batch[0].to(device))
+    logits = getattr(output, "logits", output)
     return torch.softmax(logits.to(widest(logits.device)), 1).gather(1, labels[:, None])[:, 0]

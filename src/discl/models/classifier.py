@@ -35,21 +35,29 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "resnet50": {"blocks": (3, 4, 6, 3), "width": 64, "shortcut": "bottleneck"},
     "resnet32-cifar": {"blocks": (5, 5, 5), "width": 16, "shortcut": "padding"},
 }
-"""Our own residual networks."""
+"""Built-in residual networks."""
 
 TRAINED_AGAIN = "Delete its folder and train the method again."
 
 FROM_CHECKPOINT = ("transformers", "timm", "clip")
-"""Families whose architecture is that of a checkpoint: an image classifier of transformers, a model of timm, a CLIP."""
+"""Families whose architecture comes from a checkpoint."""
 
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """All that is needed to build and feed a classifier: `image_size` in pixels a side, `mean` and `std` per channel of [0, 1].
+    """Everything needed to build a classifier and to prepare its input.
 
-    `head` is linear, or cosine between features and class vectors (ResNets only). `backbone` describes the network of a
-    checkpoint's family, so that a saved classifier needs the checkpoint no more. `depth` says which values of grey pictures of
-    more than 8 bits are black and white, as `Depth.plain` has it, where it learned from such.
+    - `architecture`: a key of `ARCHITECTURES`, or one of `FROM_CHECKPOINT`.
+    - `stem`: `7x7` or `3x3` (ResNets only).
+    - `width`: channels after the stem (ResNets only).
+    - `class_names`: names of the labels, `[classes]`.
+    - `image_size`: side of the input in pixels.
+    - `resize`: side in pixels before the crop.
+    - `mean`, `std`: per channel, of pixels in [0, 1].
+    - `head`: `linear`, or `cosine` between features and class vectors (ResNets only).
+    - `backbone`: the network of a checkpoint, so that a saved classifier does not need it.
+    - `depth`: black and white of grey images of more than 8 bits, as in `Depth.plain`, if it was
+      trained on them.
     """
 
     architecture: str
@@ -66,7 +74,10 @@ class ClassifierConfig:
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut (arXiv 1512.03385, fig. 2); option A pads channels with zeros, option B projects."""
+    """Two 3×3 convolutions and a shortcut (arXiv 1512.03385, fig. 2).
+
+    The shortcut pads channels with zeros (option A) or projects (option B).
+    """
 
     def __init__(self, channels_in: int, channels: int, stride: int, shortcut: str) -> None:
         super().__init__()
@@ -93,7 +104,10 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions to four times the channels (arXiv 1512.03385, fig. 5), the stride in the 3×3 as everyone has it."""
+    """1×1, 3×3 and 1×1 convolutions to four times the channels (arXiv 1512.03385, fig. 5).
+
+    The stride is in the 3×3 convolution, as in torchvision.
+    """
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -118,7 +132,7 @@ class Bottleneck(nn.Module):
 
 
 class CosineHead(nn.Module):
-    """Cosines `[batch, classes]` of features with one vector per class, for LDAM (arXiv 1906.07413)."""
+    """Cosines of features and one vector per class, `[batch, classes]` (LDAM, arXiv 1906.07413)."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -129,9 +143,13 @@ class CosineHead(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network. Stem 7×7 is ImageNet's (stride 2, max-pooled), 3×3 keeps the resolution.
+    """A residual network (arXiv 1512.03385).
 
-    `shortcut` is projection or padding, both of basic blocks, or bottleneck. `head` is linear or cosine.
+    - `blocks`: blocks of each stage.
+    - `width`: channels of the first stage.
+    - `stem`: `7x7` (stride 2, max-pooled) or `3x3`, which keeps the resolution.
+    - `shortcut`: `projection` or `padding` of basic blocks, or `bottleneck`.
+    - `head`: `linear` or `cosine`.
     """
 
     def __init__(
@@ -139,6 +157,7 @@ class ResNet(nn.Module):
         blocks: tuple[int, ...],
         width: int,
         num_classes: int,
+        *,
         stem: str = "7x7",
         shortcut: str = "projection",
         head: str = "linear",
@@ -182,12 +201,12 @@ class ResNet(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """The last layer, which turns features into logits."""
+        """The last layer, from features to logits."""
         return self.fc
 
 
 def build_classifier(config: ClassifierConfig) -> nn.Module:
-    """The network of a configuration, freshly initialised from torch's random state."""
+    """The network of a configuration, initialised from torch's random state."""
     classes = len(config.class_names)
     if config.architecture == "clip":
         return ClipClassifier(dict(config.backbone or {}), classes)
@@ -197,7 +216,14 @@ def build_classifier(config: ClassifierConfig) -> nn.Module:
         return TimmClassifier(dict(config.backbone or {}), classes)
     known = ARCHITECTURES[config.architecture]
     stem = "3x3" if config.architecture.endswith("-cifar") else config.stem
-    return ResNet(known["blocks"], config.width, classes, stem, known["shortcut"], config.head)
+    return ResNet(
+        known["blocks"],
+        config.width,
+        classes,
+        stem=stem,
+        shortcut=known["shortcut"],
+        head=config.head,
+    )
 
 
 def normalise(pixels: Tensor, config: ClassifierConfig) -> Tensor:
@@ -212,13 +238,15 @@ def normalise(pixels: Tensor, config: ClassifierConfig) -> Tensor:
 def save_classifier(
     model: nn.Module, config: ClassifierConfig, folder: Path, fingerprint: str = ""
 ) -> None:
-    """Writes `model.safetensors` and `config.json`, with the model in evaluation mode (and back afterwards).
+    """Writes `model.safetensors` and `config.json`.
 
-    `fingerprint` says what it was trained on; it is kept with the weights, for `check_classifier`.
+    - `fingerprint`: identifies the data and settings of the training; stored with the weights for
+      `check_classifier`.
+
     Raises WriteError where the disk refuses.
     """
     training = model.training
-    model.eval()  # a CLIP that learns from texts makes its head anew
+    model.eval()  # a CLIP that learns from texts rebuilds its head
     make_folder(folder)
     write_config(config, folder)
     metadata = {"fingerprint": fingerprint} if fingerprint else None
@@ -227,7 +255,7 @@ def save_classifier(
 
 
 def write_config(config: ClassifierConfig, folder: Path) -> None:
-    """Writes `config.json`, which says how to build a classifier and how to feed it."""
+    """Writes `config.json`."""
     plain = asdict(config)
     if config.depth is None:
         del plain["depth"]
@@ -235,7 +263,7 @@ def write_config(config: ClassifierConfig, folder: Path) -> None:
 
 
 def read_config(folder: Path) -> ClassifierConfig:
-    """What `write_config` wrote. Raises BrokenFileError where there is none that can be read."""
+    """Reads `config.json`. Raises BrokenFileError where it is missing or broken."""
     path = folder / paths.CONFIG
     plain = read_json(path, "architecture", "class_names", advice=TRAINED_AGAIN)
     with reading(path, TRAINED_AGAIN):
@@ -246,10 +274,12 @@ def read_config(folder: Path) -> ClassifierConfig:
 
 
 def check_classifier(folder: Path, config: ClassifierConfig, fingerprint: str = "") -> None:
-    """Raises BrokenFileError where the weights in a folder are not whole, or another network's.
+    """Checks the names and shapes of the weights in a folder.
 
-    Only the names and shapes of the tensors are read. With a `fingerprint`, weights that were saved
-    with another one are refused; those that were saved without any are not compared.
+    - `config`: the network that the weights have to fit.
+    - `fingerprint`: refuse weights that were saved with another one.
+
+    Raises BrokenFileError for broken weights or those of another network.
     """
     path = folder / paths.WEIGHTS
     found, metadata = read_header(path, TRAINED_AGAIN)
@@ -259,19 +289,35 @@ def check_classifier(folder: Path, config: ClassifierConfig, fingerprint: str = 
         }
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
-            told = f"has '{name}' of shape {found.get(name)} where {wanted.get(name)} is expected"
-            raise broken(path, f"is another network's: it {told}", TRAINED_AGAIN)
+            raise broken(
+                path,
+                f"belongs to another network: '{name}' has the shape {found.get(name)}, expected "
+                f"{wanted.get(name)}",
+                TRAINED_AGAIN,
+            )
     if fingerprint and metadata.get("fingerprint", fingerprint) != fingerprint:
         raise broken(path, "was trained on other data or settings", TRAINED_AGAIN)
 
 
 def first_cause(error: Exception) -> str:
-    """One line of an error that may list every tensor of a network."""
+    """The first two lines of an error as one line of at most 500 characters."""
     return " ".join(line.strip() for line in str(error).splitlines()[:2])[:500]
 
 
 def load_classifier(folder: Path) -> tuple[nn.Module, ClassifierConfig]:
-    """The classifier of a folder that `save_classifier` wrote, in evaluation mode. Raises CheckpointError if it is none."""
+    """A trained classifier in evaluation mode, and its configuration.
+
+    - `folder`: a folder with `model.safetensors` and `config.json`, as `RUN/train/METHOD`.
+
+    Raises CheckpointError where the folder holds no classifier of discl.
+
+    ```python
+    import discl
+
+    model, config = discl.load_classifier("runs/fashion-lt/train/discl")
+    assert len(config.class_names) == 10
+    ```
+    """
     folder = Path(folder)
     try:
         config = read_config(folder)
@@ -289,7 +335,7 @@ def load_classifier(folder: Path) -> tuple[nn.Module, ClassifierConfig]:
 
 
 def _check_config(config: ClassifierConfig) -> None:
-    """Raises ValueError for a configuration that would fail only when pictures are read or normalised with it."""
+    """Raises ValueError for sizes, normalisation or class names that no classifier can have."""
     for name, least in (("width", 0), ("image_size", 1), ("resize", 1)):
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 100_000:

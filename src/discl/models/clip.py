@@ -22,17 +22,18 @@ from ..errors import CheckpointError
 from .pretrained import building, read_normalisation
 
 LARGEST_SCALE = math.log(100)
-"""Upper bound of the learned log scale, as in the training of CLIP (arXiv 2103.00020, section 2.5)."""
+"""Upper bound of the learned log scale (arXiv 2103.00020, section 2.5)."""
 
 TEXTS_AT_ONCE = 256
 
 
 class ClipClassifier(nn.Module):
-    """Both towers of a CLIP, the tokens of the class prompts and a linear head over normalised image features.
+    """A CLIP with a linear head over normalised image features; weights come by `load_pretrained`.
 
-    `settings` are those of transformers' `CLIPConfig` as plain values, and beside them `prompts` (templates per class),
-    `prompt_length` and `rebuild`: whether the head follows the text tower, anew each time the model turns to evaluation. Freshly
-    initialised; `load_pretrained` takes over a CLIP's weights.
+    - `settings`: those of transformers' `CLIPConfig` as plain values, and `prompts` (templates per
+      class), `prompt_length` and `rebuild`: whether the head is rebuilt from the text tower each
+      time that the model turns to evaluation.
+    - `num_classes`: number of labels.
     """
 
     prompts: Tensor
@@ -57,10 +58,13 @@ class ClipClassifier(nn.Module):
             ),
         )
         if self.rebuilds:
-            self.head.requires_grad_(False)  # it follows the text tower
+            self.head.requires_grad_(False)  # it is rebuilt from the text tower
 
     def features(self, x: Tensor) -> Tensor:
-        """Normalised image embeddings, float32 `[batch, dim]`, of normalised pixels `[batch, 3, h, w]`."""
+        """Normalised image embeddings of normalised pixels, float32 `[batch, dim]`.
+
+        - `x`: `[batch, 3, h, w]`.
+        """
         return F.normalize(
             self.clip.get_image_features(pixel_values=x).pooler_output.float(), dim=1
         )
@@ -77,26 +81,33 @@ class ClipClassifier(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """exp of the learned log scale, a scalar."""
+        """exp of the learned log scale."""
         return self.clip.logit_scale.exp()
 
     def draw_prompts(self, images: int) -> Tensor:
-        """Which of its class's prompts each image has, int64 `[images]`, at random."""
+        """A random prompt index for each image, int64 `[images]`."""
         return torch.randint(self.prompts.shape[1], (images,))
 
     def pairs(self, x: Tensor, labels: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings of images and of one prompt of each one's class, as `draw_prompts` has it: both `[batch, dim]`.
+        """Embeddings of images and of one prompt of each image's class, both `[batch, dim]`.
 
-        A prompt that several images share is encoded once.
+        A prompt of several images is encoded once.
+
+        - `x`: normalised pixels, `[batch, 3, h, w]`.
+        - `labels`: `[batch]`.
+        - `drawn`: indices from `draw_prompts`, `[batch]`.
         """
-        distinct, place = torch.unique(
+        distinct, index = torch.unique(
             labels * self.prompts.shape[1] + drawn.to(labels.device), return_inverse=True
         )
-        return self.features(x), self.texts(self.prompts.flatten(0, 1)[distinct])[place]
+        return self.features(x), self.texts(self.prompts.flatten(0, 1)[distinct])[index]
 
     @torch.no_grad()
     def rebuild_head(self) -> None:
-        """Makes the head zero-shot: per class the normalised mean of its prompts' embeddings, times exp(scale); no bias."""
+        """Makes the head zero-shot (arXiv 2103.00020, section 3.1.4).
+
+        The weight of a class is the normalised mean of its prompts' embeddings, times the scale.
+        """
         count = self.prompts.shape[1]
         embeddings = torch.cat(
             [self.texts(chunk) for chunk in self.prompts.flatten(0, 1).split(TEXTS_AT_ONCE)]
@@ -107,11 +118,11 @@ class ClipClassifier(nn.Module):
 
     @torch.no_grad()
     def clamp_scale(self) -> None:
-        """Keeps the learned log scale within [0, log 100]."""
+        """Clamps the learned log scale to [0, log 100]."""
         self.clip.logit_scale.clamp_(0, LARGEST_SCALE)
 
     def train(self, mode: bool = True) -> ClipClassifier:
-        """Turns to training or evaluation; where the head follows the text tower, evaluation finds it made anew."""
+        """Sets training or evaluation mode; evaluation rebuilds the head where `rebuild` is set."""
         turned = mode != self.training
         super().train(mode)
         if turned and not mode and self.rebuilds:
@@ -119,9 +130,11 @@ class ClipClassifier(nn.Module):
         return self
 
     def load_pretrained(self, folder: Path, prompts: Tensor) -> None:
-        """Takes over the weights of a CLIP folder and the tokens of the class prompts, and makes the head zero-shot.
+        """Loads the weights of a CLIP folder and builds the zero-shot head.
 
-        Raises CheckpointError where the folder lacks weights of either tower or of a projection, or has surplus ones.
+        - `prompts`: tokens of the class prompts, int64 `[classes, prompts, length]`.
+
+        Raises CheckpointError for missing or surplus weights.
         """
         from transformers import CLIPModel
 
@@ -143,7 +156,9 @@ class ClipClassifier(nn.Module):
 
 
 def tokenize(folder: Path, texts: Mapping[str, Sequence[str]]) -> Tensor:
-    """Tokens int64 `[classes, prompts, length]` of `{class: prompts}`, every class having equally many.
+    """Tokens of class prompts, int64 `[classes, prompts, length]`.
+
+    - `texts`: `{class: prompts}`, equally many for every class.
 
     Raises CheckpointError where the folder holds no tokenizer.
     """
@@ -160,18 +175,24 @@ def tokenize(folder: Path, texts: Mapping[str, Sequence[str]]) -> Tensor:
 
 
 def read_clip_settings(folder: Path) -> dict[str, Any]:
-    """What `ClipClassifier` needs of a CLIP folder's configuration. Raises CheckpointError for another family."""
+    """The configuration of a CLIP folder for `ClipClassifier`.
+
+    Raises CheckpointError for another family.
+    """
     from transformers import AutoConfig, CLIPModel
 
     with loading(folder, "a model of transformers"):
         found = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if found.model_type != "clip":
         raise CheckpointError(
-            f"'{folder}' holds a model of the family '{found.model_type}'; architecture clip needs a CLIP."
+            f"'{folder}' holds a model of the family '{found.model_type}'; architecture clip needs "
+            "a CLIP."
         )
     settings = {
-        "text_config": _plain(found.text_config), "vision_config": _plain(found.vision_config), "projection_dim": found.projection_dim,
-    }  # fmt: skip
+        "text_config": _plain(found.text_config),
+        "vision_config": _plain(found.vision_config),
+        "projection_dim": found.projection_dim,
+    }
     check_extent(folder, settings, lambda: CLIPModel(found))
     return settings
 
@@ -188,11 +209,15 @@ def _plain(configuration: Any) -> dict[str, Any]:
 def clip_feeding(
     folder: Path, settings: Mapping[str, Any]
 ) -> tuple[int, int, tuple[float, float, float], tuple[float, float, float]]:
-    """(image size, side to resize to, mean, std) that a CLIP was trained with. Raises CheckpointError where the folder does not say."""
+    """(image size, side to resize to, mean, std) that a CLIP was trained with.
+
+    Raises CheckpointError where the folder does not state them.
+    """
     found = read_normalisation(folder)
     if found is None:
         raise CheckpointError(
-            f"'{folder}' has no preprocessor_config.json or processor_config.json with image_mean and image_std, which its images need."
+            f"'{folder}' has no preprocessor_config.json or processor_config.json with image_mean "
+            "and image_std."
         )
     size = int(settings["vision_config"].get("image_size", 224))
     mean, std, side = found
@@ -202,9 +227,10 @@ def clip_feeding(
 def interpolate(
     pretrained: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: float
 ) -> dict[str, Tensor]:
-    """(1 − α) θ_pretrained + α θ_tuned over every floating-point tensor (arXiv 2109.01903, eq. 1); others are the tuned one's.
+    """(1 − α) θ_pretrained + α θ_tuned (arXiv 2109.01903, eq. 1), exact at α = 0 and α = 1.
 
-    Exactly the one at α = 0 and the other at α = 1.
+    - `pretrained`, `tuned`: state dicts of one network. Tensors of integers come from `tuned`.
+    - `alpha`: α in [0, 1].
     """
     if alpha in (0.0, 1.0):
         return dict(tuned if alpha else pretrained)

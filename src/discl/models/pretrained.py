@@ -25,7 +25,11 @@ from ..errors import CheckpointError
 
 
 class TransformersClassifier(nn.Module):
-    """Any `AutoModelForImageClassification`, from its configuration as plain values; freshly initialised."""
+    """An `AutoModelForImageClassification` of transformers, initialised at random.
+
+    - `settings`: its configuration as plain values.
+    - `class_names`: names of the labels, `[classes]`.
+    """
 
     def __init__(self, settings: dict[str, Any], class_names: Sequence[str]) -> None:
         from transformers import AutoModelForImageClassification
@@ -43,25 +47,26 @@ class TransformersClassifier(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """The last layer, which turns features into logits."""
+        """The last layer, from features to logits."""
         for name in ("classifier", "head", "score"):
             found = getattr(self.model, name, None)
             if isinstance(found, nn.Module) and next(found.parameters(), None) is not None:
                 return found
         raise CheckpointError(
-            f"the head of a {type(self.model).__name__} was not found, so it cannot be trained alone; use fine_tune: full."
+            f"a {type(self.model).__name__} has no head that can be trained alone; fine-tune the "
+            "whole network (fine_tune: full)."
         )
 
     def load_pretrained(self, folder: Path) -> None:
-        """Takes over the weights of a folder; a head that it lacks, or has for other classes, is drawn anew.
+        """Loads the weights of a folder; a missing head or one of other classes stays random.
 
-        Raises CheckpointError where another weight is missing or of another shape, or where the backbone has no place for one.
+        Raises CheckpointError for other missing weights, other shapes, and surplus weights.
         """
         from transformers import AutoModelForImageClassification
 
         check_unquantised(folder)
         with loading(folder, "an image classifier"):
-            found, told = AutoModelForImageClassification.from_pretrained(
+            found, loaded = AutoModelForImageClassification.from_pretrained(
                 folder,
                 config=self.model.config,
                 ignore_mismatched_sizes=True,
@@ -70,30 +75,31 @@ class TransformersClassifier(nn.Module):
                 trust_remote_code=False,
             )
         absent = [
-            *told["missing_keys"],
-            *(key if isinstance(key, str) else key[0] for key in told["mismatched_keys"]),
+            *loaded["missing_keys"],
+            *(key if isinstance(key, str) else key[0] for key in loaded["mismatched_keys"]),
         ]
-        lacking = sorted(name for name in absent if not _of_a_head(name, found))
-        if lacking:
+        missing = sorted(name for name in absent if not _of_a_head(name, found))
+        if missing:
             raise CheckpointError(
-                f"'{folder}' lacks {len(lacking)} weights that its config.json promises, such as {', '.join(lacking[:3])}; "
-                "download it again, or set train.model.pretrained: false."
+                f"'{folder}' has no {', '.join(missing[:3])}: {len(missing)} weights of its "
+                "config.json are missing. Download it again, or train from random weights "
+                "(pretrained: false)."
             )
         check_surplus(
             folder,
-            told["unexpected_keys"],
+            loaded["unexpected_keys"],
             lambda name: _of_a_head(name, found) or _of_pretraining(name),
         )
         self.model = found
 
 
 def _of_pretraining(name: str) -> bool:
-    """Whether a tensor of a backbone is one that only its pretraining or its features need: a pooler, the masked patch."""
+    """Whether a tensor serves pretraining or features only: a pooler, the mask token."""
     return "pooler" in name.split(".") or name.endswith("mask_token")
 
 
 def _of_a_head(name: str, model: Any) -> bool:
-    """Whether a weight is outside of the backbone; where that is no module of its own, whether it is named as classifiers are."""
+    """Whether a weight is outside of the backbone, or else named as a classifier's."""
     if hasattr(model, model.base_model_prefix):
         return not name.startswith(f"{model.base_model_prefix}.")
     first = name.partition(".")[0]
@@ -101,11 +107,12 @@ def _of_a_head(name: str, model: Any) -> bool:
 
 
 class TimmClassifier(nn.Module):
-    """A model of timm, freshly initialised.
+    """A model of timm, initialised at random.
 
-    `settings` are `name`, and where there are any `model_args` (those of `create_model`) and `global_pool`.
+    - `settings`: `name`, and optionally `model_args` (of `create_model`) and `global_pool`.
+    - `num_classes`: number of labels.
 
-    Raises CheckpointError where timm is not installed, or makes no such model.
+    Raises CheckpointError where timm is not installed, or has no such model.
     """
 
     def __init__(self, settings: dict[str, Any], num_classes: int) -> None:
@@ -122,13 +129,13 @@ class TimmClassifier(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """The last layer, which turns features into logits."""
+        """The last layer, from features to logits."""
         return self.model.get_classifier()
 
     def load_pretrained(self, file: Path) -> None:
-        """Takes over the weights of a safetensors file, but for a head of other classes.
+        """Loads the weights of a safetensors file; a head of other classes stays random.
 
-        Raises CheckpointError where they do not fit, where some are missing, or where the model has no place for some.
+        Raises CheckpointError for missing weights, other shapes, and surplus weights.
         """
         try:
             found = load_file(file)
@@ -141,16 +148,17 @@ class TimmClassifier(nn.Module):
             for name, tensor in found.items()
             if name in own and own[name].shape == tensor.shape
         }
-        lacking = [name for name in own if name not in fitting and not name.startswith(heads)]
-        if lacking:
+        missing = [name for name in own if name not in fitting and not name.startswith(heads)]
+        if missing:
             raise CheckpointError(
-                f"'{file}' lacks {len(lacking)} tensors of this model, such as {lacking[0]}; is it another model's?"
+                f"'{file}' has no {missing[0]} of this model's shape: {len(missing)} tensors are "
+                "missing. It may belong to another model."
             )
         check_surplus(file, found.keys() - own.keys(), lambda name: name.startswith(heads))
         self.model.load_state_dict({**own, **fitting})
 
     def _heads(self) -> tuple[str, ...]:
-        """Beginnings of the names of the classifier's tensors; a model may have two, one of them for distillation."""
+        """Name prefixes of the head's tensors; a distilled model has two heads."""
         named = self.model.get_classifier()
         heads = named if isinstance(named, tuple | list) else (named,)
         names = [
@@ -158,8 +166,8 @@ class TimmClassifier(nn.Module):
             for name, module in self.model.named_modules()
             if any(module is head for head in heads)
         ]
-        told = (getattr(self.model, "default_cfg", None) or {}).get("classifier") or ()
-        names += [told] if isinstance(told, str) else list(told)
+        listed = (getattr(self.model, "default_cfg", None) or {}).get("classifier") or ()
+        names += [listed] if isinstance(listed, str) else list(listed)
         return tuple(f"{name}." for name in names if name)
 
 
@@ -167,17 +175,18 @@ def _make_timm(name: str, num_classes: int, options: Mapping[str, Any]) -> Any:
     timm = import_timm()
     if not isinstance(name, str) or not TIMM_NAME.fullmatch(name) or NOT_A_MODEL & options.keys():
         raise CheckpointError(
-            f"{name!r:.80} with {sorted(options)!r:.200} is no model of timm's own; weights come from the folder alone."
+            f"{name!r:.80} with {sorted(options)!r:.200} is not a model of timm's registry; "
+            "weights come from the folder alone."
         )
     try:
         return timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
     except Exception as error:
-        told = f" with {dict(options)}" if options else ""
-        raise CheckpointError(f"timm makes no model '{name}'{told}: {error}") from error
+        detail = f" with {dict(options)}" if options else ""
+        raise CheckpointError(f"timm cannot create '{name}'{detail}: {error}") from error
 
 
 def _pooling(model: Any) -> str | None:
-    """How a model of timm pools, where it says so."""
+    """Pooling of a model of timm, None where it is not stated."""
     head = getattr(model, "head", None)
     for holder, name in ((head, "global_pool"), (head, "pool_type"), (model, "global_pool")):
         found = getattr(holder, name, None)
@@ -199,14 +208,18 @@ def import_timm() -> Any:
 
 
 def read_transformers_settings(folder: Path) -> dict[str, Any]:
-    """The configuration of an image classifier as plain values. Raises CheckpointError where there is none."""
+    """The configuration of an image classifier as plain values.
+
+    Raises CheckpointError where there is none.
+    """
     from transformers import AutoConfig, AutoModelForImageClassification
 
     with loading(folder, "a model of transformers"):
         configuration = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if type(configuration) not in AutoModelForImageClassification._model_mapping:
         raise CheckpointError(
-            f"'{folder}' holds a model of the family '{configuration.model_type}', of which transformers has no image classifier."
+            f"'{folder}' holds a model of the family '{configuration.model_type}', for which "
+            "transformers has no image classifier."
             + (" Use architecture: clip." if configuration.model_type == "clip" else "")
         )
     settings = json.loads(configuration.to_json_string(use_diff=True))
@@ -219,36 +232,44 @@ def read_transformers_settings(folder: Path) -> dict[str, Any]:
 
 
 TIMM_NAME = re.compile(r"[a-zA-Z0-9_]+(\.[a-zA-Z0-9_]+)?")
-"""A model of timm's own registry, never an address such as `hf-hub:owner/name`."""
+"""A name in timm's registry, never an address such as `hf-hub:owner/name`."""
 NOT_A_MODEL = {
-    "pretrained", "num_classes", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "scriptable",
-}  # fmt: skip
-"""Arguments of `create_model` that say where weights come from; those of a folder's `model_args` are left out."""
+    "pretrained",
+    "num_classes",
+    "checkpoint_path",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "cache_dir",
+    "scriptable",
+}
+"""Arguments of `create_model` that say where weights come from; ignored in a folder's config."""
 
 
 def read_timm_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what `TimmClassifier` takes, how its pictures are prepared) of a folder that timm saved.
+    """(settings of `TimmClassifier`, preparation of its images) of a folder that timm saved.
 
-    `model_args` are kept where there are any, such as layer scale, pooling and sizes: without them it is another network.
-    Raises CheckpointError for a config.json that names no model of timm.
+    `model_args` such as layer scale, pooling and sizes are part of the network and are kept.
+
+    Raises CheckpointError for a config.json without a model of timm.
     """
     found = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     name, options = found.get("architecture"), found.get("model_args") or {}
     if not isinstance(name, str) or not TIMM_NAME.fullmatch(name):
         raise CheckpointError(
-            f"'{folder}' is no model of timm: its config.json names no architecture of timm (got {name!r:.80})."
+            f"'{folder}' is not a model of timm: the architecture in its config.json is "
+            f"{name!r:.80}."
         )
     if not isinstance(options, dict):
         raise CheckpointError(
-            f"'{folder}': model_args of config.json is {options!r:.80}, no mapping."
+            f"'{folder}': model_args of config.json is {options!r:.80}, not a mapping."
         )
     options = {key: value for key, value in options.items() if key not in NOT_A_MODEL}
     feeding = found.get("pretrained_cfg") or {}
     if not isinstance(feeding, dict):
-        raise CheckpointError(f"'{folder}': pretrained_cfg of config.json is no mapping.")
+        raise CheckpointError(f"'{folder}': pretrained_cfg of config.json is not a mapping.")
     if options.get("in_chans", 3) != 3:
         raise CheckpointError(
-            f"'{folder}' takes pictures of {options['in_chans']!r:.20} channels; only those of 3 are supported."
+            f"'{folder}' takes images of {options['in_chans']!r:.20} channels; use a model of 3."
         )
     if options.get("dynamic_img_size") or options.get("strict_img_size") is False:
         feeding = {**feeding, "fixed_input_size": False}
@@ -270,9 +291,10 @@ def read_timm_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def read_normalisation(
     folder: Path,
 ) -> tuple[tuple[float, float, float], tuple[float, float, float], int | None] | None:
-    """(mean, std, side to resize to) of `preprocessor_config.json`, or of transformers 5's `processor_config.json`.
+    """(mean, std, side to resize to) of the image processor of a folder, None without one.
 
-    None where the folder does not say. Raises CheckpointError for values that are no three numbers, or no size.
+    It is in `preprocessor_config.json`, with transformers 5 in `processor_config.json`. Raises
+    CheckpointError for wrong values.
     """
     found = read_preprocessing(folder)
     if found is None or "image_mean" not in found or "image_std" not in found:
@@ -281,7 +303,7 @@ def read_normalisation(
     side = size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size
     if side is not None and (not isinstance(side, int) or not 0 < side < 100_000):
         raise CheckpointError(
-            f"'{folder}': the size {size!r:.80} of its pictures is no number of pixels."
+            f"'{folder}': the size {size!r:.80} of its images is not a number of pixels."
         )
     mean = three_numbers(folder, "image_mean", found["image_mean"])
     return mean, three_numbers(folder, "image_std", found["image_std"], positive=True), side
@@ -290,7 +312,7 @@ def read_normalisation(
 def three_numbers(
     folder: Path, name: str, values: Any, positive: bool = False
 ) -> tuple[float, float, float]:
-    """Three finite numbers of a configuration, one per channel. Raises CheckpointError for anything else."""
+    """Three finite numbers of a configuration, one per channel. Raises CheckpointError."""
     usable = isinstance(values, list | tuple) and len(values) == 3
     if not usable or not all(
         isinstance(each, int | float)
@@ -308,12 +330,13 @@ def three_numbers(
 
 @contextmanager
 def building() -> Iterator[None]:
-    """Whatever transformers raises where it builds a network from plain values, as CheckpointError."""
+    """Raises errors of transformers as CheckpointError."""
     try:
         yield
     except Exception as error:
         raise CheckpointError(
-            f"no network can be built from this configuration of transformers: {type(error).__name__}: {error}"
+            "transformers cannot build a network from this configuration: "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 
