@@ -1,6 +1,10 @@
-"""A curriculum in Hugging Face's Trainer:  python examples/hf_trainer.py RUN_FOLDER [STRATEGY] [EPOCHS]
+"""A curriculum in Hugging Face's Trainer.
 
-RUN_FOLDER is a run that has come as far as the filter: `discl filter fashion-lt --out runs/fashion-lt`.
+    python examples/hf_trainer.py RUN_FOLDER [STRATEGY] [EPOCHS]
+
+RUN_FOLDER is a run that has passed the filter:
+
+    discl filter fashion-lt --out runs/fashion-lt
 """
 
 import sys
@@ -25,7 +29,7 @@ def main(
     out: str | None = None,
     resume: bool = False,
 ) -> CurriculumTrainer:
-    """Trains a small network of transformers and returns its trainer, evaluated on the validation images."""
+    """Trains a small network of transformers; returns its trainer, evaluated on validation."""
     torch.manual_seed(0)
     dataset = discl.SpectrumDataset.of_run(folder, size=32)
     curriculum = discl.Curriculum(
@@ -38,18 +42,25 @@ def main(
         layer_type="basic",
         num_labels=len(dataset.class_names),
     )
-    # with several processes the Trainer divides the rows, and CurriculumTrainer has the curriculum leave that to it
+    # with several processes the Trainer shards the rows; CurriculumTrainer sets the curriculum so
     trainer = CurriculumTrainer(
         curriculum=curriculum,
         model=ResNetForImageClassification(config),
         args=TrainingArguments(
-            out or tempfile.mkdtemp(), num_train_epochs=epochs, per_device_train_batch_size=64, learning_rate=1e-3,
-            save_strategy="epoch", logging_strategy="epoch", report_to="none", use_cpu=True, disable_tqdm=True,
+            out or tempfile.mkdtemp(),
+            num_train_epochs=epochs,
+            per_device_train_batch_size=64,
+            learning_rate=1e-3,
+            save_strategy="epoch",
+            logging_strategy="epoch",
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
         ),
         train_dataset=dataset,
         eval_dataset=discl.SpectrumDataset.of_run(folder, size=32, split="validation"),
         data_collator=collate,
-    )  # fmt: skip
+    )
     trainer.train(resume_from_checkpoint=resume)
     print(trainer.evaluate())
     return trainer

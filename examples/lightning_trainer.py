@@ -1,6 +1,10 @@
-"""A curriculum in Lightning:  python examples/lightning_trainer.py RUN_FOLDER [STRATEGY] [EPOCHS]
+"""A curriculum in Lightning.
 
-RUN_FOLDER is a run that has come as far as the filter: `discl filter fashion-lt --out runs/fashion-lt`.
+    python examples/lightning_trainer.py RUN_FOLDER [STRATEGY] [EPOCHS]
+
+RUN_FOLDER is a run that has passed the filter:
+
+    discl filter fashion-lt --out runs/fashion-lt
 """
 
 import sys
@@ -19,9 +23,16 @@ class Classifier(lightning.LightningModule):
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(3, 24, 3, 2, 1), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 48, 3, 2, 1), nn.BatchNorm2d(48), nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, classes),
-        )  # fmt: skip
+            nn.Conv2d(3, 24, 3, 2, 1),
+            nn.BatchNorm2d(24),
+            nn.ReLU(),
+            nn.Conv2d(24, 48, 3, 2, 1),
+            nn.BatchNorm2d(48),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(48, classes),
+        )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.layers(images)
@@ -39,7 +50,7 @@ class Classifier(lightning.LightningModule):
 
 
 def flip(pixels: torch.Tensor) -> torch.Tensor:
-    """Half of the pictures mirrored: what training draws at random, and progress is measured without."""
+    """Mirrors half of the images. Progress is measured without this random part."""
     return pixels.flip(-1) if torch.rand(()) < 0.5 else pixels
 
 
@@ -57,11 +68,15 @@ def main(
     )
     validation = discl.SpectrumDataset.of_run(folder, size=32, split="validation")
     curriculum = discl.Curriculum(dataset, strategy, curriculum_epochs=epochs * 2 // 3)
-    # on several devices Lightning divides the rows, and the callback has the curriculum leave that to it
+    # on several devices Lightning shards the rows; the callback sets the curriculum so
     trainer = lightning.Trainer(
-        max_epochs=epochs, callbacks=[CurriculumCallback(curriculum)], accelerator="cpu", logger=False, enable_progress_bar=False,
+        max_epochs=epochs,
+        callbacks=[CurriculumCallback(curriculum)],
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
         default_root_dir=out or tempfile.mkdtemp(),
-    )  # fmt: skip
+    )
     loader = DataLoader(
         dataset, batch_size=64, sampler=curriculum, num_workers=2, persistent_workers=True
     )

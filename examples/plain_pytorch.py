@@ -1,6 +1,10 @@
-"""A curriculum in a plain PyTorch loop:  python examples/plain_pytorch.py RUN_FOLDER [STRATEGY] [EPOCHS]
+"""A curriculum in a plain PyTorch loop.
 
-RUN_FOLDER is a run that has come as far as the filter: `discl filter fashion-lt --out runs/fashion-lt`.
+    python examples/plain_pytorch.py RUN_FOLDER [STRATEGY] [EPOCHS]
+
+RUN_FOLDER is a run that has passed the filter:
+
+    discl filter fashion-lt --out runs/fashion-lt
 """
 
 import sys
@@ -21,7 +25,7 @@ def make_model(classes: int) -> nn.Module:
 
 
 def flip(pixels: torch.Tensor) -> torch.Tensor:
-    """Half of the pictures mirrored: what training draws at random, and progress is measured without."""
+    """Mirrors half of the images. Progress is measured without this random part."""
     return pixels.flip(-1) if torch.rand(()) < 0.5 else pixels
 
 
