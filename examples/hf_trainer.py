@@ -2,9 +2,7 @@
 
     python examples/hf_trainer.py RUN_FOLDER [STRATEGY] [EPOCHS]
 
-RUN_FOLDER is a run that has passed the filter:
-
-    discl filter fashion-lt --out runs/fashion-lt
+RUN_FOLDER is made by `discl filter fashion-lt --out RUN_FOLDER`.
 """
 
 import sys
@@ -29,7 +27,7 @@ def main(
     out: str | None = None,
     resume: bool = False,
 ) -> CurriculumTrainer:
-    """Trains a small network of transformers; returns its trainer, evaluated on validation."""
+    """Trains a small network of transformers, evaluates it on validation, returns its trainer."""
     torch.manual_seed(0)
     dataset = discl.SpectrumDataset.of_run(folder, size=32)
     curriculum = discl.Curriculum(
@@ -42,7 +40,7 @@ def main(
         layer_type="basic",
         num_labels=len(dataset.class_names),
     )
-    # with several processes the Trainer shards the rows; CurriculumTrainer sets the curriculum so
+    # with several processes the Trainer divides the rows, not the curriculum
     trainer = CurriculumTrainer(
         curriculum=curriculum,
         model=ResNetForImageClassification(config),

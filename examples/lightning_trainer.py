@@ -2,9 +2,7 @@
 
     python examples/lightning_trainer.py RUN_FOLDER [STRATEGY] [EPOCHS]
 
-RUN_FOLDER is a run that has passed the filter:
-
-    discl filter fashion-lt --out runs/fashion-lt
+RUN_FOLDER is made by `discl filter fashion-lt --out RUN_FOLDER`.
 """
 
 import sys
@@ -50,7 +48,7 @@ class Classifier(lightning.LightningModule):
 
 
 def flip(pixels: torch.Tensor) -> torch.Tensor:
-    """Mirrors half of the images. Progress is measured without this random part."""
+    """Mirrors half of the images; progress is measured without it (evaluation_transform)."""
     return pixels.flip(-1) if torch.rand(()) < 0.5 else pixels
 
 
@@ -68,7 +66,7 @@ def main(
     )
     validation = discl.SpectrumDataset.of_run(folder, size=32, split="validation")
     curriculum = discl.Curriculum(dataset, strategy, curriculum_epochs=epochs * 2 // 3)
-    # on several devices Lightning shards the rows; the callback sets the curriculum so
+    # on several devices Lightning divides the rows, not the curriculum
     trainer = lightning.Trainer(
         max_epochs=epochs,
         callbacks=[CurriculumCallback(curriculum)],

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .conversion import convert_checkpoint
-    from .curriculum.progress import measure_progress
-    from .curriculum.sampling import draw_epoch
+    from .curriculum.progress import GuidanceSet, measure_progress
+    from .curriculum.sampling import Pool, SamplingConfig, draw_epoch
     from .curriculum.strategies import Strategy, make_strategy
     from .data import ImageTable, decode_image, inspect_images, read_tables, to_size, to_square
     from .errors import (
@@ -52,8 +52,8 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "conversion": ("convert_checkpoint",),
-    "curriculum.progress": ("measure_progress",),
-    "curriculum.sampling": ("draw_epoch",),
+    "curriculum.progress": ("GuidanceSet", "measure_progress"),
+    "curriculum.sampling": ("Pool", "SamplingConfig", "draw_epoch"),
     "curriculum.strategies": ("Strategy", "make_strategy"),
     "data": ("ImageTable", "decode_image", "inspect_images", "read_tables", "to_size", "to_square"),
     "errors": (
@@ -92,14 +92,17 @@ __all__ = [
     "DataError",
     "DisclError",
     "Engine",
+    "GuidanceSet",
     "ImageTable",
     "Planner",
+    "Pool",
     "Recipe",
     "RecipeError",
     "Request",
     "Run",
     "RunError",
     "Sampling",
+    "SamplingConfig",
     "SpectrumDataset",
     "StoreError",
     "Strategy",

@@ -31,15 +31,25 @@ SECONDS, SECONDS_PER_GB = 600.0, 120.0
 
 
 def convert_checkpoint(address: str, out: Path, seconds: float | None = None) -> Path:
-    """Writes a checkpoint with pickled weights as safetensors, with its configurations and vocabularies; returns `out`.
+    """Writes a checkpoint with pickled weights as safetensors and returns its folder.
 
-    - `address`: a folder in transformers' or diffusers' layout, one pickled file, or a hub name, of which the pickled
-      files are then downloaded.
-    - `out`: the folder to write, new or empty. It appears whole or not at all.
-    - `seconds`: how long unpickling may take, by default ten minutes and two for each GB.
+    Files are read by `torch.load(..., weights_only=True)` in a separate process with bounded time and
+    memory. Configurations and vocabularies are copied.
 
-    The files are read with `torch.load(..., weights_only=True)` in a process of its own, with bounds on time and memory.
-    Raises CheckpointError where `out` holds something, where nothing is pickled, or for a file that is refused.
+    - `address`: a folder in transformers' or diffusers' layout, one pickled file, or a hub name, of
+      which the pickled files are downloaded.
+    - `out`: the folder to write, new or empty. It is written atomically.
+    - `seconds`: most seconds for unpickling; default ten minutes and two for each GB.
+
+    Raises CheckpointError where `out` holds files, where no file is pickled, and for a refused file.
+
+    ```python
+    from pathlib import Path
+
+    import discl
+
+    discl.convert_checkpoint("style.ckpt", Path("style"))  # writes style/style.safetensors
+    ```
     """
     out = Path(out)
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):

@@ -28,9 +28,18 @@ from typing import Any
 class DisclError(Exception):
     """Base of all errors that a user can fix.
 
-    - `argument`: the argument whose value is wrong, or None. It stands before the message. A
-      function names its own argument; its caller renames it with `arguments_named`, so that a
-      recipe's author reads the recipe's key.
+    - `message`: the value got, what is allowed, and how to fix it.
+    - `argument`: name of the argument with the wrong value, or None. It stands before the message.
+      A function names its own argument; a caller with other names uses `arguments_named`.
+
+    ```python
+    import discl
+
+    try:
+        discl.make_strategy("diverse-to-specific", levels=[0, 50], curriculum_epochs=1)
+    except discl.DisclError as error:
+        assert error.argument == "curriculum_epochs"
+    ```
     """
 
     def __init__(self, message: str = "", *, argument: str | None = None) -> None:
@@ -60,15 +69,47 @@ def arguments_named(**names: str) -> Iterator[None]:
 
 
 class RecipeError(DisclError, ValueError):
-    """A key or value of the recipe is wrong. Also a ValueError, so that pydantic gathers all of them with their places."""
+    """A key or value of the recipe is wrong.
+
+    It is also a ValueError, so that pydantic gathers all errors of a recipe with their keys.
+
+    ```python
+    import discl
+
+    try:
+        discl.load_recipe("fashion-lt", {"train.epochs": 0})
+    except discl.RecipeError as error:
+        assert "train.epochs" in str(error)
+    ```
+    """
 
 
 class DataError(DisclError):
-    """Images, labels or splits are missing, unreadable or contradict each other."""
+    """Images, labels or splits are missing, unreadable or contradict each other.
+
+    ```python
+    import discl
+
+    try:
+        discl.read_tables("no/such/folder")
+    except discl.DataError as error:
+        print(error)
+    ```
+    """
 
 
 class CheckpointError(DisclError):
-    """A model folder lacks something, is of the wrong family, or holds pickled weights."""
+    """A checkpoint is incomplete, of the wrong family, pickled, or too large for the memory.
+
+    ```python
+    import discl
+
+    try:
+        discl.describe_generator("./no/such/folder")
+    except discl.CheckpointError as error:
+        print(error)
+    ```
+    """
 
 
 class EndpointError(DisclError):
@@ -76,11 +117,31 @@ class EndpointError(DisclError):
 
 
 class StoreError(DisclError):
-    """The spectrum or its scores cannot be read or written."""
+    """Stored images or scores cannot be read or written.
+
+    ```python
+    import discl
+
+    try:
+        discl.SpectrumDataset.of_shards("no/such/folder", "photos")
+    except discl.StoreError as error:
+        print(error)
+    ```
+    """
 
 
 class RunError(DisclError):
-    """A run folder belongs to another recipe, or a stage lacks its input."""
+    """A run folder belongs to another recipe, or an input of a stage is missing.
+
+    ```python
+    import discl
+
+    try:
+        discl.SpectrumDataset.of_run("no/such/run")
+    except discl.RunError as error:
+        print(error)
+    ```
+    """
 
 
 class BrokenFileError(RunError):
@@ -106,7 +167,18 @@ class WriteError(RunError, OSError):
 
 
 class TrainingError(DisclError):
-    """Training cannot go on."""
+    """Training cannot continue: no sample to draw, no finite loss, or a foreign checkpoint.
+
+    ```python
+    import discl
+
+    dataset = discl.SpectrumDataset.of_run("runs/fashion-lt")
+    try:
+        discl.Curriculum(dataset, "fixed", level=1, curriculum_epochs=2)
+    except discl.TrainingError as error:
+        assert error.argument == "level"
+    ```
+    """
 
 
 def shorten(value: object, most: int = 80, quoted: bool = True) -> str:

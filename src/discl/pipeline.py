@@ -99,11 +99,20 @@ def open_together(
 
 
 def run_until(run: Run, stage: str) -> Path:
-    """Carries out the stages up to and including `stage`, each doing only what is missing; returns what the last one wrote.
+    """Runs the stages up to and including `stage`; returns the path that the last one wrote.
 
-    Processes that work in one folder take turns: each waits until another has ended the stage, and does what is missing then.
+    Each stage does only what is missing. Processes in one folder wait for each other at each stage.
+    Processes that `torchrun` or `accelerate launch` started train together; rank 0 does the rest.
 
-    Where `torchrun` or `accelerate launch` started several processes they train together, and the first does the rest.
+    - `run`: an open run.
+    - `stage`: `hard`, `prompts`, `plan`, `generate`, `filter`, `train`, `evaluate` or `report`.
+
+    ```python
+    import discl
+
+    run = discl.open_run("runs/fashion-lt/recipe.yaml", "runs/fashion-lt")
+    discl.run_until(run, "filter")
+    ```
     """
     check_models(run, stage)
     processes = join_processes(cpu=run.device.type == "cpu")
@@ -170,10 +179,24 @@ def run(
     amend: bool = False,
     allow_plugins: bool = False,
 ) -> Path:
-    """The whole chain: from a recipe (an object, a shipped name, a YAML file or a plain tree) to the path of `report.html`.
+    """Runs all stages of a recipe and returns the path of `report.html`.
 
-    Called again with the same arguments it does only what is missing. `allow_plugins` gives leave to import
-    what the recipe names as `module:attribute`; RecipeError where it names some without.
+    A second call with the same arguments does only what is missing.
+
+    - `recipe`: a recipe, a shipped name, a YAML file, or a plain tree.
+    - `out`: the run folder; default `runs/NAME`.
+    - `overrides`: values by their keys, such as `{"train.epochs": 5}`.
+    - `amend`: whether the recipe may replace another one of the folder.
+    - `allow_plugins`: whether code that the recipe names as `module:attribute` may be imported.
+
+    Raises RecipeError for a wrong recipe, and for a named plugin without `allow_plugins`. Raises
+    RunError where the folder belongs to another recipe.
+
+    ```python
+    import discl
+
+    report = discl.run("fashion-lt", "runs/fashion-lt", overrides={"train.epochs": 40})
+    ```
     """
     loaded = load_recipe(recipe, overrides)
     check_own_pieces(loaded, allow_plugins)

@@ -26,11 +26,29 @@ from discl.baselines.cuda import (
 from discl.errors import RecipeError
 
 RANGES = {
-    **dict.fromkeys(["vertical-flip", "mirror", "edge-enhance", "detail", "smooth", "auto-contrast", "equalise", "invert"], (0, 0)),
-    "blur": (0, 2), "resize-crop": (1, 1.5), "rotate": (0, 30), "posterise": (0, 4), "solarise": (0, 256), "solarise-add": (0, 110),
+    **dict.fromkeys(
+        [
+            "vertical-flip",
+            "mirror",
+            "edge-enhance",
+            "detail",
+            "smooth",
+            "auto-contrast",
+            "equalise",
+            "invert",
+        ],
+        (0, 0),
+    ),
+    "blur": (0, 2),
+    "resize-crop": (1, 1.5),
+    "rotate": (0, 30),
+    "posterise": (0, 4),
+    "solarise": (0, 256),
+    "solarise-add": (0, 110),
     **dict.fromkeys(["colour", "contrast", "brightness", "sharpness"], (0.1, 1.9)),
-    **dict.fromkeys(["shear-x", "shear-y"], (0, 0.3)), **dict.fromkeys(["translate-x", "translate-y"], (0, 100)),
-}  # fmt: skip
+    **dict.fromkeys(["shear-x", "shear-y"], (0, 0.3)),
+    **dict.fromkeys(["translate-x", "translate-y"], (0, 100)),
+}
 """(lo, hi) of each operation (arXiv 2302.05499 and its code)."""
 EITHER_SIGN = {"rotate", "shear-x", "shear-y", "translate-x", "translate-y"}
 FACTORS = ("colour", "contrast", "brightness", "sharpness")
@@ -96,9 +114,20 @@ def test_factors_weaken_up_to_the_highest_level(name):
 
 @pytest.mark.parametrize(
     ("name", "strength", "value"),
-    [("rotate", 10, 10.0), ("rotate", 30, 30.0), ("blur", 15, 1.0), ("contrast", 0, 0.1), ("contrast", 10, 0.7), ("resize-crop", 6, 1.1),
-     ("translate-x", 3, 10.0), ("posterise", 30, 4.0), ("solarise", 10, 256 / 3), ("shear-y", 10, 0.1), ("mirror", 10, 0.0)],
-)  # fmt: skip
+    [
+        ("rotate", 10, 10.0),
+        ("rotate", 30, 30.0),
+        ("blur", 15, 1.0),
+        ("contrast", 0, 0.1),
+        ("contrast", 10, 0.7),
+        ("resize-crop", 6, 1.1),
+        ("translate-x", 3, 10.0),
+        ("posterise", 30, 4.0),
+        ("solarise", 10, 256 / 3),
+        ("shear-y", 10, 0.1),
+        ("mirror", 10, 0.0),
+    ],
+)
 def test_magnitude_is_linear_in_strength(name, strength, value):
     assert magnitude(name, strength) == pytest.approx(value)
 
@@ -144,8 +173,10 @@ def test_known_pixels():
 
 
 CHANGES = {
-    "posterise": (63.5, 63.5, 63.5), "solarise": (119, 92, 71), "solarise-add": (67, 81, 95),
-}  # fmt: skip
+    "posterise": (63.5, 63.5, 63.5),
+    "solarise": (119, 92, 71),
+    "solarise-add": (67, 81, 95),
+}
 """Mean change in grey levels of the authors' operations at strengths 1, 5 and 10."""
 
 
@@ -211,7 +242,7 @@ def test_half_of_the_rows_get_their_class_level():
 
 
 def test_levels_rise_and_fall():
-    """Class 0 is right everywhere, class 1 never, class 2 only below strength 2, class 3 stands at the top."""
+    """Class 0 always passes, class 1 never, class 2 below strength 2; class 3 is at the top."""
     rows_of_class = [np.asarray([0, 1]), np.asarray([2]), np.asarray([3]), np.asarray([4])]
     owner = np.asarray([0, 0, 1, 2, 3])
     asked: dict[int, list[int]] = {}
@@ -276,7 +307,7 @@ def test_an_accuracy_at_the_threshold_does_not_pass():
 
 
 def test_one_process_judges_for_all():
-    """What the first process comes to is the level in every process, so that they alter batches alike."""
+    """The levels of rank 0 hold in every process, so that all augment alike."""
     asked, cuda = [], Cuda()
     told = np.asarray([3, 0])
     pool = SimpleNamespace(

@@ -1,4 +1,4 @@
-"""LDMLR: the schedule, the number of features, and that the diffusion learns where each class lies."""
+"""LDMLR: the schedule, the number of features, and features near the centres of classes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_features_for_chosen_groups_only():
 
 
 class Says(nn.Module):
-    """A denoiser that predicts the same x0 for everything, or a share of what it sees; remembers what it was asked."""
+    """A denoiser that predicts a constant x0 or a fraction of its input, and records its inputs."""
 
     def __init__(self, answer: torch.Tensor | float) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ def test_a_denoiser_that_always_predicts_c_samples_exactly_c(steps):
 
 
 def test_one_ddim_step_by_hand():
-    """x0 = x / 2 at t = 999; ε = (x − √ā x0) / √(1 − ā); the next input is √ā' x0 + √(1 − ā') ε at t = 0, whose x0 is the sample."""
+    """x0 = x / 2 at t = 999; ε = (x − √ā x0) / √(1 − ā); next √ā' x0 + √(1 − ā') ε at t = 0."""
     model = Says(0.5)
     made = sample_features(model, torch.tensor([0]), 2, steps=2, seed=3)
     (start, first), (following, second) = model.asked
@@ -182,7 +182,7 @@ def test_last_layer_learns():
 
 
 def test_the_last_layer_is_trained_with_the_methods_loss(monkeypatch):
-    """Balanced Softmax stays Balanced Softmax, with the counts of real and made features together."""
+    """Balanced Softmax takes the counts of real and generated features together."""
     labels = np.repeat([0, 1], [30, 3])
     pool = SimpleNamespace(
         labels=labels, synthetic=np.zeros(33, bool), held_out=np.zeros(33, bool), num_classes=2

@@ -1,4 +1,4 @@
-"""What every objective promises, whatever it is: a new one is tested by being named in `OBJECTIVES`."""
+"""The contract of every objective in `OBJECTIVES`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_finite_scalar_of_the_type_of_the_logits(name: str, scale: float) -> N
 
 
 def test_gradient_reaches_every_logit_and_sums_to_nothing(name: str) -> None:
-    """Adding a constant to all logits of an image changes no probability, so each row of the gradient sums to 0."""
+    """A constant added to an image's logits changes nothing, so gradients of a row sum to 0."""
     logits, labels = batch_of(0.1)  # as cosines are, which some losses enlarge
     logits.requires_grad_()
     OBJECTIVES[name](logits, labels, COUNTS).backward()

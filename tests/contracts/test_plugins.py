@@ -1,4 +1,4 @@
-"""Systems, strategies and objectives of your own: by `module:attribute` and by entry point, with the errors that shipped ones have."""
+"""Custom systems, strategies and objectives, by `module:attribute` and by entry point."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ class Alternating(Planned):
     curriculum_epochs: int
 
     def levels(self, epoch, history):
-        return (self.levels_in_turn[epoch % len(self.levels_in_turn)],) if epoch < self.curriculum_epochs else ()
+        if epoch >= self.curriculum_epochs:
+            return ()
+        return (self.levels_in_turn[epoch % len(self.levels_in_turn)],)
 
 
 def alternating(levels, curriculum_epochs, **_):
@@ -169,7 +171,8 @@ def recipe_of(**method: Any) -> Recipe:
 
 @pytest.mark.parametrize("name", ["own_pieces:Halves", "halves"])
 def test_a_system(name: str) -> None:
-    assert make_system({"name": name, "share": 0.25}, ":" in name).share == 0.25  # type: ignore[attr-defined]
+    system: Any = make_system({"name": name, "share": 0.25}, ":" in name)
+    assert system.share == 0.25
     assert recipe_of(system={"name": name, "share": 0.25}).methods["mine"].system == {
         "name": name,
         "share": 0.25,
@@ -210,7 +213,7 @@ def test_a_strategy_that_probes(tmp_path: Path) -> None:
     assert not make_sampling(pool, strategy, **MIXTURE).with_hard
     with pytest.raises(
         ValueError,
-        match=r"methods\.mine: prior 'effective' needs a schedule .* strategy 'own_pieces:probing' has not",
+        match=r"methods\.mine: prior 'effective' .* strategy 'own_pieces:probing'",
     ):
         recipe_of(strategy="own_pieces:probing", prior="effective")
 
@@ -245,30 +248,78 @@ def test_an_objective(name: str) -> None:
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ({"system": "halvs"}, r"unknown system 'halvs'; known: cuda, docl, halves, ldmlr\. Did you mean 'halves'\? One of your own is nam"),
-        ({"system": "own_pieces:Nobody"}, r"system 'own_pieces:Nobody' cannot be found: module 'own_pieces' has no attribute 'Nobody'"),
-        ({"system": {"name": "halves", "shar": 1}}, r"unknown parameter of system halves 'shar'; known: share\. Did you mean 'share'"),
-        ({"system": {"name": "own_pieces:Plain", "treshold": 1}}, r"'treshold'; known: threshold\. Did you mean 'threshold'\?"),
-        ({"system": {"name": "own_pieces:Listens", "share": 1}}, r"system own_pieces:Listens has no parameter; got 'share'\."),
-        ({"system": "own_pieces:NoCompanion"}, r"is a class that is no hook.*subclass of discl\.training\.hooks\.TrainingHook"),
-        ({"system": "own_pieces:no_companion"}, r"'own_pieces:no_companion' is a function that is no hook of training, and was not"),
-        ({"strategy": "alternatin"}, r"unknown strategy 'alternatin'; known: .*, alternating, .*Did you mean 'alternating'"),
-        ({"strategy": "nowhere:thing"}, r"strategy 'nowhere:thing' cannot be found: No module named 'nowhere'\. .*run `PYTHONPATH=\."),
+        ({"system": "halvs"}, r"unknown system 'halvs'; known: .*halves, .* Did you mean 'halves'"),
+        (
+            {"system": "own_pieces:Nobody"},
+            r"'own_pieces:Nobody' cannot .* has no attribute 'Nobody'",
+        ),
+        (
+            {"system": {"name": "halves", "shar": 1}},
+            r"system halves 'shar'; known: share\. Did you mean 'share'",
+        ),
+        (
+            {"system": {"name": "own_pieces:Plain", "treshold": 1}},
+            r"'treshold'; known: threshold\. Did you mean 'threshold'\?",
+        ),
+        (
+            {"system": {"name": "own_pieces:Listens", "share": 1}},
+            r"own_pieces:Listens has no parameter; got 'share'\.",
+        ),
+        (
+            {"system": "own_pieces:NoCompanion"},
+            r"is a class .*subclass of discl\.training\.hooks\.TrainingHook",
+        ),
+        (
+            {"system": "own_pieces:no_companion"},
+            r"'own_pieces:no_companion' is a function .* not called",
+        ),
+        ({"strategy": "alternatin"}, r"strategy 'alternatin'; known: .*Did you mean 'alternating'"),
+        (
+            {"strategy": "nowhere:thing"},
+            r"'nowhere:thing' .* named 'nowhere'\. .*run `PYTHONPATH=\.",
+        ),
         ({"strategy": ":thing"}, r"strategy ':thing' is no address; write module:attribute"),
-        ({"strategy": "own_pieces:NUMBER"}, r"strategy 'own_pieces:NUMBER' is a int and cannot be called"),
-        ({"strategy": "own_pieces:too_few"}, r"'own_pieces:too_few' has to take \(levels=, curriculum_epochs=, level=, seed=\): got an un"),
-        ({"strategy": "own_pieces:nothing"}, r"strategy 'own_pieces:nothing' gives a object, which has no method measures"),
-        ({"strategy": "own_pieces:Forgetful"}, r"answers .* and then .* for epoch 0; it has to be pure in \(epoch, history\)"),
-        ({"strategy": "own_pieces:Elsewhere"}, r"levels\(0, \.\.\.\) is \['no level'\]; it has to be a tuple of the levels 0 %, 50 %"),
+        ({"strategy": "own_pieces:NUMBER"}, r"strategy 'own_pieces:NUMBER' is a int"),
+        (
+            {"strategy": "own_pieces:too_few"},
+            r"'own_pieces:too_few' .* \(levels=, curriculum_epochs=, level=, seed=\)",
+        ),
+        (
+            {"strategy": "own_pieces:nothing"},
+            r"'own_pieces:nothing' gives a object, .* no method measures",
+        ),
+        (
+            {"strategy": "own_pieces:Forgetful"},
+            r"answers .* and then .* for epoch 0; .*\(epoch, history\)",
+        ),
+        (
+            {"strategy": "own_pieces:Elsewhere"},
+            r"levels\(0, \.\.\.\) is \['no level'\]; .* 0 %, 50 %",
+        ),
         ({"strategy": 3}, r"unknown strategy '3'; known"),
-        ({"objective": "scald"}, r"unknown objective 'scald'; known: .*flyp.*scaled\. Did you mean 'scaled'"),
-        ({"objective": "own_pieces:of_two"}, r"objective 'own_pieces:of_two' has to take \(logits, labels, class_counts\): too many pos"),
-        ({"objective": "own_pieces:NUMBER"}, r"objective 'own_pieces:NUMBER' is a int and cannot be called"),
-        ({"objective": {"name": "scaled", "facto": 1}}, r"unknown parameter of objective scaled 'facto'; known: factor\. Did you mean"),
-        ({"objective": {"name": "scaled", "factor": "two"}}, r"objective scaled: factor is a finite number; got 'two'"),
-        ({"objective": {"name": "own_pieces:prior_aware", "tau": 1}}, r"objective own_pieces:prior_aware has no parameter; got 'tau'"),
+        (
+            {"objective": "scald"},
+            r"unknown objective 'scald'; known: .*scaled\. Did you mean 'scaled'",
+        ),
+        (
+            {"objective": "own_pieces:of_two"},
+            r"'own_pieces:of_two' .* \(logits, labels, class_counts\)",
+        ),
+        ({"objective": "own_pieces:NUMBER"}, r"objective 'own_pieces:NUMBER' is a int"),
+        (
+            {"objective": {"name": "scaled", "facto": 1}},
+            r"objective scaled 'facto'; known: factor\. Did you mean",
+        ),
+        (
+            {"objective": {"name": "scaled", "factor": "two"}},
+            r"objective scaled: factor .* got 'two'",
+        ),
+        (
+            {"objective": {"name": "own_pieces:prior_aware", "tau": 1}},
+            r"own_pieces:prior_aware has no parameter; got 'tau'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_none_is_refused(method: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         try:
@@ -287,13 +338,14 @@ def test_what_a_module_of_your_own_lacks_is_told_as_it_is(
 
 
 def test_parameters_of_a_system_need_no_star() -> None:
-    assert make_system({"name": "own_pieces:Plain", "threshold": 0.3}, True).threshold == 0.3  # type: ignore[attr-defined]
+    system: Any = make_system({"name": "own_pieces:Plain", "threshold": 0.3}, True)
+    assert system.threshold == 0.3
 
 
 def test_a_piece_of_your_own_is_known_by_its_source_and_one_that_ships_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it is defined counts as well as where it is named; a module that is loaded already is what it was then."""
+    """Both the defining and the naming module count, as they were when loaded."""
 
     def sources(**method: Any) -> list[str]:
         return trained_stage._own_sources(Method.model_validate(method), allow_plugins=True)

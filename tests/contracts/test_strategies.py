@@ -1,4 +1,4 @@
-"""What every strategy promises, whatever it is: a new one is tested by being named in `STRATEGIES`."""
+"""The contract of every strategy in `STRATEGIES`."""
 
 from __future__ import annotations
 
@@ -18,15 +18,20 @@ def history_of(epochs: int) -> list[dict[str, Any]]:
     """Records of finished epochs, as training writes them."""
     return [
         {
-            "epoch": epoch, "levels": [0], "loss": 2.0 / (epoch + 1), "samples": 64, "validation_accuracy": 0.1, "seconds": 1.0,
+            "epoch": epoch,
+            "levels": [0],
+            "loss": 2.0 / (epoch + 1),
+            "samples": 64,
+            "validation_accuracy": 0.1,
+            "seconds": 1.0,
             "progress": {"gain": {"0": 0.02 * (epoch % 3)}, "class_gain": {"1": {"0": 0.1}}},
         }
         for epoch in range(epochs)
-    ]  # fmt: skip
+    ]
 
 
 def known_at(strategy: Strategy, epoch: int, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a strategy knows when it is asked for an epoch: the finished ones, and its probe if it has one."""
+    """The history for an epoch: the finished ones, and its probe if the strategy probes."""
     return history[:epoch] + (
         [{"progress": history[epoch]["progress"]}] if strategy.measures(epoch) == "probe" else []
     )
@@ -93,7 +98,7 @@ def test_every_curriculum_epoch_has_a_level_or_none_has(
 
 
 def test_pure_in_epoch_and_history(name: str, levels: tuple[int, ...]) -> None:
-    """Asked in any order, twice, or of a second instance: the same answer, and the history is left as it was."""
+    """The same levels in any order, twice, and from a second instance; the history is unchanged."""
     strategy = build(name, levels)
     history = history_of(20)
     kept = copy.deepcopy(history)

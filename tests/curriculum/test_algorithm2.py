@@ -1,4 +1,4 @@
-"""Algorithm 2 of arXiv 2410.13674, written down once more as plainly as it goes, against the training loop."""
+"""A plain second implementation of arXiv 2410.13674, algorithm 2, against the training loop."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def make_samples() -> tuple[Pool, Squares, GuidanceSet]:
 def replay(
     model: nn.Module, pool: Pool, pixels: Squares, guidance: GuidanceSet, course: EpochSchedule
 ) -> list[int | None]:
-    """The level of each epoch by algorithm 2, None for real images only; `model` is trained in place."""
+    """The level of each epoch by algorithm 2, None for real only; trains `model` in place."""
     optimizer = torch.optim.SGD(model.parameters(), RATE)
 
     def images(rows: np.ndarray) -> torch.Tensor:
@@ -131,9 +131,16 @@ def replay(
 def test_training_is_algorithm_2(tmp_path: Path) -> None:
     pool, pixels, guidance = make_samples()
     settings = TrainSettings(
-        epochs=EPOCHS, steps_per_epoch=4, batch_size=BATCH, augment=(), learning_rate=lambda progress: RATE, precision=torch.float32,
-        make_optimizer=lambda model: torch.optim.SGD(model.parameters(), RATE), seed=3, probe_samples=BATCH,
-    )  # fmt: skip
+        epochs=EPOCHS,
+        steps_per_epoch=4,
+        batch_size=BATCH,
+        augment=(),
+        learning_rate=lambda progress: RATE,
+        precision=torch.float32,
+        make_optimizer=lambda model: torch.optim.SGD(model.parameters(), RATE),
+        seed=3,
+        probe_samples=BATCH,
+    )
     strategy, mixing = (
         make_strategy("adaptive", levels=(), curriculum_epochs=GUIDED),
         SamplingConfig(None, 1.0, with_hard=False),
@@ -141,9 +148,18 @@ def test_training_is_algorithm_2(tmp_path: Path) -> None:
     torch.manual_seed(0)
     start = Net()
     history = train_classifier(
-        pool, pixels, strategy, mixing, "cross-entropy", pool.real_counts, CONFIG, settings, tmp_path, guidance=guidance,  # type: ignore[arg-type]
+        pool,
+        pixels,
+        strategy,
+        mixing,
+        "cross-entropy",
+        pool.real_counts,
+        CONFIG,
+        settings,
+        tmp_path,
+        guidance=guidance,  # type: ignore[arg-type]
         make_model=lambda: copy.deepcopy(start),
-    )  # fmt: skip
+    )
     chosen = replay(
         start, pool, pixels, guidance, make_schedule(pool, strategy, mixing, settings, guidance)
     )

@@ -42,9 +42,19 @@ def make_pool(
     return Pool(labels, levels, synthetic, ~synthetic & (labels > 0), names, sources=sources)
 
 
-POOL = make_pool({1: 40, 2: 20, 3: 6, 4: 1}, {
-    (1, 0): 40, (2, 0): 20, (3, 0): 6, (4, 0): 1, (1, 50): 30, (2, 50): 20, (3, 50): 1, (4, 50): 1,
-})  # fmt: skip
+POOL = make_pool(
+    {1: 40, 2: 20, 3: 6, 4: 1},
+    {
+        (1, 0): 40,
+        (2, 0): 20,
+        (3, 0): 6,
+        (4, 0): 1,
+        (1, 50): 30,
+        (2, 50): 20,
+        (3, 50): 1,
+        (4, 50): 1,
+    },
+)
 """Class 3 has one hard image with an image at 50 %, class 4 one hard image."""
 
 
@@ -67,8 +77,10 @@ def test_every_source_has_one_image_at_every_level() -> None:
 
 def test_training_keeps_half_of_each_class() -> None:
     drawn = draw_guidance_set(POOL, LEVELS, 10_000, seed=0)
-    assert {label: len(set(sources_of(POOL, drawn, 0)) & set(np.flatnonzero(POOL.labels == label)))
-            for label in (1, 2, 3, 4)} == {1: 20, 2: 10, 3: 0, 4: 0}  # fmt: skip
+    assert {
+        label: len(set(sources_of(POOL, drawn, 0)) & set(np.flatnonzero(POOL.labels == label)))
+        for label in (1, 2, 3, 4)
+    } == {1: 20, 2: 10, 3: 0, 4: 0}
 
 
 def test_nothing_of_a_source_is_left_to_training() -> None:
@@ -83,9 +95,10 @@ def test_nothing_of_a_source_is_left_to_training() -> None:
         for label in (1, 2, 3, 4):
             mine = trained[POOL.labels[trained] == label]
             assert set(POOL.levels[mine].tolist()) == {0, 50, 100}
-        assert left.real_counts.tolist() == [10, *(
-            POOL.real_counts[1:] - np.bincount(drawn.labels, minlength=5)[1:]
-        )]  # fmt: skip
+        assert left.real_counts.tolist() == [
+            10,
+            *(POOL.real_counts[1:] - np.bincount(drawn.labels, minlength=5)[1:]),
+        ]
 
 
 def test_whatever_was_kept_v_and_training_are_apart() -> None:
@@ -97,16 +110,22 @@ def test_whatever_was_kept_v_and_training_are_apart() -> None:
         levels = sorted(rng.choice(100, rng.integers(1, 4), replace=False).tolist())
         hard = {label: int(rng.integers(1, 9)) for label in range(1, rng.integers(3, 7))}
         full = make_pool(
-            hard, {(label, level): count for label, count in hard.items() for level in levels},
-            real=int(rng.integers(0, 5)), seeds=int(rng.integers(1, 4)),
-        )  # fmt: skip
+            hard,
+            {(label, level): count for label, count in hard.items() for level in levels},
+            real=int(rng.integers(0, 5)),
+            seeds=int(rng.integers(1, 4)),
+        )
         kept = np.flatnonzero(
             ~full.synthetic | (rng.random(len(full.labels)) < rng.uniform(0.3, 1))
         )
         pool = Pool(
-            full.labels[kept], full.levels[kept], full.synthetic[kept], full.hard[kept],
-            full.class_names, sources=full.sources[kept],
-        )  # fmt: skip
+            full.labels[kept],
+            full.levels[kept],
+            full.synthetic[kept],
+            full.hard[kept],
+            full.class_names,
+            sources=full.sources[kept],
+        )
         asked, size = list(levels), int(rng.integers(1, 30))
         try:
             drawn = draw_guidance_set(pool, asked, size, seed)
@@ -204,7 +223,7 @@ def test_gain_by_level_and_class() -> None:
 
 
 def test_a_class_of_few_images_keeps_the_common_level() -> None:
-    """One lucky image of class 2 is no reason to leave the level that all others gain from; ten are."""
+    """One lucky image of class 2 does not change its level; thirty do."""
 
     def best_of_class_2(images: int) -> int:
         labels, levels = (

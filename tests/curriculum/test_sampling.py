@@ -104,7 +104,7 @@ def test_the_others_come_once_at_most_and_all_of_them_without_a_share() -> None:
 
 
 def test_undersampling_never_repeats_the_others() -> None:
-    """With 5 others for 9 hard images a share of 2/5 cannot be had; all are taken and the share is larger."""
+    """5 others are too few for a fraction of 2/5 beside 9 hard images; all are drawn."""
     pool = make_pool({"boot": 5, "bag": 6, "hat": 3}, {})
     assert len(draw((), SamplingConfig(SHARE, 3.0), pool).rows) == 14
 

@@ -41,7 +41,7 @@ def test_difference_over_all_images_and_over_classes():
 
 
 def test_interval_is_that_of_a_binomial():
-    """One class, one seed, second always wrong: the interval is that of a mean of n right-or-wrong images."""
+    """One class, one seed, second always wrong: the interval of a mean of n binary images."""
     rng = np.random.default_rng(0)
     first = rng.random((1, 400)) < 0.3
     found = paired_interval(first, np.zeros((1, 400), bool), np.zeros(400, int), replicates=4000)
@@ -66,7 +66,7 @@ def test_few_seeds_are_stretched_as_student_says(seeds):
 
 
 def test_seeds_are_drawn_too():
-    """All images of a seed are right together, so the interval is that of three draws: the mean and 2.69 times its distance to the ends."""
+    """All images of a seed are correct together: an interval of three draws, 2.69 times wider."""
     first = np.arange(100) < np.asarray([[40], [50], [60]])
     found = paired_interval(
         first, np.zeros((3, 100), bool), np.arange(100)
@@ -78,7 +78,7 @@ def test_seeds_are_drawn_too():
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_intervals_cover_a_difference_of_nothing(seeds):
-    """About 95 of 100 times, where seeds make all the difference; drawn without the stretch, three seeds cover it 75 times."""
+    """About 95 of 100 times if seeds alone differ; without the stretch three seeds cover 75."""
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(300):
@@ -122,7 +122,7 @@ def test_latex_escapes():
 
 
 def test_difference_of_macro_f1():
-    """Against scikit-learn for the data themselves, and against a bootstrap written out image by image."""
+    """Against scikit-learn, and against a bootstrap image by image."""
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 3], [60, 30, 12])  # nobody is of class 2, though it is predicted
     first, second = (

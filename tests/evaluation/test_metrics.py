@@ -65,7 +65,7 @@ def one_hot(predicted: list[int]) -> Tensor:
 
 
 def test_written_out() -> None:
-    """boot 2 of 4, shirt 2 of 2, coat 0 of 1, bag 3 of 4; there is no hat, though one is predicted."""
+    """boot 2 of 4, shirt 2 of 2, coat 0 of 1, bag 3 of 4; no hat, although one is predicted."""
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 2, 3, 3, 3, 3])
     logits = one_hot([0, 0, 1, 4, 1, 1, 3, 3, 3, 3, 0])
     groups = {"many": [0, 3], "medium": [1, 4], "few": [2]}
@@ -134,7 +134,7 @@ def test_calibration_error_bin_by_bin(seed: int, scale: float) -> None:
 
 
 def test_calibration_error_written_out() -> None:
-    """Confidence .9 in four answers of which three are right, and .6 in two of which both are: (4 · .15 + 2 · .4) / 6."""
+    """Confidence .9 in 4 images, 3 correct, and .6 in 2, both correct: (4 · .15 + 2 · .4) / 6."""
     confidence = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.6, 0.6], dtype=torch.float64)
     logits = torch.stack([confidence, 1 - confidence], 1).log()
     assert calibration_error(logits, torch.tensor([0, 0, 0, 1, 0, 0])) == pytest.approx(
@@ -159,8 +159,10 @@ def test_domains_against_scikit_learn() -> None:
             true, predicted, labels=np.unique(true), average="macro", zero_division=0
         )
         assert found == {
-            "images": len(here), "accuracy": pytest.approx(reference.accuracy_score(true, predicted)), "macro_f1": pytest.approx(f1)
-        }  # fmt: skip
+            "images": len(here),
+            "accuracy": pytest.approx(reference.accuracy_score(true, predicted)),
+            "macro_f1": pytest.approx(f1),
+        }
     assert result["worst_domain_accuracy"] == min(
         each["accuracy"] for each in result["per_domain"].values()
     )

@@ -1,4 +1,4 @@
-"""A chat server on 127.0.0.1, scripted by a test."""
+"""A chat server on 127.0.0.1 that a test scripts; only these tests know it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from discl.prompts.chat_client import Pause
 
 @dataclass
 class Raw:
-    """The raw bytes of an answer, with the status line.
+    """All that comes back, status line included; with `reset` the connection is torn down after it.
 
-    - `reset`: reset the connection after the answer.
-    - `again`: sent after the answer until the client disconnects, every `pause` seconds.
+    Then comes `again`, over and over until the other side hangs up, after `pause` seconds each time.
     """
 
     data: bytes
@@ -33,7 +32,7 @@ Reply = tuple[int, dict[str, str], str | bytes] | Raw
 
 
 def sentences(name: str, count: int, start: int = 0) -> list[str]:
-    """Valid descriptions: twenty words each that name the class."""
+    """Usable texts: twenty words each that name the class."""
     return [
         f"Photograph {start + each} of the {name} in soft light"
         + " beside an old wall of grey stone and dry grass"
@@ -76,7 +75,7 @@ class Server:
 
 
 class Clock:
-    """A clock that advances only while an endpoint waits; `waits` lists the seconds."""
+    """Time that passes while an endpoint waits and not otherwise; `waits` is how long, each time."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -98,7 +97,7 @@ class Clock:
 
 @contextmanager
 def serve(answer: Callable[[int, dict], Reply]) -> Iterator[Server]:
-    """Serves `answer(number of previous requests, body)` while the context is open."""
+    """`answer(how many requests came before, body)` says what comes back."""
     lock, closing = threading.Lock(), threading.Event()
 
     class Handler(BaseHTTPRequestHandler):

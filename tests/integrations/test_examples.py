@@ -1,4 +1,4 @@
-"""The examples are run on a tiny spectrum; a Trainer's or Lightning's checkpoint brings the curriculum back."""
+"""The examples on a tiny spectrum; checkpoints of Trainer and Lightning hold the curriculum."""
 
 from __future__ import annotations
 
@@ -101,13 +101,21 @@ def test_a_trainer_resumed_draws_what_it_would_have_drawn(
             embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=4
         )
         trainer = example.CurriculumTrainer(
-            curriculum=curriculum, model=example.ResNetForImageClassification(config), train_dataset=dataset,
+            curriculum=curriculum,
+            model=example.ResNetForImageClassification(config),
+            train_dataset=dataset,
             args=example.TrainingArguments(
-                str(folder), num_train_epochs=5, per_device_train_batch_size=8, save_strategy="steps", save_steps=1,
-                report_to="none", use_cpu=True, disable_tqdm=True,
+                str(folder),
+                num_train_epochs=5,
+                per_device_train_batch_size=8,
+                save_strategy="steps",
+                save_steps=1,
+                report_to="none",
+                use_cpu=True,
+                disable_tqdm=True,
             ),
             data_collator=example.collate,
-        )  # fmt: skip
+        )
         trainer.train(resume_from_checkpoint=resume)
         return list(seen), curriculum.history
 
@@ -149,9 +157,13 @@ def test_lightning_resumed_with_workers_draws_what_it_would_have_drawn(
             dirpath=folder, filename="{epoch}", save_top_k=-1
         )
         trainer = lightning.Trainer(
-            max_epochs=5, callbacks=[CurriculumCallback(curriculum), keep], accelerator="cpu", logger=False,
-            enable_progress_bar=False, default_root_dir=folder,
-        )  # fmt: skip
+            max_epochs=5,
+            callbacks=[CurriculumCallback(curriculum), keep],
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            default_root_dir=folder,
+        )
         loader = torch.utils.data.DataLoader(
             dataset, 16, sampler=curriculum, num_workers=1, persistent_workers=True
         )

@@ -1,4 +1,4 @@
-"""A curriculum in a plain loop: the rows of every epoch, progress, resuming, and workers that a level switch leaves alone."""
+"""A curriculum in a plain loop: rows of every epoch, progress, resuming, data workers."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_shards_without_sources_measure_nothing(filtered_run: Path, tmp_path: Pa
 def test_progress_is_the_change_of_the_users_own_probability(
     dataset: discl.SpectrumDataset,
 ) -> None:
-    """With a model that answers .1 before the probe and .1 + λ / 1000 after it, level 50 gains most, by .05."""
+    """Probabilities are .1 before the probe and .1 + λ / 1000 after it: level 50 gains .05."""
     calls: list[int] = []
 
     def probability(model: nn.Module, batch: Any) -> torch.Tensor:
@@ -310,14 +310,17 @@ def test_no_synthetic_image_after_the_curriculum(
 def test_easy_images_are_left_out_only_beside_whole_classes(
     hard: tuple[int, ...], others: bool
 ) -> None:
-    """Where single images are hard, as by their probability, the others of their class are drawn; undersampling would drop them all."""
+    """Where single images of every class are hard, undersampling would drop all others."""
     labels = np.repeat([0, 1, 2, 3], [8, 8, 2, 2]) if not others else np.repeat([0, 1], 10)
     marked = np.isin(labels, hard) if not others else np.isin(np.arange(20), (0, 10))
     made = np.repeat(np.flatnonzero(marked), 4)
     pool = Pool(
-        np.r_[labels, labels[made]], np.r_[np.full(20, 100), np.full(len(made), 50)], np.repeat([False, True], [20, len(made)]),
-        np.r_[marked, np.zeros(len(made), bool)], ("a", "b", "c", "d")[: labels.max() + 1],
-    )  # fmt: skip
+        np.r_[labels, labels[made]],
+        np.r_[np.full(20, 100), np.full(len(made), 50)],
+        np.repeat([False, True], [20, len(made)]),
+        np.r_[marked, np.zeros(len(made), bool)],
+        ("a", "b", "c", "d")[: labels.max() + 1],
+    )
     dataset: Any = SimpleNamespace(pool=pool)
     drawn = discl.Curriculum(dataset, "fixed", level=50, curriculum_epochs=2, samples=26).rows()
     easy = ~pool.hard & ~pool.synthetic
@@ -477,9 +480,15 @@ def test_resumed_with_a_prepared_loader_it_goes_on_where_it_was(
         epochs: range, state: dict[str, Any] | None = None, weights: Any = None
     ) -> tuple[list[list[int]], dict[str, Any], Any]:
         curriculum = discl.Curriculum(
-            dataset, strategy, curriculum_epochs=6, probe_every=3, samples=16, guidance_images=3,
-            rank=0, world_size=1,
-        )  # fmt: skip
+            dataset,
+            strategy,
+            curriculum_epochs=6,
+            probe_every=3,
+            samples=16,
+            guidance_images=3,
+            rank=0,
+            world_size=1,
+        )
         model = make_model()
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         loader, model, optimizer = accelerator().prepare(

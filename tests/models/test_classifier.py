@@ -1,4 +1,4 @@
-"""Sizes and shapes of the classifiers, the network against transformers' own, and the way to disk and back."""
+"""Sizes and shapes of classifiers, networks against those of transformers, saving and loading."""
 
 from __future__ import annotations
 
@@ -24,9 +24,15 @@ def make_config(
     architecture: str = "resnet10", stem: str = "7x7", width: int | None = None, classes: int = 4
 ) -> ClassifierConfig:
     return ClassifierConfig(
-        architecture, stem, width or ARCHITECTURES[architecture]["width"], tuple(f"class {index}" for index in range(classes)), 32, 36,
-        (0.485, 0.456, 0.406), (0.229, 0.224, 0.225),
-    )  # fmt: skip
+        architecture,
+        stem,
+        width or ARCHITECTURES[architecture]["width"],
+        tuple(f"class {index}" for index in range(classes)),
+        32,
+        36,
+        (0.485, 0.456, 0.406),
+        (0.229, 0.224, 0.225),
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,7 +76,7 @@ def test_stem_and_stages_give_the_expected_sides(
 
 @pytest.mark.parametrize("blocks", [(1, 1, 1, 1), (3, 4, 6, 3)])
 def test_same_logits_as_the_resnet_of_transformers(blocks: tuple[int, ...]) -> None:
-    """The same weights, in the same order but for the shortcut, which transformers lists first in a block."""
+    """The same weights in the same order, except that transformers lists the shortcut first."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     from discl.models.classifier import BasicBlock, ResNet

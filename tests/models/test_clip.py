@@ -1,4 +1,4 @@
-"""CLIP as a classifier: its head against CLIP's own scores, FLYP's gradients, frozen towers, interpolated weights, the way to disk."""
+"""CLIP as a classifier: head, FLYP gradients, frozen towers, interpolation, saving."""
 
 from __future__ import annotations
 
@@ -33,11 +33,21 @@ NAMES = ("boot", "shirt", "coat")
 def make_train(clip: Path | str, **changed: Any) -> Train:
     return Train.model_validate(
         {
-            "epochs": 3, "curriculum_epochs": 0, "batch_size": 6, "image_size": 32, "augment": [], "precision": "float32",
-            "model": {"architecture": "clip", "checkpoint": str(clip), "templates": ["a photo of {class}.", "{class} in the wild."]},
-            "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.2, "warm_up_steps": 2}, **changed,
+            "epochs": 3,
+            "curriculum_epochs": 0,
+            "batch_size": 6,
+            "image_size": 32,
+            "augment": [],
+            "precision": "float32",
+            "model": {
+                "architecture": "clip",
+                "checkpoint": str(clip),
+                "templates": ["a photo of {class}.", "{class} in the wild."],
+            },
+            "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.2, "warm_up_steps": 2},
+            **changed,
         }
-    )  # fmt: skip
+    )
 
 
 def start(
@@ -96,7 +106,7 @@ def same(model: nn.Module, other: nn.Module, prefix: str = "") -> bool:
 
 @pytest.mark.parametrize("which", ["tiny", "embedded"])
 def test_zero_shot_head_gives_the_scores_of_clip_itself(which: str, tiny_clip: Path) -> None:
-    """With one template, logits are `logits_per_image` of transformers' CLIPModel; with two, of the normalised mean of both."""
+    """Logits are `logits_per_image` of transformers; with two templates those of their mean."""
     from transformers import CLIPModel, CLIPTokenizer
 
     from discl.checkpoints import find_checkpoint
@@ -108,8 +118,13 @@ def test_zero_shot_head_gives_the_scores_of_clip_itself(which: str, tiny_clip: P
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     embeddings = []
     for name in ("boot", "shirt", "warm coat"):
-        texts = tokenizer([f"a photo of {name}.", f"{name} in the wild."], padding=True, truncation=True, max_length=model.prompts.shape[2],
-                          return_tensors="pt")  # fmt: skip
+        texts = tokenizer(
+            [f"a photo of {name}.", f"{name} in the wild."],
+            padding=True,
+            truncation=True,
+            max_length=model.prompts.shape[2],
+            return_tensors="pt",
+        )
         with torch.inference_mode():
             both = clip(input_ids=texts.input_ids, pixel_values=images).text_embeds
         embeddings.append(both.mean(0) / both.mean(0).norm())
@@ -229,9 +244,18 @@ def test_lp_ft_leaves_the_towers_alone_in_its_first_phase_only(
     config = describe_classifier(train, NAMES)
     pool, pixels = make_samples()
     train_classifier(
-        pool, pixels, RealOnly(), SamplingConfig(None, 0.0), "cross-entropy", pool.real_counts, config, settings, tmp_path, validate,
+        pool,
+        pixels,
+        RealOnly(),
+        SamplingConfig(None, 0.0),
+        "cross-entropy",
+        pool.real_counts,
+        config,
+        settings,
+        tmp_path,
+        validate,
         make_model=starter_of(config, train),
-    )  # fmt: skip
+    )
     assert seen == [True, False, False]
     assert settings.learning_rate(0.0) == pytest.approx(1e-3)
     assert settings.learning_rate(1 / 3) == pytest.approx(
@@ -270,7 +294,7 @@ def test_flyp_to_disk_and_back(tiny_clip: Path, tmp_path: Path) -> None:
 
 
 def test_interpolated_weights(tiny_clip: Path, tmp_path: Path) -> None:
-    """α = 0 is the pretrained CLIP, α = 1 the tuned one, between them the head is that of the interpolated texts."""
+    """α = 0 is the pretrained CLIP, α = 1 the tuned one; the head follows interpolated texts."""
     tuned, config = tune(tiny_clip, tmp_path, "full", "flyp")
     begun = starter_of(config, make_train(tiny_clip))().eval()
     images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -363,9 +387,18 @@ def test_flyp_killed_and_resumed_is_uninterrupted(tiny_clip: Path, tmp_path: Pat
     for on_epoch in (kill, lambda record: None):
         try:
             train_classifier(
-                pool, pixels, RealOnly(), SamplingConfig(None, 0.0), "flyp", pool.real_counts, config, settings, tmp_path / "killed",
-                on_epoch=on_epoch, make_model=starter_of(config, train),
-            )  # fmt: skip
+                pool,
+                pixels,
+                RealOnly(),
+                SamplingConfig(None, 0.0),
+                "flyp",
+                pool.real_counts,
+                config,
+                settings,
+                tmp_path / "killed",
+                on_epoch=on_epoch,
+                make_model=starter_of(config, train),
+            )
         except KeyboardInterrupt:
             assert (tmp_path / "killed" / "checkpoint.safetensors").exists()
     assert same(load_classifier(tmp_path / "killed")[0], whole)
@@ -397,7 +430,7 @@ def test_what_does_not_fit_is_refused(
 
 @pytest.mark.parametrize("family", ["vit", "resnet", "convnext"])
 def test_image_classifiers_of_transformers(family: str, tmp_path: Path) -> None:
-    """From a folder with or without its weights, with a head of our classes, to disk and back without the folder."""
+    """From a folder with or without weights, saved and loaded without the folder."""
     from transformers import (
         ConvNextConfig,
         ConvNextForImageClassification,
@@ -449,9 +482,17 @@ def test_image_classifiers_of_transformers(family: str, tmp_path: Path) -> None:
     pool, pixels = make_samples()
     settings = describe_training(train, "linear-probe", 12, torch.device("cpu"), 1)
     train_classifier(
-        pool, pixels, RealOnly(), SamplingConfig(None, 0.0), "cross-entropy", pool.real_counts, config, settings, tmp_path / "ours",
+        pool,
+        pixels,
+        RealOnly(),
+        SamplingConfig(None, 0.0),
+        "cross-entropy",
+        pool.real_counts,
+        config,
+        settings,
+        tmp_path / "ours",
         make_model=starter_of(config, train),
-    )  # fmt: skip
+    )
     (tmp_path / "theirs").rename(tmp_path / "gone")
     tuned, read = load_classifier(tmp_path / "ours")
     assert read == config

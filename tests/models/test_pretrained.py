@@ -20,10 +20,13 @@ NAMES = ("boot", "shirt", "coat")
 def training(folder: Path, architecture: str = "transformers", **changed: Any) -> Train:
     return Train.model_validate(
         {
-            "epochs": 2, "curriculum_epochs": 0, "image_size": 32, "model": {"architecture": architecture, "checkpoint": str(folder)},
+            "epochs": 2,
+            "curriculum_epochs": 0,
+            "image_size": 32,
+            "model": {"architecture": architecture, "checkpoint": str(folder)},
             **changed,
         }
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture

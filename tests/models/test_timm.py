@@ -1,4 +1,4 @@
-"""Models of timm: the network that a folder describes is the one that is built, filled, saved and loaded back."""
+"""Models of timm: the network of a folder is built, filled, saved and loaded."""
 
 from __future__ import annotations
 
@@ -27,17 +27,25 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def save(timm: Any, folder: Path, options: dict[str, Any] = OPTIONS, **changed: Any) -> Any:
-    """A folder as timm's `save_for_hf` writes it, of a model of three classes with weights of its own."""
+    """A folder as written by timm's `save_for_hf`, of a model of three classes."""
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", num_classes=3, **options).eval()
     for tensor in model.parameters():
         torch.nn.init.normal_(tensor, std=0.3)
     folder.mkdir(exist_ok=True)
     save_file(model.state_dict(), folder / "model.safetensors")
-    feeding = {"mean": [0.5] * 3, "std": [0.25] * 3, "input_size": [3, 224, 224], "fixed_input_size": True}  # fmt: skip
+    feeding = {
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+        "input_size": [3, 224, 224],
+        "fixed_input_size": True,
+    }
     config = {
-        "architecture": "vit_tiny_patch16_224", "num_classes": 3, "model_args": options, "pretrained_cfg": feeding,
-    }  # fmt: skip
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": 3,
+        "model_args": options,
+        "pretrained_cfg": feeding,
+    }
     config["global_pool"] = options.get("global_pool", "token")
     (folder / "config.json").write_text(json.dumps(config | changed))
     return model
@@ -55,7 +63,7 @@ def start(folder: Path) -> tuple[Any, Any]:
 
 
 def test_model_args_are_passed_on_saved_and_loaded_back(timm: Any, tmp_path: Path) -> None:
-    """Layer scale, average pooling and sizes: logits are those of timm's own model, before and after the way to disk."""
+    """Layer scale, pooling and sizes: logits are those of timm, before and after saving."""
     saved = save(timm, tmp_path / "vit")
     model, config = start(tmp_path / "vit")
     pixels = torch.randn(2, 3, 32, 32)
@@ -69,7 +77,7 @@ def test_model_args_are_passed_on_saved_and_loaded_back(timm: Any, tmp_path: Pat
 
 
 def test_pooling_that_is_told_beside_the_arguments_is_kept(timm: Any, tmp_path: Path) -> None:
-    """Older folders tell the pooling only there. Where it changes no name, the network would differ in silence."""
+    """Older folders state the pooling only there; no tensor name would show the difference."""
     saved = save(timm, tmp_path / "vit", model_args=SMALL | {"init_values": 0.1})
     model, _ = start(tmp_path / "vit")
     pixels = torch.randn(2, 3, 32, 32)

@@ -51,19 +51,28 @@ def decode_image(
     depth: Depth | None = None,
     on_wide: Callable[[Wide], None] = lambda wide: None,
 ) -> Image.Image:
-    """RGB picture of `{bytes, path}` as Hugging Face `datasets` stores it; EXIF rotation applied, transparency on white.
+    """RGB image of `{bytes, path}`, as stored by Hugging Face `datasets`.
 
-    Of an animation the first frame is taken. A rotation that cannot be read is none.
+    EXIF rotation is applied, transparency is on white, and an animation gives its first frame.
 
-    - `depth`: which values of grey pictures of more than 8 bits are black and white, one rule for a data set (`with_depth`). Without it
-      each is scaled by its own range, so that pictures of one set may come out differently.
-    - `on_wide`: is told the range of such a picture.
+    - `stored`: a mapping with `bytes` or `path`.
+    - `gate`: which paths may be opened. Default none: only `bytes` are decoded. An address such as
+      `slice://`, `parquet://` or `camera://` works only where the gate allows it.
+    - `depth`: black and white of grey images of more than 8 bits. Default: the range of each image,
+      so that images of one data set may differ in scale.
+    - `on_wide`: called with the range of an image of more than 8 bits.
 
-    - `gate`: what a path may open. By default nothing: only `bytes` are decoded. An address (`slice://`, `parquet://`, and `camera://`,
-      which `cameras` degrades) means something only where the gate knows it.
+    Raises Unreadable for a missing, truncated or foreign file, an unknown format, a path that the gate
+    refuses, more than 20,000 pixels a side, or more than 89.5 million pixels.
 
-    Raises Unreadable for a missing, truncated or foreign file, for one that the gate refuses, for formats that are none of `PICTURES`,
-    and, before it is decoded, for more than 20,000 pixels a side or `PIL.Image.MAX_IMAGE_PIXELS` (89.5 million) in all.
+    ```python
+    from pathlib import Path
+
+    import discl
+
+    image = discl.decode_image({"bytes": Path("photos/Bag/000.png").read_bytes(), "path": None})
+    assert image.mode == "RGB"
+    ```
     """
     stored, camera = _without_camera(stored, gate)
 
@@ -192,7 +201,21 @@ def _own_depth(wide: Wide) -> Depth:
 
 
 def to_square(image: Image.Image, size: int) -> np.ndarray:
-    """uint8 `[3, size, size]`: the shorter side resized to `size` (Lanczos, antialiased), then the centre cropped."""
+    """Pixels of an image as a square, uint8 `[3, size, size]`.
+
+    The shorter side is resized to `size` (Lanczos, antialiased), then the centre is cropped.
+
+    - `image`: an RGB image.
+    - `size`: side in pixels.
+
+    ```python
+    from PIL import Image
+
+    import discl
+
+    assert discl.to_square(Image.new("RGB", (64, 48)), 32).shape == (3, 32, 32)
+    ```
+    """
     return to_size(image, size, size)
 
 
@@ -205,7 +228,21 @@ def to_whole(image: Image.Image, size: int) -> np.ndarray:
 
 
 def to_size(image: Image.Image, width: int, height: int) -> np.ndarray:
-    """uint8 `[3, height, width]`: resized until it covers that (Lanczos, antialiased), then the centre cropped."""
+    """Pixels of an image at a size, uint8 `[3, height, width]`.
+
+    The image is resized to cover the size (Lanczos, antialiased), then centre cropped.
+
+    - `image`: an RGB image.
+    - `width`, `height`: in pixels.
+
+    ```python
+    from PIL import Image
+
+    import discl
+
+    assert discl.to_size(Image.new("RGB", (64, 48)), width=32, height=16).shape == (3, 16, 32)
+    ```
+    """
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     return np.ascontiguousarray(np.asarray(image, np.uint8).transpose(2, 0, 1))

@@ -33,15 +33,24 @@ NEVER_WIDE = (b"\xff\xd8\xff", b"RIFF", b"GIF8")
 
 @dataclass(frozen=True)
 class ImageTable:
-    """Rows `id` (string, unique), `image` ({bytes, path}, undecoded), `label` (0 … C − 1), optionally `domain` and `group`.
+    """A table of images with labels, memory-mapped in Arrow; images are decoded on access.
 
-    The rows lie memory-mapped in Arrow; nothing is decoded until it is asked for.
+    - `rows`: `id` (string, unique), `image` ({bytes, path}, undecoded), `label` (0 … classes − 1),
+      optionally `domain` and `group`.
+    - `class_names`: names of the labels, `[classes]`.
+    - `root`: folder of the image files. Without it only bytes are decoded.
+    - `elsewhere`: further folders of the data set, such as the hub's cache.
+    - `schemes`: prefixes of addresses (`slice://`, …) that the table's reader made itself. Paths in
+      other people's tables have none, so an address in them opens nothing.
+    - `depth`: black and white of grey images of more than 8 bits, as found by `with_depth`.
 
-    - `root`: folder below which the files of the images lie; without one only bytes are decoded.
-    - `elsewhere`: further folders of the data set, such as those of the hub's cache.
-    - `schemes`: beginnings of the addresses (`slice://` …) that the table's reader made itself. In tables of other people's paths there
-      are none, so that an address in them opens nothing.
-    - `depth`: which values of grey pictures of more than 8 bits are black and white; `with_depth` finds it.
+    ```python
+    import discl
+
+    table = discl.read_tables("photos")["train"]
+    image = table.image(0)
+    assert image.mode == "RGB" and table.class_counts.sum() == len(table)
+    ```
     """
 
     rows: Dataset
@@ -231,7 +240,20 @@ def digest_image(image: Image.Image) -> str:
 def inspect_images(
     table: ImageTable, on_progress: Callable[[int], None] = lambda count: None
 ) -> Inspection:
-    """Decodes every image once, in threads. A file that a link leads out of the table's root is as unreadable as a broken one."""
+    """Decodes every image once, in threads: digests, sizes and unreadable images.
+
+    A file outside of the table's root, reached by a link, counts as unreadable.
+
+    - `table`: the images.
+    - `on_progress`: called with 1 after each image.
+
+    ```python
+    import discl
+
+    inspection = discl.inspect_images(discl.read_tables("photos")["train"])
+    assert not inspection.unreadable
+    ```
+    """
 
     wide: dict[int, Wide] = {}
 

@@ -56,6 +56,8 @@ def load_recipe(
     and for every value out of range.
 
     ```python
+    import discl
+
     recipe = discl.load_recipe("fashion-lt", {"train.epochs": 61})
     ```
     """

@@ -80,7 +80,31 @@ class Runtime(Strict):
 
 
 class Recipe(Strict):
-    """Everything that determines a run."""
+    """Everything that determines a run, validated. `load_recipe` makes one from YAML.
+
+    - `name`: name of the run.
+    - `data`: the real images, their splits and long tail.
+    - `groups`: class counts of many, medium and few.
+    - `hard`: which training images get a spectrum.
+    - `prompts`: the texts to generate from.
+    - `spectrum`: generator, levels and seeds.
+    - `filter`: CLIP and threshold.
+    - `train`: classifier, epochs and optimizer.
+    - `methods`: the methods to compare, by name.
+    - `baseline`: the method that the report compares with; default the first.
+    - `evaluate`: metrics.
+    - `compare`: training seeds and search.
+    - `runtime`: device, slots and stores; does not change results.
+
+    Raises RecipeError for values that contradict each other.
+
+    ```python
+    import discl
+
+    recipe = discl.load_recipe("fashion-lt")
+    assert recipe.spectrum.levels == [0, 10, 30, 50]
+    ```
+    """
 
     name: Name
     data: Data

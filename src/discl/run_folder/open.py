@@ -45,20 +45,26 @@ def open_run(
     *,
     allow_plugins: bool = False,
 ) -> Run:
-    """The run of a recipe (an object, or whatever `load_recipe` takes) in `folder` (default `runs/NAME`), made where it does not exist.
+    """Opens the folder of a run, or makes it.
 
-    A folder that was made with another recipe is refused with RunError that lists the differences. With `amend` the new
-    recipe takes its place: images and scores that still fit are kept, tables and classifiers that do not are made anew.
-    `runtime` may always differ, and a checkpoint may have been copied elsewhere.
+    A folder of another recipe is refused. With `amend` the new recipe replaces it: images and scores
+    that still fit are kept, and other tables and classifiers are made again. If an amended run fails
+    before it has made anything, the previous command restores the previous state.
 
-    With `allow_plugins` the stages that train may import what this recipe, never the folder's own, names as
-    `module:attribute`; nothing of it is imported here.
+    - `recipe`: a recipe, a shipped name, a YAML file, or a plain tree.
+    - `folder`: the run folder; default `runs/NAME`.
+    - `amend`: whether the recipe may replace another one.
+    - `check`: called with the run before anything is changed; may raise.
+    - `allow_plugins`: whether stages may import code that this recipe names as `module:attribute`.
 
-    An amendment that is refused costs nothing. `check` may raise before anything is changed. What only a stage finds out comes later, so
-    recipe, tables and pages of before are first copied to `former/` and stay there until `Run.commit`, which is called before the new
-    recipe makes an image, a classifier or a figure; until then the former recipe needs no `amend` and gets all of it back. Whatever is
-    discarded goes before the recipe that it does not fit is written, and what fits comes after it: a kill leaves no table beside
-    another's recipe, and the same command again does the rest.
+    Raises RecipeError for a wrong recipe, and RunError for a folder of another recipe with the list of
+    differences.
+
+    ```python
+    import discl
+
+    run = discl.open_run("fashion-lt", "runs/first")
+    ```
     """
     recipe = load_recipe(recipe)
     folder = Path(folder) if folder is not None else Path("runs") / recipe.name

@@ -36,9 +36,19 @@ from .locks import lock
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe and the folder in which it is carried out; `overrides` names files and folders that are another run's.
+    """A recipe and its folder, as `open_run` returns them.
 
-    `allow_plugins` is the leave to import what the recipe names as `module:attribute`; stages that train use it.
+    - `recipe`: the recipe.
+    - `folder`: the run folder.
+    - `overrides`: files and folders of another run to use instead.
+    - `allow_plugins`: whether stages may import code that the recipe names as `module:attribute`.
+
+    ```python
+    import discl
+
+    run = discl.open_run("runs/fashion-lt/recipe.yaml", "runs/fashion-lt")
+    print(run.train.class_counts, len(run.spectrum.ids()))
+    ```
     """
 
     recipe: Recipe

@@ -39,18 +39,45 @@ class Verdict:
 
 
 def judge(clip_similarity: float, threshold: float) -> Verdict:
-    """Keeps an image at or above the threshold."""
+    """Keeps an image at or above the threshold, or drops it with the reason.
+
+    - `clip_similarity`: raw cosine, in [−1, 1].
+    - `threshold`: in [−1, 1].
+
+    ```python
+    import discl
+
+    verdict = discl.judge(0.2, threshold=0.25)
+    assert not verdict.keep and verdict.reason == "clip_similarity 0.200 < 0.25"
+    ```
+    """
     if clip_similarity >= threshold:
         return Verdict(True)
     return Verdict(False, f"clip_similarity {clip_similarity:.3f} < {threshold:g}")
 
 
 class ClipScorer:
-    """Cosines of images with one text per label, by a transformers `CLIPModel`.
+    """Raw cosines of images with the text of their label, by a CLIP of transformers.
 
-    `texts` maps a label to its plain prompt, for example "a photo of {class}"; `id` is `describe_scorer` of both. Calls of the
-    network hold `batch` images, the last one filled up, so a cosine does not depend on what it is measured with; half as many from
-    then on where memory does not suffice. Raises CheckpointError for a folder that holds no CLIP or pickled weights only.
+    A call of the network holds `batch` images and is padded, so a cosine does not depend on its
+    neighbours. The batch is halved when memory runs out. `id` identifies checkpoint and texts.
+
+    - `address`: a CLIP: a folder, a hub name, or `embedded:...`.
+    - `texts`: `{label: text}`, for example `{0: "a photo of a bag"}`.
+    - `device`: where the network runs.
+    - `batch`: images per call, 1 or more.
+
+    Raises CheckpointError for a folder without a CLIP, or with pickled weights only.
+
+    ```python
+    from PIL import Image
+
+    import discl
+
+    scorer = discl.ClipScorer("embedded:fashion-mnist/clip", {0: "a photo of a bag"})
+    cosines = scorer([Image.open("photos/Bag/000.png").convert("RGB")], [0])
+    assert cosines.shape == (1,)
+    ```
     """
 
     def __init__(

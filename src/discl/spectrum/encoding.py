@@ -16,7 +16,19 @@ ENCODINGS: dict[str, dict] = {
 
 
 def encode_image(picture: np.ndarray, encoding: str) -> bytes:
-    """The bytes of a picture, uint8 `[height, width, 3]`, in one of `ENCODINGS`."""
+    """The bytes of an image file.
+
+    - `picture`: pixels, uint8 `[height, width, 3]`.
+    - `encoding`: `webp`, `webp-lossless`, `jpeg` or `png`.
+
+    ```python
+    import numpy as np
+
+    import discl
+
+    content = discl.encode_image(np.zeros((32, 32, 3), np.uint8), "png")
+    ```
+    """
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(picture)).save(buffer, **ENCODINGS[encoding])
     return buffer.getvalue()

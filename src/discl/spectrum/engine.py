@@ -43,11 +43,29 @@ def draw_noise(source_id: str, seed: int, attempt: int, shape: Sequence[int]) ->
 
 
 class Engine:
-    """Denoises requests with one model at one setting; `work` counts what was done.
+    """Denoises requests step by step in shared batches; `work` counts its steps and calls.
 
-    `slots` guided images share a call of the network (two rows each with guidance, s > 1); where a call runs out of memory it is
-    done again with half as many, and nothing that is in the slots or finished is lost. `fixed` gives every level T
-    steps; outside of `guidance_interval` (noise shares, the first excluded) a step takes one row, and others the room.
+    - `model`: a generator from `load_generator`.
+    - `num_inference_steps`: T, 1 or more.
+    - `guidance_scale`: s of classifier-free guidance; 1 is none.
+    - `slots`: images per call of the network. A guided image (s ≠ 1) takes two rows. Slots are halved
+      when memory runs out, and no image is lost.
+    - `fixed`: give every level T steps instead of t(λ).
+    - `guidance_interval`: noise fractions between which steps are guided, the lower end excluded.
+
+    ```python
+    from PIL import Image
+
+    import discl
+
+    model = discl.load_generator("embedded:fashion-mnist/diffusion")
+    engine = discl.Engine(model, num_inference_steps=4, guidance_scale=3.0)
+    request = discl.Request.of("a photo of a bag", 50, "photos/Bag/000.png", width=32)
+    for request, pixels in engine.generate(
+        [request], lambda source: discl.to_square(Image.open(source).convert("RGB"), 32)
+    ):
+        assert pixels.shape == (32, 32, 3)
+    ```
     """
 
     def __init__(

@@ -342,6 +342,7 @@ def unet_rows(
 
     A step without guidance (s = 1, or outside of the interval) takes one row instead of two.
 
+    - `requests`: the images to make.
     - `num_inference_steps`: T.
     - `guidance_scale`: s.
     - `fixed`: whether every level takes T steps.

@@ -348,7 +348,18 @@ def _elsewhere() -> Iterator[None]:
 
 
 def spectrum_shards(folder: Path | str, class_names: Sequence[str]) -> Shards:
-    """The store of synthetic images: how each was asked for, and its encoded picture."""
+    """The store of synthetic images: encoded image and settings of each.
+
+    - `folder`: a folder, or a URL that fsspec knows, such as `s3://bucket/run`.
+    - `class_names`: names of the labels, `[classes]`.
+
+    ```python
+    import discl
+
+    store = discl.spectrum_shards("shards", ["Bag", "Trouser"])
+    print(len(store.ids()))
+    ```
+    """
     from datasets import ClassLabel, Features, Image, Value
 
     text, number, real = Value("string"), Value("int32"), Value("float64")
@@ -366,6 +377,15 @@ def spectrum_shards(folder: Path | str, class_names: Sequence[str]) -> Shards:
 
 
 def score_shards(folder: Path | str) -> Shards:
-    """The store of filter scores; `scorer` is the digest of the CLIP and of the text that was compared with."""
+    """The store of filter scores, keyed by image and scorer (checkpoint and text).
+
+    - `folder`: a folder, or a URL that fsspec knows.
+
+    ```python
+    import discl
+
+    scores = discl.score_shards("scores").read().to_pylist()
+    ```
+    """
     columns = [("id", pa.string()), ("scorer", pa.string()), ("clip_similarity", pa.float32())]
     return Shards(folder, pa.schema(columns), ("id", "scorer"))

@@ -39,13 +39,41 @@ AHEAD = 256
 
 
 class Worker:
-    """Makes, encodes, scores and writes requests with one engine; loaded once, used for any number of calls of `make`.
+    """Generates, encodes, scores and writes requests with one engine.
 
-    `images` and, with a `scorer`, `scores` are the stores that it appends to, shards of `shard_rows` rows. A score is that of the
-    stored picture, decoded from its bytes, so it is the one that a later pass over the store would give.
+    Scores are those of the stored image, decoded from its bytes. `engine.work`, `scored`,
+    `sources_read` and `waited` (seconds) count the work.
 
-    `engine.work` counts the engine's part; `scored` counts pictures decoded and scored, `sources_read` calls of `load_pixels`, and
-    `waited` the seconds in which the engine stood still for a source or for room behind it.
+    - `engine`: generates the images.
+    - `images`: store of the images.
+    - `sampling`: settings that are stored with each image.
+    - `scorer`, `scores`: CLIP and store of the scores; both or neither.
+    - `shard_rows`: rows of a Parquet file, 1 or more.
+
+    Raises TypeError for a scorer without a store, or the reverse.
+
+    ```python
+    from PIL import Image
+
+    import discl
+
+    address = "embedded:fashion-mnist/diffusion"
+    generator = discl.describe_generator(address)
+    sampling = discl.Sampling(generator.model, generator.scheduler, 4, 3.0, 32, "float32", "webp")
+    engine = discl.Engine(discl.load_generator(address), num_inference_steps=4, guidance_scale=3.0)
+    source = {"id": "photos/Bag/000.png", "digest": "0123", "label": 0}
+    plan = discl.plan_requests(
+        [source], [0, 50], 1, {0: ["a photo of a bag"]}, negative_prompt="", sampling=sampling
+    )
+    store = discl.spectrum_shards("shards", ["Bag"])
+    worker = discl.Worker(engine, store, sampling)
+    worker.make(
+        plan,
+        lambda source: discl.to_square(Image.open(source).convert("RGB"), 32),
+        sizes={source["id"]: (28, 28)},
+    )
+    assert store.ids() == {request.id for request in plan}
+    ```
     """
 
     def __init__(

@@ -70,17 +70,29 @@ def predict(
     run: Path | str, images: Path | str, out: Path | str, method: str | None = None, device: str = "cpu",
     on_progress: Callable[[int], None] = lambda count: None, unreadable: str = "skip",
 ) -> Path:  # fmt: skip
-    """Writes a CSV of `image, prediction, probability` and one probability column per class, one row per image, and returns its path.
+    """Writes the predictions of a trained classifier as CSV and returns the path.
 
-    The file appears whole or not at all. Rows are written batch by batch, so any number of images fits into memory.
-    A path or class that begins like a formula of a spreadsheet, such as `=1`, has an apostrophe before it.
+    Columns are `image`, `prediction`, `probability` and one probability per class. The file is written
+    atomically and batch by batch, so any number of images fits into memory. A path or class that starts
+    like a spreadsheet formula, such as `=1`, gets an apostrophe.
 
-    - `images`: an image, or a folder that is searched. Hidden files, files with other endings and linked folders are left out, and counted
-      on standard error.
-    - `unreadable`: `skip` leaves images that cannot be read out, counts and names them; `error` ends with the first.
-    - `on_progress`: called with the number of rows of each batch.
+    - `run`: a run folder, or the folder of a classifier.
+    - `images`: an image, or a folder that is searched. Hidden files, other file types and linked
+      folders are left out, and counted in a message.
+    - `out`: the CSV file to write.
+    - `method`: which method of the run; default its last one.
+    - `device`: for example `cpu` or `cuda`.
+    - `on_progress`: called with the number of images of each batch.
+    - `unreadable`: `skip` leaves out unreadable images and names them; `error` stops at the first.
 
-    Raises DataError where no image is found or can be read, and RunError for an unknown device or a place that cannot be written.
+    Raises DataError where no image is found or readable. Raises RunError for an unknown device, method
+    or value, and where `out` cannot be written.
+
+    ```python
+    import discl
+
+    discl.predict("runs/fashion-lt", "photos", "predictions.csv")
+    ```
     """
     where, target = Path(images), Path(out)
     if unreadable not in UNREADABLE:

@@ -36,9 +36,19 @@ class TrainingContext:
 
 
 class TrainingHook:
-    """Adds nothing; a subclass overrides what its system does. One object accompanies one training.
+    """Base of other systems that take part in training; its methods change nothing.
 
-    All that it remembers is in `state`, so that a killed training goes on with it; its draws are functions of (seed, epoch).
+    One object serves one training. Its memory belongs in `state`, so that a killed training resumes.
+    Random draws are functions of (seed, epoch).
+
+    ```python
+    import discl
+
+
+    class Brighter(discl.TrainingHook):  # a recipe names it as system: my_module:Brighter
+        def alter(self, images, labels):
+            return (1.1 * images).clamp(0, 1)
+    ```
     """
 
     takes_mixed = True

@@ -79,17 +79,26 @@ def read_tables(
     images: str | None = None,
     on_left_out: Callable[[str], None] = lambda told: None,
 ) -> dict[str, ImageTable]:
-    """`{split: table}` of a data set; data without splits comes as `train` alone.
+    """`{split: table}` of a data set; data without splits is `train`.
 
-    - `kind`: one of `READERS`, or `auto`, which goes by the files that are there.
-    - `columns`: their names for our columns (`{"label": "fine_label"}`).
-    - `splits`: their names for our splits (`{"test": "eval"}`); None leaves a split out.
-    - `files`: the lists of formats that have some, by split.
-    - `on_unused`: is told of splits that are none of ours.
-    - `on_left_out`: is told which files of the data set are not read, counted by kind, where there are some.
-    - `images`: the folder of the images that a list (`manifest`) names, where it is not the list's own.
+    - `root`: a folder, a file, a name on the hub, or `embedded:...`.
+    - `kind`: one of `READERS`, or `auto`, which looks at the files.
+    - `columns`: column names of the data set for ours, for example `{"label": "fine_label"}`.
+    - `splits`: split names of the data set for ours, for example `{"test": "eval"}`; None leaves a
+      split out.
+    - `files`: for formats with lists, the list of each split.
+    - `on_unused`: called with the names of splits that are not used.
+    - `images`: folder of the images of a list (`manifest`); default the list's own.
+    - `on_left_out`: called with a description of the files that are not read, if any.
 
-    Raises DataError for whatever is missing, and says what was looked for.
+    Raises DataError for a missing file, column or split.
+
+    ```python
+    import discl
+
+    tables = discl.read_tables("photos")
+    print(tables["train"].class_names)
+    ```
     """
     source = _source(root, columns, splits, files, images)
     if kind == "auto":
