@@ -2,7 +2,9 @@
 
     python examples/hf_trainer.py RUN_FOLDER [STRATEGY] [EPOCHS]
 
-RUN_FOLDER is made by `discl filter fashion-lt --out RUN_FOLDER`.
+RUN_FOLDER is a run that has passed the filter:
+
+    discl filter fashion-lt --out runs/fashion-lt
 """
 
 import sys
@@ -27,7 +29,7 @@ def main(
     out: str | None = None,
     resume: bool = False,
 ) -> CurriculumTrainer:
-    """Trains a small network of transformers, evaluates it on validation, returns its trainer."""
+    """Trains a small network of transformers; returns its trainer, evaluated on validation."""
     torch.manual_seed(0)
     dataset = discl.SpectrumDataset.of_run(folder, size=32)
     curriculum = discl.Curriculum(
@@ -40,7 +42,7 @@ def main(
         layer_type="basic",
         num_labels=len(dataset.class_names),
     )
-    # with several processes the Trainer divides the rows, not the curriculum
+    # with several processes the Trainer shards the rows; CurriculumTrainer sets the curriculum so
     trainer = CurriculumTrainer(
         curriculum=curriculum,
         model=ResNetForImageClassification(config),

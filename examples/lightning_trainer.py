@@ -2,7 +2,9 @@
 
     python examples/lightning_trainer.py RUN_FOLDER [STRATEGY] [EPOCHS]
 
-RUN_FOLDER is made by `discl filter fashion-lt --out RUN_FOLDER`.
+RUN_FOLDER is a run that has passed the filter:
+
+    discl filter fashion-lt --out runs/fashion-lt
 """
 
 import sys
@@ -48,7 +50,7 @@ class Classifier(lightning.LightningModule):
 
 
 def flip(pixels: torch.Tensor) -> torch.Tensor:
-    """Mirrors half of the images; progress is measured without it (evaluation_transform)."""
+    """Mirrors half of the images. Progress is measured without this random part."""
     return pixels.flip(-1) if torch.rand(()) < 0.5 else pixels
 
 
@@ -66,7 +68,7 @@ def main(
     )
     validation = discl.SpectrumDataset.of_run(folder, size=32, split="validation")
     curriculum = discl.Curriculum(dataset, strategy, curriculum_epochs=epochs * 2 // 3)
-    # on several devices Lightning divides the rows, not the curriculum
+    # on several devices Lightning shards the rows; the callback sets the curriculum so
     trainer = lightning.Trainer(
         max_epochs=epochs,
         callbacks=[CurriculumCallback(curriculum)],

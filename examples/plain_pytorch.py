@@ -2,7 +2,9 @@
 
     python examples/plain_pytorch.py RUN_FOLDER [STRATEGY] [EPOCHS]
 
-RUN_FOLDER is made by `discl filter fashion-lt --out RUN_FOLDER`.
+RUN_FOLDER is a run that has passed the filter:
+
+    discl filter fashion-lt --out runs/fashion-lt
 """
 
 import sys
@@ -23,7 +25,7 @@ def make_model(classes: int) -> nn.Module:
 
 
 def flip(pixels: torch.Tensor) -> torch.Tensor:
-    """Mirrors half of the images; progress is measured without it (evaluation_transform)."""
+    """Mirrors half of the images. Progress is measured without this random part."""
     return pixels.flip(-1) if torch.rand(()) < 0.5 else pixels
 
 

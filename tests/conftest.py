@@ -8,9 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # before torch is loaded, and for the commands that tests start: tiny tensors gain nothing from more
-)
+# before torch is loaded, and for the commands that tests start: tiny tensors need one thread
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -32,7 +31,7 @@ def shown_messages() -> Iterator[None]:
 
 
 def make_tokenizer(folder: Path):
-    """A CLIP tokenizer of single bytes: every word falls into its letters."""
+    """A CLIP tokenizer of single bytes: the tokens of a word are its letters."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 
@@ -55,15 +54,22 @@ def make_tokenizer(folder: Path):
 
 def text_settings(tokenizer) -> dict[str, object]:
     return {
-        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "max_position_embeddings": TEXT_LENGTH, "projection_dim": 32, "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": TEXT_LENGTH,
+        "projection_dim": 32,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
 
 
 @pytest.fixture(scope="session")
 def tiny_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Stable Diffusion folder for 32×32 pixels: 8×8 latents of 4 channels, UNet 32-64, epsilon prediction."""
+    """A Stable Diffusion folder for 32×32 pixels: 8×8×4 latents, UNet 32-64, epsilon prediction."""
     from diffusers import (
         AutoencoderKL,
         DDIMScheduler,
@@ -76,14 +82,26 @@ def tiny_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = make_tokenizer(folder.with_name("tokenizer"))
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=16,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=2, cross_attention_dim=32,
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        norm_num_groups=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=2,
+        cross_attention_dim=32,
+    )
     vae = AutoencoderKL(
-        latent_channels=4, sample_size=32, block_out_channels=(8, 16, 16), layers_per_block=1, norm_num_groups=8,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-    )  # fmt: skip
+        latent_channels=4,
+        sample_size=32,
+        block_out_channels=(8, 16, 16),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+    )
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -93,9 +111,15 @@ def tiny_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
         steps_offset=1,
     )
     StableDiffusionPipeline(
-        vae=vae, text_encoder=CLIPTextModel(CLIPTextConfig(**text_settings(tokenizer))), tokenizer=tokenizer, unet=unet,
-        scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    ).save_pretrained(folder)  # fmt: skip
+        vae=vae,
+        text_encoder=CLIPTextModel(CLIPTextConfig(**text_settings(tokenizer))),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
     return folder
 
 
@@ -107,9 +131,14 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "clip"
     tokenizer = make_tokenizer(folder)
     vision = {
-        "image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
         "projection_dim": 32,
-    }  # fmt: skip
+    }
     torch.manual_seed(0)
     CLIPModel(
         CLIPConfig(text_config=text_settings(tokenizer), vision_config=vision, projection_dim=32)
@@ -127,8 +156,11 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def filtered_run(
     tmp_path_factory: pytest.TempPathFactory, tiny_diffusion: Path, tiny_clip: Path
 ) -> Path:
-    """A run folder that has come as far as the filter, which keeps everything: 40 real images, 8 of them hard, 16 synthetic ones at 0
-    and at 50 % each."""
+    """A run folder that has passed the filter, which keeps every image.
+
+    It has 40 real images, of which 8 are hard, and 16 synthetic images at each of the levels 0
+    and 50.
+    """
     import numpy as np
     from PIL import Image
 
@@ -154,12 +186,21 @@ def filtered_run(
                     root / split / name / f"{index:02d}.png"
                 )
     recipe = {
-        "name": "filtered", "data": {"root": str(root)}, "groups": {"many": 15, "few": 6}, "hard": {"fewer_than": 6},
-        "spectrum": {"checkpoint": str(tiny_diffusion), "levels": [0, 50], "seeds": 2, "num_inference_steps": 4},
+        "name": "filtered",
+        "data": {"root": str(root)},
+        "groups": {"many": 15, "few": 6},
+        "hard": {"fewer_than": 6},
+        "spectrum": {
+            "checkpoint": str(tiny_diffusion),
+            "levels": [0, 50],
+            "seeds": 2,
+            "num_inference_steps": 4,
+        },
         "filter": {"checkpoint": str(tiny_clip), "threshold": -1},
         "train": {"epochs": 2, "curriculum_epochs": 2, "image_size": 32, "batch_size": 8},
-        "methods": {"discl": {"strategy": "diverse-to-specific"}}, "runtime": {"device": "cpu"},
-    }  # fmt: skip
+        "methods": {"discl": {"strategy": "diverse-to-specific"}},
+        "runtime": {"device": "cpu"},
+    }
     run = open_run(recipe, tmp_path_factory.mktemp("runs") / "filtered")
     run_until(run, "filter")
     return run.folder

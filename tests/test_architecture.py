@@ -225,7 +225,7 @@ INTO_A_FOLDER = {"export.writing", "export.formats", "stages.workers.ray", "conv
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name not in INTO_A_FOLDER])
 def test_files_are_written_atomically(module: str) -> None:
-    """Within `with whole(…) as unfinished`. `spectrum.plan` writes to a path that its caller opened."""
+    """Within `with whole(…) as unfinished`; `spectrum.plan` writes to its caller's open path."""
     for node in ast.walk(tree(module)):
         if not isinstance(node, ast.Call):
             continue

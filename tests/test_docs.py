@@ -1,4 +1,7 @@
-"""The commands of docs/your-own-data.md, in their order, as they stand; only the checkpoints, the sizes and the threshold are replaced."""
+"""The commands of docs/your-own-data.md run in their order.
+
+Only the checkpoints, the sizes and the threshold are replaced.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def blocks(kind: str) -> list[str]:
 
 @pytest.fixture
 def birds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the page, new pictures, and a list of the old ones with cameras and sequences."""
+    """The folder of the page, new images, and a list of the old ones with cameras and sequences."""
     random, listed = np.random.default_rng(0), ["path,label,camera,sequence"]
     for label, (name, count) in enumerate(COUNTS.items()):
         (tmp_path / "birds" / name).mkdir(parents=True)
@@ -45,7 +48,7 @@ def birds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make_small(recipe: Path, diffusion: Path, clip: Path) -> None:
-    """What an owner of small models would write into the starter's recipe."""
+    """Small models and sizes in the recipe of `discl init`."""
     tree = yaml.safe_load(recipe.read_text())
     tree["spectrum"] |= {
         "checkpoint": str(diffusion),
@@ -76,14 +79,14 @@ def commands(tool: click.Command, words: tuple[str, ...] = ()) -> dict[tuple[str
     return found
 
 
-def test_what_the_text_names_is_there() -> None:
-    """Commands and options between the lines; whole commands stand in blocks, which are run."""
+def test_commands_and_options_in_the_text_exist() -> None:
+    """Whole commands belong in blocks, which are run."""
     known = commands(typer.main.get_command(cli.app))
     text = re.sub(r"```.*?```", "", PAGE.read_text(), flags=re.DOTALL)
-    spoken = [each.split() for each in re.findall(r"`([^`]+)`", text)]
-    named = {tuple(words[1:]) for words in spoken if words[0] == "discl"}
-    assert named <= set(known), "a whole command belongs into a block, and a command has to be one"
-    assert {words[0] for words in spoken if words[0].startswith("--")} <= set().union(
+    words_of = [each.split() for each in re.findall(r"`([^`]+)`", text)]
+    named = {tuple(words[1:]) for words in words_of if words[0] == "discl"}
+    assert named <= set(known), "not a command; put whole commands into blocks"
+    assert {words[0] for words in words_of if words[0].startswith("--")} <= set().union(
         *known.values()
     )
 
@@ -95,7 +98,7 @@ def test_each_command_of_the_page(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    said: dict[str, str] = {}
+    outputs: dict[str, str] = {}
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
     for line in lines:
         words = [word.replace("threshold=0.22", "threshold=-0.9") for word in shlex.split(line)]
@@ -104,10 +107,10 @@ def test_each_command_of_the_page(
             cli.main()
         except SystemExit as ended:
             assert not ended.code, f"{line}: {capsys.readouterr().err}"
-        said[line] = capsys.readouterr().out
+        outputs[line] = capsys.readouterr().out
         if words[1] == "init":
             make_small(birds / "birds.yaml", tiny_diffusion, tiny_clip)
-    assert "images to generate" in said["discl plan birds.yaml"]
+    assert "images to generate" in outputs["discl plan birds.yaml"]
     assert (birds / "runs/birds/report.html").stat().st_size > 10_000
     assert (
         yaml.safe_load((birds / "runs/birds/recipe.yaml").read_text())["filter"]["threshold"]

@@ -1,4 +1,8 @@
-"""Run folders whose files were cut off, emptied, swapped or replaced: a result or a DisclError, and the same figures in the end."""
+"""Run folders with truncated, empty, swapped or replaced files.
+
+Every command gives a result or a DisclError. After the fixes that the errors name, the figures are
+those of the intact folder.
+"""
 
 from __future__ import annotations
 
@@ -49,16 +53,28 @@ def tree(
                 noise = np.random.default_rng(seed).integers(0, 120, (32, 32, 3)) + 100 * label
                 Image.fromarray(noise.astype(np.uint8)).save(folder / f"{index}.png")
     return {
-        "name": "small", "data": {"root": str(root)}, "hard": {"fewer_than": 3},
-        "spectrum": {"checkpoint": str(tiny_diffusion), "levels": [50], "seeds": 1, "num_inference_steps": 2},
+        "name": "small",
+        "data": {"root": str(root)},
+        "hard": {"fewer_than": 3},
+        "spectrum": {
+            "checkpoint": str(tiny_diffusion),
+            "levels": [50],
+            "seeds": 1,
+            "num_inference_steps": 2,
+        },
         "filter": {"checkpoint": str(tiny_clip), "threshold": -1},
         "train": {
-            "epochs": 1, "curriculum_epochs": 1, "batch_size": 2, "steps_per_epoch": 1, "image_size": 16,
-            "model": {"architecture": "resnet10", "width": 4, "stem": "3x3"}, "precision": "float32",
+            "epochs": 1,
+            "curriculum_epochs": 1,
+            "batch_size": 2,
+            "steps_per_epoch": 1,
+            "image_size": 16,
+            "model": {"architecture": "resnet10", "width": 4, "stem": "3x3"},
+            "precision": "float32",
         },
         "methods": {"ce": {"strategy": "real-only"}, "discl": {"strategy": "diverse-to-specific"}},
         "runtime": {"device": "cpu", "threads": 1, "slots": 1, "shard_rows": 1},
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +87,7 @@ def finished(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def mutate(folder: Path, chance: random.Random) -> str:
-    """Changes one file of a run, or two, in one of eight ways; says how."""
+    """Changes one or two files of a run in one of eight ways; returns what it did."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     file = chance.choice(files)
     name, content = file.relative_to(folder), file.read_bytes()
@@ -101,9 +117,9 @@ def mutate(folder: Path, chance: random.Random) -> str:
 
 
 def follow(error: DisclError, folder: Path) -> bool:
-    """Does what an error advises; whether the command is to be given with --amend."""
+    """Does what an error advises; returns whether the next command needs --amend."""
     text = str(error)
-    assert str(folder) in text, text  # it names what is wrong
+    assert str(folder) in text, text
     if "--amend" in text:
         return True
     if isinstance(error, BrokenFileError) and error.path is not None:
@@ -132,18 +148,18 @@ def test_mutated_runs_come_to_the_same_figures(
 ) -> None:
     chance = random.Random(part)
     recipe, wanted = validate(tree), json.loads((finished / "results.json").read_text())
-    picture = next(Path(tree["data"]["root"]).rglob("*.png"))
+    image = next(Path(tree["data"]["root"]).rglob("*.png"))
     for number in range(MUTATIONS[part]):
         folder = tmp_path / f"run-{number}"
         shutil.copytree(finished, folder)
-        told = [f"part {part}, {number}: {mutate(folder, chance)}"]
+        log = [f"part {part}, {number}: {mutate(folder, chance)}"]
         use = chance.choice(("evaluate", "evaluate", "evaluate", "report", "export", "predict"))
         amend = False
         try:
             if use == "predict":
-                predict(folder, picture, folder.with_suffix(".csv"))
+                predict(folder, image, folder.with_suffix(".csv"))
         except DisclError as error:
-            told.append(f"predict: {error}")
+            log.append(f"predict: {error}")
         for _ in range(CALLS):
             try:
                 run = open_run(recipe, folder, amend)
@@ -152,14 +168,14 @@ def test_mutated_runs_come_to_the_same_figures(
                     export(run, "imagefolder", folder.with_suffix(".out"))
                 break
             except DisclError as error:
-                told.append(str(error))
+                log.append(str(error))
                 amend = follow(error, folder) or amend
             except Exception as error:
-                error.add_note("\n".join(told))
+                error.add_note("\n".join(log))
                 raise
         else:
-            pytest.fail("\n".join(told))
-        assert json.loads((folder / "results.json").read_text()) == wanted, told
+            pytest.fail("\n".join(log))
+        assert json.loads((folder / "results.json").read_text()) == wanted, log
         shutil.rmtree(folder)
 
 
@@ -187,7 +203,7 @@ def test_a_finished_method_whose_weights_are_broken_is_trained_again(
 def test_a_cut_off_history_does_not_hinder_a_training_that_goes_on(
     tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It goes on from the checkpoint, which has a history of its own, and writes the file again."""
+    """It resumes from the checkpoint, which has its own history, and writes the file again."""
     from discl.training import loop
 
     long = validate(tree | {"train": tree["train"] | {"epochs": 3}})
@@ -216,16 +232,16 @@ def test_a_cut_off_history_does_not_hinder_a_training_that_goes_on(
 def test_writers_on_a_disk_that_refuses_name_the_path(
     tree: dict[str, Any], finished: Path, tmp_path: Path
 ) -> None:
-    """No user, root among them, can make a folder in a file or in /proc."""
+    """No user, not even root, can create a folder in a file or in /proc."""
     from discl.stages.init import write_starter
 
     file = tmp_path / "a file"
     file.touch()
     run = open_run(validate(tree), shutil.copytree(finished, tmp_path / "run"))
-    pictures = Path(tree["data"]["root"])
+    images = Path(tree["data"]["root"])
     for place in (file / "below", Path("/proc/discl")):
         for write in (
-            lambda place=place: write_starter(pictures, place / "birds.yaml"),
+            lambda place=place: write_starter(images, place / "birds.yaml"),
             lambda place=place: export(run, "imagefolder", place / "out"),
             lambda place=place: open_run(validate(tree), place / "run"),
         ):
@@ -234,7 +250,7 @@ def test_writers_on_a_disk_that_refuses_name_the_path(
 
 
 def test_a_checkpoint_on_a_full_disk(tree: dict[str, Any], tmp_path: Path) -> None:
-    """It is told, nothing half-written is left, and the training goes on when there is room."""
+    """The error names it, no partial file is left, and training resumes when there is room."""
     import resource
 
     run = open_run(validate(tree), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""What a command line loads: the package, help and lists come without torch, in little time."""
+"""Importing the package, help pages and lists load no heavy package and take little time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEAVY = {"torch", "datasets", "pyarrow", "pydantic", "transformers", "diffusers"
 
 
 def processor_seconds(*words: str) -> float:
-    """Seconds of processor time of a command, the least of three."""
+    """Processor time of a command in seconds, the minimum of three runs."""
     times = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -23,7 +23,7 @@ def processor_seconds(*words: str) -> float:
 
 
 @pytest.mark.parametrize(
-    ("words", "most"),
+    ("words", "limit"),
     [
         (("-c", "import discl"), 0.3),
         (("-m", "discl.cli", "--help"), 0.5),
@@ -31,16 +31,16 @@ def processor_seconds(*words: str) -> float:
         (("-m", "discl.cli", "--version"), 0.5),
     ],
 )
-def test_what_a_command_takes(words: tuple[str, ...], most: float) -> None:
-    assert processor_seconds(*words) < most
+def test_light_commands_are_quick(words: tuple[str, ...], limit: float) -> None:
+    assert processor_seconds(*words) < limit
 
 
 @pytest.mark.parametrize("code", ["import discl", "import discl.cli", "import discl.assets"])
 def test_nothing_heavy_is_loaded(code: str) -> None:
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", f"{code}; import sys; print(*sys.modules)"],
         check=True,
         capture_output=True,
         text=True,
     )
-    assert not HEAVY & set(told.stdout.split())
+    assert not HEAVY & set(done.stdout.split())

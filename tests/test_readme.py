@@ -1,4 +1,4 @@
-"""The README's commands are run as they stand; only checkpoints and sizes are replaced by ones that are here and small."""
+"""The commands of the README run; only checkpoints and sizes are replaced by small ones."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def call(command: str, folder: Path, *more: str) -> subprocess.CompletedProcess[
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Two classes of drawings, one of them rare, and a folder of new ones."""
+    """Two classes of images, one of them rare, and a folder of new ones."""
     random = np.random.default_rng(0)
     for name, count, shade in (("round things", 60, 200), ("rare", 15, 60)):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -58,10 +58,20 @@ def photos(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_your_own_images(photos: Path, tiny_diffusion: Path, tiny_clip: Path) -> None:
     small = [
-        f"spectrum.checkpoint={tiny_diffusion}", "spectrum.num_inference_steps=4", "spectrum.dtype=float32", "spectrum.seeds=2",
-        f"filter.checkpoint={tiny_clip}", "filter.threshold=-1", "train.epochs=5", "train.curriculum_epochs=4", "train.image_size=32",
-        "train.resize=40", "train.model.stem=3x3", "train.model.width=8", "runtime.slots=8",
-    ]  # fmt: skip
+        f"spectrum.checkpoint={tiny_diffusion}",
+        "spectrum.num_inference_steps=4",
+        "spectrum.dtype=float32",
+        "spectrum.seeds=2",
+        f"filter.checkpoint={tiny_clip}",
+        "filter.threshold=-1",
+        "train.epochs=5",
+        "train.curriculum_epochs=4",
+        "train.image_size=32",
+        "train.resize=40",
+        "train.model.stem=3x3",
+        "train.model.width=8",
+        "runtime.slots=8",
+    ]
     replaced = [word for value in small for word in ("--set", value)]
     init, plan, run, predict = commands("Your own images")
     assert call(init, photos).stdout.strip() == "photos.yaml"
@@ -72,8 +82,8 @@ def test_your_own_images(photos: Path, tiny_diffusion: Path, tiny_clip: Path) ->
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.strip().endswith("runs/photos/report.html")
     assert (photos / "runs/photos/report.html").stat().st_size > 10_000
-    answered = call(predict, photos)
-    assert answered.returncode == 0, answered.stderr
+    predicted = call(predict, photos)
+    assert predicted.returncode == 0, predicted.stderr
     lines = (photos / "predictions.csv").read_text().splitlines()
     assert lines[0] == "image,prediction,probability,rare,round things"
     assert len(lines) == 16
@@ -82,7 +92,7 @@ def test_your_own_images(photos: Path, tiny_diffusion: Path, tiny_clip: Path) ->
 def test_in_your_own_loop(
     filtered_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The block as it stands; the run is a tiny one."""
+    """The block is unchanged; the run is a tiny one."""
     section = (ROOT / "docs/curricula.md").read_text().split("## In your own training loop")[1]
     block = re.search(r"```python\n(.*?)```", section, re.DOTALL)
     assert block is not None
@@ -96,7 +106,7 @@ def test_in_your_own_loop(
 
 
 def test_a_spectrum_of_one_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The block as it stands."""
+    """The block is unchanged."""
     section = (ROOT / "README.md").read_text().split("## From Python")[1]
     block = next(
         block
@@ -136,7 +146,7 @@ def test_stage_commands_exist() -> None:
         assert f"discl {stage}" in shown.stdout
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_have_targets() -> None:
     for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             assert target.startswith("https://") or document.parent.joinpath(target).exists(), (
@@ -144,7 +154,7 @@ def test_links_lead_somewhere() -> None:
             )
 
 
-def test_recipes_of_the_table_ship_and_none_is_left_out() -> None:
+def test_the_table_lists_the_shipped_recipes() -> None:
     section = (ROOT / "docs/paper.md").read_text()
     named = re.findall(
         r"`((?:imagenet-lt|cifar100-lt|cifar10-lowlight|inaturalist2018|iwildcam|fashion-lt)[a-z0-9-]*)`",

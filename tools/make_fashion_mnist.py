@@ -1,13 +1,15 @@
-"""Makes everything in `fashion_mnist/`: the images that ship, the tiny CLIP and the tiny latent diffusion model.
+"""Makes `assets/fashion_mnist/`: the images that ship, the tiny CLIP, the tiny diffusion model.
 
-    python tools/make_fashion_mnist.py --source /usr/share/datasets/fashion-mnist --work build/fashion
+    python tools/make_fashion_mnist.py --work build/fashion \\
+        --source /usr/share/datasets/fashion-mnist
 
-`--source` is the folder that Debian's package `dataset-fashion-mnist` installs (four gzipped IDX files).
-The stages run in order (data, clip, vae, unet, export); a stage whose result is in `--work` is not run again,
-and the diffusion training goes on from its last checkpoint. On two CPU cores: see `fashion_mnist/README.md`.
+`--source` is the folder of Debian's package `dataset-fashion-mnist` (four gzipped IDX files). The
+stages run in order: data, clip, vae, unet, export. A stage with a result in `--work` does not run
+again, and the diffusion training resumes from its last checkpoint. For the time on two CPU cores
+see `fashion_mnist/README.md`.
 
-The models never see an image that ships: they are trained on the official training images that are left
-after the shipped pool and validation set are taken out, compared by content and not only by index.
+The models never see an image that ships. They are trained on the official training images without
+the shipped pool and validation set, compared by content and not only by index.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-HERE = Path(__file__).parent
+ASSETS = Path(__file__).parents[1] / "src" / "discl" / "assets"
 CLASSES = (
     "T-shirt/top",
     "Trouser",
@@ -125,7 +127,7 @@ def write_shipped(rows: dict, folder: Path) -> None:
 def phrases() -> dict[str, list[str]]:
     from discl.prompts.templates import read_phrases
 
-    return read_phrases(HERE / "phrases" / "fashion-mnist.yaml")
+    return read_phrases(ASSETS / "phrases" / "fashion-mnist.yaml")
 
 
 def make_tokenizer(folder: Path):
@@ -272,7 +274,7 @@ def train_clip(rows, work: Path, steps: int, batch: int) -> None:
 
 
 def train_vae(rows, work: Path, steps: int, batch: int) -> None:
-    """A KL autoencoder, 3×32×32 → 8×8×8; afterwards the posterior of every generator image is cached."""
+    """A KL autoencoder, 3×32×32 → 8×8×8. Then the posterior of every generator image is cached."""
     from diffusers import AutoencoderKL
 
     folder = work / "diffusion" / "vae"
@@ -315,7 +317,8 @@ def train_vae(rows, work: Path, steps: int, batch: int) -> None:
         optimizer.zero_grad()
         if step % 100 == 0:
             print(
-                f"vae {step:5d}/{steps} l1 {error.abs().mean():.4f} kl {kl:.2f} {time.time() - start:.0f} s",
+                f"vae {step:5d}/{steps} l1 {error.abs().mean():.4f} kl {kl:.2f}",
+                f"{time.time() - start:.0f} s",
                 flush=True,
             )
     model.eval()
@@ -341,7 +344,10 @@ def train_vae(rows, work: Path, steps: int, batch: int) -> None:
 
 
 def train_unet(rows, work: Path, steps: int, batch: int) -> None:
-    """Denoiser on cached latents; text = the tiny CLIP's text tower, dropped for one row in ten (arXiv 2207.12598)."""
+    """A denoiser on cached latents.
+
+    The text is encoded by the tiny CLIP, and dropped for one row in ten (arXiv 2207.12598).
+    """
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -435,7 +441,7 @@ def train_unet(rows, work: Path, steps: int, batch: int) -> None:
 
 
 def save_diffusion(folder: Path, unet, scheduler, text_encoder, tokenizer, name: str) -> None:
-    """Writes the folder as a diffusers pipeline stores it (`model_index.json` and one folder per component)."""
+    """Writes the layout of a diffusers pipeline: `model_index.json` and a folder per component."""
     copy.deepcopy(unet).to(memory_format=torch.contiguous_format).half().save_pretrained(
         folder / name
     )
@@ -473,7 +479,7 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, required=True, help="folder for caches and checkpoints"
     )
-    parser.add_argument("--target", type=Path, default=HERE / "fashion_mnist")
+    parser.add_argument("--target", type=Path, default=ASSETS / "fashion_mnist")
     parser.add_argument("--clip-steps", type=int, default=2000)
     parser.add_argument("--vae-steps", type=int, default=2500)
     parser.add_argument("--unet-steps", type=int, default=3500)

@@ -1,10 +1,11 @@
-"""Writes `long_tails/cifar100.txt`: which training images of CIFAR-100 are in CIFAR100-LT, by content.
+"""Writes `long_tails/cifar100.txt`: the training images of CIFAR100-LT, by content.
 
     python tools/make_long_tails.py --cifar100 DIR
 
-DIR holds the training images as Parquet files with their original file names as ids. Images are drawn by (seed 0, file name) for 500
-images of the first class and imbalance ratio 10; those of ratios 50 and 100 come first within each class. One line is the first twelve
-hexadecimal digits of an image's `digest_image`.
+DIR has the training images as Parquet files, with the original file names as ids. Images are drawn
+by (seed 0, file name), for 500 images of the first class and imbalance ratio 10. Within each class
+the images of ratios 50 and 100 come first. A line is the first twelve hexadecimal digits of the
+`digest_image` of an image.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from discl.data import digest_image, exponential_counts, read_tables
 from discl.data.long_tail import INDEX_CHARACTERS
 from discl.utils.hashing import derive_seed
 
+ASSETS = Path(__file__).parents[1] / "src" / "discl" / "assets"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cifar100", required=True)
-    parser.add_argument(
-        "--target", type=Path, default=Path(__file__).parent / "long_tails" / "cifar100.txt"
-    )
+    parser.add_argument("--target", type=Path, default=ASSETS / "long_tails" / "cifar100.txt")
     arguments = parser.parse_args()
     table = read_tables(arguments.cifar100)["train"]
     ids, labels, lines = table.ids, table.labels, []

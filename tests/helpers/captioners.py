@@ -17,7 +17,8 @@ LAYERS = {
 VISION = {**LAYERS, "image_size": 32, "patch_size": 8}
 CHAT = (
     "{% for message in messages %}{{ message.role }}: {% for part in message.content %}"
-    "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}{% endfor %} assistant:"
+    "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}"
+    "{% endfor %} assistant:"
 )
 
 
@@ -44,9 +45,15 @@ def save_blip(folder: Path) -> Path:
 
     tokenizer = make_letters(folder.with_name(f"{folder.name}-letters"))
     text = {
-        **LAYERS, "vocab_size": len(tokenizer), "encoder_hidden_size": 32, "max_position_embeddings": 64, "bos_token_id": 5,
-        "sep_token_id": 3, "eos_token_id": 3, "pad_token_id": 0,
-    }  # fmt: skip
+        **LAYERS,
+        "vocab_size": len(tokenizer),
+        "encoder_hidden_size": 32,
+        "max_position_embeddings": 64,
+        "bos_token_id": 5,
+        "sep_token_id": 3,
+        "eos_token_id": 3,
+        "pad_token_id": 0,
+    }
     torch.manual_seed(0)
     BlipForConditionalGeneration(
         BlipConfig(text_config=text, vision_config=VISION, projection_dim=32)
@@ -64,10 +71,15 @@ def save_git(folder: Path) -> Path:
     torch.manual_seed(0)
     GitForCausalLM(
         GitConfig(
-            vision_config=VISION, **LAYERS, vocab_size=len(tokenizer), max_position_embeddings=64, bos_token_id=2, eos_token_id=3,
+            vision_config=VISION,
+            **LAYERS,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=64,
+            bos_token_id=2,
+            eos_token_id=3,
             pad_token_id=0,
         )
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
     GitProcessor(
         CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
         tokenizer,
@@ -76,7 +88,7 @@ def save_git(folder: Path) -> Path:
 
 
 def save_encoder_decoder(folder: Path, tokenizer: Any) -> Path:
-    """ViT and GPT-2, with the processors of images and of texts apart, as such folders have them."""
+    """ViT and GPT-2, with separate processors of images and of texts, as in such folders."""
     from transformers import (
         GPT2Config,
         VisionEncoderDecoderConfig,
@@ -86,9 +98,14 @@ def save_encoder_decoder(folder: Path, tokenizer: Any) -> Path:
     )
 
     text = GPT2Config(
-        vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=64, bos_token_id=tokenizer.bos_token_id,
+        vocab_size=len(tokenizer),
+        n_embd=32,
+        n_layer=1,
+        n_head=2,
+        n_positions=64,
+        bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     model = VisionEncoderDecoderModel(
         VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(**VISION), text)
@@ -115,9 +132,14 @@ def save_llava(folder: Path) -> Path:
     tokenizer = make_letters(folder.with_name(f"{folder.name}-letters"))
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     text = LlamaConfig(
-        **LAYERS, vocab_size=len(tokenizer), num_key_value_heads=2, max_position_embeddings=256, bos_token_id=2, eos_token_id=3,
+        **LAYERS,
+        vocab_size=len(tokenizer),
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=2,
+        eos_token_id=3,
         pad_token_id=0,
-    )  # fmt: skip
+    )
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**VISION),
         text_config=text,
@@ -126,7 +148,11 @@ def save_llava(folder: Path) -> Path:
     torch.manual_seed(0)
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     LlavaProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}), tokenizer, patch_size=8,
-        vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=CHAT,
-    ).save_pretrained(folder)  # fmt: skip
+        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT,
+    ).save_pretrained(folder)
     return folder

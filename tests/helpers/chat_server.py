@@ -1,4 +1,4 @@
-"""A chat server on 127.0.0.1 that a test scripts; only these tests know it."""
+"""A chat server on 127.0.0.1, scripted by a test."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from discl.prompts.chat_client import Pause
 
 @dataclass
 class Raw:
-    """All that comes back, status line included; with `reset` the connection is torn down after it.
+    """The raw bytes of an answer, with the status line.
 
-    Then comes `again`, over and over until the other side hangs up, after `pause` seconds each time.
+    - `reset`: reset the connection after the answer.
+    - `again`: sent after the answer until the client disconnects, every `pause` seconds.
     """
 
     data: bytes
@@ -32,7 +33,7 @@ Reply = tuple[int, dict[str, str], str | bytes] | Raw
 
 
 def sentences(name: str, count: int, start: int = 0) -> list[str]:
-    """Usable texts: twenty words each that name the class."""
+    """Valid descriptions: twenty words each that name the class."""
     return [
         f"Photograph {start + each} of the {name} in soft light"
         + " beside an old wall of grey stone and dry grass"
@@ -75,7 +76,7 @@ class Server:
 
 
 class Clock:
-    """Time that passes while an endpoint waits and not otherwise; `waits` is how long, each time."""
+    """A clock that advances only while an endpoint waits; `waits` lists the seconds."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -97,7 +98,7 @@ class Clock:
 
 @contextmanager
 def serve(answer: Callable[[int, dict], Reply]) -> Iterator[Server]:
-    """`answer(how many requests came before, body)` says what comes back."""
+    """Serves `answer(number of previous requests, body)` while the context is open."""
     lock, closing = threading.Lock(), threading.Event()
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""A hub of one model on 127.0.0.1, with as much of the real one's interface as downloading takes."""
+"""A hub of one model on 127.0.0.1, with the part of the API that downloads need."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COMMIT = "a" * 40
 
 @contextmanager
 def serve(root: Path, name: str) -> Iterator[tuple[str, list[str]]]:
-    """(address of the hub, names of the files that were fetched so far) while the files of `root` are the model `name`."""
+    """Serves the files of `root` as the model `name`; yields (URL, names of downloaded files)."""
     fetched: list[str] = []
     files = {
         str(file.relative_to(root)): file.read_bytes()
@@ -39,9 +39,14 @@ def serve(root: Path, name: str) -> Iterator[tuple[str, list[str]]]:
             path, headers = unquote(self.path.partition("?")[0]), {}
             if path.startswith(f"/api/models/{name}/tree/"):
                 listed = [
-                    {"type": "file", "path": file, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                    {
+                        "type": "file",
+                        "path": file,
+                        "size": len(data),
+                        "oid": hashlib.sha1(data).hexdigest(),
+                    }
                     for file, data in files.items()
-                ]  # fmt: skip
+                ]
                 data = json.dumps(listed).encode()
             elif path.startswith(f"/api/models/{name}"):
                 siblings = [{"rfilename": file} for file in files]

@@ -1,4 +1,4 @@
-"""The paper's data sets in miniature: a few tiny pictures in each set's exact layout on disk."""
+"""Miniatures of the paper's data sets: a few tiny images in the exact layout of each set."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ REQUIRED: dict[str, Any] = {
     "filter": {"checkpoint": "owner/clip"},
     "methods": {"ce": {}},
 }
-"""What a recipe has to say, and nothing else."""
+"""The required keys of a recipe."""
 
 
 def draw(path: Path, label: int, number: int) -> None:
-    """A 32×32 picture: the shade tells the class, the noise makes every picture another."""
+    """A 32×32 image: the shade depends on the class, and the noise makes each image unique."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng([label, number]).integers(0, 60, (32, 32, 3)) + 60 * (label % 4)
     Image.fromarray(pixels.astype(np.uint8)).save(
@@ -54,7 +54,7 @@ def imagenet_lt(root: Path) -> Path:
 
 
 def cifar100(root: Path, names: list[str], counts: list[int]) -> Path:
-    """The binary version: records of a coarse label, a fine label and 3,072 bytes, red plane first."""
+    """The binary version: a coarse label, a fine label and 3,072 bytes (red first) per record."""
     root.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     for split, of_class in (("train", counts), ("test", [1] * len(names))):
@@ -106,7 +106,10 @@ def inaturalist2018(root: Path) -> Path:
 
 
 def iwildcam(root: Path) -> Path:
-    """`metadata.csv` and `categories.csv` as in iWildCam v2.0 of WILDS; three classes, cameras and sequences of their own per split."""
+    """`metadata.csv` and `categories.csv` as in iWildCam v2.0 of WILDS.
+
+    There are three classes. Each split has its own cameras and sequences.
+    """
     root.mkdir(parents=True, exist_ok=True)
     names = ("empty", "tayassu pecari", "panthera onca")
     with (root / "categories.csv").open("w", newline="") as file:
@@ -116,10 +119,20 @@ def iwildcam(root: Path) -> Path:
             (99999, 78, "unknown"),
         ]
         csv.writer(file).writerows([("y", "category_id", "name"), *listed])
-    # the first column is the number of the row, without a name; y = 99999 is a category without images
+    # the first column, without a name, is the row number; y = 99999 is a category without images
     head = (
-        "", "split", "location_remapped", "location", "sequence_remapped", "seq_id", "y", "category_id", "datetime", "filename", "image_id",
-    )  # fmt: skip
+        "",
+        "split",
+        "location_remapped",
+        "location",
+        "sequence_remapped",
+        "seq_id",
+        "y",
+        "category_id",
+        "datetime",
+        "filename",
+        "image_id",
+    )
     rows, number = [], 0
     for camera, (split, count) in enumerate(
         (("train", 8), ("id_val", 2), ("id_test", 2), ("val", 2), ("test", 2))
@@ -140,7 +153,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def cifar10(root: Path, train: int = 400, test: int = 80) -> Path:
-    """`uoft-cs/cifar10` as the hub has it: one Parquet file per split with the columns `img` and `label`, no ids."""
+    """`uoft-cs/cifar10` on the hub: a Parquet file per split with `img` and `label`, no ids."""
     from datasets import ClassLabel, Dataset, Features
     from datasets import Image as ImageFeature
 

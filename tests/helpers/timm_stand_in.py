@@ -1,6 +1,6 @@
-"""A little of timm: `create_model` of one vision transformer, with the arguments and the names of timm's own.
+"""A stand-in for timm: `create_model` of one vision transformer, with timm's argument names.
 
-timm needs torchvision, which not every environment of the tests has. Where timm can be imported the tests take it.
+timm needs torchvision, which some test environments do not have. The tests use timm if they can.
 """
 
 from __future__ import annotations
@@ -53,9 +53,16 @@ class Block(nn.Module):
 
 class VisionTransformer(nn.Module):
     def __init__(
-        self, num_classes: int = 1000, img_size: int = 224, patch_size: int = 16, embed_dim: int = 192, depth: int = 12,
-        num_heads: int = 3, init_values: float | None = None, global_pool: str = "token",
-    ) -> None:  # fmt: skip
+        self,
+        num_classes: int = 1000,
+        img_size: int = 224,
+        patch_size: int = 16,
+        embed_dim: int = 192,
+        depth: int = 12,
+        num_heads: int = 3,
+        init_values: float | None = None,
+        global_pool: str = "token",
+    ) -> None:
         super().__init__()
         if img_size % patch_size or global_pool not in {"token", "avg"}:
             raise ValueError(f"img_size {img_size}, global_pool {global_pool}")
