@@ -40,7 +40,7 @@ def test_a_template_without_the_class_is_refused() -> None:
 def test_a_name_for_no_class_is_refused() -> None:
     with pytest.raises(
         RecipeError,
-        match=r"prompts\.names: unknown class 'Ursus_artos'; known: .* Did you mean 'Ursus_arctos'\?",
+        match=r"names: unknown class 'Ursus_artos'; known: .* Did you mean 'Ursus_arctos'\?",
     ):
         class_prompts(["Ursus_arctos"], ["{class}"], names={"Ursus_artos": "bear"})
 

@@ -106,8 +106,21 @@ def test_a_model_that_is_down_stops_the_run_with_what_was_made_intact(
         cli.main()
     said = capsys.readouterr().err
     assert ended.value.code == 1
-    assert f"error: {url}/chat/completions cannot be reached" in said and "Traceback" not in said
+    assert (
+        f"error: prompts.endpoint.url: {url}/chat/completions cannot be reached" in said
+        and "Traceback" not in said
+    )
     assert (tmp_path / "run/hard.parquet").exists()
+
+
+def test_a_missing_package_is_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    run = opened(tmp_path / "run", "http://127.0.0.1:9/v1")
+    with pytest.raises(EndpointError, match=r"discl\[openai\]"):
+        run_until(run, "generate")
+    assert not run.path("data.parquet").exists()
 
 
 def test_a_key_that_is_needed_is_missed_before_any_work(
@@ -407,7 +420,7 @@ def test_a_settings_file_that_is_no_list_is_refused(with_settings: Opens, text: 
     run.path("settings.yaml").write_text(text)
     with pytest.raises(
         RecipeError,
-        match=r"settings\.yaml (holds no list of settings; write one a line|is not valid YAML)",
+        match=r"settings\.yaml (holds no list of settings|is not valid YAML)",
     ):
         run_until(run, "plan")
 
@@ -419,7 +432,7 @@ def test_a_server_of_settings_that_refuses_names_its_own_key(
         run = with_settings(server.url)
         with pytest.raises(
             EndpointError,
-            match=r"answers 404: 'no such model'\. Check prompts\.settings\.endpoint\.url",
+            match=r"prompts\.settings\.endpoint\.url: .* answers 404: 'no such model'",
         ):
             run_until(run, "prompts")
     monkeypatch.delenv("DISCL_TEST_KEY", raising=False)

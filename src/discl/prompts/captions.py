@@ -22,20 +22,35 @@ from ..errors import CheckpointError
 from ..utils.hashing import digest
 
 QUESTION = "Describe this picture in one sentence."
-"""What a model that chats is asked where the recipe does not say."""
+"""The default prompt of a model that chats."""
 
 
 class Captioner:
-    """Captions by greedy decoding, in batches of one static size, so that a caption does not depend on what shared its batch.
+    """Captions of images by greedy decoding.
 
-    `prompt` is the beginning that a plain captioner completes, or the question to one that chats; a caption holds neither.
-    Raises CheckpointError for a folder of another family, without weights, or with pickled ones only.
+    Batches have one static size, so a caption does not depend on the rest of its batch.
+
+    - `address`: a folder in transformers' format, or a name on the hub.
+    - `prompt`: the beginning that a plain captioner completes, or the question to a model that
+      chats; None: none, or `QUESTION`. Captions do not repeat it.
+    - `max_new_tokens`: tokens in a caption, at most.
+    - `dtype`: float32, bfloat16 or float16.
+    - `batch`: images per batch.
+
+    Raises CheckpointError for a folder of another family, without weights, or with pickled ones
+    only.
     """
 
     def __init__(
-        self, address: str, prompt: str | None = None, max_new_tokens: int = 40, dtype: str = "float32",
-        device: torch.device | str = "cpu", batch: int = 16,
-    ) -> None:  # fmt: skip
+        self,
+        address: str,
+        prompt: str | None = None,
+        *,
+        max_new_tokens: int = 40,
+        dtype: str = "float32",
+        device: torch.device | str = "cpu",
+        batch: int = 16,
+    ) -> None:
         from transformers import AutoConfig, AutoModelForImageTextToText
 
         self.folder = folder = find_captioner(address)
@@ -65,7 +80,7 @@ class Captioner:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image]) -> list[str]:
-        """One line of text for each picture; empty where the model says nothing."""
+        """One line of text per image; empty where the model writes nothing."""
         captions: list[str] = []
         for first in range(0, len(images), self.batch):
             part = list(images[first : first + self.batch])
@@ -88,9 +103,8 @@ class Captioner:
                     add_generation_prompt=True,
                     tokenize=False,
                 )
-            each = [
-                [image] for image in images
-            ]  # a list for each text: some take a flat one for the pictures of the first
+            # A list per text: some processors take a flat list for the images of the first text.
+            each = [[image] for image in images]
             inputs = dict(
                 self.both(images=each, text=[text] * len(images), padding=True, return_tensors="pt")
             )
@@ -108,7 +122,7 @@ class Captioner:
         return {name: value.to(self.device) for name, value in {**inputs, **floating}.items()}
 
     def _beginning(self, rows: int) -> dict[str, torch.Tensor]:
-        """Tokens of the beginning, without the one that would end the sentence (BLIP takes it off by itself)."""
+        """Tokens of the prompt without the one that ends a sentence. BLIP removes it itself."""
         tokens = self.tokenizer(self.prompt, return_tensors="pt")
         ids, mask = tokens["input_ids"], tokens["attention_mask"]
         family = self.model.config.model_type
@@ -127,7 +141,10 @@ class Captioner:
 
 
 def _without_beginning(tokens: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
-    """Generated tokens without the given ones, which most models repeat; BLIP replaces the first of them and leaves out the last."""
+    """Generated tokens without the given ones, which most models repeat.
+
+    BLIP replaces the first given token and omits the last.
+    """
     for length in (given.shape[1], given.shape[1] - 1):
         if 0 < length <= tokens.shape[1] and bool(
             (tokens[:, 1:length] == given[:, 1:length]).all()
@@ -137,37 +154,41 @@ def _without_beginning(tokens: torch.Tensor, given: torch.Tensor) -> torch.Tenso
 
 
 def describe_captioner(address: str, prompt: str | None, max_new_tokens: int, dtype: str) -> str:
-    """Digest of everything that determines a caption besides the picture."""
+    """Digest of everything that determines a caption besides the image."""
     return digest(checkpoint_digest(find_captioner(address)), prompt, max_new_tokens, dtype)
 
 
 def find_captioner(address: str) -> Path:
-    """Folder of an image-to-text model in transformers' format. Raises CheckpointError for another family or missing files."""
+    """Folder of an image-to-text model in transformers' format.
+
+    Raises CheckpointError for another family or missing files.
+    """
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as FAMILIES,
     )
 
     folder = find_checkpoint(address)
-    lacking = [] if (folder / "config.json").is_file() else ["config.json"]
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
     if read_preprocessing(folder) is None:
-        lacking.append("preprocessor_config.json or processor_config.json")
-    if lacking:
+        missing.append("preprocessor_config.json or processor_config.json")
+    if missing:
         raise CheckpointError(
-            f"'{folder}' is no image-to-text model in transformers' format: it has no {' and no '.join(lacking)}."
+            f"'{folder}' is no image-to-text model in transformers' format: it has no "
+            f"{' and no '.join(missing)}."
         )
     family = read_json(folder / "config.json").get("model_type")
     if family not in FAMILIES:
         raise CheckpointError(
             f"'{folder}' holds a model of the family '{family!s:.80}', which writes no captions; "
-            "name an image-to-text model such as BLIP, GIT, a vision encoder-decoder or LLaVA in prompts.captions.checkpoint, "
-            "or in prompts.settings.captioner.checkpoint where the captions are for settings."
+            "name an image-to-text model such as BLIP, GIT, a vision encoder-decoder or LLaVA.",
+            argument="address",
         )
     check_tokenizer(folder)
     return folder
 
 
 def _load_processors(folder: Path) -> tuple[Any, Any, Any]:
-    """(of images, of texts, of both together or None); older folders have the first two only."""
+    """The processors of images, of texts, and of both; None for the last in older folders."""
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
     both = AutoProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)

@@ -1,49 +1,59 @@
-"""A client of OpenAI's chat interface.
+"""A client of OpenAI's chat interface, over the package `openai`.
 
-Errors name the address, what came back and what to do; the key stands in none of them.
+`openai` builds and sends the requests. Retries stay here, because a busy server holds up the
+parallel requests too, and because waiting ends early when the command stops. Neither errors nor
+logs hold the key.
 """
 
 from __future__ import annotations
 
-import http.client
+import asyncio
+import importlib.util
 import json
+import logging
 import math
 import os
 import re
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from email.message import Message
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import KW_ONLY, dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from ..errors import EndpointError, RecipeError, shorten
-from .deadline import Deadline, open_within
 
-PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
-"""Answers after which the same request may succeed."""
-CROWDED = {429, 503}
-"""Answers that mean too many requests, so that all of them wait."""
-LONGEST_ANSWER = 4_000_000
-LONGEST_WAIT = 300.0
-SHOWN = 300
+RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
+"""Statuses after which the same request may succeed."""
+BUSY = {429, 503}
+"""Statuses that mean too many requests, so that all of them wait."""
+MAX_ANSWER_BYTES = 4_000_000
+MAX_WAIT = 300.0
+"""Seconds to wait between two tries, at most."""
+MAX_SHOWN = 300
+HTTP_LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 
 
-class _Passing(Exception):
-    """A failure after which the request is sent again; `wait` is what the server asked for, in seconds; `crowded`: it asks all to wait."""
+class _RetryError(Exception):
+    """A failure after which the request is sent again.
 
-    def __init__(self, what: str, wait: float | None = None, crowded: bool = False) -> None:
+    - `wait`: seconds that the server asks for, or None.
+    - `busy`: whether parallel requests wait, too.
+    """
+
+    def __init__(self, what: str, wait: float | None = None, busy: bool = False) -> None:
         super().__init__(what)
-        self.wait = wait
-        self.crowded = crowded
+        self.wait, self.busy = wait, busy
 
 
 class Pause:
-    """Until when a server is left alone: what one request is told holds for all of them. Times are those of `clock`, in seconds."""
+    """The time until which no request is sent to a server, shared by parallel requests.
+
+    - `clock`: the present time in seconds.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -51,7 +61,7 @@ class Pause:
         self._until = -math.inf
 
     def extend(self, until: float) -> None:
-        """No request before `until`, or later where that was said before."""
+        """Sends nothing before `until`, or before the time of an earlier call if that is later."""
         with self._lock:
             self._until = max(self._until, until)
 
@@ -61,11 +71,24 @@ class Pause:
             return max(self._until, ready) - self.clock()
 
 
+def ensure_openai() -> None:
+    """Raises EndpointError where the package `openai` is not installed."""
+    if importlib.util.find_spec("openai") is None:
+        raise EndpointError(
+            "a language model needs the package openai; install it with "
+            "pip install 'discl[openai]'."
+        )
+
+
 def check_url(url: str) -> str:
-    """The base URL without a slash at its end. Raises RecipeError for what is none, or holds a password."""
+    """The base URL without a slash at its end.
+
+    Raises RecipeError for a text that is no base URL, or that holds a password.
+    """
     if set("@?#") & set(url):
         raise RecipeError(
-            "a base URL holds neither a password nor a query (no '@', '?' or '#'); put a key into an environment variable and name that."
+            "a base URL holds neither a password nor a query (no '@', '?' or '#'); put a key into "
+            "an environment variable, and name the variable."
         )
     try:
         parts = urlsplit(url)
@@ -74,26 +97,24 @@ def check_url(url: str) -> str:
         raise RecipeError(f"{shorten(url)} is no base URL: {error}.") from error
     if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
         raise RecipeError(
-            f"{shorten(url)} is no base URL; it begins with http:// or https:// and often ends in "
-            "/v1."
+            f"{shorten(url)} is no base URL; it begins with http:// or https:// and often ends "
+            "in /v1."
         )
     if not _is_host(parts.hostname):
         raise RecipeError(
             f"{shorten(url)} is no base URL: {shorten(parts.hostname)} can be no host; a host is "
-            "an address, or labels of 1 to 63 letters, digits and "
-            "hyphens with dots between them."
+            "an address, or labels of 1 to 63 letters, digits and hyphens with dots between them."
         )
     if not (url.isprintable() and " " not in url and parts.path.isascii()):
         raise RecipeError(
             f"{shorten(url)} is no base URL: its path may hold ASCII characters only and no space; "
-            "write it as "
-            f"{shorten(quote(parts.path, safe='/%', errors='replace'), quoted=False)}."
+            f"write it as {shorten(quote(parts.path, safe='/%', errors='replace'), quoted=False)}."
         )
     return url.rstrip("/").removesuffix("/chat/completions")
 
 
 def _is_host(name: str) -> bool:
-    """Whether it can be looked up: an address, or labels of 1 to 63 letters, digits, hyphens and underscores."""
+    """Whether it can be looked up: an address, or labels of letters, digits, '-' and '_'."""
     try:
         plain = name.encode("idna").decode()
     except UnicodeError:
@@ -103,171 +124,197 @@ def _is_host(name: str) -> bool:
     )
 
 
-_OF_A_KEY = re.compile(r"KEY|TOKEN")
-_OF_OTHERS = re.compile(r"^AWS_|SECRET|PASS|PRIVATE|SSH|CREDENTIAL|SESSION")
+_KEY_NAME = re.compile(r"KEY|TOKEN")
+_OTHER_SECRET = re.compile(r"^AWS_|SECRET|PASS|PRIVATE|SSH|CREDENTIAL|SESSION")
 
 
 def read_key(variable: str | None) -> str | None:
-    """The API key in an environment variable, None where none is named.
+    """The API key in an environment variable; None without a variable.
 
-    A recipe names the variable and the server that gets its value, so only variables that are called like keys of a
-    service are read: with KEY or TOKEN in the name, none of AWS, no password. Raises EndpointError for another one,
-    and where it is not set or holds what no key does: a space, a line break, a character that is not ASCII.
+    A recipe names both the variable and the server that gets its value. So only variables with KEY
+    or TOKEN in their name are read, and none with AWS or a word for a password.
+
+    Raises EndpointError for another variable, for one that is not set, and for a value with a
+    space, a line break or a character that is not ASCII.
     """
     if variable is None:
         return None
-    if not _OF_A_KEY.search(variable.upper()) or _OF_OTHERS.search(variable.upper()):
+    if not _KEY_NAME.search(variable.upper()) or _OTHER_SECRET.search(variable.upper()):
         raise EndpointError(
-            f"key_variable {variable} is not called like an API key, so it is not read and sent; put the key into a "
-            "variable with KEY or TOKEN in its name, such as OPENAI_API_KEY."
+            f"{variable} is not named like an API key, so it is not sent; put the key into a "
+            "variable with KEY or TOKEN in its name, such as OPENAI_API_KEY.",
+            argument="key_variable",
         )
     key = os.environ.get(variable, "").strip()
     if not key:
         raise EndpointError(
-            f"the environment variable {variable}, which should hold the API key, is not set; export it and go on."
+            f"the environment variable {variable}, which should hold the API key, is not set; "
+            "export it and run the command again.",
+            argument="key_variable",
         )
     _check_key(key, f"the API key in the environment variable {variable}")
     return key
 
 
 def _check_key(key: str, what: str) -> None:
-    """Raises EndpointError, which says where and not what, for a character that cannot stand in a header."""
+    """Raises EndpointError for a character that no header can hold, without showing it."""
     strange = re.search(r"[^!-~]", key)
     if strange:
         raise EndpointError(
-            f"{what} cannot be sent: its character {strange.start() + 1} is a space, a line break or no ASCII character (the key itself "
-            "is not shown); copy it once more."
+            f"{what} cannot be sent: its character {strange.start() + 1} is a space, a line break "
+            "or no ASCII character (the key itself is not shown); copy it once more.",
+            argument="key_variable",
         )
 
 
 @dataclass(frozen=True)
-class Endpoint:
-    """`POST URL/chat/completions`.
+class ChatClient:
+    """Sends conversations to `URL/chat/completions`.
 
-    `parameters` (temperature, max_tokens, …) go into each request as they are. A request that a busy or failing server turns
-    away is sent again at most `retries` times, after the seconds that the server names in Retry-After, else after
-    `backoff`, 2 · `backoff`, 4 · `backoff` … seconds. Where the server is crowded (429, 503) or names the seconds, `pause` holds up the
-    other requests as well. `stopped` ends waiting early. `section` is where the recipe states all this.
+    - `url`: base URL of a server with OpenAI's chat interface, such as http://localhost:11434/v1.
+    - `model`: name of the language model.
+    - `key`: API key, or None. No error and no log shows it.
+    - `parameters`: sent along as they are, such as `{"temperature": 1.0, "max_tokens": 2000}`.
+    - `timeout`: seconds until the whole answer of a request has come.
+    - `retries`: how often a request is sent again after a busy or failing server.
+    - `backoff`: seconds before the first retry, doubled each time. The header Retry-After goes
+      first.
+    - `stopped`: ends waiting early.
+    - `pause`: shared by parallel requests. A busy server (429, 503) or one that names the seconds
+      to wait holds up all of them.
+
+    Raises RecipeError for a URL that is none, EndpointError for a key that cannot be sent.
     """
 
     url: str
     model: str
     key: str | None = field(default=None, repr=False)
+    _: KW_ONLY
     parameters: Mapping[str, Any] = field(default_factory=dict)
     timeout: float = 120.0
     retries: int = 6
     backoff: float = 1.0
-    section: str = "prompts.endpoint"
     stopped: threading.Event = field(default_factory=threading.Event, repr=False)
     pause: Pause = field(default_factory=Pause, repr=False)
 
     def __post_init__(self) -> None:
+        check_url(self.url)
         if self.key is not None:
             _check_key(self.key, "the API key")
 
-    def ask(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The model's answer to a conversation. Raises EndpointError once retrying is of no use."""
-        body = json.dumps(
-            {**self.parameters, "model": self.model, "messages": list(messages)}
-        ).encode()
+    def complete(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The model's answer to a conversation.
+
+        - `messages`: such as `[{"role": "user", "content": "Write a sentence."}]`.
+
+        Raises EndpointError where the server refuses, answers nonsense, or still fails after
+        `retries` retries.
+        """
+        ensure_openai()
         ready = -math.inf
         for attempt in range(self.retries + 1):
             self._wait(ready)
             try:
-                return self._content(self._send(body))
-            except _Passing as failure:
+                return self._text(self._send(messages))
+            except _RetryError as failure:
                 wait = (
                     self.backoff * 2 ** min(attempt, 30) if failure.wait is None else failure.wait
                 )
-                if failure.wait is not None and wait > LONGEST_WAIT:
+                if failure.wait is not None and wait > MAX_WAIT:
                     raise EndpointError(
-                        f"{self._address} {failure} and asks to wait {wait:.0f} s; run the same command again then."
+                        f"{self._address} {failure} and asks to wait {wait:.0f} s; "
+                        "run the same command again then."
                     ) from failure
-                ready = self.pause.clock() + min(wait, LONGEST_WAIT)
-                if failure.crowded:
+                ready = self.pause.clock() + min(wait, MAX_WAIT)
+                if failure.busy:
                     self.pause.extend(ready)
                 if attempt == self.retries:
                     raise EndpointError(
-                        f"{self._address} {failure}, {attempt + 1} times in a row. Is the server running, and is the address right? "
-                        "Once it answers, the same command goes on."
+                        f"{self._address} {failure}, {attempt + 1} times in a row. Is the server "
+                        "running, and is the address right? Once it answers, the same command "
+                        "continues.",
+                        argument="url",
                     ) from failure
-        raise EndpointError(f"{self.section}.retries is {self.retries}; 0 or more is allowed.")
+        raise EndpointError(f"got {self.retries}; 0 or more is allowed.", argument="retries")
 
     @property
     def _address(self) -> str:
         return f"{self.url}/chat/completions"
 
     def _wait(self, ready: float) -> None:
-        """Waits until `ready`, and for as long as any request is told to. Raises EndpointError once `stopped`."""
+        """Waits until `ready`, and for the pause. Raises EndpointError once `stopped`."""
         while (left := self.pause.left(ready)) > 0:
             if self.stopped.wait(left):
-                raise EndpointError("stopped while waiting for the endpoint.")
+                raise EndpointError("stopped while waiting for the server.")
 
-    def _send(self, body: bytes) -> bytes:
-        """What comes back. Errors hide what caused them, for a server may repeat the key in any of it."""
-        late = _Passing(f"has given no whole answer within {self.timeout:g} s")
-        with Deadline(self.timeout) as deadline:
-            try:
-                with self._open(body, deadline) as answer:
-                    said = answer.read(LONGEST_ANSWER + 1)
-            except urllib.error.HTTPError as error:
-                with error:
-                    raise self._refused(error.code, error.headers, _said(error)) from None
-            except (ValueError, http.client.InvalidURL) as error:
-                told = shorten(self._hidden(str(error)), SHOWN, quoted=False)
-                raise EndpointError(
-                    f"{self._address} cannot be asked ({told}). Check {self.section}.url."
-                ) from None
-            except (OSError, http.client.HTTPException) as error:
-                reason = getattr(error, "reason", None) or error
-                # A read that timed out had all that was left of the time; the system's own has a number.
-                if deadline.passed or (isinstance(reason, TimeoutError) and reason.errno is None):
-                    raise late from None
-                told = shorten(self._hidden(repr(reason)), SHOWN, quoted=False)
-                raise _Passing(f"cannot be reached ({told})") from None
-            if deadline.passed:
-                raise late
-        if len(said) > LONGEST_ANSWER:
+    def _send(self, messages: Sequence[Mapping[str, str]]) -> bytes:
+        """The body of the answer. Errors hide their cause, in which a server may repeat the key."""
+        import openai
+
+        try:
+            with self._masked_logs():
+                said = _run(self._post(messages))
+        except TimeoutError:
+            raise _RetryError(f"has given no whole answer within {self.timeout:g} s") from None
+        except openai.APIStatusError as error:
+            raise self._refused(error.response) from None
+        except openai.APIConnectionError as error:
+            cause: BaseException = error
+            while (deeper := cause.__cause__ or cause.__context__) is not None:
+                cause = deeper
+            reason = shorten(self._masked(repr(cause)), MAX_SHOWN, quoted=False)
+            raise _RetryError(f"cannot be reached ({reason})") from None
+        if len(said) > MAX_ANSWER_BYTES:
             raise EndpointError(
-                f"{self._address} answers with more than {LONGEST_ANSWER:,} bytes, which no text "
-                "is. Check "
-                f"{self.section}.url, and limit the answer (max_tokens in "
-                f"{self.section}.parameters)."
+                f"{self._address} answers with more than {MAX_ANSWER_BYTES:,} bytes. Check the "
+                "URL, and limit the answer with max_tokens in parameters.",
+                argument="url",
             )
         return said
 
-    def _open(self, body: bytes, deadline: Deadline) -> http.client.HTTPResponse:
-        headers = {
-            "Content-Type": "application/json",
-            "Accept": "application/json",
-            "User-Agent": "discl",
-        }
-        if self.key is not None:
-            headers["Authorization"] = f"Bearer {self.key}"
-        here = (urlsplit(self.url).hostname or "") in {"localhost", "127.0.0.1", "::1"}
-        request = urllib.request.Request(self._address, body, headers, method="POST")
-        return open_within(request, deadline, proxies=not here)  # none leads to this machine
+    async def _post(self, messages: Sequence[Mapping[str, str]]) -> bytes:
+        """Asynchronous, because only then a deadline ends a request at any point."""
+        import openai
 
-    def _refused(self, status: int, headers: Message, body: bytes) -> Exception:
-        said = f"answers {status}: {self._shown(body)}"
-        if status in PASSING:
-            wait = _retry_after(headers.get("Retry-After"))
-            return _Passing(said, wait, crowded=wait is not None or status in CROWDED)
-        advice = {
-            401: f"Set the variable that {self.section}.key_variable names to a valid API key.",
-            403: f"Set the variable that {self.section}.key_variable names to a key that may use this model.",
-            404: f"Check {self.section}.url (most end in /v1) and {self.section}.model.",
-        }.get(status, f"Check {self.section}: url, model and parameters.")
+        from .bounded_client import BoundedClient
+
+        async with BoundedClient(self.key, MAX_ANSWER_BYTES) as http:
+            client = openai.AsyncOpenAI(
+                api_key=self.key or "none", base_url=self.url, max_retries=0, http_client=http
+            )
+            chat = client.chat.completions.with_raw_response
+            async with asyncio.timeout(self.timeout):
+                answer = await chat.create(
+                    model=self.model,
+                    messages=list(messages),  # type: ignore[arg-type]
+                    extra_body=dict(self.parameters),
+                    timeout=None,
+                )
+            return answer.content
+
+    def _refused(self, answer: Any) -> Exception:
+        """What to raise for an answer with a status of 300 or more."""
+        status = answer.status_code
+        what = f"answers {status}: {self._shown(answer.content)}"
+        if status in RETRIED:
+            wait = _retry_after(answer.headers.get("Retry-After"))
+            return _RetryError(what, wait, busy=wait is not None or status in BUSY)
+        argument, advice = {
+            401: ("key_variable", "Name a variable that holds a valid API key."),
+            403: ("key_variable", "Name a variable whose API key may use this model."),
+            404: ("url", "Check the URL (most end in /v1) and the model."),
+        }.get(status, ("url", "Check url, model and parameters."))
         if 300 <= status < 400:
-            there = shorten(self._hidden(str(headers.get("Location"))), SHOWN, quoted=False)
-            advice = f"It points to {there}; if that is right, write it into {self.section}.url."
-        return EndpointError(f"{self._address} {said}. {advice}")
+            there = self._masked(str(answer.headers.get("Location")))
+            advice = (
+                f"It points to {shorten(there, MAX_SHOWN, quoted=False)}; name that if it is right."
+            )
+        return EndpointError(f"{self._address} {what}. {advice}", argument=argument)
 
-    def _content(self, body: bytes) -> str:
-        """The text in a chat completion, `?` for what is no character in it; empty where the model
-        wrote none.
+    def _text(self, body: bytes) -> str:
+        """The text of a chat completion, empty where the model wrote none.
 
-        A list of parts is their texts, one after the other.
+        The texts of a list of parts are joined. `?` replaces what is no character.
         """
         try:
             content = json.loads(body)["choices"][0]["message"].get("content")
@@ -284,36 +331,63 @@ class Endpoint:
             RecursionError,
         ) as error:
             raise EndpointError(
-                f"{self._address} answers no chat completion: {self._shown(body)}. "
-                f"Check {self.section}.url: the base URL of an OpenAI-compatible server, most end in /v1."
+                f"{self._address} answers no chat completion: {self._shown(body)}. Name the base "
+                "URL of a server with OpenAI's chat interface; most end in /v1.",
+                argument="url",
             ) from error
         return whole_characters(content or "")
 
     def _shown(self, body: bytes) -> str:
-        text = self._hidden(" ".join(body.decode(errors="replace").split()))
-        return f"'{text[:SHOWN]}…'" if len(text) > SHOWN else f"'{text}'"
+        text = self._masked(" ".join(body.decode(errors="replace").split()))
+        return f"'{text[:MAX_SHOWN]}…'" if len(text) > MAX_SHOWN else f"'{text}'"
 
-    def _hidden(self, text: str) -> str:
-        """The text without the key, as it is or with backslashes as JSON puts them."""
+    def _masked(self, text: str) -> str:
+        """The text without the key, as it is or with backslashes as JSON writes them."""
         return re.sub(r"\\?".join(map(re.escape, self.key)), "…", text) if self.key else text
 
+    @contextmanager
+    def _masked_logs(self) -> Iterator[None]:
+        """Masks the key in the logs of the HTTP libraries, where a server may repeat it."""
 
-def _said(error: urllib.error.HTTPError) -> bytes:
-    """The body of an answer that is an error, empty where it breaks off."""
-    try:
-        return error.read(10_000)
-    except (OSError, http.client.HTTPException):
-        return b""
+        def mask(record: logging.LogRecord) -> bool:
+            record.msg, record.args = self._masked(record.getMessage()), None
+            return True
+
+        loggers = [
+            logging.getLogger(name)
+            for name in list(logging.root.manager.loggerDict)
+            if name.partition(".")[0] in HTTP_LOGGERS
+        ]
+        for logger in loggers:
+            logger.addFilter(mask)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(mask)
+
+
+def _run(work: Coroutine[Any, Any, bytes]) -> bytes:
+    """The result of asynchronous work, also where a loop runs in this thread, as in notebooks."""
+    loop = None
+    with suppress(RuntimeError):
+        loop = asyncio.get_running_loop()
+    if loop is None:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
 
 
 def whole_characters(text: str) -> str:
-    """The text with `?` for what JSON can hold and no file: halves of characters (lone surrogates)
-    and NUL."""
+    """The text with `?` for NUL and for halves of characters, which no file can hold."""
     return text.encode(errors="replace").decode().replace("\0", "?")
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which states them or a date (RFC 9110, section 10.2.3); None where it states neither."""
+    """Seconds of a Retry-After header (RFC 9110, section 10.2.3), which may hold a date.
+
+    None where it holds neither.
+    """
     if value is None:
         return None
     try:

@@ -1,7 +1,7 @@
-"""Descriptions by a language model: asked, parsed, checked, kept.
+"""Descriptions of classes by a language model: requested, parsed, checked, stored.
 
-The request is the paper's (arXiv 2410.13674, phase 1): so many descriptions of a class, each of at least fifteen words, that show
-only this class.
+The request is the paper's (arXiv 2410.13674, phase 1): a number of descriptions of a class, each of
+at least fifteen words, that show only this class.
 """
 
 from __future__ import annotations
@@ -20,25 +20,33 @@ import yaml
 from ..errors import EndpointError, RecipeError
 from ..utils.atomic import whole
 from ..utils.yaml_text import LISTS, parse_yaml, read_text
-from .chat_client import Endpoint, whole_characters
+from .chat_client import ChatClient, whole_characters
 from .templates import by_any_name, read_phrases
 
 HEADER = """\
-# Texts that images are generated from, by class. Edit them as you like: a class that stands here is not asked for again;
-# take it out to have it written anew. A changed text makes new images.
+# Texts that images are generated from, by class. You may edit them. A class that is listed here is
+# not requested again; remove it to have it rewritten. A changed text makes new images.
 """
-GIVE_UP = 3
+MAX_FAILED = 3
 """Classes without enough usable texts after which no other class is tried."""
-SHOWN = 3
+MAX_SHOWN = 3
 
 
-class Asks(Protocol):
-    def ask(self, messages: Sequence[Mapping[str, str]]) -> str: ...
+class Chat(Protocol):
+    """A language model, such as a `ChatClient`."""
+
+    def complete(self, messages: Sequence[Mapping[str, str]]) -> str: ...
 
 
 @dataclass(frozen=True)
-class Demand:
-    """What the texts of a class have to be: `count` of them, `words` words or more, and with `only_class` no other class in them."""
+class TextRules:
+    """What the texts of a class have to be.
+
+    - `count`: different texts per class.
+    - `words`: words in a text, at least.
+    - `only_class`: whether a text may name no other class.
+    - `tries`: requests per class, at most.
+    """
 
     count: int = 10
     words: int = 15
@@ -49,18 +57,24 @@ class Demand:
 def write_missing(
     path: Path,
     names: Mapping[str, str],
-    endpoint: Endpoint,
-    demand: Demand,
+    client: ChatClient,
+    rules: TextRules,
+    *,
     parallel: int = 1,
     advance: Callable[[int], None] | None = None,
     needed: Collection[str] | None = None,
 ) -> None:
-    """Completes the file `{class: texts}` at `path`, class by class, with what a language model writes.
+    """Adds the missing classes to a YAML file `{class: texts}`, written by a language model.
 
-    `names` maps each class of the data set to the name to use in texts. Only the classes in `needed`
-    are written (None: all); no text may name any other class. Classes that the file has are left as
-    they stand, comments included. Each finished class is in the file at once. Raises EndpointError if
-    the endpoint fails or its texts cannot be used; what is finished stays.
+    - `path`: the file. Its classes and comments stay. Each finished class is stored at once.
+    - `names`: `{class: name to use in texts}` of all classes of the data set.
+    - `client`: the language model.
+    - `rules`: what the texts have to be.
+    - `parallel`: requests at the same time.
+    - `advance`: called with 1 after each finished class.
+    - `needed`: the classes to write; None: all.
+
+    Raises EndpointError where the server fails or its texts cannot be used. Finished classes stay.
     """
     missing = missing_classes(path, names, needed)
     if not missing:
@@ -70,34 +84,32 @@ def write_missing(
     written: set[str] = set()
 
     def keep(answer: Future[list[str]]) -> None:
-        name = asked[answer]
+        name = classes[answer]
         _append(path, name, answer.result())
         written.add(name)
         if advance:
             advance(1)
 
     with ThreadPoolExecutor(min(parallel, len(missing))) as workers:
-        asked = {
-            workers.submit(
-                describe_class, names[name], _others(name, names), endpoint, demand
-            ): name
+        classes = {
+            workers.submit(describe_class, names[name], _others(name, names), client, rules): name
             for name in missing
         }
         try:
-            for answer in as_completed(asked):
+            for answer in as_completed(classes):
                 if isinstance(error := answer.exception(), UnusableError):
-                    failed.append(f"{asked[answer]}: {error}")
-                    if len(failed) >= GIVE_UP:
+                    failed.append(f"{classes[answer]}: {error}")
+                    if len(failed) >= MAX_FAILED:
                         break
                 else:
                     keep(answer)
         finally:
-            endpoint.stopped.set()
+            client.stopped.set()
             workers.shutdown(cancel_futures=True)
-            endpoint.stopped.clear()
-            for answer in asked:  # what was under way when another one failed
+            client.stopped.clear()
+            for answer in classes:  # those in progress when another one failed
                 if (
-                    asked[answer] not in written
+                    classes[answer] not in written
                     and not answer.cancelled()
                     and answer.exception() is None
                 ):
@@ -105,9 +117,11 @@ def write_missing(
     if failed:
         listing = "\n".join(f"  {each}" for each in failed)
         raise EndpointError(
-            f"{endpoint.model} at {endpoint.url} wrote too few usable texts for {len(failed)} classes:\n{listing}\n"
-            f"Write them into {path} yourself, take another model, or ask for less (prompts.endpoint: count, words, only_class, tries). "
-            "Finished classes are kept."
+            f"{client.model} at {client.url} wrote too few usable texts for {len(failed)} "
+            f"classes:\n{listing}\n"
+            f"Write them into {path} yourself, use another model, or require less (count, words, "
+            "only_class, tries). Finished classes are stored.",
+            argument="rules",
         )
 
 
@@ -123,32 +137,41 @@ class UnusableError(Exception):
     """A model's texts cannot be used."""
 
 
-def describe_class(name: str, others: Sequence[str], endpoint: Asks, demand: Demand) -> list[str]:
-    """`demand.count` different texts about a class. Usable ones are kept from try to try and only the rest is asked for again.
+def describe_class(name: str, others: Sequence[str], client: Chat, rules: TextRules) -> list[str]:
+    """`rules.count` different texts about a class.
 
-    Raises UnusableError, with what was wrong and what came back, after `demand.tries` tries.
+    - `name`: the name to use in texts.
+    - `others`: names of the other classes.
+
+    Usable texts are kept, and only the rest is requested again. Raises UnusableError, with what was
+    wrong and what came back, after `rules.tries` tries.
     """
 
     def problem(text: str) -> str | None:
-        return find_problem(text, name, others if demand.only_class else (), demand.words)
+        return find_problem(text, name, others if rules.only_class else (), rules.words)
 
     return gather_texts(
-        lambda count: _request(name, demand, count), problem, endpoint, demand.count, demand.tries
+        lambda count: _request(name, rules, count), problem, client, rules.count, rules.tries
     )
 
 
 def gather_texts(
     request: Callable[[int], str],
     problem: Callable[[str], str | None],
-    endpoint: Asks,
+    client: Chat,
     count: int,
     tries: int,
     enough: int | None = None,
 ) -> list[str]:
-    """At most `count` different texts, as soon as there are `enough` (by default all of them).
+    """At most `count` different texts of a language model.
 
-    `request` says how so many texts are asked for, `problem` why one cannot be used or None. Usable ones are kept from try to try and
-    only the rest is asked for again. Raises UnusableError, with what was wrong and what came back, after `tries` tries.
+    - `request`: the request for a number of texts.
+    - `problem`: why a text cannot be used, or None.
+    - `tries`: requests, at most.
+    - `enough`: texts after which no more are requested; None: `count`.
+
+    Usable texts are kept, and only the rest is requested again. Raises UnusableError, with what was
+    wrong and what came back, after `tries` tries.
     """
     enough = count if enough is None else enough
     texts: list[str] = []
@@ -156,7 +179,7 @@ def gather_texts(
     messages = [first]
     rejected: list[str] = []
     for _ in range(tries):
-        answer = endpoint.ask(messages)
+        answer = client.complete(messages)
         rejected = []
         for text in parse_texts(answer):
             wrong = problem(text)
@@ -174,31 +197,36 @@ def gather_texts(
             ]
         again = f"{request(count - len(texts))} They have to differ from those before."
         if rejected:
-            again = f"These cannot be used: {'; '.join(rejected[:SHOWN])}. {again}"
+            again = f"These cannot be used: {'; '.join(rejected[:MAX_SHOWN])}. {again}"
         messages = [
             first,
             {"role": "assistant", "content": answer},
             {"role": "user", "content": again},
         ]
-    told = "; ".join(rejected[:SHOWN]) or "the same ones came again"
-    raise UnusableError(f"{len(texts)} of {enough} after {tries} tries; {told}")
+    wrong = "; ".join(rejected[:MAX_SHOWN]) or "the same ones came again"
+    raise UnusableError(f"{len(texts)} of {enough} after {tries} tries; {wrong}")
 
 
-def _request(name: str, demand: Demand, count: int) -> str:
+def _request(name: str, rules: TextRules, count: int) -> str:
     alone = (
         " It shows nothing but this subject and its surroundings, no other kind of subject."
-        if demand.only_class
+        if rules.only_class
         else ""
     )
     return (
-        f'Write {count} descriptions of photographs of "{name}", each different in place, light, viewpoint and action. '
-        f'Each is one English sentence of at least {demand.words} words that contains the words "{name}".{alone} '
+        f'Write {count} descriptions of photographs of "{name}", each different in place, light, '
+        f"viewpoint and action. Each is one English sentence of at least {rules.words} words that "
+        f'contains the words "{name}".{alone} '
         f"Answer with the {count} sentences as a numbered list and with nothing else."
     )
 
 
 def parse_texts(answer: str) -> list[str]:
-    """The texts in a model's answer: a JSON list (or an object that holds one), a numbered or bulleted list, else its lines."""
+    """The texts in a model's answer.
+
+    They are the items of a JSON list (or of an object that holds one), or of a numbered or bulleted
+    list; else the lines of the answer.
+    """
     answer = re.sub(r"<think>.*?</think>", "", answer, flags=re.DOTALL).strip()
     listed = _json_list(answer)
     if listed is None:
@@ -229,10 +257,16 @@ def _clean(item: str) -> str:
 
 
 def find_problem(text: str, name: str, others: Sequence[str], words: int) -> str | None:
-    """Why a text cannot be used for a class, None if it can: too few words, the class not named, another class named.
+    """Why a text cannot be used for a class; None if it can.
 
-    Names are compared as whole words without regard to case and plural; a name such as "tench, Tinca tinca" or "T-shirt/top" is
-    there if one of its parts is. Whether another class is named cannot be told where its name lies within this one's.
+    A text needs enough words and the name of its class, and may name no other class.
+
+    - `name`: the name of the class. Of a name with parts, such as "tench, Tinca tinca" or
+      "T-shirt/top", one part is enough.
+    - `others`: names of the other classes. A name within this class's own name is not found.
+    - `words`: words that the text needs.
+
+    Names are compared as whole words, ignoring case and plural.
     """
     if len(text.split()) < words:
         return f"has {len(text.split())} words, {words} are needed"
@@ -248,7 +282,7 @@ def find_problem(text: str, name: str, others: Sequence[str], words: int) -> str
 
 
 def find_name(text: str, names: Iterable[str]) -> str | None:
-    """The first of `names` that a text holds, compared as `find_problem` does; None where it holds none."""
+    """The first of `names` in a text, compared as by `find_problem`; None if there is none."""
     plain = _plain(text)
     return next(
         (name for name in names if any(_find(alias, plain) for alias in _aliases(name))), None
@@ -256,7 +290,7 @@ def find_name(text: str, names: Iterable[str]) -> str | None:
 
 
 def _others(name: str, names: Mapping[str, str]) -> list[str]:
-    """Names of the other classes, without those that share a name with this one."""
+    """Names of the other classes, except those with a name in common with this one."""
     own = set(_aliases(names[name]))
     return [
         spoken
@@ -267,7 +301,7 @@ def _others(name: str, names: Mapping[str, str]) -> list[str]:
 
 @functools.cache
 def _aliases(name: str) -> tuple[str, ...]:
-    """The names in a name, in plain words: "Ankle_boot (left)" is "ankle boot", "T-shirt/top" is "t shirt" and "top"."""
+    """The parts of a name in plain words: "T-shirt/top (red)" has "t shirt" and "top"."""
     parts = (_plain(part).strip() for part in re.split(r"[,;/]", re.sub(r"\(.*?\)", " ", name)))
     return tuple(part for part in parts if part)
 
@@ -297,7 +331,7 @@ def _short(text: str) -> str:
 
 
 def _make_appendable(path: Path) -> None:
-    """Sees to it that a class can be added at the end of the file; one in another style, or with empty entries, is written anew."""
+    """Rewrites a file to whose end no class can be added: in flow style, or with empty entries."""
     text = read_text(path, LISTS.size, what="prompts: ") if path.exists() else HEADER
     known = read_phrases(path) if path.exists() else {}
     probe = "probe of the style"
@@ -315,7 +349,7 @@ def _make_appendable(path: Path) -> None:
 
 
 def _append(path: Path, name: str, texts: list[str]) -> None:
-    """Adds a class to the file as it is now, so that edits made meanwhile stay."""
+    """Adds a class to the file as it is now, so that edits made in the meantime stay."""
     before = read_text(path, LISTS.size, what="prompts: ")
     write_whole(path, f"{before.rstrip()}\n{_block(name, texts)}")
 
@@ -325,6 +359,6 @@ def _block(name: str, texts: list[str]) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file that appears whole or not at all."""
+    """Writes a file atomically."""
     with whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")

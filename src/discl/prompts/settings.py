@@ -1,6 +1,6 @@
-"""Settings to edit images to, from captions.
+"""Settings to edit images to, written by a language model.
 
-What it is asked is the caller's; ALIA's request (arXiv 2305.16289) condenses captions.
+The caller makes the request, such as ALIA's (arXiv 2305.16289), which condenses captions.
 """
 
 from __future__ import annotations
@@ -13,64 +13,83 @@ import yaml
 
 from ..errors import EndpointError, RecipeError
 from ..utils.yaml_text import LISTS, read_yaml
-from .chat_client import Endpoint
+from .chat_client import ChatClient
 from .class_descriptions import UnusableError, find_name, gather_texts, write_whole
 
 HEADER = """\
-# Settings that images are made in, in the place of {setting} in prompts.templates. Edit them as you like: nothing is asked for while this
-# file is here; delete it to have them written anew. A changed setting makes new images.
+# Settings of the images: each replaces {setting} in prompts.templates. You may edit them. Nothing is
+# requested while this file exists; delete it to have them rewritten. A changed setting makes new
+# images.
 """
-FEWEST = 2
-"""One line alone is more likely a refusal than a list."""
-LONGEST = 15
+MIN_SETTINGS = 2
+"""A single line is more likely a refusal than a list."""
+MAX_WORDS = 15
 
 
 def write_settings(
     path: Path,
     request: Callable[[int], str],
     names: Sequence[str],
-    endpoint: Endpoint,
+    client: ChatClient,
+    *,
     count: int,
     tries: int,
 ) -> None:
-    """Writes two to `count` settings, a list of phrases, to the file at `path`.
+    """Writes two to `count` settings of a language model, a list of phrases, to a YAML file.
 
-    `request` says how so many settings are asked for; no setting may hold one of `names`. Raises EndpointError if the endpoint fails or
-    its answers cannot be used after `tries` tries; then there is no file.
+    - `path`: the file. It is not written where anything fails.
+    - `request`: the request for a number of settings.
+    - `names`: names that no setting may hold.
+    - `client`: the language model.
+    - `count`: settings, at most.
+    - `tries`: requests, at most.
+
+    Raises EndpointError where the server fails or its answers cannot be used.
     """
     try:
         texts = gather_texts(
-            request, lambda text: find_fault(text, names), endpoint, count, tries, FEWEST
+            request, lambda text: find_fault(text, names), client, count, tries, MIN_SETTINGS
         )
     except UnusableError as error:
         raise EndpointError(
-            f"{endpoint.model} at {endpoint.url} wrote no usable settings: {error}.\n"
-            f"Write them into {path} yourself, a list in YAML such as '- in a meadow at dusk', or take another model ({endpoint.section})."
+            f"{client.model} at {client.url} wrote no usable settings: {error}.\n"
+            f"Write them into {path} yourself, a list in YAML such as '- in a meadow at dusk', or "
+            "use another model.",
+            argument="model",
         ) from error
     settings = list(dict.fromkeys(_as_phrase(text) for text in texts))
     write_whole(path, HEADER + yaml.safe_dump(settings, allow_unicode=True, width=10_000))
 
 
 def read_settings(path: Path) -> list[str]:
-    """The settings in a file, at least one. Raises RecipeError for a file that holds no list of texts."""
-    settings = read_yaml(path, LISTS, lambda keys: True, what="prompts.settings: ")
+    """The settings in a YAML file, at least one.
+
+    Raises RecipeError for a file that holds no list of texts.
+    """
+    settings = read_yaml(path, LISTS, lambda keys: True, what="settings: ")
     if (
         not isinstance(settings, list)
         or not settings
         or not all(isinstance(each, str) and each.strip() for each in settings)
     ):
         raise RecipeError(
-            f"prompts.settings: {path} holds no list of settings; write one a line, such as '- in a meadow at dusk' (in quotes where it "
-            "holds a colon), or delete the file to have them written anew."
+            f"{path} holds no list of settings; write one per line, such as "
+            "'- in a meadow at dusk' (in quotes if it holds a colon), or delete the file to have "
+            "them rewritten.",
+            argument="settings",
         )
     return settings
 
 
 def find_fault(text: str, names: Sequence[str]) -> str | None:
-    """Why a text is no setting, None if it is one: too long, a sentence or a heading, one of `names` in it."""
+    """Why a text is no setting; None if it is one.
+
+    A setting has at most 15 words, is a phrase, not a sentence or heading, and holds none of
+    `names`.
+    """
     words = len(text.split())
-    if words > LONGEST:
-        return f"has {words} words, at most {LONGEST} are allowed"
+    if words > MAX_WORDS:
+        return f"has {words} words, at most {MAX_WORDS} are allowed"
     if re.search(r"[.!?:;](?:\s|$)", text.removesuffix(".")) or re.search(
         r"\bI\b|\b(?i:me|my|you|your|sorry)\b", text
     ):
@@ -82,6 +101,9 @@ def find_fault(text: str, names: Sequence[str]) -> str | None:
 
 
 def _as_phrase(text: str) -> str:
-    """As it continues "a photo of …": no full stop, and a small letter first unless an abbreviation begins it."""
+    """The text as it continues "a photo of …": no full stop, and a small first letter.
+
+    An abbreviation at its beginning stays.
+    """
     text = text.removesuffix(".")
     return text if text[1:2].isupper() else text[:1].lower() + text[1:]

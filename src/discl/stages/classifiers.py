@@ -224,4 +224,4 @@ def ensembles(
 def _tokens(
     folder: Path, train: Train, class_names: tuple[str, ...], names: Mapping[str, str] | None
 ) -> Tensor:
-    return tokenize(folder, class_prompts(class_names, train.model.templates, None, names))
+    return tokenize(folder, class_prompts(class_names, train.model.templates, names=names))

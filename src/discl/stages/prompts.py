@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from ..baselines.alia import condense_request, pick_captions
-from ..errors import RunError
+from ..errors import RunError, arguments_named
 from ..prompts import class_prompts
 from ..prompts.captions import Captioner, describe_captioner, find_captioner
-from ..prompts.chat_client import Endpoint, read_key
-from ..prompts.class_descriptions import Demand, missing_classes, write_missing
+from ..prompts.chat_client import ChatClient, ensure_openai, read_key
+from ..prompts.class_descriptions import TextRules, missing_classes, write_missing
 from ..prompts.settings import read_settings, write_settings
 from ..prompts.templates import spoken_names, with_settings
 from ..recipe import Captions, Server, Settings
@@ -32,18 +33,27 @@ CAPTIONED_AT_ONCE = 256
 
 
 def check_prompts(run: Run) -> None:
-    """Looks for the language model's key and the captioner before any long work starts.
+    """Checks the language model's package and key, and the captioner, before any long work.
 
-    Raises EndpointError where a key is needed and not set, CheckpointError where the captioner is none.
+    Raises EndpointError for a missing package or key, CheckpointError for a folder that holds no
+    captioner.
     """
-    asked = run.recipe.prompts
-    if asked.endpoint is not None and not run.path(paths.PROMPTS).exists():
-        read_key(asked.endpoint.key_variable)
-    if asked.captions is not None:
-        find_captioner(asked.captions.checkpoint)
-    if asked.settings is not None and not run.path(paths.SETTINGS).exists():
-        read_key(asked.settings.endpoint.key_variable)
-        find_captioner(asked.settings.captioner.checkpoint)
+    prompts = run.recipe.prompts
+    if prompts.endpoint is not None and not run.path(paths.PROMPTS).exists():
+        _check_server(prompts.endpoint, "prompts.endpoint")
+    if prompts.captions is not None:
+        with arguments_named(address="prompts.captions.checkpoint"):
+            find_captioner(prompts.captions.checkpoint)
+    if prompts.settings is not None and not run.path(paths.SETTINGS).exists():
+        _check_server(prompts.settings.endpoint, "prompts.settings.endpoint")
+        with arguments_named(address="prompts.settings.captioner.checkpoint"):
+            find_captioner(prompts.settings.captioner.checkpoint)
+
+
+def _check_server(server: Server, section: str) -> None:
+    with arguments_named(key_variable=f"{section}.key_variable"):
+        ensure_openai()
+        read_key(server.key_variable)
 
 
 def write_prompts(run: Run) -> Path:
@@ -72,14 +82,22 @@ def texts_by_label(run: Run) -> dict[int, list[str]]:
     templates = (
         asked.templates
         if asked.settings is None
-        else with_settings(asked.templates, read_settings(write_prompts(run)))
+        else with_settings(asked.templates, _read_settings(write_prompts(run)))
     )
-    texts = class_prompts(names, templates, phrases, asked.names, hard_classes(run))
+    with arguments_named(phrases="prompts.phrases", names="prompts.names"):
+        texts = class_prompts(
+            names, templates, phrases, names=asked.names, needed=hard_classes(run)
+        )
     return {
         label: [asked.prefix + text for text in texts[name]]
         for label, name in enumerate(names)
         if name in texts
     }
+
+
+def _read_settings(path: Path) -> list[str]:
+    with arguments_named(settings="prompts.settings"):
+        return read_settings(path)
 
 
 def hard_classes(run: Run) -> set[str]:
@@ -100,7 +118,8 @@ def with_captions(run: Run, hard: Sequence[Mapping[str, Any]]) -> list[dict[str,
 
 def _describe_classes(run: Run, asked: EndpointSection) -> Path:
     path = run.path(paths.PROMPTS)
-    names = spoken_names(run.train.class_names, run.recipe.prompts.names)
+    with arguments_named(names="prompts.names"):
+        names = spoken_names(run.train.class_names, run.recipe.prompts.names)
     needed = hard_classes(run)
     missing = missing_classes(path, names, needed)
     if missing:
@@ -109,19 +128,39 @@ def _describe_classes(run: Run, asked: EndpointSection) -> Path:
             logger.info(
                 f"prompts: {there} of {len(needed)} classes with hard images have texts already"
             )
-        endpoint = _reach(asked, "prompts.endpoint")
-        demand = Demand(asked.count, asked.words, asked.only_class, asked.tries)
-        with progress("prompts", len(missing)) as advance:
-            write_missing(path, names, endpoint, demand, asked.parallel, advance, needed)
+        rules = TextRules(asked.count, asked.words, asked.only_class, asked.tries)
+        with (
+            _naming_server("prompts.endpoint", rules="prompts.endpoint"),
+            progress("prompts", len(missing)) as advance,
+        ):
+            write_missing(
+                path,
+                names,
+                _connect(asked, "prompts.endpoint"),
+                rules,
+                parallel=asked.parallel,
+                advance=advance,
+                needed=needed,
+            )
     return path
 
 
-def _reach(asked: Server, section: str) -> Endpoint:
-    key = read_key(asked.key_variable)
+def _naming_server(section: str, **more: str) -> AbstractContextManager[None]:
+    keys = ("url", "model", "key_variable", "parameters", "retries")
+    return arguments_named(**{key: f"{section}.{key}" for key in keys}, **more)
+
+
+def _connect(server: Server, section: str) -> ChatClient:
+    key = read_key(server.key_variable)
     if key is not None:
-        logger.warning(f"{section}: {asked.url} is sent the API key in {asked.key_variable}")
-    return Endpoint(
-        asked.url, asked.model, key, asked.parameters, asked.timeout, asked.retries, section=section
+        logger.warning(f"{section}: {server.url} is sent the API key in {server.key_variable}")
+    return ChatClient(
+        server.url,
+        server.model,
+        key,
+        parameters=server.parameters,
+        timeout=server.timeout,
+        retries=server.retries,
     )
 
 
@@ -130,10 +169,10 @@ def _condense_captions(run: Run, asked: Settings) -> Path:
     path, prompts = run.path(paths.SETTINGS), run.recipe.prompts
     if path.exists():
         return path
-    endpoint, names = (
-        _reach(asked.endpoint, "prompts.settings.endpoint"),
-        spoken_names(run.train.class_names, prompts.names),
-    )
+    with _naming_server("prompts.settings.endpoint"):
+        client = _connect(asked.endpoint, "prompts.settings.endpoint")
+    with arguments_named(names="prompts.names"):
+        names = spoken_names(run.train.class_names, prompts.names)
     listed = read_table(run.path(paths.DATA), ["id", "digest", "split"]).to_pylist()
     listed = [row for row in listed if row["split"] == "train"]
     sample = sorted(listed, key=lambda row: derive_seed("settings", row["id"]))[: asked.images]
@@ -151,14 +190,15 @@ def _condense_captions(run: Run, asked: Settings) -> Path:
         f"settings: {asked.endpoint.model} condenses captions of {len(sample)} images, {len(shown)} of them and all different"
     )
     forbidden = [asked.kind, *names.values()]
-    write_settings(
-        path,
-        lambda count: condense_request(shown, asked.kind, count),
-        forbidden,
-        endpoint,
-        asked.count,
-        asked.tries,
-    )
+    with _naming_server("prompts.settings.endpoint"):
+        write_settings(
+            path,
+            lambda count: condense_request(shown, asked.kind, count),
+            forbidden,
+            client,
+            count=asked.count,
+            tries=asked.tries,
+        )
     return path
 
 
@@ -171,7 +211,11 @@ def _caption_images(run: Run, asked: Captions, rows: Sequence[Mapping[str, Any]]
     if not missing:
         return run.path(paths.CAPTIONS)
     captioner = Captioner(
-        asked.checkpoint, asked.prompt, asked.max_new_tokens, asked.dtype, run.device
+        asked.checkpoint,
+        asked.prompt,
+        max_new_tokens=asked.max_new_tokens,
+        dtype=asked.dtype,
+        device=run.device,
     )
     places, empty = {name: row for row, name in enumerate(train.ids)}, 0
 
