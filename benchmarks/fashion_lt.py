@@ -125,7 +125,7 @@ def run_oracle(seed: int, work: Path, shared: dict[str, Any]) -> dict[str, Any]:
     from discl.recipe import load_recipe
     from discl.run_folder.open import open_run
     from discl.stages.evaluate import evaluate
-    from discl.stages.hard import find_hard
+    from discl.stages.hard import ensure_hard
     from discl.stages.prepare_data import prepare_data
     from discl.stages.train import train
     from discl.utils.hashing import derive_seed
@@ -136,7 +136,7 @@ def run_oracle(seed: int, work: Path, shared: dict[str, Any]) -> dict[str, Any]:
     recipe = load_recipe(RECIPE, {**shared, "methods": ORACLES, "train.curriculum_epochs": epochs})
     run = open_run(recipe, work / f"seed-{seed}-oracle", amend=True)
     prepare_data(run)
-    find_hard(run)
+    ensure_hard(run)
     if not run.path("filter.parquet").exists():
         pool, real = read_tables(recipe.data.root)["train"], run.tables["train"]
         taken, counts, labels = set(real.ids), real.class_counts, pool.labels

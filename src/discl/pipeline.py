@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .errors import DisclError, RunError
+from .errors import RunError
 from .escaping import one_line
 from .recipe import Recipe, check_own_pieces, load_recipe
 from .report import write_comparison, write_report, write_survey
@@ -28,7 +28,7 @@ from .stages import generate as generate_stage
 from .stages import levels as levels_stage
 from .stages.evaluate import evaluate
 from .stages.filter import filter_spectrum
-from .stages.hard import find_hard
+from .stages.hard import ensure_hard
 from .stages.plan import check_models, make_plan
 from .stages.prepare_data import prepare_data
 from .stages.prompts import write_prompts
@@ -52,7 +52,7 @@ def report(run: Run) -> Path:
 
 STAGES: dict[str, Callable[[Run], Path]] = {
     "data": prepare_data,
-    "hard": find_hard,
+    "hard": ensure_hard,
     "prompts": write_prompts,
     "plan": make_plan,
     "generate": generate_stage.generate,
@@ -122,26 +122,13 @@ def run_until(run: Run, stage: str) -> Path:
             processes.barrier()
             if processes.first or name == "train":
                 started = time.perf_counter()
-                with _refusals(name), _way_back(run):
+                with _refusals(name):
                     path = carry_out(run)
                 logger.debug(f"stage '{name}' took {time.perf_counter() - started:.1f} s")
             processes.barrier()
         if name == stage:
             break
     return path
-
-
-@contextmanager
-def _way_back(run: Run) -> Iterator[None]:
-    """Says, where an amended recipe fails before it has made anything, how to have the former one back; errors pass."""
-    try:
-        yield
-    except DisclError:
-        if run.amended:
-            logger.warning(
-                f"{run.folder} still holds its former recipe, tables and figures: the command of before, without --amend, takes it back"
-            )
-        raise
 
 
 @contextmanager

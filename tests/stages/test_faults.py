@@ -1,4 +1,4 @@
-"""What must not hurt: kills at random, several processes in one folder, a disk that is full or refuses; stores elsewhere."""
+"""Kills at random, several processes in one folder, full or read-only disks, remote stores."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def with_runtime(tree: dict[str, Any], **runtime: Any) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_killed_five_times_at_random_moments(tmp_path: Path) -> None:
-    """`benchmarks/kill.py` in small: nothing lost or doubled, the same images, redone at most what was in flight, a part of the whole."""
+    """`benchmarks/kill.py` in small: no image is lost, doubled or changed; little is made twice."""
     settings = {
         "kills": 5,
         "seeds": 2,
@@ -136,8 +136,8 @@ def test_the_number_of_shares_may_change(
         generate(run, share)
         left.append(PLANNED - len(ids(run)))
         assert (
-            f"share {share} is done; {left[-1]} of {PLANNED} images of the whole plan are still to be made"
-            in capsys.readouterr().err
+            f"share {share} is done; {left[-1]} of {PLANNED} images of the whole plan are still "
+            "to be made" in capsys.readouterr().err
         )
     assert left == [20, 16, 16, 16, 8, 0]
     assert_complete(run)
@@ -161,7 +161,7 @@ def test_a_recipe_that_another_process_changed_is_noticed(
 def test_stages_and_shares_that_clash(
     small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What may be done at once in one folder: nothing but generating, and of that only other shares of the same division."""
+    """Stages exclude each other, except generation of other shards of one division."""
     from discl.run_folder import run as run_module
 
     assert run_module.stages_clash("train", "filter") and run_module.stages_clash("open", "train")
@@ -182,7 +182,7 @@ def bucket() -> Iterator[str]:
 def test_a_run_whose_images_lie_in_a_bucket(
     small_tree: dict[str, Any], bucket: str, tmp_path: Path
 ) -> None:
-    """Generated in two shares from two run folders, as by machines that see nothing but the bucket; then used by one of them."""
+    """Two shards from two run folders, as by machines that share only the bucket."""
     tree = with_runtime(small_tree, store=bucket) | {
         "train": {"epochs": 1, "curriculum_epochs": 1, "image_size": 32, "batch_size": 8}
     }
@@ -231,7 +231,7 @@ def test_sigterm_ends_it_with_what_is_finished(
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """A disk on which no file grows beyond `size` bytes: what writes more is refused by the system, as on a full one."""
+    """A disk on which no file grows beyond `size` bytes, as on a full one."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -241,7 +241,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 def test_a_full_disk(small_tree: dict[str, Any], tmp_path: Path) -> None:
-    """It is told, what was finished stands, nothing half-written is left, and the same command goes on when there is room."""
+    """An error says so, finished work stays, and the same command goes on when there is room."""
     run = open_run(validate(small_tree), tmp_path / "run")
     generate(run, PlanShard(1, 2))
     before = {file: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()}
@@ -289,10 +289,13 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def test_a_disk_without_room_for_the_cache(
     small_tree: dict[str, Any], filtered: Path, full_disk: list[str], tmp_path: Path
 ) -> None:
-    """Whoever reads the images says so, export leaves nothing behind, and all go on when there is room."""
+    """Readers of images say so, export leaves nothing behind; all go on when there is room."""
     run = open_run(validate(small_tree), shutil.copytree(filtered, tmp_path / "run"))
     names = list(ids(run))
-    told = rf"the cache {run.folder}/cache cannot be written: \[Errno 28\] No space left on device; free space and run again"
+    told = (
+        rf"the cache {run.folder}/cache cannot be written: \[Errno 28\] No space left on device; "
+        "free space and run again"
+    )
     for use in (
         partial(stored_images, run, names),
         partial(export, run, "imagefolder", tmp_path / "out", True),
@@ -354,7 +357,7 @@ def test_a_broken_shard_is_no_full_disk(
 def test_a_disk_that_is_full_while_a_share_is_made(
     small_tree: dict[str, Any], filtered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the stage itself does not catch is told by the chain, with a share as without one, and in a survey."""
+    """Errors that a stage does not catch are reported, also for shards and surveys."""
     run = open_run(validate(small_tree), shutil.copytree(filtered, tmp_path / "run"))
 
     def full(*_: Any) -> None:
@@ -399,7 +402,7 @@ def test_a_folder_that_cannot_be_written_to(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Told in one line, as the command line does it. Even root cannot write to /proc, or make a folder in a file."""
+    """One line on the command line. Even root cannot write to /proc."""
     recipe = tmp_path / "small.yaml"
     recipe.write_text(yaml.safe_dump(small_tree))
     folder = place.replace("FILE", str(recipe / "run"))
@@ -439,10 +442,14 @@ def test_a_share_with_a_slip_is_told(
 @pytest.mark.parametrize(
     ("words", "address"),
     [
-        (["r.yaml", "--ray"], "auto"), (["--ray", "r.yaml"], "auto"), (["r.yaml", "--ray", "--out", "o"], "auto"),
-        (["r.yaml", "--ray", "10.0.0.1:6379"], "10.0.0.1:6379"), (["r.yaml", "--ray=auto"], "auto"), (["r.yaml"], None),
+        (["r.yaml", "--ray"], "auto"),
+        (["--ray", "r.yaml"], "auto"),
+        (["r.yaml", "--ray", "--out", "o"], "auto"),
+        (["r.yaml", "--ray", "10.0.0.1:6379"], "10.0.0.1:6379"),
+        (["r.yaml", "--ray=auto"], "auto"),
+        (["r.yaml"], None),
     ],
-)  # fmt: skip
+)
 def test_the_address_of_a_cluster_may_be_left_out(
     words: list[str], address: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,8 +1,7 @@
-"""From a data set to checked splits and hard images, and the rules by which a run folder is opened again."""
+"""From a data set to checked splits and hard images."""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -15,16 +14,14 @@ import pytest
 from PIL import Image
 
 from discl.data import ImageTable
-from discl.errors import CheckpointError, DataError, RecipeError, RunError, shorten
-from discl.recipe import Method, load_recipe
-from discl.run_folder import open as open_module
+from discl.errors import DataError, RecipeError, RunError
+from discl.recipe import load_recipe
 from discl.run_folder.open import open_run
 from discl.run_folder.run import Run
 from discl.stages import hard as hard_stage
 from discl.stages import prepare_data as prepare_data_stage
-from discl.stages.hard import describe_hard, find_hard
+from discl.stages.hard import describe_hard, ensure_hard
 from discl.stages.prepare_data import prepare_data
-from discl.utils.stored import write_text
 
 
 def write_image(path: Path, number: int, **options: Any) -> None:
@@ -44,7 +41,7 @@ def write_classes(root: Path, start: int = 0, **counts: int) -> None:
 
 
 def open_on(tmp_path: Path, amend: bool = False, **values: Any) -> Run:
-    """The run in `tmp_path/run` on the images in `tmp_path/images`; `__` in a name stands for the dot."""
+    """The run in `tmp_path/run` on `tmp_path/images`; `__` in a name stands for the dot."""
     tree = {
         "name": "test",
         "data": {"root": str(tmp_path / "images")},
@@ -68,9 +65,6 @@ def ids_of(run: Run) -> dict[str, list[str]]:
     for row in listed(run):
         result.setdefault(row["split"], []).append(row["id"])
     return result
-
-
-# ---------------------------------------------------------------------------------------------------- prepare_data
 
 
 def test_given_splits_are_listed_as_they_are(tmp_path: Path) -> None:
@@ -123,8 +117,10 @@ def test_only_the_lacking_split_is_taken_from_training(tmp_path: Path) -> None:
         "test": 3,
     }
     assert {(row["split"], row["source_split"]) for row in listed(run)} == {
-        ("train", "train"), ("validation", "train"), ("test", "test"),
-    }  # fmt: skip
+        ("train", "train"),
+        ("validation", "train"),
+        ("test", "test"),
+    }
 
 
 def test_copies_of_a_picture_stay_in_one_split(tmp_path: Path) -> None:
@@ -150,7 +146,7 @@ def test_an_image_of_another_format_with_the_pixels_of_a_training_image_is_refus
     name = "validation" if split == "val" else "test"
     with pytest.raises(
         DataError,
-        match=rf"1 images of the {name} split .* \(for example '{split}/a/copy\.webp' is 'train/a/01\.png'\)",
+        match=rf"1 image is in train and in {name}, .*'{split}/a/copy\.webp' is 'train/a/01\.png'",
     ):
         prepare_data(open_on(tmp_path, data__own_split={"validation": 0, "test": 0}))
     assert not (tmp_path / "run" / "data.parquet").exists()
@@ -167,7 +163,8 @@ def test_unreadable_images_are_listed_or_skipped(
     assert str(raised.value).splitlines() == [
         "2 of 21 train images cannot be read:",
         f"  'a/00.png' ({tmp_path / 'images' / 'a' / '00.png'}): the file is empty",
-        f"  'b/x.jpg' ({tmp_path / 'images' / 'b' / 'x.jpg'}): the file is no image, or of an unknown format",
+        f"  'b/x.jpg' ({tmp_path / 'images' / 'b' / 'x.jpg'}): the file is no image, "
+        "or of an unknown format",
         "Mend or delete them, or set data.unreadable: skip.",
     ]
     run = open_on(tmp_path, amend=True, data__unreadable="skip")
@@ -184,7 +181,7 @@ def test_a_class_without_training_images_is_refused(tmp_path: Path) -> None:
     write_classes(tmp_path / "images" / "test", start=10, a=1, b=1)
     with pytest.raises(
         DataError,
-        match=r"1 classes have no training image: b\. .*data\.drop_empty_classes: true",
+        match=r"1 class has no training image: b\. .*data\.drop_empty_classes: true",
     ):
         prepare_data(open_on(tmp_path, data__own_split__validation=0))
 
@@ -287,15 +284,12 @@ def test_data_that_changed_under_a_run_is_refused(tmp_path: Path, change: str) -
         _ = run.tables
 
 
-# ---------------------------------------------------------------------------------------------------- find_hard
-
-
 def test_the_hard_images_of_rare_classes(tmp_path: Path) -> None:
     write_classes(tmp_path / "images" / "train", a=3, b=2, c=1)
     write_classes(tmp_path / "images" / "test", start=20, a=1)
     run = open_on(tmp_path, data__own_split__validation=0, hard__fewer_than=3)
     prepare_data(run)
-    rows = pq.read_table(find_hard(run)).to_pylist()
+    rows = pq.read_table(ensure_hard(run)).to_pylist()
     digests = {row["id"]: row["digest"] for row in listed(run)}
     assert rows == [
         {
@@ -319,7 +313,7 @@ def test_classes_that_are_excluded_are_never_hard(tmp_path: Path) -> None:
     whole = {"data__own_split": {"validation": 0, "test": 0}, "hard__fewer_than": 3}
     run = open_on(tmp_path, **whole, hard__exclude=["empty"])
     prepare_data(run)
-    assert pq.read_table(find_hard(run))["label"].to_pylist() == [1, 1]
+    assert pq.read_table(ensure_hard(run))["label"].to_pylist() == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -338,7 +332,7 @@ def test_what_cannot_be_excluded_is_told(
     run = open_on(tmp_path, **whole, hard__exclude=exclude)
     prepare_data(run)
     with pytest.raises(error, match=re.escape(message)):
-        find_hard(run)
+        ensure_hard(run)
 
 
 @pytest.mark.parametrize("exclude", ["empty", ["empty", "empty"], {"empty": 1}])
@@ -353,9 +347,9 @@ def test_no_rare_class_is_told_with_the_smallest(tmp_path: Path) -> None:
     prepare_data(run)
     with pytest.raises(
         DataError,
-        match=r"no class has fewer than 5 training images; raise hard\.fewer_than \(the smallest class has 5\)\.",
+        match=r"fewer than 5 training images; raise hard\.fewer_than \(the smallest class has 5\)",
     ):
-        find_hard(run)
+        ensure_hard(run)
 
 
 def test_hard_images_by_probability_are_judged_by_classifiers_that_saw_no_copy(
@@ -380,17 +374,22 @@ def test_hard_images_by_probability_are_judged_by_classifiers_that_saw_no_copy(
     values = {"data__own_split": {"validation": 0, "test": 0}, "hard__rule": "probability"}
     run = open_on(tmp_path, **values, hard__below=0.25)
     prepare_data(run)
-    rows = pq.read_table(find_hard(run)).to_pylist()
+    rows = pq.read_table(ensure_hard(run)).to_pylist()
     assert [(row["id"], row["true_class_probability"]) for row in rows] == [
-        ("a/0.bmp", 0.0), ("a/0.png", 0.0), ("a/1.bmp", 0.1), ("a/1.png", 0.1), ("a/2.bmp", 0.2), ("a/2.png", 0.2),
-    ]  # fmt: skip
+        ("a/0.bmp", 0.0),
+        ("a/0.png", 0.0),
+        ("a/1.bmp", 0.1),
+        ("a/1.png", 0.1),
+        ("a/2.bmp", 0.2),
+        ("a/2.png", 0.2),
+    ]
     assert len(calls) == 3
     assert all(not fitted & judged for fitted, judged in calls)
     run = open_on(tmp_path, amend=True, **values, hard__below=1e-9)
-    rows = pq.read_table(find_hard(run)).to_pylist()
+    rows = pq.read_table(ensure_hard(run)).to_pylist()
     assert [row["id"] for row in rows] == ["a/0.bmp", "a/0.png"]
     run = open_on(tmp_path, amend=True, **values, hard__below=0.95, hard__exclude=["a"])
-    assert [row["id"] for row in pq.read_table(find_hard(run)).to_pylist()] == ["b/9.png"]
+    assert [row["id"] for row in pq.read_table(ensure_hard(run)).to_pylist()] == ["b/9.png"]
 
 
 def test_a_split_without_groups_beside_one_that_has_them_goes_by_content() -> None:
@@ -420,14 +419,15 @@ def test_what_is_hard_is_told(
     )
     prepare_data(run)
     capsys.readouterr()
-    find_hard(run)
+    ensure_hard(run)
     told = capsys.readouterr().err.splitlines()
     lines = [line.strip() for line in told if not line.endswith("done")]
     assert lines == describe_hard(run).splitlines()
     if level < 0.5:
         assert (
             lines[0]
-            == "10 of 10 training images are hard (b 6 of 6, a 4 of 4; probability of their class 0.10 to 0.25)"
+            == "10 of 10 training images are hard (b 6 of 6, a 4 of 4; probability of their class "
+            "0.10 to 0.25)"
         )
         assert (
             lines[1].startswith("warning: nearly all images are hard")
@@ -437,7 +437,7 @@ def test_what_is_hard_is_told(
         assert lines == [
             "4 of 10 training images are hard (a 4 of 4; probability of their class 0.25 to 0.25)"
         ]
-    find_hard(run)
+    ensure_hard(run)
     assert not capsys.readouterr().err  # told when it is found
 
 
@@ -445,7 +445,7 @@ def test_no_more_than_a_handful_of_hard_classes_is_told(tmp_path: Path) -> None:
     write_classes(tmp_path / "images", **dict.fromkeys("abcdefg", 2), rich=30)
     run = open_on(tmp_path, data__own_split={"validation": 0, "test": 0})
     prepare_data(run)
-    find_hard(run)
+    ensure_hard(run)
     shown = ", ".join(f"{name} 2 of 2" for name in "abcde")
     assert describe_hard(run) == f"14 of 44 training images are hard ({shown} and 2 more classes)"
 
@@ -464,228 +464,4 @@ def test_no_image_of_low_probability_is_told_with_the_lowest(
     with pytest.raises(
         DataError, match=r"below 0\.5; raise hard\.below \(the lowest probability is 0\.750\)"
     ):
-        find_hard(run)
-
-
-# ---------------------------------------------------------------------------------------------------- open_run
-
-
-def test_a_run_folder_holds_its_recipe_and_environment(tmp_path: Path) -> None:
-    run = open_on(tmp_path)
-    assert sorted(path.name for path in run.folder.iterdir()) == ["environment.json", "recipe.yaml"]
-    assert load_recipe(run.path("recipe.yaml")) == run.recipe
-    assert open_on(tmp_path).recipe == run.recipe
-
-
-def test_a_folder_whose_recipe_names_a_file_beside_it_is_opened_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As older versions kept it: relative, where it is absolute now."""
-    (tmp_path / "settings").mkdir()
-    monkeypatch.chdir(tmp_path)
-    run = open_on(tmp_path, spectrum__config="settings")
-    kept = run.path("recipe.yaml")
-    kept.write_text(kept.read_text().replace(str(tmp_path / "settings"), "settings"))
-    assert "config: settings" in kept.read_text()
-    assert open_on(tmp_path, spectrum__config="settings").recipe == run.recipe
-
-
-def test_the_folder_of_another_recipe_is_refused_with_the_differences(tmp_path: Path) -> None:
-    open_on(tmp_path)
-    with pytest.raises(RunError) as raised:
-        open_on(
-            tmp_path,
-            train__epochs=70,
-            hard__fewer_than=5,
-            methods={"ce": {}, "la": {"undersample": True}},
-        )
-    assert str(raised.value).splitlines() == [
-        f"{tmp_path / 'run'} was made with another recipe:",
-        "  hard.fewer_than: 20 -> 5",
-        "  train.epochs: 65 -> 70",
-        f"  methods.la: None -> {shorten(Method(undersample=True).model_dump(mode='json'), 120)}",
-        "Choose another folder with --out, or go on in this one with --amend (images that still fit are kept, what they no longer fit is "
-        "made anew).",
-    ]
-    assert open_on(tmp_path).recipe.train.epochs == 65
-
-
-def test_runtime_may_always_differ(tmp_path: Path) -> None:
-    open_on(tmp_path)
-    assert open_on(tmp_path, runtime__slots=3, runtime__shard_rows=7).recipe.runtime.slots == 3
-
-
-@pytest.mark.parametrize(
-    ("values", "kept"),
-    [
-        ({"train__epochs": 70}, {"data", "hard", "plan", "filter"}),
-        ({"filter__threshold": 0.2}, {"data", "hard", "plan", "filter"}),
-        ({"spectrum__seeds": 2}, {"data", "hard", "filter"}),
-        ({"prompts__negative": "blurred"}, {"data", "hard", "filter"}),
-        ({"hard__fewer_than": 5}, {"data", "filter"}),
-        ({"data__unreadable": "skip"}, {"filter"}),
-        ({"hard__rule": "probability"}, {"data", "filter"}),
-    ],
-)
-def test_amending_removes_the_tables_that_no_longer_fit(
-    tmp_path: Path, values: dict[str, Any], kept: set[str]
-) -> None:
-    run = open_on(tmp_path)
-    for name in ("data", "hard", "plan", "filter"):
-        run.path(f"{name}.parquet").touch()
-    amended = open_on(tmp_path, amend=True, **values)
-    assert {path.stem for path in run.folder.glob("*.parquet")} == kept
-    assert load_recipe(run.path("recipe.yaml")) == amended.recipe
-
-
-@pytest.mark.parametrize(
-    ("values", "stale"),
-    [
-        ({"train__optimizer__lr": 0.5}, True),
-        ({"train__epochs": 70, "train__select": "validation"}, False),
-    ],
-)
-def test_hard_images_by_probability_depend_on_how_their_judges_are_trained(
-    tmp_path: Path, values: dict[str, Any], stale: bool
-) -> None:
-    run = open_on(tmp_path, hard__rule="probability")
-    for name in ("hard", "plan"):
-        run.path(f"{name}.parquet").touch()
-    open_on(tmp_path, amend=True, hard__rule="probability", **values)
-    assert [run.path(f"{name}.parquet").exists() for name in ("hard", "plan")] == [not stale] * 2
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-HELD = (
-    "data.parquet",
-    "hard.parquet",
-    "plan.parquet",
-    "filter.parquet",
-    "results.json",
-    "report.html",
-)
-
-
-def hold(run: Run, text: str) -> None:
-    """Files as a finished run has them, which tell whose they are."""
-    for name in HELD:
-        write_text(run.path(name), f"{text} {name}")
-
-
-def test_an_amendment_whose_check_fails_changes_nothing(tmp_path: Path) -> None:
-    run = open_on(tmp_path)
-    hold(run, "first")
-    before = contents(run.folder)
-    other = load_recipe(run.recipe, {"hard.fewer_than": 5})
-
-    def refuse(run: Run) -> None:
-        raise CheckpointError(f"fewer than {run.recipe.hard.fewer_than}")
-
-    with pytest.raises(CheckpointError, match="fewer than 5"):
-        open_run(other, run.folder, True, refuse)
-    assert contents(run.folder) == before
-    open_run(run.recipe, run.folder, True, refuse)  # nothing is amended
-    with pytest.raises(RunError, match="made with another recipe"):
-        open_run(other, run.folder, False, refuse)
-
-
-def test_the_former_recipe_takes_the_folder_back_until_the_new_one_has_made_something(
-    tmp_path: Path,
-) -> None:
-    run = open_on(tmp_path)
-    hold(run, "first")
-    before = contents(run.folder)
-    amended = open_on(tmp_path, amend=True, hard__fewer_than=5)
-    assert amended.amended and not amended.path("report.html").exists()
-    write_text(amended.path("hard.parquet"), "second hard.parquet")
-    write_text(amended.path("filter.parquet"), "second filter.parquet")
-    with pytest.raises(RunError, match=r"hard\.fewer_than: 5 -> 6"):
-        open_on(tmp_path, hard__fewer_than=6)
-    open_on(
-        tmp_path, amend=True, hard__fewer_than=6
-    )  # the folder goes back past any number of amendments
-    assert not open_on(tmp_path).amended and contents(run.folder) == before
-    amended = open_on(tmp_path, amend=True, hard__fewer_than=5)
-    amended.commit()
-    amended.commit()
-    with pytest.raises(RunError, match="made with another recipe"):
-        open_on(tmp_path)
-    open_on(tmp_path, amend=True)
-    assert not run.path("hard.parquet").exists() and run.path("data.parquet").exists()
-
-
-@pytest.mark.parametrize("last", ["set_aside", "_discard_stale", "_keep", "bring_back"])
-@pytest.mark.parametrize("done", [False, True])
-def test_a_kill_leaves_no_table_beside_another_recipe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str, done: bool
-) -> None:
-    """Killed before or after any step of an amendment and of the way back, either command ends where it would have without it."""
-
-    def dies(*given: Any) -> None:
-        if done:
-            step(*given)
-        raise KeyboardInterrupt
-
-    step = getattr(open_module, last)
-    run = open_on(tmp_path)
-    hold(run, "first")
-    before = contents(run.folder)
-    backwards = last == "bring_back"
-    if backwards:
-        hold(open_on(tmp_path, amend=True, hard__fewer_than=5), "second")
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(open_module, last, dies)
-        open_on(tmp_path, amend=not backwards, **({} if backwards else {"hard__fewer_than": 5}))
-    other = shutil.copytree(tmp_path / "run", tmp_path / "other" / "run")
-    open_on(tmp_path)
-    assert contents(run.folder) == before
-    shutil.rmtree(run.folder)
-    shutil.move(other, run.folder)
-    amended = open_on(tmp_path, amend=True, hard__fewer_than=5)
-    assert amended.amended and not any(
-        amended.path(name).exists() for name in ("hard.parquet", "plan.parquet", "report.html")
-    )
-    open_on(tmp_path)
-    assert contents(run.folder) == before
-
-
-def test_many_differences_are_counted(tmp_path: Path) -> None:
-    open_on(tmp_path)
-    with pytest.raises(RunError, match=r"… and 3 more"):
-        open_on(tmp_path, methods={"ce": {}, **{f"method-{number}": {} for number in range(15)}})
-
-
-def test_folders_that_are_no_run_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    open_on(tmp_path)  # an empty folder is taken
-    shutil.rmtree(tmp_path / "run")
-    (tmp_path / "run").mkdir()
-    left = tmp_path / "run" / f".recipe.yaml.{'0' * 32}.new"
-    left.write_text("half a rec")  # another process opens it now, or was killed while it did
-    open_on(tmp_path)
-    assert left.exists()
-    os.utime(left, (0, 0))
-    open_on(tmp_path)
-    assert not left.exists() and (tmp_path / "run" / "recipe.yaml").exists()
-    shutil.rmtree(tmp_path / "run")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.tex").touch()
-    with pytest.raises(
-        RunError,
-        match=r"run is not empty and holds no recipe\.yaml, so it is no run folder; choose another with --out",
-    ):
-        open_on(tmp_path, amend=True)
-    (tmp_path / "run" / "recipe.yaml").write_text("- flour\n- eggs\n")
-    with pytest.raises(RunError, match=r"recipe\.yaml holds no recipe, so .* is no run folder"):
-        open_on(tmp_path, amend=True)
-    shutil.rmtree(tmp_path / "run")
-    (tmp_path / "run").touch()
-    with pytest.raises(RunError, match=r"run is a file; name a folder with --out"):
-        open_on(tmp_path)
+        ensure_hard(run)

@@ -1,4 +1,4 @@
-"""Texts of a run: what a language model writes enters the plan's ids; a change makes new images and no other."""
+"""Texts of a run by models: they enter the plan's ids, so a change makes new images."""
 
 from __future__ import annotations
 
@@ -306,9 +306,13 @@ def with_settings(small_tree: dict, captioner: Path, tmp_path: Path) -> Opens:
         **more: object,
     ) -> Run:
         asked = {
-            "kind": "clothes", "images": 6, "captions": 3, "captioner": {"checkpoint": str(captioner), "max_new_tokens": 4},
-            "endpoint": {"url": url, "model": "tiny", "retries": 0}, **more,
-        }  # fmt: skip
+            "kind": "clothes",
+            "images": 6,
+            "captions": 3,
+            "captioner": {"checkpoint": str(captioner), "max_new_tokens": 4},
+            "endpoint": {"url": url, "model": "tiny", "retries": 0},
+            **more,
+        }
         prompts = (
             {"settings": asked}
             if templates is None

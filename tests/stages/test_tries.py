@@ -1,4 +1,4 @@
-"""Best of n until kept: what is drawn again, and that neither a kill nor an order of events changes which images a run has."""
+"""Further tries until the filter keeps one: the same images after a kill and in any order."""
 
 from __future__ import annotations
 
@@ -85,13 +85,18 @@ def tree(
         "data": {"root": str(root)},
         "prompts": {"templates": ["a photo of {class}", "a drawing of {class}", "{class}"]},
         "spectrum": {
-            "checkpoint": str(tiny_diffusion), "levels": [0, 50], "seeds": 2, "num_inference_steps": 2, "guidance_scale": 4, "tries": TRIES,
+            "checkpoint": str(tiny_diffusion),
+            "levels": [0, 50],
+            "seeds": 2,
+            "num_inference_steps": 2,
+            "guidance_scale": 4,
+            "tries": TRIES,
         },
         "filter": {"checkpoint": str(tiny_clip), "threshold": -1},
         "train": {"batch_size": 4},
         "methods": {"ce": {}},
         "runtime": {"device": "cpu", "slots": 2, "shard_rows": 5},
-    }  # fmt: skip
+    }
 
 
 def at(tree: dict[str, Any], threshold: float) -> Any:
@@ -116,7 +121,7 @@ def pictures(folder: Path) -> dict[str, bytes]:
 def thresholds(
     tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[float, float]:
-    """Two thresholds: the first try passes the first in about two of three cases, the second in one of three."""
+    """Two thresholds: first tries pass one in about two of three cases, the other in one."""
     folder = tmp_path_factory.mktemp("runs") / "all"
     run_until(open_run(at(tree, -1), folder), "filter")
     assert {row["attempt"] for row in verdicts(folder)} == {0}

@@ -12,7 +12,7 @@ from ..utils.stored import read_recipe_tree
 
 
 def read_tree(kept: Path) -> dict[str, Any]:
-    """The recipe that a folder keeps; nothing where it cannot be read."""
+    """The recipe in a file as a plain tree; empty if it cannot be read."""
     try:
         return read_recipe_tree(kept)
     except BrokenFileError:
@@ -20,20 +20,16 @@ def read_tree(kept: Path) -> dict[str, Any]:
 
 
 def changed_values(old: dict[str, Any], recipe: Recipe) -> list[tuple[str, Any, Any]]:
-    """(key, value before, value now) of what differs, `runtime` aside, and a checkpoint that only lies elsewhere."""
-    return compare_trees(with_defaults(old), recipe.plain())
+    """(key, value before, value now) of each difference.
+
+    The section `runtime`, and checkpoints that were copied elsewhere, make no difference.
+    """
+    before = {**_with_defaults(old), "runtime": None}
+    now = {**recipe.plain(), "runtime": None}
+    return [each for each in _differences(before, now) if not _is_moved(*each)]
 
 
-def compare_trees(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """As `changed_values`, of two plain trees."""
-    return [
-        each
-        for each in _differences({**old, "runtime": None}, {**new, "runtime": None})
-        if not _only_moved(*each)
-    ]
-
-
-def _only_moved(key: str, before: Any, now: Any) -> bool:
+def _is_moved(key: str, before: Any, now: Any) -> bool:
     """Whether a key names a copy of the checkpoint that it named before."""
     if key.rpartition(".")[2] != "checkpoint" or not all(
         isinstance(each, str) and Path(each).is_dir() for each in (before, now)
@@ -42,8 +38,8 @@ def _only_moved(key: str, before: Any, now: Any) -> bool:
     return checkpoint_digest(Path(before)) == checkpoint_digest(Path(now))
 
 
-def with_defaults(tree: dict[str, Any]) -> dict[str, Any]:
-    """A recipe that was written before some keys were there, with their defaults, which are what it meant; others as they are."""
+def _with_defaults(tree: dict[str, Any]) -> dict[str, Any]:
+    """A recipe with the defaults of keys that it does not state; unchanged if it is not valid."""
     try:
         return load_recipe(tree).plain()
     except RecipeError:

@@ -17,9 +17,11 @@ from .run import Run
 def stored_images(run: Run, ids: Sequence[str]) -> Dataset:
     """`id` and undecoded `image` of these rows of the store, in this order, memory-mapped.
 
-    Raises StoreError if one is not there, a shard is broken or holds a picture that has changed since it was made, or the disk has no
-    room for them. The shards are copied once into one Arrow file in the run folder's `cache/`, which may be deleted at any time; so are
-    those of a store elsewhere, as they are. A row that is there twice is taken once.
+    The shards, those of a remote store too, are copied once into an Arrow file in `cache/` of the
+    run folder. It may be deleted at any time. A row that is stored twice is returned once.
+
+    Raises StoreError if a row is missing, a shard is broken, a picture has changed since it was
+    made, or the disk is full.
     """
     cache = run.path(paths.CACHE)
     files = run.spectrum.local_files(cache / paths.CACHED_SHARDS)
@@ -27,17 +29,19 @@ def stored_images(run: Run, ids: Sequence[str]) -> Dataset:
         raise StoreError("the store holds no image yet; run `discl generate` first.")
     run.spectrum.check_pictures(files, cache / paths.CHECKED_SHARDS)
     stored = mapped_rows(files, cache, ids, run.spectrum.ids)
-    place = {name: row for row, name in enumerate(stored.select_columns("id")[:]["id"])}
-    lacking = sum(name not in place for name in ids)
-    if lacking:
+    row_of = {name: row for row, name in enumerate(stored.select_columns("id")[:]["id"])}
+    missing = sum(name not in row_of for name in ids)
+    if missing:
         raise StoreError(
-            f"the store lacks {lacking} of {len(ids)} images that the plan names; run `discl generate` first."
+            f"{missing} of the {len(ids)} images that the plan names are not in the store; "
+            "run `discl generate` first."
         )
-    chosen = stored.select([place[name] for name in ids]).cast_column(
+    chosen = stored.select([row_of[name] for name in ids]).cast_column(
         "image", ImageFeature(decode=False)
     )
-    if told := first_foreign(stored.data.column("image"), CLOSED):
+    if problem := first_foreign(stored.data.column("image"), CLOSED):
         raise StoreError(
-            f"the store {run.location(paths.SPECTRUM)} has an image without its bytes: {told}. Delete the shard that holds it."
+            f"the store {run.location(paths.SPECTRUM)} has an image without its bytes: {problem}. "
+            "Delete the shard that holds it."
         )
     return chosen

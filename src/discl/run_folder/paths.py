@@ -11,6 +11,11 @@ PLAN = "plan.parquet"
 FILTER = "filter.parquet"
 ALIA = "alia.parquet"
 
+EARLIER = "earlier"
+"""Tables and results of earlier recipes, a folder for each."""
+FORMER = "former"
+"""The same for one recipe, as an earlier version left it."""
+
 PROMPTS = "prompts.yaml"
 SETTINGS = "settings.yaml"
 CAPTIONS = "captions"

@@ -30,7 +30,6 @@ from ..spectrum.store import Shards, score_shards, spectrum_shards
 from ..utils.stored import read_recipe_tree, read_table
 from . import paths
 from .changes import changed_values
-from .former import FOLDER, former_recipe, let_go
 from .locks import lock
 
 
@@ -58,6 +57,7 @@ class Run:
 
     @property
     def device(self) -> torch.device:
+        """The recipe's device; for `auto` a GPU if there is one."""
         name = self.recipe.runtime.device
         if name == "auto":
             name = (
@@ -70,25 +70,29 @@ class Run:
         return torch.device(name)
 
     def path(self, name: str) -> Path:
+        """Path of a file or folder of the run, by its name in `run_folder.paths`."""
         return self.overrides.get(name, self.folder / name)
 
     def location(self, name: str) -> Path | str:
-        """Where shards of a kind lie: in the run folder, or under `runtime.store`."""
+        """Folder or address of shards: in the run folder, or under `runtime.store`."""
         store = self.recipe.runtime.store
         return self.path(name) if store is None else f"{store.rstrip('/')}/{name}"
 
     @cached_property
     def tables(self) -> dict[str, ImageTable]:
-        """`{split: table}` as `data.parquet` lists them."""
+        """`{split: table}` as `data.parquet` lists them.
+
+        Raises RunError if the images or labels are no longer those that it lists.
+        """
         listed = read_table(self.path(paths.DATA)).to_pandas()
         data = self.recipe.data
-        found = read_data(data)
+        sources = read_data(data)
         if "depth" in listed and len(listed):
             depth = depth_of(listed["depth"].iloc[0])
-            found = {split: replace(table, depth=depth) for split, table in found.items()}
+            sources = {split: replace(table, depth=depth) for split, table in sources.items()}
         result = {}
         for name, rows in listed.groupby("split", sort=False):
-            source = found.get(rows["source_split"].iloc[0])
+            source = sources.get(rows["source_split"].iloc[0])
             if source is not None and 0 <= rows["row"].min() <= rows["row"].max() < len(source):
                 result[str(name)] = source.select(rows["row"])
             table = result.get(str(name))
@@ -98,113 +102,122 @@ class Run:
                 or table.labels.tolist() != rows["label"].tolist()
             ):
                 raise RunError(
-                    f"the images or labels of '{data.root}' are no longer those of {self.path(paths.DATA)}; "
-                    "start a new folder with --out."
+                    f"the images or labels of '{data.root}' are no longer those of "
+                    f"{self.path(paths.DATA)}; start a new folder with --out."
                 )
         return result
 
     @property
     def train(self) -> ImageTable:
+        """The real training images."""
         return self.tables["train"]
 
     def checked_image(self, row: int, content: str) -> Image.Image:
-        """Decoded RGB picture of a training image. Raises RunError where its digest is not `content`, which it was when it was checked."""
+        """Decoded RGB picture of a training image.
+
+        - `row`: its row in `train`.
+        - `content`: its digest when it was checked.
+
+        Raises RunError if it has another digest now.
+        """
         image = self.train.image(row)
         if digest_image(image) != content:
             name = self.train.ids[row]
             raise RunError(
-                f"image '{name}' has changed since it was checked; delete {paths.DATA} and {paths.HARD} in {self.folder}."
+                f"image '{name}' has changed since it was checked; "
+                f"delete {paths.DATA} and {paths.HARD} in {self.folder}."
             )
         return image
 
     @cached_property
     def generator(self) -> Generator:
-        """What the recipe's checkpoint is."""
+        """Describes the recipe's checkpoint."""
         with arguments_named(config="spectrum.config"):
             return describe_generator(self.address)
 
     @property
     def address(self) -> Address:
-        """Where the generator lies."""
-        asked = self.recipe.spectrum
-        return Address(
-            asked.checkpoint, asked.config, tuple((lora.path, lora.scale) for lora in asked.loras)
-        )
+        """Files and folders of the generator."""
+        spectrum = self.recipe.spectrum
+        loras = tuple((lora.path, lora.scale) for lora in spectrum.loras)
+        return Address(spectrum.checkpoint, spectrum.config, loras)
 
     @cached_property
     def sampling(self) -> Sampling:
         """What determines the pixels of the spectrum besides the requests."""
-        asked = self.recipe.spectrum
-        found = self.generator
+        spectrum = self.recipe.spectrum
         return Sampling(
-            found.model,
-            found.scheduler,
-            asked.num_inference_steps,
-            asked.guidance_scale,
+            self.generator.model,
+            self.generator.scheduler,
+            spectrum.num_inference_steps,
+            spectrum.guidance_scale,
             self.size,
-            asked.dtype,
-            asked.encoding,
-            asked.resize,
-            asked.steps,
-            *asked.guidance_interval,
+            spectrum.dtype,
+            spectrum.encoding,
+            spectrum.resize,
+            spectrum.steps,
+            *spectrum.guidance_interval,
             describe_loras(self.address.loras),
         )
 
     @property
     def size(self) -> int:
-        """ImageCache a side of what is made. Raises CheckpointError where neither the recipe nor the checkpoint tells."""
+        """Pixels a side of synthetic images.
+
+        Raises CheckpointError if neither the recipe nor the checkpoint states it.
+        """
         size = self.recipe.spectrum.size or self.generator.size
         if size is None:
-            named = self.recipe.spectrum.checkpoint
             raise CheckpointError(
-                f"checkpoint '{named}' does not tell how large its pictures are; set spectrum.size."
+                f"checkpoint '{self.recipe.spectrum.checkpoint}' does not state the size of its "
+                "pictures; set spectrum.size."
             )
         return size
 
     def made_size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) of what is made of a source of this size. Raises CheckpointError for more than the generator has places for."""
-        size, found = self.sampling.size, self.generator
+        """(width, height) of the synthetic images of a source of this size.
+
+        Raises CheckpointError if they are larger than the generator can make.
+        """
+        size, generator = self.sampling.size, self.generator
         if self.sampling.resize == "square":
             return size, size
-        wide, high = keep_aspect(width, height, size, found.multiple)
-        if found.max_side is not None and max(wide, high) > found.max_side:
+        wide, high = keep_aspect(width, height, size, generator.multiple)
+        if generator.max_side is not None and max(wide, high) > generator.max_side:
             raise CheckpointError(
-                f"a picture of {width} × {height} pixels would become {wide} × {high}, and this generator makes at most {found.max_side} a "
-                f"side; set spectrum.size to {found.max_side // 2} or less, or spectrum.resize: square."
+                f"a picture of {width} × {height} pixels would become {wide} × {high}, and this "
+                f"generator makes at most {generator.max_side} a side; set spectrum.size to "
+                f"{generator.max_side // 2} or less, or spectrum.resize: square."
             )
         return wide, high
 
     @contextmanager
     def lock(self, stage: str, shard: PlanShard | None = None) -> Iterator[None]:
-        """Keeps other processes that work in this folder from the same stage, or waits for them.
+        """Waits for other processes in this folder, then keeps them from stages that clash.
 
-        Stages exclude each other; generation excludes only what would make the same images: another shard of the same division goes on
-        beside it. Raises RunError where another process has changed the folder's recipe meanwhile.
+        Stages exclude each other. Generation excludes only what would make the same images, so
+        another shard of the same division goes on beside it.
+
+        Raises RunError if another process has changed the folder's recipe.
         """
         what = f"{stage} {shard}" if shard else stage
         with lock(self.folder, what, lambda other: stages_clash(what, other)):
             kept = self.folder / paths.RECIPE
             if kept.exists() and changed_values(read_recipe_tree(kept), self.recipe):
                 raise RunError(
-                    f"another process has changed the recipe of {self.folder} meanwhile; run the command again."
+                    f"another process has changed the recipe of {self.folder}; "
+                    "run the command again."
                 )
             yield
 
     @property
-    def amended(self) -> bool:
-        """Whether the command of before the amendment would still take the folder back; see `open_run`."""
-        return former_recipe(self.path(FOLDER)) is not None
-
-    def commit(self) -> None:
-        """Called before the first image, classifier or figure of the recipe is made: the one before it can no longer be taken back."""
-        let_go(self.path(FOLDER))
-
-    @property
     def spectrum(self) -> Shards:
+        """The store of synthetic images."""
         return spectrum_shards(self.location(paths.SPECTRUM), self.train.class_names)
 
     @property
     def scores(self) -> Shards:
+        """The store of CLIP similarities."""
         return score_shards(self.location(paths.SCORES))
 
     @property
@@ -218,11 +231,14 @@ class Run:
 def read_data(
     data: Data,
     on_unused: Callable[[list[str]], None] = lambda splits: None,
-    on_left_out: Callable[[str], None] = lambda told: None,
+    on_left_out: Callable[[str], None] = lambda message: None,
 ) -> dict[str, ImageTable]:
-    """`{split: table}` of what the section `data` names, before any long tail or split of our own; raises as `read_tables` does.
+    """`{split: table}` of the section `data`, before any long tail or own split.
 
-    `on_left_out` is told of the classes that `drop_empty_classes` takes out.
+    - `on_unused`: called with the splits that are not used.
+    - `on_left_out`: called with a message about what is left out.
+
+    Raises as `read_tables` does.
     """
     tables = read_tables(
         data.root,
@@ -237,19 +253,19 @@ def read_data(
     if data.cameras:
         tables = through_cameras(tables, Cameras(**dict(data.cameras)))
     if data.drop_empty_classes:
-        tables, told = without_empty_classes(tables)
-        if told:
-            on_left_out(told)
+        tables, message = without_empty_classes(tables)
+        if message:
+            on_left_out(message)
     return tables
 
 
-def stages_clash(mine: str, other: str) -> bool:
-    """Whether two stages may not work in one folder at once; see `Run.lock`."""
-    (stage, *shard), (other_stage, *other_shard) = mine.split(), other.split()
+def stages_clash(what: str, other: str) -> bool:
+    """Whether two stages, such as `train` or `generate 1/2`, exclude each other; see `Run.lock`."""
+    (stage, *shard), (other_stage, *other_shard) = what.split(), other.split()
     if "generate" not in (stage, other_stage):
         return True
     if stage != other_stage:
         return False
-    number, _, of = (shard or ["1/1"])[0].partition("/")
-    other_number, _, other_of = (other_shard or ["1/1"])[0].partition("/")
-    return of != other_of or number == other_number
+    number, _, count = (shard or ["1/1"])[0].partition("/")
+    other_number, _, other_count = (other_shard or ["1/1"])[0].partition("/")
+    return count != other_count or number == other_number

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +11,8 @@ from datasets import concatenate_datasets
 
 from ..baselines.alia import confidence_drop, mean_self_confidence, semantic_drop
 from ..data import decode_image
-from ..errors import BrokenFileError
 from ..run_folder import paths
+from ..run_folder.earlier import find_table
 from ..run_folder.images import stored_images
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import ClipScorer, Verdict, describe_scorer
@@ -57,28 +56,15 @@ def alia_verdicts(run: Run, requests: Sequence[Request], texts: Mapping[int, str
         listed,
     )
     path = run.path(paths.ALIA)
-    found = _known(path, key)
-    if found is None or len(found) != len(requests):
-        found = pa.table(_ask(run, requests, labels, texts))
-        write_table(found, path, key)
+    if not find_table(path, key, "both models are asked again"):
+        write_table(pa.table(_ask(run, requests, labels, texts)), path, key)
+    found = read_table(path, key=key)
     semantic, confidence = found["semantic"].to_pylist(), found["confidence"].to_pylist()
     dropped = [
         "CLIP prefers a text that fits any picture" if fits else REASONS[sure]
         for fits, sure in zip(semantic, confidence, strict=True)
     ]
     return [Verdict(not reason, reason) for reason in dropped]
-
-
-def _known(path: Path, key: str) -> pa.Table | None:
-    """The answers that were kept for this key; None where there are none, or none that can be read."""
-    if not path.exists():
-        return None
-    try:
-        found = read_table(path)
-    except BrokenFileError as error:
-        logger.warning(f"filter: {error.path} cannot be used, so both models are asked again")
-        return None
-    return found if (found.schema.metadata or {}).get(b"key") == key.encode() else None
 
 
 def _ask(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -16,7 +17,8 @@ from ..escaping import one_line
 from ..recipe import Data, Groups
 from ..run_folder.run import read_data
 from ..utils.console import progress
-from .prepare_data import depth_told, long_tail_rows, own_parts, units_of, unused_splits
+from ..utils.counts import count_be, count_have, count_of
+from .prepare_data import describe_depth, long_tail_rows, own_parts, units_of, unused_splits
 
 PUBLISHED: dict[str, tuple[int, dict[str, int]]] = {
     "imagenet-lt": (1000, {"train": 115_846, "validation": 20_000, "test": 50_000}),
@@ -32,13 +34,16 @@ PUBLISHED: dict[str, tuple[int, dict[str, int]]] = {
         },
     ),
 }
-"""Format: classes, and images in each split, of the set that is laid out so."""
+"""Format: classes, and images in each split, of the published set that uses it."""
 CIFAR100_LT = {100: 10_847, 50: 12_608, 10: 19_573}
+"""Imbalance ratio: training images."""
 CIFAR_TEST = 10_000
 NO_NAME = re.compile(r"\d+|n\d{8}")
 """A class that has its label or, in ImageNet, its WordNet id for a name."""
 SHOWN = 8
+"""Classes that a finding lists."""
 SHOWN_UNREADABLE = 20
+"""Unreadable images of a split that are listed."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class SplitCheck:
-    """What a split holds: readable images, those of each class (int64 `[classes]`), width and height of each, domains.
+    """What a split holds.
 
-    `own`: the split is not given, `data.own_split` takes it from the training images.
+    - `rows`: number of readable images.
+    - `class_counts`: readable images of each class, int64 `[classes]`.
+    - `sizes`: width and height of each image in pixels, int64 `[images, 2]`.
+    - `domains`: number of domains; 0 if the data set states none.
+    - `own`: whether `data.own_split` takes the split from the training images.
     """
 
     rows: int
@@ -73,20 +82,22 @@ class Check:
 
     @property
     def fatal(self) -> bool:
+        """Whether a finding would stop a run."""
         return any(finding.fatal for finding in self.findings)
 
 
 def check_data(data: Data) -> Check:
-    """Reads, decodes and compares everything that the section `data` of a recipe names, divided as a run would; writes nothing.
+    """Reads, decodes and compares the images of a recipe's section `data`; writes nothing.
 
-    Raises DataError only where nothing can be read at all.
+    They are divided into splits as a run divides them. Raises DataError only if nothing can be
+    read at all.
     """
     findings: list[Finding] = []
 
-    def on_unused(names: list[str]) -> None:
-        findings.append(Finding(False, unused_splits(names)))
+    def note(message: str) -> None:
+        findings.append(Finding(False, message))
 
-    tables = read_data(data, on_unused, lambda told: findings.append(Finding(False, told)))
+    tables = read_data(data, lambda names: note(unused_splits(names)), note)
     given = set(tables)
     seen: dict[str, Inspection] = {}
     for split, table in tables.items():
@@ -94,8 +105,8 @@ def check_data(data: Data) -> Check:
             seen[split] = inspect_images(table, advance)
         findings += _unreadable(split, seen[split], data.unreadable == "error")
     tables, seen = settle_depth(tables, seen, data.bits)
-    if told := depth_told(tables, seen):
-        findings.append(Finding(False, f"{told}."))
+    if message := describe_depth(tables, seen):
+        note(f"{message}.")
     for split, table in tables.items():
         broken = {row for row, _ in seen[split].unreadable}
         readable = [row for row in range(len(table)) if row not in broken]
@@ -104,53 +115,45 @@ def check_data(data: Data) -> Check:
     if data.long_tail:
         try:
             rows = long_tail_rows(tables["train"], seen["train"].digests, data.long_tail)
-            tables["train"], seen["train"] = (
-                tables["train"].select(rows),
-                seen["train"].select(rows),
-            )
         except DataError as error:
             findings.append(Finding(True, str(error)))
+        else:
+            tables["train"] = tables["train"].select(rows)
+            seen["train"] = seen["train"].select(rows)
     splits = {
         split: _look(table, seen[split], split not in given) for split, table in tables.items()
     }
     names = tables["train"].class_names
     findings += _copies(seen, tables, data.overlap == "error") + _classes(splits, names)
     findings += _published(data, {split: check.rows for split, check in splits.items()}, len(names))
-    if told := too_few_classes(data.root, names):
-        findings.append(Finding(True, told))
+    if problem := too_few_classes(data.root, names):
+        findings.append(Finding(True, problem))
     if len(tables) == 1:
-        findings.append(
-            Finding(
-                True,
-                "there is neither a validation nor a test split; set data.own_split or name them in data.splits.",
-            )
+        problem = (
+            "there is neither a validation nor a test split; set data.own_split or name them in "
+            "data.splits."
         )
+        findings.append(Finding(True, problem))
     return Check(splits, names, sorted(findings, key=lambda finding: not finding.fatal))
 
 
 def _unreadable(split: str, seen: Inspection, fatal: bool) -> list[Finding]:
-    findings = [
-        Finding(fatal, f"{split}: {problem}") for _, problem in seen.unreadable[:SHOWN_UNREADABLE]
-    ]
+    texts = [f"{split}: {problem}" for _, problem in seen.unreadable[:SHOWN_UNREADABLE]]
     if (more := len(seen.unreadable) - SHOWN_UNREADABLE) > 0:
-        findings.append(Finding(fatal, f"{split}: {more:,} more images cannot be read."))
-    return findings
+        texts.append(f"{split}: {count_of(more, 'more image')} cannot be read.")
+    return [Finding(fatal, text) for text in texts]
 
 
 def _divide(data: Data, tables: dict[str, ImageTable], seen: dict[str, Inspection]) -> None:
     """Takes the splits that are not given from the training images, as a run does."""
-    train, found = tables["train"], seen["train"]
+    train, inspected = tables["train"], seen["train"]
     if not len(train):
         return
-    parts = own_parts(
-        train.ids,
-        train.labels.tolist(),
-        units_of(train, found.digests),
-        data.own_split,
-        list(tables),
-    )
+    units = units_of(train, inspected.digests)
+    labels = train.labels.tolist()
+    parts = own_parts(train.ids, labels, units, data.own_split, given=list(tables))
     for split, rows in parts.items():
-        tables[split], seen[split] = train.select(rows), found.select(rows)
+        tables[split], seen[split] = train.select(rows), inspected.select(rows)
 
 
 def _look(table: ImageTable, seen: Inspection, own: bool) -> SplitCheck:
@@ -161,32 +164,14 @@ def _look(table: ImageTable, seen: Inspection, own: bool) -> SplitCheck:
 
 def describe_check(check: Check, groups: Groups) -> str:
     """The check as text: a table of the splits, then the findings."""
-    lines = [
-        f"{'split':<16}{'images':>10}{'classes':>9}{'per class':>14}{'width × height, median':>26}{'domains':>9}"
-    ]
-    for split, each in check.splits.items():
-        present = each.class_counts[each.class_counts > 0]
-        spread = f"{present.min()} … {present.max()}" if len(present) else "–"
-        sizes = "–"
-        if len(each.sizes):
-            low, middle, high = (
-                each.sizes.min(0),
-                np.median(each.sizes, 0).astype(int),
-                each.sizes.max(0),
-            )
-            sizes = f"{middle[0]} × {middle[1]}" + (
-                "" if (low == high).all() else f" ({each.sizes.min()} … {each.sizes.max()})"
-            )
-        lines.append(
-            f"{one_line(split) + ' *' * each.own:<16}{each.rows:>10,}{len(present):>9,}{spread:>14}{sizes:>26}{each.domains or '–':>9}"
-        )
+    heading = f"{'split':<16}{'images':>10}{'classes':>9}{'per class':>14}"
+    lines = [f"{heading}{'width × height, median':>26}{'domains':>9}"]
+    lines += [_describe_split(split, each) for split, each in check.splits.items()]
     if any(each.own for each in check.splits.values()):
         lines.append("* taken from the training images, by data.own_split")
     members = class_groups(check.splits["train"].class_counts.tolist(), groups.many, groups.few)
-    lines.append(
-        f"{len(check.class_names)} classes: "
-        + ", ".join(f"{len(labels)} {name}" for name, labels in members.items())
-    )
+    sizes = ", ".join(f"{len(labels)} {name}" for name, labels in members.items())
+    lines.append(f"{count_of(len(check.class_names), 'class', 'classes')}: {sizes}")
     lines += [
         f"{'error' if finding.fatal else 'note'}: {one_line(finding.text)}"
         for finding in check.findings
@@ -194,100 +179,112 @@ def describe_check(check: Check, groups: Groups) -> str:
     return "\n".join(lines if check.findings else [*lines, "no problem found"])
 
 
+def _describe_split(name: str, split: SplitCheck) -> str:
+    present = split.class_counts[split.class_counts > 0]
+    spread = f"{present.min()} … {present.max()}" if len(present) else "–"
+    sizes = "–"
+    if len(split.sizes):
+        width, height = np.median(split.sizes, 0).astype(int)
+        sizes = f"{width} × {height}"
+        if (split.sizes != split.sizes[0]).any():
+            sizes += f" ({split.sizes.min()} … {split.sizes.max()})"
+    title = one_line(name) + " *" * split.own
+    counts = f"{title:<16}{split.rows:>10,}{len(present):>9,}{spread:>14}"
+    return f"{counts}{sizes:>26}{split.domains or '–':>9}"
+
+
 def _copies(
     seen: dict[str, Inspection], tables: dict[str, ImageTable], fatal: bool
 ) -> list[Finding]:
-    """Pictures that stand in two splits, twice in one, or under two labels."""
+    """Pictures that are in two splits, twice in one, or under two labels."""
     ids = {split: table.ids for split, table in tables.items()}
-    labels = {split: table.labels.tolist() for split, table in tables.items()}
-    place = {
+    row_of = {
         split: {content: row for row, content in reversed(list(enumerate(found.digests)))}
         for split, found in seen.items()
     }
     findings = []
     for first, second in combinations(seen, 2):
-        shared = [content for content in place[first] if content in place[second]]
+        shared = [content for content in row_of[first] if content in row_of[second]]
         if shared:
-            one, two = (ids[split][place[split][shared[0]]] for split in (first, second))
-            told = f"{len(shared)} pictures lie in {first} and in {second}, by content (for example '{one}' is '{two}')."
-            findings.append(Finding(fatal, told))
-    for split, found in seen.items():
-        twice = sum(count - 1 for count in Counter(found.digests).values() if count > 1)
-        if twice:
-            findings.append(
-                Finding(False, f"{twice} images of {split} are copies of another one in it.")
+            one, two = (ids[split][row_of[split][shared[0]]] for split in (first, second))
+            text = (
+                f"{count_be(len(shared), 'picture')} in {first} and in {second}, by content (for "
+                f"example '{one}' is '{two}')."
             )
+            findings.append(Finding(fatal, text))
+    for split, found in seen.items():
+        copies = sum(count - 1 for count in Counter(found.digests).values() if count > 1)
+        if copies:
+            text = f"{split} holds {count_of(copies, 'copy', 'copies')} of its own images."
+            findings.append(Finding(False, text))
+    return findings + _relabelled(seen, tables)
+
+
+def _relabelled(seen: dict[str, Inspection], tables: dict[str, ImageTable]) -> list[Finding]:
+    """Pictures that are under two labels."""
+    labels = {split: table.labels.tolist() for split, table in tables.items()}
     first_of: dict[str, tuple[str, int]] = {}
-    torn: dict[str, tuple[str, int]] = {}
+    differing: dict[str, tuple[str, int]] = {}
     for split, found in seen.items():
         for row, content in enumerate(found.digests):
-            kept, number = first_of.setdefault(content, (split, row))
-            if labels[kept][number] != labels[split][row]:
-                torn.setdefault(content, (split, row))
-    if torn:
-        content, other = next(iter(torn.items()))
-        names = tables["train"].class_names
-        one, two = (
-            f"'{ids[split][row]}' as {names[labels[split][row]]}"
-            for split, row in (first_of[content], other)
-        )
-        findings.append(
-            Finding(
-                False,
-                f"{len(torn)} pictures have copies under another label (for example {one} and {two}).",
-            )
-        )
-    return findings
+            first, first_row = first_of.setdefault(content, (split, row))
+            if labels[first][first_row] != labels[split][row]:
+                differing.setdefault(content, (split, row))
+    if not differing:
+        return []
+    content, other = next(iter(differing.items()))
+    names = tables["train"].class_names
+    one, two = (
+        f"'{tables[split].ids[row]}' as {names[labels[split][row]]}"
+        for split, row in (first_of[content], other)
+    )
+    number = count_have(len(differing), "picture")
+    text = f"{number} copies under another label (for example {one} and {two})."
+    return [Finding(False, text)]
 
 
 def _classes(splits: dict[str, SplitCheck], names: tuple[str, ...]) -> list[Finding]:
+    """Classes without images, and those that texts cannot name."""
     findings = []
     for split, check in splits.items():
-        lacking = [name for name, count in zip(names, check.class_counts, strict=True) if not count]
-        if lacking:
-            told = ", ".join(lacking[:SHOWN]) + (
-                f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
-            )
-            findings.append(
-                Finding(
-                    split == "train",
-                    f"{len(lacking)} classes have no image in {split}: {told}."
-                    + " data.drop_empty_classes: true leaves them out." * (split == "train"),
-                )
-            )
+        empty = [name for name, count in zip(names, check.class_counts, strict=True) if not count]
+        if empty:
+            number = count_have(len(empty), "class", "classes")
+            text = f"{number} no image in {split}: {_list_names(empty)}."
+            if split == "train":
+                text += " data.drop_empty_classes: true leaves them out."
+            findings.append(Finding(split == "train", text))
     bare = [name for name in names if NO_NAME.fullmatch(name)]
     if bare:
-        told = f"{len(bare)} of {len(names)} labels have a number for a name ({', '.join(bare[:SHOWN])}{', …' * (len(bare) > SHOWN)})"
-        findings.append(
-            Finding(
-                False,
-                f"{told}, which texts cannot use; add the file of names that the format has, or give prompts.names.",
-            )
+        text = (
+            f"{len(bare)} of {count_of(len(names), 'label')} have a number for a name "
+            f"({_list_names(bare)}), which texts cannot use; add the file of names that the format "
+            "has, or set prompts.names."
         )
+        findings.append(Finding(False, text))
     return findings
 
 
+def _list_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
 def _published(data: Data, rows: dict[str, int], classes: int) -> list[Finding]:
-    """What differs from the known set that is laid out in this format, or from CIFAR100-LT."""
+    """Differences from the known data set of this format, or from CIFAR100-LT."""
     kind = format_of(data.root, data.format)
     known, expected = PUBLISHED.get(kind, (classes, {})) if not data.files else (classes, {})
-    profile = data.long_tail
-    if kind == "cifar" and classes == 100 and not profile:
+    tail = data.long_tail
+    if kind == "cifar" and classes == 100 and not tail:
         expected = {"train": 50_000, "test": CIFAR_TEST}
-    if (
-        classes == 100
-        and profile
-        and profile.n_max == 500
-        and profile.imbalance_ratio in CIFAR100_LT
-    ):
-        expected = {"train": CIFAR100_LT[int(profile.imbalance_ratio)], "test": CIFAR_TEST}
+    if classes == 100 and tail and tail.n_max == 500 and tail.imbalance_ratio in CIFAR100_LT:
+        expected = {"train": CIFAR100_LT[int(tail.imbalance_ratio)], "test": CIFAR_TEST}
     if known != classes:
-        return [
-            Finding(
-                False,
-                f"there are {classes:,} classes; {kind} as published has {known:,}: another version, or a part of it.",
-            )
-        ]
+        text = (
+            f"the data set has {count_of(classes, 'class', 'classes')}; {kind} as published has "
+            f"{known:,}: another version, or a part of it."
+        )
+        return [Finding(False, text)]
     return [
         Finding(False, f"{split} has {rows[split]:,} images; {count:,} are published.")
         for split, count in expected.items()

@@ -45,7 +45,6 @@ PHASE_1 = (
     paths.SCORES,
     paths.CACHE,
     paths.PREPARED,
-    "former",
 )
 VARIANTS = ("+la", "+we")
 """Rows of `results.json` that are made from a method's classifier after training."""

@@ -66,7 +66,6 @@ def evaluate(run: Run) -> Path:
                 for split, each in logits.items()
             }
             predictions |= {f"{row}/{split}": each.argmax(1) for split, each in logits.items()}
-    run.commit()
     save_tensors(predictions, run.path(paths.PREDICTIONS))
     write_text(run.path(paths.RESULTS), json.dumps(results, indent=2, ensure_ascii=False))
     return run.path(paths.RESULTS)

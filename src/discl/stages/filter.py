@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import describe_scorer, judge
+from ..utils.counts import count_of
 from ..utils.logging import get_logger
 from ..utils.stored import write_table
 from .alia import alia_verdicts
@@ -18,35 +20,32 @@ logger = get_logger(__name__)
 
 
 def filter_spectrum(run: Run) -> Path:
-    """Writes keep, or drop with its reason, for each image of the plan and each further try to `filter.parquet`.
+    """Writes keep, or drop with its reason, for each try so far to `filter.parquet`.
 
-    Images were scored while they were made; what has no score of this CLIP and these texts is read again and scored here.
+    Images are scored while they are made. An image without a score by this CLIP and these texts is
+    scored here. Returns the path.
     """
-    asked, scores = run.recipe.filter, run.scores
+    path, settings, scores = run.path(paths.FILTER), run.recipe.filter, run.scores
+    texts = filter_texts(run)
     scores.clear_unfinished()
     requests, missing = tries_so_far(run)
     while missing:
         score_missing(run, missing)
         requests, missing = tries_so_far(run)
-    known = scores_by(scores, describe_scorer(asked.checkpoint, filter_texts(run)))
-    if asked.rule == "alia":
-        verdicts, told = alia_verdicts(run, requests, filter_texts(run)), "by ALIA's filters"
+    known = scores_by(scores, describe_scorer(settings.checkpoint, texts))
+    if settings.rule == "alia":
+        verdicts, rule = alia_verdicts(run, requests, texts), "by ALIA's filters"
     else:
-        verdicts, told = (
-            [judge(known[request.id], asked.threshold) for request in requests],
-            f"at clip_similarity >= {asked.threshold:g}",
-        )
-    table = pa.table(
-        {
-            "id": [request.id for request in requests], "source_id": [request.source_id for request in requests],
-            "label": [request.label for request in requests], "level": [request.level for request in requests],
-            "seed": [request.seed for request in requests], "attempt": [request.attempt for request in requests],
-            "clip_similarity": pa.array([known[request.id] for request in requests], pa.float32()),
-            "keep": [verdict.keep for verdict in verdicts], "reason": [verdict.reason for verdict in verdicts],
-        }
-    )  # fmt: skip
-    write_table(table, run.path(paths.FILTER))
-    logger.info(
-        f"filter: {sum(verdict.keep for verdict in verdicts)} of {len(verdicts)} images kept {told}"
-    )
-    return run.path(paths.FILTER)
+        verdicts = [judge(known[request.id], settings.threshold) for request in requests]
+        rule = f"at clip_similarity >= {settings.threshold:g}"
+    columns: dict[str, Any] = {
+        name: [getattr(request, name) for request in requests]
+        for name in ("id", "source_id", "label", "level", "seed", "attempt")
+    }
+    columns["clip_similarity"] = pa.array([known[name] for name in columns["id"]], pa.float32())
+    columns["keep"] = [verdict.keep for verdict in verdicts]
+    columns["reason"] = [verdict.reason for verdict in verdicts]
+    write_table(pa.table(columns), path)
+    kept = sum(verdict.keep for verdict in verdicts)
+    logger.info(f"filter: {kept} of {count_of(len(verdicts), 'image')} kept {rule}")
+    return path

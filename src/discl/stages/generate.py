@@ -14,7 +14,7 @@ from ..spectrum.plan import WHOLE_PLAN, PlanShard, Request, read_plan
 from ..spectrum.stats import Work
 from ..utils.console import progress
 from ..utils.logging import get_logger
-from .pending import missing_images, tries_so_far
+from .pending import score_and_list_missing, tries_so_far
 from .workers.base import InProcessWorker, Workers
 from .workers.local import LocalWorkerPool, list_devices
 from .workers.ray import RayWorkerPool
@@ -37,9 +37,8 @@ def generate(run: Run, shard: PlanShard = WHOLE_PLAN, ray: str | None = None) ->
         run.scores.clear_unfinished()
         plan = read_plan(run.path(paths.PLAN))
         requests = shard.select(plan)
-        tried, missing = missing_images(run, requests)
+        tried, missing = score_and_list_missing(run, requests)
         if missing:
-            run.commit()
             _warn_of_unused(run)
             with open_workers(run, missing, ray) as workers:
                 while missing:
@@ -48,7 +47,7 @@ def generate(run: Run, shard: PlanShard = WHOLE_PLAN, ray: str | None = None) ->
                         logger.info(f"generate: {present} of {len(tried)} images are present")
                     with progress("generate", len(missing)) as advance:
                         workers.make(missing, advance)
-                    tried, missing = missing_images(run, requests)
+                    tried, missing = score_and_list_missing(run, requests)
             logger.info(f"generate: {describe_work(workers.work)}")
         if shard != WHOLE_PLAN:
             tried, stored = tries_so_far(run, plan)[0], run.spectrum.ids()

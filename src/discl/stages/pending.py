@@ -1,4 +1,4 @@
-"""What of a plan is still to be made or scored."""
+"""Which images of a plan are still to be made or scored."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from ..spectrum.plan import Planner, Request, follow_tries, read_plan, unet_rows
 from ..spectrum.store import Shards
 from ..utils.console import progress
 from ..utils.stored import read_table
-from .prompts import texts_by_label, with_captions
+from .prompts import add_captions, ensure_texts
 
 LARGEST_COSINE = 1.001
-"""A cosine, with what rounding may add to it."""
+"""The largest cosine, with a margin for rounding."""
+SCORED_AT_ONCE = 512
 
 
 def count_rows(run: Run, requests: Sequence[Request]) -> int:
-    """Rows that the network computes for these requests at the recipe's setting."""
+    """Rows that the network computes for these requests with the recipe's settings."""
     sampling = run.sampling
     scale = 1 if run.generator.distilled else sampling.guidance_scale
     return unet_rows(
@@ -36,13 +37,15 @@ def count_rows(run: Run, requests: Sequence[Request]) -> int:
     )
 
 
-def missing_images(
+def score_and_list_missing(
     run: Run, plan: Sequence[Request] | None = None
 ) -> tuple[list[Request], list[Request]]:
-    """(every try that the plan has come to, those that are to be made now), the second sorted by shape and otherwise as planned.
+    """(every try so far, those to make now, sorted by shape and then as planned).
 
-    `plan` is a part of the plan, by default all of it. When the second list is made, call again: with `spectrum.tries` > 1 there may be
-    further tries. Images of the store that lack a score are then scored first, for that decides what is drawn again.
+    With `spectrum.tries` > 1, images of the store without a score are scored first, because scores
+    decide what is drawn again. Call it again after the images are made; there may be further tries.
+
+    - `plan`: a part of the plan, by default all of it.
     """
     plan = read_plan(run.path(paths.PLAN)) if plan is None else plan
     while True:
@@ -61,13 +64,13 @@ def missing_images(
 def tries_so_far(
     run: Run, plan: Sequence[Request] | None = None
 ) -> tuple[list[Request], list[Request]]:
-    """(every try that the plan has come to by the scores that are known, those of them without a score); see `follow_tries`."""
-    asked, spectrum = run.recipe.filter, run.recipe.spectrum
+    """(every try so far by the known scores, those without a score); see `follow_tries`."""
+    settings, tries = run.recipe.filter, run.recipe.spectrum.tries
     plan = read_plan(run.path(paths.PLAN)) if plan is None else plan
-    known = scores_by(run.scores, describe_scorer(asked.checkpoint, filter_texts(run)))
-    if spectrum.tries == 1:
+    known = scores_by(run.scores, describe_scorer(settings.checkpoint, filter_texts(run)))
+    if tries == 1:
         return list(plan), [request for request in plan if request.id not in known]
-    planner = Planner(texts_by_label(run), run.recipe.prompts.negative, run.sampling)
+    planner = Planner(ensure_texts(run), run.recipe.prompts.negative, run.sampling)
     sources = {row["id"]: row for row in planned_sources(run)}
 
     def again(first: Request, attempt: int) -> Request:
@@ -77,37 +80,36 @@ def tries_so_far(
         plan,
         again,
         known,
-        lambda cosine: judge(cosine, asked.threshold).keep,
-        tries=spectrum.tries,
+        lambda cosine: judge(cosine, settings.threshold).keep,
+        tries=tries,
     )
 
 
 def planned_sources(run: Run) -> list[dict[str, Any]]:
-    """Rows of `hard.parquet` as the plan wants them: with the size of what is made of them, and captions where texts take them."""
-    hard = read_table(
-        run.path(paths.HARD), ["id", "digest", "label", "width", "height"]
-    ).to_pylist()
+    """Rows of `hard.parquet` with the size of their synthetic images, and captions if needed."""
+    columns = ["id", "digest", "label", "width", "height"]
+    hard = read_table(run.path(paths.HARD), columns).to_pylist()
     for row in hard:
         row["width"], row["height"] = run.made_size(row["width"], row["height"])
-    return with_captions(run, hard)
+    return add_captions(run, hard)
 
 
 def filter_texts(run: Run) -> dict[int, str]:
     """The plain prompt of each label that the filter compares images with."""
-    asked, names = run.recipe.filter, run.recipe.prompts.names
+    template, names = run.recipe.filter.template, run.recipe.prompts.names
     return {
-        label: fill(asked.template, names.get(name, name))
+        label: fill(template, names.get(name, name))
         for label, name in enumerate(run.train.class_names)
     }
 
 
 def score_missing(run: Run, requests: Sequence[Request]) -> None:
-    """Scores images of the store. Raises StoreError where one is not there."""
+    """Scores images of the store. Raises StoreError if one is missing."""
     scorer = ClipScorer(run.recipe.filter.checkpoint, filter_texts(run), run.device)
     images = stored_images(run, [request.id for request in requests])
     with progress("filter", len(requests)) as advance:
-        for first in range(0, len(requests), 512):
-            part = requests[first : first + 512]
+        for first in range(0, len(requests), SCORED_AT_ONCE):
+            part = requests[first : first + SCORED_AT_ONCE]
             pictures = [
                 decode_image(images[row]["image"]) for row in range(first, first + len(part))
             ]
@@ -122,13 +124,13 @@ def score_missing(run: Run, requests: Sequence[Request]) -> None:
 
 
 def scores_by(scores: Shards, scorer: str) -> dict[str, float]:
-    """`{id: clip_similarity}` of what a scorer has scored; what is no cosine counts as no score."""
-    found = scores.read()
-    found = found.filter(pc.equal(found["scorer"], scorer))
-    pairs = zip(found["id"].to_pylist(), found["clip_similarity"].to_pylist(), strict=True)
+    """`{id: clip_similarity}` by this scorer; a value that is no cosine is left out."""
+    table = scores.read()
+    table = table.filter(pc.equal(table["scorer"], scorer))
+    pairs = zip(table["id"].to_pylist(), table["clip_similarity"].to_pylist(), strict=True)
     return {name: cosine for name, cosine in pairs if is_cosine(cosine)}
 
 
 def is_cosine(value: float | None) -> bool:
-    """Whether a score that was kept can be one; NaN, null and what lies beyond rounding cannot."""
+    """Whether a stored score can be a cosine; NaN, null and values above 1 cannot."""
     return value is not None and abs(value) <= LARGEST_COSINE

@@ -23,6 +23,7 @@ from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.store import Shards
 from ..utils.console import progress
+from ..utils.counts import count_of
 from ..utils.hashing import derive_seed, digest
 from ..utils.logging import get_logger
 from ..utils.stored import read_table
@@ -57,39 +58,40 @@ def _check_server(server: Server, section: str) -> None:
 
 
 def write_prompts(run: Run) -> Path:
-    """Has the texts, settings or captions written that the recipe asks for and that the run folder lacks.
+    """Writes missing texts, settings or captions by models, as the recipe says.
 
-    Returns `prompts.yaml`, `settings.yaml`, the folder of captions, or, where the recipe asks for none of them, the run folder.
+    Returns `prompts.yaml`, `settings.yaml` or the folder of captions; the run folder if the recipe
+    names no such model.
     """
-    asked = run.recipe.prompts
-    if asked.endpoint is not None:
-        return _describe_classes(run, asked.endpoint)
-    if asked.settings is not None:
-        return _condense_captions(run, asked.settings)
-    if asked.captions is not None:
+    prompts = run.recipe.prompts
+    if prompts.endpoint is not None:
+        return _describe_classes(run, prompts.endpoint)
+    if prompts.settings is not None:
+        return _condense_captions(run, prompts.settings)
+    if prompts.captions is not None:
         hard = read_table(run.path(paths.HARD), ["id", "digest"]).to_pylist()
-        return _caption_images(run, asked.captions, hard)
+        return _caption_images(run, prompts.captions, hard)
     return run.folder
 
 
-def texts_by_label(run: Run) -> dict[int, list[str]]:
-    """`{label: texts}` of the classes that have hard images, from which prompts are drawn.
+def ensure_texts(run: Run) -> dict[int, list[str]]:
+    """`{label: texts}` of the classes with hard images; prompts are drawn from them.
 
-    What a language model has to write is written first.
+    Texts that a language model writes, and that are missing, are written first.
     """
-    asked, names = run.recipe.prompts, run.train.class_names
-    phrases = str(write_prompts(run)) if asked.endpoint is not None else asked.phrases
+    prompts, names = run.recipe.prompts, run.train.class_names
+    phrases = str(write_prompts(run)) if prompts.endpoint is not None else prompts.phrases
     templates = (
-        asked.templates
-        if asked.settings is None
-        else with_settings(asked.templates, _read_settings(write_prompts(run)))
+        prompts.templates
+        if prompts.settings is None
+        else with_settings(prompts.templates, _read_settings(write_prompts(run)))
     )
     with arguments_named(phrases="prompts.phrases", names="prompts.names"):
         texts = class_prompts(
-            names, templates, phrases, names=asked.names, needed=hard_classes(run)
+            names, templates, phrases, names=prompts.names, needed=hard_classes(run)
         )
     return {
-        label: [asked.prefix + text for text in texts[name]]
+        label: [prompts.prefix + text for text in texts[name]]
         for label, name in enumerate(names)
         if name in texts
     }
@@ -101,22 +103,25 @@ def _read_settings(path: Path) -> list[str]:
 
 
 def hard_classes(run: Run) -> set[str]:
-    """Names of the classes that have hard images: only these need texts to generate from."""
+    """Names of the classes with hard images; only these need texts."""
     labels = read_table(run.path(paths.HARD), ["label"])["label"].unique()
     return {run.train.class_names[label] for label in labels.to_pylist()}
 
 
-def with_captions(run: Run, hard: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of `hard.parquet` with their `caption` beside, where the recipe asks for captions; missing ones are made first."""
-    asked = run.recipe.prompts.captions
-    if asked is None:
+def add_captions(run: Run, hard: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `hard.parquet`, with a `caption` if the recipe has a captioner.
+
+    Missing captions are made first.
+    """
+    captioner = run.recipe.prompts.captions
+    if captioner is None:
         return [dict(row) for row in hard]
     write_prompts(run)
-    captions = _captions(run, asked)
+    captions = _captions(run, captioner)
     return [{**row, "caption": captions[row["digest"]]} for row in hard]
 
 
-def _describe_classes(run: Run, asked: EndpointSection) -> Path:
+def _describe_classes(run: Run, section: EndpointSection) -> Path:
     path = run.path(paths.PROMPTS)
     with arguments_named(names="prompts.names"):
         names = spoken_names(run.train.class_names, run.recipe.prompts.names)
@@ -124,11 +129,9 @@ def _describe_classes(run: Run, asked: EndpointSection) -> Path:
     missing = missing_classes(path, names, needed)
     if missing:
         if len(missing) < len(needed):
-            there = len(needed) - len(missing)
-            logger.info(
-                f"prompts: {there} of {len(needed)} classes with hard images have texts already"
-            )
-        rules = TextRules(asked.count, asked.words, asked.only_class, asked.tries)
+            present = len(needed) - len(missing)
+            logger.info(f"prompts: {present} of {len(needed)} classes with hard images have texts")
+        rules = TextRules(section.count, section.words, section.only_class, section.tries)
         with (
             _naming_server("prompts.endpoint", rules="prompts.endpoint"),
             progress("prompts", len(missing)) as advance,
@@ -136,9 +139,9 @@ def _describe_classes(run: Run, asked: EndpointSection) -> Path:
             write_missing(
                 path,
                 names,
-                _connect(asked, "prompts.endpoint"),
+                _connect(section, "prompts.endpoint"),
                 rules,
-                parallel=asked.parallel,
+                parallel=section.parallel,
                 advance=advance,
                 needed=needed,
             )
@@ -151,6 +154,7 @@ def _naming_server(section: str, **more: str) -> AbstractContextManager[None]:
 
 
 def _connect(server: Server, section: str) -> ChatClient:
+    """A client of the server that a section names; warns that a key is sent."""
     key = read_key(server.key_variable)
     if key is not None:
         logger.warning(f"{section}: {server.url} is sent the API key in {server.key_variable}")
@@ -164,67 +168,66 @@ def _connect(server: Server, section: str) -> ChatClient:
     )
 
 
-def _condense_captions(run: Run, asked: Settings) -> Path:
-    """Captions a sample of the training images and has the captions condensed into settings, unless the file is there."""
+def _condense_captions(run: Run, settings: Settings) -> Path:
+    """Writes `settings.yaml`, if it is missing, from captions of some training images."""
     path, prompts = run.path(paths.SETTINGS), run.recipe.prompts
     if path.exists():
         return path
     with _naming_server("prompts.settings.endpoint"):
-        client = _connect(asked.endpoint, "prompts.settings.endpoint")
+        client = _connect(settings.endpoint, "prompts.settings.endpoint")
     with arguments_named(names="prompts.names"):
         names = spoken_names(run.train.class_names, prompts.names)
     listed = read_table(run.path(paths.DATA), ["id", "digest", "split"]).to_pylist()
     listed = [row for row in listed if row["split"] == "train"]
-    sample = sorted(listed, key=lambda row: derive_seed("settings", row["id"]))[: asked.images]
-    _caption_images(run, asked.captioner, sample)
-    captions = _captions(run, asked.captioner)
+    sample = sorted(listed, key=lambda row: derive_seed("settings", row["id"]))[: settings.images]
+    _caption_images(run, settings.captioner, sample)
+    captions = _captions(run, settings.captioner)
     shown = pick_captions(
-        [captions[row["digest"]] for row in sample if captions[row["digest"]]], asked.captions
+        [captions[row["digest"]] for row in sample if captions[row["digest"]]], settings.captions
     )
     if not shown:
         raise RunError(
-            f"'{asked.captioner.checkpoint}' wrote an empty caption for all of {len(sample)} training images; take another model in "
-            f"prompts.settings.captioner, or write the settings into {path} yourself, a list in YAML such as '- in a meadow at dusk'."
+            f"'{settings.captioner.checkpoint}' wrote an empty caption for all of "
+            f"{count_of(len(sample), 'training image')}; name another model in "
+            f"prompts.settings.captioner, or write the settings into {path} yourself, a list in "
+            "YAML such as '- in a meadow at dusk'."
         )
-    logger.info(
-        f"settings: {asked.endpoint.model} condenses captions of {len(sample)} images, {len(shown)} of them and all different"
-    )
-    forbidden = [asked.kind, *names.values()]
+    used = f"{count_of(len(shown), 'different caption')} of {count_of(len(sample), 'image')}"
+    logger.info(f"settings: {settings.endpoint.model} condenses {used}")
+    forbidden = [settings.kind, *names.values()]
     with _naming_server("prompts.settings.endpoint"):
         write_settings(
             path,
-            lambda count: condense_request(shown, asked.kind, count),
+            lambda count: condense_request(shown, settings.kind, count),
             forbidden,
             client,
-            count=asked.count,
-            tries=asked.tries,
+            count=settings.count,
+            tries=settings.tries,
         )
     return path
 
 
-def _caption_images(run: Run, asked: Captions, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Captions the training images (`id`, `digest`) that have no caption by this model yet."""
-    store, train = _caption_shards(run), run.train
+def _caption_images(run: Run, section: Captions, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Captions the training images (`id`, `digest`) that have no caption by this model."""
+    store, known, captioner_id = _caption_shards(run), _captions(run, section), _id_of(section)
     store.clear_unfinished()
-    known, captioner_id = _captions(run, asked), _captioner_id(asked)
     missing = list({row["digest"]: row for row in rows if row["digest"] not in known}.values())
     if not missing:
         return run.path(paths.CAPTIONS)
     captioner = Captioner(
-        asked.checkpoint,
-        asked.prompt,
-        max_new_tokens=asked.max_new_tokens,
-        dtype=asked.dtype,
+        section.checkpoint,
+        section.prompt,
+        max_new_tokens=section.max_new_tokens,
+        dtype=section.dtype,
         device=run.device,
     )
-    places, empty = {name: row for row, name in enumerate(train.ids)}, 0
-
+    row_of = {name: row for row, name in enumerate(run.train.ids)}
+    empty = 0
     with progress("captions", len(missing)) as advance:
         for first in range(0, len(missing), CAPTIONED_AT_ONCE):
             part = missing[first : first + CAPTIONED_AT_ONCE]
-            captions = captioner(
-                [run.checked_image(places[row["id"]], row["digest"]) for row in part]
-            )
+            pictures = [run.checked_image(row_of[row["id"]], row["digest"]) for row in part]
+            captions = captioner(pictures)
             empty += captions.count("")
             store.append(
                 [
@@ -240,7 +243,7 @@ def _caption_images(run: Run, asked: Captions, rows: Sequence[Mapping[str, Any]]
             advance(len(part))
     if empty:
         logger.warning(
-            f"captions: {empty} of {len(missing)} images got an empty one, which adds nothing to a prompt"
+            f"captions: {empty} of {len(missing)} are empty, which adds nothing to a prompt"
         )
     return run.path(paths.CAPTIONS)
 
@@ -252,13 +255,15 @@ def _caption_shards(run: Run) -> Shards:
     )
 
 
-def _captioner_id(asked: Captions) -> str:
-    return describe_captioner(asked.checkpoint, asked.prompt, asked.max_new_tokens, asked.dtype)
+def _id_of(section: Captions) -> str:
+    return describe_captioner(
+        section.checkpoint, section.prompt, section.max_new_tokens, section.dtype
+    )
 
 
-def _captions(run: Run, asked: Captions) -> dict[str, str]:
-    """`{digest of the image: caption}` by the captioner that the recipe names."""
-    captioner = _captioner_id(asked)
+def _captions(run: Run, section: Captions) -> dict[str, str]:
+    """`{digest of the image: caption}` by the captioner of a section of the recipe."""
+    captioner = _id_of(section)
     return {
         row["image"]: row["caption"]
         for row in _caption_shards(run).read().to_pylist()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Image as ImageFeature
+from PIL import Image
 
 from ..data import ImageTable, to_square, to_whole
 from ..run_folder import paths
@@ -30,35 +34,26 @@ SHARD_ROWS = 512
 
 
 def prepare_squares(run: Run) -> Path:
-    """Writes the square that training sees of every real image to `prepared/`, Parquet shards of lossless WebP; only what is missing.
+    """Writes missing squares, the pictures that training sees, to `prepared/` as lossless WebP.
 
-    Training on them gives the same bits as training on the originals, for nothing is lost but the pixels that training does not see.
+    Training on them gives the same bits as training on the originals: only pixels that training
+    does not see are lost. Returns the folder.
     """
     store = _store(run)
     store.clear_unfinished()
     present = store.ids()
-    asked = [run.recipe.training(name) for name in run.recipe.methods]
-    sizes = sorted({(train.resize or train.image_size, train.resize_mode) for train in asked})
+    trainings = [run.recipe.training(name) for name in run.recipe.methods]
+    sizes = sorted({(train.resize or train.image_size, train.resize_mode) for train in trainings})
     shapes = dict.fromkeys(
         (size, mode if split == "train" else "square", split)
         for (size, mode), split in product(sizes, run.tables)
     )
     for size, mode, split in shapes:
-        table = run.tables[split]
-        keys, fit = _keys(run, split, size, mode), to_whole if mode == "whole" else to_square
+        keys = _keys(run, split, size, mode)
         missing = [row for row, key in enumerate(keys) if key not in present]
         present |= set(keys)
-
-        def square(
-            row: int,
-            table: ImageTable = table,
-            keys: list[str] = keys,
-            size: int = size,
-            fit: Any = fit,
-        ) -> dict[str, Any]:
-            data = encode_image(fit(table.image(row), size).transpose(1, 2, 0), ENCODING)
-            return {"id": keys[row], "image": {"bytes": data, "path": None}}
-
+        fit = partial(to_whole if mode == "whole" else to_square, size=size)
+        square = partial(_square, run.tables[split], keys, fit)
         with (
             progress(f"prepare {split} images", len(missing)) as advance,
             ThreadPoolExecutor(os.cpu_count()) as threads,
@@ -70,12 +65,19 @@ def prepare_squares(run: Run) -> Path:
     return run.path(paths.PREPARED)
 
 
-def prepared_table(run: Run, split: str, size: int, mode: str = "square") -> ImageTable:
-    """The images of a split as training at `size` pixels wants them: the prepared squares if all of
-    them are there, else the originals.
+def _square(
+    table: ImageTable, keys: Sequence[str], fit: Callable[[Image.Image], np.ndarray], row: int
+) -> dict[str, Any]:
+    """A row of the store of squares."""
+    data = encode_image(fit(table.image(row)).transpose(1, 2, 0), ENCODING)
+    return {"id": keys[row], "image": {"bytes": data, "path": None}}
 
-    `mode` is `train.resize_mode`: squares are the centres of the pictures, or the whole pictures
-    squeezed.
+
+def prepared_table(run: Run, split: str, size: int, mode: str = "square") -> ImageTable:
+    """The images of a split: prepared at `size` pixels if all are stored, else the originals.
+
+    - `mode`: `train.resize_mode`; squares are the centres of the pictures, or the whole pictures
+      squeezed.
     """
     table, store = run.tables[split], _store(run)
     if not store.files():
@@ -84,14 +86,15 @@ def prepared_table(run: Run, split: str, size: int, mode: str = "square") -> Ima
     files, cache = [str(file) for file in store.files()], run.path(paths.CACHE)
     store.check_pictures(files, cache / paths.CHECKED_SQUARES)
     stored = mapped_rows(files, cache / paths.CACHED_SQUARES, keys, store.ids)
-    place = {key: row for row, key in enumerate(stored.select_columns("id")[:]["id"])}
-    if any(key not in place for key in keys):
+    row_of = {key: row for row, key in enumerate(stored.select_columns("id")[:]["id"])}
+    if any(key not in row_of for key in keys):
         logger.warning(
-            f"prepared/ lacks some {split} images of {size} pixels, so the originals are read; `discl data prepare` makes them"
+            f"prepared/ has not all {split} images of {size} pixels, so the originals are read; "
+            "`discl data prepare` makes the missing ones"
         )
         return table
     squares = (
-        stored.select([place[key] for key in keys])
+        stored.select([row_of[key] for key in keys])
         .select_columns("image")
         .cast_column("image", ImageFeature(decode=False))
     )
@@ -116,8 +119,7 @@ def _store(run: Run) -> Shards:
 
 
 def _keys(run: Run, split: str, size: int, mode: str) -> list[str]:
-    """What determines each square: the picture's content, the size and whether it is the centre or
-    the whole."""
+    """Ids of squares, by the picture's content, the size and the mode."""
     listed = read_table(run.path(paths.DATA), ["split", "digest"])
     return [
         digest(content, size, *(["whole"] if mode == "whole" else []))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -19,21 +20,20 @@ from ..utils.stored import read_table
 
 
 def kept_images(run: Run, threshold: float | None = None) -> Dataset:
-    """The synthetic images that the filter kept, in the order of the plan, memory-mapped: id,
-    image, label, level, source_id.
+    """The synthetic images that the filter kept, in the order of the plan, memory-mapped.
 
-    With a `threshold`, those of at least that clip_similarity instead, whatever the filter said. Label and level are the plan's: a
-    picture in the store may have been made under another numbering of the classes.
+    Columns are id, image, label, level and source_id. Label and level are the plan's, because a
+    picture may have been stored under another numbering of the classes.
+
+    - `threshold`: take images of at least this clip_similarity instead, whatever the filter says.
     """
-    verdicts = [
-        verdict
-        for verdict in read_table(run.path(paths.FILTER)).to_pylist()
-        if (
-            verdict["keep"]
-            if threshold is None
-            else judge(verdict["clip_similarity"], threshold).keep
-        )
-    ]
+
+    def is_kept(verdict: Mapping[str, Any]) -> bool:
+        if threshold is None:
+            return bool(verdict["keep"])
+        return judge(verdict["clip_similarity"], threshold).keep
+
+    verdicts = [each for each in read_table(run.path(paths.FILTER)).to_pylist() if is_kept(each)]
     images = stored_images(run, [verdict["id"] for verdict in verdicts])
     for name in ("label", "level", "source_id"):
         images = images.add_column(name, [verdict[name] for verdict in verdicts])
@@ -47,15 +47,14 @@ def hard_rows(run: Run) -> np.ndarray:
 
 
 def real_aspects(run: Run, split: str) -> np.ndarray:
-    """Width / height of the images of a split, float64 `[images]`, as they were inspected."""
+    """Width / height of the images of a split, float64 `[images]`."""
     listed = read_table(run.path(paths.DATA), ["split", "width", "height"])
     sizes = listed.filter(pc.equal(listed["split"], split))
     return sizes["width"].to_numpy() / sizes["height"].to_numpy()
 
 
 def made_aspects(run: Run, source_ids: Sequence[str]) -> np.ndarray:
-    """Width / height of synthetic images of these sources, float64 `[images]`, as they were
-    planned."""
+    """Width / height of the synthetic images of these sources, float64 `[images]`."""
     columns = ["source_id", "width", "height"]
     plan = read_table(run.path(paths.PLAN), columns)
     sources, widths, heights = (plan[name].to_pylist() for name in columns)
@@ -64,10 +63,10 @@ def made_aspects(run: Run, source_ids: Sequence[str]) -> np.ndarray:
 
 
 def make_pool(real: ImageTable, hard: np.ndarray, synthetic: Dataset) -> Pool:
-    """Every sample that training may draw: the rows of `real`, then those of `synthetic`, which has `label` and `level`.
+    """Every sample that training may draw: the rows of `real`, then those of `synthetic`.
 
-    `hard` bool `[real]`. A column `source_id` of `synthetic` names the real images that it was made
-    from.
+    - `hard`: which real images are hard, bool `[real]`.
+    - `synthetic`: columns `label`, `level` and, if known, `source_id`: the id of the real image.
     """
     count, extra = len(real), len(synthetic)
     return Pool(
@@ -81,14 +80,16 @@ def make_pool(real: ImageTable, hard: np.ndarray, synthetic: Dataset) -> Pool:
 
 
 def _sources_of(real: ImageTable, synthetic: Dataset) -> np.ndarray:
-    """Rows of the real images that the synthetic ones were made from, int64 `[synthetic]`, as
-    `Pool.sources` has them."""
+    """Rows of the real images that the synthetic ones were made from, int64 `[synthetic]`.
+
+    See `Pool.sources`.
+    """
     if "source_id" not in synthetic.column_names:
         return np.full(len(synthetic), -1)
-    places = {name: row for row, name in enumerate(real.ids)}
+    row_of = {name: row for row, name in enumerate(real.ids)}
     first = len(real) + len(synthetic)
     named = synthetic["source_id"][:]
     return np.array(
-        [-1 if name is None else places.setdefault(name, first + len(places)) for name in named],
+        [-1 if name is None else row_of.setdefault(name, first + len(row_of)) for name in named],
         np.int64,
     )

@@ -84,7 +84,6 @@ def train(run: Run) -> Path:
         for name in methods.keys() - waiting.keys():
             mend_config(run, name)
     if processes.first and waiting:
-        run.commit()
         for name, method in waiting.items():
             open_method(run, name, method, fingerprints[name])
     processes.barrier()  # until the first has made the folders ready

@@ -171,7 +171,7 @@ def _trial_run(run: Run, trials: Mapping[str, list[Settings]]) -> Run:
         folder=folder,
         overrides={
             name: run.path(name)
-            for name in (paths.SPECTRUM, paths.SCORES, paths.CACHE, paths.PREPARED, "former")
+            for name in (paths.SPECTRUM, paths.SCORES, paths.CACHE, paths.PREPARED)
         },
     )
 
