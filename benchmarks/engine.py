@@ -39,10 +39,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from discl.data import decode_image
 from discl.spectrum.clip_filter import ClipScorer
 from discl.spectrum.encoding import encode_image
-from discl.spectrum.engine import Engine, Work, draw_noise
+from discl.spectrum.engine import Engine
 from discl.spectrum.models import Conditioning, load_generator
 from discl.spectrum.models.stable_diffusion import StableDiffusion
 from discl.spectrum.plan import Request, Sampling, plan_requests, unet_rows
+from discl.spectrum.slots import draw_noise
+from discl.spectrum.stats import Work
 from discl.spectrum.store import score_shards, spectrum_shards
 from discl.spectrum.worker import Worker
 from discl.utils.hashing import derive_seed

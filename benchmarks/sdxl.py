@@ -33,10 +33,11 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from discl.spectrum.engine import Engine, draw_noise
+from discl.spectrum.engine import Engine
 from discl.spectrum.models.interface import Conditioning
 from discl.spectrum.models.stable_diffusion import StableDiffusionXL
 from discl.spectrum.plan import Request, unet_rows
+from discl.spectrum.slots import draw_noise
 from engine import (
     LEVELS,
     Figure,
@@ -284,7 +285,7 @@ def measure(
         calls = engine.work.unet_calls - before
 
     def bare() -> None:
-        call = engine._bare_call(size, size)
+        call = engine._make_call(size, size)
         for _ in range(calls):
             call()
 

@@ -15,7 +15,8 @@ from discl.errors import EndpointError, StoreError
 from discl.export.formats import suffix_of
 from discl.prompts import class_prompts
 from discl.prompts.chat_client import read_key
-from discl.spectrum.store import open_place, spectrum_shards
+from discl.spectrum.filesystems import open_filesystem
+from discl.spectrum.store import spectrum_shards
 
 SOURCE = Path(discl.__file__).parent
 
@@ -41,7 +42,7 @@ def test_a_store_is_one_place_and_no_file_that_leads_elsewhere(url: str, tmp_pat
     refs.write_text(json.dumps(content))
     address = url.format(refs=refs)
     with pytest.raises(StoreError, match=re.escape(address)):
-        open_place(address)
+        open_filesystem(address)
     with pytest.raises(StoreError, match=re.escape(address)):
         spectrum_shards(address, ["a"])
 

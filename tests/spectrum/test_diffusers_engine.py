@@ -143,7 +143,7 @@ def test_the_guidance_scale_goes_where_the_pipeline_is_guided() -> None:
     list(plain_engine(pipeline).generate([REQUEST], pixels_of))
     assert pipeline.told == {"guidance_scale": 6.0, "true_cfg_scale": 4.0}
     assert plain_engine(pipeline).unused() == []
-    assert plain_engine(NoNegative()).unused() == ["prompts.negative", "spectrum.guidance_scale"]
+    assert plain_engine(NoNegative()).unused() == ["negative_prompt", "guidance_scale"]
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from discl.errors import DataError, RecipeError
 from discl.spectrum import engine as engine_module
-from discl.spectrum.engine import Engine, draw_noise
+from discl.spectrum.engine import Engine
 from discl.spectrum.models import Conditioning, load_generator
 from discl.spectrum.models.schedules import DDIM, make_ddim
 from discl.spectrum.models.stable_diffusion import StableDiffusion
 from discl.spectrum.plan import Request, Sampling, plan_requests, unet_rows
+from discl.spectrum.slots import draw_noise
 from discl.utils.hashing import derive_seed
 
 LEVELS = (0, 10, 30, 50, 70, 90)
@@ -364,9 +365,9 @@ def test_slots_stay_filled(num_inference_steps: int, slots: int, times: int, goa
 def test_long_plan_is_worked_on_in_bounded_memory(
     monkeypatch: pytest.MonkeyPatch, levels: tuple[int, ...]
 ) -> None:
-    queues: list[engine_module.Queue] = []
+    queues: list[engine_module.RequestQueue] = []
 
-    class Watched(engine_module.Queue):
+    class Watched(engine_module.RequestQueue):
         def __init__(self, *arguments: object) -> None:
             super().__init__(*arguments)  # type: ignore[arg-type]
             queues.append(self)
@@ -375,7 +376,7 @@ def test_long_plan_is_worked_on_in_bounded_memory(
             super()._encode(sources)
             assert len(self.latents) <= self.engine.lookahead
 
-    monkeypatch.setattr(engine_module, "Queue", Watched)
+    monkeypatch.setattr(engine_module, "RequestQueue", Watched)
     engine, _ = make_engine(4)
     requests = make_requests(8 * engine.lookahead // len(levels), levels)
     taken = 0

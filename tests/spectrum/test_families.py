@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from discl.errors import CheckpointError
-from discl.spectrum.engine import Engine, draw_noise
+from discl.spectrum.engine import Engine
 from discl.spectrum.models import check_generator, describe_generator, load_generator
 from discl.spectrum.models.flow import pack, unpack
 from discl.spectrum.plan import Request, Sampling, plan_requests
+from discl.spectrum.slots import draw_noise
 from discl.utils.hashing import derive_seed
 
 LEVELS = (0, 30, 50, 90)

@@ -71,8 +71,8 @@ def test_more_is_never_asked_of_the_filter_than_half_and_the_shortage_is_told() 
     found = propose({0: level(0.4, *text)}, REAL, None, scale=4, seeds=4)
     assert found.threshold == 0.24
     assert (
-        "training asks for 4 kept images per hard image and level, of 4 tries: raise spectrum.seeds to 8"
-        in found.reasons[-1]
+        "training needs 4 kept images per hard image and level, of 4 tries: raise the number of "
+        "seeds to 8" in found.reasons[-1]
     )
 
 
@@ -84,8 +84,8 @@ def test_images_that_are_drawn_again_may_be_scarcer() -> None:
         for tries in (1, 2, 20)
     )
     assert once.threshold == twice.threshold == 0.24 and often.threshold > 0.26
-    assert "raise spectrum.seeds" in once.reasons[-1] and not any(
-        "raise spectrum.seeds" in each for each in (*twice.reasons, *often.reasons)
+    assert "raise the number of seeds" in once.reasons[-1] and not any(
+        "raise the number of seeds" in each for each in (*twice.reasons, *often.reasons)
     )
 
 
@@ -93,7 +93,7 @@ def test_a_generator_that_changes_nothing_is_told() -> None:
     found = propose({0: level(0.93, *GOOD), 50: level(0.99, *GOOD)}, REAL, 0.5, scale=3, seeds=8)
     assert found.levels == (0,)
     assert found.reasons[0].startswith(
-        "even level 0, the least alike, has a mean image similarity of 0.93, above 0.85"
+        "even level 0, the least similar, has a mean image similarity of 0.93, above 0.85"
     )
 
 
@@ -103,7 +103,7 @@ def test_images_of_something_else_at_every_level_are_told() -> None:
     )
     assert found.levels == (0, 50)
     assert found.threshold == 0.10
-    assert any("look at the pictures" in reason for reason in found.reasons)
+    assert any("look at the images" in reason for reason in found.reasons)
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from discl.errors import CheckpointError
-from discl.spectrum.engine import Engine, draw_noise
+from discl.spectrum.engine import Engine
 from discl.spectrum.models import check_generator, load_generator
 from discl.spectrum.models.schedules import make_ddim, make_flow
 from discl.spectrum.plan import Request, unet_rows
+from discl.spectrum.slots import draw_noise
 from discl.utils.hashing import derive_seed
 
 REQUEST = Request("id", "image", "digest", 0, 50, 0, 0, "a grey shirt", "blurry", 32, 32)

@@ -274,18 +274,16 @@ def flip_a_picture(shard: Path, name: str) -> None:
 def test_a_picture_that_has_changed_is_named(spectrum: Shards, tmp_path: Path) -> None:
     spectrum.append(make_rows(range(250)))
     shard, checked = Path(spectrum.files()[0]), tmp_path / "cache" / "checked.json"
-    spectrum.check_pictures([str(shard)], checked)
+    spectrum.check_images([str(shard)], checked)
     flip_a_picture(shard, "id-42")
-    with pytest.raises(
-        StoreError, match=rf"shard {shard} .* picture 'id-42' in row \d+ has changed"
-    ):
-        spectrum.check_pictures([str(shard)], checked)
+    with pytest.raises(StoreError, match=rf"shard {shard} .* image 'id-42' in row \d+ has changed"):
+        spectrum.check_images([str(shard)], checked)
     with pytest.raises(StoreError, match="id-42"):
         spectrum.rows(["id-42"], ["image"])
     assert spectrum.rows(["id-41"], ["image"])["id-41"]["image"] == make_row(41)["image"]
     shard.unlink()
     spectrum.append(make_rows(range(250)))
-    spectrum.check_pictures([str(shard)], checked)
+    spectrum.check_images([str(shard)], checked)
 
 
 def test_what_was_checked_once_is_not_read_again(
@@ -293,9 +291,9 @@ def test_what_was_checked_once_is_not_read_again(
 ) -> None:
     spectrum.append(make_rows([0]))
     files, checked = [str(file) for file in spectrum.files()], tmp_path / "checked.json"
-    spectrum.check_pictures(files, checked)
+    spectrum.check_images(files, checked)
     monkeypatch.setattr(store_module, "_open", lambda file: pytest.fail(f"{file} was read again"))
-    spectrum.check_pictures(files, checked)
+    spectrum.check_images(files, checked)
 
 
 def test_a_bit_that_flips_in_a_shard_is_found(spectrum: Shards) -> None:
@@ -396,7 +394,7 @@ def test_only_the_columns_asked_for_travel(bucket: str, monkeypatch: pytest.Monk
 def test_a_path_as_a_url_is_a_folder(tmp_path: Path) -> None:
     store = spectrum_shards(f"file://{tmp_path}/spectrum", NAMES)
     store.append(make_rows([0]))
-    assert store.folder == tmp_path / "spectrum" and store.elsewhere is None
+    assert store.folder == tmp_path / "spectrum" and store.remote is None
     assert spectrum_shards(tmp_path / "spectrum", NAMES).ids() == {"id-0"}
 
 
@@ -406,7 +404,7 @@ def test_where_renaming_is_all_there_is_a_shard_is_put_beside_its_place(
     """`dir://` stands for the file systems that show a file while it is written; one that fails half way leaves no shard."""
     monkeypatch.setattr(
         store_module,
-        "open_place",
+        "open_filesystem",
         lambda folder: (DirFileSystem(str(folder), fsspec.filesystem("file")), "birds"),
     )
     store = spectrum_shards(tmp_path, NAMES)

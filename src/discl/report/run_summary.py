@@ -155,6 +155,6 @@ def read_pictures(store: Path | str, ids: Collection[str]) -> dict[str, Any]:
                 ("image_digest", pa.string()),
             ]
         ),
-        later=("image_digest",),
+        optional=("image_digest",),
     )
     return {name: decode_image(row["image"]) for name, row in shards.rows(ids, ["image"]).items()}

@@ -27,7 +27,7 @@ def stored_images(run: Run, ids: Sequence[str]) -> Dataset:
     files = run.spectrum.local_files(cache / paths.CACHED_SHARDS)
     if not files:
         raise StoreError("the store holds no image yet; run `discl generate` first.")
-    run.spectrum.check_pictures(files, cache / paths.CHECKED_SHARDS)
+    run.spectrum.check_images(files, cache / paths.CHECKED_SHARDS)
     stored = mapped_rows(files, cache, ids, run.spectrum.ids)
     row_of = {name: row for row, name in enumerate(stored.select_columns("id")[:]["id"])}
     missing = sum(name not in row_of for name in ids)

@@ -21,16 +21,19 @@ COLUMNS = ["id", "image"]
 def mapped_rows(
     files: Sequence[str], cache: Path, ids: Collection[str], known: Callable[[], set[str]]
 ) -> Dataset:
-    """`id` and `image` of these shards, memory-mapped; they are copied into `cache` where they are not there yet.
+    """`id` and `image` of these shards, memory-mapped from a copy in `cache`.
 
-    A copy that cannot be read is made again once, and so is one that lacks some of `ids` that are
-    among the shards' `known` ones. Raises StoreError where the disk has no room or a shard is
-    broken.
+    The copy is made again where it cannot be read, or lacks some of `ids` that the shards have.
+
+    - `files`: the shards on this machine.
+    - `known`: returns the ids in the shards.
+
+    Raises StoreError where the disk has no room, and for a broken shard.
     """
     found = _read(files, cache)
     if found is not None:
-        lacking = set(ids).difference(found.select_columns("id")[:]["id"])
-        if not lacking or lacking.isdisjoint(known()):
+        missing = set(ids).difference(found.select_columns("id")[:]["id"])
+        if not missing or missing.isdisjoint(known()):
             return found
     if any(cache.glob("parquet/*/*/*/*.arrow")):
         logger.warning(
@@ -40,7 +43,7 @@ def mapped_rows(
     try:
         return _open(files, cache)
     except (DatasetGenerationError, OSError, ValueError, pa.ArrowException) as error:
-        raise _not_copied(cache, error.__cause__ or error) from error
+        raise _copy_error(cache, error.__cause__ or error) from error
 
 
 def _open(files: Sequence[str], cache: Path) -> Dataset:
@@ -51,25 +54,23 @@ def _open(files: Sequence[str], cache: Path) -> Dataset:
 
 
 def _read(files: Sequence[str], cache: Path) -> Dataset | None:
-    """The rows; None where they cannot be had and making the copy again may help."""
+    """The rows; None where they cannot be read and a new copy may help."""
     try:
         return _open(files, cache)
-    except (
-        Exception
-    ) as error:  # datasets reads files of its own in the folder, and has no error of its own
+    except Exception as error:  # `datasets` reads its own files in the folder, with any error
         if getattr(error.__cause__ or error, "errno", None) is not None:
-            raise _not_copied(cache, error.__cause__ or error) from error
+            raise _copy_error(cache, error.__cause__ or error) from error
         return None
 
 
-def _not_copied(cache: Path, cause: BaseException) -> StoreError:
-    """Why the shards are not in the cache: only what the system refuses has a number, else a shard is broken."""
+def _copy_error(cache: Path, cause: BaseException) -> StoreError:
+    """The error for shards that cannot be copied; without an `errno` a shard is broken."""
     if getattr(cause, "errno", None) is not None:
         return StoreError(
             f"the cache {cache} cannot be written: {cause}; free space and run again."
         )
-    told = " ".join(str(cause).split())
+    reason = " ".join(str(cause).split())
     return StoreError(
-        f"the shards cannot be copied to the cache {cache}: {told}; delete the shard that is "
-        "broken, or free space, and run again."
+        f"the shards cannot be copied to the cache {cache}: {reason}; delete the broken shard, or "
+        "free space, and run again."
     )

@@ -1,6 +1,7 @@
 """`clip_similarity`; keep, or drop with the reason.
 
-Not CLIPScore, which is 2.5 or 100 times max(cosine, 0): thresholds here are on the cosine itself, in [−1, 1].
+Thresholds are on the raw cosine, in [−1, 1]. CLIPScore is 2.5 · max(cos, 0)
+(arXiv 2104.08718, eq. 1).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from .oom import call_halving
 
 @dataclass(frozen=True)
 class Verdict:
-    """Keep, or drop with the reason."""
+    """Keep an image, or drop it with the reason."""
 
     keep: bool
     reason: str = ""
@@ -109,11 +110,14 @@ class ClipScorer:
             )
             tokenizer = CLIPTokenizer.from_pretrained(folder, trust_remote_code=False)
             tokens = tokenizer(
-                list(texts.values()), padding="max_length", truncation=True, return_tensors="pt",
+                list(texts.values()),
+                padding="max_length",
+                truncation=True,
+                return_tensors="pt",
                 max_length=self.model.config.text_config.max_position_embeddings,
-            )  # fmt: skip
+            )
             check_tokens(tokens.input_ids, self.model.text_model)
-        self.device, self.labels, self.batch = device, list(texts), batch
+        self.address, self.device, self.labels, self.batch = address, device, list(texts), batch
         self.id = describe_scorer(address, texts)
         with torch.inference_mode():
             self.text_embeddings = self._normalise(
@@ -121,22 +125,25 @@ class ClipScorer:
             )
 
     def __call__(self, images: Sequence[Image.Image], labels: Sequence[int]) -> np.ndarray:
-        """float32 `[images]` in [−1, 1]: the cosine of each image with the text of its label."""
-        places = torch.tensor([self.labels.index(label) for label in labels], device=self.device)
+        """The cosine of each image with the text of its label, float32 `[images]` in [−1, 1].
+
+        Raises CheckpointError for broken weights.
+        """
+        texts = torch.tensor([self.labels.index(label) for label in labels], device=self.device)
         result = np.empty(len(images), np.float32)
         for first, embeddings in self._embeddings(images):
             last = first + len(embeddings)
-            cosines = (embeddings * self.text_embeddings[places[first:last]]).sum(1)
+            cosines = (embeddings * self.text_embeddings[texts[first:last]]).sum(1)
             result[first:last] = cosines.float().cpu().numpy()
         if not np.isfinite(result).all():
             raise CheckpointError(
-                f"the filter's CLIP gives {result[~np.isfinite(result)][0]} as the similarity of an "
-                "image; its weights are broken, so fetch it again or name another in filter.checkpoint."
+                f"the CLIP '{self.address}' gives {result[~np.isfinite(result)][0]} as the "
+                "similarity of an image: its weights are broken. Download it again, or use another."
             )
         return result
 
     def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """float32 `[images, dimensions]` of length 1: products of two rows are cosines."""
+        """Embeddings of length 1, float32 `[images, dimensions]`: products of rows are cosines."""
         parts = [embeddings.cpu().numpy() for _, embeddings in self._embeddings(images)]
         return (
             np.concatenate(parts)
@@ -168,30 +175,36 @@ class ClipScorer:
             first += len(embeddings)
 
     @staticmethod
-    def _normalise(features: object) -> torch.Tensor:
-        embeddings = features if isinstance(features, torch.Tensor) else features.pooler_output  # type: ignore[attr-defined]
-        return torch.nn.functional.normalize(embeddings.float(), dim=1)
+    def _normalise(features: Any) -> torch.Tensor:
+        if not isinstance(features, torch.Tensor):
+            features = features.pooler_output
+        return torch.nn.functional.normalize(features.float(), dim=1)
 
 
 def describe_scorer(address: str, texts: Mapping[int, str]) -> str:
-    """Digest of the CLIP and of the texts: a score is valid only for the scorer that gave it."""
+    """Digest of the CLIP and of the texts: a score is valid for this scorer only."""
     return digest(checkpoint_digest(find_clip(address)), sorted(texts.items()))
 
 
 def find_clip(address: str) -> Path:
-    """Folder of a CLIP in transformers' format. Raises CheckpointError for another family or missing files."""
+    """Folder of a CLIP in transformers' format.
+
+    Raises CheckpointError for another family, and for missing files.
+    """
     folder = find_checkpoint(address)
-    lacking = [] if (folder / "config.json").is_file() else ["config.json"]
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
     if read_preprocessing(folder) is None:
-        lacking.append("preprocessor_config.json or processor_config.json")
-    if lacking:
+        missing.append("preprocessor_config.json or processor_config.json")
+    if missing:
         raise CheckpointError(
-            f"'{folder}' is no CLIP folder in transformers' format: it has no {' and no '.join(lacking)}."
+            f"'{folder}' is no CLIP folder in transformers' format: it has no "
+            f"{' and no '.join(missing)}."
         )
     family = read_json(folder / "config.json").get("model_type")
     if family != "clip":
         raise CheckpointError(
-            f"'{folder}' holds a model of the family '{family!s:.80}'; the filter needs a CLIP (model_type 'clip')."
+            f"'{folder}' holds a model of the family '{family!s:.80}'; the filter needs a CLIP "
+            "(model_type 'clip')."
         )
     check_tokenizer(folder)
     check_unquantised(folder)

@@ -12,20 +12,25 @@ import torch
 from PIL import Image
 
 from ..errors import CheckpointError, arguments_named
-from ..levels import check_level, check_levels
+from ..levels import check_level, check_levels, format_level
 from ..utils.hashing import derive_seed
-from .oom import MEND, is_out_of_memory
+from .oom import ADVICE, is_out_of_memory
 from .plan import Request
 from .request_queue import LoadPixels, checked
 from .stats import Work
 
 
 class PlainEngine:
-    """What `Engine` does, through a pair of diffusers pipelines (`load_plain`), with the checkpoint's own sampler.
+    """Makes images like `Engine`, with diffusers' own pipelines and the checkpoint's own sampler.
 
-    The generator of an image is keyed by (source, seed, try) as the engine's ε is. What a pipeline draws from it is its own
-    affair: its levels share their noise only where it draws nothing before. `work` counts steps as rows. The guidance scale goes to
-    `true_cfg_scale` where a pipeline has that and its network no guidance built in; there `guidance_scale` has no effect.
+    - `pipelines`: of `load_plain`: image-to-image and text-to-image.
+    - `num_inference_steps`: T.
+    - `guidance_scale`: s. It goes to `true_cfg_scale` where a pipeline has that argument and its
+      network no built-in guidance.
+
+    The random generator of an image is keyed by (source, seed, attempt), like the engine's ε.
+    Levels share their noise only where a pipeline draws nothing before it. `work` counts steps as
+    rows.
     """
 
     def __init__(
@@ -43,16 +48,19 @@ class PlainEngine:
         )
 
     def unused(self) -> list[str]:
-        """What a recipe says that the pipeline has no place for, by the names of the recipe."""
-        names = {"negative_prompt": "prompts.negative", self.guidance: "spectrum.guidance_scale"}
-        return [told for name, told in names.items() if name not in _takes(self.image)]
+        """Which of `negative_prompt` and `guidance_scale` have no effect with this pipeline."""
+        names = {"negative_prompt": "negative_prompt", self.guidance: "guidance_scale"}
+        return [argument for name, argument in names.items() if name not in _takes(self.image)]
 
     def generate(
         self, requests: Iterable[Request], load_pixels: LoadPixels
     ) -> Iterator[tuple[Request, np.ndarray]]:
-        """Yields each request with its picture, uint8 `[height, width, 3]`, in the order in which they come.
+        """Yields each request with its image, uint8 `[height, width, 3]`, in order.
 
-        Raises RecipeError for a level that takes no step, DataError for pixels of another shape.
+        - `load_pixels`: returns a source as uint8 `[height, width, 3]`, in the size of the request.
+
+        Raises RecipeError for a level that takes no step, DataError for pixels of another shape,
+        and CheckpointError for a pipeline that fails.
         """
         for request in requests:
             with arguments_named(levels="requests"):
@@ -66,7 +74,7 @@ class PlainEngine:
             yield request, self._make(request, picture)
 
     def rows_per_second(self, height: int, width: int) -> float:
-        """Rows per second of two steps of one image, after one call that warms up."""
+        """Rows per second of one image at level 50, after a warm-up."""
         grey = Image.new("RGB", (width, height), "grey")
         request = Request("", "", "", 0, 50, 0, 0, "", "", width, height)
         before, seconds = self.work, 0.0
@@ -85,11 +93,17 @@ class PlainEngine:
                 f"{type(self.image).__name__} makes no image from text alone, which level 0 needs."
             )
         steps = request.steps(self.num_inference_steps)
+        seed = derive_seed("noise", request.source_id, request.seed, request.attempt)
         settings: dict[str, Any] = {
-            "prompt": request.prompt, "negative_prompt": request.negative_prompt, "num_inference_steps": self.num_inference_steps,
-            self.guidance: self.guidance_scale, "height": request.height, "width": request.width, "output_type": "np",
-            "generator": torch.Generator().manual_seed(derive_seed("noise", request.source_id, request.seed, request.attempt)),
-        }  # fmt: skip
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+            "num_inference_steps": self.num_inference_steps,
+            self.guidance: self.guidance_scale,
+            "height": request.height,
+            "width": request.width,
+            "output_type": "np",
+            "generator": torch.Generator().manual_seed(seed),
+        }
         if picture is not None:
             settings |= {
                 "image": picture,
@@ -103,19 +117,21 @@ class PlainEngine:
         except (ValueError, TypeError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise CheckpointError(
-                    f"out of memory with a single image in {kind}; " + MEND
+                    f"out of memory with a single image in {kind}; " + ADVICE
                 ) from error
             raise CheckpointError(
-                f"{kind} of diffusers makes no image of source '{request.source_id}' at level {request.level} %: {error}"
+                f"{kind} of diffusers makes no image of source '{request.source_id}' at level "
+                f"{format_level(request.level)}: {error}"
             ) from error
         if made.shape[:2] != (request.height, request.width):
             raise CheckpointError(
-                f"{kind} of diffusers made a picture of {made.shape[1]} × {made.shape[0]} pixels, where {request.width} × {request.height} "
-                "were asked for; set spectrum.size to what it makes."
+                f"{kind} of diffusers made an image of {made.shape[1]} × {made.shape[0]} pixels "
+                f"instead of {request.width} × {request.height}; request the size that it makes."
             )
         if not np.isfinite(made).all():
             raise CheckpointError(
-                f"the generator produced NaN for source '{request.source_id}' at level {request.level} %; use dtype float32 or bfloat16."
+                f"the generator produced NaN for source '{request.source_id}' at level "
+                f"{format_level(request.level)}; use dtype float32 or bfloat16."
             )
         rows = steps * (1 + (self.guidance_scale != 1))
         self.work.unet_calls += steps
@@ -132,20 +148,20 @@ def _takes(pipeline: Any) -> Collection[str]:
 
 
 def strength_of(pipeline: Any, steps: int, num_inference_steps: int) -> float:
-    """diffusers' strength with which a pipeline takes the last `steps` of T steps.
+    """diffusers' strength with which a pipeline takes the last `steps` of T steps: t(λ) / T.
 
-    It is t(λ) / T, but some round T · strength down in floats and others T − T · strength, so each is asked what it makes
-    of it, and gets half a step more or less where that is another number.
+    Some pipelines round T · strength down in floats, others T − T · strength. So the pipeline's own
+    count decides; where it differs, the strength is half a step larger or smaller.
     """
     nearest = steps / num_inference_steps
-    ask = getattr(pipeline, "get_timesteps", None)
+    count = getattr(pipeline, "get_timesteps", None)
     for strength in (
         nearest,
         min((steps + 0.5) / num_inference_steps, 1.0),
         (steps - 0.5) / num_inference_steps,
     ):
         try:
-            if ask is not None and ask(num_inference_steps, strength, "cpu")[1] == steps:
+            if count is not None and count(num_inference_steps, strength, "cpu")[1] == steps:
                 return strength
         except TypeError:  # another signature
             return nearest

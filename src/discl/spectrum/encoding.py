@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-ENCODINGS: dict[str, dict] = {
+ENCODINGS: dict[str, dict[str, Any]] = {
     "webp-lossless": {"format": "WEBP", "lossless": True, "quality": 50, "method": 4},
     "webp": {"format": "WEBP", "quality": 92, "method": 4},
     "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
@@ -15,10 +16,10 @@ ENCODINGS: dict[str, dict] = {
 }
 
 
-def encode_image(picture: np.ndarray, encoding: str) -> bytes:
+def encode_image(pixels: np.ndarray, encoding: str) -> bytes:
     """The bytes of an image file.
 
-    - `picture`: pixels, uint8 `[height, width, 3]`.
+    - `pixels`: uint8 `[height, width, 3]`.
     - `encoding`: `webp`, `webp-lossless`, `jpeg` or `png`.
 
     ```python
@@ -30,5 +31,5 @@ def encode_image(picture: np.ndarray, encoding: str) -> bytes:
     ```
     """
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, **ENCODINGS[encoding])
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, **ENCODINGS[encoding])
     return buffer.getvalue()

@@ -1,6 +1,7 @@
 """Proposes levels and a threshold from what `discl levels` measured.
 
-The paper chose both by eye from such curves (arXiv 2410.13674, figures 6 and 7); the rule here is written down in `propose`.
+The paper chose both by eye from such curves (arXiv 2410.13674, figures 6 and 7). `propose` has the
+rule.
 """
 
 from __future__ import annotations
@@ -11,31 +12,38 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TOO_ALIKE = 0.85
-"""The paper's bound: images more like their source than this add no diversity."""
-LEAST_KEPT = 0.1
-"""A level of which the filter would keep less is not worth generating."""
-MOST_ASKED = 0.5
-"""The filter may always throw away half, whatever the synthetic scale asks for."""
-SAME = 0.01
-"""Levels whose mean similarity differs by less show the same pictures."""
+MAX_SIMILARITY = 0.85
+"""The paper's bound: images more similar to their source than this add no diversity."""
+MIN_KEPT = 0.1
+"""A level of which the filter would keep a smaller fraction is not worth generating."""
+MAX_KEPT = 0.5
+"""Largest fraction to keep: the filter may always drop half of the images."""
+MIN_STEP = 0.01
+"""Levels with a smaller difference of mean similarity show the same images."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Raw CLIP cosines of the images of one level, float `[images]`: with their source, and with the plain text of their class."""
+    """Raw CLIP cosines of the images of one level, float `[images]`.
+
+    - `image_similarity`: with their source.
+    - `text_similarity`: with the plain text of their class.
+    """
 
     image_similarity: np.ndarray
     text_similarity: np.ndarray
 
     def kept(self, threshold: float) -> float:
-        """Share at or above the threshold, in [0, 1]."""
+        """Fraction at or above the threshold, in [0, 1]."""
         return float((self.text_similarity >= threshold).mean())
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """Levels in per cent, threshold, and why; `bound` is the image similarity above which levels were left out."""
+    """Levels in per cent, a threshold, and the reasons for them.
+
+    - `bound`: the image similarity above which levels were left out.
+    """
 
     levels: tuple[int, ...]
     threshold: float
@@ -53,23 +61,27 @@ def propose(
     tries: int = 1,
     count: int = 4,
 ) -> Proposal:
-    """Levels and threshold for training, of the levels `measured`.
+    """Levels and threshold for training, chosen among the levels `measured`.
 
-    `real_text` are the cosines of the real hard images with the text of their class, `pair` the mean cosine of two real images of
-    one class (None where no class has two). Training wants `scale` kept images per hard image at each level, of `seeds`
-    that are drawn up to `tries` times each until one is kept.
+    - `measured`: cosines by level.
+    - `real_text`: cosines of the real hard images with the text of their class, float `[images]`.
+    - `pair`: mean cosine of two real images of one class; None where no class has two.
+    - `scale`: kept images that training needs per hard image and level.
+    - `seeds`: images drawn per hard image and level, each up to `tries` times until one is kept.
+    - `count`: maximum number of levels.
 
-    1. A level is left out if its mean image similarity exceeds 0.85 (the paper's bound), or lies closer to 1 than to `pair` where that is
-       the higher bound: such images are their source once more.
-    2. A level is left out if fewer than a tenth of its images are as like their text as the median real image.
-    3. Of the rest at most `count` are taken, both ends among them, spread evenly over the image similarity, not over λ, so that each
-       stage of a curriculum comes closer to the real images by an equal step.
-    4. The threshold is the median of `real_text`: kept is what is as typical of its class as a typical real image. Where too few would be
-       left at some level it is lowered until that level keeps `scale` / `seeds` of its images, or the smaller share that is enough where
-       they are drawn several times (at most half).
+    1. Levels with a mean image similarity above 0.85 (the paper's bound) are left out. Where `pair`
+       is high, the bound is halfway between `pair` and 1. Such images repeat their source.
+    2. Levels are left out if less than a tenth of their images are as similar to their text as the
+       median real image.
+    3. Of the rest at most `count` remain, both ends among them. They are spread evenly over the
+       image similarity, not over λ, so each stage of a curriculum is an equal step.
+    4. The threshold is the median of `real_text`. Where a level would keep too few images, the
+       threshold is lowered until it keeps the fraction `scale` / `seeds`. With `tries` a smaller
+       fraction is enough. The fraction is at most a half.
     """
     reasons: list[str] = []
-    bound = TOO_ALIKE if pair is None else max(TOO_ALIKE, (1 + pair) / 2)
+    bound = MAX_SIMILARITY if pair is None else max(MAX_SIMILARITY, (1 + pair) / 2)
     typical = float(np.median(real_text))
     usable = _not_too_alike(measured, bound, pair, reasons)
     usable = _worth_it(measured, usable, typical, reasons)
@@ -78,7 +90,8 @@ def propose(
     )
     if len(levels) < len(usable):
         reasons.append(
-            f"of the {len(usable)} levels left, {_listed(levels)} are spread evenly over the image similarity."
+            f"of the {len(usable)} levels left, {_listed(levels)} are spread evenly over the image "
+            "similarity."
         )
     threshold = _threshold(
         {level: measured[level] for level in levels}, typical, scale, seeds, tries, reasons
@@ -87,9 +100,11 @@ def propose(
 
 
 def spread_levels(similarity: Mapping[int, float], count: int) -> list[int]:
-    """At most `count` (≥ 1) levels, ascending: both ends, and between them those nearest to even steps of mean similarity.
+    """At most `count` (≥ 1) levels, ascending: both ends, and those nearest to even steps between.
 
-    Levels that lie closer together than 0.01 count once.
+    Levels closer together than 0.01 count once.
+
+    - `similarity`: mean image similarity by level.
     """
     levels = sorted(similarity)
     if count == 1 or len(levels) == 1:
@@ -102,7 +117,7 @@ def spread_levels(similarity: Mapping[int, float], count: int) -> list[int]:
         if not rest:
             break
         near = min(rest, key=lambda level: (abs(similarity[level] - wanted), level))
-        if abs(similarity[near] - similarity[taken[-1]]) >= SAME:
+        if abs(similarity[near] - similarity[taken[-1]]) >= MIN_STEP:
             taken.append(near)
     return taken
 
@@ -113,22 +128,25 @@ def _not_too_alike(
     means = {level: float(each.image_similarity.mean()) for level, each in sorted(measured.items())}
     alike = [level for level, mean in means.items() if mean > bound]
     origin = "the paper's bound"
-    if pair is not None and bound > TOO_ALIKE:
+    if pair is not None and bound > MAX_SIMILARITY:
         origin = f"halfway between two real images of one class, {pair:.2f}, and the same image, 1"
     if len(alike) == len(means):
         least = min(means, key=lambda level: means[level])
         reasons.append(
-            f"even level {least}, the least alike, has a mean image similarity of {means[least]:.2f}, above {bound:.2f} ({origin}): "
-            "this generator hardly changes the images; it is proposed alone."
+            f"even level {least}, the least similar, has a mean image similarity of "
+            f"{means[least]:.2f}, above {bound:.2f} ({origin}): this generator hardly changes the "
+            "images; it is proposed alone."
         )
         return [least]
     if alike:
         reasons.append(
-            f"{_named(alike)} left out: the mean image similarity exceeds {bound:.2f} ({origin}), so they would add no diversity."
+            f"{_named(alike)} left out: the mean image similarity exceeds {bound:.2f} ({origin}), "
+            "so they would add no diversity."
         )
     else:
         reasons.append(
-            f"no level is too like its source: all mean image similarities are at most {bound:.2f} ({origin})."
+            f"no level is too similar to its source: all mean image similarities are at most "
+            f"{bound:.2f} ({origin})."
         )
     return [level for level in means if level not in alike]
 
@@ -136,17 +154,18 @@ def _not_too_alike(
 def _worth_it(
     measured: Mapping[int, Measured], levels: Sequence[int], typical: float, reasons: list[str]
 ) -> list[int]:
-    poor = [level for level in levels if measured[level].kept(typical) < LEAST_KEPT]
+    poor = [level for level in levels if measured[level].kept(typical) < MIN_KEPT]
     if len(poor) == len(levels):
         reasons.append(
-            f"at every level fewer than a tenth of the images are as like their class text as the median real hard image ({typical:.3f}): "
-            "look at the pictures, the prompts and the generator before you go on."
+            "at every level fewer than a tenth of the images are as similar to their class text as "
+            f"the median real hard image ({typical:.3f}): look at the images, the prompts and the "
+            "generator before you go on."
         )
         return list(levels)
     if poor:
         reasons.append(
-            f"{_named(poor)} left out: fewer than a tenth of the images are as like their class text as the median real "
-            f"hard image ({typical:.3f})."
+            f"{_named(poor)} left out: fewer than a tenth of the images are as similar to their "
+            f"class text as the median real hard image ({typical:.3f})."
         )
     return [level for level in levels if level not in poor]
 
@@ -159,31 +178,32 @@ def _threshold(
     tries: int,
     reasons: list[str],
 ) -> float:
-    needed = 1 - (1 - min(scale / seeds, 1)) ** (
-        1 / tries
-    )  # of n tries at a share p one is kept with 1 − (1 − p)^n
-    share = min(needed, MOST_ASKED)
+    # one of n tries is kept with probability 1 − (1 − p)^n, where p is the fraction kept
+    needed = 1 - (1 - min(scale / seeds, 1)) ** (1 / tries)
+    fraction = min(needed, MAX_KEPT)
     supply = {
-        level: float(np.quantile(each.text_similarity, 1 - share))
+        level: float(np.quantile(each.text_similarity, 1 - fraction))
         for level, each in measured.items()
     }
     scarce = min(supply, key=lambda level: supply[level])
     threshold = math.floor(100 * min(typical, supply[scarce]) + 1e-6) / 100
     if supply[scarce] >= typical:
         reasons.append(
-            f"threshold {threshold:.2f}: the median clip_similarity of the real hard images themselves ({typical:.3f})."
+            f"threshold {threshold:.2f}: the median clip_similarity of the real hard images "
+            f"themselves ({typical:.3f})."
         )
     else:
         reasons.append(
-            f"threshold {threshold:.2f}: the median of the real hard images ({typical:.3f}) would keep only "
-            f"{measured[scarce].kept(typical):.0%} of level {scarce}; it is lowered until that level keeps {share:.0%}."
+            f"threshold {threshold:.2f}: the median of the real hard images ({typical:.3f}) would "
+            f"keep only {measured[scarce].kept(typical):.0%} of level {scarce}; it is lowered "
+            f"until that level keeps {fraction:.0%}."
         )
-    if needed > MOST_ASKED:
-        gained = 1 - (1 - min(each.kept(threshold) for each in measured.values())) ** tries
+    if needed > MAX_KEPT:
+        kept = 1 - (1 - min(each.kept(threshold) for each in measured.values())) ** tries
         drawn = f"images drawn up to {tries} times" if tries > 1 else "tries"
         reasons.append(
-            f"training asks for {scale:g} kept images per hard image and level, of {seeds} {drawn}: raise spectrum.seeds to "
-            f"{math.ceil(scale / gained)}, or images will be repeated."
+            f"training needs {scale:g} kept images per hard image and level, of {seeds} {drawn}: "
+            f"raise the number of seeds to {math.ceil(scale / kept)}, or images will be repeated."
         )
     return threshold
 

@@ -16,26 +16,24 @@ logger = get_logger(__name__)
 T = TypeVar("T")
 
 MOST_SLOTS = 64
-"""Images in a call beyond which nothing is gained, and a run's end would leave more slots empty."""
+"""Largest number of images in a call. More gains nothing and leaves slots empty at the end."""
 LATENTS_ON_CPU = 65_536
-"""Places of latents in a call on a CPU: 16 images of 512 × 512 pixels; enough for its cores, and a few gigabytes."""
-SHARE_OF_MEMORY = 0.85
-"""What a call may take of a GPU's memory; the rest is for the VAE, the CLIP and the allocator's gaps."""
-MEND = (
-    "use a smaller spectrum.size, spectrum.dtype bfloat16 or float16, or a device with more memory."
-)
+"""Latent positions in a call on a CPU: 16 images of 512 × 512 pixels, a few gigabytes."""
+MEMORY_FRACTION = 0.85
+"""Fraction of a GPU's memory for a call; the rest is for VAE, CLIP and allocator gaps."""
+ADVICE = "use smaller images, dtype bfloat16 or float16, or a device with more memory."
 SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch says that memory did not suffice, on a GPU or for the allocator of the CPU."""
+    """Whether an error of torch says that memory ran out, on a GPU or a CPU."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
     )
 
 
 def free_cached() -> None:
-    """Gives back what the allocator keeps, after a call that failed."""
+    """Frees memory that the allocator caches."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -48,7 +46,7 @@ def call_halving(
     *,
     what: tuple[str, str] = ("image", "images"),
     where: str,
-    advice: str = MEND,
+    advice: str = ADVICE,
 ) -> T:
     """Returns `call(size)`, with half the size each time that memory runs out.
 
@@ -78,12 +76,15 @@ def call_halving(
 
 
 def slots_on_cpu(height: int, width: int) -> int:
-    """Images in a call for latents of this shape, the same on every CPU: 64 at most, 16 at 512 × 512 pixels, 4 at 1,024 × 1,024."""
+    """Images in a call for latents of this shape, the same on every CPU.
+
+    64 at most, 16 at 512 × 512 pixels, 4 at 1,024 × 1,024.
+    """
     return min(max(LATENTS_ON_CPU // (height * width), 1), MOST_SLOTS)
 
 
 def largest_that_fits(call: Callable[[int], None], most: int = MOST_SLOTS) -> int:
-    """The largest power of two up to `most` for which `call` does not run out of memory, and 1 even if that does."""
+    """The largest power of two up to `most` for which `call` fits into memory; at least 1."""
     fits = 1
     while 2 * fits <= most:
         try:
@@ -97,10 +98,10 @@ def largest_that_fits(call: Callable[[int], None], most: int = MOST_SLOTS) -> in
     return fits
 
 
-def stay_below(call: Callable[[int], None], device: torch.device) -> Callable[[int], None]:
-    """The call, which also counts as out of memory when it took more than its share of what this process has of the GPU's, or can get."""
+def limit_memory(call: Callable[[int], None], device: torch.device) -> Callable[[int], None]:
+    """The call, which also counts as out of memory above MEMORY_FRACTION of the memory."""
     free, _ = torch.cuda.mem_get_info(device)
-    limit = SHARE_OF_MEMORY * (free + torch.cuda.memory_reserved(device))
+    limit = MEMORY_FRACTION * (free + torch.cuda.memory_reserved(device))
 
     def watched(size: int) -> None:
         torch.cuda.reset_peak_memory_stats(device)
@@ -108,7 +109,7 @@ def stay_below(call: Callable[[int], None], device: torch.device) -> Callable[[i
         torch.cuda.synchronize(device)
         if torch.cuda.max_memory_allocated(device) > limit:
             raise torch.OutOfMemoryError(
-                f"a call of {size} took more than {SHARE_OF_MEMORY:.0%} of the memory"
+                f"a call of {size} took more than {MEMORY_FRACTION:.0%} of the memory"
             )
 
     return watched

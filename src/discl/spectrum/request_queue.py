@@ -23,7 +23,7 @@ LoadPixels = Callable[[str], np.ndarray]
 
 
 def checked(load_pixels: LoadPixels, height: int, width: int) -> LoadPixels:
-    """The same; raises DataError where it gives anything else than pixels of that shape."""
+    """`load_pixels`, which raises DataError for anything but pixels of that shape."""
 
     def load(source: str) -> np.ndarray:
         pixels = load_pixels(source)
@@ -64,10 +64,15 @@ def check_takes_steps(
     )
 
 
-class Queue:
-    """Requests waiting for a slot, the longest first, with the latents of their source images.
+class RequestQueue:
+    """Requests that wait for a slot, the longest first, with the latents of their sources.
 
-    It looks ahead over a bounded number of requests, so that a plan of any length is worked on in constant memory.
+    It looks ahead over a bounded number of requests, so a plan of any length takes constant memory.
+
+    - `requests`: of one shape.
+    - `engine`: encodes texts and sources, and counts them.
+    - `spans`: the steps of each level.
+    - `load_pixels`: uint8 pixels of a source.
     """
 
     def __init__(
@@ -82,14 +87,16 @@ class Queue:
         self.heap: list[tuple[int, int, Request]] = []
         self.latents: dict[str, Tensor] = {}
         self.users: Counter[str] = Counter()
-        self.newest: str | None = (
-            None  # source of the last request in sight: the plan may go on with it
-        )
+        # source of the last request in sight, which the next ones may share
+        self.newest: str | None = None
         self.taken = 0
         self.exhausted = False
 
     def pop(self) -> tuple[Request, Tensor | None] | None:
-        """The longest request in sight with its clean latents (None for text only), or None when the work has run out."""
+        """The longest request in sight with its clean latents; None when no request is left.
+
+        The latents of a request at level 0 are None.
+        """
         if not self.exhausted and len(self.heap) <= self.engine.lookahead // 2:
             self._look_ahead()
         if not self.heap:
@@ -103,7 +110,7 @@ class Queue:
         return request, clean
 
     def _release(self, source: str | None) -> None:
-        """Forgets the latents of a source that no request in sight needs, unless the next ones may be its own."""
+        """Drops the latents of a source that no request in sight and none of the next may need."""
         if source is not None and source != self.newest and not self.users[source]:
             del self.users[source]
             self.latents.pop(source, None)
@@ -119,7 +126,7 @@ class Queue:
                 request.level, self.spans, self.engine.num_inference_steps, self.engine.fixed
             )
             new.append(request)
-        self.engine.texts.learn(text for request in new for text in self.engine.texts_of(request))
+        self.engine.texts.encode(text for request in new for text in self.engine.texts_of(request))
         sources = dict.fromkeys(request.source_id for request in new if request.level > 0)
         before, self.newest = self.newest, new[-1].source_id if new else None
         self.users.update(request.source_id for request in new if request.level > 0)

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 
 @dataclass
 class Work:
-    """What the engine did. Useful rows are those of an unfinished image; the rest of a call is padding.
+    """What an engine did.
 
-    `out_of_memory` counts calls that failed and were done again with half as many images.
+    - `unet_calls`: calls of the network.
+    - `unet_rows`: useful rows of them, those of an unfinished image; the rest is padding.
+    - `unet_rows_computed`: all rows of them.
+    - `vae_encodes`, `vae_decodes`, `text_encodes`: images and texts.
+    - `out_of_memory`: calls that ran out of memory and were repeated with half the batch.
     """
 
     unet_calls: int = 0
@@ -22,5 +26,5 @@ class Work:
 
     @property
     def slot_fill(self) -> float:
-        """Useful UNet rows ÷ rows computed, in [0, 1]."""
+        """Useful rows ÷ computed rows, in [0, 1]."""
         return self.unet_rows / self.unet_rows_computed if self.unet_rows_computed else 1.0

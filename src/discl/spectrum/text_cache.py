@@ -14,17 +14,22 @@ from .stats import Work
 
 
 class Text(NamedTuple):
-    """A text that rows are conditioned on, and whether guidance leads away from it."""
+    """A text that rows are conditioned on; `negative` for negative prompts."""
 
     words: str
     negative: bool
 
 
 @dataclass
-class Texts:
-    """Text embeddings, each computed once while it is remembered: those that are waited for, and others while all take `limit` bytes.
+class TextCache:
+    """Text embeddings, each computed once while it is cached.
 
-    They lie in the CPU's memory: a T5's take megabytes each. The batch is halved where the device's memory does not suffice.
+    They are in the CPU's memory, because a T5's take megabytes each.
+
+    - `model`: encodes texts.
+    - `work`: counts them.
+    - `limit`: bytes of the embeddings that are kept without being needed.
+    - `batch`: texts in a call; halved when memory runs out.
     """
 
     model: LatentModel
@@ -33,8 +38,11 @@ class Texts:
     batch: int = 16
     known: OrderedDict[Text, Conditioning] = field(default_factory=OrderedDict)
 
-    def learn(self, texts: Iterable[Text]) -> None:
-        """Encodes what is not known. Raises CheckpointError where the memory does not suffice for a single text."""
+    def encode(self, texts: Iterable[Text]) -> None:
+        """Encodes texts that are not cached.
+
+        Raises CheckpointError where memory does not suffice for a single text.
+        """
         unknown = [text for text in dict.fromkeys(texts) if text not in self.known]
         for negative in (True, False):
             new = [text for text in unknown if text.negative == negative]
@@ -54,7 +62,7 @@ class Texts:
                     }
 
     def _encode(self, texts: list[Text], negative: bool, size: int) -> Conditioning:
-        """One call with the first `size` texts, filled up to that many with empty ones."""
+        """One call with the first `size` texts, padded to that many with empty ones."""
         words = [text.words for text in texts[:size]]
         encoded = self.model.encode_texts(words + [""] * (size - len(words)), negative)
         return {name: tensor.cpu() for name, tensor in encoded.items()}
@@ -65,12 +73,12 @@ class Texts:
 
     def __getitem__(self, text: Text) -> Conditioning:
         if text not in self.known:
-            self.learn([text])
+            self.encode([text])
         self.known.move_to_end(text)
         return self.known[text]
 
     def trim(self, needed: set[Text]) -> None:
-        """Forgets the least recently used texts while all of them take more than `limit` bytes, but none that is `needed`."""
+        """Drops the least recently used texts beyond `limit` bytes, but none that is `needed`."""
         sizes = {
             text: sum(tensor.nbytes for tensor in encoded.values())
             for text, encoded in self.known.items()

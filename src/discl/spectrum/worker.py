@@ -1,7 +1,8 @@
 """One device: sources read ahead, images encoded, scored and written beside denoising.
 
-Only the network's calls wait for one another. Sources are read ahead of them in one thread; pictures are encoded in others, and
-one more scores and writes what is finished. Everything between them is bounded, so a plan of any length takes constant memory.
+Only the network's calls wait for one another. One thread reads sources ahead of them. Others encode
+images, and one more scores and writes them. All queues are bounded, so a plan of any length takes
+constant memory.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from .request_queue import LoadPixels
 from .store import Shards
 
 WAITING = 64
-"""Pictures, at most, that are denoised and not yet encoded."""
+"""Maximum number of images that are denoised and not yet written."""
 PATIENCE = 60.0
-"""Seconds after which a picture is written though its shard is not full."""
+"""Seconds after which an image is written although its shard is not full."""
 AHEAD = 256
-"""Requests whose sources are read before the engine asks for them."""
+"""Requests whose sources are read before the engine needs them."""
 
 
 class Worker:
@@ -87,20 +88,16 @@ class Worker:
         shard_rows: int = 512,
     ) -> None:
         if (scorer is None) != (scores is None):
-            raise TypeError("a worker takes a scorer and a store of scores, or neither.")
-        self.engine, self.images, self.sampling, self.shard_rows = (
-            engine,
-            images,
-            sampling,
-            shard_rows,
-        )
+            raise TypeError("a worker takes a scorer and a store of scores, or neither of them.")
+        self.engine, self.images, self.sampling = engine, images, sampling
+        self.shard_rows = shard_rows
         self.scorer, self.scores = scorer, scores
         self.scored = self.sources_read = 0
         self.waited = 0.0
         self.ahead = AHEAD
 
     def look_ahead(self, requests: int) -> None:
-        """Takes about this many requests at most before the slots need them, though always enough for two calls."""
+        """Limits the requests that are taken ahead of the slots; at least two calls' worth."""
         self.ahead = min(self.ahead, requests)
         if isinstance(self.engine, Engine):
             self.engine.lookahead = min(self.engine.lookahead, max(requests, 2 * self.engine.slots))
@@ -112,22 +109,26 @@ class Worker:
         sizes: Mapping[str, tuple[int, int]],
         finished: Callable[[Request], None] = lambda request: None,
     ) -> None:
-        """Makes the requests and returns when all are written; `finished` is called for each, in this thread, once it is denoised.
+        """Makes the requests and returns when all are written.
 
-        `load_pixels` is as in `Engine.generate`, called in a thread of its own; `sizes` maps a source to its own (width, height) in
-        pixels, which are kept in the row. Sort requests by shape, those of a source together. What stops it, an error of
-        `load_pixels`, of the engine or StoreError of a disk that refuses, is raised here, after the pictures that were finished
-        are written as far as the disk takes them; where scoring fails they are written without scores. A killed process loses what is
-        in the engine's slots, up to WAITING pictures and one unfinished shard, of which no picture is older than PATIENCE.
+        - `requests`: sorted by shape, those of a source together.
+        - `load_pixels`: as in `Engine.generate`; called in a thread.
+        - `sizes`: (width, height) in pixels of each source image, stored with its images.
+        - `finished`: called in this thread for each request that is denoised.
+
+        Raises errors of `load_pixels` and of the engine, and StoreError for a disk that refuses.
+        Images that were finished before are written first, without scores where scoring fails. A
+        killed process loses what is in the engine's slots, up to WAITING images and one unfinished
+        shard, whose images are younger than PATIENCE.
         """
         with _Sources(self, requests, load_pixels) as sources, _Output(self, sizes) as output:
-            for request, picture in self.engine.generate(sources.requests(), sources.load):
-                output.put(request, picture)
+            for request, pixels in self.engine.generate(sources.requests(), sources.load):
+                output.put(request, pixels)
                 finished(request)
 
 
 class _Sources:
-    """Requests on their way to the engine, the pixels of their sources read meanwhile."""
+    """Requests on their way to the engine while the pixels of their sources are read."""
 
     def __init__(
         self, worker: Worker, requests: Iterable[Request], load_pixels: LoadPixels
@@ -135,12 +136,11 @@ class _Sources:
         self.worker, self.incoming, self.load_pixels = worker, iter(requests), load_pixels
         self.reader = ThreadPoolExecutor(1, "sources")
         self.waiting: dict[str, Future[np.ndarray]] = {}
-        self.recent: OrderedDict[str, None] = (
-            OrderedDict()
-        )  # read lately: the engine holds their latents, or asks for them again
+        # read lately: the engine has their latents, or loads them again
+        self.recent: OrderedDict[str, None] = OrderedDict()
 
     def requests(self) -> Iterator[Request]:
-        """The requests, each some time after its source was ordered."""
+        """The requests, each some time after reading its source began."""
         ahead: deque[Request] = deque()
         for request in self.incoming:
             if request.level > 0 and request.source_id not in self.recent:
@@ -151,7 +151,7 @@ class _Sources:
         yield from ahead
 
     def load(self, source: str) -> np.ndarray:
-        """The pixels of a source, as soon as they are there."""
+        """The pixels of a source, once they are read."""
         reading = self.waiting.pop(source, None) or self._read(source)
         started = time.perf_counter()
         try:
@@ -176,7 +176,7 @@ class _Sources:
 
 
 class _Output:
-    """Finished pictures on their way to the disk: encoded by several threads, scored and written by one."""
+    """Finished images on their way to disk: several threads encode, one scores and writes."""
 
     def __init__(self, worker: Worker, sizes: Mapping[str, tuple[int, int]]) -> None:
         self.worker, self.sizes = worker, sizes
@@ -189,18 +189,18 @@ class _Output:
         self.rows: list[dict[str, Any]] = []  # of the next shard
         self.unscored: list[dict[str, Any]] = []
         self.scores: list[dict[str, Any]] = []
-        self.due = 0.0  # when that shard is written at the latest
+        self.due = 0.0  # the latest time at which that shard is written
         self.writer = threading.Thread(target=self._drain, name="write", daemon=True)
 
-    def put(self, request: Request, picture: np.ndarray) -> None:
-        """Hands on a finished picture; waits while WAITING others are before it. Raises what stopped the writer."""
-        self._hand_on(
-            (request, self.encoders.submit(encode_image, picture, self.worker.sampling.encoding))
+    def put(self, request: Request, pixels: np.ndarray) -> None:
+        """Queues a finished image; waits for room. Raises the error that stopped the writer."""
+        self._enqueue(
+            (request, self.encoders.submit(encode_image, pixels, self.worker.sampling.encoding))
         )
         if self.error is not None:
             raise self.error
 
-    def _hand_on(self, item: tuple[Request, Future[bytes]] | None) -> None:
+    def _enqueue(self, item: tuple[Request, Future[bytes]] | None) -> None:
         started = time.perf_counter()
         while self.writer.is_alive():
             try:
@@ -214,13 +214,13 @@ class _Output:
         try:
             while self._take():
                 pass
-        except BaseException as error:  # handed to the thread that called
+        except BaseException as error:  # raised in the calling thread
             self.error = self.error or error
             with suppress(StoreError):
                 self._write()
 
     def _take(self) -> bool:
-        """Waits for a picture or the time to write; whether there is more to come."""
+        """Waits for an image or the time to write. Returns whether more images follow."""
         try:
             item = self.queue.get(
                 timeout=max(self.due - time.monotonic(), 0) if self.rows else None
@@ -244,7 +244,7 @@ class _Output:
         return True
 
     def _write(self) -> None:
-        """Scores what has no score yet, and writes one shard of pictures and one of scores."""
+        """Writes one shard of images and one of scores."""
         self._score()
         rows, self.rows, scores, self.scores = self.rows, [], self.scores, []
         self.worker.images.append(rows)
@@ -252,7 +252,7 @@ class _Output:
             self.worker.scores.append(scores)
 
     def _score(self) -> None:
-        """Scores what has no score yet. Where that fails the calling thread is told, and pictures are written without scores."""
+        """Scores images without a score. Errors are raised in the calling thread, after writing."""
         scorer, rows, self.unscored = self.worker.scorer, self.unscored, []
         if scorer is None or not rows or self.error is not None:
             return
@@ -290,7 +290,7 @@ class _Output:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._hand_on(None)
+        self._enqueue(None)
         self.writer.join()
         self.encoders.shutdown(cancel_futures=True)
         if kind is None and self.error is not None:

@@ -78,7 +78,8 @@ def make_engine(run: Run) -> Engine | PlainEngine:
             f"the engine does not know a {run.generator.family}: diffusers' own pipeline makes its images one by one, which is slower"
         )
         plain = PlainEngine(load_plain(run.address, asked.dtype, run.device), **settings)
-        if unused := plain.unused():
+        keys = {"negative_prompt": "prompts.negative", "guidance_scale": "spectrum.guidance_scale"}
+        if unused := [keys[name] for name in plain.unused()]:
             logger.warning(
                 f"generate: {' and '.join(unused)} ha{'s' if len(unused) == 1 else 've'} no effect: a {run.generator.family} takes none"
             )

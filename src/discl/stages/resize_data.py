@@ -84,7 +84,7 @@ def prepared_table(run: Run, split: str, size: int, mode: str = "square") -> Ima
         return table
     keys = _keys(run, split, size, mode)
     files, cache = [str(file) for file in store.files()], run.path(paths.CACHE)
-    store.check_pictures(files, cache / paths.CHECKED_SQUARES)
+    store.check_images(files, cache / paths.CHECKED_SQUARES)
     stored = mapped_rows(files, cache / paths.CACHED_SQUARES, keys, store.ids)
     row_of = {key: row for row, key in enumerate(stored.select_columns("id")[:]["id"])}
     if any(key not in row_of for key in keys):
@@ -114,7 +114,7 @@ def _store(run: Run) -> Shards:
                 ("image_digest", pa.string()),
             ]
         ),
-        later=("image_digest",),
+        optional=("image_digest",),
     )
 
 
