@@ -79,7 +79,7 @@ TINY = {
 class RandomXL(StableDiffusionXL):
     """SDXL without text encoders: every text is a random embedding, a function of its words."""
 
-    def _take_texts(self, pipeline: Any) -> None:
+    def _set_text_encoders(self, pipeline: Any) -> None:
         config = self.unet.config
         self.widths = (
             config.cross_attention_dim,

@@ -227,8 +227,12 @@ def test_extends_misspelt_is_all_that_is_told(tmp_path: Path) -> None:
             r"spectrum\.levels\.0: level 0\.3 is not a whole per cent .* Write λ = 0\.3 as 30\.",
         ),
         ("spectrum.levels", [10, 10], r"^spectrum\.levels names a level twice: \[10, 10\]\."),
-        ("spectrum.levels", [100], r"level 100 is the real image and is never generated"),
-        ("spectrum.levels", [99], r"level 99 % leaves t\(λ\) = 0 .* use at least 100 steps"),
+        ("spectrum.levels", [100], r"spectrum\.levels: level 100 is the real image"),
+        (
+            "spectrum.levels",
+            [99],
+            r"spectrum\.levels: level 99 % leaves t\(λ\) = 0 .* use at least 100 steps",
+        ),
         (
             "spectrum.guidance_scale",
             0.5,

@@ -1,4 +1,4 @@
-"""Tiny randomly initialised generators of every family for 32×32 pixels, saved as folders in diffusers' layout."""
+"""Tiny random generators of every family for 32 × 32 pixels, as folders in diffusers' layout."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ def make_vae(channels: int = 4, **settings: Any) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        latent_channels=channels, sample_size=32, block_out_channels=(8, 16, 16), layers_per_block=1, norm_num_groups=8,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, **settings,
-    )  # fmt: skip
+        latent_channels=channels,
+        sample_size=32,
+        block_out_channels=(8, 16, 16),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        **settings,
+    )
 
 
 def make_t5(folder: Path, width: int) -> tuple[Any, Any]:
@@ -66,11 +72,22 @@ def make_xl(folder: Path, refiner: bool, width: int = 32) -> Path:
     states = width if refiner else 32 + width  # of one text encoder, or of two
     numbers = 5 if refiner else 6
     unet = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=16,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
-        transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=8 * numbers + width, cross_attention_dim=states,
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        norm_num_groups=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        transformer_layers_per_block=(1, 2),
+        projection_class_embeddings_input_dim=8 * numbers + width,
+        cross_attention_dim=states,
+    )
     scheduler = EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -82,9 +99,14 @@ def make_xl(folder: Path, refiner: bool, width: int = 32) -> Path:
         **settings | {"hidden_size": width, "projection_dim": width}, hidden_act="gelu"
     )
     parts = {
-        "vae": make_vae(scaling_factor=0.13025), "unet": unet, "scheduler": scheduler, "text_encoder": None, "tokenizer": None,
-        "text_encoder_2": CLIPTextModelWithProjection(second), "tokenizer_2": tokenizer,
-    }  # fmt: skip
+        "vae": make_vae(scaling_factor=0.13025),
+        "unet": unet,
+        "scheduler": scheduler,
+        "text_encoder": None,
+        "tokenizer": None,
+        "text_encoder_2": CLIPTextModelWithProjection(second),
+        "tokenizer_2": tokenizer,
+    }
     if refiner:
         pipeline = StableDiffusionXLImg2ImgPipeline(
             **parts, requires_aesthetics_score=True, force_zeros_for_empty_prompt=False
@@ -98,7 +120,7 @@ def make_xl(folder: Path, refiner: bool, width: int = 32) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SDXL base: two text encoders, six numbers of size; published with an Euler sampler, as the true one is."""
+    """SDXL base: two text encoders, six numbers of size, and an Euler sampler like the real one."""
     return make_xl(tmp_path_factory.mktemp("tiny") / "xl", refiner=False)
 
 
@@ -120,17 +142,29 @@ def make_sd3(folder: Path) -> Path:
     settings = text_settings(tokenizer) | {"num_hidden_layers": 2}
     torch.manual_seed(2)
     transformer = SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=8, out_channels=8, num_layers=2, attention_head_dim=8, num_attention_heads=4,
-        caption_projection_dim=32, joint_attention_dim=64, pooled_projection_dim=64,
-    )  # fmt: skip
+        sample_size=8,
+        patch_size=2,
+        in_channels=8,
+        out_channels=8,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_projection_dim=32,
+        joint_attention_dim=64,
+        pooled_projection_dim=64,
+    )
     t5_tokenizer, t5 = make_t5(folder.with_name(f"{folder.name}-t5"), 64)
     StableDiffusion3Pipeline(
-        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=make_vae(8, scaling_factor=1.5, shift_factor=0.06),
-        text_encoder=CLIPTextModelWithProjection(CLIPTextConfig(**settings)), tokenizer=tokenizer,
-        text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**settings)), tokenizer_2=tokenizer,
-        text_encoder_3=t5, tokenizer_3=t5_tokenizer,
-    ).save_pretrained(folder)  # fmt: skip
+        text_encoder=CLIPTextModelWithProjection(CLIPTextConfig(**settings)),
+        tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**settings)),
+        tokenizer_2=tokenizer,
+        text_encoder_3=t5,
+        tokenizer_3=t5_tokenizer,
+    ).save_pretrained(folder)
     return folder
 
 
@@ -148,14 +182,26 @@ def make_flux(folder: Path, guidance: bool) -> Path:
     torch.manual_seed(3)
     t5_tokenizer, t5 = make_t5(folder.with_name(f"{folder.name}-t5"), 32)
     transformer = FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 4, 8), guidance_embeds=guidance,
-    )  # fmt: skip
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=guidance,
+    )
     FluxPipeline(
-        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=guidance),
-        vae=make_vae(4, scaling_factor=0.36, shift_factor=0.1), text_encoder=CLIPTextModel(CLIPTextConfig(**text_settings(tokenizer))),
-        tokenizer=tokenizer, text_encoder_2=t5, tokenizer_2=t5_tokenizer,
-    ).save_pretrained(folder)  # fmt: skip
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=guidance),
+        vae=make_vae(4, scaling_factor=0.36, shift_factor=0.1),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**text_settings(tokenizer))),
+        tokenizer=tokenizer,
+        text_encoder_2=t5,
+        tokenizer_2=t5_tokenizer,
+    ).save_pretrained(folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Benchmarks that need a GPU, gone through with tiny networks on the CPU: they run, and what they compare is equal."""
+"""Benchmarks for GPUs run with tiny networks on the CPU, and what they compare is equal."""
 
 from __future__ import annotations
 

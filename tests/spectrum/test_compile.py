@@ -1,4 +1,4 @@
-"""torch.compile of the network: one graph for a whole run, the same pictures, and a compiler that fails costs nothing."""
+"""torch.compile of the network: one graph for a run, the same images, harmless failures."""
 
 from __future__ import annotations
 

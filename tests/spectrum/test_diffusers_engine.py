@@ -1,4 +1,4 @@
-"""Checkpoints that the engine does not know, through diffusers' own pipelines: a latent consistency model stands for them."""
+"""Checkpoints that the engine does not know, through diffusers' pipelines: here an LCM."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ REQUEST = Request("id", "image", "digest", 0, 50, 0, 0, "a grey shirt", "", 32, 
 
 @pytest.fixture(scope="module")
 def consistency(tiny_diffusion: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny Stable Diffusion with a UNet that is told the guidance scale, under LCM's sampler."""
+    """The tiny Stable Diffusion with LCM's sampler and a UNet that takes the guidance scale."""
     plain = diffusers.StableDiffusionPipeline.from_pretrained(tiny_diffusion)
     torch.manual_seed(5)
     unet = diffusers.UNet2DConditionModel.from_config(
@@ -39,10 +39,17 @@ def consistency(tiny_diffusion: Path, tmp_path_factory: pytest.TempPathFactory) 
     )
     folder = tmp_path_factory.mktemp("tiny") / "consistency"
     diffusers.LatentConsistencyModelPipeline(
-        vae=plain.vae, text_encoder=plain.text_encoder, tokenizer=plain.tokenizer, unet=unet,
-        scheduler=diffusers.LCMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    ).save_pretrained(folder)  # fmt: skip
+        vae=plain.vae,
+        text_encoder=plain.text_encoder,
+        tokenizer=plain.tokenizer,
+        unet=unet,
+        scheduler=diffusers.LCMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
     return folder
 
 
@@ -118,9 +125,15 @@ class Pipeline:
 
 class TrueGuidance(Pipeline):
     def __call__(
-        self, prompt: str, image: Any = None, strength: float = 0.5, num_inference_steps: int = 50, guidance_scale: float | None = None,
-        true_cfg_scale: float = 4.0, negative_prompt: str | None = None,
-    ) -> Any:  # fmt: skip
+        self,
+        prompt: str,
+        image: Any = None,
+        strength: float = 0.5,
+        num_inference_steps: int = 50,
+        guidance_scale: float | None = None,
+        true_cfg_scale: float = 4.0,
+        negative_prompt: str | None = None,
+    ) -> Any:
         return self.make(guidance_scale=guidance_scale, true_cfg_scale=true_cfg_scale)
 
 
@@ -155,9 +168,9 @@ def test_the_guidance_scale_goes_where_the_pipeline_is_guided() -> None:
         ),
         (
             TrueGuidance(error=torch.OutOfMemoryError("full")),
-            "out of memory with a single image in TrueGuidance; use a smaller",
+            "out of memory with a single image in TrueGuidance",
         ),
-        (TrueGuidance(size=16), "made a picture of 16 × 16 pixels, where 32 × 32 were asked for"),
+        (TrueGuidance(size=16), "16 × 16 pixels instead of 32 × 32"),
     ],
 )
 def test_what_a_pipeline_fails_with_is_told(pipeline: Any, told: str) -> None:
@@ -230,7 +243,7 @@ def test_strength_gives_the_steps_asked_for(
 
 def test_a_run_goes_the_plain_way_and_says_so(
     consistency: Path, tiny_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
+) -> None:
     for split in ("train", "test"):
         for name in ("boot", "hat"):
             (tmp_path / "data" / split / name).mkdir(parents=True)
@@ -239,11 +252,20 @@ def test_a_run_goes_the_plain_way_and_says_so(
                 Image.fromarray(picture).save(tmp_path / "data" / split / name / f"{index}.png")
     recipe = validate(
         {
-            "name": "plain", "data": {"root": str(tmp_path / "data")}, "filter": {"checkpoint": str(tiny_clip)}, "methods": {"ce": {}},
-            "spectrum": {"checkpoint": str(consistency), "levels": [0, 50], "seeds": 1, "num_inference_steps": 4},
-            "train": {"batch_size": 4}, "runtime": {"device": "cpu"},
+            "name": "plain",
+            "data": {"root": str(tmp_path / "data")},
+            "filter": {"checkpoint": str(tiny_clip)},
+            "methods": {"ce": {}},
+            "spectrum": {
+                "checkpoint": str(consistency),
+                "levels": [0, 50],
+                "seeds": 1,
+                "num_inference_steps": 4,
+            },
+            "train": {"batch_size": 4},
+            "runtime": {"device": "cpu"},
         }
-    )  # fmt: skip
+    )
     run = open_run(recipe, tmp_path / "run")
     run_until(run, "generate")
     output = capsys.readouterr()

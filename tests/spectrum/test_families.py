@@ -61,10 +61,21 @@ def seed_of(request: Request) -> int:
 
 @torch.inference_mode()
 def with_diffusers(
-    folder: Path, model: Any, requests: list[Request], *, text: str, image: str, steps: int, guidance_scale: float, shape: tuple[int, ...],
-    ddim: bool = False, aimed: float = 0.5, parts: dict[str, None] | None = None, **settings: Any,
-) -> Tensor:  # fmt: skip
-    """Latents of diffusers' pipelines `text` (λ = 0) and `image`, loaded from the folder, for requests of one level."""
+    folder: Path,
+    model: Any,
+    requests: list[Request],
+    *,
+    text: str,
+    image: str,
+    steps: int,
+    guidance_scale: float,
+    shape: tuple[int, ...],
+    ddim: bool = False,
+    aimed: float = 0.5,
+    parts: dict[str, None] | None = None,
+    **settings: Any,
+) -> Tensor:
+    """Latents of diffusers' pipelines `text` (λ = 0) and `image` for requests of one level."""
     level, (height, width) = requests[0].level, (requests[0].height, requests[0].width)
     pipeline = getattr(diffusers, text if level == 0 else image).from_pretrained(
         folder, **(parts or {})
@@ -75,9 +86,12 @@ def with_diffusers(
             pipeline.scheduler.config, clip_sample=False
         )
     common = {
-        "prompt": [request.prompt for request in requests], "num_inference_steps": steps, "guidance_scale": guidance_scale,
-        "output_type": "latent", **settings,
-    }  # fmt: skip
+        "prompt": [request.prompt for request in requests],
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "output_type": "latent",
+        **settings,
+    }
     noise = torch.stack(
         [
             draw_noise(request.source_id, request.seed, request.attempt, shape)
@@ -128,8 +142,14 @@ def compare(
     for level in LEVELS:
         same = [request for request in requests if request.level == level]
         wanted = with_diffusers(
-            folder, model, same, steps=steps, guidance_scale=guidance_scale, shape=model.latent_shape(*size), **how
-        )  # fmt: skip
+            folder,
+            model,
+            same,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            shape=model.latent_shape(*size),
+            **how,
+        )
         assert (
             relative_error(torch.stack([made[request.id] for request in same]), wanted) <= 1e-4
         ), level
@@ -194,7 +214,7 @@ def test_stable_diffusion_3_equals_diffusers(tiny_sd3: Path, guidance_scale: flo
 
 
 def test_stable_diffusion_3_without_its_t5_equals_diffusers(tiny_sd3: Path, tmp_path: Path) -> None:
-    """The T5 is often left out, for it is larger than all the rest; model_index.json then says null."""
+    """The T5 is often left out because of its size; model_index.json then says null."""
     folder = Path(shutil.copytree(tiny_sd3, tmp_path / "no-t5"))
     file = folder / "model_index.json"
     file.write_text(
@@ -272,9 +292,11 @@ def test_pictures_come_from_every_family(family: str, request: pytest.FixtureReq
 @pytest.mark.parametrize(
     ("family", "name", "multiple", "distilled"),
     [
-        ("tiny_xl", "SDXL", 4, False), ("tiny_refiner", "SDXL", 4, False), ("tiny_sd3", "Stable Diffusion 3.x", 8, False),
+        ("tiny_xl", "SDXL", 4, False),
+        ("tiny_refiner", "SDXL", 4, False),
+        ("tiny_sd3", "Stable Diffusion 3.x", 8, False),
     ],
-)  # fmt: skip
+)
 def test_description_of_every_family(
     family: str, name: str, multiple: int, distilled: bool, request: pytest.FixtureRequest
 ) -> None:

@@ -57,7 +57,7 @@ def test_a_level_that_the_filter_would_nearly_empty_is_left_out() -> None:
 def test_a_threshold_that_leaves_too_few_is_lowered() -> None:
     scarce = (0.22, 0.23, 0.24, 0.25, 0.26, 0.27, 0.28, 0.35)
     found = propose({0: level(0.4, *scarce), 30: level(0.6, *GOOD)}, REAL, None, scale=3, seeds=8)
-    # 3 / 8 of level 0 have to be kept: the quantile at 5/8 of eight values is 0.26 + 0.375 (0.27 − 0.26)
+    # 3 / 8 of level 0 are needed: the quantile at 5/8 of eight values is 0.26 + 0.375 · 0.01
     assert found.threshold == 0.26
     assert (np.asarray(scarce) >= found.threshold).mean() >= 3 / 8
     assert (
@@ -77,7 +77,7 @@ def test_more_is_never_asked_of_the_filter_than_half_and_the_shortage_is_told() 
 
 
 def test_images_that_are_drawn_again_may_be_scarcer() -> None:
-    """Of 4 images 3 are wanted: of one try each three in four must pass, of two tries one in two: 1 − (1 − 1/2)² = 3/4."""
+    """3 of 4 images are needed. With two tries one in two must pass: 1 − (1 − 1/2)² = 3/4."""
     text = tuple(0.20 + 0.01 * step for step in range(9))
     once, twice, often = (
         propose({0: level(0.4, *text)}, np.full(9, 0.9), None, scale=3, seeds=4, tries=tries)

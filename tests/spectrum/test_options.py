@@ -1,4 +1,4 @@
-"""A fixed number of steps, guidance on an interval, pictures of several shapes: against diffusers and plain loops."""
+"""Fixed steps, guidance intervals, several shapes: against diffusers and plain loops."""
 
 from __future__ import annotations
 
@@ -51,9 +51,15 @@ def image_to_image(
         derive_seed("noise", request.source_id, request.seed, request.attempt)
     )
     return pipeline(
-        prompt=request.prompt, negative_prompt=request.negative_prompt, image=model.encode_images(pixels), strength=strength,
-        num_inference_steps=steps, guidance_scale=7.5, generator=generator, output_type="latent",
-    ).images[0]  # fmt: skip
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        image=model.encode_images(pixels),
+        strength=strength,
+        num_inference_steps=steps,
+        guidance_scale=7.5,
+        generator=generator,
+        output_type="latent",
+    ).images[0]
 
 
 # ---------------------------------------------------------------- fixed steps
@@ -79,9 +85,15 @@ def test_fixed_steps_are_those_of_diffusers_with_more_inference_steps(
     pixels = torch.from_numpy(pixels_of(32, 32))[None].float() / 127.5 - 1
     with torch.inference_mode():
         wanted = pipeline(
-            prompt=request.prompt, negative_prompt=request.negative_prompt, image=model.encode_images(pixels), num_inference_steps=whole,
-            strength=10.5 / whole, guidance_scale=7.5, generator=generator, output_type="latent",
-        ).images[0]  # fmt: skip
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            image=model.encode_images(pixels),
+            num_inference_steps=whole,
+            strength=10.5 / whole,
+            guidance_scale=7.5,
+            generator=generator,
+            output_type="latent",
+        ).images[0]
     assert relative_error(made, wanted) <= 1e-5
 
 
@@ -106,7 +118,7 @@ def test_fixed_steps_of_a_flow_are_those_of_diffusers_with_more_inference_steps(
 
 
 def test_fixed_steps_fall_evenly_where_the_grid_does_not_divide() -> None:
-    """At λ = 70 % diffusers' integer grid of 167 steps would start at 246; the range of the level is 300 of 1,000."""
+    """λ = 70 % covers 300 of 1,000 steps; diffusers' integer grid of 167 would start at 246."""
     schedule = make_ddim(DDIMScheduler(steps_offset=1, clip_sample=False), 50, fixed=True)
     span = schedule.spans[70]
     times = schedule.timesteps[span.start : span.stop]
@@ -126,7 +138,7 @@ def test_level_with_less_noise_than_steps_is_refused(tiny_diffusion: Path) -> No
 
 @torch.inference_mode()
 def plain_loop(model, request: Request, steps: int, low: float, high: float) -> Tensor:
-    """Image to image with diffusers' scheduler, one step after the other, guided while low < share of the noise <= high."""
+    """Image to image with diffusers' scheduler, guided while low < noise fraction <= high."""
     scheduler = DDIMScheduler.from_config(model.scheduler.config)
     scheduler.set_timesteps(steps)
     noise = draw_noise(request.source_id, request.seed, request.attempt, (4, 8, 8))[None]
@@ -179,7 +191,7 @@ def test_guidance_on_an_interval_equals_a_plain_loop(
 
 
 def test_unguided_rows_fill_the_calls(tiny_diffusion: Path) -> None:
-    """Where half of the steps are unguided a call holds more images, so that it stays full and calls are fewer."""
+    """With half of the steps unguided a call holds more images, so there are fewer calls."""
     requests = [
         replace(REQUEST, id=f"{seed}", level=level, seed=seed)
         for seed in range(24)
@@ -220,8 +232,11 @@ def test_shapes_share_an_engine_and_equal_diffusers(
     folder = request.getfixturevalue(family)
     model = load_generator(str(folder))
     shapes = {"wide": (48, 24), "tall": (24, 40), "square": (32, 32)}
-    requests = [replace(REQUEST, id=f"{name}-{seed}", source_id=name, seed=seed, width=width, height=height)
-                for name, (width, height) in shapes.items() for seed in range(2)]  # fmt: skip
+    requests = [
+        replace(REQUEST, id=f"{name}-{seed}", source_id=name, seed=seed, width=width, height=height)
+        for name, (width, height) in shapes.items()
+        for seed in range(2)
+    ]
     engine = Engine(model, num_inference_steps=10, guidance_scale=7.5, slots=2)
     made = {
         each.id: latents

@@ -40,15 +40,20 @@ sources, prompts, sampling, percents, seeds = json.loads(input())
 levels = list(percents)
 prompts = {int(label): texts for label, texts in prompts.items()}
 sampling = Sampling(**sampling)
-requests = plan_requests(sources, levels, seeds, prompts, negative_prompt="blurry", sampling=sampling)
+options = {"negative_prompt": "blurry", "sampling": sampling}
+requests = plan_requests(sources, levels, seeds, prompts, **options)
 print(json.dumps([request.id for request in requests]))
 """
 
 
 def plan(
-    percents: Sequence[int] = PERCENTS, seeds: int = 2, sources: Sequence[dict[str, Any]] = SOURCES, negative: str = "blurry",
-    sampling: Sampling = SAMPLING, prompts: dict[int, list[str]] = PROMPTS,
-) -> list[Request]:  # fmt: skip
+    percents: Sequence[int] = PERCENTS,
+    seeds: int = 2,
+    sources: Sequence[dict[str, Any]] = SOURCES,
+    negative: str = "blurry",
+    sampling: Sampling = SAMPLING,
+    prompts: dict[int, list[str]] = PROMPTS,
+) -> list[Request]:
     return plan_requests(
         sources,
         list(percents),
@@ -74,8 +79,10 @@ def test_every_source_seed_and_level_once() -> None:
     ]
     assert len(ids(requests)) == 3 * 2 * 4
     assert {(request.source_id, request.source_digest, request.label) for request in requests} == {
-        ("bag/1.png", "d1", 3), ("bag/2.png", "d2", 3), ("hat/1.png", "d3", 4),
-    }  # fmt: skip
+        ("bag/1.png", "d1", 3),
+        ("bag/2.png", "d2", 3),
+        ("hat/1.png", "d3", 4),
+    }
     assert {(request.attempt, request.negative_prompt) for request in requests} == {(0, "blurry")}
 
 
@@ -102,9 +109,13 @@ def test_same_ids_in_another_process() -> None:
         2,
     ]
     done = subprocess.run(
-        [sys.executable, "-c", PRINT_IDS], input=json.dumps(arguments), env={**os.environ, "PYTHONHASHSEED": "12345"},
-        stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", PRINT_IDS],
+        input=json.dumps(arguments),
+        env={**os.environ, "PYTHONHASHSEED": "12345"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     assert json.loads(done.stdout) == [request.id for request in plan()]
 
 
@@ -175,7 +186,7 @@ def test_the_label_is_only_written_down() -> None:
 
 
 def test_unet_rows_are_twice_the_steps_of_all_requests() -> None:
-    """At T = 50 the levels 0, 10, 30 and 50 take 50, 45, 35 and 25 steps; 3 sources × 2 seeds, and two rows a step."""
+    """At T = 50 the levels take 50, 45, 35 and 25 steps; 3 sources × 2 seeds, two rows a step."""
     assert [request.steps(50) for request in plan()[:4]] == [50, 45, 35, 25]
     assert unet_rows(plan(), 50, 10.0) == 2 * 6 * (50 + 45 + 35 + 25) == 1860
     assert unet_rows(plan(), 50, 1.0) == 930
@@ -188,7 +199,7 @@ def test_fixed_steps_are_all_of_them_at_every_level() -> None:
 
 
 def test_unguided_steps_take_one_row() -> None:
-    """Guided above 0.4 of the noise at T = 50: all but the last 20 steps, of which level 50 has 25 in all."""
+    """Guided above 0.4 of the noise at T = 50: all but the last 20 steps. Level 50 has 25 steps."""
     assert unet_rows(plan(), 50, 10.0, guidance_interval=(0.4, 1.0)) == 6 * (
         100 - 20 + 90 - 20 + 70 - 20 + 50 - 20
     )

@@ -1,4 +1,4 @@
-"""The store: rows exist whole or not at all, and anybody can open them."""
+"""The store: rows exist whole or not at all, and other programs open the shards."""
 
 from __future__ import annotations
 
@@ -37,13 +37,33 @@ def make_picture(shade: int) -> np.ndarray:
 def make_row(index: int) -> dict[str, Any]:
     encoded = encode_image(make_picture(index), "webp-lossless")
     return {
-        "id": f"id-{index}", "image": {"bytes": encoded, "path": None}, "label": index % 2,
-        "level": 10 * (index % 5), "seed": index // 5, "attempt": 0, "prompt": "a bag", "negative_prompt": "",
-        "source_id": f"bag/{index}.png", "source_digest": "d", "source_width": 30, "source_height": 20, "width": 8, "height": 8,
-        "model": "m", "scheduler": "s", "num_inference_steps": 50, "guidance_scale": 10.0, "dtype": "float32", "encoding": "webp-lossless",
-        "resize": "square", "steps": "per-level", "guidance_from": 0.0, "guidance_to": 1.0, "loras": "",
+        "id": f"id-{index}",
+        "image": {"bytes": encoded, "path": None},
+        "label": index % 2,
+        "level": 10 * (index % 5),
+        "seed": index // 5,
+        "attempt": 0,
+        "prompt": "a bag",
+        "negative_prompt": "",
+        "source_id": f"bag/{index}.png",
+        "source_digest": "d",
+        "source_width": 30,
+        "source_height": 20,
+        "width": 8,
+        "height": 8,
+        "model": "m",
+        "scheduler": "s",
+        "num_inference_steps": 50,
+        "guidance_scale": 10.0,
+        "dtype": "float32",
+        "encoding": "webp-lossless",
+        "resize": "square",
+        "steps": "per-level",
+        "guidance_from": 0.0,
+        "guidance_to": 1.0,
+        "loras": "",
         "image_digest": digest_bytes(encoded),
-    }  # fmt: skip
+    }
 
 
 def make_rows(indices: Sequence[int]) -> list[dict[str, Any]]:
@@ -56,7 +76,7 @@ def spectrum(tmp_path: Path) -> Shards:
 
 
 def files(store: Shards) -> list[str]:
-    """Everything that lies in the folder, hidden files too."""
+    """All names in the folder, hidden files too."""
     return sorted(path.name for path in store.folder.iterdir()) if store.folder.exists() else []
 
 
@@ -239,7 +259,9 @@ def test_images_of_a_store_from_before_the_options_are_read_beside_new_ones(
     spectrum: Shards,
 ) -> None:
     spectrum.append(make_rows([0, 1]))
-    older = pa.schema([field for field in spectrum.schema if field.name not in store_module.LATER])
+    older = pa.schema(
+        [field for field in spectrum.schema if field.name not in store_module.OPTIONAL]
+    )
     Shards(spectrum.folder, older).append(
         [{name: row[name] for name in older.names} for row in make_rows([2, 3])]
     )
@@ -401,7 +423,7 @@ def test_a_path_as_a_url_is_a_folder(tmp_path: Path) -> None:
 def test_where_renaming_is_all_there_is_a_shard_is_put_beside_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`dir://` stands for the file systems that show a file while it is written; one that fails half way leaves no shard."""
+    """`dir://` shows files while they are written. A write that fails leaves no shard."""
     monkeypatch.setattr(
         store_module,
         "open_filesystem",

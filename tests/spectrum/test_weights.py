@@ -27,7 +27,7 @@ from .conftest import make_xl
 
 
 def make_lora(folder: Path, family: Path, kind: str, *parts: str) -> Path:
-    """Random LoRA weights of the attention of a checkpoint's network or text encoder, as diffusers saves them."""
+    """Random LoRA weights of a network's or text encoder's attention, as diffusers saves them."""
     pipeline, states = getattr(diffusers, kind).from_pretrained(family), {}
     torch.manual_seed(7)
     for part in parts:
@@ -59,9 +59,11 @@ def predicted(model) -> torch.Tensor:
 
 
 FAMILIES = [
-    ("tiny_diffusion", "StableDiffusionPipeline", "unet"), ("tiny_xl", "StableDiffusionXLPipeline", "unet"),
-    ("tiny_sd3", "StableDiffusion3Pipeline", "transformer"), ("tiny_flux", "FluxPipeline", "transformer"),
-]  # fmt: skip
+    ("tiny_diffusion", "StableDiffusionPipeline", "unet"),
+    ("tiny_xl", "StableDiffusionXLPipeline", "unet"),
+    ("tiny_sd3", "StableDiffusion3Pipeline", "transformer"),
+    ("tiny_flux", "FluxPipeline", "transformer"),
+]
 
 
 @pytest.mark.parametrize(("family", "kind", "part"), FAMILIES)
@@ -139,7 +141,7 @@ def test_lora_of_another_family_is_told(tiny_xl: Path, tiny_flux: Path, tmp_path
 def test_a_lora_with_layers_that_the_network_lacks_is_refused(
     tiny_diffusion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a text encoder it is told: a checkpoint may have fewer of them than the one that was trained."""
+    """Missing text encoders are reported: a checkpoint may have fewer than the trained one."""
     file = make_lora(tmp_path, tiny_diffusion, "StableDiffusionPipeline", "unet", "text_encoder")
     load_generator(Address(str(tiny_diffusion), loras=((str(file), 1.0),)))
     told = capsys.readouterr()
@@ -200,17 +202,26 @@ def test_a_lora_of_peft_that_cannot_be_read_is_told(
     tiny_diffusion: Path, tiny_xl: Path, tmp_path: Path
 ) -> None:
     file = make_lora(tmp_path / "plain", tiny_diffusion, "StableDiffusionPipeline", "unet")
-    for number, (settings, words) in enumerate([
-        ({"use_dora": True}, "use_dora"), ({"peft_type": "LOHA"}, "'LOHA'"), ({"lora_alpha": "x"}, "lora_alpha 'x'"),
-        ({"bias": "all"}, "'all'"), ({"alpha_pattern": {"a": 1}}, "alpha_pattern"),
-    ]):  # fmt: skip
+    for number, (settings, words) in enumerate(
+        [
+            ({"use_dora": True}, "use_dora"),
+            ({"peft_type": "LOHA"}, "'LOHA'"),
+            ({"lora_alpha": "x"}, "lora_alpha 'x'"),
+            ({"bias": "all"}, "'all'"),
+            ({"alpha_pattern": {"a": 1}}, "alpha_pattern"),
+        ]
+    ):
         other = as_peft(file, tmp_path / str(number), "unet", **settings)
         with pytest.raises(CheckpointError, match=words):
             check_generator(Address(str(tiny_diffusion), loras=((str(other), 1.0),)), 10)
     (other.parent / "adapter_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"needs the adapter_config\.json"):
         check_generator(Address(str(tiny_diffusion), loras=((str(other), 1.0),)), 10)
-    whole = as_peft(make_lora(tmp_path / "xl", tiny_xl, "StableDiffusionXLPipeline", "unet"), tmp_path / "p", "unet")  # fmt: skip
+    whole = as_peft(
+        make_lora(tmp_path / "xl", tiny_xl, "StableDiffusionXLPipeline", "unet"),
+        tmp_path / "p",
+        "unet",
+    )
     with pytest.raises(CheckpointError, match="another family or version"):
         load_generator(Address(str(tiny_diffusion), loras=((str(whole), 1.0),)))
 
@@ -250,17 +261,29 @@ def test_missing_or_pickled_lora_is_told_before_anything_is_loaded(
 # ---------------------------------------------------------------- a single file
 
 RESNET = {
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1",
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
     "conv_shortcut": "skip_connection",
-}  # fmt: skip
+}
 
 
 def original_unet(state: dict[str, torch.Tensor], layers: int = 1) -> dict[str, torch.Tensor]:
-    """Names of the published Stable Diffusion files for those of diffusers' UNet (down: plain, attention; up: attention, plain)."""
+    """Names in published Stable Diffusion files for those of diffusers' UNet.
+
+    Down: plain, attention; up: attention, plain.
+    """
     fixed = {
-        "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
-        "conv_norm_out": "out.0", "conv_out": "out.2", "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
-    }  # fmt: skip
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+        "add_embedding.linear_1": "label_emb.0.0",
+        "add_embedding.linear_2": "label_emb.0.2",
+    }
 
     def renamed(name: str) -> str:
         part = name.split(".")
@@ -275,7 +298,8 @@ def original_unet(state: dict[str, torch.Tensor], layers: int = 1) -> dict[str, 
             if kind == "downsamplers":
                 return f"input_blocks.{(layers + 1) * (block + 1)}.0.op.{rest[-1]}"
             if kind == "upsamplers":
-                return f"output_blocks.{(layers + 1) * block + layers}.2.conv.{rest[-1]}"  # behind a block with attention
+                # after a block with attention
+                return f"output_blocks.{(layers + 1) * block + layers}.2.conv.{rest[-1]}"
             index = (layers + 1) * block + number
             place = (
                 f"input_blocks.{index + 1}"
@@ -321,7 +345,7 @@ def original_vae(state: dict[str, torch.Tensor], blocks: int = 3) -> dict[str, t
 
 
 def original_clip(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
-    """Names of the published files for those of a CLIP text encoder of transformers, which they keep."""
+    """Names in published files for those of transformers' CLIP text encoder, which they keep."""
     state = load_file(folder / "model.safetensors")
     return {
         f"{prefix}.transformer.text_model.{name.removeprefix('text_model.')}": tensor
@@ -330,12 +354,18 @@ def original_clip(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
 
 
 def original_open_clip(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
-    """Names of OpenCLIP, which keeps the three projections of attention in one, for those of transformers."""
+    """Names of OpenCLIP, with the three projections of attention in one, for transformers'."""
     names = {
-        "text_model.": "", "encoder.layers": "transformer.resblocks", "embeddings.token_embedding": "token_embedding",
-        "embeddings.position_embedding.weight": "positional_embedding", "final_layer_norm": "ln_final", "layer_norm": "ln_",
-        "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "self_attn": "attn",
-    }  # fmt: skip
+        "text_model.": "",
+        "encoder.layers": "transformer.resblocks",
+        "embeddings.token_embedding": "token_embedding",
+        "embeddings.position_embedding.weight": "positional_embedding",
+        "final_layer_norm": "ln_final",
+        "layer_norm": "ln_",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+        "self_attn": "attn",
+    }
     result: dict[str, torch.Tensor] = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
         for ours, theirs in names.items():
@@ -351,7 +381,7 @@ def original_open_clip(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
 
 
 def write_single(folder: Path, file: Path) -> Path:
-    """The weights of a Stable Diffusion or SDXL folder in one file of the original layout, its configurations in a folder beside it."""
+    """A folder's weights in one file of the original layout, its configurations beside it."""
     state = original_unet(load_file(folder / "unet" / "diffusion_pytorch_model.safetensors"))
     state |= original_vae(load_file(folder / "vae" / "diffusion_pytorch_model.safetensors"))
     first, second = (folder / name for name in ("text_encoder", "text_encoder_2"))
@@ -460,7 +490,7 @@ def test_half_a_single_file_and_a_pickled_one_are_told(single: Path) -> None:
 def test_a_tokenizer_may_share_a_folder_with_the_text_encoder(
     tiny_diffusion: Path, tmp_path: Path
 ) -> None:
-    """As in benchmarks/checkpoints/cifar, where both are links to the CLIP: the weights beside a tokenizer are not its own."""
+    """Weights beside a tokenizer are not its own; benchmarks/checkpoints/cifar links both."""
     folder = shutil.copytree(tiny_diffusion, tmp_path / "shared")
     shutil.copytree(folder / "text_encoder", folder / "tokenizer", dirs_exist_ok=True)
     assert torch.equal(

@@ -240,8 +240,11 @@ def test_a_survey_leaves_the_plan_of_its_run_alone(surveyed: Run, tmp_path: Path
             ["--grid", "0,ten"],
             "--grid takes whole numbers with commas between them, for example 0,20,40; got '0,ten'",
         ),
-        (["--grid", "0,100"], "level 100 is the real image and is never generated"),
-        (["--grid", "0,90"], "level 90 % leaves t(λ) = 0 denoising steps at 5 inference steps"),
+        (["--grid", "0,100"], "grid: level 100 is the real image and is never generated"),
+        (
+            ["--grid", "0,90"],
+            "grid: level 90 % leaves t(λ) = 0 denoising steps at 5 inference steps",
+        ),
         (["--grid", "-1"], "--grid: -1 is out of range; allowed: 0 to 100"),
     ],
 )

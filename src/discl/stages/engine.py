@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..data import to_size
+from ..errors import arguments_named
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import ClipScorer
@@ -22,6 +23,17 @@ from .pending import count_rows, filter_texts
 
 logger = get_logger(__name__)
 
+GENERATOR_KEYS = {
+    "config": "spectrum.config",
+    "fixed": "spectrum.steps",
+    "guidance_interval": "spectrum.guidance_interval",
+    "guidance_scale": "spectrum.guidance_scale",
+    "levels": "spectrum.levels",
+    "negative_prompt": "prompts.negative",
+    "num_inference_steps": "spectrum.num_inference_steps",
+    "size": "spectrum.size",
+}
+"""The recipe's keys of a generator's arguments."""
 PAYS = 1000
 """Calls of the network from which on compiling it first takes less time than it saves."""
 
@@ -77,16 +89,19 @@ def make_engine(run: Run) -> Engine | PlainEngine:
         logger.warning(
             f"the engine does not know a {run.generator.family}: diffusers' own pipeline makes its images one by one, which is slower"
         )
-        plain = PlainEngine(load_plain(run.address, asked.dtype, run.device), **settings)
-        keys = {"negative_prompt": "prompts.negative", "guidance_scale": "spectrum.guidance_scale"}
-        if unused := [keys[name] for name in plain.unused()]:
+        with arguments_named(**GENERATOR_KEYS):
+            pipelines = load_plain(run.address, asked.dtype, run.device)
+        plain = PlainEngine(pipelines, **settings)
+        if unused := [GENERATOR_KEYS[name] for name in plain.unused()]:
             logger.warning(
                 f"generate: {' and '.join(unused)} ha{'s' if len(unused) == 1 else 've'} no effect: a {run.generator.family} takes none"
             )
         return plain
     slots = run.recipe.runtime.slots
+    with arguments_named(**GENERATOR_KEYS):
+        model = load_generator(run.address, asked.dtype, run.device)
     engine = Engine(
-        load_generator(run.address, asked.dtype, run.device),
+        model,
         **settings,
         slots=1 if slots == "auto" else slots,
         fixed=sampling.fixed,

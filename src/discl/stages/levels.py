@@ -33,10 +33,11 @@ from ..utils.atomic import make_folder
 from ..utils.console import progress
 from ..utils.hashing import digest
 from ..utils.stored import read_table, write_table, write_text
+from .engine import GENERATOR_KEYS
 from .filter import filter_spectrum
 from .generate import generate
 from .pending import filter_texts, is_cosine
-from .plan import GENERATOR_KEYS, make_plan
+from .plan import make_plan
 
 SHARED = (paths.DATA, paths.PROMPTS, paths.SETTINGS, paths.CAPTIONS)
 """What the survey takes from the run that it is made for."""

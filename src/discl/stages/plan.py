@@ -21,22 +21,13 @@ from ..spectrum.store import Shards
 from ..utils.atomic import whole
 from ..utils.counts import count_of
 from .classifiers import describe_classifier
-from .engine import make_engine
+from .engine import GENERATOR_KEYS, make_engine
 from .pending import count_rows, planned_sources, score_and_list_missing
 from .prompts import check_prompts, ensure_texts
 from .train import check_training
 
 TRAINING = frozenset({"train", "evaluate", "report", "compare"})
 """Stages that need classifiers."""
-GENERATOR_KEYS = {
-    "config": "spectrum.config",
-    "fixed": "spectrum.steps",
-    "guidance_interval": "spectrum.guidance_interval",
-    "levels": "spectrum.levels",
-    "num_inference_steps": "spectrum.num_inference_steps",
-    "size": "spectrum.size",
-}
-"""The recipe's keys of the arguments of `check_generator`."""
 SAMPLED = 16
 """Sources that are encoded to estimate the size on disk."""
 
