@@ -37,6 +37,8 @@ OPTIONAL = ("resize", "steps", "guidance_from", "guidance_to", "loras", DIGEST)
 READERS = 16
 """Shards of a remote store that are read at once."""
 ROWS_PER_GROUP = 256
+WRITING: dict[str, Any] = {"row_group_size": ROWS_PER_GROUP, "write_page_checksum": True}
+"""How a shard is written: its pages carry checksums."""
 
 
 class Shards:
@@ -95,11 +97,11 @@ class Shards:
         path = Path(self.folder) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as unfinished:
-            _write_shard(table, unfinished)
+            pq.write_table(table, unfinished, **WRITING)
 
     def _put(self, table: pa.Table, name: str, remote: AbstractFileSystem) -> None:
         shard = io.BytesIO()
-        _write_shard(table, shard)
+        pq.write_table(table, shard, **WRITING)
         with as_os_errors():
             remote.makedirs(self.root, exist_ok=True)
             if puts_atomically(remote):
@@ -281,11 +283,6 @@ class Shards:
 
 
 # ---------------------------------------------------------------- one shard
-
-
-def _write_shard(table: pa.Table, target: Path | IO[bytes]) -> None:
-    """Writes a shard with checksums of its pages."""
-    pq.write_table(table, target, row_group_size=ROWS_PER_GROUP, write_page_checksum=True)
 
 
 def _open(file: PurePath | IO[bytes] | str) -> pq.ParquetFile:
