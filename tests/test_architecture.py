@@ -20,6 +20,7 @@ ROOT = Path(discl.__file__).parent
 PROJECT = Path(__file__).parents[1]
 LAYERS = [
     {"cli"},
+    {"options"},
     {"pipeline"},
     {"report", "integrations"},
     {"stages"},

@@ -180,7 +180,7 @@ def test_an_interruption_tells_how_to_go_on(discl, monkeypatch: pytest.MonkeyPat
     assert discl("run", "fashion-lt") == (
         130,
         "",
-        "stopped; the same command goes on where this one ended\n",
+        "stopped; run the same command again to continue\n",
     )
 
 
@@ -429,4 +429,4 @@ def test_what_is_stopped_says_how_to_go_on(discl, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(cli, "_open", stop)
     status, _, told = discl("generate", "fashion-lt")
-    assert status == 130 and "the same command goes on where this one ended" in told
+    assert status == 130 and "run the same command again" in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -121,3 +122,25 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: bar.advance(task, count)
     if not bars:
         logger.info(f"{what}: {total} done")
+
+
+def open_standard_streams() -> None:
+    """Opens closed standard streams on the null device.
+
+    Otherwise a file that is opened later gets their number, and libraries write to it.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(number, True)
+    os.close(number)
+
+
+def flush_standard_error() -> None:
+    """Drops text that a full or closed standard error refuses; Python would exit with 120."""
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
