@@ -111,8 +111,8 @@ def entry(module: str) -> str:
 def test_imports_are_found() -> None:
     assert {"", "cli", "spectrum", "spectrum.engine", "stages.prepare_data"} <= set(MODULES)
     assert {"discl.errors", "collections.abc", "numbers"} <= imports("levels")
-    assert "discl.recipe" in imports("cli")
-    assert "discl.recipe" not in imports("cli", deferred=False)
+    assert "discl.pipeline" in imports("cli")
+    assert "discl.pipeline" not in imports("cli", deferred=False)
     assert {"stages.train", "data.hardness"} <= inside("stages.hard")
     assert "data.table" in inside("data")
     assert entry("spectrum.models.flow") == "spectrum.models"
