@@ -411,10 +411,10 @@ def epochs_of(row: Row, samples: Samples, draw: int) -> Iterator[Any]:
     levels = tuple(level for level in LEVELS)
     strategy = make_strategy(
         row.strategy,
-        levels=_levels(levels),
+        levels=tuple(levels),
         seed=draw,
         curriculum_epochs=EPOCHS if row.oracle else CURRICULUM_EPOCHS,
-        level=None if row.level is None else _levels((row.level,))[0],
+        level=row.level,
     )
     sampling = make_sampling(
         pool,
@@ -429,12 +429,6 @@ def epochs_of(row: Row, samples: Samples, draw: int) -> Iterator[Any]:
         chosen = strategy.levels(epoch, ())
         seed = int(np.random.SeedSequence([17, draw, epoch]).generate_state(1)[0])
         yield draw_epoch(pool, chosen, sampling, SAMPLES, seed)[0]
-
-
-def _levels(levels: Sequence[int]) -> tuple[Any, ...]:
-    from discl import GuidanceLevel
-
-    return tuple(GuidanceLevel(level) for level in levels)
 
 
 def train_row(row: Row, samples: Samples, draw: int) -> dict[str, dict[str, float]]:

@@ -248,9 +248,9 @@ def time_updates(settings: dict[str, Any], steps: int, folder: Path) -> tuple[fl
 
     from discl.recipe import load_recipe
     from discl.run_folder.open import open_run
-    from discl.run_folder.run import write_table
     from discl.stages.prepare_data import prepare_data
     from discl.stages.train import train
+    from discl.utils.stored import write_table
 
     one = {
         "methods": {"flyp": {"strategy": "real-only", "objective": "flyp"}}, "baseline": None, "train.epochs": 1,

@@ -269,6 +269,40 @@ def test_files_of_a_run_are_read_with_a_check(module: str) -> None:
             assert called not in UNCHECKED and (allowed or not unchecked), f"line {node.lineno}"
 
 
+SCRIPTS = sorted(
+    path.relative_to(PROJECT).as_posix()
+    for folder in ("benchmarks", "examples", "tools")
+    for path in (PROJECT / folder).rglob("*.py")
+)
+
+
+def defined_names(module: str) -> set[str]:
+    """Names at the top of a module: definitions, assignments and imports."""
+    names: set[str] = set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_import_names_that_exist(script: str) -> None:
+    for node in ast.walk(ast.parse((PROJECT / script).read_text())):
+        module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+        if module.partition(".")[0] != "discl":
+            continue
+        name = module.removeprefix("discl").removeprefix(".")
+        assert name in MODULES, f"line {node.lineno}: no module {module}"
+        known = {*defined_names(name), *discl.__all__} if not name else defined_names(name)
+        for alias in node.names:
+            submodule = f"{name}.{alias.name}".removeprefix(".")
+            assert alias.name in known or submodule in MODULES, f"line {node.lineno}: {alias.name}"
+
+
 def called_names(module: str) -> set[str]:
     """What a module calls, as written: `hash`, `torch.load`."""
     return {ast.unparse(node.func) for node in ast.walk(tree(module)) if isinstance(node, ast.Call)}
