@@ -408,10 +408,9 @@ def epochs_of(row: Row, samples: Samples, draw: int) -> Iterator[Any]:
     pool = samples.pool
     if row.filtered:
         pool = replace(pool, held_out=pool.held_out | ~samples.passed)
-    levels = tuple(level for level in LEVELS)
     strategy = make_strategy(
         row.strategy,
-        levels=tuple(levels),
+        levels=tuple(LEVELS),
         seed=draw,
         curriculum_epochs=EPOCHS if row.oracle else CURRICULUM_EPOCHS,
         level=row.level,
