@@ -163,6 +163,7 @@ def test_a_root_that_is_not_there_is_told_with_what_should_be(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_installed_command_prints_no_traceback() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "discl.cli", "run", "fashion-tl"], capture_output=True, text=True

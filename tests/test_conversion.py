@@ -216,6 +216,7 @@ def test_names_of_files() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_hub_name_with_pickled_weights_only(tiny_clip: Path, tmp_path: Path) -> None:
     """The real client against a small hub: loading says what to do and fetches no pickled file, converting does."""
     remote = pickled(tiny_clip, tmp_path / "remote")

@@ -60,6 +60,7 @@ def test_clip_recognises_the_validation_images() -> None:
 
 
 @pytest.mark.parametrize("seed", [0])
+@pytest.mark.slow
 def test_text_only_images_show_their_class(seed: int) -> None:
     from PIL import Image
 

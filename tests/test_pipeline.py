@@ -698,6 +698,7 @@ def test_methods_and_seeds_in_one_table(
     assert trained == []
 
 
+@pytest.mark.slow
 def test_every_method_has_the_same_number_of_trials(
     copied: Path, tree: Tree, no_phase_one: None, trained: list[str]
 ) -> None:
@@ -795,6 +796,7 @@ def half_table(name: str, function: Callable[..., None] = pq.write_table) -> Cal
     return write
 
 
+@pytest.mark.slow
 def test_interrupted_in_every_stage(
     tree: Tree, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,6 +95,7 @@ def test_one_ddim_step_by_hand():
         assert made[0, component].item() == pytest.approx(0.5 * expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_training_makes_it_predict_x0():
     """Of features that are all the same, x0 is known at every time, and noise at none."""
     features, labels = torch.tensor([[1.5, -2.0]]).repeat(64, 1), torch.zeros(64, dtype=torch.long)

@@ -125,6 +125,7 @@ def test_a_file_that_a_camera_takes(tmp_path: Path) -> None:
     assert digest_image(taken) == digest_image(degrade(photo(3), draw_camera(0, 1), 2))
 
 
+@pytest.mark.slow
 def test_another_process_sees_the_same_pictures(root: Path) -> None:
     program = (
         "import sys; from discl.data import Cameras, digest_image, read_tables, through_cameras\n"

@@ -121,6 +121,7 @@ def test_latex_escapes():
     assert lines[5] == r"discl\_a & 60.0 $\pm$ 0.0 & +9.0 [+8.0, +10.0] & 25,792 \\"
 
 
+@pytest.mark.slow
 def test_difference_of_macro_f1():
     """Against scikit-learn, and against a bootstrap image by image."""
     rng = np.random.default_rng(0)

@@ -50,7 +50,7 @@ def test_an_example_is_a_command(filtered_run: Path) -> None:
     assert "validation accuracy" in answered.stdout
 
 
-@pytest.mark.parametrize("stop", [1, 3])
+@pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_hugging_face_trainer(filtered_run: Path, tmp_path: Path, stop: int) -> None:
     example = load("hf_trainer")
     whole = example.main(str(filtered_run), "adaptive", 9, str(tmp_path / "whole"))
@@ -64,7 +64,14 @@ def test_hugging_face_trainer(filtered_run: Path, tmp_path: Path, stop: int) -> 
     assert resumed.curriculum.history == whole.curriculum.history
 
 
-@pytest.mark.parametrize("strategy", ["diverse-to-specific", "random", "adaptive"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param("diverse-to-specific", marks=pytest.mark.slow),
+        pytest.param("random", marks=pytest.mark.slow),
+        "adaptive",
+    ],
+)
 def test_a_trainer_resumed_draws_what_it_would_have_drawn(
     filtered_run: Path, tmp_path: Path, strategy: str
 ) -> None:
@@ -129,7 +136,14 @@ def test_a_trainer_resumed_draws_what_it_would_have_drawn(
         assert resumed == history
 
 
-@pytest.mark.parametrize("strategy", ["adaptive", "bandit", "random"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "adaptive",
+        pytest.param("bandit", marks=pytest.mark.slow),
+        pytest.param("random", marks=pytest.mark.slow),
+    ],
+)
 def test_lightning_resumed_with_workers_draws_what_it_would_have_drawn(
     filtered_run: Path, tmp_path: Path, strategy: str
 ) -> None:

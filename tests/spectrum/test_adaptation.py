@@ -83,6 +83,7 @@ def test_the_gradient_reaches_the_low_rank_weights_alone(tiny_diffusion, tmp_pat
     assert describe_loras([(str(file), 1.0)])
 
 
+@pytest.mark.slow
 def test_a_trained_adapter_lowers_the_loss_on_its_images(tiny_diffusion, tmp_path):
     images = make_images()
     settings = AdapterSettings(
@@ -164,6 +165,7 @@ def test_the_count_is_that_of_the_file(tiny_diffusion, tmp_path):
         assert count_adapter(model, settings) == held
 
 
+@pytest.mark.slow
 def test_images_of_the_generator_keep_it_near_itself(tiny_diffusion, tmp_path):
     """With a heavy prior the weights move less than without."""
     from safetensors.torch import load_file

@@ -57,6 +57,7 @@ def test_a_run_is_one_graph_of_one_shape(model: StableDiffusion) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_leaves_the_network_as_it_was(model: StableDiffusion) -> None:
     def broken(*_: Any) -> Any:
         raise ValueError("no such compiler")

@@ -143,7 +143,7 @@ SOME_SETTINGS = [  # every pair of values occurs
     ("steps", "prediction_type", "timestep_spacing", "set_alpha_to_one", "guidance_scale"),
     [
         *((10, *settings) for settings in ALL_SETTINGS),
-        *((20, *settings) for settings in SOME_SETTINGS),
+        *(pytest.param(20, *each, marks=pytest.mark.slow) for each in SOME_SETTINGS),
         *(pytest.param(50, *each, marks=pytest.mark.slow) for each in SOME_SETTINGS[::2]),
     ],
 )

@@ -174,7 +174,7 @@ FLUX = {"text": "FluxPipeline", "image": "FluxImg2ImgPipeline", "aimed": -0.5}
 
 
 @pytest.mark.parametrize("guidance_scale", [1, 7.5])
-@pytest.mark.parametrize("negative", ["", "blurry"])
+@pytest.mark.parametrize("negative", [pytest.param("", marks=pytest.mark.slow), "blurry"])
 def test_sdxl_base_equals_diffusers(tiny_xl: Path, guidance_scale: float, negative: str) -> None:
     """Without a negative prompt diffusers takes zeros for it, where the checkpoint was trained so."""
     compare(
@@ -195,7 +195,7 @@ def test_sdxl_with_another_offset_equals_diffusers(tiny_xl: Path, tmp_path: Path
     assert load_generator(str(folder)).schedule(10, 32, 32).timesteps[-1] == 0
 
 
-@pytest.mark.parametrize("negative", ["", "blurry"])
+@pytest.mark.parametrize("negative", [pytest.param("", marks=pytest.mark.slow), "blurry"])
 def test_sdxl_refiner_equals_diffusers(tiny_refiner: Path, negative: str) -> None:
     compare(
         tiny_refiner,
@@ -244,7 +244,7 @@ def test_flows_of_oblong_pictures_equal_diffusers(
     compare(request.getfixturevalue(family), guidance_scale=3.5, size=(32, 48), **how)
 
 
-@pytest.mark.parametrize("steps", [10, 13])
+@pytest.mark.parametrize("steps", [10, pytest.param(13, marks=pytest.mark.slow)])
 def test_flux_equals_diffusers(tiny_flux: Path, steps: int) -> None:
     compare(tiny_flux, steps=steps, guidance_scale=3.5, **FLUX)
 

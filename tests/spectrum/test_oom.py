@@ -87,7 +87,9 @@ def make(model: Any, slots: int = 12, **settings: Any) -> tuple[Engine, dict[str
     }
 
 
-@pytest.mark.parametrize("free", [0, 3, 9])
+@pytest.mark.parametrize(
+    "free", [pytest.param(0, marks=pytest.mark.slow), 3, pytest.param(9, marks=pytest.mark.slow)]
+)
 def test_slots_are_halved_and_no_step_is_done_twice(model: StableDiffusion, free: int) -> None:
     _, wanted = make(model)
     cramped = Cramped(model, rows=7, free=free)
@@ -102,6 +104,7 @@ def test_slots_are_halved_and_no_step_is_done_twice(model: StableDiffusion, free
     )
 
 
+@pytest.mark.slow
 def test_slots_are_halved_where_some_steps_are_not_guided(model: StableDiffusion) -> None:
     _, wanted = make(model, guidance_interval=(0.4, 1.0))
     engine, made = make(Cramped(model, rows=5, free=2), guidance_interval=(0.4, 1.0))
@@ -114,6 +117,7 @@ def test_slots_are_halved_where_some_steps_are_not_guided(model: StableDiffusion
     )
 
 
+@pytest.mark.slow
 def test_the_vae_takes_smaller_batches(model: StableDiffusion) -> None:
     _, wanted = make(model)
     engine, made = make(Cramped(model, pictures=4))
@@ -124,6 +128,7 @@ def test_the_vae_takes_smaller_batches(model: StableDiffusion) -> None:
     )
 
 
+@pytest.mark.slow
 def test_text_encoders_take_smaller_batches(model: StableDiffusion) -> None:
     _, wanted = make(model)
     engine, made = make(Cramped(model, texts=5))
@@ -155,8 +160,8 @@ def test_the_clip_takes_smaller_batches(tiny_clip: Path, monkeypatch: pytest.Mon
     ("limits", "what"),
     [
         ({"rows": 1}, "image in a call of the network"),
-        ({"pictures": 0}, "image in a call of the VAE"),
-        ({"texts": 0}, "text in a call of the text encoders"),
+        pytest.param({"pictures": 0}, "image in a call of the VAE", marks=pytest.mark.slow),
+        pytest.param({"texts": 0}, "text in a call of the text encoders", marks=pytest.mark.slow),
     ],
 )
 def test_one_image_that_is_too_large_is_told(

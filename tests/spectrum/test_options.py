@@ -162,7 +162,9 @@ def plain_loop(model, request: Request, steps: int, low: float, high: float) -> 
 
 
 @pytest.mark.parametrize("interval", [(0.3, 1.0), (0.0, 0.4), (0.2, 0.6)])
-@pytest.mark.parametrize("slots", [1, 2, 3])
+@pytest.mark.parametrize(
+    "slots", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_guidance_on_an_interval_equals_a_plain_loop(
     tiny_diffusion: Path, interval: tuple[float, float], slots: int
 ) -> None:
@@ -190,6 +192,7 @@ def test_guidance_on_an_interval_equals_a_plain_loop(
     assert engine.work.unet_rows_computed == 2 * slots * engine.work.unet_calls
 
 
+@pytest.mark.slow
 def test_unguided_rows_fill_the_calls(tiny_diffusion: Path) -> None:
     """With half of the steps unguided a call holds more images, so there are fewer calls."""
     requests = [

@@ -99,6 +99,7 @@ def test_levels_of_a_spectrum_share_a_prompt_which_seeds_draw_anew() -> None:
         )
 
 
+@pytest.mark.slow
 def test_same_ids_in_another_process() -> None:
     """With another seed of the built-in hash, which must not play a part."""
     arguments = [

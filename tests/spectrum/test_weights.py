@@ -84,6 +84,7 @@ def test_lora_is_added_as_diffusers_adds_it(
 
 
 @pytest.mark.parametrize(("family", "kind", "part"), [FAMILIES[0], FAMILIES[1], FAMILIES[3]])
+@pytest.mark.slow
 def test_lora_of_a_text_encoder_beside_one_of_the_network(
     family: str, kind: str, part: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

@@ -208,6 +208,7 @@ def test_a_store_that_there_is_not_is_told(small_tree: dict[str, Any], tmp_path:
     assert not (run.folder / "data.parquet").exists()  # told before anything is done
 
 
+@pytest.mark.slow
 def test_sigterm_ends_it_with_what_is_finished(
     small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

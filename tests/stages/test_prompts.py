@@ -68,6 +68,7 @@ def test_what_a_model_writes_is_planned_with_and_an_edit_changes_only_its_class(
     assert gone and len(gone) == len(new) < len(before)
 
 
+@pytest.mark.slow
 def test_a_prefix_stands_before_every_text(tmp_path: Path) -> None:
     few = {**SMALL, "prompts.prefix": "a photo: "}
     planned_texts = {}

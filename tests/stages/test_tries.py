@@ -176,7 +176,15 @@ def test_the_first_tries_are_those_of_a_run_without_others(
     assert made.items() <= all_tries.items() and len(made) < len(all_tries)
 
 
-@pytest.mark.parametrize("stops", [(1, 2, 3), (4, 9), (12, 1)], ids=str)
+@pytest.mark.parametrize(
+    "stops",
+    [
+        pytest.param((1, 2, 3), marks=pytest.mark.slow),
+        (4, 9),
+        pytest.param((12, 1), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_killed_run_comes_to_the_same_images(
     stops: tuple[int, ...],
     finished: Run,

@@ -387,7 +387,9 @@ def test_validation_chooses_the_best_epoch_and_last_the_last(tmp_path: Path) -> 
     assert all(torch.equal(tensor, every_epoch[5][name]) for name, tensor in last.items())
 
 
-@pytest.mark.parametrize("epoch", [0, 3, 5])
+@pytest.mark.parametrize(
+    "epoch", [pytest.param(0, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_validation_choice_survives_a_kill(
     epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -575,7 +577,9 @@ def test_progress_is_measured_in_float32_where_training_is_not(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", sorted(MEASURING))
-@pytest.mark.parametrize("epoch", [0, 3, 6])
+@pytest.mark.parametrize(
+    "epoch", [pytest.param(0, marks=pytest.mark.slow), 3, pytest.param(6, marks=pytest.mark.slow)]
+)
 def test_resumed_is_uninterrupted_with_progress_too(name: str, epoch: int, tmp_path: Path) -> None:
     follow_progress(name, tmp_path / "whole")
     with pytest.raises(Killed):
