@@ -33,15 +33,16 @@ SECONDS, SECONDS_PER_GB = 600.0, 120.0
 def convert_checkpoint(address: str, out: Path, seconds: float | None = None) -> Path:
     """Writes a checkpoint with pickled weights as safetensors and returns its folder.
 
-    Files are read by `torch.load(..., weights_only=True)` in a separate process with bounded time and
-    memory. Configurations and vocabularies are copied.
+    Files are read by `torch.load(..., weights_only=True)` in a separate process with bounded time
+    and memory. Configurations and vocabularies are copied.
 
     - `address`: a folder in transformers' or diffusers' layout, one pickled file, or a hub name, of
       which the pickled files are downloaded.
     - `out`: the folder to write, new or empty. It is written atomically.
     - `seconds`: most seconds for unpickling; default ten minutes and two for each GB.
 
-    Raises CheckpointError where `out` holds files, where no file is pickled, and for a refused file.
+    Raises CheckpointError where `out` holds files, where no file is pickled, and for a refused
+    file.
 
     ```python
     from pathlib import Path

@@ -62,8 +62,8 @@ def decode_image(
       so that images of one data set may differ in scale.
     - `on_wide`: called with the range of an image of more than 8 bits.
 
-    Raises Unreadable for a missing, truncated or foreign file, an unknown format, a path that the gate
-    refuses, more than 20,000 pixels a side, or more than 89.5 million pixels.
+    Raises Unreadable for a missing, truncated or foreign file, an unknown format, a path that the
+    gate refuses, more than 20,000 pixels a side, or more than 89.5 million pixels.
 
     ```python
     from pathlib import Path

@@ -40,7 +40,7 @@ def load_recipe(
 ) -> Recipe:
     """The recipe of a shipped name, a YAML file, a plain tree or another recipe.
 
-    - `source`: the name of a shipped recipe, a path that ends in `.yaml`, a plain tree, or a recipe.
+    - `source`: the name of a shipped recipe, a path that ends in `.yaml`, a plain tree or a recipe.
     - `overrides`: values by their keys, such as `{"train.epochs": 5}`. Each replaces what is there.
 
     `extends: NAME` or `extends: path/to/base.yaml` lays a file over another recipe; a list lays
@@ -52,8 +52,8 @@ def load_recipe(
     those of `data.files` in `data.root` first. A path that does not exist stays as it is: it may be
     a name on the hub.
 
-    Raises RecipeError for an unknown name, base, key or strategy, for bases that extend one another,
-    and for every value out of range.
+    Raises RecipeError for an unknown name, base, key or strategy, for bases that extend one
+    another, and for every value out of range.
 
     ```python
     import discl

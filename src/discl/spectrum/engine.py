@@ -38,8 +38,8 @@ class Engine:
     - `model`: a generator from `load_generator`.
     - `num_inference_steps`: T, 1 or more.
     - `guidance_scale`: s of classifier-free guidance; 1 is none.
-    - `slots`: images per call of the network. A guided image (s ≠ 1) takes two rows. Slots are halved
-      when memory runs out, and no image is lost.
+    - `slots`: images per call of the network. A guided image (s ≠ 1) takes two rows. Slots are
+      halved when memory runs out, and no image is lost.
     - `fixed`: give every level T steps instead of t(λ).
     - `guidance_interval`: noise fractions between which steps are guided, the lower end excluded.
 

@@ -72,9 +72,9 @@ def predict(
 ) -> Path:  # fmt: skip
     """Writes the predictions of a trained classifier as CSV and returns the path.
 
-    Columns are `image`, `prediction`, `probability` and one probability per class. The file is written
-    atomically and batch by batch, so any number of images fits into memory. A path or class that starts
-    like a spreadsheet formula, such as `=1`, gets an apostrophe.
+    Columns are `image`, `prediction`, `probability` and one probability per class. The file is
+    written atomically and batch by batch, so any number of images fits into memory. A path or class
+    that starts like a spreadsheet formula, such as `=1`, gets an apostrophe.
 
     - `run`: a run folder, or the folder of a classifier.
     - `images`: an image, or a folder that is searched. Hidden files, other file types and linked
@@ -85,8 +85,8 @@ def predict(
     - `on_progress`: called with the number of images of each batch.
     - `unreadable`: `skip` leaves out unreadable images and names them; `error` stops at the first.
 
-    Raises DataError where no image is found or readable. Raises RunError for an unknown device, method
-    or value, and where `out` cannot be written.
+    Raises DataError where no image is found or readable. Raises RunError for an unknown device,
+    method or value, and where `out` cannot be written.
 
     ```python
     import discl

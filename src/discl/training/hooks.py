@@ -38,8 +38,8 @@ class TrainingContext:
 class TrainingHook:
     """Base of other systems that take part in training; its methods change nothing.
 
-    One object serves one training. Its memory belongs in `state`, so that a killed training resumes.
-    Random draws are functions of (seed, epoch).
+    One object serves one training. Its memory belongs in `state`, so that a killed training
+    resumes. Random draws are functions of (seed, epoch).
 
     ```python
     import discl
