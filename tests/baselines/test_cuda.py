@@ -245,11 +245,11 @@ def test_levels_rise_and_fall():
     """Class 0 always passes, class 1 never, class 2 below strength 2; class 3 is at the top."""
     rows_of_class = [np.asarray([0, 1]), np.asarray([2]), np.asarray([3]), np.asarray([4])]
     owner = np.asarray([0, 0, 1, 2, 3])
-    asked: dict[int, list[int]] = {}
+    strengths: dict[int, list[int]] = {}
 
     def recognised(rows, strength, rng):
         for label in owner[rows]:
-            asked.setdefault(int(label), []).append(strength)
+            strengths.setdefault(int(label), []).append(strength)
         return np.select(
             [owner[rows] == 0, owner[rows] == 1, owner[rows] == 2],
             [True, False, strength < 2],
@@ -264,12 +264,12 @@ def test_levels_rise_and_fall():
         rng=np.random.default_rng(0),
     )
     assert updated.tolist() == [2, 0, 1, 10]
-    assert {strength: asked[2].count(strength) for strength in set(asked[2])} == {
+    assert {strength: strengths[2].count(strength) for strength in set(strengths[2])} == {
         0: 10,
         1: 20,
         2: 30,
     }
-    assert len(asked[3]) == sum(10 * (s + 1) for s in range(11))
+    assert len(strengths[3]) == sum(10 * (s + 1) for s in range(11))
 
 
 def test_a_class_without_an_image_keeps_its_level():
@@ -308,13 +308,13 @@ def test_an_accuracy_at_the_threshold_does_not_pass():
 
 def test_one_process_judges_for_all():
     """The levels of rank 0 hold in every process, so that all augment alike."""
-    asked, cuda = [], Cuda()
-    told = np.asarray([3, 0])
+    actions, cuda = [], Cuda()
+    levels = np.asarray([3, 0])
     pool = SimpleNamespace(
         held_out=np.zeros(2, bool), synthetic=np.zeros(2, bool), labels=np.arange(2), num_classes=2
     )
     learner = SimpleNamespace(
-        processes=SimpleNamespace(on_main=lambda action: asked.append(action) or told)
+        processes=SimpleNamespace(on_main=lambda action: actions.append(action) or levels)
     )
     cuda.begin_epoch(SimpleNamespace(pool=pool, learner=learner, seed=0), 0)
-    assert len(asked) == 1 and cuda.levels is told
+    assert len(actions) == 1 and cuda.levels is levels

@@ -57,12 +57,12 @@ class Says(nn.Module):
     def __init__(self, answer: torch.Tensor | float) -> None:
         super().__init__()
         self.answer = answer
-        self.asked: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.inputs: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def forward(
         self, noisy: torch.Tensor, times: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
-        self.asked.append((noisy.clone(), times.clone()))
+        self.inputs.append((noisy.clone(), times.clone()))
         return (
             self.answer * noisy if isinstance(self.answer, float) else self.answer.expand_as(noisy)
         )
@@ -76,14 +76,14 @@ def test_a_denoiser_that_always_predicts_c_samples_exactly_c(steps):
     assert torch.equal(
         sample_features(model, torch.tensor([0, 1, 1]), 3, steps=steps), c.expand(3, 3)
     )
-    assert len(model.asked) == steps
+    assert len(model.inputs) == steps
 
 
 def test_one_ddim_step_by_hand():
     """x0 = x / 2 at t = 999; ε = (x − √ā x0) / √(1 − ā); next √ā' x0 + √(1 − ā') ε at t = 0."""
     model = Says(0.5)
     made = sample_features(model, torch.tensor([0]), 2, steps=2, seed=3)
-    (start, first), (following, second) = model.asked
+    (start, first), (following, second) = model.inputs
     assert (first.tolist(), second.tolist()) == ([999], [0])
     assert torch.equal(start, torch.randn(1, 2, generator=torch.Generator().manual_seed(3)))
     at, below = (float(cosine_alphas()[time]) for time in (999, 0))
@@ -112,9 +112,9 @@ def test_training_makes_it_predict_x0():
 
 
 @pytest.mark.parametrize(
-    ("asked", "lr", "rate"), [("adam", None, 1e-3), ("sgd", None, 1e-4), ("sgd", 0.2, 0.2)]
+    ("optimizer", "lr", "rate"), [("adam", None, 1e-3), ("sgd", None, 1e-4), ("sgd", 0.2, 0.2)]
 )
-def test_the_denoisers_optimizer_is_chosen(asked, lr, rate, monkeypatch):
+def test_the_denoisers_optimizer_is_chosen(optimizer, lr, rate, monkeypatch):
     used: list[tuple[str, float]] = []
     for name in ("Adam", "SGD"):
         whole = getattr(torch.optim, name)
@@ -124,8 +124,8 @@ def test_the_denoisers_optimizer_is_chosen(asked, lr, rate, monkeypatch):
             return whole(parameters, lr=lr)
 
         monkeypatch.setattr(torch.optim, name, make)
-    train_denoiser(torch.eye(2), torch.arange(2), 2, epochs=1, optimizer=asked, lr=lr)
-    assert used == [(asked, rate)]
+    train_denoiser(torch.eye(2), torch.arange(2), 2, epochs=1, optimizer=optimizer, lr=lr)
+    assert used == [(optimizer, rate)]
     assert DIFFUSION_RATES == {"adam": 1e-3, "sgd": 1e-4}
     with pytest.raises(
         ValueError,

@@ -87,7 +87,7 @@ def probing(levels, curriculum_epochs, **_):
 
 
 class Forgetful(Planned):
-    """Another answer each time that it is asked."""
+    """Other levels at each call."""
 
     def __init__(self, levels, **_):
         self.left = list(levels)

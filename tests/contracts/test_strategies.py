@@ -106,10 +106,10 @@ def test_pure_in_epoch_and_history(name: str, levels: tuple[int, ...]) -> None:
     backwards = [
         strategy.levels(epoch, known_at(strategy, epoch, history)) for epoch in reversed(range(20))
     ]
-    anew = [
+    second = [
         build(name, levels).levels(epoch, known_at(strategy, epoch, history)) for epoch in range(20)
     ]
-    assert forwards == backwards[::-1] == anew
+    assert forwards == backwards[::-1] == second
     assert history == kept
 
 

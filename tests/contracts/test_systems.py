@@ -191,8 +191,8 @@ def test_the_middle_of_whole_pictures_is_looked_at(name: str, tmp_path: Path) ->
 def test_it_takes_part_and_survives_a_kill(
     name: str, tmp_path: Path, plain: dict[str, torch.Tensor]
 ) -> None:
-    asked = {"name": name, **QUICK[name]}
-    whole = train(tmp_path / "whole", make_system(asked))
+    config = {"name": name, **QUICK[name]}
+    whole = train(tmp_path / "whole", make_system(config))
     assert not same(whole, plain)
     if name == "ldmlr":  # only the last layer is another
         assert {key for key in whole if not torch.equal(whole[key], plain[key])} == {
@@ -215,8 +215,8 @@ def test_it_takes_part_and_survives_a_kill(
             raise Killed
 
     with pytest.raises(Killed):
-        train(tmp_path / "killed", make_system(asked), kill)
-    assert same(train(tmp_path / "killed", make_system(asked)), whole)
+        train(tmp_path / "killed", make_system(config), kill)
+    assert same(train(tmp_path / "killed", make_system(config)), whole)
 
 
 def test_a_companion_that_adds_nothing_changes_nothing(
@@ -240,7 +240,7 @@ def test_docl_remembers_every_sample_that_was_drawn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("config", "message"),
     [
         (
             "cudda",
@@ -255,6 +255,6 @@ def test_docl_remembers_every_sample_that_was_drawn(tmp_path: Path) -> None:
         (["cuda"], r"a system is a name or a mapping"),
     ],
 )
-def test_what_is_no_system_is_refused(asked: Any, message: str) -> None:
+def test_what_is_no_system_is_refused(config: Any, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        find_system(asked, allow_plugins=True)
+        find_system(config, allow_plugins=True)

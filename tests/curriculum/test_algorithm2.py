@@ -76,7 +76,7 @@ def make_samples() -> tuple[Pool, Squares, GuidanceSet]:
 
 
 def replay(
-    model: nn.Module, pool: Pool, pixels: Squares, guidance: GuidanceSet, course: EpochSchedule
+    model: nn.Module, pool: Pool, pixels: Squares, guidance: GuidanceSet, schedule: EpochSchedule
 ) -> list[int | None]:
     """The level of each epoch by algorithm 2, None for real only; trains `model` in place."""
     optimizer = torch.optim.SGD(model.parameters(), RATE)
@@ -103,7 +103,7 @@ def replay(
         left, levels, level = 4 * BATCH, (), None
         if epoch < GUIDED:
             before = probability()
-            drawn = course.draw_probe(epoch)
+            drawn = schedule.draw_probe(epoch)
             assert not pool.synthetic[drawn].any()
             train(drawn)
             change = probability() - before
@@ -120,7 +120,7 @@ def replay(
             level = max(gain, key=lambda each: gain[each])
             left, levels = left - len(drawn), (level,)
         rows, _ = draw_epoch(
-            pool, levels, course.sampling, left, seed=derive_seed("mix", course.seed, epoch)
+            pool, levels, schedule.sampling, left, seed=derive_seed("mix", schedule.seed, epoch)
         )
         assert set(pool.levels[rows]) <= {level, 100} and not (levels and pool.hard[rows].any())
         train(rows)
@@ -141,7 +141,7 @@ def test_training_is_algorithm_2(tmp_path: Path) -> None:
         seed=3,
         probe_samples=BATCH,
     )
-    strategy, mixing = (
+    strategy, sampling = (
         make_strategy("adaptive", levels=(), curriculum_epochs=GUIDED),
         SamplingConfig(None, 1.0, with_hard=False),
     )
@@ -151,7 +151,7 @@ def test_training_is_algorithm_2(tmp_path: Path) -> None:
         pool,
         pixels,
         strategy,
-        mixing,
+        sampling,
         "cross-entropy",
         pool.real_counts,
         CONFIG,
@@ -161,7 +161,7 @@ def test_training_is_algorithm_2(tmp_path: Path) -> None:
         make_model=lambda: copy.deepcopy(start),
     )
     chosen = replay(
-        start, pool, pixels, guidance, make_schedule(pool, strategy, mixing, settings, guidance)
+        start, pool, pixels, guidance, make_schedule(pool, strategy, sampling, settings, guidance)
     )
     assert [record["levels"] for record in history] == [
         [] if level is None else [level] for level in chosen

@@ -126,9 +126,9 @@ def test_whatever_was_kept_v_and_training_are_apart() -> None:
             full.class_names,
             sources=full.sources[kept],
         )
-        asked, size = list(levels), int(rng.integers(1, 30))
+        chosen, size = list(levels), int(rng.integers(1, 30))
         try:
-            drawn = draw_guidance_set(pool, asked, size, seed)
+            drawn = draw_guidance_set(pool, chosen, size, seed)
         except TrainingError:
             refused += 1
             continue
@@ -197,7 +197,7 @@ def test_overlap_with_training_is_refused() -> None:
 
 
 def test_outliers_by_hand() -> None:
-    """Quartiles 2 and 4, so what lies beyond −1 and 7 is dropped; the ends stay."""
+    """Quartiles 2 and 4, so values beyond −1 and 7 are dropped; the ends are kept."""
     assert drop_outliers(np.array([1.0, 2.0, 3.0, 4.0, 100.0])).tolist() == [1, 2, 3, 4]
     assert drop_outliers(np.array([-1.0, 2.0, 3.0, 4.0, 7.0])).tolist() == [-1, 2, 3, 4, 7]
     assert drop_outliers(np.array([5.0])).tolist() == [5]

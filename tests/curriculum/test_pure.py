@@ -7,7 +7,7 @@ import sys
 
 SCRIPT = """
 import sys
-from discl.curriculum import progress, sampling, schedule, strategies
+from discl.curriculum import bandit, progress, sampling, schedule, strategies
 print(*{"torch", "datasets", "pydantic", "PIL", "pandas"} & set(sys.modules))
 """
 

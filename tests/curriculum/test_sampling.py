@@ -37,8 +37,10 @@ def make_pool(
 POOL = make_pool(REAL, KEPT)
 
 
-def draw(levels: tuple[int, ...], mixing: SamplingConfig, pool: Pool = POOL, seed: int = 0) -> Pass:
-    return draw_pass(pool, levels, mixing, np.random.default_rng(seed))
+def draw(
+    levels: tuple[int, ...], sampling: SamplingConfig, pool: Pool = POOL, seed: int = 0
+) -> Pass:
+    return draw_pass(pool, levels, sampling, np.random.default_rng(seed))
 
 
 def count_rows(pool: Pool, rows: np.ndarray) -> Counter[tuple[str, int]]:
@@ -261,8 +263,8 @@ def test_held_out_rows_are_never_drawn() -> None:
 
 
 def test_hard_images_may_be_left_out_where_there_are_levels() -> None:
-    mixing = SamplingConfig(None, 3.0, with_hard=False)
-    drawn = draw((HALF,), mixing)
+    sampling = SamplingConfig(None, 3.0, with_hard=False)
+    drawn = draw((HALF,), sampling)
     assert not POOL.hard[drawn.rows].any()
     assert (drawn.synthetic, drawn.hard) == (27, 9)
-    assert POOL.hard[draw((), mixing).rows].sum() == 9
+    assert POOL.hard[draw((), sampling).rows].sum() == 9

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from discl.curriculum.bandit import detrend_gains, ucb_indices
 from discl.curriculum.strategies import (
     MEASURING,
     STRATEGIES,
     Strategy,
-    detrend_gains,
     make_strategy,
-    ucb_indices,
 )
 from discl.errors import RecipeError
 

@@ -125,7 +125,7 @@ def test_latex_escapes():
 def test_difference_of_macro_f1():
     """Against scikit-learn, and against a bootstrap image by image."""
     rng = np.random.default_rng(0)
-    labels = np.repeat([0, 1, 3], [60, 30, 12])  # nobody is of class 2, though it is predicted
+    labels = np.repeat([0, 1, 3], [60, 30, 12])  # no image of class 2, although it is predicted
     first, second = (
         np.where(rng.random((3, 102)) < right, labels, rng.integers(4, size=(3, 102)))
         for right in (0.7, 0.5)

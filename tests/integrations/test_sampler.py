@@ -350,7 +350,7 @@ def test_progress_is_measured_without_the_random_transform(filtered_run: Path) -
     def noisy(image: torch.Tensor) -> torch.Tensor:
         return image + torch.rand(())
 
-    def judged(model: nn.Module, batch: Any) -> torch.Tensor:
+    def brightness(model: nn.Module, batch: Any) -> torch.Tensor:
         return batch.image.mean((1, 2, 3))
 
     with pytest.raises(
@@ -374,7 +374,7 @@ def test_progress_is_measured_without_the_random_transform(filtered_run: Path) -
         curriculum_epochs=2,
         probe_every=2,
         guidance_images=3,
-        probability=judged,
+        probability=brightness,
     )
     curriculum.begin(0, make_model())
     curriculum.begin(1, make_model())

@@ -162,8 +162,10 @@ def test_flyp_reaches_both_towers_and_the_scale_but_not_the_head(tiny_clip: Path
     contrastive(
         *model.train().pairs(images, labels, model.draw_prompts(len(labels))), model.scale
     ).backward()
-    lacking = {name for name, parameter in model.named_parameters() if parameter.grad is None}
-    assert lacking == {"head.weight", "head.bias"}
+    without_gradient = {
+        name for name, parameter in model.named_parameters() if parameter.grad is None
+    }
+    assert without_gradient == {"head.weight", "head.bias"}
     for name in (
         "clip.vision_model.embeddings.patch_embedding.weight",
         "clip.text_model.embeddings.token_embedding.weight",
@@ -271,7 +273,7 @@ def test_zero_shot_takes_no_step_and_reloads(tiny_clip: Path, tmp_path: Path) ->
 
 
 def test_flyp_to_disk_and_back(tiny_clip: Path, tmp_path: Path) -> None:
-    """What is loaded predicts alike, and its head is that of its own, tuned text tower."""
+    """The loaded model predicts alike, with the head of its tuned text tower."""
     tuned, config = tune(tiny_clip, tmp_path, "full", "flyp")
     begun, _ = start(tiny_clip, "flyp")
     assert isinstance(tuned, ClipClassifier)

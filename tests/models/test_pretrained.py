@@ -135,8 +135,8 @@ def test_settings_that_came_later_leave_no_mark_at_their_default() -> None:
     """A classifier's fingerprint is that of these plain values."""
     plain = Train().model_dump(mode="json")
     assert not {"mean", "std"} & plain.keys() and "factor" not in plain["optimizer"]
-    told = Train.model_validate({"std": [0.1, 0.2, 0.3], "optimizer": {"factor": 0.1}}).model_dump(
+    plain = Train.model_validate({"std": [0.1, 0.2, 0.3], "optimizer": {"factor": 0.1}}).model_dump(
         mode="json"
     )
-    assert told["std"] == [0.1, 0.2, 0.3] and told["optimizer"]["factor"] == 0.1
-    assert Train.model_validate(told).model_dump(mode="json") == told
+    assert plain["std"] == [0.1, 0.2, 0.3] and plain["optimizer"]["factor"] == 0.1
+    assert Train.model_validate(plain).model_dump(mode="json") == plain
