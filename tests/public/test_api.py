@@ -1,4 +1,4 @@
-"""Every public name says what it does and takes, and shows an example that runs."""
+"""Every public name has a docstring with all arguments, and an example; see `test_stories`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,13 @@ import ast
 import dataclasses
 import inspect
 import re
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
 import discl
-
-NOT_RUN = {"run": "takes minutes", "convert_checkpoint": "needs a pickled checkpoint"}
-"""Examples that are compiled only; other tests run these functions."""
 
 
 def argument_names(public: Any) -> list[str]:
@@ -77,13 +72,3 @@ def test_an_example_compiles_and_imports_public_names_only(name: str) -> None:
         }
         assert used <= set(discl.__all__), "an example uses a name that is not public"
         assert used, "an example does not use the package"
-
-
-@pytest.mark.parametrize("name", sorted({*discl.__all__} - {*NOT_RUN}))
-def test_an_example_runs(
-    name: str, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(workspace, tmp_path / "work")
-    monkeypatch.chdir(tmp_path / "work")
-    for block in examples(inspect.getdoc(getattr(discl, name)) or ""):
-        exec(compile(block, name, "exec"), {"__name__": "example"})

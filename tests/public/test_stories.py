@@ -1,9 +1,11 @@
-"""What users do, from beginning to end."""
+"""What users do, from beginning to end, and the examples of the docstrings."""
 
 from __future__ import annotations
 
 import csv
+import inspect
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +17,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import discl
+from public.test_api import examples
 
 RUN = Path("runs/fashion-lt")
+NOT_RUN = {"run": "takes minutes", "convert_checkpoint": "needs a pickled checkpoint"}
+"""Examples that are compiled only; other tests run these functions."""
 
 
 def test_the_demo_by_the_command_line(inside: Path, command: Callable[..., str]) -> None:
@@ -125,3 +130,13 @@ def test_predictions_for_new_images(inside: Path, tmp_path: Path) -> None:
         probabilities = [float(row[name]) for name in config.class_names]
         assert sum(probabilities) == pytest.approx(1, abs=1e-3)
         assert row["prediction"] == config.class_names[int(np.argmax(probabilities))]
+
+
+@pytest.mark.parametrize("name", sorted({*discl.__all__} - {*NOT_RUN}))
+def test_an_example_runs(
+    name: str, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(workspace, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    for block in examples(inspect.getdoc(getattr(discl, name)) or ""):
+        exec(compile(block, name, "exec"), {"__name__": "example"})
