@@ -1,16 +1,21 @@
-"""The evidence on CIFAR100-LT, imbalance ratio 100: every compared system, tuned alike, three seeds, one table.
+"""The table of CIFAR100-LT, ratio 100: every system, three seeds, the same search for all.
 
-    python benchmarks/cifar100_lt.py --data DIR            # everything that is missing, then the table
-    python benchmarks/cifar100_lt.py                       # the table alone, from what lies in results/cifar100_lt
-    python benchmarks/cifar100_lt.py --data DIR --results build/try --set train.steps_per_epoch=4   # in miniature
+    python benchmarks/cifar100_lt.py --data DIR     # everything that is missing, then the table
+    python benchmarks/cifar100_lt.py                # the table, from results/cifar100_lt
+    python benchmarks/cifar100_lt.py --data DIR --results build/try \\
+        --set train.steps_per_epoch=4               # a small trial
 
-DIR holds CIFAR-100 as Parquet. Each training is a unit of its own: its figures and predictions are written to `--results` as soon as it
-is done, and a unit whose file is there, and is of this recipe and these settings, is not carried out again, on whatever machine. First
-the trials (compare.tune in cifar100_lt.yaml: as many for every method, judged on a fifth of the long-tailed set that is held out from
-them, and one more beyond the rates where the best is the first or the last of them), then every method at its best settings on the
-whole set, last epoch; prior and τ of its logit adjustment are those that were best for its best trial. The oracle gets real images of
-the tail classes, as many as DisCL's synthetic scale asks for, in the place of the spectrum and to the last epoch, and DisCL's settings;
-the generator has seen them.
+DIR has CIFAR-100 as Parquet. Each training is a unit. Its figures and predictions are written to
+`--results` when it ends. A unit with a file of this recipe and these settings is not run again, on
+any machine.
+
+- Trials come first (`compare.tune` in cifar100_lt.yaml): the same number for every method,
+  evaluated on a held-out fifth of the long-tailed set. If the best rate is the first or the last,
+  one more beyond it is tried.
+- Then every method trains with its best settings on the whole set, and its last epoch counts. The
+  prior and τ of its logit adjustment are those that were best for its best trial.
+- The oracle gets real images of the tail classes instead of the spectrum, until the last epoch, as
+  many as DisCL's synthetic scale. It has DisCL's settings. The generator has seen these images.
 """
 
 from __future__ import annotations
@@ -44,12 +49,12 @@ EXPECTED = (
     ("ce-all-levels", "ce-text-only", 0),
     ("ce-discl+la", "ce+la", 0),
 )
-"""(row, other row, by more than how many points it is expected to be ahead on the few): open where the interval holds that number."""
+"""(row, other row, points of expected gain on few); open if the interval contains them."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all units share: where the data, the runs and the results lie, and what is laid over the recipe."""
+    """What all units share: paths of data, runs and results, and overrides of the recipe."""
 
     data: Path | None
     work: Path
@@ -74,7 +79,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Unit:
-    """One training: of `method` with `settings` laid over it; its files are `place`.json and, for a seed, `place`.safetensors."""
+    """One training of `method` with `settings`.
+
+    Its files are `place`.json and, for a seed, `place`.safetensors.
+    """
 
     place: str
     method: str
@@ -82,7 +90,10 @@ class Unit:
     seed: int | None = None  # None: a trial
 
     def identity(self, job: Job) -> str:
-        """A digest of all that its figures follow from; where the data lie, other methods and how long the search is do not count."""
+        """A digest of everything that its figures depend on.
+
+        The path of the data, other methods and the length of the search are not included.
+        """
         from discl.utils.hashing import digest
 
         recipe = job.recipe.model_dump(
@@ -121,7 +132,7 @@ def trial_units(job: Job) -> list[Unit]:
 
 
 def edge_units(job: Job) -> list[Unit]:
-    """One more trial for each method whose best rate is the least or the greatest of its trials: a third, or three times of it."""
+    """One more trial for each method whose best rate is at an end: a third, or three times."""
     units = []
     for name, tried in judged_trials(job, trial_units(job)).items():
         rates = [
@@ -135,19 +146,23 @@ def edge_units(job: Job) -> list[Unit]:
 
 
 def judged_trials(job: Job, units: Sequence[Unit]) -> dict[str, list[dict[str, Any]]]:
-    """What the trials of each method told, in their order. Raises SystemExit where one is missing."""
+    """Results of the trials of each method, in order. Raises SystemExit if one is missing."""
     told: dict[str, list[dict[str, Any]]] = {}
     for unit in units:
         if not unit.done(job):
             raise SystemExit(
-                f"trial {unit.place} is missing or of another recipe; name the data with --data to go on."
+                f"trial {unit.place} is missing or of another recipe; "
+                "pass the data with --data to continue."
             )
         told.setdefault(unit.method, []).append(job.read(unit.place))
     return told
 
 
 def chosen_settings(job: Job) -> dict[str, Mapping[str, Any]]:
-    """The settings of each method's best trial, its logit adjustment among them; the earlier of two equals. The oracle has DisCL's."""
+    """Settings of each method's best trial, with its logit adjustment.
+
+    Of two equal trials it is the first. The oracle has the settings of DisCL.
+    """
     tried = judged_trials(job, [*trial_units(job), *edge_units(job)])
     best = {name: max(trials, key=lambda told: told["figure"]) for name, trials in tried.items()}
     chosen: dict[str, Mapping[str, Any]] = {
@@ -230,10 +245,13 @@ def carry_out(unit: Unit, job: Job) -> str:
     rows = json.loads(run.path("results.json").read_text())
     history = read_history(run.path("train") / unit.method / "history.jsonl")
     told: dict[str, Any] = {
-        "identity": unit.identity(job), "settings": dict(unit.settings), "epochs": len(history),
-        "levels": [record["levels"] for record in history], "measured": any("progress" in record for record in history),
+        "identity": unit.identity(job),
+        "settings": dict(unit.settings),
+        "epochs": len(history),
+        "levels": [record["levels"] for record in history],
+        "measured": any("progress" in record for record in history),
         "effective_scale": [round(record["effective_scale"], 3) for record in history],
-    }  # fmt: skip
+    }
     if unit.seed is None:
         told |= {
             "figure": judge_trial(rows[unit.method], metric),
@@ -269,7 +287,7 @@ def write_whole(path: Path, write: Any) -> None:
 
 
 def prepare(run: Any, job: Job) -> None:
-    """What units share besides the spectrum: the tables of the trials, the oracle's images, and the facts that the table needs."""
+    """What units share besides the spectrum: tables of trials, images of the oracle, facts."""
     from discl.spectrum.plan import read_plan
     from discl.stages.pending import count_rows
     from discl.stages.tune import divide
@@ -283,9 +301,11 @@ def prepare(run: Any, job: Job) -> None:
     for request in read_plan(run.path("plan.parquet")):
         by_level.setdefault(request.level, []).append(request)
     facts = {
-        "judged_on": judged, "groups": run.groups, "class_counts": run.train.class_counts.tolist(),
+        "judged_on": judged,
+        "groups": run.groups,
+        "class_counts": run.train.class_counts.tolist(),
         "unet_rows": {level: count_rows(run, requests) for level, requests in by_level.items()},
-    }  # fmt: skip
+    }
     write_whole(results / FACTS, lambda file: file.write_text(json.dumps(facts)))
     labels = run.tables["test"].labels.astype(np.uint8)
     write_whole(results / "labels.safetensors", lambda file: save_file({"test": labels}, file))
@@ -297,7 +317,10 @@ def oracle_folder(recipe: Any) -> str:
 
 
 def make_oracle(run: Any, folder: Path) -> None:
-    """A folder like that of a filtered spectrum, with real tail images from outside the long-tailed set at level 100."""
+    """A folder like that of a filtered spectrum, for the oracle.
+
+    It has real tail images from outside the long-tailed set, at level 100.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -351,7 +374,9 @@ def make_oracle(run: Any, folder: Path) -> None:
 
 
 def write_table(job: Job) -> str:
-    """Writes `comparison.md`, `.csv`, `.tex`, `.json` and `.html` of all seeds that are complete; returns the first.
+    """Writes `comparison.md`, `.csv`, `.tex`, `.json` and `.html` of all complete seeds.
+
+    Returns the text of `comparison.md`.
 
     Differences are against CE, adjusted against adjusted.
     """
@@ -403,15 +428,15 @@ def write_table(job: Job) -> str:
             }
             entries.append(Entry(row, figures, intervals, costs, paper.get(row, {})))
     notes = [
-        f"Chosen by {recipe.compare.tune.metric} on {facts['judged_on']}; a row +la has the learning rate of the row without."
+        f"Chosen by {recipe.compare.tune.metric} on {facts['judged_on']}; "
+        "a row +la has the learning rate of the row without."
     ]
     tried = judged_trials(job, [*trial_units(job), *edge_units(job)])
     for name, settings in chosen_settings(job).items():
         chosen = ", ".join(f"{key} = {value}" for key, value in settings.items()) or "as it stands"
         figures = [100 * told["figure"] for told in tried["ce-discl" if name == ORACLE else name]]
-        notes.append(
-            f"{name}: {chosen} ({max(figures):.1f}; all trials {', '.join(f'{figure:.1f}' for figure in figures)})"
-        )
+        all_trials = ", ".join(f"{figure:.1f}" for figure in figures)
+        notes.append(f"{name}: {chosen} ({max(figures):.1f}; all trials {all_trials})")
     for row, other, least in EXPECTED:
         if row not in predicted or other not in predicted:
             continue
@@ -426,7 +451,8 @@ def write_table(job: Job) -> str:
             else "not as expected"
         )
         notes.append(
-            f"few, {row} − {other}: {gain.difference:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}], more than {least:+d}: {came}"
+            f"few, {row} − {other}: {gain.difference:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}], "
+            f"more than {least:+d}: {came}"
         )
     write_tables(results, entries, list(COLUMNS), seeds, "test", recipe.baseline, notes)
     write_comparison(results, recipe.name)
@@ -434,7 +460,7 @@ def write_table(job: Job) -> str:
 
 
 def carry_out_all(units: Sequence[Unit], job: Job, processes: int, until: float) -> bool:
-    """Carries out what is missing, `processes` at a time; starts nothing after `until`. Returns whether all are done."""
+    """Runs missing units, `processes` at a time, none after `until`; returns if all are done."""
     waiting = [unit for unit in units if not unit.done(job)]
     print(f"{len(units) - len(waiting)} of {len(units)} units are there", flush=True)
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:

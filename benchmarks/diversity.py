@@ -1,9 +1,9 @@
-"""How much the images of a finished run differ from their source and from each other, level by level.
+"""Distances between the images of a finished run, per level.
 
     python benchmarks/diversity.py build/fashion_lt/seed-0 [--json FILE]
 
-Distances are mean absolute differences of pixels in [0, 1]: of a synthetic image from its source, between the images of one source at a
-level (other seeds), and, for scale, between different real images of one class.
+Distances are mean absolute differences of pixels in [0, 1]: of a synthetic image from its source,
+between images of one source at a level (other seeds), and between real images of one class.
 """
 
 from __future__ import annotations

@@ -1,16 +1,20 @@
-"""The engine beside diffusers' own pipelines: ratios of times measured in one process, and exact counters.
+"""The engine against diffusers' pipelines: ratios of times in one process, and exact counters.
 
     python benchmarks/engine.py --json benchmarks/results/engine.json
-    python benchmarks/engine.py --quick          # a smoke run of a few seconds; its times say nothing
-    python benchmarks/engine.py --parts worker   # only what the worker adds: reading, encoding, scoring, writing
-    python benchmarks/engine.py --parts ceiling  # bfloat16, plain and compiled: images/s, share of the matmul ceiling, peak memory
+    python benchmarks/engine.py --quick          # seconds; its times mean nothing
+    python benchmarks/engine.py --parts worker   # only reading, encoding, scoring, writing
+    python benchmarks/engine.py --parts ceiling  # bfloat16, plain and compiled; peak memory
 
-All arms run the same float32 weights at levels 0, 10, 30, 50, 70, 90 % and are first shown to make the same latents and
-pictures. They take turns within every repetition, after one that is not timed; a ratio is the median of the repetitions'
-ratios. diffusers' arms are its Stable Diffusion pipelines with two draws replaced so that the outputs can be compared:
-ε is the engine's, and a source image is encoded to the mode of its posterior. They hold the UNet in the memory layout
-that is faster for them. The slot fill is counted on the real engine with a network that predicts zeros: it depends on no
-value of the network. All of it runs on the CPU; `benchmarks/sdxl.py` takes SDXL's true shape to a GPU, plain and compiled.
+- All arms run the same float32 weights at levels 0, 10, 30, 50, 70, 90. First they must make the
+  same latents and images.
+- The arms take turns within every repetition, after one warm-up. A ratio is the median over the
+  ratios of the repetitions.
+- The arms of diffusers are its Stable Diffusion pipelines with two draws replaced, so that outputs
+  can be compared: ε is that of the engine, and a source image is encoded to the mode of its
+  posterior. They keep the UNet in the memory layout that is faster for them.
+- The slot fill is counted on the real engine with a network that predicts zeros, because it does
+  not depend on the values of the network.
+- Everything runs on the CPU. `benchmarks/sdxl.py` measures the shape of SDXL on a GPU.
 """
 
 from __future__ import annotations
@@ -57,7 +61,7 @@ PARTS = ("counters", "times", "worker", "slots", "ceiling")
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured figure; `comparison` says how it has to stand to its goal. Without a goal it only informs."""
+    """One measured figure, its goal if any, and how the two must compare."""
 
     name: str
     value: float
@@ -102,7 +106,7 @@ def pixels_of(source: str, size: int) -> np.ndarray:
 
 
 class ImageToImage(StableDiffusionImg2ImgPipeline):
-    """diffusers' pipeline with the engine's ε and the posterior's mode in place of its own draws."""
+    """diffusers' pipeline with the engine's ε and the mode of the posterior instead of draws."""
 
     noise: Tensor
 
@@ -124,7 +128,7 @@ class ImageToImage(StableDiffusionImg2ImgPipeline):
 
 
 class Diffusers:
-    """diffusers' text-to-image (λ = 0) and image-to-image (λ > 0) pipelines around the weights of a model."""
+    """diffusers' text-to-image (λ = 0) and image-to-image (λ > 0) with a model's weights."""
 
     def __init__(self, model: StableDiffusion, unet: Any, steps: int, size: int) -> None:
         self.steps, self.size, self.shape, self.dtype = (
@@ -160,9 +164,12 @@ class Diffusers:
             ]
         ).to(self.dtype)
         common: dict[str, Any] = {
-            "prompt": [request.prompt for request in requests], "negative_prompt": [request.negative_prompt for request in requests],
-            "num_inference_steps": self.steps, "guidance_scale": GUIDANCE_SCALE, "output_type": output,
-        }  # fmt: skip
+            "prompt": [request.prompt for request in requests],
+            "negative_prompt": [request.negative_prompt for request in requests],
+            "num_inference_steps": self.steps,
+            "guidance_scale": GUIDANCE_SCALE,
+            "output_type": output,
+        }
         if requests[0].level == 0:
             return self.text(latents=noise, height=self.size, width=self.size, **common).images
         self.image.noise = noise
@@ -178,10 +185,15 @@ class Diffusers:
     @staticmethod
     def _pipeline(kind: type, model: StableDiffusion, unet: Any) -> Any:
         pipeline = kind(
-            vae=model.vae, text_encoder=model.text_encoder, tokenizer=model.tokenizer, unet=unet,
-            scheduler=DDIMScheduler.from_config(model.scheduler.config), safety_checker=None, feature_extractor=None,
+            vae=model.vae,
+            text_encoder=model.text_encoder,
+            tokenizer=model.tokenizer,
+            unet=unet,
+            scheduler=DDIMScheduler.from_config(model.scheduler.config),
+            safety_checker=None,
+            feature_extractor=None,
             requires_safety_checker=False,
-        )  # fmt: skip
+        )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -259,7 +271,7 @@ class Bench:
 
 
 class Weightless:
-    """A model of the same shapes that predicts zeros, so that long plans can be counted in seconds."""
+    """A model of the same shapes that predicts zeros, to count long plans in seconds."""
 
     device, dtype, distilled = torch.device("cpu"), torch.float32, False
 
@@ -280,7 +292,10 @@ class Weightless:
 
 
 def interleave(arms: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
-    """Seconds of every arm in every repetition. The arms take turns, in alternating order, after one round that only warms up."""
+    """Seconds of every arm in every repetition.
+
+    The arms take turns, in alternating order, after one warm-up round.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     order = list(arms)
     for repetition in range(-1, repetitions):
@@ -302,7 +317,7 @@ def ratio(slow: list[float], fast: list[float]) -> float:
 
 
 def equality(bench: Bench, requests: list[Request]) -> list[Figure]:
-    """Largest differences of the engine's outputs from those of diffusers, one call per image and one per level."""
+    """Largest differences from the outputs of diffusers, with a call per image and per level."""
     latents, pictures = bench.denoise(requests), bench.generate(requests)
     figures = []
     for name, arm, batch in (
@@ -496,7 +511,7 @@ def count_flops(model: Any, size: int) -> tuple[float, float, float]:
 
 
 def count_work(model: Any, requests: list[Request], steps: int, size: int) -> float:
-    """TFLOP that the requests take: UNet rows, an encode for each source, a decode for each image."""
+    """TFLOP of the requests: UNet rows, an encode per source, a decode per image."""
     row, encode, decode = count_flops(model, size)
     return (
         unet_rows(requests, steps, GUIDANCE_SCALE) * row
@@ -506,7 +521,10 @@ def count_work(model: Any, requests: list[Request], steps: int, size: int) -> fl
 
 
 def against_ceiling(bench: Bench, repetitions: int) -> list[Figure]:
-    """Both sides in bfloat16, plain and compiled, with full batches at every level: images/s, share of the ceiling, peak memory."""
+    """Both sides in bfloat16, plain and compiled, with full batches at every level.
+
+    Figures: images/s, fraction of the matmul ceiling, peak memory.
+    """
     requests = make_requests(bench.slots, bench.steps, bench.size)
     arms: dict[str, Callable[[], object]] = {}
     work = count_work(
@@ -592,7 +610,7 @@ def peak_memory(side: str, checkpoint: str, steps: int, slots: int, threads: int
 def beside_denoising(
     bench: Bench, sources: int, repetitions: int, clip: str, encoding: str = "webp-lossless"
 ) -> list[Figure]:
-    """Goal 6, and what reading, encoding, scoring and writing add to denoising when they run beside it."""
+    """What reading, encoding, scoring and writing add to denoising when they run beside it."""
     requests = make_requests(sources, bench.steps, bench.size)
     scorer = ClipScorer(clip, {label: f"a photo of a {name}" for label, name in enumerate(CLASSES)})
     stored = [encode_image(picture, encoding) for picture in bench.generate(requests).values()]
@@ -648,7 +666,7 @@ def beside_denoising(
 
 
 def other_slots(bench: Bench, sources: int) -> list[Figure]:
-    """How far pixels move when the slots, the order or the workers change, in float32 and in bfloat16."""
+    """Changes of pixels with other slots, order or workers, in float32 and in bfloat16."""
     figures = []
     requests = make_requests(sources, bench.steps, bench.size)
     for dtype, comparison, goal in (("float32", "<=", 1.0), ("bfloat16", "", None)):
@@ -741,13 +759,22 @@ def main() -> None:
     started = time.time()
     bench = Bench(arguments.checkpoint, arguments.steps, arguments.slots)
     settings = {
-        "checkpoint": arguments.checkpoint, "num_inference_steps": arguments.steps, "levels": list(LEVELS),
-        "guidance_scale": GUIDANCE_SCALE, "size": bench.size, "sources": arguments.sources, "slots": arguments.slots,
-        "repetitions": arguments.repetitions, "dtype": "float32", "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "diffusers": diffusers.__version__,
+        "checkpoint": arguments.checkpoint,
+        "num_inference_steps": arguments.steps,
+        "levels": list(LEVELS),
+        "guidance_scale": GUIDANCE_SCALE,
+        "size": bench.size,
+        "sources": arguments.sources,
+        "slots": arguments.slots,
+        "repetitions": arguments.repetitions,
+        "dtype": "float32",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
         "unet_parameters": sum(weight.numel() for weight in bench.model.unet.parameters()),
-        "diffusers_layout": {f"{rows} rows": layout for rows, layout in bench.layouts.items()}, "quick": arguments.quick,
-    }  # fmt: skip
+        "diffusers_layout": {f"{rows} rows": layout for rows, layout in bench.layouts.items()},
+        "quick": arguments.quick,
+    }
     print(", ".join(f"{name} {value}" for name, value in settings.items()))
     few = make_requests(arguments.sources, arguments.steps, bench.size)
     figures = equality(bench, few)

@@ -1,12 +1,16 @@
-"""The table of evidence on Fashion-MNIST-LT: every method, several long-tailed samples, one spectrum per sample.
+"""The table of Fashion-MNIST-LT: every method, several samples, one spectrum per sample.
 
-    python benchmarks/fashion_lt.py --work build/fashion_lt --json benchmarks/results/fashion_lt.json
-    python benchmarks/fashion_lt.py --table benchmarks/results/fashion_lt.json       # the table once more, from the figures
+    python benchmarks/fashion_lt.py --work build/fashion_lt \\
+        --json benchmarks/results/fashion_lt.json
+    python benchmarks/fashion_lt.py --table benchmarks/results/fashion_lt.json
 
-Each seed draws another long-tailed sample from the shipped pool, trains all methods on it at equal numbers of updates and
-measures them on the 10,000 test images. Resumable: killed and called again, it does only what is missing. The oracle gets,
-instead of synthetic images, as many *real* extra tail images as DisCL's synthetic scale asks for; the generator never saw them.
-`--tune` prints the validation figures by which the settings were chosen, on a sample that is not in the table.
+`--table` prints the table from the figures. Each seed draws another long-tailed sample from the
+shipped pool. All methods train on it with equal numbers of updates and are evaluated on the 10,000
+test images. After a kill, the same command does only what is missing.
+
+The oracle gets *real* extra tail images instead of synthetic ones, as many as DisCL's synthetic
+scale. The generator has not seen them. `--tune` prints the validation figures that the settings
+were chosen by, on a sample that is not in the table.
 """
 
 from __future__ import annotations
@@ -75,7 +79,10 @@ def run_seed(
     methods: dict[str, Any] | None = None,
     stage: str = "evaluate",
 ) -> dict[str, Any]:
-    """Results of one long-tailed sample, `{method: {split: {metric: value}}}`; empty if it is carried out only to an earlier stage."""
+    """Results of one long-tailed sample, `{method: {split: {metric: value}}}`.
+
+    Empty if the run ends at an earlier stage.
+    """
     from discl.pipeline import run_until
     from discl.recipe import load_recipe
     from discl.run_folder.open import open_run
@@ -163,10 +170,16 @@ def run_oracle(seed: int, work: Path, shared: dict[str, Any]) -> dict[str, Any]:
         )
         ids, count = [f"oracle-{row['id']}" for row in chosen], len(chosen)
         kept = {
-            "id": ids, "source_id": ids, "label": [row["label"] for row in chosen],
-            "level": [100] * count, "seed": [0] * count, "attempt": [0] * count, "keep": [True] * count, "clip_similarity": [1.0] * count,
+            "id": ids,
+            "source_id": ids,
+            "label": [row["label"] for row in chosen],
+            "level": [100] * count,
+            "seed": [0] * count,
+            "attempt": [0] * count,
+            "keep": [True] * count,
+            "clip_similarity": [1.0] * count,
             "reason": [""] * count,
-        }  # fmt: skip
+        }
         pq.write_table(pa.table(kept), run.path("filter.parquet"))
     train(run)
     evaluate(run)
@@ -174,7 +187,7 @@ def run_oracle(seed: int, work: Path, shared: dict[str, Any]) -> dict[str, Any]:
 
 
 def tune(work: Path, processes: int) -> dict[str, Any]:
-    """Validation figures of the search: three learning rates for each baseline; for DisCL these and four changes of its own."""
+    """Validation figures of the search: three learning rates; for DisCL four more settings."""
     grid = [
         (f"{method}, lr {lr:g}", {"train.optimizer.lr": lr}, method)
         for method in TUNED
@@ -222,7 +235,7 @@ def try_settings(work: Path, name: str, settings: dict[str, Any], method: str) -
 
 
 def summarise(by_seed: dict[str, dict[str, dict[str, float]]]) -> list[dict[str, Any]]:
-    """One row per method of `{seed: {row: {metric: value}}}`: mean and standard deviation over seeds.
+    """Mean and standard deviation over seeds per method, of `{seed: {row: {metric: value}}}`.
 
     Two differences are paired over the seeds: `few_over_control`, to the same mixture without
     synthetic images (adjusted rows to the adjusted one), and `all_over_best`, to the row without

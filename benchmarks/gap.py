@@ -141,7 +141,7 @@ def synthetic_rows() -> dict[str, Row]:
 
 
 def prepare_domain(domain: str, work: Path, cifar10: Path | None) -> str:
-    """Folder of the real images of a domain, made once in the work folder where it does not ship."""
+    """Folder of the real images of a domain; made once in the work folder if it does not ship."""
     if domain == "fashion":
         return "embedded:fashion-mnist/data"
     folder = work / "data" / domain
@@ -481,7 +481,7 @@ def train_row(row: Row, samples: Samples, draw: int) -> dict[str, dict[str, floa
 
 
 def _augment(pixels: Any, generator: Any) -> Any:
-    """Random shift of up to two pixels of the batch's halves, and a mirror image of every second."""
+    """Randomly shifts the batch's halves by up to two pixels, and mirrors every second image."""
     import torch
     from torch.nn import functional as F
 
@@ -531,7 +531,7 @@ def _metrics(logits: Any, labels: Any, counts: Any) -> dict[str, float]:
 
 
 def train_referee(domain: str, work: Path, cifar10: Path | None) -> Any:
-    """A classifier of the domain with 32 features, trained on its whole balanced pool, kept on disk.
+    """A classifier of the domain with 32 features, trained on its balanced pool, stored on disk.
 
     It only measures the gap; no row of the table sees it or its images.
     """
@@ -572,7 +572,7 @@ def train_referee(domain: str, work: Path, cifar10: Path | None) -> Any:
 
 
 def measure_gap(name: str, samples: Samples, work: Path, cifar10: Path | None) -> dict[str, Any]:
-    """Per level: recognised share, precision, coverage and Fréchet distance of the synthetic images.
+    """Per level: recognised fraction, precision, coverage and Fréchet distance of the images.
 
     Features are a referee's, which is not the generator's CLIP. Reference are the validation images
     of the tail classes. Precision and coverage: five neighbours (arXiv 2002.09797).

@@ -1,20 +1,27 @@
-"""How good the stand-in generator of the CIFAR benchmarks is, and whether it recites what it has seen.
+"""Quality of the generator of the CIFAR benchmarks, and whether it recites training images.
 
-    python benchmarks/generator.py --cifar100 DIR --cifar10 DIR --json benchmarks/results/generator.json --grid docs/cifar_generator.png
-    python benchmarks/generator.py --cifar100 DIR --cifar10 DIR --run build/cifar100_lt/spectrum --json benchmarks/results/recitation.json
+    python benchmarks/generator.py --cifar100 DIR --cifar10 DIR \\
+        --json benchmarks/results/generator.json --grid docs/cifar_generator.png
+    python benchmarks/generator.py --cifar100 DIR --cifar10 DIR \\
+        --run build/cifar100_lt/spectrum --json benchmarks/results/recitation.json
 
-Text-only images of all 100 classes of CIFAR-100, made by the engine at the setting of cifar100_lt.yaml, against the test images. Feature
-network: the image tower of checkpoints/cifar/clip (it was trained on the generator's training images, so distances are smaller than
-those of an unrelated network would be; the rows of real images say what is reached at best).
+The engine generates text-only images of all 100 classes of CIFAR-100 at the setting of
+cifar100_lt.yaml. They are compared with the test images. The feature network is the image tower of
+checkpoints/cifar/clip. It was trained on the generator's training images, so distances are smaller
+than those of an unrelated network. The rows of real images show the best possible figures.
 
-- Fréchet distance of Gaussians fitted to the features (arXiv 1706.08500, with this network in the place of Inception);
-- precision and recall by balls around the third-nearest neighbour (arXiv 1904.06991);
-- nearest neighbour: the cosine distance to the nearest training image of the generator, and how many lie closer to one than 99 in
-  100 test images do. A generator that recites has many.
+- Fréchet distance of Gaussians fitted to the features (arXiv 1706.08500, with this network instead
+  of Inception).
+- Precision and recall by balls around the third-nearest neighbour (arXiv 1904.06991).
+- Nearest neighbour: the cosine distance to the nearest training image of the generator, and the
+  fraction that is closer than 99 % of the test images. It is large for a generator that recites.
 
-With `--run`, the images that a run of cifar100_lt.py kept, level by level, pixel by pixel: the root of the mean squared difference in
-[0, 1] to the nearest image of the same class that the generator has seen, and how many lie closer than 99 in 100 test images of their
-class do; and the mean step from pixel to pixel, which says how blurred they are.
+With `--run`, the kept images of a run of cifar100_lt.py are compared per level, pixel by pixel:
+
+- the root mean squared difference in [0, 1] to the nearest image of the same class that the
+  generator has seen;
+- the fraction that is closer than 99 % of the test images of its class;
+- the mean step between neighbouring pixels, which measures blur.
 """
 
 from __future__ import annotations
@@ -45,7 +52,7 @@ NEIGHBOURS = 3
 
 
 def make_images(per_class: int, checkpoint: str, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(uint8 `[n, 32, 32, 3]`, labels `[n]`): text-only images, in the order in which they were planned."""
+    """(uint8 `[n, 32, 32, 3]`, labels `[n]`): text-only images, in the order of the plan."""
     asked = load_recipe(HERE / "cifar100_lt.yaml").spectrum
     model = load_generator(Address(checkpoint), asked.dtype, torch.device("cpu"))
     sampling = Sampling(
@@ -92,7 +99,10 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def covered(points: np.ndarray, manifold: np.ndarray) -> float:
-    """Share of the points that lie in a ball around a point of the manifold, its radius the distance to the third-nearest other one."""
+    """Fraction of the points that are in a ball around a point of the manifold.
+
+    The radius of a ball is the distance to the third-nearest other point of the manifold.
+    """
     radii = np.sort(1 - manifold @ manifold.T, axis=1)[:, NEIGHBOURS]
     return float(((1 - points @ manifold.T) <= radii).any(1).mean())
 
@@ -108,7 +118,10 @@ def nearest(points: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.nd
 def pixel_distances(
     images: np.ndarray, labels: np.ndarray, seen: np.ndarray, seen_labels: np.ndarray
 ) -> np.ndarray:
-    """Root mean squared difference, in [0, 1], of each uint8 image to the nearest one of its class among `seen`; infinite without one."""
+    """Root mean squared difference, in [0, 1], of each uint8 image to the nearest in `seen`.
+
+    Only images of the same class count; infinite without one.
+    """
     found = np.full(len(images), np.inf)
     for label in np.unique(labels).tolist():
         ours, theirs = (
@@ -123,7 +136,7 @@ def pixel_distances(
 
 
 def steepness(images: np.ndarray) -> float:
-    """Mean absolute step from a pixel to the next, across and down, of uint8 images `[n, h, w, 3]`, in [0, 1]."""
+    """Mean absolute step between neighbouring pixels of uint8 `[n, h, w, 3]`, in [0, 1]."""
     values = images.astype(np.float64) / 255
     return float(np.mean([np.abs(np.diff(values, axis=axis)).mean() for axis in (1, 2)]))
 
@@ -166,9 +179,12 @@ def check_recitation(
         labels = np.array([verdict["label"] for verdict in part])
         own = pixel_distances(made, labels, seen, seen_labels)
         figures[str(level)] = {
-            "images": len(made), "median": float(np.median(own)), "smallest": float(own.min()), "steepness": steepness(made),
+            "images": len(made),
+            "median": float(np.median(own)),
+            "smallest": float(own.min()),
+            "steepness": steepness(made),
             "closer": float((own < np.array([limits[label] for label in labels.tolist()])).mean()),
-        }  # fmt: skip
+        }
     return figures
 
 
@@ -183,7 +199,7 @@ def main() -> None:
     parser.add_argument(
         "--run",
         type=Path,
-        help="a folder of cifar100_lt.py: what it kept is compared pixel by pixel, and nothing else done",
+        help="a folder of cifar100_lt.py: only compare its kept images, pixel by pixel",
     )
     parser.add_argument("--json", type=Path)
     parser.add_argument(
@@ -236,19 +252,24 @@ def main() -> None:
     limit = float(np.quantile(nearest(reference, seen)[0], 0.01))
     figures: dict[str, Any] = {}
     print(
-        "| images | Fréchet distance | precision | recall | nearest training image, median | closer than 99 % of test images |"
+        "| images | Fréchet distance | precision | recall | nearest training image, median "
+        "| closer than 99 % of test images |"
     )
     print("|---|---|---|---|---|---|")
     others = reference[rng.permutation(len(reference))[: len(made)]]
     for name, found in groups.items():
         distance = nearest(found, seen)[0]
         figures[name] = {
-            "frechet_distance": frechet_distance(found, reference), "precision": covered(found, others), "recall": covered(others, found),
-            "nearest_median": float(np.median(distance)), "closer_than_test": float((distance < limit).mean()),
-        }  # fmt: skip
+            "frechet_distance": frechet_distance(found, reference),
+            "precision": covered(found, others),
+            "recall": covered(others, found),
+            "nearest_median": float(np.median(distance)),
+            "closer_than_test": float((distance < limit).mean()),
+        }
         each = figures[name]
         print(
-            f"| {name} | {each['frechet_distance']:.4f} | {each['precision']:.2f} | {each['recall']:.2f} | {each['nearest_median']:.3f} "
+            f"| {name} | {each['frechet_distance']:.4f} | {each['precision']:.2f} "
+            f"| {each['recall']:.2f} | {each['nearest_median']:.3f} "
             f"| {each['closer_than_test']:.1%} |"
         )
     recognised = scorer.text_embeddings.numpy() @ groups["text-only"].T

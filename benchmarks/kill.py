@@ -1,13 +1,15 @@
-"""Generation killed at random points, again and again: what is lost, doubled, other, and done twice.
+"""Generation killed at random moments: images lost, doubled or changed, and work done twice.
 
     python benchmarks/kill.py --kills 50 --json benchmarks/results/kill.json
 
-A run of the embedded example is generated once undisturbed. Then new runs of it, which have come as far as the plan, are killed
-with SIGKILL at random moments, about every fifth counted from the opening of the folder and the others from the first call of
-the UNet, and started again with the same command until they are complete; so until there were enough kills. After every life
-the store is looked at. Each life is a fork of this process, which has loaded the
-models, so that kills fall on work and not on imports; it counts the rows of its UNet where a kill leaves the count standing.
-Redone are the rows that a life computed for images which it had not written when it was killed.
+A run of the embedded example is generated once without kills. New runs of it, with a plan, are
+then killed with SIGKILL at random moments and started again with the same command until they are
+complete, until there are enough kills. The time of about every fifth kill is counted from the
+opening of the folder, of the others from the first call of the UNet.
+
+The store is checked after every life. Each life is a fork of this process, which has loaded the
+models, so kills hit work and not imports. It counts the rows of its UNet in shared memory. Redone
+rows were computed for images that were not yet written at the kill.
 """
 
 from __future__ import annotations
@@ -57,9 +59,15 @@ class Found:
 
 def recipe(seeds: int, steps: int, slots: int, shard_rows: int) -> Any:
     overrides = {
-        "spectrum.seeds": seeds, "spectrum.levels": [30, 60], "spectrum.num_inference_steps": steps, "methods": {"ce": {}},
-        "runtime.slots": slots, "runtime.shard_rows": shard_rows, "runtime.device": "cpu", "runtime.threads": 1,
-    }  # fmt: skip
+        "spectrum.seeds": seeds,
+        "spectrum.levels": [30, 60],
+        "spectrum.num_inference_steps": steps,
+        "methods": {"ce": {}},
+        "runtime.slots": slots,
+        "runtime.shard_rows": shard_rows,
+        "runtime.device": "cpu",
+        "runtime.threads": 1,
+    }
     return load_recipe("fashion-lt", overrides)
 
 
@@ -205,7 +213,8 @@ def main() -> None:
                 chance,
             )
             print(
-                f"run {runs}: {found.kills} kills so far, {found.lost} lost, {found.doubled} doubled",
+                f"run {runs}: {found.kills} kills so far,",
+                f"{found.lost} lost, {found.doubled} doubled",
                 flush=True,
             )
         planned = read_plan(whole.path("plan.parquet"))
@@ -213,11 +222,20 @@ def main() -> None:
         rows = pending_stage.count_rows(whole, planned)
     images = arguments.slots + min(arguments.slots, 16) + arguments.waiting + arguments.shard_rows
     result = {
-        "kills": found.kills, "runs": runs, "images_per_run": len(reference), "undisturbed_seconds": round(undisturbed, 1),
-        "slots": arguments.slots, "shard_rows": arguments.shard_rows, "lost": found.lost, "doubled": found.doubled,
-        "largest_difference_in_grey_levels": found.largest_difference, "redone_rows_median": statistics.median(found.redone),
-        "redone_rows_most": max(found.redone), "rows_in_flight_at_most": images * longest, "rows_in_all": rows,
-    }  # fmt: skip
+        "kills": found.kills,
+        "runs": runs,
+        "images_per_run": len(reference),
+        "undisturbed_seconds": round(undisturbed, 1),
+        "slots": arguments.slots,
+        "shard_rows": arguments.shard_rows,
+        "lost": found.lost,
+        "doubled": found.doubled,
+        "largest_difference_in_grey_levels": found.largest_difference,
+        "redone_rows_median": statistics.median(found.redone),
+        "redone_rows_most": max(found.redone),
+        "rows_in_flight_at_most": images * longest,
+        "rows_in_all": rows,
+    }
     for name, value in result.items():
         print(f"{name.replace('_', ' '):<40}{value:>10}")
     if arguments.json:

@@ -1,14 +1,18 @@
-"""The table of evidence on low-quality photos: CIFAR-10 in low light, every method, several seeds, one spectrum.
+"""The table of CIFAR-10 in low light: every method, several seeds, one spectrum.
 
-    python benchmarks/lowlight.py --root DIR --json benchmarks/results/lowlight.json      # hours; killed and called again, it goes on
-    python benchmarks/lowlight.py --root DIR --estimate                                   # how many
-    python benchmarks/lowlight.py --root DIR --search rates --json benchmarks/results/lowlight_rates.json   # on validation
-    python benchmarks/lowlight.py --root DIR --search scales --json benchmarks/results/lowlight_scales.json
-    python benchmarks/lowlight.py --table benchmarks/results/lowlight.json                # the table once more, from the figures
+    python benchmarks/lowlight.py --root DIR --json benchmarks/results/lowlight.json
+    python benchmarks/lowlight.py --root DIR --estimate      # how many hours that takes
+    python benchmarks/lowlight.py --root DIR --search rates \\
+        --json benchmarks/results/lowlight_rates.json        # on validation
+    python benchmarks/lowlight.py --root DIR --search scales \\
+        --json benchmarks/results/lowlight_scales.json
+    python benchmarks/lowlight.py --table benchmarks/results/lowlight.json
 
-The recipes are `cifar10-lowlight` and, for ALIA, whose edits are other pictures, `cifar10-lowlight-alia`; both have the same images,
-network and number of updates. Phase 1 comes first, then a pool of processes trains some methods of a seed at a time. Without `--root`
-the images come from the hub. `--set` overrides a key of both recipes, for a run in miniature.
+`--table` prints the table from the figures. After a kill, the same command resumes. The recipes
+are `cifar10-lowlight` and, for the edits of ALIA, `cifar10-lowlight-alia`. Both have the same
+images, network and number of updates. Phase 1 runs first. Then a pool of processes trains some
+methods of a seed at a time. Without `--root` the images come from the hub. `--set` overrides a key
+of both recipes, for a small trial.
 """
 
 from __future__ import annotations
@@ -28,20 +32,37 @@ import numpy as np
 
 RECIPES = ("cifar10-lowlight", "cifar10-lowlight-alia")
 ROWS = {
-    "base": "CE", "base+we": "CE + WE", "zero-shot": "zero-shot", "lp-ft": "LP-FT", "lp-ft+we": "LP-FT + WE", "flyp": "FLYP",
-    "flyp+we": "FLYP + WE", "docl": "CE + DoCL", "alia": "CE + ALIA", "flyp-alia": "FLYP + ALIA", "text-only": "text-only",
-    "fixed": "fixed level", "all-levels": "all levels", "random": "random", "easy-to-hard": "easy-to-hard",
-    "adaptive-no-threshold": "adaptive, no threshold", "adaptive-lower-threshold": "adaptive, lower threshold",
-    "adaptive-higher-threshold": "adaptive, higher threshold", "adaptive": "DisCL, adaptive",
-    "adaptive+we": "DisCL, adaptive + WE", "adaptive-per-class": "adaptive per class", "bandit": "bandit",
-}  # fmt: skip
+    "base": "CE",
+    "base+we": "CE + WE",
+    "zero-shot": "zero-shot",
+    "lp-ft": "LP-FT",
+    "lp-ft+we": "LP-FT + WE",
+    "flyp": "FLYP",
+    "flyp+we": "FLYP + WE",
+    "docl": "CE + DoCL",
+    "alia": "CE + ALIA",
+    "flyp-alia": "FLYP + ALIA",
+    "text-only": "text-only",
+    "fixed": "fixed level",
+    "all-levels": "all levels",
+    "random": "random",
+    "easy-to-hard": "easy-to-hard",
+    "adaptive-no-threshold": "adaptive, no threshold",
+    "adaptive-lower-threshold": "adaptive, lower threshold",
+    "adaptive-higher-threshold": "adaptive, higher threshold",
+    "adaptive": "DisCL, adaptive",
+    "adaptive+we": "DisCL, adaptive + WE",
+    "adaptive-per-class": "adaptive per class",
+    "bandit": "bandit",
+}
 COLUMNS = {"ID macro F1": "test", "OOD macro F1": "test-ood"}
 SEARCHES: dict[str, tuple[tuple[str, ...], str, tuple[float, ...]]] = {
     "rates": (("base", "lp-ft", "flyp"), "train.optimizer.lr", (0.0001, 0.0003, 0.001, 0.003)),
     "scales": (("text-only", "fixed", "all-levels", "adaptive"), "synthetic_scale", (0.5, 1, 3)),
 }
-"""Methods, a key and the values to try. The rates of each way of training, real images only, hold for all methods that train alike; the
-scale that is best on average holds for all methods with a spectrum."""
+"""Methods, a key and the values to try. A rate is searched with real images only, and used for all
+methods that train in the same way. The scale that is best on average is used for all methods with
+a spectrum."""
 EXPECTED = ("adaptive", "all-levels", "fixed", "text-only")
 """By OOD macro F1, best first."""
 CHUNK = 4
@@ -65,7 +86,7 @@ def open_recipe(name: str, settings: dict[str, Any], work: Path) -> Any:
 def train_some(
     name: str, seed: int, methods: list[str], settings: dict[str, Any], work: Path
 ) -> tuple[list[str], float]:
-    """Trains and measures these methods of a recipe with a seed; returns their names and the seconds that it took."""
+    """Trains and evaluates methods of a recipe with a seed; returns their names and the seconds."""
     from dataclasses import replace
 
     import torch
@@ -92,7 +113,7 @@ def carry_out(
     processes: int,
     own: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Everything that is missing, then the figures of all seeds; `own` are further settings by recipe."""
+    """Runs what is missing; returns the figures of all seeds. `own`: more settings per recipe."""
     from discl.pipeline import run_until
     from discl.stages.compare import make_entries, seed_run
     from discl.stages.evaluate import evaluate
@@ -119,7 +140,8 @@ def carry_out(
         for done, job in enumerate(as_completed(waiting), 1):
             methods, seconds = job.result()
             print(
-                f"{done} of {len(jobs)}, {time.time() - started:.0f} s: {', '.join(methods)} ({seconds:.0f} s)",
+                f"{done} of {len(jobs)}, {time.time() - started:.0f} s:",
+                f"{', '.join(methods)} ({seconds:.0f} s)",
                 flush=True,
             )
     figures: dict[str, Any] = {"seeds": seeds, "rows": {}, "levels": {}, "kept": {}}
@@ -135,24 +157,34 @@ def carry_out(
         ):
             if entry.name in ROWS:
                 figures["rows"][entry.name] = {
-                    "figures": {heading: list(values) for heading, values in entry.figures.items()}, "costs": dict(entry.costs),
-                    "intervals": intervals(entry, seeded[name], runs[RECIPES[0]], seeded[RECIPES[0]]),
-                }  # fmt: skip
+                    "figures": {heading: list(values) for heading, values in entry.figures.items()},
+                    "costs": dict(entry.costs),
+                    "intervals": intervals(
+                        entry, seeded[name], runs[RECIPES[0]], seeded[RECIPES[0]]
+                    ),
+                }
         figures["kept"][name] = count_kept(run)
         figures["levels"] |= {
-            method: [levels_of(each.path("train") / method) for each in seeded[name]] for method in run.recipe.methods
-        }  # fmt: skip
+            method: [levels_of(each.path("train") / method) for each in seeded[name]]
+            for method in run.recipe.methods
+        }
     recipe = runs[RECIPES[0]].recipe
     figures["images"] = {split: len(table) for split, table in runs[RECIPES[0]].tables.items()}
     figures["settings"] = {
-        "levels": list(recipe.spectrum.levels), "threshold": recipe.filter.threshold, "epochs": recipe.train.epochs,
-        "batch_size": recipe.train.batch_size, "seeds_per_image": recipe.spectrum.seeds,
-    }  # fmt: skip
+        "levels": list(recipe.spectrum.levels),
+        "threshold": recipe.filter.threshold,
+        "epochs": recipe.train.epochs,
+        "batch_size": recipe.train.batch_size,
+        "seeds_per_image": recipe.spectrum.seeds,
+    }
     return figures
 
 
 def search(settings: dict[str, Any], work: Path, what: str) -> dict[str, Any]:
-    """Macro F1 on validation of some methods at each value of a key, in half of the recipe's epochs; of the scales their mean as well."""
+    """Macro F1 on validation of some methods at each value of a key.
+
+    Trainings have half of the recipe's epochs. For the scales the mean is added.
+    """
     from dataclasses import replace
 
     import torch
@@ -237,13 +269,14 @@ def estimate(settings: dict[str, Any], seeds: int, processes: int) -> str:
     )
     hours = [seconds * updates * trainings / processes / 3600 for seconds in (processor, wall)]
     return (
-        f"an update of FLYP on one thread: {processor:.2f} s of processor time, {wall:.2f} s by the clock; {trainings} trainings of "
-        f"{updates} updates by {processes} processes: {hours[0]:.1f} h on idle cores, {hours[1]:.1f} h as busy as they are now"
+        f"an update of FLYP on one thread: {processor:.2f} s of processor time, {wall:.2f} s by "
+        f"the clock; {trainings} trainings of {updates} updates by {processes} processes: "
+        f"{hours[0]:.1f} h on idle cores, {hours[1]:.1f} h as busy as they are now"
     )
 
 
 def time_updates(settings: dict[str, Any], steps: int, folder: Path) -> tuple[float, float]:
-    """(seconds by the clock, of processor time) of training FLYP for so many updates on a few images."""
+    """(wall seconds, processor seconds) of training FLYP for some updates on a few images."""
     import pyarrow as pa
 
     from discl.recipe import load_recipe
@@ -253,10 +286,15 @@ def time_updates(settings: dict[str, Any], steps: int, folder: Path) -> tuple[fl
     from discl.utils.stored import write_table
 
     one = {
-        "methods": {"flyp": {"strategy": "real-only", "objective": "flyp"}}, "baseline": None, "train.epochs": 1,
-        "train.curriculum_epochs": 1, "train.steps_per_epoch": steps, "hard": {"rule": "tail"}, "data.cameras.validation": 64,
+        "methods": {"flyp": {"strategy": "real-only", "objective": "flyp"}},
+        "baseline": None,
+        "train.epochs": 1,
+        "train.curriculum_epochs": 1,
+        "train.steps_per_epoch": steps,
+        "hard": {"rule": "tail"},
+        "data.cameras.validation": 64,
         "data.cameras.most": {"train": 512, "test": 64, "test-ood": 64},
-    }  # fmt: skip
+    }
     run = open_run(load_recipe(RECIPES[0], {**settings, **one}), folder)
     prepare_data(run)
     write_table(pa.table({"id": run.train.ids[:1]}), run.path("hard.parquet"))
@@ -264,9 +302,16 @@ def time_updates(settings: dict[str, Any], steps: int, folder: Path) -> tuple[fl
         [{"id": "none", "image": run.train.rows[0]["image"], "label": 0, "level": 0}]
     )
     verdict = {
-        "id": ["none"], "source_id": ["none"], "label": [0], "level": [0], "seed": [0], "attempt": [0],
-        "clip_similarity": [1.0], "keep": [True], "reason": [""],
-    }  # fmt: skip
+        "id": ["none"],
+        "source_id": ["none"],
+        "label": [0],
+        "level": [0],
+        "seed": [0],
+        "attempt": [0],
+        "clip_similarity": [1.0],
+        "keep": [True],
+        "reason": [""],
+    }
     write_table(pa.table(verdict), run.path("filter.parquet"))
     wall, processor = time.time(), time.process_time()
     train(run)
@@ -276,7 +321,10 @@ def time_updates(settings: dict[str, Any], steps: int, folder: Path) -> tuple[fl
 def intervals(
     entry: Any, runs: list[Any], main: Any, main_runs: list[Any]
 ) -> dict[str, list[float]]:
-    """`{column: [difference, low, high]}` of a row against the baseline of the main recipe, ensembled against ensembled."""
+    """`{column: [difference, low, high]}` of a row against the baseline of the main recipe.
+
+    Ensembled rows are compared with the ensembled baseline.
+    """
     from discl.stages.compare import paired, read_predictions, split_variant
 
     if runs is main_runs:
@@ -300,7 +348,7 @@ def intervals(
 
 
 def table(figures: dict[str, Any]) -> str:
-    """Mean ± standard deviation over seeds, in per cent, in Markdown; and how the expected order came out."""
+    """Mean ± standard deviation over seeds, in per cent, in Markdown, and the expected order."""
     from discl.evaluation.comparison import Entry, Interval, as_markdown
 
     entries = []
@@ -323,9 +371,8 @@ def table(figures: dict[str, Any]) -> str:
     for better, worse in pairwise(EXPECTED):
         if better in means and worse in means:
             came = "as expected" if means[better] >= means[worse] else "NOT as expected"
-            lines.append(
-                f"{better} ≥ {worse} on OOD macro F1: {100 * (means[better] - means[worse]):+.1f} points, {came}  "
-            )
+            points = 100 * (means[better] - means[worse])
+            lines.append(f"{better} ≥ {worse} on OOD macro F1: {points:+.1f} points, {came}  ")
     return "\n".join(lines)
 
 

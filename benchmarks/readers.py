@@ -2,10 +2,11 @@
 
     python benchmarks/readers.py --entries 1000000 --json benchmarks/results/readers.json
 
-A synthetic tree of each format is written below `--work`: the lists name their images, which need not exist for a table to open (the image
-folder and the tar shards hold one tiny picture over and over). Each reader then opens its tree in a process of its own, which also asks for
-all ids and labels and counts the classes, as every run does. The base is the memory of such a process before it opens anything. The goal is
-held against the time that the processor was busy (of all threads together), which other work on the machine does not lengthen.
+A synthetic tree of each format is written below `--work`. Lists name images that need not exist to
+open a table. The image folder and the tar shards repeat one tiny image. Each reader opens its tree
+in a separate process, which also reads all ids and labels and counts the classes, as every run
+does. The base is the memory of such a process before it opens anything. The goal applies to the
+processor time of all threads together, which other work on the machine does not lengthen.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ TREES: dict[str, Callable[[Path, int], None]] = {
 
 
 def peak_bytes() -> int:
-    """Peak resident memory of this process; not that of `getrusage`, which a child takes over from its parent."""
+    """Peak resident memory of this process; `getrusage` would include that of its parent."""
     line = next(
         line
         for line in Path("/proc/self/status").read_text().splitlines()
@@ -139,9 +140,13 @@ def open_one(root: str, kind: str) -> dict[str, float]:
     table = read_tables(root, kind)["train"]
     rows, classes = len(table.ids), int((table.class_counts > 0).sum())
     return {
-        "rows": rows, "classes": classes, "seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - busy,
-        "base_bytes": base, "peak_bytes": peak_bytes(),
-    }  # fmt: skip
+        "rows": rows,
+        "classes": classes,
+        "seconds": time.perf_counter() - started,
+        "processor_seconds": time.process_time() - busy,
+        "base_bytes": base,
+        "peak_bytes": peak_bytes(),
+    }
 
 
 def main() -> None:
@@ -164,7 +169,8 @@ def main() -> None:
         return
     results = {}
     print(
-        f"| format | entries | elapsed, s | processor, s | peak, MB | of which base | goals ({GOAL_SECONDS:.0f} s, 1 GB) |"
+        "| format | entries | elapsed, s | processor, s | peak, MB | of which base "
+        f"| goals ({GOAL_SECONDS:.0f} s, 1 GB) |"
     )
     print("|---|---|---|---|---|---|---|", flush=True)
     for kind in arguments.formats:
@@ -177,7 +183,8 @@ def main() -> None:
         results[kind] = each = json.loads(told.splitlines()[-1])
         if each["rows"] != arguments.entries or each["classes"] != min(CLASSES, arguments.entries):
             raise SystemExit(
-                f"{kind}: {each['rows']} rows of {each['classes']} classes were read; {arguments.entries} were written."
+                f"{kind}: {each['rows']} rows of {each['classes']} classes were read; "
+                f"{arguments.entries} were written."
             )
         met = (
             "met"
@@ -185,7 +192,8 @@ def main() -> None:
             else "missed"
         )
         print(
-            f"| {kind} | {each['rows']:,} | {each['seconds']:.1f} | {each['processor_seconds']:.1f} | {each['peak_bytes'] / 1e6:.0f} "
+            f"| {kind} | {each['rows']:,} | {each['seconds']:.1f} "
+            f"| {each['processor_seconds']:.1f} | {each['peak_bytes'] / 1e6:.0f} "
             f"| {each['base_bytes'] / 1e6:.0f} | {met} |",
             flush=True,
         )

@@ -1,11 +1,14 @@
-"""SDXL's true shape with random weights on a GPU: the engine beside diffusers' pipelines, plain and compiled, and the matmul ceiling.
+"""The engine against diffusers' pipelines on a GPU, with the shape of SDXL and random weights.
 
-    python benchmarks/sdxl.py --json benchmarks/results/sdxl.json     # one GPU; --sources 8 --repetitions 1 for a short run
-    python benchmarks/sdxl.py --smoke                                 # the same code on a CPU with a tiny network; its times say nothing
+    python benchmarks/sdxl.py --json benchmarks/results/sdxl.json   # one GPU
+    python benchmarks/sdxl.py --sources 8 --repetitions 1           # a short run
+    python benchmarks/sdxl.py --smoke       # a tiny network on a CPU; its times mean nothing
 
-First the latents of both sides are compared in float32; where they differ no speed is measured. Speed does not depend on the weights'
-values, so no checkpoint is needed. Texts are random embeddings on both sides. Shares are of the bf16 matmul rate measured in the same
-process; work is counted by torch's own FLOP counter on one call.
+Both run plain and compiled, and are compared with the matmul ceiling. First the latents of both
+sides are compared in float32. If they differ, no speed is measured. Speed does not depend on the
+values of the weights, so no checkpoint is needed. Texts are random embeddings on both sides.
+Fractions are of the bf16 matmul rate measured in the same process. Work is counted by torch's FLOP
+counter on one call.
 """
 
 from __future__ import annotations
@@ -57,23 +60,41 @@ EQUAL = 1e-3
 """Rounding of a few steps in float32, as a share of the largest latent."""
 TRUE = {
     "unet": {
-        "sample_size": 128, "block_out_channels": (320, 640, 1280), "layers_per_block": 2, "attention_head_dim": (5, 10, 20),
-        "transformer_layers_per_block": (1, 2, 10), "cross_attention_dim": 2048, "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "sample_size": 128,
+        "block_out_channels": (320, 640, 1280),
+        "layers_per_block": 2,
+        "attention_head_dim": (5, 10, 20),
+        "transformer_layers_per_block": (1, 2, 10),
+        "cross_attention_dim": 2048,
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     },
     "vae": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 1024},
-}  # fmt: skip
+}
 """SDXL base 1.0, as its published configuration has it."""
 TINY = {
     "unet": {
-        "sample_size": 8, "block_out_channels": (32, 64, 64), "layers_per_block": 1, "attention_head_dim": (2, 4, 4), "norm_num_groups": 16,
-        "transformer_layers_per_block": (1, 1, 2), "cross_attention_dim": 32, "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": 80, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "sample_size": 8,
+        "block_out_channels": (32, 64, 64),
+        "layers_per_block": 1,
+        "attention_head_dim": (2, 4, 4),
+        "norm_num_groups": 16,
+        "transformer_layers_per_block": (1, 1, 2),
+        "cross_attention_dim": 32,
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 80,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     },
-    "vae": {"block_out_channels": (8, 16, 16, 16), "layers_per_block": 1, "sample_size": 64, "norm_num_groups": 8},
-}  # fmt: skip
+    "vae": {
+        "block_out_channels": (8, 16, 16, 16),
+        "layers_per_block": 1,
+        "sample_size": 64,
+        "norm_num_groups": 8,
+    },
+}
 
 
 class RandomXL(StableDiffusionXL):
@@ -107,9 +128,12 @@ def build(shape: dict[str, Any], device: str, dtype: torch.dtype) -> RandomXL:
             **shape["unet"], use_linear_projection=True, addition_embed_type="text_time"
         )
         vae = AutoencoderKL(
-            **shape["vae"], latent_channels=4, scaling_factor=0.13025, down_block_types=("DownEncoderBlock2D",) * 4,
+            **shape["vae"],
+            latent_channels=4,
+            scaling_factor=0.13025,
+            down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
-        )  # fmt: skip
+        )
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -161,10 +185,14 @@ class Pipelines:
             [request.negative_prompt for request in requests], negative=True
         )
         return {
-            "prompt_embeds": prompt["encoder_hidden_states"], "pooled_prompt_embeds": prompt["text_embeds"],
-            "negative_prompt_embeds": negative["encoder_hidden_states"], "negative_pooled_prompt_embeds": negative["text_embeds"],
-            "num_inference_steps": self.steps, "guidance_scale": GUIDANCE_SCALE, "output_type": "np",
-        }  # fmt: skip
+            "prompt_embeds": prompt["encoder_hidden_states"],
+            "pooled_prompt_embeds": prompt["text_embeds"],
+            "negative_prompt_embeds": negative["encoder_hidden_states"],
+            "negative_pooled_prompt_embeds": negative["text_embeds"],
+            "num_inference_steps": self.steps,
+            "guidance_scale": GUIDANCE_SCALE,
+            "output_type": "np",
+        }
 
     @torch.inference_mode()
     def latents(self, request: Request) -> torch.Tensor:
@@ -212,7 +240,10 @@ class Pipelines:
 
 
 def score_seconds(device: str, size: int, images: int) -> float:
-    """Seconds that a CLIP ViT-B/32 with random weights takes over so many pictures, preprocessing included, in batches of 32."""
+    """Seconds that a CLIP ViT-B/32 with random weights takes for a number of images.
+
+    Includes preprocessing, in batches of 32.
+    """
     clip = CLIPModel(CLIPConfig()).to(device).eval()
     processor = CLIPImageProcessorPil()
     pictures = [Image.fromarray(pixels_of(f"{row}", size).transpose(1, 2, 0)) for row in range(32)]
@@ -231,7 +262,7 @@ def score_seconds(device: str, size: int, images: int) -> float:
 
 
 def compare(shape: dict[str, Any], device: str, steps: int, levels: Sequence[int]) -> float:
-    """The largest difference of latents from those of diffusers, in float32, as a share of the largest value."""
+    """Largest difference of latents from diffusers', in float32, relative to the maximum."""
     torch.backends.cudnn.allow_tf32 = False
     model = build(shape, device, torch.float32)
     pipelines, engine = (
@@ -261,7 +292,8 @@ def measure(
     )
     if not difference <= EQUAL:
         raise SystemExit(
-            f"the engine's latents differ from diffusers' by {difference:.2g} of the largest value; nothing was measured."
+            f"the engine's latents differ from diffusers' by {difference:.2g} of the largest "
+            "value; nothing was measured."
         )
     model = build(shape, device, dtype)
     steps, size = arguments.steps, model.size
@@ -299,9 +331,14 @@ def measure(
 
     figures = [
         Figure("difference from diffusers' latents, float32", difference, "<=", EQUAL),
-        Figure("matmul ceiling, TFLOP/s", ceiling), Figure("slots", slots),
-        Figure("one row of the UNet, TFLOP", flops[0], detail=f"encode {flops[1]:.2f}, decode {flops[2]:.2f}"),
-    ]  # fmt: skip
+        Figure("matmul ceiling, TFLOP/s", ceiling),
+        Figure("slots", slots),
+        Figure(
+            "one row of the UNet, TFLOP",
+            flops[0],
+            detail=f"encode {flops[1]:.2f}, decode {flops[2]:.2f}",
+        ),
+    ]
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         generate()
@@ -353,12 +390,20 @@ def measure(
             share = score_seconds(device, size, len(requests)) / taken
             figures.append(Figure("CLIP ViT-B/32 scoring ÷ generation", share, "<=", 0.02))
     settings = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "dtype": str(dtype), "size": size, "slots": slots,
-        "num_inference_steps": steps, "levels": list(LEVELS), "sources": arguments.sources, "repetitions": arguments.repetitions,
-        "torch": torch.__version__, "diffusers": diffusers.__version__,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "dtype": str(dtype),
+        "size": size,
+        "slots": slots,
+        "num_inference_steps": steps,
+        "levels": list(LEVELS),
+        "sources": arguments.sources,
+        "repetitions": arguments.repetitions,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
         "unet_parameters": sum(each.numel() for each in model.unet.parameters()),
-        "unet_rows": rows, "smoke": arguments.smoke,
-    }  # fmt: skip
+        "unet_rows": rows,
+        "smoke": arguments.smoke,
+    }
     return figures, settings
 
 
@@ -378,7 +423,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.smoke and not torch.cuda.is_available():
         raise SystemExit(
-            "there is no GPU of NVIDIA here; --smoke runs the same code with a tiny network on the CPU."
+            "this machine has no NVIDIA GPU; --smoke runs the same code with a tiny network "
+            "on the CPU."
         )
     if arguments.smoke:
         arguments.sources, arguments.slots, arguments.steps, arguments.repetitions = 2, 4, 10, 1

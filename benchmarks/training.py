@@ -1,12 +1,13 @@
-"""What the curriculum costs in training: ratios of times measured in one process, and a counter.
+"""The cost of the curriculum in training: ratios of times in one process, and a counter.
 
     python benchmarks/training.py --json benchmarks/results/training.json
-    python benchmarks/training.py --quick          # a smoke run of a few seconds; its times say nothing
+    python benchmarks/training.py --quick          # seconds; its times mean nothing
 
-Every arm trains the same network by the same updates; what differs is where a batch comes from. The arms take turns, an epoch each,
-after one that is not timed; a ratio is that of the medians. `--clock cpu` takes the processor time of this process instead of the
-wall's, for a machine that has other work (everything but the arm with workers then runs in this process alone).
-The pictures are the shipped ones, as JPEG files of 32 and of 256 pixels.
+Every arm trains the same network with the same updates. Only the origin of a batch differs. The
+arms take turns, an epoch each, after one warm-up. A ratio is that of the medians. `--clock cpu`
+measures the processor time of this process instead of the wall time, for a busy machine. Then
+everything but the arm with workers runs in this process. The images are the shipped ones, as JPEG
+files of 32 and of 256 pixels.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ SETS = {  # real images, hard ones, images of the spectrum; V is 2,000 hard ones
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured figure; `comparison` says how it has to stand to its goal. Without a goal it only informs."""
+    """One measured figure, its goal if any, and how the two must compare."""
 
     name: str
     value: float
@@ -118,7 +119,10 @@ def jpegs(size: int, count: int) -> tuple[list[bytes], np.ndarray]:
 
 
 def make_pool(real: int, hard: int, synthetic: int) -> Pool:
-    """`hard` of the real images are hard; ten classes, and each level of each class has equal parts of the synthetic ones."""
+    """Ten classes; `hard` of the real images are hard.
+
+    Each level of each class has the same number of synthetic images.
+    """
     rows = np.arange(real + synthetic)
     source = (
         rows // 10 // len(LEVELS) * 10 % (hard // 10 * 10) + rows % 10
@@ -134,7 +138,10 @@ def make_pool(real: int, hard: int, synthetic: int) -> Pool:
 
 
 def imagenet_lt() -> Pool:
-    """A pool of ImageNet-LT's size: 115,846 real images of 1,000 classes, 1,530 hard ones in 136 of them, 24 synthetic ones of each."""
+    """A pool of ImageNet-LT's size: 115,846 real images of 1,000 classes.
+
+    136 classes have 1,530 hard images, with 24 synthetic images each.
+    """
     real, hard, tail = 115_846, 1_530, 136
     rows, extra = np.arange(real), np.arange(24 * hard)
     return Pool(
@@ -178,9 +185,16 @@ def make_learner(setting: Setting, precision: torch.dtype, counts: np.ndarray) -
         make_optimizer, name="sgd", lr=0.01, weight_decay=2e-4, momentum=0.9, nesterov=False
     )
     return TrainState(
-        model.to(memory_format=torch.channels_last), optimizer, make_objective("cross-entropy"), counts, setting.config, StepConfig(),
-        setting.augment, precision, "cpu",
-    )  # fmt: skip
+        model.to(memory_format=torch.channels_last),
+        optimizer,
+        make_objective("cross-entropy"),
+        counts,
+        setting.config,
+        StepConfig(),
+        setting.augment,
+        precision,
+        "cpu",
+    )
 
 
 class Fixed:
@@ -203,7 +217,7 @@ def train_epoch(
 
 
 class PlainFolder(Dataset):
-    """The files of a folder as a plain loop reads them: PIL, one picture after the other, augmentation by PIL too."""
+    """The files of a folder as a plain loop reads them: one by one, augmented by PIL."""
 
     def __init__(self, files: Sequence[Path], labels: np.ndarray, setting: Setting) -> None:
         self.files, self.labels, self.setting = files, labels, setting
@@ -235,7 +249,7 @@ class PlainFolder(Dataset):
 def plain_loop(
     folder: Path, files: Sequence[bytes], labels: np.ndarray, setting: Setting
 ) -> Callable[[], None]:
-    """An epoch of the loop that everybody writes: DataLoader, forward, backward, step, in float32."""
+    """An epoch of a plain loop: DataLoader, forward, backward, step, in float32."""
     paths = [folder / f"{row:05d}.jpg" for row in range(len(files))]
     for path, data in zip(paths, files, strict=True):
         path.write_bytes(data)
@@ -285,7 +299,7 @@ def feeding(
     decoded: bool,
     title: str,
 ) -> list[Figure]:
-    """Curriculum training beside the same loop on a fixed batch, and beside a plain loop on files."""
+    """Curriculum training against the same loop on a fixed batch, and a plain loop on files."""
     files, labels = jpegs(setting.stored_size, images)
     pool = make_pool(images * 3 // 4, images // 16, images // 4)
     limit, pixels_module.MEMORY_LIMIT = (
@@ -326,22 +340,36 @@ def feeding(
     )
     return [
         Figure(
-            f"{title}: curriculum ÷ fixed batch in memory, {automatic}", rate["curriculum auto"] / rate["fixed auto"],
-            ">=" if decoded else "", 0.95 if decoded else None, speeds,
+            f"{title}: curriculum ÷ fixed batch in memory, {automatic}",
+            rate["curriculum auto"] / rate["fixed auto"],
+            ">=" if decoded else "",
+            0.95 if decoded else None,
+            speeds,
         ),
         Figure(
-            f"{title}: curriculum ÷ fixed batch in memory, float32", rate["curriculum float32"] / rate["fixed float32"],
-            ">=" if decoded else "", 0.95 if decoded else None,
+            f"{title}: curriculum ÷ fixed batch in memory, float32",
+            rate["curriculum float32"] / rate["fixed float32"],
+            ">=" if decoded else "",
+            0.95 if decoded else None,
         ),
-        Figure(f"{title}: curriculum ÷ plain loop of PIL on files, both float32", rate["curriculum float32"] / rate["plain"]),
-        Figure(f"{title}: curriculum as it comes ({automatic}) ÷ that plain loop", rate["curriculum auto"] / rate["plain"]),
-    ]  # fmt: skip
+        Figure(
+            f"{title}: curriculum ÷ plain loop of PIL on files, both float32",
+            rate["curriculum float32"] / rate["plain"],
+        ),
+        Figure(
+            f"{title}: curriculum as it comes ({automatic}) ÷ that plain loop",
+            rate["curriculum auto"] / rate["plain"],
+        ),
+    ]
 
 
 def probing(
     setting: Setting, images: int, repetitions: int, clock: Callable[[], float]
 ) -> list[Figure]:
-    """Measuring on V before and after a probe, as a share of an epoch that has it; and the draw of an epoch's rows beside a step."""
+    """Time of measuring on V before and after a probe, as a fraction of its epoch.
+
+    Also the time to draw the rows of an epoch, as a fraction of a step.
+    """
     files, labels = jpegs(setting.stored_size, images)
     pixels = ImageCache(
         [[{"image": {"bytes": data, "path": None}} for data in files]], setting.stored_size
@@ -353,11 +381,18 @@ def probing(
     judged = np.arange(min(setting.steps * setting.batch, images))
     seconds = take_turns(
         {
-            "epoch": lambda: train_epoch(learner, batches, rows, np.resize(labels, images), setting),
-            "judge": lambda: none(true_class_probability(predict_logits(learner.model, pixels, judged, config, precision), labels[judged])),
+            "epoch": lambda: train_epoch(
+                learner, batches, rows, np.resize(labels, images), setting
+            ),
+            "judge": lambda: none(
+                true_class_probability(
+                    predict_logits(learner.model, pixels, judged, config, precision), labels[judged]
+                )
+            ),
         },
-        repetitions, clock,
-    )  # fmt: skip
+        repetitions,
+        clock,
+    )
     step, per_image = seconds["epoch"] / setting.steps, seconds["judge"] / len(judged)
     figures = []
     levels = list(LEVELS)
@@ -369,10 +404,14 @@ def probing(
         measured, trained = 2 * len(guidance) * per_image + counted, real / setting.batch * step
         figures.append(
             Figure(
-                f"progress of {name}: measuring ÷ training time", measured / (measured + trained), "<=", 0.05,
-                f"|V| {len(guidance)}, {real:,} images an epoch; {1 / per_image:.0f} images/s judged, {setting.batch / step:.0f} trained",
+                f"progress of {name}: measuring ÷ training time",
+                measured / (measured + trained),
+                "<=",
+                0.05,
+                f"|V| {len(guidance)}, {real:,} images an epoch; {1 / per_image:.0f} images/s "
+                f"evaluated, {setting.batch / step:.0f} trained",
             )
-        )  # fmt: skip
+        )
     pool = imagenet_lt()
     for strategy in ("diverse-to-specific", "all-levels"):
         steps = int((~pool.synthetic).sum()) // setting.batch
@@ -393,7 +432,7 @@ def probing(
 
 
 def attention(repetitions: int, clock: Callable[[], float], batch: int = 128) -> list[Figure]:
-    """A step of FLYP in bfloat16 with the attention that the learner chooses on a CPU, beside torch's fused one."""
+    """A step of FLYP in bfloat16 with the attention used on CPUs, against torch's fused one."""
     folder = Path(__file__).parent / "checkpoints" / "cifar" / "clip"
     train = Train.model_validate(
         {"image_size": 32, "model": {"architecture": "clip", "checkpoint": str(folder)}}
@@ -407,9 +446,16 @@ def attention(repetitions: int, clock: Callable[[], float], batch: int = 128) ->
             make_optimizer, name="adamw", lr=1e-5, weight_decay=0.1, momentum=0.9, nesterov=False
         )
         learner = TrainState(
-            starter_of(config, train)(), optimizer, make_objective(FLYP), np.ones(10), config, StepConfig(), setting.augment,
-            torch.bfloat16, "cpu",
-        )  # fmt: skip
+            starter_of(config, train)(),
+            optimizer,
+            make_objective(FLYP),
+            np.ones(10),
+            config,
+            StepConfig(),
+            setting.augment,
+            torch.bfloat16,
+            "cpu",
+        )
         if name == "sdpa":
             learner.model.clip.set_attn_implementation(name)  # type: ignore[union-attr, operator]
         rows, labels = np.arange(setting.steps * batch) % batch, np.arange(batch) % 10
@@ -466,7 +512,7 @@ class Marking(list):
 
 
 def workers_restarted(workers: int = 2, epochs: int = 4) -> Figure:
-    """Processes that decode over `epochs` of another level each, beyond the workers that the first epoch started."""
+    """Number of decoding processes started after the first epoch, over epochs of other levels."""
     files, _ = jpegs(32, 256)
     limit, pixels_module.MEMORY_LIMIT = pixels_module.MEMORY_LIMIT, 0
     table = Marking({"image": {"bytes": data, "path": None}} for data in files)
@@ -485,7 +531,8 @@ def workers_restarted(workers: int = 2, epochs: int = 4) -> Figure:
             for _ in batches.of(rows):
                 pass
         processes = len(list(table.folder.iterdir()))
-    detail = f"{workers} workers, levels {', '.join(' '.join(map(str, levels)) or 'real only' for levels in sorted(seen))}"
+    drawn = ", ".join(" ".join(map(str, levels)) or "real only" for levels in sorted(seen))
+    detail = f"{workers} workers, levels {drawn}"
     return Figure("workers restarted by a switch of level", processes - workers, "==", 0, detail)
 
 
@@ -496,9 +543,10 @@ def table_of(figures: Sequence[Figure]) -> str:
     for figure in figures:
         goal = f"{figure.comparison} {figure.goal:g}" if figure.goal is not None else ""
         verdict = {None: "", True: "met", False: "MISSED"}[figure.met]
-        lines.append(
-            f"{figure.name:<{width}}  {figure.value:8.4f}  {goal:<8} {verdict:<7} {figure.detail}".rstrip()
+        line = (
+            f"{figure.name:<{width}}  {figure.value:8.4f}  {goal:<8} {verdict:<7} {figure.detail}"
         )
+        lines.append(line.rstrip())
     return "\n".join(lines)
 
 
@@ -534,9 +582,14 @@ def main() -> None:
         figures += attention(repetitions, clock)
     print(table_of(figures))
     settings = {
-        "small": asdict(small), "large": asdict(LARGE), "repetitions": repetitions, "threads": arguments.threads,
-        "clock": arguments.clock, "torch": torch.__version__, "quick": arguments.quick,
-    }  # fmt: skip
+        "small": asdict(small),
+        "large": asdict(LARGE),
+        "repetitions": repetitions,
+        "threads": arguments.threads,
+        "clock": arguments.clock,
+        "torch": torch.__version__,
+        "quick": arguments.quick,
+    }
     if arguments.json:
         rows = [{**asdict(figure), "met": figure.met} for figure in figures]
         arguments.json.write_text(

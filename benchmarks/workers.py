@@ -1,12 +1,15 @@
-"""How much faster two worker processes generate than one: goal 9, at least 1.9 times where there are devices for two.
+"""The speed of two worker processes against one. The goal is 1.9 times, with devices for two.
 
     python benchmarks/workers.py --json benchmarks/results/workers.json
 
-Two arms, each with one worker and with two in turns, workers loaded and warm, every time with an empty store:
+There are two arms, each with one worker and with two in turns. Workers are loaded and warm, and
+the store is empty each time:
 
-- `cpu`: the embedded model, one thread a worker. It needs as many idle cores as there are workers, and says how many there were.
-- `waiting`: each call of the UNet waits a fixed time instead of computing, as a process does whose GPU computes. Everything else is
-  real: taking requests, VAE, CLIP, encoding, writing. It shows what feeding and sharing cost, not what a GPU would give.
+- `cpu`: the embedded model with one thread per worker. It needs an idle core per worker, and prints
+  the number of idle cores.
+- `waiting`: each call of the UNet waits a fixed time instead of computing, as a process does while
+  its GPU computes. Everything else is real: taking requests, VAE, CLIP, encoding, writing. It
+  measures the cost of feeding and sharing, not the speed of a GPU.
 """
 
 from __future__ import annotations
@@ -37,14 +40,20 @@ GOAL = 1.9
 
 def recipe(seeds: int, slots: int) -> Any:
     overrides = {
-        "spectrum.seeds": seeds, "spectrum.levels": [30, 60], "spectrum.num_inference_steps": 10, "methods": {"ce": {}},
-        "runtime.slots": slots, "runtime.shard_rows": 32, "runtime.device": "cpu", "runtime.threads": 1,
-    }  # fmt: skip
+        "spectrum.seeds": seeds,
+        "spectrum.levels": [30, 60],
+        "spectrum.num_inference_steps": 10,
+        "methods": {"ce": {}},
+        "runtime.slots": slots,
+        "runtime.shard_rows": 32,
+        "runtime.device": "cpu",
+        "runtime.threads": 1,
+    }
     return load_recipe("fashion-lt", overrides)
 
 
 def seconds(place: Path, asked: Any, workers: int) -> float:
-    """Time in which so many workers make the plan, but for a first part with which each warms up."""
+    """Seconds in which the workers make the plan, without a first part that warms them up."""
     run = open_run(asked, place)
     run_until(run, "plan")
     requests = read_plan(run.path("plan.parquet"))
@@ -59,7 +68,7 @@ def seconds(place: Path, asked: Any, workers: int) -> float:
 
 
 def idle_cores(seconds: float = 3.0) -> float:
-    """Cores that had nothing to do during a moment in which this process had nothing to do either."""
+    """Idle cores during a moment in which this process is idle."""
     import psutil
 
     return sum(100 - percent for percent in psutil.cpu_percent(seconds, percpu=True)) / 100
@@ -114,10 +123,13 @@ def main() -> None:
                     )
             ratios = [one / two for one, two in zip(taken[1], taken[2], strict=True)]
             result[arm] = {
-                "idle_cores_before": round(idle, 1), "seconds_of_one": [round(each, 1) for each in taken[1]],
-                "seconds_of_two": [round(each, 1) for each in taken[2]], "ratio_median": round(statistics.median(ratios), 2),
-                "ratios": [round(ratio, 2) for ratio in ratios], "met": statistics.median(ratios) >= GOAL,
-            }  # fmt: skip
+                "idle_cores_before": round(idle, 1),
+                "seconds_of_one": [round(each, 1) for each in taken[1]],
+                "seconds_of_two": [round(each, 1) for each in taken[2]],
+                "ratio_median": round(statistics.median(ratios), 2),
+                "ratios": [round(ratio, 2) for ratio in ratios],
+                "met": statistics.median(ratios) >= GOAL,
+            }
             print(f"{arm}: {json.dumps(result[arm])}", flush=True)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

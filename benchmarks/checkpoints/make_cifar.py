@@ -1,13 +1,14 @@
-"""Makes the stand-in generator and CLIP of the CIFAR benchmarks: one small set of weights for CIFAR-100-LT and CIFAR-10 in low light.
+"""Makes the generator and CLIP of the benchmarks on CIFAR-100-LT and CIFAR-10 in low light.
 
     python benchmarks/checkpoints/make_cifar.py --cifar100 DIR --cifar10 DIR --work build/cifar
 
-DIR holds `train.parquet` with `id`, `image` and `label`. The stages run in order (clip, vae, unet, export); a finished stage is not
-run again and a killed one goes on from its last checkpoint. `--unet-steps` may grow from call to call.
+DIR has `train.parquet` with `id`, `image` and `label`. The stages run in order: clip, vae, unet,
+export. A finished stage does not run again, and a killed one resumes from its last checkpoint.
+`--unet-steps` may grow from call to call.
 
-What the models see: CIFAR-100 training images outside the long-tailed set of imbalance ratio 50 (which holds that of 100), and the
-CIFAR-10 training images that `is_pretraining` names. No test image
-is asked for; the few that CIFAR holds twice, equal pixel by pixel, are not looked for.
+The models see CIFAR-100 training images outside the long-tailed set of imbalance ratio 50 (which
+contains that of 100), and the CIFAR-10 training images of `is_pretraining`. They see no test
+image, except the few that CIFAR holds twice, equal pixel by pixel, which are not searched for.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ TEMPLATES = ("a photo of a {}", "a photo of {}", "{}")
 
 
 def read_images(cifar100: Path, cifar10: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """(uint8 images `[n, 32, 32, 3]`, labels `[n]`, names of the 110 classes) that the models may see."""
+    """(uint8 images `[n, 32, 32, 3]`, labels `[n]`, 110 class names) that the models may see."""
     coarse, fine = (read_tables(str(folder))["train"] for folder in (cifar10, cifar100))
     in_long_tail = set(take_long_tail(fine, 500, 50, list(range(100)), 0))
     rows = [(fine, row, 0) for row in range(len(fine)) if row not in in_long_tail]
@@ -55,7 +56,7 @@ def read_images(cifar100: Path, cifar10: Path) -> tuple[np.ndarray, np.ndarray, 
 
 
 def texts_of(names: list[str]) -> list[list[str]]:
-    """Per class as many texts as the longest list has: templates, and the shipped phrases of a CIFAR-100 class."""
+    """Texts per class, all lists equally long: templates, and shipped phrases of CIFAR-100."""
     phrases = yaml.safe_load((ROOT / "src/discl/assets/phrases/cifar100.yaml").read_text())
     lines = []
     for place, name in enumerate(names):
@@ -119,13 +120,24 @@ def train_clip(
         "hidden_act": "quick_gelu",
     }
     text = {
-        **shared, "vocab_size": len(tokenizer), "hidden_size": 96, "intermediate_size": 256, "max_position_embeddings": fashion.TEXT_LENGTH,
-        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
+        **shared,
+        "vocab_size": len(tokenizer),
+        "hidden_size": 96,
+        "intermediate_size": 256,
+        "max_position_embeddings": fashion.TEXT_LENGTH,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     vision = {
-        **shared, "image_size": 32, "patch_size": 4, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4,
+        **shared,
+        "image_size": 32,
+        "patch_size": 4,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
         "num_attention_heads": 4,
-    }  # fmt: skip
+    }
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=96))
     print(f"clip: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
@@ -179,7 +191,10 @@ def train_clip(
 
 
 def train_vae(images: np.ndarray, work: Path, steps: int, batch: int) -> None:
-    """A KL autoencoder, 3×32×32 → 8×8×8; afterwards the posterior of every image, and of its mirror image, is cached."""
+    """A KL autoencoder, 3×32×32 → 8×8×8.
+
+    Then the posteriors of every image and of its mirror image are cached.
+    """
     from diffusers import AutoencoderKL
 
     folder = work / "diffusion" / "vae"
@@ -190,7 +205,7 @@ def train_vae(images: np.ndarray, work: Path, steps: int, batch: int) -> None:
         "down_block_types": ("DownEncoderBlock2D",) * 3,
         "up_block_types": ("UpDecoderBlock2D",) * 3,
     }
-    # norms of four channels and more: a norm of one channel takes its mean away, and with it the colour of a picture
+    # norms of at least four channels: a norm of one channel removes its mean, and so the colour
     model = AutoencoderKL(
         latent_channels=8,
         sample_size=32,
@@ -231,7 +246,8 @@ def train_vae(images: np.ndarray, work: Path, steps: int, batch: int) -> None:
         optimizer.zero_grad()
         if step % 100 == 0:
             print(
-                f"vae {step:5d}/{steps} l1 {error.abs().mean():.4f} hue {hue:.4f} kl {kl:.2f} {time.time() - start:.0f} s",
+                f"vae {step:5d}/{steps} l1 {error.abs().mean():.4f} hue {hue:.4f} kl {kl:.2f}",
+                f"{time.time() - start:.0f} s",
                 flush=True,
             )
         if (step + 1) % 500 == 0:
@@ -257,10 +273,12 @@ def train_vae(images: np.ndarray, work: Path, steps: int, batch: int) -> None:
 def train_unet(
     labels: np.ndarray, names: list[str], work: Path, steps: int, batch: int, schedule_steps: int
 ) -> None:
-    """Denoiser on cached latents; text = the CLIP's text tower, dropped for one row in ten (arXiv 2207.12598).
+    """A denoiser on cached latents.
 
-    The rate is constant after the warm-up and falls to zero over the last fifth of `schedule_steps`; the average of the weights is what is
-    exported, so that the state at any time is usable.
+    The text is encoded by the CLIP, and dropped for one row in ten (arXiv 2207.12598).
+
+    The rate is constant after the warm-up, and falls to zero over the last fifth of
+    `schedule_steps`. The average of the weights is exported, so any state can be used.
     """
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -283,10 +301,16 @@ def train_unet(
     )
     torch.manual_seed(0)
     model = UNet2DConditionModel(
-        sample_size=8, in_channels=8, out_channels=8, block_out_channels=(64, 128), layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=2,
+        sample_size=8,
+        in_channels=8,
+        out_channels=8,
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=2,
         cross_attention_dim=96,
-    ).to(memory_format=torch.channels_last)  # fmt: skip
+    ).to(memory_format=torch.channels_last)
     print(f"unet: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
@@ -339,7 +363,10 @@ def train_unet(
 
 
 def export(work: Path, target: Path) -> None:
-    """Copies the folders to where the benchmarks look for them; the generator's text encoder and tokenizer are links to the CLIP."""
+    """Copies the folders to the paths that the benchmarks use.
+
+    The generator's text encoder and tokenizer are links to the CLIP.
+    """
     for name in ("clip", "diffusion"):
         shutil.rmtree(target / name, ignore_errors=True)
         shutil.copytree(work / name, target / name)
