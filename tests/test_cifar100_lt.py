@@ -1,4 +1,4 @@
-"""The script of the CIFAR100-LT table, on made-up trainings, and the measures of the generator, against values worked out by hand."""
+"""The script of the CIFAR100-LT table on synthetic trainings, and the measures of the generator."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ GROUPS = {"many": list(range(35)), "medium": list(range(35, 70)), "few": list(ra
 
 
 def make_up(script: Any, job: Any, units: Sequence[Any]) -> None:
-    """The files that these units would leave: method number n is right about the last 10·n images, more with each seed."""
+    """The files of these units.
+
+    Method number n is right about the last 10·n images, and about more with each seed.
+    """
     job.results.mkdir(parents=True, exist_ok=True)
     facts = {
         "judged_on": "a part",
@@ -171,10 +174,17 @@ def test_the_oracle_has_real_images_that_training_lacks(script: Any, tmp_path: P
     for number in range(90):
         miniatures.draw(root / "abc"[number % 3] / f"{number}.png", number % 3, number)
     asked = {
-        "name": "short", "data": {"root": str(root), "long_tail": {"n_max": 20, "imbalance_ratio": 10}, "own_split": {"test": 0.1}},
-        "hard": {"rule": "tail", "fewer_than": 8}, "methods": {"ce-discl": {"strategy": "all-levels", "synthetic_scale": 2}},
-        "spectrum": {"checkpoint": "nowhere", "levels": [0, 50]}, "filter": {"checkpoint": "nowhere", "threshold": 0.2},
-    }  # fmt: skip
+        "name": "short",
+        "data": {
+            "root": str(root),
+            "long_tail": {"n_max": 20, "imbalance_ratio": 10},
+            "own_split": {"test": 0.1},
+        },
+        "hard": {"rule": "tail", "fewer_than": 8},
+        "methods": {"ce-discl": {"strategy": "all-levels", "synthetic_scale": 2}},
+        "spectrum": {"checkpoint": "nowhere", "levels": [0, 50]},
+        "filter": {"checkpoint": "nowhere", "threshold": 0.2},
+    }
     run = open_run(load_recipe(asked), tmp_path / "run")
     run_until(run, "data")
     script.make_oracle(run, tmp_path / "oracle")
@@ -207,19 +217,45 @@ def test_the_whole_of_it_in_miniature(
                 number + 100 * (split == "test"),
             )
     asked = {
-        "name": "short", "data": {"root": str(tmp_path / "pictures"), "long_tail": {"n_max": 20, "imbalance_ratio": 5}},
-        "groups": {"many": 15, "few": 8}, "hard": {"fewer_than": 8}, "filter": {"checkpoint": str(tiny_clip), "threshold": -1},
-        "spectrum": {"checkpoint": str(tiny_diffusion), "levels": [0, 50], "seeds": 2, "num_inference_steps": 4},
+        "name": "short",
+        "data": {
+            "root": str(tmp_path / "pictures"),
+            "long_tail": {"n_max": 20, "imbalance_ratio": 5},
+        },
+        "groups": {"many": 15, "few": 8},
+        "hard": {"fewer_than": 8},
+        "filter": {"checkpoint": str(tiny_clip), "threshold": -1},
+        "spectrum": {
+            "checkpoint": str(tiny_diffusion),
+            "levels": [0, 50],
+            "seeds": 2,
+            "num_inference_steps": 4,
+        },
         "train": {
-            "epochs": 2, "curriculum_epochs": 1, "batch_size": 8, "image_size": 32, "optimizer": {"name": "sgd", "lr": 0.1},
-            "model": {"architecture": "resnet10", "width": 4, "stem": "3x3"}, "precision": "float32",
+            "epochs": 2,
+            "curriculum_epochs": 1,
+            "batch_size": 8,
+            "image_size": 32,
+            "optimizer": {"name": "sgd", "lr": 0.1},
+            "model": {"architecture": "resnet10", "width": 4, "stem": "3x3"},
+            "precision": "float32",
         },
-        "methods": {"ce": {"strategy": "real-only"}, "ce-discl": {"strategy": "all-levels", "synthetic_scale": 2}}, "baseline": "ce",
+        "methods": {
+            "ce": {"strategy": "real-only"},
+            "ce-discl": {"strategy": "all-levels", "synthetic_scale": 2},
+        },
+        "baseline": "ce",
         "compare": {
-            "published": "cifar100-lt-ir100-resnet10", "seeds": [0],
-            "tune": {"trials": 2, "hold_out": 0.3, "space": {"train.optimizer.lr": [0.1, 0.01]}, "train": {"epochs": 1}},
+            "published": "cifar100-lt-ir100-resnet10",
+            "seeds": [0],
+            "tune": {
+                "trials": 2,
+                "hold_out": 0.3,
+                "space": {"train.optimizer.lr": [0.1, 0.01]},
+                "train": {"epochs": 1},
+            },
         },
-    }  # fmt: skip
+    }
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(asked))
     job = script.Job(
         tmp_path / "pictures", tmp_path / "work", tmp_path / "results", {}, tmp_path / "short.yaml"
@@ -260,7 +296,7 @@ def test_the_whole_of_it_in_miniature(
 
 
 def test_the_documents_hold_what_was_measured() -> None:
-    """Every line of every table, as the scripts print it from the committed figures."""
+    """Every line of every table equals what the scripts print from the committed figures."""
     told = set((BENCHMARKS.parent / "docs" / "results.md").read_text().splitlines())
     printed = (BENCHMARKS / "results" / "cifar100_lt" / "comparison.md").read_text().splitlines()
     assert {line for line in printed if line.startswith(("|", "- few, "))} <= told

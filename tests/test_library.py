@@ -1,4 +1,4 @@
-"""The blocks of docs/library.md, in their order, as they stand, with the models that ship."""
+"""The blocks of docs/library.md run in their order, with the models that ship."""
 
 from __future__ import annotations
 

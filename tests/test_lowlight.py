@@ -29,15 +29,29 @@ def script() -> Any:
 def settings(
     tmp_path_factory: pytest.TempPathFactory, tiny_diffusion: Path, tiny_clip: Path
 ) -> dict[str, Any]:
-    """What is replaced: the data, the checkpoints and the sizes, and nothing that the recipes are about."""
+    """Overrides of data, checkpoints and sizes, and of nothing that the recipes are about."""
     return {
-        "data.root": str(miniatures.cifar10(tmp_path_factory.mktemp("cifar10"))), "data.cameras.validation": 20,
-        "data.cameras.most": {"train": 60, "test": 30, "test-ood": 20}, "hard.below": 1.0, "hard.folds": 2, "hard.epochs": 1,
-        "spectrum.checkpoint": str(tiny_diffusion), "spectrum.num_inference_steps": 10, "spectrum.seeds": 1,
-        "filter.checkpoint": str(tiny_clip), "filter.threshold": -1, "train.model.checkpoint": str(tiny_clip), "train.batch_size": 16,
-        "train.steps_per_epoch": 2, "train.epochs": 5, "train.curriculum_epochs": 4, "train.optimizer.warm_up_steps": 1,
-        "evaluate.weight_ensembling": [0.5, 1.0], "runtime.slots": 16, "runtime.device": "cpu",
-    }  # fmt: skip
+        "data.root": str(miniatures.cifar10(tmp_path_factory.mktemp("cifar10"))),
+        "data.cameras.validation": 20,
+        "data.cameras.most": {"train": 60, "test": 30, "test-ood": 20},
+        "hard.below": 1.0,
+        "hard.folds": 2,
+        "hard.epochs": 1,
+        "spectrum.checkpoint": str(tiny_diffusion),
+        "spectrum.num_inference_steps": 10,
+        "spectrum.seeds": 1,
+        "filter.checkpoint": str(tiny_clip),
+        "filter.threshold": -1,
+        "train.model.checkpoint": str(tiny_clip),
+        "train.batch_size": 16,
+        "train.steps_per_epoch": 2,
+        "train.epochs": 5,
+        "train.curriculum_epochs": 4,
+        "train.optimizer.warm_up_steps": 1,
+        "evaluate.weight_ensembling": [0.5, 1.0],
+        "runtime.slots": 16,
+        "runtime.device": "cpu",
+    }
 
 
 def test_every_row_of_the_table_is_a_method_and_every_method_a_row(script: Any) -> None:
@@ -61,7 +75,7 @@ def test_settings(script: Any) -> None:
 
 @pytest.mark.slow
 def test_the_table_in_miniature(script: Any, settings: dict[str, Any], tmp_path: Path) -> None:
-    """All stages of both recipes with few methods; called again nothing is trained anew, and the figures give the table once more."""
+    """All stages of both recipes; the second call trains nothing and gives the same table."""
     few = {"base": {}, "zero-shot": {"fine_tune": "zero-shot"}}
     few["adaptive"] = {
         "strategy": "adaptive",

@@ -1,4 +1,4 @@
-"""Every page of the docs: commands exist, YAML blocks are parts of a recipe, the site lists all pages."""
+"""All docs pages: commands exist, YAML blocks are parts of a recipe, the site lists the page."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def blocks(page: Path, kind: str) -> list[str]:
 
 
 def calls(page: Path) -> list[list[str]]:
-    """Words of each command of `discl`, in blocks and between the lines."""
+    """Words of each command of `discl`, in blocks and in the text."""
     text = page.read_text().replace("\\\n", " ")
     lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
     spoken = re.findall(r"`(discl [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
@@ -74,7 +74,7 @@ def test_yaml_blocks_are_parts_of_a_recipe(page: Path) -> None:
     ids=lambda file: file.name,
 )
 def test_only_public_names_are_imported(file: Path) -> None:
-    """From `discl` itself; a framework's own callback stands in `discl.integrations`."""
+    """From `discl` itself; the callbacks of frameworks are in `discl.integrations`."""
     lines = re.findall(
         r"^ *from (discl[\w.]*) import ([^\n(]+|\([^)]*\))", file.read_text(), re.MULTILINE
     )
