@@ -141,7 +141,7 @@ def synthetic_rows() -> dict[str, Row]:
 
 
 def prepare_domain(domain: str, work: Path, cifar10: Path | None) -> str:
-    """Folder of the real images of a domain; made once in the work folder if it does not ship."""
+    """Folder of the real images of a domain, made once in the work folder if it does not ship."""
     if domain == "fashion":
         return "embedded:fashion-mnist/data"
     folder = work / "data" / domain
@@ -410,7 +410,7 @@ def epochs_of(row: Row, samples: Samples, draw: int) -> Iterator[Any]:
         pool = replace(pool, held_out=pool.held_out | ~samples.passed)
     strategy = make_strategy(
         row.strategy,
-        levels=tuple(LEVELS),
+        levels=LEVELS,
         seed=draw,
         curriculum_epochs=EPOCHS if row.oracle else CURRICULUM_EPOCHS,
         level=row.level,
@@ -418,10 +418,10 @@ def epochs_of(row: Row, samples: Samples, draw: int) -> Iterator[Any]:
     sampling = make_sampling(
         pool,
         strategy,
-        row.mixture == "undersampled",
-        SCALE,
-        "repeat",
-        "nearest",
+        undersample=row.mixture == "undersampled",
+        synthetic_scale=SCALE,
+        shortage="repeat",
+        missing="nearest",
         class_power=0.0 if row.mixture == "balanced" else 1.0,
     )
     for epoch in range(EPOCHS):
@@ -481,7 +481,7 @@ def train_row(row: Row, samples: Samples, draw: int) -> dict[str, dict[str, floa
 
 
 def _augment(pixels: Any, generator: Any) -> Any:
-    """Randomly shifts the batch's halves by up to two pixels, and mirrors every second image."""
+    """Random shift of each image by up to two pixels, and a mirror image of every second."""
     import torch
     from torch.nn import functional as F
 
@@ -531,7 +531,7 @@ def _metrics(logits: Any, labels: Any, counts: Any) -> dict[str, float]:
 
 
 def train_referee(domain: str, work: Path, cifar10: Path | None) -> Any:
-    """A classifier of the domain with 32 features, trained on its balanced pool, stored on disk.
+    """A classifier of the domain with 32 features, trained on its whole balanced pool.
 
     It only measures the gap; no row of the table sees it or its images.
     """
@@ -572,7 +572,7 @@ def train_referee(domain: str, work: Path, cifar10: Path | None) -> Any:
 
 
 def measure_gap(name: str, samples: Samples, work: Path, cifar10: Path | None) -> dict[str, Any]:
-    """Per level: recognised fraction, precision, coverage and Fréchet distance of the images.
+    """Per level: recognised fraction, precision, coverage and Fréchet distance.
 
     Features are a referee's, which is not the generator's CLIP. Reference are the validation images
     of the tail classes. Precision and coverage: five neighbours (arXiv 2002.09797).

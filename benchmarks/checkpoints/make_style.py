@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 HERE = Path(__file__).parent
 STRENGTHS = (0.25, 0.5, 1.0)
 WORDS = {0.0: "a photo of a {}", 0.25: "a soft {}", 0.5: "an icon of a {}", 1.0: "a sign of a {}"}
-"""The text for a class at each strength, short except for the class: the text tower is small."""
+"""The text for a class at each strength."""
 
 
 def stylise(pixels: torch.Tensor, strength: float) -> torch.Tensor:

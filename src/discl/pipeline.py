@@ -1,6 +1,6 @@
 """All stages in order; what `discl run` and `discl.run` do.
 
-data -> hard -> prompts -> plan -> generate -> filter -> train -> evaluate -> report
+data -> hard -> prompts -> adapt -> plan -> generate -> filter -> train -> evaluate -> report
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from .spectrum.plan import WHOLE_PLAN, PlanShard
 from .stages import compare as compare_stage
 from .stages import generate as generate_stage
 from .stages import levels as levels_stage
+from .stages import pilot as pilot_stage
+from .stages.adapt import adapt
 from .stages.evaluate import evaluate
 from .stages.filter import filter_spectrum
 from .stages.hard import ensure_hard
@@ -54,6 +56,7 @@ STAGES: dict[str, Callable[[Run], Path]] = {
     "data": prepare_data,
     "hard": ensure_hard,
     "prompts": write_prompts,
+    "adapt": adapt,
     "plan": make_plan,
     "generate": generate_stage.generate,
     "filter": filter_spectrum,
@@ -211,7 +214,7 @@ def levels(run: Run, sources: int = 32, grid: Sequence[int] | None = None, seeds
 
     Returns the path of `levels.html`; `levels.md`, `levels.csv` and `levels.json` lie beside it.
     """
-    run_until(run, "prompts")
+    run_until(run, "adapt")
     with run.lock("levels"), _refusals("levels"):
         path = levels_stage.survey_levels(run, sources, grid, seeds)
     with _refusals("levels"):
@@ -219,6 +222,16 @@ def levels(run: Run, sources: int = 32, grid: Sequence[int] | None = None, seeds
         return write_survey(
             path.parent, run.train, proposed, run.location(f"{paths.LEVELS}/{paths.SPECTRUM}")
         )
+
+
+def pilot(run: Run) -> Path:
+    """Measures what each candidate of `pilot.candidates` is worth, before the spectrum is made.
+
+    Returns the path of `pilot.md`; `pilot.csv` and `pilot.json` are beside it.
+    """
+    run_until(run, "prompts")
+    with run.lock("pilot"), _refusals("pilot"):
+        return pilot_stage.run_pilot(run).with_suffix(".md")
 
 
 TABLE = (

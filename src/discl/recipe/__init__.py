@@ -2,7 +2,17 @@
 
 from ..assets import RECIPES, describe_shipped, shipped_recipes
 from .data import Data, Groups, Hard, LongTail
-from .generation import Captions, Endpoint, Filter, Prompts, Server, Settings, Spectrum
+from .generation import (
+    Adapt,
+    Captions,
+    Endpoint,
+    Filter,
+    Pilot,
+    Prompts,
+    Server,
+    Settings,
+    Spectrum,
+)
 from .loading import load_recipe, parse_override, validate
 from .pieces import check_own_pieces
 from .recipe import Recipe, Runtime
@@ -10,6 +20,7 @@ from .training import Evaluate, Method, Train
 
 __all__ = [
     "RECIPES",
+    "Adapt",
     "Captions",
     "Data",
     "Endpoint",
@@ -19,6 +30,7 @@ __all__ = [
     "Hard",
     "LongTail",
     "Method",
+    "Pilot",
     "Prompts",
     "Recipe",
     "Runtime",

@@ -226,6 +226,49 @@ class Lora(Strict):
     scale: float = Field(1.0, ge=-100, le=100, description="what they are multiplied with")
 
 
+class Adapt(Strict):
+    """Low-rank weights that teach the generator the domain of the real training images.
+
+    They need pip install 'discl[lora]'. Classes are drawn equally often.
+    """
+
+    rank: int = Field(8, ge=1, le=1024)
+    steps: int = Field(500, ge=1, le=1_000_000, description="gradient steps")
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="of AdamW")
+    batch_size: int = Field(4, ge=1, le=4096)
+    layers: Literal["attention", "attention-and-convolutions"] = Field(
+        "attention", description="layers with low-rank weights; convolutions: those of a UNet"
+    )
+    flip: bool = Field(False, description="mirror every second image")
+    prior_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="weight of the loss on images of the unadapted generator (DreamBooth)",
+    )
+    prior_images: int = Field(64, ge=2, le=100_000, description="how many of these")
+    gradient_checkpointing: bool = Field(False, description="less memory, about a third slower")
+    seed: int = Field(0, ge=0, le=2**32 - 1)
+
+
+class Pilot(Strict):
+    """What `discl pilot` makes and measures before the spectrum is paid for."""
+
+    images: int = Field(128, ge=8, le=100_000, description="images of each candidate")
+    folds: int = Field(3, ge=2, le=100, description="of the cross-validation over hard images")
+    mixture: Literal["undersampled", "class-balanced", "square-root", "all"] = Field(
+        "class-balanced", description="how classes are mixed, with and without synthetic images"
+    )
+    real_per_class: int = Field(
+        20, ge=2, le=10_000, description="real images of each class without hard images"
+    )
+    candidates: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        max_length=100,
+        description="name: values of spectrum, prompts or filter; none: the spectrum as it is",
+    )
+
+
 class Spectrum(Strict):
     """Phase 1: what is generated for each hard image."""
 
@@ -240,6 +283,9 @@ class Spectrum(Strict):
         default_factory=list,
         max_length=100,
         description="LoRA weights and their scales; need pip install 'discl[lora]'",
+    )
+    adapt: Adapt | None = Field(
+        None, description="train low-rank weights on the real images first; null: do not"
     )
     levels: list[Level] = Field(min_length=1, max_length=100)
     seeds: int = Field(8, ge=1, le=10_000, description="synthetic images per source and level")

@@ -16,7 +16,7 @@ from ..levels import REAL, TEXT_ONLY, format_level
 from ..models.classifier import ARCHITECTURES
 from ..training.objectives import FLYP
 from .data import Data, Groups, Hard
-from .generation import Filter, Prompts, Spectrum
+from .generation import Filter, Pilot, Prompts, Spectrum
 from .merge import merge
 from .paths import PathOrName
 from .pieces import check_pieces
@@ -94,6 +94,7 @@ class Recipe(Strict):
     - `baseline`: the method that the report compares with; default the first.
     - `evaluate`: metrics.
     - `compare`: training seeds and search.
+    - `pilot`: what `discl pilot` tries before the spectrum is made.
     - `runtime`: device, slots and stores; does not change results.
 
     Raises RecipeError for values that contradict each other.
@@ -120,6 +121,7 @@ class Recipe(Strict):
     )
     evaluate: Evaluate = Evaluate()
     compare: Compare = Compare()
+    pilot: Pilot = Pilot()
     runtime: Runtime = Runtime()
 
     @model_validator(mode="after")

@@ -59,6 +59,17 @@ LEVELS_TABLE = "levels.md"
 LEVELS_PAGE = "levels.html"
 SIMILARITY = "similarity"
 
+ADAPTED = "adapted"
+"""Low-rank weights of the generator, one safetensors file for each key."""
+ADAPTER = "adapter.json"
+"""Names the file of `adapted/` that the recipe uses."""
+
+PILOT = "pilot"
+"""A folder for each candidate, and the files below."""
+PILOT_DATA = "pilot.json"
+PILOT_CSV = "pilot.csv"
+PILOT_TABLE = "pilot.md"
+
 PREPARED = "prepared"
 LOGS = "logs"
 LOCKS = "locks"

@@ -27,7 +27,7 @@ from ..recipe import Data, Recipe
 from ..spectrum.models import Address, Generator, describe_generator, describe_loras
 from ..spectrum.plan import PlanShard, Sampling
 from ..spectrum.store import Shards, score_shards, spectrum_shards
-from ..utils.stored import read_recipe_tree, read_table
+from ..utils.stored import read_json, read_recipe_tree, read_table
 from . import paths
 from .changes import changed_values
 from .locks import lock
@@ -133,18 +133,44 @@ class Run:
     def generator(self) -> Generator:
         """Describes the recipe's checkpoint."""
         with arguments_named(config="spectrum.config"):
-            return describe_generator(self.address)
+            return describe_generator(self.base_address)
 
     @property
-    def address(self) -> Address:
-        """Files and folders of the generator."""
+    def base_address(self) -> Address:
+        """Files and folders of the generator, without what `spectrum.adapt` trains."""
         spectrum = self.recipe.spectrum
         loras = tuple((lora.path, lora.scale) for lora in spectrum.loras)
         return Address(spectrum.checkpoint, spectrum.config, loras)
 
+    @property
+    def address(self) -> Address:
+        """Files and folders of the generator, with the weights that `discl adapt` trained.
+
+        Raises RunError if the recipe has `spectrum.adapt` and they are not trained yet.
+        """
+        base = self.base_address
+        if self.recipe.spectrum.adapt is None:
+            return base
+        pointer = self.path(paths.ADAPTER)
+        if not pointer.is_file():
+            raise RunError(
+                f"{self.folder} has no adapted generator yet; run `discl adapt RECIPE --out "
+                f"{self.folder}` first."
+            )
+        file = self.path(paths.ADAPTED) / str(read_json(pointer, "file")["file"])
+        return replace(base, loras=(*base.loras, (str(file), 1.0)))
+
     @cached_property
     def sampling(self) -> Sampling:
         """What determines the pixels of the spectrum besides the requests."""
+        return self._sampling(self.address)
+
+    @cached_property
+    def base_sampling(self) -> Sampling:
+        """The same without what `spectrum.adapt` trains."""
+        return self._sampling(self.base_address)
+
+    def _sampling(self, address: Address) -> Sampling:
         spectrum = self.recipe.spectrum
         return Sampling(
             self.generator.model,
@@ -157,7 +183,7 @@ class Run:
             spectrum.resize,
             spectrum.steps,
             *spectrum.guidance_interval,
-            describe_loras(self.address.loras),
+            describe_loras(address.loras),
         )
 
     @property
@@ -179,8 +205,8 @@ class Run:
 
         Raises CheckpointError if they are larger than the generator can make.
         """
-        size, generator = self.sampling.size, self.generator
-        if self.sampling.resize == "square":
+        size, generator = self.size, self.generator
+        if self.recipe.spectrum.resize == "square":
             return size, size
         wide, high = keep_aspect(width, height, size, generator.multiple)
         if generator.max_side is not None and max(wide, high) > generator.max_side:

@@ -256,7 +256,8 @@ def _encode(model: LatentModel, images: AdapterImages) -> _Latents:
     means, stds = [], []
     for row in range(len(images.labels)):
         pixels = torch.from_numpy(np.ascontiguousarray(images.load(row))).permute(2, 0, 1)[None]
-        mean, std = model.autoencoder.posterior(pixels.float() / 127.5 - 1)  # type: ignore[attr-defined]
+        autoencoder: Any = model.autoencoder  # type: ignore[attr-defined]
+        mean, std = autoencoder.posterior(pixels.float() / 127.5 - 1)
         means.append(mean.cpu())
         stds.append(std.cpu())
     return _Latents(torch.cat(means), torch.cat(stds))

@@ -39,7 +39,14 @@ from .generate import generate
 from .pending import filter_texts, is_cosine
 from .plan import make_plan
 
-SHARED = (paths.DATA, paths.PROMPTS, paths.SETTINGS, paths.CAPTIONS)
+SHARED = (
+    paths.DATA,
+    paths.PROMPTS,
+    paths.SETTINGS,
+    paths.CAPTIONS,
+    paths.ADAPTER,
+    paths.ADAPTED,
+)
 """What the survey takes from the run that it is made for."""
 AT_ONCE = 512
 
@@ -76,7 +83,7 @@ def survey_levels(
         check_levels(levels, 100 * steps if fixed else steps)
     with arguments_named(**GENERATOR_KEYS | {"levels": "grid"}):
         check_generator(
-            run.address,
+            run.base_address,
             steps,
             asked.size,
             levels,

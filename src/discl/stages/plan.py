@@ -49,7 +49,7 @@ def check_models(run: Run, stage: str) -> None:
     spectrum = run.recipe.spectrum
     with arguments_named(**GENERATOR_KEYS):
         check_generator(
-            run.address,
+            run.base_address,
             spectrum.num_inference_steps,
             spectrum.size,
             spectrum.levels,

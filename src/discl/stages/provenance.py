@@ -117,6 +117,11 @@ def _options(recipe: Recipe, generator: Generator) -> dict[str, str]:
         facts["LoRA"] = ", ".join(
             f"{public_name(lora.path)} × {lora.scale:g}" for lora in asked.loras
         )
+    if asked.adapt is not None:
+        facts["adapted"] = (
+            f"low-rank weights of rank {asked.adapt.rank}, {asked.adapt.steps} steps on the real "
+            "training images"
+        )
     return facts
 
 

@@ -1,0 +1,274 @@
+"""What synthetic images are worth to a classifier, estimated on frozen features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from ..errors import DataError
+
+Mixture = Literal["undersampled", "class-balanced", "square-root", "all"]
+MIXTURES: tuple[Mixture, ...] = get_args(Mixture)
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Features:
+    """Frozen features of images.
+
+    - `values`: float32 `[images, dimensions]`.
+    - `labels`: int64 `[images]`.
+    """
+
+    values: np.ndarray
+    labels: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Features:
+        return Features(self.values[rows], self.labels[rows])
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A difference in accuracy, in points, with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What a set of synthetic images is expected to bring.
+
+    - `few`: gain on the classes with hard images, mean over classes.
+    - `overall`: gain on all classes, mean over the held-out images; None without any.
+    - `recognised`: fraction of the synthetic images that a head on real images alone assigns to
+      their class. The head did not see the source of the image.
+    """
+
+    few: Gain
+    overall: Gain | None
+    recognised: float
+
+
+def class_totals(
+    counts: np.ndarray, tail: np.ndarray, mixture: Mixture, scale: float
+) -> np.ndarray:
+    """Total weight of each class in training, float64 `[classes]`, synthetic images or not.
+
+    - `counts`: real images per class, int64 `[classes]`.
+    - `tail`: classes with hard images, bool `[classes]`.
+    - `mixture`: `undersampled` keeps the tail at its fraction of the classes (arXiv 2410.13674);
+      `class-balanced` gives all classes the same; `square-root` the root of their images; `all`
+      takes all real images.
+    - `scale`: synthetic images per real hard image, 0 or more.
+    """
+    totals = counts * np.where(tail, 1 + scale, 1.0)
+    if mixture == "class-balanced":
+        return (counts > 0).astype(float)
+    if mixture == "square-root":
+        return np.sqrt(totals)
+    if mixture == "undersampled" and tail.any() and not tail.all():
+        wanted = totals[tail].sum() * (~tail).sum() / tail.sum()
+        totals = np.where(tail, totals, totals * min(1.0, wanted / totals[~tail].sum()))
+    return totals
+
+
+def fit_head(
+    features: Features, weights: np.ndarray, num_classes: int, penalty: float = 1e-2
+) -> tuple[np.ndarray, np.ndarray]:
+    """Multinomial logistic regression, (`[dimensions, classes]`, `[classes]`), by L-BFGS.
+
+    Features are standardised first; the returned weights apply to features as they are. The
+    penalty is on the squared weights, per unit of weight.
+    """
+    values = torch.from_numpy(features.values).double()
+    labels = torch.from_numpy(features.labels)
+    share = torch.from_numpy(weights / weights.sum())
+    mean = (share[:, None] * values).sum(0)
+    spread = ((share[:, None] * (values - mean) ** 2).sum(0)).sqrt().clamp_min(1e-6)
+    inputs = (values - mean) / spread
+    matrix = torch.zeros(values.shape[1], num_classes, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([matrix, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        losses = F.cross_entropy(inputs @ matrix + bias, labels, reduction="none")
+        loss = (share * losses).sum() + penalty * matrix.square().sum() / 2
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    scaled = (matrix / spread[:, None]).detach()
+    return scaled.numpy(), (bias.detach() - mean @ scaled).numpy()
+
+
+def estimate_worth(
+    real: Features,
+    hard: np.ndarray,
+    synthetic: Features,
+    sources: np.ndarray,
+    *,
+    held_out: Features | None = None,
+    class_counts: np.ndarray | None = None,
+    mixture: Mixture = "class-balanced",
+    scale: float = 3.0,
+    folds: int = 3,
+    seed: int = 0,
+) -> Worth:
+    """Gain of a linear head with the synthetic images over the same mixture of real images.
+
+    Cross-validated over the hard images: a head sees neither the hard images of its fold nor the
+    synthetic images made from them. It is measured on that fold and on `held_out`.
+
+    - `real`: the real training images; `hard` bool `[real]` marks those with a spectrum.
+    - `synthetic`: the images to judge; `sources` int64 `[synthetic]` is the row of `real` that
+      each was made from.
+    - `held_out`: validation images, which no head sees.
+    - `class_counts`: real training images per class, int64 `[classes]`, if `real` has only some.
+    - `mixture`, `scale`: see `class_totals`.
+    - `folds`: 2 or more; a class with fewer hard images has that many.
+
+    Raises DataError where no class has two hard images and nothing is held out.
+    """
+    classes = int(max(real.labels.max(), synthetic.labels.max())) + 1
+    if held_out is not None:
+        classes = max(classes, int(held_out.labels.max()) + 1)
+    tail = np.bincount(real.labels[hard], minlength=classes) > 0
+    if not tail.any():
+        raise DataError("no image is hard, so there is nothing to estimate a gain on.")
+    fold_of = _folds(real.labels, hard, folds, seed)
+    measured = held_out is not None and tail[held_out.labels].any()
+    if (fold_of[hard] < 0).all() and not measured:
+        raise DataError(
+            "every class has one hard image, so none can be held out; add validation images.",
+            argument="held_out",
+        )
+    right: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    recognised = []
+    later: list[tuple[np.ndarray, np.ndarray]] = []
+    for fold in range(folds):
+        seen = fold_of != fold
+        made = fold_of[sources] != fold
+        counts = np.bincount(real.labels[seen], minlength=classes)
+        if class_counts is not None:
+            counts = np.where(tail, counts, class_counts[:classes])
+        totals = class_totals(counts, tail, mixture, scale)
+        control = _fit(real.take(np.flatnonzero(seen)), None, totals, classes, scale)
+        judged = _fit(
+            real.take(np.flatnonzero(seen)),
+            synthetic.take(np.flatnonzero(made)),
+            totals,
+            classes,
+            scale,
+        )
+        rows = np.flatnonzero(hard & (fold_of == fold))
+        held = real.take(rows)
+        right.append((held.labels, _right(control, held), _right(judged, held)))
+        unseen = synthetic.take(np.flatnonzero(~made))
+        recognised.append(_right(control, unseen))
+        if held_out is not None:
+            later.append((_right(control, held_out), _right(judged, held_out)))
+    labels, before, after = (np.concatenate(each) for each in zip(*right, strict=True))
+    overall = None
+    if held_out is not None:
+        pair = [np.mean(each, 0) for each in zip(*later, strict=True)]
+        in_tail = tail[held_out.labels]
+        labels = np.concatenate([labels, held_out.labels[in_tail]])
+        before = np.concatenate([before, pair[0][in_tail]])
+        after = np.concatenate([after, pair[1][in_tail]])
+        overall = _gain(np.zeros_like(held_out.labels), pair[1] - pair[0], seed)
+    found = np.concatenate(recognised)
+    return Worth(
+        _gain(labels, after - before, seed), overall, float(found.mean()) if len(found) else 0.0
+    )
+
+
+def precision_and_coverage(
+    real: np.ndarray, synthetic: np.ndarray, neighbours: int = 5
+) -> tuple[float, float]:
+    """Precision and coverage of synthetic features (arXiv 2002.09797, eq. 3 and 9), each 0 to 1.
+
+    - `real` `[n, dimensions]`, `synthetic` `[m, dimensions]`, of one class.
+    - `neighbours`: k. A ball around a real image reaches to its k-th nearest real one; with fewer
+      real images, to the farthest.
+
+    Raises DataError with fewer than two real images or without synthetic ones.
+    """
+    if len(real) < 2 or not len(synthetic):
+        raise DataError(
+            f"{len(real)} real and {len(synthetic)} synthetic images; precision and coverage need "
+            "two real ones and one synthetic one."
+        )
+    within = np.linalg.norm(real[:, None] - real[None], axis=2)
+    radius = np.sort(within, 1)[:, min(neighbours, len(real) - 1)]
+    between = np.linalg.norm(real[:, None] - synthetic[None], axis=2)
+    inside = between <= radius[:, None]
+    return float(inside.any(0).mean()), float(inside.any(1).mean())
+
+
+def _folds(labels: np.ndarray, hard: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Fold of each real image, int64; -1 for those that every head sees.
+
+    Hard images of a class are dealt out in turn. A class with one hard image keeps it.
+    """
+    rng = np.random.default_rng(seed)
+    fold_of = np.full(len(labels), -1)
+    start = 0
+    for label in np.unique(labels[hard]).tolist():
+        rows = rng.permutation(np.flatnonzero(hard & (labels == label)))
+        if len(rows) > 1:
+            fold_of[rows] = (start + np.arange(len(rows))) % folds
+            start += len(rows)
+    return fold_of
+
+
+def _fit(
+    real: Features,
+    synthetic: Features | None,
+    totals: np.ndarray,
+    classes: int,
+    scale: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A head where each class has its total weight, divided 1 : `scale` where it has both kinds."""
+    real_counts = np.bincount(real.labels, minlength=classes)
+    if synthetic is None or not len(synthetic.labels):
+        weights = (totals / np.maximum(real_counts, 1))[real.labels]
+        return fit_head(real, weights, classes)
+    made_counts = np.bincount(synthetic.labels, minlength=classes)
+    part = np.where(made_counts > 0, np.where(real_counts > 0, scale / (1 + scale), 1.0), 0.0)
+    weights = np.concatenate(
+        [
+            (totals * (1 - part) / np.maximum(real_counts, 1))[real.labels],
+            (totals * part / np.maximum(made_counts, 1))[synthetic.labels],
+        ]
+    )
+    both = Features(
+        np.concatenate([real.values, synthetic.values]),
+        np.concatenate([real.labels, synthetic.labels]),
+    )
+    return fit_head(both, weights, classes)
+
+
+def _right(head: tuple[np.ndarray, np.ndarray], features: Features) -> np.ndarray:
+    """1.0 where a head names the image's class, float64 `[images]`."""
+    matrix, bias = head
+    return ((features.values @ matrix + bias).argmax(1) == features.labels).astype(float)
+
+
+def _gain(labels: np.ndarray, difference: np.ndarray, seed: int) -> Gain:
+    """Mean over classes in points; its interval resamples the images of each class."""
+    rng = np.random.default_rng(seed)
+    groups: Sequence[np.ndarray] = [difference[labels == label] for label in np.unique(labels)]
+    draws = np.mean(
+        [rng.choice(group, (RESAMPLES, len(group))).mean(1) for group in groups], axis=0
+    )
+    low, high = np.quantile(draws, [0.025, 0.975])
+    mean = float(np.mean([group.mean() for group in groups]))
+    return Gain(100 * mean, 100 * float(low), 100 * float(high))

@@ -1,0 +1,183 @@
+"""`discl adapt`: low-rank weights that teach the generator the domain of the real images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from ..data import digest_image, to_size
+from ..errors import RecipeError, RunError, arguments_named
+from ..prompts import class_prompts
+from ..recipe import Adapt
+from ..run_folder import paths
+from ..run_folder.run import Run
+from ..spectrum.adaptation import AdapterImages, AdapterSettings, count_adapter, train_adapter
+from ..spectrum.engine import Engine
+from ..spectrum.models import describe_loras, load_generator
+from ..spectrum.models.interface import LatentModel
+from ..spectrum.plan import Request, plan_requests
+from ..utils.atomic import make_folder
+from ..utils.console import progress
+from ..utils.hashing import digest
+from ..utils.logging import get_logger
+from ..utils.stored import read_table, write_text
+from .pending import filter_texts
+from .prompts import ensure_texts
+
+logger = get_logger(__name__)
+
+KEYS = {
+    "batch_size": "spectrum.adapt.batch_size",
+    "learning_rate": "spectrum.adapt.learning_rate",
+}
+
+
+def adapt(run: Run) -> Path:
+    """Trains the recipe's low-rank weights, unless they exist, and names them in `adapter.json`.
+
+    They are trained on the real training images and their prompts, never on validation or test
+    images. Their file is keyed by the generator, the images, the texts and the settings. Returns
+    the path of `adapter.json`; the run folder if the recipe adapts nothing.
+
+    Raises RunError for a generator that only diffusers' own pipeline can run, DataError for a
+    single image, TrainingError if memory runs out or the loss is not finite.
+    """
+    settings = run.recipe.spectrum.adapt
+    if settings is None:
+        return run.folder
+    if run.generator.plain:
+        raise RunError(
+            f"the generator is a {run.generator.family}, whose denoising steps the engine does not "
+            "know; spectrum.adapt needs Stable Diffusion 1.x, 2.x, SDXL, SD 3.x or FLUX.1."
+        )
+    return name_adapter(run, ensure_adapter(run, settings, np.arange(len(run.train))))
+
+
+def name_adapter(run: Run, file: Path) -> Path:
+    """Writes `adapter.json`, which says that `run` uses this file."""
+    pointer = run.path(paths.ADAPTER)
+    write_text(pointer, json.dumps({"file": file.name}) + "\n")
+    return pointer
+
+
+def ensure_adapter(run: Run, settings: Adapt, rows: np.ndarray) -> Path:
+    """The low-rank weights of some training images, trained if their file does not exist.
+
+    - `rows`: int64, rows of `run.train`. The others are not seen.
+    """
+    texts = class_texts(run)
+    listed = read_table(run.path(paths.DATA), ["id", "digest", "split"]).to_pylist()
+    digests = {row["id"]: row["digest"] for row in listed if row["split"] == "train"}
+    train = run.train
+    chosen = [(train.ids[row], digests[train.ids[row]]) for row in rows.tolist()]
+    key = digest(
+        run.generator.model,
+        describe_loras(run.base_address.loras),
+        run.recipe.spectrum.dtype,
+        run.size,
+        sorted(settings.model_dump().items()),
+        [content for _, content in chosen],
+        [texts[int(train.labels[row])] for row in rows.tolist()],
+    )[:16]
+    file = make_folder(run.path(paths.ADAPTED)) / f"{key}.safetensors"
+    if file.exists():
+        return file
+    model = load_generator(run.base_address, run.recipe.spectrum.dtype, run.device)
+    size = run.size
+
+    def load(place: int) -> np.ndarray:
+        name, content = chosen[place]
+        image = train.image(int(rows[place]))
+        if digest_image(image) != content:
+            raise RunError(
+                f"image '{name}' has changed since it was checked; start a new folder with --out."
+            )
+        return to_size(image, size, size).transpose(1, 2, 0)
+
+    labels = train.labels[rows]
+    images = AdapterImages(load, labels, [texts[label] for label in labels.tolist()])
+    wanted = _settings(settings)
+    values = count_adapter(model, wanted)
+    weights = sum(each.numel() * each.element_size() for each in model.network.parameters())
+    logger.info(
+        f"adapt: {values:,} trained values; {weights / 1e6:.0f} MB of the network and "
+        f"{12 * values / 1e6:.0f} MB of their state in memory, and the activations of "
+        f"{settings.batch_size} images"
+    )
+    prior = _prior(run, model, settings, texts) if settings.prior_weight else None
+    with (
+        arguments_named(**KEYS),
+        progress("adapt", settings.steps) as advance,
+    ):
+        return train_adapter(
+            model, images, wanted, file, seed=settings.seed, prior=prior, progress=advance
+        )
+
+
+def class_texts(run: Run) -> dict[int, list[str]]:
+    """`{label: texts}` of all classes: those of the spectrum, or a plain prompt without any."""
+    prompts, names = run.recipe.prompts, run.train.class_names
+    texts = {label: [text] for label, text in filter_texts(run).items()}
+    if prompts.endpoint is None and prompts.settings is None:
+        with suppress(RecipeError):  # phrases of the hard classes alone
+            found = class_prompts(names, prompts.templates, prompts.phrases, names=prompts.names)
+            texts |= {
+                label: [prompts.prefix + text for text in found[name]]
+                for label, name in enumerate(names)
+            }
+    return texts | ensure_texts(run)
+
+
+def _settings(section: Adapt) -> AdapterSettings:
+    known = asdict(AdapterSettings())
+    return AdapterSettings(
+        **{name: value for name, value in section.model_dump().items() if name in known}
+    )
+
+
+def _prior(
+    run: Run, model: LatentModel, settings: Adapt, texts: dict[int, list[str]]
+) -> AdapterImages:
+    """Text-only images of the unadapted generator, the classes in turn."""
+    labels = [number % len(texts) for number in range(settings.prior_images)]
+    sources = [
+        {
+            "id": f"prior-{number}",
+            "digest": "",
+            "label": label,
+            "width": run.size,
+            "height": run.size,
+        }
+        for number, label in enumerate(labels)
+    ]
+    requests: Sequence[Request] = plan_requests(
+        sources,
+        [0],
+        1,
+        texts,
+        negative_prompt=run.recipe.prompts.negative,
+        sampling=run.base_sampling,
+    )
+    engine = Engine(
+        model,
+        num_inference_steps=run.base_sampling.num_inference_steps,
+        guidance_scale=run.base_sampling.guidance_scale,
+        slots=settings.batch_size,
+    )
+    pictures = {}
+    with progress("images of the generator", len(requests)) as advance:
+        for request, picture in engine.generate(
+            requests, lambda source: np.zeros((run.size, run.size, 3), np.uint8)
+        ):
+            pictures[request.id] = picture
+            advance(1)
+    return AdapterImages(
+        lambda row: np.asarray(pictures[requests[row].id]),
+        np.asarray(labels),
+        [[request.prompt] for request in requests],
+    )

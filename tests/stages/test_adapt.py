@@ -1,0 +1,190 @@
+"""`discl adapt` and `discl pilot` on a small run: what they write, what they refuse, what they
+leave alone when called again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from discl import open_run, run_until
+from discl.errors import CheckpointError, DataError, RecipeError, RunError
+from discl.pipeline import pilot
+from discl.spectrum.plan import read_plan
+
+ADAPT = {"rank": 2, "steps": 3, "learning_rate": 1e-2, "batch_size": 2}
+
+
+def draw(folder: Path, label: int, count: int) -> None:
+    folder.mkdir(parents=True)
+    for index in range(count):
+        rng = np.random.default_rng([label, index, len(folder.parent.name)])
+        pixels = rng.integers(0, 60, (32, 32, 3)) + 60 * label
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index:02d}.png")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    for split, counts in {"train": (12, 12, 4, 4), "validation": (4, 4, 4, 4)}.items():
+        for label, (name, count) in enumerate(zip("abcd", counts, strict=True)):
+            draw(root / split / name, label, count)
+    return root
+
+
+@pytest.fixture
+def recipe(pictures, tiny_diffusion, tiny_clip) -> dict:
+    return {
+        "name": "small",
+        "data": {"root": str(pictures)},
+        "groups": {"many": 10, "few": 6},
+        "hard": {"fewer_than": 6},
+        "spectrum": {
+            "checkpoint": str(tiny_diffusion),
+            "levels": [0, 50],
+            "seeds": 1,
+            "num_inference_steps": 2,
+        },
+        "filter": {"checkpoint": str(tiny_clip), "threshold": -1},
+        "train": {"epochs": 2, "curriculum_epochs": 2, "image_size": 32, "batch_size": 8},
+        "methods": {"discl": {"strategy": "diverse-to-specific"}},
+        "pilot": {"images": 32, "folds": 2},
+        "runtime": {"device": "cpu"},
+    }
+
+
+def test_an_adapted_generator_is_trained_once_and_changes_the_ids(recipe, tmp_path):
+    plain = open_run(recipe, tmp_path / "plain")
+    run_until(plain, "plan")
+    recipe["spectrum"]["adapt"] = ADAPT
+    run = open_run(recipe, tmp_path / "adapted")
+    with pytest.raises(RunError, match="discl adapt"):
+        _ = run.address
+    run_until(run, "plan")
+    ids = {request.id for request in read_plan(run.path("plan.parquet"))}
+    assert not ids & {request.id for request in read_plan(plain.path("plan.parquet"))}
+    (weights,) = run.path("adapted").glob("*.safetensors")
+    written = weights.stat().st_mtime_ns
+    again = open_run(recipe, tmp_path / "adapted")
+    run_until(again, "filter")
+    assert weights.stat().st_mtime_ns == written
+    assert {request.id for request in read_plan(run.path("plan.parquet"))} == ids
+
+
+def test_other_settings_train_other_weights_and_keep_the_first(recipe, tmp_path):
+    recipe["spectrum"]["adapt"] = ADAPT
+    run_until(open_run(recipe, tmp_path / "run"), "adapt")
+    recipe["spectrum"]["adapt"] = ADAPT | {"rank": 1}
+    run = open_run(recipe, tmp_path / "run", amend=True)
+    run_until(run, "adapt")
+    assert len(list(run.path("adapted").glob("*.safetensors"))) == 2
+
+
+def test_validation_images_are_not_seen(recipe, tmp_path, monkeypatch):
+    from discl.stages import adapt as stage
+
+    recipe["spectrum"]["adapt"] = ADAPT
+    run = open_run(recipe, tmp_path / "run")
+    run_until(run, "prompts")
+    seen = []
+    known = stage.train_adapter
+
+    def spy(model, images, *args, **kwargs):
+        seen.extend(images.load(row).tobytes() for row in range(len(images.labels)))
+        return known(model, images, *args, **kwargs)
+
+    monkeypatch.setattr(stage, "train_adapter", spy)
+    stage.adapt(run)
+    held_out = run.tables["validation"]
+    others = {np.asarray(held_out.image(row)).tobytes() for row in range(len(held_out))}
+    assert len(seen) == len(run.train)
+    assert not others & set(seen)
+
+
+def test_a_prior_of_the_generators_own_images(recipe, tmp_path):
+    recipe["spectrum"]["adapt"] = ADAPT | {"prior_weight": 1.0, "prior_images": 4}
+    run = open_run(recipe, tmp_path / "run")
+    run_until(run, "adapt")
+    assert json.loads(run.path("adapter.json").read_text())["file"].endswith(".safetensors")
+
+
+def test_a_pilot_measures_every_candidate_and_level_and_continues(recipe, tmp_path):
+    recipe["pilot"]["candidates"] = {
+        "as it is": {},
+        "adapted": {"spectrum.adapt": ADAPT},
+        "gone": {"spectrum.checkpoint": str(tmp_path / "nowhere")},
+    }
+    run = open_run(recipe, tmp_path / "run")
+    table = pilot(run)
+    result = json.loads((table.parent / "pilot.json").read_text())
+    rows = {(each["candidate"], each["level"]) for each in result["outcomes"]}
+    assert rows == {(name, level) for name in ("as it is", "adapted") for level in (None, 0, 50)}
+    assert list(result["failed"]) == ["gone"]
+    assert all(each["worth"] is not None for each in result["outcomes"])
+    assert result["advice"]["reasons"]
+    assert "gone" in table.read_text()
+    shards = {file: file.stat().st_mtime_ns for file in table.parent.rglob("part-*.parquet")}
+    weights = list(run.path("adapted").glob("*.safetensors"))
+    assert len(weights) == 2, "one for each half of the hard images"
+    assert shards
+    first = table.read_text()
+    assert pilot(open_run(recipe, tmp_path / "run")).read_text() == first
+    assert {file: file.stat().st_mtime_ns for file in shards} == shards
+
+
+def test_the_weights_that_make_an_image_have_not_seen_its_source(recipe, tmp_path, monkeypatch):
+    from discl.stages import pilot as stage
+    from discl.utils.stored import read_table
+
+    recipe["pilot"]["candidates"] = {"adapted": {"spectrum.adapt": ADAPT}}
+    known, seen = stage.ensure_adapter, []
+
+    def spy(part, settings, rows):
+        ids = set(read_table(part.path("hard.parquet"), ["id"])["id"].to_pylist())
+        seen.append((ids, {part.train.ids[row] for row in rows.tolist()}))
+        return known(part, settings, rows)
+
+    monkeypatch.setattr(stage, "ensure_adapter", spy)
+    pilot(open_run(recipe, tmp_path / "run"))
+    assert len(seen) == 2
+    assert all(sources and not sources & trained for sources, trained in seen)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "key"),
+    [
+        ({"train.epochs": 3}, "pilot.candidates.x"),
+        ({"spectrum.levles": [0]}, "levles"),
+        ({"spectrum.levels": [101]}, "101"),
+    ],
+)
+def test_a_wrong_candidate_is_refused_before_anything_is_made(recipe, tmp_path, candidate, key):
+    recipe["pilot"]["candidates"] = {"x": candidate}
+    run = open_run(recipe, tmp_path / "run")
+    with pytest.raises(RecipeError) as caught:
+        pilot(run)
+    assert key in str(caught.value)
+    assert not list(run.folder.rglob("part-*.parquet"))
+
+
+def test_no_candidate_that_loads_is_an_error(recipe, tmp_path):
+    recipe["pilot"]["candidates"] = {
+        "gone": {"spectrum.checkpoint": str(tmp_path / "nowhere")},
+    }
+    with pytest.raises(CheckpointError, match="nowhere"):
+        pilot(open_run(recipe, tmp_path / "run"))
+
+
+def test_nothing_to_hold_out_is_an_error_before_anything_is_made(recipe, tmp_path):
+    root = tmp_path / "pictures"
+    for label, (name, count) in enumerate({"a": 8, "b": 8, "c": 1, "d": 1}.items()):
+        draw(root / "train" / name, label, count)
+        draw(root / "test" / name, label, 2)
+    recipe["data"]["root"] = str(root)
+    run = open_run(recipe, tmp_path / "run")
+    with pytest.raises(DataError, match=r"data\.splits"):
+        pilot(run)
+    assert not list(run.folder.rglob("part-*.parquet"))
