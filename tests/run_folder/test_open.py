@@ -15,7 +15,7 @@ from discl.errors import CheckpointError, RunError
 from discl.recipe import load_recipe
 from discl.run_folder import earlier, paths
 from discl.run_folder import open as open_module
-from discl.run_folder.earlier import find_table
+from discl.run_folder.earlier import restore_table
 from discl.run_folder.open import open_run
 from discl.run_folder.run import Run
 from discl.stages.prepare_data import key_of_hard
@@ -181,20 +181,20 @@ def test_a_table_is_found_by_what_it_was_made_from(
     """In its place, or with an earlier recipe, from where it moves back."""
     run = open_on(tmp_path)
     path = run.path(paths.HARD)
-    assert not find_table(path, "one", "it is made")
+    assert not restore_table(path, "one", "it is made")
     for number, key in enumerate(("one", "two", "three")):
         write_table(pa.table({**IMAGES, "label": [number]}), path, key)
-        assert find_table(path, key, "it is made")
+        assert restore_table(path, key, "it is made")
         open_on(tmp_path, amend=True, hard__fewer_than=5 + number)
         assert not path.exists()
     for number, key in enumerate(("one", "two", "three")):
-        assert find_table(path, key, "it is made")
+        assert restore_table(path, key, "it is made")
         assert pq.read_table(path)["label"].to_pylist() == [number]
         kept = path.rename(path.with_suffix(".kept"))
-        assert not find_table(path, key, "it is made")  # a user who deletes it is rid of it
+        assert not restore_table(path, key, "it is made")  # a user who deletes it is rid of it
     kept.rename(path)
     assert not capsys.readouterr().err
-    assert not find_table(path, "four", "it is made again")
+    assert not restore_table(path, "four", "it is made again")
     assert f"{path} was made from something else. So it is made again" in capsys.readouterr().err
     assert len(earlier_of(run.folder)) == 3
 
@@ -210,9 +210,9 @@ def test_broken_tables_of_earlier_recipes_are_passed_over(tmp_path: Path) -> Non
     unkeyed.parent.mkdir()
     pq.write_table(pa.table(IMAGES), unkeyed)  # it does not say what it was made from
     stored.write_bytes(whole[: len(whole) // 2])
-    assert not find_table(path, "one", "it is made") and not path.exists()
+    assert not restore_table(path, "one", "it is made") and not path.exists()
     stored.write_bytes(whole)
-    assert find_table(path, "one", "it is made") and path.read_bytes() == whole
+    assert restore_table(path, "one", "it is made") and path.read_bytes() == whole
 
 
 def test_an_amendment_whose_check_fails_changes_nothing(tmp_path: Path) -> None:
@@ -306,14 +306,14 @@ def test_what_an_earlier_version_set_aside_is_kept(tmp_path: Path, twice: bool) 
     assert open_on(tmp_path, hard__fewer_than=5).recipe == amended.recipe
     assert not (run.folder / paths.FORMER).exists() and earlier_of(run.folder) == [first]
     assert amended.path(paths.RESULTS).read_text() == "second"
-    assert find_table(run.path(paths.HARD), "one", "it is made")
+    assert restore_table(run.path(paths.HARD), "one", "it is made")
 
 
 def test_tables_of_an_earlier_version_are_taken_as_they_are(tmp_path: Path) -> None:
     """They lie where tables lie now; the very first ones do not say what they were made from."""
     run = open_on(tmp_path)
     pq.write_table(pa.table(IMAGES), run.path(paths.HARD))
-    assert find_table(open_on(tmp_path).path(paths.HARD), "any", "it is made")
+    assert restore_table(open_on(tmp_path).path(paths.HARD), "any", "it is made")
 
 
 def test_many_differences_are_counted(tmp_path: Path) -> None:

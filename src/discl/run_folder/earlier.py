@@ -84,11 +84,11 @@ def adopt_former(folder: Path, tree: Mapping[str, Any]) -> None:
         former.replace(target)
 
 
-def find_table(path: Path, key: str, otherwise: str) -> bool:
-    """Ensures a table that was made from what `key` is the digest of, if there is one.
+def restore_table(path: Path, key: str, otherwise: str) -> bool:
+    """Whether a table is at `path`, moved there from `earlier/` if necessary.
 
-    Returns True if `path` holds it, or if an earlier recipe had it, which moves it to `path`. Says
-    that a table at `path` cannot be used, and what happens `otherwise`.
+    - `key`: digest of what the table is made from.
+    - `otherwise`: what happens without it, for the warning that a table at `path` cannot be used.
     """
     problem = _problem(path, key) if path.exists() else None
     if path.exists() and problem is None:

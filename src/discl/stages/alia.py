@@ -12,7 +12,7 @@ from datasets import concatenate_datasets
 from ..baselines.alia import confidence_drop, mean_self_confidence, semantic_drop
 from ..data import decode_image
 from ..run_folder import paths
-from ..run_folder.earlier import find_table
+from ..run_folder.earlier import restore_table
 from ..run_folder.images import stored_images
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import ClipScorer, Verdict, describe_scorer
@@ -56,7 +56,7 @@ def alia_verdicts(run: Run, requests: Sequence[Request], texts: Mapping[int, str
         listed,
     )
     path = run.path(paths.ALIA)
-    if not find_table(path, key, "both models are asked again"):
+    if not restore_table(path, key, "both models are asked again"):
         write_table(pa.table(_ask(run, requests, labels, texts)), path, key)
     found = read_table(path, key=key)
     semantic, confidence = found["semantic"].to_pylist(), found["confidence"].to_pylist()

@@ -199,8 +199,8 @@ def _copies(
     """Pictures that are in two splits, twice in one, or under two labels."""
     ids = {split: table.ids for split, table in tables.items()}
     row_of = {
-        split: {content: row for row, content in reversed(list(enumerate(found.digests)))}
-        for split, found in seen.items()
+        split: {content: row for row, content in reversed(list(enumerate(inspection.digests)))}
+        for split, inspection in seen.items()
     }
     findings = []
     for first, second in combinations(seen, 2):
@@ -212,8 +212,8 @@ def _copies(
                 f"example '{one}' is '{two}')."
             )
             findings.append(Finding(fatal, text))
-    for split, found in seen.items():
-        copies = sum(count - 1 for count in Counter(found.digests).values() if count > 1)
+    for split, inspection in seen.items():
+        copies = sum(count - 1 for count in Counter(inspection.digests).values() if count > 1)
         if copies:
             text = f"{split} holds {count_of(copies, 'copy', 'copies')} of its own images."
             findings.append(Finding(False, text))
@@ -225,8 +225,8 @@ def _relabelled(seen: dict[str, Inspection], tables: dict[str, ImageTable]) -> l
     labels = {split: table.labels.tolist() for split, table in tables.items()}
     first_of: dict[str, tuple[str, int]] = {}
     differing: dict[str, tuple[str, int]] = {}
-    for split, found in seen.items():
-        for row, content in enumerate(found.digests):
+    for split, inspection in seen.items():
+        for row, content in enumerate(inspection.digests):
             first, first_row = first_of.setdefault(content, (split, row))
             if labels[first][first_row] != labels[split][row]:
                 differing.setdefault(content, (split, row))

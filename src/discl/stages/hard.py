@@ -14,7 +14,7 @@ from ..data import ImageTable
 from ..data.hardness import assign_folds, cross_fitted_probability, tail_rows
 from ..errors import DataError, RecipeError, unknown
 from ..run_folder import paths
-from ..run_folder.earlier import find_table
+from ..run_folder.earlier import restore_table
 from ..run_folder.run import Run
 from ..utils.counts import count_of
 from ..utils.logging import get_logger
@@ -39,7 +39,7 @@ def ensure_hard(run: Run) -> Path:
     train, listed = run.train, split_rows_of(run, "train")
     eligible = _eligible(train, rule.exclude)
     key = key_of_hard(run, listed)
-    if find_table(path, key, "hard images are selected again"):
+    if restore_table(path, key, "hard images are selected again"):
         return path
     select = _rare_rows if rule.rule == "tail" else _uncertain_rows
     rows, name, values = select(run, listed, eligible)

@@ -29,7 +29,7 @@ from ..escaping import one_line
 from ..recipe import LongTail
 from ..recipe.data import OwnSplit
 from ..run_folder import paths
-from ..run_folder.earlier import NOT_FOR_HARD, find_table
+from ..run_folder.earlier import NOT_FOR_HARD, restore_table
 from ..run_folder.run import Run, read_data
 from ..utils.console import progress
 from ..utils.counts import count_be, count_have
@@ -57,7 +57,7 @@ def prepare_data(run: Run) -> Path:
     """
     path, data = run.path(paths.DATA), run.recipe.data
     key = digest(data.model_dump(mode="json", exclude_defaults=True))
-    if find_table(path, key, "every image is checked again"):
+    if restore_table(path, key, "every image is checked again"):
         return path
     sources = read_data(data, lambda names: logger.warning(unused_splits(names)), logger.warning)
     if problem := too_few_classes(data.root, sources["train"].class_names):
