@@ -87,7 +87,7 @@ def test_the_lock_of_a_killed_process_is_taken_over_and_told(
     assert (
         f"process {process.pid} on " in told
         and "('train', since 20" in told
-        and "has ended without giving up its lock" in told
+        and "has ended without releasing its lock" in told
     )
 
 

@@ -160,13 +160,10 @@ def test_unreadable_images_are_listed_or_skipped(
     (tmp_path / "images" / "b" / "x.jpg").write_text("no image")
     with pytest.raises(DataError) as raised:
         prepare_data(open_on(tmp_path))
-    assert str(raised.value).splitlines() == [
-        "2 of 21 train images cannot be read:",
-        f"  'a/00.png' ({tmp_path / 'images' / 'a' / '00.png'}): the file is empty",
-        f"  'b/x.jpg' ({tmp_path / 'images' / 'b' / 'x.jpg'}): the file is no image, "
-        "or of an unknown format",
-        "Mend or delete them, or set data.unreadable: skip.",
-    ]
+    count, empty, foreign, advice = str(raised.value).splitlines()
+    assert "2 of 21 train images" in count and "data.unreadable: skip" in advice
+    assert f"'a/00.png' ({tmp_path / 'images' / 'a' / '00.png'}): the file is empty" in empty
+    assert f"'b/x.jpg' ({tmp_path / 'images' / 'b' / 'x.jpg'}): the file is no image" in foreign
     run = open_on(tmp_path, amend=True, data__unreadable="skip")
     prepare_data(run)
     assert "2 unreadable train images are skipped:\n  'a/00.png'" in capsys.readouterr().err
