@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .checkpoints import PICKLED, fetch_pickled, is_hub_name, local_path
 from .errors import CheckpointError
+from .utils.counts import count_of
 from .utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -86,7 +87,9 @@ def convert_checkpoint(address: str, out: Path, seconds: float | None = None) ->
             shutil.copyfile(file, folder / file.relative_to(root))
         for target in targets.values():
             (folder / target).parent.mkdir(parents=True, exist_ok=True)
-        logger.info(f"converting {len(pickled)} pickled files of {address} ({size / 1e9:.2g} GB)")
+        logger.info(
+            f"converting {count_of(len(pickled), 'pickled file')} of {address} ({size / 1e9:.2g} GB)"
+        )
         jobs = [(file, folder / target) for file, target in targets.items()]
         _unpickle(address, jobs, seconds or SECONDS + SECONDS_PER_GB * size / 1e9)
         _write_indices(folder, [folder / target for target in targets.values()])

@@ -235,7 +235,7 @@ def join_lines(lines: Sequence[str], most: int = 3500, of: int = 0) -> str:
             break
         kept.append(line)
     more = max(of, len(lines)) - len(kept)
-    return "\n".join([*kept, *([f"… and {more} more problems."] if more else [])])
+    return "\n".join([*kept, *([f"… and {more} more problem{'s' * (more > 1)}."] if more else [])])
 
 
 def unknown(kind: str, got: object, known: Iterable[str]) -> str:

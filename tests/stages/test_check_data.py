@@ -72,7 +72,7 @@ def test_classes_that_are_left_out_are_told(images: Path) -> None:
     assert any("drop_empty_classes" in text for fatal, text in told(images) if fatal)
     found = told(images, drop_empty_classes=True)
     assert not any(fatal for fatal, _ in found)
-    assert any("left out (emu); with them 1 images of test" in text for _, text in found)
+    assert any("left out (emu); with them 1 image of test" in text for _, text in found)
 
 
 def test_init_leaves_listed_classes_without_images_out(tmp_path: Path) -> None:

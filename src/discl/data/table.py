@@ -18,6 +18,7 @@ from datasets.fingerprint import generate_random_fingerprint
 from PIL import Image
 
 from ..errors import DataError
+from ..utils.counts import count_of
 from ..utils.hashing import digest_bytes
 from ..utils.ordered_map import map_rows
 from .depth import Depth, Wide, common_depth
@@ -198,7 +199,7 @@ def without_empty_classes(tables: Mapping[str, ImageTable]) -> tuple[dict[str, I
     told += f"{', …' * (len(dropped) > SHOWN)})"
     if lost:
         told += "; with them " + ", ".join(
-            f"{count:,} images of {split}" for split, count in lost.items()
+            f"{count_of(count, 'image')} of {split}" for split, count in lost.items()
         )
     return result, f"{told}."
 

@@ -20,6 +20,7 @@ from ..recipe import load_recipe
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..stages.sample_pool import hard_rows, kept_images, make_pool
+from ..utils.counts import count_have
 
 NEEDED = (paths.RECIPE, paths.DATA, paths.HARD, paths.FILTER)
 """Files of a run folder after `discl filter`."""
@@ -273,7 +274,7 @@ def _labels_by_name(stored: Rows, class_names: Sequence[str]) -> list[int]:
     absent = sorted({names[label] for label in labels} - set(label_of))
     if absent:
         raise DataError(
-            f"{len(absent)} classes of the spectrum have no real images: "
+            f"{count_have(len(absent), 'class', 'classes')} synthetic images and no real ones: "
             f"{', '.join(absent[:MOST_NAMED])}.",
             argument="real",
         )

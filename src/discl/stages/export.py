@@ -16,6 +16,7 @@ from ..run_folder import paths
 from ..run_folder.images import stored_images
 from ..run_folder.run import Run
 from ..utils.console import progress
+from ..utils.counts import count_of
 from ..utils.hashing import digest
 from ..utils.logging import get_logger
 from ..utils.stored import read_table
@@ -51,7 +52,7 @@ def export(run: Run, kind: str, out: Path, everything: bool = False) -> Path:
     card = make_card(run.recipe.name, kind, len(chosen), names, _levels(verdicts), facts)
     fingerprint = digest(kind, chosen["id"].to_pylist(), chosen["keep"].to_pylist(), card)
     if is_there(out, fingerprint):
-        logger.info(f"export: {out} holds these {len(chosen)} images already")
+        logger.info(f"export: {out} holds {count_of(len(chosen), 'image')} already")
         return out
     with progress("export", len(chosen)) as advance:
 

@@ -26,6 +26,7 @@ from ..models.classifier import ClassifierConfig, load_classifier
 from ..run_folder.paths import RECIPE, TRAIN, WEIGHTS
 from ..training.loop import logits_of
 from ..utils.atomic import whole
+from ..utils.counts import count_be
 from ..utils.logging import get_logger
 from ..utils.yaml_text import read_yaml
 
@@ -154,7 +155,8 @@ class _Search:
         if not self.read:
             raise DataError(f"no image of '{self.where}' can be read:\n{listing}")
         if self.broken:
-            logger.warning(f"{len(self.broken):,} unreadable images are skipped:\n{listing}")
+            skipped = count_be(len(self.broken), "unreadable image")
+            logger.warning(f"{skipped} skipped:\n{listing}")
         if self.wide.counts:
             rule = (
                 "the rule of training"

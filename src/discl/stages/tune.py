@@ -21,6 +21,7 @@ from ..run_folder import paths
 from ..run_folder.run import Run
 from ..training.distributed import current_processes
 from ..utils.atomic import make_folder
+from ..utils.counts import count_of
 from ..utils.hashing import derive_seed
 from ..utils.logging import get_logger
 from ..utils.stored import read_json, read_table, write_table, write_text
@@ -48,7 +49,7 @@ def tune(run: Run) -> Recipe:
     for name, planned in trials.items():
         if len(planned) < asked.trials:
             logger.warning(
-                f"tune: {name} has {len(planned)} trials instead of {asked.trials}, for its space holds no more"
+                f"tune: {name} has {count_of(len(planned), 'trial')} instead of {asked.trials}, for its space holds no more"
             )
     searched = _trial_run(run, trials)
     processes = current_processes()
