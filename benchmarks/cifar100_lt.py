@@ -199,7 +199,7 @@ def carry_out(unit: Unit, job: Job) -> str:
     from discl.stages.evaluate import evaluate
     from discl.stages.train import train
     from discl.stages.tune import adjustment_of, judge_trial, with_methods
-    from discl.training.loop import read_history
+    from discl.training.checkpoint import read_history
 
     torch.set_num_threads(1)
     recipe, work, results = job.recipe, job.work, job.results

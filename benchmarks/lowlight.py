@@ -242,7 +242,7 @@ def count_kept(run: Any) -> dict[str, list[int]]:
 
 def levels_of(folder: Path) -> list[list[int]]:
     """The levels of each epoch."""
-    from discl.training.loop import read_history
+    from discl.training.checkpoint import read_history
 
     return [record["levels"] for record in read_history(folder / "history.jsonl")]
 

@@ -42,10 +42,10 @@ from discl.recipe import Train
 from discl.stages.classifiers import describe_classifier, starter_of
 from discl.training import image_cache as pixels_module
 from discl.training.image_cache import EpochLoader, ImageCache
-from discl.training.loop import choose_precision, predict_logits
+from discl.training.inference import choose_precision, predict_logits
 from discl.training.objectives import FLYP, make_objective
 from discl.training.optim import make_optimizer
-from discl.training.step import StepConfig, TrainState
+from discl.training.step import EpochPart, StepConfig, TrainState
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LEVELS = (50, 70, 90)
@@ -187,13 +187,13 @@ def make_learner(setting: Setting, precision: torch.dtype, counts: np.ndarray) -
     return TrainState(
         model.to(memory_format=torch.channels_last),
         optimizer,
-        make_objective("cross-entropy"),
-        counts,
-        setting.config,
-        StepConfig(),
-        setting.augment,
-        precision,
-        "cpu",
+        objective=make_objective("cross-entropy"),
+        class_counts=counts,
+        config=setting.config,
+        steps=StepConfig(),
+        augment=setting.augment,
+        precision=precision,
+        device="cpu",
     )
 
 
@@ -211,9 +211,8 @@ class Fixed:
 def train_epoch(
     learner: TrainState, batches: Any, rows: np.ndarray, labels: np.ndarray, setting: Setting
 ) -> None:
-    learner.train_epoch(
-        batches, rows, labels, 0, 1, setting.batch, 0, lambda progress: 0.01, Path("none")
-    )
+    part = EpochPart(rows, 0, epochs=1, batch_size=setting.batch, seed=0)
+    learner.train_epoch(batches, part, labels, lambda progress: 0.01, Path("none"))
 
 
 class PlainFolder(Dataset):
@@ -316,7 +315,7 @@ def feeding(
     arms: dict[str, Callable[[], None]] = {}
     for name, precision in precisions.items():
         learner = make_learner(setting, precision, pool.real_counts)
-        batches, fixed = learner.batches(pixels, setting.batch, 0), Fixed(pixels, setting.batch)
+        batches, fixed = learner.loader(pixels, setting.batch, 0), Fixed(pixels, setting.batch)
         rows = np.arange(setting.steps * setting.batch) % setting.batch
 
         def ours(learner: TrainState = learner, batches: EpochLoader = batches) -> None:
@@ -376,7 +375,7 @@ def probing(
     )
     precision = choose_precision("auto", "cpu")
     learner = make_learner(setting, precision, np.ones(10))
-    batches, config = learner.batches(pixels, setting.batch, 0), setting.config
+    batches, config = learner.loader(pixels, setting.batch, 0), setting.config
     rows = np.arange(setting.steps * setting.batch) % images
     judged = np.arange(min(setting.steps * setting.batch, images))
     seconds = take_turns(
@@ -448,13 +447,13 @@ def attention(repetitions: int, clock: Callable[[], float], batch: int = 128) ->
         learner = TrainState(
             starter_of(config, train)(),
             optimizer,
-            make_objective(FLYP),
-            np.ones(10),
-            config,
-            StepConfig(),
-            setting.augment,
-            torch.bfloat16,
-            "cpu",
+            objective=make_objective(FLYP),
+            class_counts=np.ones(10),
+            config=config,
+            steps=StepConfig(),
+            augment=setting.augment,
+            precision=torch.bfloat16,
+            device="cpu",
         )
         if name == "sdpa":
             learner.model.clip.set_attn_implementation(name)  # type: ignore[union-attr, operator]

@@ -208,16 +208,16 @@ def test_a_cut_off_history_does_not_hinder_a_training_that_goes_on(
 
     long = validate(tree | {"train": tree["train"] | {"epochs": 3}})
     run = open_run(long, tmp_path / "run")
-    epoch, done = loop._train_epoch, []
+    epoch, done = loop._Epochs.train, []
 
     def stop(*words: Any) -> Any:
-        done.append(words[4])
+        done.append(words[1])
         if len(done) == 3:
             raise KeyboardInterrupt
         return epoch(*words)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "_train_epoch", stop)
+        patched.setattr(loop._Epochs, "train", stop)
         patched.setattr(loop.time, "monotonic", iter(range(0, 10**6, 100)).__next__)
         with pytest.raises(KeyboardInterrupt):
             run_until(run, "train")

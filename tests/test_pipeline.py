@@ -44,7 +44,7 @@ from discl.stages import prepare_data as prepare_data_stage
 from discl.stages import train as train_stage
 from discl.stages import trained as trained_stage
 from discl.training import loop
-from discl.training.loop import read_history
+from discl.training.checkpoint import read_history
 
 CLASSES = ("bag", "boot", "coat", "hat")
 COUNTS = {"train": (20, 12, 5, 3), "validation": (4, 4, 4, 4), "test": (3, 3, 3, 3)}
@@ -812,7 +812,7 @@ def test_interrupted_in_every_stage(
         (Shards, "append", kill_at(2, Shards.append)),
         (Shards, "append", kill_at(8, Shards.append)),
         (pq, "write_table", half_table("filter.parquet")),
-        (loop, "_train_epoch", kill_at(5, loop._train_epoch)),
+        (loop._Epochs, "train", kill_at(5, loop._Epochs.train)),
         (loop.shutil, "rmtree", kill_at(1, loop.shutil.rmtree)),
         (evaluate_stage, "save_tensors", half_written),
     ]

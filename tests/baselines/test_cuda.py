@@ -313,8 +313,8 @@ def test_one_process_judges_for_all():
     pool = SimpleNamespace(
         held_out=np.zeros(2, bool), synthetic=np.zeros(2, bool), labels=np.arange(2), num_classes=2
     )
-    learner = SimpleNamespace(
+    state = SimpleNamespace(
         processes=SimpleNamespace(on_main=lambda action: actions.append(action) or levels)
     )
-    cuda.begin_epoch(SimpleNamespace(pool=pool, learner=learner, seed=0), 0)
+    cuda.begin_epoch(SimpleNamespace(pool=pool, state=state, seed=0), 0)
     assert len(actions) == 1 and cuda.levels is levels

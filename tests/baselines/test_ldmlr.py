@@ -190,7 +190,7 @@ def test_the_last_layer_is_trained_with_the_methods_loss(monkeypatch):
     )
     model = torch.nn.Module()
     model.head = torch.nn.Linear(4, 2)
-    learner = SimpleNamespace(
+    state = SimpleNamespace(
         objective=make_objective("balanced-softmax"),
         counts=torch.tensor([30.0, 3.0], dtype=torch.float64),
     )
@@ -201,9 +201,7 @@ def test_the_last_layer_is_trained_with_the_methods_loss(monkeypatch):
     monkeypatch.setattr(
         ldmlr, "train_last_layer", lambda *args, **kwargs: caught.append(kwargs["loss"])
     )
-    shown = Ldmlr(diffusion_epochs=1).finish(
-        SimpleNamespace(pool=pool, learner=learner, seed=0), model
-    )
+    shown = Ldmlr(diffusion_epochs=1).finish(SimpleNamespace(pool=pool, state=state, seed=0), model)
     assert shown.tolist() == [36, 8]
     logits, seen = torch.randn(5, 2), torch.tensor([0, 1, 1, 0, 1])
     torch.testing.assert_close(

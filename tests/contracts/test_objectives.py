@@ -107,7 +107,7 @@ def test_recipes_can_name_it_and_each_of_its_parameters(name: str) -> None:
                 .isfinite()
             )
         for value in (low - 1, high + 1, True, "1"):
-            with pytest.raises(RecipeError, match=f"{name}: {parameter} lies between"):
+            with pytest.raises(RecipeError, match=f"{name}: {parameter} is a number from"):
                 make_objective({"name": name, parameter: value})
     with pytest.raises(RecipeError, match="gamme"):
         make_objective({"name": name, "gamme": 1})

@@ -17,9 +17,10 @@ from discl.curriculum.sampling import Pool, SamplingConfig
 from discl.curriculum.strategies import RealOnly
 from discl.errors import RecipeError
 from discl.models.classifier import ClassifierConfig
+from discl.training.checkpoint import read_history
 from discl.training.hooks import TrainingHook
 from discl.training.image_cache import ImageCache
-from discl.training.loop import TrainSettings, read_history, train_classifier
+from discl.training.loop import TrainingJob, TrainSettings, train_classifier
 from discl.training.optim import make_learning_rate, make_optimizer
 
 NAMES = ("boot", "shirt", "coat")
@@ -46,6 +47,27 @@ def samples() -> tuple[Pool, ImageCache]:
     return Pool(labels, np.full(len(labels), 100), real, labels == 2, NAMES), pixels
 
 
+def job_of(
+    pool: Pool,
+    pixels: ImageCache,
+    settings: TrainSettings,
+    hook: TrainingHook | None,
+    make_model: Any = None,
+) -> TrainingJob:
+    return TrainingJob(
+        pool,
+        pixels,
+        RealOnly(),
+        SamplingConfig(None, 0.0),
+        objective="cross-entropy",
+        class_counts=pool.real_counts,
+        classifier=CONFIG,
+        settings=settings,
+        hook=hook,
+        make_model=make_model,
+    )
+
+
 def train(
     folder: Path, hook: TrainingHook | None, on_epoch: Any = lambda record: None
 ) -> dict[str, torch.Tensor]:
@@ -63,19 +85,7 @@ def train(
         ),
         learning_rate=make_learning_rate(0.05, "constant", 4, 0),
     )
-    train_classifier(
-        pool,
-        pixels,
-        RealOnly(),
-        SamplingConfig(None, 0.0),
-        "cross-entropy",
-        pool.real_counts,
-        CONFIG,
-        settings,
-        folder,
-        on_epoch=on_epoch,
-        hook=hook,
-    )
+    train_classifier(job_of(pool, pixels, settings, hook), folder, on_epoch=on_epoch)
     return load_file(folder / "model.safetensors")
 
 
@@ -119,19 +129,7 @@ def test_cuda_recognises_in_float32_where_training_is_in_bfloat16(tmp_path: Path
         learning_rate=lambda progress: 0.0,
     )
     hook = make_system("cuda")
-    train_classifier(
-        pool,
-        pixels,
-        RealOnly(),
-        SamplingConfig(None, 0.0),
-        "cross-entropy",
-        pool.real_counts,
-        CONFIG,
-        settings,
-        tmp_path,
-        hook=hook,
-        make_model=Close,
-    )
+    train_classifier(job_of(pool, pixels, settings, hook, Close), tmp_path)
     assert hook.state()["levels"].tolist() == [1, 1, 1]
 
 
@@ -169,19 +167,8 @@ def test_the_middle_of_whole_pictures_is_looked_at(name: str, tmp_path: Path) ->
         learning_rate=lambda progress: 0.01,
     )
     model = Seen()
-    train_classifier(
-        pool,
-        pixels,
-        RealOnly(),
-        SamplingConfig(None, 0.0),
-        "cross-entropy",
-        pool.real_counts,
-        CONFIG,
-        settings,
-        tmp_path,
-        hook=make_system({"name": name, **QUICK[name]}),
-        make_model=lambda: model,
-    )
+    hook = make_system({"name": name, **QUICK[name]})
+    train_classifier(job_of(pool, pixels, settings, hook, lambda: model), tmp_path)
     seen = torch.cat(model.images)
     assert len(seen) >= len(pool.labels)
     assert torch.allclose(seen, torch.full_like(seen, (90 / 255 - 0.5) / 0.25), atol=0.01)

@@ -16,7 +16,7 @@ from discl.curriculum.sampling import Pool, SamplingConfig, draw_epoch
 from discl.curriculum.schedule import EpochSchedule
 from discl.curriculum.strategies import make_strategy
 from discl.models.classifier import ClassifierConfig
-from discl.training.loop import TrainSettings, make_schedule, train_classifier
+from discl.training.loop import TrainingJob, TrainSettings, make_schedule, train_classifier
 from discl.utils.hashing import derive_seed
 
 LEVELS = (0, 30, 50)
@@ -147,22 +147,21 @@ def test_training_is_algorithm_2(tmp_path: Path) -> None:
     )
     torch.manual_seed(0)
     start = Net()
-    history = train_classifier(
+    job = TrainingJob(
         pool,
-        pixels,
+        pixels,  # type: ignore[arg-type]
         strategy,
         sampling,
-        "cross-entropy",
-        pool.real_counts,
-        CONFIG,
-        settings,
-        tmp_path,
-        guidance=guidance,  # type: ignore[arg-type]
+        objective="cross-entropy",
+        class_counts=pool.real_counts,
+        classifier=CONFIG,
+        settings=settings,
+        guidance=guidance,
         make_model=lambda: copy.deepcopy(start),
     )
-    chosen = replay(
-        start, pool, pixels, guidance, make_schedule(pool, strategy, sampling, settings, guidance)
-    )
+    history = train_classifier(job, tmp_path)
+    schedule = make_schedule(pool, strategy, sampling, settings, guidance=guidance)
+    chosen = replay(start, pool, pixels, guidance, schedule)
     assert [record["levels"] for record in history] == [
         [] if level is None else [level] for level in chosen
     ]

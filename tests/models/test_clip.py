@@ -20,9 +20,15 @@ from discl.errors import CheckpointError, TrainingError
 from discl.models.classifier import ClassifierConfig, build_classifier, load_classifier
 from discl.models.clip import ClipClassifier, interpolate
 from discl.recipe import Train
-from discl.stages.classifiers import describe_classifier, describe_training, ensembles, starter_of
+from discl.stages.classifiers import (
+    describe_classifier,
+    describe_training,
+    ensemble_weights,
+    starter_of,
+)
 from discl.training.image_cache import ImageCache
-from discl.training.loop import predict_logits, train_classifier
+from discl.training.inference import predict_logits
+from discl.training.loop import TrainingJob, TrainSettings, train_classifier
 from discl.training.objectives import contrastive, make_objective
 from discl.training.optim import make_optimizer
 from discl.training.step import StepConfig, TrainState
@@ -76,23 +82,36 @@ def tune(
 ) -> tuple[nn.Module, ClassifierConfig]:
     train = make_train(clip)
     config = describe_classifier(train, NAMES, None, objective)
-    settings = describe_training(train, fine_tune, 12, torch.device("cpu"), train.epochs)
+    settings = describe_training(train, fine_tune, 12, torch.device("cpu"), epochs=train.epochs)
     if stop:
         settings = replace(settings, **stop)
+    train_real(folder, objective, config, settings, make_model=starter_of(config, train))
+    return load_classifier(folder)
+
+
+def train_real(
+    folder: Path,
+    objective: str,
+    config: ClassifierConfig,
+    settings: TrainSettings,
+    *,
+    on_epoch: Any = lambda record: None,
+    **more: Any,
+) -> None:
+    """Trains on the real samples alone; `more` are fields of the job."""
     pool, pixels = make_samples()
-    train_classifier(
+    job = TrainingJob(
         pool,
         pixels,
         RealOnly(),
         SamplingConfig(None, 0.0),
-        objective,
-        pool.real_counts,
-        config,
-        settings,
-        folder,
-        make_model=starter_of(config, train),
+        objective=objective,
+        class_counts=pool.real_counts,
+        classifier=config,
+        settings=settings,
+        **more,
     )
-    return load_classifier(folder)
+    train_classifier(job, folder, on_epoch=on_epoch)
 
 
 def same(model: nn.Module, other: nn.Module, prefix: str = "") -> bool:
@@ -191,13 +210,13 @@ def test_bfloat16_on_a_cpu_multiplies_plain_matrices(
     TrainState(
         model,
         sgd,
-        make_objective("flyp"),
-        np.ones(3),
-        config,
-        StepConfig(),
-        tuple(train.augment),
-        precision,
-        "cpu",
+        objective=make_objective("flyp"),
+        class_counts=np.ones(3),
+        config=config,
+        steps=StepConfig(),
+        augment=tuple(train.augment),
+        precision=precision,
+        device="cpu",
     )
     assert model.clip.config.vision_config._attn_implementation == attention
     assert model.clip.config.text_config._attn_implementation == attention
@@ -240,23 +259,13 @@ def test_lp_ft_leaves_the_towers_alone_in_its_first_phase_only(
 
     train = make_train(tiny_clip)
     settings = replace(
-        describe_training(train, "lp-ft", 12, torch.device("cpu"), 3), validate_every=1
+        describe_training(train, "lp-ft", 12, torch.device("cpu"), epochs=3), validate_every=1
     )
-    assert settings.stepping.head_epochs == 1
+    assert settings.steps.head_epochs == 1
     config = describe_classifier(train, NAMES)
-    pool, pixels = make_samples()
-    train_classifier(
-        pool,
-        pixels,
-        RealOnly(),
-        SamplingConfig(None, 0.0),
-        "cross-entropy",
-        pool.real_counts,
-        config,
-        settings,
-        tmp_path,
-        validate,
-        make_model=starter_of(config, train),
+    make_model = starter_of(config, train)
+    train_real(
+        tmp_path, "cross-entropy", config, settings, validate=validate, make_model=make_model
     )
     assert seen == [True, False, False]
     assert settings.learning_rate(0.0) == pytest.approx(1e-3)
@@ -309,7 +318,7 @@ def test_interpolated_weights(tiny_clip: Path, tmp_path: Path) -> None:
 
     with torch.inference_mode():
         first, last = begun(images), tuned(images)
-    alpha, figures = ensembles(begun, tuned, [0.0, 0.5, 1.0], measure)
+    alpha, figures = ensemble_weights(begun, tuned, [0.0, 0.5, 1.0], measure)
     torch.testing.assert_close(logits[0], first)
     torch.testing.assert_close(logits[2], last)
     assert alpha == 0.5 and figures == {0.0: 0.0, 0.5: 1.0, 1.0: 0.0}
@@ -327,7 +336,7 @@ def test_interpolated_weights(tiny_clip: Path, tmp_path: Path) -> None:
 
 def test_the_pretrained_and_the_tuned_may_lie_on_different_devices() -> None:
     pretrained, tuned = nn.Linear(2, 2), nn.Linear(2, 2, device="meta")
-    ensembles(pretrained, tuned, [0.0, 0.5, 1.0], lambda model: 0.0)
+    ensemble_weights(pretrained, tuned, [0.0, 0.5, 1.0], lambda model: 0.0)
     assert tuned.weight.device.type == "meta"
 
 
@@ -346,7 +355,13 @@ def test_interpolation_by_hand() -> None:
 def test_norms_biases_and_the_scale_get_no_weight_decay(tiny_clip: Path) -> None:
     model, _ = start(tiny_clip, "flyp")
     decayed, plain = make_optimizer(
-        model, "adamw", 1e-5, 0.2, 0.9, False, decay_vectors=False
+        model,
+        name="adamw",
+        lr=1e-5,
+        weight_decay=0.2,
+        momentum=0.9,
+        nesterov=False,
+        decay_vectors=False,
     ).param_groups
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.2, 0.0)
     assert all(parameter.ndim >= 2 for parameter in decayed["params"])
@@ -371,16 +386,15 @@ def test_flyp_killed_and_resumed_is_uninterrupted(tiny_clip: Path, tmp_path: Pat
         "full",
         "flyp",
         save_seconds=0.0,
-        stepping=StepConfig(ema=0.5),
+        steps=StepConfig(ema=0.5),
     )
     train = make_train(tiny_clip)
     config = describe_classifier(train, NAMES, None, "flyp")
     settings = replace(
-        describe_training(train, "full", 12, torch.device("cpu"), 3),
+        describe_training(train, "full", 12, torch.device("cpu"), epochs=3),
         save_seconds=0.0,
-        stepping=StepConfig(ema=0.5),
+        steps=StepConfig(ema=0.5),
     )
-    pool, pixels = make_samples()
 
     def kill(record: dict[str, Any]) -> None:
         if record["epoch"] == 1:
@@ -388,16 +402,11 @@ def test_flyp_killed_and_resumed_is_uninterrupted(tiny_clip: Path, tmp_path: Pat
 
     for on_epoch in (kill, lambda record: None):
         try:
-            train_classifier(
-                pool,
-                pixels,
-                RealOnly(),
-                SamplingConfig(None, 0.0),
+            train_real(
+                tmp_path / "killed",
                 "flyp",
-                pool.real_counts,
                 config,
                 settings,
-                tmp_path / "killed",
                 on_epoch=on_epoch,
                 make_model=starter_of(config, train),
             )
@@ -414,20 +423,9 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(CheckpointError, match="cannot be loaded as a model of transformers"):
         describe_classifier(make_train(tiny_diffusion), NAMES)
     resnet = ClassifierConfig("resnet10", "3x3", 4, NAMES, 32, 32, (0.5,) * 3, (0.25,) * 3)
-    pool, pixels = make_samples()
-    settings = describe_training(make_train(tiny_clip), "full", 12, torch.device("cpu"), 1)
+    settings = describe_training(make_train(tiny_clip), "full", 12, torch.device("cpu"), epochs=1)
     with pytest.raises(TrainingError, match="objective flyp needs a CLIP"):
-        train_classifier(
-            pool,
-            pixels,
-            RealOnly(),
-            SamplingConfig(None, 0.0),
-            "flyp",
-            pool.real_counts,
-            resnet,
-            settings,
-            tmp_path,
-        )
+        train_real(tmp_path, "flyp", resnet, settings)
 
 
 @pytest.mark.parametrize("family", ["vit", "resnet", "convnext"])
@@ -481,20 +479,9 @@ def test_image_classifiers_of_transformers(family: str, tmp_path: Path) -> None:
         torch.equal(tensor, theirs[name])
         for name, tensor in fresh.model.base_model.state_dict().items()
     )  # type: ignore[union-attr]
-    pool, pixels = make_samples()
-    settings = describe_training(train, "linear-probe", 12, torch.device("cpu"), 1)
-    train_classifier(
-        pool,
-        pixels,
-        RealOnly(),
-        SamplingConfig(None, 0.0),
-        "cross-entropy",
-        pool.real_counts,
-        config,
-        settings,
-        tmp_path / "ours",
-        make_model=starter_of(config, train),
-    )
+    settings = describe_training(train, "linear-probe", 12, torch.device("cpu"), epochs=1)
+    make_model = starter_of(config, train)
+    train_real(tmp_path / "ours", "cross-entropy", config, settings, make_model=make_model)
     (tmp_path / "theirs").rename(tmp_path / "gone")
     tuned, read = load_classifier(tmp_path / "ours")
     assert read == config

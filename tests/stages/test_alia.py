@@ -43,7 +43,9 @@ def test_semantic_and_confidence_filter(amended, monkeypatch: pytest.MonkeyPatch
     where a source ends on 1."""
     asked_for: list[tuple[int, int]] = []
 
-    def answers(table: ImageTable, fitted: list[int], judged: list[int], *_: Any) -> np.ndarray:
+    def answers(
+        table: ImageTable, fitted: list[int], judged: list[int], *_: Any, **__: Any
+    ) -> np.ndarray:
         asked_for.append((len(fitted), len(judged)))
         found = np.full((len(judged), 4), 0.1)
         for place, row in enumerate(judged):
@@ -120,7 +122,9 @@ def test_one_positive_text_may_stand_for_all_classes(
     amended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        alia, "fit_classifier", lambda table, fitted, judged, *_: np.full((len(judged), 4), 0.25)
+        alia,
+        "fit_classifier",
+        lambda table, fitted, judged, *_, **__: np.full((len(judged), 4), 0.25),
     )
     values = {"filter__rule": "alia", "train__batch_size": 16, "train__model__width": 4}
     same = amended(**values, filter__positive="a wildlife photo", filter__negatives=["an image"])

@@ -19,7 +19,7 @@ PLANNED = 10 * 2 * 2
 
 
 def commands() -> list[str]:
-    """Lines of the shell blocks that start discl; that of a SLURM array once for each of its tasks."""
+    """Commands of the shell blocks; that of a SLURM array once for each of its tasks."""
     found: list[str] = []
     for block in re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL):
         array = re.search(r"--array=1-(\d+)", block)

@@ -83,7 +83,7 @@ def test_pieces_keep_sources_whole_and_shapes_apart() -> None:
 
 
 def test_workers_that_come_and_die_make_everything_once() -> None:
-    """A simulation: each worker holds what it took for a while, then writes it; some die with part of it written."""
+    """A simulation: workers hold what they took, then write it; some die with a part written."""
     for seed in range(20):
         chance = random.Random(seed)
         requests = make_requests(40)

@@ -43,12 +43,18 @@ def tree(tmp_path: Path, tiny_diffusion: Path, tiny_clip: Path) -> dict[str, Any
     return {
         "name": "shapes",
         "data": {"root": str(tmp_path / "data")},
-        "spectrum": {"checkpoint": str(tiny_diffusion), "levels": [0, 50], "seeds": 1, "num_inference_steps": 4, "guidance_scale": 4},
+        "spectrum": {
+            "checkpoint": str(tiny_diffusion),
+            "levels": [0, 50],
+            "seeds": 1,
+            "num_inference_steps": 4,
+            "guidance_scale": 4,
+        },
         "filter": {"checkpoint": str(tiny_clip), "threshold": -1},
         "train": {"batch_size": 4},
         "methods": {"ce": {}},
         "runtime": {"device": "cpu", "slots": 2},
-    }  # fmt: skip
+    }
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:

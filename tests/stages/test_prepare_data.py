@@ -358,7 +358,9 @@ def test_hard_images_by_probability_are_judged_by_classifiers_that_saw_no_copy(
     write_image(tmp_path / "images" / "b" / "9.png", 9)
     calls: list[tuple[set[str], set[str]]] = []
 
-    def fit(table: ImageTable, fitted: list[int], judged: list[int], *_: Any) -> np.ndarray:
+    def fit(
+        table: ImageTable, fitted: list[int], judged: list[int], *_: Any, **__: Any
+    ) -> np.ndarray:
         calls.append(
             (
                 {Path(table.ids[row]).stem for row in fitted},
@@ -405,7 +407,9 @@ def test_what_is_hard_is_told(
 ) -> None:
     write_classes(tmp_path / "images", a=4, b=6)
 
-    def fit(table: ImageTable, fitted: list[int], judged: list[int], *_: Any) -> np.ndarray:
+    def fit(
+        table: ImageTable, fitted: list[int], judged: list[int], *_: Any, **__: Any
+    ) -> np.ndarray:
         return np.array([[0.25 if table.labels[row] == 0 else level, level] for row in judged])
 
     monkeypatch.setattr(hard_stage, "fit_classifier", fit)
@@ -454,7 +458,7 @@ def test_no_image_of_low_probability_is_told_with_the_lowest(
     monkeypatch.setattr(
         hard_stage,
         "fit_classifier",
-        lambda table, fitted, judged, *_: np.full((len(judged), 2), 0.75),
+        lambda table, fitted, judged, *_, **__: np.full((len(judged), 2), 0.75),
     )
     run = open_on(tmp_path, data__own_split={"validation": 0, "test": 0}, hard__rule="probability")
     prepare_data(run)

@@ -1,4 +1,4 @@
-"""What a method cannot be trained on is said before any is trained; what a classifier depends on."""
+"""Methods are checked before any is trained; what a classifier depends on."""
 
 from __future__ import annotations
 
@@ -33,14 +33,18 @@ from discl.stages import trained as trained_stage
 from discl.stages import tune
 from discl.stages.plan import make_plan
 from discl.stages.sample_pool import kept_images, made_aspects
+from discl.training.checkpoint import write_history
 from discl.training.distributed import Processes
 from discl.training.image_cache import ImageCache
-from discl.training.loop import predict_logits, write_history
+from discl.training.inference import predict_logits
 
 SMALL = {
-    "train.batch_size": 8, "train.steps_per_epoch": 4, "train.image_size": 16,
-    "train.model": {"architecture": "resnet10", "width": 4, "stem": "3x3"}, "runtime.threads": 1,
-}  # fmt: skip
+    "train.batch_size": 8,
+    "train.steps_per_epoch": 4,
+    "train.image_size": 16,
+    "train.model": {"architecture": "resnet10", "width": 4, "stem": "3x3"},
+    "runtime.threads": 1,
+}
 REAL_ONLY = {"first": {"strategy": "real-only"}}
 
 
@@ -128,19 +132,19 @@ def test_rows_probe_and_processes_are_checked_before_any_training(
 ) -> None:
     wide = {"second": {"train": {"batch_size": 64}}}
     with pytest.raises(
-        TrainingError, match=r"methods\.second: train\.batch_size = 64 exceeds the 40 real images"
+        TrainingError, match=r"methods\.second: train\.batch_size: 64 exceeds the 40 real images"
     ):
         train_stage.train(with_methods(folder, wide))
     long = {"second": {"strategy": "adaptive", "guidance_images": 2, "probe_samples": 32}}
     with pytest.raises(
         TrainingError,
-        match=r"methods\.second: the probe of 32 samples takes 4 of the epoch's 4 steps",
+        match=r"methods\.second\.probe_samples: a probe of 32 samples takes 4 of",
     ):
         train_stage.train(with_methods(folder, long))
     monkeypatch.setattr(train_stage, "current_processes", lambda: Processes(0, 3))
     with pytest.raises(
         TrainingError,
-        match=r"methods\.first: train\.batch_size = 8 cannot be divided evenly into 3 parts",
+        match=r"methods\.first: train\.batch_size: 8 cannot be divided evenly into 3 parts",
     ):
         train_stage.train(with_methods(folder, {}))
     assert not (folder / "train").exists()
@@ -151,11 +155,11 @@ def test_rows_probe_and_processes_are_checked_before_any_training(
     [
         (
             {"train.batch_size": 41},
-            r"methods\.late: train\.batch_size = 41 exceeds the 40 real images",
+            r"methods\.late: train\.batch_size: 41 exceeds the 40 real images",
         ),
         (
             {"train.steps_per_epoch": 1},
-            r"methods\.late: the probe of 2 samples takes 1 of the epoch's 1 steps and leaves none",
+            r"methods\.late\.probe_samples: a probe of 2 samples takes 1 of",
         ),
     ],
 )
@@ -227,7 +231,7 @@ def test_figures_come_from_logits_in_float32(filtered_run: Path, tmp_path: Path)
 
 
 def test_the_prior_is_what_the_last_layer_saw(filtered_run: Path, tmp_path: Path) -> None:
-    """By hand: with as many samples of each class in the end the effective prior shifts nothing, whatever the epochs drew."""
+    """With equally many samples of each class at the end, the effective prior shifts nothing."""
     run = with_methods(
         shutil.copytree(filtered_run, tmp_path / "run"), {}, **{"evaluate.logit_adjustment": [1.0]}
     )
@@ -320,14 +324,17 @@ def test_hard_images_are_judged_after_crops_of_whole_pictures_too() -> None:
         labels.append(row % 2)
     columns = {"id": [str(row) for row in range(48)], "image": images, "label": labels}
     table = make_table(columns, ("left", "right"))
-    settings = {
-        **{name.split(".", 1)[1]: value for name, value in SMALL.items() if name.startswith("train.")},
-        "resize_mode": "whole", "augment": ["random-resized-crop"],
-    }  # fmt: skip
-    train = Train.model_validate({**settings, "steps_per_epoch": 8})
-    arguments = table, list(range(40)), list(range(40, 48)), train, 3, torch.device("cpu")
+    section = {
+        name.removeprefix("train."): value
+        for name, value in SMALL.items()
+        if name.startswith("train.")
+    }
+    whole_pictures = {"resize_mode": "whole", "augment": ["random-resized-crop"]}
+    train = Train.model_validate({**section, **whole_pictures, "steps_per_epoch": 8})
+    arguments = table, list(range(40)), list(range(40, 48)), train
+    settings = {"epochs": 3, "device": torch.device("cpu")}
     whole, again, centres = (
-        train_stage.fit_classifier(*arguments, aspects=aspects)
+        train_stage.fit_classifier(*arguments, **settings, aspects=aspects)
         for aspects in (np.full(48, 3.0), np.full(48, 3.0), None)
     )
     assert whole.shape == (8, 2) and np.array_equal(whole, again)
@@ -385,7 +392,7 @@ def test_a_classifier_goes_by_its_checkpoints_content_not_its_place(
 def test_two_processes_compare_where_the_first_alone_finds_the_hard_images(
     filtered_run: Path, tmp_path: Path
 ) -> None:
-    """torchrun with a command: what the first does alone, a classifier of its own among it, makes no other wait for ever."""
+    """torchrun with a command: what rank 0 does alone makes no other process wait for ever."""
     recipe = discl.load_recipe(
         filtered_run / "recipe.yaml",
         {**SMALL, "methods": REAL_ONLY | {"other": {"strategy": "all-levels"}}},

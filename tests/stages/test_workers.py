@@ -1,4 +1,4 @@
-"""Several processes that generate together: the images of one, whatever happens to the workers."""
+"""Several processes generate the images of one, whatever happens to the workers."""
 
 from __future__ import annotations
 
@@ -73,9 +73,10 @@ def alone(
 
 
 def pictures(run: Run) -> dict[str, np.ndarray]:
-    """`{id: pixels}` of all that the store holds; fails where something lies there or is scored twice.
+    """`{id: pixels}` of the whole store; fails where an id is stored or scored twice.
 
-    A worker that is killed between a shard of images and that of their scores leaves those to the filter.
+    A worker that is killed between a shard of images and that of their scores leaves the scores to
+    the filter.
     """
     rows = run.spectrum.read(["id", "image"]).to_pylist()
     assert max(Counter(row["id"] for row in rows).values(), default=1) == 1
@@ -149,7 +150,7 @@ def test_two_processes_make_what_one_makes_though_one_is_killed(
 def test_sigterm_to_all_of_them_ends_them_with_what_is_finished(
     small_tree: dict[str, Any], tmp_path: Path
 ) -> None:
-    """As a scheduler sends it, to the command and to its workers at once, which leave it to the command."""
+    """A scheduler sends it to the command and to its workers at once; only the command acts."""
     many = small_tree | {"spectrum": small_tree["spectrum"] | {"seeds": 8}}
     recipe, run = tmp_path / "many.yaml", start(many, tmp_path / "run", processes=2)
     recipe.write_text(yaml.safe_dump(run.recipe.plain()))
@@ -176,7 +177,7 @@ def test_sigterm_to_all_of_them_ends_them_with_what_is_finished(
 def test_an_error_of_a_worker_is_told_and_finished_work_is_kept(
     small_tree: dict[str, Any], tmp_path: Path
 ) -> None:
-    """One source has changed since the plan was made: what was made before stands, and the command can be run again."""
+    """One source has changed since the plan was made. The command can be run again."""
     run = start(small_tree, tmp_path / "run", processes=2)
     with pytest.raises(RunError, match=r"image '.*' has changed since it was checked"):
         generate(
@@ -198,7 +199,7 @@ def other_digest(run: Run, path: Path) -> Path:
     return path
 
 
-def test_workers_that_cannot_live_are_given_up(
+def test_workers_that_always_die_end_the_command(
     small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = start(small_tree, tmp_path / "run", processes=2)
@@ -270,7 +271,7 @@ def test_half_a_message_is_the_last_of_a_worker_that_was_killed(
 
 
 @pytest.mark.timeout(120)
-def test_workers_that_denoise_but_never_live_to_write_are_given_up(
+def test_workers_that_die_before_they_write_end_the_command(
     small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, started = start(small_tree, tmp_path / "run", processes=2), []
@@ -288,7 +289,7 @@ def test_workers_that_denoise_but_never_live_to_write_are_given_up(
     assert len(started) <= 5
 
 
-def test_deaths_between_which_something_is_written_are_borne() -> None:
+def test_losses_in_a_row_are_counted_between_written_images() -> None:
     losses = Losses()
     assert [losses.count(written) for written in (0, 4, 4, 8, 12, 12, 12)] == [False] * 6 + [True]
 
@@ -344,7 +345,7 @@ def environment() -> dict[str, str]:
 def test_workers_go_when_the_command_is_killed(
     small_tree: dict[str, Any], alone: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    """Though they had nothing to ask; the next run has the device for itself and makes the rest, nothing doubled."""
+    """Even workers that ask nothing; the next run makes the rest, and no image twice."""
     run = start(small_tree, tmp_path / "run", processes=2)
     words = [sys.executable, "-c", FEED, yaml.safe_dump(run.recipe.plain()), str(run.folder)]
     process, workers = subprocess.Popen(words, env=environment()), []
@@ -369,10 +370,10 @@ def test_workers_go_when_the_command_is_killed(
     assert all((whole[name] == before[name]).all() for name in before)
 
 
-def test_a_device_that_lacks_a_worker(
+def test_one_worker_per_device(
     small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One worker for each GPU in sight, unless a device or a number is named; never more than there are sources."""
+    """One worker for each visible GPU, unless the recipe names a device or a number."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
 
@@ -389,13 +390,18 @@ def test_a_device_that_lacks_a_worker(
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """A cluster of this machine, which talks to nobody."""
+    """A cluster of this machine alone, without network."""
     ray = pytest.importorskip("ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(
-        num_cpus=4, num_gpus=0, object_store_memory=80_000_000, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+        num_cpus=4,
+        num_gpus=0,
+        object_store_memory=80_000_000,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
         _node_ip_address="127.0.0.1",
-    )  # fmt: skip
+    )
     yield
     ray.shutdown()
 
@@ -424,7 +430,7 @@ def test_two_workers_of_which_one_is_killed_make_what_one_process_makes(
     assert not workers_of(psutil.Process(), "ray::RayWorker.work")
 
 
-def test_workers_of_a_cluster_that_denoise_but_never_write_are_given_up(
+def test_ray_workers_that_die_before_they_write_end_the_command(
     small_tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The dispatcher is in this process; of those that die, one had written all that it held."""

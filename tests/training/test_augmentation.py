@@ -1,4 +1,4 @@
-"""Augmentation of batches: shapes, ranges, and that every image draws for itself from torch's random state."""
+"""Augmentation of batches: shapes, ranges, and one draw per image from torch's random state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from discl.errors import TrainingError
 from discl.training.augmentation import (
     AUGMENTATIONS,
     CROP_TRIES,
-    augment_share,
+    augment_shard,
     centre,
     crop_boxes,
     crop_whole,
@@ -61,7 +61,7 @@ def test_drawn_from_the_random_state_and_anew_for_every_image(name: str) -> None
 
 
 def test_one_augmentation_used_twice_draws_what_two_of_them_draw() -> None:
-    """Nothing is remembered between batches, so that a resumed run draws as one that was never stopped."""
+    """Nothing is kept between batches, so a resumed run draws as an uninterrupted one."""
     pixels = pictures(8, 32)
     used = make_augmentation(AUGMENTATIONS, 32)
     used(pictures(5, 32, seed=1))
@@ -149,14 +149,16 @@ def test_crops_reach_what_a_centre_square_leaves_out() -> None:
     torch.manual_seed(0)
     augmentation = make_augmentation(("random-resized-crop",), 16)
     wide = torch.full((300,), 3.0)
-    whole = augment_share(augmentation, ramps(300, 48), Processes(), wide, (0.08, 0.5))
+    whole = augment_shard(
+        augmentation, ramps(300, 48), Processes(), aspects=wide, crop_scale=(0.08, 0.5)
+    )
     assert whole[:, 0].min() < 0.05 and whole[:, 0].max() > 0.95
     flipped = make_augmentation(("random-resized-crop", "flip"), 16)
-    result = augment_share(flipped, ramps(300, 48), Processes(), wide)
+    result = augment_shard(flipped, ramps(300, 48), Processes(), aspects=wide)
     right = (result[:, 0, 0, -1] > result[:, 0, 0, 0]).float().mean()
     assert 0.4 < right < 0.6, "what follows the crop is done too"
     with pytest.raises(TrainingError, match=r"resize_mode: square"):
-        augment_share(make_augmentation(("flip",), 16), ramps(2, 48), Processes(), wide[:2])
+        augment_shard(make_augmentation(("flip",), 16), ramps(2, 48), Processes(), aspects=wide[:2])
 
 
 def test_processes_together_crop_what_one_process_crops() -> None:
@@ -167,9 +169,9 @@ def test_processes_together_crop_what_one_process_crops() -> None:
         processes = Processes(rank, 2)
         torch.manual_seed(3)
         own = processes.local_shard(pixels), processes.local_shard(aspects)
-        parts.append(augment_share(augmentation, own[0], processes, own[1]))
+        parts.append(augment_shard(augmentation, own[0], processes, aspects=own[1]))
     torch.manual_seed(3)
-    alone = augment_share(augmentation, pixels, Processes(), aspects)
+    alone = augment_shard(augmentation, pixels, Processes(), aspects=aspects)
     assert torch.equal(torch.cat(parts), alone)
 
 
@@ -234,7 +236,7 @@ def test_color_jitter_keeps_the_shapes() -> None:
 
 
 def test_random_resized_crop_enlarges_a_part() -> None:
-    """A picture whose pixels grow from left to right stays so in every crop, over a smaller range."""
+    """Pixels that grow from left to right do so in every crop, over a smaller range."""
     ramp = torch.linspace(0, 1, 64).view(1, 1, 1, 64).expand(30, 3, 64, 64)
     result = augmented(("random-resized-crop",), ramp, 32)
     assert (result[..., 1:] - result[..., :-1] >= -1e-6).all()

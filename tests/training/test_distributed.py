@@ -1,4 +1,7 @@
-"""Processes together train what one does. As a program, `python test_processes.py WHAT CLIP FOLDER`, it trains one share into FOLDER."""
+"""Processes together train what one does.
+
+As a program, `python test_distributed.py PROGRAM CLIP FOLDER`, it is one of those processes.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +30,17 @@ from discl.models.classifier import build_classifier
 from discl.recipe import Train
 from discl.stages.classifiers import describe_classifier, describe_training, starter_of
 from discl.training import loop
+from discl.training.checkpoint import read_history
 from discl.training.distributed import (
+    CpuSyncBatchNorm,
+    GradientAverage,
     Processes,
-    SharedBatchNorm,
     current_processes,
     join_processes,
 )
-from discl.training.hooks import TrainingHook
-from discl.training.loop import read_history, train_classifier
+from discl.training.hooks import TrainingContext, TrainingHook
+from discl.training.loop import TrainingJob, make_state, train_classifier
+from discl.training.step import EpochPart
 
 NAMES = ("boot", "shirt", "coat")
 LEVELS = (0, 50)
@@ -59,7 +65,7 @@ class Noise:
 
 
 class Double(nn.Module):
-    """A network in double precision: in single precision a ReLU that a rounding turns on or off is seen in the weights."""
+    """A network in double precision: in single precision a rounding can switch a ReLU."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -70,7 +76,7 @@ class Double(nn.Module):
 
 
 def make_pool() -> Pool:
-    """16 real images in three classes, the third of which has 12 synthetic ones at each of two levels."""
+    """16 real images in three classes; the third has 12 synthetic ones at each of two levels."""
     synthetic = np.repeat([False, True], [16, 24])
     labels, levels = (
         np.r_[np.arange(16) % 3, np.full(24, 2)],
@@ -81,49 +87,74 @@ def make_pool() -> Pool:
     return Pool(labels, levels, synthetic, ~synthetic & (labels == 2), NAMES, sources=sources)
 
 
-def train_clip(clip: str, folder: Path, objective: str, **changed: Any) -> None:
+def clip_job(clip: str, objective: str, **changed: Any) -> TrainingJob:
     """Two epochs of a CLIP, which has no batch norm."""
-    train = Train.model_validate(
-        {
-            "epochs": 2, "curriculum_epochs": 0, "batch_size": 8, "image_size": 32, "augment": [], "precision": "float32",
-            "model": {"architecture": "clip", "checkpoint": clip, "templates": ["a {class}.", "one {class}.", "the {class}."]},
-            "optimizer": {"name": "sgd", "lr": 0.05}, "ema": 0.5, **changed,
-        }
-    )  # fmt: skip
+    model = {
+        "architecture": "clip",
+        "checkpoint": clip,
+        "templates": ["a {class}.", "one {class}.", "the {class}."],
+    }
+    common = {"epochs": 2, "curriculum_epochs": 0, "augment": [], "ema": 0.5, "image_size": 32}
+    train = make_train(model=model, **common | changed)
     config = describe_classifier(train, NAMES, None, objective)
-    settings = describe_training(train, "full", 16, torch.device("cpu"), 2)
     pool = make_pool()
-    train_classifier(
-        pool, Noise(), RealOnly(), SamplingConfig(None, 0.0), objective, pool.real_counts, config, settings, folder,  # type: ignore[arg-type]
+    return TrainingJob(
+        pool,
+        Noise(),  # type: ignore[arg-type]
+        RealOnly(),
+        SamplingConfig(None, 0.0),
+        objective=objective,
+        class_counts=pool.real_counts,
+        classifier=config,
+        settings=describe_training(train, "full", 16, torch.device("cpu"), epochs=2),
         make_model=starter_of(config, train),
-    )  # fmt: skip
+    )
 
 
-def train_network(
-    folder: Path,
-    save_seconds: float = 1e6,
-    epochs: int = 3,
-    hook: TrainingHook | None = None,
-    **changed: Any,
-) -> None:
-    """A residual network, with batch norm and augmentation, by a strategy that measures progress."""
-    train = Train.model_validate(
-        {
-            "epochs": epochs, "curriculum_epochs": epochs, "batch_size": 8, "image_size": 28, "resize": 32, "precision": "float32",
-            "augment": ["random-resized-crop", "flip", "color-jitter", "cutout"], "steps_per_epoch": 3,
-            "model": {"architecture": "resnet10", "stem": "3x3", "width": 4}, "optimizer": {"name": "sgd", "lr": 0.05}, **changed,
-        }
-    )  # fmt: skip
+def network_job(
+    folder: Path, epochs: int = 3, hook: TrainingHook | None = None, **changed: Any
+) -> TrainingJob:
+    """A residual network, with batch norm and augmentation, by a strategy that measures progress.
+
+    Its figures on validation differ between the processes.
+    """
+    train = make_train(
+        epochs=epochs,
+        curriculum_epochs=epochs,
+        image_size=28,
+        resize=32,
+        augment=["random-resized-crop", "flip", "color-jitter", "cutout"],
+        steps_per_epoch=3,
+        model={"architecture": "resnet10", "stem": "3x3", "width": 4},
+        **changed,
+    )
     config = describe_classifier(train, NAMES)
     pool, guidance = hold_out_guidance(make_pool(), LEVELS, 2, 0)
-    settings = describe_training(train, "full", 16, torch.device("cpu"), epochs)
-    settings = replace(settings, probe_samples=8, save_seconds=save_seconds, validate_every=1)
-    train_classifier(
-        pool, Noise(), make_strategy("adaptive", levels=LEVELS, curriculum_epochs=epochs), SamplingConfig(None, 2.0, with_hard=False),  # type: ignore[arg-type]
-        "cross-entropy", pool.real_counts, config, settings, folder, guidance=guidance, hook=hook,
+    settings = describe_training(train, "full", 16, torch.device("cpu"), epochs=epochs)
+    return TrainingJob(
+        pool,
+        Noise(),  # type: ignore[arg-type]
+        make_strategy("adaptive", levels=LEVELS, curriculum_epochs=epochs),
+        SamplingConfig(None, 2.0, with_hard=False),
+        objective="cross-entropy",
+        class_counts=pool.real_counts,
+        classifier=config,
+        settings=replace(settings, probe_samples=8, save_seconds=1e6, validate_every=1),
         make_model=lambda: Double(build_classifier(config)),
+        guidance=guidance,
+        hook=hook,
         validate=lambda model: 1 / (2 + current_processes().rank + len(list(folder.glob("best")))),
-    )  # fmt: skip
+    )
+
+
+def make_train(**values: Any) -> Train:
+    common = {"batch_size": 8, "precision": "float32", "optimizer": {"name": "sgd", "lr": 0.05}}
+    return Train.model_validate(common | values)
+
+
+def accumulated_job(folder: Path) -> TrainingJob:
+    hook = Cuda(threshold=0.0, probability=0.8)
+    return network_job(folder, hook=hook, accumulate=2, mixup=0.4)
 
 
 def train_out_of_step(folder: Path) -> None:
@@ -135,20 +166,63 @@ def train_out_of_step(folder: Path) -> None:
         clock.calls += 1
         return time.monotonic() + (0.03 * (clock.calls % 3) if rank else 0.0)
 
-    loop.time = SimpleNamespace(process_time=time.process_time, monotonic=monotonic)  # type: ignore[assignment]
-    train_network(folder, save_seconds=0.05, epochs=20, select="validation")
+    clocks = SimpleNamespace(process_time=time.process_time, monotonic=monotonic)
+    loop.time = clocks  # type: ignore[assignment]
+    job = network_job(folder, epochs=20, select="validation")
+    train_classifier(replace(job, settings=replace(job.settings, save_seconds=0.05)), folder)
 
 
-TRAININGS: dict[str, Callable[[str, Path], None]] = {
-    "flyp": lambda clip, folder: train_clip(clip, folder, "flyp"),
-    "cross-entropy": lambda clip, folder: train_clip(
-        clip, folder, "cross-entropy", mixup=0.4, cutmix=1.0
-    ),
-    "network": lambda clip, folder: train_network(folder),
-    "accumulated": lambda clip, folder: train_network(
-        folder, hook=Cuda(threshold=0.0, probability=0.8), accumulate=2, mixup=0.4
-    ),
+def record_gradients(job: TrainingJob, overlap: bool) -> dict[str, torch.Tensor]:
+    """Gradients of three steps, by step and name, with or without DistributedDataParallel."""
+    state, seen = make_state(job, "cpu", current_processes()), dict[str, torch.Tensor]()
+    state.gradients.overlap, step = overlap, state.optimizer.step
+
+    def recorded() -> None:
+        number = sum(name.endswith("head.bias") or name.endswith("fc.bias") for name in seen)
+        for name, parameter in state.model.named_parameters():
+            if parameter.grad is not None:
+                seen[f"{number}.{name}"] = parameter.grad.clone()
+        step()
+
+    state.optimizer.step = recorded  # type: ignore[method-assign, assignment]
+    state.hook.begin(TrainingContext(job.pool, job.pixels, state, 0, 8, 3))
+    loader, part = state.loader(job.pixels, 8, 0), EpochPart(np.arange(24) % 16, 0, 3, 8, 0)
+    state.train_epoch(loader, part, job.pool.labels, job.settings.learning_rate, Path("none"))
+    assert (state.gradients.parallel is not None) == overlap
+    return seen
+
+
+def compare_gradients(clip: str, folder: Path) -> None:
+    """Fails where the gradients differ, in either process."""
+    jobs = {
+        "flyp": lambda: clip_job(clip, "flyp"),
+        "a tower without a gradient": lambda: clip_job(clip, "cross-entropy", mixup=0.4),
+        "batch norm": lambda: network_job(folder),
+        "parts of a batch": lambda: accumulated_job(folder),
+    }
+    for what, make_job in jobs.items():
+        plain, overlapped = (record_gradients(make_job(), overlap) for overlap in (False, True))
+        assert plain.keys() == overlapped.keys() and len(plain) > 10, what
+        for name, gradient in plain.items():
+            torch.testing.assert_close(overlapped[name], gradient, msg=f"{what}: {name}")
+        assert max(float(gradient.abs().max()) for gradient in plain.values()) > 1e-3
+
+
+JOBS: dict[str, Callable[[str, Path], TrainingJob]] = {
+    "flyp": lambda clip, folder: clip_job(clip, "flyp"),
+    "cross-entropy": lambda clip, folder: clip_job(clip, "cross-entropy", mixup=0.4, cutmix=1.0),
+    "network": lambda clip, folder: network_job(folder),
+    "accumulated": lambda clip, folder: accumulated_job(folder),
+}
+PROGRAMS: dict[str, Callable[[str, Path], Any]] = {
     "out-of-step": lambda clip, folder: train_out_of_step(folder),
+    "gradients": compare_gradients,
+    **{
+        name: lambda clip, folder, make_job=make_job: train_classifier(
+            make_job(clip, folder), folder
+        )
+        for name, make_job in JOBS.items()
+    },
 }
 
 
@@ -171,11 +245,11 @@ def start_together(what: str, clip: Path, folder: Path) -> subprocess.Popen[byte
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(tiny_clip: Path, tmp_path: Path) -> None:
-    """Augmentation, mixed images, drawn prompts, batch norm, parts of a batch and the level of an epoch are those of one process."""
-    compared = ["flyp", "cross-entropy", "network", "accumulated"]
+    """Augmentation, mixed images, prompts, batch norm, parts of a batch, levels of epochs."""
+    compared = list(JOBS)
     children = start_together(",".join(compared), tiny_clip, tmp_path / "two")
     for what in compared:
-        TRAININGS[what](str(tiny_clip), tmp_path / "one" / what)
+        PROGRAMS[what](str(tiny_clip), tmp_path / "one" / what)
     try:
         assert children.wait(240) == 0
     finally:
@@ -222,15 +296,33 @@ def test_processes_decide_together_when_to_save_and_what_is_best(
     assert len(read_history(tmp_path / "out-of-step" / "history.jsonl")) == 20
 
 
+def test_distributed_data_parallel_gives_the_same_gradients(
+    tiny_clip: Path, tmp_path: Path
+) -> None:
+    """On CPUs, by gloo; on GPUs it is the only way. Two processes compare every gradient."""
+    children = start_together("gradients", tiny_clip, tmp_path)
+    try:
+        assert children.wait(180) == 0
+    finally:
+        children.kill()
+
+
+def test_one_process_and_cpus_do_without_distributed_data_parallel() -> None:
+    model, gpu, cpu = nn.Linear(2, 2), torch.device("cuda"), torch.device("cpu")
+    assert not GradientAverage(model, Processes(0, 1), gpu).overlap
+    assert GradientAverage(model, Processes(0, 2), gpu).overlap
+    assert not GradientAverage(model, Processes(0, 2), cpu).overlap
+
+
 def test_a_shared_batch_norm_is_that_of_torch() -> None:
     """Outputs, gradients and running statistics, alone; together it is compared above."""
     torch.manual_seed(0)
     x = torch.randn(6, 5, 3, 2)
     results = []
-    for kind in (nn.BatchNorm2d, SharedBatchNorm):
+    for kind in (nn.BatchNorm2d, CpuSyncBatchNorm):
         layer = nn.BatchNorm2d(5)
         nn.init.uniform_(layer.weight)
-        layer = layer if kind is nn.BatchNorm2d else SharedBatchNorm.of(layer)
+        layer = layer if kind is nn.BatchNorm2d else CpuSyncBatchNorm.of(layer)
         with torch.no_grad():
             layer.weight.copy_(torch.arange(5.0))
         given = x.clone().requires_grad_()
@@ -245,12 +337,14 @@ def test_a_shared_batch_norm_is_that_of_torch() -> None:
 
 def test_a_share_is_the_same_part_of_every_batch() -> None:
     rows = np.arange(12)
-    assert Processes(0, 2).share(rows, 6).tolist() == [0, 1, 2, 6, 7, 8]
-    assert Processes(1, 2).share(rows, 6).tolist() == [3, 4, 5, 9, 10, 11]
-    assert Processes().share(rows, 5) is rows
+    assert Processes(0, 2).shard_rows(rows, 6).tolist() == [0, 1, 2, 6, 7, 8]
+    assert Processes(1, 2).shard_rows(rows, 6).tolist() == [3, 4, 5, 9, 10, 11]
+    assert Processes().shard_rows(rows, 5) is rows
     assert Processes(1, 2).local_shard(torch.arange(6)).tolist() == [3, 4, 5]
-    with pytest.raises(TrainingError, match=r"2 processes cannot share batches of 3 evenly"):
-        Processes(0, 2).share(rows, 3)
+    with pytest.raises(
+        TrainingError, match="batch_size: 2 processes cannot divide batches of 3 evenly"
+    ):
+        Processes(0, 2).shard_rows(rows, 3)
 
 
 def test_alone_nothing_is_joined_or_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,4 +363,4 @@ def test_alone_nothing_is_joined_or_averaged(monkeypatch: pytest.MonkeyPatch) ->
 if __name__ == "__main__":
     join_processes(cpu=True)
     for each in sys.argv[1].split(","):
-        TRAININGS[each](sys.argv[2], Path(sys.argv[3]) / each)
+        PROGRAMS[each](sys.argv[2], Path(sys.argv[3]) / each)

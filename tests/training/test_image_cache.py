@@ -1,10 +1,11 @@
-"""ImageCache in memory and from workers, and workers that outlive the rows that they were started with."""
+"""Images in memory and from workers; workers go on with new rows."""
 
 from __future__ import annotations
 
 import gc
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,13 +102,14 @@ def test_the_same_workers_serve_one_epoch_after_another(on_demand: ImageCache) -
         parts = list(batches.of(np.array(rows)))
         assert np.concatenate([chosen for chosen, _ in parts]).tolist() == rows
         assert torch.cat([stored for _, stored in parts])[:, 0, 0, 0].tolist() == rows
-        seen.append([worker.pid for worker in batches.loader._iterator._workers])  # type: ignore[union-attr]
+        workers: Any = batches.loader._iterator
+        seen.append([worker.pid for worker in workers._workers])
     assert len(seen[0]) == 2
     assert seen[0] == seen[1] == seen[2]
 
 
 def test_workers_end_with_their_batches(on_demand: ImageCache) -> None:
-    """At once: workers that a garbage collector has to end take five seconds each, after every validation."""
+    """At once: workers that a garbage collector has to end take five seconds each."""
     batches = EpochLoader(on_demand, 3, workers=2)
     list(batches.of(np.array(EPOCHS[0])))
     workers = batches.loader._iterator._workers  # type: ignore[union-attr]

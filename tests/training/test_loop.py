@@ -1,7 +1,6 @@
 """The training loop: resumed is the same as never stopped, bit for bit, and everything it refuses.
 
-Run as a program, `python test_training.py FOLDER`, it trains into FOLDER and prints each finished epoch: the test that
-kills a process starts it so.
+As a program, `python test_loop.py FOLDER`, it trains into FOLDER and prints each finished epoch.
 """
 
 from __future__ import annotations
@@ -48,15 +47,15 @@ from discl.models.classifier import (
 )
 from discl.training import image_cache as pixels_module
 from discl.training import loop
+from discl.training.checkpoint import read_history
 from discl.training.image_cache import ImageCache
+from discl.training.inference import choose_precision, predict_logits
 from discl.training.loop import (
     Record,
+    TrainingJob,
     TrainSettings,
     check_batch_size,
-    choose_precision,
     make_schedule,
-    predict_logits,
-    read_history,
     train_classifier,
 )
 from discl.training.optim import make_learning_rate, make_optimizer
@@ -130,12 +129,18 @@ def make_settings(optimizer: str = "adam", epochs: int = 8, **changed: Any) -> T
     arguments = OPTIMIZERS[optimizer]
     return replace(
         TrainSettings(
-            epochs=epochs, steps_per_epoch=3, batch_size=8, augment=("random-crop", "flip", "color-jitter"),
-            make_optimizer=partial(make_optimizer, **arguments), learning_rate=make_learning_rate(arguments["lr"], "cosine", epochs, 1),
-            precision=torch.float32, seed=7, save_seconds=0.0,
+            epochs=epochs,
+            steps_per_epoch=3,
+            batch_size=8,
+            augment=("random-crop", "flip", "color-jitter"),
+            make_optimizer=partial(make_optimizer, **arguments),
+            learning_rate=make_learning_rate(arguments["lr"], "cosine", epochs, 1),
+            precision=torch.float32,
+            seed=7,
+            save_seconds=0.0,
         ),
         **changed,
-    )  # fmt: skip
+    )
 
 
 def curriculum(epochs: int) -> Strategy:
@@ -146,14 +151,28 @@ def curriculum(epochs: int) -> Strategy:
     )
 
 
-def train_into(folder: Path, settings: TrainSettings | None = None, **changed: Any) -> list[Record]:
+def train_into(
+    folder: Path,
+    settings: TrainSettings | None = None,
+    *,
+    workers: int = 0,
+    on_epoch: Callable[[Record], None] = lambda record: None,
+    **changed: Any,
+) -> list[Record]:
+    """Trains on `make_samples`; `changed` are other fields of the job."""
     settings = settings or make_settings()
     pool, pixels = make_samples()
-    arguments: dict[str, Any] = {
-        "strategy": curriculum(settings.epochs), "mixing": SamplingConfig(pool.tail_share, 2.0), "objective": "balanced-softmax",
-        "class_counts": pool.real_counts, "config": CONFIG, **changed,
-    }  # fmt: skip
-    return train_classifier(pool, pixels, settings=settings, folder=folder, **arguments)
+    job = TrainingJob(
+        pool,
+        pixels,
+        curriculum(settings.epochs),
+        SamplingConfig(pool.tail_share, 2.0),
+        objective="balanced-softmax",
+        class_counts=pool.real_counts,
+        classifier=CONFIG,
+        settings=settings,
+    )
+    return train_classifier(replace(job, **changed), folder, workers=workers, on_epoch=on_epoch)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -259,7 +278,7 @@ def test_killed_again_and_again(tmp_path: Path, uninterrupted: dict[str, bytes])
 def test_last_save_some_epochs_before_the_end(
     epoch: int, tmp_path: Path, uninterrupted: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second passes in an epoch, so that the fourth one is saved and the seventh; what came after a save is done again."""
+    """A second passes in an epoch, so the fourth and the seventh are saved."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(
         loop,
@@ -281,7 +300,6 @@ def test_last_save_some_epochs_before_the_end(
     assert contents(tmp_path) == uninterrupted
 
 
-@pytest.mark.slow
 def test_killed_process_resumed(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
     command = [sys.executable, __file__, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
@@ -314,7 +332,7 @@ def test_pixels_from_workers_give_the_same_model_resumed_too(
 
 
 def test_history_is_complete(tmp_path: Path) -> None:
-    """Two hard classes of four: half of an epoch's 24 samples. A round holds 6 hard, 12 synthetic and 18 of 20 others."""
+    """Two hard classes of four: half of 24 samples. A pass has 6 hard, 12 synthetic, 18 others."""
     history = train_into(tmp_path, validate=lambda model: 0.25)
     assert [record["epoch"] for record in history] == list(range(8))
     assert [record["levels"] for record in history] == [[0]] * 3 + [[50]] * 3 + [[]] * 2
@@ -343,18 +361,18 @@ def test_history_is_complete(tmp_path: Path) -> None:
 def test_an_epoch_draws_the_rows_that_the_history_counts(tmp_path: Path) -> None:
     history = train_into(tmp_path)
     pool, _ = make_samples()
-    strategy, mixing, settings = (
+    strategy, sampling, settings = (
         curriculum(8),
         SamplingConfig(pool.tail_share, 2.0),
         make_settings(),
     )
     for record in history:
-        rows, _ = make_schedule(pool, strategy, mixing, settings).draw(record["epoch"], 0, [])
+        rows, _ = make_schedule(pool, strategy, sampling, settings).draw(record["epoch"], 0, [])
         assert np.bincount(pool.labels[rows], minlength=4).tolist() == record["class_samples"]
 
 
 def test_it_learns(tmp_path: Path) -> None:
-    """The classes differ in shade, so 12 epochs suffice to tell most of the training images apart."""
+    """The classes differ in shade, so 12 epochs suffice to classify most training images."""
     history = train_into(tmp_path, make_settings(epochs=12, augment=("flip",)))
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     pool, pixels = make_samples()
@@ -393,17 +411,17 @@ def test_validation_chooses_the_best_epoch_and_last_the_last(tmp_path: Path) -> 
 def test_validation_choice_survives_a_kill(
     epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Saved after epoch 1 only: the best model on disk may be newer than the checkpoint that is resumed from."""
+    """Saved after epoch 1 only: the best model on disk may be newer than the checkpoint."""
     figures = [0.2, 0.5, 0.4, 0.7, 0.6, 0.7]
     settings = make_settings(epochs=6, select="validation")
     train_into(tmp_path / "whole", settings, validate=accuracies(figures))
-    save = loop._save_checkpoint
+    save = loop.save_checkpoint
 
-    def save_once(path: Path, learner: TrainState, history: list[Record], *rest: str) -> None:
+    def save_once(path: Path, state: TrainState, history: list[Record], *rest: str) -> None:
         if len(history) == 2:
-            save(path, learner, history, *rest)
+            save(path, state, history, *rest)
 
-    monkeypatch.setattr(loop, "_save_checkpoint", save_once)
+    monkeypatch.setattr(loop, "save_checkpoint", save_once)
     with pytest.raises(Killed):
         train_into(
             tmp_path / "killed", settings, validate=accuracies(figures), on_epoch=stop_after(epoch)
@@ -426,11 +444,13 @@ def test_killed_while_the_chosen_model_is_put_in_place(
         raise Killed
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        train_into(
-            tmp_path / "killed", settings, validate=accuracies(figures),
-            on_epoch=lambda record: patched.setattr(loop.shutil if killed_in == "rmtree" else Path, killed_in, kill)
-            if record["epoch"] == 2 else None,
-        )  # fmt: skip
+        owner = loop.shutil if killed_in == "rmtree" else Path
+
+        def on_epoch(record: Record) -> None:
+            if record["epoch"] == 2:
+                patched.setattr(owner, killed_in, kill)
+
+        train_into(tmp_path / "killed", settings, validate=accuracies(figures), on_epoch=on_epoch)
     train_into(tmp_path / "killed", settings, validate=accuracies(figures))
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
@@ -462,10 +482,8 @@ def test_crops_of_whole_pictures_are_resumed_to_the_bit(
         monkeypatch.setattr(pixels_module, "MEMORY_LIMIT", 2**31 if in_memory else 0)
         pictures = [draw_wide(int(pool.labels[row]), row) for row in range(count)]
         pixels = ImageCache([pictures], CONFIG.resize, aspects=changed.pop("aspects", aspects))
-        train_classifier(
-            pool, pixels, curriculum(4), SamplingConfig(pool.tail_share, 2.0), "cross-entropy", pool.real_counts, CONFIG, settings,
-            folder, workers=workers, **changed,
-        )  # fmt: skip
+        more = {"pixels": pixels, "objective": "cross-entropy", **changed}
+        train_into(folder, settings, workers=workers, **more)
 
     run(tmp_path / "memory", True)
     run(tmp_path / "workers", False)
@@ -485,18 +503,18 @@ def follow_progress(
     name: str, folder: Path, settings: TrainSettings | None = None, **changed: Any
 ) -> list[Record]:
     """Training by a strategy that measures, on V of up to two hard images of each rare class."""
-    pool, pixels = make_samples()
+    pool, _ = make_samples()
     levels = (0, 50)
     guidance = draw_guidance_set(pool, levels, 3, seed=1)
     arguments: dict[str, Any] = {
+        "pool": hold_out(pool, guidance),
         "strategy": make_strategy(name, levels=levels, curriculum_epochs=6),
-        "mixing": SamplingConfig(None, 2.0, with_hard=name == "bandit"),
-        "objective": "cross-entropy", "class_counts": pool.real_counts, "config": CONFIG, "guidance": guidance, **changed,
-    }  # fmt: skip
-    settings = settings or make_settings(probe_samples=8)
-    return train_classifier(
-        hold_out(pool, guidance), pixels, settings=settings, folder=folder, **arguments
-    )
+        "sampling": SamplingConfig(None, 2.0, with_hard=name == "bandit"),
+        "objective": "cross-entropy",
+        "guidance": guidance,
+        **changed,
+    }
+    return train_into(folder, settings or make_settings(probe_samples=8), **arguments)
 
 
 @pytest.mark.parametrize("name", sorted(MEASURING))
@@ -562,9 +580,12 @@ def test_progress_is_measured_in_float32_where_training_is_not(tmp_path: Path) -
         epochs=24, probe_samples=8, precision=torch.bfloat16, learning_rate=lambda progress: 1e-5
     )
     history = follow_progress(
-        "adaptive", tmp_path, settings, make_model=lambda: model,
+        "adaptive",
+        tmp_path,
+        settings,
+        make_model=lambda: model,
         strategy=make_strategy("adaptive", levels=levels, curriculum_epochs=24),
-    )  # fmt: skip
+    )
     guidance = draw_guidance_set(pool, levels, 3, seed=1)
     exact, coarse = gains_of(guidance, model.exact), gains_of(guidance, model.coarse)
     for record, gain in zip(history, exact, strict=True):
@@ -592,31 +613,29 @@ def test_hard_images_are_in_the_probe_and_not_beside_the_synthetic_ones(tmp_path
     """Algorithm 2: D is drawn from all real images, the epoch from S_λ and D_nh."""
     pool, _ = make_samples()
     settings = make_settings(probe_samples=16)
-    course = make_schedule(
+    schedule = make_schedule(
         pool,
         make_strategy("adaptive", levels=(), curriculum_epochs=20),
         SamplingConfig(None, 2.0, with_hard=False),
         settings,
     )
-    probes = np.concatenate([course.draw(epoch, 0, [])[0] for epoch in range(20)])
+    probes = np.concatenate([schedule.draw(epoch, 0, [])[0] for epoch in range(20)])
     assert not pool.synthetic[probes].any() and pool.hard[probes].any()
-    assert len(course.draw_probe(0)) == 16 == len(set(course.draw_probe(0)))
-    rows, _ = course.draw(0, 1, [{"progress": {"gain": {"0": 0.1, "50": 0.2}}}])
+    assert len(schedule.draw_probe(0)) == 16 == len(set(schedule.draw_probe(0)))
+    rows, _ = schedule.draw(0, 1, [{"progress": {"gain": {"0": 0.1, "50": 0.2}}}])
     assert set(pool.levels[rows[pool.synthetic[rows]]]) == {50}
     assert len(rows) == 8 and not pool.hard[rows].any()
 
 
 def test_a_probe_as_long_as_the_epoch_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"24 samples takes 3 of the epoch's 3 steps"):
+    with pytest.raises(TrainingError, match="probe_samples: a probe of 24 samples takes 3 of the"):
         follow_progress("adaptive", tmp_path, make_settings(probe_samples=24))
 
 
 def test_a_batch_larger_than_all_images_is_refused() -> None:
     pool, _ = make_samples()
     check_batch_size(pool, 26)
-    with pytest.raises(
-        TrainingError, match=r"train\.batch_size = 27 exceeds the 26 real images .* use at most 26"
-    ):
+    with pytest.raises(TrainingError, match="batch_size: 27 exceeds the 26 real images"):
         check_batch_size(pool, 27)
 
 
@@ -624,7 +643,7 @@ def test_progress_needs_a_guidance_set_that_training_leaves_alone(tmp_path: Path
     with pytest.raises(TrainingError, match="no guidance validation set"):
         follow_progress("adaptive", tmp_path / "none", guidance=None)
     pool, _ = make_samples()
-    with pytest.raises(TrainingError, match="may also be trained on"):
+    with pytest.raises(TrainingError, match="can also be drawn for training"):
         follow_progress(
             "adaptive",
             tmp_path / "shared",
@@ -646,7 +665,7 @@ def make_broken(model: nn.Module, bad_epoch: float) -> torch.optim.Optimizer:
 
 
 def test_the_step_that_was_not_finite_is_named_though_it_is_looked_at_late(tmp_path: Path) -> None:
-    """The loss is looked at every 50 steps; of an epoch of 60 the parameters are spoilt by step 1, so that of step 2 is the first."""
+    """The loss is checked every 50 of 60 steps; step 1 spoils the weights, and step 2 is named."""
     taken = [0]
 
     class Broken(torch.optim.SGD):
@@ -680,7 +699,7 @@ def test_a_loss_that_is_not_finite(bad_epoch: int, tmp_path: Path) -> None:
     assert (str(checkpoint) if bad_epoch else "no checkpoint had been saved yet") in str(
         raised.value
     )
-    assert "train.optimizer.lr" in str(raised.value)
+    assert "learning rate" in str(raised.value)
     assert not (tmp_path / "model.safetensors").exists()
 
 
@@ -692,7 +711,7 @@ def test_the_last_step_of_an_epoch_cannot_spoil_the_checkpoint(tmp_path: Path) -
     )
     with pytest.raises(
         TrainingError,
-        match=r"the network is not finite in epoch 1, step 2; the last good checkpoint is .*checkpoint\.",
+        match=r"the network is not finite in epoch 1, step 2; the last good .*checkpoint\.",
     ):
         train_into(tmp_path, settings)
     kept = load_file(tmp_path / "checkpoint.safetensors")
@@ -706,8 +725,8 @@ def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         TrainingError,
         match=r"checkpoint\.safetensors does not belong to this model: .*size mismatch for conv1",
     ) as raised:
-        train_into(tmp_path, config=replace(CONFIG, width=8))
-    assert str(raised.value).endswith("Delete its folder to train anew.")
+        train_into(tmp_path, classifier=replace(CONFIG, width=8))
+    assert str(raised.value).endswith("Delete its folder to train again.")
     assert len(str(raised.value)) < 600  # the first of some fifty tensors that do not fit
 
 

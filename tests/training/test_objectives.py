@@ -130,7 +130,7 @@ def test_focal_of_a_certain_image_has_a_finite_gradient() -> None:
 
 
 def test_ldam_by_hand_before_and_after_the_reweighting() -> None:
-    """Margins .5 · (1/n_c)^¼ / 1 with n of the rarest class 1, scale 30; weights (1 − β)/(1 − β^n) from 80 % of the epochs on."""
+    """Margins .5 · (1/n_c)^¼, scale 30; weights (1 − β)/(1 − β^n) from 80 % of the epochs on."""
     cosines = np.tanh(LOGITS)
     moved = cosines.copy()
     moved[np.arange(4), LABELS] -= 0.5 * COUNTS[LABELS] ** -0.25

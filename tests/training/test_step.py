@@ -1,4 +1,4 @@
-"""The gradient step: parts of a batch add up to it, the moving average by hand, mixed images, what trains and what does not."""
+"""The gradient step: parts of a batch, the moving average, mixed images, frozen parameters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from discl.training.augmentation import mix_images
 from discl.training.hooks import TrainingHook
 from discl.training.objectives import make_objective
 from discl.training.optim import ema_decay, make_learning_rate, make_optimizer, two_phases
-from discl.training.step import StepConfig, TrainState
+from discl.training.step import EpochPart, StepConfig, TrainState
 
 CONFIG = ClassifierConfig("none", "", 0, ("a", "b", "c"), 8, 8, (0.5,) * 3, (0.25,) * 3)
 LABELS = np.arange(12) % 3
@@ -52,7 +52,7 @@ class Noise:
 
 
 def trained(
-    stepping: StepConfig,
+    steps: StepConfig,
     rows: list[int],
     batch_size: int,
     objective: Any = "cross-entropy",
@@ -62,23 +62,22 @@ def trained(
     sgd = partial(
         make_optimizer, name="sgd", lr=0.1, weight_decay=0.0, momentum=0.0, nesterov=False
     )
-    learner = TrainState(
+    state = TrainState(
         Flat(),
         sgd,
-        make_objective(objective),
-        np.array([4, 4, 4]),
-        CONFIG,
-        stepping,
-        (),
-        torch.float32,
-        "cpu",
-        hook,
+        objective=make_objective(objective),
+        class_counts=np.array([4, 4, 4]),
+        config=CONFIG,
+        steps=steps,
+        augment=(),
+        precision=torch.float32,
+        device="cpu",
+        hook=hook,
     )
-    batches = learner.batches(Noise(), batch_size, 0)  # type: ignore[arg-type]
-    learner.train_epoch(
-        batches, np.array(rows), LABELS, 0, 1, batch_size, 0, lambda progress: 0.1, Path("nowhere")
-    )
-    return learner
+    loader = state.loader(Noise(), batch_size, 0)  # type: ignore[arg-type]
+    part = EpochPart(np.array(rows), 0, epochs=1, batch_size=batch_size, seed=0)
+    state.train_epoch(loader, part, LABELS, lambda progress: 0.1, Path("nowhere"))
+    return state
 
 
 @pytest.mark.parametrize("objective", ["cross-entropy", "focal", "logit-adjusted"])
@@ -92,9 +91,7 @@ def test_parts_of_a_batch_add_up_to_it(objective: str) -> None:
     assert not torch.equal(whole["head.weight"], Flat().state_dict()["head.weight"]), (
         "training that moves nothing would compare nothing"
     )
-    with pytest.raises(
-        TrainingError, match=r"train\.batch_size = 6 cannot be divided evenly into 4 parts"
-    ):
+    with pytest.raises(TrainingError, match="batch_size: 6 cannot be divided evenly into 4 parts"):
         trained(StepConfig(accumulate=4), rows, 6)
 
 
@@ -114,24 +111,26 @@ def test_moving_average_by_hand_and_evaluated() -> None:
     torch.manual_seed(0)
     start = Flat().state_dict()["head.weight"]
     first = trained(StepConfig(), list(range(6)), 6).model.state_dict()["head.weight"]
-    learner = trained(StepConfig(ema=0.9), list(range(12)), 6)
-    last = learner.model.state_dict()["head.weight"]
+    state = trained(StepConfig(ema=0.9), list(range(12)), 6)
+    last = state.model.state_dict()["head.weight"]
     expected = 0.1 * start + 0.9 * first
     expected = 2 / 11 * expected + 9 / 11 * last
-    torch.testing.assert_close(learner.evaluated.state_dict()["head.weight"], expected)
+    torch.testing.assert_close(state.evaluated.state_dict()["head.weight"], expected)
     assert ema_decay(0.9, 10**6) == 0.9
     assert ema_decay(0.05, 0) == 0.05
 
 
-def test_state_goes_to_another_learner_and_to_no_other_kind() -> None:
-    learner, other = (
+def test_state_goes_to_another_state_and_to_no_other_kind() -> None:
+    state, other = (
         trained(StepConfig(ema=0.9), list(range(12)), 6),
         trained(StepConfig(ema=0.9), [0] * 6, 6),
     )
-    other.load_state(learner.state())
-    assert all(torch.equal(tensor, learner.state()[name]) for name, tensor in other.state().items())
+    other.load_state_dict(state.state_dict())
+    assert all(
+        torch.equal(tensor, state.state_dict()[name]) for name, tensor in other.state_dict().items()
+    )
     with pytest.raises((KeyError, RuntimeError)):
-        other.load_state(trained(StepConfig(), list(range(6)), 6).state())
+        other.load_state_dict(trained(StepConfig(), list(range(6)), 6).state_dict())
 
 
 def test_mixup_blends_and_cutmix_pastes() -> None:
@@ -154,11 +153,11 @@ def test_a_mixed_loss_is_that_of_two_targets(monkeypatch: pytest.MonkeyPatch) ->
 
     order = torch.tensor([1, 2, 3, 4, 5, 0])
     monkeypatch.setattr(module, "mix_images", lambda images, mixup, cutmix: (images, order, 0.75))
-    stepping = StepConfig(mixup=0.2)
-    learner = trained(stepping, [0] * 6, 6)
+    steps = StepConfig(mixup=0.2)
+    state = trained(steps, [0] * 6, 6)
     labels = torch.arange(6) % 3
-    loss = learner._loss(Noise.memory[:6], np.arange(6), labels, 0.0, 0.1)
-    logits = learner.model(((Noise.memory[:6].float() / 255) - 0.5) / 0.25)
+    loss = state._loss(Noise.memory[:6], np.arange(6), labels, 0.0, 0.1)
+    logits = state.model(((Noise.memory[:6].float() / 255) - 0.5) / 0.25)
     expected = 0.75 * F.cross_entropy(logits, labels) + 0.25 * F.cross_entropy(
         logits, labels[order]
     )
@@ -167,7 +166,7 @@ def test_a_mixed_loss_is_that_of_two_targets(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_warm_up_in_steps_is_that_of_open_clip() -> None:
     """5 steps of 4 an epoch: (i + 1)/5 of the peak, then a cosine from step 5 on."""
-    rate = make_learning_rate(1.0, "cosine", 3, 5 / 4, (), 5)
+    rate = make_learning_rate(1.0, "cosine", 3, 5 / 4, warm_up_steps=5)
     assert [rate(step / 12) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rate(5 / 12) == pytest.approx(1.0)
     assert rate(1.0) == pytest.approx(0.0)

@@ -277,7 +277,7 @@ class Cuda(TrainingHook):
             return self._recognised(context, rows, strength, int(rng.integers(2**62)))
 
         # rank 0 decides for all, because roundings may differ between processes
-        self.levels = context.learner.processes.on_main(
+        self.levels = context.state.processes.on_main(
             lambda: update_levels(
                 self.levels, rows_of_class, recognised, threshold=self.threshold, rng=rng
             )
@@ -289,17 +289,17 @@ class Cuda(TrainingHook):
     ) -> np.ndarray:
         """In float32, because in bfloat16 ties would go to the first class."""
         batches = self.batches or EpochLoader(context.pixels, BATCH_SIZE)
-        learner, right = context.learner, []
-        training = learner.model.training
-        learner.model.eval()
+        state, right = context.state, []
+        training = state.model.training
+        state.model.eval()
         for number, (part, stored) in enumerate(batches.of(rows)):
-            middle = centre(stored, learner.config.image_size, batches.aspects_of(part))
+            middle = centre(stored, state.config.image_size, batches.aspects_of(part))
             pictures, own = middle.numpy(), derive_seed(seed, number * BATCH_SIZE)
             altered = torch.from_numpy(self._augment(pictures, [strength] * len(part), own))
-            images = normalise(altered.to(learner.device).float() / 255, learner.config)
-            logits = learner.model(images.contiguous(memory_format=torch.channels_last))
+            images = normalise(altered.to(state.device).float() / 255, state.config)
+            logits = state.model(images.contiguous(memory_format=torch.channels_last))
             right.append(logits.argmax(1).cpu().numpy() == context.pool.labels[part])
-        learner.model.train(training)
+        state.model.train(training)
         return np.concatenate(right)
 
     def _augment(self, pictures: np.ndarray, strengths: Sequence[int], seed: int) -> np.ndarray:

@@ -169,7 +169,7 @@ class Docl(TrainingHook):
                 f"{classes:,} classes take {samples * classes * 4 / 1e9:.1f} GB, and the limit is "
                 f"{LOGITS_LIMIT / 1e9:.0f} GB. Leave out this method."
             )
-        if self.warm_up >= context.epochs and context.learner.processes.first:
+        if self.warm_up >= context.epochs and context.state.processes.first:
             logger.warning(
                 f"system docl: warm_up {self.warm_up} leaves none of the {context.epochs} epochs "
                 "to draw samples by their dynamics. Write "

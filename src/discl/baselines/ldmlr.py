@@ -270,7 +270,7 @@ class Ldmlr(TrainingHook):
 
     def begin(self, context: TrainingContext) -> None:
         """Raises TrainingError where no feature would be generated or no last layer is linear."""
-        last_layer(context.learner.model)
+        last_layer(context.state.model)
         counts = _real_counts(context)
         if not self.features(counts).any():
             raise TrainingError(
@@ -312,11 +312,11 @@ class Ldmlr(TrainingHook):
             sampled = sample_features(denoiser, new_labels, features.shape[1], seed=seed)
             generated = sampled.clone() * std + mean
             class_counts = torch.as_tensor(
-                counts + wanted, dtype=context.learner.counts.dtype, device=features.device
+                counts + wanted, dtype=context.state.counts.dtype, device=features.device
             )
 
             def loss(logits: Tensor, labels: Tensor) -> Tensor:
-                return context.learner.objective.loss(logits, labels, class_counts, 1.0)
+                return context.state.objective.loss(logits, labels, class_counts, 1.0)
 
             train_last_layer(
                 layer.requires_grad_(True),
@@ -355,7 +355,7 @@ def read_features(
     caught: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0].float()))
     model.eval()
-    config, device = context.learner.config, context.learner.device
+    config, device = context.state.config, context.state.device
     for first in range(0, len(rows), 256):
         part = rows[first : first + 256]
         stored, aspects = (

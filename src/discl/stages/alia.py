@@ -99,7 +99,13 @@ def _ask(
         made = np.array([request.width / request.height for request in requests])
         aspects = np.concatenate([*(real_aspects(run, split) for split in splits), made])
     probabilities = fit_classifier(
-        joint, list(range(len(real))), judged, train, run.recipe.hard.epochs, run.device, aspects
+        joint,
+        list(range(len(real))),
+        judged,
+        train,
+        epochs=run.recipe.hard.epochs,
+        device=run.device,
+        aspects=aspects,
     )
     confidence = mean_self_confidence(probabilities[: end - start], known.labels, classes)
     return {

@@ -29,15 +29,17 @@ from ..models.pretrained import (
 )
 from ..prompts import class_prompts
 from ..recipe import Train
-from ..training.loop import TrainSettings, choose_precision
+from ..training.inference import choose_precision
+from ..training.loop import TrainSettings
 from ..training.objectives import FLYP
 from ..training.optim import make_learning_rate, make_optimizer, two_phases
 from ..training.step import StepConfig
 
-MEAN, STD = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # ImageNet's, as every published recipe has them
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet, as in every published recipe."""
+FIXED_SIZE = {"vit", "deit", "beit", "swin", "swinv2"}
+"""Families of transformers with networks for one image size."""
+Numbers = tuple[float, float, float]
 
 
 def describe_classifier(
@@ -46,9 +48,12 @@ def describe_classifier(
     names: Mapping[str, str] | None = None,
     objective: str = "cross-entropy",
 ) -> ClassifierConfig:
-    """The configuration of the network that a recipe asks for; `names` are those to use in texts.
+    """Returns the network and the input that a recipe's section `train` describes.
 
-    Raises CheckpointError for a checkpoint of another family, or one made for images of another size than `train.image_size`.
+    - `names`: class names to use in texts, by class name.
+
+    Raises CheckpointError for a checkpoint of another family, or for images of another size than
+    `train.image_size`.
     """
     config = _describe(train, class_names, names, objective)
     return replace(config, mean=train.mean or config.mean, std=train.std or config.std)
@@ -57,64 +62,73 @@ def describe_classifier(
 def _describe(
     train: Train, class_names: tuple[str, ...], names: Mapping[str, str] | None, objective: str
 ) -> ClassifierConfig:
-    asked = train.model
-    size, resize = train.image_size, train.resize or train.image_size
-    if asked.checkpoint is None:
-        width = asked.width or ARCHITECTURES[asked.architecture]["width"]
-        return ClassifierConfig(
-            asked.architecture, asked.stem, width, class_names, size, resize, MEAN, STD, asked.head
-        )
-    folder = find_checkpoint(asked.checkpoint)
-    if asked.architecture == "clip":
-        settings = read_clip_settings(folder)
-        own, side, mean, std = clip_feeding(folder, settings)
-        if own != size:
-            raise CheckpointError(
-                f"the CLIP '{folder}' is made for images of {own} pixels; set train.image_size: {own} (got {size})."
-            )
-        tokens = _tokens(folder, train, class_names, names)
-        backbone = {
-            **settings,
-            "prompts": tokens.shape[1],
-            "prompt_length": tokens.shape[2],
-            "rebuild": objective == FLYP,
-        }
-        return ClassifierConfig(
-            "clip", "", 0, class_names, size, train.resize or side, mean, std, backbone=backbone
-        )
+    model, size = train.model, train.image_size
+    config = ClassifierConfig(
+        model.architecture, "", 0, class_names, size, train.resize or size, MEAN, STD
+    )
+    if model.checkpoint is None:
+        width = model.width or ARCHITECTURES[model.architecture]["width"]
+        return replace(config, stem=model.stem, width=width, head=model.head)
+    folder = find_checkpoint(model.checkpoint)
+    if model.architecture == "clip":
+        return _describe_clip(config, folder, train, names, objective)
     mean, std, _ = read_normalisation(folder) or (MEAN, STD, None)
-    if asked.architecture == "timm":
-        backbone, feeding = read_timm_settings(folder)
-        mean = three_numbers(folder, "mean", feeding.get("mean", mean))
-        std = three_numbers(folder, "std", feeding.get("std", std), positive=True)
-        sizes = feeding.get("input_size", (3, size, size))
-        own = int(three_numbers(folder, "input_size", sizes, positive=True)[-1])
-        if own != size and feeding.get("fixed_input_size"):
-            raise CheckpointError(
-                f"the model '{folder}' is made for images of {own} pixels; set train.image_size: {own} (got {size})."
-            )
-        return ClassifierConfig(
-            "timm", "", 0, class_names, size, resize, mean, std, backbone=backbone
-        )
+    if model.architecture == "timm":
+        return _describe_timm(config, folder, mean, std)
     backbone = read_transformers_settings(folder)
     own = backbone.get("image_size", size)
-    if (
-        own != size
-        and not isinstance(own, list)
-        and backbone["model_type"] in {"vit", "deit", "beit", "swin", "swinv2"}
-    ):
+    if not isinstance(own, list) and backbone["model_type"] in FIXED_SIZE:
+        _check_size("model", folder, own, size)
+    return replace(config, mean=mean, std=std, backbone=backbone)
+
+
+def _describe_clip(
+    config: ClassifierConfig,
+    folder: Path,
+    train: Train,
+    names: Mapping[str, str] | None,
+    objective: str,
+) -> ClassifierConfig:
+    settings = read_clip_settings(folder)
+    own, side, mean, std = clip_feeding(folder, settings)
+    _check_size("CLIP", folder, own, config.image_size)
+    tokens = _tokens(folder, train, config.class_names, names)
+    backbone = {
+        **settings,
+        "prompts": tokens.shape[1],
+        "prompt_length": tokens.shape[2],
+        "rebuild": objective == FLYP,
+    }
+    return replace(config, resize=train.resize or side, mean=mean, std=std, backbone=backbone)
+
+
+def _describe_timm(
+    config: ClassifierConfig, folder: Path, mean: Numbers, std: Numbers
+) -> ClassifierConfig:
+    backbone, feeding = read_timm_settings(folder)
+    mean = three_numbers(folder, "mean", feeding.get("mean", mean))
+    std = three_numbers(folder, "std", feeding.get("std", std), positive=True)
+    size = config.image_size
+    sizes = feeding.get("input_size", (3, size, size))
+    own = int(three_numbers(folder, "input_size", sizes, positive=True)[-1])
+    if feeding.get("fixed_input_size"):
+        _check_size("model", folder, own, size)
+    return replace(config, mean=mean, std=std, backbone=backbone)
+
+
+def _check_size(kind: str, folder: Path, own: int, size: int) -> None:
+    """Raises CheckpointError for a network that takes images of another size."""
+    if own != size:
         raise CheckpointError(
-            f"the model '{folder}' is made for images of {own} pixels; set train.image_size: {own} (got {size})."
+            f"the {kind} '{folder}' is made for images of {own} pixels; set "
+            f"train.image_size: {own} (got {size})."
         )
-    return ClassifierConfig(
-        "transformers", "", 0, class_names, size, resize, mean, std, backbone=backbone
-    )
 
 
 def starter_of(
     config: ClassifierConfig, train: Train, names: Mapping[str, str] | None = None
 ) -> Callable[[], nn.Module]:
-    """A function that gives the network to begin with: the checkpoint's where the recipe wants it pretrained, else a fresh one."""
+    """Returns a function that makes the initial network, pretrained if the recipe says so."""
 
     def start() -> nn.Module:
         model: Any = build_classifier(config)
@@ -132,7 +146,7 @@ def starter_of(
 
 
 def checkpoint_identity(train: Train) -> str | None:
-    """Digest of the checkpoint that training begins with, None without one."""
+    """Returns a digest of the checkpoint that training begins with, None without one."""
     return (
         checkpoint_digest(find_checkpoint(train.model.checkpoint))
         if train.model.checkpoint is not None
@@ -141,35 +155,39 @@ def checkpoint_identity(train: Train) -> str | None:
 
 
 def describe_training(
-    train: Train, fine_tune: str, real_images: int, device: torch.device, epochs: int
+    train: Train, fine_tune: str, real_images: int, device: torch.device, *, epochs: int
 ) -> TrainSettings:
-    """How a method is trained: `fine_tune` is full, linear-probe, lp-ft or zero-shot, which takes no epoch at all."""
-    asked = train.optimizer
+    """Returns how a method is trained.
+
+    - `fine_tune`: full, linear-probe, lp-ft or zero-shot, which has no epoch at all.
+    - `real_images`: real training images, which an epoch of the default length has once.
+    """
+    optimizer = train.optimizer
     steps = train.steps_per_epoch or -(-real_images // train.batch_size)
     head_epochs = {
         "linear-probe": epochs,
         "lp-ft": min(train.head_epochs or -(-epochs // 4), epochs - 1),
     }.get(fine_tune, 0)
     tuned = max(1, epochs - (head_epochs if fine_tune == "lp-ft" else 0))
-    warm_up: float = min(asked.warm_up_epochs, tuned - 1)
-    if asked.warm_up_steps:
-        warm_up = min(asked.warm_up_steps / steps, tuned)
+    warm_up: float = min(optimizer.warm_up_epochs, tuned - 1)
+    if optimizer.warm_up_steps:
+        warm_up = min(optimizer.warm_up_steps / steps, tuned)
     rate = make_learning_rate(
-        asked.lr,
-        asked.schedule,
+        optimizer.lr,
+        optimizer.schedule,
         tuned,
         warm_up,
-        asked.milestones,
-        asked.warm_up_steps or 0,
-        asked.factor,
+        milestones=optimizer.milestones,
+        warm_up_steps=optimizer.warm_up_steps or 0,
+        factor=optimizer.factor,
     )
     if fine_tune == "lp-ft" and head_epochs:
         rate = two_phases(
             make_learning_rate(train.head_lr, "cosine", head_epochs), rate, head_epochs / epochs
         )
     decays = (
-        asked.decay_vectors
-        if asked.decay_vectors is not None
+        optimizer.decay_vectors
+        if optimizer.decay_vectors is not None
         else train.model.architecture in ARCHITECTURES
     )
     return TrainSettings(
@@ -178,27 +196,41 @@ def describe_training(
         batch_size=train.batch_size,
         augment=tuple(train.augment),
         make_optimizer=partial(
-            make_optimizer, name=asked.name, lr=asked.lr, weight_decay=asked.weight_decay, momentum=asked.momentum,
-            nesterov=asked.nesterov, decay_vectors=decays,
+            make_optimizer,
+            name=optimizer.name,
+            lr=optimizer.lr,
+            weight_decay=optimizer.weight_decay,
+            momentum=optimizer.momentum,
+            nesterov=optimizer.nesterov,
+            decay_vectors=decays,
         ),
         learning_rate=rate,
         precision=choose_precision(train.precision, device),
         seed=train.seed,
         select=train.select,
-        stepping=StepConfig(train.crop_scale, train.mixup, train.cutmix, train.accumulate, train.ema, head_epochs),
-    )  # fmt: skip
+        steps=StepConfig(
+            crop_scale=train.crop_scale,
+            mixup=train.mixup,
+            cutmix=train.cutmix,
+            accumulate=train.accumulate,
+            ema=train.ema,
+            head_epochs=head_epochs,
+        ),
+    )
 
 
-def ensembles(
+def ensemble_weights(
     pretrained: nn.Module,
     tuned: nn.Module,
     alphas: Sequence[float],
     measure: Callable[[nn.Module], float],
 ) -> tuple[float, dict[float, float]]:
-    """(best α, `{α: measure}`) of weight ensembling (arXiv 2109.01903): `tuned` is left holding the interpolation of the best α.
+    """Ensembles weights (arXiv 2109.01903); returns (best α, `{α: figure}`).
 
-    The two may lie on different devices. A head that follows the text tower is rebuilt after interpolation, before `measure(model)`.
-    The first of equals is taken.
+    - `pretrained`, `tuned`: may be on different devices. `tuned` is left with the interpolation of
+      the best α, the first of equal ones.
+    - `measure`: returns the figure of a model. A head that follows the text tower is rebuilt
+      before.
     """
     end = {name: tensor.clone() for name, tensor in tuned.state_dict().items()}
     start = {
@@ -206,7 +238,7 @@ def ensembles(
         for name, tensor in pretrained.state_dict().items()
     }
 
-    def become(alpha: float) -> None:
+    def interpolate_to(alpha: float) -> None:
         tuned.load_state_dict(interpolate(start, end, alpha))
         if isinstance(tuned, ClipClassifier) and tuned.rebuilds:
             tuned.rebuild_head()
@@ -214,10 +246,10 @@ def ensembles(
     figures = {}
     tuned.eval()
     for alpha in alphas:
-        become(alpha)
+        interpolate_to(alpha)
         figures[alpha] = measure(tuned)
     best = max(figures, key=lambda alpha: figures[alpha])
-    become(best)
+    interpolate_to(best)
     return best, figures
 
 

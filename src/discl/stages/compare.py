@@ -24,8 +24,8 @@ from ..evaluation.comparison import (
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.plan import Request
+from ..training.checkpoint import read_history
 from ..training.distributed import current_processes
-from ..training.loop import read_history
 from ..utils.atomic import make_folder
 from ..utils.logging import get_logger
 from ..utils.stored import read_json, read_tensors, write_text

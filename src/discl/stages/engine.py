@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -34,14 +33,13 @@ GENERATOR_KEYS = {
     "size": "spectrum.size",
 }
 """The recipe's keys of a generator's arguments."""
-PAYS = 1000
-"""Calls of the network from which on compiling it first takes less time than it saves."""
+COMPILE_FROM = 1000
+"""Minimum number of network calls for torch.compile to pay off."""
 
 
 def make_worker(run: Run) -> Worker:
-    """The recipe's engine and filter, loaded on the run's device, which write to the run's stores."""
-    asked = run.recipe.filter
-    scorer = ClipScorer(asked.checkpoint, filter_texts(run), run.device)
+    """Loads the recipe's engine and filter on the run's device; they write to the run's stores."""
+    scorer = ClipScorer(run.recipe.filter.checkpoint, filter_texts(run), run.device)
     engine = make_engine(run)
     _compile(run, engine)
     return Worker(
@@ -55,15 +53,16 @@ def make_worker(run: Run) -> Worker:
 
 
 class Sources:
-    """ImageCache of the source images of some requests, in the requests' shapes; `sizes` are their own (width, height).
+    """The source images of some requests, in the requests' shapes.
 
-    Called with an id of `hard.parquet` it returns uint8 `[3, height, width]`, and raises RunError for an image that is another one than
-    when it was checked.
+    Called with an id of `hard.parquet` it returns uint8 `[3, height, width]`. It raises
+    RunError for an image that has changed since it was checked. `sizes` are the images' own
+    (width, height).
     """
 
     def __init__(self, run: Run, requests: Sequence[Request]) -> None:
         self.run = run
-        self.places = {name: row for row, name in enumerate(run.train.ids)}
+        self.rows = {name: row for row, name in enumerate(run.train.ids)}
         self.shapes: dict[str, tuple[int, int]] = {}
         self.expect(requests)
         hard = read_table(run.path(paths.HARD), ["id", "digest", "width", "height"]).to_pylist()
@@ -71,38 +70,25 @@ class Sources:
         self.digests = {row["id"]: row["digest"] for row in hard}
 
     def expect(self, requests: Sequence[Request]) -> None:
-        """More requests, whose sources will be asked for."""
-        self.shapes |= {request.source_id: (request.width, request.height) for request in requests}
+        """Adds requests to those with known shapes."""
+        self.shapes |= {each.source_id: (each.width, each.height) for each in requests}
 
     def __call__(self, source: str) -> np.ndarray:
-        image = self.run.checked_image(self.places[source], self.digests[source])
+        image = self.run.checked_image(self.rows[source], self.digests[source])
         return to_size(image, *self.shapes[source])
 
 
 def make_engine(run: Run) -> Engine | PlainEngine:
-    asked, sampling = run.recipe.spectrum, run.sampling
-    settings: dict[str, Any] = {
-        "num_inference_steps": sampling.num_inference_steps,
-        "guidance_scale": sampling.guidance_scale,
-    }
+    """Loads the recipe's generator: the batched engine if it knows the family."""
+    spectrum, sampling, slots = run.recipe.spectrum, run.sampling, run.recipe.runtime.slots
     if run.generator.plain:
-        logger.warning(
-            f"the engine does not know a {run.generator.family}: diffusers' own pipeline makes its images one by one, which is slower"
-        )
-        with arguments_named(**GENERATOR_KEYS):
-            pipelines = load_plain(run.address, asked.dtype, run.device)
-        plain = PlainEngine(pipelines, **settings)
-        if unused := [GENERATOR_KEYS[name] for name in plain.unused()]:
-            logger.warning(
-                f"generate: {' and '.join(unused)} ha{'s' if len(unused) == 1 else 've'} no effect: a {run.generator.family} takes none"
-            )
-        return plain
-    slots = run.recipe.runtime.slots
+        return _make_plain(run)
     with arguments_named(**GENERATOR_KEYS):
-        model = load_generator(run.address, asked.dtype, run.device)
+        model = load_generator(run.address, spectrum.dtype, run.device)
     engine = Engine(
         model,
-        **settings,
+        num_inference_steps=sampling.num_inference_steps,
+        guidance_scale=sampling.guidance_scale,
         slots=1 if slots == "auto" else slots,
         fixed=sampling.fixed,
         guidance_interval=sampling.guidance_interval,
@@ -112,23 +98,45 @@ def make_engine(run: Run) -> Engine | PlainEngine:
     return engine
 
 
+def _make_plain(run: Run) -> PlainEngine:
+    family = run.generator.family
+    logger.warning(
+        f"the engine does not know a {family}: diffusers' own pipeline makes its images one by "
+        "one, which is slower"
+    )
+    with arguments_named(**GENERATOR_KEYS):
+        pipelines = load_plain(run.address, run.recipe.spectrum.dtype, run.device)
+    engine = PlainEngine(
+        pipelines,
+        num_inference_steps=run.sampling.num_inference_steps,
+        guidance_scale=run.sampling.guidance_scale,
+    )
+    if unused := [GENERATOR_KEYS[name] for name in engine.unused()]:
+        verb = "has" if len(unused) == 1 else "have"
+        logger.warning(f"generate: {' and '.join(unused)} {verb} no effect: a {family} takes none")
+    return engine
+
+
 def _compile(run: Run, engine: Engine | PlainEngine) -> None:
-    """Compiles the engine where the recipe asks for it, or leaves it open and it pays; goes on without where that fails."""
-    asked = run.recipe.runtime.compile
-    if asked is False or isinstance(engine, PlainEngine):
+    """Compiles the network if the recipe says so, or says nothing and it pays off.
+
+    A compiler that fails does not stop the run.
+    """
+    wanted = run.recipe.runtime.compile
+    if wanted is False or isinstance(engine, PlainEngine):
         return
-    if asked is None and (
-        run.device.type != "cuda"
-        or count_rows(run, read_plan(run.path(paths.PLAN))) < PAYS * engine.rows
-    ):
-        return
+    if wanted is None:
+        if run.device.type != "cuda":
+            return
+        rows = count_rows(run, read_plan(run.path(paths.PLAN)))
+        if rows < COMPILE_FROM * engine.rows:
+            return
     logger.info("generate: compiling the network, which takes a minute or more")
     try:
         engine.compile(run.sampling.size, run.sampling.size)
-    except (
-        Exception
-    ) as error:  # compilers fail in many ways, and none of them is worth losing a run
-        told = str(error).strip().splitlines() or [type(error).__name__]
+    except Exception as error:  # compilers fail in many ways
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         logger.warning(
-            f"torch.compile failed ({told[0]}); going on without, which is slower; runtime.compile: false leaves it out"
+            f"torch.compile failed ({lines[0]}); the run goes on without it, which is slower. "
+            "runtime.compile: false skips it."
         )

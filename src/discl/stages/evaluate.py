@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,23 +21,25 @@ from ..recipe import Method
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..training.image_cache import ImageCache
-from ..training.loop import predict_logits
+from ..training.inference import predict_logits
 from ..training.objectives import adjust_logits, make_objective
 from ..utils.console import progress
 from ..utils.plugins import is_address
 from ..utils.stored import read_json, read_tensors, save_tensors, write_text
-from .classifiers import ensembles, starter_of
+from .classifiers import ensemble_weights, starter_of
 from .resize_data import prepared_table
 from .trained import is_ensemble, is_measured, read_note, trained_on, whole_history
 
 
 def evaluate(run: Run) -> Path:
-    """Measures every method on validation and test and writes `results.json`: `{method: {split: {metric: value}}}`.
+    """Measures every method on validation and test; returns the path of `results.json`.
 
-    A method whose loss is not corrected for the class prior gets a second row `METHOD+la`, post-hoc logit adjustment,
-    with τ and the prior (real counts, or the counts effectively trained on) of the best mean class accuracy on validation, or as
-    the recipe's `adjustment` says. A tuned CLIP gets a row
-    `METHOD+we`, weight ensembling.
+    It holds `{method: {split: {metric: value}}}`, with further rows:
+
+    - `METHOD+la`, post-hoc logit adjustment, if the method's loss does not correct for the class
+      prior. τ and the prior (real counts, or those of the samples trained on) have the best mean
+      class accuracy on validation, unless the recipe's `adjustment` sets them.
+    - `METHOD+we`, weight ensembling, if the method tunes a CLIP.
     """
     splits = {name: table for name, table in run.tables.items() if name != "train"}
     labels = {split: torch.from_numpy(table.labels) for split, table in splits.items()}
@@ -72,30 +75,30 @@ def evaluate(run: Run) -> Path:
 
 
 def measure_classifiers(run: Run) -> None:
-    """Writes the logits of every split, of each trained classifier and of its ensemble, into its folder; what is there is left alone."""
+    """Writes the missing logits of every split, of each classifier and of its ensemble."""
     splits = {name: table for name, table in run.tables.items() if name != "train"}
-    labels, decode = (
-        torch.from_numpy(splits["validation"].labels) if "validation" in splits else None,
-        _decoder(run, splits),
-    )
+    decode = _decoder(run, splits)
+    labels = torch.from_numpy(splits["validation"].labels) if "validation" in splits else None
     for name in run.recipe.methods:
         folder, fingerprint = run.path(paths.TRAIN) / name, trained_on(run, name) or ""
         if not is_measured(run, folder, fingerprint):
-            _measure_classifier(run, name, *load_classifier(folder), folder, decode, fingerprint)
+            classifier = load_classifier(folder)
+            _measure_classifier(
+                run, name, *classifier, folder=folder, decode=decode, fingerprint=fingerprint
+            )
         if _is_ensembled(run, name):
             _ensemble(run, name, decode, labels, fingerprint)
 
 
 def _is_ensembled(run: Run, name: str) -> bool:
-    """Whether a method is a tuned CLIP and ensembles are asked for."""
-    tuned_clip = run.recipe.training(name).model.architecture == "clip" and run.recipe.methods[
-        name
-    ].fine_tune in {"full", "lp-ft"}
-    return tuned_clip and bool(run.recipe.evaluate.weight_ensembling)
+    """Whether a method is a tuned CLIP and the recipe wants ensembles."""
+    clip = run.recipe.training(name).model.architecture == "clip"
+    tuned = run.recipe.methods[name].fine_tune in {"full", "lp-ft"}
+    return clip and tuned and bool(run.recipe.evaluate.weight_ensembling)
 
 
 def _decoder(run: Run, splits: dict[str, ImageTable]) -> Callable[[int], dict[str, ImageCache]]:
-    """A function that gives the pixels of every split at a size, decoded when they are first asked for."""
+    """Returns a function that decodes every split at a size, once."""
 
     @cache
     def decode(size: int) -> dict[str, ImageCache]:
@@ -113,21 +116,28 @@ def _measure_classifier(
     name: str,
     model: nn.Module,
     config: ClassifierConfig,
+    *,
     folder: Path,
     decode: Callable[[int], dict[str, ImageCache]],
     fingerprint: str,
 ) -> None:
     """Writes a classifier's logits of every split to `folder/logits.safetensors`.
 
-    They are computed in float32 whatever it was trained in: bfloat16 has so few values that the highest logits of many images tie.
+    They are in float32 whatever the precision of training: in bfloat16 the highest logits of many
+    images are equal.
     """
     logits = {}
     for split, pixels in decode(config.resize).items():
         with progress(f"evaluate {name} on {split}", len(pixels)) as advance:
             logits[split] = predict_logits(
-                model.to(run.device), pixels, np.arange(len(pixels)), config, device=run.device,
-                workers=run.recipe.runtime.workers, on_progress=advance,
-            )  # fmt: skip
+                model.to(run.device),
+                pixels,
+                np.arange(len(pixels)),
+                config,
+                device=run.device,
+                workers=run.recipe.runtime.workers,
+                on_progress=advance,
+            )
     metadata = {"fingerprint": fingerprint} if fingerprint else None
     save_tensors(logits, folder / paths.LOGITS, metadata)
 
@@ -139,14 +149,13 @@ def _ensemble(
     labels: Tensor | None,
     fingerprint: str,
 ) -> None:
-    """Makes `train/METHOD/we`, the classifier whose weights lie between those of the pretrained and of the tuned CLIP, with its logits.
+    """Makes `train/METHOD/we`: weights between those of the pretrained and of the tuned CLIP.
 
-    α has the best macro F1 on validation, whose labels these are; without a validation split it is 0.5, the default of arXiv 2109.01903.
+    - `labels`: of validation, on which α has the best macro F1. Without validation α is 0.5, the
+      default of arXiv 2109.01903.
     """
-    folder, alphas = (
-        run.path(paths.TRAIN) / name / paths.ENSEMBLE,
-        list(run.recipe.evaluate.weight_ensembling),
-    )
+    folder = run.path(paths.TRAIN) / name / paths.ENSEMBLE
+    alphas = list(run.recipe.evaluate.weight_ensembling)
     mark = folder / paths.ENSEMBLE_MARK
     if is_ensemble(run, folder, alphas, fingerprint):
         return
@@ -162,12 +171,14 @@ def _ensemble(
             metrics.confusion_matrix(logits.argmax(1), labels, len(config.class_names))
         )
 
-    alpha, figures = ensembles(
+    alpha, figures = ensemble_weights(
         pretrained, tuned.to(run.device), alphas if pixels is not None else [0.5], measure
     )
     shutil.rmtree(folder, ignore_errors=True)
     save_classifier(tuned, config, folder, fingerprint)
-    _measure_classifier(run, f"{name}+we", tuned, config, folder, decode, fingerprint)
+    _measure_classifier(
+        run, f"{name}+we", tuned, config, folder=folder, decode=decode, fingerprint=fingerprint
+    )
     write_text(
         mark,
         json.dumps(
@@ -177,7 +188,7 @@ def _ensemble(
 
 
 def _read_ensemble(run: Run, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(logits of each split, α) of a method's ensemble."""
+    """(Logits of each split, α) of a method's ensemble."""
     folder = run.path(paths.TRAIN) / name / paths.ENSEMBLE
     alpha = read_json(folder / paths.ENSEMBLE_MARK, "alpha")["alpha"]
     return read_tensors(folder / paths.LOGITS), {"alpha": alpha}
@@ -186,53 +197,45 @@ def _read_ensemble(run: Run, name: str) -> tuple[dict[str, Tensor], dict[str, An
 def _rows_of(
     run: Run, name: str, method: Method, logits: dict[str, Tensor], labels: dict[str, Tensor]
 ) -> dict[str, tuple[dict[str, Tensor], dict[str, Any]]]:
-    """`{row of the table: (logits of each split, what was chosen)}`: the classifier itself and its post-hoc variants."""
+    """`{row of the table: (logits of each split, settings)}`: the classifier and its `+la`."""
     rows: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {name: (logits, {})}
     history = whole_history(run, name)
     if _is_corrected(run, name, method) or not history:
         return rows
-    counts = {
-        "real": torch.from_numpy(run.tables["train"].class_counts),
-        "effective": torch.tensor(
-            history[-1].get("last_layer_samples") or [record["class_samples"] for record in history]
-        )
-        .view(-1, len(run.train.class_names))
-        .sum(0)
-        .clamp_min(1),
-    }
-    options: list[tuple[str, float]] = [
-        (prior, tau) for prior in counts for tau in run.recipe.evaluate.logit_adjustment
-    ]
-    prior: str
+    shown = history[-1].get("last_layer_samples") or [each["class_samples"] for each in history]
+    effective = torch.tensor(shown).view(-1, len(run.train.class_names)).sum(0).clamp_min(1)
+    counts = {"real": torch.from_numpy(run.tables["train"].class_counts), "effective": effective}
+    taus = run.recipe.evaluate.logit_adjustment
     if method.adjustment is not None:
-        prior, tau = method.adjustment.prior, method.adjustment.tau
+        prior, tau = str(method.adjustment.prior), method.adjustment.tau
     elif "validation" in logits:
-
-        def judge(option: tuple[str, float]) -> float:
-            predicted = adjust_logits(logits["validation"], counts[option[0]], option[1]).argmax(1)
-            confusion = metrics.confusion_matrix(
-                predicted, labels["validation"], len(counts["real"])
-            )
-            return float(np.mean(list(metrics.class_accuracies(confusion).values())))
-
-        prior, tau = max(options, key=judge)
+        prior, tau = _choose_adjustment(logits["validation"], labels["validation"], counts, taus)
     else:
-        prior, tau = (
-            "effective",
-            min(run.recipe.evaluate.logit_adjustment, key=lambda each: abs(each - 1)),
-        )
+        prior, tau = "effective", min(taus, key=lambda each: abs(each - 1))
     adjusted = {split: adjust_logits(each, counts[prior], tau) for split, each in logits.items()}
     rows[f"{name}+la"] = (adjusted, {"prior": prior, "tau": tau})
     return rows
 
 
+def _choose_adjustment(
+    logits: Tensor, labels: Tensor, counts: dict[str, Tensor], taus: Iterable[float]
+) -> tuple[str, float]:
+    """The (prior, τ) with the best mean class accuracy, the first of equal ones."""
+
+    def score(option: tuple[str, float]) -> float:
+        prior, tau = option
+        predicted = adjust_logits(logits, counts[prior], tau).argmax(1)
+        confusion = metrics.confusion_matrix(predicted, labels, len(counts[prior]))
+        return float(np.mean(list(metrics.class_accuracies(confusion).values())))
+
+    return max(itertools.product(counts, taus), key=score)
+
+
 def _is_corrected(run: Run, name: str, method: Method) -> bool:
-    """Whether a method's loss corrects for the class prior; of one of your own, what was noted when it was trained."""
+    """Whether a method's loss corrects for the class prior; noted in training if it is custom."""
     if not is_address(method.loss.name):
         return method.loss.corrected
     noted = read_note(run, name).get("corrected")
-    return (
-        noted
-        if isinstance(noted, bool)
-        else make_objective(method.objective, run.allow_plugins).corrected
-    )
+    if isinstance(noted, bool):
+        return noted
+    return make_objective(method.objective, run.allow_plugins).corrected

@@ -76,7 +76,13 @@ def _uncertain_rows(run: Run, listed: pa.Table, eligible: np.ndarray) -> tuple[l
 
     def fit_predict(fitted: list[int], scored: list[int]) -> np.ndarray:
         return fit_classifier(
-            train, fitted, scored, run.recipe.train, rule.epochs, run.device, aspects
+            train,
+            fitted,
+            scored,
+            run.recipe.train,
+            epochs=rule.epochs,
+            device=run.device,
+            aspects=aspects,
         )
 
     probability = cross_fitted_probability(folds, labels, fit_predict)

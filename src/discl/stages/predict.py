@@ -24,7 +24,7 @@ from ..escaping import for_csv, one_line
 from ..evaluation.metrics import softmax_rows
 from ..models.classifier import ClassifierConfig, load_classifier
 from ..run_folder.paths import RECIPE, TRAIN, WEIGHTS
-from ..training.loop import logits_of
+from ..training.inference import logits_of
 from ..utils.atomic import whole
 from ..utils.counts import count_be
 from ..utils.logging import get_logger
@@ -109,7 +109,7 @@ def predict(
         search = _Search(where, config)
         model = model.to(device)
         for names, squares in search.batches(unreadable):
-            logits = logits_of(model, squares, config, torch.float32, device)
+            logits = logits_of(model, squares, config, device=device)
             rows = zip(names, softmax_rows(logits).numpy(), strict=True)
             writer.writerows(_row(name, row, config.class_names) for name, row in rows)
             on_progress(len(names))

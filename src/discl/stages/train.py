@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch import nn
 from ..baselines import make_system
 from ..curriculum.progress import GuidanceSet
 from ..curriculum.sampling import Pool, SamplingConfig
-from ..curriculum.schedule import hold_out_guidance, make_sampling
+from ..curriculum.schedule import Record, hold_out_guidance, make_sampling
 from ..curriculum.strategies import RealOnly, Strategy, follows_progress, make_strategy
 from ..data import ImageTable
 from ..errors import TrainingError, arguments_named
@@ -28,11 +27,12 @@ from ..run_folder import paths
 from ..run_folder.run import Run
 from ..training.distributed import Processes, current_processes
 from ..training.image_cache import ImageCache
+from ..training.inference import predict_logits
 from ..training.loop import (
+    TrainingJob,
     TrainSettings,
     check_batch_size,
     make_schedule,
-    predict_logits,
     train_classifier,
 )
 from ..training.objectives import make_objective
@@ -43,69 +43,66 @@ from .classifiers import describe_classifier, describe_training, starter_of
 from .loggers import open_loggers
 from .resize_data import prepared_table
 from .sample_pool import hard_rows, kept_images, made_aspects, make_pool, real_aspects
-from .trained import classifier_config, fingerprint, is_trained, mend_config, open_method
+from .trained import classifier_config, ensure_config, fingerprint, is_trained, open_method
 
 logger = get_logger(__name__)
 
 CLASS_POWER = {"instance": 1.0, "square-root": 0.5, "class-balanced": 0.0}
-"""Exponent of a class's share of an epoch, by the name that recipes use."""
+"""Exponent of a class's count in its fraction of an epoch, by the recipe's names."""
 
 
 def train(run: Run) -> Path:
-    """Trains the classifier of every method into `train/METHOD`; a finished one is left alone, a half-finished one goes on.
+    """Trains the classifier of every method into `train/METHOD`; returns the folder `train`.
 
-    Raises TrainingError for what a method cannot be trained on before any other is trained, and before an old classifier is deleted.
+    A finished classifier stays as it is, and a killed training goes on. Raises TrainingError for
+    what a method cannot be trained on, before any is trained and before an old one is deleted.
     """
-    methods = run.recipe.methods
+    methods, processes = run.recipe.methods, current_processes()
     check_own_pieces(run.recipe, run.allow_plugins)
-    kept = {
-        threshold: kept_images(run, threshold)
-        for threshold in dict.fromkeys(method.threshold for method in methods.values())
-    }
+    thresholds = dict.fromkeys(method.threshold for method in methods.values())
+    kept = {threshold: kept_images(run, threshold) for threshold in thresholds}
     fingerprints = {
         name: fingerprint(run, name, method, kept[method.threshold])
         for name, method in methods.items()
     }
-    waiting = {
+    missing = {
         name: method
         for name, method in methods.items()
         if not is_trained(run, name, fingerprints[name])
     }
     hard = hard_rows(run)
     pools = {threshold: make_pool(run.train, hard, images) for threshold, images in kept.items()}
-    asked = {}
-    for name, method in waiting.items():
+    plans = {}
+    for name, method in missing.items():
         with _named_by_method(name, " Nothing was trained."):
-            wanted = _ask(run, name, method, pools[method.threshold])
-        settings = replace(wanted.settings, fingerprint=fingerprints[name])
-        asked[name] = replace(wanted, settings=settings)
-    processes = current_processes()
+            plan = _plan_method(run, name, method, pools[method.threshold])
+        settings = replace(plan.settings, fingerprint=fingerprints[name])
+        plans[name] = replace(plan, settings=settings)
     if processes.first:
-        for name in methods.keys() - waiting.keys():
-            mend_config(run, name)
-    if processes.first and waiting:
-        for name, method in waiting.items():
+        for name in methods.keys() - missing.keys():
+            ensure_config(run, name)
+    if processes.first and missing:
+        for name, method in missing.items():
             open_method(run, name, method, fingerprints[name])
-    processes.barrier()  # until the first has made the folders ready
-    fed = {
-        name: (
-            classifier_config(run, name).resize,
-            run.recipe.training(name).resize_mode,
-            method.threshold,
-        )
-        for name, method in waiting.items()
-    }
-    for size, mode, threshold in dict.fromkeys(sorted(fed.values(), key=lambda each: each[:2])):
+    processes.barrier()  # until rank 0 has made the folders
+    inputs = {name: _input_of(run, name, method) for name, method in missing.items()}
+    for each in dict.fromkeys(sorted(inputs.values(), key=lambda each: each[:2])):
+        size, mode, threshold = each
         pixels = _training_pixels(run, size, mode, kept[threshold])
-        for name, method in waiting.items():
-            if fed[name] == (size, mode, threshold):
-                _train_method(run, name, method, asked[name], pixels)
+        for name, method in missing.items():
+            if inputs[name] == each:
+                _train_method(run, name, method, plans[name], pixels)
     return run.path(paths.TRAIN)
 
 
+def _input_of(run: Run, name: str, method: Method) -> tuple[int, str, float | None]:
+    """(size, resize mode, threshold of the filter): methods that share them decode images once."""
+    size, mode = classifier_config(run, name).resize, run.recipe.training(name).resize_mode
+    return size, mode, method.threshold
+
+
 def _training_pixels(run: Run, size: int, mode: str, synthetic: Dataset) -> ImageCache:
-    """Real training images, then synthetic ones, at `size` pixels: their centres, or whole with
-    their aspects."""
+    """Real training images, then synthetic ones: centre squares, or whole with their aspects."""
     real = prepared_table(run, "train", size, mode)
     aspects = (
         np.concatenate([real_aspects(run, "train"), made_aspects(run, synthetic["source_id"][:])])
@@ -119,28 +116,24 @@ def _training_pixels(run: Run, size: int, mode: str, synthetic: Dataset) -> Imag
 def fit_classifier(
     table: ImageTable,
     fitted: list[int],
-    judged: list[int],
+    scored: list[int],
     train: Train,
+    *,
     epochs: int,
     device: torch.device,
     aspects: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Probabilities `[judged, classes]` of a plain cross-entropy classifier that is trained on the
-    `fitted` rows only.
+    """Trains a cross-entropy classifier on rows of a table; returns probabilities of others.
 
-    `aspects` is width / height of the images of `table`, which `train.resize_mode: whole` needs.
+    - `fitted`: rows to train on; `scored`: rows of the result, `[scored, classes]`.
+    - `aspects`: width / height of all images, which `train.resize_mode: whole` needs.
     """
-    rows = table.select(fitted + judged)
+    rows = table.select(fitted + scored)
     config = describe_classifier(train, table.class_names)
-    pool, pixels = (
-        make_pool(rows, np.zeros(len(rows), bool), _no_images()),
-        ImageCache(
-            [rows],
-            config.resize,
-            aspects=aspects[fitted + judged] if aspects is not None else None,
-        ),
+    pixels = ImageCache(
+        [rows], config.resize, aspects=aspects[fitted + scored] if aspects is not None else None
     )
-    count = len(fitted)
+    pool, count = make_pool(rows, np.zeros(len(rows), bool), _no_images()), len(fitted)
     seen = Pool(
         pool.labels[:count],
         pool.levels[:count],
@@ -148,78 +141,93 @@ def fit_classifier(
         pool.hard[:count],
         pool.class_names,
     )
-    settings = replace(describe_training(train, "full", len(fitted), device, epochs), select="last")
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        progress("judge training images", epochs) as advance,
-    ):
-        train_classifier(
-            seen, pixels, RealOnly(), SamplingConfig(None, 0.0), "cross-entropy", seen.real_counts,
-            config, settings, Path(folder), device=device,
-            on_epoch=lambda record: advance(1), make_model=starter_of(config, train), processes=Processes(),
-        )  # fmt: skip
-        model, _ = load_classifier(Path(folder))
-    logits = predict_logits(
-        model.to(device), pixels, np.arange(len(fitted), len(rows)), config, device=device
+    settings = describe_training(train, "full", real_images=count, device=device, epochs=epochs)
+    job = TrainingJob(
+        seen,
+        pixels,
+        RealOnly(),
+        SamplingConfig(None, 0.0),
+        objective="cross-entropy",
+        class_counts=seen.real_counts,
+        classifier=config,
+        settings=replace(settings, select="last"),
+        make_model=starter_of(config, train),
     )
+    with (
+        tempfile.TemporaryDirectory() as name,
+        progress("score training images", epochs) as advance,
+    ):
+        folder = Path(name)
+        train_classifier(
+            job,
+            folder,
+            device=device,
+            processes=Processes(),
+            on_epoch=lambda record: advance(1),
+        )
+        model, _ = load_classifier(folder)
+    others = np.arange(count, len(rows))
+    logits = predict_logits(model.to(device), pixels, others, config, device=device)
     return metrics.softmax_rows(logits).numpy()
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What a method is trained on and how; `pool` without V, where there is one."""
+class _MethodPlan:
+    """What a method is trained on and how, without the pixels; `pool` is without V's sources."""
 
     pool: Pool
     strategy: Strategy
-    mixing: SamplingConfig
+    sampling: SamplingConfig
     settings: TrainSettings
-    guidance: GuidanceSet | None
+    guidance: GuidanceSet | None = None
 
 
 def check_training(run: Run) -> None:
-    """Raises TrainingError for what a method cannot be trained on whatever its synthetic images are; `hard.parquet` is there already.
+    """Raises TrainingError for what a method cannot be trained on, whatever images are generated.
 
-    A method whose strategy is `module:attribute` is passed over: that is imported by the stage that trains.
+    It needs `hard.parquet`. A method with a strategy `module:attribute` is skipped, because only
+    the stage that trains imports it.
     """
     pool = make_pool(run.train, hard_rows(run), _no_images())
     for name, method in run.recipe.methods.items():
-        if is_address(method.strategy):
-            continue
-        with _named_by_method(name):
-            _ask_of_real(run, name, method, pool)
+        if not is_address(method.strategy):
+            with _named_by_method(name):
+                _plan_real(run, name, method, pool)
 
 
 @contextmanager
 def _named_by_method(name: str, outcome: str = "") -> Iterator[None]:
     """Errors raised inside name a key of this method; `outcome` is added to their messages."""
-    keys = {key: f"methods.{name}.{key}" for key in ("missing", "undersample")}
+    own = ("missing", "undersample", "probe_samples")
+    keys = {key: f"methods.{name}.{key}" for key in own}
+    keys |= {key: f"train.{key}" for key in ("curriculum_epochs", "batch_size")}
     try:
-        with arguments_named(curriculum_epochs="train.curriculum_epochs", **keys):
+        with arguments_named(**keys):
             yield
     except TrainingError as error:
-        argument = error.argument or f"methods.{name}"
-        raise TrainingError(f"{error.args[0]}{outcome}", argument=argument) from error
+        argument = error.argument or ""
+        where = argument if argument.startswith("methods.") else f"methods.{name}"
+        text = f"{argument}: " if argument and argument != where else ""
+        raise TrainingError(f"{text}{error.args[0]}{outcome}", argument=where) from error
 
 
-def _ask(run: Run, name: str, method: Method, pool: Pool) -> _Asked:
-    """What a method asks for. Raises TrainingError where the pool or the processes cannot give it."""
-    asked, levels = _ask_of_real(run, name, method, pool), run.recipe.spectrum.levels
-    if follows_progress(method.strategy, asked.strategy):
-        pool, guidance = hold_out_guidance(
-            pool, levels, method.guidance_images, asked.settings.seed
+def _plan_method(run: Run, name: str, method: Method, pool: Pool) -> _MethodPlan:
+    """Plans a method; raises TrainingError where the pool or the processes do not allow it."""
+    plan, levels = _plan_real(run, name, method, pool), run.recipe.spectrum.levels
+    if follows_progress(method.strategy, plan.strategy):
+        pool, guidance = hold_out_guidance(pool, levels, method.guidance_images, plan.settings.seed)
+        _report_guidance(name, method, pool, guidance)
+        plan = replace(plan, pool=pool, guidance=guidance)
+    if plan.settings.epochs:
+        schedule = make_schedule(
+            plan.pool, plan.strategy, plan.sampling, plan.settings, guidance=plan.guidance
         )
-        _tell_guidance(name, method, pool, guidance)
-        asked = replace(asked, pool=pool, guidance=guidance)
-    if asked.settings.epochs:
-        course = make_schedule(
-            asked.pool, asked.strategy, asked.mixing, asked.settings, asked.guidance
-        )
-        course.check(levels, asked.settings.epochs)
-    return asked
+        schedule.check(levels, plan.settings.epochs)
+    return plan
 
 
-def _tell_guidance(name: str, method: Method, pool: Pool, guidance: GuidanceSet) -> None:
-    """Says what V takes from training, and where it is smaller than the recipe asks for."""
+def _report_guidance(name: str, method: Method, pool: Pool, guidance: GuidanceSet) -> None:
+    """Says what V takes from training, and where it is smaller than in the recipe."""
     held, hard = int((pool.hard & pool.held_out).sum()), int(pool.hard.sum())
     sources = len(np.unique(pool.sources[guidance.rows]))
     less = (
@@ -234,26 +242,24 @@ def _tell_guidance(name: str, method: Method, pool: Pool, guidance: GuidanceSet)
     )
 
 
-def _ask_of_real(run: Run, name: str, method: Method, pool: Pool) -> _Asked:
-    """What a method asks for, without V: whatever does not depend on the synthetic images, which may be missing in the pool.
+def _plan_real(run: Run, name: str, method: Method, pool: Pool) -> _MethodPlan:
+    """Plans what does not depend on synthetic images, which may be missing in the pool; without V.
 
-    Raises TrainingError where the real images or the processes cannot give it.
+    Raises TrainingError where the real images or the processes do not allow it.
     """
-    recipe = run.recipe
+    train, levels = run.recipe.training(name), run.recipe.spectrum.levels
     strategy = make_strategy(
         method.strategy,
-        levels=recipe.spectrum.levels,
-        curriculum_epochs=recipe.training(name).curriculum_epochs,
+        levels=levels,
+        curriculum_epochs=train.curriculum_epochs,
         level=method.level,
-        seed=recipe.training(name).seed,
+        seed=train.seed,
         allow_plugins=run.allow_plugins,
     )
-    undersample = (
-        method.undersample
-        if method.undersample is not None
-        else method.strategy != "real-only" and recipe.hard.rule == "tail"
-    )
-    mixing = make_sampling(
+    undersample = method.undersample
+    if undersample is None:
+        undersample = method.strategy != "real-only" and run.recipe.hard.rule == "tail"
+    sampling = make_sampling(
         pool,
         strategy,
         undersample=undersample,
@@ -262,91 +268,99 @@ def _ask_of_real(run: Run, name: str, method: Method, pool: Pool) -> _Asked:
         missing=method.missing,
         class_power=CLASS_POWER[method.sampling],
     )
-    train = recipe.training(name)
+    real = int((~pool.synthetic).sum())
     settings = describe_training(
-        train, method.fine_tune, int((~pool.synthetic).sum()), run.device, train.epochs
+        train, method.fine_tune, real_images=real, device=run.device, epochs=train.epochs
     )
     if follows_progress(method.strategy, strategy):
         samples = settings.steps_per_epoch * settings.batch_size
-        settings = replace(
-            settings, probe_samples=method.probe_samples or min(30_000, samples // 4)
-        )
+        probe_samples = method.probe_samples or min(30_000, samples // 4)
+        settings = replace(settings, probe_samples=probe_samples)
     if settings.epochs:
         check_batch_size(pool, settings.batch_size)
-        current_processes().check_batch_size(settings.batch_size, settings.stepping.accumulate)
-        make_schedule(pool, strategy, mixing, settings)
-    return _Asked(pool, strategy, mixing, settings, None)
+        current_processes().check_batch_size(settings.batch_size, settings.steps.accumulate)
+        make_schedule(pool, strategy, sampling, settings)
+    return _MethodPlan(pool, strategy, sampling, settings)
 
 
 def _no_images() -> Dataset:
-    """Synthetic images, where there are none."""
+    """An empty data set of synthetic images."""
     return Dataset.from_dict({"image": [], "label": [], "level": []})
 
 
-def _train_method(run: Run, name: str, method: Method, asked: _Asked, pixels: ImageCache) -> None:
-    recipe, folder, train = run.recipe, run.path(paths.TRAIN) / name, run.recipe.training(name)
-    pool, strategy, mixing, settings = asked.pool, asked.strategy, asked.mixing, asked.settings
-    config = classifier_config(run, name)
-    validate = _validator(run, config) if "validation" in run.tables else None
+def _train_method(
+    run: Run, name: str, method: Method, plan: _MethodPlan, pixels: ImageCache
+) -> None:
+    recipe, folder, config = run.recipe, run.path(paths.TRAIN) / name, classifier_config(run, name)
+    job = TrainingJob(
+        plan.pool,
+        pixels,
+        plan.strategy,
+        plan.sampling,
+        objective=make_objective(method.objective, run.allow_plugins),
+        class_counts=_prior_counts(plan, method),
+        classifier=config,
+        settings=plan.settings,
+        make_model=starter_of(config, recipe.training(name), recipe.prompts.names),
+        guidance=plan.guidance,
+        hook=make_system(method.system, run.allow_plugins) if method.system else None,
+        validate=_validator(run, config) if "validation" in run.tables else None,
+    )
     loggers = recipe.runtime.loggers if current_processes().first else []
-    logs = run.path(paths.LOGS)
-    opened = open_loggers(loggers, logs, f"{recipe.name}-{name}", folder / paths.WANDB)
-    with progress(f"train {name}", settings.epochs) as advance, opened as log:
+    opened = open_loggers(
+        loggers, run.path(paths.LOGS), f"{recipe.name}-{name}", folder / paths.WANDB
+    )
+    with progress(f"train {name}", plan.settings.epochs) as advance, opened as log:
 
-        def on_epoch(record: dict[str, Any]) -> None:
+        def on_epoch(record: Record) -> None:
             advance(1)
             log(record)
 
-        counts = _prior_counts(pool, strategy, mixing, method, settings)
-        objective = make_objective(method.objective, run.allow_plugins)
-        history = train_classifier(
-            pool, pixels, strategy, mixing, objective, counts, config, settings, folder, validate, run.device, 
-            on_epoch=on_epoch, guidance=asked.guidance, make_model=starter_of(config, train, recipe.prompts.names),
-            hook=make_system(method.system, run.allow_plugins) if method.system else None,
-        )  # fmt: skip
+        history = train_classifier(job, folder, device=run.device, on_epoch=on_epoch)
+    _report_history(name, method, plan.pool, history)
+
+
+def _report_history(name: str, method: Method, pool: Pool, history: list[Record]) -> None:
+    """Says how far classes chose levels of their own, and how many synthetic images were drawn."""
     apart = [record["classes_apart"] for record in history if "classes_apart" in record]
     if apart:
         logger.info(
-            f"train {name}: {min(apart)} to {max(apart)} of {pool.num_classes} classes took another level than the common one"
+            f"train {name}: {min(apart)} to {max(apart)} of {pool.num_classes} classes took "
+            "another level than the common one"
         )
     scales = [record["effective_scale"] for record in history if record["levels"]]
     if scales:
-        wanted = f"(asked for {method.synthetic_scale:g})"
         logger.info(
-            f"train {name}: {min(scales):.2f} to {max(scales):.2f} distinct synthetic images per real tail image {wanted}"
+            f"train {name}: {min(scales):.2f} to {max(scales):.2f} distinct synthetic images per "
+            f"real tail image (the recipe wants {method.synthetic_scale:g})"
         )
 
 
-def _prior_counts(
-    pool: Pool, strategy: Any, mixing: SamplingConfig, method: Method, settings: TrainSettings
-) -> np.ndarray:
-    """Class counts of Balanced Softmax: real images, or the samples that all epochs draw together."""
+def _prior_counts(plan: _MethodPlan, method: Method) -> np.ndarray:
+    """Class counts of the loss: of real images, or of the samples that all epochs draw together."""
+    pool = plan.pool
     if method.prior == "real":
         return pool.real_counts
     total = np.zeros(pool.num_classes)
-    course = make_schedule(pool, strategy, mixing, settings)
-    for epoch in range(settings.epochs):
-        rows, _ = course.draw(epoch, 0, [])
+    schedule = make_schedule(pool, plan.strategy, plan.sampling, plan.settings)
+    for epoch in range(plan.settings.epochs):
+        rows, _ = schedule.draw(epoch, 0, [])
         total += np.bincount(pool.labels[rows], minlength=pool.num_classes)
     return total
 
 
 def _validator(run: Run, config: ClassifierConfig) -> Callable[[nn.Module], float]:
-    """Accuracy on validation, in float32 as `evaluate` has it: bfloat16 lets the highest logits of
-    many images tie."""
+    """A function that measures accuracy on validation, in float32 as `evaluate` does.
+
+    In bfloat16 the highest logits of many images are equal.
+    """
     table = run.tables["validation"]
     pixels = ImageCache([prepared_table(run, "validation", config.resize)], config.resize)
-    labels = torch.from_numpy(table.labels)
+    labels, rows = torch.from_numpy(table.labels), np.arange(len(table))
+    workers = run.recipe.runtime.workers
 
     def validate(model: nn.Module) -> float:
-        logits = predict_logits(
-            model,
-            pixels,
-            np.arange(len(table)),
-            config,
-            device=run.device,
-            workers=run.recipe.runtime.workers,
-        )
+        logits = predict_logits(model, pixels, rows, config, device=run.device, workers=workers)
         return (logits.argmax(1) == labels).double().mean().item()
 
     return validate

@@ -28,7 +28,7 @@ from ..recipe import Method
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..training import objectives
-from ..training.loop import read_history
+from ..training.checkpoint import read_history
 from ..training.objectives import make_objective
 from ..utils.atomic import make_folder, writing
 from ..utils.hashing import digest
@@ -44,11 +44,11 @@ REDEFINED = {
     "random": "a level for each epoch",
     **dict.fromkeys(strategies.MEASURING, "V by source, in float32"),
 }
-"""Strategies that drew other samples in an earlier version: their classifiers are trained again."""
+"""Strategies that drew other samples in an earlier version; their classifiers are trained again."""
 
 
 def is_measured(run: Run, folder: Path, fingerprint: str) -> bool:
-    """Whether a classifier's logits of every split are there, whole and its own."""
+    """Whether a folder holds a classifier's own logits of every split, intact."""
     path, classes = folder / paths.LOGITS, len(run.train.class_names)
     if not path.exists():
         return False
@@ -60,15 +60,13 @@ def is_measured(run: Run, folder: Path, fingerprint: str) -> bool:
         if shapes != wanted or metadata.get("fingerprint", fingerprint) != fingerprint:
             raise broken(path, "holds the logits of other images or of another classifier")
     except BrokenFileError as error:
-        logger.warning(
-            f"{str(error).removesuffix(f' {AGAIN}')} So the classifier is measured again."
-        )
+        logger.warning(f"{str(error).removesuffix(f' {AGAIN}')} The classifier is measured again.")
         return False
     return True
 
 
 def is_ensemble(run: Run, folder: Path, alphas: list[float], fingerprint: str) -> bool:
-    """Whether a folder holds an ensemble over these α, whole, with its logits."""
+    """Whether a folder holds an ensemble over these α, intact, with its logits."""
     mark = folder / paths.ENSEMBLE_MARK
     if not mark.exists():
         return False
@@ -83,6 +81,7 @@ def is_ensemble(run: Run, folder: Path, alphas: list[float], fingerprint: str) -
 
 
 def classifier_config(run: Run, name: str) -> ClassifierConfig:
+    """Returns the network and the input of a method's classifier."""
     train, method = run.recipe.training(name), run.recipe.methods[name]
     config = describe_classifier(
         train, run.train.class_names, run.recipe.prompts.names, method.loss.name
@@ -92,7 +91,7 @@ def classifier_config(run: Run, name: str) -> ClassifierConfig:
 
 
 def fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
-    """Digest of everything that a method's classifier depends on."""
+    """Returns a digest of everything that a method's classifier depends on."""
     listed = read_table(run.path(paths.DATA), ["split", "id", "label", "digest"])
     levels = sorted(run.recipe.spectrum.levels)
     used = (
@@ -108,7 +107,8 @@ def fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
     )
     own = _own_sources(method, run.allow_plugins)
     return digest(
-        # What was kept tells of the threshold; the adjustment comes after; settings of its own and the checkpoint follow below.
+        # The kept images stand for the threshold, and the adjustment comes after training. The
+        # method's own settings and the checkpoint follow below.
         method.model_dump(mode="json", exclude={"threshold", "adjustment", "train"}),
         train.model_dump(mode="json", exclude={"model": {"checkpoint"}}),
         checkpoint_identity(train),
@@ -123,7 +123,7 @@ def fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
 
 
 def _own_sources(method: Method, allow_plugins: bool = False) -> list[str]:
-    """Digests of the sources of a method's pieces that do not ship, so that one that was edited is trained with anew."""
+    """Digests of the sources of a method's custom pieces; editing one triggers retraining."""
     named: list[tuple[str, str, Mapping[str, Any], str]] = [
         ("strategy", method.strategy, strategies.STRATEGIES, strategies.GROUP),
         (
@@ -140,21 +140,21 @@ def _own_sources(method: Method, allow_plugins: bool = False) -> list[str]:
 
 
 def trained_on(run: Run, name: str) -> str | None:
-    """Fingerprint of what lies in a method's folder, trained to the end or not."""
+    """Returns the fingerprint of a method's folder, whether its training is finished or not."""
     return read_note(run, name).get("fingerprint")
 
 
 def read_note(run: Run, name: str) -> dict[str, Any]:
-    """What `method.json` of a method's folder says; empty where there is none."""
+    """Returns the content of a method's `method.json`, empty if it does not exist."""
     mark = run.path(paths.TRAIN) / name / paths.METHOD
     advice = f"Put it back, or delete {mark.parent} to have the method trained again."
     return read_json(mark, "fingerprint", advice=advice) if mark.exists() else {}
 
 
 def is_trained(run: Run, name: str, fingerprint: str) -> bool:
-    """Whether a method's classifier is there and whole; says of weights that are not.
+    """Whether a method's classifier exists and is intact; says why broken weights are not.
 
-    Raises BrokenFileError for a broken history, which only another training would give.
+    Raises BrokenFileError for a broken history, which only a new training can replace.
     """
     folder = run.path(paths.TRAIN) / name
     weights = folder / paths.WEIGHTS
@@ -165,15 +165,15 @@ def is_trained(run: Run, name: str, fingerprint: str) -> bool:
             folder, _own_config(run, name) or classifier_config(run, name), fingerprint
         )
     except BrokenFileError as error:
-        told = str(error).removesuffix(f" {TRAINED_AGAIN}")
-        logger.warning(f"train {name}: {told} So the method is trained again.")
+        cause = str(error).removesuffix(f" {TRAINED_AGAIN}")
+        logger.warning(f"train {name}: {cause} The method is trained again.")
         return False
     whole_history(run, name)
     return True
 
 
 def _own_config(run: Run, name: str) -> ClassifierConfig | None:
-    """What a method's `config.json` says; None where it cannot be read or is another classifier's."""
+    """A method's `config.json`, None if it is unreadable or another classifier's."""
     train = run.recipe.training(name)
     try:
         config = read_config(run.path(paths.TRAIN) / name)
@@ -184,18 +184,16 @@ def _own_config(run: Run, name: str) -> ClassifierConfig | None:
     return config if stated == wanted else None
 
 
-def mend_config(run: Run, name: str) -> None:
-    """Writes a trained method's `config.json` again where it is broken or another classifier's."""
+def ensure_config(run: Run, name: str) -> None:
+    """Writes a trained method's `config.json` again if it is broken or another classifier's."""
     if _own_config(run, name) is None:
         folder = run.path(paths.TRAIN) / name
-        logger.warning(
-            f"train {name}: {folder / paths.CONFIG} cannot be used, so it is written again"
-        )
+        logger.warning(f"train {name}: {folder / paths.CONFIG} cannot be used and is written again")
         write_config(classifier_config(run, name), folder)
 
 
 def whole_history(run: Run, name: str) -> list[Record]:
-    """The history of a trained method. Raises BrokenFileError where it is not that of all epochs."""
+    """Returns the history of a trained method; raises BrokenFileError if epochs are missing."""
     path = run.path(paths.TRAIN) / name / paths.HISTORY
     history = read_history(path)
     tuned = run.recipe.methods[name].fine_tune != "zero-shot"
@@ -206,35 +204,35 @@ def whole_history(run: Run, name: str) -> list[Record]:
 
 
 def _check_ours(run: Run, folder: Path) -> None:
-    """Raises RunError where a method's folder lies elsewhere, through a link, and nothing shows that a method was trained there.
+    """Raises RunError if a method's folder is a link to a place where no method was trained.
 
-    A run folder of others may hold a link to anything, which is not to be deleted.
+    A run folder from others may hold a link to anything, which must not be deleted.
     """
-    there = folder.resolve()
-    inside = run.folder.resolve() in there.parents
+    target = folder.resolve()
+    inside = run.folder.resolve() in target.parents
     if folder.is_symlink() or not (inside or (folder / paths.METHOD).is_file()):
         raise RunError(
-            f"{folder} leads to {there} and would be deleted to train anew; take the link away, or delete the old "
-            "classifier there yourself."
+            f"{folder} leads to {target}, which would be deleted to train again; remove the link, "
+            "or delete the old classifier yourself."
         )
 
 
 def open_method(run: Run, name: str, method: Method, fingerprint: str) -> None:
-    """Makes a method's folder ready: what was trained on something else, to the end or not, is deleted."""
-    folder, found = run.path(paths.TRAIN) / name, trained_on(run, name)
-    if found == fingerprint:  # what is left of a classifier whose weights are broken
+    """Prepares a method's folder; a classifier of other data or settings is deleted."""
+    folder, present = run.path(paths.TRAIN) / name, trained_on(run, name)
+    if present == fingerprint:  # what is left of a classifier with broken weights
         for left in (paths.WEIGHTS, paths.LOGITS):
             with writing(folder / left):
                 (folder / left).unlink(missing_ok=True)
         shutil.rmtree(folder / paths.ENSEMBLE, ignore_errors=True)
-    if found != fingerprint:
-        if found is not None:
-            logger.warning(f"train {name}: trained on other data or settings; it is trained anew")
-        if folder.exists():  # even without a mark, which is how a killed deletion may leave it
+    if present != fingerprint:
+        if present is not None:
+            logger.warning(f"train {name}: trained on other data or settings; it is trained again")
+        if folder.exists():  # even without method.json, as after a killed deletion
             _check_ours(run, folder)
             shutil.rmtree(folder)
         make_folder(folder)
         noted = {"fingerprint": fingerprint, **method.model_dump(mode="json")}
-        if is_address(method.loss.name):  # so that measuring needs no import
+        if is_address(method.loss.name):  # so that evaluation needs no import
             noted["corrected"] = make_objective(method.objective, run.allow_plugins).corrected
         write_text(folder / paths.METHOD, json.dumps(noted, indent=2))

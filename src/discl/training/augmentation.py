@@ -19,17 +19,20 @@ CROP_RATIO = (3 / 4, 4 / 3)
 AUGMENTATIONS = ("flip", "random-crop", "random-resized-crop", "color-jitter", "cutout")
 
 OF_THE_BATCH = ("order", "forward_input_shape")
-"""Parameters that kornia draws once for a batch; of all others each image has its own row."""
+"""Parameters that kornia draws once per batch; of all others it draws a row per image."""
 
 
 def make_augmentation(
     names: Sequence[str], image_size: int, crop_scale: tuple[float, float] = (0.08, 1.0)
 ) -> nn.Module:
-    """A module from float pixels `[batch, 3, resize, resize]` in [0, 1] to `[batch, 3, image_size, image_size]`.
+    """Returns a module that augments batches on their device.
 
-    `random-crop` pads by an eighth (4 pixels at 32) and crops back; `random-resized-crop` takes a share of the area from
-    `crop_scale`; `color-jitter` is (.4, .4, .4); `cutout` blanks a square of half the side. Without one of the two crops the
-    centre is taken.
+    It maps float pixels `[batch, 3, resize, resize]` in [0, 1] to `[batch, 3, image_size,
+    image_size]`. `names` are of `AUGMENTATIONS`; without one of the two crops it crops the centre.
+
+    - `random-crop` pads by an eighth (4 pixels at 32) and crops back.
+    - `random-resized-crop` crops a fraction of the area from `crop_scale`.
+    - `color-jitter` is (.4, .4, .4); `cutout` blanks a square of half the side.
     """
     import kornia.augmentation as K
 
@@ -50,19 +53,23 @@ def make_augmentation(
     return nn.Sequential(*steps)
 
 
-def augment_share(
+def augment_shard(
     augmentation: Any,
     pixels: Tensor,
     processes: Processes,
+    *,
     aspects: Tensor | None = None,
     crop_scale: tuple[float, float] = (0.08, 1.0),
 ) -> Tensor:
-    """ImageCache `[share, 3, h, w]` augmented as they are in the whole batch, of which they are this process's share.
+    """Augments this process's shard of a batch as it is augmented in the whole batch.
 
-    Parameters are drawn for the whole batch, from a random state that the processes have in common.
-    With `aspects`, width / height of each picture, the pixels are whole pictures squeezed into
-    squares: the augmentation's random-resized-crop takes its shares of them in their own aspect.
-    Raises TrainingError for an augmentation without random-resized-crop then.
+    Parameters are drawn for the whole batch, from a random state that the processes share.
+
+    - `pixels`: `[shard, 3, h, w]`.
+    - `aspects`: width / height `[shard]` if the pixels are whole pictures, squeezed into squares.
+      Random-resized crops then keep the pictures' own aspect.
+
+    Raises TrainingError for whole pictures without random-resized-crop.
     """
     if aspects is not None:
         first, *others = augmentation
@@ -72,7 +79,7 @@ def augment_share(
                 "or use resize_mode: square."
             )
         side = int(first.flags["size"][0])
-        pixels = crop_whole(pixels, aspects, side, crop_scale, processes)
+        pixels = crop_whole(pixels, aspects, side, crop_scale, processes=processes)
         augmentation = nn.Sequential(*others)
     if processes.size == 1:
         return augmentation(pixels)
@@ -92,14 +99,16 @@ def crop_whole(
     aspects: Tensor,
     image_size: int,
     scale: tuple[float, float],
+    *,
     processes: Processes | None = None,
 ) -> Tensor:
-    """Random-resized crops `[share, 3, image_size, image_size]` of whole pictures that were
-    squeezed into squares.
+    """Returns random-resized crops of whole pictures, `[shard, 3, image_size, image_size]`.
 
-    Every crop has a share of the picture's area from `scale` and, in the picture's own pixels, a
-    width / height from 3/4 to 4/3; `aspects` `[share]` is width / height of the pictures. Drawn
-    from torch's random state for the whole batch of all `processes`.
+    - `aspects`: width / height of the pictures, `[shard]`.
+    - `scale`: bounds of a crop's fraction of the area. In the picture's own pixels its width /
+      height is 3/4 to 4/3.
+
+    Crops are drawn from torch's random state for the whole batch of all `processes`.
     """
     processes = processes or Processes()
     drawn = torch.rand(processes.size * len(pixels), CROP_TRIES + 1, 2)
@@ -108,17 +117,19 @@ def crop_whole(
 
 
 def crop_boxes(aspects: Tensor, scale: tuple[float, float], drawn: Tensor) -> Tensor:
-    """(left, top, width, height) as shares of the picture's sides, float32 `[batch, 4]`.
+    """Returns (left, top, width, height) as fractions of the sides, float32 `[batch, 4]`.
 
-    `drawn` `[batch, CROP_TRIES + 1, 2]` are uniform numbers: area and shape of each try, then the
-    place. The first try that fits into the picture is taken; where none does, the greatest centre
-    crop of an allowed shape, as torchvision has it.
+    - `drawn`: uniform numbers `[batch, CROP_TRIES + 1, 2]`: area and shape of each try, then the
+      offset.
+
+    The first try that fits into the picture is used. If none does, it is the largest centre crop of
+    an allowed shape, as in torchvision.
     """
     low, high = (math.log(ratio) for ratio in CROP_RATIO)
-    tries, place = drawn[:, :-1], drawn[:, -1]
+    tries, offsets = drawn[:, :-1], drawn[:, -1]
     area = scale[0] + tries[..., 0] * (scale[1] - scale[0])
     ratio = torch.exp(low + tries[..., 1] * (high - low))
-    shape = ratio / aspects[:, None]  # width / height as shares of the sides
+    shape = ratio / aspects[:, None]  # width / height as fractions of the sides
     width, height = (area * shape).sqrt(), (area / shape).sqrt()
     fits = (width <= 1) & (height <= 1)
     first = fits.int().argmax(1, keepdim=True)
@@ -126,14 +137,14 @@ def crop_boxes(aspects: Tensor, scale: tuple[float, float], drawn: Tensor) -> Te
     fits = fits.gather(1, first)[:, 0]
     width = torch.where(fits, width.gather(1, first)[:, 0], nearest.clamp(max=1))
     height = torch.where(fits, height.gather(1, first)[:, 0], (1 / nearest).clamp(max=1))
-    offset = torch.where(fits[:, None], place, 0.5)
+    offset = torch.where(fits[:, None], offsets, 0.5)
     left, top = offset[:, 0] * (1 - width), offset[:, 1] * (1 - height)
     return torch.stack([left, top, width, height], 1)
 
 
 def _sample(pixels: Tensor, boxes: Tensor, image_size: int) -> Tensor:
-    """The boxes (left, top, width, height as shares) of squares, bilinearly resized to `[batch, 3,
-    image_size, image_size]`."""
+    """Boxes of squares, as of `crop_boxes`, resized bilinearly to `[batch, 3, image_size,
+    image_size]`."""
     boxes = boxes.to(pixels.device, pixels.dtype)
     left, top, width, height = boxes.unbind(1)
     zero = torch.zeros_like(left)
@@ -144,40 +155,45 @@ def _sample(pixels: Tensor, boxes: Tensor, image_size: int) -> Tensor:
 
 
 def centre(pixels: Tensor, image_size: int, aspects: Tensor | None = None) -> Tensor:
-    """The middle `[batch, 3, image_size, image_size]` of a batch of squares.
+    """Returns the middle of squares, `[batch, 3, image_size, image_size]`.
 
-    With `aspects` the squares are whole pictures that were squeezed; their middle has the same
-    field of view, in their own aspect.
+    - `aspects`: width / height if the squares are whole pictures, squeezed. Their middle has the
+      same field of view, in their own aspect.
     """
     side = pixels.shape[-1]
     first = (side - image_size) // 2
     middle = pixels[..., first : first + image_size, first : first + image_size]
     if aspects is None or bool((aspects == 1).all()):
         return middle
-    share = image_size / side
-    width, height = share * (1 / aspects).clamp(max=1), share * aspects.clamp(max=1)
+    fraction = image_size / side
+    width, height = fraction * (1 / aspects).clamp(max=1), fraction * aspects.clamp(max=1)
     boxes = torch.stack([(1 - width) / 2, (1 - height) / 2, width, height], 1)
-    found = _sample(pixels.float(), boxes, image_size)
+    sampled = _sample(pixels.float(), boxes, image_size)
     if not pixels.is_floating_point():
-        found = found.round()
+        sampled = sampled.round()
     square = (aspects == 1).to(pixels.device)[:, None, None, None]
-    return torch.where(square, middle, found.to(pixels.dtype))
+    return torch.where(square, middle, sampled.to(pixels.dtype))
 
 
 def mix_images(images: Tensor, mixup: float, cutmix: float) -> tuple[Tensor, Tensor, float]:
-    """(mixed images, order `[batch]`, share λ in [0, 1]): image i holds λ of itself and 1 − λ of image `order[i]`.
+    """Returns (mixed images, order `[batch]`, λ in [0, 1]).
 
-    `mixup` and `cutmix` are the α of Beta(α, α) from which λ is drawn, 0 for off; with both, one of the two by chance.
-    Mixup (arXiv 1710.09412) blends pixels, CutMix (arXiv 1905.04899) pastes a box; λ is then what the box leaves.
+    Image i holds λ of itself and 1 − λ of image `order[i]`.
+
+    - `mixup`, `cutmix`: α of Beta(α, α) from which λ is drawn, 0 for off. With both, one of the two
+      is chosen at random.
+
+    Mixup (arXiv 1710.09412) blends pixels. CutMix (arXiv 1905.04899) pastes a box; λ is then the
+    area that is left.
     """
     order = torch.randperm(len(images)).to(images.device)
     pastes = cutmix > 0 and (mixup <= 0 or bool(torch.rand(()) < 0.5))
     alpha = torch.tensor(cutmix if pastes else mixup, dtype=torch.float64)
-    share = float(torch.distributions.Beta(alpha, alpha).sample())
+    own = float(torch.distributions.Beta(alpha, alpha).sample())
     if not pastes:
-        return share * images + (1 - share) * images[order], order, share
+        return own * images + (1 - own) * images[order], order, own
     height, width = images.shape[-2:]
-    side = (1 - share) ** 0.5
+    side = (1 - own) ** 0.5
     top, left = int(torch.randint(height, ())), int(torch.randint(width, ()))
     half_height, half_width = round(height * side / 2), round(width * side / 2)
     rows = slice(max(0, top - half_height), min(height, top + half_height))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import TrainingError
 from ..utils.hashing import derive_seed
@@ -22,7 +23,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's number and how many there are. The first, `rank` 0, is the only one that writes."""
+    """The number of this process, `rank`, and of all that train together, `size`.
+
+    Rank 0 is the only one that writes files.
+    """
 
     rank: int = 0
     size: int = 1
@@ -31,30 +35,37 @@ class Processes:
     def first(self) -> bool:
         return self.rank == 0
 
-    def share(self, rows: np.ndarray, batch_size: int) -> np.ndarray:
-        """This process's rows of whole batches `[batches × batch_size]`: the same part of each batch, in order.
+    def shard_rows(self, rows: np.ndarray, batch_size: int) -> np.ndarray:
+        """Returns this process's rows of whole batches `[batches × batch_size]`.
 
-        Raises TrainingError where a batch cannot be divided evenly.
+        They are the same part of each batch, in order. Raises TrainingError where a batch cannot be
+        divided evenly.
         """
         if self.size == 1:
             return rows
         if batch_size % self.size or len(rows) % batch_size:
             raise TrainingError(
-                f"{self.size} processes cannot share batches of {batch_size} evenly; choose a multiple as train.batch_size."
+                f"{self.size} processes cannot divide batches of {batch_size} evenly; choose a "
+                "multiple.",
+                argument="batch_size",
             )
         return rows.reshape(-1, self.size, batch_size // self.size)[:, self.rank].reshape(-1)
 
     def check_batch_size(self, batch_size: int, accumulate: int = 1) -> None:
-        """Raises TrainingError where a batch cannot be divided evenly into `accumulate` parts for each process."""
+        """Raises TrainingError for a batch that does not divide evenly.
+
+        Each process takes `accumulate` equal parts of it.
+        """
         parts = self.size * accumulate
         if batch_size % parts:
             raise TrainingError(
-                f"train.batch_size = {batch_size} cannot be divided evenly into {parts} parts "
-                f"(train.accumulate {accumulate} × {self.size} processes)."
+                f"{batch_size} cannot be divided evenly into {parts} parts (accumulate "
+                f"{accumulate} × {self.size} processes); choose a multiple.",
+                argument="batch_size",
             )
 
     def average(self, tensors: Iterable[Tensor]) -> None:
-        """Replaces each tensor by its mean over the processes; one message for each type of number."""
+        """Replaces each tensor by its mean over the processes; one message for each data type."""
         if self.size == 1:
             return
         by_type: dict[torch.dtype, list[Tensor]] = {}
@@ -64,35 +75,31 @@ class Processes:
             flat = torch.cat([tensor.detach().reshape(-1) for tensor in group])
             dist.all_reduce(flat)
             flat /= self.size
-            for tensor, mean in zip(
-                group, flat.split([tensor.numel() for tensor in group]), strict=True
-            ):
+            means = flat.split([tensor.numel() for tensor in group])
+            for tensor, mean in zip(group, means, strict=True):
                 tensor.detach().copy_(mean.view_as(tensor))
-
-    def average_gradients(self, model: nn.Module) -> None:
-        """Averages the gradients of a model; where each process has the mean loss of its share, that is the whole batch's gradient."""
-        self.average(
-            parameter.grad for parameter in model.parameters() if parameter.grad is not None
-        )
 
     def average_buffers(self, model: nn.Module) -> None:
         """Averages running statistics, so that all processes hold the same model."""
         self.average(buffer for buffer in model.buffers() if buffer.is_floating_point())
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The rows of all processes, one after the other, with gradients that flow back to whose they are."""
+        """Returns the rows of all processes in order; gradients flow back to each process's own."""
         if self.size == 1:
             return tensor
         gathered: Tensor = _Gather.apply(tensor, self)
         return gathered
 
     def local_shard(self, whole: Tensor) -> Tensor:
-        """This process's rows of what is there for a whole batch."""
+        """Returns this process's rows of a whole batch."""
         return whole if self.size == 1 else whole.chunk(self.size)[self.rank]
 
     @contextmanager
     def rank_rng(self) -> Iterator[None]:
-        """Within it torch's random numbers, such as a network's dropout, are this process's own; otherwise all draw the same ones."""
+        """Within it, torch's random numbers differ between processes, such as those of dropout.
+
+        Outside of it all processes draw the same ones.
+        """
         if self.size == 1:
             yield
             return
@@ -101,30 +108,98 @@ class Processes:
             yield
 
     def broadcast(self, value: T) -> T:
-        """The first process's value, in every process; each has to ask.
+        """Returns the value of rank 0 in every process; all have to call it.
 
-        Whatever decides how training goes on is asked for so: clocks differ, and figures may by a rounding.
+        Decisions that depend on time or measurements go through it, because clocks differ, and
+        measurements may by a rounding.
         """
         if self.size == 1:
             return value
-        told = [value]
-        dist.broadcast_object_list(told, src=0)
-        return told[0]
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """What `action` gives in the first process, which alone carries it out while the others wait; each has to ask."""
+        """Runs `action` on rank 0 alone and returns its result in all; all have to call it."""
         return self.broadcast(action() if self.first else cast(T, None))
 
     def barrier(self) -> None:
-        """Returns once every process has come here."""
+        """Returns when every process has called it."""
         if self.size > 1:
             dist.barrier()
 
 
-def share_statistics(model: nn.Module, processes: Processes, device: torch.device) -> nn.Module:
-    """The model with batch norms that see the whole batch where processes share it; torch's own where they are on GPUs.
+class GradientAverage:
+    """Calls a model in training, and averages its gradients over the processes.
 
-    On CPUs the layers of torch are replaced, in place; a network's own kinds go on with the statistics of their share.
+    On GPUs torch's DistributedDataParallel sends gradients while the backward pass goes on. On CPUs
+    they are averaged after it: the cores that would send are those that compute.
+
+    - `overlap`: whether to use DistributedDataParallel; by default on GPUs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processes: Processes,
+        device: torch.device,
+        overlap: bool | None = None,
+    ) -> None:
+        self.call: nn.Module = _Call(model)
+        self.model, self.processes, self.device = model, processes, device
+        overlap = device.type == "cuda" if overlap is None else overlap
+        self.overlap = overlap and processes.size > 1
+        self.parallel: DistributedDataParallel | None = None
+
+    def __call__(self, images: Tensor, *pairs: Tensor) -> Any:
+        """Logits of images; with labels and prompts what `ClipClassifier.pairs` returns, and the
+        scale."""
+        return (self.parallel or self.call)(images, *pairs)
+
+    def part(self, last: bool) -> AbstractContextManager[Any]:
+        """The forward and backward pass of a part of a batch; the `last` one sends gradients."""
+        return nullcontext() if self.parallel is None or last else self.parallel.no_sync()
+
+    def average(self) -> None:
+        """Averages the gradients after the last part of a batch.
+
+        The mean of the processes' mean losses has the gradient of the whole batch. The first batch
+        shows which parameters have a gradient, which DistributedDataParallel has to know.
+        """
+        if self.parallel is not None:
+            return
+        trained = [each for each in self.model.parameters() if each.requires_grad]
+        self.processes.average(each.grad for each in trained if each.grad is not None)
+        if self.overlap:
+            self.parallel = DistributedDataParallel(
+                self.call,
+                device_ids=[self.device] if self.device.type == "cuda" else None,
+                broadcast_buffers=False,  # they are averaged at the end of an epoch
+                find_unused_parameters=any(each.grad is None for each in trained),
+            )
+
+    def reset(self) -> None:
+        """Call it after another choice of parameters to train."""
+        self.parallel = None
+
+
+class _Call(nn.Module):
+    """What DistributedDataParallel wraps: its outputs hold every trained parameter's effect."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, *pairs: Tensor) -> Any:
+        model: Any = self.model
+        return (*model.pairs(images, *pairs), model.scale) if pairs else model(images)
+
+
+def sync_batch_norm(model: nn.Module, processes: Processes, device: torch.device) -> nn.Module:
+    """Returns the model with batch norms that see the batches of all processes.
+
+    On GPUs they are torch's. On CPUs torch has none: its layers are replaced in place, and a
+    network's own kinds keep the statistics of their shard.
     """
     if processes.size == 1:
         return model
@@ -132,18 +207,21 @@ def share_statistics(model: nn.Module, processes: Processes, device: torch.devic
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for name, layer in list(model.named_children()):
         if type(layer) in {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}:
-            setattr(model, name, SharedBatchNorm.of(layer))
+            setattr(model, name, CpuSyncBatchNorm.of(layer))
         else:
-            share_statistics(layer, processes, device)
+            sync_batch_norm(layer, processes, device)
     return model
 
 
-class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """A batch norm whose mean and variance in training are those of all processes' shares together, which are equally large."""
+class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """A batch norm with the mean and variance of all processes' shards, which have one size.
+
+    torch's own synchronized one needs a GPU.
+    """
 
     @classmethod
-    def of(cls, layer: Any) -> SharedBatchNorm:
-        """One with the parameters and running statistics of a layer of torch."""
+    def of(cls, layer: Any) -> CpuSyncBatchNorm:
+        """Returns one with the parameters and running statistics of torch's layer."""
         made = cls(
             layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
         )
@@ -158,10 +236,8 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        processes, x = (
-            current_processes(),
-            input.to(torch.promote_types(input.dtype, torch.float32)),
-        )
+        processes = current_processes()
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
         others = [dim for dim in range(x.ndim) if dim != 1]
         shape = [-1 if dim == 1 else 1 for dim in range(x.ndim)]
         mean = _Mean.apply(x.mean(others), processes)
@@ -189,7 +265,7 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class _Mean(torch.autograd.Function):
-    """The mean of every process's tensor; so is its gradient the mean of all processes' gradients."""
+    """The mean of a tensor over the processes; its gradient is the mean of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, processes: Processes) -> Tensor:
@@ -209,7 +285,7 @@ class _Mean(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """Every process's tensor, one after the other; the gradient of each is the sum of what all processes have for it."""
+    """The tensors of all processes in order; the gradient of each is the sum over processes."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, processes: Processes) -> Tensor:
@@ -226,18 +302,20 @@ class _Gather(torch.autograd.Function):
 
 
 def current_processes() -> Processes:
-    """The processes that `join_processes` has brought together, else this one alone."""
+    """Returns the processes that `join_processes` has joined, or this one alone."""
     if dist.is_available() and dist.is_initialized():
         return Processes(dist.get_rank(), dist.get_world_size())
     return Processes()
 
 
 def join_processes(cpu: bool) -> Processes:
-    """Joins the others that `torchrun` or `accelerate launch` started (gloo on CPUs, NCCL on GPUs); alone without them."""
+    """Joins the processes that `torchrun` or `accelerate launch` started, if any.
+
+    They use gloo on CPUs and NCCL on GPUs. The others wait while rank 0 makes the spectrum, so they
+    wait for up to a week.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         from accelerate import PartialState
 
-        PartialState(
-            cpu=cpu, timeout=timedelta(days=7)
-        )  # the others wait while the first makes the spectrum
+        PartialState(cpu=cpu, timeout=timedelta(days=7))
     return current_processes()

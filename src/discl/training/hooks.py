@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """What a hook sees of a training: samples, their pixels, the learner with its model, the seed and how long it goes on.
+    """What a hook sees of a training.
 
-    `workers` decode pixels that do not fit in memory, where they are read through `EpochLoader`.
+    - `pool`: the samples; `pixels`: their images.
+    - `state`: the model, its optimizer and its loss.
+    - `workers`: decode images that do not fit in memory, where they are read with `EpochLoader`.
     """
 
     pool: Pool
     pixels: ImageCache
-    learner: TrainState
+    state: TrainState
     seed: int
     batch_size: int
     epochs: int
@@ -52,10 +54,13 @@ class TrainingHook:
     """
 
     takes_mixed = True
-    """Whether it can do with batches in which mixup or CutMix has mixed images of two labels."""
+    """Whether it works with batches in which mixup or CutMix has mixed images of two labels."""
 
     def objection(self, objective: str) -> str | None:
-        """Why it has no effect beside this objective, as a sentence about it; None where it has one. A recipe refuses the former."""
+        """Returns why it has no effect with this objective, as a sentence, or None.
+
+        A recipe with such a pair is refused.
+        """
         if objective == FLYP and type(self).learn is not TrainingHook.learn:
             return f"it learns from logits, and objective {FLYP} has none"
         return None
@@ -64,36 +69,49 @@ class TrainingHook:
         """Called once, before the first epoch and before `load_state`."""
 
     def begin_epoch(self, context: TrainingContext, epoch: int) -> None:
-        """Called before each epoch; the model may be looked at, in evaluation mode."""
+        """Called before each epoch; may run the model in evaluation mode."""
 
     def draw(self, context: TrainingContext, epoch: int, rows: np.ndarray) -> np.ndarray:
-        """The rows of the epoch's part, as many as `rows`, which is what the strategy has drawn."""
+        """Returns the rows of a part of an epoch.
+
+        - `rows`: what the strategy has drawn; as many have to be returned.
+        """
         return rows
 
     def alter(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Images `[batch, 3, size, size]` in [0, 1], after crop and flip and before normalisation; random draws from torch's state."""
+        """Returns images after crop and flip and before normalisation.
+
+        - `images`: float `[batch, 3, size, size]` in [0, 1]; `labels`: `[batch]`.
+
+        Random draws come from torch's random state.
+        """
         return images
 
     def learn(self, rows: np.ndarray, labels: Tensor, logits: Tensor, learning_rate: float) -> None:
-        """Told of every forward pass in training, with the model's outputs `[batch, classes]`: of all processes, in each of them."""
+        """Called after every forward pass of training, with the rows of all processes.
+
+        - `logits`: outputs of the model, `[batch, classes]`.
+        - `learning_rate`: of the step that follows, 0 if none follows at once.
+        """
 
     def finish(self, context: TrainingContext, model: nn.Module) -> np.ndarray | None:
-        """Called once after the last epoch with the model that will be saved; may change it in place.
+        """Called once after the last epoch; may change the model that will be saved, in place.
 
-        Where it trains the last layer on something else than the epochs drew, it returns how often it showed each class, `[classes]`.
+        Where it trains the last layer on other samples than the epochs drew, it returns how often
+        it showed each class, `[classes]`.
         """
         return None
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that has to survive a kill."""
+        """Returns everything that has to survive a kill."""
         return {}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes over what `state` gave."""
+        """Restores what `state` returned."""
 
 
 def number_within(name: str, value: Any, low: float, high: float) -> float:
-    """The parameter `name` of a system as a number from `low` to `high`.
+    """Returns the parameter `name` of a system as a number from `low` to `high`.
 
     A text such as 1e-3, as YAML reads it, is a number too. Raises ValueError for anything else.
     """
@@ -111,7 +129,7 @@ def number_within(name: str, value: Any, low: float, high: float) -> float:
 
 
 def whole_within(name: str, value: Any, low: int, high: int) -> int:
-    """As `number_within`, for whole numbers."""
+    """Returns a whole number, as `number_within` does."""
     number = number_within(name, value, low, high)
     if number != int(number):
         raise ValueError(f"{name} is a whole number from {low} to {high}; got {shorten(value)}.")

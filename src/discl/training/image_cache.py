@@ -23,16 +23,16 @@ MEMORY_LIMIT = 2 * 1024**3
 
 
 class ImageCache(Dataset):
-    """uint8 squares `[3, size, size]` of the images of `tables`, one after the other.
+    """The images of some tables as uint8 squares `[3, size, size]`, in order.
 
-    A table is an `ImageTable`, which may read files, or anything indexable whose rows hold `image`
-    as {bytes, path}, such as a Hugging Face data set that is not decoded; of the latter only bytes
-    are decoded, whatever path stands beside them. Up to 2 GB of squares are decoded once and kept;
-    beyond that each is decoded when it is asked for.
+    Up to 2 GB of squares are decoded once and kept. Beyond that each is decoded when it is read.
 
-    A square is the centre of a picture, its shorter side resized to `size`. With `aspects`, width /
-    height of every picture, float `[images]`, it is the whole picture instead, squeezed into the
-    square; who crops it has to take the aspect into account, as `augmentation.crop_whole` does.
+    - `tables`: an `ImageTable`, which may read files, or rows that hold `image` as {bytes, path},
+      such as an undecoded Hugging Face data set. Of the latter only bytes are decoded.
+    - `size`: the shorter side of a picture is resized to it, and the centre is cropped.
+    - `on_progress`: gets the number of images decoded since its last call.
+    - `aspects`: width / height of every picture, float `[images]`. A square is then the whole
+      picture, squeezed. `augmentation.crop_whole` crops it in its own aspect.
     """
 
     def __init__(
@@ -56,26 +56,26 @@ class ImageCache(Dataset):
         return int(self.starts[-1])
 
     def __getitems__(self, rows: Sequence[int]) -> Tensor:
-        """uint8 `[rows, 3, size, size]`."""
+        """Returns the squares of some rows, uint8 `[rows, 3, size, size]`."""
         if self.memory is not None:
             return self.memory[torch.as_tensor(rows)]
         return torch.stack([torch.from_numpy(self._decode(row)) for row in rows])
 
     def of_rows(self, rows: Sequence[int] | np.ndarray) -> ImageCache:
-        """The pixels of these rows alone, decoded."""
+        """Returns a cache of some rows alone, decoded."""
         chosen = np.asarray(rows)
         aspects = None if self.aspects is None else self.aspects[chosen]
         return ImageCache([_Chosen(self, chosen)], self.size, aspects=aspects)
 
     def picture(self, row: int) -> Image.Image:
-        """The decoded picture of a row. Raises DataError where it cannot be read."""
+        """Returns the decoded picture of a row; raises DataError where it is unreadable."""
         number = int(np.searchsorted(self.starts, row, side="right")) - 1
-        table, place = self.tables[number], int(row - self.starts[number])
+        table, index = self.tables[number], int(row - self.starts[number])
         if isinstance(table, ImageTable):
-            return table.image(place)
+            return table.image(index)
         if isinstance(table, _Chosen):
-            return table.pixels.picture(int(table.rows[place]))
-        stored = table[place]
+            return table.pixels.picture(int(table.rows[index]))
+        stored = table[index]
         try:
             return decode_image(stored["image"])
         except Unreadable as error:
@@ -90,7 +90,7 @@ class ImageCache(Dataset):
 
 @dataclass(frozen=True)
 class _Chosen:
-    """Some rows of other pixels."""
+    """Some rows of another cache."""
 
     pixels: ImageCache
     rows: np.ndarray
@@ -115,12 +115,11 @@ class _Order:
 
 
 class EpochLoader:
-    """EpochLoader of one epoch after another from the same workers: new rows restart nothing."""
+    """Batches of one epoch after the other from the same workers; new rows restart nothing."""
 
     def __init__(self, pixels: ImageCache, batch_size: int, workers: int = 0) -> None:
-        self.order = _Order(
-            batch_size
-        )  # apart from this object: workers end at once only if nothing refers back to their loader
+        # A separate object: workers end at once only if nothing refers back to their loader
+        self.order = _Order(batch_size)
         self.aspects_of = partial(aspects_of, pixels)
         workers = 0 if pixels.memory is not None else workers
         self.loader = DataLoader(
@@ -129,19 +128,18 @@ class EpochLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             collate_fn=_same,
-            generator=torch.Generator(),  # else the loader draws from torch's random state, when workers start or at every epoch
+            generator=torch.Generator(),  # else the loader draws from torch's random state
         )
 
     def of(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """(row numbers, uint8 pixels) of each batch of `rows`, in order."""
+        """Yields (row numbers, uint8 squares) of each batch of `rows`, in order."""
         self.order.rows, size = rows, self.order.batch_size
         for number, pixels in enumerate(self.loader):
             yield rows[number * size : (number + 1) * size], pixels
 
 
 def aspects_of(pixels: ImageCache, rows: np.ndarray) -> Tensor | None:
-    """Width / height of the pictures of these rows, float32 `[rows]`; None where their squares are
-    centres."""
+    """Returns width / height of some rows, float32 `[rows]`; None if their squares are centres."""
     aspects = getattr(pixels, "aspects", None)
     return None if aspects is None else torch.from_numpy(aspects[rows]).float()
 

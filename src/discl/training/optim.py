@@ -11,13 +11,22 @@ from torch import nn
 
 
 def make_learning_rate(
-    peak: float, schedule: str, epochs: float, warm_up_epochs: float = 0, milestones: Sequence[float] = (), warm_up_steps: float = 0,
+    peak: float,
+    schedule: str,
+    epochs: float,
+    warm_up_epochs: float = 0,
+    *,
+    milestones: Sequence[float] = (),
+    warm_up_steps: float = 0,
     factor: float = 0.01,
-) -> Callable[[float], float]:  # fmt: skip
-    """Learning rate over progress in [0, 1]: linear warm-up, then `cosine` to 0, `constant`, or `steps` (× `factor` after each milestone).
+) -> Callable[[float], float]:
+    """Returns the learning rate as a function of progress in [0, 1].
 
-    Warm-up in epochs starts at peak / (epochs + 1); with `warm_up_steps` steps, of which an epoch has `warm_up_steps / warm_up_epochs`,
-    step i has (i + 1) / steps of the peak.
+    - `schedule`: after a linear warm-up, `cosine` to 0, `constant`, or `steps`.
+    - `warm_up_epochs`: the warm-up starts at peak / (epochs + 1).
+    - `warm_up_steps`: the warm-up in steps; step i has (i + 1) / steps of the peak. An epoch has
+      `warm_up_steps / warm_up_epochs` of them.
+    - `milestones`: progress at which `steps` multiplies the rate by `factor`.
     """
     warm_up = warm_up_epochs / epochs
 
@@ -36,18 +45,22 @@ def make_learning_rate(
 
 
 def two_phases(
-    first: Callable[[float], float], second: Callable[[float], float], share: float
+    first: Callable[[float], float], second: Callable[[float], float], fraction: float
 ) -> Callable[[float], float]:
-    """The rate `first` over the first `share` of progress, then `second` over the rest, each stretched over its own part."""
+    """Returns one rate for the first `fraction` of progress, and another for the rest.
+
+    Each is stretched over its own part.
+    """
     return lambda progress: (
-        first(progress / share)
-        if progress < share
-        else second((progress - share) / (1 - share) if share < 1 else 1.0)
+        first(progress / fraction)
+        if progress < fraction
+        else second((progress - fraction) / (1 - fraction) if fraction < 1 else 1.0)
     )
 
 
 def make_optimizer(
     model: nn.Module,
+    *,
     name: str,
     lr: float,
     weight_decay: float,
@@ -55,9 +68,10 @@ def make_optimizer(
     nesterov: bool,
     decay_vectors: bool = True,
 ) -> torch.optim.Optimizer:
-    """The torch optimizer of that name over all parameters.
+    """Returns torch's optimizer of that name (`sgd`, `adam`, `adamw`) over all parameters.
 
-    Without `decay_vectors`, parameters of fewer than two dimensions (norms, biases, CLIP's scale) get no weight decay, as in open_clip.
+    - `decay_vectors`: whether parameters of fewer than two dimensions (norms, biases, CLIP's scale)
+      get weight decay; in open_clip they get none.
     """
     parameters: Any = list(model.parameters())
     if not decay_vectors and weight_decay:
@@ -75,5 +89,6 @@ def make_optimizer(
 
 
 def ema_decay(decay: float, taken: int) -> float:
-    """Decay after `taken` steps, min(decay, (1 + t)/(10 + t)): the first weights, which say little, are soon forgotten."""
+    """Returns the decay after t steps, min(decay, (1 + t)/(10 + t)), so that the initial weights
+    fade quickly."""
     return min(decay, (1 + taken) / (10 + taken))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,27 @@ from ..errors import TrainingError
 from ..models.classifier import ClassifierConfig, normalise
 from ..models.clip import ClipClassifier
 from ..utils.hashing import derive_seed
-from .augmentation import augment_share, make_augmentation, mix_images
-from .distributed import Processes, share_statistics
+from .augmentation import augment_shard, make_augmentation, mix_images
+from .distributed import GradientAverage, Processes, sync_batch_norm
 from .hooks import TrainingHook
 from .image_cache import EpochLoader, ImageCache
+from .inference import autocast
 from .objectives import FLYP, Objective, contrastive, widest
 from .optim import ema_decay
+
+LOOK_EVERY = 50
+"""Steps between two checks of the loss; each waits for the device."""
 
 
 @dataclass(frozen=True)
 class StepConfig:
     """How a gradient step is made.
 
-    `mixup` and `cutmix` are α of Beta(α, α), 0 for off; `accumulate` divides a batch into that many parts whose gradients are
-    averaged (FLYP contrasts within a part); `ema` is the decay of a moving average of the weights, which is then what is evaluated;
-    in the first `head_epochs` epochs only the head is trained.
+    - `crop_scale`: fractions of the area that random-resized crops take.
+    - `mixup`, `cutmix`: α of Beta(α, α); 0 is off.
+    - `accumulate`: parts of a batch whose gradients are averaged. FLYP contrasts within a part.
+    - `ema`: decay of a moving average of the weights, which is then what is evaluated.
+    - `head_epochs`: first epochs, in which only the head is trained.
     """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -42,30 +47,71 @@ class StepConfig:
     head_epochs: int = 0
 
 
+@dataclass(frozen=True)
+class EpochPart:
+    """Steps of one epoch, all of them or a part.
+
+    - `rows`: of the pool, `[steps × batch_size]`.
+    - `epochs`: of the training; `first_step`: of this part in its epoch.
+    - `steps_per_epoch`: by default those of `rows`.
+    """
+
+    rows: np.ndarray
+    epoch: int
+    epochs: int
+    batch_size: int
+    seed: int
+    first_step: int = 0
+    steps_per_epoch: int | None = None
+
+    @property
+    def steps(self) -> int:
+        return len(self.rows) // self.batch_size
+
+    def progress(self, step: int) -> float:
+        """Progress of the training, in [0, 1), at a step of this part."""
+        steps = self.steps_per_epoch or self.steps
+        return (self.epoch + (self.first_step + step) / steps) / self.epochs
+
+    def taken(self, step: int) -> int:
+        """Steps of the training before one of this part."""
+        return self.epoch * (self.steps_per_epoch or self.steps) + self.first_step + step
+
+
 class TrainState:
-    """A model with its optimizer and, where asked for, the moving average of its weights."""
+    """A model with its optimizer and, if configured, the moving average of its weights."""
 
     def __init__(
-        self, model: nn.Module, make_optimizer: Callable[[nn.Module], torch.optim.Optimizer], objective: Objective,
+        self,
+        model: nn.Module,
+        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        *,
+        objective: Objective,
         class_counts: np.ndarray,
-        config: ClassifierConfig, stepping: StepConfig, augment: tuple[str, ...], precision: torch.dtype, device: torch.device | str,
-        hook: TrainingHook | None = None, processes: Processes | None = None,
-    ) -> None:  # fmt: skip
+        config: ClassifierConfig,
+        steps: StepConfig,
+        augment: tuple[str, ...],
+        precision: torch.dtype,
+        device: torch.device | str,
+        hook: TrainingHook | None = None,
+        processes: Processes | None = None,
+    ) -> None:
         if objective.name == FLYP and not isinstance(model, ClipClassifier):
             raise TrainingError(
-                f"objective flyp needs a CLIP (train.model.architecture: clip); this is a {type(model).__name__}."
+                f"objective {FLYP} needs a CLIP; got a {type(model).__name__}.",
+                argument="objective",
             )
-        self.objective, self.config = objective, config
-        self.hook = hook or TrainingHook()
-        self.stepping, self.precision, self.device = stepping, precision, torch.device(device)
-        self.processes = processes or Processes()
-        self.model = share_statistics(model, self.processes, self.device)
+        self.objective, self.config, self.steps = objective, config, steps
+        self.precision, self.device = precision, torch.device(device)
+        self.hook, self.processes = hook or TrainingHook(), processes or Processes()
+        self.model = sync_batch_norm(model, self.processes, self.device)
         choose_attention(self.model, self.device, precision)
         self.optimizer = make_optimizer(self.model)
+        self.gradients = GradientAverage(self.model, self.processes, self.device)
         self.counts = torch.as_tensor(class_counts, dtype=widest(self.device), device=self.device)
-        self.augment = make_augmentation(augment, config.image_size, stepping.crop_scale)
+        self.augment = make_augmentation(augment, config.image_size, steps.crop_scale)
         self.average = (
-            copy.deepcopy(self.model).requires_grad_(False) if stepping.ema is not None else None
+            copy.deepcopy(self.model).requires_grad_(False) if steps.ema is not None else None
         )
         self.trainable = {
             name for name, parameter in self.model.named_parameters() if parameter.requires_grad
@@ -73,181 +119,184 @@ class TrainState:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The model to measure and to save: the moving average where there is one."""
+        """The model to measure and to save: the moving average if there is one."""
         return self.model if self.average is None else self.average
 
-    def batches(self, pixels: ImageCache, batch_size: int, workers: int) -> EpochLoader:
-        """EpochLoader of this process's share, in parts if gradients accumulate. Raises TrainingError where a batch cannot be divided."""
-        self.processes.check_batch_size(batch_size, self.stepping.accumulate)
-        return EpochLoader(
-            pixels, batch_size // (self.processes.size * self.stepping.accumulate), workers
-        )
+    def loader(self, pixels: ImageCache, batch_size: int, workers: int) -> EpochLoader:
+        """Returns a loader of this process's shards, in parts if gradients accumulate.
+
+        Raises TrainingError where a batch cannot be divided evenly.
+        """
+        self.processes.check_batch_size(batch_size, self.steps.accumulate)
+        parts = self.processes.size * self.steps.accumulate
+        return EpochLoader(pixels, batch_size // parts, workers)
 
     def train_epoch(
-        self, batches: EpochLoader, rows: np.ndarray, labels: np.ndarray, epoch: int, epochs: int, batch_size: int, seed: int,
-        learning_rate: Callable[[float], float], checkpoint: Path, first_step: int = 0, steps_per_epoch: int | None = None,
-    ) -> float:  # fmt: skip
-        """Mean loss over `rows` `[steps × batch_size]` of an epoch, or of a part of it from `first_step` on; `labels` `[pool]` of all rows.
+        self,
+        loader: EpochLoader,
+        part: EpochPart,
+        labels: np.ndarray,
+        learning_rate: Callable[[float], float],
+        checkpoint: Path,
+    ) -> float:
+        """Trains an epoch or a part of it; returns the mean loss.
 
-        The random state is set anew, so that an epoch does not depend on those before it. Raises TrainingError where the loss, or at
-        the end a parameter, is not finite.
+        - `labels`: of all rows, `[pool]`.
+        - `learning_rate`: of progress in [0, 1].
+        - `checkpoint`: the last good one, for messages.
+
+        The random state is set first, so an epoch does not depend on those before it. Raises
+        TrainingError where the loss or, at the end, a weight is not finite.
         """
-        self._freeze(epoch < self.stepping.head_epochs)
-        torch.manual_seed(
-            derive_seed("augment", seed, epoch, *(["from", first_step] if first_step else []))
-        )
-        parts, here = self.stepping.accumulate, len(rows) // batch_size
-        steps = steps_per_epoch or here
-        total, first_bad = (
-            torch.zeros((), device=self.device),
-            torch.full((), here, device=self.device),
-        )
-        for part, (chosen, stored) in enumerate(
-            batches.of(self.processes.share(rows, batch_size // parts))
-        ):
-            step = part // parts
-            progress = (epoch + (first_step + step) / steps) / epochs
-            if part % parts == 0:
+        self._freeze(part.epoch < self.steps.head_epochs)
+        later = ["from", part.first_step] if part.first_step else []
+        torch.manual_seed(derive_seed("augment", part.seed, part.epoch, *later))
+        pieces, steps = self.steps.accumulate, part.steps
+        total = torch.zeros((), device=self.device)
+        first_bad = torch.full((), steps, device=self.device)
+        shard = self.processes.shard_rows(part.rows, part.batch_size // pieces)
+        for number, (rows, squares) in enumerate(loader.of(shard)):
+            step, piece = divmod(number, pieces)
+            progress, last = part.progress(step), piece + 1 == pieces
+            if piece == 0:
                 self.optimizer.zero_grad(set_to_none=True)
-            rate = (
-                learning_rate(progress) if (part + 1) % parts == 0 else 0.0
-            )  # of the step that follows at once: after the last part
-            loss = (
-                self._loss(
-                    stored,
-                    chosen,
-                    torch.from_numpy(labels[chosen]).to(self.device),
-                    progress,
-                    rate,
-                    batches.aspects_of(chosen),
-                )
-                / parts
-            )
-            loss.backward()
+
+            # Forward and backward pass
+            rate = learning_rate(progress) if last else 0.0  # of the step that follows at once
+            targets = torch.from_numpy(labels[rows]).to(self.device)
+            aspects = loader.aspects_of(rows)
+            with self.gradients.part(last):
+                loss = self._loss(squares, rows, targets, progress, rate, aspects) / pieces
+                loss.backward()
             total += loss.detach()
             first_bad = torch.where(loss.detach().isfinite(), first_bad, first_bad.clamp(max=step))
-            if (part + 1) % parts == 0:
-                for group in self.optimizer.param_groups:
-                    group["lr"] = learning_rate(progress)
-                self._step(epoch * steps + first_step + step)
-                looked_at = (step + 1) % 50 == 0 or step + 1 == here  # a look waits for the device
-                if looked_at and (bad := int(self.processes.gather(first_bad[None]).min())) < here:
-                    raise TrainingError(_not_finite("loss", epoch, first_step + bad, checkpoint))
-        if not _finite(
-            self.model
-        ):  # the last step's doing, whose own loss was still finite: it must not reach a checkpoint
-            raise TrainingError(_not_finite("network", epoch, first_step + here - 1, checkpoint))
+            if not last:
+                continue
+
+            # Step
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self._step(part.taken(step))
+            if (step + 1) % LOOK_EVERY == 0 or step + 1 == steps:
+                bad = int(self.processes.gather(first_bad[None]).min())
+                if bad < steps:
+                    raise _not_finite("loss", part.epoch, part.first_step + bad, checkpoint)
+
+        if not _finite(self.model):  # by the last step; it must not reach a checkpoint
+            raise _not_finite("network", part.epoch, part.first_step + steps - 1, checkpoint)
         self.processes.average([total])
         self.processes.average_buffers(self.model)
         if self.average is not None:
             self.processes.average_buffers(self.average)
-        return total.item() / here
+        return total.item() / steps
 
     def _loss(
         self,
-        stored: Tensor,
+        squares: Tensor,
         rows: np.ndarray,
         labels: Tensor,
         progress: float,
         learning_rate: float,
         aspects: Tensor | None = None,
     ) -> Tensor:
-        images = augment_share(
-            self.augment,
-            stored.to(self.device, non_blocking=True).float() / 255,
-            self.processes,
-            aspects,
-            self.stepping.crop_scale,
+        """The loss of this process's shard of a batch, from uint8 squares on."""
+        pixels = squares.to(self.device, non_blocking=True).float() / 255
+        images = augment_shard(
+            self.augment, pixels, self.processes, aspects=aspects, crop_scale=self.steps.crop_scale
         )
-        images, mixed_in, share = self._mix(
-            normalise(self._alter(images, labels), self.config), labels
-        )
+        images = normalise(self._alter(images, labels), self.config)
+        images, mixed_in, own = self._mix(images, labels)
         images = images.contiguous(memory_format=torch.channels_last)
         if self.objective.name == FLYP:
-            clip: Any = self.model
-            drawn = self.processes.local_shard(clip.draw_prompts(self.processes.size * len(labels)))
-            with autocast(self.device, self.precision), self.processes.rank_rng():
-                seen, texts = clip.pairs(images, labels, drawn)
-            return contrastive(
-                self.processes.gather(seen), self.processes.gather(texts), clip.scale
-            )
+            return self._flyp_loss(images, labels)
         with autocast(self.device, self.precision), self.processes.rank_rng():
-            logits = self.model(images).float()
-        self._tell(rows, labels, logits.detach(), learning_rate)
+            logits = self.gradients(images).float()
+        self._report(rows, labels, logits.detach(), learning_rate)
         loss = self.objective.loss(logits, labels, self.counts, progress)
-        if mixed_in is not None:
-            loss = share * loss + (1 - share) * self.objective.loss(
-                logits, mixed_in, self.counts, progress
-            )
-        return loss
+        if mixed_in is None:
+            return loss
+        other = self.objective.loss(logits, mixed_in, self.counts, progress)
+        return own * loss + (1 - own) * other
+
+    def _flyp_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The contrastive loss of the whole batch, with one prompt per image."""
+        clip: Any = self.model
+        prompts = self.processes.local_shard(clip.draw_prompts(self.processes.size * len(labels)))
+        with autocast(self.device, self.precision), self.processes.rank_rng():
+            image_embeddings, text_embeddings, scale = self.gradients(images, labels, prompts)
+        gather = self.processes.gather
+        return contrastive(gather(image_embeddings), gather(text_embeddings), scale)
 
     def _alter(self, images: Tensor, labels: Tensor) -> Tensor:
-        """What the hook makes of the images: of the whole batch in every process, since its draws go by the place in it."""
+        """What the hook makes of the images.
+
+        It gets the whole batch in every process, because its draws depend on the index in it.
+        """
         if type(self.hook).alter is TrainingHook.alter:
             return images
-        return self.processes.local_shard(
-            self.hook.alter(self.processes.gather(images), self.processes.gather(labels))
-        )
+        gather = self.processes.gather
+        return self.processes.local_shard(self.hook.alter(gather(images), gather(labels)))
 
     def _mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None, float]:
-        """(images, labels of what was mixed into them or None, share of their own): over the whole batch, as one process mixes it."""
-        if self.stepping.mixup <= 0 and self.stepping.cutmix <= 0:
-            return images, None, 1.0
-        mixed, order, share = mix_images(
-            self.processes.gather(images), self.stepping.mixup, self.stepping.cutmix
-        )
-        return (
-            self.processes.local_shard(mixed),
-            self.processes.local_shard(self.processes.gather(labels)[order]),
-            share,
-        )
+        """(images, labels of the images mixed into them or None, fraction of the first ones).
 
-    def _tell(self, rows: np.ndarray, labels: Tensor, logits: Tensor, learning_rate: float) -> None:
-        """Tells the hook what was seen, by all processes, so that each keeps the same state and draws the same rows by it."""
+        They are mixed over the whole batch, as one process does it.
+        """
+        if self.steps.mixup <= 0 and self.steps.cutmix <= 0:
+            return images, None, 1.0
+        gather, shard = self.processes.gather, self.processes.local_shard
+        mixed, order, own = mix_images(gather(images), self.steps.mixup, self.steps.cutmix)
+        return shard(mixed), shard(gather(labels)[order]), own
+
+    def _report(
+        self, rows: np.ndarray, labels: Tensor, logits: Tensor, learning_rate: float
+    ) -> None:
+        """Reports the logits of all processes to the hook, so that each keeps the same state."""
         if self.processes.size > 1 and type(self.hook).learn is not TrainingHook.learn:
-            rows = self.processes.gather(torch.as_tensor(rows, device=self.device)).cpu().numpy()
-            labels, logits = self.processes.gather(labels), self.processes.gather(logits)
+            gather = self.processes.gather
+            rows = gather(torch.as_tensor(rows, device=self.device)).cpu().numpy()
+            labels, logits = gather(labels), gather(logits)
         self.hook.learn(rows, labels, logits, learning_rate)
 
     def _step(self, taken: int) -> None:
-        self.processes.average_gradients(self.model)
+        self.gradients.average()
         self.optimizer.step()
         if isinstance(self.model, ClipClassifier):
             self.model.clamp_scale()
-        if self.average is not None and self.stepping.ema is not None:
-            decay = ema_decay(self.stepping.ema, taken)
+        if self.average is not None and self.steps.ema is not None:
+            decay = ema_decay(self.steps.ema, taken)
+            averages, weights = self.average.state_dict(), self.model.state_dict()
             with torch.no_grad():
-                for mean, now in zip(
-                    self.average.state_dict().values(),
-                    self.model.state_dict().values(),
-                    strict=True,
-                ):
+                for mean, now in zip(averages.values(), weights.values(), strict=True):
                     if mean.is_floating_point():
                         mean.lerp_(now, 1 - decay)
                     else:
                         mean.copy_(now)
 
     def _freeze(self, head_only: bool) -> None:
-        """Training mode; with `head_only` everything but the head gets no gradient and stays in evaluation mode."""
+        """Turns to training mode; `head_only` freezes all but the head, in evaluation mode."""
         self.model.train(not head_only)
         head = (
             {id(parameter) for parameter in head_of(self.model).parameters()}
             if head_only
             else set()
         )
+        changed = False
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(
-                name in self.trainable and (not head_only or id(parameter) in head)
-            )
+            trained = name in self.trainable and (not head_only or id(parameter) in head)
+            changed |= trained != parameter.requires_grad
+            parameter.requires_grad_(trained)
+        if changed:
+            self.gradients.reset()
 
     def write(self, action: Callable[[], None]) -> None:
-        """Lets the first process write a file while the others wait."""
+        """Runs `action`, which writes a file, on rank 0 while the others wait."""
         if self.processes.first:
             action()
         self.processes.barrier()
 
-    def state(self) -> dict[str, Tensor]:
-        """All tensors that a checkpoint keeps: `model.*`, `optimizer.INDEX.*` and, where there are some, `average.*` and `hook.*`."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns what a checkpoint keeps: `model.*`, `optimizer.INDEX.*`, `average.*`, `hook.*`."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         if self.average is not None:
             tensors |= {
@@ -261,8 +310,8 @@ class TrainState:
             }
         return tensors | {f"hook.{name}": tensor for name, tensor in self.hook.state().items()}
 
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes over what `state` gave. Raises KeyError or RuntimeError for another model's."""
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores what `state_dict` returned; raises KeyError or RuntimeError for another model's."""
         groups: dict[str, dict[str, Tensor]] = {
             "model": {},
             "average": {},
@@ -286,19 +335,20 @@ class TrainState:
 
 
 def head_of(model: nn.Module) -> nn.Module:
-    """The last layer of a classifier. Raises TrainingError for one that has none apart."""
+    """Returns the last layer of a classifier; raises TrainingError for one without `head`."""
     head = getattr(model, "head", None)
     if not isinstance(head, nn.Module):
         raise TrainingError(
-            f"a {type(model).__name__} has no head of its own to train; use fine_tune: full."
+            f"a {type(model).__name__} has no separate head to train; train the whole network."
         )
     return head
 
 
 def choose_attention(model: nn.Module, device: torch.device, precision: torch.dtype) -> None:
-    """Plain matrix products in the place of torch's fused attention for transformers trained in bfloat16 on a CPU.
+    """Uses plain matrix products for attention in bfloat16 on a CPU.
 
-    There the backward pass of the fused one alone takes half of a step (benchmarks/training.py).
+    There the backward pass of torch's fused attention takes half of a step
+    (benchmarks/training.py).
     """
     if device.type == "cpu" and precision == torch.bfloat16:
         for module in model.children():
@@ -307,26 +357,16 @@ def choose_attention(model: nn.Module, device: torch.device, precision: torch.dt
                 choose("eager")
 
 
-def autocast(device: torch.device | str, precision: torch.dtype) -> Any:
-    """Computation in that precision where torch deems it safe; nothing changes for float32."""
-    return (
-        nullcontext()
-        if precision == torch.float32
-        else torch.autocast(torch.device(device).type, precision)
-    )
-
-
 def _finite(model: nn.Module) -> bool:
-    return bool(
-        torch.stack([parameter.detach().isfinite().all() for parameter in model.parameters()]).all()
-    )
+    finite = [parameter.detach().isfinite().all() for parameter in model.parameters()]
+    return bool(torch.stack(finite).all())
 
 
-def _not_finite(what: str, epoch: int, step: int, checkpoint: Path) -> str:
+def _not_finite(what: str, epoch: int, step: int, checkpoint: Path) -> TrainingError:
     kept = (
         f"the last good checkpoint is {checkpoint}"
         if checkpoint.exists()
         else "no checkpoint had been saved yet"
     )
-    mend = "Lower train.optimizer.lr or use train.precision: float32."
-    return f"the {what} is not finite in epoch {epoch}, step {step}; {kept}. {mend}"
+    fix = "Lower the learning rate or train in float32."
+    return TrainingError(f"the {what} is not finite in epoch {epoch}, step {step}; {kept}. {fix}")

@@ -37,7 +37,7 @@ class _Stopped(Exception):
 
 
 class Workers(AbstractContextManager["Workers"]):
-    """Whoever makes the images of a plan; used as a context, at whose end all workers stop."""
+    """Makes the images of a plan. Use it as a context; all workers stop at its end."""
 
     @abstractmethod
     def make(self, requests: Sequence[Request], on_denoised: Callable[[int], None]) -> None:
