@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from typer.main import get_command
 
-from discl import cli
+from discl import cli, options
 from discl.errors import DataError
 from discl.levels import check_level
 from discl.recipe import load_recipe, shipped_recipes
@@ -428,6 +428,6 @@ def test_what_is_stopped_says_how_to_go_on(discl, monkeypatch: pytest.MonkeyPatc
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_open", stop)
+    monkeypatch.setattr(options.RunOptions, "open", stop)
     status, _, told = discl("generate", "fashion-lt")
     assert status == 130 and "run the same command again" in told

@@ -136,7 +136,7 @@ def test_the_number_of_shares_may_change(
         generate(run, share)
         left.append(PLANNED - len(ids(run)))
         assert (
-            f"share {share} is done; {left[-1]} of {PLANNED} images of the whole plan are still "
+            f"shard {share} is done; {left[-1]} of {PLANNED} images of the whole plan are still "
             "to be made" in capsys.readouterr().err
         )
     assert left == [20, 16, 16, 16, 8, 0]
@@ -462,7 +462,11 @@ def test_the_address_of_a_cluster_may_be_left_out(
         def location(self, name: str) -> str:
             return name
 
-    monkeypatch.setattr(cli, "_open", lambda recipe, *_: found.append(recipe) or Opened())
+    def stand_in(given: options.RunOptions, stage: str) -> Opened:
+        found.append(given.recipe)
+        return Opened()
+
+    monkeypatch.setattr(options.RunOptions, "open", stand_in)
     monkeypatch.setattr("discl.pipeline.generate", lambda opened, share, ray: found.append(ray))
     result = CliRunner().invoke(cli.app, ["generate", *words])
     assert (result.exit_code, found) == (0, ["r.yaml", address]), result.output
