@@ -26,7 +26,7 @@ import yaml
 from datasets.arrow_writer import ArrowWriter
 
 import discl as package
-from discl import cli, pipeline
+from discl import cli, options, pipeline
 from discl.errors import RecipeError, RunError, StoreError
 from discl.pipeline import generate, run_until
 from discl.recipe import validate
