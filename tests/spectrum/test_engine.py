@@ -494,7 +494,9 @@ def test_a_request_by_itself_needs_a_text_a_level_and_a_source(model: StableDiff
     )
     assert (
         request.id
-        == Request.of("a photo of a boot", 50, "image-0", 32, 32, negative_prompt=NEGATIVE).id
+        == Request.of(
+            "a photo of a boot", 50, "image-0", 32, height=32, negative_prompt=NEGATIVE
+        ).id
     )
     others = [
         {"level": 0},

@@ -47,7 +47,7 @@ def open_filesystem(folder: Path | str) -> tuple[AbstractFileSystem | None, str]
 
     try:
         filesystem, path = fsspec.core.url_to_fs(folder)
-    except Exception as error:  # each package has errors of its own
+    except Exception as error:  # each package has its own errors
         raise StoreError(
             f"store '{folder}' cannot be opened: {error}; write a folder, or a URL for which "
             "fsspec's package is installed."
@@ -72,7 +72,7 @@ def _protocols(filesystem: AbstractFileSystem) -> tuple[str, ...]:
 
 @contextmanager
 def as_os_errors() -> Iterator[None]:
-    """Turns errors of a remote store into an OSError; each package has errors of its own."""
+    """Turns errors of a remote store into an OSError; each package has its own errors."""
     try:
         yield
     except (OSError, pa.ArrowInvalid):

@@ -94,7 +94,12 @@ def propose(
             "similarity."
         )
     threshold = _threshold(
-        {level: measured[level] for level in levels}, typical, scale, seeds, tries, reasons
+        {level: measured[level] for level in levels},
+        typical,
+        reasons,
+        scale=scale,
+        seeds=seeds,
+        tries=tries,
     )
     return Proposal(tuple(levels), threshold, bound, tuple(reasons))
 
@@ -173,11 +178,13 @@ def _worth_it(
 def _threshold(
     measured: Mapping[int, Measured],
     typical: float,
+    reasons: list[str],
+    *,
     scale: float,
     seeds: int,
     tries: int,
-    reasons: list[str],
 ) -> float:
+    """The median of the real images, lowered until every level keeps enough images."""
     # one of n tries is kept with probability 1 − (1 − p)^n, where p is the fraction kept
     needed = 1 - (1 - min(scale / seeds, 1)) ** (1 / tries)
     fraction = min(needed, MAX_KEPT)

@@ -69,7 +69,7 @@ def level_spans(num_inference_steps: int) -> dict[int, range]:
 
 
 def stacked_spans(levels: Iterable[int], num_inference_steps: int) -> dict[int, range]:
-    """`{λ in per cent: T steps of its own}`, level after level."""
+    """`{λ in per cent: its own T steps}`, level after level."""
     return {
         level: range(index * num_inference_steps, (index + 1) * num_inference_steps)
         for index, level in enumerate(levels)
