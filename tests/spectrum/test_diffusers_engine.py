@@ -100,8 +100,10 @@ def test_description_and_limits(consistency: Path) -> None:
         4,
     )
     check_generator(str(consistency), 4, 32, [0])
-    with pytest.raises(CheckpointError, match=r"leave out spectrum\.steps"):
-        check_generator(str(consistency), 4, fixed=True)
+    for options in ({"fixed": True}, {"guidance_interval": (0.4, 1.0)}):
+        with pytest.raises(CheckpointError) as raised:
+            check_generator(str(consistency), 4, **options)  # type: ignore[arg-type]
+        assert raised.value.argument == next(iter(options))
     with pytest.raises(CheckpointError, match="which the engine does not know"):
         load_generator(str(consistency))
 
@@ -184,8 +186,9 @@ def test_a_size_that_the_files_do_not_tell_is_asked_for(consistency: Path, tmp_p
     del settings["block_out_channels"]
     (folder / "vae" / "config.json").write_text(json.dumps(settings))
     assert describe_generator(str(folder)).size is None
-    with pytest.raises(CheckpointError, match=r"set spectrum\.size"):
+    with pytest.raises(CheckpointError) as raised:
         check_generator(str(folder), 4)
+    assert raised.value.argument == "size"
     check_generator(str(folder), 4, 32)
 
 
@@ -202,9 +205,7 @@ def test_pipelines_that_want_more_are_refused(consistency: Path, kind: str, tmp_
     folder = Path(shutil.copytree(consistency, tmp_path / "other"))
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": kind}))
-    with pytest.raises(
-        CheckpointError, match=rf"is a {kind}, which is no generator that is supported"
-    ):
+    with pytest.raises(CheckpointError, match=rf"is a {kind}, which is not supported"):
         check_generator(str(folder), 4)
 
 
@@ -216,10 +217,7 @@ def test_pipelines_that_take_no_share_of_noise_are_refused(
     folder = Path(shutil.copytree(consistency, tmp_path / "other"))
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": kind}))
-    with pytest.raises(
-        CheckpointError,
-        match=rf"is a {kind}, .* takes no strength, so that it cannot make an image at a level",
-    ):
+    with pytest.raises(CheckpointError, match=rf"is a {kind}\. .* takes no strength"):
         check_generator(str(folder), 4)
 
 
