@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import BrokenFileError, StoreError
+from ..run_folder import paths
 from ..utils.atomic import clear_unfinished, make_folder, whole, why
 from ..utils.hashing import digest, digest_bytes
 from ..utils.stored import read_json, write_text
@@ -30,6 +31,7 @@ from .filesystems import as_os_errors, open_filesystem, puts_atomically
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
+SHARDS = paths.SHARD.format("*")
 DIGEST = "image_digest"
 """The column with the digest of an image's encoded bytes."""
 OPTIONAL = ("resize", "steps", "guidance_from", "guidance_to", "loras", DIGEST)
@@ -80,7 +82,7 @@ class Shards:
         names = sorted(
             row["id"] if self.keys == ("id",) else [row[key] for key in self.keys] for row in rows
         )
-        name = f"part-{digest(names)}.parquet"
+        name = paths.SHARD.format(digest(names))
         table = pa.Table.from_pylist(list(rows), self.schema)
         try:
             if self.remote is None:
@@ -114,19 +116,19 @@ class Shards:
     def clear_unfinished(self, older_than: float = 3600.0) -> None:
         """Deletes temporary files of killed writers that are older than so many seconds."""
         if self.remote is None:
-            clear_unfinished(Path(self.folder), older_than, ".part-*")
+            clear_unfinished(Path(self.folder), older_than, f".{SHARDS}*")
 
     # ------------------------------------------------------------ listing
 
     def files(self) -> Sequence[PurePath]:
         """Finished shards, sorted by name: local paths, or paths in the remote file system."""
         if self.remote is None:
-            return sorted(Path(self.folder).glob("part-*.parquet"))
+            return sorted(Path(self.folder).glob(SHARDS))
         try:
             with as_os_errors():
                 self.remote.invalidate_cache()
                 return sorted(
-                    PurePosixPath(file) for file in self.remote.glob(f"{self.root}/part-*.parquet")
+                    PurePosixPath(file) for file in self.remote.glob(f"{self.root}/{SHARDS}")
                 )
         except OSError as error:
             raise StoreError(f"cannot list {self.folder}: {error}") from error
