@@ -152,6 +152,8 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 """Distributions by the name of their module, where the two differ."""
+LOADED_BY_OTHERS = {"peft", "tensorboard"}
+"""Packages of an extra that diffusers and torch import, not this package."""
 FRAMEWORKS = {"integrations.huggingface", "integrations.lightning"}
 """Each exists for one framework, and only its users load it."""
 OF_EXTRAS = {"prompts.bounded_client"}
@@ -189,6 +191,12 @@ def test_what_is_imported_is_declared(module: str) -> None:
     assert not inside(module, deferred=False) & OF_EXTRAS
     if module not in FRAMEWORKS | OF_EXTRAS:
         assert third_party(imports(module, deferred=False)) <= required
+
+
+def test_what_is_declared_is_imported() -> None:
+    required, optional = declared()
+    used = set().union(*(third_party(imports(module)) for module in MODULES))
+    assert required | optional <= used | LOADED_BY_OTHERS
 
 
 def test_frameworks_are_loaded_by_their_users_only() -> None:

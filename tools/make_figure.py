@@ -1,11 +1,11 @@
-"""The README's picture: the spectrum of three images of a run, and the curriculum below it.
+"""Draws the figure of the README: the spectra of three images, and the curriculum below them.
 
     discl filter fashion-lt --set 'spectrum.levels=[0,10,30,50,70,90]' --set spectrum.seeds=1 \\
         --out runs/figure
     python tools/make_figure.py runs/figure docs/spectrum.png
 
-Sources are the hard images whose spectrum the filter kept whole, one of each class. The curriculum
-is the recipe's `discl` method: which level each epoch draws.
+Sources are hard images with a fully kept spectrum, one per class. The curriculum is that of the
+recipe's `discl` method: the level that each epoch draws.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def choose(rows: list[dict[str, Any]], levels: list[int]) -> list[dict[int, dict[str, Any]]]:
-    """Per class the source with a whole kept spectrum whose images are most like their class."""
+    """Per class the source with a fully kept spectrum and the highest minimum similarity."""
     by_source: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:
         by_source.setdefault(row["source_id"], {})[row["level"]] = row
@@ -55,7 +55,7 @@ def choose(rows: list[dict[str, Any]], levels: list[int]) -> list[dict[int, dict
 
 
 def draw(run: discl.Run, out: Path) -> Path:
-    """Writes the picture."""
+    """Writes the figure to `out`."""
     levels = [int(str(level).rstrip("%")) for level in run.recipe.spectrum.levels]
     spectra = choose(rows_of(run.folder), levels)
     table = run.train
@@ -88,12 +88,12 @@ def draw_curriculum(
     pen: ImageDraw.ImageDraw,
     run: discl.Run,
     levels: list[int],
-    place: tuple[int, int, int],
+    box: tuple[int, int, int],
     fonts: tuple[Any, Any],
 ) -> None:
     """A band of epochs, coloured by the level that each draws: equal stages, then real images."""
     train = run.recipe.train
-    left, top, right = place
+    left, top, right = box
     big, small = fonts
     pen.text((left - 16, top + BAR / 2), "curriculum", INK, big, anchor="rm")
     edges = [stage * train.curriculum_epochs / len(levels) for stage in range(len(levels) + 1)]
@@ -102,11 +102,13 @@ def draw_curriculum(
         x0, x1 = (left + (right - left) * edge / train.epochs for edge in (first, last))
         level = levels[stage] if stage < len(levels) else None
         pen.rectangle((x0, top, x1 - 2, top + BAR), fill=REAL if level is None else COLOURS[level])
-        told = "real" if level is None else f"{level} %"
+        caption = "real" if level is None else f"{level} %"
         dark = level is not None and level < 30
-        pen.text(((x0 + x1) / 2, top + BAR / 2), told, "white" if dark else INK, small, anchor="mm")
-    told = "epochs: each draws real images and the synthetic images of one level"
-    pen.text((left, top + BAR + 20), told, SOFT, small, anchor="lm")
+        pen.text(
+            ((x0 + x1) / 2, top + BAR / 2), caption, "white" if dark else INK, small, anchor="mm"
+        )
+    caption = "epochs: each draws real images and the synthetic images of one level"
+    pen.text((left, top + BAR + 20), caption, SOFT, small, anchor="lm")
 
 
 if __name__ == "__main__":
