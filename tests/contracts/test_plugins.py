@@ -47,12 +47,12 @@ class Plain(TrainingHook):
         self.threshold = threshold
 
 
-class NoCompanion:
+class NoHook:
     pass
 
 
-def no_companion():
-    return NoCompanion()
+def no_hook():
+    return NoHook()
 
 
 class Listens(TrainingHook):
@@ -266,12 +266,12 @@ def test_an_objective(name: str) -> None:
             r"own_pieces:Listens has no parameter; got 'share'\.",
         ),
         (
-            {"system": "own_pieces:NoCompanion"},
+            {"system": "own_pieces:NoHook"},
             r"is a class .*subclass of discl\.training\.hooks\.TrainingHook",
         ),
         (
-            {"system": "own_pieces:no_companion"},
-            r"'own_pieces:no_companion' is a function .* not called",
+            {"system": "own_pieces:no_hook"},
+            r"'own_pieces:no_hook' is a function .* not called",
         ),
         ({"strategy": "alternatin"}, r"strategy 'alternatin'; known: .*Did you mean 'alternating'"),
         (

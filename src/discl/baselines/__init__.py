@@ -83,6 +83,5 @@ def _no_hook(name: str, found: Any) -> RecipeError:
     base = f"{TrainingHook.__module__}.{TrainingHook.__qualname__}"
     what = "class" if isinstance(found, type) else type(found).__name__
     return RecipeError(
-        f"system '{name}' is a {what} that is no hook of training, and was not called; make it a "
-        f"subclass of {base}."
+        f"system '{name}' is a {what}, not a subclass of {base}, and was not called."
     )
