@@ -267,11 +267,11 @@ def test_an_objective(name: str) -> None:
         ),
         (
             {"system": "own_pieces:NoHook"},
-            r"is a class .*subclass of discl\.training\.hooks\.TrainingHook",
+            r"is a class, .*subclass of discl\.training\.hooks\.TrainingHook",
         ),
         (
             {"system": "own_pieces:no_hook"},
-            r"'own_pieces:no_hook' is a function .* not called",
+            r"'own_pieces:no_hook' is a function, .* not called",
         ),
         ({"strategy": "alternatin"}, r"strategy 'alternatin'; known: .*Did you mean 'alternating'"),
         (

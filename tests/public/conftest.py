@@ -14,6 +14,7 @@ import discl
 COUNTS = {"Trouser": 30, "Bag": 8}
 """Photos of each class."""
 MINIATURE = (
+    "data.splits={test: null}",
     "data.long_tail.n_max=40",
     "data.long_tail.imbalance_ratio=10",
     "hard.fewer_than=6",
