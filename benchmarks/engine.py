@@ -95,11 +95,12 @@ def make_requests(sources: int, steps: int, size: int) -> list[Request]:
 
 
 def pixels_of(source: str, size: int) -> np.ndarray:
-    """A picture uint8 `[3, size, size]` of random patches, a pure function of the source's name."""
+    """A picture uint8 `[size, size, 3]` of random patches, a pure function of the source's name."""
     coarse = np.random.default_rng(derive_seed(source)).integers(
         256, size=(3, 4, 4), dtype=np.uint8
     )
-    return np.kron(coarse, np.ones((1, -(-size // 4), -(-size // 4)), np.uint8))[:, :size, :size]
+    blocks = np.kron(coarse, np.ones((1, -(-size // 4), -(-size // 4)), np.uint8))
+    return np.ascontiguousarray(blocks[:, :size, :size].transpose(1, 2, 0))
 
 
 # ---------------------------------------------------------------- the arms
@@ -174,8 +175,7 @@ class Diffusers:
             return self.text(latents=noise, height=self.size, width=self.size, **common).images
         self.image.noise = noise
         pictures = [
-            Image.fromarray(pixels_of(request.source_id, self.size).transpose(1, 2, 0))
-            for request in requests
+            Image.fromarray(pixels_of(request.source_id, self.size)) for request in requests
         ]
         # half a step more than t(λ) / T, because the pipeline rounds T · strength down in floats
         return self.image(

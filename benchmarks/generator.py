@@ -74,7 +74,7 @@ def make_images(per_class: int, checkpoint: str, names: list[str]) -> tuple[np.n
     pictures = {
         request.id: picture
         for request, picture in engine.generate(
-            requests, lambda source: np.zeros((3, 32, 32), np.uint8)
+            requests, lambda source: np.zeros((32, 32, 3), np.uint8)
         )
     }
     return np.stack([pictures[request.id] for request in requests]), np.array(

@@ -205,7 +205,8 @@ class Pipelines:
         )
         if request.level == 0:
             return self.text(latents=noise, height=self.size, width=self.size, **settings).images
-        pixels = torch.from_numpy(pixels_of(request.source_id, self.size))[None].float() / 127.5 - 1
+        channels_first = pixels_of(request.source_id, self.size).transpose(2, 0, 1)
+        pixels = torch.from_numpy(channels_first.copy())[None].float() / 127.5 - 1
         clean = model.encode_images(pixels.to(model.device)).to(model.dtype)
         self.image.scheduler.set_timesteps(self.steps)
         begun = self.image.scheduler.add_noise(
@@ -230,10 +231,7 @@ class Pipelines:
                 **common,
             )
             return
-        pictures = [
-            Image.fromarray(pixels_of(each.source_id, self.size).transpose(1, 2, 0))
-            for each in requests
-        ]
+        pictures = [Image.fromarray(pixels_of(each.source_id, self.size)) for each in requests]
         self.image(
             image=pictures, strength=(requests[0].steps(self.steps) + 0.5) / self.steps, **common
         )
@@ -246,7 +244,7 @@ def score_seconds(device: str, size: int, images: int) -> float:
     """
     clip = CLIPModel(CLIPConfig()).to(device).eval()
     processor = CLIPImageProcessorPil()
-    pictures = [Image.fromarray(pixels_of(f"{row}", size).transpose(1, 2, 0)) for row in range(32)]
+    pictures = [Image.fromarray(pixels_of(f"{row}", size)) for row in range(32)]
     for _ in range(2):
         wait(device)
         started = time.perf_counter()

@@ -79,7 +79,7 @@ def test_text_only_images_show_their_class(seed: int) -> None:
             text = texts[name][number]
             requests.append(Request(name_of, name_of, "", label, 0, seed, 0, text, "", 32, 32))
     torch.manual_seed(0)
-    source = np.zeros((3, 32, 32), np.uint8)
+    source = np.zeros((32, 32, 3), np.uint8)
     made = {request.id: image for request, image in engine.generate(requests, lambda _: source)}
     cosines = zero_shot([Image.fromarray(made[request.id]) for request in requests], names)
     assert (cosines.argmax(1) == [request.label for request in requests]).mean() > 0.75

@@ -33,7 +33,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tools")]
 
 import make_fashion_mnist as fashion  # noqa: E402
 from discl.data import read_tables, take_long_tail  # noqa: E402
-from discl.data.camera_traps import is_pretraining  # noqa: E402
+from discl.data.readers.camera_traps import is_pretraining  # noqa: E402
 
 TEMPLATES = ("a photo of a {}", "a photo of {}", "{}")
 
@@ -41,7 +41,7 @@ TEMPLATES = ("a photo of a {}", "a photo of {}", "{}")
 def read_images(cifar100: Path, cifar10: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """(uint8 images `[n, 32, 32, 3]`, labels `[n]`, 110 class names) that the models may see."""
     coarse, fine = (read_tables(str(folder))["train"] for folder in (cifar10, cifar100))
-    in_long_tail = set(take_long_tail(fine, 500, 50, list(range(100)), 0))
+    in_long_tail = set(take_long_tail(fine, 500, 50, list(range(100)), seed=0))
     rows = [(fine, row, 0) for row in range(len(fine)) if row not in in_long_tail]
     ids = coarse.ids
     rows += [

@@ -93,12 +93,12 @@ def test_a_row_group_is_read_once_for_neighbours(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tabular, "COPIED_BYTES", 0)
-    addresses._group.cache_clear()
+    addresses._read_group.cache_clear()
     inspect_images(read_tables(str(root), columns=COLUMNS)["train"])
     assert (
-        addresses._group.cache_info().misses <= 12
+        addresses._read_group.cache_info().misses <= 12
     )  # six groups, by many threads that are a little out of step
-    assert addresses._group.cache_info().currsize <= addresses.KEPT_GROUPS
+    assert addresses._read_group.cache_info().currsize <= addresses.KEPT_GROUPS
 
 
 @pytest.mark.parametrize("kept", ["bytes", "binary", "path"])
@@ -143,13 +143,13 @@ def test_a_named_file_stays_below_the_folder(
 def test_a_file_that_has_changed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tabular, "COPIED_BYTES", 0)
     gate = Gate((root,), frozenset({addresses.CELL}))
-    with pytest.raises(Unreadable, match=r"has 7 rows; row 99 is none of them"):
+    with pytest.raises(Unreadable, match=r"has 7 rows and no row 99"):
         decode_image({"bytes": None, "path": f"parquet://99:img::{root}/test.parquet"}, gate)
     with pytest.raises(Unreadable, match="No such file"):
         decode_image({"bytes": None, "path": f"parquet://0:img::{root}/lost.parquet"}, gate)
     table = read_tables(str(root), columns=COLUMNS)["test"]
     (root / "test.parquet").write_bytes(b"")
-    addresses._group.cache_clear()
-    addresses._starts.cache_clear()
+    addresses._read_group.cache_clear()
+    addresses._group_starts.cache_clear()
     with pytest.raises(DataError, match="cannot be read"):
         table.image(0)

@@ -22,11 +22,10 @@ from discl.data import (
     Gate,
     decode_image,
     digest_image,
-    is_pretraining,
     read_tables,
-    through_cameras,
 )
 from discl.data.cameras import SCHEME, camera_address, degrade, draw_camera, parse_address
+from discl.data.readers.camera_traps import is_pretraining, read_camera_traps
 from discl.data.table import make_table
 from discl.errors import DataError
 from discl.recipe import load_recipe
@@ -128,20 +127,20 @@ def test_a_file_that_a_camera_takes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_another_process_sees_the_same_pictures(root: Path) -> None:
     program = (
-        "import sys; from discl.data import Cameras, digest_image, read_tables, through_cameras\n"
-        "tables = through_cameras(read_tables(sys.argv[1]), Cameras(validation=30))\n"
+        "import sys; from discl.data import Cameras, digest_image, read_tables\n"
+        "tables = read_tables(sys.argv[1], cameras=Cameras(validation=30))\n"
         "print(*(digest_image(tables['train'].image(row)) for row in range(20)))"
     )
     found = subprocess.run([sys.executable, "-c", program, str(root)], capture_output=True, text=True, check=True, env={
         "PYTHONPATH": str(Path(__file__).parents[2] / "src"), "PYTHONHASHSEED": "5", "OMP_NUM_THREADS": "2",
     })  # fmt: skip
-    table = through_cameras(read_tables(str(root)), Cameras(validation=30))["train"]
+    table = read_tables(str(root), cameras=Cameras(validation=30))["train"]
     assert found.stdout.split() == [digest_image(table.image(row)) for row in range(20)]
 
 
 def test_parts_are_disjoint_and_cameras_of_the_last_are_new(root: Path) -> None:
     clean = read_tables(str(root))
-    tables = through_cameras(clean, Cameras(seen=3, unseen=2, validation=30, clean=0.25))
+    tables = read_camera_traps(clean, Cameras(seen=3, unseen=2, validation=30, clean=0.25))
     assert list(tables) == ["train", "validation", "test", "test-ood"]
     ids = {split: set(table.ids) for split, table in tables.items()}
     assert not ids["train"] & ids["validation"] and not ids["test"] & ids["test-ood"]
@@ -169,7 +168,7 @@ def test_parts_are_disjoint_and_cameras_of_the_last_are_new(root: Path) -> None:
 def test_most_takes_fewer_of_the_same(root: Path) -> None:
     clean = read_tables(str(root))
     whole, few = (
-        through_cameras(clean, Cameras(validation=30, most=most))
+        read_camera_traps(clean, Cameras(validation=30, most=most))
         for most in ({}, {"train": 10, "test-ood": 5})
     )
     assert [len(few[split]) for split in few] == [10, 30, len(whole["test"]), 5]
@@ -192,15 +191,14 @@ def test_the_rule_of_pretraining_is_the_one_that_the_shipped_weights_were_made_b
 
 def test_what_is_missing_is_told(root: Path) -> None:
     clean = read_tables(str(root))
+    with pytest.raises(DataError, match="a training and a test split") as refused:
+        read_camera_traps({"train": clean["train"]}, Cameras())
+    assert refused.value.argument == "splits"
     with pytest.raises(
-        DataError, match=r"needs a training and a test split; name the latter in data\.splits"
-    ):
-        through_cameras({"train": clean["train"]}, Cameras())
-    with pytest.raises(
-        DataError,
-        match=r"data\.cameras\.validation = 2000 leaves no training image: 1\d\d of 300 are not for pretraining",
-    ):
-        through_cameras(clean, Cameras())
+        DataError, match=r"validation = 2000 leaves no training image: 1\d\d of 300"
+    ) as refused:
+        read_camera_traps(clean, Cameras())
+    assert refused.value.argument == "cameras"
 
 
 def test_a_run_and_its_check_see_degraded_pictures(recipe: dict, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from discl.data import Cameras, ImageTable, digest_image, read_tables, through_cameras, with_depth
+from discl.data import Cameras, ImageTable, digest_image, read_tables, with_depth
 from discl.data.depth import Depth, Wide, common_depth, depth_of
+from discl.data.readers.camera_traps import read_camera_traps
 from discl.errors import DataError, RecipeError
 from discl.models.classifier import (
     ClassifierConfig,
@@ -78,7 +79,7 @@ def test_the_rule_follows_from_all_pictures(
 @pytest.mark.parametrize("plain", [None, "{", "[]", {}, {"whole": [0]}, {"whole": [0, 1], "fractions": ["a", 1]},
                                    '{"whole": [0, NaN], "fractions": [0, 1]}'])  # fmt: skip
 def test_a_rule_that_is_none(plain: Any) -> None:
-    with pytest.raises(DataError, match="depth of grey pictures"):
+    with pytest.raises(DataError, match="depth of grey images"):
         depth_of(plain)
 
 
@@ -107,7 +108,7 @@ def test_every_stage_sees_the_same_pixels(twelve_bits: Path, tmp_path: Path) -> 
         assert again.checked_image(row, digest[name]) == again.train.image(row)
     table = with_depth(read_tables(str(twelve_bits)))["train"]
     assert digest_image(table.image(0)) == digest[table.ids[0]]
-    degraded = through_cameras(
+    degraded = read_camera_traps(
         {"train": table, "test": table}, Cameras(validation=1, clean=0.0, pretraining=0.0)
     )
     assert degraded["train"].depth == table.depth
@@ -119,7 +120,7 @@ def test_the_rule_is_said_and_may_be_stated(twelve_bits: Path, tmp_path: Path) -
         found = check_data(Data(root=str(twelve_bits), overlap="keep", **data)).findings
         return next(each.text for each in found if "8 bits" in each.text)
 
-    assert "13 of whole numbers from 0 to 4095, of which 0 is black and 4095 white" in told()
+    assert "13 of whole numbers from 0 to 4095, where 0 is black and 4095 white" in told()
     assert "1023 white; values beyond are cut off" in told(bits=10)
     run = open_run(recipe_of(twelve_bits, bits=16), tmp_path / "run")
     prepare_data(run)

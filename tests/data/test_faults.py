@@ -66,18 +66,14 @@ def test_links_in_a_circle(tmp_path: Path) -> None:
         read_tables(str(tmp_path))
     (tmp_path / "a" / "self.png").unlink()
     (tmp_path / "a" / "up").symlink_to(tmp_path)
-    with pytest.raises(
-        DataError, match=r"a/up leads to .*, in which it lies itself; delete the link"
-    ):
+    with pytest.raises(DataError, match=r"a/up leads to .*, which contains it; delete the link"):
         read_tables(str(tmp_path))
 
 
 def test_binary_cifar_without_names(tmp_path: Path) -> None:
     root = miniatures.cifar100(tmp_path / "cifar", ["a", "b"], [3, 2])
     (root / "fine_label_names.txt").unlink()
-    with pytest.raises(
-        DataError, match=r"fine_label_names\.txt is missing, the names of the classes"
-    ):
+    with pytest.raises(DataError, match=r"fine_label_names\.txt .*is missing"):
         read_tables(str(root))
 
 
@@ -201,7 +197,7 @@ def test_a_list_may_state_whole_paths(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "away" / "list.csv").write_text((tmp_path / "real" / "list.csv").read_text())
     with pytest.raises(
         DataError,
-        match=r"real/p/1\.png', which lies outside .*away; name the folder .* in data\.images",
+        match=r"real/p/1\.png', which is outside .*away; name the folder .*images",
     ):
         read_tables("away/list.csv")
     assert read_tables("away/list.csv", images="real")["train"].ids == [
@@ -228,11 +224,11 @@ def test_the_folder_of_a_lists_images(tmp_path: Path) -> None:
         tmp_path / "photos",
         [],
     )
-    with pytest.raises(DataError, match=r"data\.images 'nowhere' is no folder; looked for /"):
+    with pytest.raises(DataError, match=r"^images: 'nowhere' is no folder; looked for /"):
         read_tables(str(tmp_path / "list.csv"), images="nowhere")
     with pytest.raises(
         DataError,
-        match=r"data\.images is the folder .* but '.*photos' is read as imagefolder; leave it out",
+        match=r"^images: .*'.*photos' is read as imagefolder",
     ):
         read_tables(str(tmp_path / "photos"), images=str(tmp_path))
 

@@ -354,7 +354,7 @@ def test_a_split_that_was_given_another_name_is_not_taken_twice(tmp_path: Path) 
             r"n01 has the label 7 in ImageNet_LT_train\.txt and 0 in ImageNet_LT_val\.txt",
         ),
         ("../outside/1.png 0", r"leads out of"),
-        ("/etc/1.png 0", r"names '/etc/1\.png', which lies outside /"),
+        ("/etc/1.png 0", r"names '/etc/1\.png', which is outside /"),
         ("train/../../1.png 0", r"leads out of"),
     ],
 )
@@ -398,7 +398,7 @@ def test_a_category_that_is_not_listed(tmp_path: Path) -> None:
     content = json.loads(file.read_text())
     content["annotations"][0]["category_id"] = 4711
     file.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"category 4711 stands in no list"):
+    with pytest.raises(DataError, match=r"category 4711 is in no list"):
         read_tables(str(tmp_path))
 
 

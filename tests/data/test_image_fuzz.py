@@ -20,7 +20,7 @@ from PIL import EpsImagePlugin, Image, features
 
 from discl.data import Gate, Unreadable, decode_image, inspect_images, read_tables, to_square
 from discl.data.depth import Depth
-from discl.data.listing import LeftOut, walk_images
+from discl.data.listing import IMAGE_NAMED_FOLDER, LINKED_FOLDER, LeftOut, walk_images
 
 SEED, CASES, LONGEST = 15, 500, 10
 
@@ -182,7 +182,7 @@ def test_five_hundred_odd_files(tmp_path: Path, one_at_a_time: Callable[[], None
             raise AssertionError(f"{name}: {type(error).__name__}: {error}") from error
         else:
             assert picture.mode == "RGB", name
-            assert to_square(picture, 8).shape == (3, 8, 8), name
+            assert to_square(picture, 8).shape == (8, 8, 3), name
             decoded += 1
         file.unlink()
     assert decoded > 150 and refused > 150
@@ -225,4 +225,4 @@ def test_pipes_devices_folders_and_links_in_place_of_pictures(
     left_out = LeftOut()
     names = {Path(path).name for path in walk_images(root, left_out)}
     assert names == set(told) - {"folder.png", "to-folder.png"}
-    assert left_out.counts == {"linked folders": 1, ".csv": 1}
+    assert left_out.counts == {LINKED_FOLDER: 1, IMAGE_NAMED_FOLDER: 1, ".csv": 1}

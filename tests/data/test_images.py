@@ -199,7 +199,7 @@ def test_a_truncated_jpeg_is_unreadable(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(
         Unreadable,
-        match="LOAD_TRUNCATED_IMAGES is set, so truncated images could not be told apart",
+        match="LOAD_TRUNCATED_IMAGES is set, so truncated images cannot be detected",
     ):
         decode_image(cut)
 
@@ -216,7 +216,7 @@ def test_what_is_no_image_is_unreadable_and_says_why(tmp_path: Path) -> None:
             "^the file is no image, or of an unknown format$",
         ),
         ({"bytes": None, "path": str(tmp_path / "none.png")}, "No such file"),
-        ({"bytes": None, "path": str(tmp_path)}, "^it is a folder, no regular file$"),
+        ({"bytes": None, "path": str(tmp_path)}, "^it is a folder, not a regular file$"),
         ({"bytes": None, "path": None}, "^neither bytes nor a path are stored$"),
         (None, "^neither bytes nor a path are stored$"),
     ]
@@ -259,7 +259,7 @@ def test_a_small_file_of_an_enormous_picture_is_unreadable(monkeypatch: pytest.M
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("it is decoded"))
     with pytest.raises(
         Unreadable,
-        match=r"^9500×9500 pixels; at most 89,478,485 in all are decoded, so make the picture smaller$",
+        match=r"^9500×9500 pixels; at most 89,478,485 in all are decoded, so make the image smaller$",
     ):
         decode_image({"bytes": data, "path": None})
 
@@ -276,7 +276,7 @@ def test_the_most_pixels_are_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         decode_image(stored)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 599)
-    with pytest.raises(Unreadable, match=r"exceeds limit.*Make the picture smaller"):
+    with pytest.raises(Unreadable, match=r"exceeds limit.*Make the image smaller"):
         decode_image(stored)
 
 
@@ -322,19 +322,19 @@ def test_to_square_takes_the_centre_of_wide_and_tall_images(width: int, height: 
     centre = slice(long // 2 - 5, long // 2 + 5)
     array[(slice(None), centre) if width > height else centre] = 200
     square = to_square(Image.fromarray(array), 10)
-    assert (square.shape, square.dtype, square.flags.c_contiguous) == ((3, 10, 10), np.uint8, True)
+    assert (square.shape, square.dtype, square.flags.c_contiguous) == ((10, 10, 3), np.uint8, True)
     assert square.min() == square.max() == 200
 
 
 def test_to_square_keeps_what_has_the_size_and_smooths_what_is_shrunk() -> None:
     array = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-    assert np.array_equal(to_square(Image.fromarray(array), 8), array.transpose(2, 0, 1))
+    assert np.array_equal(to_square(Image.fromarray(array), 8), array)
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     assert (
         np.abs(to_square(Image.fromarray(stripes), 8).astype(int) - 127).max() <= 8
     )  # antialiased
-    assert to_square(Image.new("RGB", (1, 500)), 16).shape == (3, 16, 16)
+    assert to_square(Image.new("RGB", (1, 500)), 16).shape == (16, 16, 3)
 
 
 def test_aspect_is_kept_within_a_budget_of_pixels() -> None:
@@ -354,7 +354,7 @@ def test_to_size_takes_the_centre() -> None:
     array = np.zeros((10, 40, 3), np.uint8)
     array[:, 10:30] = 200
     picture = to_size(Image.fromarray(array), 20, 10)
-    assert picture.shape == (3, 10, 20) and picture.min() == 200
+    assert picture.shape == (10, 20, 3) and picture.min() == 200
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_folders_of_classes_stay_folders_of_classes(tmp_path: Path) -> None:
 def test_metadata_that_name_no_class(tmp_path: Path) -> None:
     draw(tmp_path, "1.png", "2.png")
     (tmp_path / "metadata.csv").write_text("file_name,text\n1.png,a cat\n2.png,a dog\n")
-    with pytest.raises(DataError, match=r"no column 'label' \(it has .*text.*data\.columns"):
+    with pytest.raises(DataError, match=r"^columns: .* no column 'label' \(it has .*text"):
         read_tables(str(tmp_path))
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.png", "objects": {"bbox": [1]}}\n')
     with pytest.raises(DataError, match=r"holds metadata\.csv and metadata\.jsonl; keep one"):
@@ -120,7 +120,7 @@ def test_metadata_that_name_no_class(tmp_path: Path) -> None:
 def test_a_split_without_metadata_is_told(tmp_path: Path) -> None:
     draw(tmp_path, "train/1.png", "train/2.png", "train/3.png", "test/1.png")
     as_csv(tmp_path / "train" / "metadata.csv", ROWS)
-    with pytest.raises(DataError, match=r"train have a file of metadata, test none.*test: null"):
+    with pytest.raises(DataError, match=r"train have a metadata file, test none.*test: null"):
         read_tables(str(tmp_path))
     assert list(read_tables(str(tmp_path), splits={"test": None})) == ["train"]
 
@@ -188,7 +188,7 @@ def test_roboflows_coco(tmp_path: Path) -> None:
     assert [label for _, label in told(tables["validation"])] == ["owl", "tit"]
     left, told_of = without_empty_classes(tables)
     assert left["train"].class_names == ("owl", "tit")
-    assert told_of.startswith("1 of 3 classes have no training image and are left out (birds).")
+    assert told_of.startswith("1 of 3 classes have no training image and are dropped (birds).")
 
 
 @pytest.mark.parametrize(
@@ -197,14 +197,14 @@ def test_roboflows_coco(tmp_path: Path) -> None:
         ("_annotations.csv", r"_annotations\.csv \(boxes"),
         ("1.xml", r"1\.xml \(boxes of Pascal VOC\)"),
         ("_annotations.createml.json", r"boxes of CreateML"),
-        ("labels/1.txt", "images/ and labels/, as YOLO has them"),
+        ("labels/1.txt", "images/ and labels/, the layout of YOLO"),
     ],
 )
 def test_exports_of_boxes_are_named(name: str, message: str, tmp_path: Path) -> None:
     draw(tmp_path, "train/images/1.png" if "/" in name else "train/1.png")
     (tmp_path / "train" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "train" / name).write_text("0 0.5 0.5 1 1\n")
-    with pytest.raises(DataError, match=f"{message}.*Cut the objects out first"):
+    with pytest.raises(DataError, match=f"{message}.*Crop the objects first"):
         read_tables(str(tmp_path))
 
 
@@ -256,12 +256,12 @@ def test_hidden_files_and_others_in_tars_are_left_out(tmp_path: Path) -> None:
 def test_one_of_two_pictures_is_chosen(tmp_path: Path) -> None:
     members = [("a.png", picture()), ("a.seg.png", b"no picture"), ("a.jpg", b""), ("a.cls", b"1")]
     shard(tmp_path / "train-0.tar", *members)
-    with pytest.raises(DataError, match=r"'a' has 2 pictures \(jpg, png\).*\{image: jpg\}"):
+    with pytest.raises(DataError, match=r"'a' has 2 images \(jpg, png\).*\{image: jpg\}"):
         read_tables(str(tmp_path))
     table = read_tables(str(tmp_path), columns={"image": "png"})["train"]
     assert told(table) == [("train-0/a", "1")]
     shard(tmp_path / "train-0.tar", *members[:1], *members)
-    with pytest.raises(DataError, match=r"'a\.png' stands twice"):
+    with pytest.raises(DataError, match=r"'a\.png' occurs twice"):
         read_tables(str(tmp_path), columns={"image": "png"})
 
 
@@ -347,8 +347,8 @@ def test_lists_of_other_programs(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"path,label,label\na.png,x,y\n", "the column label stands twice"),
-        (b"path,path,label\na.png,x,y\n", "the column path stands twice"),
+        (b"path,label,label\na.png,x,y\n", "the column label occurs twice"),
+        (b"path,path,label\na.png,x,y\n", "the column path occurs twice"),
         (b"path,label\nC:\\birds\\a.png,x\n", r"names 'C:.*a\.png', which is no path below"),
         (b"path,label\nhttps://x.org/a.png,x\n", r"names 'https://x\.org/a\.png', which is no"),
         (b"path,label\na\0.png,x\n", r"names 'a\\x00\.png', which is no path below"),
@@ -403,7 +403,7 @@ def test_classes_without_training_images_are_taken_out() -> None:
     }
     assert left["test"].class_names == ("b", "d")
     assert text == (
-        "2 of 4 classes have no training image and are left out (a, c); with them 2 images of test."
+        "2 of 4 classes have no training image and are dropped (a, c); with them 2 images of test."
     )
     same, text = without_empty_classes({"train": table([0, 1, 2, 3], "train")})
     assert (same["train"].class_names, text) == (("a", "b", "c", "d"), "")

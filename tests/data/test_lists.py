@@ -123,7 +123,7 @@ def test_a_missing_list_is_told_and_not_replaced(lost: str, root: Path) -> None:
     (root / f"ImageNet_LT_{lost}.txt").unlink()
     with pytest.raises(
         DataError,
-        match=rf"lacks ImageNet_LT_{lost}\.txt, so figures would be on other images than the published",
+        match=rf"lacks ImageNet_LT_{lost}\.txt, so results would be on other images",
     ):
         read_tables(str(root))
     assert list(read_tables(str(root), files={"train": "ImageNet_LT_train.txt"})) == ["train"]

@@ -43,7 +43,7 @@ def test_groups_never_straddle_and_shares_are_near(seed: int) -> None:
     draw = np.random.default_rng(seed)
     groups = [f"camera {number}" for number in draw.integers(0, 60, 600)]
     labels = draw.integers(0, 3, 600).tolist()
-    parts = split_rows([str(row) for row in range(600)], labels, groups, SHARES, seed)
+    parts = split_rows([str(row) for row in range(600)], labels, groups, SHARES, seed=seed)
     places = {name: {groups[row] for row in rows} for name, rows in parts.items()}
     assert not places["train"] & places["validation"]
     assert not places["train"] & places["test"]
@@ -71,7 +71,7 @@ def test_every_class_keeps_training_images(count: int) -> None:
             labels,
             None,
             {"validation": 0.4, "test": 0.4},
-            seed,
+            seed=seed,
         )
         assert counts_of(parts, labels)["train"][1] >= 1
 
@@ -96,7 +96,7 @@ def test_the_split_does_not_depend_on_the_order_of_rows(grouped: bool) -> None:
         [labels[row] for row in order],
         groups and [groups[row] for row in order],
         SHARES,
-        5,
+        seed=5,
     )
     assert {name: {ids[row] for row in rows} for name, rows in first.items()} == {
         name: {ids[order[row]] for row in rows} for name, rows in second.items()
@@ -105,6 +105,33 @@ def test_the_split_does_not_depend_on_the_order_of_rows(grouped: bool) -> None:
 
 def test_seeds_split_differently_and_place_every_image_somewhere() -> None:
     ids, labels = [str(row) for row in range(100)], [0] * 100
-    tests = [frozenset(split_rows(ids, labels, None, SHARES, seed)["test"]) for seed in range(30)]
+    tests = [
+        frozenset(split_rows(ids, labels, None, SHARES, seed=seed)["test"]) for seed in range(30)
+    ]
     assert len(set(tests)) == 30
     assert set(Counter(row for rows in tests for row in rows)) == set(range(100))
+
+
+def test_a_group_weighs_a_deficit_by_its_number_of_images() -> None:
+    """Four groups of two classes, half of the 13 and 10 images for either split, largest first.
+
+    - b [6, 2] goes to train, which has none. a [2, 4]: train .5 · 2 + 3 · 4 = 13, test 33: test.
+    - d [2, 3]: train .5 · 2 + 3 · 3 = 10, test 4.5 · 2 + 1 · 3 = 12: test. Squared weights would
+      give 29 against 27.
+    - c [3, 1]: train .5 · 3 + 3 · 1 = 4.5, test 2.5 · 3 − 2 · 1 = 5.5: test. Without weights train
+      would need 3.5 and test .5.
+    """
+    images = {"a": [2, 4], "b": [6, 2], "c": [3, 1], "d": [2, 3]}
+    groups = [name for name, counts in images.items() for _ in range(sum(counts))]
+    labels = [label for counts in images.values() for label in (0, 1) for _ in range(counts[label])]
+    ids = [str(row) for row in range(len(labels))]
+    for seed in range(3):
+        parts = split_rows(ids, labels, groups, {"test": 0.5}, seed=seed)
+        assert {groups[row] for row in parts["train"]} == {"b"}
+        assert {groups[row] for row in parts["test"]} == {"a", "c", "d"}
+
+
+def test_a_tie_goes_to_the_larger_split() -> None:
+    """Of four images train needs 1.5 and test 2.5, so the last one leaves .5 in either."""
+    parts = split_rows(["a", "b", "c", "d"], [0] * 4, None, {"test": 0.625}, seed=0)
+    assert {name: len(rows) for name, rows in parts.items()} == {"train": 1, "test": 3}

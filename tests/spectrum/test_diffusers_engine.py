@@ -55,7 +55,7 @@ def consistency(tiny_diffusion: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def pixels_of(source: str) -> np.ndarray:
     return np.random.default_rng(derive_seed(source)).integers(
-        256, size=(3, 32, 32), dtype=np.uint8
+        256, size=(32, 32, 3), dtype=np.uint8
     )
 
 
@@ -72,7 +72,7 @@ def test_pictures_are_those_of_diffusers(consistency: Path) -> None:
         "output_type": "np",
     }
     seed = derive_seed("noise", "image", 0, 0)
-    picture = Image.fromarray(pixels_of("image").transpose(1, 2, 0))
+    picture = Image.fromarray(pixels_of("image"))
     image = diffusers.LatentConsistencyModelImg2ImgPipeline.from_pretrained(consistency)
     wanted = image(
         image=picture, strength=0.5, generator=torch.Generator().manual_seed(seed), **common
@@ -246,7 +246,7 @@ def test_a_run_goes_the_plain_way_and_says_so(
         for name in ("boot", "hat"):
             (tmp_path / "data" / split / name).mkdir(parents=True)
             for index in range(2):
-                picture = pixels_of(f"{split}{name}{index}").transpose(1, 2, 0)
+                picture = pixels_of(f"{split}{name}{index}")
                 Image.fromarray(picture).save(tmp_path / "data" / split / name / f"{index}.png")
     recipe = validate(
         {

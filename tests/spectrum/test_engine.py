@@ -44,11 +44,11 @@ def make_requests(sources: int, levels: Sequence[int] = LEVELS, seeds: int = 1) 
 
 
 def load_pixels(source: str) -> np.ndarray:
-    """A picture uint8 `[3, 32, 32]`, a pure function of the source's name."""
+    """A picture uint8 `[32, 32, 3]`, a pure function of the source's name."""
     coarse = np.random.default_rng(derive_seed(source)).integers(
         256, size=(3, 4, 4), dtype=np.uint8
     )
-    return coarse.repeat(8, axis=1).repeat(8, axis=2)
+    return np.ascontiguousarray(coarse.repeat(8, axis=1).repeat(8, axis=2).transpose(1, 2, 0))
 
 
 # ---------------------------------------------------------------- equal to diffusers
@@ -107,7 +107,8 @@ def denoise_with_diffusers(
         return make_pipeline(StableDiffusionPipeline, model)(
             latents=noise, height=32, width=32, **common
         ).images
-    pixels = torch.stack([torch.from_numpy(load_pixels(request.source_id)) for request in requests])
+    squares = np.stack([load_pixels(request.source_id) for request in requests])
+    pixels = torch.from_numpy(squares).permute(0, 3, 1, 2).contiguous()
     seeds = [
         derive_seed("noise", request.source_id, request.seed, request.attempt)
         for request in requests
@@ -188,11 +189,11 @@ def test_pictures_equal_those_of_diffusers(model: StableDiffusion, level: int) -
 def test_encoded_image_is_the_mode_of_the_posterior(model: StableDiffusion) -> None:
     pixels = load_pixels("image-0")
     pipeline = make_pipeline(StableDiffusionImg2ImgPipeline, model)
-    prepared = pipeline.image_processor.preprocess(Image.fromarray(pixels.transpose(1, 2, 0)))
+    prepared = pipeline.image_processor.preprocess(Image.fromarray(pixels))
     wanted = model.vae.encode(prepared).latent_dist.mode() * model.vae.config.scaling_factor
     assert (
         relative_error(
-            model.encode_images(torch.from_numpy(pixels)[None].float() / 127.5 - 1), wanted
+            model.encode_images(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1), wanted
         )
         <= 1e-5
     )
@@ -329,7 +330,7 @@ def make_engine(
 
 
 def small_pixels(source: str) -> np.ndarray:
-    return np.full((3, 32, 32), derive_seed(source) % 256, np.uint8)
+    return np.full((32, 32, 3), derive_seed(source) % 256, np.uint8)
 
 
 @pytest.mark.parametrize(("guidance_scale", "per_step"), [(7.5, 2), (1, 1)])
@@ -543,19 +544,18 @@ def test_a_level_without_a_step_is_refused(model: StableDiffusion, level: int, t
 @pytest.mark.parametrize(
     ("give", "got"),
     [
-        (lambda pixels: pixels.transpose(1, 2, 0), r"uint8 \[32, 32, 3\]"),
-        (lambda pixels: pixels[:, :16], r"uint8 \[3, 16, 32\]"),
-        (lambda pixels: pixels / np.float32(255), r"float32 \[3, 32, 32\]"),
-        (lambda pixels: Image.fromarray(pixels.transpose(1, 2, 0)), "of the type Image"),
+        (lambda pixels: pixels.transpose(2, 0, 1), r"uint8 \[3, 32, 32\]"),
+        (lambda pixels: pixels[:16], r"uint8 \[16, 32, 3\]"),
+        (lambda pixels: pixels / np.float32(255), r"float32 \[32, 32, 3\]"),
+        (lambda pixels: Image.fromarray(pixels), "of the type Image"),
     ],
-    ids=["channels last", "another size", "fractions", "a picture"],
+    ids=["channels first", "another size", "fractions", "a picture"],
 )
 def test_pixels_of_another_shape_are_refused(
     model: StableDiffusion, give: Callable[[np.ndarray], Any], got: str
 ) -> None:
     engine = Engine(model, num_inference_steps=4, guidance_scale=7.5, slots=2)
-    told = rf"the pixels of source 'image-0' are {got}; a numpy array uint8 \[3, 32, 32\] is needed, .* discl\.data\.to_size"
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=rf"'image-0' are {got}; .* uint8 \[32, 32, 3\]"):
         list(
             engine.generate(
                 [Request.of("a boot", 50, "image-0", 32)], lambda source: give(load_pixels(source))

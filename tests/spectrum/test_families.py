@@ -48,7 +48,7 @@ def load_pixels(source: str, size: tuple[int, int] = (32, 32)) -> np.ndarray:
     coarse = np.random.default_rng(derive_seed(source)).integers(
         256, size=(3, size[0] // 8, size[1] // 8), dtype=np.uint8
     )
-    return coarse.repeat(8, axis=1).repeat(8, axis=2)
+    return coarse.repeat(8, axis=1).repeat(8, axis=2).transpose(1, 2, 0)
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:
@@ -104,12 +104,8 @@ def with_diffusers(
             latents=pack(noise) if flux else noise, height=height, width=width, **common
         ).images
     else:
-        pixels = torch.stack(
-            [
-                torch.from_numpy(load_pixels(request.source_id, (height, width)))
-                for request in requests
-            ]
-        )
+        images = np.stack([load_pixels(request.source_id, (height, width)) for request in requests])
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
         clean = model.encode_images(pixels.float() / 127.5 - 1)
         started = (
             {"latents": noise}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -27,7 +28,12 @@ def pixels_of(width: int, height: int) -> np.ndarray:
     coarse = np.random.default_rng(derive_seed(width, height)).integers(
         256, size=(3, height // 8, width // 8), dtype=np.uint8
     )
-    return coarse.repeat(8, axis=1).repeat(8, axis=2)
+    return coarse.repeat(8, axis=1).repeat(8, axis=2).transpose(1, 2, 0)
+
+
+def latents_of(model: Any, pixels: np.ndarray) -> Tensor:
+    channels_first = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return model.encode_images(channels_first[None].float() / 127.5 - 1)
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:
@@ -46,14 +52,14 @@ def image_to_image(
     )
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
-    pixels = torch.from_numpy(pixels_of(request.width, request.height))[None].float() / 127.5 - 1
+    clean = latents_of(model, pixels_of(request.width, request.height))
     generator = torch.Generator().manual_seed(
         derive_seed("noise", request.source_id, request.seed, request.attempt)
     )
     return pipeline(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
-        image=model.encode_images(pixels),
+        image=clean,
         strength=strength,
         num_inference_steps=steps,
         guidance_scale=7.5,
@@ -82,12 +88,12 @@ def test_fixed_steps_are_those_of_diffusers_with_more_inference_steps(
     )  # type: ignore[attr-defined]
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(derive_seed("noise", "image", 0, 0))
-    pixels = torch.from_numpy(pixels_of(32, 32))[None].float() / 127.5 - 1
     with torch.inference_mode():
+        clean = latents_of(model, pixels_of(32, 32))
         wanted = pipeline(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
-            image=model.encode_images(pixels),
+            image=clean,
             num_inference_steps=whole,
             strength=10.5 / whole,
             guidance_scale=7.5,
@@ -142,7 +148,7 @@ def plain_loop(model, request: Request, steps: int, low: float, high: float) -> 
     scheduler = DDIMScheduler.from_config(model.scheduler.config)
     scheduler.set_timesteps(steps)
     noise = draw_noise(request.source_id, request.seed, request.attempt, (4, 8, 8))[None]
-    clean = model.encode_images(torch.from_numpy(pixels_of(32, 32))[None].float() / 127.5 - 1)
+    clean = latents_of(model, pixels_of(32, 32))
     left = request.steps(steps)
     latents = scheduler.add_noise(
         clean, noise, scheduler.timesteps[steps - left : steps - left + 1]

@@ -109,6 +109,7 @@ def messy(tmp_path: Path) -> Path:
     (folder / "._b.png").write_bytes(b"\0\5\x16\7")
     (folder / ".cache").mkdir()
     (folder / "sub" / "x.jpg").mkdir()
+    (folder / "empty.jpg").mkdir()
     (folder / "sub" / "x.jpg" / "c.JFIF").write_bytes((folder / "sub" / "a c.jpg").read_bytes())
     (folder / "broken.png").write_text("no image")
     (folder / "phone.heic").write_bytes(b"ftypheic")
@@ -130,7 +131,7 @@ def test_a_real_folder_ends_in_a_table(
     told = " ".join(capsys.readouterr().err.split())
     assert "3 unreadable images are skipped" in told and "pipe.png': it is a pipe" in told
     for part in ("2 hidden", "2 that end in .heic ('phone.heic')", "1 without an ending ('README')",
-                 "1 linked folders ('up')"):  # fmt: skip
+                 "1 linked folder ('up')", "1 folder without images, named like an image ('empty.jpg')"):  # fmt: skip
         assert part in told
     whole_text = written.read_text()
     monkeypatch.setattr(predict_stage, "BATCH", 1)

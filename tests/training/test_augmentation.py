@@ -179,7 +179,9 @@ def test_processes_together_crop_what_one_process_crops() -> None:
 def test_the_middle_of_a_whole_picture_is_the_centre_crop(size: tuple[int, int]) -> None:
     coarse = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     picture = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
-    whole, square = (torch.from_numpy(fit(picture, 32))[None] for fit in (to_whole, to_square))
+    whole, square = (
+        torch.from_numpy(fit(picture, 32)).permute(2, 0, 1)[None] for fit in (to_whole, to_square)
+    )
     middle = centre(whole, 24, torch.tensor([size[0] / size[1]]))
     assert middle.dtype == torch.uint8 and middle.shape == (1, 3, 24, 24)
     assert (middle.float() - centre(square, 24).float()).abs().mean() < 3

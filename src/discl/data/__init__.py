@@ -1,6 +1,5 @@
 """Tables of real images."""
 
-from .camera_traps import Cameras, is_pretraining, through_cameras
 from .depth import Depth
 from .gate import Gate, Unreadable
 from .images import decode_image, keep_aspect, to_size, to_square, to_whole
@@ -11,7 +10,7 @@ from .long_tail import (
     rank_by_index,
     take_long_tail,
 )
-from .readers import read_tables
+from .readers import Cameras, read_tables
 from .splits import split_rows
 from .table import (
     ImageTable,
@@ -35,7 +34,6 @@ __all__ = [
     "digest_image",
     "exponential_counts",
     "inspect_images",
-    "is_pretraining",
     "keep_aspect",
     "order_classes",
     "rank_by_index",
@@ -43,7 +41,6 @@ __all__ = [
     "settle_depth",
     "split_rows",
     "take_long_tail",
-    "through_cameras",
     "to_size",
     "to_square",
     "to_whole",

@@ -1,6 +1,7 @@
 """Images inside tars and Parquet files, by address.
 
-`slice://OFFSET:SIZE::FILE` is a part of a file, such as a member of a tar; `parquet://ROW:COLUMN::FILE` a cell of a Parquet file.
+- `slice://OFFSET:SIZE::FILE` is a part of a file, such as a member of a tar.
+- `parquet://ROW:COLUMN::FILE` is a cell of a Parquet file.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .gate import Gate
 
 SLICE, CELL = "slice://", "parquet://"
 KEPT_GROUPS = 2
-"""Row groups that are kept: neighbours are asked for one after another by whoever reads in order."""
+"""Row groups in memory: readers that go in order need neighbouring ones."""
 
 _lock = Lock()
 
@@ -34,50 +35,57 @@ def slice_address(offset: int, size: int, file: Path) -> str:
 
 
 def read_slice(address: str, gate: Gate) -> bytes:
-    """The bytes at an address. Raises Unreadable for a file that the gate refuses, OSError or ValueError where nothing is there."""
-    place, file = _parts(address)
-    offset, size = map(int, place.split(":"))
+    """The bytes at an address.
+
+    Raises Unreadable for a file that the gate refuses, OSError or ValueError for a wrong address.
+    """
+    position, file = _parse(address)
+    offset, size = map(int, position.split(":"))
     with gate.open(file) as stream:
         stream.seek(offset)
         return stream.read(size)
 
 
 def read_cell(address: str, gate: Gate) -> dict[str, Any]:
-    """`{bytes, path}` of the cell at an address; raises as `read_slice` does. The path is the data's own, not one of ours."""
-    place, file = _parts(address)
-    row, _, column = place.partition(":")
+    """`{bytes, path}` of the cell at an address; raises as `read_slice` does.
+
+    The path comes from the data; no reader of this package wrote it.
+    """
+    position, file = _parse(address)
+    row, _, column = position.partition(":")
     return _read_cell(int(row), column, gate.find(file))
 
 
-def _parts(address: str) -> tuple[str, str]:
-    """(place in the file, the file) of an address."""
-    place, _, file = address.partition("://")[2].partition("::")
-    return place, file
+def _parse(address: str) -> tuple[str, str]:
+    """(position in the file, the file) of an address."""
+    position, _, file = address.partition("://")[2].partition("::")
+    return position, file
 
 
 def _read_cell(row: int, column: str, file: str) -> dict[str, Any]:
-    starts = _starts(file)
+    starts = _group_starts(file)
     if row >= starts[-1]:
         raise ValueError(
-            f"{file} has {starts[-1]} rows; row {row} is none of them, so the file has changed"
+            f"{file} has {starts[-1]} rows and no row {row}, so the file has changed since it was "
+            "indexed"
         )
     group = int(np.searchsorted(starts, row, side="right")) - 1
-    with _lock:  # one reader fetches the group, the others find it
-        cells = _group(file, column, group)
+    with _lock:  # one thread reads the group, the others use the cache
+        cells = _read_group(file, column, group)
     value = cells[row - int(starts[group])].as_py()
     return value if isinstance(value, dict) else {"bytes": value, "path": None}
 
 
 @lru_cache(64)
-def _starts(file: str) -> np.ndarray:
+def _group_starts(file: str) -> np.ndarray:
     """The first row of each row group, and the number of rows."""
-    found = pq.read_metadata(file)
+    metadata = pq.read_metadata(file)
     return np.cumsum(
-        [0, *(found.row_group(number).num_rows for number in range(found.num_row_groups))]
+        [0, *(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))]
     )
 
 
 @lru_cache(KEPT_GROUPS)
-def _group(file: str, column: str, group: int) -> pa.ChunkedArray:
+def _read_group(file: str, column: str, group: int) -> pa.ChunkedArray:
     with pq.ParquetFile(file) as opened:
         return opened.read_row_group(group, columns=[column])[column]

@@ -1,8 +1,9 @@
-"""Photos as camera traps would have taken them.
+"""Photos as camera traps take them: optics and addresses.
 
-A camera is a place and its optics: how dark it is there, infrared or not, what grows before the lens, blur, noise and compression. All of
-it is drawn from (seed, number), and what differs from picture to picture from (camera, shot), so a degraded picture is a pure function of
-the clean one and of its address `camera://SEED:NUMBER:SHOT::PATH`. It is made when the picture is decoded, never stored.
+A camera is a site and its optics: darkness, infrared, grass before the lens, blur, noise and
+compression. All of it is drawn from (seed, number). What differs between photos of one camera is
+drawn from (camera, shot). A degraded image is therefore a pure function of the clean image and of
+its address `camera://SEED:NUMBER:SHOT::PATH`. It is computed on decoding and never stored.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ SCHEME = "camera://"
 
 @dataclass(frozen=True)
 class Camera:
-    """What all pictures of a camera share; lengths are shares of the shorter side.
+    """What all photos of a camera have in common; lengths are fractions of the shorter side.
 
-    `exposure` is the share of the light that is left, `tint` its colour `(r, g, b)` (equal parts for a grey, infrared camera), `blur` the
-    length of the motion at `angle` (radians), `stems` blades of grass before the lens of width `stem_width`, `noise` the standard deviation
-    of the sensor's noise in linear light, `quality` that of JPEG.
+    - `exposure`: fraction of the light that is left.
+    - `infrared`: whether photos are grey.
+    - `tint`: colour of the light, (r, g, b); equal parts for infrared.
+    - `blur`, `angle`: length and direction (radians) of the motion.
+    - `stems`, `stem_width`: number and width of the blades of grass before the lens.
+    - `noise`: standard deviation of the sensor's noise in linear light.
+    - `quality`: of the JPEG.
     """
 
     exposure: float
@@ -41,7 +46,7 @@ class Camera:
 
 @lru_cache(maxsize=1024)
 def draw_camera(seed: int, number: int) -> Camera:
-    """The camera of that number; whether it is among those of training has no part in it."""
+    """The camera of that number, whatever split it belongs to."""
     rng = np.random.default_rng(derive_seed("camera", seed, number))
     infrared = bool(rng.random() < 0.35)
     tint = np.ones(3) if infrared else np.exp(rng.normal(0, 0.18, 3))
@@ -59,14 +64,17 @@ def draw_camera(seed: int, number: int) -> Camera:
 
 
 def degrade(image: Image.Image, camera: Camera, shot: int) -> Image.Image:
-    """The RGB picture as the camera takes it, of the same size; a pure function of its three arguments.
+    """The RGB image as the camera takes it, of the same size.
 
-    Grass before the lens, motion, light and its noise (photons' and the sensor's) act in linear light, in this order, then sRGB and JPEG.
+    A pure function of its arguments. In linear light, in this order: grass, motion, exposure,
+    noise (of photons and of the sensor). Then sRGB and JPEG.
     """
     rng = np.random.default_rng(derive_seed("shot", shot))
     light = _to_linear(np.asarray(image, np.float32) / 255)
-    light = _grass(light, camera, rng)
-    light = _motion(light, camera.blur * rng.uniform(0.5, 1.5), camera.angle + rng.normal(0, 0.3))
+    light = _add_grass(light, camera, rng)
+    light = _add_motion(
+        light, camera.blur * rng.uniform(0.5, 1.5), camera.angle + rng.normal(0, 0.3)
+    )
     if camera.infrared:
         light = np.repeat(
             0.3 * light[..., :1] + 0.55 * light[..., 1:2] + 0.15 * light[..., 2:], 3, 2
@@ -76,11 +84,11 @@ def degrade(image: Image.Image, camera: Camera, shot: int) -> Image.Image:
     )
     scale = camera.noise * np.sqrt(1 + light / 0.05)
     grain = rng.standard_normal((*light.shape[:2], 1 if camera.infrared else 3))
-    seen = _to_srgb(np.clip(light + scale * grain, 0, 1))
+    srgb = _to_srgb(np.clip(light + scale * grain, 0, 1))
     out = io.BytesIO()
-    Image.fromarray(np.rint(255 * seen).astype(np.uint8)).save(out, "JPEG", quality=camera.quality)
-    with Image.open(out) as taken:
-        return taken.convert("RGB")
+    Image.fromarray(np.rint(255 * srgb).astype(np.uint8)).save(out, "JPEG", quality=camera.quality)
+    with Image.open(out) as photo:
+        return photo.convert("RGB")
 
 
 def _to_linear(srgb: np.ndarray) -> np.ndarray:
@@ -93,8 +101,8 @@ def _to_srgb(linear: np.ndarray) -> np.ndarray:
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
-def _grass(light: np.ndarray, camera: Camera, rng: np.random.Generator) -> np.ndarray:
-    """Slanted, blurred dark blades from the lower edge, reaching up by a third to the whole height."""
+def _add_grass(light: np.ndarray, camera: Camera, rng: np.random.Generator) -> np.ndarray:
+    """Slanted, blurred dark blades from the lower edge up to a third of the height or more."""
     height, width = light.shape[:2]
     side = min(height, width)
     down, across = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -109,23 +117,24 @@ def _grass(light: np.ndarray, camera: Camera, rng: np.random.Generator) -> np.nd
     return light
 
 
-def _motion(light: np.ndarray, length: float, angle: float) -> np.ndarray:
-    """The mean over a straight path of `length` × the shorter side, sampled at every half pixel with bilinear weights."""
+def _add_motion(light: np.ndarray, length: float, angle: float) -> np.ndarray:
+    """The mean along a straight path of `length` × the shorter side, bilinear, every half pixel."""
     height, width = light.shape[:2]
     reach = length * min(height, width)
     steps = max(int(np.ceil(2 * reach)), 1)
     total = np.zeros_like(light)
     for offset in (np.arange(steps) - (steps - 1) / 2) * (reach / steps):
-        total += _shifted(light, offset * np.sin(angle), offset * np.cos(angle))
+        total += _shift(light, offset * np.sin(angle), offset * np.cos(angle))
     return total / steps
 
 
-def _shifted(light: np.ndarray, down: float, right: float) -> np.ndarray:
-    """The picture moved by parts of pixels; its edge goes on beyond it."""
+def _shift(light: np.ndarray, down: float, right: float) -> np.ndarray:
+    """The image moved by fractions of pixels; edge pixels are repeated."""
     for axis, by in ((0, down), (1, right)):
-        places = np.arange(light.shape[axis]) - by
-        low = np.floor(places).astype(int)
-        weight = (places - low).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        positions = np.arange(light.shape[axis]) - by
+        low = np.floor(positions).astype(int)
+        weight = (positions - low).astype(np.float32)
+        weight = weight.reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
         last = light.shape[axis] - 1
         light = (
             light.take(np.clip(low, 0, last), axis) * (1 - weight)
@@ -135,12 +144,12 @@ def _shifted(light: np.ndarray, down: float, right: float) -> np.ndarray:
 
 
 def camera_address(seed: int, number: int, shot: int, path: str | None) -> str:
-    """Path under which a picture is stored that a camera takes."""
+    """The path under which a photo of a camera is stored; `path` is that of the clean image."""
     return f"{SCHEME}{seed}:{number}:{shot}::{path or ''}"
 
 
 def parse_address(address: str) -> tuple[Camera, int, str | None]:
-    """(camera, shot, path of the clean picture) of `camera_address`."""
-    place, _, path = address.removeprefix(SCHEME).partition("::")
-    seed, number, shot = map(int, place.split(":"))
+    """(camera, shot, path of the clean image) of a `camera_address`."""
+    numbers, _, path = address.removeprefix(SCHEME).partition("::")
+    seed, number, shot = map(int, numbers.split(":"))
     return draw_camera(seed, number), shot, path or None

@@ -1,9 +1,9 @@
-"""Which files a table may open: the only place that decides.
+"""Which files a table may open: the only module that decides.
 
-A stored image is `{bytes, path}`, and the path may come out of somebody's data. So a path opens
-nothing by itself: only a `Gate` opens files, and only regular ones below the folders that it was
-given, links followed. A gate without folders, the default everywhere, opens none. Addresses
-(`slice://`, `parquet://`, `camera://`) mean something only where a reader of ours made them.
+A stored image is `{bytes, path}`, and the path may come from untrusted data. So a path opens
+nothing by itself. Only a `Gate` opens files: regular files below its folders, links followed. A
+gate without folders, the default everywhere, opens none. Addresses (`slice://`, `parquet://`,
+`camera://`) are valid only where a reader of this package wrote them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import pyarrow.compute as pc
 from ..errors import DataError
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-"""How a URL or an address begins, and a path of Windows with a drive."""
+"""Start of a URL, an address, or a Windows path with a drive."""
 FOREIGN = r"^(/|\\|~|[A-Za-z][A-Za-z0-9+.-]*:)|\.\.|\x00"
-"""In a stored path: what may lead elsewhere, so that it is looked at one by one."""
+"""What may lead elsewhere in a stored path; such paths are checked one by one."""
 
 
 class Unreadable(DataError):
@@ -38,7 +38,7 @@ class Gate:
 
     - `roots`: folders; a file is opened only where its path, links followed, lies below one of
       them. Relative paths are relative to the first.
-    - `schemes`: beginnings of addresses (such as `slice://`) that a reader made for this table.
+    - `schemes`: schemes of addresses (such as `slice://`) that a reader wrote for this table.
     """
 
     roots: tuple[Path, ...] = ()
@@ -49,11 +49,11 @@ class Gate:
         return tuple(os.path.realpath(root) for root in self.roots)
 
     def knows(self, path: str | None, scheme: str) -> bool:
-        """Whether a path is an address of this scheme that a reader of ours made."""
+        """Whether a path is an address of this scheme that a reader wrote."""
         return path is not None and scheme in self.schemes and path.startswith(scheme)
 
     def without(self, *schemes: str) -> Gate:
-        """The same gate, for which addresses of these schemes mean nothing."""
+        """The same gate without these schemes."""
         return replace(self, schemes=self.schemes - set(schemes))
 
     def find(self, path: str) -> str:
@@ -63,14 +63,14 @@ class Gate:
         """
         if not self.roots:
             raise Unreadable(
-                f"it names {path!r} and does not hold the picture; here only pictures that are "
-                "stored as bytes are read"
+                f"it names {path!r} and holds no image; only images that are stored as bytes are "
+                "read here"
             )
         if "\0" in path:
-            raise Unreadable(f"the path {path!r} holds a NUL")
+            raise Unreadable(f"the path {path!r} holds a zero byte")
         if URL.match(path) and not Path(path).is_absolute():
             raise Unreadable(
-                f"it names {path!r}, an address that no reader has made; only files below "
+                f"it names {path!r}, an address that no reader wrote; only files below "
                 f"{self.roots[0]} are read"
             )
         if path.startswith("~"):
@@ -81,7 +81,7 @@ class Gate:
             raise Unreadable(f"{path!r} cannot be followed: {error}") from error
         if not any(_is_in(real, root) for root in self._real_roots):
             raise Unreadable(
-                f"it leads to {real}, outside data.root {self._real_roots[0]}; copy the images "
+                f"it leads to {real}, outside the root {self._real_roots[0]}; copy the images "
                 "there or name their folder as the root"
             )
         return real
@@ -101,16 +101,16 @@ class Gate:
         kind = os.fstat(number).st_mode
         if not stat.S_ISREG(kind):
             os.close(number)
-            raise Unreadable(f"it is {_kind(kind)}, no regular file")
+            raise Unreadable(f"it is {_kind(kind)}, not a regular file")
         return os.fdopen(number, "rb")
 
 
 CLOSED = Gate()
-"""Opens nothing: only pictures that are stored as bytes are read."""
+"""Opens nothing: only images that are stored as bytes are read."""
 
 
 def roots_of(folder: Path) -> tuple[Path, ...]:
-    """The folders whose files belong to a data set: its own.
+    """The folders that hold the files of a data set: its own, and `blobs` for a snapshot.
 
     In the cache of the hub a snapshot (`snapshots/REVISION`) is a folder of links into `blobs`.
     """
@@ -121,9 +121,11 @@ def roots_of(folder: Path) -> tuple[Path, ...]:
 
 
 def first_foreign(stored: pa.ChunkedArray, gate: Gate) -> str | None:
-    """What is wrong with the first stored image that only names a file, which may not be opened.
+    """Why the first stored image that only names a forbidden file may not be opened, or None.
 
-    `stored` is a column of {bytes, path}. Links and missing files are found when images are read.
+    - `stored`: a column of {bytes, path}.
+
+    Links and missing files are detected when images are read.
     """
     roots = tuple(f"{os.path.abspath(root)}{os.sep}" for root in gate.roots)  # noqa: PTH100
     for chunk in stored.chunks:
@@ -132,8 +134,8 @@ def first_foreign(stored: pa.ChunkedArray, gate: Gate) -> str | None:
         if gate.roots:
             paths = paths.filter(pc.match_substring_regex(paths, FOREIGN))
         for path in paths.to_pylist():
-            made = path.startswith(tuple(gate.schemes)) if gate.schemes else False
-            if made or (path.startswith(roots) and ".." not in path and "\0" not in path):
+            written = path.startswith(tuple(gate.schemes)) if gate.schemes else False
+            if written or (path.startswith(roots) and ".." not in path and "\0" not in path):
                 continue
             try:
                 gate.find(path)
@@ -143,7 +145,7 @@ def first_foreign(stored: pa.ChunkedArray, gate: Gate) -> str | None:
 
 
 def refuse_outside(files: Iterable[Path], root: Path) -> None:
-    """Raises DataError for a file (or link) of a data set that leads out of its root."""
+    """Raises DataError for a file or a link of a data set that leads out of its root."""
     gate = Gate(roots_of(root))
     for file in files:
         try:

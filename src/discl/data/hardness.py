@@ -20,7 +20,10 @@ def tail_rows(labels: Sequence[int], class_counts: Sequence[int], fewer_than: in
 def assign_folds(
     ids: Sequence[str], labels: Sequence[int], groups: Sequence[str] | None, folds: int
 ) -> np.ndarray:
-    """Fold of each row, int64 `[rows]`; stratified by label, stable in the ids, and a group stays in one fold.
+    """Fold of each row, int64 `[rows]`; stratified by label, a function of the ids.
+
+    - `groups`: name of each row's group, or None; a group stays in one fold.
+    - `folds`: number of folds.
 
     Raises DataError where there are fewer groups (or images) than folds.
     """
@@ -28,31 +31,36 @@ def assign_folds(
     for row, name in enumerate(ids):
         units.setdefault(groups[row] if groups is not None else name, []).append(row)
     if len(units) < folds:
+        kind = "images" if groups is None else "groups"
         raise DataError(
-            f"hard.folds = {folds}, but there are only {len(units)} {'images' if groups is None else 'groups'} to divide."
+            f"{folds} folds need at least as many {kind}; got {len(units)}. Use fewer folds.",
+            argument="folds",
         )
     result = np.zeros(len(ids), np.int64)
-    filled = np.zeros((int(max(labels)) + 1, folds))
+    counts = np.zeros((int(max(labels)) + 1, folds))
     for unit in sorted(units, key=lambda unit: (-len(units[unit]), derive_seed("fold", unit))):
         rows = units[unit]
         present = sorted({labels[row] for row in rows})
-        fold = int(np.lexsort((filled.sum(0), filled[present].sum(0)))[0])
+        fold = int(np.lexsort((counts.sum(0), counts[present].sum(0)))[0])
         result[rows] = fold
         for row in rows:
-            filled[labels[row], fold] += 1
+            counts[labels[row], fold] += 1
     return result
 
 
 def cross_fitted_probability(
     fold_of_row: np.ndarray, labels: Sequence[int], fit_predict: FitPredict
 ) -> np.ndarray:
-    """True-class probability of each row, float64 `[rows]` in [0, 1], by a classifier that never saw the row.
+    """True-class probability of each row, float64 `[rows]` in [0, 1].
 
-    `fit_predict(training_rows, judged_rows)` returns probabilities `[judged, classes]`.
+    Each row is scored by a classifier that was not trained on its fold.
+
+    - `fold_of_row`: int `[rows]`, of `assign_folds`.
+    - `fit_predict`: maps (training rows, scored rows) to probabilities `[scored, classes]`.
     """
     result = np.full(len(labels), np.nan)
     for fold in np.unique(fold_of_row):
-        judged = np.flatnonzero(fold_of_row == fold)
-        probabilities = fit_predict(np.flatnonzero(fold_of_row != fold).tolist(), judged.tolist())
-        result[judged] = probabilities[np.arange(len(judged)), np.asarray(labels)[judged]]
+        scored = np.flatnonzero(fold_of_row == fold)
+        probabilities = fit_predict(np.flatnonzero(fold_of_row != fold).tolist(), scored.tolist())
+        result[scored] = probabilities[np.arange(len(scored)), np.asarray(labels)[scored]]
     return result

@@ -20,25 +20,31 @@ T = TypeVar("T")
 MAX_SIDE = 20_000
 LONGEST_CAUSE = 300
 PICTURES = (
-    "JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "DIB", "ICO", "QOI",
-    "DDS", "PCX", "PSD", "SGI", "TGA",
-)  # fmt: skip
-"""What is decoded, by Pillow's names, whatever a file is called; never EPS, which runs Ghostscript."""
+    *("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000"),
+    *("DIB", "ICO", "QOI", "DDS", "PCX", "PSD", "SGI", "TGA"),
+)
+"""Formats that are decoded, by Pillow's names, whatever the file's name. Never EPS: it runs
+Ghostscript."""
 UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
-"""What makes a picture upright, by its EXIF orientation."""
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its EXIF orientation."""
 
 
 def picture_formats() -> tuple[str, ...]:
-    """Those of `PICTURES` that the installed Pillow reads."""
+    """The formats among `PICTURES` that the installed Pillow reads."""
     Image.init()
     return tuple(name for name in PICTURES if name in Image.OPEN)
 
 
 def picture_suffixes() -> frozenset[str]:
-    """Endings of the files that are taken for images, such as `.jpg`: those of `picture_formats`."""
+    """Suffixes of image files, such as `.jpg`: those of `picture_formats`."""
     known = {*picture_formats(), "MPO"}  # several JPEGs in a file, of which the first is read
     return frozenset(
         suffix for suffix, name in Image.registered_extensions().items() if name in known
@@ -51,19 +57,21 @@ def decode_image(
     depth: Depth | None = None,
     on_wide: Callable[[Wide], None] = lambda wide: None,
 ) -> Image.Image:
-    """RGB image of `{bytes, path}`, as stored by Hugging Face `datasets`.
+    """RGB image of a stored `{bytes, path}`, as Hugging Face `datasets` stores images.
 
-    EXIF rotation is applied, transparency is on white, and an animation gives its first frame.
+    EXIF rotation is applied where it is readable. Transparency is composed on white. Of an
+    animation the first frame is used.
 
-    - `stored`: a mapping with `bytes` or `path`.
-    - `gate`: which paths may be opened. Default none: only `bytes` are decoded. An address such as
-      `slice://`, `parquet://` or `camera://` works only where the gate allows it.
-    - `depth`: black and white of grey images of more than 8 bits. Default: the range of each image,
-      so that images of one data set may differ in scale.
-    - `on_wide`: called with the range of an image of more than 8 bits.
+    - `stored`: `bytes` of an encoded image, or a `path`.
+    - `gate`: the files that a path may open. By default none: only `bytes` are decoded. Addresses
+      (`slice://`, `parquet://`, `camera://`) are read only if the gate knows their scheme.
+    - `depth`: the values of grey images of more than 8 bits that are black and white, one rule for
+      a data set (`with_depth`). Without it each image is scaled by its own range.
+    - `on_wide`: called with the range of such an image.
 
-    Raises Unreadable for a missing, truncated or foreign file, an unknown format, a path that the
-    gate refuses, more than 20,000 pixels a side, or more than 89.5 million pixels.
+    Raises Unreadable for a missing, truncated or foreign file, for a file that the gate refuses,
+    and for formats other than `PICTURES`. Also, before decoding, for more than 20,000 pixels a
+    side or `PIL.Image.MAX_IMAGE_PIXELS` (89.5 million) in all.
 
     ```python
     from pathlib import Path
@@ -78,7 +86,7 @@ def decode_image(
 
     def decode(image: Image.Image) -> Image.Image:
         image.load()
-        _refuse_enormous(*image.size)  # icons say only now how large they are
+        _refuse_enormous(*image.size)  # the size of an icon is known only now
         return _to_rgb(_upright(image), depth, on_wide)
 
     picture = _use(stored, gate.without(SCHEME), decode)
@@ -86,7 +94,10 @@ def decode_image(
 
 
 def wide_range(stored: Mapping[str, Any] | None, gate: Gate = CLOSED) -> Wide | None:
-    """The range of a stored grey picture of more than 8 bits; None of others, which are not decoded. Raises as `decode_image` does."""
+    """The range of a stored grey image of more than 8 bits; None for others.
+
+    Other images are not decoded. Raises as `decode_image` does.
+    """
 
     def look(image: Image.Image) -> Wide | None:
         return measure(np.asarray(image), image.mode == "F") if is_wide(image) else None
@@ -97,7 +108,7 @@ def wide_range(stored: Mapping[str, Any] | None, gate: Gate = CLOSED) -> Wide | 
 def _without_camera(
     stored: Mapping[str, Any] | None, gate: Gate
 ) -> tuple[Mapping[str, Any] | None, tuple[Camera, int] | None]:
-    """What is stored of the clean picture, and the (camera, shot) that degrade it, where there is one."""
+    """The stored clean image, and the (camera, shot) that degrade it, or None."""
     path = stored.get("path") if stored else None
     if stored is None or not gate.knows(path, SCHEME):
         return stored, None
@@ -106,28 +117,28 @@ def _without_camera(
 
 
 def _use(stored: Mapping[str, Any] | None, gate: Gate, use: Callable[[Image.Image], T]) -> T:
-    """What `use` makes of the opened picture. Whatever goes wrong is Unreadable."""
+    """The result of `use` on the opened image. Any failure becomes Unreadable."""
     data, path = (stored.get("bytes"), stored.get("path")) if stored else (None, None)
     if data is None and path is None:
         raise Unreadable("neither bytes nor a path are stored")
     try:
         if data is None and gate.knows(path, CELL):
             return _use(read_cell(str(path), gate), gate.without(SLICE, CELL), use)
-        with _opened(data, path, gate) as source, _open(source) as image:
+        with _open_bytes(data, path, gate) as source, _open_image(source) as image:
             return use(image)
     except Unreadable:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise Unreadable(f"{error} Make the picture smaller") from error
+        raise Unreadable(f"{error} Make the image smaller") from error
     except MemoryError as error:
-        raise Unreadable("it needs more memory than there is; make the picture smaller") from error
-    except Exception as error:  # Pillow's plugins raise whatever befalls them, among it RuntimeError and struct.error
-        told = one_line(str(error))[:LONGEST_CAUSE] or type(error).__name__
+        raise Unreadable("it needs more memory than there is; make the image smaller") from error
+    except Exception as error:  # Pillow's plugins raise anything, RuntimeError and struct.error too
+        cause = one_line(str(error))[:LONGEST_CAUSE] or type(error).__name__
         clear = isinstance(error, OSError | SyntaxError)  # Pillow's own words
-        raise Unreadable(told if clear else f"the file is damaged ({told})") from error
+        raise Unreadable(cause if clear else f"the file is damaged ({cause})") from error
 
 
-def _opened(data: bytes | None, path: Any, gate: Gate) -> BinaryIO:
+def _open_bytes(data: bytes | None, path: Any, gate: Gate) -> BinaryIO:
     if data is not None:
         return io.BytesIO(data)
     if gate.knows(path, SLICE):
@@ -135,8 +146,8 @@ def _opened(data: bytes | None, path: Any, gate: Gate) -> BinaryIO:
     return gate.open(str(path))
 
 
-def _open(source: BinaryIO) -> Image.Image:
-    """The picture, not yet decoded."""
+def _open_image(source: BinaryIO) -> Image.Image:
+    """The image, not yet decoded."""
     try:
         image = Image.open(source, formats=picture_formats())
     except UnidentifiedImageError as error:
@@ -147,29 +158,33 @@ def _open(source: BinaryIO) -> Image.Image:
     _refuse_enormous(*image.size)
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise Unreadable(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so truncated images could not be told apart"
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so truncated images cannot be detected"
         )
     return image
 
 
 def is_wide(image: Image.Image) -> bool:
-    """Whether a picture is grey and of more than 8 bits, or of fractions."""
+    """Whether an image is grey and of more than 8 bits, or of fractions."""
     return image.mode.startswith("I") or image.mode == "F"
 
 
 def _refuse_enormous(width: int, height: int) -> None:
-    """Raises Unreadable where Pillow only warns: such a picture may be a few bytes on the disk and gigabytes in memory."""
+    """Raises Unreadable where Pillow only warns: a few bytes may decode to gigabytes."""
     if max(width, height) > MAX_SIDE:
         raise Unreadable(f"{width}×{height} pixels; at most {MAX_SIDE} a side are decoded")
     most = Image.MAX_IMAGE_PIXELS
     if most is not None and width * height > most:
         raise Unreadable(
-            f"{width}×{height} pixels; at most {most:,} in all are decoded, so make the picture smaller"
+            f"{width}×{height} pixels; at most {most:,} in all are decoded, so make the image "
+            "smaller"
         )
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF says; as it is where that cannot be read. Nothing else of the EXIF is looked at."""
+    """The image turned as its EXIF says; unchanged where that cannot be read.
+
+    Nothing else of the EXIF is read.
+    """
     try:
         turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
@@ -193,65 +208,67 @@ def _to_rgb(
 
 
 def _own_depth(wide: Wide) -> Depth:
-    """The rule for one picture by itself: 8 or 16 bits or fractions of 1, else its own range."""
+    """The rule for one image by itself: 8 or 16 bits or fractions of 1, else its own range."""
     tops = (1.0,) * wide.fractions + (255.0, 65535.0)
     top = next((top for top in tops if wide.low >= 0 and wide.high <= top), None)
-    taken = (wide.low, wide.high) if top is None else (0.0, top)
-    return Depth(taken, taken)
+    limits = (wide.low, wide.high) if top is None else (0.0, top)
+    return Depth(limits, limits)
 
 
 def to_square(image: Image.Image, size: int) -> np.ndarray:
-    """Pixels of an image as a square, uint8 `[3, size, size]`.
+    """uint8 `[size, size, 3]`: the shorter side resized to `size`, then the centre cropped.
 
-    The shorter side is resized to `size` (Lanczos, antialiased), then the centre is cropped.
-
-    - `image`: an RGB image.
-    - `size`: side in pixels.
+    - `image`: RGB, of any size.
+    - `size`: side of the result, in pixels.
 
     ```python
     from PIL import Image
 
     import discl
 
-    assert discl.to_square(Image.new("RGB", (64, 48)), 32).shape == (3, 32, 32)
+    assert discl.to_square(Image.new("RGB", (64, 48)), 32).shape == (32, 32, 3)
     ```
     """
     return to_size(image, size, size)
 
 
 def to_whole(image: Image.Image, size: int) -> np.ndarray:
-    """uint8 `[3, size, size]`: the whole picture resized to that square (Lanczos, antialiased); its
-    aspect is lost."""
+    """uint8 `[size, size, 3]`: the whole image resized to a square; its aspect is lost."""
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.LANCZOS)
-    return np.ascontiguousarray(np.asarray(image, np.uint8).transpose(2, 0, 1))
+    return np.array(image, np.uint8)
 
 
 def to_size(image: Image.Image, width: int, height: int) -> np.ndarray:
-    """Pixels of an image at a size, uint8 `[3, height, width]`.
+    """uint8 `[height, width, 3]`: resized until it covers that size, then the centre cropped.
 
-    The image is resized to cover the size (Lanczos, antialiased), then centre cropped.
+    The filter is Lanczos, antialiased.
 
-    - `image`: an RGB image.
-    - `width`, `height`: in pixels.
+    - `image`: RGB, of any size.
+    - `width`, `height`: of the result, in pixels.
 
     ```python
     from PIL import Image
 
     import discl
 
-    assert discl.to_size(Image.new("RGB", (64, 48)), width=32, height=16).shape == (3, 16, 32)
+    assert discl.to_size(Image.new("RGB", (64, 48)), width=32, height=16).shape == (16, 32, 3)
     ```
     """
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-    return np.ascontiguousarray(np.asarray(image, np.uint8).transpose(2, 0, 1))
+    return np.array(image, np.uint8)
 
 
 def keep_aspect(width: int, height: int, size: int, multiple: int) -> tuple[int, int]:
-    """(width, height) of about size² pixels at the aspect of a picture, at most 4 : 1 or 1 : 4.
+    """(width, height) of about size² pixels at the aspect of an image, at most 4 : 1 or 1 : 4.
 
-    Sides are multiples of `multiple` and of about size / 16 (at 1,024 of 64, as SDXL was trained), so that shapes are few.
+    So that shapes are few, sides are multiples of `multiple` and of about size / 16 (64 at 1,024,
+    as SDXL was trained).
+
+    - `width`, `height`: of the image.
+    - `size`: root of the number of pixels of the result.
+    - `multiple`: what the sides have to be divisible by.
     """
     aspect = min(max(width / height, 1 / 4), 4.0)
     unit = multiple * max(size // (16 * multiple), 1)

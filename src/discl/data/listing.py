@@ -1,4 +1,4 @@
-"""Which files of a folder are images, and what is left out."""
+"""Which files of a folder are images, and which are left out."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ from .images import picture_suffixes
 IMAGE_SUFFIXES = picture_suffixes()
 COMMON = (".jpg", ".png", ".webp", ".tif", ".bmp", ".gif")
 SHOWN = 6
+LINKED_FOLDER = "linked folder"
+IMAGE_NAMED_FOLDER = "folder without images, named like an image"
 
 
 @dataclass
 class LeftOut:
-    """Files that a search leaves out, counted, with an example of each kind."""
+    """Files that a search leaves out, counted by kind, with an example of each kind."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
 
     def add(self, kind: str, example: str) -> None:
-        """Counts a file of a kind: `hidden`, or the ending of its name."""
+        """Counts a file of a kind: `hidden`, or the suffix of its name."""
         kind = kind if kind.isprintable() else repr(kind)[1:-1]
         self.counts[kind] = self.counts.get(kind, 0) + 1
         self.examples.setdefault(kind, example)
 
     def merge(self, other: LeftOut, folder: str = "") -> None:
-        """Adds what another search left out, whose examples are relative to `folder`."""
+        """Adds the files of another search, whose examples are relative to `folder`."""
         for kind, count in other.counts.items():
             self.counts[kind] = self.counts.get(kind, 0) + count
             self.examples.setdefault(kind, f"{folder}{other.examples[kind]}")
@@ -41,36 +43,43 @@ class LeftOut:
     def __str__(self) -> str:
         """Such as `3 files that end in .heic (a/1.heic) and 1 hidden (a/._1.jpg)`."""
         kinds = sorted(self.counts, key=lambda kind: (-self.counts[kind], kind))
-        told = [
-            f"{self.counts[kind]:,} {_kind(kind, self.counts[kind])} ({self.examples[kind]!r})"
+        parts = [
+            f"{self.counts[kind]:,} {_describe(kind, self.counts[kind])} ({self.examples[kind]!r})"
             for kind in kinds[:SHOWN]
         ]
         if len(kinds) > SHOWN:
             rest = sum(self.counts[kind] for kind in kinds[SHOWN:])
-            told.append(f"{rest:,} of {len(kinds) - SHOWN} other kinds")
-        return ", ".join(told[:-1]) + " and " * (len(told) > 1) + told[-1] if told else "nothing"
+            parts.append(f"{rest:,} of {len(kinds) - SHOWN} other kinds")
+        if not parts:
+            return "nothing"
+        return ", ".join(parts[:-1]) + " and " * (len(parts) > 1) + parts[-1]
 
 
-def _kind(kind: str, count: int) -> str:
+def _describe(kind: str, count: int) -> str:
+    if kind in (LINKED_FOLDER, IMAGE_NAMED_FOLDER) and count > 1:
+        return kind.replace("folder", "folders", 1)
     if not kind.startswith("."):
         return kind
     return f"that end{'s' * (count == 1)} in {kind}" if kind != "." else "without an ending"
 
 
 def known_suffixes() -> str:
-    """The endings of images, for messages: the common ones, and how many more there are."""
+    """The suffixes of images, for messages: the common ones, and the number of others."""
     return f"{', '.join(COMMON)} or one of {len(IMAGE_SUFFIXES) - len(COMMON)} others"
 
 
 def is_picture_name(name: str) -> bool:
     """Whether a file's name ends like an image's and is not hidden, as `._a.jpg` is."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 (hot)
+    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (hot)
+    return not name.startswith(".") and suffix in IMAGE_SUFFIXES
 
 
 def walk_images(folder: Path, left_out: LeftOut) -> Iterator[str]:
-    """Paths of the images below a folder, ordered by name, folder by folder; what is not taken goes to `left_out`.
+    """Paths of the images below a folder, sorted by name, folder by folder.
 
-    Links to folders are not followed; whether a link to a file may be followed is decided where it is opened.
+    Links to folders are not followed. Links to files are checked where the files are opened.
+
+    - `left_out`: gets the files that are not images.
     """
     yield from _walk(str(folder), str(folder), left_out)
 
@@ -85,16 +94,27 @@ def _walk(folder: str, top: str, left_out: LeftOut) -> Iterator[str]:
     for entry in listed:
         name = entry.path[len(top) :].lstrip(os.sep)
         if fnmatch(entry.name, UNFINISHED):
-            continue  # a file of ours that is being written
+            continue  # a temporary file of this package
         if entry.name.startswith("."):
             left_out.add("hidden", name)
         elif entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, top, left_out)
+            images = _walk(entry.path, top, left_out)
+            yield from count_empty(images, entry.name, name, left_out)
         elif is_picture_name(entry.name) and not _is_folder(entry):
             yield entry.path
         else:
-            kind = "linked folders" if _is_folder(entry) else Path(entry.name).suffix.lower() or "."
-            left_out.add(kind, name)
+            suffix = Path(entry.name).suffix.lower() or "."
+            left_out.add(LINKED_FOLDER if _is_folder(entry) else suffix, name)
+
+
+def count_empty(images: Iterator[str], name: str, example: str, left_out: LeftOut) -> Iterator[str]:
+    """The images of a folder; a folder without any whose `name` is an image's is counted."""
+    empty = True
+    for image in images:
+        empty = False
+        yield image
+    if empty and is_picture_name(name):
+        left_out.add(IMAGE_NAMED_FOLDER, example)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

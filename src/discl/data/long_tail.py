@@ -24,25 +24,26 @@ def exponential_counts(num_classes: int, n_max: int, imbalance_ratio: float) -> 
 
 
 def order_classes(class_names: Sequence[str], order: Sequence[str] | int | None) -> list[int]:
-    """Labels from head to tail: given by name, shuffled with a seed, or as they are.
+    """Labels from head to tail.
 
-    Raises DataError for an unknown name or one that is missing.
+    - `order`: all class names in order, a seed to shuffle by, or None for the order of the labels.
+
+    Raises DataError for an unknown or a missing name.
     """
     if order is None:
         return list(range(len(class_names)))
     if isinstance(order, int):
-        return (
-            np.random.default_rng(derive_seed("class-order", order))
-            .permutation(len(class_names))
-            .tolist()
-        )
+        rng = np.random.default_rng(derive_seed("class-order", order))
+        return rng.permutation(len(class_names)).tolist()
     for name in order:
         if name not in class_names:
-            raise DataError("data.long_tail.class_order: " + unknown("class", name, class_names))
+            raise DataError(unknown("class", name, class_names), argument="order")
     missing = [name for name in class_names if name not in order]
     if missing or len(order) != len(class_names):
         raise DataError(
-            f"data.long_tail.class_order names {len(order)} classes of {len(class_names)}; missing: {', '.join(missing) or 'none'}."
+            f"got {len(order)} names for {len(class_names)} classes; missing: "
+            f"{', '.join(missing) or 'none'}.",
+            argument="order",
         )
     return [list(class_names).index(name) for name in order]
 
@@ -52,68 +53,85 @@ def take_long_tail(
     n_max: int,
     imbalance_ratio: float,
     order: Sequence[int],
+    *,
     seed: int,
     ranks: Sequence[int] | None = None,
 ) -> list[int]:
-    """Row numbers, in table order, of a long-tailed sample; `order` lists the labels from head to tail.
+    """Row numbers, in table order, of a long-tailed sample.
 
-    Each class is shuffled once by (seed, id), or sorted by `ranks` where they are given (`rank_by_index`), and its first n_c taken, so
-    lists of different imbalance ratio are nested. Raises DataError if a class has fewer images than its share, or if its share is none.
+    Each class is shuffled by (seed, id), or sorted by `ranks`, and its first n_c images are taken.
+    So samples of different imbalance ratios are nested.
+
+    - `n_max`: images of the first class.
+    - `imbalance_ratio`: n_max / images of the last class.
+    - `order`: labels from head to tail.
+    - `ranks`: rank of each image by `rank_by_index`, −1 for images that are not listed.
+
+    Raises DataError for a class with too few images, and for a profile that leaves a class empty.
     """
     labels, ids = table.labels, table.ids
     chosen: list[int] = []
     for label, count in zip(
         order, exponential_counts(len(order), n_max, imbalance_ratio), strict=True
     ):
+        name = table.class_names[label]
         if count == 0:
             raise DataError(
-                f"the long-tail profile leaves no image of class '{table.class_names[label]}'; raise data.long_tail.n_max or lower "
-                f"imbalance_ratio so that n_max / imbalance_ratio is at least 1 (it is {n_max / imbalance_ratio:.3g})."
+                f"the long-tail profile leaves no image of class '{name}': n_max / imbalance_ratio "
+                f"is {n_max / imbalance_ratio:.3g} and has to be at least 1. Raise n_max or lower "
+                "imbalance_ratio.",
+                argument="n_max",
             )
-        rows = [
-            row
-            for row in np.flatnonzero(labels == label).tolist()
-            if ranks is None or ranks[row] >= 0
-        ]
+        rows = np.flatnonzero(labels == label).tolist()
+        if ranks is not None:
+            rows = [row for row in rows if ranks[row] >= 0]
         if len(rows) < count:
-            listed = "" if ranks is None else " that data.long_tail.index lists"
+            listed = "" if ranks is None else " in the index"
             raise DataError(
-                f"class '{table.class_names[label]}' has {len(rows)} images{listed}, the long-tail profile asks for {count}; "
-                "lower data.long_tail.n_max."
+                f"class '{name}' has {len(rows)} images{listed}, and the long-tail profile needs "
+                f"{count}; lower n_max (got {n_max}).",
+                argument="n_max",
             )
-        rows.sort(
-            key=lambda row: (
-                derive_seed("long-tail", seed, ids[row]) if ranks is None else ranks[row]
-            )
-        )
+        if ranks is None:
+            rows.sort(key=lambda row: derive_seed("long-tail", seed, ids[row]))
+        else:
+            rows.sort(key=ranks.__getitem__)
         chosen += rows[:count]
     return sorted(chosen)
 
 
 def rank_by_index(digests: Sequence[str], index: str) -> list[int]:
-    """Place of each image in an index list, −1 for those not listed: by content, so that every copy of a data set gives the same sample.
+    """Rank of each image in an index list, −1 for images that are not listed.
 
-    `digests` are those of `digest_image`; `index` is a file or `embedded:NAME` with the first twelve characters of one a line.
+    Images are matched by content, so every copy of a data set gives the same sample.
+
+    - `digests`: of the images, by `digest_image`.
+    - `index`: a file, or `embedded:NAME`, with the first 12 characters of a digest per line.
+
     Raises DataError for a file that is missing or lists none of the images.
     """
-    file = (
-        embedded_index(index.removeprefix("embedded:"))
-        if index.startswith("embedded:")
-        else Path(index)
-    )
+    prefix = "embedded:"
+    embedded = index.startswith(prefix)
+    file = embedded_index(index.removeprefix(prefix)) if embedded else Path(index)
     if not file.is_file():
-        raise DataError(f"data.long_tail.index: there is no file {file}.")
-    place = {line: rank for rank, line in enumerate(file.read_text().split())}
-    ranks = [place.get(content[:INDEX_CHARACTERS], -1) for content in digests]
+        raise DataError(f"there is no file {file}.", argument="index")
+    rank_of = {line: rank for rank, line in enumerate(file.read_text().split())}
+    ranks = [rank_of.get(content[:INDEX_CHARACTERS], -1) for content in digests]
     if max(ranks) < 0:
         raise DataError(
-            f"data.long_tail.index: {file} lists none of the {len(ranks)} images by content; is it of another data set?"
+            f"{file} lists none of the {len(ranks)} images by content; it belongs to another data "
+            "set.",
+            argument="index",
         )
     return ranks
 
 
 def class_groups(class_counts: Sequence[int], many: int, few: int) -> dict[str, list[int]]:
-    """`{group: labels}` with many > `many`, few < `few` and medium between; an empty group is absent."""
+    """`{group: labels}` of the groups many, medium and few; an empty group is absent.
+
+    - `many`: classes with more training images are in the group many.
+    - `few`: classes with fewer training images are in the group few.
+    """
     groups: dict[str, list[int]] = {"many": [], "medium": [], "few": []}
     for label, count in enumerate(class_counts):
         groups["many" if count > many else "few" if count < few else "medium"].append(label)

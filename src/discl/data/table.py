@@ -29,28 +29,28 @@ OPTIONAL = ("domain", "group")
 SHOWN = 8
 NARROW = (".jpg", ".jpeg", ".webp", ".gif")
 NEVER_WIDE = (b"\xff\xd8\xff", b"RIFF", b"GIF8")
-"""How files begin whose formats have no more than 8 bits."""
+"""First bytes of formats with at most 8 bits."""
 
 
 @dataclass(frozen=True)
 class ImageTable:
-    """A table of images with labels, memory-mapped in Arrow; images are decoded on access.
+    """Images with ids and labels, memory-mapped in Arrow; images are decoded on access.
 
-    - `rows`: `id` (string, unique), `image` ({bytes, path}, undecoded), `label` (0 … classes − 1),
+    - `rows`: columns `id` (string, unique), `image` ({bytes, path}), `label` (0 … C − 1),
       optionally `domain` and `group`.
-    - `class_names`: names of the labels, `[classes]`.
-    - `root`: folder of the image files. Without it only bytes are decoded.
+    - `class_names`: by label.
+    - `root`: folder below which image files are read; without it only bytes are decoded.
     - `elsewhere`: further folders of the data set, such as the hub's cache.
-    - `schemes`: prefixes of addresses (`slice://`, …) that the table's reader made itself. Paths in
-      other people's tables have none, so an address in them opens nothing.
-    - `depth`: black and white of grey images of more than 8 bits, as found by `with_depth`.
+    - `schemes`: schemes of the addresses (`slice://` …) that the table's reader wrote. Empty for
+      tables with paths from the data, so that an address in them opens nothing.
+    - `depth`: the values of grey images of more than 8 bits that are black and white;
+      `with_depth` determines it.
 
     ```python
     import discl
 
     table = discl.read_tables("photos")["train"]
-    image = table.image(0)
-    assert image.mode == "RGB" and table.class_counts.sum() == len(table)
+    assert table.image(0).mode == "RGB" and table.class_counts.sum() == len(table)
     ```
     """
 
@@ -63,7 +63,7 @@ class ImageTable:
 
     @cached_property
     def gate(self) -> Gate:
-        """What the images of this table may open."""
+        """The files that images of this table may open."""
         own = roots_of(self.root) if self.root is not None else ()
         return Gate((*own, *self.elsewhere), self.schemes)
 
@@ -72,21 +72,18 @@ class ImageTable:
 
     @cached_property
     def ids(self) -> list[str]:
+        """Ids of the rows, unique."""
         return self.rows.select_columns("id")[:]["id"]
 
     @cached_property
     def labels(self) -> np.ndarray:
         """int64 `[rows]`."""
-        return (
-            self.rows.select_columns("label")
-            .with_format("arrow")[:]["label"]
-            .to_numpy()
-            .astype(np.int64)
-        )
+        column = self.rows.select_columns("label").with_format("arrow")[:]["label"]
+        return column.to_numpy().astype(np.int64)
 
     @property
     def class_counts(self) -> np.ndarray:
-        """int64 `[classes]`."""
+        """Number of images per class, int64 `[classes]`."""
         return np.bincount(self.labels, minlength=len(self.class_names))
 
     def select(self, rows: Iterable[int]) -> ImageTable:
@@ -94,7 +91,7 @@ class ImageTable:
         return replace(self, rows=self.rows.select(list(rows)))
 
     def image(self, row: int) -> Image.Image:
-        """Decoded RGB picture of a row. Raises DataError that names the image."""
+        """Decoded RGB image of a row. Raises DataError that names the image."""
         stored = self.rows[int(row)]
         try:
             return decode_image(stored["image"], self.gate, self.depth)
@@ -108,7 +105,10 @@ def make_table(
     root: Path | None = None,
     schemes: Sequence[str] = (),
 ) -> ImageTable:
-    """A checked table of plain columns; `root` and `schemes` as in `ImageTable`. Raises DataError as `check_table` does."""
+    """A checked table of plain columns; arguments as in `ImageTable`.
+
+    Raises DataError as `check_table` does.
+    """
     rows = Dataset.from_dict(dict(columns)).cast_column("image", ImageFeature(decode=False))
     return check_table(ImageTable(rows, tuple(class_names), root, schemes=frozenset(schemes)))
 
@@ -116,7 +116,8 @@ def make_table(
 def rows_of(columns: pa.Table) -> Dataset:
     """Columns in memory as rows whose `image` is {bytes, path}.
 
-    Their fingerprint is random: without one, `datasets` pickles the whole table to make it, which is most of the memory that opening takes.
+    The fingerprint is random: to compute one, `datasets` would pickle the whole table, which needs
+    most of the memory of opening it.
     """
     return Dataset(columns, fingerprint=generate_random_fingerprint()).cast_column(
         "image", ImageFeature(decode=False)
@@ -124,54 +125,71 @@ def rows_of(columns: pa.Table) -> Dataset:
 
 
 def check_table(table: ImageTable) -> ImageTable:
-    """The table itself.
+    """The table itself, checked.
 
-    Raises DataError for a label out of range, an id that is missing, an id or a class name that stands twice, an empty table, or an image
-    that only names a file outside the table's root.
+    Raises DataError for an empty table, a duplicate class name, a label out of range, a missing or
+    duplicate id, and an image that only names a file outside the table's root.
     """
     if not len(table):
         raise DataError("the table of images is empty.")
-    if len(set(table.class_names)) < len(table.class_names):
-        first, second = _first_pair(table.class_names)
+    _check_class_names(table.class_names)
+    _check_labels(table)
+    _check_ids(table.rows.select_columns("id").with_format("arrow")[:]["id"])
+    if cause := first_foreign(table.rows.data.column("image"), table.gate):
         raise DataError(
-            f"classes {first} and {second} are both called '{table.class_names[first]}'; class names have to differ, for texts and figures "
-            "go by them. Rename one of them in the data, or give them one label."
+            f"an image is only named by the data, and may not be read: {cause}. Write the images "
+            "into the data, or list them in a manifest (a CSV or Parquet file) beside them."
         )
-    labels = table.labels
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(table.class_names)))
+    return table
+
+
+def _check_class_names(names: Sequence[str]) -> None:
+    first_label: dict[str, int] = {}
+    for label, name in enumerate(names):
+        first = first_label.setdefault(name, label)
+        if first != label:
+            raise DataError(
+                f"classes {first} and {label} are both called '{name}'; class names have to "
+                "differ, because texts and figures use them. Rename one of them in the data, or "
+                "give them one label."
+            )
+
+
+def _check_labels(table: ImageTable) -> None:
+    labels, last = table.labels, len(table.class_names) - 1
+    wrong = np.flatnonzero((labels < 0) | (labels > last))
     if len(wrong):
-        example, last = table.rows[int(wrong[0])]["id"], len(table.class_names) - 1
+        example = table.rows[int(wrong[0])]["id"]
         raise DataError(
-            f"label {labels[wrong[0]]} of image '{example}' is out of range: there are {last + 1} class names, "
-            f"so labels run from 0 to {last} ({len(wrong)} such rows)."
+            f"label {labels[wrong[0]]} of image '{example}' is out of range: there are {last + 1} "
+            f"class names, so labels run from 0 to {last} ({len(wrong)} such rows)."
         )
-    ids = table.rows.select_columns("id").with_format("arrow")[:]["id"]
+
+
+def _check_ids(ids: pa.ChunkedArray) -> None:
     blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(ids), ""), True)
     if pc.any(blank).as_py():
         row = pc.index(blank, True).as_py()
         raise DataError(
-            f"row {row + 1} of the images has no id ({pc.sum(blank).as_py()} such rows); fill it in, or leave the column id "
-            "out: images are then called by their path or number."
+            f"row {row + 1} of the images has no id ({pc.sum(blank).as_py()} such rows); fill it "
+            "in, or remove the column id: the id is then the path or the row's number."
         )
     if pc.count_distinct(ids).as_py() != len(ids):
         counted = pc.value_counts(ids)
         twice = counted.field("values").filter(pc.greater(counted.field("counts"), 1))[0].as_py()
         raise DataError(
-            f"id '{twice}' stands twice; ids have to be unique, for noise and resume are keyed by them."
+            f"id '{twice}' occurs twice; ids have to be unique, because noise and resuming are "
+            "keyed by them."
         )
-    if told := first_foreign(table.rows.data.column("image"), table.gate):
-        raise DataError(
-            f"an image is only named by the data, and may not be read: {told}. Write the pictures into the data, or list them in a "
-            "manifest (data.format: manifest) beside them."
-        )
-    return table
 
 
 def without_empty_classes(tables: Mapping[str, ImageTable]) -> tuple[dict[str, ImageTable], str]:
-    """The tables without the classes that have no image in `train`, labels renumbered in their order, and what was left out.
+    """(tables without the classes that `train` has no image of, a message about them).
 
-    Images of such classes in other splits are left out too. The text is "" where every class has a training image. Raises
-    DataError for a split of which nothing is left.
+    Labels are renumbered in order. Images of such classes in other splits are dropped too. The
+    message is "" if every class has a training image.
+
+    Raises DataError for a split of which nothing is left.
     """
     kept = tables["train"].class_counts > 0
     if kept.all():
@@ -183,10 +201,9 @@ def without_empty_classes(tables: Mapping[str, ImageTable]) -> tuple[dict[str, I
         rows = np.flatnonzero(kept[table.labels])
         if not len(rows):
             raise DataError(
-                f"no image of the split {split} shows a class of the training images, so data.drop_empty_classes leaves "
-                "nothing of it; leave the split out, for example data.splits: {"
-                + split
-                + ": null}."
+                f"no image of the split {split} shows a class of the training images, so dropping "
+                f"empty classes leaves nothing of it; leave the split out: {{{split}: null}}.",
+                argument="splits",
             )
         if len(rows) < len(table):
             lost[split] = len(table) - len(rows)
@@ -195,28 +212,24 @@ def without_empty_classes(tables: Mapping[str, ImageTable]) -> tuple[dict[str, I
         class_names = tuple(name for name, keep in zip(names, kept, strict=True) if keep)
         result[split] = replace(part, rows=plain, class_names=class_names)
     dropped = [name for name, keep in zip(names, kept, strict=True) if not keep]
-    told = f"{len(dropped):,} of {len(names):,} classes have no training image and are left out ({', '.join(dropped[:SHOWN])}"
-    told += f"{', …' * (len(dropped) > SHOWN)})"
+    shown = ", ".join(dropped[:SHOWN]) + ", …" * (len(dropped) > SHOWN)
+    message = f"{len(dropped):,} of {len(names):,} classes have no training image and are dropped"
+    message = f"{message} ({shown})"
     if lost:
-        told += "; with them " + ", ".join(
-            f"{count_of(count, 'image')} of {split}" for split, count in lost.items()
-        )
-    return result, f"{told}."
-
-
-def _first_pair(names: Sequence[str]) -> tuple[int, int]:
-    """The places of the first name that stands twice."""
-    places: dict[str, int] = {}
-    return next(
-        (places[name], place)
-        for place, name in enumerate(names)
-        if places.setdefault(name, place) != place
-    )
+        parts = (f"{count_of(count, 'image')} of {split}" for split, count in lost.items())
+        message = f"{message}; with them {', '.join(parts)}"
+    return result, f"{message}."
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What one pass over a table found: content digest, width and height of each row, the unreadable rows, and wide greys by row."""
+    """The result of one pass over a table.
+
+    - `digests`: digest of each row's content.
+    - `sizes`: (width, height) of each row.
+    - `unreadable`: (row, problem) of the images that cannot be read.
+    - `wide`: range of grey images of more than 8 bits, by row.
+    """
 
     digests: list[str]
     sizes: list[tuple[int, int]]
@@ -224,28 +237,29 @@ class Inspection:
     wide: dict[int, Wide] = field(default_factory=dict)
 
     def select(self, rows: Sequence[int]) -> Inspection:
-        """What was found of these rows, in this order."""
-        place = {row: number for number, row in enumerate(rows)}
-        unreadable = [(place[row], problem) for row, problem in self.unreadable if row in place]
-        wide = {place[row]: found for row, found in self.wide.items() if row in place}
+        """The results of these rows, in this order."""
+        new = {row: number for number, row in enumerate(rows)}
         return Inspection(
-            [self.digests[row] for row in rows], [self.sizes[row] for row in rows], unreadable, wide
+            [self.digests[row] for row in rows],
+            [self.sizes[row] for row in rows],
+            [(new[row], problem) for row, problem in self.unreadable if row in new],
+            {new[row]: wide for row, wide in self.wide.items() if row in new},
         )
 
 
 def digest_image(image: Image.Image) -> str:
-    """Digest of the size and the RGB pixels, so that another file format does not hide a copy."""
+    """Digest of the size and the RGB pixels: copies in another file format have the same one."""
     return digest_bytes(f"{image.width}x{image.height}".encode(), image.tobytes())
 
 
 def inspect_images(
     table: ImageTable, on_progress: Callable[[int], None] = lambda count: None
 ) -> Inspection:
-    """Decodes every image once, in threads: digests, sizes and unreadable images.
+    """Decodes every image once, in threads, and returns digests, sizes and problems.
 
-    A file outside of the table's root, reached by a link, counts as unreadable.
+    A file outside the table's root is reported as unreadable, like a broken one.
 
-    - `table`: the images.
+    - `table`: of `read_tables`.
     - `on_progress`: called with 1 after each image.
 
     ```python
@@ -284,19 +298,23 @@ def inspect_images(
 def settle_depth(
     tables: Mapping[str, ImageTable], seen: Mapping[str, Inspection], bits: int | None = None
 ) -> tuple[dict[str, ImageTable], dict[str, Inspection]]:
-    """Tables with the depth that follows from all their wide greys together, and the digests that their pictures have by it.
+    """Tables with one depth for all grey images of more than 8 bits, and the updated digests.
 
-    Only wide greys are decoded again. Without any the tables have no depth and nothing is changed.
+    Only such images are decoded again. Without any the arguments are returned unchanged.
+
+    - `tables`: by split.
+    - `seen`: the result of `inspect_images` for each.
+    - `bits`: bits of whole numbers, if known.
     """
-    found = [wide for each in seen.values() for wide in each.wide.values()]
-    if not found:
+    ranges = [wide for each in seen.values() for wide in each.wide.values()]
+    if not ranges:
         return dict(tables), dict(seen)
-    depth = common_depth(found, bits)
+    depth = common_depth(ranges, bits)
     tables = {split: replace(table, depth=depth) for split, table in tables.items()}
-    return tables, {split: _look_again(tables[split], each) for split, each in seen.items()}
+    return tables, {split: _update_digests(tables[split], each) for split, each in seen.items()}
 
 
-def _look_again(table: ImageTable, seen: Inspection) -> Inspection:
+def _update_digests(table: ImageTable, seen: Inspection) -> Inspection:
     rows = sorted(seen.wide)
     digests = list(seen.digests)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -307,26 +325,27 @@ def _look_again(table: ImageTable, seen: Inspection) -> Inspection:
 
 
 def with_depth(tables: Mapping[str, ImageTable], bits: int | None = None) -> dict[str, ImageTable]:
-    """Tables whose grey pictures of more than 8 bits are decoded by one rule, found from all of them or stated by `bits`.
+    """Tables whose grey images of more than 8 bits are decoded by one rule.
 
-    Only such pictures are decoded; files whose endings or first bytes say JPEG, WebP or GIF are not opened. Pictures that cannot be
-    read are passed over. Tables that have a depth keep it.
+    The rule follows from all such images, or from `bits`. Only they are decoded: files whose
+    suffix or first bytes say JPEG, WebP or GIF are not opened. Unreadable images are ignored.
+    Tables that have a depth keep it.
     """
     if all(table.depth is not None for table in tables.values()):
         return dict(tables)
-    found: list[Wide] = []
+    ranges: list[Wide] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for table in tables.values():
-            look = partial(_wide_of, table)
-            found += [each for each in map_rows(pool, look, len(table)) if each is not None]
-    depth = common_depth(found, bits) if found else None
+            look = partial(_range_of_row, table)
+            ranges += [wide for wide in map_rows(pool, look, len(table)) if wide is not None]
+    depth = common_depth(ranges, bits) if ranges else None
     return {
         split: table if table.depth is not None else replace(table, depth=depth)
         for split, table in tables.items()
     }
 
 
-def _wide_of(table: ImageTable, row: int) -> Wide | None:
+def _range_of_row(table: ImageTable, row: int) -> Wide | None:
     stored = table.rows[row]["image"]
     data, path = stored.get("bytes"), stored.get("path")
     if data.startswith(NEVER_WIDE) if data else str(path).lower().endswith(NARROW):

@@ -199,7 +199,8 @@ class SpectrumDataset(Dataset):
         row = int(row) % len(self)
         image: Any = self._picture(row)
         if self.size is not None:
-            image = torch.from_numpy(to_square(image, self.size)).float() / 255
+            square = torch.from_numpy(to_square(image, self.size))
+            image = square.permute(2, 0, 1).contiguous().float() / 255
         if self.transform is not None:
             image = self.transform(image)
         return Sample(image, int(self.pool.labels[row]), int(self.pool.levels[row]))

@@ -18,7 +18,6 @@ from ..data import (
     digest_image,
     keep_aspect,
     read_tables,
-    through_cameras,
     without_empty_classes,
 )
 from ..data.depth import depth_of
@@ -254,6 +253,11 @@ class Run:
         )
 
 
+KEYS = {name: name for name in ("root", "columns", "splits", "files", "images", "cameras")}
+KEYS["kind"] = "format"
+"""Keys of the section `data`, by the arguments of `read_tables`."""
+
+
 def read_data(
     data: Data,
     on_unused: Callable[[list[str]], None] = lambda splits: None,
@@ -266,22 +270,22 @@ def read_data(
 
     Raises as `read_tables` does.
     """
-    tables = read_tables(
-        data.root,
-        data.format,
-        data.columns,
-        data.splits,
-        data.files,
-        on_unused,
-        data.images,
-        on_left_out,
-    )
-    if data.cameras:
-        tables = through_cameras(tables, Cameras(**dict(data.cameras)))
-    if data.drop_empty_classes:
-        tables, message = without_empty_classes(tables)
-        if message:
-            on_left_out(message)
+    with arguments_named(**{name: f"data.{key}" for name, key in KEYS.items()}):
+        tables = read_tables(
+            data.root,
+            data.format,
+            columns=data.columns,
+            splits=data.splits,
+            files=data.files,
+            images=data.images,
+            cameras=Cameras(**dict(data.cameras)) if data.cameras else None,
+            on_unused=on_unused,
+            on_left_out=on_left_out,
+        )
+        if data.drop_empty_classes:
+            tables, dropped = without_empty_classes(tables)
+            if dropped:
+                on_left_out(dropped)
     return tables
 
 

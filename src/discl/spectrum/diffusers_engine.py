@@ -66,11 +66,7 @@ class PlainEngine:
             with arguments_named(levels="requests"):
                 check_levels([check_level(request.level)], self.num_inference_steps)
             load = checked(load_pixels, request.height, request.width)
-            picture = (
-                None
-                if request.level == 0
-                else Image.fromarray(load(request.source_id).transpose(1, 2, 0))
-            )
+            picture = None if request.level == 0 else Image.fromarray(load(request.source_id))
             yield request, self._make(request, picture)
 
     def rows_per_second(self, height: int, width: int) -> float:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 LoadPixels = Callable[[str], np.ndarray]
-"""uint8 `[3, height, width]` of a source, in the shape of what is made of it."""
+"""uint8 `[height, width, 3]` of a source, in the size of its requests."""
 
 
 def checked(load_pixels: LoadPixels, height: int, width: int) -> LoadPixels:
@@ -30,7 +30,7 @@ def checked(load_pixels: LoadPixels, height: int, width: int) -> LoadPixels:
         if (
             not isinstance(pixels, np.ndarray)
             or pixels.dtype != np.uint8
-            or pixels.shape != (3, height, width)
+            or pixels.shape != (height, width, 3)
         ):
             got = (
                 f"{pixels.dtype} {list(pixels.shape)}"
@@ -38,8 +38,9 @@ def checked(load_pixels: LoadPixels, height: int, width: int) -> LoadPixels:
                 else f"of the type {type(pixels).__name__}"
             )
             raise DataError(
-                f"the pixels of source '{source}' are {got}; a numpy array uint8 {[3, height, width]} is needed, channels first: "
-                f"discl.data.to_size(picture, {width}, {height}) makes it of a PIL picture."
+                f"the pixels of source '{source}' are {got}; a numpy array uint8 "
+                f"{[height, width, 3]} is needed: discl.to_size(image, {width}, {height}) makes it "
+                "of a PIL image."
             )
         return pixels
 
@@ -145,7 +146,10 @@ class RequestQueue:
         for first in range(0, len(sources), size):
             part = sources[first : first + size]
             pixels = (
-                torch.stack([torch.from_numpy(self.load_pixels(source)) for source in part]).float()
+                torch.from_numpy(np.stack([self.load_pixels(source) for source in part]))
+                .permute(0, 3, 1, 2)
+                .contiguous()
+                .float()
                 / 127.5
                 - 1
             )

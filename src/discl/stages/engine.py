@@ -55,7 +55,7 @@ def make_worker(run: Run) -> Worker:
 class Sources:
     """The source images of some requests, in the requests' shapes.
 
-    Called with an id of `hard.parquet` it returns uint8 `[3, height, width]`. It raises
+    Called with an id of `hard.parquet` it returns uint8 `[height, width, 3]`. It raises
     RunError for an image that has changed since it was checked. `sizes` are the images' own
     (width, height).
     """

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from ..data import ImageTable
 from ..data.hardness import assign_folds, cross_fitted_probability, tail_rows
-from ..errors import DataError, RecipeError, unknown
+from ..errors import DataError, RecipeError, arguments_named, unknown
 from ..run_folder import paths
 from ..run_folder.earlier import restore_table
 from ..run_folder.run import Run
@@ -71,7 +71,8 @@ def _uncertain_rows(run: Run, listed: pa.Table, eligible: np.ndarray) -> tuple[l
     rule, train = run.recipe.hard, run.train
     labels = train.labels.tolist()
     units = listed_units(listed)  # copies of one picture are in one fold
-    folds = assign_folds(train.ids, labels, units, rule.folds)
+    with arguments_named(folds="hard.folds"):
+        folds = assign_folds(train.ids, labels, units, rule.folds)
     aspects = real_aspects(run, "train") if run.recipe.train.resize_mode == "whole" else None
 
     def fit_predict(fitted: list[int], scored: list[int]) -> np.ndarray:

@@ -122,7 +122,7 @@ def estimate_cost(run: Run) -> dict[str, float]:
         to_size(run.train.image(row_of[each.source_id]), each.width, each.height)
         for each in samples
     ]
-    encoded = [len(encode_image(picture.transpose(1, 2, 0), encoding)) for picture in pictures]
+    encoded = [len(encode_image(picture, encoding)) for picture in pictures]
     shapes = Counter((request.height, request.width) for request in requests)
     height, width = shapes.most_common(1)[0][0]
     return {

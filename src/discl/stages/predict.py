@@ -139,7 +139,7 @@ class _Search:
                         self._refuse(path, square, unreadable)
                     else:
                         names.append(path)
-                        squares.append(torch.from_numpy(square))
+                        squares.append(torch.from_numpy(square).permute(2, 0, 1).contiguous())
                 self.read += len(names)
                 if names:
                     yield names, torch.stack(squares)

@@ -24,7 +24,7 @@ from ..data import (
 )
 from ..data.depth import Ranges
 from ..data.readers import SPLIT_NAMES, too_few_classes
-from ..errors import DataError
+from ..errors import DataError, arguments_named
 from ..escaping import one_line
 from ..recipe import LongTail
 from ..recipe.data import OwnSplit
@@ -126,7 +126,7 @@ def own_parts(
     """
     fractions = {"validation": own_split.validation, "test": own_split.test}
     wanted = {name: part for name, part in fractions.items() if name not in given and part}
-    return split_rows(ids, labels, units, wanted, own_split.seed) if wanted else {}
+    return split_rows(ids, labels, units, wanted, seed=own_split.seed) if wanted else {}
 
 
 def units_of(table: ImageTable, digests: Sequence[str]) -> list[str]:
@@ -167,9 +167,15 @@ def unused_splits(names: list[str]) -> str:
 
 def long_tail_rows(table: ImageTable, digests: Sequence[str], profile: LongTail) -> list[int]:
     """Rows of a long-tailed sample of a table with these digests."""
-    order = order_classes(table.class_names, profile.class_order)
-    ranks = rank_by_index(digests, profile.index) if profile.index else None
-    return take_long_tail(table, profile.n_max, profile.imbalance_ratio, order, profile.seed, ranks)
+    section = "data.long_tail"
+    with arguments_named(
+        order=f"{section}.class_order", index=f"{section}.index", n_max=f"{section}.n_max"
+    ):
+        order = order_classes(table.class_names, profile.class_order)
+        ranks = rank_by_index(digests, profile.index) if profile.index else None
+        return take_long_tail(
+            table, profile.n_max, profile.imbalance_ratio, order, seed=profile.seed, ranks=ranks
+        )
 
 
 def key_of_hard(run: Run, listed: pa.Table) -> str:

@@ -69,7 +69,7 @@ def _square(
     table: ImageTable, keys: Sequence[str], fit: Callable[[Image.Image], np.ndarray], row: int
 ) -> dict[str, Any]:
     """A row of the store of squares."""
-    data = encode_image(fit(table.image(row)).transpose(1, 2, 0), ENCODING)
+    data = encode_image(fit(table.image(row)), ENCODING)
     return {"id": keys[row], "image": {"bytes": data, "path": None}}
 
 

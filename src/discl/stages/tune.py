@@ -195,7 +195,7 @@ def divide(run: Run, searched: Run) -> str:
             training["label"].tolist(),
             units,
             {"validation": share},
-            asked.seed,
+            seed=asked.seed,
         )
         judged = f"{len(parts['validation'])} of the {len(training)} training images, held out"
         validation = training.iloc[parts["validation"]].assign(split="validation")

@@ -49,7 +49,7 @@ class ImageCache(Dataset):
             self.memory = torch.empty(len(self), 3, size, size, dtype=torch.uint8)
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 for row, square in enumerate(map_rows(pool, self._decode, len(self))):
-                    self.memory[row] = torch.from_numpy(square)
+                    self.memory[row] = torch.from_numpy(square).permute(2, 0, 1)
                     on_progress(1)
 
     def __len__(self) -> int:
@@ -59,7 +59,8 @@ class ImageCache(Dataset):
         """Returns the squares of some rows, uint8 `[rows, 3, size, size]`."""
         if self.memory is not None:
             return self.memory[torch.as_tensor(rows)]
-        return torch.stack([torch.from_numpy(self._decode(row)) for row in rows])
+        squares = torch.stack([torch.from_numpy(self._decode(row)) for row in rows])
+        return squares.permute(0, 3, 1, 2).contiguous()
 
     def of_rows(self, rows: Sequence[int] | np.ndarray) -> ImageCache:
         """Returns a cache of some rows alone, decoded."""

@@ -1,9 +1,9 @@
-"""What readers share: a source, tables built column by column."""
+"""What readers have in common: sources, layouts, tables from columns."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ SPLIT_NAMES = {
     "validation-ood": ("validation-ood", "val-ood", "ood_val"),
     "test-ood": ("test-ood", "ood_test"),
 }
-
+"""Names of splits that are recognised, lower case."""
 
 SHOWN_ROWS = 5
+SHOWN_FILES = 12
 FOREIGN = r"^[A-Za-z]:[\\/]|^[A-Za-z][A-Za-z0-9+.-]+://|\x00"
 """What no path below a folder looks like: a drive of Windows, an address, a zero byte."""
 
@@ -36,7 +37,8 @@ TREES: dict[str, tuple[str, ...]] = {
         "or train/class/image.jpg, test/class/image.jpg",
     ),
     "metadata": (
-        "metadata.csv, .jsonl or .parquet (columns file_name, label), the images beside it or below",
+        "metadata.csv, .jsonl or .parquet (columns file_name, label), the images beside it or "
+        "below",
         "or one in train/, one in test/",
     ),
     "roboflow": ("train/_classes.csv (filename, a column of 0 and 1 for each class), train/….jpg",),
@@ -49,7 +51,8 @@ TREES: dict[str, tuple[str, ...]] = {
         "the images that it names",
     ),
     "imagenet-lt": (
-        "ImageNet_LT_train.txt, ImageNet_LT_val.txt, ImageNet_LT_test.txt (lines of path and label)",
+        "ImageNet_LT_train.txt, ImageNet_LT_val.txt, ImageNet_LT_test.txt "
+        "(lines of path and label)",
         "LOC_synset_mapping.txt or classnames.txt (names)",
         "train/n01440764/n01440764_18.JPEG",
         "val/n01440764/ILSVRC2012_val_00000293.JPEG, or flat",
@@ -75,15 +78,21 @@ TREES: dict[str, tuple[str, ...]] = {
         "or train/_annotations.coco.json beside its images, as Roboflow has it",
     ),
 }
-"""What each reader expects below data.root."""
+"""What each reader expects below the root."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as the recipe names it: `root` as given, the `path` that it leads to, and its own names for columns, splits and files.
+    """A data set and the user's names for its parts.
 
-    `images` is the folder of the images that a list names, where it is another than the list's; `left_out` are splits of
-    ours that are not to be read. A reader counts the files that it does not take in `unread`.
+    - `root`: as given.
+    - `path`: where the root is on this machine.
+    - `columns`: column names in the data, by ours.
+    - `splits`: split names in the data, by ours.
+    - `files`: list files by split.
+    - `images`: folder of the images that a list names, if it is not the list's own.
+    - `left_out`: our names of the splits that are not read.
+    - `unread`: counts the files that a reader does not use.
     """
 
     root: str
@@ -96,57 +105,62 @@ class Source:
     unread: LeftOut = field(default_factory=LeftOut, compare=False)
 
     def leaves_out(self, split: str) -> bool:
-        """Whether a split, by its name in the data, is not to be read."""
+        """Whether a split, by its name in the data, is not read."""
         return split not in self.splits.values() and any(
-            split.lower() in SPLIT_NAMES[ours] for ours in self.left_out
+            split.lower() in SPLIT_NAMES[name] for name in self.left_out
         )
 
     def with_columns(self, columns: Mapping[Any, str]) -> Source:
-        """The same data set under other names for its columns."""
+        """The same data set with other names for its columns."""
         return replace(self, columns=columns)
 
     @property
     def folder(self) -> Path:
-        """The folder below which everything that belongs to the data set lies."""
+        """The folder that holds everything of the data set."""
         return self.path if self.path.is_dir() else self.path.resolve().parent
 
     def file(self, split: str, usual: str) -> Path:
-        """The file of a split: the one in `data.files`, else the usual one."""
+        """The file of a split: the one in `files`, else the usual one."""
         return self.path / self.files.get(split, usual)
 
 
 def files_below(folder: Path, *patterns: str) -> list[Path]:
-    """The plain files below a folder that fit a pattern, sorted; hidden ones, and those in hidden folders, are left out."""
-    found = {file for pattern in patterns for file in folder.rglob(pattern)}
-    inside = len(folder.parts)
+    """The plain files below a folder that match a pattern, sorted, without hidden ones."""
+    matches = {file for pattern in patterns for file in folder.rglob(pattern)}
+    depth = len(folder.parts)
     return sorted(
         file
-        for file in found
-        if file.is_file() and not any(part.startswith(".") for part in file.parts[inside:])
+        for file in matches
+        if file.is_file() and not any(part.startswith(".") for part in file.parts[depth:])
     )
 
 
-def expected(source: Source, kind: str) -> str:
-    """Message for a root that is not laid out as `kind` says: what is expected, and what is there."""
-    there = (
-        sorted(item.name + "/" * item.is_dir() for item in source.path.iterdir())[:12]
-        if source.path.is_dir()
-        else []
+def expected(source: Source, kind: str) -> DataError:
+    """The error for a root with another layout than that of `kind`."""
+    present: list[str] = []
+    if source.path.is_dir():
+        present = sorted(item.name + "/" * item.is_dir() for item in source.path.iterdir())
+    shown = ", ".join(present[:SHOWN_FILES]) or "nothing"
+    return DataError(
+        f"'{source.root}' is not laid out as {kind}. Expected in {source.path.resolve()}:\n"
+        f"{tree(kind)}\nFound: {shown}.",
+        argument="root",
     )
-    found = ", ".join(there) or "nothing"
-    return f"data.root '{source.root}' is not laid out as {kind}. Expected in {source.path.resolve()}:\n{tree(kind)}\nFound: {found}."
 
 
 def missing(source: Source, kind: str) -> str:
-    """Message for a root that does not exist: what was looked for, and what should be there; for `auto`, the layouts of one's own data."""
+    """Message for a root that does not exist; `auto` shows the usual layouts of custom data."""
     shown = ("imagefolder", "parquet", "manifest") if kind == "auto" else (kind,)
     layouts = "\n".join(f"{each}:\n{tree(each)}" for each in shown)
     hub = "\nOr give the owner/name of a data set on the hub." if kind == "auto" else ""
-    return f"data.root '{source.root}' does not exist; looked for {source.path.absolute()}. Expected there, laid out as\n{layouts}{hub}"
+    return (
+        f"'{source.root}' does not exist; looked for {source.path.absolute()}. Expected there, "
+        f"laid out as\n{layouts}{hub}"
+    )
 
 
 def tree(kind: str) -> str:
-    """The layout that a reader expects, a line for each part."""
+    """The layout that a reader expects, one line per part."""
     return "\n".join(f"  {item}" for item in TREES[kind])
 
 
@@ -154,45 +168,53 @@ def full_paths(
     root: Path,
     paths: Sequence[str] | pa.Array,
     where: str,
-    mend: str = "paths have to stay below it",
+    fix: str = "paths have to stay below it",
 ) -> pa.Array:
-    """Whole paths of what lies below `root`; relative paths are relative to it.
+    """Full paths of files below `root`.
 
-    Raises DataError for rows without a path, and for a path that is not below it, with the way to `mend` that.
+    - `paths`: relative to `root`, or absolute and below it.
+    - `where`: the file that names the paths, for messages.
+    - `fix`: how to fix a path outside `root`, for messages.
+
+    Raises DataError for rows without a path, and for a path outside `root`.
     """
     listed = strings(paths)
-    if told := blank_rows(listed):
+    if rows := blank_rows(listed):
         raise DataError(
-            f"{where} has rows without a path: {told}; remove them or fill the path in."
+            f"{where} has rows without a path: {rows}; remove them or fill the path in."
         )
     foreign = listed.filter(pc.match_substring_regex(listed, FOREIGN))
     if len(foreign):
         raise DataError(
-            f"{where} names {foreign[0].as_py()!r}, which is no path below {root.absolute()}: an address, a drive or a path "
-            "with a zero byte. Name files on this machine, relative to that folder."
+            f"{where} names {foreign[0].as_py()!r}, which is no path below {root.absolute()} but "
+            "an address, a drive or a path with a zero byte. Name files on this machine, relative "
+            "to that folder."
         )
-    whole = pc.binary_join_element_wise(f"{root}/", listed, "")
+    result = pc.binary_join_element_wise(f"{root}/", listed, "")
     suspects = np.flatnonzero(
         pc.or_(pc.starts_with(listed, "/"), pc.match_substring(listed, "..")).to_numpy(
             zero_copy_only=False
         )
     )
     if not len(suspects):
-        return whole
-    bases, placed = [f"{each}/" for each in (root.absolute(), root.resolve())], whole.to_pylist()
+        return result
+    bases, checked = [f"{each}/" for each in (root.absolute(), root.resolve())], result.to_pylist()
     for row in suspects:
         path = listed[int(row)].as_py()
         clean = os.path.normpath(path if path.startswith("/") else f"{root.absolute()}/{path}")
         base = next((each for each in bases if clean.startswith(each)), None)
         if base is None:
-            leads = "lies outside" if path.startswith("/") else "leads out of"
-            raise DataError(f"{where} names '{path}', which {leads} {root.absolute()}; {mend}.")
-        placed[row] = f"{root}/{clean[len(base) :]}"
-    return pa.array(placed, pa.string())
+            leads = "is outside" if path.startswith("/") else "leads out of"
+            raise DataError(f"{where} names '{path}', which {leads} {root.absolute()}; {fix}.")
+        checked[row] = f"{root}/{clean[len(base) :]}"
+    return pa.array(checked, pa.string())
 
 
 def blank_rows(values: pa.Array, names: pa.Array | None = None) -> str:
-    """The first rows, counted from 1, that hold nothing or only spaces, with their names where they have some; "" if there are none."""
+    """The first rows, counted from 1, that are empty or blank, for messages; "" for none.
+
+    - `names`: shown with the rows.
+    """
     blank = pc.is_null(values)
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         blank = pc.or_(blank, pc.fill_null(pc.equal(pc.utf8_trim_whitespace(values), ""), True))
@@ -201,9 +223,8 @@ def blank_rows(values: pa.Array, names: pa.Array | None = None) -> str:
         f"row {row + 1}" + (f" ('{names[row].as_py()}')" if names is not None else "")
         for row in rows[:SHOWN_ROWS]
     ]
-    return ", ".join(shown) + (
-        f" and {len(rows) - SHOWN_ROWS:,} more" if len(rows) > SHOWN_ROWS else ""
-    )
+    more = f" and {len(rows) - SHOWN_ROWS:,} more" if len(rows) > SHOWN_ROWS else ""
+    return ", ".join(shown) + more
 
 
 def refuse_escape(paths: Sequence[Path], root: Path) -> None:
@@ -212,7 +233,7 @@ def refuse_escape(paths: Sequence[Path], root: Path) -> None:
 
 
 def strings(values: Sequence[str] | pa.Array) -> pa.Array:
-    """The values as an Arrow array of texts."""
+    """The values as an Arrow array of strings."""
     return values if isinstance(values, pa.Array) else pa.array(values, pa.string())
 
 
@@ -225,12 +246,26 @@ def arrow_images(
 
 
 def build_table(
-    paths: Sequence[str] | pa.Array, labels: np.ndarray, class_names: Sequence[str], ids: Sequence[str] | pa.Array, root: Path,
-    data: Sequence[bytes] | None = None, schemes: Sequence[str] = (), **optional: Sequence[str] | pa.Array,
-) -> ImageTable:  # fmt: skip
-    """A checked table of image files (or of encoded pictures, `data`), with `domain` and `group` where they are given.
+    paths: Sequence[str] | pa.Array,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    ids: Sequence[str] | pa.Array,
+    root: Path,
+    data: Sequence[bytes] | None = None,
+    schemes: Sequence[str] = (),
+    **optional: Sequence[str] | pa.Array,
+) -> ImageTable:
+    """A checked table of image files or encoded images.
 
-    `schemes`: how the addresses begin that `paths` holds, where the reader made such.
+    - `paths`: of the images, or names where `data` is given.
+    - `labels`: int `[images]`.
+    - `class_names`: by label.
+    - `ids`: of the images, unique.
+    - `root`: folder below which the files are.
+    - `data`: encoded images.
+    - `schemes`: schemes of the addresses in `paths`, if the reader wrote such.
+    - `optional`: columns `domain` and `group`.
     """
     try:
         columns = {
@@ -246,3 +281,8 @@ def build_table(
     rows = rows_of(pa.table(columns))
     below = root if data is None else None
     return check_table(ImageTable(rows, tuple(class_names), below, schemes=frozenset(schemes)))
+
+
+def known_splits() -> Iterator[str]:
+    """All recognised names of splits."""
+    return (name for names in SPLIT_NAMES.values() for name in names)

@@ -1,4 +1,7 @@
-"""CIFAR's binary version."""
+"""CIFAR's binary version.
+
+Read by hand because torchvision reads only the pickled version, and unpickling runs code.
+"""
 
 from __future__ import annotations
 
@@ -18,49 +21,41 @@ HEADER = b"P6 32 32 255\n"
 
 
 def read_cifar(source: Source) -> dict[str, ImageTable]:
-    """The binary version of CIFAR-10 or CIFAR-100 (fine labels); the pickled Python version is refused.
+    """The binary version of CIFAR-10 or CIFAR-100 (fine labels); the pickled one is refused.
 
-    Pictures are wrapped as PPM, which loses nothing.
+    Images are wrapped as PPM, which is lossless.
     """
-    folder = next(
-        (
-            each
-            for each in (source.path, *sorted(source.path.glob("cifar-10*-b*")))
-            if _is_binary(each)
-        ),
-        None,
-    )
+    folders = (source.path, *sorted(source.path.glob("cifar-10*-b*")))
+    folder = next((each for each in folders if _is_binary(each)), None)
     if folder is None:
         if is_pickled(source.path):
             raise DataError(
-                f"data.root '{source.root}' holds the pickled Python version of CIFAR, which is never unpickled because that runs code; "
-                "take the binary version (cifar-10-binary.tar.gz, cifar-100-binary.tar.gz) or a Parquet copy such as uoft-cs/cifar100."
+                f"'{source.root}' holds the pickled Python version of CIFAR, which is never "
+                "unpickled because that runs code; use the binary version "
+                "(cifar-10-binary.tar.gz, cifar-100-binary.tar.gz) or a Parquet copy such as "
+                "uoft-cs/cifar100.",
+                argument="root",
             )
-        raise DataError(expected(source, "cifar"))
+        raise expected(source, "cifar")
     hundred = (folder / "train.bin").is_file()
-    listing = folder / ("fine_label_names.txt" if hundred else "batches.meta.txt")
-    if not listing.is_file():
+    name_file = folder / ("fine_label_names.txt" if hundred else "batches.meta.txt")
+    if not name_file.is_file():
         raise DataError(
-            f"{listing} is missing, the names of the classes; it comes in the same archive as {folder.name}'s *.bin files."
+            f"{name_file} with the names of the classes is missing; it is in the same archive as "
+            f"{folder.name}'s *.bin files."
         )
-    listed = read_text(listing).split("\n")
-    names = [
-        line.strip().replace("_", " ") for line in listed if line.strip()
-    ]  # aquarium_fish: texts are written from these names
-    train = (
-        [folder / "train.bin"]
-        if hundred
-        else [folder / f"data_batch_{number}.bin" for number in range(1, 6)]
-    )
-    tests = [folder / ("test.bin" if hundred else "test_batch.bin")]
+    lines = (line.strip() for line in read_text(name_file).split("\n"))
+    names = [line.replace("_", " ") for line in lines if line]  # prompts need "aquarium fish"
+    batches = ["train"] if hundred else [f"data_batch_{number}" for number in range(1, 6)]
+    files = {"train": batches, "test": ["test" if hundred else "test_batch"]}
     return {
-        split: _read_binary(files, 2 if hundred else 1, split, names)
-        for split, files in (("train", train), ("test", tests))
+        split: _read_binary([folder / f"{name}.bin" for name in parts], hundred, split, names)
+        for split, parts in files.items()
     }
 
 
 def is_pickled(folder: Path) -> bool:
-    """Whether the pickled version of CIFAR lies there; a folder of a class that is called meta is none."""
+    """Whether a folder holds the pickled version of CIFAR; a class folder named meta does not."""
     return any((folder / name).is_dir() for name in PICKLED) or any(
         (folder / name).is_file() for name in PICKLES
     )
@@ -70,7 +65,8 @@ def _is_binary(folder: Path) -> bool:
     return (folder / "train.bin").is_file() or (folder / "data_batch_1.bin").is_file()
 
 
-def _read_binary(files: list[Path], label_bytes: int, split: str, names: list[str]) -> ImageTable:
+def _read_binary(files: list[Path], hundred: bool, split: str, names: list[str]) -> ImageTable:
+    label_bytes = 2 if hundred else 1  # CIFAR-100: the coarse label, then the fine one
     record = label_bytes + 3 * SIDE * SIDE
     parts = []
     for file in files:
@@ -82,18 +78,13 @@ def _read_binary(files: list[Path], label_bytes: int, split: str, names: list[st
             raise DataError(f"{file} cannot be read: {error}") from error
         if len(raw) % record or not len(raw):
             raise DataError(
-                f"{file} has {len(raw)} bytes, which is no multiple of {record}; it is truncated or of another version."
+                f"{file} has {len(raw)} bytes, which is no multiple of {record}; it is truncated "
+                "or of another version."
             )
         parts.append(raw.reshape(-1, record))
     rows = np.concatenate(parts)
-    pixels = (
-        rows[:, label_bytes:]
-        .reshape(-1, 3, SIDE, SIDE)
-        .transpose(0, 2, 3, 1)
-        .reshape(len(rows), -1)
-    )
-    encoded = [HEADER + picture.tobytes() for picture in pixels]
+    pixels = rows[:, label_bytes:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+    encoded = [HEADER + image.tobytes() for image in pixels]
     ids = [f"{split}-{row:05d}" for row in range(len(rows))]
-    return build_table(
-        ids, rows[:, label_bytes - 1].astype(np.int64), names, ids, files[0].parent, encoded
-    )
+    labels = rows[:, label_bytes - 1].astype(np.int64)
+    return build_table(ids, labels, names, ids=ids, root=files[0].parent, data=encoded)

@@ -1,4 +1,8 @@
-"""Lists as other programs write them: separators, encodings."""
+"""Lists as other programs write them: separators, encodings.
+
+pandas guesses types, and so changes labels. Arrow reads the files; this module detects separator
+and encoding, and keeps labels as they are written.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ...errors import DataError
 from .labels import labels_as_written
-from .opening import BYTE_ORDER_MARKS, plain_file, read_text
+from .opening import BYTE_ORDER_MARKS, TO_UTF8, plain_file, read_text
 
 HEADING_BYTES = 65_536
 JSON_BLOCK = 16_000_000
@@ -23,10 +27,15 @@ LIST_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".parquet")
 
 
 def read_list(file: Path, label: str, wanted: Collection[str]) -> tuple[pa.Table, bool]:
-    """The table in a list, and whether its column `label` holds whole numbers as texts.
+    """(the table in a list; whether its column `label` holds whole numbers as texts).
 
-    Labels of a CSV are what is written: "001", true and 2024-01-01 stay the texts that they are. Columns without a
-    name are left out. Raises DataError for what is no table, and where a column among `wanted` stands twice.
+    Labels of a CSV are read as written: "001", true and 2024-01-01 stay texts. Columns without a
+    name are dropped.
+
+    - `label`: name of the column of labels.
+    - `wanted`: columns that may not occur twice.
+
+    Raises DataError for a file that is no table, and for a duplicate column among `wanted`.
     """
     if file.suffix.lower() == ".parquet":
         return tidy(_read_parquet(file), file, wanted), False
@@ -41,15 +50,20 @@ def read_list(file: Path, label: str, wanted: Collection[str]) -> tuple[pa.Table
 
 
 def read_csv(file: Path, texts: Collection[str] = ()) -> pa.Table:
-    """The table in a CSV file in UTF-8, or in UTF-16 with a byte order mark; cells may hold new lines in quotes.
+    """The table in a CSV file, UTF-8 or UTF-16 with a byte order mark.
 
-    The delimiter is the one of comma, tab, semicolon and bar that the heading holds most often. Columns in `texts` are
-    texts, others have the type of their values. Raises DataError for what is no table, or is of another encoding.
+    Quoted cells may hold new lines. The delimiter is the most frequent one of comma, tab,
+    semicolon and bar in the heading.
+
+    - `texts`: columns that are read as texts; others get the type of their values.
+
+    Raises DataError for a file that is no table, or of another encoding.
     """
     heading, source = _open(file)
     if len(heading) >= HEADING_BYTES // 4 and not set("\r\n") & set(heading):
         raise DataError(
-            f"{file} cannot be read as a table: its first line, the names of the columns, has no end within {len(heading):,} characters."
+            f"{file} cannot be read as a table: its first line, the names of the columns, has no "
+            f"end within {len(heading):,} characters."
         )
     usual = "\t" if file.suffix.lower() in {".tsv", ".tab"} else ","
     try:
@@ -73,13 +87,11 @@ def read_csv(file: Path, texts: Collection[str] = ()) -> pa.Table:
             raise DataError(f"{file} cannot be read as a table: {error}") from error
         foreign = [*texts]
     if foreign:
-        raise DataError(
-            f"{file} is not UTF-8 ({', '.join(foreign)}); save it as UTF-8, for example with iconv -f latin1 -t utf-8."
-        )
+        raise DataError(f"{file} is not UTF-8 ({', '.join(foreign)}); {TO_UTF8}.")
     return table.rename_columns([name.strip() for name in table.column_names])
 
 
-def read_names(file: Path) -> pa.Schema:
+def read_schema(file: Path) -> pa.Schema:
     """The columns of a list, with their types. Raises DataError as `read_list` does."""
     if file.suffix.lower() != ".parquet":
         return read_list(file, "label", ())[0].schema
@@ -95,7 +107,7 @@ def heading_of(file: Path) -> str:
 
 
 def _open(file: Path) -> tuple[str, pa.NativeFile]:
-    """The beginning of a text file, and the whole of it as UTF-8."""
+    """(the beginning of a text file, the whole of it as UTF-8)."""
     try:
         with plain_file(file).open("rb") as stream:
             start = stream.read(HEADING_BYTES)
@@ -139,24 +151,28 @@ def _read_parquet(file: Path) -> pa.Table:
 
 
 def tidy(table: pa.Table, file: Path, wanted: Collection[str]) -> pa.Table:
-    """The columns that have a name of their own, those of categories as plain ones."""
+    """The columns with a unique name, categories decoded.
+
+    Raises DataError for a duplicate column among `wanted`.
+    """
     twice = {name for name in table.column_names if name and table.column_names.count(name) > 1}
     if clash := sorted(twice & set(wanted)):
         raise DataError(
-            f"{file}: the column {' and the column '.join(clash)} stands twice; rename one of the two."
+            f"{file}: the column {' and the column '.join(clash)} occurs twice; rename one of the "
+            "two."
         )
     kept = [
-        place
-        for place, name in enumerate(table.column_names)
+        number
+        for number, name in enumerate(table.column_names)
         if name and "\0" not in name and name not in twice
     ]
-    return plain_columns(table.select(kept))
+    return decode_categories(table.select(kept))
 
 
-def plain_columns(table: pa.Table) -> pa.Table:
+def decode_categories(table: pa.Table) -> pa.Table:
     """The table with its dictionary columns (categories of pandas) decoded."""
-    for place, field in enumerate(table.schema):
+    for number, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
-            plain = table.column(place).cast(field.type.value_type)
-            table = table.set_column(place, field.name, plain)
+            plain = table.column(number).cast(field.type.value_type)
+            table = table.set_column(number, field.name, plain)
     return table

@@ -1,9 +1,13 @@
-"""Your own lists: CSV, TSV, JSON lines, Parquet."""
+"""Custom lists: CSV, TSV, JSON lines, Parquet.
+
+Read by hand because `datasets` neither checks paths nor keeps labels as they are written.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,66 +16,102 @@ from datasets import Dataset
 from ...errors import DataError, unknown
 from ..table import ImageTable, rows_of
 from .building import Source, arrow_images, full_paths
-from .lists import LIST_SUFFIXES, read_list, read_names
+from .columns import to_tables
+from .lists import LIST_SUFFIXES, read_list, read_schema
 from .opening import whole_path
-from .tabular import to_tables
+
+
+class UsualColumn(NamedTuple):
+    """Names of a column in other people's lists.
+
+    - `content`: what it holds, in words.
+    - `read`: names that are read without being told.
+    - `guessed`: names that `discl init` proposes.
+    """
+
+    content: str
+    read: tuple[str, ...]
+    guessed: tuple[str, ...]
+
 
 USUAL_COLUMNS = {
-    "image": (
+    "image": UsualColumn(
         "the paths of the images",
         ("path",),
         ("file", "filename", "file_name", "image", "image_path", "img"),
     ),
-    "label": ("the classes", ("label", "fine_label"), ("class", "class_name", "category")),
+    "label": UsualColumn(
+        "the classes", ("label", "fine_label"), ("class", "class_name", "category")
+    ),
 }
-"""Our column: what it holds, the names that are read without a word, and those that `discl init` takes for it."""
 OURS = ("id", "label", "split", "domain", "group")
-MEND = "name the folder that holds all the images in data.images (discl init: --images)"
+NAME_FOLDER = "name the folder that holds all the images in `images` (discl init: --images)"
+SHOWN = 6
 
 
 def read_manifest(source: Source) -> dict[str, ImageTable]:
-    """A CSV, TSV, JSON lines or Parquet file that lists `path` and `label`, optionally `id`, `split`, `domain`, `group`.
+    """A CSV, TSV, JSON lines or Parquet file with the columns `path` and `label`.
 
-    Paths are relative to it, or to the folder that `data.images` names; absolute ones have to lie below that. Without a column `id` an
-    image is called by its path below the folder. Labels of a CSV that are whole numbers are names, sorted as numbers.
+    Optional columns are `id`, `split`, `domain` and `group`. Paths are relative to the list, or to
+    the folder `images`; absolute ones have to be below it. Without a column `id`, an image's id is
+    its path below the folder. Labels of a CSV that are whole numbers are names, sorted as numbers.
     """
     file = source.path if source.path.is_file() else source.file("train", _only_list(source.path))
-    theirs = source.columns.get("image", "path")
-    listed, whole = listed_rows(file, theirs, source)
+    image_column = source.columns.get("image", "path")
+    listed, numbers = read_rows(file, image_column, source)
     folder = _image_folder(source, file)
-    rows = place_images(listed, theirs, folder, str(file), named="id" in source.columns)
-    columns = {ours: name for ours, name in source.columns.items() if ours != "image"}
-    return to_tables({"train": rows}, source.with_columns(columns), folder, numbers=whole)
+    rows = attach_images(
+        listed, image_column, folder, where=str(file), has_ids="id" in source.columns
+    )
+    columns = {name: theirs for name, theirs in source.columns.items() if name != "image"}
+    return to_tables({"train": rows}, source.with_columns(columns), folder, numbers=numbers)
 
 
-def listed_rows(file: Path, theirs: str, source: Source) -> tuple[pa.Table, bool]:
-    """The rows of a list, and whether its labels are whole numbers as texts. Raises DataError without a column of paths."""
-    wanted = {theirs, *OURS, *source.columns.values()}
-    listed, whole = read_list(file, source.columns.get("label", "label"), wanted)
-    if theirs not in listed.column_names:
+def read_rows(file: Path, image_column: str, source: Source) -> tuple[pa.Table, bool]:
+    """(the rows of a list; whether its labels are whole numbers as texts).
+
+    Raises DataError without a column of paths.
+    """
+    wanted = {image_column, *OURS, *source.columns.values()}
+    listed, numbers = read_list(file, source.columns.get("label", "label"), wanted)
+    if image_column not in listed.column_names:
         raise DataError(
-            f"{file}: {unknown('column', theirs, listed.column_names)} Say data.columns: {{image: their_name}}."
+            f"{file}: {unknown('column', image_column, listed.column_names)} Name it, for example "
+            "{image: their_name}.",
+            argument="columns",
         )
-    return listed, whole
+    return listed, numbers
 
 
-def place_images(
-    listed: pa.Table, theirs: str, folder: Path, where: str, named: bool = False, prefix: str = ""
+def attach_images(
+    listed: pa.Table,
+    image_column: str,
+    folder: Path,
+    *,
+    where: str,
+    has_ids: bool = False,
+    prefix: str = "",
 ) -> Dataset:
-    """Rows whose `image` is the file that the column `theirs` names below the folder.
+    """Rows whose `image` is the file that a column names below a folder.
 
-    Their id, unless they have one (or `named` says that another column is it), is the path below the folder behind `prefix`.
+    Rows without an id get `prefix` and the path below the folder.
+
+    - `image_column`: name of the column of paths.
+    - `where`: the list, for messages.
+    - `has_ids`: whether a column with another name holds the ids.
     """
     try:
-        paths_written = listed.column(theirs).cast(pa.string()).combine_chunks()
+        texts = listed.column(image_column).cast(pa.string()).combine_chunks()
     except pa.ArrowException as error:
         raise DataError(
-            f"{where}: the column '{theirs}' holds {listed.schema.field(theirs).type}, no paths; name another in data.columns."
+            f"{where}: the column '{image_column}' holds {listed.schema.field(image_column).type}, "
+            "no paths; name another.",
+            argument="columns",
         ) from error
-    written = _plain_slashes(paths_written, folder)
-    paths = full_paths(folder, written, where, MEND)
-    columns = {name: listed.column(name) for name in listed.column_names if name != theirs}
-    if "id" not in columns and not named:
+    written = _plain_slashes(texts, folder)
+    paths = full_paths(folder, written, where, NAME_FOLDER)
+    columns = {name: listed.column(name) for name in listed.column_names if name != image_column}
+    if "id" not in columns and not has_ids:
         below = pc.utf8_slice_codeunits(paths, len(f"{folder}/"))
         written = pc.if_else(pc.starts_with(written, "/"), below, written)
         columns["id"] = pc.binary_join_element_wise(prefix, written, "")
@@ -80,7 +120,7 @@ def place_images(
 
 
 def _plain_slashes(paths: pa.Array, folder: Path) -> pa.Array:
-    """Paths of Windows with / for \\, unless a file is really called so."""
+    """Paths of Windows with / for \\, unless a file really has that name."""
     marked = paths.filter(pc.fill_null(pc.match_substring(paths, "\\"), False))
     if not len(marked):
         return paths
@@ -93,39 +133,47 @@ def _plain_slashes(paths: pa.Array, folder: Path) -> pa.Array:
 
 
 def guess_columns(file: Path, stated: Mapping[str, str]) -> dict[str, str]:
-    """`data.columns` of a list, or of a Parquet file with pictures: what is `stated`, and the one column whose name is usual for it.
+    """The argument `columns` for a list, or for a Parquet file with images.
 
-    Raises DataError where several have such a name, or none.
+    - `stated`: columns that are known; others are found by their usual names.
+
+    Raises DataError where several columns have such a name, or none.
     """
-    schema = read_names(file)
+    schema = read_schema(file)
     texts = {
         field.name
         for field in schema
         if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
     }
-    found = dict(stated)
-    for ours, (what, known, usual) in USUAL_COLUMNS.items():
-        if ours in stated or set(known) & set(schema.names):
+    result = dict(stated)
+    for name, usual in USUAL_COLUMNS.items():
+        if name in stated or set(usual.read) & set(schema.names):
             continue
-        fitting = [
-            name
-            for name in schema.names
-            if name.casefold() in usual and (ours != "image" or name in texts)
+        candidates = [
+            column
+            for column in schema.names
+            if column.casefold() in usual.guessed and (name != "image" or column in texts)
         ]
-        if ours == "image" and file.suffix == ".parquet" and not fitting:
-            continue  # it holds the pictures themselves
-        if len(fitting) != 1:
-            told = (
-                f"{' and '.join(fitting)} may both be"
-                if fitting
-                else f"none of {', '.join(schema.names)} has a usual name for"
-            )
-            raise DataError(
-                f"{file}: {told} {what}. Say which one it is, discl init {file} --column {ours}={(fitting or ['NAME'])[0]}, or call it "
-                f"'{known[0]}' in the list."
-            )
-        found[ours] = fitting[0]
-    return found
+        if name == "image" and file.suffix == ".parquet" and not candidates:
+            continue  # it holds the images themselves
+        if len(candidates) != 1:
+            raise _undecided(file, name, candidates, schema.names)
+        result[name] = candidates[0]
+    return result
+
+
+def _undecided(file: Path, name: str, candidates: list[str], present: list[str]) -> DataError:
+    usual = USUAL_COLUMNS[name]
+    problem = (
+        f"{' and '.join(candidates)} may both be"
+        if candidates
+        else f"none of {', '.join(present)} has a usual name for"
+    )
+    example = (candidates or ["NAME"])[0]
+    return DataError(
+        f"{file}: {problem} {usual.content}. Name the right one, discl init {file} --column "
+        f"{name}={example}, or call it '{usual.read[0]}' in the list."
+    )
 
 
 def _image_folder(source: Source, file: Path) -> Path:
@@ -133,20 +181,20 @@ def _image_folder(source: Source, file: Path) -> Path:
     folder = file.parent if source.images is None else whole_path(source.images)
     if not folder.is_dir():
         raise DataError(
-            f"data.images '{source.images}' is no folder; looked for {folder.absolute()}."
+            f"'{source.images}' is no folder; looked for {folder.absolute()}.", argument="images"
         )
     return folder
 
 
 def _only_list(folder: Path) -> str:
-    found = sorted(
+    lists = sorted(
         file.name
         for file in folder.iterdir()
         if file.suffix.lower() in LIST_SUFFIXES and file.is_file() and not file.name.startswith(".")
     )
-    if len(found) != 1:
+    if len(lists) != 1:
+        shown = ", ".join(lists[:SHOWN]) or f"no {', '.join(LIST_SUFFIXES)}"
         raise DataError(
-            f"{folder} holds {len(found)} lists ({', '.join(found[:6]) or 'no ' + ', '.join(LIST_SUFFIXES)}); "
-            "name the right one as data.root."
+            f"{folder} holds {len(lists)} lists ({shown}); name the right one.", argument="root"
         )
-    return found[0]
+    return lists[0]

@@ -1,4 +1,8 @@
-"""Opens files that others made, with limits and clear errors."""
+"""Opens untrusted files, with limits and clear errors.
+
+Written by hand because `open` waits at a pipe, and `json` fails on deep nesting with a crash of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Any
 
 from ...errors import DataError
 
-SHOWN_BYTES = 120
+SHOWN_CHARACTERS = 120
 KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -24,12 +28,13 @@ BYTE_ORDER_MARKS = (
     (b"\xfe\xff", "utf-16"),
     (b"\xef\xbb\xbf", "utf-8-sig"),
 )
+TO_UTF8 = "save it as UTF-8, for example with iconv -f latin1 -t utf-8"
 
 
 def whole_path(written: str) -> Path:
-    """The path that a text names, from the root of the file system; `~` is the home folder.
+    """The absolute path that a text names; `~` is the home folder.
 
-    Raises DataError for the home of a user who is not there.
+    Raises DataError for the home of an unknown user.
     """
     try:
         return Path(written).expanduser().absolute()
@@ -38,13 +43,13 @@ def whole_path(written: str) -> Path:
 
 
 def plain_file(file: Path) -> Path:
-    """The path itself. Raises DataError unless it is a plain file: a pipe or a device may never end."""
+    """The path itself. Raises DataError unless it is a plain file: a pipe may never end."""
     try:
         mode = file.stat().st_mode
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
     if not stat.S_ISREG(mode):
-        kind = next((name for fits, name in KINDS if fits(mode)), "no plain file")
+        kind = next((name for fits, name in KINDS if fits(mode)), "of another kind")
         raise DataError(f"{file} is {kind}; a plain file is expected there. Move it away.")
     return file
 
@@ -52,29 +57,31 @@ def plain_file(file: Path) -> Path:
 def read_text(file: Path) -> str:
     """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
 
-    Raises DataError for a file that cannot be read, or holds another encoding.
+    Raises DataError for an unreadable file, and for another encoding.
     """
     try:
         data = plain_file(file).read_bytes()
         encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
         return data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{file} is not UTF-8 (byte {error.start}); save it as UTF-8, for example with "
-            "iconv -f latin1 -t utf-8."
-        ) from error
+        raise DataError(f"{file} is not UTF-8 (byte {error.start}); {TO_UTF8}.") from error
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error}") from error
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text. Raises DataError that names `where` for what is none, or is nested too deeply."""
+    """The value of a JSON text.
+
+    - `where`: the file, for messages.
+
+    Raises DataError for invalid JSON, and for nesting that is too deep.
+    """
     try:
         return json.loads(text)
     except RecursionError as error:
         raise DataError(f"{where} is nested too deeply to be read as JSON.") from error
     except ValueError as error:
-        raise DataError(f"{where} is no JSON: {str(error)[:SHOWN_BYTES]}") from error
+        raise DataError(f"{where} is no JSON: {str(error)[:SHOWN_CHARACTERS]}") from error
 
 
 def read_json(file: Path) -> Any:
