@@ -204,7 +204,7 @@ def _photos(
     import numpy as np
 
     from discl import read_tables
-    from discl.data.camera_traps import is_pretraining
+    from discl.data.readers.camera_traps import is_pretraining
 
     if cifar10 is None:
         raise SystemExit(
@@ -349,8 +349,12 @@ def add_oracle(samples: Samples, setting: Setting, draw: int, work: Path) -> Sam
     table = read_tables(prepare_domain(setting.domain, work, None))["train"]
     order = {name: label for label, name in enumerate(pool.class_names)}
     labels = np.array([order[str(table.class_names[label])] for label in table.labels.tolist()])
-    pixels = torch.stack(
-        [torch.from_numpy(to_square(table.image(row), 32)) for row in range(len(table))]
+    pixels = (
+        torch.stack(
+            [torch.from_numpy(to_square(table.image(row), 32)) for row in range(len(table))]
+        )
+        .permute(0, 3, 1, 2)
+        .contiguous()
     )
     taken = {samples.pixels[row].numpy().tobytes() for row in real.tolist()}
     counts = np.bincount(pool.labels[real], minlength=pool.num_classes)
@@ -548,8 +552,12 @@ def train_referee(domain: str, work: Path, cifar10: Path | None) -> Any:
         network.load_state_dict(load_file(file))
         return network.eval()
     table = read_tables(prepare_domain(domain, work, cifar10))["train"]
-    pixels = torch.stack(
-        [torch.from_numpy(to_square(table.image(row), 32)) for row in range(len(table))]
+    pixels = (
+        torch.stack(
+            [torch.from_numpy(to_square(table.image(row), 32)) for row in range(len(table))]
+        )
+        .permute(0, 3, 1, 2)
+        .contiguous()
     )
     order = CLOTHES if domain != "photos" else ANIMALS_LAST
     labels = torch.tensor([order.index(str(table.class_names[at])) for at in table.labels.tolist()])

@@ -69,7 +69,7 @@ def _turn_of_colours(angle: float) -> torch.Tensor:
 def read_photos(cifar10: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """(uint8 `[n, 32, 32, 3]`, labels `[n]`, class names) of the images the models may see."""
     from discl import read_tables
-    from discl.data.camera_traps import is_pretraining
+    from discl.data.readers.camera_traps import is_pretraining
 
     table = read_tables(str(cifar10))["train"]
     ids = table.ids

@@ -58,9 +58,9 @@ def test_folds_do_not_depend_on_the_order_of_rows(grouped: bool) -> None:
 
 
 def test_fewer_groups_than_folds_are_refused() -> None:
-    with pytest.raises(DataError, match="^folds: 3 folds .* groups; got 2"):
+    with pytest.raises(DataError, match=r"^folds: 3 folds .* groups; got 2"):
         assign_folds(["a", "b", "c"], [0, 0, 1], ["x", "x", "y"], 3)
-    with pytest.raises(DataError, match="^folds: 3 folds .* images; got 2"):
+    with pytest.raises(DataError, match=r"^folds: 3 folds .* images; got 2"):
         assign_folds(["a", "b"], [0, 1], None, 3)
 
 
