@@ -155,7 +155,7 @@ def test_a_root_that_is_not_there_is_told_with_what_should_be(
     monkeypatch.chdir(tmp_path)
     status, out, error = discl("init", "nowhere")
     assert (status, out) == (1, "")
-    assert error.startswith("error: data.root 'nowhere' does not exist; looked for ")
+    assert error.startswith("error: data.root: 'nowhere' does not exist; looked for ")
     assert (
         all(f"\n  {layout}:\n" in error for layout in ("imagefolder", "parquet", "manifest"))
         and "hub" in error

@@ -131,7 +131,14 @@ def test_notes_and_cards(tmp_path: Path) -> None:
             continue  # no text of a file that we write, as the surrogates of file names
         write_tables(tmp_path, entries("a"), ["all"], [0, 1], "test", "a", [name, f"a: {name}"])
         told = (tmp_path / "comparison.md").read_text()
-        card = make_card(name, "imagefolder", 3, [name], {0: (1, 2)}, {name: name, "classes": name})
+        card = make_card(
+            name,
+            "imagefolder",
+            3,
+            class_names=[name],
+            levels={0: (1, 2)},
+            facts={name: name, "classes": name},
+        )
         reader = MarkdownIt("commonmark", {"html": True}).enable("table")
         for text in (told, card.split("---\n", 2)[2]):
             kinds = {

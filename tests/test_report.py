@@ -479,7 +479,14 @@ def test_the_page_and_the_card_of_an_export_say_alike_how_the_images_were_made(
     facts = describe_export(
         story.making, story.recipe["data"]["root"], story.class_names, len(story.hard), False
     )
-    card = make_card("small", "imagefolder", 1, story.class_names, {0: (1, 2)}, facts)
+    card = make_card(
+        "small",
+        "imagefolder",
+        1,
+        class_names=story.class_names,
+        levels={0: (1, 2)},
+        facts=facts,
+    )
     for what, text in story.making.items():
         assert text in settings[what[0].upper() + what[1:]]
         shown = re.escape(for_markdown(text))

@@ -157,6 +157,6 @@ def test_what_does_not_ship_is_named() -> None:
         embedded("embedded:fashion-mnst/data")
     with pytest.raises(
         RecipeError,
-        match=r"'embedded:fashion-mnist/a/b' does not ship; embedded:fashion-mnist holds .*clip, data, diffusion",
+        match=r"'embedded:fashion-mnist/a/b' is not in the package; embedded:fashion-mnist holds .*clip, data, diffusion",
     ):
         embedded("embedded:fashion-mnist/a/b")

@@ -228,7 +228,14 @@ def test_stopped_half_way_nothing_is_there_and_the_older_export_stays(
 
     for folder in (out, tmp_path / "new"):
         with pytest.raises(KeyboardInterrupt):
-            export_images(folder, "imagefolder", stops(), CLASSES, "card", "other")
+            export_images(
+                folder,
+                "imagefolder",
+                stops(),
+                class_names=CLASSES,
+                card="card",
+                fingerprint="other",
+            )
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
     assert not (tmp_path / "new").exists()
     export(filtered, "webdataset", out)

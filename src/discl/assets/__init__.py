@@ -18,7 +18,10 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def embedded(address: str) -> Path:
-    """Folder of `embedded:fashion-mnist/data` and the like. Raises RecipeError for what does not ship."""
+    """Folder of an address such as `embedded:fashion-mnist/data`.
+
+    Raises RecipeError for an unknown one.
+    """
     name, _, below = address.removeprefix("embedded:").partition("/")
     if name not in FOLDERS:
         raise RecipeError(unknown("embedded asset", name, FOLDERS))
@@ -26,14 +29,17 @@ def embedded(address: str) -> Path:
     path = root / below
     if not path.exists():
         raise RecipeError(
-            f"'{shorten(address, quoted=False)}' does not ship; embedded:{name} holds "
+            f"'{shorten(address, quoted=False)}' is not in the package; embedded:{name} holds "
             f"{', '.join(sorted(item.name for item in root.iterdir()))}."
         )
     return path
 
 
 def embedded_phrases(name: str) -> Path:
-    """File of the shipped phrase list `name`, for example `fashion-mnist`. Raises RecipeError for an unknown one."""
+    """File of the shipped phrase list `name`, such as `fashion-mnist`.
+
+    Raises RecipeError for an unknown one.
+    """
     path = PHRASES / f"{name}.yaml"
     if not path.is_file():
         raise RecipeError(
@@ -43,7 +49,10 @@ def embedded_phrases(name: str) -> Path:
 
 
 def embedded_index(name: str) -> Path:
-    """File of the shipped long-tail index `name`, for example `cifar100`. Raises RecipeError for an unknown one."""
+    """File of the shipped long-tail index `name`, such as `cifar100`.
+
+    Raises RecipeError for an unknown one.
+    """
     path = LONG_TAILS / f"{name}.txt"
     if not path.is_file():
         raise RecipeError(
@@ -53,7 +62,10 @@ def embedded_index(name: str) -> Path:
 
 
 def common_names(name: str) -> dict[str, list[str]]:
-    """`{scientific name: common names}` of the shipped list `name`, for example `iwildcam`; several where a category stands twice."""
+    """`{scientific name: common names}` of the shipped list `name`, such as `iwildcam`.
+
+    A scientific name that occurs in several categories has several common names.
+    """
     listed = read_yaml(NAMES / f"{name}.yaml", LISTS)
     return {
         scientific: common if isinstance(common, list) else [common]
@@ -67,9 +79,12 @@ def _tables() -> dict[str, Any]:
 
 
 def published_figures(table: str) -> dict[str, dict[str, float]]:
-    """`{row: {column: per cent}}` of a table of the paper (arXiv 2410.13674), such as `imagenet-lt-resnet10`; what it lacks is left out.
+    """`{row: {column: per cent}}` of a table of the paper (arXiv 2410.13674).
 
-    Raises RecipeError for a table that is not in `published.yaml`.
+    - `table`: a name in `published.yaml`, such as `imagenet-lt-resnet10`. Values that the paper
+      does not report are absent.
+
+    Raises RecipeError for an unknown table.
     """
     tables = _tables()
     if table not in tables:
@@ -84,7 +99,7 @@ def published_figures(table: str) -> dict[str, dict[str, float]]:
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the recipes that ship; those in `recipes/base` are only extended."""
+    """Names of the shipped recipes, without those in `recipes/base`, which others extend."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 

@@ -2,6 +2,6 @@
 
 from .card import make_card
 from .formats import FORMATS
-from .writing import MARKER, export_images
+from .writing import MARKER, export_images, holds_export
 
-__all__ = ["FORMATS", "MARKER", "export_images", "make_card"]
+__all__ = ["FORMATS", "MARKER", "export_images", "holds_export", "make_card"]

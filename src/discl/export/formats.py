@@ -1,7 +1,7 @@
 """One function per format, all in `FORMATS`.
 
-An image is a mapping: `id`, encoded `bytes`, `label` (a number), and facts such as level and prompt, plain values that go along
-as metadata; all images of an export have the same keys.
+An image is a mapping: `id`, encoded `bytes`, `label` (a number), and facts such as level and
+prompt. Facts are plain values and become metadata. All images of an export have the same keys.
 """
 
 from __future__ import annotations
@@ -25,30 +25,33 @@ SHARD_IMAGES, SHARD_BYTES = 5_000, 400_000_000
 SIGNATURES = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpg"), (b"RIFF", "webp"))
 LONGEST_NAME = 80
 RESERVED = {
-    "con",
-    "prn",
-    "aux",
-    "nul",
+    *("con", "prn", "aux", "nul"),
     *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)),
 }
+"""Names of devices on Windows, which no file may have."""
 
 
 def write_imagefolder(folder: Path, images: Iterable[Image], class_names: Sequence[str]) -> None:
-    """`CLASS/LEVEL-ID.webp` and one `metadata.jsonl`, as `datasets.load_dataset("imagefolder", data_dir=...)` and torchvision read it."""
-    places = safe_names(class_names)
+    """Writes `CLASS/LEVEL-ID.webp` and `metadata.jsonl`.
+
+    `datasets.load_dataset("imagefolder", data_dir=...)` and torchvision read it.
+    """
+    folders = safe_names(class_names)
     with (folder / "metadata.jsonl").open("w", encoding="utf-8") as listed:
         for image in images:
-            name = f"{places[image['label']]}/{image['level']:03d}-{image['id']}.{suffix_of(image['bytes'])}"
+            file = f"{image['level']:03d}-{image['id']}.{suffix_of(image['bytes'])}"
+            name = f"{folders[image['label']]}/{file}"
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(image["bytes"])
-            listed.write(
-                json.dumps({"file_name": name, **_facts(image, class_names)}, ensure_ascii=False)
-                + "\n"
-            )
+            row = {"file_name": name, **_facts(image, class_names)}
+            listed.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def write_webdataset(folder: Path, images: Iterable[Image], class_names: Sequence[str]) -> None:
-    """`train-000000.tar` and so on, with `ID.webp` and `ID.json` for each image; the class stands in the JSON's `label` by its name."""
+    """Writes `train-000000.tar` and so on, with `ID.webp` and `ID.json` for each image.
+
+    The key `label` of the JSON is the name of the class.
+    """
     for number, part in enumerate(_parts(images)):
         with tarfile.open(
             folder / f"train-{number:06d}.tar", "w", format=tarfile.USTAR_FORMAT
@@ -63,7 +66,10 @@ def write_webdataset(folder: Path, images: Iterable[Image], class_names: Sequenc
 
 
 def write_hub_folder(folder: Path, images: Iterable[Image], class_names: Sequence[str]) -> None:
-    """`data/train-00000.parquet` and so on, as `datasets.load_dataset(FOLDER)` and the hub's viewer read it."""
+    """Writes `data/train-00000.parquet` and so on.
+
+    `datasets.load_dataset(FOLDER)` and the hub's viewer read it.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets import ClassLabel, Features, Image, Value
@@ -102,7 +108,10 @@ FORMATS: dict[str, Write] = {
 
 
 def safe_names(names: Sequence[str]) -> list[str]:
-    """A folder name for each class that every file system takes; different names stay different, even where case does not count."""
+    """A folder name for each class that is valid on every file system.
+
+    Different names stay different, also where case is ignored.
+    """
     taken: set[str] = set()
     result = []
     for name in names:
@@ -119,14 +128,14 @@ def safe_names(names: Sequence[str]) -> list[str]:
 
 
 def suffix_of(data: bytes) -> str:
-    """webp, png or jpg, by the first bytes of the file. Raises StoreError for a picture of another format."""
+    """webp, png or jpg, by the first bytes of the file. Raises StoreError for other formats."""
     for start, suffix in SIGNATURES:
         if data.startswith(start):
             return suffix
     known = ", ".join(suffix for _, suffix in SIGNATURES)
     raise StoreError(
-        f"the store holds a picture that begins with {bytes(data[:8])!r}; an export takes {known}. It was not made "
-        "here: delete its shard, and run `discl generate` again."
+        f"the store holds an image that begins with {bytes(data[:8])!r}; {known} can be exported. "
+        "This package did not write it: delete its shard, and run `discl generate` again."
     )
 
 
@@ -136,7 +145,7 @@ def _facts(image: Image, class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def _parts(images: Iterable[Image]) -> Iterator[list[Image]]:
-    """Consecutive images of at most 5,000 and about 400 MB."""
+    """Consecutive images: at most 5,000, and about 400 MB."""
     part: list[Image] = []
     size = 0
     for image in images:
@@ -150,7 +159,7 @@ def _parts(images: Iterable[Image]) -> Iterator[list[Image]]:
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """No date and no owner, so that the same images give the same file."""
+    """Adds a file without date and owner, so that the same images give the same tar."""
     entry = tarfile.TarInfo(name)
     entry.size = len(data)
     tar.addfile(entry, io.BytesIO(data))

@@ -10,8 +10,7 @@ import pyarrow as pa
 
 from ..checkpoints import public_name
 from ..errors import RecipeError, StoreError, unknown
-from ..export import FORMATS, export_images, make_card
-from ..export.writing import is_there
+from ..export import FORMATS, export_images, holds_export, make_card
 from ..run_folder import paths
 from ..run_folder.images import stored_images
 from ..run_folder.run import Run
@@ -49,9 +48,16 @@ def export(run: Run, kind: str, out: Path, everything: bool = False) -> Path:
     names, hard = run.train.class_names, len(read_table(run.path(paths.HARD), ["id"]))
     making = describe_making(run.recipe, run.generator, run.size)
     facts = describe_export(making, run.recipe.data.root, names, hard, everything)
-    card = make_card(run.recipe.name, kind, len(chosen), names, _levels(verdicts), facts)
+    card = make_card(
+        run.recipe.name,
+        kind,
+        len(chosen),
+        class_names=names,
+        levels=_levels(verdicts),
+        facts=facts,
+    )
     fingerprint = digest(kind, chosen["id"].to_pylist(), chosen["keep"].to_pylist(), card)
-    if is_there(out, fingerprint):
+    if holds_export(out, fingerprint):
         logger.info(f"export: {out} holds {count_of(len(chosen), 'image')} already")
         return out
     with progress("export", len(chosen)) as advance:
@@ -61,7 +67,9 @@ def export(run: Run, kind: str, out: Path, everything: bool = False) -> Path:
                 yield image
                 advance(1)
 
-        return export_images(out, kind, images(), names, card, fingerprint)
+        return export_images(
+            out, kind, images(), class_names=names, card=card, fingerprint=fingerprint
+        )
 
 
 def describe_export(
