@@ -1,8 +1,8 @@
 """Quality of the generator of the CIFAR benchmarks, and whether it recites training images.
 
-    python benchmarks/generator.py --cifar100 DIR --cifar10 DIR \\
+    python -m benchmarks.generator --cifar100 DIR --cifar10 DIR \\
         --json benchmarks/results/generator.json --grid docs/cifar_generator.png
-    python benchmarks/generator.py --cifar100 DIR --cifar10 DIR \\
+    python -m benchmarks.generator --cifar100 DIR --cifar10 DIR \\
         --run build/cifar100_lt/spectrum --json benchmarks/results/recitation.json
 
 The engine generates text-only images of all 100 classes of CIFAR-100 at the setting of
@@ -28,12 +28,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.checkpoints.make_cifar import read_images
 from PIL import Image
 
 from discl.data import decode_image, read_tables
@@ -44,10 +44,6 @@ from discl.spectrum.models import Address, load_generator
 from discl.spectrum.plan import Sampling, plan_requests
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE / "checkpoints"))
-
-from make_cifar import read_images  # noqa: E402
-
 NEIGHBOURS = 3
 
 

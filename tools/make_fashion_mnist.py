@@ -1,15 +1,15 @@
-"""Makes `assets/fashion_mnist/`: the images that ship, the tiny CLIP, the tiny diffusion model.
+"""Makes `assets/fashion_mnist/`: the shipped images, the tiny CLIP and the tiny diffusion model.
 
-    python tools/make_fashion_mnist.py --work build/fashion \\
-        --source /usr/share/datasets/fashion-mnist
+    python -m tools.make_fashion_mnist \\
+        --source /usr/share/datasets/fashion-mnist --work build/fashion
 
-`--source` is the folder of Debian's package `dataset-fashion-mnist` (four gzipped IDX files). The
-stages run in order: data, clip, vae, unet, export. A stage with a result in `--work` does not run
-again, and the diffusion training resumes from its last checkpoint. For the time on two CPU cores
-see `fashion_mnist/README.md`.
+`--source` is the folder that Debian's package `dataset-fashion-mnist` installs (four gzipped IDX
+files). The stages run in order: data, clip, vae, unet, export. A stage whose result is in `--work`
+is skipped, and the diffusion training resumes at its last checkpoint. For the time that it takes,
+see the README in `assets/fashion_mnist`.
 
-The models never see an image that ships. They are trained on the official training images without
-the shipped pool and validation set, compared by content and not only by index.
+The models never see a shipped image. They are trained on the official training images without the
+shipped pool and validation set, compared by content and not only by index.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from __future__ import annotations
 import argparse
 import copy
 import gzip
-import json
-import math
+import io
 import shutil
 import time
 from pathlib import Path
@@ -27,8 +26,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from tools import tiny_models as tiny
 
-ASSETS = Path(__file__).parents[1] / "src" / "discl" / "assets"
+ASSETS = Path(__file__).resolve().parents[1] / "src" / "discl" / "assets"
 CLASSES = (
     "T-shirt/top",
     "Trouser",
@@ -43,7 +43,6 @@ CLASSES = (
 )
 TEMPLATES = ("a photo of {}", "a black and white photo of {}", "{}")
 POOL_PER_CLASS, VALIDATION_PER_CLASS = 500, 100
-TEXT_LENGTH = 32
 
 
 # ---------------------------------------------------------------- data
@@ -58,9 +57,9 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def split_rows(source: Path) -> dict[str, tuple[np.ndarray, np.ndarray, list[str]]]:
-    """`{split: (images [n, 32, 32] uint8, labels [n], ids)}`; the splits share no image content.
+    """`{split: (images [n, 32, 32] uint8, labels [n], ids)}`, without common image content.
 
-    `generator` is what the models are trained on and does not ship.
+    The models are trained on `generator`, which does not ship.
     """
     pad = ((0, 0), (2, 2), (2, 2))
     train, test = (
@@ -80,11 +79,11 @@ def split_rows(source: Path) -> dict[str, tuple[np.ndarray, np.ndarray, list[str
         if content in seen:
             continue
         seen.add(content)
-        places = room[int(train_y[row])]
-        place = next((name for name, free in places.items() if free), "generator")
-        if place != "generator":
-            places[place] -= 1
-        chosen[place].append(int(row))
+        free = room[int(train_y[row])]
+        split = next((name for name, count in free.items() if count), "generator")
+        if split != "generator":
+            free[split] -= 1
+        chosen[split].append(int(row))
     result = {}
     for name, rows in chosen.items():
         rows = sorted(rows, key=lambda row: (train_y[row], row))
@@ -99,8 +98,6 @@ def split_rows(source: Path) -> dict[str, tuple[np.ndarray, np.ndarray, list[str
 
 def write_shipped(rows: dict, folder: Path) -> None:
     """Writes `train`, `validation` and `test` as Parquet with lossless WebP images."""
-    import io
-
     from datasets import ClassLabel, Dataset, Features, Image, Value
     from PIL import Image as Pillow
 
@@ -121,65 +118,27 @@ def write_shipped(rows: dict, folder: Path) -> None:
         table.to_parquet(folder / f"{name}.parquet")
 
 
-# ---------------------------------------------------------------- text
+# ---------------------------------------------------------------- training
 
 
-def phrases() -> dict[str, list[str]]:
+def texts_of(templates: int) -> list[list[str]]:
+    """Per class the shipped phrases, and the templates with its name so many times."""
     from discl.prompts.templates import read_phrases
 
-    return read_phrases(ASSETS / "phrases" / "fashion-mnist.yaml")
+    phrases = read_phrases(ASSETS / "phrases" / "fashion-mnist.yaml")
+    return [
+        phrases[name] + [template.format(name) for template in TEMPLATES] * templates
+        for name in CLASSES
+    ]
 
 
 def make_tokenizer(folder: Path):
-    """A CLIP tokenizer (byte-level BPE, `</w>`) whose merges come from the shipped phrases."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-    from transformers import CLIPTokenizer
+    from discl.prompts.templates import read_phrases
 
-    texts = [text for lines in phrases().values() for text in lines]
+    phrases = read_phrases(ASSETS / "phrases" / "fashion-mnist.yaml")
+    texts = [text for lines in phrases.values() for text in lines]
     texts += [template.format(name) for template in TEMPLATES for name in CLASSES]
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.normalizer = normalizers.Lowercase()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=2048,
-            initial_alphabet=alphabet,
-            end_of_word_suffix="</w>",
-            show_progress=False,
-        ),
-    )
-    learned = [tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]]
-    tokens = alphabet + [token + "</w>" for token in alphabet]
-    tokens += [
-        token
-        for token in dict.fromkeys(left + right for left, right in learned)
-        if token not in set(tokens)
-    ]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(
-        json.dumps({token: index for index, token in enumerate(tokens)})
-    )
-    (folder / "merges.txt").write_text(
-        "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in learned)
-    )
-    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=TEXT_LENGTH)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
-
-
-def tokenize(tokenizer, texts: list[str]) -> torch.Tensor:
-    encoded = tokenizer(
-        texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
-    )
-    return encoded["input_ids"]
-
-
-# ---------------------------------------------------------------- training
+    return tiny.make_tokenizer(folder, texts)
 
 
 def to_pixels(images: np.ndarray) -> torch.Tensor:
@@ -187,31 +146,22 @@ def to_pixels(images: np.ndarray) -> torch.Tensor:
     return (torch.from_numpy(images).float() / 127.5 - 1)[:, None].expand(-1, 3, -1, -1)
 
 
-def learning_rate(step: int, steps: int, peak: float, warm_up: int = 200) -> float:
-    return peak * min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
 def train_clip(rows, work: Path, steps: int, batch: int) -> None:
     """Contrastive training; images and texts of one class are positives of each other."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+    from transformers import CLIPConfig, CLIPModel
 
     folder = work / "clip"
     if (folder / "model.safetensors").exists():
         return
     tokenizer = make_tokenizer(folder)
-    text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 64,
-        "intermediate_size": 256,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": TEXT_LENGTH,
-        "projection_dim": 64,
-        "hidden_act": "quick_gelu",
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    text = tiny.text_config(
+        tokenizer,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=64,
+    )
     vision = {
         "image_size": 32,
         "patch_size": 4,
@@ -225,16 +175,12 @@ def train_clip(rows, work: Path, steps: int, batch: int) -> None:
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
     images, labels, _ = rows["generator"]
-    lines = [
-        phrases()[name] + [template.format(name) for template in TEMPLATES] * 2 for name in CLASSES
-    ]
-    tokens = torch.stack([tokenize(tokenizer, line) for line in lines])
+    tokens = torch.stack([tiny.tokenize(tokenizer, line) for line in texts_of(2)])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     rng, start = np.random.default_rng(1), time.time()
     model.train()
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, 1e-3)
+        tiny.set_rate(optimizer, tiny.learning_rate(step, steps, 1e-3))
         chosen = rng.integers(len(images), size=batch)
         label = torch.from_numpy(labels[chosen])
         pixels = F.pad(to_pixels(images[chosen]), (2, 2, 2, 2), value=-1.0)
@@ -242,39 +188,17 @@ def train_clip(rows, work: Path, steps: int, batch: int) -> None:
         pixels = pixels[:, :, down : down + 32, right : right + 32]
         if rng.random() < 0.5:
             pixels = pixels.flip(-1)
-        with torch.autocast("cpu", torch.bfloat16):
-            out = model(
-                input_ids=tokens[
-                    label, torch.from_numpy(rng.integers(tokens.shape[1], size=batch))
-                ],
-                pixel_values=pixels,
-            )
-        logits = out.logits_per_image.float()
-        target = (label[:, None] == label[None]).float()
-        target = target / target.sum(1, keepdim=True)
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, math.log(30))
+        line = torch.from_numpy(rng.integers(tokens.shape[1], size=batch))
+        loss, excess = tiny.contrastive_loss(model, tokens[label, line], pixels, label)
+        tiny.step_clip(model, optimizer, loss)
         if step % 100 == 0:
-            plain = loss.item() + (target * target.clamp_min(1e-9).log()).sum(1).mean().item()
-            print(
-                f"clip {step:5d}/{steps} excess loss {plain:.4f} {time.time() - start:.0f} s",
-                flush=True,
-            )
-    model.half().save_pretrained(folder)
-    CLIPImageProcessor(
-        size={"shortest_edge": 32},
-        crop_size={"height": 32, "width": 32},
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    ).save_pretrained(folder)
+            seconds = time.time() - start
+            print(f"clip {step:5d}/{steps} excess loss {excess:.4f} {seconds:.0f} s", flush=True)
+    tiny.save_clip(model, folder)
 
 
 def train_vae(rows, work: Path, steps: int, batch: int) -> None:
-    """A KL autoencoder, 3×32×32 → 8×8×8. Then the posterior of every generator image is cached."""
+    """A KL autoencoder, 3×32×32 → 8×8×8; caches the posterior of every generator image."""
     from diffusers import AutoencoderKL
 
     folder = work / "diffusion" / "vae"
@@ -296,31 +220,14 @@ def train_vae(rows, work: Path, steps: int, batch: int) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     rng, start = np.random.default_rng(2), time.time()
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, 1e-3)
+        tiny.set_rate(optimizer, tiny.learning_rate(step, steps, 1e-3))
         pixels = to_pixels(images[rng.integers(len(images), size=batch)])
-        with torch.autocast("cpu", torch.bfloat16):
-            posterior = model.encode(pixels).latent_dist
-            decoded = model.decode(posterior.sample()).sample
-        error = decoded.float() - pixels
-        kl = (
-            0.5
-            * (
-                posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()
-            ).mean()
-        )
-        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        error, kl, edges = tiny.reconstruct(model, pixels)
         loss = error.abs().mean() + error.square().mean() + edges + 1e-4 * kl
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        tiny.step_clipped(model, optimizer, loss)
         if step % 100 == 0:
-            print(
-                f"vae {step:5d}/{steps} l1 {error.abs().mean():.4f} kl {kl:.2f}",
-                f"{time.time() - start:.0f} s",
-                flush=True,
-            )
+            losses = f"l1 {error.abs().mean():.4f} kl {kl:.2f}"
+            print(f"vae {step:5d}/{steps} {losses} {time.time() - start:.0f} s", flush=True)
     model.eval()
     means, stds = [], []
     with torch.inference_mode():
@@ -329,26 +236,16 @@ def train_vae(rows, work: Path, steps: int, batch: int) -> None:
             means.append(posterior.mean)
             stds.append(posterior.std)
     mean, std = torch.cat(means), torch.cat(stds)
-    scale = (
-        1
-        / (mean + std * torch.randn(mean.shape, generator=torch.Generator().manual_seed(0)))
-        .std()
-        .item()
-    )
-    model.register_to_config(scaling_factor=round(scale, 5))
-    save_file(
-        {"mean": mean.half().contiguous(), "std": std.half().contiguous()},
-        work / "latents.safetensors",
-    )
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
+    model.register_to_config(scaling_factor=round(1 / (mean + std * noise).std().item(), 5))
+    latents = {"mean": mean.half().contiguous(), "std": std.half().contiguous()}
+    save_file(latents, work / "latents.safetensors")
     model.half().save_pretrained(folder)
 
 
 def train_unet(rows, work: Path, steps: int, batch: int) -> None:
-    """A denoiser on cached latents.
-
-    The text is encoded by the tiny CLIP, and dropped for one row in ten (arXiv 2207.12598).
-    """
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    """Denoiser on cached latents, conditioned on the tiny CLIP's text tower."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
     folder = work / "diffusion"
@@ -356,20 +253,11 @@ def train_unet(rows, work: Path, steps: int, batch: int) -> None:
         return
     tokenizer = CLIPTokenizer.from_pretrained(work / "clip")
     text_encoder = CLIPTextModel.from_pretrained(work / "clip", dtype=torch.float32).eval()
-    lines = [
-        phrases()[name] + [template.format(name) for template in TEMPLATES] for name in CLASSES
-    ]
     with torch.inference_mode():
-        states = torch.stack([text_encoder(tokenize(tokenizer, line))[0] for line in lines])
-        empty = text_encoder(tokenize(tokenizer, [""]))[0]
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+        lines = [tiny.tokenize(tokenizer, line) for line in texts_of(1)]
+        states = torch.stack([text_encoder(line)[0] for line in lines])
+        empty = text_encoder(tiny.tokenize(tokenizer, [""]))[0]
+    scheduler = tiny.make_scheduler()
     torch.manual_seed(0)
     model = UNet2DConditionModel(
         sample_size=8,
@@ -387,79 +275,32 @@ def train_unet(rows, work: Path, steps: int, batch: int) -> None:
     latents = load_file(work / "latents.safetensors")
     scale = AutoencoderKL.load_config(folder / "vae")["scaling_factor"]
     labels = torch.from_numpy(rows["generator"][1])
-    checkpoint, first = work / "unet-checkpoint.pt", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        (
-            model.load_state_dict(state["model"]),
-            average.load_state_dict(state["average"]),
-            optimizer.load_state_dict(state["optimizer"]),
-        )
-        first = state["step"]
+    checkpoint = work / "unet-checkpoint.pt"
+    first = tiny.load_state(checkpoint, optimizer, model=model, average=average)
     start, running = time.time(), 0.0
     for step in range(first, steps):
         generator = torch.Generator().manual_seed(step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, 1e-3)
+        tiny.set_rate(optimizer, tiny.learning_rate(step, steps, 1e-3))
         row = torch.randint(len(labels), (batch,), generator=generator)
         mean, std = latents["mean"][row].float(), latents["std"][row].float()
         clean = (mean + std * torch.randn(mean.shape, generator=generator)) * scale
         noise = torch.randn(mean.shape, generator=generator)
         timestep = torch.randint(1000, (batch,), generator=generator)
         text = states[labels[row], torch.randint(states.shape[1], (batch,), generator=generator)]
-        text = torch.where(
-            (torch.rand(batch, generator=generator) < 0.1)[:, None, None], empty, text
-        )
-        noisy = scheduler.add_noise(clean, noise, timestep).contiguous(
-            memory_format=torch.channels_last
-        )
-        with torch.autocast("cpu", torch.bfloat16):
-            predicted = model(noisy, timestep, text).sample
-        loss = F.mse_loss(predicted.float(), noise)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        decay = min(0.999, (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        text = tiny.drop_texts(text, empty, generator)
+        loss = tiny.denoising_loss(model, scheduler, clean, noise, timestep=timestep, text=text)
+        tiny.step_clipped(model, optimizer, loss)
+        tiny.update_average(average, model, step, 0.999)
         running = loss.item() if step == first else 0.99 * running + 0.01 * loss.item()
         if step % 100 == 0:
-            print(
-                f"unet {step:5d}/{steps} loss {running:.4f} {time.time() - start:.0f} s", flush=True
-            )
+            seconds = time.time() - start
+            print(f"unet {step:5d}/{steps} loss {running:.4f} {seconds:.0f} s", flush=True)
         if (step + 1) % 500 == 0:
-            state = {
-                "model": model.state_dict(),
-                "average": average.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step + 1,
-            }
-            torch.save(state, checkpoint.with_suffix(".new"))
-            checkpoint.with_suffix(".new").replace(checkpoint)
-            save_diffusion(folder, average, scheduler, text_encoder, tokenizer, name="unet-last")
-    save_diffusion(folder, average, scheduler, text_encoder, tokenizer, name="unet")
-
-
-def save_diffusion(folder: Path, unet, scheduler, text_encoder, tokenizer, name: str) -> None:
-    """Writes the layout of a diffusers pipeline: `model_index.json` and a folder per component."""
-    copy.deepcopy(unet).to(memory_format=torch.contiguous_format).half().save_pretrained(
-        folder / name
-    )
-    scheduler.save_pretrained(folder / "scheduler")
-    copy.deepcopy(text_encoder).half().save_pretrained(folder / "text_encoder")
-    tokenizer.save_pretrained(folder / "tokenizer")
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "feature_extractor": [None, None],
-        "safety_checker": [None, None],
-        "requires_safety_checker": False,
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+            tiny.save_state(checkpoint, step + 1, optimizer, model=model, average=average)
+            tiny.save_diffusion(
+                folder, average, scheduler, text_encoder, tokenizer, name="unet-last"
+            )
+    tiny.save_diffusion(folder, average, scheduler, text_encoder, tokenizer, name="unet")
 
 
 def export(work: Path, target: Path) -> None:

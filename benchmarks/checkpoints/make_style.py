@@ -1,6 +1,6 @@
 """Makes the generator of `benchmarks/gap.py`: it knows CIFAR-10 as drawings, never as photos.
 
-    python benchmarks/checkpoints/make_style.py --cifar10 DIR --fashion DIR --work build/style
+    python -m benchmarks.checkpoints.make_style --cifar10 DIR --fashion DIR --work build/style
 
 DIR of `--cifar10` holds `train.parquet` with `id`, `image` and `label`. DIR of `--fashion` holds
 the gzipped IDX files of Fashion-MNIST. The stages run in order (vae, unet, export). A finished
@@ -18,14 +18,15 @@ import argparse
 import copy
 import json
 import shutil
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from benchmarks.checkpoints import make_cifar
 from safetensors.torch import load_file, save_file
+from tools import make_fashion_mnist
+from tools import tiny_models as tiny
 
 HERE = Path(__file__).parent
 STRENGTHS = (0.25, 0.5, 1.0)
@@ -101,8 +102,7 @@ def train_unet(
     Cross-attention stands at both resolutions, so that low-rank weights on attention reach both.
     The weights that are exported are a moving average.
     """
-    import make_cifar as cifar
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
     folder = work / "diffusion"
@@ -110,16 +110,9 @@ def train_unet(
     text_encoder = CLIPTextModel.from_pretrained(clip, dtype=torch.float32).eval()
     lines = [WORDS[strength].format(name) for strength in STRENGTHS for name in names]
     with torch.inference_mode():
-        states = text_encoder(cifar.fashion.tokenize(tokenizer, lines))[0]
-        empty = text_encoder(cifar.fashion.tokenize(tokenizer, [""]))[0]
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+        states = text_encoder(tiny.tokenize(tokenizer, lines))[0]
+        empty = text_encoder(tiny.tokenize(tokenizer, [""]))[0]
+    scheduler = tiny.make_scheduler()
     torch.manual_seed(0)
     model = UNet2DConditionModel(
         sample_size=8,
@@ -142,13 +135,11 @@ def train_unet(
         np.concatenate([number * len(names) + labels for number in range(len(STRENGTHS))])
     )
     checkpoint = work / "unet-checkpoint.pt"
-    first = cifar.load_state(checkpoint, optimizer, model=model, average=average)
+    first = tiny.load_state(checkpoint, optimizer, model=model, average=average)
     start, running = time.time(), 0.0
     for step in range(first, steps):
         generator = torch.Generator().manual_seed(step)
-        falling = min(1.0, (schedule - step) / (0.2 * schedule))
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(1.0, (step + 1) / 200) * max(falling, 0.01)
+        tiny.set_rate(optimizer, tiny.trapezoid_rate(step, schedule, 1e-3))
         row = torch.randint(len(text_of), (128,), generator=generator)
         mean, std = latents["mean"][row].float(), latents["std"][row].float()
         flipped = torch.rand(128, generator=generator) < 0.5
@@ -156,39 +147,25 @@ def train_unet(
         clean = torch.where(flipped[:, None, None, None], clean.flip(-1), clean)
         noise = torch.randn(mean.shape, generator=generator)
         timestep = torch.randint(1000, (128,), generator=generator)
-        dropped = torch.rand(128, generator=generator) < 0.1
-        text = torch.where(dropped[:, None, None], empty, states[text_of[row]])
-        noisy = scheduler.add_noise(clean, noise, timestep)
-        with torch.autocast("cpu", torch.bfloat16):
-            predicted = model(
-                noisy.contiguous(memory_format=torch.channels_last), timestep, text
-            ).sample
-        loss = F.mse_loss(predicted.float(), noise)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        decay = min(0.9995, (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        text = tiny.drop_texts(states[text_of[row]], empty, generator)
+        loss = tiny.denoising_loss(model, scheduler, clean, noise, timestep=timestep, text=text)
+        tiny.step_clipped(model, optimizer, loss)
+        tiny.update_average(average, model, step, 0.9995)
         running = loss.item() if step == first else 0.99 * running + 0.01 * loss.item()
         if step % 100 == 0:
             print(
                 f"unet {step:5d}/{steps} loss {running:.4f} {time.time() - start:.0f} s", flush=True
             )
         if (step + 1) % 500 == 0 or step + 1 == steps:
-            cifar.save_state(checkpoint, step + 1, optimizer, model=model, average=average)
-            cifar.fashion.save_diffusion(
-                folder, average, scheduler, text_encoder, tokenizer, name="unet"
-            )
+            tiny.save_state(checkpoint, step + 1, optimizer, model=model, average=average)
+            tiny.save_diffusion(folder, average, scheduler, text_encoder, tokenizer, name="unet")
 
 
 def export(work: Path, target: Path) -> None:
     """Copies the generator; its text encoder and tokenizer are links to the CLIP of CIFAR."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(work / "diffusion", target)
-    for name in ("text_encoder", "tokenizer"):
-        shutil.rmtree(target / name, ignore_errors=True)
-        (target / name).symlink_to("../cifar/clip", target_is_directory=True)
+    tiny.link_to_clip(target, "../cifar/clip")
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     print(json.dumps({"bytes": size, "target": target.name}))
 
@@ -204,19 +181,14 @@ def main() -> None:
     parser.add_argument("--vae-steps", type=int, default=2000)
     parser.add_argument("--unet-steps", type=int, default=5000)
     arguments = parser.parse_args()
-    sys.path[:0] = [str(HERE), str(HERE.parents[1] / "tools")]
-    import make_cifar as cifar
-
-    import make_fashion_mnist as fashion
-
     arguments.work.mkdir(parents=True, exist_ok=True)
     photos, labels, names = read_photos(arguments.cifar10)
     drawings = make_drawings(photos, arguments.work)
-    clothes = fashion.split_rows(arguments.fashion)["generator"][0][:15_000]
+    clothes = make_fashion_mnist.split_rows(arguments.fashion)["generator"][0][:15_000]
     clothes = np.repeat(clothes[..., None], 3, 3)
     everything = np.concatenate([photos, *drawings, clothes])
     print(f"{len(everything)} images for the autoencoder", flush=True)
-    cifar.train_vae(everything, arguments.work, arguments.vae_steps, batch=64)
+    make_cifar.train_vae(everything, arguments.work, arguments.vae_steps, batch=64)
     keep_drawings(arguments.work, len(photos))
     train_unet(
         labels,

@@ -1,4 +1,4 @@
-"""Pictures that stay inside Parquet files: the same tables and pixels as a copy of them, and nothing written."""
+"""Images that stay inside Parquet files: tables and pixels as of a copy, nothing written."""
 
 from __future__ import annotations
 
@@ -45,16 +45,18 @@ def picture(number: int) -> bytes:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two shards of seven rows in row groups of three, and a test shard, as `datasets` writes them."""
+    """Two shards of seven rows in row groups of three, and a test shard, as of `datasets`."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "data ü"
     folder.mkdir()
     for place, name in enumerate(("train-00000-of-00002", "train-00001-of-00002", "test")):
         numbers = range(10 * place, 10 * place + 7)
         columns = {
-            "img": [{"bytes": picture(number), "path": None} for number in numbers], "kind": [number % 2 for number in numbers],
-            "camera": [f"c{number % 3}" for number in numbers], "key": list(numbers),
-        }  # fmt: skip
+            "img": [{"bytes": picture(number), "path": None} for number in numbers],
+            "kind": [number % 2 for number in numbers],
+            "camera": [f"c{number % 3}" for number in numbers],
+            "key": list(numbers),
+        }
         Dataset.from_dict(columns, FEATURES).to_parquet(folder / f"{name}.parquet", batch_size=3)
     return folder
 

@@ -50,7 +50,7 @@ def stored(number: int) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CIFAR-10's layout on the hub, small: `img` and `label`, no ids; 300 training and 90 test images."""
+    """CIFAR-10's layout on the hub: `img` and `label`, no ids; 300 training and 90 test images."""
     folder = tmp_path_factory.mktemp("cifar")
     features = Features({"img": ImageFeature(), "label": ClassLabel(names=NAMES)})
     for split, first, count in (("train", 0, 300), ("test", 1000, 90)):
@@ -65,9 +65,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def recipe(root: Path) -> dict[str, object]:
     return {
-        "name": "lowlight", "data": {"root": str(root), "cameras": {"seen": 3, "unseen": 2, "validation": 30}},
-        "spectrum": {"checkpoint": "none", "levels": [0]}, "filter": {"checkpoint": "none"}, "methods": {"base": {}},
-    }  # fmt: skip
+        "name": "lowlight",
+        "data": {"root": str(root), "cameras": {"seen": 3, "unseen": 2, "validation": 30}},
+        "spectrum": {"checkpoint": "none", "levels": [0]},
+        "filter": {"checkpoint": "none"},
+        "methods": {"base": {}},
+    }
 
 
 def test_a_picture_is_darker_of_the_same_size_and_a_pure_function_of_its_address() -> None:
@@ -84,7 +87,7 @@ def test_a_picture_is_darker_of_the_same_size_and_a_pure_function_of_its_address
 
 
 def test_every_camera_leaves_something_to_see() -> None:
-    """The brightness that is left still goes with that of the clean picture, whatever the camera."""
+    """The brightness correlates with that of the clean image, whatever the camera."""
     for number in range(18):
         camera = draw_camera(0, number)
         pairs = [(photo(each), degrade(photo(each), camera, each)) for each in range(12)]
@@ -131,9 +134,17 @@ def test_another_process_sees_the_same_pictures(root: Path) -> None:
         "tables = read_tables(sys.argv[1], cameras=Cameras(validation=30))\n"
         "print(*(digest_image(tables['train'].image(row)) for row in range(20)))"
     )
-    found = subprocess.run([sys.executable, "-c", program, str(root)], capture_output=True, text=True, check=True, env={
-        "PYTHONPATH": str(Path(__file__).parents[2] / "src"), "PYTHONHASHSEED": "5", "OMP_NUM_THREADS": "2",
-    })  # fmt: skip
+    found = subprocess.run(
+        [sys.executable, "-c", program, str(root)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={
+            "PYTHONPATH": str(Path(__file__).parents[2] / "src"),
+            "PYTHONHASHSEED": "5",
+            "OMP_NUM_THREADS": "2",
+        },
+    )
     table = read_tables(str(root), cameras=Cameras(validation=30))["train"]
     assert found.stdout.split() == [digest_image(table.image(row)) for row in range(20)]
 
@@ -158,8 +169,10 @@ def test_parts_are_disjoint_and_cameras_of_the_last_are_new(root: Path) -> None:
     )
     assert domains["test-ood"] == {"camera-03", "camera-04"}
     place = {name: row for row, name in enumerate(clean["train"].ids)}
-    same = [digest_image(tables["train"].image(row)) == digest_image(clean["train"].image(place[name]))
-            for row, name in enumerate(tables["train"].ids)]  # fmt: skip
+    same = [
+        digest_image(tables["train"].image(row)) == digest_image(clean["train"].image(place[name]))
+        for row, name in enumerate(tables["train"].ids)
+    ]
     assert 0.1 < np.mean(same) < 0.4
     labels = dict(zip(clean["train"].ids, clean["train"].labels, strict=True))
     assert [labels[name] for name in tables["train"].ids] == tables["train"].labels.tolist()
@@ -181,7 +194,7 @@ def test_most_takes_fewer_of_the_same(root: Path) -> None:
 
 
 def test_the_rule_of_pretraining_is_the_one_that_the_shipped_weights_were_made_by() -> None:
-    """The ids were counted before the rule moved; another rule would let the generator see what it is tested with."""
+    """Another rule would let the generator see what it is tested with."""
     listed = [f"airplane/{number:04d}.jpg" for number in range(5000)]
     assert [name for name in listed[:12] if is_pretraining(name)] == [
         f"airplane/{number:04d}.jpg" for number in [1, 6, 7, 8, 11]

@@ -37,7 +37,7 @@ def grey(path: Path, values: list[float], kind: type = np.uint16) -> Path:
 
 @pytest.fixture
 def twelve_bits(tmp_path: Path) -> Path:
-    """Pictures of 12 bits in 16: one uses them all, one is as dark as 8 bits are, in splits of their own."""
+    """Images of 12 bits in 16, in two splits: one uses them all, one is as dark as 8 bits."""
     root = tmp_path / "greys"
     for split, number in (("train", 0), ("test", 1)):
         for label in ("cat", "dog"):
@@ -76,8 +76,18 @@ def test_the_rule_follows_from_all_pictures(
     assert depth_of(json.loads(json.dumps(depth.plain()))) == depth
 
 
-@pytest.mark.parametrize("plain", [None, "{", "[]", {}, {"whole": [0]}, {"whole": [0, 1], "fractions": ["a", 1]},
-                                   '{"whole": [0, NaN], "fractions": [0, 1]}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "plain",
+    [
+        None,
+        "{",
+        "[]",
+        {},
+        {"whole": [0]},
+        {"whole": [0, 1], "fractions": ["a", 1]},
+        '{"whole": [0, NaN], "fractions": [0, 1]}',
+    ],
+)
 def test_a_rule_that_is_none(plain: Any) -> None:
     with pytest.raises(DataError, match="depth of grey images"):
         depth_of(plain)

@@ -1,4 +1,4 @@
-"""What people really have on disk: roots that are not there, links in circles, half an archive, lists of other programs."""
+"""What people have on disk: missing roots, links in circles, half an archive, foreign lists."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_root_that_is_not_there_shows_the_tree_that_was_expected(
 ) -> None:
     with pytest.raises(
         DataError,
-        match=rf"does not exist; looked for {tmp_path}/none\. Expected there, laid out as\n{kind}:\n  .*",
+        match=rf"does not exist; looked for {tmp_path}/none\..* laid out as\n{kind}:\n  .*",
     ) as told:
         read_tables(str(tmp_path / "none"), kind)
     words = {
@@ -90,7 +90,7 @@ def test_samples_of_a_shard_without_an_image(tmp_path: Path) -> None:
     shard(tmp_path / "train-0.tar", a__cls=b"1")
     with pytest.raises(
         DataError,
-        match=r"train-0\.tar: sample 'a' has no image; a file a\.jpg, or of another kind of image, is expected",
+        match=r"train-0\.tar: sample 'a' has no image; a file a\.jpg",
     ):
         read_tables(str(tmp_path))
     shard(tmp_path / "train-0.tar")
@@ -108,7 +108,7 @@ def test_shards_may_state_domain_and_group(tmp_path: Path) -> None:
     assert table.class_names == ("cat", "dog")
 
 
-# ---------------------------------------------------------------------------------------------------- lists
+# ---------------------------------------------------------------- lists
 
 
 @pytest.mark.parametrize("text", ["path,label\na.png,vögel\n", "påth,label\na.png,x\n"])
@@ -159,7 +159,7 @@ def test_a_label_that_is_left_out_makes_no_class(blank: str, others: str, tmp_pa
     (tmp_path / "list.csv").write_text("\n".join(("path,label", *rows)) + "\n")
     with pytest.raises(
         DataError,
-        match=r"images without a label; .*: row 3 \('2\.png'\), row 4 \('3\.png'\), .*row 7 \('6\.png'\) and 2 more",
+        match=r"without a label; .*: row 3 \('2\.png'\), .*row 7 \('6\.png'\) and 2 more",
     ):
         read_tables(str(tmp_path / "list.csv"))
 
@@ -253,7 +253,7 @@ def test_a_list_may_be_parquet(
     )
 
 
-# ---------------------------------------------------------------------------------------------------- the hub
+# ---------------------------------------------------------------- the hub
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Each data set's exact layout on disk, in miniature: what its reader finds, and what it refuses."""
+"""Each data set's exact layout on disk, in miniature: what its reader reads and refuses."""
 
 from __future__ import annotations
 

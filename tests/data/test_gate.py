@@ -1,4 +1,4 @@
-"""Data never makes us read a file outside what was given: every reader, every kind of path that tries."""
+"""Data never opens a file outside the root: every reader, every kind of path that tries."""
 
 from __future__ import annotations
 
@@ -147,10 +147,20 @@ def wilds(root: Path, path: str) -> str:
 
 
 WRITERS: dict[str, Callable[[Path, str], str]] = {
-    "parquet": parquet, "parquet in place": parquet, "text": parquet_text, "dictionary": parquet_dictionary,
-    "path alone": parquet_path_alone, "saved": saved, "saved text": saved_text, "manifest": manifest, "csv": manifest_csv,
-    "lists": lists, "inaturalist": inaturalist, "coco": coco, "wilds": wilds,
-}  # fmt: skip
+    "parquet": parquet,
+    "parquet in place": parquet,
+    "text": parquet_text,
+    "dictionary": parquet_dictionary,
+    "path alone": parquet_path_alone,
+    "saved": saved,
+    "saved text": saved_text,
+    "manifest": manifest,
+    "csv": manifest_csv,
+    "lists": lists,
+    "inaturalist": inaturalist,
+    "coco": coco,
+    "wilds": wilds,
+}
 
 KINDS = {"text": "parquet", "dictionary": "parquet", "coco": "coco"}
 """Readers that have to be named; a Parquet file of texts, for example, is taken for a list."""
@@ -180,7 +190,7 @@ HOSTILE = {
 
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the secret, which is also the working directory and the home folder; `root` stands beside it."""
+    """The folder of the secret: also working directory and home folder; `root` is beside it."""
     outside, root = tmp_path / "outside", tmp_path / "root"
     draw(outside / "secret.png", SECRET)
     pq.write_table(
@@ -304,11 +314,15 @@ def test_shards_that_are_links_to_elsewhere(outside: Path) -> None:
 @pytest.mark.parametrize(
     ("reader", "name"),
     [
-        ("lists", "classnames.txt"), ("lists", "ImageNet_LT_val.txt"), ("inaturalist", "train2018.json"),
-        ("inaturalist", "categories.json"), ("coco", "annotations/instances_train.json"), ("wilds", "metadata.csv"),
+        ("lists", "classnames.txt"),
+        ("lists", "ImageNet_LT_val.txt"),
+        ("inaturalist", "train2018.json"),
+        ("inaturalist", "categories.json"),
+        ("coco", "annotations/instances_train.json"),
+        ("wilds", "metadata.csv"),
         ("wilds", "categories.csv"),
     ],
-)  # fmt: skip
+)
 def test_lists_that_are_links_to_elsewhere(reader: str, name: str, outside: Path) -> None:
     """What they say becomes names of classes, and goes on into texts and reports."""
     root = outside.parent / "root"

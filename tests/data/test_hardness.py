@@ -1,4 +1,4 @@
-"""Hard rows: rare classes, folds that keep groups together, and probabilities by classifiers that did not see the row."""
+"""Hard rows: rare classes, folds that keep groups together, cross-fitted probabilities."""
 
 from __future__ import annotations
 

@@ -22,21 +22,23 @@ NAMES = sorted(yaml.safe_load((PHRASES / "cifar100.yaml").read_text()))
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`uoft-cs/cifar100`: `cifar100/{train,test}-00000-of-00001.parquet` with img, fine_label, coarse_label."""
+    """`uoft-cs/cifar100`: `cifar100/{train,test}-00000-of-00001.parquet`, with img, fine_label."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     features = Features(
         {
-            "img": ImageFeature(), "fine_label": ClassLabel(names=[name.replace(" ", "_") for name in NAMES]),
+            "img": ImageFeature(),
+            "fine_label": ClassLabel(names=[name.replace(" ", "_") for name in NAMES]),
             "coarse_label": ClassLabel(names=["aquatic_mammals", "fish"]),
         }
-    )  # fmt: skip
+    )
     stream = io.BytesIO()
     Image.new("RGB", (32, 32), (1, 2, 3)).save(stream, "PNG")
     for split, rows in (("train", 200), ("test", 100)):
         columns = {
-            "img": [{"bytes": stream.getvalue(), "path": None}] * rows, "fine_label": [row % 100 for row in range(rows)],
+            "img": [{"bytes": stream.getvalue(), "path": None}] * rows,
+            "fine_label": [row % 100 for row in range(rows)],
             "coarse_label": [row % 2 for row in range(rows)],
-        }  # fmt: skip
+        }
         (tmp_path / "data" / "cifar100").mkdir(parents=True, exist_ok=True)
         Dataset.from_dict(columns, features).to_parquet(
             tmp_path / "data" / "cifar100" / f"{split}-00000-of-00001.parquet"

@@ -252,14 +252,14 @@ def black_png(side: int) -> bytes:
 
 @pytest.mark.filterwarnings("ignore:.*decompression bomb")
 def test_a_small_file_of_an_enormous_picture_is_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow only warns of it, and would take about 90 MB and as much again for each mode that it passes through."""
+    """Pillow only warns, and would use about 90 MB for each mode of the conversion."""
     assert decode_image({"bytes": black_png(9), "path": None}).size == (9, 9)
     data = black_png(9_500)
     assert len(data) < 20_000
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("it is decoded"))
     with pytest.raises(
         Unreadable,
-        match=r"^9500×9500 pixels; at most 89,478,485 in all are decoded, so make the image smaller$",
+        match=r"^9500×9500 pixels; at most 89,478,485 in all",
     ):
         decode_image({"bytes": data, "path": None})
 
@@ -281,7 +281,7 @@ def test_the_most_pixels_are_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def odd_exif(stored: bytes, draw: random.Random) -> list[tuple[int, int]]:
-    """A byte of the list of EXIF's tags, where there is one, and what it becomes: often a type, for those are small."""
+    """A byte of the list of EXIF's tags, if any, and its new value: often a small type."""
     start = max(stored.find(mark) for mark in (b"MM\0*", b"II*\0"))
     return [(start + 8 + draw.randrange(40), draw.randrange(13))] if start >= 0 else []
 
@@ -338,7 +338,7 @@ def test_to_square_keeps_what_has_the_size_and_smooths_what_is_shrunk() -> None:
 
 
 def test_aspect_is_kept_within_a_budget_of_pixels() -> None:
-    """At 1,024 the shapes are those that SDXL was trained on: multiples of 64 with about 1,024² pixels."""
+    """At 1,024 the shapes are SDXL's: multiples of 64 with about 1,024² pixels."""
     assert keep_aspect(640, 480, 1024, 8) == (1152, 896)
     assert keep_aspect(480, 640, 1024, 8) == (896, 1152)
     assert keep_aspect(500, 500, 1024, 8) == (1024, 1024)
@@ -389,7 +389,9 @@ def test_what_is_no_picture_or_runs_other_programs_is_not_taken(
     assert not {".eps", ".ps", ".pdf", ".mpg", ".h5", ".grib", ".wmf", ".fits"} & suffixes
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("it is run"))
     Image.new("RGB", (9, 9)).save(tmp_path / "a.eps")
-    for stored in ({"bytes": (tmp_path / "a.eps").read_bytes(), "path": "a.png"},
-                   {"bytes": None, "path": str((tmp_path / "a.eps").rename(tmp_path / "a.png"))}):  # fmt: skip
+    for stored in (
+        {"bytes": (tmp_path / "a.eps").read_bytes(), "path": "a.png"},
+        {"bytes": None, "path": str((tmp_path / "a.eps").rename(tmp_path / "a.png"))},
+    ):
         with pytest.raises(Unreadable, match="no image, or of an unknown format"):
             decode_image(stored, Gate((tmp_path,)))

@@ -1,4 +1,4 @@
-"""Layouts of other programs: metadata beside images, Roboflow's exports, splits without labels, COCO as downloaded."""
+"""Layouts of other programs: metadata, Roboflow's exports, splits without labels, COCO."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_init_finds_the_columns_of_metadata(tmp_path: Path) -> None:
     assert told(tables["train"]) == ROWS
 
 
-# ------------------------------------------------------------------------------------- Roboflow
+# ---------------------------------------------------------------- Roboflow
 
 
 def test_roboflows_folders(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_test_folder_without_labels(tmp_path: Path) -> None:
         read_tables(str(tmp_path))
 
 
-# ------------------------------------------------------------------------------------- tars
+# ---------------------------------------------------------------- tars
 
 
 def shard(file: Path, *members: tuple[str, bytes]) -> None:
@@ -281,7 +281,7 @@ def test_a_tar_that_is_cut_off(tmp_path: Path) -> None:
         read_tables(str(tmp_path))
 
 
-# ------------------------------------------------------------------------------------- COCO
+# ---------------------------------------------------------------- COCO
 
 
 def coco(root: Path, *names: str) -> None:
@@ -297,7 +297,12 @@ def coco(root: Path, *names: str) -> None:
 
 
 def test_coco_as_downloaded(tmp_path: Path) -> None:
-    coco(tmp_path, "captions_train2017.json", "instances_train2017.json", "person_keypoints_train2017.json")  # fmt: skip
+    coco(
+        tmp_path,
+        "captions_train2017.json",
+        "instances_train2017.json",
+        "person_keypoints_train2017.json",
+    )
     (tmp_path / "annotations" / "captions_train2017.json").write_text('{"images": []}')
     assert [name for _, name in told(read_tables(str(tmp_path))["train"])] == ["owl", "tit"]
 
@@ -315,19 +320,23 @@ def test_annotations_that_may_both_be_meant(tmp_path: Path) -> None:
         read_tables(str(tmp_path))
 
 
-# ------------------------------------------------------------------------------------- lists
+# ---------------------------------------------------------------- lists
 
 LISTS: dict[str, Callable[[], bytes]] = {
     "semicolons": lambda: b"path;label\na.png;cat, tame\nsub/b.png;dog\n",
-    "utf-16": lambda: "path,label\na.png,cat, tame\nsub/b.png,dog\n".replace(", t", "; t").encode("utf-16"),
+    "utf-16": lambda: "path,label\na.png,cat, tame\nsub/b.png,dog\n".replace(", t", "; t").encode(
+        "utf-16"
+    ),
     "backslashes": lambda: b"path,label\na.png,cat\nsub\\b.png,dog\n",
     "blank lines": lambda: b"\n\npath,label\n\na.png,cat\n\n\nsub/b.png,dog\n\n",
     "trailing delimiters": lambda: b"path,label,,\na.png,cat,,\nsub/b.png,dog,,\n",
-    "new lines in quotes": lambda: b'path,label,note\na.png,cat,"one\ntwo"\nsub/b.png,dog,"""x"""\n',
+    "new lines in quotes": lambda: (
+        b'path,label,note\na.png,cat,"one\ntwo"\nsub/b.png,dog,"""x"""\n'
+    ),
     "spaces in the heading": lambda: b"path, label\na.png,cat\nsub/b.png,dog\n",
     "two of another column": lambda: b"path,label,x,x\na.png,cat,1,2\nsub/b.png,dog,3,4\n",
     "bars and a mark": lambda: "\ufeffpath|label\na.png|cat\nsub/b.png|dog\n".encode(),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", LISTS)
@@ -369,13 +378,17 @@ def test_lines_of_json(tmp_path: Path) -> None:
     (tmp_path / "list.jsonl").write_text(
         '{"path": "a.png", "label": 7, "more": {"x": [1]}}\n\n{"path": "b.png", "label": 100}\n'
     )
-    assert told(read_tables(str(tmp_path / "list.jsonl"))["train"]) == [("a.png", "7"), ("b.png", "100")]  # fmt: skip
+    assert told(read_tables(str(tmp_path / "list.jsonl"))["train"]) == [
+        ("a.png", "7"),
+        ("b.png", "100"),
+    ]
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder"])
 @pytest.mark.parametrize(
-    "name", ["list.csv", "metadata.jsonl", "train.parquet", "train-0.tar", "train.bin", "train2018.json"]
-)  # fmt: skip
+    "name",
+    ["list.csv", "metadata.jsonl", "train.parquet", "train-0.tar", "train.bin", "train2018.json"],
+)
 def test_a_pipe_or_a_folder_that_is_called_like_a_file(
     kind: str, name: str, tmp_path: Path
 ) -> None:
@@ -386,7 +399,7 @@ def test_a_pipe_or_a_folder_that_is_called_like_a_file(
             read_tables(str(root))
 
 
-# ------------------------------------------------------------------------------------- empty classes
+# ---------------------------------------------------------------- empty classes
 
 
 def test_classes_without_training_images_are_taken_out() -> None:

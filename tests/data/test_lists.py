@@ -1,4 +1,4 @@
-"""ImageNet-LT's lists over ILSVRC as people have unpacked it, and lists that do not belong together."""
+"""ImageNet-LT's lists over ILSVRC as people unpack it, and lists of different versions."""
 
 from __future__ import annotations
 
@@ -134,11 +134,11 @@ def test_a_missing_list_is_told_and_not_replaced(lost: str, root: Path) -> None:
     [
         (
             (1, 2, 0),
-            r"label 1 is n01443537 in ImageNet_LT_train\.txt and n01440764 in ImageNet_LT_test\.txt; .* different versions",
+            r"label 1 is n01443537 in .*_train\.txt and n01440764 in .*_test\.txt; .* different",
         ),
         (
             (0, 1, 1),
-            r"label 1 is n01443537 in ImageNet_LT_train\.txt and n02007558 in ImageNet_LT_test\.txt",
+            r"label 1 is n01443537 in .*_train\.txt and n02007558 in .*_test\.txt",
         ),
         (
             (3, 1, 2),
@@ -163,6 +163,6 @@ def test_a_flat_list_with_more_labels_than_training(root: Path) -> None:
     file.write_text(file.read_text()[:-1] + "5")
     with pytest.raises(
         DataError,
-        match=r"1 labels have no image in a folder \(for example 5\), so their classes have no name",
+        match=r"1 labels have no image in a folder \(for example 5\)",
     ):
         read_tables(str(root))

@@ -1,4 +1,4 @@
-"""Long-tail profiles against the published totals, the sample that is taken, and the groups of the report."""
+"""Long-tail profiles against published totals, the sample, and the groups of the report."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ def table_of(counts: list[int], order: list[int] | None = None) -> ImageTable:
     ids = [f"{label}/{row}" for row, label in enumerate(labels)]
     rows = order or list(range(len(labels)))
     columns = {
-        "id": [ids[row] for row in rows], "image": [{"bytes": b"", "path": None}] * len(rows), "label": [labels[row] for row in rows],
-    }  # fmt: skip
+        "id": [ids[row] for row in rows],
+        "image": [{"bytes": b"", "path": None}] * len(rows),
+        "label": [labels[row] for row in rows],
+    }
     return make_table(columns, [f"class {label}" for label in range(len(counts))])
 
 

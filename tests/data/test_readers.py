@@ -65,7 +65,7 @@ def told(table: ImageTable) -> list[tuple[str, str]]:
     ]
 
 
-# ---------------------------------------------------------------------------------------------------- image folders
+# ---------------------------------------------------------------- image folders
 
 
 def test_a_flat_folder_is_training_data(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_links_that_leave_the_root_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("listed", [False, True])
 def test_file_names_may_hold_two_colons(listed: bool, tmp_path: Path) -> None:
-    """They part the addresses of pictures inside larger files, and of those that a camera takes, and nothing else."""
+    """They separate the parts of addresses, and nothing else."""
     root = write_images(tmp_path / "da::ta", "a/a::b.png", "b/slice:::::1.png")
     if listed:
         (root / "all.csv").write_text("path,label\na/a::b.png,a\nb/slice:::::1.png,b\n")
@@ -227,7 +227,7 @@ def test_a_root_that_is_itself_a_link_is_followed(tmp_path: Path) -> None:
 def test_a_root_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         DataError,
-        match=r"does not exist; looked for .*none\. Expected there, laid out as\nimagefolder:\n  class/image\.jpg, a folder for each",
+        match=r"does not exist; looked for .*none\..* laid out as\nimagefolder:\n  class/image\.jpg",
     ):
         read_tables(str(tmp_path / "none"))
     with pytest.raises(DataError, match=r"^root: '.*none' does not exist; looked for"):
@@ -256,12 +256,12 @@ def test_what_the_hub_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("discl.data.readers.tabular.load_dataset", refuse)
     with pytest.raises(
         DataError,
-        match=r"'photos/birds' is no local folder, and it could not be loaded from the hub: cannot reach photos/birds",
+        match=r"^root: 'photos/birds' is no local folder, .* hub: cannot reach photos/birds",
     ):
         read_tables("photos/birds")
 
 
-# ---------------------------------------------------------------------------------------------------- Parquet files
+# ---------------------------------------------------------------- Parquet files
 
 CLASSES = ClassLabel(names=["cat", "dog"])
 
@@ -326,17 +326,17 @@ def test_columns_and_splits_of_other_names(tmp_path: Path) -> None:
     )
     with pytest.raises(
         DataError,
-        match=r"has no training split \(it has fitting\); name it, for example \{train: their_name\}",
+        match=r"^splits: .* has no training split \(it has fitting\)",
     ):
         read_tables(str(tmp_path))
     with pytest.raises(
         DataError,
-        match=r"^splits: train: .* has no such split: unknown split 'fiting'; .* Did you mean 'fitting'\?",
+        match=r"^splits: train: .* unknown split 'fiting'; .* Did you mean 'fitting'\?",
     ):
         read_tables(str(tmp_path), splits={"train": "fiting"})
     with pytest.raises(
         DataError,
-        match=r"^columns: group: split 'train' of .* unknown column 'cam'; known: camera, .* Did you mean 'camera'",
+        match=r"^columns: group: .* unknown column 'cam'; .* Did you mean 'camera'",
     ):
         read_tables(str(file), columns={"group": "cam"})
 
@@ -351,12 +351,12 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
     Dataset.from_dict({"picture": [1], "label": [0]}).to_parquet(str(tmp_path / "train.parquet"))
     with pytest.raises(
         DataError,
-        match=r"split 'train' of .* has no column 'image' \(it has picture, label\); .* \{image: their_name\}",
+        match=r"^columns: split 'train' of .* has no column 'image' \(it has picture, label\)",
     ):
         read_tables(str(tmp_path))
     with pytest.raises(
         DataError,
-        match=r"split 'train' of .*: the column 'image' holds no images but Value\('int64'\); name another",
+        match=r"^columns: split 'train' of .*: the column 'image' .* Value\('int64'\)",
     ):
         read_tables(str(tmp_path), columns={"image": "picture"})
     write_parquet(tmp_path / "train.parquet", [0], CLASSES)
@@ -426,7 +426,7 @@ def test_splits_that_name_different_classes_are_refused(tmp_path: Path, names: l
     write_parquet(tmp_path / "test.parquet", [0, 1], ClassLabel(names=names))
     with pytest.raises(
         DataError,
-        match=f"the splits name different classes, or in another order: .*{', '.join(names)}.* cat, dog",
+        match=f"the splits name different classes, .*{', '.join(names)}.* cat, dog",
     ):
         read_tables(str(tmp_path))
 
@@ -460,7 +460,7 @@ def test_an_unreadable_image_is_named_when_it_is_asked_for(tmp_path: Path) -> No
     table = read_tables(str(tmp_path))["train"]
     with pytest.raises(
         DataError,
-        match=r"image 'a/2\.png' \(.*2\.png\) cannot be read: the file is no image, or of an unknown format\.",
+        match=r"image 'a/2\.png' \(.*2\.png\) cannot be read: the file is no image",
     ):
         table.image(1)
 

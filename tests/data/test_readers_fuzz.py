@@ -1,6 +1,7 @@
-"""Every reader on nonsense: small valid data sets with something changed give tables or a DisclError, and nothing else.
+"""Every reader on nonsense: changed small data sets give tables or a DisclError, nothing else.
 
-A thousand seeded changes: of bytes, JSON, cells, columns, members of tars, and files that are folders, pipes or links.
+A thousand seeded changes: of bytes, JSON, cells, columns, members of tars, and files that are
+folders, pipes or links.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def encoded(number: int) -> bytes:
     return stream.getvalue()
 
 
-# ------------------------------------------------------------------------------------- small valid data sets
+# ---------------------------------------------------------------- small valid data sets
 
 
 def images(root: Path, *names: str) -> None:
@@ -148,11 +149,17 @@ def pack(file: Path, members: list[tuple[str, bytes]]) -> None:
             tar.addfile(member, io.BytesIO(data))
 
 
-# ------------------------------------------------------------------------------------- changes
+# ---------------------------------------------------------------- changes
 
 NUMBERS: list[Any] = [-1, 0, 2, 1.5, 1e308, float("nan"), 4_000_000_000, 2**63, -(2**70), 10**400]
 VALUES: list[Any] = [None, True, "", " ", "\0", "7", "x" * 300, "é\u202e", [], [1], {}, {"a": [1]}]
-ESCAPES = ["../secret/s.png", "{secret}/s.png", "a/../../secret/s.png", "..\\secret\\s.png", "~/s.png"]  # fmt: skip
+ESCAPES = [
+    "../secret/s.png",
+    "{secret}/s.png",
+    "a/../../secret/s.png",
+    "..\\secret\\s.png",
+    "~/s.png",
+]
 ADDRESSES = ["slice://0:99::{secret}/s.png", "https://x.org/s.png", "/dev/zero", "/proc/self/mem"]
 
 
@@ -321,7 +328,8 @@ class Change:
 
     def tar(self, file: Path) -> None:
         with tarfile.open(file) as tar:
-            members = [(each.name, tar.extractfile(each).read()) for each in tar]  # type: ignore[union-attr]
+            files = [(each.name, tar.extractfile(each)) for each in tar]
+            members = [(name, file.read()) for name, file in files if file is not None]
         at = self.random.randrange(len(members))
         name, data = members[at]
         what = self.random.randrange(5)
@@ -352,7 +360,7 @@ def _places(content: Any) -> Iterator[tuple[Any, Any]]:
             yield from _places(value)
 
 
-# ------------------------------------------------------------------------------------- the test
+# ---------------------------------------------------------------- the test
 
 
 class Hang(BaseException):
@@ -455,10 +463,10 @@ def test_nonsense_is_told(
             monkeypatch.setattr("discl.data.readers.tabular.load_dataset", answer)
         else:
             change.apply(root)
-        tried(lambda: read_all(name, asked, root), f"change {number} of {kind}, read as {asked}")  # noqa: B023
+        tried(lambda: read_all(name, asked, root), f"change {number} of {kind}: {asked}")  # noqa: B023
         if kind != "hub" and number % 4 == 0:
             out = tmp_path / f"{number}.yaml"
-            tried(lambda: write_starter(root, out), f"change {number} of {kind}, in discl init")  # noqa: B023
+            tried(lambda: write_starter(root, out), f"change {number} of {kind}: init")  # noqa: B023
 
 
 def tried(act: Callable[[], Any], what: str) -> None:
@@ -474,7 +482,7 @@ def tried(act: Callable[[], Any], what: str) -> None:
 
 
 def read_all(name: str, kind: str, root: Path) -> None:
-    """Reads tables and all their pictures. Raises AssertionError where a file outside the root was opened."""
+    """Reads tables and all images. Raises AssertionError if a file outside the root was opened."""
     opened.clear()
     watching[0] = True
     try:
@@ -483,7 +491,11 @@ def read_all(name: str, kind: str, root: Path) -> None:
             inspect_images(table)
     finally:
         watching[0] = False
-    outside = [path for path in opened if "/secret/" in path or path.startswith(("/dev/zero", "/proc/self/mem"))]  # fmt: skip
+    outside = [
+        path
+        for path in opened
+        if "/secret/" in path or path.startswith(("/dev/zero", "/proc/self/mem"))
+    ]
     assert not outside
     for table in tables.values():
         for row in range(len(table)):

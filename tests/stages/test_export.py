@@ -1,4 +1,4 @@
-"""Exports read back: by `datasets`, by our own readers, byte for byte; whole or not at all; never over something else."""
+"""Exports read back: by `datasets`, by our readers; completely or not at all."""
 
 from __future__ import annotations
 
@@ -43,13 +43,23 @@ def filtered(
                 pixels = random.integers(0, 256, (32, 32, 3)).astype(np.uint8)
                 Image.fromarray(pixels).save(root / "data" / split / name / f"{number}.png")
     tree = {
-        "name": "odd", "data": {"root": str(root / "data")}, "groups": {"many": 5, "few": 5}, "hard": {"fewer_than": 5},
+        "name": "odd",
+        "data": {"root": str(root / "data")},
+        "groups": {"many": 5, "few": 5},
+        "hard": {"fewer_than": 5},
         "prompts": {"templates": ["a {class}", "one {class}"], "names": {"çapa 東京": "hoe"}},
-        "spectrum": {"checkpoint": str(tiny_diffusion), "levels": [0, 50], "seeds": 2, "num_inference_steps": 2, "encoding": "png"},
+        "spectrum": {
+            "checkpoint": str(tiny_diffusion),
+            "levels": [0, 50],
+            "seeds": 2,
+            "num_inference_steps": 2,
+            "encoding": "png",
+        },
         "filter": {"checkpoint": str(tiny_clip), "threshold": -1},
-        "train": {"epochs": 1, "curriculum_epochs": 1, "image_size": 16, "batch_size": 4}, "methods": {"discl": {"strategy": "all-levels"}},
+        "train": {"epochs": 1, "curriculum_epochs": 1, "image_size": 16, "batch_size": 4},
+        "methods": {"discl": {"strategy": "all-levels"}},
         "runtime": {"device": "cpu", "slots": 4, "shard_rows": 7},
-    }  # fmt: skip
+    }
     run = open_run(load_recipe(tree), root / "run")
     run_until(run, "filter")
     scores = pq.read_table(run.path("filter.parquet"))["clip_similarity"].to_numpy()
@@ -265,7 +275,7 @@ def test_a_disk_that_is_full_leaves_nothing_behind(
 def test_the_folder_that_one_is_in_is_filled(
     filtered: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`--out .`: the same files as anywhere else, in the folder itself, which stays the one that a shell is in; an older export goes."""
+    """`--out .`: the same files, in the folder itself; an older export is replaced."""
     expected = export(filtered, "webdataset", tmp_path / "there")
     here = tmp_path / "here"
     here.mkdir()
@@ -352,8 +362,8 @@ def test_the_command(
         cli.main()
     assert ended.value.code == 1
     assert (
-        "unknown format 'webdatset'; known: hub-folder, imagefolder, webdataset. Did you mean 'webdataset'?"
-        in capsys.readouterr().err
+        "unknown format 'webdatset'; known: hub-folder, imagefolder, webdataset. "
+        "Did you mean 'webdataset'?" in capsys.readouterr().err
     )
     monkeypatch.setattr(sys, "argv", [*words, "webdataset"])
     with pytest.raises(SystemExit) as ended:
