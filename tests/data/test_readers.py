@@ -227,7 +227,7 @@ def test_a_root_that_is_itself_a_link_is_followed(tmp_path: Path) -> None:
 def test_a_root_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         DataError,
-        match=r"does not exist; looked for .*none\..* laid out as\nimagefolder:\n  class/image\.jpg",
+        match=r"does not exist; looked for .*none\..*\nimagefolder:\n  class/image\.jpg",
     ):
         read_tables(str(tmp_path / "none"))
     with pytest.raises(DataError, match=r"^root: '.*none' does not exist; looked for"):

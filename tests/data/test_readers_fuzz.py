@@ -463,10 +463,10 @@ def test_nonsense_is_told(
             monkeypatch.setattr("discl.data.readers.tabular.load_dataset", answer)
         else:
             change.apply(root)
-        tried(lambda: read_all(name, asked, root), f"change {number} of {kind}: {asked}")  # noqa: B023
+        tried(lambda: read_all(name, asked, root), f"{kind} {number}: {asked}")  # noqa: B023
         if kind != "hub" and number % 4 == 0:
             out = tmp_path / f"{number}.yaml"
-            tried(lambda: write_starter(root, out), f"change {number} of {kind}: init")  # noqa: B023
+            tried(lambda: write_starter(root, out), f"{kind} {number}: init")  # noqa: B023
 
 
 def tried(act: Callable[[], Any], what: str) -> None:
