@@ -79,7 +79,8 @@ def test_progress_counts_every_image() -> None:
 
 def test_on_demand_is_the_same_as_in_memory(on_demand: ImageCache) -> None:
     memory = make_pixels()
-    memory.memory = torch.stack([torch.from_numpy(memory._decode(row)) for row in range(12)])
+    squares = np.stack([memory._decode(row) for row in range(12)])
+    memory.memory = torch.from_numpy(squares).permute(0, 3, 1, 2).contiguous()
     assert torch.equal(on_demand.__getitems__([11, 6, 7, 0]), memory.__getitems__([11, 6, 7, 0]))
 
 
