@@ -188,7 +188,7 @@ def test_roboflows_coco(tmp_path: Path) -> None:
     assert [label for _, label in told(tables["validation"])] == ["owl", "tit"]
     left, told_of = without_empty_classes(tables)
     assert left["train"].class_names == ("owl", "tit")
-    assert told_of.startswith("1 of 3 classes have no training image and are dropped (birds).")
+    assert told_of.startswith("1 of 3 classes have no training image and are left out (birds).")
 
 
 @pytest.mark.parametrize(
@@ -416,7 +416,7 @@ def test_classes_without_training_images_are_taken_out() -> None:
     }
     assert left["test"].class_names == ("b", "d")
     assert text == (
-        "2 of 4 classes have no training image and are dropped (a, c); with them 2 images of test."
+        "2 of 4 classes have no training image and are left out (a, c); with them 2 images of test."
     )
     same, text = without_empty_classes({"train": table([0, 1, 2, 3], "train")})
     assert (same["train"].class_names, text) == (("a", "b", "c", "d"), "")

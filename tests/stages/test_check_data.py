@@ -139,7 +139,7 @@ def test_a_missing_split_that_is_not_to_be_made_is_fatal(images: Path) -> None:
     [
         (
             ("nest/animals/cat", "nest/animals/dog"),
-            r"animals holds only folders \(cat, dog\): did you mean data\.root: .*/nest/animals\?",
+            r"animals holds only folders \(cat, dog\): did you mean .*/nest/animals as the root\?",
         ),
         (
             ("nest/train/animals/cat", "nest/train/animals/dog"),
@@ -268,7 +268,7 @@ def test_a_listed_link_out_of_the_root_and_a_split_without_use_are_told(
     ]  # for the only one leads away
     assert (
         "train: 'train/link.png'" in found[0][1]
-        and f"it leads to {tmp_path / 'secret.png'}, outside data.root {images}" in found[0][1]
+        and f"it leads to {tmp_path / 'secret.png'}, outside the root {images}" in found[0][1]
     )
     assert any(
         text.startswith("splits that are not used: unlabelled; name them in data.splits")
@@ -379,7 +379,7 @@ def test_no_more_than_twenty_broken_files_of_a_split_are_listed(images: Path) ->
 
 def test_too_few_images_for_a_long_tail_are_told_with_the_rest(images: Path) -> None:
     found = told(images, long_tail={"n_max": 50, "imbalance_ratio": 2}, **GIVEN)
-    assert len(found) == 1 and found[0][0] and "long-tail profile asks for 50" in found[0][1]
+    assert len(found) == 1 and found[0][0] and "long-tail profile needs 50" in found[0][1]
 
 
 def open_on(images: Path, folder: Path, size: int = 8, **data: object):

@@ -170,7 +170,7 @@ def test_the_card_says_how_they_were_made(filtered: Run, tmp_path: Path, kind: s
         assert fact in body, fact
     assert f"clip_similarity ≥ {filtered.recipe.filter.threshold:g}".replace("-", "−") in body
     assert "| hard images | 5: all images of classes with fewer than 5 training images |" in body
-    assert "the licences of both apply" in body
+    assert "The licences of both apply" in body
     assert str(filtered.folder.parent) not in text
 
 

@@ -213,7 +213,7 @@ def without_empty_classes(tables: Mapping[str, ImageTable]) -> tuple[dict[str, I
         result[split] = replace(part, rows=plain, class_names=class_names)
     dropped = [name for name, keep in zip(names, kept, strict=True) if not keep]
     shown = ", ".join(dropped[:SHOWN]) + ", …" * (len(dropped) > SHOWN)
-    message = f"{len(dropped):,} of {len(names):,} classes have no training image and are dropped"
+    message = f"{len(dropped):,} of {len(names):,} classes have no training image and are left out"
     message = f"{message} ({shown})"
     if lost:
         parts = (f"{count_of(count, 'image')} of {split}" for split, count in lost.items())

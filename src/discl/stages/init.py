@@ -15,11 +15,12 @@ import yaml
 from ..data import ImageTable, read_tables
 from ..data.readers import FILE_NAME, guess_columns, list_inside, too_few_classes
 from ..data.readers import LIST_SUFFIXES as LISTS
-from ..errors import DataError, unknown
+from ..errors import DataError, arguments_named, unknown
 from ..escaping import one_line
 from ..recipe import load_recipe
 from ..recipe.data import OwnSplit
 from ..recipe.types import as_name
+from ..run_folder.run import KEYS
 from ..utils.atomic import make_folder, whole
 from ..utils.counts import count_have, count_of
 from ..utils.logging import get_logger
@@ -56,9 +57,12 @@ def write_starter(
         if name not in COLUMNS:
             raise DataError(unknown("column", name, COLUMNS))
     is_list = folder.is_file() and folder.suffix.lower() in LISTS
-    columns = _guess_columns(folder, dict(columns or {}), is_list)
     beside = None if images is None else str(images)
-    tables = read_tables(str(folder), columns=columns, images=beside, on_left_out=logger.warning)
+    with arguments_named(**{name: f"data.{key}" for name, key in KEYS.items()}):
+        columns = _guess_columns(folder, dict(columns or {}), is_list)
+        tables = read_tables(
+            str(folder), columns=columns, images=beside, on_left_out=logger.warning
+        )
     table = tables["train"]
     if problem := too_few_classes(str(folder), table.class_names):
         raise DataError(problem)
