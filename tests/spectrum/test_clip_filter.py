@@ -164,3 +164,9 @@ def test_a_clip_that_lacks_weights_is_told(tiny_clip: Path, tmp_path: Path) -> N
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json is missing or no JSON"):
         find_clip(str(folder))
+
+
+def test_a_scorer_without_texts_embeds_images(tiny_clip):
+    picture = Image.new("RGB", (32, 32), "red")
+    alone = ClipScorer(str(tiny_clip), {}).embed([picture])
+    assert np.array_equal(alone, ClipScorer(str(tiny_clip), {0: "a bag"}).embed([picture]))

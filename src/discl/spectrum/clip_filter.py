@@ -64,7 +64,7 @@ class ClipScorer:
     neighbours. The batch is halved when memory runs out. `id` identifies checkpoint and texts.
 
     - `address`: a CLIP: a folder, a hub name, or `embedded:...`.
-    - `texts`: `{label: text}`, for example `{0: "a photo of a bag"}`.
+    - `texts`: `{label: text}`, for example `{0: "a photo of a bag"}`. May be empty for `embed`.
     - `device`: where the network runs.
     - `batch`: images per call, 1 or more.
 
@@ -110,7 +110,7 @@ class ClipScorer:
             )
             tokenizer = CLIPTokenizer.from_pretrained(folder, trust_remote_code=False)
             tokens = tokenizer(
-                list(texts.values()),
+                list(texts.values()) or [""],
                 padding="max_length",
                 truncation=True,
                 return_tensors="pt",
