@@ -189,7 +189,7 @@ def test_a_run_folder_is_no_recipe_but_has_one(
     for named in ("run", tmp_path / "run", Path("../") / tmp_path.name / "run"):
         with pytest.raises(
             RecipeError,
-            match=r"run is a run folder, and its recipe is \S*run/recipe\.yaml; to go on there, add --out \S*run\.",
+            match=r"run is a run folder, and its recipe is \S*run/recipe\.yaml; .* add --out \S*run\.",
         ):
             load_recipe(named)
 
@@ -256,7 +256,7 @@ def test_extends_misspelt_is_all_that_is_told(tmp_path: Path) -> None:
         (
             "train.curriculum_epochs",
             66,
-            r"^train\.curriculum_epochs = 66 exceeds train\.epochs = 65\.",
+            r"^train\.curriculum_epochs = 66 exceeds train\.epochs = 65",
         ),
         (
             "data.own_split",
@@ -268,7 +268,7 @@ def test_extends_misspelt_is_all_that_is_told(tmp_path: Path) -> None:
             {"n_max": 5},
             r"data\.long_tail\.imbalance_ratio: this key is required\.",
         ),
-        ("groups", {"many": 10, "few": 20}, r"^groups\.few = 20 lies above groups\.many = 10"),
+        ("groups", {"many": 10, "few": 20}, r"^groups\.few = 20 is greater than groups\.many = 10"),
         (
             "prompts.templates",
             ["a photo"],
@@ -365,12 +365,12 @@ def test_fixed_and_level_go_together(method: dict[str, Any]) -> None:
 def test_methods_need_their_levels_in_the_spectrum() -> None:
     with pytest.raises(
         RecipeError,
-        match=r"methods\.one trains on level 0 %, which spectrum\.levels lacks; add 0 there\.",
+        match=r"methods\.one trains on level 0 %, .*spectrum\.levels; add 0",
     ):
         with_values(spectrum__levels=[30], methods={"one": {"strategy": "text-only"}})
     with pytest.raises(
         RecipeError,
-        match=r"methods\.one trains on level 10 %, which spectrum\.levels lacks; add 10 there\.",
+        match=r"methods\.one trains on level 10 %, .*spectrum\.levels; add 10",
     ):
         with_values(methods={"one": {"strategy": "fixed", "level": 10}})
     assert (
@@ -592,7 +592,7 @@ def test_a_path_is_looked_up_beside_the_file_that_states_it(tmp_path: Path) -> N
     [
         ("fashion-tl", r"mine\.yaml extends 'fashion-tl': unknown recipe 'fashion-tl'\. .* Did you mean 'fashion-lt'\?"),
         ("base.yaml", r"mine\.yaml extends 'base\.yaml': there is no recipe file .*base\.yaml"),
-        ("other.yaml", r"extend one another in a circle: mine\.yaml -> other\.yaml -> mine\.yaml; take one `extends` out"),
+        ("other.yaml", r"extend one another in a circle: mine\.yaml -> other\.yaml -> mine\.yaml"),
         ("mine.yaml", r"extend one another in a circle: mine\.yaml -> mine\.yaml"),
         (7, r"^extends: the name of a shipped recipe or the path of a YAML file is expected, or a list of them; got 7\."),
         ([["a"]], r"^extends: the name of a shipped recipe"),
@@ -642,17 +642,17 @@ CLIP = {"architecture": "clip", "checkpoint": "owner/clip"}
         (
             {"mixup": 0.2},
             {"system": "docl"},
-            r"system docl goes by what the network says of each image, and mixup and cutmix show none",
+            r"system docl .* mixup and cutmix",
         ),
         (
             {"model": CLIP, "mixup": 0.2},
             {"objective": "flyp"},
-            r"mixup and cutmix have no meaning for objective flyp",
+            r"mixup and cutmix .* objective flyp",
         ),
         (
             {"model": CLIP},
             {"fine_tune": "zero-shot", "strategy": "all-levels"},
-            r"zero-shot trains on nothing; leave out strategy",
+            r"zero-shot trains on nothing; remove strategy",
         ),
         ({"model": {**CLIP, "templates": []}}, {}, r"train\.model\.templates"),
         ({"model": {**CLIP, "templates": ["a photo"]}}, {}, r"lacks \{class\}"),
@@ -664,17 +664,17 @@ CLIP = {"architecture": "clip", "checkpoint": "owner/clip"}
         (
             {"model": {"checkpoint": "owner/clip"}},
             {},
-            r"architecture resnet10 is built from scratch; leave out checkpoint",
+            r"architecture resnet10 is built from scratch; remove checkpoint",
         ),
         (
             {"model": {**CLIP, "pretrained": False}},
             {},
-            r"architecture clip needs its pretrained weights",
+            r"architecture clip needs pretrained weights",
         ),
         (
             {"model": {**CLIP, "head": "cosine"}},
             {},
-            r"head: cosine and width are for our own residual networks",
+            r"head: cosine and width .* architecture clip",
         ),
         ({}, {"objective": "ldam"}, r"objective ldam and head: cosine go together"),
         (
@@ -693,7 +693,7 @@ CLIP = {"architecture": "clip", "checkpoint": "owner/clip"}
             {},
             r"train\.batch_size = 10 cannot be divided evenly into accumulate = 4 parts",
         ),
-        ({"crop_scale": [1.0, 0.9]}, {}, r"names the greater share first"),
+        ({"crop_scale": [1.0, 0.9]}, {}, r"train\.crop_scale = \[1\.0, 0\.9\]"),
     ],
 )
 def test_objectives_and_networks_that_do_not_go_together(

@@ -1,4 +1,4 @@
-"""Sections about real images: where they are, splits, which are hard."""
+"""Sections about real images: their source, their splits, and which are hard."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..errors import RecipeError, shorten
 from .paths import PathOrName
 from .types import LARGEST_SEED, Seed, Strict, one_of, without_default
 
-Share = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _class_order(value: Any) -> Any:
-    """Names that YAML takes for numbers (the classes '0' … '9') are texts again."""
+    """Class names as texts, also those that YAML takes for numbers ('0' … '9')."""
     if isinstance(value, list):
         return [str(name) for name in value]
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
@@ -36,7 +36,7 @@ def _class_order(value: Any) -> Any:
 
 
 def _class_names(value: Any) -> Any:
-    """As `_class_order`, a list alone."""
+    """As `_class_order`, for a list only."""
     if not isinstance(value, list):
         raise RecipeError(
             f"a list of class names is expected, such as [empty]; got {shorten(value)}."
@@ -45,100 +45,115 @@ def _class_names(value: Any) -> Any:
 
 
 class LongTail(Strict):
-    """Exponential profile n_c = ⌊n_max · IR^(−c/(C−1))⌋ over the classes in `class_order`, head first."""
+    """Exponential long tail: n_c = ⌊n_max · IR^(−c/(C−1))⌋ images of class c, in `class_order`."""
 
     n_max: int = Field(ge=1, le=10**8)
     imbalance_ratio: float = Field(ge=1, le=10**8)
     class_order: Annotated[list[str] | int | None, BeforeValidator(_class_order)] = Field(
         None,
-        description="names, head first; a number shuffles with that seed; null keeps the order",
+        description="class names, head first; a number: shuffled with that seed; null: the order "
+        "of "
+        "the data",
     )
     seed: Seed = 0
     index: PathOrName | None = Field(
         None,
-        description="list of content digests to take from, first things first, instead of the seed's draw; a file, or embedded:cifar100",
+        description="file of content digests, or embedded:cifar100; images are taken in this "
+        "order, "
+        "not drawn by the seed",
     )
 
 
 class OwnSplit(Strict):
-    """Shares of a data set that comes without splits; a group (camera, burst) never straddles."""
+    """Split fractions for a data set without splits. A group (camera, burst) is never divided."""
 
-    validation: Share = 0.1
-    test: Share = 0.2
+    validation: Fraction = 0.1
+    test: Fraction = 0.2
     seed: Seed = 0
 
     @model_validator(mode="after")
     def _training_is_left(self) -> OwnSplit:
         if self.validation + self.test >= 1:
             raise RecipeError(
-                f"validation + test = {self.validation + self.test:g} leaves no image for training; keep the sum below 1."
+                f"validation + test = {self.validation + self.test:g} leaves no image for "
+                "training; keep the sum below 1."
             )
         return self
 
 
 class Cameras(Strict):
-    """The pictures as camera traps would have taken them, with the camera as domain; parts and degradation depend on seed and id alone.
+    """Simulates camera traps. Each image is degraded by its camera, and the camera is the domain.
 
-    From the training images come pretraining (left out), train and validation, from the test images test and, by other cameras, test-ood.
+    The training images give pretraining (not read), train and validation. The test images give test
+    and, with other cameras, test-ood. Parts and degradation depend only on the seed and image ids.
     """
 
     seed: Seed = 0
     seen: int = Field(12, ge=1, le=10_000, description="cameras of train, validation and test")
     unseen: int = Field(6, ge=1, le=10_000, description="cameras of test-ood")
-    clean: float = Field(0.2, ge=0, le=1, description="share of pictures that stay as they are")
-    pretraining: Share = Field(
-        0.6, description="share of the training images that only generator and CLIP may have seen"
+    clean: float = Field(0.2, ge=0, le=1, description="fraction of images that are not degraded")
+    pretraining: Fraction = Field(
+        0.6, description="fraction of the training images that only generator and CLIP may see"
     )
     validation: int = Field(2000, ge=1, le=10**8, description="images of validation")
     most: dict[
         Literal["train", "validation", "test", "test-ood"], Annotated[int, Field(ge=1, le=10**8)]
-    ] = Field(default_factory=dict, description="split: images in it, at most")
+    ] = Field(default_factory=dict, description="split: its maximum number of images")
 
 
 class Data(Strict):
-    """Where the real images are."""
+    """The source of the real images."""
 
     root: PathOrName = Field(
-        description="folder of class folders, folder of Parquet files, a list, a hub data set (owner/name, owner/name:config@revision), "
-        "or embedded:fashion-mnist"
+        description="folder of class folders, folder of Parquet files, a list, a hub data set "
+        "(owner/name, owner/name:config@revision), or embedded:fashion-mnist"
     )
     format: Annotated[str, one_of("format", ("auto", *READERS))] = "auto"
     files: dict[str, PathOrName] = Field(
         default_factory=dict,
-        description="their split: its list, for formats that have lists; below root, or beside the recipe",
+        description="split of the data: its list file, for formats with lists; in root, or beside "
+        "the recipe",
     )
     splits: dict[
         Literal["train", "validation", "test", "validation-ood", "test-ood"], str | None
     ] = Field(
         default_factory=dict,
-        description="our split: its name in the data; null: not to be read, as a test split without labels",
+        description="our split: its name in the data; null: not read, such as a test split without "
+        "labels",
     )
     columns: dict[Literal["id", "image", "label", "split", "domain", "group"], str] = Field(
-        default_factory=dict, description="our column: theirs"
+        default_factory=dict, description="our column: its name in the data"
     )
     images: PathOrName | None = Field(
         None,
-        description="manifest: folder of the images that the list names, to which its paths are relative; null: the list's own",
+        description="manifest: folder that the paths of the list are relative to; null: the folder "
+        "of the list",
     )
     cameras: Cameras | None = Field(
-        None, description="degrade the pictures, for a low-quality example on real photos"
+        None,
+        description="simulated camera traps: degraded images, for an example of poor quality on "
+        "real "
+        "photos",
     )
     own_split: OwnSplit = OwnSplit()
     long_tail: LongTail | None = None
     drop_empty_classes: bool = Field(
         False,
-        description="take classes without a training image out of the list, and their images out of the other splits",
+        description="removes classes without a training image, with their images in other splits",
     )
     bits: int | None = Field(
         None,
         ge=8,
         le=16,
-        description="bits of grey pictures that are stored in 16; null: the fewest of 8, 10, 12, 14, 16 that hold the whole data set",
+        description="bit depth of grey images stored in 16 bits; null: the smallest of 8, 10, 12, "
+        "14, 16 that fits the data set",
     )
     unreadable: Literal["error", "skip"] = "error"
     overlap: Literal["error", "keep"] = Field(
         "error",
-        description="pictures that lie in two splits: stop, or keep them as published benchmarks do (CIFAR-100 has some)",
+        description="images in two splits: stop, or keep them as published benchmarks do "
+        "(CIFAR-100 "
+        "has some)",
     )
 
     @model_serializer(mode="wrap")
@@ -147,7 +162,7 @@ class Data(Strict):
 
 
 class Groups(Strict):
-    """Bounds of the report's groups: many has more training images than `many`, few has fewer than `few`."""
+    """Groups of classes: more than `many` training images, fewer than `few`, and medium between."""
 
     many: int = Field(100, ge=1, le=10**8)
     few: int = Field(20, ge=1, le=10**8)
@@ -156,7 +171,8 @@ class Groups(Strict):
     def _ordered(self) -> Groups:
         if self.few > self.many + 1:
             raise RecipeError(
-                f"groups.few = {self.few} lies above groups.many = {self.many}; a class would be in two groups."
+                f"groups.few = {self.few} is greater than groups.many = {self.many}, so a class "
+                "would be in two groups; lower groups.few."
             )
         return self
 
@@ -169,10 +185,18 @@ class Hard(Strict):
         20, ge=1, le=10**8, description="tail: classes with fewer training images than this"
     )
     below: float = Field(
-        0.5, gt=0, le=1, description="probability: images whose true class gets less than this"
+        0.5,
+        gt=0,
+        le=1,
+        description="probability: images with a smaller predicted probability of their class than "
+        "this",
     )
     folds: int = Field(
-        3, ge=2, le=100, description="probability: no image is judged by a classifier that saw it"
+        3,
+        ge=2,
+        le=100,
+        description="probability: number of folds; an image is scored by a classifier that was not "
+        "trained on it",
     )
     epochs: int = Field(
         10, ge=1, le=100_000, description="probability: epochs of each fold's classifier"

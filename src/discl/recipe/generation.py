@@ -16,11 +16,11 @@ from .paths import PathOrName
 from .types import ImageTemplate, Level, Strict, Template
 
 OF_SETTINGS = f"a photo of a {{class}} {SETTING}"
-"""The template where `prompts.settings` stands without any."""
+"""The default template where `prompts.settings` is used."""
 
 
 class Server(Strict):
-    """A language model at any server with OpenAI's chat interface (vLLM, Ollama, llama.cpp, a provider)."""
+    """A language model at a server with OpenAI's chat interface: vLLM, Ollama, a provider."""
 
     url: Annotated[str, AfterValidator(check_url)] = Field(
         description="base URL, such as http://localhost:11434/v1"
@@ -29,32 +29,33 @@ class Server(Strict):
     key_variable: str | None = Field(
         None,
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="environment variable that holds the API key; the key itself stands nowhere",
+        description="environment variable with the API key; the key itself is never stored",
     )
     parameters: dict[str, Any] = Field(
-        default_factory=dict, description="sent along, such as {temperature: 1.0, max_tokens: 2000}"
+        default_factory=dict,
+        description="parameters of each request, such as {temperature: 1.0, max_tokens: 2000}",
     )
     timeout: float = Field(
-        120, gt=0, le=86_400, description="seconds until the whole answer of a request has come"
+        120, gt=0, le=86_400, description="seconds for a request and its whole answer"
     )
     retries: int = Field(
         6,
         ge=0,
         le=1000,
-        description="how often a request is sent again that a busy or failing server turned away",
+        description="retries of a request that a busy or failing server refused",
     )
 
     @field_validator("parameters")
     @classmethod
-    def _of_their_own(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _none_taken(cls, value: dict[str, Any]) -> dict[str, Any]:
         taken = sorted({"model", "messages", "stream", "n"} & set(value))
         if taken:
-            raise RecipeError(f"parameters cannot set {', '.join(taken)}; take it out.")
+            raise RecipeError(f"parameters cannot set {', '.join(taken)}; remove it.")
         return value
 
     @field_validator("parameters")
     @classmethod
-    def _can_be_sent(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _are_json(cls, value: dict[str, Any]) -> dict[str, Any]:
         for key, each in value.items():
             try:
                 json.dumps(each, allow_nan=False)
@@ -70,41 +71,48 @@ class Server(Strict):
 class Endpoint(Server):
     """A language model that describes each class.
 
-    What it writes lies in `prompts.yaml` of the run folder and may be edited; a class that stands there is not asked for again.
+    Its texts are stored in `prompts.yaml` of the run folder, and may be edited. Classes in this
+    file are not requested again.
     """
 
     count: int = Field(10, ge=1, le=10_000, description="texts per class")
-    words: int = Field(15, ge=1, le=1000, description="words in a text, at least")
+    words: int = Field(15, ge=1, le=1000, description="minimum number of words in a text")
     only_class: bool = Field(
-        True, description="refuse texts that name another class of the data set"
+        True, description="rejects texts that name another class of the data set"
     )
     tries: int = Field(
         4,
         ge=1,
         le=1000,
-        description="how often a class is asked for before its texts count as unusable",
+        description="requests per class before its texts count as unusable",
     )
-    parallel: int = Field(4, ge=1, le=64, description="requests under way at once")
+    parallel: int = Field(4, ge=1, le=64, description="parallel requests")
 
 
 class Captions(Strict):
-    """An image-to-text model of transformers; as `prompts.captions` it describes each hard image, for templates that hold {caption}."""
+    """An image-to-text model of transformers.
+
+    As `prompts.captions` it describes each hard image, for templates with {caption}.
+    """
 
     checkpoint: PathOrName = Field(description="folder in transformers' format, or hub name")
     prompt: str | None = Field(
         None,
         min_length=1,
-        description="beginning that the model completes, or the question to one that chats",
+        description="beginning that the model completes, or the question to a model that chats",
     )
-    max_new_tokens: int = Field(40, ge=1, le=10_000, description="tokens in a caption, at most")
+    max_new_tokens: int = Field(
+        40, ge=1, le=10_000, description="maximum number of tokens in a caption"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
 class Settings(Strict):
-    """Places and conditions that images are edited to, as ALIA finds them (arXiv 2305.16289), for templates that hold {setting}.
+    """Settings to edit images to, as in ALIA (arXiv 2305.16289), for templates with {setting}.
 
-    Captions of training images, condensed by a language model. They lie in `settings.yaml` of the run folder and may be edited; nothing
-    is captioned or asked for while it is there.
+    A language model condenses captions of training images into places and conditions. They are
+    stored in `settings.yaml` of the run folder, and may be edited. While this file exists, nothing
+    is captioned or requested.
     """
 
     captioner: Captions
@@ -112,61 +120,60 @@ class Settings(Strict):
     kind: str = Field(
         "objects",
         min_length=1,
-        description="what all pictures show, such as animals; the language model is told",
+        description="what all images show, such as animals; part of the request",
     )
     images: int = Field(
-        100, ge=1, le=10**6, description="training images that are captioned, drawn at random"
+        100, ge=1, le=10**6, description="number of training images to caption, drawn at random"
     )
     captions: int = Field(
         20,
         ge=1,
         le=10_000,
-        description="captions among those, all different, that the language model is shown",
+        description="number of different captions in the request",
     )
-    count: int = Field(10, ge=2, le=1000, description="settings, at most")
+    count: int = Field(10, ge=2, le=1000, description="maximum number of settings")
     tries: int = Field(
         4,
         ge=1,
         le=1000,
-        description="how often the language model is asked before its answers count as unusable",
+        description="requests before the answers count as unusable",
     )
 
     @model_validator(mode="after")
     def _enough_images(self) -> Settings:
         if self.captions > self.images:
             raise RecipeError(
-                f"prompts.settings.captions = {self.captions} exceeds prompts.settings.images = {self.images}, of which they are; "
-                "raise images."
+                f"prompts.settings.captions = {self.captions} exceeds prompts.settings.images = "
+                f"{self.images}; raise images."
             )
         return self
 
 
 class Prompts(Strict):
-    """Texts to generate from; one is drawn per (source, seed, try) and shared by the levels."""
+    """Texts to generate from. One is drawn per (source, seed, try), the same for all levels."""
 
     templates: list[ImageTemplate] = Field(["a photo of {class}"], min_length=1)
     phrases: PathOrName | None = Field(
         None,
-        description="YAML file {class: [texts]}, or embedded:NAME; used instead of the templates",
+        description="YAML file {class: [texts]}, or embedded:NAME; replaces the templates",
     )
     endpoint: Endpoint | None = Field(
-        None, description="a language model that writes the texts; used instead of the templates"
+        None, description="a language model that writes the texts; replaces the templates"
     )
     captions: Captions | None = Field(
         None,
-        description="captions of the hard images, for templates that hold {caption} beside {class}",
+        description="captions of the hard images, for templates with {class} and {caption}",
     )
     settings: Settings | None = Field(
         None,
-        description="settings condensed from captions, for templates that hold {setting} beside {class}",
+        description="settings condensed from captions, for templates with {class} and {setting}",
     )
     prefix: str = Field(
-        "", description="put before every text that images are generated from, such as 'a photo: '"
+        "",
+        description="beginning of every text that images are generated from, such as 'a photo: '",
     )
     negative: str = ""
-    names: dict[str, str] = Field(
-        default_factory=dict, description="class name: the name to use in texts"
-    )
+    names: dict[str, str] = Field(default_factory=dict, description="class name: its name in texts")
 
     @model_validator(mode="before")
     @classmethod
@@ -181,18 +188,20 @@ class Prompts(Strict):
         if self.settings is None:
             if holds:
                 raise RecipeError(
-                    f"prompts.templates hold {SETTING}, but no model writes settings; name a captioner and an endpoint in "
-                    f"prompts.settings, or write a template for each setting in the place of {SETTING}."
+                    f"prompts.templates hold {SETTING}, but no model writes settings; name a "
+                    "captioner and an endpoint in prompts.settings, or replace {setting} by a "
+                    "setting in each template."
                 )
             return self
         for other in ("phrases", "endpoint", "captions"):
             if getattr(self, other) is not None:
                 raise RecipeError(
-                    f"prompts.settings and prompts.{other} both say what stands beside the class; leave one out."
+                    f"prompts.settings and prompts.{other} cannot be used together; remove one."
                 )
         if not holds:
             raise RecipeError(
-                f"prompts.settings is used by templates that hold {SETTING}, which prompts.templates do not; write '{OF_SETTINGS}' there."
+                f"prompts.settings needs templates with {SETTING}, and prompts.templates has "
+                f"none; write '{OF_SETTINGS}' there."
             )
         return self
 
@@ -200,30 +209,31 @@ class Prompts(Strict):
     def _one_kind(self) -> Prompts:
         if self.phrases is not None and self.endpoint is not None:
             raise RecipeError(
-                "prompts.phrases and prompts.endpoint both say where the texts come from; leave one out."
+                "prompts.phrases and prompts.endpoint cannot be used together; remove one."
             )
         captioned = any(CAPTION in template for template in self.templates)
         if captioned and self.captions is None:
             raise RecipeError(
-                f"prompts.templates hold {CAPTION}, but no model writes captions; name one in prompts.captions.checkpoint."
+                f"prompts.templates hold {CAPTION}, but no model writes captions; name one in "
+                "prompts.captions.checkpoint."
             )
         if self.captions is not None and not (
             captioned and self.phrases is None and self.endpoint is None
         ):
             raise RecipeError(
-                f"prompts.captions is used by templates that hold {CAPTION}, such as 'a photo of {{class}}, {CAPTION}'; "
-                "write one, and leave out phrases and endpoint."
+                f"prompts.captions needs templates with {CAPTION}, such as "
+                f"'a photo of {{class}}, {CAPTION}'; write one, and remove phrases and endpoint."
             )
         return self
 
 
 class Lora(Strict):
-    """Weights that are added to the generator's."""
+    """Weights that are added to those of the generator."""
 
     path: PathOrName = Field(
         description="a *.safetensors file, or owner/name/FILE.safetensors on the hub"
     )
-    scale: float = Field(1.0, ge=-100, le=100, description="what they are multiplied with")
+    scale: float = Field(1.0, ge=-100, le=100, description="factor of the weights")
 
 
 class Adapt(Strict):
@@ -270,19 +280,22 @@ class Pilot(Strict):
 
 
 class Spectrum(Strict):
-    """Phase 1: what is generated for each hard image."""
+    """Phase 1: the synthetic images of each hard image."""
 
     checkpoint: PathOrName = Field(
-        description="folder in diffusers' format, hub name, single *.safetensors file, or embedded:fashion-mnist"
+        description="folder in diffusers' format, hub name, single *.safetensors file, or "
+        "embedded:fashion-mnist"
     )
     config: PathOrName | None = Field(
         None,
-        description="single file: folder or hub name with its family's configurations; null: a folder beside it",
+        description="single file: folder or hub name with the configurations of its family; "
+        "null: a "
+        "folder beside it",
     )
     loras: list[Lora] = Field(
         default_factory=list,
         max_length=100,
-        description="LoRA weights and their scales; need pip install 'discl[lora]'",
+        description="LoRA weights and their scales; they need pip install 'discl[lora]'",
     )
     adapt: Adapt | None = Field(
         None, description="train low-rank weights on the real images first; null: do not"
@@ -293,28 +306,37 @@ class Spectrum(Strict):
         1,
         ge=1,
         le=1000,
-        description="how often each is drawn, at most, until the filter keeps one: other prompt, other noise; 1 draws none again",
+        description="maximum number of tries per image until the filter keeps one, each with "
+        "another "
+        "prompt and noise",
     )
     num_inference_steps: int = Field(50, ge=1, le=10_000)
     guidance_scale: float = Field(
-        10.0, ge=1, le=1000, description="s = 1 + w of eq. 2, as diffusers counts it"
+        10.0,
+        ge=1,
+        le=1000,
+        description="classifier-free guidance, s = 1 + w of eq. 2, as diffusers counts it",
     )
     steps: Literal["per-level", "fixed"] = Field(
         "per-level",
-        description="level λ takes the last t(λ) of T steps, as the paper has it, or T finer steps over the same noise",
+        description="level λ takes the last t(λ) of T steps, as in the paper, or T finer steps "
+        "over "
+        "the same noise",
     )
     guidance_interval: tuple[
         Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]
     ] = Field(
         (0.0, 1.0),
-        description="shares of the noise schedule, 1 is pure noise, in which steps are guided; others cost half; lossy",
+        description="part of the noise schedule with guidance, 1 is pure noise; other steps cost "
+        "half; lossy",
     )
     size: int | None = Field(
-        None, ge=8, le=16_384, description="pixels a side; null: the checkpoint's own"
+        None, ge=8, le=16_384, description="pixels per side; null: the size of the checkpoint"
     )
     resize: Literal["square", "keep-aspect"] = Field(
         "square",
-        description="centre squares of size × size, or pictures of about as many pixels at their own aspect, to 4 : 1",
+        description="centre squares of size × size, or about as many pixels at the aspect of the "
+        "image, up to 4 : 1",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     encoding: Literal["webp-lossless", "webp", "jpeg", "png"] = "webp-lossless"
@@ -328,16 +350,19 @@ class Spectrum(Strict):
             check_levels(self.levels, 100 * steps if self.steps == "fixed" else steps)
         if self.guidance_interval[0] >= self.guidance_interval[1]:
             raise RecipeError(
-                f"spectrum.guidance_interval = {list(self.guidance_interval)} is empty; write the cleaner end first, for example [0.4, 1]."
+                f"spectrum.guidance_interval = {list(self.guidance_interval)} is empty; write the "
+                "smaller value first, for example [0.4, 1]."
             )
         return self
 
 
 class Filter(Strict):
-    """CLIP filter: images below the threshold (raw cosine) are dropped before training; or ALIA's two filters (arXiv 2305.16289).
+    """The filter of synthetic images before training.
 
-    ALIA drops an image whose picture CLIP finds nearer to one of `negatives` than to its class, and one of which a classifier trained on
-    the real images (for `hard.epochs`) is surer than it is on average of real images of that class: too easy, or mislabelled.
+    - `threshold`: drops images with a `clip_similarity` (raw cosine) below the threshold.
+    - `alia`: the two filters of ALIA (arXiv 2305.16289). It drops images that CLIP finds closer to
+      one of `negatives` than to their class. It also drops images that are too easy or mislabelled:
+      a classifier trained on the real images for `hard.epochs` is more confident than on average.
     """
 
     checkpoint: PathOrName = Field(
@@ -347,18 +372,19 @@ class Filter(Strict):
     threshold: float = Field(0.3, ge=-1, le=1)
     rule: Literal["threshold", "alia"] = "threshold"
     negatives: list[str] = Field(
-        list(NEGATIVE_PROMPTS), min_length=1, description="alia: texts that fit any picture"
+        list(NEGATIVE_PROMPTS), min_length=1, description="alia: texts that fit any image"
     )
     positive: str | None = Field(
         None,
         min_length=1,
-        description="alia: one text for all classes that edits are compared with; null: the template's",
+        description="alia: one text for all classes that images are compared with; null: the "
+        "template",
     )
 
     @model_validator(mode="after")
     def _positive_is_used(self) -> Filter:
         if self.positive is not None and self.rule != "alia":
             raise RecipeError(
-                "filter.positive is what filter.rule alia compares with; take it out, or write filter.template."
+                "filter.positive needs filter.rule: alia; remove it, or use filter.template."
             )
         return self

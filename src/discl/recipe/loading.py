@@ -22,11 +22,11 @@ from .problems import explain
 from .recipe import Recipe
 
 EXTENDS = "extends"
-"""A key of the file, not of the recipe that it becomes."""
+"""A key of the file, not of the recipe."""
 MOST_FILES = 32
-"""Files that one recipe may be made of through `extends`."""
+"""Files of one recipe with `extends`, at most."""
 EXPLAINED = 50
-"""Problems that are explained, at most; more than that are counted."""
+"""Problems that are explained, at most. The others are counted."""
 
 
 @lru_cache(4096)
@@ -90,7 +90,7 @@ def validate(tree: dict[str, Any]) -> Recipe:
             for each in problems
             if each["type"] == "extra_forbidden" and _nearest(str(each["loc"][0])) == EXTENDS
         ]
-        # The base was not read then, so that all else that is missing or does not fit may lie there.
+        # The base was not read, and may hold everything else that seems wrong.
         raise RecipeError(
             join_lines(
                 [
@@ -103,7 +103,7 @@ def validate(tree: dict[str, Any]) -> Recipe:
 
 
 def _nearest(key: str) -> str:
-    """The key at the top of a recipe that this one was meant to be; empty where it resembles none."""
+    """The top-level key that is most similar to this one; empty if none is similar."""
     return next(iter(difflib.get_close_matches(key, [*Recipe.model_fields, EXTENDS], n=1)), "")
 
 
@@ -121,7 +121,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 class _Files:
-    """The files that one recipe is read from: each once, however often it is extended."""
+    """The files of one recipe. Each is read once."""
 
     def __init__(self) -> None:
         self.flat: dict[Path, dict[str, Any]] = {}
@@ -131,8 +131,8 @@ class _Files:
         self.read += 1
         if self.read > MOST_FILES:
             raise RecipeError(
-                f"{path}: a recipe is made of more than {MOST_FILES} files through `extends`; put "
-                "what they share into fewer."
+                f"{path}: the recipe consists of more than {MOST_FILES} files; combine some of "
+                "the files that it extends."
             )
 
 
@@ -142,7 +142,7 @@ def _read(path: Path, above: tuple[Path, ...], files: _Files) -> dict[str, Any]:
     if here in above:
         circle = " -> ".join(each.name for each in (*above[above.index(here) :], here))
         raise RecipeError(
-            f"these recipes extend one another in a circle: {circle}; take one `extends` out."
+            f"these recipes extend one another in a circle: {circle}; remove one `extends`."
         )
     if path.absolute() in files.flat:
         return files.flat[path.absolute()]
@@ -160,7 +160,8 @@ def _read(path: Path, above: tuple[Path, ...], files: _Files) -> dict[str, Any]:
 def _extended(
     tree: dict[str, Any], folder: Path, above: tuple[Path, ...], files: _Files
 ) -> dict[str, Any]:
-    """The tree over its bases, without the key `extends`; `folder` is where relative paths of this tree are looked up first."""
+    """The tree merged over its bases, without `extends`; relative paths are looked up in "
+    "`folder`."""
     bases = tree.get("extends", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -196,7 +197,8 @@ def _recipe_path(source: str | Path) -> Path:
         return RECIPES / f"{source}.yaml"
     if is_regular(path / paths.RECIPE):
         raise RecipeError(
-            f"{path} is a run folder, and its recipe is {path / paths.RECIPE}; to go on there, add --out {path}."
+            f"{path} is a run folder, and its recipe is {path / paths.RECIPE}; to continue there, "
+            f"add --out {path}."
         )
     near = difflib.get_close_matches(path.stem[:200], shipped_recipes(), n=3)
     name = shorten(str(path), 300, quoted=False)
@@ -204,13 +206,13 @@ def _recipe_path(source: str | Path) -> Path:
         raise RecipeError(
             f"{name} is no regular file (a folder, a pipe or a device); name a recipe's YAML file."
         )
-    told = (
+    problem = (
         f"there is no recipe file {name}."
         if _is_path(source)
         else f"unknown recipe '{name}'. A recipe file's name ends in .yaml."
     )
     hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
-    raise RecipeError(f"{told}{hint} `discl recipes` lists all that ship.")
+    raise RecipeError(f"{problem}{hint} `discl recipes` lists all that ship.")
 
 
 def _resolve_paths(
@@ -238,7 +240,7 @@ def _candidates(text: str, folder: Path) -> list[Path]:
 
 
 def _holds(root: Any, name: str, folder: Path) -> bool:
-    """Whether a folder that the recipe names holds something of this name."""
+    """Whether a folder that the recipe names has an entry of this name."""
     root = (
         next((path for path in _candidates(root, folder) if path_exists(path)), None)
         if isinstance(root, str)
@@ -248,7 +250,10 @@ def _holds(root: Any, name: str, folder: Path) -> bool:
 
 
 def _whole_path(path: Path) -> str:
-    """The path with links followed, but for a link to a file of another suffix: in the hub's cache what they lead to has none."""
+    """The path with links followed, except links to a file with another suffix.
+
+    Links of the hub's cache lead to files without suffix.
+    """
     there = path.resolve()
     return str(
         path.parent.resolve() / path.name

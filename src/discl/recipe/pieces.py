@@ -1,7 +1,7 @@
 """Checks of the strategy, objective and system of a method.
 
-Those that ship or belong to an installed package are checked as the recipe is read. An address,
-`module:attribute`, is only text until `check_own_pieces` gets leave to import it, in a stage that trains.
+Built-in and installed ones are checked when the recipe is read. A plugin, `module:attribute`, is
+only imported by `check_own_pieces`, in a stage that trains and with `--allow-plugins`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PIECES = ("strategy", "objective", "system")
 
 
 def addresses(name: str, method: Method) -> dict[str, str]:
-    """`{key of the recipe: module:attribute}` of a method's pieces that are named so."""
+    """`{key of the recipe: module:attribute}` of the plugins of a method."""
     system = read_system(method.system)[0] if method.system is not None else None
     named = {"strategy": method.strategy, "objective": method.loss.name, "system": system}
     return {
@@ -34,11 +34,11 @@ def addresses(name: str, method: Method) -> dict[str, str]:
 
 
 def tried_addresses(recipe: Recipe) -> dict[str, str]:
-    """As `addresses`, of what `compare.tune` would try."""
-    asked, found = recipe.compare.tune, {}
+    """As `addresses`, of the values that `compare.tune` tries."""
+    tune, found = recipe.compare.tune, {}
     spaces = {
-        "space": asked.space,
-        **{f"methods.{name}": each for name, each in asked.methods.items()},
+        "space": tune.space,
+        **{f"methods.{name}": each for name, each in tune.methods.items()},
     }
     for where, space in spaces.items():
         for key, values in (space or {}).items():
@@ -52,11 +52,13 @@ def tried_addresses(recipe: Recipe) -> dict[str, str]:
 
 
 def check_own_pieces(recipe: Recipe, allow_plugins: bool, tuned: bool = False) -> None:
-    """Imports the pieces of every method that are named as `module:attribute`, and checks them.
+    """Imports and checks the plugins of every method, named as `module:attribute`.
 
-    Raises RecipeError, before anything is imported, where there is one and `allow_plugins` is false, among
-    the methods or, with `tuned`, among what is tried for them; with leave for a piece that is not of the kind
-    asked for or does not go with the rest of its method.
+    - `allow_plugins`: whether plugins may be imported. If not, a plugin raises RecipeError.
+    - `tuned`: whether the values that `compare.tune` tries count as well.
+
+    Raises RecipeError for a plugin of another kind, or one that does not fit the rest of its
+    method.
     """
     found = {} if not tuned else tried_addresses(recipe)
     for name, method in recipe.methods.items():
@@ -75,14 +77,14 @@ def check_own_pieces(recipe: Recipe, allow_plugins: bool, tuned: bool = False) -
                     True,
                 )
             except RecipeError as error:
-                told = str(error)
+                problem = str(error)
                 raise RecipeError(
-                    told if told.startswith("methods.") else f"{key}: {told}"
+                    problem if problem.startswith("methods.") else f"{key}: {problem}"
                 ) from error
 
 
 def check_pieces(name: str, method: Method, train: Train, levels: Sequence[int]) -> None:
-    """Raises RecipeError for a shipped or installed piece that does not go with the rest of its method."""
+    """Raises RecipeError for a built-in or installed piece that does not fit its method."""
     own = addresses(name, method)
     for key in ("strategy", "system"):
         if f"methods.{name}.{key}" not in own:
@@ -92,7 +94,7 @@ def check_pieces(name: str, method: Method, train: Train, levels: Sequence[int])
 def check_piece(
     key: str, name: str, method: Method, train: Train, levels: Sequence[int], allow_plugins: bool,
 ) -> None:  # fmt: skip
-    """Raises RecipeError where the `strategy`, `objective` or `system` of a method cannot be what it is to be."""
+    """Raises RecipeError where the strategy, objective or system does not fit the method."""
     if key == "strategy":
         with arguments_named(curriculum_epochs="train.curriculum_epochs"):
             strategy = make_strategy(
@@ -101,11 +103,11 @@ def check_piece(
                 curriculum_epochs=train.curriculum_epochs,
                 level=method.level,
                 allow_plugins=allow_plugins,
-            )  # raises what would otherwise show only after the spectrum is made
+            )  # raises errors that would otherwise appear after generation
         if method.prior == "effective" and follows_progress(method.strategy, strategy):
             raise RecipeError(
-                f"methods.{name}: prior 'effective' needs a schedule that is known beforehand, which strategy "
-                f"'{method.strategy}' has not; use real."
+                f"methods.{name}: prior 'effective' needs a schedule that is known in advance, but "
+                f"strategy '{method.strategy}' has none; use real."
             )
     elif key == "objective":
         make_objective(method.objective, allow_plugins)
@@ -117,12 +119,12 @@ def _check_system(name: str, method: Method, train: Train, allow_plugins: bool) 
     system, objective = make_system(method.system or "", allow_plugins), method.loss.name
     if (train.mixup or train.cutmix) and not system.takes_mixed:
         raise RecipeError(
-            f"methods.{name}: system {method.system} goes by what the network says of each image, and mixup "
-            "and cutmix show none alone; set them to 0, or leave the system out."
+            f"methods.{name}: system {method.system} needs the network's output for each image, "
+            "which mixup and cutmix do not give; set them to 0, or remove the system."
         )
     reason = system.objection(objective)
     if reason is not None:
         raise RecipeError(
-            f"methods.{name}: system {method.system} has no effect beside objective {objective}: {reason}. "
-            "Take another objective, or leave the system out."
+            f"methods.{name}: system {method.system} has no effect with objective {objective}: "
+            f"{reason}. Use another objective, or remove the system."
         )

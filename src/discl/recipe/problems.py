@@ -15,7 +15,7 @@ from ..errors import RecipeError, shorten, unknown
 
 BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 DEEPEST = 12
-"""Keys of a place that are shown, at most."""
+"""Keys that are shown, at most."""
 
 
 def explain(
@@ -23,16 +23,17 @@ def explain(
 ) -> str:
     """One line about a problem that pydantic found in a section.
 
-    `above` are the keys of the section with dots between them, and `more` names keys that may stand
-    at
-    its top besides its own.
+    - `problem`: an item of `ValidationError.errors()`.
+    - `section`: the validated section.
+    - `above`: key of the section in the recipe.
+    - `more`: further keys that are allowed at the top of the section.
     """
     steps = [part for part in problem["loc"] if part != "[key]"]
     where = ".".join([*([above] if above else []), *(_shown(part) for part in steps[:DEEPEST])])
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, RecipeError):
-        told = str(cause)
-        return told if not where or told.startswith(where) else f"{where}: {told}"
+        text = str(cause)
+        return text if not where or text.startswith(where) else f"{where}: {text}"
     if problem["type"] == "literal_error":
         known = re.findall("'([^']*)'", problem["ctx"]["expected"])
         of_a_key = problem["loc"][-1:] == ("[key]",)
@@ -48,9 +49,9 @@ def explain(
         )
     if problem["type"] == "missing":
         return f"{where}: this key is required."
-    told = shorten(problem["msg"], 300, quoted=False)
+    text = shorten(problem["msg"], 300, quoted=False)
     allowed = _range(section, steps) if problem["type"] in BOUNDS else ""
-    return f"{where}: {told[:1].lower()}{told[1:]}; got {shorten(problem.get('input'))}.{allowed}"
+    return f"{where}: {text[:1].lower()}{text[1:]}; got {shorten(problem.get('input'))}.{allowed}"
 
 
 def _shown(part: Any) -> str:
@@ -58,7 +59,7 @@ def _shown(part: Any) -> str:
 
 
 def _kinds(section: Any, steps: Sequence[Any]) -> list[tuple[Any, tuple[Any, ...]]]:
-    """(type, marks) of all that may stand at these keys below a section."""
+    """(type, marks) of all values that may be at these keys of a section."""
     kinds: list[tuple[Any, tuple[Any, ...]]] = [(section, ())]
     for step in steps:
         kinds = [each for kind, _ in kinds for each in _below(kind, step)]
@@ -81,7 +82,7 @@ def _below(kind: Any, step: Any) -> Iterator[tuple[Any, tuple[Any, ...]]]:
 
 
 def _sections(section: type[BaseModel], steps: Sequence[Any]) -> list[type[BaseModel]]:
-    """The section at these keys; none where there is no such place."""
+    """The sections at these keys; none if there is no such key."""
     found: list[type[BaseModel]] = []
     waiting = [kind for kind, _ in _kinds(section, steps)]
     while waiting:
@@ -94,7 +95,7 @@ def _sections(section: type[BaseModel], steps: Sequence[Any]) -> list[type[BaseM
 
 
 def _range(section: type[BaseModel], steps: Sequence[Any]) -> str:
-    """The range of a number in words; empty where it has no two bounds."""
+    """The allowed range of a number in words; empty without two bounds."""
     low = high = ""
     for kind, marks in _kinds(section, steps):
         for mark in [*marks, *_marks(kind)]:

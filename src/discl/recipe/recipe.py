@@ -1,6 +1,6 @@
 """The whole tree, and what its sections must agree on.
 
-Functions elsewhere take the values that they use, never a whole recipe; only `workspace.py` and `stages/` know this tree.
+Only `run_folder` and `stages` take a recipe. Other functions take the values that they use.
 """
 
 from __future__ import annotations
@@ -36,46 +36,50 @@ def _slots(value: Any) -> Any:
 
 
 class Runtime(Strict):
-    """How a run is carried out, not what is asked for.
+    """How a run is carried out; not part of its results.
 
-    Bitwise the same results need the same device, threads and slots; another number of slots changes pixels by at most one grey level in
-    float32.
+    Bitwise equal results need the same device, threads and slots. Another number of slots changes
+    pixels by at most one grey level in float32.
     """
 
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,4})?)$")
     threads: int | None = Field(
-        None, ge=1, le=4096, description="CPU threads of torch; null: torch's own choice"
+        None, ge=1, le=4096, description="CPU threads of torch; null: the default of torch"
     )
     slots: Annotated[int | Literal["auto"], BeforeValidator(_slots)] = Field(
         "auto",
-        description="images denoised in one UNet call; auto: found by trying on a GPU, by the pictures' size elsewhere",
+        description="images in one call of the UNet; auto: measured on a GPU, else chosen by image "
+        "size",
     )
     compile: bool | None = Field(
         None,
-        description="torch.compile of the generator's network; null: on a GPU of NVIDIA, where the plan is long; ids stay the same",
+        description="torch.compile for the generator; null: for long plans on an NVIDIA GPU; ids "
+        "do "
+        "not change",
     )
     loggers: list[Literal["tensorboard", "wandb"]] = Field(
-        default_factory=list, description="training curves beside history.jsonl"
+        default_factory=list, description="training curves in addition to history.jsonl"
     )
     workers: int = Field(
         0,
         ge=0,
         le=1024,
-        description="data-loading processes, where the images do not fit in memory",
+        description="data-loading processes for images that do not fit in memory",
     )
     processes: int | None = Field(
         None,
         ge=1,
         le=10_000,
-        description="processes that generate, or Ray workers; null: one for each GPU in sight",
+        description="processes that generate, or Ray workers; null: one per visible GPU",
     )
     store: PathOrName | None = Field(
         None,
         min_length=1,
-        description="folder or URL that fsspec knows, such as s3://bucket/birds, for images and scores; null: the run folder",
+        description="folder or fsspec URL for images and scores, such as s3://bucket/birds; null: "
+        "the run folder",
     )
     shard_rows: int = Field(
-        512, ge=1, le=10**6, description="images per shard, and at most lost when killed"
+        512, ge=1, le=10**6, description="images per shard; a killed run loses one shard at most"
     )
 
 
@@ -117,7 +121,7 @@ class Recipe(Strict):
     train: Train = Train()
     methods: dict[Name, Method] = Field(min_length=1, max_length=200)
     baseline: str | None = Field(
-        None, description="the method that the report compares with; null: the first"
+        None, description="method that the report compares with; null: the first"
     )
     evaluate: Evaluate = Evaluate()
     compare: Compare = Compare()
@@ -134,20 +138,27 @@ class Recipe(Strict):
                 raise RecipeError(unknown("method in compare.tune.methods", name, self.methods))
         if self.filter.rule == "alia" and self.spectrum.tries > 1:
             raise RecipeError(
-                "spectrum.tries draws again what lies below filter.threshold, which filter.rule alia does not go by; set it to 1."
+                "spectrum.tries redraws images below filter.threshold, which filter.rule alia "
+                "does not use; set it to 1."
             )
         for name, method in self.methods.items():
             _check_fine_tuning(name, method, self.training(name))
             needed = {"text-only": TEXT_ONLY, "fixed": method.level}.get(method.strategy)
             if needed is not None and needed != REAL and needed not in self.spectrum.levels:
                 raise RecipeError(
-                    f"methods.{name} trains on level {format_level(needed)}, which spectrum.levels lacks; add {needed} there."
+                    f"methods.{name} trains on level {format_level(needed)}, which is not in "
+                    f"spectrum.levels; add {needed} there."
                 )
             check_pieces(name, method, self.training(name), self.spectrum.levels)
         return self
 
     def training(self, name: str) -> Train:
-        """The section `train` with what a method lays over it. Raises RecipeError where that is out of range."""
+        """The section `train` of a method: the common one with the method's changes.
+
+        - `name`: a key of `methods`.
+
+        Raises RecipeError for a value out of range.
+        """
         if not self.methods[name].train:
             return self.train
         try:
@@ -155,11 +166,11 @@ class Recipe(Strict):
                 merge(self.train.model_dump(mode="json"), self.methods[name].train)
             )
         except ValidationError as error:
-            told = [explain(each, Train, f"methods.{name}.train") for each in error.errors()]
-            raise RecipeError(join_lines(told)) from error
+            problems = [explain(each, Train, f"methods.{name}.train") for each in error.errors()]
+            raise RecipeError(join_lines(problems)) from error
 
     def plain(self) -> dict[str, Any]:
-        """The tree as plain values (dict, list, str, numbers), defaults filled in."""
+        """The tree as plain values (dict, list, str, numbers), defaults included."""
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
@@ -167,39 +178,42 @@ class Recipe(Strict):
 
 
 def check_twins(names: Iterable[str]) -> None:
-    """Raises RecipeError for names of folders that some file systems take for the same one."""
+    """Raises RecipeError for names that are one folder on some file systems."""
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(name.casefold(), name)
         if other != name:
             raise RecipeError(
                 f"methods '{other}' and '{name}' differ only in capitals, and their folders would "
-                "be one on "
-                "some file systems; rename one."
+                "be one on some file systems; rename one."
             )
 
 
 def _check_fine_tuning(name: str, method: Method, train: Train) -> None:
-    """Raises RecipeError where a method asks of its network what that cannot do."""
+    """Raises RecipeError where the network of a method cannot do what the method needs."""
     architecture, objective = train.model.architecture, method.loss.name
     if architecture != "clip" and (objective == FLYP or method.fine_tune == "zero-shot"):
         what = f"objective {FLYP}" if objective == FLYP else "fine_tune: zero-shot"
         raise RecipeError(
-            f"methods.{name}: {what} needs a CLIP, but the architecture is {architecture}; set train.model.architecture: clip."
+            f"methods.{name}: {what} needs a CLIP, but the architecture is {architecture}; "
+            "set train.model.architecture: clip."
         )
     if objective == FLYP and method.fine_tune != "full":
         raise RecipeError(
-            f"methods.{name}: objective {FLYP} trains both towers; use fine_tune: full instead of {method.fine_tune}."
+            f"methods.{name}: objective {FLYP} trains both towers; use fine_tune: full "
+            f"instead of {method.fine_tune}."
         )
     if objective == FLYP and (train.mixup or train.cutmix):
         raise RecipeError(
-            f"methods.{name}: mixup and cutmix have no meaning for objective {FLYP}, an image has one text; set them to 0."
+            f"methods.{name}: mixup and cutmix cannot be used with objective {FLYP}, because "
+            "an image has one text; set them to 0."
         )
     if method.fine_tune in {"linear-probe", "lp-ft"} and (
         architecture in ARCHITECTURES or not train.model.pretrained
     ):
         raise RecipeError(
-            f"methods.{name}: fine_tune: {method.fine_tune} needs a pretrained network, but {architecture} starts from scratch."
+            f"methods.{name}: fine_tune: {method.fine_tune} needs a pretrained network, but "
+            f"{architecture} starts from scratch."
         )
     if method.fine_tune == "lp-ft" and train.epochs < 2:
         raise RecipeError(
@@ -207,11 +221,13 @@ def _check_fine_tuning(name: str, method: Method, train: Train) -> None:
         )
     if method.fine_tune == "zero-shot" and method.strategy != "real-only":
         raise RecipeError(
-            f"methods.{name}: fine_tune: zero-shot trains on nothing; leave out strategy (got {method.strategy})."
+            f"methods.{name}: fine_tune: zero-shot trains on nothing; remove strategy (got "
+            f"{method.strategy})."
         )
     if method.fine_tune == "zero-shot" and method.system is not None:
         raise RecipeError(
-            f"methods.{name}: fine_tune: zero-shot trains on nothing; leave out system (got {method.system})."
+            f"methods.{name}: fine_tune: zero-shot trains on nothing; remove system (got "
+            f"{method.system})."
         )
     if (objective == "ldam") != (train.model.head == "cosine"):
         raise RecipeError(

@@ -68,7 +68,7 @@ def _positive(value: Channels) -> Channels:
 
 
 class Model(Strict):
-    """The classifier: one of our residual networks, or whatever a checkpoint of transformers, timm or CLIP is."""
+    """The classifier: a residual network, or a checkpoint of transformers, timm or CLIP."""
 
     architecture: Annotated[str, one_of("architecture", [*ARCHITECTURES, *FROM_CHECKPOINT])] = (
         "resnet10"
@@ -77,7 +77,9 @@ class Model(Strict):
         None, description="transformers, timm, clip: folder or hub name"
     )
     pretrained: bool = Field(
-        True, description="begin with the checkpoint's weights, or take only its architecture"
+        True,
+        description="true: starts from the weights of the checkpoint; false: uses its architecture "
+        "only",
     )
     templates: list[Template] = Field(
         ["a photo of {class}."], min_length=1, description="clip: prompts of each class"
@@ -85,7 +87,10 @@ class Model(Strict):
     head: Literal["linear", "cosine"] = "linear"
     stem: Literal["7x7", "3x3"] = "7x7"
     width: int | None = Field(
-        None, ge=4, le=4096, description="channels of the first stage; null: the architecture's own"
+        None,
+        ge=4,
+        le=4096,
+        description="channels of the first stage; null: the default of the architecture",
     )
 
     @model_validator(mode="after")
@@ -93,19 +98,23 @@ class Model(Strict):
         needs = self.architecture in FROM_CHECKPOINT
         if needs and self.checkpoint is None:
             raise RecipeError(
-                f"architecture {self.architecture} takes its network from a checkpoint; name one in train.model.checkpoint."
+                f"architecture {self.architecture} takes its network from a checkpoint; name one "
+                "in train.model.checkpoint."
             )
         if not needs and self.checkpoint is not None:
             raise RecipeError(
-                f"architecture {self.architecture} is built from scratch; leave out checkpoint, or name transformers, timm or clip."
+                f"architecture {self.architecture} is built from scratch; remove checkpoint, or "
+                "use transformers, timm or clip."
             )
         if needs and (self.head != "linear" or self.width is not None):
             raise RecipeError(
-                f"head: cosine and width are for our own residual networks; architecture {self.architecture} has its own."
+                "head: cosine and width are for the built-in residual networks; remove them for "
+                f"architecture {self.architecture}."
             )
         if not self.pretrained and self.architecture == "clip":
             raise RecipeError(
-                "architecture clip needs its pretrained weights, for its head is made of its texts; leave out pretrained."
+                "architecture clip needs pretrained weights, because its head is made of its "
+                "texts; remove pretrained."
             )
         return self
 
@@ -120,18 +129,17 @@ class Optimizer(Strict):
     milestones: list[Annotated[float, Field(ge=0, le=1)]] = Field(
         [0.8, 0.9],
         max_length=1000,
-        description="steps: shares of the epochs after which lr is multiplied by factor",
+        description="steps: fractions of the epochs after which lr is multiplied by factor",
     )
-    factor: float = Field(
-        0.01, gt=0, lt=1, description="steps: what lr is multiplied by after each milestone"
-    )
+    factor: float = Field(0.01, gt=0, lt=1, description="steps: factor of lr after each milestone")
     warm_up_epochs: int = Field(0, ge=0, le=100_000)
     warm_up_steps: int | None = Field(
-        None, ge=1, le=10**9, description="warm-up in updates; used instead of warm_up_epochs"
+        None, ge=1, le=10**9, description="warm-up in updates; replaces warm_up_epochs"
     )
     decay_vectors: bool | None = Field(
         None,
-        description="weight decay on norms, biases and scales too; null: for residual networks only, as open_clip does",
+        description="weight decay also on norms, biases and scales; null: for residual networks "
+        "only, as in open_clip",
     )
 
     @model_serializer(mode="wrap")
@@ -140,11 +148,14 @@ class Optimizer(Strict):
 
 
 class Train(Strict):
-    """Phase 2: what all methods share, so that they are compared at equal numbers of updates."""
+    """Phase 2: training settings of all methods, so that all have the same number of updates."""
 
     epochs: int = Field(65, ge=1, le=100_000)
     curriculum_epochs: int = Field(
-        60, ge=0, le=100_000, description="E_CL; from then on only real images"
+        60,
+        ge=0,
+        le=100_000,
+        description="E_CL, epochs with synthetic images; later epochs have real images only",
     )
     batch_size: int = Field(128, ge=1, le=1_000_000)
     steps_per_epoch: int | None = Field(
@@ -155,12 +166,12 @@ class Train(Strict):
         None,
         ge=8,
         le=8192,
-        description="square that images are brought to before augmentation; null: image_size",
+        description="size of images before augmentation; null: image_size",
     )
     resize_mode: Literal["square", "whole"] = Field(
         "square",
-        description="what random-resized-crop takes training crops from: the centre square, or the "
-        "whole picture",
+        description="source of the crops of random-resized-crop: the centre square, or the whole "
+        "image",
     )
     augment: list[Annotated[str, one_of("augmentation", AUGMENTATIONS)]] = Field(
         ["random-resized-crop", "flip"]
@@ -168,7 +179,9 @@ class Train(Strict):
     crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (
         Field(
             (0.08, 1.0),
-            description="shares of the area that random-resized-crop takes; FLYP: [0.9, 1.0]",
+            description="smallest and largest fraction of the area for random-resized-crop; "
+            "FLYP: [0.9, "
+            "1.0]",
         )
     )
     mixup: float = Field(0.0, ge=0, le=1000, description="α of Beta(α, α); 0 for off")
@@ -177,26 +190,32 @@ class Train(Strict):
         1,
         ge=1,
         le=1_000_000,
-        description="parts of a batch whose gradients are averaged, to save memory",
+        description="gradient accumulation: parts that a batch is divided into, to save memory",
     )
     ema: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="decay of a moving average of the weights, which is then evaluated and saved",
+        description="decay of a moving average of the weights, which is evaluated and saved "
+        "instead",
     )
     head_epochs: int | None = Field(
         None,
         ge=1,
         le=100_000,
-        description="lp-ft: first epochs, of the head alone; null: a quarter of all",
+        description="lp-ft: first epochs, which train the head only; null: a quarter of all",
     )
-    head_lr: float = Field(1e-3, gt=0, le=10_000, description="lp-ft: learning rate of those")
+    head_lr: float = Field(
+        1e-3, gt=0, le=10_000, description="lp-ft: learning rate of the first epochs"
+    )
     mean: tuple[Channel, Channel, Channel] | None = Field(
         None,
-        description="of the pixels' channels in [0, 1]; null: the checkpoint's, without one ImageNet's",
+        description="mean of each channel, pixels in [0, 1]; null: of the checkpoint, else of "
+        "ImageNet",
     )
-    std: Annotated[Channels, AfterValidator(_positive)] | None = Field(None, description="as mean")
+    std: Annotated[Channels, AfterValidator(_positive)] | None = Field(
+        None, description="standard deviation of each channel; null: as for mean"
+    )
     model: Model = Model()
     optimizer: Optimizer = Optimizer()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -211,19 +230,23 @@ class Train(Strict):
     def _epochs(self) -> Train:
         if self.curriculum_epochs > self.epochs:
             raise RecipeError(
-                f"train.curriculum_epochs = {self.curriculum_epochs} exceeds train.epochs = {self.epochs}."
+                f"train.curriculum_epochs = {self.curriculum_epochs} exceeds train.epochs = "
+                f"{self.epochs}; lower it."
             )
         if self.optimizer.warm_up_epochs >= self.epochs:
             raise RecipeError(
-                f"train.optimizer.warm_up_epochs = {self.optimizer.warm_up_epochs} leaves none of the {self.epochs} epochs."
+                f"train.optimizer.warm_up_epochs = {self.optimizer.warm_up_epochs} leaves none of "
+                f"the {self.epochs} epochs; lower it."
             )
         if self.crop_scale[0] > self.crop_scale[1]:
             raise RecipeError(
-                f"train.crop_scale = {list(self.crop_scale)} names the greater share first."
+                f"train.crop_scale = {list(self.crop_scale)} has the greater fraction first; swap "
+                "them."
             )
         if self.batch_size % self.accumulate:
             raise RecipeError(
-                f"train.batch_size = {self.batch_size} cannot be divided evenly into accumulate = {self.accumulate} parts."
+                f"train.batch_size = {self.batch_size} cannot be divided evenly into accumulate = "
+                f"{self.accumulate} parts; change one of them."
             )
         if self.resize_mode == "whole" and "random-resized-crop" not in self.augment:
             raise RecipeError(
@@ -233,76 +256,89 @@ class Train(Strict):
             )
         if self.head_epochs is not None and self.head_epochs >= self.epochs:
             raise RecipeError(
-                f"train.head_epochs = {self.head_epochs} leaves none of the {self.epochs} epochs for the whole network."
+                f"train.head_epochs = {self.head_epochs} leaves none of the {self.epochs} epochs "
+                "for the whole network; lower it."
             )
         if self.resize is not None and self.resize < self.image_size:
             raise RecipeError(
-                f"train.resize = {self.resize} is smaller than train.image_size = {self.image_size}, which is cut out of it; "
-                "raise it, or leave it out."
+                f"train.resize = {self.resize} is smaller than train.image_size = "
+                f"{self.image_size}, which is cut out of it; raise it, or remove it."
             )
         return self
 
 
 class Adjustment(Strict):
-    """Post-hoc logit adjustment z − τ log π, with π the shares of the classes."""
+    """Post-hoc logit adjustment z − τ log π, with π the frequencies of the classes."""
 
     prior: Literal["real", "effective"] = Field(
         "effective",
-        description="classes counted among real images, or as they were drawn in training",
+        description="class frequencies of the real images, or as drawn in training",
     )
     tau: float = Field(1.0, ge=0, le=100)
 
 
 class Method(Strict):
-    """One row of the table: what the classifier is trained on, with which loss."""
+    """One row of the table: the images that the classifier is trained on, and its loss."""
 
     strategy: Annotated[str, BeforeValidator(_strategy)] = Field(
-        "real-only", description="a name, or module:attribute for one of your own (--allow-plugins)"
+        "real-only", description="a name, or module:attribute for a custom one (--allow-plugins)"
     )
     level: Level | None = Field(None, description="only for strategy fixed")
     objective: Annotated[str | dict[str, str | float], BeforeValidator(_objective)] = Field(
         "cross-entropy",
-        description="a name, a mapping with parameters such as {name: focal, gamma: 2}, or module:attribute (--allow-plugins)",
+        description="a name, a mapping such as {name: focal, gamma: 2}, or module:attribute "
+        "(--allow-plugins)",
     )
     system: Annotated[str | dict[str, Any] | None, BeforeValidator(_system)] = Field(
         None,
-        description="another system that takes part: cuda, docl, ldmlr, one with parameters "
-        "{name: cuda, threshold: 0.4}, or module:Class (--allow-plugins)",
+        description="another system: cuda, docl, ldmlr, a mapping such as {name: cuda, "
+        "threshold: 0.4}, "
+        "or module:Class (--allow-plugins)",
     )
     fine_tune: Literal["full", "linear-probe", "lp-ft", "zero-shot"] = Field(
-        "full", description="what is trained; lp-ft: the head first, then all; zero-shot: nothing"
+        "full",
+        description="trained part of the network; lp-ft: the head first, then all; zero-shot: "
+        "nothing",
     )
     sampling: Literal["instance", "square-root", "class-balanced"] = Field(
         "instance",
-        description="how often an epoch draws a class: as mixed, ∝ √ of that, or all classes equally",
+        description="class frequencies of an epoch: as in the mixture, ∝ their square roots, or "
+        "all "
+        "equal",
     )
     threshold: float | None = Field(
         None,
         ge=-1,
         le=1,
-        description="clip_similarity from which on this method takes images; null: those that the filter kept",
+        description="minimum clip_similarity of this method's images; null: all that the filter "
+        "kept",
     )
     train: dict[str, Any] = Field(
-        default_factory=dict, description="laid over the section train for this method alone"
+        default_factory=dict,
+        description="changes of the section train for this method; a null restores the default",
     )
     adjustment: Adjustment | None = Field(
         None,
-        description="of the row METHOD+la; null: the best on validation, without a validation split prior effective and the τ nearest to 1",
+        description="of the row METHOD+la; null: the best on validation, or without validation "
+        "images prior effective and the τ closest to 1",
     )
     prior: Literal["real", "effective"] = Field(
         "real",
-        description="class counts of balanced-softmax: real images, or real + synthetic as drawn",
+        description="class counts of balanced-softmax: real images, or real and synthetic as drawn",
     )
     undersample: bool | None = Field(
         None,
-        description="keep the tail's share of an epoch at its share of classes; null: where synthetic images are used",
+        description="keeps the tail's fraction of an epoch at its fraction of classes; null: with "
+        "synthetic images only",
     )
     synthetic_scale: float = Field(
         3.0, ge=0, le=10_000, description="synthetic images in an epoch per real tail image"
     )
     missing: Literal["error", "nearest"] = Field(
         "error",
-        description="a class without any kept image at an epoch's level: stop, or take its nearest level",
+        description="a class without kept images at the level of an epoch: stop, or use its "
+        "nearest "
+        "level",
     )
     guidance_images: int | None = Field(
         None,
@@ -316,22 +352,26 @@ class Method(Strict):
         None,
         ge=1,
         le=10**9,
-        description="|D|, real samples of an epoch's probe; null: 30,000, or a quarter of an epoch if that is less",
+        description="|D|, real samples of the probe of an epoch; null: 30,000, or a quarter of an "
+        "epoch if that is less",
     )
     shortage: Literal["repeat", "cap"] = Field(
-        "repeat", description="where fewer images were kept than the scale asks for"
+        "repeat",
+        description="if fewer images were kept than synthetic_scale needs: repeat some, or use "
+        "fewer",
     )
 
     @property
     def loss(self) -> Objective:
-        """The objective with its parameters; one that is `module:attribute` is only named by it."""
+        """The objective with its parameters, or `module:attribute` as its name."""
         return read_objective(self.objective)
 
     @model_validator(mode="after")
     def _level_goes_with_fixed(self) -> Method:
         if (self.strategy == "fixed") != (self.level is not None):
             raise RecipeError(
-                "strategy 'fixed' and the key 'level' go together, for example {strategy: fixed, level: 50}."
+                "strategy 'fixed' and the key 'level' go together, for example {strategy: fixed, "
+                "level: 50}."
             )
         return self
 
@@ -342,11 +382,13 @@ class Evaluate(Strict):
         [1.0],
         min_length=1,
         max_length=1000,
-        description="strengths τ of post-hoc logit adjustment, from which the best on validation is taken",
+        description="candidate strengths τ of post-hoc logit adjustment, chosen on validation",
     )
     weight_ensembling: list[Annotated[float, Field(ge=0, le=1)]] = Field(
         [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
-        description="clip: shares α of the tuned weights to choose from on validation; empty for no row METHOD+we",
+        description="clip: candidate fractions α of the tuned weights, chosen on validation; "
+        "empty: "
+        "no row METHOD+we",
     )
 
 
@@ -355,39 +397,44 @@ Space = dict[str, Annotated[list[Any], Field(min_length=1)]]
 
 
 class Tune(Strict):
-    """`discl compare --tune`: a search on validation, with as many trials for every method."""
+    """`discl compare --tune`: a search on validation, with equally many trials per method."""
 
     trials: int = Field(
-        3, ge=1, le=10_000, description="of each method; the first is the method as it stands"
+        3, ge=1, le=10_000, description="trials per method; the first is the unchanged method"
     )
     space: Space = Field(
         default_factory=dict,
-        description="keys of a method, such as train.optimizer.lr, and the values to try for all methods; empty: lr / 3 and 3 lr",
+        description="key of a method, such as train.optimizer.lr: values to try for all methods; "
+        "empty: lr / 3 and 3 lr",
     )
     methods: dict[str, Space] = Field(
         default_factory=dict,
-        description="more keys of single methods, such as {ce-cuda: {system.threshold: [0.4, 0.6]}}",
+        description="method: its further keys and values, such as {ce-cuda: {system.threshold: "
+        "[0.4, 0.6]}}",
     )
     hold_out: float | None = Field(
-        None, gt=0, lt=1,
-        description="share of the training images that trials are judged on; null: the validation split, or a fifth where there is none",
-    )  # fmt: skip
+        None,
+        gt=0,
+        lt=1,
+        description="fraction of the training images for scoring trials; null: the validation "
+        "split, or a fifth where it does not exist",
+    )
     metric: Literal["balanced_accuracy", "accuracy", "macro_f1"] = "balanced_accuracy"
     seed: Seed = 0
     train: dict[str, Any] = Field(
         default_factory=dict,
-        description="laid over the section train for trials, such as fewer epochs",
+        description="changes of the section train for trials, such as fewer epochs",
     )
 
 
 class Compare(Strict):
-    """`discl compare`: methods × seeds, beside the paper's figures."""
+    """`discl compare`: methods × seeds, with the published figures."""
 
     seeds: list[Seed] = Field([0, 1, 2], min_length=1, max_length=1000)
     published: Annotated[str, AfterValidator(_published)] | None = Field(
-        None, description="a table of the paper, as assets/published.yaml names it"
+        None, description="a table of the paper, as named in assets/published.yaml"
     )
     rows: dict[str, str] = Field(
-        default_factory=dict, description="our row: its name in that table, where they differ"
+        default_factory=dict, description="our row: its name in that table, if different"
     )
     tune: Tune = Tune()

@@ -21,7 +21,7 @@ from ..prompts import CAPTION, SETTING, fill
 
 
 def one_of(kind: str, known: Any) -> BeforeValidator:
-    """Validator of a name that has to be among `known`."""
+    """Validator of a name that must be one of `known`."""
 
     def check(value: Any) -> Any:
         if not isinstance(value, str) or value not in known:
@@ -33,11 +33,11 @@ def one_of(kind: str, known: Any) -> BeforeValidator:
 
 def _template(value: str) -> str:
     fill(value, "")
-    for place in (CAPTION, SETTING):
-        if place in value:
+    for slot in (CAPTION, SETTING):
+        if slot in value:
             raise RecipeError(
-                f"template '{shorten(value, quoted=False)}' holds {place}; only prompts.templates "
-                "may, for only they describe one image."
+                f"template '{shorten(value, quoted=False)}' holds {slot}; only prompts.templates "
+                "may, because only they describe one image."
             )
     return value
 
@@ -55,8 +55,8 @@ RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECA
 def _name(value: str) -> str:
     if RESERVED.fullmatch(value) or value.endswith("."):
         raise RecipeError(
-            f"'{value}' cannot be the name of a folder on every system; it ends in '.', or is a "
-            "device's on Windows."
+            f"'{value}' cannot be the name of a folder on every system: it ends in '.', or names a "
+            "device on Windows; choose another name."
         )
     return value
 
@@ -72,14 +72,14 @@ Name = Annotated[
     Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME),
     AfterValidator(_name),
 ]
-"""What becomes the name of a folder."""
+"""The name of a folder."""
 LARGEST_SEED = 2**53
-"""Up to here whole numbers survive JSON in every program."""
+"""The largest whole number that JSON keeps exactly in every program."""
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 
 def without_default(plain: dict[str, Any], **later: Any) -> dict[str, Any]:
-    """Plain values without keys that came later and are at their default: a classifier's fingerprint from before holds."""
+    """Plain values without later keys at their defaults, so that older fingerprints stay valid."""
     return {key: value for key, value in plain.items() if key not in later or value != later[key]}
 
 
@@ -104,6 +104,7 @@ class Strict(BaseModel):
             bool | None,
         ):
             raise RecipeError(
-                f"got the truth value {value} (so YAML reads yes, no, on and off); put it in quotes if a text is meant."
+                f"got the truth value {value} (YAML reads yes, no, on and off as one); put it in "
+                "quotes if it is a text."
             )
         return value
