@@ -1,4 +1,4 @@
-"""The engine against diffusers' own pipelines, against itself in another order, and its counters."""
+"""The engine against diffusers' pipelines, against itself in another order, and its counters."""
 
 from __future__ import annotations
 

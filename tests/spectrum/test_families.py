@@ -1,4 +1,4 @@
-"""SDXL, Stable Diffusion 3 and FLUX against diffusers' unaltered pipelines on tiny random checkpoints."""
+"""SDXL, Stable Diffusion 3 and FLUX against diffusers' pipelines on tiny random checkpoints."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def compare(
     size: tuple[int, int] = (32, 32),
     **how: Any,
 ) -> None:
-    """The engine's latents equal those of diffusers at every level, all levels made in shared calls."""
+    """Latents equal those of diffusers at every level, with all levels in shared calls."""
     model = load_generator(str(folder))
     requests = make_requests(2, negative=negative, size=size)
     engine = Engine(model, num_inference_steps=steps, guidance_scale=guidance_scale, slots=3)
@@ -172,7 +172,7 @@ FLUX = {"text": "FluxPipeline", "image": "FluxImg2ImgPipeline", "aimed": -0.5}
 @pytest.mark.parametrize("guidance_scale", [1, 7.5])
 @pytest.mark.parametrize("negative", [pytest.param("", marks=pytest.mark.slow), "blurry"])
 def test_sdxl_base_equals_diffusers(tiny_xl: Path, guidance_scale: float, negative: str) -> None:
-    """Without a negative prompt diffusers takes zeros for it, where the checkpoint was trained so."""
+    """Without a negative prompt diffusers uses zeros, where the checkpoint says so."""
     compare(
         tiny_xl,
         guidance_scale=guidance_scale,
@@ -236,7 +236,7 @@ def test_stable_diffusion_3_shifted_by_the_size_equals_diffusers(
 def test_flows_of_oblong_pictures_equal_diffusers(
     family: str, how: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
-    """FLUX shifts its grid by the number of tokens, and tells the network each one's row and column."""
+    """FLUX shifts its grid by the number of tokens, and encodes each one's row and column."""
     compare(request.getfixturevalue(family), guidance_scale=3.5, size=(32, 48), **how)
 
 

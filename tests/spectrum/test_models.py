@@ -79,7 +79,7 @@ def test_description_needs_no_weights_and_follows_the_content(
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:diffusers.*")
 def test_schedule_of_a_checkpoint_with_another_sampler_is_that_of_diffusers(copy: Path) -> None:
-    """diffusers' pipelines turn clipping off and set the offset; another sampler's file does not."""
+    """diffusers turns clipping off and sets the offset; another sampler's file does not."""
     (copy / "scheduler" / "scheduler_config.json").unlink()
     DPMSolverMultistepScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"

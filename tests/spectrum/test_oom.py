@@ -70,7 +70,8 @@ class Cramped:
     def _checked(self, batch: Tensor) -> Tensor:
         if len(batch) > self.pictures:
             raise RuntimeError(
-                "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+                "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: "
+                "you tried to allocate 8 bytes"
             )
         return batch
 

@@ -184,7 +184,7 @@ def as_peft(file: Path, folder: Path, part: str, **settings: Any) -> Path:
 def test_a_lora_in_the_layout_of_peft_is_added_with_its_alpha(
     tiny_diffusion: Path, tmp_path: Path, part: str
 ) -> None:
-    """α = 6 at rank 2 is three times the same weights at diffusers' scale, and rsLoRA's is α / √r."""
+    """α = 6 at rank 2 is three times diffusers' scale, and rsLoRA's is α / √r."""
     file = make_lora(tmp_path / "plain", tiny_diffusion, "StableDiffusionPipeline", part)
     one = as_peft(file, tmp_path / "one", part)
     root = as_peft(file, tmp_path / "root", part, use_rslora=True)
@@ -449,7 +449,7 @@ def test_single_file_that_lacks_weights_is_told(sign: str, single: Path) -> None
     )
     with pytest.raises(
         CheckpointError,
-        match=r"tiny\.safetensors' (lacks weights that its configuration asks for|cannot be loaded)",
+        match=r"tiny\.safetensors' (lacks weights that its configuration|cannot be loaded)",
     ):
         load_generator(str(single))
 
