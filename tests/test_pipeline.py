@@ -748,7 +748,7 @@ def test_every_method_has_the_same_number_of_trials(
     assert {name: each.get("optimizer", {}).get("lr") for name, each in tuned.items()} == {
         name: each["chosen"].get("train.optimizer.lr") for name, each in found["methods"].items()
     }
-    assert "test images took no part" in path.read_text() and path.parent == copied / "tuned"
+    assert "never on test images" in path.read_text() and path.parent == copied / "tuned"
     assert len(trained) == 6 + 3
     trained.clear()
     pipeline.compare(opened, [0], tune=True)

@@ -118,20 +118,20 @@ def test_a_key_that_stands_twice_in_a_recipe_is_refused(
 ) -> None:
     kept = {name: value for name, value in REQUIRED.items() if name not in ("train", "methods")}
     file = write(tmp_path / "mine.yaml", yaml.safe_dump(kept) + text)
-    assert f"'{key}' stands twice" in quickly(lambda: load_recipe(file))
+    assert f"'{key}' occurs twice" in quickly(lambda: load_recipe(file))
     base = write(tmp_path / "base.yaml", f"extends: {file.name}")
-    assert f"'{key}' stands twice" in quickly(lambda: load_recipe(base))
+    assert f"'{key}' occurs twice" in quickly(lambda: load_recipe(base))
 
 
 def test_a_key_that_stands_twice_is_refused_elsewhere_too(tmp_path: Path) -> None:
     file = write(tmp_path / "texts.yaml", "cat: [a]\ndog: [b]\ncat: [c]\n")
     assert "lines 1 and 3" in quickly(lambda: read_phrases(file))
-    with pytest.raises(RecipeError, match="'lr' stands twice"):
+    with pytest.raises(RecipeError, match="'lr' occurs twice"):
         parse_override("train.optimizer={lr: 0.1, lr: 0.2}")
     run = open_run(REQUIRED, tmp_path / "run")
     kept = run.folder / "recipe.yaml"
     write(kept, kept.read_text() + "name: other\n")
-    assert "'name' stands twice" in quickly(lambda: open_run(REQUIRED, run.folder), RunError)
+    assert "'name' occurs twice" in quickly(lambda: open_run(REQUIRED, run.folder), RunError)
 
 
 STRANGE_NAMES = ["yes", "no", "on", "off", "y", "001", "1e3", "null", "2024-01-01", "1:30", "~"]

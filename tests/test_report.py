@@ -337,7 +337,7 @@ def test_page_is_well_formed_and_has_its_sections(page: Page) -> None:
         "The filter",
         "The curriculum",
         "Class by class",
-        "How to go on",
+        "Next steps",
     ]
     assert "<title>small · discl report</title>" in page.html
     assert all("alt" in attrs for tag, attrs in page.tags if tag == "img")
@@ -362,7 +362,7 @@ def test_all_methods_and_their_adjusted_rows_are_present(page: Page, path: Path)
         assert re.search(rf"</i>{re.escape(name)}<", page.html)
     assert "logit adjustment: real class counts, τ = 1" in page.text
     assert "discl reaches" in page.text and "more than ce; on the few classes" in page.text
-    assert "One run with one training seed, so there are no error bars." in page.text
+    assert "one run with one training seed, so there are no error bars." in page.text
 
 
 def test_dropped_pictures_are_marked_with_their_reason(page: Page, path: Path) -> None:
@@ -412,8 +412,8 @@ def test_no_folder_of_the_machine_is_on_the_page(page: Page, path: Path) -> None
                 "hard images": "all images of classes with fewer than 20 training images",
                 "generator": "someone/model (digest 0123abcd), Stable Diffusion 1.x/2.x", "levels λ": "0 %, 30 %, 50 %",
                 "seeds": "2 per hard image and level", "guidance scale": "3 (as diffusers counts it)",
-                "sampler": "DDIM; 50 inference steps, of which a level λ takes the last ⌊(1 − λ) · 50⌋",
-                "pixels": "512 × 512, sources cut to their centre squares", "prompts": "“a photo of {class}”",
+                "sampler": "DDIM; 50 inference steps; level λ takes the last ⌊(1 − λ) · 50⌋ of them",
+                "pixels": "512 × 512; sources are cropped to their centre squares", "prompts": "“a photo of {class}”",
                 "negative prompt": f"“{EVIL}”", "filter": "clip_similarity ≥ 0.25 with “a photo of {class}”, by someone/clip",
             },
         ),
@@ -425,13 +425,13 @@ def test_no_folder_of_the_machine_is_on_the_page(page: Page, path: Path) -> None
             },
             GENERATOR,
             {
-                "hard images": "images whose true class gets a probability below 0.5 by classifiers that did not see them (3 folds)",
-                "seeds": "2 per hard image and level, each drawn up to 3 times until the filter keeps one",
-                "sampler": "DDIM; 50 inference steps at every level, finer ones over the last (1 − λ) of the noise schedule",
-                "guidance interval": "guided only at noise shares in (0.25, 1], 1 being pure noise",
-                "pixels": "about 512 × 512 at the source's own aspect, to 4 : 1", "LoRA": "ink.safetensors × 0.5",
-                "prompts": "phrase list phrases.yaml; one drawn per source and seed",
-                "negative prompt": f"“{EVIL}”", "names in prompts": "other than in this data set for 1 of the classes",
+                "hard images": "images with a true-class probability below 0.5 by classifiers that did not train on them (3 folds)",
+                "seeds": "2 per hard image and level, each with up to 3 tries until the filter keeps one",
+                "sampler": "DDIM; 50 inference steps at every level, spread over the last (1 − λ) of the noise schedule",
+                "guidance interval": "guided only at noise fractions in (0.25, 1], where 1 is pure noise",
+                "pixels": "about 512 × 512 at the aspect of the source, at most 4 : 1", "LoRA": "ink.safetensors × 0.5",
+                "prompts": "phrase list phrases.yaml; one per source and seed",
+                "negative prompt": f"“{EVIL}”", "names in prompts": "differ from this data set for 1 of the classes",
                 "filter": "clip_similarity ≥ −0.1 with “a photo of {class}”, by someone/clip",
             },
         ),
@@ -442,21 +442,22 @@ def test_no_folder_of_the_machine_is_on_the_page(page: Page, path: Path) -> None
             },
             dataclasses.replace(GENERATOR, aesthetic=True),
             {
-                "filter": "ALIA's two (arXiv 2305.16289): images that clip finds nearer to a text that fits any picture than to "
-                "“a photo of {class}”, and images that a classifier of the real ones finds too easy or mislabelled, are dropped",
+                "filter": "ALIA's two filters (arXiv 2305.16289) drop images that clip finds closer to a text that "
+                "fits any picture than to “a photo of {class}”, and images that "
+                "a classifier of the real images finds too easy or mislabelled",
                 "guidance scale": "1, no guidance",
-                "negative prompt": f"“{EVIL}”; without effect, for there is no guidance that leads away from it",
-                "prompts": "descriptions of each class by writer, perhaps edited; one drawn per source and seed",
-                "aesthetic score": "6, and 2.5 for what guidance leads away from",
+                "negative prompt": f"“{EVIL}”; no effect without guidance",
+                "prompts": "descriptions of each class by writer, perhaps edited; one per source and seed",
+                "aesthetic score": "6, and 2.5 for the unconditional branch",
             },
         ),
         (
             {"prompts.templates": ["a {class}", "{class}, {caption}"], "prompts.captions": {"checkpoint": "someone/captioner"}},
             FLUX,
             {
-                "sampler": "Euler steps of the flow; 50 inference steps, of which a level λ takes the last ⌊(1 − λ) · 50⌋",
-                "guidance scale": "3 (as diffusers counts it), told to the network, whose guidance is distilled",
-                "negative prompt": f"“{EVIL}”; without effect, for there is no guidance that leads away from it",
+                "sampler": "Euler steps of the flow; 50 inference steps; level λ takes the last ⌊(1 − λ) · 50⌋ of them",
+                "guidance scale": "3 (as diffusers counts it), an input of the network, which is guidance-distilled",
+                "negative prompt": f"“{EVIL}”; no effect without guidance",
                 "prompts": "“a {class}”; “{class}, {caption}”, captions by someone/captioner",
             },
         ),
@@ -512,8 +513,8 @@ def test_a_threshold_is_told_where_the_filter_goes_by_one(tmp_path: Path, rule: 
         "threshold",
         "clip_similarity ≥ 0.25 with",
         "--set filter.threshold=",
-        "Try another",
-        "is grey and was dropped",
+        "another filter threshold",
+        "grey: below the threshold",
     ):
         assert (text in told) == expected, text
     assert ("threshold" in "".join(page.values("aria-label", "title", "alt"))) == expected
@@ -523,7 +524,9 @@ def test_a_threshold_is_told_where_the_filter_goes_by_one(tmp_path: Path, rule: 
         == expected
     )
     assert (
-        "Filter" + "ALIA's two (arXiv 2305.16289): images that someone/clip finds nearer" in told
+        "Filter"
+        + "ALIA's two filters (arXiv 2305.16289) drop images that someone/clip finds closer"
+        in told
     ) != expected
     assert "discl run" in told and "discl predict" in told
 
@@ -531,12 +534,12 @@ def test_a_threshold_is_told_where_the_filter_goes_by_one(tmp_path: Path, rule: 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({}, "no image is made or scored anew, only"),
-        ({"spectrum.tries": 3}, "what it drops is drawn again where tries are left, only"),
-        ({}, "so that no classifier saw it."),
+        ({}, "no image is generated or scored again, and only"),
+        ({"spectrum.tries": 3}, "dropped images with tries left are generated again, and only"),
+        ({}, "no classifier trained on them."),
         (
             {"methods.discl.threshold": 0.0},
-            "so that no classifier saw it, unless its method has a threshold of its own.",
+            "no classifier trained on them, unless its method has another threshold.",
         ),
         (
             {"methods.discl.threshold": 0.0},
@@ -564,34 +567,34 @@ NOT_CHOSEN = "there is no validation split to choose prior and τ on, so they ar
             ("validation",),
             [0.5, 1.5],
             (),
-            "prior and τ were chosen on these very images, which flatters the figures",
+            "prior and τ were chosen on the same images, which makes the figures optimistic",
         ),
         (
             ("test",),
             [0.25, 1.5],
             (),
-            f"{NOT_CHOSEN}, of those that the recipe offers the nearest to 1",
+            f"{NOT_CHOSEN}, the value in the recipe that is closest to 1",
         ),
         (("test",), [1.5], (), NOT_CHOSEN),
         (
             ("validation", "test"),
             [1.0],
             GIVEN,
-            "prior and τ are those that the recipe gives the method",
+            "prior and τ are those of the method in the recipe",
         ),
-        (("validation",), [1.0], GIVEN, "prior and τ are those that the recipe gives the method"),
-        (("test",), [1.0], GIVEN, "prior and τ are those that the recipe gives the method"),
+        (("validation",), [1.0], GIVEN, "prior and τ are those of the method in the recipe"),
+        (("test",), [1.0], GIVEN, "prior and τ are those of the method in the recipe"),
         (
             ("validation", "test"),
             [0.5, 1.5],
             ("methods.ce.adjustment",),
-            "for ce+la prior and τ are those that the recipe gives the method; for discl+la prior and τ were chosen on validation",
+            "for ce+la prior and τ are those of the method in the recipe; for discl+la prior and τ were chosen on validation",
         ),
         (
             ("test",),
             [1.5],
             ("methods.discl.adjustment",),
-            f"for ce+la {NOT_CHOSEN}; for discl+la prior and τ are those that the recipe",
+            f"for ce+la {NOT_CHOSEN}; for discl+la prior and τ are those of the method",
         ),
     ],
 )
@@ -648,7 +651,7 @@ def test_no_home_folder_is_on_the_page_wherever_the_recipe_names_one(tmp_path: P
 
 def test_an_absent_group_is_a_dash_and_never_zero(tmp_path: Path) -> None:
     page = Page(make_run(tmp_path, {"wren": 130, "heron": 40}).read_text())
-    assert "No class falls into few." in page.text and "no such class" in page.text
+    assert "No class is in few." in page.text and "no such class" in page.text
     assert (
         len(page.having("absent")) == 1 + 4 + 4
     )  # the tile; four rows on test and four on validation
@@ -671,7 +674,7 @@ def test_any_number_of_methods_and_either_split_alone(
     )
     assert f"top-1 on {splits[0]}" in page.text
     assert ("Validation accuracy" in page.text) == (splits == ("validation",))
-    flattered = "the prior was chosen on these very images" in page.text
+    flattered = "the prior was chosen on the same images" in page.text
     assert flattered == (splits == ("validation",))
     assert all(f"Curriculum of {name}" in page.values("aria-label") for name in methods)
     assert len(page.having("dot")) == (0 if len(methods) == 1 else 11 * (2 * 2 + 2))
@@ -713,10 +716,8 @@ def test_the_smallest_calibration_error_is_the_best() -> None:
 def test_many_classes_and_levels_show_a_part_and_say_so(tmp_path: Path) -> None:
     counts = {f"class {label:02d}": 1 + (59 - label) // 10 for label in range(60)}
     page = Page(make_run(tmp_path, counts, levels=range(0, 100, 8), seeds=1, epochs=17).read_text())
-    assert "Of 60 classes the 30 that changed most are shown." in page.text
-    assert (
-        "Of 40 classes with a spectrum, the 30 that lost the largest share are listed." in page.text
-    )
+    assert "30 of 60 classes: those with the largest change." in page.text
+    assert "30 of 40 classes with a spectrum: those that lost the largest fraction." in page.text
     assert "at 8 of 13 levels" in page.text
     assert len(page.having("class-value")) == 31
 
@@ -781,7 +782,7 @@ def test_an_unfinished_run_is_refused_and_the_old_page_stays(tmp_path: Path) -> 
     before = path.read_bytes()
     assert not list(tmp_path.glob("*.new"))
     (tmp_path / "results.json").unlink()
-    with pytest.raises(RunError, match=r"results\.json is not there"):
+    with pytest.raises(RunError, match=r"results\.json does not exist"):
         write_report(
             tmp_path,
             make_table(
@@ -877,7 +878,7 @@ def test_levels_that_classes_take_on_their_own_are_counted_beside_the_curriculum
         for each in page_module.curricula(other, dict.fromkeys(story.histories, "#000"))
     }
     assert (
-        "1 to 3 classes took another level than the one shown" in notes["discl"]
+        "1 to 3 classes used another level than the one shown" in notes["discl"]
         and "another level" not in notes["ce"]
     )
 
@@ -890,7 +891,7 @@ def test_numbers_in_words() -> None:
         "–",
     ]
     assert [words.percent(value) for value in (0.0, 0.5224, None)] == ["0.0", "52.2", "–"]
-    assert [words.share(pair) for pair in ((0, 9), (239, 240), (1, 900), (3, 3))] == [
+    assert [words.fraction(pair) for pair in ((0, 9), (239, 240), (1, 900), (3, 3))] == [
         "0 %",
         "99 %",
         "1 %",

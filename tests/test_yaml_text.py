@@ -118,7 +118,7 @@ def doubling(count: int, inner: str = "x") -> str:
         ("{a: " * 50_000, "32 levels"),
         ("- " * 50_000, "32 levels"),
         ("? " * 50_000, "32 levels"),
-        ("a: &a [*a]", r"\*'a' stands inside"),
+        ("a: &a [*a]", r"\*'a' is inside"),
         ("a: *b", r"\*'b' has no anchor"),
         ("a: " + "9" * 5000, "out of range"),
         ("a: 0x" + "f" * 17, "out of range"),

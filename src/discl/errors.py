@@ -2,16 +2,17 @@
 
     DisclError
     ├── RecipeError       a key or value of the recipe is wrong
-    ├── DataError         images, labels or splits are missing, unreadable or contradict each other
-    ├── CheckpointError   a model folder lacks something, is of the wrong family, holds pickled weights, or needs more memory than there is
-    ├── EndpointError     a server that writes prompts is down, refuses, or answers nonsense
-    ├── StoreError        the spectrum or its scores cannot be read or written
-    ├── RunError          a run folder belongs to another recipe, or a stage lacks its input
-    │   ├── BrokenFileError   a file of a run folder is cut off, empty, or of another kind
-    │   └── WriteError        a file cannot be written: a full or read-only disk
-    └── TrainingError     training cannot go on (no finite loss, no sample to draw, foreign checkpoint)
+    ├── DataError         images, labels or splits are missing, unreadable or contradictory
+    ├── CheckpointError   a checkpoint is incomplete, of the wrong family, pickled, or too large
+    ├── EndpointError     a server that writes prompts is down, refuses, or sends invalid text
+    ├── StoreError        stored images or scores cannot be read or written
+    ├── RunError          a run folder has another recipe, or an input of a stage is missing
+    │   ├── BrokenFileError   a file of a run folder is missing, cut off, empty or of another kind
+    │   └── WriteError        a file cannot be written, for example on a full or read-only disk
+    └── TrainingError     training cannot continue: no finite loss, no sample, foreign checkpoint
 
-Each message says what was got, what is allowed and how to mend it. Anything else that escapes is a bug.
+Each message gives the value, what is allowed, and how to fix it. `DisclError.argument` names the
+argument with the wrong value. Any other exception is a bug.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class DisclError(Exception):
     """Base of all errors that a user can fix.
 
     - `message`: the value got, what is allowed, and how to fix it.
-    - `argument`: name of the argument with the wrong value, or None. It stands before the message.
+    - `argument`: the argument with the wrong value, or None. It is printed before the message.
       A function names its own argument; a caller with other names uses `arguments_named`.
 
     ```python
@@ -113,7 +114,7 @@ class CheckpointError(DisclError):
 
 
 class EndpointError(DisclError):
-    """A server that writes prompts is down, refuses, or answers nonsense."""
+    """A server that writes prompts is down, refuses, or sends invalid text."""
 
 
 class StoreError(DisclError):
@@ -153,9 +154,11 @@ class BrokenFileError(RunError):
 
 
 class WriteError(RunError, OSError):
-    """A file cannot be written: `path` names it, and `said` is why, in the system's words.
+    """A file cannot be written. It is also an OSError.
 
-    Also an OSError, whose `errno` is the system's number, None where it gave none.
+    - `path`: the file.
+    - `said`: the reason, in the system's words.
+    - `errno`: the system's error number, or None.
     """
 
     def __init__(self, path: Path, said: str, remedy: str = "", number: int | None = None) -> None:
@@ -182,13 +185,14 @@ class TrainingError(DisclError):
 
 
 def shorten(value: object, most: int = 80, quoted: bool = True) -> str:
-    """How an error shows a value: as Python writes it, in about `most` characters at most.
+    """A value as an error shows it: as Python writes it, in about `most` characters.
 
-    Where `quoted` is false a text stands without quotation marks. What is left out of the middle is
-    told as `…`.
+    - `quoted`: whether a text keeps its quotation marks.
+
+    A longer value loses its middle, shown as `…`.
     """
     if isinstance(value, str):
-        part = value if len(value) <= most else f"{value[: most * 2 // 3]}…{value[-(most // 4) :]}"
+        part = _without_middle(value, most)
         return (
             repr(part)
             if quoted
@@ -196,12 +200,15 @@ def shorten(value: object, most: int = 80, quoted: bool = True) -> str:
         )
     if isinstance(value, int) and abs(value) >= 10**most:
         return f"{'-' if value < 0 else ''}{hex(abs(value))[:most]}… ({value.bit_length()} bits)"
-    text = _BRIEF.repr(value)
+    return _without_middle(_BRIEF.repr(value), most)
+
+
+def _without_middle(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most * 2 // 3]}…{text[-(most // 4) :]}"
 
 
 class _Brief(reprlib.Repr):
-    """Values as Python writes them, but only the first few hundred of them and to a small depth."""
+    """Values as Python writes them, but only the first few hundred and to a small depth."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,7 +217,7 @@ class _Brief(reprlib.Repr):
         self.maxstring = self.maxlong = self.maxother = 400
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
-        """In the dictionary's own order."""
+        """Keeps the order of the dictionary."""
         if level <= 0 and x:
             return "{...}"
         shown = [
@@ -224,8 +231,11 @@ _BRIEF = _Brief()
 
 
 def join_lines(lines: Sequence[str], most: int = 3500, of: int = 0) -> str:
-    """Lines of a message, as many as fit into `most` characters (the first in any case), and how
-    many more there are; `of` is their number where not all are given."""
+    """The first lines of a message that fit into `most` characters, at least one, and how many more
+    there are.
+
+    - `of`: the number of all lines, if `lines` are not all.
+    """
     kept: list[str] = []
     left = most
     for line in lines:
@@ -239,7 +249,7 @@ def join_lines(lines: Sequence[str], most: int = 3500, of: int = 0) -> str:
 
 
 def unknown(kind: str, got: object, known: Iterable[str]) -> str:
-    """Message for a name that is not among `known`, with the nearest one proposed."""
+    """Message for a name that is not in `known`; it proposes the nearest one."""
     names = sorted(known)
     text = got if isinstance(got, str) else shorten(got)
     near = difflib.get_close_matches(text[:200], names, n=1) if len(names) <= MANY else []
@@ -248,11 +258,11 @@ def unknown(kind: str, got: object, known: Iterable[str]) -> str:
 
 
 MANY = 20_000
-"""Names from which on the nearest one is not looked for, which would take seconds."""
+"""With more known names, no nearest one is searched, because that takes seconds."""
 
 
 def _listed(names: Sequence[str], most: int = 1200) -> str:
-    """The names with commas between them, as many as fit into `most` characters."""
+    """The first names that fit into `most` characters, separated by commas."""
     shown: list[str] = []
     left = most
     for name in names:

@@ -45,7 +45,7 @@ logger = get_logger(__name__)
 
 
 def report(run: Run) -> Path:
-    """Writes the whole story of the run as one self-contained page, `report.html`."""
+    """Writes the run as one self-contained page, `report.html`; returns its path."""
     making = describe_making(run.recipe, run.generator, run.size)
     return write_report(
         run.folder, run.tables["train"], run.groups, making, run.location(paths.SPECTRUM)
@@ -67,7 +67,10 @@ STAGES: dict[str, Callable[[Run], Path]] = {
 
 
 SHARED = ("plan", "generate")
-"""Stages that several processes may carry out at once in one folder: the first is the same for all, the second divides its work."""
+"""Stages that several processes may run at once in one folder.
+
+`plan` gives all the same result, and `generate` divides its work.
+"""
 
 
 REFUSALS = {
@@ -79,7 +82,7 @@ REFUSALS = {
     errno.EPERM,
     errno.EIO,
 }
-"""How a system says that it takes no more bytes."""
+"""Error numbers of a full, read-only or broken disk."""
 
 
 def open_together(
@@ -90,7 +93,7 @@ def open_together(
     *,
     allow_plugins: bool = False,
 ) -> Run:
-    """As `open_run`, by several processes: the first opens the folder alone, then the others, who stay silent from then on."""
+    """As `open_run`, in several processes: rank 0 opens the folder first; others are silent."""
     processes = join_processes(cpu=recipe.runtime.device == "cpu" or not torch.cuda.is_available())
     if processes.first:
         run = open_run(recipe, out, amend, check, allow_plugins=allow_plugins)
@@ -136,23 +139,25 @@ def run_until(run: Run, stage: str) -> Path:
 
 @contextmanager
 def _refusals(stage: str) -> Iterator[None]:
-    """Makes an error that names the way on of a disk that is full or may not be written to; other errors pass."""
+    """Turns the error of a full or read-only disk into a RunError with advice."""
     try:
         yield
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
         raise RunError(
-            f"stage '{stage}' cannot write: {why(error)}. What was finished is intact; mend the "
-            "cause and run the same command again."
+            f"stage '{stage}' cannot write: {why(error)}. Finished work is intact. Fix the cause "
+            "and run the same command again."
         ) from error
 
 
 def generate(run: Run, shard: PlanShard = WHOLE_PLAN, ray: str | None = None) -> Path:
-    """The images of the plan, or of a shard of it, that the store lacks; with what has to be done before. Returns the store's folder.
+    """Generates the missing images of the plan, after the stages before; returns their folder.
 
-    `ray` is the address of a cluster, or "auto" for the one at hand. Raises RunError where a shard is asked of a cluster, for that
-    divides the work itself.
+    - `shard`: only this part of the plan.
+    - `ray`: the address of a Ray cluster, or "auto" for the one at hand.
+
+    Raises RunError for a shard on a cluster, because a cluster divides the work itself.
     """
     if ray and shard != WHOLE_PLAN:
         raise RunError("--ray divides the work itself; leave out --shard.")
@@ -195,10 +200,13 @@ def run(
 
 
 def compare(run: Run, seeds: Sequence[int] | None = None, *, tune: bool = False) -> Path:
-    """Phase 1 once, then every method with every training seed (the recipe's unless given); returns the path of `comparison.md`.
+    """Generates once, trains every method with every seed; returns the path of `comparison.md`.
 
-    `comparison.html` beside it draws the table. With `tune` every method first gets the same number of trials on validation (section
-    compare.tune), and the table lies in `tuned/`.
+    - `seeds`: training seeds; default the recipe's.
+    - `tune`: whether every method first gets the same number of trials on validation (section
+      `compare.tune`). The table is then in `tuned/`.
+
+    `comparison.html` in the same folder draws the table.
     """
     check_own_pieces(run.recipe, run.allow_plugins, tuned=tune)
     run_until(run, "filter")
@@ -210,9 +218,13 @@ def compare(run: Run, seeds: Sequence[int] | None = None, *, tune: bool = False)
 
 
 def levels(run: Run, sources: int = 32, grid: Sequence[int] | None = None, seeds: int = 1) -> Path:
-    """Measures a spectrum over a grid of λ for a sample of hard images, in `levels/` of the run folder, and proposes levels and threshold.
+    """Measures a spectrum over λ and proposes levels and a threshold; returns `levels.html`.
 
-    Returns the path of `levels.html`; `levels.md`, `levels.csv` and `levels.json` lie beside it.
+    - `sources`: number of hard images to measure on.
+    - `grid`: levels in per cent; default 0, 10, …, 90.
+    - `seeds`: seeds per image and level.
+
+    `levels.md`, `levels.csv` and `levels.json` are in the same folder, `levels/` of the run folder.
     """
     run_until(run, "adapt")
     with run.lock("levels"), _refusals("levels"):
@@ -235,9 +247,14 @@ def pilot(run: Run) -> Path:
 
 
 TABLE = (
-    ("accuracy", "all"), ("many", "many"), ("medium", "medium"), ("few", "few"), ("macro_f1", "F1"),
-    ("worst_domain_accuracy", "worst dom."), ("calibration_error", "ECE"),
-)  # fmt: skip
+    ("accuracy", "all"),
+    ("many", "many"),
+    ("medium", "medium"),
+    ("few", "few"),
+    ("macro_f1", "F1"),
+    ("worst_domain_accuracy", "worst dom."),
+    ("calibration_error", "ECE"),
+)
 OUT_OF_DISTRIBUTION = (
     ("accuracy", "OOD all"),
     ("macro_f1", "OOD F1"),
@@ -246,9 +263,10 @@ OUT_OF_DISTRIBUTION = (
 
 
 def results_table(run: Run) -> str:
-    """The figures of `results.json` as an aligned text table, in per cent; test where there is one, else validation, and its OOD split.
+    """The figures of `results.json` as an aligned text table, in per cent.
 
-    A column that no row has is left out: many / medium / few, macro F1, the worst domain, the calibration error (ECE).
+    They are on test and its OOD split, or on validation if there is no test. Columns without any
+    figure are left out.
     """
     results = read_json(run.path(paths.RESULTS))
     split = "test" if all("test" in splits for splits in results.values()) else "validation"

@@ -117,7 +117,7 @@ def test_unknown_name_lists_the_known_and_proposes_only_what_is_near() -> None:
         strategy_of("all-levls")
     assert str(near.value).startswith("unknown strategy 'all-levls'; known: adaptive, ")
     assert str(near.value).endswith(
-        "Did you mean 'all-levels'? One of your own is named as module:attribute."
+        "Did you mean 'all-levels'? Write a plugin as module:attribute."
     )
     with pytest.raises(RecipeError) as far:
         strategy_of("boosting")

@@ -93,7 +93,7 @@ def test_a_device_that_is_not_there(tmp_path: Path) -> None:
     model = write_classifier(tmp_path / "model", 0)
     (tmp_path / "any.png").write_text("no image")
     for device in ("gpu", "cuda:99"):
-        with pytest.raises(RunError, match=f"there is no device '{device}' here; use --device cpu"):
+        with pytest.raises(RunError, match=f"has no device '{device}'; use --device cpu"):
             predict(model, tmp_path / "any.png", tmp_path / "out.csv", device=device)
 
 

@@ -12,7 +12,7 @@ from ..baselines import make_system, read_system
 from ..curriculum.strategies import follows_progress, make_strategy
 from ..errors import RecipeError, arguments_named
 from ..training.objectives import make_objective
-from ..utils.plugins import LEAVE, is_address
+from ..utils.plugins import PERMISSION, is_address
 from .training import Method, Train
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ def check_own_pieces(recipe: Recipe, allow_plugins: bool, tuned: bool = False) -
     for name, method in recipe.methods.items():
         found |= addresses(name, method)
     if found and not allow_plugins:
-        raise RecipeError("\n".join(f"{key}: '{each}' {LEAVE}." for key, each in found.items()))
+        raise RecipeError(
+            "\n".join(f"{key}: '{each}' {PERMISSION}." for key, each in found.items())
+        )
     for name, method in recipe.methods.items():
         for key in addresses(name, method):
             try:

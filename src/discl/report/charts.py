@@ -1,6 +1,8 @@
 """Geometry and colours of the charts.
 
-Every position is in per cent of the drawing area, x from the left and y from the top unless an `Axis` says otherwise.
+Positions are per cent of the drawing area, x from the left and y from the top. The charts are HTML
+and SVG without a script, so a report is one file of a few hundred kilobytes, which opens anywhere,
+offline, under a strict content policy. Chart libraries need a script or draw bitmaps.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class Axis:
 
 
 def nice_axis(low: float, high: float, ticks: int = 5, snap: bool = True) -> Axis:
-    """An axis over [low, high] with about that many ticks at round values; with `snap` its ends are ticks too."""
+    """An axis over [low, high] with about `ticks` round ticks; with `snap` its ends are ticks."""
     if high <= low:
         low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
     exact = (high - low) / ticks
@@ -59,7 +61,7 @@ def nice_axis(low: float, high: float, ticks: int = 5, snap: bool = True) -> Axi
 
 
 def epoch_axis(epochs: int) -> Axis:
-    """Axis from 0 to the last epoch with whole-numbered ticks."""
+    """An axis from 0 to the last epoch, with integer ticks."""
     axis = nice_axis(0, epochs, 6, snap=False)
     return Axis(0, epochs, tuple(tick for tick in axis.ticks if tick == int(tick)))
 
@@ -68,15 +70,15 @@ def level_colour(percent: float) -> str:
     """Colour of λ as #rrggbb."""
     for (start, left), (end, right) in pairwise(LEVEL_STOPS):
         if percent <= end:
-            share = (percent - start) / (end - start)
+            fraction = (percent - start) / (end - start)
             return "#" + "".join(
-                f"{round(a + share * (b - a)):02x}" for a, b in zip(left, right, strict=True)
+                f"{round(a + fraction * (b - a)):02x}" for a, b in zip(left, right, strict=True)
             )
-    raise ValueError(f"level {percent} lies above 100 per cent")
+    raise ValueError(f"level {percent} is above 100 per cent")
 
 
 def method_colours(methods: Sequence[str], baseline: str, featured: str | None) -> dict[str, str]:
-    """`{method: CSS colour}`: the baseline grey, the featured method in the page's accent, the others told apart."""
+    """`{method: CSS colour}`: grey baseline, featured method in accent colour, others distinct."""
     others = iter(range(len(methods)))
     fixed = {baseline: "var(--base)", featured: "var(--accent)"}
     return {
@@ -86,7 +88,7 @@ def method_colours(methods: Sequence[str], baseline: str, featured: str | None) 
 
 @dataclass(frozen=True)
 class Ridge:
-    """Smoothed distribution: outline of the part at or above the threshold and of the part below it, quartiles on the axis."""
+    """A smoothed distribution: outlines above and below the threshold, quartiles on the axis."""
 
     kept: str
     dropped: str
@@ -94,7 +96,7 @@ class Ridge:
 
 
 def similarity_axis(values: np.ndarray, threshold: float) -> Axis:
-    """Axis over all values; it reaches to the threshold unless that lies farther away than the values are spread."""
+    """An axis over all values, and over the threshold if it is within one range of the values."""
     low, high = float(values.min()), float(values.max())
     spread = max(high - low, 0.01)
     if low - spread <= threshold <= high + spread:
@@ -104,9 +106,9 @@ def similarity_axis(values: np.ndarray, threshold: float) -> Axis:
 
 
 def ridge(values: np.ndarray, axis: Axis, threshold: float, points: int = 96) -> Ridge:
-    """The distribution of some values, highest point at the top of the drawing area: a Gaussian kernel density.
+    """The Gaussian kernel density of some values, scaled to the drawing area.
 
-    The bandwidth is Silverman's, 0.9 min(σ, IQR / 1.34) n^(−1/5), and never below a hundredth of the axis.
+    The bandwidth is Silverman's, 0.9 min(σ, IQR / 1.34) n^(−1/5), and at least 1 % of the axis.
     """
     quartiles = np.percentile(values, [25, 50, 75])
     spread = min(values.std(), (quartiles[2] - quartiles[0]) / 1.34) or values.std()
@@ -138,7 +140,7 @@ def _area(places: np.ndarray, heights: np.ndarray, axis: Axis) -> str:
 
 @dataclass(frozen=True)
 class Segment:
-    """Epochs `first` … `last` (from 1) that train on the same levels; none means real images only."""
+    """Epochs `first` … `last` (from 1) with the same levels; no level means real images only."""
 
     first: int
     last: int
@@ -150,7 +152,7 @@ class Segment:
 
     @property
     def text(self) -> str:
-        """What the bar says."""
+        """Label of the bar."""
         if not self.levels:
             return "real only"
         return (
@@ -163,11 +165,11 @@ class Segment:
     def background(self) -> str:
         """CSS background: one stripe per level."""
         stripes = [level_colour(level) for level in sorted(self.levels, reverse=True)]
-        share = 100 / max(len(stripes), 1)
+        width = 100 / max(len(stripes), 1)
         return (
             "linear-gradient("
             + ", ".join(
-                f"{colour} {share * i:.1f}% {share * (i + 1):.1f}%"
+                f"{colour} {width * i:.1f}% {width * (i + 1):.1f}%"
                 for i, colour in enumerate(stripes)
             )
             + ")"
@@ -175,7 +177,7 @@ class Segment:
 
 
 def segments(history: Sequence[Mapping[str, Any]]) -> list[Segment]:
-    """The curriculum of a method as stretches of equal levels."""
+    """The curriculum of a method as runs of epochs with equal levels."""
     result, first = [], 1
     for levels, epochs in groupby(tuple(record["levels"]) for record in history):
         last = first + len(list(epochs)) - 1
@@ -186,7 +188,7 @@ def segments(history: Sequence[Mapping[str, Any]]) -> list[Segment]:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart as SVG path, and its points as a path of dots (empty where there are too many to tell apart)."""
+    """A line of a chart as SVG path, and its points as dots (empty if there are too many)."""
 
     name: str
     colour: str
@@ -213,7 +215,7 @@ def line_chart(
     series: Mapping[str, Sequence[tuple[float, float]]],
     colours: Mapping[str, str],
 ) -> Chart | None:
-    """The chart of `{name: points}`, None where no series has a point. The y axis spans the values and is not bound to 0."""
+    """The chart of `{name: points}`; None without points. The y axis need not start at 0."""
     values = [value for points in series.values() for _, value in points if math.isfinite(value)]
     if not values:
         return None

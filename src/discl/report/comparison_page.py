@@ -14,12 +14,12 @@ from ..utils.atomic import whole
 from ..utils.stored import read_json, reading
 from .charts import Axis, nice_axis
 
-COMPARED_AGAIN = "Delete it, or have it made again with `discl compare`."
+COMPARED_AGAIN = "Delete it and run `discl compare` again."
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `discl compare` found; `baseline` is a row, `notes` say how settings were chosen."""
+    """The results of `discl compare`; `notes` say how settings were chosen."""
 
     entries: Sequence[Entry]
     columns: Sequence[str]
@@ -31,7 +31,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Spot:
-    """A method in one column, in per cent of the drawing's width: mean, mean ± std (None for one seed), every seed, the paper's figure."""
+    """A method in one column, in per cent of the width.
+
+    - `band`: mean ± std, None for one seed.
+    - `published`: the paper's figure, or None.
+    """
 
     title: str
     mean: float
@@ -42,7 +46,7 @@ class Spot:
 
 @dataclass(frozen=True)
 class Column:
-    """One measure over all methods, None where a method lacks it; `baseline` is where its mean lies."""
+    """One metric of all methods, None where missing; `baseline` is the position of its mean."""
 
     name: str
     axis: Axis
@@ -51,12 +55,12 @@ class Column:
 
 
 def read_comparison(folder: Path) -> Comparison | None:
-    """What `comparison.json` of a folder says, None where there is none."""
+    """The comparison in `comparison.json` of a folder; None if it does not exist."""
     path = folder / paths.COMPARISON_DATA
     if not path.is_file():
         return None
     keys = ("rows", "seeds", "baseline", "split", "notes")
-    told = read_json(path, *keys, advice=COMPARED_AGAIN)
+    found = read_json(path, *keys, advice=COMPARED_AGAIN)
     with reading(path, COMPARED_AGAIN):
         entries = [
             Entry(
@@ -66,16 +70,16 @@ def read_comparison(folder: Path) -> Comparison | None:
                 row["costs"],
                 row["published"],
             )
-            for name, row in told["rows"].items()
+            for name, row in found["rows"].items()
         ]
         columns = list(dict.fromkeys(column for entry in entries for column in entry.figures))
     return Comparison(
-        entries, columns, told["seeds"], told["baseline"], told["split"], told["notes"]
+        entries, columns, found["seeds"], found["baseline"], found["split"], found["notes"]
     )
 
 
 def compare_values(found: Comparison) -> dict[str, Any]:
-    """What the template of a comparison shows."""
+    """Values for the template of a comparison."""
     heading, rows = as_cells(found.entries, found.columns)
     return {
         "compared": found,
@@ -86,7 +90,7 @@ def compare_values(found: Comparison) -> dict[str, Any]:
 
 
 def make_column(found: Comparison, name: str) -> Column:
-    """The drawing of one measure; its axis spans every seed of every method, and the paper's figures, and is not bound to 0."""
+    """The drawing of one metric; its axis spans all seeds and the paper's figures."""
     measured = {
         entry.name: [100 * value for value in entry.figures[name]]
         for entry in found.entries
@@ -126,9 +130,9 @@ def _spot(entry: Entry, name: str, axis: Axis, published: Mapping[str, float]) -
 
 
 def write_comparison(folder: Path, name: str) -> Path:
-    """Writes `comparison.html` beside the `comparison.json` of a folder and returns its path; the page appears whole or not at all.
+    """Writes `comparison.html` from the `comparison.json` of a folder; returns its path.
 
-    Raises RunError where there is none.
+    The page is written atomically. Raises RunError without a `comparison.json`.
     """
     from .templates import make_environment
 

@@ -24,7 +24,11 @@ LARGEST_SIDE = 160
 
 @dataclass(frozen=True)
 class Picture:
-    """A synthetic image, its longer side in pixels, and the filter's verdict on it; `uri` is None where the store lacks it."""
+    """A synthetic image and the filter's verdict.
+
+    - `uri`: None if the store lacks it.
+    - `side`: longer side in pixels.
+    """
 
     level: int
     uri: str | None
@@ -36,7 +40,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Row:
-    """One seed of a source, its pictures in the order of the levels shown."""
+    """One seed of a source, with pictures in the order of the shown levels."""
 
     seed: int
     prompt: str
@@ -56,7 +60,7 @@ class Example:
 
     @property
     def bytes(self) -> int:
-        """What its pictures add to the page."""
+        """Size of its pictures on the page."""
         return len(self.uri) * len(self.rows) + sum(
             len(picture.uri or "") for row in self.rows for picture in row.pictures
         )
@@ -64,14 +68,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The levels shown, from high to low, and the examples."""
+    """The shown levels, from high to low, and the examples."""
 
     levels: tuple[int, ...]
     examples: tuple[Example, ...]
 
 
 class Pictured(Protocol):
-    """What the choice of examples depends on: rows of `hard.parquet`, plan, verdicts, and the classes with their counts."""
+    """A run whose examples are shown: rows of `hard.parquet`, plan, verdicts and class counts."""
 
     @property
     def hard(self) -> Sequence[Mapping[str, Any]]: ...
@@ -89,18 +93,20 @@ class Pictured(Protocol):
     def class_counts(self) -> np.ndarray: ...
 
 
-def make_gallery(story: Pictured, train: ImageTable, store: Path | str) -> Gallery:
+def make_gallery(run: Pictured, train: ImageTable, store: Path | str) -> Gallery:
     """Examples of up to 6 classes, rarest first, with up to 2 images each and the first seeds.
 
-    `store` is the folder of the spectrum's shards. Fewer where there are many levels or large pictures, so that they take about 2 MB
-    at most. The choice depends on ids and counts only, never on how a picture came out.
+    - `store`: folder of the spectrum's shards.
+
+    There are fewer with many levels or large pictures, so that they take at most about 2 MB. The
+    choice depends on ids and counts only, never on the pictures.
     """
-    levels = spread(sorted(pc.unique(story.plan["level"]).to_pylist(), reverse=True), MAX_LEVELS)
-    seeds = sorted(pc.unique(story.plan["seed"]).to_pylist())[:MAX_SEEDS]
-    sources = choose_sources(story.hard, story.class_counts.tolist())[
+    levels = spread(sorted(pc.unique(run.plan["level"]).to_pylist(), reverse=True), MAX_LEVELS)
+    seeds = sorted(pc.unique(run.plan["seed"]).to_pylist())[:MAX_SEEDS]
+    sources = choose_sources(run.hard, run.class_counts.tolist())[
         : max(1, MAX_PICTURES // (len(seeds) * (1 + len(levels))))
     ]
-    shown = story.plan
+    shown = run.plan
     for name, values in (
         ("source_id", [row["id"] for row in sources]),
         ("seed", seeds),
@@ -113,8 +119,8 @@ def make_gallery(story: Pictured, train: ImageTable, store: Path | str) -> Galle
     }
     verdicts = {
         row["id"]: row
-        for row in story.verdicts.filter(
-            _among(story.verdicts["id"], shown["id"].to_pylist())
+        for row in run.verdicts.filter(
+            _among(run.verdicts["id"], shown["id"].to_pylist())
         ).to_pylist()
     }
     stored = read_pictures(store, shown["id"].to_pylist())
@@ -140,8 +146,8 @@ def make_gallery(story: Pictured, train: ImageTable, store: Path | str) -> Galle
         real, label = train.image(places[source["id"]]), source["label"]
         example = Example(
             source["id"],
-            story.class_names[label],
-            int(story.class_counts[label]),
+            run.class_names[label],
+            int(run.class_counts[label]),
             real.size,
             to_uri(real),
             tuple(rows),
@@ -158,7 +164,7 @@ def make_gallery(story: Pictured, train: ImageTable, store: Path | str) -> Galle
 def choose_sources(
     hard: Sequence[Mapping[str, Any]], class_counts: Sequence[int]
 ) -> list[Mapping[str, Any]]:
-    """The hard images to show, in the order in which room is given to them: the first of every class, then the second."""
+    """The hard images to show, by priority: the first of every class, then the second."""
     by_class: dict[int, list[Mapping[str, Any]]] = {}
     for row in hard:
         by_class.setdefault(row["label"], []).append(row)
@@ -172,7 +178,7 @@ def choose_sources(
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` (> 1) of the items, evenly spread and with both ends."""
+    """At most `count` (> 1) of the items, evenly spread, with both ends."""
     if len(items) <= count:
         return list(items)
     return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]

@@ -29,74 +29,98 @@ def write_report(
     making: Mapping[str, str],
     store: Path | str | None = None,
 ) -> Path:
-    """Writes `report.html` into a finished run folder and returns its path; the page appears whole or not at all.
+    """Writes `report.html` into a finished run folder; returns its path.
 
-    `train` holds the real training images, `groups` the labels of many / medium / few; the synthetic ones lie in `store`, by default
-    `spectrum` in the run folder, and `making` says line by line how they are made. The page needs no network and no script. Raises
-    RunError that names the file which an unfinished run lacks.
+    - `train`: the real training images.
+    - `groups`: labels of many, medium and few.
+    - `making`: how the images are made, `{title: text}`.
+    - `store`: folder of the synthetic images; default `spectrum` in the run folder.
+
+    The page needs no network and no script. It is written atomically. Raises RunError with the name
+    of a missing file.
     """
     folder = Path(folder)
-    story = read_run(folder, train.class_names, groups, making)
+    summary = read_run(folder, train.class_names, groups, making)
     path = folder / paths.REPORT
-    gallery = make_gallery(story, train, store or folder / paths.SPECTRUM)
+    gallery = make_gallery(summary, train, store or folder / paths.SPECTRUM)
     compared = {
         "Several seeds": read_comparison(folder),
         "Several seeds, every method tuned": read_comparison(folder / paths.TUNED),
     }
     with whole(path) as unfinished:
         unfinished.write_text(
-            render(story, gallery, {title: each for title, each in compared.items() if each}),
+            render(summary, gallery, {title: each for title, each in compared.items() if each}),
             encoding="utf-8",
         )
     return path
 
 
 def render(
-    story: RunSummary, gallery: Gallery, comparisons: Mapping[str, Comparison] | None = None
+    summary: RunSummary, gallery: Gallery, comparisons: Mapping[str, Comparison] | None = None
 ) -> str:
-    """The page as HTML text; every name, prompt and value from the run is escaped. `comparisons` are drawn under their titles."""
+    """The page as HTML; every name, prompt and value from the run is escaped.
+
+    - `comparisons`: tables of `discl compare` by their titles.
+    """
     drawn = {title: compare_values(each) for title, each in (comparisons or {}).items()}
     return (
         make_environment()
         .get_template("page.html.j2")
-        .render(story=story, gallery=gallery, comparisons=drawn, **_values(story))
+        .render(summary=summary, gallery=gallery, comparisons=drawn, **_values(summary))
     )
 
 
-def _values(story: RunSummary) -> dict[str, Any]:
-    columns = tables.result_columns(story.figures)
+def _values(summary: RunSummary) -> dict[str, Any]:
+    columns = tables.result_columns(summary.figures)
     splits = ("test", "test-ood", "validation", "validation-ood")
     others = [
         split
         for split in splits
-        if split != story.split and all(split in each for each in story.results.values())
+        if split != summary.split and all(split in each for each in summary.results.values())
     ]
     other_figures = {
-        split: {row: splits[split] for row, splits in story.results.items()} for split in others
+        split: {row: splits[split] for row, splits in summary.results.items()} for split in others
     }
     other_columns = {
         split: tables.result_columns(figures) for split, figures in other_figures.items()
     }
-    colours = charts.method_colours(story.methods, story.baseline, story.featured)
+    colours = charts.method_colours(summary.methods, summary.baseline, summary.featured)
+    recipe = words.share_recipe(summary.recipe)
     return {
-        "recipe": words.share_recipe(story.recipe),
-        "recipe_text": yaml.safe_dump(words.share_recipe(story.recipe), sort_keys=False, allow_unicode=True, width=110),
-        "settings": words.describe_settings(story), "headline": words.headline(story), "caution": words.caution(story),
-        "tiles": tiles(story, story.baseline, story.featured), "adjusted": _adjusted_tiles(story),
-        "columns": columns, "rows": tables.result_rows(story.figures, columns),
-        "other_rows": {split: tables.result_rows(figures, other_columns[split]) for split, figures in other_figures.items()},
-        "other_columns": other_columns, "domains": tables.domain_table(story),
-        "bounds": words.group_bounds(story.recipe), "adjustment_note": words.adjustment_note(story),
-        "adjusts": any(name.endswith(ADJUSTED) for name in story.figures),
-        "similarity": similarity(story), "kept": tables.kept_table(story), "listed": tables.MAX_CLASSES,
-        "curricula": curricula(story, colours), "epochs": _epoch_axis(story), "curves": curves(story, colours), "colours": colours,
-        "differences": tables.differences(story), "classes": classes(story), "commands": words.commands(story),
-    }  # fmt: skip
+        "recipe": recipe,
+        "recipe_text": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=110),
+        "settings": words.describe_settings(summary),
+        "headline": words.headline(summary),
+        "caution": words.caution(summary),
+        "tiles": tiles(summary, summary.baseline, summary.featured),
+        "adjusted": _adjusted_tiles(summary),
+        "columns": columns,
+        "rows": tables.result_rows(summary.figures, columns),
+        "other_rows": {
+            split: tables.result_rows(figures, other_columns[split])
+            for split, figures in other_figures.items()
+        },
+        "other_columns": other_columns,
+        "domains": tables.domain_table(summary),
+        "bounds": words.group_bounds(summary.recipe),
+        "adjustment_note": words.adjustment_note(summary),
+        "adjusts": any(name.endswith(ADJUSTED) for name in summary.figures),
+        "similarity": similarity(summary),
+        "kept": tables.kept_table(summary),
+        "listed": tables.MAX_CLASSES,
+        "curricula": curricula(summary, colours),
+        "epochs": _epoch_axis(summary),
+        "curves": curves(summary, colours),
+        "colours": colours,
+        "differences": tables.differences(summary),
+        "classes": classes(summary),
+        "commands": words.commands(summary),
+    }
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A figure of the headline: with the method, with the baseline, and the difference in points; None where absent."""
+    """A figure of the headline: of the method, of the baseline, and the difference in points."""
 
     name: str
     value: float | None
@@ -104,9 +128,9 @@ class Tile:
     points: float | None
 
 
-def tiles(story: RunSummary, baseline: str, method: str | None) -> list[Tile]:
-    """all, many, medium and few of a method beside the baseline, or of the baseline alone."""
-    before, after = story.figures[baseline], story.figures[method or baseline]
+def tiles(summary: RunSummary, baseline: str, method: str | None) -> list[Tile]:
+    """all, many, medium and few of a method and the baseline, or of the baseline alone."""
+    before, after = summary.figures[baseline], summary.figures[method or baseline]
     names = {"accuracy": "all", **{group: group for group in tables.GROUPS}}
     change = {key: tables.difference(after, before, key) if method else None for key in names}
     return [
@@ -115,14 +139,14 @@ def tiles(story: RunSummary, baseline: str, method: str | None) -> list[Tile]:
     ]
 
 
-def _adjusted_tiles(story: RunSummary) -> tuple[str, str, list[Tile]] | None:
-    pair = words.adjusted_pair(story)
-    return (*pair, tiles(story, *pair)) if pair else None
+def _adjusted_tiles(summary: RunSummary) -> tuple[str, str, list[Tile]] | None:
+    pair = words.adjusted_pair(summary)
+    return (*pair, tiles(summary, *pair)) if pair else None
 
 
 @dataclass(frozen=True)
 class LevelRow:
-    """Distribution of one level, and how many of its images were kept."""
+    """The distribution of one level, and how many of its images were kept."""
 
     level: int
     ridge: charts.Ridge
@@ -135,7 +159,8 @@ class LevelRow:
 class Similarity:
     """clip_similarity per level over one axis.
 
-    `threshold` is None where the filter goes by none, `threshold_at` also where it lies outside the axis.
+    - `threshold`: None where the filter uses none.
+    - `threshold_at`: its position, None also where it is outside the axis.
     """
 
     axis: charts.Axis
@@ -144,14 +169,12 @@ class Similarity:
     levels: tuple[LevelRow, ...]
 
 
-def similarity(story: RunSummary) -> Similarity:
-    """How alike the synthetic images are to their class text, level by level from high to low."""
-    values, levels = (story.verdicts[name].to_numpy() for name in ("clip_similarity", "level"))
-    keep = story.verdicts["keep"].to_numpy(zero_copy_only=False)
-    bounded = words.filters_by_threshold(story)
-    threshold = (
-        float(story.recipe["filter"]["threshold"]) if bounded else -math.inf
-    )  # below which nothing lies
+def similarity(summary: RunSummary) -> Similarity:
+    """Similarity of the synthetic images to their class text, from the highest level down."""
+    values, levels = (summary.verdicts[name].to_numpy() for name in ("clip_similarity", "level"))
+    keep = summary.verdicts["keep"].to_numpy(zero_copy_only=False)
+    bounded = words.filters_by_threshold(summary)
+    threshold = float(summary.recipe["filter"]["threshold"]) if bounded else -math.inf
     axis = charts.similarity_axis(values, threshold)
     rows = []
     for level in sorted(np.unique(levels).tolist(), reverse=True):
@@ -168,7 +191,7 @@ def similarity(story: RunSummary) -> Similarity:
 
 @dataclass(frozen=True)
 class Curriculum:
-    """What a method trained on, epoch by epoch, and its settings in words."""
+    """What a method trained on in each epoch, and its settings in words."""
 
     method: str
     colour: str
@@ -176,11 +199,11 @@ class Curriculum:
     segments: tuple[charts.Segment, ...]
 
 
-def curricula(story: RunSummary, colours: Mapping[str, str]) -> list[Curriculum]:
+def curricula(summary: RunSummary, colours: Mapping[str, str]) -> list[Curriculum]:
     """The curriculum of every method."""
     result = []
-    for name, history in story.histories.items():
-        method = story.recipe["methods"][name]
+    for name, history in summary.histories.items():
+        method = summary.recipe["methods"][name]
         objective = method["objective"]
         facts = [method["strategy"], objective if isinstance(objective, str) else objective["name"]]
         facts += [method["fine_tune"]] if method.get("fine_tune", "full") != "full" else []
@@ -195,7 +218,7 @@ def curricula(story: RunSummary, colours: Mapping[str, str]) -> list[Curriculum]
         apart = [record["classes_apart"] for record in history if "classes_apart" in record]
         if apart:
             facts.append(
-                f"{min(apart)} to {max(apart)} classes took another level than the one shown"
+                f"{min(apart)} to {max(apart)} classes used another level than the one shown"
             )
         facts.append(words.duration(sum(record["seconds"] for record in history)))
         result.append(
@@ -204,16 +227,16 @@ def curricula(story: RunSummary, colours: Mapping[str, str]) -> list[Curriculum]
     return result
 
 
-def _epoch_axis(story: RunSummary) -> charts.Axis:
-    return charts.epoch_axis(max([1, *map(len, story.histories.values())]))
+def _epoch_axis(summary: RunSummary) -> charts.Axis:
+    return charts.epoch_axis(max([1, *map(len, summary.histories.values())]))
 
 
-def curves(story: RunSummary, colours: Mapping[str, str]) -> list[charts.Chart]:
-    """Training loss (at the middle of its epoch) and validation accuracy (at its end), as far as there is any."""
-    axis = _epoch_axis(story)
+def curves(summary: RunSummary, colours: Mapping[str, str]) -> list[charts.Chart]:
+    """Training loss (at mid-epoch) and validation accuracy (at the epoch's end), if measured."""
+    axis = _epoch_axis(summary)
     loss = {
         name: [(record["epoch"] + 0.5, record["loss"]) for record in history]
-        for name, history in story.histories.items()
+        for name, history in summary.histories.items()
     }
     accuracy = {
         name: [
@@ -221,7 +244,7 @@ def curves(story: RunSummary, colours: Mapping[str, str]) -> list[charts.Chart]:
             for record in history
             if "validation_accuracy" in record
         ]
-        for name, history in story.histories.items()
+        for name, history in summary.histories.items()
     }
     drawn = [("Training loss", "", loss), ("Validation accuracy", "%", accuracy)]
     found = [charts.line_chart(title, unit, axis, series, colours) for title, unit, series in drawn]
@@ -230,19 +253,19 @@ def curves(story: RunSummary, colours: Mapping[str, str]) -> list[charts.Chart]:
 
 @dataclass(frozen=True)
 class ClassPanel:
-    """Accuracy per class of a method against the baseline; `total` classes of which `rows` are listed."""
+    """Accuracy per class of a method against the baseline; `rows` lists some of `total` classes."""
 
     method: str
     rows: list[tables.ClassRow]
     total: int
 
 
-def classes(story: RunSummary) -> list[ClassPanel]:
-    """One panel per method other than the baseline, the featured one first; the baseline's own where it is alone."""
+def classes(summary: RunSummary) -> list[ClassPanel]:
+    """One panel per method other than the baseline, the featured one first."""
     others = sorted(
-        (name for name in story.methods if name != story.baseline),
-        key=lambda name: name != story.featured,
+        (name for name in summary.methods if name != summary.baseline),
+        key=lambda name: name != summary.featured,
     )
     return [
-        ClassPanel(name, *tables.class_rows(story, name)) for name in others or [story.baseline]
+        ClassPanel(name, *tables.class_rows(summary, name)) for name in others or [summary.baseline]
     ]

@@ -17,21 +17,23 @@ from ..spectrum.store import Shards
 from ..utils.stored import read_json, read_lines, read_recipe_tree, read_table
 
 ADJUSTED = "+la"
-"""How `results.json` marks a method's second row, post-hoc logit adjustment."""
+"""Suffix of the rows of `results.json` with post-hoc logit adjustment."""
 
 ENSEMBLED = "+we"
-"""How it marks weight ensembling."""
+"""Suffix of the rows with weight ensembling."""
 
 CURRICULA = ("diverse-to-specific", "easy-to-hard", "specific-to-diverse")
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A finished run: its recipe, its tables and its figures.
+    """A finished run: its recipe, tables and figures.
 
-    `groups` maps many / medium / few to labels, an empty group is absent; `split_counts` holds the images per class of each split;
-    `plan` and `verdicts` have one row per synthetic image; `results` is `{method: {split: {metric: value}}}`; `making` says in words how
-    the images are made, line by line.
+    - `groups`: labels of many, medium and few; an empty group is absent.
+    - `split_counts`: images per class of each split, int64 `[classes]`.
+    - `plan`, `verdicts`: one row per synthetic image.
+    - `results`: `{method: {split: {metric: value}}}`.
+    - `making`: how the images are made, `{title: text}`.
     """
 
     name: str
@@ -54,18 +56,18 @@ class RunSummary:
 
     @property
     def split(self) -> str:
-        """The split that the page's figures come from: test where every method has it, else validation."""
+        """The split of the page's figures: test if every method has it, else validation."""
         return "test" if all("test" in splits for splits in self.results.values()) else "validation"
 
     @property
     def ood(self) -> str | None:
-        """That split's counterpart out of distribution, where every method was measured on it."""
+        """Its out-of-distribution counterpart, if every method was measured on it."""
         name = f"{self.split}-ood"
         return name if all(name in splits for splits in self.results.values()) else None
 
     @property
     def figures(self) -> dict[str, Mapping[str, Any]]:
-        """`{row of the table: {metric: value}}` on that split; `ood_…` are those of its counterpart out of distribution."""
+        """`{row: {metric: value}}` on that split; `ood_…` are on its OOD counterpart."""
         ood = self.ood
         return {
             row: {
@@ -89,10 +91,10 @@ class RunSummary:
 
     @cached_property
     def featured(self) -> str | None:
-        """The method that the page puts beside the baseline, None where there is no other.
+        """The method that the page shows with the baseline; None if there is no other.
 
-        It is chosen by name and strategy, never by its result: `discl`, else the first with a curriculum over levels, else the
-        first that uses synthetic images, else the first.
+        It is chosen by name and strategy, never by its result: `discl`, else the first with a
+        curriculum over levels, else the first with synthetic images, else the first.
         """
         others = {
             name: method["strategy"]
@@ -112,7 +114,7 @@ def read_run(
     groups: Mapping[str, Sequence[int]],
     making: Mapping[str, str],
 ) -> RunSummary:
-    """The story of a run folder. Raises RunError that names the file which an unfinished run lacks."""
+    """The summary of a run folder. Raises RunError with the name of a missing file."""
     recipe = read_recipe_tree(folder / paths.RECIPE)
     listed = read_table(folder / paths.DATA, ["split", "label"])
     labels, split_of = listed["label"].to_numpy(), np.asarray(listed["split"].to_pylist())
@@ -145,7 +147,7 @@ def read_run(
 
 
 def read_pictures(store: Path | str, ids: Collection[str]) -> dict[str, Any]:
-    """`{id: decoded RGB picture}` of those ids that the spectrum in `store` holds."""
+    """`{id: RGB picture}` of the ids that `store` holds."""
     shards = Shards(
         store,
         pa.schema(

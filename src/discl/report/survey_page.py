@@ -24,7 +24,10 @@ LAMBDA = Axis(0, 100, tuple(range(0, 101, 10)))
 
 @dataclass(frozen=True)
 class Curve:
-    """A mean over λ, with its band from quarter to three quarters (empty without one) and its points; the proposed ones apart."""
+    """A mean over λ, with the band between the quartiles (may be empty) and points.
+
+    - `dots`, `chosen`: points of other levels and of proposed levels.
+    """
 
     name: str
     colour: str
@@ -36,7 +39,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Mark:
-    """A horizontal line with its name, which stands above it or, for the lower of two, below."""
+    """A horizontal line with its name above it, or below for the lower of two."""
 
     name: str
     at: float
@@ -57,7 +60,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Surveyed:
-    """The folder of a survey, as far as the choice of pictures needs it."""
+    """The part of a survey that the gallery needs."""
 
     folder: Path
     class_names: Sequence[str]
@@ -79,10 +82,13 @@ class Surveyed:
 def write_survey(
     folder: Path, train: ImageTable, snippet: str, store: Path | str | None = None
 ) -> Path:
-    """Writes `levels.html` beside the `levels.json` of a survey and returns its path; the page appears whole or not at all.
+    """Writes `levels.html` from the `levels.json` of a survey; returns its path.
 
-    `snippet` are the proposed lines of a recipe, `train` the real training images; the synthetic ones lie in `store`, by default
-    `spectrum` in the folder.
+    - `train`: the real training images.
+    - `snippet`: the proposed lines of a recipe.
+    - `store`: folder of the synthetic images; default `spectrum` in the folder.
+
+    The page is written atomically.
     """
     found = read_json(folder / paths.LEVELS_DATA, "levels", "proposal", "real", "threshold")
     gallery = make_gallery(
@@ -107,7 +113,7 @@ def write_survey(
 
 
 def make_panels(found: Mapping[str, Any]) -> list[Panel]:
-    """Image–image and image–text cosine (the paper's figures 6 and 7) and kept share, over λ."""
+    """Image–image and image–text cosine (figures 6 and 7 of the paper) and kept images, over λ."""
     proposal, real = found["proposal"], found["real"]
     pair = real["pair_similarity"]
     bounds = [Mark(f"too alike above {proposal['bound']:.2f}", proposal["bound"], "var(--mark)")]
@@ -191,7 +197,7 @@ def _middle(value: Any) -> float:
 
 
 def _ends(value: Any) -> tuple[float, float]:
-    """Lower and upper end of what is drawn at a level."""
+    """Lower and upper end of the band at a level."""
     return (
         (value["quarter"], value["three_quarters"])
         if isinstance(value, Mapping)

@@ -21,13 +21,13 @@ OOD = (
 )
 LOWER_IS_BETTER = frozenset({"calibration_error"})
 PRIORS = {"real": "real class counts", "effective": "class counts as trained on"}
-"""What logit adjustment takes the classes' shares from, by its name in `results.json`."""
+"""Class prior of logit adjustment, by its name in `results.json`."""
 Figures = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure in [0, 1], None where it is absent, and whether it is the best of its column."""
+    """A figure in [0, 1], or None, and whether it is the best of its column."""
 
     value: float | None
     best: bool = False
@@ -35,7 +35,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class ResultRow:
-    """A method, or its post-hoc adjusted variant, in the results table."""
+    """A row of the results table: a method, or its adjusted variant."""
 
     name: str
     method: str
@@ -44,9 +44,10 @@ class ResultRow:
 
 
 def result_columns(figures: Mapping[str, Figures]) -> list[tuple[str, str]]:
-    """`[(metric, heading)]` of the results table: all, the three groups, macro F1, then what was measured besides.
+    """`[(metric, heading)]` of the results table.
 
-    That is the figures out of distribution, the worst domain, worst-k and the calibration error (ECE).
+    First all, the three groups and macro F1; then, if measured, OOD figures, worst-k, the worst
+    domain and the calibration error (ECE).
     """
     measured = {name for row in figures.values() for name in row}
     worst = sorted(
@@ -76,7 +77,10 @@ def result_columns(figures: Mapping[str, Figures]) -> list[tuple[str, str]]:
 def result_rows(
     figures: Mapping[str, Figures], columns: Sequence[tuple[str, str]]
 ) -> list[ResultRow]:
-    """One row per entry of `results.json`. Figures that print alike share the mark of the best; where all do there is none."""
+    """One row per entry of `results.json`.
+
+    Equal printed figures are marked as best together, unless all figures of a column are equal.
+    """
     best = {}
     for metric, _ in columns:
         printed = {round(100 * row[metric], 1) for row in figures.values() if metric in row}
@@ -104,26 +108,29 @@ def result_rows(
 
 @dataclass(frozen=True)
 class Difference:
-    """A row against the baseline; `points` are differences in percentage points, None where a group is absent."""
+    """A row against the baseline; `points` are percentage points, None for an absent group."""
 
     name: str
     against: str
     points: tuple[float | None, ...]
 
 
-def differences(story: RunSummary) -> list[Difference]:
-    """Every other method against the baseline on all, many, medium and few, like with like: adjusted against adjusted."""
+def differences(summary: RunSummary) -> list[Difference]:
+    """Every other method against the baseline on all, many, medium and few.
+
+    Adjusted rows are compared with the adjusted baseline.
+    """
     rows = []
-    for name, figures in story.figures.items():
+    for name, figures in summary.figures.items():
         adjusted = next((mark for mark in (ADJUSTED, ENSEMBLED) if name.endswith(mark)), "")
-        against = story.baseline + adjusted
-        if name.removesuffix(adjusted) != story.baseline and against in story.figures:
+        against = summary.baseline + adjusted
+        if name.removesuffix(adjusted) != summary.baseline and against in summary.figures:
             rows.append(
                 Difference(
                     name,
                     against,
                     tuple(
-                        difference(figures, story.figures[against], key)
+                        difference(figures, summary.figures[against], key)
                         for key in ("accuracy", *GROUPS)
                     ),
                 )
@@ -132,7 +139,7 @@ def differences(story: RunSummary) -> list[Difference]:
 
 
 def difference(figures: Figures, baseline: Figures, metric: str) -> float | None:
-    """Difference of a metric in percentage points; None where one of the two lacks it."""
+    """Difference of a metric in percentage points; None if one of the two is missing."""
     return (
         100 * (figures[metric] - baseline[metric])
         if metric in figures and metric in baseline
@@ -146,9 +153,12 @@ def standard_errors(
     images: Sequence[int],
     groups: Mapping[str, Sequence[int]],
 ) -> dict[str, float]:
-    """Standard errors, in points, that the finite number of images alone gives to `accuracy` and to the groups' class means.
+    """Standard errors, in points, of `accuracy` and of the groups' class means.
 
-    `images` is per class. Of an accuracy p over n images √(p(1 − p)/n), of a mean over K classes √(Σ p_c(1 − p_c)/n_c) / K.
+    - `images`: number of images per class.
+
+    They reflect the finite number of images only. The formulas are √(p(1 − p)/n) for an accuracy p
+    over n images, and √(Σ p_c(1 − p_c)/n_c) / K for a mean over K classes.
     """
     share, total = figures["accuracy"], figures["images"]
     errors = {"accuracy": 100 * math.sqrt(share * (1 - share) / total)}
@@ -166,7 +176,7 @@ def standard_errors(
 
 @dataclass(frozen=True)
 class ClassRow:
-    """A class: its accuracy in per cent with the baseline and with the method (the same two where there is only one)."""
+    """A class: its accuracy in per cent with the baseline and with the method."""
 
     name: str
     count: int
@@ -179,22 +189,25 @@ class ClassRow:
         return self.after - self.before
 
 
-def class_rows(story: RunSummary, method: str) -> tuple[list[ClassRow], int]:
-    """The classes by falling number of training images, and of how many they were taken.
+def class_rows(summary: RunSummary, method: str) -> tuple[list[ClassRow], int]:
+    """(classes by falling number of training images, number of all classes).
 
-    At most 30: where there are more, those that changed most.
+    Of more than 30 classes, those with the largest change are listed.
     """
-    before, after = story.figures[story.baseline]["per_class"], story.figures[method]["per_class"]
-    group_of = {label: group for group, labels in story.groups.items() for label in labels}
+    before, after = (
+        summary.figures[summary.baseline]["per_class"],
+        summary.figures[method]["per_class"],
+    )
+    group_of = {label: group for group, labels in summary.groups.items() for label in labels}
     rows = [
         ClassRow(
             name,
-            int(story.class_counts[label]),
+            int(summary.class_counts[label]),
             group_of[label],
             100 * before[name],
             100 * after[name],
         )
-        for label, name in enumerate(story.class_names)
+        for label, name in enumerate(summary.class_names)
         if name in before and name in after
     ]
     chosen = sorted(rows, key=lambda row: -abs(row.points))[:MAX_CLASSES]
@@ -203,30 +216,31 @@ def class_rows(story: RunSummary, method: str) -> tuple[list[ClassRow], int]:
 
 @dataclass(frozen=True)
 class DomainRow:
-    """A domain: its images, then accuracy and macro F1 of each method that is shown."""
+    """A domain: its images, then accuracy and macro F1 of each shown method."""
 
     name: str
     images: int
     cells: tuple[float, ...]
 
 
-def domain_table(story: RunSummary) -> tuple[str, list[str], list[DomainRow], int] | None:
-    """(split, methods shown, rows, number of domains) of the split out of distribution, or else of the page's; None without domains.
+def domain_table(summary: RunSummary) -> tuple[str, list[str], list[DomainRow], int] | None:
+    """(split, shown methods, rows, number of domains) of the OOD split, else of the page's split.
 
-    Domains stand from the worst on (accuracy of the last method shown), at most 30.
+    At most 30 domains are listed, from the worst on (accuracy of the last shown method). None
+    without domains.
     """
     split = next(
         (
             name
-            for name in (story.ood, story.split)
-            if name and "per_domain" in story.results[story.baseline][name]
+            for name in (summary.ood, summary.split)
+            if name and "per_domain" in summary.results[summary.baseline][name]
         ),
         None,
     )
     if split is None:
         return None
-    shown = [name for name in dict.fromkeys((story.baseline, story.featured)) if name]
-    measured = [story.results[name][split]["per_domain"] for name in shown]
+    shown = [name for name in dict.fromkeys((summary.baseline, summary.featured)) if name]
+    measured = [summary.results[name][split]["per_domain"] for name in shown]
     names = sorted(measured[-1], key=lambda name: (measured[-1][name]["accuracy"], name))
     rows = [
         DomainRow(
@@ -241,22 +255,22 @@ def domain_table(story: RunSummary) -> tuple[str, list[str], list[DomainRow], in
 
 @dataclass(frozen=True)
 class KeptRow:
-    """A class, or all of them: kept and planned images per level, and over all levels as the last pair; None where none was planned."""
+    """A class, or all: (kept, planned) images per level, then over all levels; None if none."""
 
     name: str
     cells: tuple[tuple[int, int] | None, ...]
 
 
-def kept_table(story: RunSummary) -> tuple[list[int], list[KeptRow], int]:
-    """Levels from high to low, what the filter kept of each class and (last row) of all, and the number of classes with a spectrum.
+def kept_table(summary: RunSummary) -> tuple[list[int], list[KeptRow], int]:
+    """(levels from high to low, kept images per class and of all, classes with a spectrum).
 
-    Of more than 30 classes those that lost the largest share are listed.
+    Of more than 30 classes, those that lost the largest fraction are listed.
     """
-    labels, levels = (story.verdicts[name].to_numpy() for name in ("label", "level"))
-    keep = story.verdicts["keep"].to_numpy(zero_copy_only=False)
+    labels, levels = (summary.verdicts[name].to_numpy() for name in ("label", "level"))
+    keep = summary.verdicts["keep"].to_numpy(zero_copy_only=False)
     columns = sorted(np.unique(levels).tolist(), reverse=True)
     place = {level: index for index, level in enumerate(columns)}
-    shape = (len(story.class_names), len(columns))
+    shape = (len(summary.class_names), len(columns))
     where = (labels, np.asarray([place[level] for level in levels.tolist()], int))
     planned, kept = np.zeros(shape, int), np.zeros(shape, int)
     np.add.at(planned, where, 1)
@@ -274,6 +288,6 @@ def kept_table(story: RunSummary) -> tuple[list[int], list[KeptRow], int]:
     if len(present) > MAX_CLASSES:
         share = kept[present].sum(1) / planned[present].sum(1)
         listed = present[np.argsort(share, kind="stable")[:MAX_CLASSES]]
-    ordered = sorted(listed.tolist(), key=lambda label: (-story.class_counts[label], label))
-    rows = [row(story.class_names[label], kept[label], planned[label]) for label in ordered]
+    ordered = sorted(listed.tolist(), key=lambda label: (-summary.class_counts[label], label))
+    rows = [row(summary.class_names[label], kept[label], planned[label]) for label in ordered]
     return columns, [*rows, row("all classes", kept.sum(0), planned.sum(0))], len(present)

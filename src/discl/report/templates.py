@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def make_environment() -> Environment:
-    """The templates of this room, with their filters."""
+    """The templates of this folder, with their filters."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     pages = Environment(
@@ -23,9 +23,15 @@ def make_environment() -> Environment:
         lstrip_blocks=True,
     )
     pages.filters |= {
-        "percent": words.percent, "points": words.points, "number": words.number, "share": words.share, "sign": _sign,
-        "cosine": words.cosine, "plain": words.plain, "level_colour": charts.level_colour,
-    }  # fmt: skip
+        "percent": words.percent,
+        "points": words.points,
+        "number": words.number,
+        "fraction": words.fraction,
+        "sign": _sign,
+        "cosine": words.cosine,
+        "plain": words.plain,
+        "level_colour": charts.level_colour,
+    }
     pages.globals |= {"plural": words.plural}
     return pages
 

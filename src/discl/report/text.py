@@ -15,11 +15,11 @@ from .run_summary import ADJUSTED, RunSummary
 from .tables import GROUPS, PRIORS, difference, standard_errors
 
 OF_THIS_MACHINE = ("~", "file:", "local:")
-"""How a path begins, beside absolute ones, that leads to a folder of the machine that ran the recipe."""
+"""Beginnings of paths, other than absolute ones, that name folders of one machine."""
 
 
 def share_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with absolute paths cut down to their last name, fit to be handed on."""
+    """The recipe with absolute paths reduced to their last name, so that it can be shared."""
     return map_paths(recipe, lambda text, keys: _shorten(text), (*PATHS, *FOREIGN))
 
 
@@ -35,29 +35,29 @@ def number(value: float) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share in [0, 1] in per cent with one decimal, an absent one as a dash."""
+    """A fraction in [0, 1] in per cent with one decimal; None as a dash."""
     return "–" if value is None else f"{100 * value:.1f}"
 
 
 def plain(value: float) -> str:
-    """A number as short as it goes, with a true minus."""
+    """A number in its shortest form, with a true minus sign."""
     return f"{value:g}".replace("-", "−")
 
 
 def cosine(value: float) -> str:
-    """A clip_similarity with three decimals; never minus zero."""
+    """A clip_similarity with three decimals, never minus zero."""
     return f"{round(value, 3) + 0.0:.3f}".replace("-", "−")
 
 
-def share(pair: tuple[int, int]) -> str:
-    """A part of a whole in whole per cent; 100 % is all of it and 0 % nothing, never a rounded figure."""
+def fraction(pair: tuple[int, int]) -> str:
+    """(part, whole) in whole per cent; 0 % and 100 % are exact, never rounded."""
     part, whole = pair
     rounded = round(100 * part / whole)
     return f"{rounded if part in (0, whole) else min(max(rounded, 1), 99)} %"
 
 
 def points(value: float | None) -> str:
-    """A difference in points with its sign, an absent one as a dash."""
+    """A difference in points with its sign; None as a dash."""
     if value is None:
         return "–"
     rounded = round(value, 1)
@@ -65,7 +65,7 @@ def points(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Seconds in a readable unit."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -78,7 +78,7 @@ def plural(count: int, one: str, many: str = "") -> str:
 
 
 def group_bounds(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """Which classes a group holds, in words."""
+    """Describes which classes a group holds."""
     many, few = recipe["groups"]["many"], recipe["groups"]["few"]
     return {
         "many": f"more than {many} training images",
@@ -87,21 +87,22 @@ def group_bounds(recipe: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def describe_settings(story: RunSummary) -> list[tuple[str, str]]:
-    """`[(what, in words)]`: the main settings of a run."""
-    recipe = share_recipe(story.recipe)
+def describe_settings(summary: RunSummary) -> list[tuple[str, str]]:
+    """The main settings of a run as `[(title, text)]`."""
+    recipe = share_recipe(summary.recipe)
     return [
-        ("Data", _data(story, recipe)),
-        ("Groups", _groups(story, recipe)),
-        *_making(story),
+        ("Data", _data(summary, recipe)),
+        ("Groups", _groups(summary, recipe)),
+        *_making(summary),
         ("Classifier", _classifier(recipe)),
-        ("Machine", _machine(story.environment)),
+        ("Machine", _machine(summary.environment)),
     ]
 
 
-def _data(story: RunSummary, recipe: Mapping[str, Any]) -> str:
-    counts, data = story.class_counts, recipe["data"]
-    text = f"{data['root']}: {plural(int(counts.sum()), 'training image')} in {plural(len(counts), 'class', 'classes')}"
+def _data(summary: RunSummary, recipe: Mapping[str, Any]) -> str:
+    counts, data = summary.class_counts, recipe["data"]
+    classes = plural(len(counts), "class", "classes")
+    text = f"{data['root']}: {plural(int(counts.sum()), 'training image')} in {classes}"
     spread = (
         f"{number(counts.max())} down to {number(counts.min())}"
         if counts.max() > counts.min()
@@ -115,48 +116,56 @@ def _data(story: RunSummary, recipe: Mapping[str, Any]) -> str:
     listed = [
         split
         for split in ("validation", "validation-ood", "test", "test-ood")
-        if split in story.split_counts
+        if split in summary.split_counts
     ]
-    others = [f"{number(story.split_counts[split].sum())} {split}" for split in listed]
+    others = [f"{number(summary.split_counts[split].sum())} {split}" for split in listed]
     others = [", ".join(others[:-1]), others[-1]] if len(others) > 2 else others
-    return f"{text}. {' and '.join(others)} images; accuracies on this page are on {story.split}."
+    return f"{text}. {' and '.join(others)} images; accuracies on this page are on {summary.split}."
 
 
-def _groups(story: RunSummary, recipe: Mapping[str, Any]) -> str:
+def _groups(summary: RunSummary, recipe: Mapping[str, Any]) -> str:
     bounds = group_bounds(recipe)
     parts = [
-        f"{name} ({bounds[name]}): {plural(len(story.groups[name]), 'class', 'classes')}"
+        f"{name} ({bounds[name]}): {plural(len(summary.groups[name]), 'class', 'classes')}"
         for name in GROUPS
-        if name in story.groups
+        if name in summary.groups
     ]
-    absent = [name for name in GROUPS if name not in story.groups]
-    return "; ".join(parts) + (f". No class falls into {' or '.join(absent)}." if absent else ".")
+    absent = [name for name in GROUPS if name not in summary.groups]
+    return "; ".join(parts) + (f". No class is in {' or '.join(absent)}." if absent else ".")
 
 
-def _making(story: RunSummary) -> list[tuple[str, str]]:
-    """The lines of `story.making`; beside the rules stand the numbers of hard images and of kept ones."""
-    hard = f"{number(len(story.hard))} of {number(story.class_counts.sum())}"
-    classes = plural(len({row["label"] for row in story.hard}), "class", "classes")
+def _making(summary: RunSummary) -> list[tuple[str, str]]:
+    """The lines of `summary.making`, with the numbers of hard images and of kept ones."""
+    hard = f"{number(len(summary.hard))} of {number(summary.class_counts.sum())}"
+    classes = plural(len({row["label"] for row in summary.hard}), "class", "classes")
     kept, made = (
-        int(np.count_nonzero(story.verdicts["keep"].to_numpy(zero_copy_only=False))),
-        story.verdicts.num_rows,
+        int(np.count_nonzero(summary.verdicts["keep"].to_numpy(zero_copy_only=False))),
+        summary.verdicts.num_rows,
     )
     lines = {
-        **story.making,
-        "hard images": f"{hard}, in {classes}: {story.making['hard images']}",
-        "filter": f"{story.making['filter']}; {number(kept)} of {plural(made, 'synthetic image')} kept ({share((kept, made))})",
+        **summary.making,
+        "hard images": f"{hard}, in {classes}: {summary.making['hard images']}",
+        "filter": f"{summary.making['filter']}; {number(kept)} of "
+        f"{plural(made, 'synthetic image')} kept ({fraction((kept, made))})",
     }
     return [(what[0].upper() + what[1:], f"{text}.") for what, text in lines.items()]
 
 
 def _classifier(recipe: Mapping[str, Any]) -> str:
-    asked, optimizer = recipe["train"], recipe["train"]["optimizer"]
+    config, optimizer = recipe["train"], recipe["train"]["optimizer"]
     what = (
-        f"{asked['model']['architecture']} at {asked['image_size']} × {asked['image_size']} pixels"
+        f"{config['model']['architecture']} at {config['image_size']} × {config['image_size']} "
+        "pixels"
     )
-    epochs = f"{plural(asked['epochs'], 'epoch')}, of which the first {asked['curriculum_epochs']} may use synthetic images"
-    how = f"{optimizer['name']}, learning rate {optimizer['lr']:g} ({optimizer['schedule']}), batches of {asked['batch_size']}"
-    return f"{what}; {epochs}; {how}; training seed {asked['seed']}."
+    epochs = (
+        f"{plural(config['epochs'], 'epoch')}, synthetic images in the first "
+        f"{config['curriculum_epochs']} at most"
+    )
+    how = (
+        f"{optimizer['name']}, learning rate {optimizer['lr']:g} ({optimizer['schedule']}), "
+        f"batches of {config['batch_size']}"
+    )
+    return f"{what}; {epochs}; {how}; training seed {config['seed']}."
 
 
 def _machine(environment: Mapping[str, Any]) -> str:
@@ -168,44 +177,45 @@ def _machine(environment: Mapping[str, Any]) -> str:
     ]
     system = str(environment.get("platform", "")).split("-")[0]
     named.append(f"Python {environment.get('python')}")
-    return f"{environment.get('device', 'unknown device')}, {system} {environment.get('processor', '')}; {', '.join(named)}."
+    device = environment.get("device", "unknown device")
+    return f"{device}, {system} {environment.get('processor', '')}; {', '.join(named)}."
 
 
-def headline(story: RunSummary) -> str:
-    """The result in one or two sentences, without judging it."""
-    base = story.figures[story.baseline]
-    if story.featured is None:
-        text = f"{story.baseline} reaches {percent(base['accuracy'])} % top-1 on {story.split}"
+def headline(summary: RunSummary) -> str:
+    """Describes the result in one or two sentences, without an opinion."""
+    base = summary.figures[summary.baseline]
+    if summary.featured is None:
+        text = f"{summary.baseline} reaches {percent(base['accuracy'])} % top-1 on {summary.split}"
         return f"{text}. The recipe names no second method to compare it with."
-    new = story.figures[story.featured]
-    compared = _against(difference(new, base, "accuracy"), story.baseline)
-    text = (
-        f"{story.featured} reaches {percent(new['accuracy'])} % top-1 on {story.split}, {compared}"
-    )
+    new = summary.figures[summary.featured]
+    compared = _against(difference(new, base, "accuracy"), summary.baseline)
+    reached = f"{percent(new['accuracy'])} % top-1 on {summary.split}"
+    text = f"{summary.featured} reaches {reached}, {compared}"
     rare = next((name for name in ("few", "medium") if name in new and name in base), None)
     if rare is None:
         return text + "."
-    return f"{text}; on the {rare} classes {percent(new[rare])} %, {_against(difference(new, base, rare), '')}."
+    change = _against(difference(new, base, rare), "")
+    return f"{text}; on the {rare} classes {percent(new[rare])} %, {change}."
 
 
 def _against(change: float | None, baseline: str) -> str:
     if change is None or round(change, 1) == 0:
-        return f"as {baseline} does" if baseline else "no change"
+        return f"the same as {baseline}" if baseline else "no change"
     amount = f"{abs(change):.1f} points {'more' if change > 0 else 'fewer'}"
     return f"{amount} than {baseline}" if baseline else amount
 
 
-def caution(story: RunSummary) -> str:
-    """How far the headline can be trusted."""
-    text = "One run with one training seed, so there are no error bars."
-    if story.split == "validation" and story.recipe["train"].get("select") == "validation":
-        text += " The weights were chosen on these very images, which flatters every figure."
-    if story.featured is None:
+def caution(summary: RunSummary) -> str:
+    """Describes how uncertain the headline is."""
+    text = "This is one run with one training seed, so there are no error bars."
+    if summary.split == "validation" and summary.recipe["train"].get("select") == "validation":
+        text += " The weights were chosen on the same images, which makes every figure optimistic."
+    if summary.featured is None:
         return text
-    images = story.split_counts[story.split].tolist()
+    images = summary.split_counts[summary.split].tolist()
     errors = [
-        standard_errors(story.figures[name], story.class_names, images, story.groups)
-        for name in (story.baseline, story.featured)
+        standard_errors(summary.figures[name], summary.class_names, images, summary.groups)
+        for name in (summary.baseline, summary.featured)
     ]
     shown = [
         ("accuracy", "all"),
@@ -215,62 +225,66 @@ def caution(story: RunSummary) -> str:
         f"{np.hypot(errors[0][key], errors[1][key]):.1f} points on {name}" for key, name in shown
     )
     return (
-        f"{text} The {number(sum(images))} {story.split} images alone leave a difference uncertain by about {sizes} "
-        "(standard error, taking the two classifiers as independent); "
-        "how much the figures move from one training seed to the next is not measured here."
+        f"{text} With {number(sum(images))} {summary.split} images, the standard error of a "
+        f"difference is about {sizes}, if the two classifiers are independent. The variation "
+        "between training seeds is not measured here; `discl compare` measures it."
     )
 
 
-def adjustment_note(story: RunSummary) -> str:
-    """Where prior and τ of the adjusted rows come from; where that differs from row to row, of each."""
+def adjustment_note(summary: RunSummary) -> str:
+    """Describes where prior and τ of the adjusted rows come from."""
     rows_of: dict[str, list[str]] = {}
-    for row in story.figures:
+    for row in summary.figures:
         if row.endswith(ADJUSTED):
-            rows_of.setdefault(_origin_of_adjustment(story, row), []).append(row)
+            rows_of.setdefault(_origin_of_adjustment(summary, row), []).append(row)
     if len(rows_of) < 2:
         return "".join(rows_of)
     return "; ".join(f"for {' and '.join(rows)} {origin}" for origin, rows in rows_of.items())
 
 
-def _origin_of_adjustment(story: RunSummary, row: str) -> str:
-    if story.recipe["methods"][row.removesuffix(ADJUSTED)]["adjustment"] is not None:
-        return "prior and τ are those that the recipe gives the method"
-    offered = story.recipe["evaluate"]["logit_adjustment"]
-    if "validation" not in story.results[row]:
-        prior, tau = PRIORS[story.figures[row]["prior"]], f"{story.figures[row]['tau']:g}"
-        of = ", of those that the recipe offers the nearest to 1" if len(offered) > 1 else ""
-        return f"there is no validation split to choose prior and τ on, so they are {prior} and τ = {tau}{of}"
+def _origin_of_adjustment(summary: RunSummary, row: str) -> str:
+    if summary.recipe["methods"][row.removesuffix(ADJUSTED)]["adjustment"] is not None:
+        return "prior and τ are those of the method in the recipe"
+    offered = summary.recipe["evaluate"]["logit_adjustment"]
+    if "validation" not in summary.results[row]:
+        prior, tau = PRIORS[summary.figures[row]["prior"]], f"{summary.figures[row]['tau']:g}"
+        of = ", the value in the recipe that is closest to 1" if len(offered) > 1 else ""
+        return (
+            "there is no validation split to choose prior and τ on, so they are "
+            f"{prior} and τ = {tau}{of}"
+        )
     chosen = "prior and τ were chosen" if len(offered) > 1 else "the prior was chosen"
-    if story.split == "validation":
-        return f"{chosen} on these very images, which flatters the figures"
+    if summary.split == "validation":
+        return f"{chosen} on the same images, which makes the figures optimistic"
     return f"{chosen} on validation"
 
 
-def adjusted_pair(story: RunSummary) -> tuple[str, str] | None:
-    """The adjusted rows of the baseline and the featured method, where both exist."""
-    pair = (story.baseline + ADJUSTED, f"{story.featured}{ADJUSTED}")
-    return pair if all(name in story.figures for name in pair) else None
+def adjusted_pair(summary: RunSummary) -> tuple[str, str] | None:
+    """The adjusted rows of the baseline and of the featured method, if both exist."""
+    pair = (summary.baseline + ADJUSTED, f"{summary.featured}{ADJUSTED}")
+    return pair if all(name in summary.figures for name in pair) else None
 
 
-def commands(story: RunSummary) -> dict[str, str]:
-    """The commands that go on from here, to be typed beside the run folder; "filter" only where the filter goes by a threshold."""
-    folder = story.name
-    best = story.featured or story.baseline
+def commands(summary: RunSummary) -> dict[str, str]:
+    """The next commands, for the parent of the run folder; "filter" only with a threshold."""
+    folder = summary.name
+    best = summary.featured or summary.baseline
     quoted = shlex.quote(folder)
     again = f"discl run {shlex.quote(f'{folder}/{paths.RECIPE}')} --out {quoted}"
     found = {
         "run": again,
-        "predict": f"discl predict {quoted} photos --method {shlex.quote(best)} --out predictions.csv",
+        "predict": f"discl predict {quoted} photos --method {shlex.quote(best)} "
+        "--out predictions.csv",
         "classifier": f"{folder}/{paths.TRAIN}/{best}/{paths.WEIGHTS}",
     }
-    if filters_by_threshold(story):
+    if filters_by_threshold(summary):
         stricter = (
-            round(float(np.percentile(story.verdicts["clip_similarity"].to_numpy(), 25)), 2) + 0.0
+            round(float(np.percentile(summary.verdicts["clip_similarity"].to_numpy(), 25)), 2) + 0.0
         )  # drops about a quarter
         found["filter"] = f"{again} --set filter.threshold={stricter:g} --amend"
     return found
 
 
-def filters_by_threshold(story: RunSummary) -> bool:
-    """Whether filter.threshold decides what is kept; under another rule it has no effect."""
-    return bool(story.recipe["filter"]["rule"] == "threshold")
+def filters_by_threshold(summary: RunSummary) -> bool:
+    """Whether `filter.threshold` decides what is kept."""
+    return bool(summary.recipe["filter"]["rule"] == "threshold")

@@ -36,28 +36,30 @@ REASONS = {
 def alia_verdicts(run: Run, requests: Sequence[Request], texts: Mapping[int, str]) -> list[Verdict]:
     """Keep, or drop with the reason, for each image of the plan (arXiv 2305.16289).
 
-    `texts` are the plain prompts of the labels; where the recipe has `filter.positive` it stands in their place.
+    - `requests`: images of the plan.
+    - `texts`: the plain prompt of each label; `filter.positive` replaces them.
 
-    The classifier is trained on the training images; the mean self-confidence of a class is taken over validation, which it has not
-    seen, or over training where there is no validation split. Both models' answers are kept in `alia.parquet`.
+    The classifier is trained on the training images. The mean self-confidence of a class is over
+    validation, or over training without a validation split. Results of both models are kept in
+    `alia.parquet`.
     """
     labels = np.asarray([request.label for request in requests])
-    asked = run.recipe.filter
-    if asked.positive is not None:
-        texts = dict.fromkeys(texts, asked.positive)
-    texts = {**texts, **{len(texts) + place: text for place, text in enumerate(asked.negatives)}}
+    config = run.recipe.filter
+    if config.positive is not None:
+        texts = dict.fromkeys(texts, config.positive)
+    texts = {**texts, **{len(texts) + place: text for place, text in enumerate(config.negatives)}}
     listed = read_table(run.path(paths.DATA), ["split", "digest", "label"]).to_pydict()
     train = run.recipe.train.model_dump(mode="json")
     key = digest(
         [request.id for request in requests],
-        describe_scorer(asked.checkpoint, texts),
+        describe_scorer(config.checkpoint, texts),
         train,
         run.recipe.hard.epochs,
         listed,
     )
     path = run.path(paths.ALIA)
-    if not restore_table(path, key, "both models are asked again"):
-        write_table(pa.table(_ask(run, requests, labels, texts)), path, key)
+    if not restore_table(path, key, "both models run again"):
+        write_table(pa.table(_score_images(run, requests, labels, texts)), path, key)
     found = read_table(path, key=key)
     semantic, confidence = found["semantic"].to_pylist(), found["confidence"].to_pylist()
     dropped = [
@@ -67,10 +69,10 @@ def alia_verdicts(run: Run, requests: Sequence[Request], texts: Mapping[int, str
     return [Verdict(not reason, reason) for reason in dropped]
 
 
-def _ask(
+def _score_images(
     run: Run, requests: Sequence[Request], labels: np.ndarray, texts: Mapping[int, str]
 ) -> dict[str, np.ndarray]:
-    """`semantic` bool and `confidence` int64 `[images]`, as the formulas of `baselines.alia` give them."""
+    """`semantic` bool and `confidence` int64, `[images]`, by the formulas of `baselines.alia`."""
     classes, count = len(run.train.class_names), len(requests)
     images = stored_images(run, [request.id for request in requests])
     scorer = ClipScorer(run.recipe.filter.checkpoint, texts, run.device)
@@ -92,7 +94,7 @@ def _ask(
     edits = images.add_column("label", labels)
     joint = replace(real, rows=concatenate_datasets([*parts, edits.cast(parts[0].features)]))
     start, end = (0 if held_out is None else len(real)), len(joint) - count
-    judged = [*range(start, end), *range(end, len(joint))]
+    scored = [*range(start, end), *range(end, len(joint))]
     train, aspects = run.recipe.train, None
     if train.resize_mode == "whole":
         splits = ["train"] if held_out is None else ["train", "validation"]
@@ -101,7 +103,7 @@ def _ask(
     probabilities = fit_classifier(
         joint,
         list(range(len(real))),
-        judged,
+        scored,
         train,
         epochs=run.recipe.hard.epochs,
         device=run.device,

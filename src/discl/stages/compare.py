@@ -47,11 +47,11 @@ PHASE_1 = (
     paths.PREPARED,
 )
 VARIANTS = ("+la", "+we")
-"""Rows of `results.json` that are made from a method's classifier after training."""
+"""Suffixes of rows that are computed from a classifier after training."""
 
 
 def seed_run(run: Run, seed: int) -> Run:
-    """The run of another training seed, in `seeds/SEED`: data, spectrum and filter are those of `run`."""
+    """The run of another training seed, in `seeds/SEED`; it uses the spectrum of `run`."""
     recipe = run.recipe.model_copy(
         update={"train": run.recipe.train.model_copy(update={"seed": seed})}
     )
@@ -65,11 +65,16 @@ def _phase_1(run: Run) -> dict[str, Path]:
 
 
 def compare(run: Run, seeds: Sequence[int], tuned: bool = False) -> Path:
-    """Trains and measures every method with every seed (only what is missing) and writes `comparison.md`, `.csv`, `.tex` and `.json`.
+    """Trains and measures every method with every seed; writes `comparison.md`, `.csv`, `.tex` and
+    `.json`; returns the path of the first.
 
-    Returns the path of the Markdown table. Differences are against the recipe's baseline, like with like: adjusted against adjusted.
-    With `tuned` each method gets the same number of trials on validation first, and all of this stands in `tuned/`. Processes that were
-    started together train together, and the first does the rest.
+    - `run`: a run whose spectrum is filtered.
+    - `seeds`: training seeds. Only missing trainings are done.
+    - `tuned`: whether each method first gets the same number of trials on validation. The results
+      are then in `tuned/`.
+
+    Differences are against the recipe's baseline; adjusted rows are compared with adjusted rows.
+    All ranks train; rank 0 does the rest.
     """
     runs: list[Run] = []
     notes: list[str] = []
@@ -111,18 +116,28 @@ def write_tables(
     baseline: str,
     notes: Sequence[str],
 ) -> None:
-    """Writes `comparison.md`, `.csv`, `.tex` and `.json`; the last is what the report draws. `notes` are a sentence and a list."""
+    """Writes `comparison.md`, `.csv`, `.tex`, and `.json` for the report.
+
+    - `notes`: a sentence and a list.
+    """
     plain = {
-        "seeds": list(seeds), "split": split, "baseline": baseline, "notes": list(notes),
+        "seeds": list(seeds),
+        "split": split,
+        "baseline": baseline,
+        "notes": list(notes),
         "rows": {
             entry.name: {
                 "figures": {name: list(values) for name, values in entry.figures.items()},
-                "intervals": {name: [each.difference, each.low, each.high] for name, each in entry.intervals.items()},
-                "costs": dict(entry.costs), "published": dict(entry.published),
+                "intervals": {
+                    name: [each.difference, each.low, each.high]
+                    for name, each in entry.intervals.items()
+                },
+                "costs": dict(entry.costs),
+                "published": dict(entry.published),
             }
             for entry in entries
         },
-    }  # fmt: skip
+    }
     for name, text in (
         (paths.COMPARISON_TABLE, as_markdown(entries, columns) + _listed(notes)),
         (paths.COMPARISON_CSV, as_csv(entries, columns, seeds)),
@@ -133,7 +148,10 @@ def write_tables(
 
 
 def measured_columns(run: Run) -> tuple[str, list[tuple[str, str, str]]]:
-    """(split of the intervals, [(split, metric, heading)]): top-1 by group and over all, or macro F1 where there is an OOD split."""
+    """(split of the intervals, [(split, metric, heading)]).
+
+    The metrics are top-1 by group and over all, or macro F1 if there is an OOD split.
+    """
     figures = read_json(run.path(paths.RESULTS))
     splits = set.intersection(*(set(row) for row in figures.values()))
     main = "test" if "test" in splits else "validation"
@@ -187,8 +205,8 @@ def make_entries(
                 )
                 if found is not None:
                     intervals[heading] = found
-        told = published.get(run.recipe.compare.rows.get(row, row), {})
-        entries.append(Entry(row, figures, intervals, _costs(run, runs, tried, method), told))
+        paper = published.get(run.recipe.compare.rows.get(row, row), {})
+        entries.append(Entry(row, figures, intervals, _costs(run, runs, tried, method), paper))
     return entries
 
 
@@ -205,7 +223,12 @@ def paired(
     metric: str,
     groups: Mapping[str, Sequence[int]],
 ) -> Interval | None:
-    """The paired interval of a metric (macro_f1, accuracy or a group of classes) of two rows' predictions `[seeds, images]`."""
+    """The paired interval of a metric between two rows.
+
+    - `first`, `second`: predicted labels, int `[seeds, images]`.
+    - `labels`: true labels, int `[images]`.
+    - `metric`: macro_f1, accuracy, or a key of `groups`.
+    """
     if metric == "macro_f1":
         return paired_f1_interval(first, second, labels)
     if metric != "accuracy" and metric not in groups:
@@ -216,7 +239,7 @@ def paired(
 
 
 def read_predictions(run: Run, row: str, split: str) -> np.ndarray:
-    """The labels that a row predicted, int `[images]`, in the order of the split."""
+    """Predicted labels of a row, int `[images]`, in the order of the split."""
     name = f"{row}/{split}"
     return read_tensors(run.path(paths.PREDICTIONS), fits=lambda each: name in each)[name].numpy()
 
@@ -224,7 +247,7 @@ def read_predictions(run: Run, row: str, split: str) -> np.ndarray:
 def _costs(
     run: Run, runs: Sequence[Run], tried: Sequence[Request], method: str
 ) -> dict[str, float]:
-    """UNet rows of those of the `tried` images whose levels the method trained on (or measured), and mean training seconds."""
+    """UNet rows of the images at levels that the method used, and mean training seconds."""
     histories = [read_history(each.path(paths.TRAIN) / method / paths.HISTORY) for each in runs]
     if any("progress" in record for history in histories for record in history):
         levels = set(run.recipe.spectrum.levels)
@@ -234,9 +257,7 @@ def _costs(
         }
     requests = [request for request in tried if request.level in levels]
     seconds = [sum(record["seconds"] for record in history) for history in histories]
-    return {
-        "UNet rows": count_rows(run, requests), "training, s": float(np.mean(seconds))
-    }  # fmt: skip
+    return {"UNet rows": count_rows(run, requests), "training, s": float(np.mean(seconds))}
 
 
 def _baseline(run: Run) -> str:

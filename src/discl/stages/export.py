@@ -28,21 +28,26 @@ LIMIT_OF_LISTED_CLASSES = 20
 
 
 def export(run: Run, kind: str, out: Path, everything: bool = False) -> Path:
-    """Writes the kept images, or with `everything` all of them, in one of `FORMATS` into the folder `out` and returns it.
+    """Writes the kept images as a data set into a folder; returns the folder.
 
-    `run` is filtered already. The export appears whole or not at all, and again does nothing where it is there. Raises RecipeError for an
-    unknown format, StoreError where nothing was kept or `out` holds something else.
+    - `run`: a filtered run.
+    - `kind`: one of `FORMATS`.
+    - `out`: the folder, which is written atomically. An identical export is left as it is.
+    - `everything`: whether to write all images.
+
+    Raises RecipeError for an unknown format. Raises StoreError where nothing was kept, or where
+    `out` holds anything else.
     """
     if kind not in FORMATS:
         raise RecipeError(unknown("format", kind, FORMATS))
     verdicts = read_table(run.path(paths.FILTER))
     chosen = verdicts if everything else verdicts.filter(verdicts["keep"])
     if not len(chosen):
-        asked = run.recipe.filter
+        config = run.recipe.filter
         remedy = (
             "use --all"
-            if asked.rule == "alia"
-            else f"lower filter.threshold ({asked.threshold:g}) or use --all"
+            if config.rule == "alia"
+            else f"lower filter.threshold ({config.threshold:g}) or use --all"
         )
         raise StoreError(f"the filter kept none of the {len(verdicts)} images; {remedy}.")
     names, hard = run.train.class_names, len(read_table(run.path(paths.HARD), ["id"]))
@@ -75,9 +80,10 @@ def export(run: Run, kind: str, out: Path, everything: bool = False) -> Path:
 def describe_export(
     making: Mapping[str, str], root: str, class_names: Sequence[str], hard: int, everything: bool
 ) -> dict[str, str]:
-    """Lines for the card: where the images come from, how they were made (`describe_making`), and which of them are here.
+    """Describes the images for the card: where they come from, how they were made, which are here.
 
-    `hard` counts the hard images of the data set at `root`.
+    - `making`: from `describe_making`.
+    - `root`, `hard`: the data set, and its number of hard images.
     """
     listed = ", ".join(class_names[:LIMIT_OF_LISTED_CLASSES])
     more = (
@@ -103,7 +109,7 @@ def _levels(verdicts: pa.Table) -> dict[int, tuple[int, int]]:
 
 
 def _images(run: Run, chosen: pa.Table) -> Iterator[dict[str, Any]]:
-    """Every chosen image with its facts, in the order of the plan; pictures are read one by one from the store."""
+    """Every chosen image with its facts, in the order of the plan; the store is read lazily."""
     pictures = stored_images(run, chosen["id"].to_pylist())
     columns = [
         name for name in run.spectrum.schema.names if name not in {"image", "label", "image_digest"}

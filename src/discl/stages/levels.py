@@ -1,6 +1,7 @@
 """`discl levels`: a spectrum over all of λ, measured; levels and threshold proposed.
 
-It is a run of its own in `levels/` of the run folder, made by the same plan, engine, store and filter, so it goes on where it stopped.
+It is a separate run in `levels/` of the run folder, with the same plan, engine, store and filter.
+So it resumes like any run.
 """
 
 from __future__ import annotations
@@ -47,12 +48,15 @@ SHARED = (
     paths.ADAPTER,
     paths.ADAPTED,
 )
-"""What the survey takes from the run that it is made for."""
+"""Files that the survey shares with its run."""
 AT_ONCE = 512
 
 
 def default_grid(num_inference_steps: int, fixed: bool = False) -> tuple[int, ...]:
-    """0, 10, …, 90 per cent, as far as they leave a denoising step; or T of 1,000 training steps, where every level takes T."""
+    """The levels 0, 10, …, 90 per cent that leave at least one denoising step.
+
+    - `fixed`: whether every level takes all steps, from the last (1 − λ) of 1,000 training steps.
+    """
     return tuple(
         level
         for level in range(0, 100, 10)
@@ -67,17 +71,22 @@ def default_grid(num_inference_steps: int, fixed: bool = False) -> tuple[int, ..
 def survey_levels(
     run: Run, sources: int = 32, grid: Sequence[int] | None = None, seeds: int = 1
 ) -> Path:
-    """Measures the spectrum of up to `sources` hard images over `grid` and writes `levels/levels.{json,md,csv}`; returns the first.
+    """Measures a spectrum over λ; writes `levels/levels.{json,md,csv}`; returns the first.
 
-    `run` has its hard images and texts already. Raises RecipeError for a grid that is empty, has the real level in it, or a level
-    without a denoising step.
+    - `run`: a run with hard images and prompts.
+    - `sources`: maximum number of hard images.
+    - `grid`: levels in per cent; default `default_grid`.
+    - `seeds`: seeds per image and level.
+
+    Raises RecipeError for an empty grid, for level 100, and for a level without a denoising step.
     """
-    asked = run.recipe.spectrum
-    steps, fixed = asked.num_inference_steps, asked.steps == "fixed"
+    config = run.recipe.spectrum
+    steps, fixed = config.num_inference_steps, config.steps == "fixed"
     levels = sorted(set(default_grid(steps, fixed) if grid is None else map(check_level, grid)))
     if not levels or sources < 1 or seeds < 1:
         raise RecipeError(
-            f"a survey needs at least one level, source and seed; got {len(levels)}, {sources} and {seeds}."
+            f"a survey needs at least one level, source and seed; got {len(levels)}, {sources} and "
+            f"{seeds}."
         )
     with arguments_named(levels="grid"):
         check_levels(levels, 100 * steps if fixed else steps)
@@ -85,10 +94,10 @@ def survey_levels(
         check_generator(
             run.base_address,
             steps,
-            asked.size,
+            config.size,
             levels,
             fixed=fixed,
-            guidance_interval=asked.guidance_interval,
+            guidance_interval=config.guidance_interval,
         )
     survey = survey_run(run, levels, seeds)
     make_folder(survey.folder)
@@ -108,9 +117,10 @@ def survey_levels(
 
 
 def survey_run(run: Run, levels: Sequence[int], seeds: int) -> Run:
-    """The run of the survey, in `levels/`: data and texts are those of `run`; nothing is drawn again, for it measures what is kept.
+    """The run of the survey, in `levels/`, with data and prompts of `run`.
 
-    The filter goes by similarity whatever the recipe's rule is, for a threshold is what the survey proposes.
+    Every image has one try, because the survey measures the kept fraction. The filter uses the
+    threshold whatever the recipe's rule is, because the survey proposes a threshold.
     """
     spectrum = run.recipe.spectrum.model_copy(
         update={"levels": list(levels), "seeds": seeds, "tries": 1}
@@ -130,7 +140,10 @@ def survey_run(run: Run, levels: Sequence[int], seeds: int) -> Run:
 
 
 def choose_sample(ids: Sequence[str], labels: Sequence[int], count: int) -> list[int]:
-    """Up to `count` rows, ascending: class by class in turns, in an order that depends on ids alone; more only adds to fewer."""
+    """Up to `count` rows, ascending, taken from the classes in turn.
+
+    The choice depends on ids alone. A larger `count` only adds rows.
+    """
     of_class: dict[int, list[int]] = {}
     for row in sorted(range(len(ids)), key=lambda row: digest("survey", ids[row])):
         of_class.setdefault(labels[row], []).append(row)
@@ -143,7 +156,7 @@ def choose_sample(ids: Sequence[str], labels: Sequence[int], count: int) -> list
 
 
 def _measure(survey: Run) -> tuple[dict[int, Measured], np.ndarray, float | None]:
-    """(cosines of every level, cosines of the sources with their texts, mean cosine of two images of one class)."""
+    """(cosines per level, cosines of the sources with their texts, mean cosine within a class)."""
     train = survey.train
     scorer = ClipScorer(survey.recipe.filter.checkpoint, filter_texts(survey), survey.device)
     places = {name: row for row, name in enumerate(train.ids)}
@@ -173,7 +186,7 @@ def _image_similarities(
     verdicts: Sequence[Mapping[str, Any]],
     real: Mapping[str, np.ndarray],
 ) -> dict[str, float]:
-    """`{id: cosine with its source}`, measured where it is not known yet."""
+    """`{id: cosine with its source}`; missing ones are measured and stored."""
     columns = [("id", pa.string()), ("clip", pa.string()), ("image_similarity", pa.float32())]
     store = Shards(survey.path(paths.SIMILARITY), pa.schema(columns), ("id", "clip"))
     store.clear_unfinished()
@@ -211,7 +224,7 @@ def _image_similarities(
 def _pair_similarity(
     train: ImageTable, rows: Sequence[int], scorer: ClipScorer, embedded: Sequence[np.ndarray]
 ) -> float | None:
-    """Mean cosine of each of these training images with another one of its class; None where no class has two."""
+    """Mean cosine of these images with another one of their class; None if no class has two."""
     of_class: dict[int, list[int]] = {}
     for row in sorted(range(len(train)), key=lambda row: digest("pair", train.ids[row])):
         of_class.setdefault(int(train.labels[row]), []).append(row)
@@ -244,33 +257,46 @@ def _summary(
     proposal = propose(
         measured, real_text, pair, scale=scale, seeds=seeds, tries=recipe.spectrum.tries
     )
-    asked, steps, fixed = (
+    config, steps, fixed = (
         recipe.filter.threshold,
         recipe.spectrum.num_inference_steps,
         recipe.spectrum.steps == "fixed",
     )
     rows = [
         {
-            "level": level, "steps": steps if fixed else start_step(level, steps),
-            "images": len(each.text_similarity), "image_similarity": _spread(each.image_similarity),
-            "text_similarity": _spread(each.text_similarity), "kept": each.kept(asked), "kept_at_proposal": each.kept(proposal.threshold),
+            "level": level,
+            "steps": steps if fixed else start_step(level, steps),
+            "images": len(each.text_similarity),
+            "image_similarity": _spread(each.image_similarity),
+            "text_similarity": _spread(each.text_similarity),
+            "kept": each.kept(config),
+            "kept_at_proposal": each.kept(proposal.threshold),
         }
         for level, each in measured.items()
-    ]  # fmt: skip
+    ]
     return {
-        "name": recipe.name, "sources": len(real_text), "seeds": survey.recipe.spectrum.seeds, "threshold": asked,
-        "generator": public_name(recipe.spectrum.checkpoint), "clip": public_name(recipe.filter.checkpoint),
-        "real": {"text_similarity": _spread(real_text), "pair_similarity": pair, "kept": float((real_text >= asked).mean())},
-        "levels": rows, "proposal": _plain(proposal, recipe.hard.rule == "probability"),
-    }  # fmt: skip
+        "name": recipe.name,
+        "sources": len(real_text),
+        "seeds": survey.recipe.spectrum.seeds,
+        "threshold": config,
+        "generator": public_name(recipe.spectrum.checkpoint),
+        "clip": public_name(recipe.filter.checkpoint),
+        "real": {
+            "text_similarity": _spread(real_text),
+            "pair_similarity": pair,
+            "kept": float((real_text >= config).mean()),
+        },
+        "levels": rows,
+        "proposal": _plain(proposal, recipe.hard.rule == "probability"),
+    }
 
 
 def _plain(proposal: Proposal, poor: bool) -> dict[str, Any]:
     reasons = list(proposal.reasons)
     if poor:
         reasons.append(
-            "the hard images are poor ones: for such the paper took high levels (50, 70, 90), which this rule does not know of; "
-            "look at the pictures."
+            "the hard images are poor ones: for these the paper used high levels (50, 70, 90), "
+            "which this rule does not consider; look at the pictures."
         )
     return {
         "levels": list(proposal.levels),
@@ -295,9 +321,16 @@ def as_csv(found: Mapping[str, Any]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ("level", "steps", "images", "image_similarity", "text_similarity", f"kept_at_{found['threshold']:g}",
-         f"kept_at_{found['proposal']['threshold']:g}")
-    )  # fmt: skip
+        (
+            "level",
+            "steps",
+            "images",
+            "image_similarity",
+            "text_similarity",
+            f"kept_at_{found['threshold']:g}",
+            f"kept_at_{found['proposal']['threshold']:g}",
+        )
+    )
     for row in found["levels"]:
         means = (f"{row[name]['mean']:.4f}" for name in ("image_similarity", "text_similarity"))
         writer.writerow(
@@ -326,22 +359,27 @@ def as_csv(found: Mapping[str, Any]) -> str:
 
 
 def as_markdown(found: Mapping[str, Any]) -> str:
-    """The table, the proposal with its reasons, and the lines to paste into the recipe."""
-    asked, proposal = found["threshold"], found["proposal"]
+    """The table, the proposal with its reasons, and the lines for the recipe."""
+    config, proposal = found["threshold"], found["proposal"]
+    seeds = f"{found['seeds']} seed{'s' if found['seeds'] != 1 else ''}"
     lines = [
-        f"# {for_markdown(found['name'])}: levels", "",
-        f"{found['sources']} hard images, {found['seeds']} seed{'s' if found['seeds'] != 1 else ''} at each level; mean CLIP cosines by "
-        f"{for_markdown(found['clip'])}.", "",
-        f"| λ, % | steps | image–image | image–text | kept at {asked:g} | kept at {proposal['threshold']:g} | |",
+        f"# {for_markdown(found['name'])}: levels",
+        "",
+        f"{found['sources']} hard images, {seeds} at each level; mean CLIP cosines by "
+        f"{for_markdown(found['clip'])}.",
+        "",
+        f"| λ, % | steps | image–image | image–text | kept at {config:g} "
+        f"| kept at {proposal['threshold']:g} | |",
         "|---:|---:|---:|---:|---:|---:|---|",
-    ]  # fmt: skip
+    ]
     for row in found["levels"]:
         chosen = "proposed" if row["level"] in proposal["levels"] else ""
         means = " | ".join(
             f"{row[name]['mean']:.3f}" for name in ("image_similarity", "text_similarity")
         )
         lines.append(
-            f"| {row['level']} | {row['steps']} | {means} | {row['kept']:.0%} | {row['kept_at_proposal']:.0%} | {chosen} |"
+            f"| {row['level']} | {row['steps']} | {means} | {row['kept']:.0%} "
+            f"| {row['kept_at_proposal']:.0%} | {chosen} |"
         )
     real = found["real"]
     lines.append(

@@ -18,11 +18,16 @@ Log = Callable[[Mapping[str, Any]], None]
 
 @contextmanager
 def open_loggers(names: Sequence[str], folder: Path, title: str, mark: Path) -> Iterator[Log]:
-    """A function that takes a record of an epoch and hands its numbers to every logger; files go to `folder`, closed at the end.
+    """Yields a function that sends the numbers of an epoch's record to every logger.
 
-    A resumed training hands over its past epochs again, under the same epoch numbers. The file `mark` keeps what it is called in
-    Weights & Biases, so that it goes on there; it has to go with the training's checkpoint. Raises RunError for a logger that is not
-    installed.
+    - `names`: `tensorboard`, `wandb`, or both.
+    - `folder`: where their files go.
+    - `title`: name of the training in the loggers.
+    - `mark`: file with the id of the training in Weights & Biases, for resuming. It is deleted
+      together with the training's checkpoint.
+
+    A resumed training sends its past epochs again, under the same numbers. Raises RunError for a
+    logger that is not installed.
     """
     with ExitStack() as stack:
         logs = [_OPENERS[name](folder, title, mark, stack) for name in names]
@@ -35,7 +40,7 @@ def open_loggers(names: Sequence[str], folder: Path, title: str, mark: Path) -> 
 
 
 def numbers(record: Mapping[str, Any]) -> dict[str, float]:
-    """The single numbers of a record, without the epoch itself."""
+    """The scalar numbers of a record, without the epoch."""
     return {
         key: float(value)
         for key, value in record.items()
@@ -74,7 +79,7 @@ def _open_wandb(folder: Path, title: str, mark: Path, stack: ExitStack) -> Log:
         project="discl", name=title, dir=str(folder), id=read_text(mark), resume="allow"
     )
     stack.callback(session.finish)
-    first = session.step  # epochs before it are there already, and would be refused
+    first = session.step  # earlier epochs are logged already and would be refused
 
     def log(record: Mapping[str, Any]) -> None:
         if record["epoch"] >= first:

@@ -38,9 +38,12 @@ UNREADABLE = ("skip", "error")
 
 
 def find_classifier(run: Path, method: str | None = None) -> Path:
-    """Folder of a method's classifier in a run folder (the recipe's last one unless one is named), or `run` itself if it is one.
+    """The folder of a classifier.
 
-    Of the folder's recipe only the order of its methods is read; nothing that it names is looked up or imported.
+    - `run`: a run folder, or the folder of a classifier, which is returned.
+    - `method`: default the recipe's last one.
+
+    Only the order of the methods is read from the recipe; nothing that it names is imported.
     """
     if (run / WEIGHTS).exists():
         return run
@@ -50,7 +53,8 @@ def find_classifier(run: Path, method: str | None = None) -> Path:
     trained = {name: trained[name] for name in order if name in trained}
     if not trained:
         raise RunError(
-            f"{run} holds no trained classifier; expected {run / TRAIN}/METHOD/{WEIGHTS}. Run `discl train` first."
+            f"{run} holds no trained classifier; expected {run / TRAIN}/METHOD/{WEIGHTS}. Run "
+            "`discl train` first."
         )
     if method is not None and method not in trained:
         raise RunError(unknown("method", method, trained))
@@ -58,7 +62,7 @@ def find_classifier(run: Path, method: str | None = None) -> Path:
 
 
 def _methods_of(recipe: Path) -> list[str]:
-    """Names of the methods of a run folder's recipe, which is read as text and not carried out; none where it tells none."""
+    """Names of the methods in a recipe file; none if it is unreadable. Nothing is imported."""
     try:
         tree = read_yaml(recipe)
     except RecipeError:
@@ -68,9 +72,14 @@ def _methods_of(recipe: Path) -> list[str]:
 
 
 def predict(
-    run: Path | str, images: Path | str, out: Path | str, method: str | None = None, device: str = "cpu",
-    on_progress: Callable[[int], None] = lambda count: None, unreadable: str = "skip",
-) -> Path:  # fmt: skip
+    run: Path | str,
+    images: Path | str,
+    out: Path | str,
+    method: str | None = None,
+    device: str = "cpu",
+    on_progress: Callable[[int], None] = lambda count: None,
+    unreadable: str = "skip",
+) -> Path:
     """Writes the predictions of a trained classifier as CSV and returns the path.
 
     Columns are `image`, `prediction`, `probability` and one probability per class. The file is
@@ -100,9 +109,9 @@ def predict(
         raise RunError(unknown("value of unreadable", unreadable, UNREADABLE))
     if not where.exists():
         raise DataError(f"'{where}' does not exist; name an image or a folder of images.")
-    if not _is_there(device):
-        raise RunError(f"there is no device '{device}' here; use --device cpu.")
-    with _table(target) as stream:  # first of all: a place that refuses is told before the work
+    if not _device_exists(device):
+        raise RunError(f"this machine has no device '{device}'; use --device cpu.")
+    with _table(target) as stream:  # first, so that an unwritable file stops before the work
         model, config = load_classifier(find_classifier(Path(run), method))
         writer = csv.writer(stream)
         writer.writerow(["image", "prediction", "probability", *map(for_csv, config.class_names)])
@@ -118,7 +127,7 @@ def predict(
 
 
 class _Search:
-    """The images of a place, decoded batch by batch, and what of it is left out."""
+    """Decodes the images of a file or folder batch by batch, and records what is left out."""
 
     def __init__(self, where: Path, config: ClassifierConfig) -> None:
         self.where, self.size = where, config.resize
@@ -129,7 +138,7 @@ class _Search:
         self.knows_depth, self.wide = config.depth is not None, Ranges()
 
     def batches(self, unreadable: str) -> Iterator[tuple[list[str], Tensor]]:
-        """(paths, uint8 `[batch, 3, size, size]`) of the readable images. Raises DataError as `predict` does."""
+        """(paths, uint8 `[batch, 3, size, size]`) of the readable images. Raises DataError."""
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             paths = self._paths()
             while some := list(islice(paths, BATCH)):
@@ -145,7 +154,7 @@ class _Search:
                     yield names, torch.stack(squares)
 
     def report(self) -> None:
-        """Says what was left out. Raises DataError where no image was read at all."""
+        """Logs what was left out. Raises DataError where no image was read."""
         what = f"; left out: {self.left_out}" if self.left_out else ""
         if not self.read and not self.broken:
             raise DataError(
@@ -161,7 +170,7 @@ class _Search:
             rule = (
                 "the rule of training"
                 if self.knows_depth
-                else "the usual rule, for none was trained on"
+                else "the usual rule, because training had none"
             )
             logger.info(f"{self.wide.describe(self.depth)} ({rule})")
         if self.left_out:
@@ -185,7 +194,7 @@ class _Search:
         problem = f"{path!r}: {error}"
         if unreadable == "error":
             raise DataError(
-                f"image {problem}. Mend or delete it, or skip such images with --unreadable skip."
+                f"image {problem}. Fix or delete it, or skip such images with --unreadable skip."
             )
         self.broken.append(problem)
 
@@ -198,7 +207,7 @@ def _row(name: str, probabilities: np.ndarray, class_names: Sequence[str]) -> li
 
 @contextmanager
 def _table(target: Path) -> Iterator[TextIO]:
-    """A CSV file that appears whole or not at all. Raises RunError where the place refuses."""
+    """A CSV file that is written atomically. Raises RunError where it cannot be written."""
     try:
         if target.is_dir():
             raise IsADirectoryError("it is a folder; name a file")
@@ -210,11 +219,12 @@ def _table(target: Path) -> Iterator[TextIO]:
             yield stream
     except OSError as error:
         raise RunError(
-            f"the predictions cannot be written to {target}: {error}. Name another place with --out, or free space."
+            f"the predictions cannot be written to {target}: {error}. Choose another file with "
+            "--out, or free space."
         ) from error
 
 
-def _is_there(device: str) -> bool:
+def _device_exists(device: str) -> bool:
     try:
         return torch.empty(0, device=device).device.type != "meta"
     except (RuntimeError, AssertionError):

@@ -10,20 +10,23 @@ from ..spectrum.models.stable_diffusion import AESTHETIC_SCORE, NEGATIVE_AESTHET
 
 
 def describe_making(recipe: Recipe, generator: Generator, size: int) -> dict[str, str]:
-    """`{what: in words}`, from the hard images to the filter; `size` is in pixels a side.
+    """`{title: text}`, from the hard images to the filter.
 
-    Folders of this machine are left out of names, and so is what the recipe does not ask for.
+    - `size`: pixels a side.
+
+    Names hold no folders of this machine. Options that the recipe does not use are left out.
     """
-    asked = recipe.spectrum
+    config = recipe.spectrum
     return {
         "hard images": _hard(recipe.hard),
-        "generator": f"{public_name(asked.checkpoint)} (digest {generator.model}), {generator.family}",
-        "levels λ": ", ".join(map(format_level, sorted(asked.levels))),
-        "seeds": _seeds(asked),
-        "sampler": f"{generator.sampler}; {_steps(asked)}",
-        "guidance scale": _guidance(asked, generator),
-        "pixels": _pixels(asked, size),
-        "precision and encoding": f"{asked.dtype}, {asked.encoding}",
+        "generator": f"{public_name(config.checkpoint)} (digest {generator.model}), "
+        f"{generator.family}",
+        "levels λ": ", ".join(map(format_level, sorted(config.levels))),
+        "seeds": _seeds(config),
+        "sampler": f"{generator.sampler}; {_steps(config)}",
+        "guidance scale": _guidance(config, generator),
+        "pixels": _pixels(config, size),
+        "precision and encoding": f"{config.dtype}, {config.encoding}",
         "prompts": _prompts(recipe.prompts),
         **_options(recipe, generator),
         "filter": _filter(recipe.filter),
@@ -31,91 +34,96 @@ def describe_making(recipe: Recipe, generator: Generator, size: int) -> dict[str
 
 
 def _hard(rule: Hard) -> str:
-    but = f"; never those of {', '.join(rule.exclude)}" if rule.exclude else ""
+    but = f"; never of the classes {', '.join(rule.exclude)}" if rule.exclude else ""
     if rule.rule == "tail":
         return f"all images of classes with fewer than {rule.fewer_than} training images{but}"
     return (
-        f"images whose true class gets a probability below {rule.below:g} by classifiers that did "
-        f"not see them ({rule.folds} folds){but}"
+        f"images with a true-class probability below {rule.below:g} by classifiers that did not "
+        f"train on them ({rule.folds} folds){but}"
     )
 
 
-def _seeds(asked: Spectrum) -> str:
+def _seeds(config: Spectrum) -> str:
     tries = (
-        f", each drawn up to {asked.tries} times until the filter keeps one"
-        if asked.tries > 1
+        f", each with up to {config.tries} tries until the filter keeps one"
+        if config.tries > 1
         else ""
     )
-    return f"{asked.seeds} per hard image and level{tries}"
+    return f"{config.seeds} per hard image and level{tries}"
 
 
-def _steps(asked: Spectrum) -> str:
-    steps = asked.num_inference_steps
-    if asked.steps == "fixed":
-        return f"{steps} inference steps at every level, finer ones over the last (1 − λ) of the noise schedule"
-    return f"{steps} inference steps, of which a level λ takes the last ⌊(1 − λ) · {steps}⌋"
+def _steps(config: Spectrum) -> str:
+    steps = config.num_inference_steps
+    if config.steps == "fixed":
+        return (
+            f"{steps} inference steps at every level, spread over the last (1 − λ) of the noise "
+            "schedule"
+        )
+    return f"{steps} inference steps; level λ takes the last ⌊(1 − λ) · {steps}⌋ of them"
 
 
-def _guidance(asked: Spectrum, generator: Generator) -> str:
-    scale = f"{asked.guidance_scale:g} (as diffusers counts it)"
+def _guidance(config: Spectrum, generator: Generator) -> str:
+    scale = f"{config.guidance_scale:g} (as diffusers counts it)"
     if generator.distilled:
-        return f"{scale}, told to the network, whose guidance is distilled"
-    return scale if _is_guided(asked, generator) else "1, no guidance"
+        return f"{scale}, an input of the network, which is guidance-distilled"
+    return scale if _is_guided(config, generator) else "1, no guidance"
 
 
-def _is_guided(asked: Spectrum, generator: Generator) -> bool:
-    return asked.guidance_scale != 1 and not generator.distilled
+def _is_guided(config: Spectrum, generator: Generator) -> bool:
+    return config.guidance_scale != 1 and not generator.distilled
 
 
-def _pixels(asked: Spectrum, size: int) -> str:
-    if asked.resize == "square":
-        return f"{size} × {size}, sources cut to their centre squares"
-    return f"about {size} × {size} at the source's own aspect, to 4 : 1"
+def _pixels(config: Spectrum, size: int) -> str:
+    if config.resize == "square":
+        return f"{size} × {size}; sources are cropped to their centre squares"
+    return f"about {size} × {size} at the aspect of the source, at most 4 : 1"
 
 
-def _prompts(asked: Prompts) -> str:
-    if asked.endpoint is not None:
-        return f"descriptions of each class by {public_name(asked.endpoint.model)}, perhaps edited; one drawn per source and seed"
-    if asked.phrases is not None:
-        return f"phrase list {public_name(asked.phrases)}; one drawn per source and seed"
-    texts = "; ".join(f"“{template}”" for template in asked.templates)
-    if asked.settings is not None:
-        return f"{texts}, settings by {public_name(asked.settings.endpoint.model)}, perhaps edited; one drawn per source and seed"
+def _prompts(config: Prompts) -> str:
+    if config.endpoint is not None:
+        return (
+            f"descriptions of each class by {public_name(config.endpoint.model)}, perhaps edited; "
+            "one per source and seed"
+        )
+    if config.phrases is not None:
+        return f"phrase list {public_name(config.phrases)}; one per source and seed"
+    texts = "; ".join(f"“{template}”" for template in config.templates)
+    if config.settings is not None:
+        return (
+            f"{texts}, settings by {public_name(config.settings.endpoint.model)}, perhaps edited; "
+            "one per source and seed"
+        )
     return (
         texts
-        if asked.captions is None
-        else f"{texts}, captions by {public_name(asked.captions.checkpoint)}"
+        if config.captions is None
+        else f"{texts}, captions by {public_name(config.captions.checkpoint)}"
     )
 
 
 def _options(recipe: Recipe, generator: Generator) -> dict[str, str]:
-    """Lines of what only some runs ask for."""
-    asked, facts = recipe.spectrum, {}
+    """Lines of options that only some runs use."""
+    config, facts = recipe.spectrum, {}
     if recipe.prompts.negative:
-        unused = (
-            ""
-            if _is_guided(asked, generator)
-            else "; without effect, for there is no guidance that leads away from it"
-        )
+        unused = "" if _is_guided(config, generator) else "; no effect without guidance"
         facts["negative prompt"] = f"“{recipe.prompts.negative}”{unused}"
     if recipe.prompts.prefix:
         facts["before each prompt"] = f"“{recipe.prompts.prefix}”"
     if recipe.prompts.names:
         facts["names in prompts"] = (
-            f"other than in this data set for {len(recipe.prompts.names)} of the classes"
+            f"differ from this data set for {len(recipe.prompts.names)} of the classes"
         )
-    if asked.guidance_interval != (0.0, 1.0):
-        low, high = asked.guidance_interval
+    if config.guidance_interval != (0.0, 1.0):
+        low, high = config.guidance_interval
         facts["guidance interval"] = (
-            f"guided only at noise shares in ({low:g}, {high:g}], 1 being pure noise"
+            f"guided only at noise fractions in ({low:g}, {high:g}], where 1 is pure noise"
         )
     if generator.aesthetic:
         facts["aesthetic score"] = (
-            f"{AESTHETIC_SCORE:g}, and {NEGATIVE_AESTHETIC_SCORE:g} for what guidance leads away from"
+            f"{AESTHETIC_SCORE:g}, and {NEGATIVE_AESTHETIC_SCORE:g} for the unconditional branch"
         )
-    if asked.loras:
+    if config.loras:
         facts["LoRA"] = ", ".join(
-            f"{public_name(lora.path)} × {lora.scale:g}" for lora in asked.loras
+            f"{public_name(lora.path)} × {lora.scale:g}" for lora in config.loras
         )
     if asked.adapt is not None:
         facts["adapted"] = (
@@ -125,13 +133,13 @@ def _options(recipe: Recipe, generator: Generator) -> dict[str, str]:
     return facts
 
 
-def _filter(asked: Filter) -> str:
-    clip = public_name(asked.checkpoint)
-    if asked.rule == "alia":
+def _filter(config: Filter) -> str:
+    clip = public_name(config.checkpoint)
+    if config.rule == "alia":
         return (
-            f"ALIA's two (arXiv 2305.16289): images that {clip} finds nearer to a text that fits any "
-            f"picture than to “{asked.positive or asked.template}”, and images that a classifier of the "
-            "real ones finds too easy or mislabelled, are dropped"
+            f"ALIA's two filters (arXiv 2305.16289) drop images that {clip} finds closer to a text "
+            f"that fits any picture than to “{config.positive or config.template}”, and images "
+            "that a classifier of the real images finds too easy or mislabelled"
         )
-    threshold = f"{asked.threshold:g}".replace("-", "−")
-    return f"clip_similarity ≥ {threshold} with “{asked.template}”, by {clip}"
+    threshold = f"{config.threshold:g}".replace("-", "−")
+    return f"clip_similarity ≥ {threshold} with “{config.template}”, by {clip}"

@@ -32,37 +32,38 @@ from .train import train
 logger = get_logger(__name__)
 
 HELD_OUT = 0.2
-"""Share of the training images that trials are judged on where there is no validation split and the recipe names no other."""
+"""Fraction of the training images held out for trials, without a validation split or a setting."""
 
 Settings = Mapping[str, Any]
-"""What a trial lays over a method: keys such as `train.optimizer.lr` or `system.threshold`, and their values."""
+"""Overrides of a method in a trial: keys such as `train.optimizer.lr`, and their values."""
 
 
 def tune(run: Run) -> Recipe:
     """The recipe with every method at the best of its trials; `tuned/trials.json` lists them all.
 
-    A trial trains on the training images that are not held out (nor anything made from those that are) and is judged by
-    `compare.tune.metric` on the rest, or on the validation split; the earlier of two equals wins. Only missing trials are trained.
+    A trial is measured by `compare.tune.metric` on the validation split, or on held-out training
+    images. It then trains on neither these nor synthetic images made from them. The earlier of two
+    equal trials wins. Only missing trials are trained.
     """
-    asked = run.recipe.compare.tune
+    settings = run.recipe.compare.tune
     trials = {name: plan_trials(run.recipe, name, run.allow_plugins) for name in run.recipe.methods}
     for name, planned in trials.items():
-        if len(planned) < asked.trials:
+        if len(planned) < settings.trials:
             logger.warning(
-                f"tune: {name} has {count_of(len(planned), 'trial')} instead of {asked.trials}, for its space holds no more"
+                f"tune: {name} has {count_of(len(planned), 'trial')} instead of {settings.trials}, "
+                "because its space has no more"
             )
     searched = _trial_run(run, trials)
     processes = current_processes()
-    judged = processes.on_main(lambda: divide(run, searched))
-    logger.info(
-        f"tune: {sum(map(len, trials.values()))} trials, judged by {asked.metric} on {judged}"
-    )
+    measured_on = processes.on_main(lambda: divide(run, searched))
+    count = sum(map(len, trials.values()))
+    logger.info(f"tune: {count} trials, measured by {settings.metric} on {measured_on}")
     train(searched)
     processes.on_main(lambda: evaluate(searched))
     results = read_json(searched.path(paths.RESULTS))
     figures = {
         name: [
-            judge_trial(results[_row(name, number)], asked.metric) for number in range(len(each))
+            score_trial(results[_row(name, number)], settings.metric) for number in range(len(each))
         ]
         for name, each in trials.items()
     }
@@ -70,40 +71,45 @@ def tune(run: Run) -> Recipe:
     for name, each in figures.items():
         number = int(np.argmax(each))
         best[name] = trials[name][number]
-        if "validation" not in run.tables:  # there the final model itself would be the better judge
+        if "validation" not in run.tables:  # else it is chosen on validation by the final model
             best[name] = {**best[name], **adjustment_of(results, _row(name, number))}
-    told = {
-        "judged_on": judged, "metric": asked.metric,
+    record = {
+        "judged_on": measured_on,
+        "metric": settings.metric,
         "methods": {
             name: {
                 "chosen": dict(best[name]),
-                "trials": [{"settings": dict(each), "figure": figure} for each, figure in zip(trials[name], figures[name], strict=True)],
+                "trials": [
+                    {"settings": dict(each), "figure": figure}
+                    for each, figure in zip(trials[name], figures[name], strict=True)
+                ],
             }
             for name in trials
         },
-    }  # fmt: skip
+    }
     processes.on_main(
         lambda: write_text(
             searched.folder.parent / paths.TRIALS_DATA,
-            json.dumps(told, indent=2, ensure_ascii=False),
+            json.dumps(record, indent=2, ensure_ascii=False),
         )
     )
     return with_methods(run.recipe, {name: (name, best[name]) for name in trials})
 
 
 def plan_trials(recipe: Recipe, name: str, allow_plugins: bool = False) -> list[Settings]:
-    """Settings of a method's trials: first none, which is the method as it stands, then the combinations of its space.
+    """Settings of a method's trials: first the method unchanged, then combinations of its space.
 
-    Where there are more of them than trials, that many are drawn. A method that trains nothing has one trial. Raises RecipeError for a
-    setting that the method cannot have, and for `module:attribute` without `allow_plugins`.
+    Combinations are sampled if there are more of them than trials. A method that trains nothing has
+    one trial. Raises RecipeError for a setting that the method cannot have, and for
+    `module:attribute` without `allow_plugins`.
     """
-    asked, method = recipe.compare.tune, recipe.methods[name]
+    config, method = recipe.compare.tune, recipe.methods[name]
     if method.fine_tune == "zero-shot":
         return [{}]
     rate = recipe.training(name).optimizer.lr
     space = {
-        **(asked.space or {"train.optimizer.lr": [rate / 3, rate * 3]}),
-        **asked.methods.get(name, {}),
+        **(config.space or {"train.optimizer.lr": [rate / 3, rate * 3]}),
+        **config.methods.get(name, {}),
     }
     stated = {
         **method.model_dump(mode="json"),
@@ -115,9 +121,9 @@ def plan_trials(recipe: Recipe, name: str, allow_plugins: bool = False) -> list[
         for each in settings
         if any(get_value(stated, key) != value for key, value in each.items())
     ]
-    wanted = asked.trials - 1
+    wanted = config.trials - 1
     if len(others) > wanted:
-        rng = np.random.default_rng(derive_seed("trials", asked.seed, name))
+        rng = np.random.default_rng(derive_seed("trials", config.seed, name))
         others = [others[place] for place in sorted(rng.choice(len(others), wanted, replace=False))]
     named = {_row(name, number): (name, each) for number, each in enumerate(others)}
     check_own_pieces(with_methods(recipe, named), allow_plugins)
@@ -125,24 +131,25 @@ def plan_trials(recipe: Recipe, name: str, allow_plugins: bool = False) -> list[
 
 
 def tuned_run(run: Run, recipe: Recipe) -> Run:
-    """The run in whose folder the tuned methods are trained: phase 1 is that of `run`."""
+    """The run of the tuned methods, in `tuned/`; it uses the spectrum of `run`."""
     return replace(run, recipe=recipe, folder=run.folder / paths.TUNED)
 
 
 def describe_tuning(run: Run) -> list[str]:
-    """What was searched, and what was chosen for each method."""
-    told = read_json(run.folder / paths.TRIALS_DATA, "metric", "judged_on", "methods")
+    """Describes what was searched, and what was chosen for each method."""
+    record = read_json(run.folder / paths.TRIALS_DATA, "metric", "judged_on", "methods")
     lines = [
-        f"Settings chosen by {told['metric']} on {told['judged_on']}; the test images took no part."
+        f"Settings chosen by {record['metric']} on {record['judged_on']}, never on test images."
     ]
-    for name, each in told["methods"].items():
+    for name, each in record["methods"].items():
         chosen = (
             ", ".join(f"{key} = {public_name(str(value))}" for key, value in each["chosen"].items())
-            or "as it stands"
+            or "unchanged"
         )
         figures = [trial["figure"] for trial in each["trials"]]
         lines.append(
-            f"{name}: {chosen} ({100 * max(figures):.1f}, the worst of {len(figures)} trials {100 * min(figures):.1f})"
+            f"{name}: {chosen} ({100 * max(figures):.1f}; the worst of {len(figures)} trials: "
+            f"{100 * min(figures):.1f})"
         )
     return lines
 
@@ -160,7 +167,7 @@ def _trial_run(run: Run, trials: Mapping[str, list[Settings]]) -> Run:
     }
     evaluated = run.recipe.evaluate.model_copy(
         update={"weight_ensembling": []}
-    )  # α is chosen on validation later, and judges no trial
+    )  # α is chosen on validation later
     recipe = with_methods(
         run.recipe.model_copy(update={"evaluate": evaluated}), named, run.recipe.compare.tune.train
     )
@@ -178,26 +185,26 @@ def _trial_run(run: Run, trials: Mapping[str, list[Settings]]) -> Run:
 
 
 def divide(run: Run, searched: Run) -> str:
-    """Writes the tables of the trials and says what they are judged on.
+    """Writes the tables of the trials; returns the name of the images they are measured on.
 
-    What is held out takes its hard rows and synthetic images with it.
+    Hard rows and synthetic images of held-out images are held out too.
     """
-    asked = run.recipe.compare.tune
+    config = run.recipe.compare.tune
     listed = read_table(run.path(paths.DATA)).to_pandas()
     training = listed[listed["split"] == "train"]
-    if asked.hold_out is None and (listed["split"] == "validation").any():
-        judged, validation = "the validation split", listed[listed["split"] == "validation"]
+    if config.hold_out is None and (listed["split"] == "validation").any():
+        measured_on, validation = "the validation split", listed[listed["split"] == "validation"]
     else:
-        share = asked.hold_out or HELD_OUT
+        share = config.hold_out or HELD_OUT
         units = listed_units(pa.Table.from_pandas(training, preserve_index=False))
         parts = split_rows(
             training["id"].tolist(),
             training["label"].tolist(),
             units,
             {"validation": share},
-            seed=asked.seed,
+            seed=config.seed,
         )
-        judged = f"{len(parts['validation'])} of the {len(training)} training images, held out"
+        measured_on = f"{len(parts['validation'])} of the {len(training)} training images, held out"
         validation = training.iloc[parts["validation"]].assign(split="validation")
         training = training.iloc[parts["train"]]
     write_table(
@@ -212,11 +219,11 @@ def divide(run: Run, searched: Run) -> str:
     ):
         table = read_table(run.path(name))
         write_table(table.filter(pc.is_in(table[column], used)), searched.path(name))
-    return judged
+    return measured_on
 
 
-def judge_trial(row: Mapping[str, Any], metric: str) -> float:
-    """A trial's figure on validation; balanced accuracy is the mean over the classes that have images there."""
+def score_trial(row: Mapping[str, Any], metric: str) -> float:
+    """A trial's figure on validation; balanced accuracy is the mean over classes with images."""
     measured = row["validation"]
     return (
         float(np.mean(list(measured["per_class"].values())))
@@ -226,7 +233,7 @@ def judge_trial(row: Mapping[str, Any], metric: str) -> float:
 
 
 def adjustment_of(results: Mapping[str, Any], row: str) -> Settings:
-    """Prior and τ that a trial's logit adjustment was found to need, as settings of its method: none for a loss that needs none."""
+    """Prior and τ of a trial's logit adjustment as settings of its method; none without one."""
     adjusted = results.get(f"{row}+la")
     if adjusted is None:
         return {}
@@ -239,7 +246,11 @@ def with_methods(
     named: Mapping[str, tuple[str, Settings]],
     train: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """The recipe with these methods alone: `{new name: (name of a method, what is laid over it)}`. Raises RecipeError if one cannot be."""
+    """The recipe with these methods only. Raises RecipeError for an invalid one.
+
+    - `named`: `{new name: (name of a method, overrides)}`.
+    - `train`: overrides of the section `train` for all.
+    """
     tree = recipe.plain()
     methods = {}
     for new, (name, settings) in named.items():
@@ -256,11 +267,9 @@ def with_methods(
     }
     if train:
         tree["train"] = merge(tree["train"], train)
-        for (
-            method
-        ) in methods.values():  # trials of one length, also for a method with a length of its own
+        for method in methods.values():  # also where a method has its own section `train`
             method["train"] = (
                 merge(method["train"], train) if method.get("train") else method.get("train")
             )
-    del tree["compare"]["tune"]  # which may name methods that are not among these
+    del tree["compare"]["tune"]  # it may name other methods
     return validate(tree)

@@ -1,1 +1,1 @@
-"""What has nothing to do with the method."""
+"""Files, ids, plugins and messages: everything that does not depend on the method."""

@@ -1,4 +1,8 @@
-"""Files written whole or not at all."""
+"""Writes files atomically: temporary file, flush to disk, rename.
+
+Written by hand because small libraries for it neither flush the folder entry nor name the file and
+the fix in their errors. A run must survive kills, power cuts and full disks.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +17,31 @@ from pathlib import Path
 from ..errors import WriteError
 
 UNFINISHED = ".*.new"
-"""What a file is called while it is written: hidden, and with another ending, so that nobody takes it for a finished one."""
+"""Pattern of temporary files: hidden, with another suffix than finished ones."""
 REMEDIES = {
     errno.EISDIR: "Move the folder of that name away",
     errno.ENOTEMPTY: "Move the folder of that name away",
     errno.ENAMETOOLONG: "Choose a shorter name",
 }
-"""What to do where it is not the disk that refuses."""
+"""Advice for errors that have other causes than the disk."""
 MANY = 200
-"""Files from which on it is quicker to write out everything once."""
-REMEDY = "Free space, make the place writable or name another one,"
+"""From this number of files on, one flush of everything is faster."""
+REMEDY = "Free space, make the folder writable or choose another one,"
 CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF}
-"""How a file system says that it has no way to write out a file at once."""
+"""Error numbers of file systems that cannot flush a file."""
 
 
 @contextmanager
 def whole(path: Path, sync: bool = True) -> Iterator[Path]:
-    """A path beside `path` to write to: at the end it takes the place of `path`, and where anything fails nothing is left of it.
+    """Yields a temporary path in the same folder, which replaces `path` at the end.
 
-    Each has a name of its own, so several may write the same file at once; the last one's stays.
-    What a killed process leaves, called `.NAME.….new`, is for `clear_unfinished`. The file is
-    written out to the disk before it takes its place, so a power cut leaves the old one or the new
-    one; `sync` false leaves that out, for files that are worth nothing after a power cut.
-    Raises WriteError, which is an OSError too and names `path`, where the disk refuses.
+    - `path`: the file to write. If anything fails, it stays as it was.
+    - `sync`: whether to flush to disk before the rename, so that a power cut leaves the old or the
+      new file. False is for files that are useless after a power cut.
+
+    Several processes may write the same file at once; the last one wins. `clear_unfinished` removes
+    temporary files of killed processes, called `.NAME.….new`. Raises WriteError, which is also an
+    OSError and names `path`.
     """
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
     try:
@@ -54,7 +60,7 @@ def whole(path: Path, sync: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Makes a WriteError that names `path` of whatever the system refuses in the block."""
+    """Turns OSErrors in the block into WriteErrors that name `path`."""
     try:
         yield
     except WriteError:
@@ -66,19 +72,19 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> Path:
-    """The folder, made with those above it where it does not exist. Raises WriteError where that cannot be."""
+    """Creates a folder and its parents where missing; returns it. Raises WriteError."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def why(error: OSError) -> str:
-    """What the system said, without the advice of a WriteError."""
+    """The system's reason for an error, without the advice of a WriteError."""
     return f"{error.path}: {error.said}" if isinstance(error, WriteError) else str(error)
 
 
 def write_out(file: Path) -> None:
-    """Has the system write a file out to the disk. Raises OSError where the disk is full or broken."""
+    """Flushes a file to disk. Raises OSError where the disk is full or broken."""
     with file.open("rb") as stream:
         try:
             os.fsync(stream.fileno())
@@ -88,7 +94,7 @@ def write_out(file: Path) -> None:
 
 
 def write_out_all(folder: Path) -> None:
-    """Has the system write out a folder's files: one by one, or, where they are many, all that it holds back."""
+    """Flushes the files of a folder to disk: one by one, or all at once if there are many."""
     files = [file for file in folder.rglob("*") if file.is_file()]
     if len(files) > MANY and hasattr(os, "sync"):
         os.sync()
@@ -98,7 +104,7 @@ def write_out_all(folder: Path) -> None:
 
 
 def write_out_names(folder: Path) -> None:
-    """Has the system write out which files a folder holds, where it can."""
+    """Flushes the entries of a folder to disk, if the system can."""
     with suppress(OSError):  # Windows opens no folder
         number = os.open(folder, os.O_RDONLY)
         try:
@@ -108,17 +114,18 @@ def write_out_names(folder: Path) -> None:
 
 
 def clear_unfinished(folder: Path, older_than: float = 3600.0, pattern: str = UNFINISHED) -> None:
-    """Deletes what killed writers left in a folder, never a finished file nor, within `older_than` seconds, one that is being written."""
+    """Deletes temporary files that killed processes left in a folder.
+
+    - `older_than`: minimum age in seconds, so that files of running processes stay.
+    """
     for file in folder.glob(pattern):
-        with suppress(
-            OSError
-        ):  # another process clears too, or has finished it, or it is another user's
+        with suppress(OSError):  # renamed or deleted meanwhile, or owned by another user
             if time.time() - file.stat().st_mtime > older_than:
                 file.unlink()
 
 
 def path_exists(path: Path) -> bool:
-    """Whether something is there; not where the name is longer than the file system takes."""
+    """Whether the path exists; false for names that are too long for the file system."""
     try:
         return path.exists()
     except OSError:
@@ -126,7 +133,7 @@ def path_exists(path: Path) -> bool:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether a regular file is there; a pipe and a device are none, and as `path_exists`."""
+    """Whether the path is a regular file: no pipe, no device, no too long name."""
     try:
         return path.is_file()
     except OSError:

@@ -10,13 +10,19 @@ from typing import Any
 
 
 def digest(*parts: Any) -> str:
-    """32 hexadecimal digits of the canonical JSON of `parts` (plain values only: str, int, float, bool, None, list, dict)."""
+    """32 hexadecimal digits of the canonical JSON of `parts`.
+
+    - `parts`: plain values only (str, int, float, bool, None, list, dict).
+    """
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def derive_seed(*parts: Any) -> int:
-    """A seed in [0, 2^63) that is a pure function of `parts`; never the built-in hash, which differs between processes."""
+    """A seed in [0, 2^63) that depends on `parts` alone.
+
+    The built-in `hash` would differ between processes.
+    """
     return int(digest(*parts)[:16], 16) >> 1
 
 
@@ -35,6 +41,6 @@ def digest_file(path: Path) -> str:
 
 
 def digest_files(files: Iterable[Path], root: Path) -> str:
-    """Digest of the names (relative to `root`) and contents of `files`, in the order of their names."""
+    """Digest of the names (relative to `root`) and contents of `files`, sorted by name."""
     entries = [[path.relative_to(root).as_posix(), digest_file(path)] for path in sorted(files)]
     return digest(entries)

@@ -5,8 +5,8 @@ the package sets up. Route, filter and silence messages as those of any library:
 
     logging.getLogger("discl").setLevel(logging.ERROR)
 
-`get_logger` stands in for `logging.getLogger` for one reason: the standard library lets an
-exception of a handler pass to the code that logs, and a run of days must survive a full log disk.
+Modules use `get_logger` instead of `logging.getLogger` for one reason. The standard library lets an
+exception of a handler reach the code that logs, but a run of days must survive a full log disk.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SILENT = logging.CRITICAL + 1
 
 
 class SafeLogger(logging.Logger):
-    """A logger whose handlers may fail: the message is lost, the caller goes on."""
+    """A logger whose handlers may fail: the message is lost, the caller continues."""
 
     def callHandlers(self, record: logging.LogRecord) -> None:
         try:

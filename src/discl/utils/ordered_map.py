@@ -11,13 +11,16 @@ from typing import TypeVar
 T = TypeVar("T")
 
 BLOCK = 16
-"""Rows that a thread takes at once."""
+"""Rows per task of a thread."""
 AHEAD = 2 * (os.cpu_count() or 1)
-"""Blocks that are handed out at most, of which no result was taken yet; an executor's own `map` hands out all rows before the first."""
+"""Maximum number of submitted blocks without a consumed result.
+
+`Executor.map` would submit all rows before it yields the first.
+"""
 
 
 def map_rows(pool: Executor, work: Callable[[int], T], count: int) -> Iterator[T]:
-    """What `work` makes of each row from 0 to `count` − 1, in this order; what it raises is raised after the results before it."""
+    """Yields `work(row)` for the rows 0 to `count` − 1, in order; its errors come in order too."""
 
     def carry_out(first: int) -> tuple[list[T], Exception | None]:
         made: list[T] = []

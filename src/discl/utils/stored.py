@@ -1,8 +1,9 @@
 """Reads and writes the tables, JSON and tensors of a run folder, with checks.
 
-What a kill, a power cut or a copy that stopped leaves behind is told in one error, which names the
-file, what is wrong with it, and what to do. A file of another kind (other columns, other keys) is
-as broken as one that is cut off.
+A file that a kill, a power cut or an incomplete copy has damaged raises one error. It names the
+file, what is wrong, and what to do. A file of another kind (other columns, other keys) counts as
+broken. The checks are written by hand: a schema library would be a dependency for thirty lines, and
+its errors would name neither the file nor the fix.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from .atomic import whole
 from .yaml_text import read_yaml
 
 AGAIN = "Delete it and run the same command again."
-"""What to do about a file that a stage makes."""
+"""Advice for a broken file that a stage writes."""
 BEFORE = "Run the stages before it with `discl run`."
-"""What to do about one that is not there."""
+"""Advice for a missing file."""
 REPLACED = (
-    "Run the same command with --amend: the recipe takes its place, tables are made again, and "
-    "images, scores and classifiers that fit it are kept."
+    "Run the same command with --amend: the recipe replaces it, tables are written again, and "
+    "images, scores and classifiers that fit are kept."
 )
-"""What to do about the recipe of a run folder."""
+"""Advice for a broken recipe of a run folder."""
 
 KINDS: dict[str, Callable[[pa.DataType], bool]] = {
     "text": lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
@@ -59,19 +60,19 @@ TABLES: dict[str, dict[str, str]] = {
     },
     paths.ALIA: {"semantic": "flag", "confidence": "number"},
 }
-"""Columns that the tables of a run folder have at least, with their kinds; none of them holds a null."""
+"""Required columns of the tables of a run folder, with their kinds; nulls are not allowed."""
 
 
 @contextmanager
 def reading(path: Path, advice: str = AGAIN) -> Iterator[None]:
-    """Makes a BrokenFileError that names `path` of whatever reading it fails with in the block."""
+    """Turns errors of reading in the block into BrokenFileErrors that name `path`."""
     try:
         yield
     except DisclError:
         raise
     except FileNotFoundError as error:
         remedy = BEFORE if advice == AGAIN else advice
-        raise BrokenFileError(f"{path} is not there. {remedy}", path) from error
+        raise BrokenFileError(f"{path} does not exist. {remedy}", path) from error
     except OSError as error:
         raise broken(path, f"cannot be read: {error.strerror or error}", advice) from error
     except (
@@ -80,16 +81,16 @@ def reading(path: Path, advice: str = AGAIN) -> Iterator[None]:
         IndexError,
         TypeError,
         AttributeError,
-        RuntimeError,  # tensors that a network has no place for; too deep a nesting
+        RuntimeError,  # tensors that do not fit a network; too deep nesting
         pa.ArrowException,
         SafetensorError,
     ) as error:
-        told = " ".join(str(error).split())[:200] or type(error).__name__
-        raise broken(path, f"is cut off or no file of its kind ({told})", advice) from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise broken(path, f"is cut off or no file of its kind ({reason})", advice) from error
 
 
 def broken(path: Path, what: str, advice: str = AGAIN) -> BrokenFileError:
-    """The error for a file that `what` is said of."""
+    """The error for a broken file; `what` says what is wrong with it."""
     return BrokenFileError(f"{path} {what}. {advice}", path)
 
 
@@ -100,11 +101,14 @@ def read_table(
     key: str | None = None,
     advice: str = AGAIN,
 ) -> pa.Table:
-    """A Parquet table of a run folder, checked against TABLES by its name; only `columns`, if given.
+    """A Parquet table of a run folder, checked against `TABLES` by its file name.
 
-    `key` is the digest of what the table is made from: one that was written with another key is
-    foreign, one without any is not compared. Raises BrokenFileError where the file is missing, cut
-    off, or another one.
+    - `columns`: columns to read; default all.
+    - `key`: digest of what the table was made from. A table with another key counts as broken; a
+      table without a key is accepted.
+    - `advice`: what to do about a broken file.
+
+    Raises BrokenFileError where the file is missing, cut off, or another one.
     """
     needed = TABLES.get(path.name, {})
     with reading(path, advice):
@@ -130,7 +134,7 @@ def read_table(
 
 
 def write_table(table: pa.Table, path: Path, key: str | None = None) -> None:
-    """Writes a Parquet file that appears whole or not at all; `key` is for `read_table`."""
+    """Writes a Parquet file atomically; `read_table` compares its `key`."""
     if key is not None:
         stated = {**(table.schema.metadata or {}), b"key": key.encode()}
         table = table.replace_schema_metadata(stated)
@@ -139,20 +143,20 @@ def write_table(table: pa.Table, path: Path, key: str | None = None) -> None:
 
 
 def read_text(path: Path, advice: str = AGAIN) -> str:
-    """A text in UTF-8. Raises BrokenFileError where there is none."""
+    """The text of a UTF-8 file. Raises BrokenFileError."""
     with reading(path, advice):
         _check_plain(path, advice)
         return path.read_text(encoding="utf-8")
 
 
 def write_text(path: Path, text: str, sync: bool = True) -> None:
-    """Writes a file that appears whole or not at all."""
+    """Writes a UTF-8 file atomically; `sync` as in `atomic.whole`."""
     with whole(path, sync) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 
 def read_recipe_tree(path: Path) -> dict[str, Any]:
-    """The recipe that a run folder keeps, as a plain tree. Raises BrokenFileError where it is none."""
+    """The recipe of a run folder as a plain tree. Raises BrokenFileError."""
     try:
         tree = read_yaml(path, error=RunError)
     except RunError as error:
@@ -161,15 +165,15 @@ def read_recipe_tree(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path, *keys: str, advice: str = AGAIN) -> dict[str, Any]:
-    """The mapping in a JSON file, with these keys at least. Raises BrokenFileError where there is none."""
+    """The mapping in a JSON file, with at least these keys. Raises BrokenFileError."""
     text = read_text(path, advice)
     with reading(path, advice):
         return _with_keys(path, json.loads(text), keys, advice)
 
 
 def read_lines(path: Path, *keys: str, advice: str = AGAIN) -> list[dict[str, Any]]:
-    """The mappings in a file of one JSON text a line. Raises BrokenFileError where one is none."""
-    if path.is_file() and not path.stat().st_size:  # of nothing that was done yet
+    """The mappings in a JSON lines file, with at least these keys. Raises BrokenFileError."""
+    if path.is_file() and not path.stat().st_size:  # nothing was done yet
         return []
     text = read_text(path, advice)
     with reading(path, advice):
@@ -179,9 +183,11 @@ def read_lines(path: Path, *keys: str, advice: str = AGAIN) -> list[dict[str, An
 def read_tensors(
     path: Path, advice: str = AGAIN, fits: Callable[[Mapping[str, Sequence[int]]], bool] = bool
 ) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, if their names and shapes are what `fits` wants.
+    """The tensors of a safetensors file.
 
-    Raises BrokenFileError where they are not, and where the file is cut off or of another kind.
+    - `fits`: gets `{name: shape}`; returns whether these are the expected tensors.
+
+    Raises BrokenFileError for other tensors, and where the file is cut off or of another kind.
     """
     shapes, _ = read_header(path, advice)
     if not fits(shapes):
@@ -193,9 +199,9 @@ def read_tensors(
 def read_header(
     path: Path, advice: str = AGAIN
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """(`{tensor: shape}`, metadata) of a safetensors file; the tensors are not read, but the file is as long as they need.
+    """(`{tensor: shape}`, metadata) of a safetensors file; the tensors are not read.
 
-    Raises BrokenFileError where it is not.
+    Raises BrokenFileError, also for a file that is too short for its tensors.
     """
     with reading(path, advice):
         _check_plain(path, advice)
@@ -210,10 +216,7 @@ def read_header(
 def save_tensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a safetensors file that appears whole or not at all.
-
-    Raises WriteError where the disk refuses; what was there before is then as it was.
-    """
+    """Writes a safetensors file atomically. Raises WriteError; the old file then stays."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with whole(path) as unfinished:
         try:
@@ -222,8 +225,8 @@ def save_tensors(
             found = re.search(r"os error (\d+)", str(error))
             if found is None and "I/O" not in str(error):
                 raise
-            told = re.sub(r" \(os error \d+\)|.*I/O error: ", "", str(error))
-            raise OSError(int(found[1]) if found else 5, told) from error
+            reason = re.sub(r" \(os error \d+\)|.*I/O error: ", "", str(error))
+            raise OSError(int(found[1]) if found else 5, reason) from error
 
 
 def _check_plain(path: Path, advice: str) -> None:
@@ -237,7 +240,7 @@ def _check_plain(path: Path, advice: str) -> None:
 def _with_keys(path: Path, found: Any, keys: Sequence[str], advice: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise broken(path, "holds no mapping", advice)
-    lacking = [key for key in keys if key not in found]
-    if lacking:
-        raise broken(path, f"lacks {', '.join(lacking)}, so it is another file", advice)
+    missing = [key for key in keys if key not in found]
+    if missing:
+        raise broken(path, f"has no {', '.join(missing)}, so it is another file", advice)
     return found

@@ -1,15 +1,17 @@
 """Reads YAML within limits.
 
-The rules are those of YAML 1.1 as PyYAML has them, with these differences:
+The rules are those of YAML 1.1 in PyYAML, with these differences:
 
-- A key is a text, as it is written: `no:`, `on:`, `001:`, `null:` and `2024-01-01:` are the keys
-  `no`, `on`, `001`, …
-- A key stands once in a mapping.
-- A date is a text. Numbers with a leading zero or in base 60 (`010`, `1:30`), which YAML reads as 8
+- Keys are texts as written: `no:`, `on:`, `001:`, `null:` and `2024-01-01:` are the keys `no`,
+  `on`, `001`, …
+- A key occurs once in a mapping.
+- Dates are texts. Numbers with a leading zero or in base 60 (`010`, `1:30`), which YAML reads as 8
   and 90, are refused.
-- Where the reader says so (`as_written`), values are texts as they are written as well; see
-  `Written`.
-- Tags other than `!!str` are refused, and so are NUL and halves of characters.
+- Values are texts as written where the caller requires it (`as_written`); see `Written`.
+- Tags other than `!!str`, NUL and unpaired surrogates are refused.
+
+PyYAML parses; the tree is built by hand, because its loaders neither limit aliases and depth nor
+notice keys that occur twice.
 """
 
 from __future__ import annotations
@@ -27,19 +29,19 @@ import yaml
 from ..errors import DisclError, RecipeError, shorten
 
 Written = Callable[[tuple[str, ...]], bool]
-"""Says of the list or mapping below these keys (an item of a list is `ITEM`) whether its scalars
-are texts as written.
+"""Gets the keys of a list or mapping (a list item is `ITEM`); returns whether its scalars are texts
+as written.
 
-A null stays one as a value of a mapping, and so does an item of a list that is empty.
+Nulls as values of a mapping, and empty list items, stay null.
 """
 ITEM = "[]"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may hold: bytes, values, levels of nesting, characters of one text.
+    """Limits of a file: bytes, values, levels of nesting, characters of one text.
 
-    What an alias stands for counts as often as it is used.
+    The target of an alias counts at every use.
     """
 
     size: int = 4_000_000
@@ -50,14 +52,14 @@ class Limits:
 
 RECIPE = Limits()
 LISTS = Limits(64_000_000, 1_000_000)
-"""For lists of texts, which hold some for each of many classes."""
+"""For lists of texts of many classes."""
 LONGEST_KEY = 1000
-"""Characters of a key, at most."""
+"""Maximum number of characters of a key."""
 LARGEST = 2**63 - 1
-"""Whole numbers lie between this and its negative, as everywhere where they are stored."""
+"""Integers are between this and its negative, as in every table."""
 
 UNFIT = re.compile(r"[\x00\ud800-\udfff]")
-"""Characters that no name of a file and no UTF-8 can hold."""
+"""Characters that neither file names nor UTF-8 can hold."""
 _TRUTH = {"yes": True, "no": False, "true": True, "false": False, "on": True, "off": False}
 _NULLS = {"", "~", "null", "Null", "NULL"}
 _INTEGER = re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)")
@@ -79,8 +81,10 @@ def read_yaml(
 ) -> Any:
     """The plain value (dict, list, str, int, float, bool, None) of a YAML file.
 
-    Raises `error` for what is no regular file, cannot be read, or is not as `parse_yaml` wants it;
-    `what` begins the message.
+    - `as_written`: see `Written`.
+    - `error`: the class of errors, for a file that is not regular, unreadable, or refused by
+      `parse_yaml`.
+    - `what`: the beginning of their messages.
     """
     return parse_yaml(
         read_text(path, limits.size, error, what), f"{what}{path}", limits, as_written, error
@@ -88,7 +92,7 @@ def read_yaml(
 
 
 def read_text(path: Path, most: int, error: type[DisclError] = RecipeError, what: str = "") -> str:
-    """The text of a regular file of at most `most` bytes in UTF-8; raises `error` for others.
+    """The text of a regular UTF-8 file of at most `most` bytes; raises `error` for others.
 
     It never waits for a pipe or a device.
     """
@@ -122,11 +126,13 @@ def parse_yaml(
     error: type[DisclError] = RecipeError,
     above: tuple[str, ...] = (),
 ) -> Any:
-    """The plain value of a YAML text; `what` names it in messages, and `above` are the keys below
-    which it stands.
+    """The plain value of a YAML text.
 
-    Raises `error`, with the line, for text that is no YAML, a key that stands twice, and all that
-    this module or `limits` refuse.
+    - `what`: name of the text in messages.
+    - `above`: keys above the value.
+
+    Raises `error`, with the line, for invalid YAML, for a key that occurs twice, and for everything
+    that this module or `limits` refuse.
     """
     what = shorten(what, 200, quoted=False)
     try:
@@ -142,7 +148,7 @@ def parse_yaml(
     except yaml.YAMLError as failure:
         raise error(f"{what} is not valid YAML: {_told(failure)}") from failure
     except UnicodeError as failure:
-        raise error(f"{what} is not valid YAML: it holds halves of characters.") from failure
+        raise error(f"{what} is not valid YAML: it holds unpaired surrogates.") from failure
     except (ValueError, OverflowError, RecursionError) as failure:
         raise error(
             f"{what} is not valid YAML: {shorten(str(failure), 200, quoted=False)}."
@@ -150,7 +156,7 @@ def parse_yaml(
 
 
 class _Refused(Exception):
-    """Why a text is not taken; `line` counts from 1, 0 where it is none of a file."""
+    """The reason to refuse a text; `line` counts from 1, and is 0 if unknown."""
 
     def __init__(self, message: str, line: int = 0) -> None:
         super().__init__(message)
@@ -159,8 +165,7 @@ class _Refused(Exception):
 
 @dataclass(slots=True)
 class _Node:
-    """A value before it is built. `values` and `characters` count all that lies below it, aliases
-    as often as they are used."""
+    """A value before it is built; `values` and `characters` count everything below it."""
 
     kind: str
     line: int
@@ -174,8 +179,7 @@ class _Node:
 
 
 class _Composer:
-    """The tree of a text, from the parser's events, so that what is over a limit is refused before
-    it takes room."""
+    """The tree of a text, from the parser's events; limits apply before memory is used."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -229,7 +233,7 @@ class _Composer:
         if node is None:
             raise _Refused(f"the alias *{shorten(name)} has no anchor before it.", line)
         if node.open:
-            raise _Refused(f"the alias *{shorten(name)} stands inside what it stands for.", line)
+            raise _Refused(f"the alias *{shorten(name)} is inside its own anchor.", line)
         return node
 
     def _add(self, node: _Node, line: int, anchor: str | None = None) -> None:
@@ -239,14 +243,14 @@ class _Composer:
         self.characters += 0 if node.open else node.characters
         if self.values > self.limits.values:
             raise _Refused(
-                f"it holds more than {self.limits.values:,} values (an alias counts as all that "
-                "it stands for).",
+                f"it holds more than {self.limits.values:,} values (an alias counts as its "
+                "target).",
                 line,
             )
         if self.characters > self.limits.size:
             raise _Refused(
-                f"it holds more than {self.limits.size:,} characters (an alias counts as all that "
-                "it stands for).",
+                f"it holds more than {self.limits.size:,} characters (an alias counts as its "
+                "target).",
                 line,
             )
         if anchor is not None:
@@ -265,7 +269,7 @@ class _Composer:
 
 
 def _check_tag(tag: str | None, line: int) -> bool:
-    """Whether a tag makes a text of a value. Raises _Refused for any other."""
+    """Whether a tag turns a value into a text. Raises _Refused for other tags."""
     if tag in (None, "!", "tag:yaml.org,2002:str"):
         return tag is not None
     raise _Refused(
@@ -294,7 +298,7 @@ def _build(node: _Node, keys: tuple[str, ...], as_written: Written) -> Any:
 
 
 def _entries(node: _Node) -> dict[str, _Node]:
-    """Keys and values of a mapping, with those that `<<` merges into it below its own."""
+    """Keys and values of a mapping; its own keys win over those merged by `<<`."""
     own: dict[str, _Node] = {}
     lines: dict[str, int] = {}
     merged: list[_Node] = []
@@ -316,8 +320,8 @@ def _entries(node: _Node) -> dict[str, _Node]:
             continue
         if key.text in own:
             raise _Refused(
-                f"the key {shorten(key.text)} stands twice in one mapping, in lines "
-                f"{lines[key.text]} and {key.line}; take one out.",
+                f"the key {shorten(key.text)} occurs twice in one mapping, in lines "
+                f"{lines[key.text]} and {key.line}; remove one.",
                 key.line,
             )
         own[key.text], lines[key.text] = value, key.line
@@ -333,7 +337,7 @@ def _entries(node: _Node) -> dict[str, _Node]:
 
 
 def _value(node: _Node) -> Any:
-    """The value of a scalar by the rules of YAML 1.1."""
+    """The value of a scalar in YAML 1.1."""
     text = node.text
     if not node.plain:
         return text
@@ -366,7 +370,7 @@ def _whole_number(text: str, line: int) -> int:
 
 
 def _told(failure: yaml.YAMLError) -> str:
-    """What a parser says, in one line."""
+    """The message of a parser in one line."""
     problem = getattr(failure, "problem", None) or getattr(failure, "reason", None) or failure
     context = getattr(failure, "context", None)
     mark = getattr(failure, "problem_mark", None) or getattr(failure, "context_mark", None)
@@ -376,10 +380,10 @@ def _told(failure: yaml.YAMLError) -> str:
 
 
 def check_plain(value: Any, limits: Limits = RECIPE) -> str | None:
-    """What a plain tree from elsewhere holds that no YAML file may, in a sentence; None if nothing.
+    """What a plain tree holds that a YAML file may not, in a sentence; None if nothing.
 
-    That is too much, too deep or in a circle, too long a text or too large a number, strange
-    characters.
+    These are too many values, too deep or circular nesting, too long texts, too large numbers, and
+    characters that UTF-8 cannot hold.
     """
     waiting: list[tuple[Any, tuple[Any, ...]]] = [(value, ())]
     count = 0
