@@ -125,9 +125,9 @@ def _options(recipe: Recipe, generator: Generator) -> dict[str, str]:
         facts["LoRA"] = ", ".join(
             f"{public_name(lora.path)} × {lora.scale:g}" for lora in config.loras
         )
-    if asked.adapt is not None:
+    if config.adapt is not None:
         facts["adapted"] = (
-            f"low-rank weights of rank {asked.adapt.rank}, {asked.adapt.steps} steps on the real "
+            f"low-rank weights of rank {config.adapt.rank}, {config.adapt.steps} steps on the real "
             "training images"
         )
     return facts
