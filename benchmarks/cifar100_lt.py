@@ -198,7 +198,7 @@ def carry_out(unit: Unit, job: Job) -> str:
     from discl.run_folder.run import Run
     from discl.stages.evaluate import evaluate
     from discl.stages.train import train
-    from discl.stages.tune import adjustment_of, judge_trial, with_methods
+    from discl.stages.tune import adjustment_of, score_trial, with_methods
     from discl.training.checkpoint import read_history
 
     torch.set_num_threads(1)
@@ -254,7 +254,7 @@ def carry_out(unit: Unit, job: Job) -> str:
     }
     if unit.seed is None:
         told |= {
-            "figure": judge_trial(rows[unit.method], metric),
+            "figure": score_trial(rows[unit.method], metric),
             "adjustment": adjustment_of(rows, unit.method),
         }
         line = f"{100 * told['figure']:.1f} balanced on what is held out"
