@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel
 
 from discl.recipe import Recipe, load_recipe, loading
-from discl.recipe.paths import FOREIGN, PATHS, SPACES, TEXTS, matches
+from discl.recipe.paths import CANDIDATES, FOREIGN, PATHS, SPACES, TEXTS, matches
 from discl.recipe.training import Method, Train
 from discl.report import text as words
 from helpers import miniatures
@@ -36,7 +36,8 @@ def trees(pattern: str, value: Any) -> Iterator[Any]:
     """Every way in which a value can be written at a pattern of the tree."""
     for space in SPACES:
         if pattern.startswith(f"{space}."):
-            yield from searched(space, pattern.removeprefix(f"{space}.").split("."), value)
+            keys = pattern.removeprefix(f"{space}.").split(".")
+            yield from searched(space, keys, [{"path": value}] if "loras" in pattern else value)
             return
     yield nested(pattern.split("."), [{"path": value}] if "loras" in pattern else value)
 
@@ -50,7 +51,8 @@ def nested(keys: list[str], value: Any) -> Any:
 def searched(space: str, keys: list[str], value: Any) -> Iterator[Any]:
     """In a search space: a dotted key ends at any level, and the values to try are in a list."""
     for end in range(1, len(keys) + 1):
-        tried = {".".join(keys[:end]): [0, nested(keys[end:], value)]}
+        below = nested(keys[end:], value)
+        tried = {".".join(keys[:end]): below if space == CANDIDATES else [0, below]}
         yield nested(space.split("."), tried)
 
 
@@ -88,7 +90,7 @@ def test_a_field_that_speaks_of_files_or_folders_has_a_pattern() -> None:
         keys
         for keys, field in FIELDS
         if re.search(r"\b(files?|folders?|paths?|hub)\b", field.description or "")
-        or re.search("path|file|checkpoint|folder", keys[-1])
+        or re.search("path|file|checkpoint$|folder", keys[-1])
     ]
     assert len(spoken) >= 15
     assert [keys for keys in spoken if not matches((*keys, "x"), (*PATHS, *FOREIGN))] == []
@@ -120,6 +122,7 @@ def all_texts(kind: Any) -> bool:
 @pytest.mark.parametrize("pattern", [*PATHS, *FOREIGN, *TEXTS])
 def test_a_pattern_names_a_field(pattern: str) -> None:
     known = {".".join(keys) for keys, _ in FIELDS}
+    known |= {f"{CANDIDATES}.{key}" for key in known}
     assert pattern.removesuffix(".*") in known
 
 

@@ -14,18 +14,16 @@ from pydantic import AfterValidator
 from ..errors import RecipeError, shorten
 from ..utils.yaml_text import ITEM
 
-SPACES = ("compare.tune.space", "compare.tune.methods.*")
-"""Search spaces. Their keys hold dots themselves, such as `train.optimizer.lr`."""
-METHODS = ("methods.*", *SPACES)
+TUNED = ("compare.tune.space", "compare.tune.methods.*")
+CANDIDATES = "pilot.candidates.*"
+SPACES = (*TUNED, CANDIDATES)
+"""Mappings whose keys hold dots themselves, such as `train.optimizer.lr`."""
+METHODS = ("methods.*", *TUNED)
 TRAIN = ("train", "compare.tune.train", *(f"{method}.train" for method in METHODS))
 
 LISTS = ("data.files",)
 """Files that are looked up in `data.root` before anywhere else."""
-PATHS = (
-    *LISTS,
-    "data.root",
-    "data.images",
-    "data.long_tail.index",
+_GENERATION = (
     "prompts.phrases",
     "prompts.captions.checkpoint",
     "prompts.settings.captioner.checkpoint",
@@ -33,25 +31,34 @@ PATHS = (
     "spectrum.config",
     "spectrum.loras.path",
     "filter.checkpoint",
+)
+PATHS = (
+    *LISTS,
+    "data.root",
+    "data.images",
+    "data.long_tail.index",
+    *_GENERATION,
+    *(f"{CANDIDATES}.{key}" for key in _GENERATION),
     "runtime.store",
     *(f"{train}.model.checkpoint" for train in TRAIN),
 )
 """Texts that may name a file or folder of this machine."""
+_SERVERS = ("prompts.endpoint.model", "prompts.settings.endpoint.model")
 FOREIGN = (
-    "prompts.endpoint.model",
-    "prompts.settings.endpoint.model",
+    *_SERVERS,
+    *(f"{CANDIDATES}.{key}" for key in _SERVERS),
     *(f"{method}.{key}" for method in METHODS for key in ("objective", "system")),
 )
 """Texts that another program reads, such as a server or a plugin. They may name a file as well."""
+_GENERATION_TEXTS = ("prompts.templates", "prompts.names", "filter.negatives")
 TEXTS = (
+    *_GENERATION_TEXTS,
+    *(f"{CANDIDATES}.{key}" for key in _GENERATION_TEXTS),
     "data.files",
     "data.splits",
     "data.columns",
     "data.long_tail.class_order",
     "hard.exclude",
-    "prompts.templates",
-    "prompts.names",
-    "filter.negatives",
     "compare.rows",
     "runtime.loggers",
     *(f"{train}.{key}" for train in TRAIN for key in ("augment", "model.templates")),
