@@ -137,7 +137,7 @@ def doubling(count: int, inner: str = "x") -> str:
         ('a: "\\0"', r"U\+0000"),
         ("a: \0", "NUL"),
         ('a: "\\ud800"', "valid YAML"),
-        ("a: \ud800", "halves"),
+        ("a: \ud800", "surrogates"),
         ("[a, b]: 1", "list cannot be a key"),
         ("{a: 1}: 1", "mapping cannot be a key"),
         ("<<: 5", "merges a mapping"),

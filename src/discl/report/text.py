@@ -227,7 +227,7 @@ def caution(summary: RunSummary) -> str:
     return (
         f"{text} With {number(sum(images))} {summary.split} images, the standard error of a "
         f"difference is about {sizes}, if the two classifiers are independent. The variation "
-        "between training seeds is not measured here; `discl compare` measures it."
+        "between training seeds is not measured here; discl compare measures it."
     )
 
 
