@@ -181,6 +181,7 @@ def test_no_command_imports_without_leave_and_with_leave_only_those_that_train(
     assert "mine+la" not in json.loads((out / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_run_folder_imports_nothing_however_it_is_opened(
     tree: dict[str, Any], folder: Path, call: Call, imported: Callable[[], bool]
 ) -> None:
