@@ -1,4 +1,4 @@
-"""Configurations and indices of the embedded checkpoints, mutated: every load ends well or with one clear error, soon."""
+"""Mutated configurations and indices of checkpoints: each load works or ends in a clear error."""
 
 from __future__ import annotations
 
@@ -27,9 +27,31 @@ from discl.spectrum.models import check_generator, describe_generator, load_gene
 from discl.stages.classifiers import describe_classifier, starter_of
 
 VALUES: tuple[Any, ...] = (
-    None, True, -1, 0, 1, 3, 10**9, 10**30, 0.5, -0.0, float("nan"), float("inf"), "", "x", "../x", "\x00", [], [1], ["a", None], {},
-    {"a": {}}, "9" * 5000, [[]] * 3, {"": 1},
-)  # fmt: skip
+    None,
+    True,
+    -1,
+    0,
+    1,
+    3,
+    10**9,
+    10**30,
+    0.5,
+    -0.0,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "../x",
+    "\x00",
+    [],
+    [1],
+    ["a", None],
+    {},
+    {"a": {}},
+    "9" * 5000,
+    [[]] * 3,
+    {"": 1},
+)
 TEXTS = (
     "",
     "{",
@@ -46,7 +68,7 @@ TEXTS = (
 
 
 def mutate(text: str, rng: random.Random) -> str:
-    """One, two or three changes of a JSON text: a value replaced, a key gone or moved, or the text itself spoilt."""
+    """One to three changes of a JSON text: a value, a key, or the text itself."""
     if rng.random() < 0.08:
         return rng.choice((*TEXTS, text[: rng.randrange(len(text))]))
     tree = json.loads(text)
@@ -72,9 +94,12 @@ def mutate(text: str, rng: random.Random) -> str:
 
 
 def train_from(folder: Path) -> Any:
-    train = Train.model_validate({
-        "image_size": 32, "model": {"architecture": "clip", "checkpoint": str(folder), "templates": ["{class}"]},
-    })  # fmt: skip
+    train = Train.model_validate(
+        {
+            "image_size": 32,
+            "model": {"architecture": "clip", "checkpoint": str(folder), "templates": ["{class}"]},
+        }
+    )
     return starter_of(describe_classifier(train, ("a", "b")), train)()
 
 
@@ -94,10 +119,14 @@ def save_own(folder: Path) -> Path:
 
 
 FAMILIES: dict[str, tuple[str, int, list[Callable[[Path], Any]]]] = {
-    "clip": ("embedded:fashion-mnist/clip", 150, [lambda folder: ClipScorer(str(folder), {0: "a"}), train_from]),
+    "clip": (
+        "embedded:fashion-mnist/clip",
+        150,
+        [lambda folder: ClipScorer(str(folder), {0: "a"}), train_from],
+    ),
     "diffusion": ("embedded:fashion-mnist/diffusion", 60, [load_whole]),
     "own": ("", 150, [load_classifier]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.timeout(120)
@@ -132,7 +161,8 @@ def test_mutated_configurations_end_well_or_with_one_clear_error(
             assert any(name in str(error) for name in named), (number, str(error))
         except BaseException as error:
             raise AssertionError(
-                f"mutation {number} of {file.relative_to(folder)} ends in {error!r:.300}:\n{after[:1500]}"
+                f"mutation {number} of {file.relative_to(folder)} ends in {error!r:.300}:\n"
+                f"{after[:1500]}"
             ) from error
         file.write_text(before)
     assert ended > rounds // 10  # the mutations matter

@@ -36,7 +36,10 @@ WITHOUT = {
     "pipeline",
     "timm.create_model",
 }
-"""They know no such word: one fixed class, a class of diffusers that was looked up, a pipeline that is called, a name of timm."""
+"""They take no such argument.
+
+One fixed class, a class looked up in diffusers, a pipeline that is called, a name of timm.
+"""
 
 
 def calls() -> list[tuple[str, ast.Call]]:
@@ -72,13 +75,18 @@ def test_no_source_trusts_code_of_a_checkpoint() -> None:
 
 CANARY = "import pathlib\npathlib.Path({!r}).write_text('ran')\nclass Own: pass\n"
 AUTO = (
-    "AutoConfig", "AutoModel", "AutoModelForImageClassification", "AutoModelForImageTextToText", "AutoImageProcessor", "AutoProcessor",
+    "AutoConfig",
+    "AutoModel",
+    "AutoModelForImageClassification",
+    "AutoModelForImageTextToText",
+    "AutoImageProcessor",
+    "AutoProcessor",
     "AutoTokenizer",
-)  # fmt: skip
+)
 
 
 def poison(folder: Path, canary: Path, **changed: Any) -> Path:
-    """Every configuration of a folder and of its parts names a module beside it, which would write `canary`."""
+    """Every configuration names a module beside it, which would write `canary`."""
     for file in list(folder.rglob("*.json")):
         if file.name in {"vocab.json", "tokenizer.json", "model_index.json"}:
             continue
@@ -95,9 +103,16 @@ def poison(folder: Path, canary: Path, **changed: Any) -> Path:
 
 
 def train_from(folder: Path, architecture: str) -> Any:
-    train = Train.model_validate({
-        "image_size": 32, "model": {"architecture": architecture, "checkpoint": str(folder), "templates": ["{class}"]},
-    })  # fmt: skip
+    train = Train.model_validate(
+        {
+            "image_size": 32,
+            "model": {
+                "architecture": architecture,
+                "checkpoint": str(folder),
+                "templates": ["{class}"],
+            },
+        }
+    )
     return starter_of(describe_classifier(train, ("a", "b")), train)()
 
 
@@ -109,8 +124,13 @@ def folders(
 
     root = tmp_path_factory.mktemp("trust")
     config = ViTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
-    )  # fmt: skip
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
+    )
     ViTForImageClassification(config).save_pretrained(root / "vit")
     blip = save_blip(root / "blip")
     return {"vit": root / "vit", "blip": blip, "clip": tiny_clip, "diffusion": tiny_diffusion}
@@ -143,7 +163,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_python_of_a_checkpoint_never_runs(
     kind: str, folders: dict[str, Path], tmp_path: Path, asked: list[str]
 ) -> None:
-    """Where the family is known its plain class is loaded; where only the code knows it, the folder is refused."""
+    """A known family loads as its plain class; a family that only the code knows is refused."""
     family, load = LOAD[kind]
     canary = tmp_path / "canary"
     folder = poison(Path(shutil.copytree(folders[family], tmp_path / "known")), canary)
@@ -274,9 +294,16 @@ def test_a_classifier_of_somebody_else_names_no_weights_elsewhere(
     made: list[Any] = []
     monkeypatch.setattr(timm, "create_model", lambda *given, **named: made.append((given, named)))
     config = {
-        "architecture": "timm", "stem": "", "width": 0, "class_names": ["a", "b"], "image_size": 32, "resize": 32,
-        "mean": [0.5] * 3, "std": [0.5] * 3, "backbone": backbone,
-    }  # fmt: skip
+        "architecture": "timm",
+        "stem": "",
+        "width": 0,
+        "class_names": ["a", "b"],
+        "image_size": 32,
+        "resize": 32,
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "backbone": backbone,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"not a model of timm's registry"):
@@ -287,9 +314,12 @@ def test_a_classifier_of_somebody_else_names_no_weights_elsewhere(
 def test_a_classifier_of_somebody_else_asks_for_no_kernels(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    train = Train.model_validate({
-        "image_size": 32, "model": {"architecture": "transformers", "checkpoint": str(folders["vit"])},
-    })  # fmt: skip
+    train = Train.model_validate(
+        {
+            "image_size": 32,
+            "model": {"architecture": "transformers", "checkpoint": str(folders["vit"])},
+        }
+    )
     config = describe_classifier(train, ("a", "b"))
     save_classifier(starter_of(config, train)(), config, tmp_path)
     load_classifier(tmp_path)

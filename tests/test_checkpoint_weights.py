@@ -1,4 +1,4 @@
-"""Every tensor of a checkpoint has its place and every place its tensor, for each family; what feeds it may be told in two files."""
+"""Tensors of a checkpoint match the network's for each family; preprocessing has two files."""
 
 from __future__ import annotations
 
@@ -30,9 +30,16 @@ from helpers.captioners import save_blip
 
 
 def train_from(folder: Path, architecture: str, objective: str = "cross-entropy") -> Any:
-    train = Train.model_validate({
-        "image_size": 32, "model": {"architecture": architecture, "checkpoint": str(folder), "templates": ["{class}"]},
-    })  # fmt: skip
+    train = Train.model_validate(
+        {
+            "image_size": 32,
+            "model": {
+                "architecture": architecture,
+                "checkpoint": str(folder),
+                "templates": ["{class}"],
+            },
+        }
+    )
     return starter_of(describe_classifier(train, ("a", "b"), None, objective), train)()
 
 
@@ -44,14 +51,23 @@ def folders(
 
     root = tmp_path_factory.mktemp("weights")
     config = ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
-    )  # fmt: skip
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
+    )
     ViTForImageClassification(config).save_pretrained(root / "vit")
     own = ClassifierConfig("resnet10", "3x3", 8, ("a", "b"), 32, 32, (0.5,) * 3, (0.5,) * 3)
     save_classifier(build_classifier(own), own, root / "own")
     return {
-        "vit": root / "vit", "own": root / "own", "blip": save_blip(root / "blip"), "clip": tiny_clip, "diffusion": tiny_diffusion,
-    }  # fmt: skip
+        "vit": root / "vit",
+        "own": root / "own",
+        "blip": save_blip(root / "blip"),
+        "clip": tiny_clip,
+        "diffusion": tiny_diffusion,
+    }
 
 
 CLIPS: dict[str, Callable[[Path], Any]] = {
@@ -62,17 +78,26 @@ CLIPS: dict[str, Callable[[Path], Any]] = {
 LOAD: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     **{name: ("clip", "model.safetensors", load) for name, load in CLIPS.items()},
     "own classifier": ("own", "model.safetensors", load_classifier),
-    "classifier of transformers": ("vit", "model.safetensors", lambda folder: train_from(folder, "transformers")),
+    "classifier of transformers": (
+        "vit",
+        "model.safetensors",
+        lambda folder: train_from(folder, "transformers"),
+    ),
     "captions": ("blip", "model.safetensors", lambda folder: Captioner(str(folder))),
     **{
         part: ("diffusion", f"{part}/{name}", lambda folder: load_generator(str(folder)))
         for part, name in {
-            "unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors",
+            "unet": "diffusion_pytorch_model.safetensors",
+            "vae": "diffusion_pytorch_model.safetensors",
             "text_encoder": "model.safetensors",
         }.items()
     },
-    "plain unet": ("diffusion", "unet/diffusion_pytorch_model.safetensors", lambda folder: load_plain(str(folder))),
-}  # fmt: skip
+    "plain unet": (
+        "diffusion",
+        "unet/diffusion_pytorch_model.safetensors",
+        lambda folder: load_plain(str(folder)),
+    ),
+}
 
 
 def copied(folders: dict[str, Path], family: str, to: Path) -> Path:
@@ -132,7 +157,10 @@ def test_counters_and_tables_of_positions_are_no_surplus(
 ) -> None:
     family, file, load = LOAD[kind]
     folder = copied(folders, family, tmp_path)
-    harmless = {"text_model.embeddings.position_ids": torch.arange(4), "x.num_batches_tracked": torch.tensor(1)}  # fmt: skip
+    harmless = {
+        "text_model.embeddings.position_ids": torch.arange(4),
+        "x.num_batches_tracked": torch.tensor(1),
+    }
     rewrite(folder / file, lambda tensors: tensors.update(harmless))
     load(folder)
 
@@ -162,13 +190,18 @@ def test_an_incomplete_clip_is_refused_by_every_loader(
 
 
 def test_heads_and_poolers_of_pretraining_are_left_behind(tmp_path: Path) -> None:
-    """A backbone saved with its pooler, or with the decoder of masked pretraining, gets a head of its own."""
+    """A backbone saved with its pooler, or the decoder of masked pretraining, gets a new head."""
     from transformers import ViTConfig, ViTForMaskedImageModeling, ViTModel
 
     config = ViTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
         encoder_stride=8,
-    )  # fmt: skip
+    )
     for kind in (ViTModel, ViTForMaskedImageModeling):
         kind(config).save_pretrained(tmp_path / kind.__name__)
         train_from(tmp_path / kind.__name__, "transformers")
@@ -176,14 +209,17 @@ def test_heads_and_poolers_of_pretraining_are_left_behind(tmp_path: Path) -> Non
 
 @pytest.fixture
 def of_transformers_5(tiny_clip: Path, tmp_path: Path) -> Path:
-    """A CLIP as transformers 5 saves it, with `processor_config.json` only; means and deviations differ from the default ones."""
+    """A CLIP of transformers 5: `processor_config.json` only, no default means and deviations."""
     from transformers import CLIPImageProcessorPil, CLIPProcessor, CLIPTokenizer
 
     folder = Path(shutil.copytree(tiny_clip, tmp_path / "clip5"))
     (folder / "preprocessor_config.json").unlink()
     images = CLIPImageProcessorPil(
-        size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]
-    )  # fmt: skip
+        size={"shortest_edge": 40},
+        crop_size={"height": 32, "width": 32},
+        image_mean=[0.1, 0.2, 0.3],
+        image_std=[0.4, 0.5, 0.6],
+    )
     CLIPProcessor(images, CLIPTokenizer.from_pretrained(folder)).save_pretrained(folder)
     assert not (folder / "preprocessor_config.json").exists()
     return folder
@@ -220,7 +256,12 @@ QUANTISED = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     ("kind", "part", "quantised", "told"),
     [
         ("unet", "unet", QUANTISED, "needs the package bitsandbytes: pip install bitsandbytes"),
-        ("text_encoder", "text_encoder", {"quant_method": "quanto"}, "needs the package optimum-quanto"),
+        (
+            "text_encoder",
+            "text_encoder",
+            {"quant_method": "quanto"},
+            "needs the package optimum-quanto",
+        ),
         ("vae", "vae", {"quant_method": "of-nobody"}, "'of-nobody', which is not supported"),
         ("unet", "unet", "int8", "'int8', which is not supported"),
         ("captions", ".", {"load_in_8bit": True}, "needs the package bitsandbytes"),
@@ -228,7 +269,7 @@ QUANTISED = {"quant_method": "bitsandbytes", "load_in_4bit": True}
         ("classifier", ".", {"quant_method": "gptq"}, "gptqmodel"),
         ("classifier of transformers", ".", QUANTISED, "bitsandbytes"),
     ],
-)  # fmt: skip
+)
 def test_quantised_weights_name_their_package(
     kind: str, part: str, quantised: Any, told: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -256,19 +297,32 @@ def test_quantised_weights_are_not_trained_even_with_their_package(
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("num_hidden_layers", 10**9), ("hidden_size", 10**7), ("intermediate_size", 10**12), ("image_size", 10**7),
-        ("num_hidden_layers", 10**400), ("vocab_size", 10**12), ("hidden_size", -4), ("patch_size", 0),
+        ("num_hidden_layers", 10**9),
+        ("hidden_size", 10**7),
+        ("intermediate_size", 10**12),
+        ("image_size", 10**7),
+        ("num_hidden_layers", 10**400),
+        ("vocab_size", 10**12),
+        ("hidden_size", -4),
+        ("patch_size", 0),
     ],
-)  # fmt: skip
+)
 def test_a_configuration_far_beyond_its_files_takes_no_memory(
     key: str, value: int, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     for number, (family, load) in enumerate(
-        [("clip", CLIPS["filter"]), ("clip", CLIPS["classifier"]), ("vit", LOAD["classifier of transformers"][2])]
-    ):  # fmt: skip
+        [
+            ("clip", CLIPS["filter"]),
+            ("clip", CLIPS["classifier"]),
+            ("vit", LOAD["classifier of transformers"][2]),
+        ]
+    ):
         folder = copied(folders, family, tmp_path / str(number))
         config = json.loads((folder / "config.json").read_text())
-        places = [config, *(config[name] for name in ("text_config", "vision_config") if name in config)]  # fmt: skip
+        places = [
+            config,
+            *(config[name] for name in ("text_config", "vision_config") if name in config),
+        ]
         there = [place for place in places if key in place]
         if not there:
             continue
@@ -285,7 +339,10 @@ def test_a_single_file_with_more_than_its_configuration_takes_is_refused(
 
     file = write_single(tiny_diffusion, tmp_path / "tiny.safetensors")
     load_generator(str(file))
-    extra = {"model.diffusion_model.input_blocks.9.weight": torch.zeros(7), "model_ema.decay": torch.zeros(1)}  # fmt: skip
+    extra = {
+        "model.diffusion_model.input_blocks.9.weight": torch.zeros(7),
+        "model_ema.decay": torch.zeros(1),
+    }
     rewrite(file, lambda tensors: tensors.update(extra))
     with pytest.raises(CheckpointError, match="7 more than the UNet2DConditionModel"):
         load_generator(str(file))

@@ -33,7 +33,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(
         CheckpointError,
-        match=r"holds only pickled weights \(diffusion_pytorch_model\.bin, vae\.ckpt\), which are refused",
+        match=r"only pickled weights \(diffusion_pytorch_model\.bin, vae\.ckpt\)",
     ):
         find_checkpoint(str(folder))
 
@@ -41,7 +41,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
 def test_what_is_no_checkpoint_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError,
-        match=r"there is no checkpoint folder '.*none'; give a folder, a hub name such as owner/name",
+        match=r"there is no checkpoint folder '.*none'; .* owner/name",
     ):
         find_checkpoint(str(tmp_path / "none"))
     with pytest.raises(
@@ -114,9 +114,15 @@ def test_parts_that_the_hub_has_in_half_precision_only_are_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = {
-        "model_index.json", "unet/config.json", "unet/diffusion.fp16.safetensors", "unet/diffusion.fp16-00001-of-00002.safetensors",
-        "vae/config.json", "vae/diffusion.safetensors", "vae/diffusion.fp16.safetensors", "safety_checker/config.json",
-    }  # fmt: skip
+        "model_index.json",
+        "unet/config.json",
+        "unet/diffusion.fp16.safetensors",
+        "unet/diffusion.fp16-00001-of-00002.safetensors",
+        "vae/config.json",
+        "vae/diffusion.safetensors",
+        "vae/diffusion.fp16.safetensors",
+        "safety_checker/config.json",
+    }
 
     def download(name: str, **options: Any) -> str:
         return str(write_files(tmp_path / "hub", *filter_repo_objects(there, **options)))

@@ -1,4 +1,4 @@
-"""`discl convert`: pickled checkpoints in every layout become safetensors that our loaders take, and no file runs code."""
+"""`discl convert`: pickled checkpoints of every layout become safetensors; no file runs code."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Hostile:
 
 
 def pickled(source: Path, folder: Path, shards: int = 1, dtype: Any = None) -> Path:
-    """A copy of a checkpoint folder with its safetensors as pickled files, named as they were before safetensors."""
+    """A copy of a checkpoint folder with pickled files, named as before safetensors."""
     shutil.copytree(source, folder)
     for file in list(folder.rglob("*.safetensors")):
         tensors = load_file(file)
@@ -159,11 +159,15 @@ SPOILT: dict[str, Any] = {
     "number as name": lambda file: torch.save({0: torch.ones(1)}, file),
     "sparse": lambda file: torch.save({"a": torch.eye(4).to_sparse()}, file),
     "huge storage": lambda file: file.write_bytes(
-        (lambda buffer: torch.save({"a": torch.zeros(5)}, buffer, _use_new_zipfile_serialization=False)
-         or buffer.getvalue().replace(b"K\x05Nt", b"J\xff\xff\xff\x7fNt"))(io.BytesIO())
+        (
+            lambda buffer: (
+                torch.save({"a": torch.zeros(5)}, buffer, _use_new_zipfile_serialization=False)
+                or buffer.getvalue().replace(b"K\x05Nt", b"J\xff\xff\xff\x7fNt")
+            )
+        )(io.BytesIO())
     ),
     "module": lambda file: torch.save(torch.nn.Linear(2, 2), file),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", SPOILT)
@@ -207,18 +211,27 @@ def test_a_folder_that_holds_something_is_not_written_to(tiny_clip: Path, tmp_pa
 
 
 def test_names_of_files() -> None:
-    assert [str(target_name(Path(name))) for name in (
-        "pytorch_model.bin", "a/pytorch_model-00001-of-00002.bin", "pytorch_model.fp16.bin", "pytorch_lora_weights.bin",
-        "unet/diffusion_pytorch_model.bin",
-    )] == [
-        "model.safetensors", "a/model-00001-of-00002.safetensors", "model.fp16.safetensors", "pytorch_lora_weights.safetensors",
+    assert [
+        str(target_name(Path(name)))
+        for name in (
+            "pytorch_model.bin",
+            "a/pytorch_model-00001-of-00002.bin",
+            "pytorch_model.fp16.bin",
+            "pytorch_lora_weights.bin",
+            "unet/diffusion_pytorch_model.bin",
+        )
+    ] == [
+        "model.safetensors",
+        "a/model-00001-of-00002.safetensors",
+        "model.fp16.safetensors",
+        "pytorch_lora_weights.safetensors",
         "unet/diffusion_pytorch_model.safetensors",
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.slow
 def test_a_hub_name_with_pickled_weights_only(tiny_clip: Path, tmp_path: Path) -> None:
-    """The real client against a small hub: loading says what to do and fetches no pickled file, converting does."""
+    """The real client with a small hub: loading fetches no pickled file, converting does."""
     remote = pickled(tiny_clip, tmp_path / "remote")
     (remote / "tf_model.h5").write_text("of another framework")
     out = tmp_path / "clip-b32"

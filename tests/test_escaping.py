@@ -41,12 +41,63 @@ from discl.stages.init import write_starter
 from discl.utils.console import progress
 
 PIECES = (
-    "\x1b[31m", "\x1b]0;title\x07", "\x9b2J", "\r", "\n", "\t", "\x00", "\x7f", "\u202e", "\u2066", "\u2028",
-    "\udcff", "\ufeff", "=1+1", "+1", "-1", "@x", "<script>alert(1)</script>", "<img src=x onerror=a()>",
-    "<!--", "&lt;", "&", '"><svg onload=a()>', "'", '"', "|", "\\", "`", "``", "*", "_", "[a](javascript:b)",
-    "![a](//b)", "](", "$x$", "\\input{x}", "{", "}", "%", "#", "^", "~", "{{ 7*7 }}", "{% raw %}", "{class}",
-    "[bold]", "[/]", ":smile:", "é", "猫", "x", " ", "error: no", "---", "\\|", "\\\\",
-)  # fmt: skip
+    "\x1b[31m",
+    "\x1b]0;title\x07",
+    "\x9b2J",
+    "\r",
+    "\n",
+    "\t",
+    "\x00",
+    "\x7f",
+    "\u202e",
+    "\u2066",
+    "\u2028",
+    "\udcff",
+    "\ufeff",
+    "=1+1",
+    "+1",
+    "-1",
+    "@x",
+    "<script>alert(1)</script>",
+    "<img src=x onerror=a()>",
+    "<!--",
+    "&lt;",
+    "&",
+    '"><svg onload=a()>',
+    "'",
+    '"',
+    "|",
+    "\\",
+    "`",
+    "``",
+    "*",
+    "_",
+    "[a](javascript:b)",
+    "![a](//b)",
+    "](",
+    "$x$",
+    "\\input{x}",
+    "{",
+    "}",
+    "%",
+    "#",
+    "^",
+    "~",
+    "{{ 7*7 }}",
+    "{% raw %}",
+    "{class}",
+    "[bold]",
+    "[/]",
+    ":smile:",
+    "é",
+    "猫",
+    "x",
+    " ",
+    "error: no",
+    "---",
+    "\\|",
+    "\\\\",
+)
 
 
 def hostile(count: int, seed: int = 0) -> list[str]:
@@ -76,7 +127,7 @@ def test_no_cell_of_text_is_a_formula() -> None:
 
 
 def test_markdown_shows_the_name_itself() -> None:
-    """As a parser that takes HTML reads it: a table of one row, whose cell holds nothing but text."""
+    """For an HTML parser it is a table of one row with a cell of text only."""
     reader = MarkdownIt("commonmark", {"html": True}).enable("table")
     for name in NAMES:
         text = for_markdown(name)
@@ -241,13 +292,27 @@ def run(
                 )
     (folder / "data" / "train" / CLASSES[2] / "\x1b[2Jbad\n.png").write_bytes(b"no image")
     tree = {
-        "name": "hostile", "data": {"root": str(folder / "data"), "unreadable": "skip"}, "hard": {"fewer_than": 100},
-        "spectrum": {"checkpoint": str(tiny_diffusion), "levels": [0, 50], "seeds": 1, "num_inference_steps": 2},
+        "name": "hostile",
+        "data": {"root": str(folder / "data"), "unreadable": "skip"},
+        "hard": {"fewer_than": 100},
+        "spectrum": {
+            "checkpoint": str(tiny_diffusion),
+            "levels": [0, 50],
+            "seeds": 1,
+            "num_inference_steps": 2,
+        },
         "filter": {"checkpoint": str(tiny_clip), "threshold": -1},
         "methods": {"ce": {}, "discl": {"strategy": "all-levels", "sampling": "square-root"}},
-        "train": {"batch_size": 4, "epochs": 2, "curriculum_epochs": 1, "image_size": 16, "model": {"width": 4, "stem": "3x3"}},
-        "compare": {"seeds": [0]}, "runtime": {"device": "cpu", "threads": 1, "slots": 4},
-    }  # fmt: skip
+        "train": {
+            "batch_size": 4,
+            "epochs": 2,
+            "curriculum_epochs": 1,
+            "image_size": 16,
+            "model": {"width": 4, "stem": "3x3"},
+        },
+        "compare": {"seeds": [0]},
+        "runtime": {"device": "cpu", "threads": 1, "slots": 4},
+    }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
     return {"folder": folder, "recipe": str(folder / "recipe.yaml"), "out": str(folder / "run")}
 

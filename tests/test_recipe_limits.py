@@ -201,12 +201,34 @@ def test_a_path_that_no_file_system_takes_is_refused(key: str, value: str) -> No
 
 
 BOUNDED = [
-    "data.cameras.seed", "data.cameras.seen", "hard.folds", "hard.epochs", "hard.fewer_than", "groups.many",
-    "spectrum.seeds", "spectrum.tries", "spectrum.num_inference_steps", "spectrum.guidance_scale", "spectrum.size",
-    "train.epochs", "train.batch_size", "train.steps_per_epoch", "train.image_size", "train.resize", "train.seed",
-    "train.optimizer.lr", "train.mixup", "train.model.width", "methods.ce.synthetic_scale", "compare.tune.trials",
-    "runtime.threads", "runtime.slots", "runtime.workers", "runtime.processes", "runtime.shard_rows",
-]  # fmt: skip
+    "data.cameras.seed",
+    "data.cameras.seen",
+    "hard.folds",
+    "hard.epochs",
+    "hard.fewer_than",
+    "groups.many",
+    "spectrum.seeds",
+    "spectrum.tries",
+    "spectrum.num_inference_steps",
+    "spectrum.guidance_scale",
+    "spectrum.size",
+    "train.epochs",
+    "train.batch_size",
+    "train.steps_per_epoch",
+    "train.image_size",
+    "train.resize",
+    "train.seed",
+    "train.optimizer.lr",
+    "train.mixup",
+    "train.model.width",
+    "methods.ce.synthetic_scale",
+    "compare.tune.trials",
+    "runtime.threads",
+    "runtime.slots",
+    "runtime.workers",
+    "runtime.processes",
+    "runtime.shard_rows",
+]
 
 
 @pytest.mark.parametrize("key", BOUNDED)

@@ -1,4 +1,4 @@
-"""The report of small run folders that are written here from plain values: no model, no stage of the chain."""
+"""The report of small run folders, written here from plain values without models or stages."""
 
 from __future__ import annotations
 
@@ -142,11 +142,19 @@ def history(
 
 
 def make_run(
-    folder: Path, counts: Mapping[str, int], methods: Mapping[str, str] = PLAIN, levels: Sequence[int] = (0, 30, 50), seeds: int = 2,
-    splits: Sequence[str] = ("validation", "test"), size: tuple[int, int] = (16, 16), epochs: int = 20, threshold: float = 0.25,
-    domains: int = 0, changes: Mapping[str, Any] | None = None,
-) -> Path:  # fmt: skip
-    """Writes a finished run folder with that many training images per class and returns the path of its report.
+    folder: Path,
+    counts: Mapping[str, int],
+    methods: Mapping[str, str] = PLAIN,
+    levels: Sequence[int] = (0, 30, 50),
+    seeds: int = 2,
+    splits: Sequence[str] = ("validation", "test"),
+    size: tuple[int, int] = (16, 16),
+    epochs: int = 20,
+    threshold: float = 0.25,
+    domains: int = 0,
+    changes: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes a finished run folder with `counts` training images per class; returns its report.
 
     `changes` are laid over the recipe, such as `{"filter.rule": "alia"}`.
     """
@@ -275,19 +283,34 @@ def _recipe(
     threshold: float,
 ) -> dict[str, Any]:
     return {
-        "name": "small", "data": {"root": str(folder.resolve() / "birds"), "long_tail": None}, "groups": {"many": 100, "few": 20},
+        "name": "small",
+        "data": {"root": str(folder.resolve() / "birds"), "long_tail": None},
+        "groups": {"many": 100, "few": 20},
         "hard": {"rule": "tail", "fewer_than": 20, "below": 0.5, "folds": 3},
         "prompts": {"templates": ["a photo of {class}"], "phrases": None, "negative": EVIL},
         "spectrum": {
-            "checkpoint": "someone/model", "levels": list(levels), "seeds": seeds, "num_inference_steps": 50, "guidance_scale": 3.0,
+            "checkpoint": "someone/model",
+            "levels": list(levels),
+            "seeds": seeds,
+            "num_inference_steps": 50,
+            "guidance_scale": 3.0,
         },
         "filter": {"checkpoint": "someone/clip", "threshold": threshold},
         "train": {
-            "epochs": epochs, "curriculum_epochs": epochs - 4, "batch_size": 64, "image_size": 32, "seed": 0,
-            "model": {"architecture": "resnet10"}, "optimizer": {"name": "adam", "lr": 0.001, "schedule": "cosine"},
+            "epochs": epochs,
+            "curriculum_epochs": epochs - 4,
+            "batch_size": 64,
+            "image_size": 32,
+            "seed": 0,
+            "model": {"architecture": "resnet10"},
+            "optimizer": {"name": "adam", "lr": 0.001, "schedule": "cosine"},
         },
-        "methods": {name: {"strategy": strategy, "objective": "cross-entropy"} for name, strategy in methods.items()}, "baseline": None,
-    }  # fmt: skip
+        "methods": {
+            name: {"strategy": strategy, "objective": "cross-entropy"}
+            for name, strategy in methods.items()
+        },
+        "baseline": None,
+    }
 
 
 def read_story(
@@ -410,59 +433,87 @@ def test_no_folder_of_the_machine_is_on_the_page(page: Page, path: Path) -> None
             GENERATOR,
             {
                 "hard images": "all images of classes with fewer than 20 training images",
-                "generator": "someone/model (digest 0123abcd), Stable Diffusion 1.x/2.x", "levels λ": "0 %, 30 %, 50 %",
-                "seeds": "2 per hard image and level", "guidance scale": "3 (as diffusers counts it)",
-                "sampler": "DDIM; 50 inference steps; level λ takes the last ⌊(1 − λ) · 50⌋ of them",
-                "pixels": "512 × 512; sources are cropped to their centre squares", "prompts": "“a photo of {class}”",
-                "negative prompt": f"“{EVIL}”", "filter": "clip_similarity ≥ 0.25 with “a photo of {class}”, by someone/clip",
+                "generator": "someone/model (digest 0123abcd), Stable Diffusion 1.x/2.x",
+                "levels λ": "0 %, 30 %, 50 %",
+                "seeds": "2 per hard image and level",
+                "guidance scale": "3 (as diffusers counts it)",
+                "sampler": "DDIM; 50 inference steps; "
+                "level λ takes the last ⌊(1 − λ) · 50⌋ of them",
+                "pixels": "512 × 512; sources are cropped to their centre squares",
+                "prompts": "“a photo of {class}”",
+                "negative prompt": f"“{EVIL}”",
+                "filter": "clip_similarity ≥ 0.25 with “a photo of {class}”, by someone/clip",
             },
         ),
         (
             {
-                "spectrum.steps": "fixed", "spectrum.guidance_interval": [0.25, 1.0], "spectrum.tries": 3, "spectrum.resize": "keep-aspect",
-                "spectrum.loras": [{"path": "/somewhere/ink.safetensors", "scale": 0.5}], "filter.threshold": -0.1,
-                "prompts.phrases": "/somewhere/phrases.yaml", "prompts.names": {"owl": "barn owl"}, "hard.rule": "probability",
+                "spectrum.steps": "fixed",
+                "spectrum.guidance_interval": [0.25, 1.0],
+                "spectrum.tries": 3,
+                "spectrum.resize": "keep-aspect",
+                "spectrum.loras": [{"path": "/somewhere/ink.safetensors", "scale": 0.5}],
+                "filter.threshold": -0.1,
+                "prompts.phrases": "/somewhere/phrases.yaml",
+                "prompts.names": {"owl": "barn owl"},
+                "hard.rule": "probability",
             },
             GENERATOR,
             {
-                "hard images": "images with a true-class probability below 0.5 by classifiers that did not train on them (3 folds)",
-                "seeds": "2 per hard image and level, each with up to 3 tries until the filter keeps one",
-                "sampler": "DDIM; 50 inference steps at every level, spread over the last (1 − λ) of the noise schedule",
-                "guidance interval": "guided only at noise fractions in (0.25, 1], where 1 is pure noise",
-                "pixels": "about 512 × 512 at the aspect of the source, at most 4 : 1", "LoRA": "ink.safetensors × 0.5",
+                "hard images": "images with a true-class probability below 0.5 "
+                "by classifiers that did not train on them (3 folds)",
+                "seeds": "2 per hard image and level, "
+                "each with up to 3 tries until the filter keeps one",
+                "sampler": "DDIM; 50 inference steps at every level, "
+                "spread over the last (1 − λ) of the noise schedule",
+                "guidance interval": "guided only at noise fractions in (0.25, 1], "
+                "where 1 is pure noise",
+                "pixels": "about 512 × 512 at the aspect of the source, at most 4 : 1",
+                "LoRA": "ink.safetensors × 0.5",
                 "prompts": "phrase list phrases.yaml; one per source and seed",
-                "negative prompt": f"“{EVIL}”", "names in prompts": "differ from this data set for 1 of the classes",
+                "negative prompt": f"“{EVIL}”",
+                "names in prompts": "differ from this data set for 1 of the classes",
                 "filter": "clip_similarity ≥ −0.1 with “a photo of {class}”, by someone/clip",
             },
         ),
         (
             {
-                "filter.rule": "alia", "filter.checkpoint": "/somewhere/clip", "spectrum.guidance_scale": 1.0,
-                "prompts.endpoint": {"url": "http://localhost:11434/v1", "model": "/somewhere/writer"},
+                "filter.rule": "alia",
+                "filter.checkpoint": "/somewhere/clip",
+                "spectrum.guidance_scale": 1.0,
+                "prompts.endpoint": {
+                    "url": "http://localhost:11434/v1",
+                    "model": "/somewhere/writer",
+                },
             },
             dataclasses.replace(GENERATOR, aesthetic=True),
             {
-                "filter": "ALIA's two filters (arXiv 2305.16289) drop images that clip finds closer to a text that "
-                "fits any picture than to “a photo of {class}”, and images that "
-                "a classifier of the real images finds too easy or mislabelled",
+                "filter": "ALIA's two filters (arXiv 2305.16289) drop images that clip finds "
+                "closer to a text that fits any picture than to “a photo of {class}”, and "
+                "images that a classifier of the real images finds too easy or mislabelled",
                 "guidance scale": "1, no guidance",
                 "negative prompt": f"“{EVIL}”; no effect without guidance",
-                "prompts": "descriptions of each class by writer, perhaps edited; one per source and seed",
+                "prompts": "descriptions of each class by writer, perhaps edited; "
+                "one per source and seed",
                 "aesthetic score": "6, and 2.5 for the unconditional branch",
             },
         ),
         (
-            {"prompts.templates": ["a {class}", "{class}, {caption}"], "prompts.captions": {"checkpoint": "someone/captioner"}},
+            {
+                "prompts.templates": ["a {class}", "{class}, {caption}"],
+                "prompts.captions": {"checkpoint": "someone/captioner"},
+            },
             FLUX,
             {
-                "sampler": "Euler steps of the flow; 50 inference steps; level λ takes the last ⌊(1 − λ) · 50⌋ of them",
-                "guidance scale": "3 (as diffusers counts it), an input of the network, which is guidance-distilled",
+                "sampler": "Euler steps of the flow; 50 inference steps; "
+                "level λ takes the last ⌊(1 − λ) · 50⌋ of them",
+                "guidance scale": "3 (as diffusers counts it), an input of the network, "
+                "which is guidance-distilled",
                 "negative prompt": f"“{EVIL}”; no effect without guidance",
                 "prompts": "“a {class}”; “{class}, {caption}”, captions by someone/captioner",
             },
         ),
     ],
-)  # fmt: skip
+)
 def test_the_page_and_the_card_of_an_export_say_alike_how_the_images_were_made(
     path: Path, changes: dict[str, Any], generator: Generator, told: dict[str, str]
 ) -> None:
@@ -555,7 +606,10 @@ def test_what_becomes_of_dropped_images_is_told(
 
 
 GIVEN = {f"methods.{name}.adjustment": {"prior": "effective", "tau": 1.5} for name in PLAIN}
-NOT_CHOSEN = "there is no validation split to choose prior and τ on, so they are class counts as trained on and τ = 1.5"
+NOT_CHOSEN = (
+    "there is no validation split to choose prior and τ on, "
+    "so they are class counts as trained on and τ = 1.5"
+)
 
 
 @pytest.mark.parametrize(
@@ -588,7 +642,8 @@ NOT_CHOSEN = "there is no validation split to choose prior and τ on, so they ar
             ("validation", "test"),
             [0.5, 1.5],
             ("methods.ce.adjustment",),
-            "for ce+la prior and τ are those of the method in the recipe; for discl+la prior and τ were chosen on validation",
+            "for ce+la prior and τ are those of the method in the recipe; "
+            "for discl+la prior and τ were chosen on validation",
         ),
         (
             ("test",),
@@ -753,9 +808,12 @@ def test_a_comparison_is_drawn_on_its_page_and_in_the_report(tmp_path: Path) -> 
         assert "script" not in {tag for tag, _ in drawn.tags}
         titles = [attrs["title"] for attrs in drawn.having("thirds") if "title" in attrs]
         assert titles == [
-            "ce, few: 12.0 ± 2.8; the paper's 20.0", "ce, all: 55.0 ± 7.1", "ce+la, all: 50.0 ± 0.0", f"{EVIL}, few: 30.0 ± 0.0",
+            "ce, few: 12.0 ± 2.8; the paper's 20.0",
+            "ce, all: 55.0 ± 7.1",
+            "ce+la, all: 50.0 ± 0.0",
+            f"{EVIL}, few: 30.0 ± 0.0",
             f"{EVIL}, all: 70.0 ± 0.0",
-        ]  # fmt: skip
+        ]
         assert "+18.0 [+15.5, +20.5]" in drawn.text and "Chosen by accuracy." in drawn.text
         assert len(drawn.having("diamond")) == 1
         lines = {attrs["style"] for attrs in drawn.having("base-line")}
@@ -922,9 +980,16 @@ def test_a_browser_renders_the_page(path: Path, tmp_path: Path) -> None:
     if browser is None:
         pytest.skip("no Chromium is installed")
     flags = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
-    ]  # fmt: skip
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
     done = subprocess.run(
         [browser, *flags, "--dump-dom", path.resolve().as_uri()],
         capture_output=True,

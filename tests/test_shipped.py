@@ -1,4 +1,4 @@
-"""Every shipped recipe on a miniature of its data set: loaded, planned, and for one recipe per data set the whole chain."""
+"""Shipped recipes on miniatures: all are loaded and planned, one per data set is run whole."""
 
 from __future__ import annotations
 
@@ -28,10 +28,18 @@ IMAGES_OF_CIFAR = 24  # of the first class, down to 2 of the last
 
 PAPER = [name for name in shipped_recipes() if not name.startswith(("fashion", "cifar10-"))]
 HARD = {
-    "imagenet-lt": 1643, "inaturalist": 44956, "cifar100-lt-ir100": 325, "cifar100-lt-ir50": 269, "iwildcam-b16-flyp-alia": 129809,
+    "imagenet-lt": 1643,
+    "inaturalist": 44956,
+    "cifar100-lt-ir100": 325,
+    "cifar100-lt-ir50": 269,
+    "iwildcam-b16-flyp-alia": 129809,
     "iwildcam": 8260,
-}  # fmt: skip
-"""Hard images: as published; on CIFAR100-LT as the profile gives them, one more than published; for ALIA all training images."""
+}
+"""Number of hard images.
+
+Published numbers, except for CIFAR100-LT, where the profile gives one more, and for ALIA, which
+uses all training images.
+"""
 
 
 def cifar(folder: Path) -> Path:
@@ -42,9 +50,11 @@ def cifar(folder: Path) -> Path:
 
 
 MINIATURES: dict[str, Callable[[Path], Path]] = {
-    "imagenet-lt": miniatures.imagenet_lt, "cifar100-lt": cifar, "inaturalist2018": miniatures.inaturalist2018,
+    "imagenet-lt": miniatures.imagenet_lt,
+    "cifar100-lt": cifar,
+    "inaturalist2018": miniatures.inaturalist2018,
     "iwildcam": miniatures.iwildcam,
-}  # fmt: skip
+}
 
 
 def data_set_of(name: str) -> str:
@@ -61,15 +71,26 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def small(
     roots: dict[str, Path], tiny_diffusion: Path, tiny_clip: Path
 ) -> Callable[[str], dict[str, Any]]:
-    """What is replaced: the data, the checkpoints and the sizes, and nothing that a recipe is about."""
+    """Replacements of data, checkpoints and sizes; the subject of the recipe stays."""
 
     def overrides(name: str) -> dict[str, Any]:
         values = {
-            "data.root": str(roots[data_set_of(name)]), "spectrum.checkpoint": str(tiny_diffusion), "spectrum.num_inference_steps": 10,
-            "spectrum.size": None, "spectrum.dtype": "float32", "spectrum.seeds": 1, "filter.checkpoint": str(tiny_clip),
-            "filter.threshold": -1, "train.image_size": 32, "train.resize": None, "train.model.width": 4,
-            "train.batch_size": 16, "train.steps_per_epoch": 2, "runtime.workers": 0, "runtime.slots": 16,
-        }  # fmt: skip
+            "data.root": str(roots[data_set_of(name)]),
+            "spectrum.checkpoint": str(tiny_diffusion),
+            "spectrum.num_inference_steps": 10,
+            "spectrum.size": None,
+            "spectrum.dtype": "float32",
+            "spectrum.seeds": 1,
+            "filter.checkpoint": str(tiny_clip),
+            "filter.threshold": -1,
+            "train.image_size": 32,
+            "train.resize": None,
+            "train.model.width": 4,
+            "train.batch_size": 16,
+            "train.steps_per_epoch": 2,
+            "runtime.workers": 0,
+            "runtime.slots": 16,
+        }
         if name.startswith("cifar"):
             values |= {
                 "data.long_tail.n_max": IMAGES_OF_CIFAR,
@@ -106,8 +127,8 @@ def test_header_tells_row_command_cost_and_score(name: str) -> None:
         * 2
     )
     assert (
-        f"cost: {hard * len(asked.levels) * asked.seeds:,} images, {rows:,} UNet rows ({hard:,} hard images"
-        in header
+        f"cost: {hard * len(asked.levels) * asked.seeds:,} images, {rows:,} UNet rows "
+        f"({hard:,} hard images" in header
     )
     assert asked.guidance_scale > 1  # two UNet rows a step
     further = {1: "", 6: "up to five times as many in further tries"}[asked.tries]
@@ -170,9 +191,16 @@ def test_scenes_are_ten_of_fifteen_words_that_name_the_class_once() -> None:
 
 def test_scales_of_the_ablation() -> None:
     methods = load_recipe("imagenet-lt-ce-discl-scales").methods
-    assert sorted(each.synthetic_scale for each in methods.values() if each.strategy != "real-only") == [
-        0, 1, 2, 3, 4, 5,
-    ]  # fmt: skip
+    assert sorted(
+        each.synthetic_scale for each in methods.values() if each.strategy != "real-only"
+    ) == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
 
 
 def test_every_published_row_has_a_recipe() -> None:
@@ -367,7 +395,12 @@ def test_the_whole_chain_for_two_epochs(
             make_entries(opened, [opened], split, columns), [name for _, _, name in columns]
         )
         assert heading[-2:] == ["ID macro F1, published", "OOD macro F1, published"]
-        assert {row[0]: row[-2:] for row in rows if row[0] in ("lp-ft", "flyp+we", "discl", "discl+we")} == {
-            "lp-ft": ["49.7", "34.7"], "flyp+we": ["52.0", "36.4"], "discl": ["54.3", "38.2"], "discl+we": ["54.6", "38.7"],
-        }  # fmt: skip
+        assert {
+            row[0]: row[-2:] for row in rows if row[0] in ("lp-ft", "flyp+we", "discl", "discl+we")
+        } == {
+            "lp-ft": ["49.7", "34.7"],
+            "flyp+we": ["52.0", "36.4"],
+            "discl": ["54.3", "38.2"],
+            "discl+we": ["54.6", "38.7"],
+        }
         assert "OOD macro F1" in page.read_text() and "Per domain on test-ood" in page.read_text()

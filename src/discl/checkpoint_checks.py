@@ -28,9 +28,17 @@ HARMLESS = re.compile(r"(^|\.)(position_ids|num_batches_tracked|inv_freq|relativ
 SPARE_VALUES = 1 << 26
 """Values of a network beyond those that its files can hold: heads, prompts, tables of positions."""
 QUANTISERS = {
-    "bitsandbytes": "bitsandbytes", "gptq": "gptqmodel", "awq": "gptqmodel", "quanto": "optimum.quanto", "torchao": "torchao",
-    "hqq": "hqq", "compressed-tensors": "compressed_tensors", "aqlm": "aqlm", "vptq": "vptq", "auto-round": "auto_round",
-}  # fmt: skip
+    "bitsandbytes": "bitsandbytes",
+    "gptq": "gptqmodel",
+    "awq": "gptqmodel",
+    "quanto": "optimum.quanto",
+    "torchao": "torchao",
+    "hqq": "hqq",
+    "compressed-tensors": "compressed_tensors",
+    "aqlm": "aqlm",
+    "vptq": "vptq",
+    "auto-round": "auto_round",
+}
 """Methods of quantisation, and the package that each needs."""
 
 

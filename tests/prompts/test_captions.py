@@ -140,8 +140,11 @@ def test_a_model_that_chats_gets_the_picture_of_each_text(
 def test_everything_that_changes_a_caption_changes_its_key(folders: dict[str, Path]) -> None:
     keys = {
         describe_captioner(str(folders[family]), prompt, tokens, dtype)
-        for family in ("blip", "git") for prompt in (None, "a") for tokens in (5, 6) for dtype in ("float32", "bfloat16")
-    }  # fmt: skip
+        for family in ("blip", "git")
+        for prompt in (None, "a")
+        for tokens in (5, 6)
+        for dtype in ("float32", "bfloat16")
+    }
     assert len(keys) == 16
     assert describe_captioner(str(folders["blip"]), None, 5, "float32") in keys
 
@@ -151,7 +154,7 @@ def test_what_is_no_captioner_is_refused(
 ) -> None:
     with pytest.raises(
         CheckpointError,
-        match=r"holds a model of the family 'clip', which writes no captions; name an image-to-text model",
+        match="'clip', which writes no captions",
     ):
         Captioner(str(tiny_clip))
     with pytest.raises(CheckpointError, match="there is no checkpoint folder"):

@@ -230,15 +230,30 @@ def test_a_redirect_is_told_and_never_followed(status: int, end: str) -> None:
 
 
 ODD_ANSWERS = [
-    "", "null", "1", "[]", "{}", "hello", '{"choices": null}', '{"choices": []}', '{"choices": {}}',
-    '{"choices": [null]}', '{"choices": [{}]}', '{"choices": [{"message": null}]}',
-    '{"choices": [{"message": []}]}', '{"choices": [{"message": {"content": 5}}]}',
+    "",
+    "null",
+    "1",
+    "[]",
+    "{}",
+    "hello",
+    '{"choices": null}',
+    '{"choices": []}',
+    '{"choices": {}}',
+    '{"choices": [null]}',
+    '{"choices": [{}]}',
+    '{"choices": [{"message": null}]}',
+    '{"choices": [{"message": []}]}',
+    '{"choices": [{"message": {"content": 5}}]}',
     '{"choices": [{"message": {"content": {"text": "a"}}}]}',
     '{"choices": [{"message": {"content": ["a"]}}]}',
     '{"choices": [{"message": {"content": [{"type": "text", "text": 5}]}}]}',
-    '{"choices": [{"text": "an old completion"}]}', '{"error": {"message": "no such model"}}',
-    "[" * 100_000, "9" * 10_000, '{"choices": [' + "1," * 1_000_000 + "1]}", "<html>" + "x" * 50_000,
-]  # fmt: skip
+    '{"choices": [{"text": "an old completion"}]}',
+    '{"error": {"message": "no such model"}}',
+    "[" * 100_000,
+    "9" * 10_000,
+    '{"choices": [' + "1," * 1_000_000 + "1]}",
+    "<html>" + "x" * 50_000,
+]
 
 
 @pytest.mark.parametrize("said", ODD_ANSWERS, ids=lambda said: said[:60])
@@ -447,7 +462,7 @@ def test_requests_in_parallel_wait_for_one_that_was_turned_away(tmp_path: Path) 
     heard: list[bool] = []
 
     def other_heard() -> bool:
-        """Whether the request that was turned away knows it by now; waits for it, but not for ever."""
+        """Whether the refused request knows it by now; waits a limited time."""
         while asked.pause.left() == -math.inf and time.monotonic() < times[0] + 5:
             time.sleep(0.01)
         return asked.pause.left() > -math.inf

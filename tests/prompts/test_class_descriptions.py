@@ -1,4 +1,4 @@
-"""Descriptions by a language model: a real server on 127.0.0.1 answers well, badly, late or not at all."""
+"""Descriptions by a language model: a real server on 127.0.0.1 answers well, badly or never."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def test_a_date_may_say_when_to_come_back_and_a_far_one_ends_it() -> None:
         serve(lambda *_: (429, {"Retry-After": later}, "quota used up")) as server,
         pytest.raises(
             EndpointError,
-            match=r"answers 429: 'quota used up' and asks to wait (39\d\d|4000) s; run the same command again",
+            match=r"answers 429: 'quota used up' and asks to wait (39\d\d|4000) s",
         ),
     ):
         endpoint(server).complete(
@@ -409,7 +409,8 @@ import sys
 from pathlib import Path
 from discl.prompts.chat_client import ChatClient
 from discl.prompts.class_descriptions import TextRules, write_missing
-write_missing(Path(sys.argv[2]), {name: name for name in "abcdef"}, ChatClient(sys.argv[1], "m"), TextRules(3, 15, False))
+client, rules = ChatClient(sys.argv[1], "m"), TextRules(3, 15, False)
+write_missing(Path(sys.argv[2]), {name: name for name in "abcdef"}, client, rules)
 """
 
 

@@ -94,7 +94,7 @@ def test_missing_phrase_files_are_named(tmp_path: Path) -> None:
         class_prompts(["cat"], ["{class}"], str(tmp_path / "none.yaml"))
     with pytest.raises(
         RecipeError,
-        match=r"unknown phrase list 'cifar10'; known: cifar100, fashion-mnist, imagenet-lt\. Did you mean 'cifar100'\?",
+        match=r"'cifar10'; known: cifar100, fashion-mnist, imagenet-lt\. .* 'cifar100'\?",
     ):
         class_prompts(["cat"], ["{class}"], "embedded:cifar10")
 
@@ -157,6 +157,6 @@ def test_what_does_not_ship_is_named() -> None:
         embedded("embedded:fashion-mnst/data")
     with pytest.raises(
         RecipeError,
-        match=r"'embedded:fashion-mnist/a/b' is not in the package; embedded:fashion-mnist holds .*clip, data, diffusion",
+        match=r"'embedded:fashion-mnist/a/b' is not in the package; .* clip, data, diffusion",
     ):
         embedded("embedded:fashion-mnist/a/b")

@@ -39,8 +39,11 @@ def amended(filtered_run: Path, tmp_path: Path):
 
 @pytest.mark.slow
 def test_semantic_and_confidence_filter(amended, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A classifier that answers by the name of an image: surer of the edits at 50 % than of real images, and sure of the wrong class at 0 %
-    where a source ends on 1."""
+    """A classifier answers by the name of an image.
+
+    It is surer of the edits at 50 % than of real images, and sure of the wrong class at 0 % where
+    a source ends on 1.
+    """
     asked_for: list[tuple[int, int]] = []
 
     def answers(

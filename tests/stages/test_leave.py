@@ -68,9 +68,16 @@ PIECES["system"] = "canary_pieces:System"
 SMALL = {"width": 4, "stem": "3x3"}
 TRAINING = {"run", "train", "evaluate", "report", "compare"}
 OTHERS = {
-    "data check": [], "data prepare": [], "hard": [], "prompts": [], "plan": [], "generate": [], "filter": [],
-    "levels": ["--sources", "1", "--grid", "0,50"], "export": ["--to", "imagefolder"],
-}  # fmt: skip
+    "data check": [],
+    "data prepare": [],
+    "hard": [],
+    "prompts": [],
+    "plan": [],
+    "generate": [],
+    "filter": [],
+    "levels": ["--sources", "1", "--grid", "0,50"],
+    "export": ["--to", "imagefolder"],
+}
 """Commands that open a recipe and train nothing, with what else they need."""
 
 Call = Callable[..., tuple[int, str, str]]
@@ -78,7 +85,7 @@ Call = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """`call("train", "mine.yaml")` -> (exit status, standard output, standard error) of a command."""
+    """`call("train", "mine.yaml")` -> (exit status, stdout, stderr) of a command."""
 
     def called(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["discl", *arguments])
@@ -237,11 +244,26 @@ def test_in_python_leave_is_an_argument(
 @pytest.mark.parametrize(
     "address",
     [
-        "os:system", "os:abort", "sys:exit", "builtins:exec", "subprocess:run", "antigravity:fly", "this:s",
-        "shutil:rmtree", "runpy:run_path", "importlib:import_module", "os.path:os.system", "..x:y", "a b:c",
-        "canary_pieces:__builtins__", "canary_pieces:Path.__init__.__globals__", "a:", ":b", "a:b:c",
+        "os:system",
+        "os:abort",
+        "sys:exit",
+        "builtins:exec",
+        "subprocess:run",
+        "antigravity:fly",
+        "this:s",
+        "shutil:rmtree",
+        "runpy:run_path",
+        "importlib:import_module",
+        "os.path:os.system",
+        "..x:y",
+        "a b:c",
+        "canary_pieces:__builtins__",
+        "canary_pieces:Path.__init__.__globals__",
+        "a:",
+        ":b",
+        "a:b:c",
     ],
-)  # fmt: skip
+)
 def test_what_is_python_s_own_is_refused_as_the_recipe_is_read(
     key: str, address: str, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,14 +307,25 @@ shell = functools.partial(subprocess.run, "touch called", shell=True)
 @pytest.mark.parametrize(
     "attribute",
     [
-        "system", "run", "Popen", "os.system", "subprocess.run", "builtins.exec", "Path", "anything", "Anything",
-        "wrapped", "shell", "functools.partial", "MARK",
+        "system",
+        "run",
+        "Popen",
+        "os.system",
+        "subprocess.run",
+        "builtins.exec",
+        "Path",
+        "anything",
+        "Anything",
+        "wrapped",
+        "shell",
+        "functools.partial",
+        "MARK",
     ],
-)  # fmt: skip
+)
 def test_what_is_of_another_kind_is_refused_without_being_called(
     attribute: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even with leave: a callable that would take any arguments is no strategy, no objective and no system."""
+    """A callable with any arguments is no strategy, no objective and no system, even if allowed."""
     (tmp_path / "calling_pieces.py").write_text(CALLS)
     sys.modules.pop("calling_pieces", None)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -326,7 +359,7 @@ def test_an_objective_that_gives_no_number_is_told(
 def test_a_link_in_a_run_folder_has_nothing_deleted_elsewhere(
     link: str, tree: dict[str, Any], tmp_path: Path
 ) -> None:
-    """A method is trained anew in a folder that was there; one of others may be a link to anything."""
+    """A method is trained again in its old folder; the folder of others may link anywhere."""
     mine = tmp_path / "mine"
     (mine / "ce").mkdir(parents=True)
     (mine / "ce" / "letters.txt").write_text("dear")
@@ -342,14 +375,25 @@ def test_a_link_in_a_run_folder_has_nothing_deleted_elsewhere(
 @pytest.mark.parametrize(
     ("space", "key"),
     [
-        ({"space": {"strategy": ["all-levels", PIECES["strategy"]]}}, "compare.tune.space.strategy"),
-        ({"methods": {"ce": {"system": [{"name": PIECES["system"]}]}}}, "compare.tune.methods.ce.system"),
+        (
+            {"space": {"strategy": ["all-levels", PIECES["strategy"]]}},
+            "compare.tune.space.strategy",
+        ),
+        (
+            {"methods": {"ce": {"system": [{"name": PIECES["system"]}]}}},
+            "compare.tune.methods.ce.system",
+        ),
         ({"space": {"objective.name": [PIECES["objective"]]}}, "compare.tune.space.objective.name"),
     ],
-)  # fmt: skip
+)
 def test_what_is_only_tried_needs_leave_before_any_image_is_made(
-    space: dict[str, Any], key: str, tree: dict[str, Any], folder: Path, tmp_path: Path, imported: Callable[[], bool]
-) -> None:  # fmt: skip
+    space: dict[str, Any],
+    key: str,
+    tree: dict[str, Any],
+    folder: Path,
+    tmp_path: Path,
+    imported: Callable[[], bool],
+) -> None:
     run = open_run({**tree, "methods": {"ce": {}}, "compare": {"tune": space}}, tmp_path / "run")
     with pytest.raises(RecipeError, match=re.escape(key)):
         pipeline.compare(run, tune=True)

@@ -1,4 +1,4 @@
-"""`discl levels` on the embedded generator: measured figures against independent ones, resumed, drawn, and told."""
+"""`discl levels` on the embedded generator: figures against independent ones, resuming, page."""
 
 from __future__ import annotations
 
@@ -30,9 +30,14 @@ from discl.stages import engine as engine_stage
 from discl.stages import levels as levels_stage
 
 SMALL = {
-    "data.long_tail": None, "hard.fewer_than": 6, "spectrum.num_inference_steps": 5, "runtime.threads": 1, "runtime.slots": 8,
-    "runtime.shard_rows": 4, "runtime.device": "cpu",
-}  # fmt: skip
+    "data.long_tail": None,
+    "hard.fewer_than": 6,
+    "spectrum.num_inference_steps": 5,
+    "runtime.threads": 1,
+    "runtime.slots": 8,
+    "runtime.shard_rows": 4,
+    "runtime.device": "cpu",
+}
 COUNTS = {"train": [12] * 7 + [5] * 3, "test": [2] * 10}
 GRID = [0, 40, 80]
 
@@ -163,8 +168,9 @@ def test_tables_say_the_same(surveyed: Run) -> None:
     text = (folder / "levels.md").read_text()
     pasted = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
     assert pasted == {
-        "spectrum": {"levels": found["proposal"]["levels"]}, "filter": {"threshold": found["proposal"]["threshold"]}
-    }  # fmt: skip
+        "spectrum": {"levels": found["proposal"]["levels"]},
+        "filter": {"threshold": found["proposal"]["threshold"]},
+    }
     overrides = {
         "spectrum.levels": pasted["spectrum"]["levels"],
         "filter.threshold": pasted["filter"]["threshold"],

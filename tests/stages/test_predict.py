@@ -74,7 +74,7 @@ def test_the_last_method_of_the_recipe_is_used_unless_one_is_named(tmp_path: Pat
 def test_what_is_missing_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         RunError,
-        match=r"holds no trained classifier; expected .*/train/METHOD/model\.safetensors\. Run `discl train` first",
+        match=r"expected .*/train/METHOD/model\.safetensors\. Run `discl train` first",
     ):
         find_classifier(tmp_path)
     model = write_classifier(tmp_path / "model", 0)
@@ -130,8 +130,13 @@ def test_a_real_folder_ends_in_a_table(
     assert rows_of(written) == [str(path) for path in expected]
     told = " ".join(capsys.readouterr().err.split())
     assert "3 unreadable images are skipped" in told and "pipe.png': it is a pipe" in told
-    for part in ("2 hidden", "2 that end in .heic ('phone.heic')", "1 without an ending ('README')",
-                 "1 linked folder ('up')", "1 folder without images, named like an image ('empty.jpg')"):  # fmt: skip
+    for part in (
+        "2 hidden",
+        "2 that end in .heic ('phone.heic')",
+        "1 without an ending ('README')",
+        "1 linked folder ('up')",
+        "1 folder without images, named like an image ('empty.jpg')",
+    ):
         assert part in told
     whole_text = written.read_text()
     monkeypatch.setattr(predict_stage, "BATCH", 1)

@@ -1,4 +1,4 @@
-"""A file is there whole or not at all, and two that write it at once do not get in each other's way."""
+"""Files appear whole or not at all, and two writers at once do not disturb each other."""
 
 from __future__ import annotations
 

@@ -22,7 +22,10 @@ def test_digest_is_that_of_the_canonical_json() -> None:
 
 
 def test_digests_do_not_depend_on_the_process() -> None:
-    code = f"from discl.utils.hashing import digest, derive_seed; print(digest(*{PARTS!r}), derive_seed(*{PARTS!r}))"
+    code = (
+        "from discl.utils.hashing import digest, derive_seed; "
+        f"print(digest(*{PARTS!r}), derive_seed(*{PARTS!r}))"
+    )
     answers = [
         subprocess.run(
             [sys.executable, "-c", code],

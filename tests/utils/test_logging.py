@@ -1,4 +1,4 @@
-"""Messages: a library user routes and silences them, the command line shows them, none stops a run."""
+"""Messages: library users route and silence them, the CLI shows them, none stops a run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def test_a_library_user_routes_and_filters(tmp_path: Path) -> None:
     path = tmp_path / "log"
     setup = (
         "import logging, discl\n"
-        f"logging.basicConfig(filename={str(path)!r}, level='INFO', format='%(name)s|%(message)s')\n"
+        f"logging.basicConfig(filename={str(path)!r}, level='INFO', "
+        "format='%(name)s|%(message)s')\n"
     )
     done = run(f"{setup}{SAY}\n{STEP}", capture_output=True, check=True)
     assert not done.stderr
@@ -163,7 +164,8 @@ def test_a_standard_error_that_takes_nothing_stops_no_command(stderr: str, tmp_p
         "    try: os.write(2, b'as a library in C does')\n"
         "    except OSError: pass\n"
         f"    {SAY}\n"
-        f"    with __import__('discl.utils.console').utils.console.progress('a', 1) as add: add(1)\n"
+        "    from discl.utils import console\n"
+        "    with console.progress('a', 1) as add: add(1)\n"
         "    return known\n"
         "assets.shipped_recipes = speak\n"
         "sys.argv = ['discl', 'recipes']\n"

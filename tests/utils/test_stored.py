@@ -1,4 +1,4 @@
-"""Files of a run are read with a check: whole and of the right kind, or one error that names the file."""
+"""Files of a run are checked: whole and of the right kind, or one error names the file."""
 
 from __future__ import annotations
 
@@ -91,9 +91,12 @@ def test_an_empty_file_is_named(name: str, tmp_path: Path) -> None:
         ({"colour": ["red"]}, "no column 'id'"),
         ({**HARD, "label": ["one"]}, "column 'label' of string"),
         ({**HARD, "id": [None]}, "column 'id' of null"),
-        ({**HARD, "id": ["a"], "width": pa.array([None], pa.int32())}, "empty cells in column 'width'"),
+        (
+            {**HARD, "id": ["a"], "width": pa.array([None], pa.int32())},
+            "empty cells in column 'width'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_table_of_another_kind_is_broken(
     columns: dict[str, Any], told: str, tmp_path: Path
 ) -> None:

@@ -231,7 +231,8 @@ def parse_texts(answer: str) -> list[str]:
     listed = _json_list(answer)
     if listed is None:
         items = re.findall(
-            r"^[ \t]*(?:\d+[.):]|[-*•])[ \t]+(.*(?:\n(?![ \t]*(?:\d+[.):]|[-*•])[ \t])[ \t]*\S.*)*)",
+            r"^[ \t]*(?:\d+[.):]|[-*•])[ \t]+"
+            r"(.*(?:\n(?![ \t]*(?:\d+[.):]|[-*•])[ \t])[ \t]*\S.*)*)",
             answer,
             re.MULTILINE,
         )

@@ -17,8 +17,8 @@ from .chat_client import ChatClient
 from .class_descriptions import UnusableError, find_name, gather_texts, write_whole
 
 HEADER = """\
-# Settings of the images: each replaces {setting} in prompts.templates. You may edit them. Nothing is
-# requested while this file exists; delete it to have them rewritten. A changed setting makes new
+# Settings of the images: each replaces {setting} in prompts.templates. You may edit them. Nothing
+# is requested while this file exists; delete it to have them rewritten. A changed setting makes new
 # images.
 """
 MIN_SETTINGS = 2

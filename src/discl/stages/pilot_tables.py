@@ -75,8 +75,8 @@ def advise(run: Run, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         if best.worth is not None
         else "",
         f"{strategy[1]}: use strategy {strategy[0]}",
-        f"{kept:.0%} of the images are kept, so {seeds} seeds give {synthetic_scale(run):g} images for each "
-        "hard one",
+        f"{kept:.0%} of the images are kept, so {seeds} seeds give {synthetic_scale(run):g} images "
+        "for each hard one",
     ]
     return {
         "generate": True,

@@ -296,7 +296,7 @@ class TrainState:
         self.processes.barrier()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Returns what a checkpoint keeps: `model.*`, `optimizer.INDEX.*`, `average.*`, `hook.*`."""
+        """State of a checkpoint: `model.*`, `optimizer.INDEX.*`, `average.*`, `hook.*`."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         if self.average is not None:
             tensors |= {
@@ -311,7 +311,10 @@ class TrainState:
         return tensors | {f"hook.{name}": tensor for name, tensor in self.hook.state().items()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restores what `state_dict` returned; raises KeyError or RuntimeError for another model's."""
+        """Restores the result of `state_dict`.
+
+        Raises KeyError or RuntimeError for the state of another model.
+        """
         groups: dict[str, dict[str, Tensor]] = {
             "model": {},
             "average": {},
