@@ -131,7 +131,7 @@ def test_surplus_and_missing_tensors_are_refused(
         del tensors[lost[0]]
 
     rewrite(folder / file, lose)
-    with pytest.raises(CheckpointError, match=r"lacks|[Mm]issing"):
+    with pytest.raises(CheckpointError, match=r"[Mm]issing"):
         load(folder)
 
 
@@ -185,7 +185,9 @@ def test_an_incomplete_clip_is_refused_by_every_loader(
         if INCOMPLETE[what](name)
     }
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match="lacks weights that its configuration asks for"):
+    with pytest.raises(
+        CheckpointError, match=r"clip' has no .* weights of its configuration are missing"
+    ):
         CLIPS[loader](folder)
 
 

@@ -41,18 +41,18 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
 def test_what_is_no_checkpoint_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError,
-        match=r"there is no checkpoint folder '.*none'; .* owner/name",
+        match=r"there is no checkpoint folder '.*none'\. .* owner/name",
     ):
         find_checkpoint(str(tmp_path / "none"))
     with pytest.raises(
         CheckpointError, match="there is no checkpoint folder '~nobody-of-this-name/model'"
     ):
         find_checkpoint("~nobody-of-this-name/model")
-    with pytest.raises(CheckpointError, match=r"holds no weights: no \*\.safetensors file"):
+    with pytest.raises(CheckpointError, match=r"empty' .* no \*\.safetensors file"):
         find_checkpoint(str(write_files(tmp_path / "empty", "config.json")))
     with pytest.raises(
         CheckpointError,
-        match="is a file; a folder in diffusers' or transformers' format is expected",
+        match=r"config\.json' is a file",
     ):
         find_checkpoint(str(tmp_path / "empty" / "config.json"))
 
@@ -83,7 +83,7 @@ def test_the_hub_is_asked_for_no_pickled_file(
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(
         CheckpointError,
-        match="checkpoint 'owner/other' is no local folder and could not be downloaded: no network",
+        match=r"'owner/other' .* could not be downloaded: no network",
     ):
         find_checkpoint("owner/other")
 

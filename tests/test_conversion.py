@@ -192,7 +192,7 @@ def test_a_folder_that_holds_something_is_not_written_to(tiny_clip: Path, tmp_pa
     source = pickled(tiny_clip, tmp_path / "old")
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "mine.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="exists and is no empty folder"):
+    with pytest.raises(CheckpointError, match=r"new' exists and is not an empty"):
         convert_checkpoint(str(source), tmp_path / "new")
     with pytest.raises(CheckpointError, match="nothing to convert"):
         convert_checkpoint(str(tiny_clip), tmp_path / "other")

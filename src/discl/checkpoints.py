@@ -39,9 +39,13 @@ UNWANTED = [
 
 
 def find_checkpoint(address: str) -> Path:
-    """Local folder of `embedded:NAME/...`, of a path, or of a hub name (downloaded without pickled files).
+    """The local folder of a checkpoint.
 
-    Raises CheckpointError if there is no such folder, or if it holds weights only in pickled form or none at all.
+    - `address`: a folder, `embedded:NAME/...`, or a hub name such as `owner/name`. Hub names are
+      downloaded without pickled files.
+
+    Raises CheckpointError if the folder does not exist, has no safetensors weights, or refers to
+    files outside it.
     """
     if address.startswith("embedded:"):
         return _checked(embedded(address), address)
@@ -51,12 +55,13 @@ def find_checkpoint(address: str) -> Path:
     if is_hub_name(address):
         return _checked(_download(address), address)
     raise CheckpointError(
-        f"there is no checkpoint folder '{address}'; give a folder, a hub name such as owner/name, or embedded:fashion-mnist/diffusion."
+        f"there is no checkpoint folder '{address}'. Give a folder, a hub name such as owner/name, "
+        "or embedded:fashion-mnist/diffusion."
     )
 
 
 def local_path(address: str) -> Path:
-    """The address as a path, `~` replaced where there is such a user."""
+    """The address as a path, with `~` expanded if that user exists."""
     try:
         return Path(address).expanduser()
     except RuntimeError:
@@ -64,30 +69,40 @@ def local_path(address: str) -> Path:
 
 
 def is_hub_name(address: str) -> bool:
-    """Whether an address that is no path of this machine may be `owner/name` on the hub."""
+    """Whether an address without a local file has the form `owner/name` of the hub."""
     return address.count("/") == 1 and not address.startswith((".", "/", "~"))
 
 
 def how_to_convert(address: str | Path) -> str:
-    """The command that makes safetensors of pickled weights, and what to do with its result."""
+    """Advice: the command that converts pickled weights to safetensors, and the path of the result.
+
+    - `address`: a folder, a pickled file, or a hub name.
+    """
     path = local_path(str(address))
     if path.parent.name == "snapshots":  # the hub's cache, which holds no pickled weights
         address = path.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
         path = Path(address)
-    folder = f"{path.stem if path.suffix in PICKLED else path.name}-safetensors"
+    single = path.suffix in PICKLED
+    folder = f"{path.stem if single else path.name}-safetensors"
+    result = f"{folder}/{path.stem}.safetensors" if single else folder
     return (
         f"convert them once with `discl convert {shlex.quote(str(address))} {shlex.quote(folder)}` "
-        f"and name {folder} in its place"
+        f"and use {result} instead"
     )
 
 
 def find_weights(address: str) -> Path:
-    """The single safetensors file at a path, or at `owner/name/FILE.safetensors` on the hub. Raises CheckpointError for others."""
+    """The local path of a single safetensors file.
+
+    - `address`: a path, or `owner/name/FILE.safetensors` on the hub, which is downloaded.
+
+    Raises CheckpointError for pickled weights, and if the file does not exist.
+    """
     path = local_path(address)
     if path.suffix in PICKLED:
         raise CheckpointError(
-            f"'{address}' holds pickled weights, which are refused because unpickling runs code; "
-            f"{how_to_convert(address)}/{path.stem}.safetensors."
+            f"'{address}' holds pickled weights, which are refused because unpickling runs code. "
+            f"To use them, {how_to_convert(address)}."
         )
     if path.is_file() and path.suffix == ".safetensors":
         return path
@@ -100,7 +115,8 @@ def find_weights(address: str) -> Path:
         or address.startswith((".", "/", "~"))
     ):
         raise CheckpointError(
-            f"there is no file '{address}'; give a *.safetensors file, or owner/name/FILE.safetensors on the hub."
+            f"there is no file '{address}'. Give a *.safetensors file, or "
+            "owner/name/FILE.safetensors on the hub."
         )
     from huggingface_hub import hf_hub_download
 
@@ -108,12 +124,19 @@ def find_weights(address: str) -> Path:
         return Path(hf_hub_download(f"{owner}/{name}", file))
     except Exception as error:
         raise CheckpointError(
-            f"'{address}' is no local file and could not be downloaded: {error}"
+            f"'{address}' is not a local file and could not be downloaded: {error}"
         ) from error
 
 
 def find_beside(address: str, file: Path, name: str) -> Path:
-    """The file `name` beside one that `find_weights` found, of the hub where that is from there. Raises CheckpointError."""
+    """The local path of a file in the folder of a weights file, downloaded if necessary.
+
+    - `address`: the address that `find_weights` resolved.
+    - `file`: the result of `find_weights`.
+    - `name`: name of the other file.
+
+    Raises CheckpointError if the file does not exist.
+    """
     beside = file.with_name(name)
     if not beside.is_file() and not local_path(address).exists():
         from huggingface_hub import hf_hub_download
@@ -123,26 +146,34 @@ def find_beside(address: str, file: Path, name: str) -> Path:
             folder = path.rpartition("/")[0]
             return Path(hf_hub_download(f"{owner}/{repository}", f"{folder}/{name}".lstrip("/")))
     if not beside.is_file():
-        raise CheckpointError(f"'{address}' needs the {name} that belongs to it; put it beside.")
+        raise CheckpointError(
+            f"'{address}' needs the {name} of its folder. Put it in the same folder."
+        )
     return beside
 
 
 def find_settings(address: str) -> Path:
-    """A folder of configurations and vocabularies, local or a hub name, of which no weights are fetched. Raises CheckpointError."""
+    """The local folder of configurations and vocabularies, without weights.
+
+    - `address`: a folder, or a hub name, which is downloaded without weights.
+
+    Raises CheckpointError if the folder does not exist or refers to files outside it.
+    """
     path = local_path(address)
     if path.is_dir():
         check_folder(path)
         return path
     if path.exists() or not is_hub_name(address):
         raise CheckpointError(
-            f"there is no folder of configurations '{address}'; give a folder or a hub name such as owner/name."
+            f"there is no folder of configurations '{address}'. Give a folder or a hub name such "
+            "as owner/name."
         )
     return _download(address, [pattern for pattern in WANTED if "safetensors" not in pattern])
 
 
 @functools.cache
 def settings_digest(folder: Path) -> str:
-    """Digest of configurations and vocabularies alone."""
+    """Digest of the configurations and vocabularies of a folder."""
     return digest_files(
         (file for file in folder.rglob("*") if file.suffix in {".json", ".txt", ".model"}), folder
     )
@@ -150,19 +181,22 @@ def settings_digest(folder: Path) -> str:
 
 @functools.cache
 def weights_digest(file: Path) -> str:
-    """Digest of one file's contents."""
+    """Digest of the contents of a file."""
     return digest_file(file)
 
 
 def public_name(address: str) -> str:
-    """The address without the folders of this machine: of a local path only its last name."""
+    """The address without local folders: of a local path only the last component."""
     local = Path(address).is_absolute() or address.startswith((".", "~"))
     return Path(address).name if local else address
 
 
 @functools.cache
 def checkpoint_digest(folder: Path) -> str:
-    """Digest of configurations, vocabularies and weights: two folders with the same digest make the same pixels."""
+    """Digest of configurations, vocabularies and weights.
+
+    Two folders with the same digest generate the same pixels.
+    """
     return digest_files(
         (
             file
@@ -174,6 +208,7 @@ def checkpoint_digest(folder: Path) -> str:
 
 
 def _download(name: str, wanted: Sequence[str] = WANTED) -> Path:
+    """Downloads a hub name and returns its folder."""
     from huggingface_hub import snapshot_download
 
     options: dict[str, Any] = {"allow_patterns": list(wanted), "ignore_patterns": UNWANTED}
@@ -182,28 +217,31 @@ def _download(name: str, wanted: Sequence[str] = WANTED) -> Path:
         if shows_bars():
             from tqdm import tqdm
 
-            options["tqdm_class"] = (
-                tqdm  # the hub's own bars are off, for they come also where nothing is fetched
-            )
+            # The hub's own bars are off, because they also appear when nothing is downloaded.
+            options["tqdm_class"] = tqdm
     try:
         folder = Path(snapshot_download(name, **options))
         if (
             half := [f"{part}/*.fp16*.safetensors" for part in _weightless(folder)]
-            if any("safetensors" in each for each in wanted)
+            if any("safetensors" in pattern for pattern in wanted)
             else []
         ):
             folder = Path(snapshot_download(name, allow_patterns=half))
         return folder
     except Exception as error:
         raise CheckpointError(
-            f"checkpoint '{name}' is no local folder and could not be downloaded: {error}"
+            f"checkpoint '{name}' is not a local folder and could not be downloaded: {error}"
         ) from error
 
 
 def fetch_pickled(name: str) -> Path:
-    """A hub name's folder with configurations and, where a part has no safetensors, its pickled weights: for conversion only.
+    """Downloads a hub name for conversion and returns its folder.
 
-    Raises CheckpointError where it cannot be downloaded.
+    Components without safetensors are downloaded with their pickled weights.
+
+    - `name`: a hub name such as `owner/name`.
+
+    Raises CheckpointError if the download fails.
     """
     from huggingface_hub import snapshot_download
 
@@ -212,10 +250,10 @@ def fetch_pickled(name: str) -> Path:
     skipped = [
         f"{folder}/{ending}" if folder else ending
         for folder in safe
-        for ending in (f"*{each}" for each in PICKLED)
+        for ending in (f"*{suffix}" for suffix in PICKLED)
     ]
     pickled = ["pytorch_model*.bin", "open_clip_pytorch_model.bin", "*/*.bin"]
-    unwanted = [each.replace(".safetensors", ".bin") for each in UNWANTED]
+    unwanted = [pattern.replace(".safetensors", ".bin") for pattern in UNWANTED]
     options: dict[str, Any] = {
         "allow_patterns": [*WANTED, *pickled],
         "ignore_patterns": [*UNWANTED, *unwanted, *skipped],
@@ -229,7 +267,7 @@ def fetch_pickled(name: str) -> Path:
 
 
 def _hub_files(name: str) -> list[str]:
-    """Names of the files of a hub name; none where the hub does not answer."""
+    """File names in a hub repository; none if the hub does not answer."""
     from huggingface_hub import HfApi
 
     try:
@@ -239,7 +277,7 @@ def _hub_files(name: str) -> list[str]:
 
 
 def _size_to_fetch(name: str, options: Mapping[str, Any]) -> int:
-    """Bytes that are not here yet; 0 as well where the hub does not answer, which the download itself tells better."""
+    """Bytes to download; 0 if the hub does not answer, because the download reports it better."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -253,7 +291,7 @@ def _size_to_fetch(name: str, options: Mapping[str, Any]) -> int:
 
 
 def _weightless(folder: Path) -> list[str]:
-    """Parts of a generator that were downloaded without weights: some repositories hold them in half precision only."""
+    """Components without weights: some repositories hold them only in half precision."""
     parts = sorted(file.parent for file in folder.glob("*/config.json"))
     return [
         part.name
@@ -263,9 +301,11 @@ def _weightless(folder: Path) -> list[str]:
 
 
 def _checked(folder: Path, address: str) -> Path:
+    """The folder. Raises CheckpointError if it is unsafe or has no safetensors weights."""
     if not folder.is_dir():
         raise CheckpointError(
-            f"checkpoint '{folder}' is a file; a folder in diffusers' or transformers' format is expected."
+            f"checkpoint '{folder}' is a file. Give a folder in the format of diffusers or "
+            "transformers."
         )
     check_folder(folder)
     if not any(folder.rglob("*.safetensors")):
@@ -274,10 +314,12 @@ def _checked(folder: Path, address: str) -> Path:
             pickled = sorted(file for file in _hub_files(address) if file.endswith(PICKLED))
         if pickled:
             raise CheckpointError(
-                f"checkpoint '{address}' holds only pickled weights ({', '.join(pickled[:3])}), which are refused because "
-                f"unpickling runs code; {how_to_convert(address)}."
+                f"checkpoint '{address}' holds only pickled weights ({', '.join(pickled[:3])}), "
+                f"which are refused because unpickling runs code. To use them, "
+                f"{how_to_convert(address)}."
             )
         raise CheckpointError(
-            f"checkpoint '{folder}' holds no weights: no *.safetensors file was found in it."
+            f"checkpoint '{folder}' holds no weights: no *.safetensors file in it. Download it "
+            "again."
         )
     return folder

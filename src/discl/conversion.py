@@ -21,14 +21,14 @@ from .utils.logging import get_logger
 logger = get_logger(__name__)
 
 COPIED = (".json", ".txt", ".model", ".jinja", ".safetensors")
-"""Endings of what belongs to a checkpoint beside its pickled weights: never a module of Python."""
+"""Suffixes of files copied with the pickled weights; Python modules are not among them."""
 NO_WEIGHTS = (
     "training_args*", "optimizer*", "scheduler*", "rng_state*", "random_states*", "scaler*",
 )  # fmt: skip
-"""Pickled files that a training leaves and that no network is made of."""
+"""Patterns of pickled training state, which holds no weights of the network."""
 USUAL = ("pytorch_model", "diffusion_pytorch_model")
 SECONDS, SECONDS_PER_GB = 600.0, 120.0
-"""How long the process that unpickles may take."""
+"""Default time limit of the process that unpickles, in seconds and in seconds per GB."""
 
 
 def convert_checkpoint(address: str, out: Path, seconds: float | None = None) -> Path:
@@ -40,10 +40,10 @@ def convert_checkpoint(address: str, out: Path, seconds: float | None = None) ->
     - `address`: a folder in transformers' or diffusers' layout, one pickled file, or a hub name, of
       which the pickled files are downloaded.
     - `out`: the folder to write, new or empty. It is written atomically.
-    - `seconds`: most seconds for unpickling; default ten minutes and two for each GB.
+    - `seconds`: time limit for unpickling in seconds; default 600 s plus 120 s per GB.
 
-    Raises CheckpointError where `out` holds files, where no file is pickled, and for a refused
-    file.
+    Raises CheckpointError if `out` holds files, if no file is pickled, if a file is refused, or if
+    the time limit is exceeded.
 
     ```python
     from pathlib import Path
@@ -56,13 +56,14 @@ def convert_checkpoint(address: str, out: Path, seconds: float | None = None) ->
     out = Path(out)
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise CheckpointError(
-            f"'{out}' exists and is no empty folder; name another folder to write the checkpoint to."
+            f"'{out}' exists and is not an empty folder. Name another folder for the checkpoint."
         )
     path = local_path(address)
     if path.is_file():
         if path.suffix not in PICKLED:
             raise CheckpointError(
-                f"'{address}' is no pickled file ({', '.join(PICKLED)}); there is nothing to convert."
+                f"'{address}' is not a pickled file ({', '.join(PICKLED)}). There is nothing to "
+                "convert."
             )
         root, pickled = path.parent, [path]
         copied: list[Path] = []
@@ -71,14 +72,15 @@ def convert_checkpoint(address: str, out: Path, seconds: float | None = None) ->
         pickled, copied = _files_of(root)
     if not pickled:
         raise CheckpointError(
-            f"'{address}' holds no pickled weights; there is nothing to convert, so name it as it is."
+            f"'{address}' holds no pickled weights. There is nothing to convert. Use it as it is."
         )
     targets = {file: target_name(file.relative_to(root)) for file in pickled}
-    if taken := {str(each) for each in targets.values()} & {
+    if taken := {str(target) for target in targets.values()} & {
         str(file.relative_to(root)) for file in copied
     }:
         raise CheckpointError(
-            f"'{address}' holds {sorted(taken)[0]} already beside pickled weights."
+            f"'{address}' holds pickled weights and their safetensors file {sorted(taken)[0]}. "
+            "Remove one of the two."
         )
     size = sum(file.stat().st_size for file in pickled)
     with _whole_folder(out) as folder:
@@ -88,7 +90,8 @@ def convert_checkpoint(address: str, out: Path, seconds: float | None = None) ->
         for target in targets.values():
             (folder / target).parent.mkdir(parents=True, exist_ok=True)
         logger.info(
-            f"converting {count_of(len(pickled), 'pickled file')} of {address} ({size / 1e9:.2g} GB)"
+            f"converting {count_of(len(pickled), 'pickled file')} of {address} ({size / 1e9:.2g} "
+            "GB)"
         )
         jobs = [(file, folder / target) for file, target in targets.items()]
         _unpickle(address, jobs, seconds or SECONDS + SECONDS_PER_GB * size / 1e9)
@@ -97,7 +100,10 @@ def convert_checkpoint(address: str, out: Path, seconds: float | None = None) ->
 
 
 def target_name(file: Path) -> Path:
-    """Where the tensors of a pickled file are looked for as safetensors: `pytorch_model.bin` becomes `model.safetensors`."""
+    """The path of the safetensors file of a pickled file, as transformers and diffusers expect it.
+
+    - `file`: path of the pickled file. `pytorch_model.bin` becomes `model.safetensors`.
+    """
     stem = file.stem
     if stem == "pytorch_model" or stem.startswith(("pytorch_model-", "pytorch_model.")):
         stem = stem.removeprefix("pytorch_")
@@ -105,17 +111,19 @@ def target_name(file: Path) -> Path:
 
 
 def _root(address: str, path: Path) -> Path:
+    """The local folder of an address; a hub name is downloaded."""
     if path.is_dir():
         return path
     if path.exists() or not is_hub_name(address):
         raise CheckpointError(
-            f"there is no checkpoint '{address}'; give a folder, a pickled file, or a hub name such as owner/name."
+            f"there is no checkpoint '{address}'. Give a folder, a pickled file, or a hub name "
+            "such as owner/name."
         )
     return fetch_pickled(address)
 
 
 def _files_of(root: Path) -> tuple[list[Path], list[Path]]:
-    """(pickled files to convert, files to copy) of a folder. Raises CheckpointError for one that links elsewhere."""
+    """(pickled files to convert, files to copy) of a folder."""
     folders: dict[Path, list[Path]] = {}
     whole_pipeline = (root / "model_index.json").is_file()
     for file in sorted(root.rglob("*")):
@@ -127,7 +135,7 @@ def _files_of(root: Path) -> tuple[list[Path], list[Path]]:
             folders.setdefault(file.parent, []).append(file)
     pickled, copied = [], []
     for folder, files in folders.items():
-        weights = not (whole_pipeline and folder == root)  # there lie single-file copies of it
+        weights = not (whole_pipeline and folder == root)  # the root holds single-file copies
         safe = [file for file in files if file.suffix == ".safetensors"] if weights else []
         pickles = [] if safe or not weights else choose_pickled(files)
         pickled += pickles
@@ -144,49 +152,58 @@ def _files_of(root: Path) -> tuple[list[Path], list[Path]]:
 
 
 def choose_pickled(files: Sequence[Path]) -> list[Path]:
-    """The pickled weights among the files of one folder: not those of the optimiser, nor a second copy in half precision."""
-    found = [
+    """The pickled weights among the files of one folder.
+
+    Optimizer states, half-precision copies of full weights, and shards of a whole file are left
+    out.
+
+    - `files`: paths in the same folder.
+
+    Raises CheckpointError if a shard is missing.
+    """
+    weights = [
         file
         for file in files
-        if file.suffix in PICKLED and not any(fnmatch(file.name, each) for each in NO_WEIGHTS)
+        if file.suffix in PICKLED and not any(fnmatch(file.name, name) for name in NO_WEIGHTS)
     ]
-    found = [file for file in found if file.name.startswith(USUAL)] or found
-    plain = [file for file in found if ".fp16" not in file.name and ".non_ema" not in file.name]
-    found = plain or [file for file in found if ".non_ema" not in file.name]
-    shards = [file for file in found if "-of-" in file.stem]
-    if shards and len(shards) < len(found):
-        return [file for file in found if file not in shards]
+    weights = [file for file in weights if file.name.startswith(USUAL)] or weights
+    plain = [file for file in weights if ".fp16" not in file.name and ".non_ema" not in file.name]
+    weights = plain or [file for file in weights if ".non_ema" not in file.name]
+    shards = [file for file in weights if "-of-" in file.stem]
+    if shards and len(shards) < len(weights):
+        return [file for file in weights if file not in shards]
     for file in shards[:1]:
         count = file.stem.rpartition("-of-")[2]
         if not count.isdecimal() or int(count) != len(shards):
             raise CheckpointError(
-                f"'{file.parent}' holds {len(shards)} of the {count} pickled files of its weights; fetch the others."
+                f"'{file.parent}' holds {len(shards)} of the {count} pickled files of its weights. "
+                "Download the others."
             )
-    return found
+    return weights
 
 
 def _check_own(file: Path, root: Path) -> None:
-    """Raises CheckpointError for a link out of the folder, but for those of the hub's cache, and for what is no file."""
+    """Raises CheckpointError for links to outside the folder and its hub cache, and non-files."""
     own, target = root.resolve(), file.resolve()
     cache = own.parent.parent / "blobs" if own.parent.name == "snapshots" else own
     if not file.is_file():
-        raise CheckpointError(f"checkpoint '{root}': {file.relative_to(root)} is no file.")
+        raise CheckpointError(f"checkpoint '{root}': {file.relative_to(root)} is not a file.")
     if not target.is_relative_to(own) and not target.is_relative_to(cache):
         raise CheckpointError(
-            f"checkpoint '{root}': {file.relative_to(root)} links to {target}, outside of the folder; "
-            "put the file itself there."
+            f"checkpoint '{root}': {file.relative_to(root)} links to {target}, outside the folder. "
+            "Replace the link by the file."
         )
 
 
 @contextmanager
 def _whole_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write to; it takes the place of `out` at the end, and nothing is left where anything fails."""
-    place = out.resolve()
-    unfinished = place.with_name(f".{place.name}.{uuid.uuid4().hex}.unfinished")
+    """A temporary folder that is renamed to `out` at the end, or removed on failure."""
+    final = out.resolve()
+    unfinished = final.with_name(f".{final.name}.{uuid.uuid4().hex}.unfinished")
     try:
         unfinished.mkdir(parents=True)
         yield unfinished
-        unfinished.replace(place)
+        unfinished.replace(final)
     except OSError as error:
         raise CheckpointError(f"cannot write the checkpoint to '{out}': {error}.") from error
     finally:
@@ -194,34 +211,31 @@ def _whole_folder(out: Path) -> Iterator[Path]:
 
 
 def _unpickle(address: str, jobs: Sequence[tuple[Path, Path]], seconds: float) -> None:
-    """Converts files in a process of its own. Raises CheckpointError where it refuses one, fails, or takes too long."""
-    named = json.dumps([[str(source.absolute()), str(target)] for source, target in jobs])
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("TORCH_FORCE")}
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "discl.unpickling",
-    ]  # -P: no module of the folder one is in
+    """Converts (source, target) files in a separate process with a time limit."""
+    request = json.dumps([[str(source.absolute()), str(target)] for source, target in jobs])
+    env = {key: value for key, value in os.environ.items() if not key.startswith("TORCH_FORCE")}
+    # -P keeps modules of the current folder from being imported.
+    command = [sys.executable, "-P", "-m", "discl.unpickling"]
     try:
         done = subprocess.run(
-            command, input=named, capture_output=True, text=True, env=kept, timeout=seconds
+            command, input=request, capture_output=True, text=True, env=env, timeout=seconds
         )
     except subprocess.TimeoutExpired as error:
         raise CheckpointError(
-            f"the pickled weights of '{address}' were not read within {seconds:g} seconds, so they are given up."
+            f"the pickled weights of '{address}' were not read within {seconds:g} seconds. Pass "
+            "more seconds to convert_checkpoint."
         ) from error
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
-        told = last.removeprefix("discl: ") if done.returncode == 3 else last[:300]
+        reason = last.removeprefix("discl: ") if done.returncode == 3 else last[:300]
         raise CheckpointError(
-            f"the pickled weights of '{address}' cannot be converted: {told}. Take files of tensors only, "
-            "as save_pretrained writes them."
+            f"the pickled weights of '{address}' cannot be converted: {reason}. Use files that "
+            "hold only tensors, as save_pretrained writes them."
         )
 
 
 def _write_indices(folder: Path, targets: Sequence[Path]) -> None:
-    """An index beside the shards of each network, from what they hold, as transformers and diffusers read it."""
+    """Writes the index of each sharded network, as transformers and diffusers read it."""
     from safetensors import safe_open
 
     shards: dict[Path, list[Path]] = {}

@@ -1,8 +1,11 @@
-"""The one module that reads pickled weights, run as a process of its own: `python -P -m discl.unpickling < jobs`.
+"""Reads pickled weights in a separate process: `python -P -m discl.unpickling < jobs`.
 
-Standard input is a JSON list of `[pickled file, safetensors file to write]`. torch's restricted unpickler
-(`weights_only=True`) knows tensors and plain containers only. Memory and size of what is written are bounded by the size
-of the files, so that a small file cannot fill a machine. A failure is one line on standard error and exit status 3.
+- Standard input: a JSON list of `[pickled file, safetensors file to write]`.
+- Reader: torch's restricted unpickler (`weights_only=True`), for tensors and plain containers only.
+- Limits: memory and output size are bounded by the size of the pickled files.
+- Failure: one line on standard error and exit status 3.
+
+No other module reads pickled files.
 """
 
 from __future__ import annotations
@@ -17,21 +20,24 @@ from pathlib import Path
 from typing import Any
 
 LARGEST_GROWTH = 4
-"""Bytes of tensors per byte of their file, at most: shared tensors are written once for each of their names."""
+"""Maximum bytes of tensors per byte of their file; tensors with several names are repeated."""
 SPARE = 1 << 30
-"""Bytes of memory beyond the multiples of the file's size."""
+"""Bytes of memory and output allowed beyond multiples of the file size."""
 NESTED = ("state_dict", "model_state_dict", "model", "module", "params")
-"""Keys under which trainers put the tensors beside other things."""
+"""Keys under which trainers store the tensors."""
 
 
 class Refused(Exception):
-    """A pickled file that is no plain set of tensors."""
+    """A pickled file that holds anything but named tensors."""
 
 
 def read_tensors(file: Path) -> dict[str, Any]:
-    """The tensors of a pickled file by their names, each with memory of its own.
+    """The tensors of a pickled file by name; they share no memory.
 
-    Raises Refused for a file that asks for code, holds anything but named dense tensors, or unpacks to far more than it is.
+    - `file`: path of the pickled file.
+
+    Raises Refused for a file that needs code, holds anything but named dense tensors, or unpacks to
+    more than the allowed size.
     """
     import torch
 
@@ -40,26 +46,26 @@ def read_tensors(file: Path) -> dict[str, Any]:
         with zipfile.ZipFile(file) as members:
             unpacked = sum(member.file_size for member in members.infolist())
         if unpacked > size:
-            raise Refused(f"it unpacks to {unpacked:,} bytes, more than its own {size:,}")
+            raise Refused(f"it unpacks to {unpacked:,} bytes, but the file has {size:,}")
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise Refused(_reason(error)) from error
     for key in NESTED:
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
             break
-    if not isinstance(found, dict) or not found:
-        raise Refused(f"it holds a {type(found).__name__}, no mapping of names to tensors")
+    if not isinstance(content, dict) or not content:
+        raise Refused(f"it holds a {type(content).__name__}; expected tensors by name")
     total, taken, tensors = 0, set(), {}
-    for name, tensor in found.items():
+    for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise Refused(f"its entry {name!r:.80} is a {type(tensor).__name__}, no tensor")
+            raise Refused(f"its entry {name!r:.80} is a {type(tensor).__name__}, not a tensor")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise Refused(f"its tensor '{name}' is sparse, quantised or empty of values")
+            raise Refused(f"its tensor '{name}' is sparse, quantised or without values")
         total += tensor.numel() * tensor.element_size()
         if total > LARGEST_GROWTH * size:
-            raise Refused(f"its tensors are more than {LARGEST_GROWTH} times as large as it is")
+            raise Refused(f"its tensors exceed {LARGEST_GROWTH} times its file size")
         plain = tensor.detach().contiguous()
         memory = plain.untyped_storage()
         if memory.data_ptr() in taken or memory.nbytes() > plain.numel() * plain.element_size():
@@ -70,15 +76,18 @@ def read_tensors(file: Path) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """What torch says of a file in one line; its own advice is how to switch the safety off."""
+    """The error of torch in one line, without its advice to switch off the restriction."""
     text = " ".join(str(error).split())
     if refused := re.search(r"GLOBAL (\S+)", text):
-        return f"it asks for {refused.group(1)}, which is code and no weight"
+        return f"it needs {refused.group(1)}, which is code, not a weight"
     return f"{type(error).__name__}: {text[:200]}"
 
 
 def limit_resources(largest: int) -> None:
-    """Bounds memory, files and core dumps of this process, where the system can, for files of at most `largest` bytes."""
+    """Limits memory, file sizes and core dumps of this process, where the system supports it.
+
+    - `largest`: size of the largest pickled file, in bytes.
+    """
     with suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -96,7 +105,7 @@ def limit_resources(largest: int) -> None:
 
 
 def main() -> None:
-    """Converts the files that standard input names."""
+    """Converts the files named on standard input."""
     jobs = [(Path(source), Path(target)) for source, target in json.load(sys.stdin)]
     from safetensors.torch import save_file
 

@@ -123,5 +123,5 @@ def test_a_head_of_other_classes_is_replaced_and_no_other_tensor(timm: Any, tmp_
     model, _ = start(tmp_path / "vit")
     assert model.head.weight.shape == (3, 16)
     save_file(weights | {"extra.weight": torch.zeros(1)}, file)
-    with pytest.raises(CheckpointError, match=r"no place for: extra\.weight"):
+    with pytest.raises(CheckpointError, match=r"1 tensors .*: extra\.weight"):
         start(tmp_path / "vit")

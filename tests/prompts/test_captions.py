@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,7 @@ def test_what_is_no_captioner_is_refused(
     for file in folder.glob("*vocab*"):
         file.unlink()
     (folder / "tokenizer.json").unlink(missing_ok=True)
-    with pytest.raises(CheckpointError, match="holds no vocabulary for a tokenizer"):
+    with pytest.raises(CheckpointError, match=r"mute' .* tokenizer\.json"):
         find_captioner(str(folder))
 
 
@@ -184,7 +185,7 @@ def test_a_captioner_that_lacks_weights_is_told(folders: dict[str, Path], tmp_pa
         folder / "model.safetensors",
         {"format": "pt"},
     )
-    with pytest.raises(CheckpointError, match="lacks weights that its configuration asks for"):
+    with pytest.raises(CheckpointError, match=re.escape(f"has no {gone}: 1 ")):
         Captioner(str(folder))
 
 

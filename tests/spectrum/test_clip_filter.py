@@ -133,9 +133,9 @@ def test_a_folder_that_is_no_clip(tiny_clip: Path, tiny_diffusion: Path, tmp_pat
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["tokenizer.json", "vocab.json", "merges.txt"], "holds no vocabulary for a tokenizer"),
-        (["tokenizer.json", "merges.txt"], r"holds a vocab\.json without its merges\.txt"),
-        (["tokenizer_config.json"], r"lacks tokenizer_config\.json"),
+        (["tokenizer.json", "vocab.json", "merges.txt"], r"neither tokenizer\.json nor"),
+        (["tokenizer.json", "merges.txt"], r"no merges\.txt"),
+        (["tokenizer_config.json"], r"no tokenizer_config\.json"),
     ],
 )
 def test_a_clip_without_its_tokenizer_is_told_before_anything_is_loaded(
@@ -158,11 +158,11 @@ def test_a_clip_that_lacks_weights_is_told(tiny_clip: Path, tmp_path: Path) -> N
     )
     with pytest.raises(
         CheckpointError,
-        match=r"lacks weights that its configuration asks for: text_projection\.weight\. ",
+        match=r"has no text_projection\.weight: 1 ",
     ):
         ClipScorer(str(folder), TEXTS)
     (folder / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"config\.json is missing or no JSON"):
+    with pytest.raises(CheckpointError, match=r"config\.json is missing or not"):
         find_clip(str(folder))
 
 
