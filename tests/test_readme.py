@@ -73,8 +73,11 @@ def test_your_own_images(photos: Path, tiny_diffusion: Path, tiny_clip: Path) ->
         "runtime.slots=8",
     ]
     replaced = [word for value in small for word in ("--set", value)]
-    init, plan, run, predict = commands("Your own images")
+    init, pilot, plan, run, predict = commands("Your own images")
     assert call(init, photos).stdout.strip() == "photos.yaml"
+    measured = call(pilot, photos, *replaced, "--set", "pilot.images=8")
+    assert measured.returncode == 0, measured.stderr
+    assert "## Recommendation" in measured.stdout
     planned = call(plan, photos, *replaced)
     assert planned.returncode == 0, planned.stderr
     assert "UNet rows" in planned.stdout and "images to generate" in planned.stdout

@@ -178,6 +178,30 @@ def levels(
 
 @app.command()
 @on_run
+def adapt(options: RunOptions) -> None:
+    """Teach the generator the domain of the real training images, if the recipe says so.
+
+    Example: `discl adapt mine.yaml --set spectrum.adapt.steps=1000`
+    """
+    _echo(options.run("adapt")[1])
+
+
+@app.command()
+@on_run
+def pilot(options: RunOptions) -> None:
+    """Measure on a few images whether a spectrum will pay; recommend levels, or none.
+
+    Example: `discl pilot mine.yaml --set pilot.images=256`
+    """
+    from .pipeline import pilot as run_pilot
+
+    path = run_pilot(options.open("prompts"))
+    _echo(path.read_text())
+    _echo(path)
+
+
+@app.command()
+@on_run
 def plan(options: RunOptions) -> None:
     """Write the plan of the spectrum and print what generating it costs.
 

@@ -97,7 +97,7 @@ def ensure_adapter(run: Run, settings: Adapt, rows: np.ndarray) -> Path:
             raise RunError(
                 f"image '{name}' has changed since it was checked; start a new folder with --out."
             )
-        return to_size(image, size, size).transpose(1, 2, 0)
+        return to_size(image, size, size)
 
     labels = train.labels[rows]
     images = AdapterImages(load, labels, [texts[label] for label in labels.tolist()])
