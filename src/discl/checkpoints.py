@@ -315,7 +315,7 @@ def _checked(folder: Path, address: str) -> Path:
         if pickled:
             raise CheckpointError(
                 f"checkpoint '{address}' holds only pickled weights ({', '.join(pickled[:3])}), "
-                f"which are refused because unpickling runs code. To use them, "
+                "which are refused because unpickling runs code. To use them, "
                 f"{how_to_convert(address)}."
             )
         raise CheckpointError(

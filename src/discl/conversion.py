@@ -90,8 +90,8 @@ def convert_checkpoint(address: str, out: Path, seconds: float | None = None) ->
         for target in targets.values():
             (folder / target).parent.mkdir(parents=True, exist_ok=True)
         logger.info(
-            f"converting {count_of(len(pickled), 'pickled file')} of {address} ({size / 1e9:.2g} "
-            "GB)"
+            f"converting {count_of(len(pickled), 'pickled file')} of {address} "
+            f"({size / 1e9:.2g} GB)"
         )
         jobs = [(file, folder / target) for file, target in targets.items()]
         _unpickle(address, jobs, seconds or SECONDS + SECONDS_PER_GB * size / 1e9)
