@@ -15,6 +15,7 @@ from typer.main import get_command
 
 from discl import cli, options
 from discl.errors import DataError
+from discl.evaluation.controls import find_control
 from discl.levels import check_level
 from discl.recipe import load_recipe, shipped_recipes
 from discl.run_folder.run import read_data
@@ -213,7 +214,11 @@ def test_init_writes_a_recipe_that_loads(
         recipe.hard.fewer_than,
         recipe.train.batch_size,
     ) == (100, 20, 20, 21)
-    assert list(recipe.methods) == ["ce", "discl"]
+    assert list(recipe.methods) == ["ce", "ce-undersampled", "ce-balanced", "fixed", "discl"]
+    methods = recipe.plain()["methods"]
+    for rule in (True, False):  # hard.rule tail or probability
+        assert find_control(methods, "discl", by_tail=rule) == "ce-undersampled"
+        assert find_control(methods, "fixed", by_tail=rule) == "ce-undersampled"
     header = (tmp_path / f"{name}.yaml").read_text().splitlines()[0]
     assert header.endswith(": 43 training images in 2 classes (3 to 40 a class).")
 

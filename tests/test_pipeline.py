@@ -692,7 +692,25 @@ def test_methods_and_seeds_in_one_table(
         8 * 2 * 2 * (4 + 2),
     )
     assert table["discl"]["published"]["few"] == 10.65
-    assert path.read_text().count("\n") == len(table) + 2
+    lines = path.read_text().splitlines()
+    assert sum(line.startswith("|") for line in lines) == len(table) + 2
+    controls = json.loads((copied / "comparison.json").read_text())["controls"]
+    assert yaml.safe_load(controls["lines"]) == {
+        "same-mixture": {"strategy": "real-only", "undersample": True}
+    }
+    chosen_on = "validation" if "validation" in results[0]["ce"] else "test"
+    best = max(
+        (row for row in table if not row.startswith("discl")),
+        key=lambda row: np.mean([result[row][chosen_on]["accuracy"] for result in results]),
+    )
+    assert f"{best}, chosen by top-1 on {chosen_on}" in controls["notes"][-1]
+    few, overall = table["discl"]["controls"].values()
+    gains = [
+        result["discl"]["test"]["accuracy"] - result[best]["test"]["accuracy"] for result in results
+    ]
+    assert few is None and overall[0] == pytest.approx(100 * np.mean(gains))
+    assert overall[1] <= overall[0] <= overall[2] and "controls" not in table["ce"]
+    assert "  same-mixture: {strategy: real-only, undersample: true}" in lines
     trained.clear()
     pipeline.compare(opened, [0, 1])
     assert trained == []

@@ -40,6 +40,7 @@ TWELVE = {
     for index in range(12)
 }
 PLAIN = {"ce": "real-only", "discl": "diverse-to-specific"}
+TWO_SPECTRAL = {"discl": "diverse-to-specific", "all": "all-levels"}
 GENERATOR = Generator("Stable Diffusion 1.x/2.x", "0123abcd", "cdef", 512, 8, distilled=False)
 FLUX = dataclasses.replace(
     GENERATOR, family="FLUX.1", distilled=True, sampler="Euler steps of the flow"
@@ -759,6 +760,32 @@ def test_figures_out_of_distribution_and_per_domain(tmp_path: Path) -> None:
     )
 
 
+def test_methods_with_synthetic_images_against_their_controls(tmp_path: Path) -> None:
+    counts = {"cat": 150, "dog": 50, "owl": 8}
+    methods = {"ce": "real-only", "under": "real-only", **TWO_SPECTRAL}
+    changes = {"methods.under.undersample": True, "methods.all.sampling": "class-balanced"}
+    page = Page(make_run(tmp_path, counts, methods, changes=changes).read_text())
+    results = json.loads((tmp_path / "results.json").read_text())
+    real = [row for row in results if not row.startswith(("discl", "all"))]
+    best = max(real, key=lambda row: results[row]["validation"]["accuracy"])
+
+    def points(row: str, other: str, metric: str) -> str:
+        return words.points(100 * (results[row]["test"][metric] - results[other]["test"][metric]))
+
+    few, overall = points("discl", "under", "few"), points("discl", best, "accuracy")
+    assert f"disclunder{few}{overall}" in page.text
+    assert f"all––{points('all', best, 'accuracy')}" in page.text
+    assert "few − same mixture without synthetic images" in page.text
+    assert f"{best}, chosen by top-1 on validation." in page.text
+    added = "same-mixture: {strategy: real-only, undersample: true, sampling: class-balanced}"
+    assert added in page.text
+
+
+def test_a_run_of_real_images_has_no_controls(tmp_path: Path) -> None:
+    page = Page(make_run(tmp_path, {"cat": 150, "dog": 8}, {"ce": "real-only"}).read_text())
+    assert "same mixture" not in page.text
+
+
 def test_the_smallest_calibration_error_is_the_best() -> None:
     measured = {
         "a": {"accuracy": 0.5, "calibration_error": 0.2},
@@ -791,6 +818,7 @@ def test_a_comparison_is_drawn_on_its_page_and_in_the_report(tmp_path: Path) -> 
             "intervals": {"few": [18.0, 15.5, 20.5]},
             "costs": {},
             "published": {},
+            "controls": {"few − mixture": None, "overall − best": [7.5, 6.5, 8.5]},
         },
     }
     told = {
@@ -798,6 +826,7 @@ def test_a_comparison_is_drawn_on_its_page_and_in_the_report(tmp_path: Path) -> 
         "split": "test",
         "baseline": "ce",
         "notes": ["Chosen by accuracy.", "ce: as it stands"],
+        "controls": {"notes": [f"Best: {EVIL}."], "lines": f"  same-mixture: {EVIL}\n"},
         "rows": rows,
     }
     (tmp_path / "run").mkdir()
@@ -815,6 +844,8 @@ def test_a_comparison_is_drawn_on_its_page_and_in_the_report(tmp_path: Path) -> 
             f"{EVIL}, all: 70.0 ± 0.0",
         ]
         assert "+18.0 [+15.5, +20.5]" in drawn.text and "Chosen by accuracy." in drawn.text
+        assert "+7.5 [+6.5, +8.5]" in drawn.text and "overall − best [95 %]" in drawn.text
+        assert f"Best: {EVIL}." in drawn.text and f"same-mixture: {EVIL}" in drawn.text
         assert len(drawn.having("diamond")) == 1
         lines = {attrs["style"] for attrs in drawn.having("base-line")}
         assert lines == {

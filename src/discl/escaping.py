@@ -27,6 +27,7 @@ LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "–": "--",
+    "−": "$-$",
     "λ": r"$\lambda$",
     "±": r"$\pm$",
 }

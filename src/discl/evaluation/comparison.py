@@ -34,6 +34,7 @@ class Entry:
     - `intervals`: `{column: difference from the baseline}`.
     - `costs`: `{name: value}`.
     - `published`: `{column: per cent}`.
+    - `controls`: `{heading: difference from a control}`, None without one.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Entry:
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     costs: Mapping[str, float] = field(default_factory=dict)
     published: Mapping[str, float] = field(default_factory=dict)
+    controls: Mapping[str, Interval | None] = field(default_factory=dict)
 
 
 ENDS = (0.025, 0.975)
@@ -172,12 +174,14 @@ def as_cells(entries: Sequence[Entry], columns: Sequence[str]) -> tuple[list[str
     """
     columns = [name for name in columns if any(name in entry.figures for entry in entries)]
     compared = [name for name in columns if any(name in entry.intervals for entry in entries)]
+    controls = list(dict.fromkeys(name for entry in entries for name in entry.controls))
     costs = list(dict.fromkeys(name for entry in entries for name in entry.costs))
     published = [name for name in columns if any(name in entry.published for entry in entries)]
     heading = [
         "method",
         *columns,
         *(f"{name}, difference [95 %]" for name in compared),
+        *(f"{name} [95 %]" for name in controls),
         *costs,
         *(f"{name}, published" for name in published),
     ]
@@ -187,6 +191,7 @@ def as_cells(entries: Sequence[Entry], columns: Sequence[str]) -> tuple[list[str
         row += [_figure(entry.figures.get(name)) for name in columns]
         for name in compared:
             row.append(_interval_cell(entry.intervals.get(name)))
+        row += [_interval_cell(entry.controls.get(name)) for name in controls]
         row += [f"{entry.costs[name]:,.0f}" if name in entry.costs else "–" for name in costs]
         row += [
             f"{entry.published[name]:.1f}" if name in entry.published else "–" for name in published

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import RunError
 from ..evaluation.comparison import Entry, Interval, as_cells, mean_std
+from ..evaluation.controls import ABSENT
 from ..run_folder import paths
 from ..utils.atomic import whole
 from ..utils.stored import read_json, reading
@@ -19,7 +20,11 @@ COMPARED_AGAIN = "Delete it and run `discl compare` again."
 
 @dataclass(frozen=True)
 class Comparison:
-    """The results of `discl compare`; `notes` say how settings were chosen."""
+    """The results of `discl compare`.
+
+    - `notes`: how settings were chosen.
+    - `control_notes`, `control_lines`: which rows the controls are, and YAML of absent ones.
+    """
 
     entries: Sequence[Entry]
     columns: Sequence[str]
@@ -27,6 +32,13 @@ class Comparison:
     baseline: str
     split: str
     notes: Sequence[str]
+    control_notes: Sequence[str] = ()
+    control_lines: str = ""
+
+    @property
+    def absent(self) -> str:
+        """What `control_lines` are for."""
+        return ABSENT
 
 
 @dataclass(frozen=True)
@@ -69,13 +81,25 @@ def read_comparison(folder: Path) -> Comparison | None:
                 {column: Interval(*interval) for column, interval in row["intervals"].items()},
                 row["costs"],
                 row["published"],
+                {
+                    heading: Interval(*interval) if interval else None
+                    for heading, interval in row.get("controls", {}).items()
+                },
             )
             for name, row in found["rows"].items()
         ]
         columns = list(dict.fromkeys(column for entry in entries for column in entry.figures))
-    return Comparison(
-        entries, columns, found["seeds"], found["baseline"], found["split"], found["notes"]
-    )
+        controls = found.get("controls", {"notes": [], "lines": ""})
+        return Comparison(
+            entries,
+            columns,
+            found["seeds"],
+            found["baseline"],
+            found["split"],
+            found["notes"],
+            list(controls["notes"]),
+            str(controls["lines"]),
+        )
 
 
 def compare_values(found: Comparison) -> dict[str, Any]:

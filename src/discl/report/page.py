@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from ..data import ImageTable
+from ..evaluation.controls import ABSENT
 from ..run_folder import paths
 from ..utils.atomic import whole
 from . import charts, tables
@@ -113,6 +114,8 @@ def _values(summary: RunSummary) -> dict[str, Any]:
         "curves": curves(summary, colours),
         "colours": colours,
         "differences": tables.differences(summary),
+        "controlled": tables.control_table(summary),
+        "absent": ABSENT,
         "classes": classes(summary),
         "commands": words.commands(summary),
     }

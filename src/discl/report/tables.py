@@ -10,6 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from ..evaluation.controls import (
+    BEST_HEADING,
+    MIXTURE_HEADING,
+    Controls,
+    make_controls,
+)
 from .run_summary import ADJUSTED, ENSEMBLED, RunSummary
 
 GROUPS = ("many", "medium", "few")
@@ -136,6 +142,59 @@ def differences(summary: RunSummary) -> list[Difference]:
                 )
             )
     return rows
+
+
+@dataclass(frozen=True)
+class ControlTable:
+    """Methods with synthetic images against the two controls, in percentage points.
+
+    - `headings`: of the two columns.
+    - `rows`: (name, its row of the same mixture or None, the two differences).
+    - `controls`: names of the rows, notes, and lines that add absent ones.
+    """
+
+    headings: tuple[str, str]
+    rows: Sequence[tuple[str, str | None, tuple[float | None, float | None]]]
+    controls: Controls
+
+
+def control_table(summary: RunSummary) -> ControlTable | None:
+    """The differences from the same mixture and from the best row without synthetic images.
+
+    The first is on few, the second overall; both are the OOD macro F1 if that is measured. None if
+    no method takes synthetic images.
+    """
+    figures = summary.figures
+    few = "few" if any("few" in row for row in figures.values()) else "accuracy"
+    names = {"few": "few", "accuracy": "overall", "ood_macro_f1": "OOD macro F1"}
+    metrics, shown, key = (few, "accuracy"), summary.split, "accuracy"
+    if summary.ood:
+        metrics, shown, key = ("ood_macro_f1", "ood_macro_f1"), summary.ood, "macro_f1"
+    chosen_on = shown.replace("test", "validation")
+    if not all(chosen_on in splits for splits in summary.results.values()):
+        chosen_on = shown
+    controls = make_controls(
+        summary.recipe,
+        list(figures),
+        {row: splits[chosen_on][key] for row, splits in summary.results.items()},
+        metric="top-1" if key == "accuracy" else names[metrics[1]],
+        chosen_on=chosen_on,
+        shown=shown,
+    )
+    if controls is None:
+        return None
+
+    def against(row: str, other: str | None, metric: str) -> float | None:
+        return None if other is None else difference(figures[row], figures[other], metric)
+
+    return ControlTable(
+        (MIXTURE_HEADING.format(names[metrics[0]]), BEST_HEADING.format(names[metrics[1]])),
+        [
+            (row, other, (against(row, other, metrics[0]), against(row, controls.best, metrics[1])))
+            for row, other in controls.same_mixture.items()
+        ],
+        controls,
+    )
 
 
 def difference(figures: Figures, baseline: Figures, metric: str) -> float | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..assets import published_figures
-from ..escaping import for_markdown
+from ..escaping import for_markdown, for_terminal
 from ..evaluation.comparison import (
     Entry,
     Interval,
@@ -21,6 +22,15 @@ from ..evaluation.comparison import (
     paired_f1_interval,
     paired_interval,
 )
+from ..evaluation.controls import (
+    ABSENT,
+    BEST_HEADING,
+    MIXTURE_HEADING,
+    Controls,
+    make_controls,
+    split_variant,
+)
+from ..recipe import Recipe
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.plan import Request
@@ -46,8 +56,8 @@ PHASE_1 = (
     paths.CACHE,
     paths.PREPARED,
 )
-VARIANTS = ("+la", "+we")
-"""Suffixes of rows that are computed from a classifier after training."""
+Columns = Sequence[tuple[str, str, str]]
+"""(split, metric, heading) of each column."""
 
 
 def seed_run(run: Run, seed: int) -> Run:
@@ -78,7 +88,7 @@ def compare(run: Run, seeds: Sequence[int], tuned: bool = False) -> Path:
     """
     runs: list[Run] = []
     notes: list[str] = []
-    processes = current_processes()
+    processes, recipe = current_processes(), run.recipe
     if tuned:
         run = tuned_run(replace(run, overrides=_phase_1(run)), tune(run))
         notes = describe_tuning(run)
@@ -92,7 +102,9 @@ def compare(run: Run, seeds: Sequence[int], tuned: bool = False) -> Path:
 
     def write() -> Path:
         split, metrics = measured_columns(runs[0])
-        entries = make_entries(run, runs, split, metrics)
+        entries, controls = add_controls(
+            make_entries(run, runs, split, metrics), recipe, runs, metrics
+        )
         write_tables(
             run.folder,
             entries,
@@ -101,6 +113,7 @@ def compare(run: Run, seeds: Sequence[int], tuned: bool = False) -> Path:
             split,
             _baseline(run),
             notes,
+            controls,
         )
         return run.path(paths.COMPARISON_TABLE)
 
@@ -115,12 +128,14 @@ def write_tables(
     split: str,
     baseline: str,
     notes: Sequence[str],
+    controls: Controls | None = None,
 ) -> None:
     """Writes `comparison.md`, `.csv`, `.tex`, and `.json` for the report.
 
     - `notes`: a sentence and a list.
+    - `controls`: the rows of the differences in `Entry.controls`.
     """
-    plain = {
+    plain: dict[str, Any] = {
         "seeds": list(seeds),
         "split": split,
         "baseline": baseline,
@@ -134,12 +149,17 @@ def write_tables(
                 },
                 "costs": dict(entry.costs),
                 "published": dict(entry.published),
+                **({"controls": _plain_controls(entry)} if entry.controls else {}),
             }
             for entry in entries
         },
     }
+    below = _listed(notes)
+    if controls is not None:
+        plain["controls"] = {"notes": list(controls.notes), "lines": controls.lines}
+        below = _controls_in_markdown(controls) + below
     for name, text in (
-        (paths.COMPARISON_TABLE, as_markdown(entries, columns) + _listed(notes)),
+        (paths.COMPARISON_TABLE, as_markdown(entries, columns) + below),
         (paths.COMPARISON_CSV, as_csv(entries, columns, seeds)),
         (paths.COMPARISON_LATEX, as_latex(entries, columns)),
         (paths.COMPARISON_DATA, json.dumps(plain, indent=2, ensure_ascii=False) + "\n"),
@@ -169,9 +189,7 @@ def measured_columns(run: Run) -> tuple[str, list[tuple[str, str, str]]]:
     return main, [*((main, name, name) for name in groups), (main, "accuracy", "all")]
 
 
-def make_entries(
-    run: Run, runs: Sequence[Run], split: str, metrics: Sequence[tuple[str, str, str]]
-) -> list[Entry]:
+def make_entries(run: Run, runs: Sequence[Run], split: str, metrics: Columns) -> list[Entry]:
     """One entry for each row of the runs' `results.json`."""
     results = [read_json(each.path(paths.RESULTS)) for each in runs]
     predicted = {
@@ -210,10 +228,82 @@ def make_entries(
     return entries
 
 
-def split_variant(row: str) -> tuple[str, str]:
-    """("discl", "+la") of "discl+la"."""
-    method, plus, variant = row.partition("+")
-    return (method, plus + variant) if plus + variant in VARIANTS else (row, "")
+def add_controls(
+    entries: Sequence[Entry], recipe: Recipe, runs: Sequence[Run], columns: Columns
+) -> tuple[list[Entry], Controls | None]:
+    """Entries with their differences from the two controls, and which rows these are.
+
+    The same mixture is compared on the few classes, the best row overall. Without a column few
+    both are compared overall. OOD tables compare both by the OOD macro F1.
+
+    - `recipe`: the recipe before it was tuned, so that a control has the settings of its method.
+    """
+    results = [read_json(each.path(paths.RESULTS)) for each in runs]
+    mixture_column, overall = control_columns(columns)
+    where, metric, heading = overall
+    chosen_on = where.replace("test", "validation")
+    if not all(chosen_on in row for result in results for row in result.values()):
+        chosen_on = where
+    scores = {
+        row: float(np.mean([result[row][chosen_on][metric] for result in results]))
+        for row in results[0]
+    }
+    controls = make_controls(
+        recipe.plain(),
+        [entry.name for entry in entries],
+        scores,
+        metric=heading if metric == "macro_f1" else "top-1",
+        chosen_on=chosen_on,
+        shown=where,
+    )
+    if controls is None:
+        return list(entries), None
+
+    @cache
+    def predictions(row: str, where: str) -> np.ndarray:
+        return np.stack([read_predictions(each, row, where) for each in runs])
+
+    def differ(row: str, other: str | None, column: tuple[str, str, str]) -> Interval | None:
+        where, metric, _ = column
+        if other is None or any(
+            where not in result[name] for name in (row, other) for result in results
+        ):
+            return None
+        return paired(
+            predictions(row, where),
+            predictions(other, where),
+            runs[0].tables[where].labels,
+            metric,
+            runs[0].groups,
+        )
+
+    return [
+        replace(
+            entry,
+            controls={
+                MIXTURE_HEADING.format(_overall(mixture_column[2])): differ(
+                    entry.name, controls.same_mixture[entry.name], mixture_column
+                ),
+                BEST_HEADING.format(_overall(heading)): differ(entry.name, controls.best, overall),
+            },
+        )
+        if entry.name in controls.same_mixture
+        else entry
+        for entry in entries
+    ], controls
+
+
+def control_columns(columns: Columns) -> tuple[tuple[str, str, str], tuple[str, str, str]]:
+    """The column that the same mixture is compared on, and the one of the best row."""
+    ood = next((each for each in columns if each[0].endswith("-ood")), None)
+    if ood is not None:
+        return ood, ood
+    few = next((each for each in columns if each[1] == "few"), columns[-1])
+    return few, columns[-1]
+
+
+def _overall(heading: str) -> str:
+    return "overall" if heading == "all" else heading
 
 
 def paired(
@@ -262,6 +352,21 @@ def _costs(
 
 def _baseline(run: Run) -> str:
     return run.recipe.baseline or next(iter(run.recipe.methods))
+
+
+def _plain_controls(entry: Entry) -> dict[str, list[float] | None]:
+    return {
+        name: None if each is None else [each.difference, each.low, each.high]
+        for name, each in entry.controls.items()
+    }
+
+
+def _controls_in_markdown(controls: Controls) -> str:
+    """The notes on controls, and the lines that add absent ones."""
+    text = "\n" + "\n".join(map(for_markdown, controls.notes)) + "\n"
+    if controls.lines:
+        text += f"\n{ABSENT}\n\n```yaml\nmethods:\n{for_terminal(controls.lines)}```\n"
+    return text
 
 
 def _listed(notes: Sequence[str]) -> str:
