@@ -24,6 +24,7 @@ import argparse
 import json
 import math
 import os
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -100,7 +101,7 @@ SETTINGS |= {
 }
 ADAPT = {
     "rank": 16,
-    "steps": 400,
+    "steps": 600,
     "learning_rate": 1e-3,
     "batch_size": 32,
     "layers": "attention-and-convolutions",
@@ -706,6 +707,95 @@ def _rounded(value: Any) -> Any:
     return round(value, 3) if isinstance(value, float) else value
 
 
+# ----------------------------------------------------------------------------------------- tables
+
+
+def read_results(results: Path) -> dict[str, dict[int, dict[str, Any]]]:
+    """`{setting: {draw: {"rows": ..., "gap": ...}}}` of the finished units, real rows included."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for name, setting in SETTINGS.items():
+        for file in sorted(results.glob(f"{name}-[0-9]*.json")):
+            draw = int(file.stem.rsplit("-", 1)[1])
+            unit = json.loads(file.read_text())
+            real = json.loads((results / f"real-{setting.domain}-{draw}.json").read_text())
+            unit["rows"] = {**real["rows"], **unit["rows"]}
+            found.setdefault(name, {})[draw] = unit
+    return found
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """(mean, half width of the 95 % interval by Student's t over the draws)."""
+    from discl.evaluation.comparison import STUDENT
+
+    if len(values) < 2:
+        return values[0], math.inf
+    spread = statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values), STUDENT[min(len(values) - 2, len(STUDENT) - 1)] * spread
+
+
+def difference(units: Mapping[int, Any], row: str, other: str, metric: str) -> list[float]:
+    """Points of one row over another on test images, paired over the draws."""
+    tests = [{name: rows["test"] for name, rows in unit["rows"].items()} for unit in units.values()]
+    return [each[row][metric] - each[other][metric] for each in tests]
+
+
+def best_fixed(unit: Mapping[str, Any]) -> str:
+    """The fixed level that is best on the few classes of the validation images."""
+    rows = [name for name in unit["rows"] if name.startswith("fixed-")]
+    return max(rows, key=lambda name: unit["rows"][name]["validation"]["few"])
+
+
+def tables(results: Path) -> str:
+    """Rows against the same mixture without images, and what was expected, in Markdown."""
+    found = read_results(results)
+    shown = {
+        "few": ("text-only", "all", "d2s", "s2d", "text-only-filtered", "d2s-filtered", "oracle"),
+        "all": ("text-only-balanced", "all-balanced", "d2s-balanced", "oracle-balanced"),
+    }
+    lines = []
+    for metric, rows in shown.items():
+        control = "ce-undersampled" if metric == "few" else "ce-balanced"
+        lines += [f"{metric}, row − {control}, points; mean ± half the 95 % interval", ""]
+        lines.append("| setting (draws) | recognised at 0 % | " + " | ".join(rows) + " |")
+        lines.append("|---|---:|" + "---:|" * len(rows))
+        for name, units in found.items():
+            known = statistics.mean(unit["gap"]["0"]["recognised"] for unit in units.values())
+            cells = []
+            for row in rows:
+                mean, half = interval(difference(units, row, control, metric))
+                cells.append(f"{mean:+.1f} ± {half:.1f}")
+            lines.append(f"| {name} ({len(units)}) | {known:.2f} | " + " | ".join(cells) + " |")
+        lines.append("")
+    fixed = [
+        f"{name}: {', '.join(best_fixed(unit) for unit in units.values())}"
+        for name, units in found.items()
+    ]
+    lines += ["Best fixed level on validation, by draw. " + "; ".join(fixed) + ".", ""]
+    return "\n".join([*lines, *_expectations(found)])
+
+
+def _expectations(found: Mapping[str, Mapping[int, Any]]) -> list[str]:
+    """What was written down beforehand, and what came."""
+    import yaml
+
+    lines = ["| setting | difference | expected | measured | |", "|---|---|---|---|---|"]
+    expected = yaml.safe_load((RESULTS / "expected.yaml").read_text())
+    for name, entries in expected.items():
+        for each in entries:
+            if "minus" not in each or name not in found:
+                continue
+            mean, half = interval(
+                difference(found[name], each["of"], each["minus"], each["metric"])
+            )
+            sign = "+" if mean - half > 0 else "-" if mean + half < 0 else "0"
+            verdict = "as expected" if sign == each["sign"] else "not shown" * (sign == "0")
+            lines.append(
+                f"| {name} | {each['metric']}, {each['of']} − {each['minus']} | {each['sign']} "
+                f"| {mean:+.1f} ± {half:.1f} | {verdict or 'otherwise'} |"
+            )
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -715,7 +805,11 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--draws", nargs="+", type=int, default=list(range(10)))
     parser.add_argument("--cifar10", type=Path, help="folder with train.parquet and test.parquet")
+    parser.add_argument("--table", action="store_true", help="print the tables and do nothing else")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(tables(arguments.results))
+        return
     for draw in arguments.draws:
         for name in arguments.settings:
             started = time.time()
