@@ -17,6 +17,22 @@ import torch
 TEXT_LENGTH = 16
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    """Reports in UTF-8: hostile names have lone surrogates, which no process can send to another."""
+    report = yield
+    report.sections = [(name, _in_utf8(content)) for name, content in report.sections]
+    if report.longrepr is not None and report.failed:
+        text = str(report.longrepr)
+        if text != _in_utf8(text):
+            report.longrepr = _in_utf8(text)
+    return report
+
+
+def _in_utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 @pytest.fixture(autouse=True)
 def shown_messages() -> Iterator[None]:
     """Messages on standard error, as the command line shows them; a test may silence its own."""
