@@ -19,7 +19,7 @@ TEXT_LENGTH = 16
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
-    """Reports in UTF-8: hostile names have lone surrogates, which no process can send to another."""
+    """Reports in UTF-8: hostile names have lone surrogates, which xdist cannot send."""
     report = yield
     report.sections = [(name, _in_utf8(content)) for name, content in report.sections]
     if report.longrepr is not None and report.failed:
