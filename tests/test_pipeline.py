@@ -973,7 +973,7 @@ def test_a_clip_beside_the_others_in_a_run(
 def test_a_batch_larger_than_the_data_is_refused_and_nothing_is_lost(
     copied: Path, tree: Tree, no_phase_one: None
 ) -> None:
-    with pytest.raises(TrainingError, match=r"train\.batch_size = 64 exceeds the 40 real images"):
+    with pytest.raises(TrainingError, match=r"train\.batch_size: 64 exceeds the 40"):
         discl.run(
             changed(tree, train__batch_size=64, methods={"ce": {"strategy": "real-only"}}),
             copied,

@@ -75,6 +75,8 @@ OTHERS = {
     "plan": [],
     "generate": [],
     "filter": [],
+    "adapt": [],
+    "pilot": ["--set", "pilot.images=8"],
     "levels": ["--sources", "1", "--grid", "0,50"],
     "export": ["--to", "imagefolder"],
 }

@@ -148,7 +148,7 @@ def test_a_key_is_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         (
             {"endpoint": {"url": "http://h/v1", "model": "m"}, "phrases": "embedded:fashion-mnist"},
-            "prompts\.phrases and prompts\.endpoint",
+            r"prompts\.phrases and prompts\.endpoint",
         ),
         (
             {"endpoint": {"url": "host", "model": "m"}},
