@@ -48,7 +48,7 @@ def listed(tree: str) -> list[str]:
 
 def draw(order: list[str], lines: dict[str, str]) -> str:
     """The tree: files of a folder, then its folders."""
-    paths = [path for path in order if path in lines]
+    paths = [path for path in dict.fromkeys(order) if path in lines]
     paths += [path for path in lines if path not in paths]
 
     def folder_of(path: str) -> str:

@@ -157,6 +157,7 @@ def test_the_weights_that_make_an_image_have_not_seen_its_source(recipe, tmp_pat
     ("candidate", "key"),
     [
         ({"train.epochs": 3}, "pilot.candidates.x"),
+        ({"filter.threshold": 0.1}, "pilot.candidates.x"),
         ({"spectrum.levles": [0]}, "levles"),
         ({"spectrum.levels": [101]}, "101"),
     ],

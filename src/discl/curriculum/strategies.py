@@ -35,7 +35,7 @@ History = Sequence[Mapping[str, Any]]
 Measured = Literal["never", "probe", "epoch"]
 """When progress is measured.
 
-`probe` is around steps on random real images, before the levels of the epoch are chosen. `epoch` is
+`probe`: before and after steps on random real images, from which the levels are chosen. `epoch` is
 around the whole epoch.
 """
 

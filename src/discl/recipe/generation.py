@@ -275,7 +275,7 @@ class Pilot(Strict):
     candidates: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         max_length=100,
-        description="name: values of spectrum, prompts or filter; none: the spectrum as it is",
+        description="name: values of spectrum or prompts; none: the spectrum as it is",
     )
 
 

@@ -99,7 +99,7 @@ class Recipe(Strict):
     - `evaluate`: metrics.
     - `compare`: training seeds and search.
     - `pilot`: what `discl pilot` tries before the spectrum is made.
-    - `runtime`: device, slots and stores; does not change results.
+    - `runtime`: device, slots and stores; changes results by rounding only.
 
     Raises RecipeError for values that contradict each other.
 

@@ -46,7 +46,7 @@ logger = get_logger(__name__)
 
 SHARED = (paths.DATA, paths.PROMPTS, paths.SETTINGS, paths.CAPTIONS, paths.ADAPTED)
 """What the pilot takes from the run that it is made for."""
-ALLOWED = ("spectrum.", "prompts.", "filter.")
+ALLOWED = ("spectrum.", "prompts.")
 """Keys that a candidate may set."""
 FEATURES_AT_ONCE = 512
 
@@ -117,7 +117,7 @@ def _candidate_runs(run: Run) -> dict[str, Run]:
         wrong = [key for key in overrides if not key.startswith(ALLOWED)]
         if wrong:
             raise RecipeError(
-                f"'{wrong[0]}' is no key of the spectrum; a candidate sets keys that begin with "
+                f"'{wrong[0]}' cannot be set by a candidate; its keys begin with "
                 f"{', '.join(ALLOWED)}",
                 argument=f"pilot.candidates.{one_line(name)}",
             )
@@ -220,12 +220,12 @@ def _measure(run: Run, name: str, parts: Sequence[Run], real: _Real) -> list[Out
     for part in parts:
         verdicts = read_table(part.path(paths.FILTER)).to_pylist()
         images = stored_images(part, [verdict["id"] for verdict in verdicts])
-        rows_of = {request.id: request for request in read_plan(part.path(paths.PLAN))}
+        request_of = {request.id: request for request in read_plan(part.path(paths.PLAN))}
         labels += [verdict["label"] for verdict in verdicts]
         levels += [verdict["level"] for verdict in verdicts]
         kept += [verdict["clip_similarity"] >= threshold for verdict in verdicts]
         sources += [row_of[verdict["source_id"]] for verdict in verdicts]
-        cost += [count_rows(part, [rows_of[verdict["id"]]]) for verdict in verdicts]
+        cost += [count_rows(part, [request_of[verdict["id"]]]) for verdict in verdicts]
         features.append(
             _embed(
                 scorer,

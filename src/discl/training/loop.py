@@ -45,9 +45,11 @@ class TrainSettings:
 
     - `steps_per_epoch`, `batch_size`: the updates of an epoch, the same for every strategy.
     - `augment`: names of augmentations; `precision`: of the forward and backward passes.
-    - `make_optimizer`: makes the optimizer of a model; `learning_rate`: of progress in [0, 1].
+    - `make_optimizer`: makes the optimizer of a model; `learning_rate`: its rate at a
+      fraction of the training in [0, 1].
     - `seed`: of every random draw, together with the epoch.
-    - `select`: `last` epoch, or the best one on `validation`, measured every `validate_every`.
+    - `select`: the `last` epoch, or the best one on `validation`, which measures every epoch; with
+      `last` every `validate_every`-th epoch is measured.
     - `save_seconds`: time between two checkpoints.
     - `steps`: how a gradient step is made.
     - `probe_samples`: |D| of algorithm 2 (arXiv 2410.13674), rounded to whole batches. They are
