@@ -91,6 +91,7 @@ def test_commands_and_options_in_the_text_exist() -> None:
     )
 
 
+@pytest.mark.slow
 def test_each_command_of_the_page(
     birds: Path,
     tiny_diffusion: Path,

@@ -32,6 +32,7 @@ def test_what_ships_is_small_and_licensed() -> None:
     assert "MIT License" in (folder / "fashion_mnist/LICENSE-DATA").read_text()
 
 
+@pytest.mark.slow
 def test_splits_share_no_image() -> None:
     tables = read_tables("embedded:fashion-mnist/data")
     assert {name: len(table) for name, table in tables.items()} == {

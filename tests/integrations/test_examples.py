@@ -193,6 +193,7 @@ def test_lightning_resumed_with_workers_draws_what_it_would_have_drawn(
         assert rest == [each for each in whole if each[0] > epoch]
 
 
+@pytest.mark.slow
 def test_lightning(filtered_run: Path, tmp_path: Path) -> None:
     pytest.importorskip("lightning")
     example = load("lightning_trainer")

@@ -24,6 +24,7 @@ NOT_RUN = {"run": "takes minutes", "convert_checkpoint": "needs a pickled checkp
 """Examples that are compiled only; other tests run these functions."""
 
 
+@pytest.mark.slow
 def test_the_demo_by_the_command_line(inside: Path, command: Callable[..., str]) -> None:
     """In a folder that was empty before: results of both methods, and a report."""
     results = json.loads((RUN / "results.json").read_text())

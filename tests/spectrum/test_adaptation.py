@@ -116,6 +116,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_killed_training_continues_to_the_same_weights(tiny_diffusion, tmp_path):
     from safetensors.torch import load_file
 
@@ -142,6 +143,7 @@ def test_a_killed_training_continues_to_the_same_weights(tiny_diffusion, tmp_pat
     assert [file.name for file in tmp_path.iterdir() if "state" in file.name] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["tiny_xl", "tiny_sd3", "tiny_flux"])
 def test_other_families_train_and_load(family, request, tmp_path):
     folder = request.getfixturevalue(family)

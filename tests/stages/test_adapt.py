@@ -104,6 +104,7 @@ def test_validation_images_are_not_seen(recipe, tmp_path, monkeypatch):
     assert not others & set(seen)
 
 
+@pytest.mark.slow
 def test_a_prior_of_the_generators_own_images(recipe, tmp_path):
     recipe["spectrum"]["adapt"] = ADAPT | {"prior_weight": 1.0, "prior_images": 4}
     run = open_run(recipe, tmp_path / "run")
@@ -135,6 +136,7 @@ def test_a_pilot_measures_every_candidate_and_level_and_continues(recipe, tmp_pa
     assert {file: file.stat().st_mtime_ns for file in shards} == shards
 
 
+@pytest.mark.slow
 def test_the_weights_that_make_an_image_have_not_seen_its_source(recipe, tmp_path, monkeypatch):
     from discl.stages import pilot as stage
     from discl.utils.stored import read_table

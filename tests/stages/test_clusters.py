@@ -29,6 +29,7 @@ def commands() -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_each_command_of_the_page(
     small_tree: dict[str, Any],
     tmp_path: Path,

@@ -221,6 +221,7 @@ def test_captions_are_made_once_for_each_hard_image_and_shared_by_its_levels(
     assert set(planned(back)) == {row["id"] for row in plan}
 
 
+@pytest.mark.slow
 def test_captioning_goes_on_where_it_stopped(
     tmp_path: Path, captioner: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

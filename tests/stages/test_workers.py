@@ -294,6 +294,7 @@ def test_losses_in_a_row_are_counted_between_written_images() -> None:
     assert [losses.count(written) for written in (0, 4, 4, 8, 12, 12, 12)] == [False] * 6 + [True]
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_not_run_again_by_its_workers(
     small_tree: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -296,6 +296,7 @@ def test_processes_decide_together_when_to_save_and_what_is_best(
     assert len(read_history(tmp_path / "out-of-step" / "history.jsonl")) == 20
 
 
+@pytest.mark.slow
 def test_distributed_data_parallel_gives_the_same_gradients(
     tiny_clip: Path, tmp_path: Path
 ) -> None:

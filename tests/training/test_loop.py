@@ -300,6 +300,7 @@ def test_last_save_some_epochs_before_the_end(
     assert contents(tmp_path) == uninterrupted
 
 
+@pytest.mark.slow
 def test_killed_process_resumed(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
     command = [sys.executable, __file__, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
