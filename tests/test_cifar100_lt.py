@@ -206,6 +206,7 @@ def test_the_oracle_has_real_images_that_training_lacks(script: Any, tmp_path: P
     } == wanted
 
 
+@pytest.mark.slow
 def test_the_whole_of_it_in_miniature(
     script: Any, tmp_path: Path, tiny_diffusion: Path, tiny_clip: Path
 ) -> None:

@@ -890,6 +890,7 @@ def test_killed_while_generating_and_while_training(
     assert_same_run(folder, finished)
 
 
+@pytest.mark.slow
 def test_stages_one_by_one_are_the_whole_chain(tree: Tree, finished: Path, tmp_path: Path) -> None:
     for stage in STAGES:
         path = run_until(open_run(validate(tree), tmp_path / "run"), stage)

@@ -359,6 +359,7 @@ CHAINS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHAINS)
 def test_the_whole_chain_for_two_epochs(
     name: str, small: Callable[[str], dict[str, Any]], tmp_path: Path

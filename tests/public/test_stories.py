@@ -19,12 +19,14 @@ from torch.utils.data import DataLoader
 import discl
 from public.test_api import examples
 
+pytestmark = pytest.mark.slow
+"""All share one run of the demo, which takes half a minute."""
+
 RUN = Path("runs/fashion-lt")
 NOT_RUN = {"run": "takes minutes", "convert_checkpoint": "needs a pickled checkpoint"}
 """Examples that are compiled only; other tests run these functions."""
 
 
-@pytest.mark.slow
 def test_the_demo_by_the_command_line(inside: Path, command: Callable[..., str]) -> None:
     """In a folder that was empty before: results of both methods, and a report."""
     results = json.loads((RUN / "results.json").read_text())

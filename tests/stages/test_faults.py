@@ -120,6 +120,7 @@ def test_several_processes_begin_one_folder_at_once(
     assert not (folder / "locks").exists()
 
 
+@pytest.mark.slow
 def test_the_number_of_shares_may_change(
     small_tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,6 +180,7 @@ def bucket() -> Iterator[str]:
     fsspec.filesystem("memory").rm("/bucket", recursive=True)
 
 
+@pytest.mark.slow
 def test_a_run_whose_images_lie_in_a_bucket(
     small_tree: dict[str, Any], bucket: str, tmp_path: Path
 ) -> None:

@@ -131,6 +131,7 @@ def test_pairs_are_of_two_images_of_one_class(surveyed: Run) -> None:
     assert first["image_similarity"]["mean"] > pair
 
 
+@pytest.mark.slow
 def test_again_it_makes_nothing_and_more_only_adds(
     surveyed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,7 @@ def test_a_prefix_stands_before_every_text(tmp_path: Path) -> None:
     assert len(planned_texts[0]) > 3
 
 
+@pytest.mark.slow
 def test_a_model_that_is_down_stops_the_run_with_what_was_made_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +191,7 @@ def caption_rows(run: Run) -> list[dict]:
     ]
 
 
+@pytest.mark.slow
 def test_captions_are_made_once_for_each_hard_image_and_shared_by_its_levels(
     tmp_path: Path, captioner: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

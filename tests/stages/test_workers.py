@@ -270,6 +270,7 @@ def test_half_a_message_is_the_last_of_a_worker_that_was_killed(
     assert "ended with signal 9; other workers make the 0 images" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_workers_that_die_before_they_write_end_the_command(
     small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
