@@ -1,8 +1,8 @@
 """What synthetic images are worth, over the gap between the generator and the task.
 
-    python benchmarks/gap.py --work build/gap                                  # everything
-    python benchmarks/gap.py --work build/gap --settings plain vague --draws 0 1 2
-    python benchmarks/gap.py --table                                           # from the figures
+    python -m benchmarks.gap --work build/gap                                  # everything
+    python -m benchmarks.gap --work build/gap --settings plain vague --draws 0 1 2
+    python -m benchmarks.gap --table                                           # from the figures
 
 A setting is a data set and what the generator knows of it. `plain`, `half` and `vague` are
 Fashion-MNIST-LT with prompts that are right with probability 1, .6 and .2; where a prompt is wrong
@@ -605,6 +605,9 @@ def measure_gap(name: str, samples: Samples, work: Path, cifar10: Path | None) -
     """
     import numpy as np
     import torch
+    from benchmarks.generator import frechet_distance
+
+    from discl.evaluation.worth import precision_and_coverage
 
     referee = train_referee(SETTINGS[name].domain, work, cifar10)
     order = CLOTHES if SETTINGS[name].domain != "photos" else ANIMALS_LAST
@@ -624,11 +627,10 @@ def measure_gap(name: str, samples: Samples, work: Path, cifar10: Path | None) -
         for label in tail.tolist():
             real = known[labels.numpy() == label]
             synthetic = made.numpy()[own == label]
-            between = np.linalg.norm(real[:, None] - synthetic[None], axis=2)
-            within = np.sort(np.linalg.norm(real[:, None] - real[None], axis=2), 1)[:, 5]
-            precise.append(float((between <= within[:, None]).any(0).mean()))
-            covered.append(float((between.min(1) <= within).mean()))
-            distances.append(_frechet(real, synthetic))
+            precision, coverage = precision_and_coverage(real, synthetic)
+            precise.append(precision)
+            covered.append(coverage)
+            distances.append(frechet_distance(real, synthetic))
             weights.append(len(synthetic))
         figures[str(level)] = {
             "recognised": float((found == place[torch.from_numpy(own)]).float().mean()),
@@ -638,18 +640,6 @@ def measure_gap(name: str, samples: Samples, work: Path, cifar10: Path | None) -
             "kept": float(samples.passed[rows].mean()),
         }
     return figures
-
-
-def _frechet(first: Any, second: Any) -> float:
-    """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½) of features `[n, d]`."""
-    import numpy as np
-
-    one, two = (np.cov(each, rowvar=False) for each in (first, second))
-    values, vectors = np.linalg.eigh(one)
-    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ two @ root).clip(0)).sum()
-    shift = ((first.mean(0) - second.mean(0)) ** 2).sum()
-    return float(shift + np.trace(one) + np.trace(two) - 2 * cross)
 
 
 # ----------------------------------------------------------------------------------------- units
@@ -788,10 +778,13 @@ def _expectations(found: Mapping[str, Mapping[int, Any]]) -> list[str]:
                 difference(found[name], each["of"], each["minus"], each["metric"])
             )
             sign = "+" if mean - half > 0 else "-" if mean + half < 0 else "0"
-            verdict = "as expected" if sign == each["sign"] else "not shown" * (sign == "0")
+            if sign == each["sign"]:
+                verdict = "as expected" if sign != "0" else "interval includes 0"
+            else:
+                verdict = "not shown" if sign == "0" else "otherwise"
             lines.append(
                 f"| {name} | {each['metric']}, {each['of']} − {each['minus']} | {each['sign']} "
-                f"| {mean:+.1f} ± {half:.1f} | {verdict or 'otherwise'} |"
+                f"| {mean:+.1f} ± {half:.1f} | {verdict} |"
             )
     return lines
 

@@ -1,7 +1,7 @@
 """Does `discl pilot` rank what pays? Its estimates against final gains, over arms named before.
 
-    python benchmarks/pilot.py --work build/gap    # estimates for the draws there
-    python benchmarks/pilot.py --table                     # from the committed figures
+    python -m benchmarks.pilot --work build/gap    # estimates for the draws there
+    python -m benchmarks.pilot --table                     # from the committed figures
 
 The arms are in `results/gap/pilot_arms.yaml`, the final gains in `results/gap`. Estimates are added
 to `results/gap/pilot.json`, a draw and setting at a time; what is there is not computed again.

@@ -33,6 +33,7 @@ LAYERS = [
     {"conversion", "data", "evaluation", "export", "prompts"},
     {"data.readers"},
     {"data."},
+    {"transformers_models"},
     {"checkpoints"},
     {"assets", "checkpoint_checks", "levels", "unpickling"},
     {"utils"},
@@ -254,7 +255,7 @@ READERS = {"utils.stored", "spectrum.store", "run_folder.locks", "recipe.loading
 """They read files directly, with errors that they raise themselves."""
 INPUT_READERS = (
     *("data.", "prompts.", "spectrum.models.", "assets.", "models.pretrained"),
-    *("checkpoints", "checkpoint_checks", "conversion", "unpickling"),
+    *("checkpoints", "checkpoint_checks", "conversion", "transformers_models", "unpickling"),
 )
 """They read data sets, texts and checkpoints: input, not files of a run."""
 UNCHECKED = {

@@ -155,7 +155,7 @@ def test_what_is_no_captioner_is_refused(
 ) -> None:
     with pytest.raises(
         CheckpointError,
-        match="'clip', which writes no captions",
+        match="family 'clip'",
     ):
         Captioner(str(tiny_clip))
     with pytest.raises(CheckpointError, match="there is no checkpoint folder"):
@@ -193,7 +193,7 @@ def test_a_captioner_that_lacks_weights_is_told(folders: dict[str, Path], tmp_pa
     "template",
     [
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ cycler.__init__.__globals__.os.system('touch touched') }}",
+        "{{ cycler.__init__.__globals__.os.mkdir('touched') }}",
         "{{ messages.append(1) }}",
         "{% for",
         "{{ 1 / 0 }}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import inspect
 import json
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -141,5 +142,7 @@ def test_an_example_runs(
 ) -> None:
     shutil.copytree(workspace, tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
-    for block in examples(inspect.getdoc(getattr(discl, name)) or ""):
-        exec(compile(block, name, "exec"), {"__name__": "example"})
+    for number, block in enumerate(examples(inspect.getdoc(getattr(discl, name)) or "")):
+        file = tmp_path / f"example_{number}.py"
+        file.write_text(block)
+        runpy.run_path(str(file), run_name="example")

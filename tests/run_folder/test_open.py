@@ -20,25 +20,10 @@ from discl.run_folder.open import open_run
 from discl.run_folder.run import Run
 from discl.stages.prepare_data import key_of_hard
 from discl.utils.stored import write_table, write_text
+from helpers.runs import open_on
 
 FILES = (paths.DATA, paths.HARD, paths.PLAN, paths.FILTER, paths.RESULTS, paths.REPORT)
 IMAGES = {"id": ["a"], "digest": ["b"], "label": [0], "width": [4], "height": [4]}
-
-
-def open_on(tmp_path: Path, amend: bool = False, **values: Any) -> Run:
-    """The run in `tmp_path/run`; `__` in a name stands for the dot."""
-    tree = {
-        "name": "test",
-        "data": {"root": str(tmp_path / "images")},
-        "spectrum": {"checkpoint": "none", "levels": [0]},
-        "filter": {"checkpoint": "none"},
-        "methods": {"ce": {}},
-    }
-    return open_run(
-        load_recipe(tree, {key.replace("__", "."): value for key, value in values.items()}),
-        tmp_path / "run",
-        amend,
-    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -15,13 +15,12 @@ from PIL import Image
 
 from discl.data import ImageTable
 from discl.errors import DataError, RecipeError, RunError
-from discl.recipe import load_recipe
-from discl.run_folder.open import open_run
 from discl.run_folder.run import Run
 from discl.stages import hard as hard_stage
 from discl.stages import prepare_data as prepare_data_stage
 from discl.stages.hard import describe_hard, ensure_hard
 from discl.stages.prepare_data import prepare_data
+from helpers.runs import open_on
 
 
 def write_image(path: Path, number: int, **options: Any) -> None:
@@ -38,22 +37,6 @@ def write_classes(root: Path, start: int = 0, **counts: int) -> None:
         for index in range(count):
             write_image(root / name / f"{index:02d}.png", number)
             number += 1
-
-
-def open_on(tmp_path: Path, amend: bool = False, **values: Any) -> Run:
-    """The run in `tmp_path/run` on `tmp_path/images`; `__` in a name stands for the dot."""
-    tree = {
-        "name": "test",
-        "data": {"root": str(tmp_path / "images")},
-        "spectrum": {"checkpoint": "none", "levels": [0]},
-        "filter": {"checkpoint": "none"},
-        "methods": {"ce": {}},
-    }
-    return open_run(
-        load_recipe(tree, {key.replace("__", "."): value for key, value in values.items()}),
-        tmp_path / "run",
-        amend,
-    )
 
 
 def listed(run: Run) -> list[dict[str, Any]]:

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from ..checkpoint_checks import (
     check_extent,
-    check_loaded,
     check_tokens,
     check_unquantised,
     loading,
 )
 from ..errors import CheckpointError
+from ..transformers_models import load_model
 from .pretrained import building, read_normalisation
 
 LARGEST_SCALE = math.log(100)
@@ -140,16 +140,7 @@ class ClipClassifier(nn.Module):
 
         check_unquantised(folder)
         with loading(folder, "a CLIP"):
-            loaded: Any = CLIPModel.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                trust_remote_code=False,
-            )
-            self.clip, found = loaded
-            check_loaded(folder, found)
+            self.clip = load_model(CLIPModel, folder, torch.float32)
             check_tokens(prompts, self.clip.text_model)
         self.prompts.copy_(prompts)
         self.rebuild_head()

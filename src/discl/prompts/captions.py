@@ -11,14 +11,10 @@ from PIL import Image
 
 from ..checkpoint_checks import (
     check_extent,
-    check_loaded,
-    check_tokenizer,
     loading,
-    read_json,
-    read_preprocessing,
 )
-from ..checkpoints import checkpoint_digest, find_checkpoint
-from ..errors import CheckpointError
+from ..checkpoints import checkpoint_digest
+from ..transformers_models import find_model, load_model
 from ..utils.hashing import digest
 
 QUESTION = "Describe this picture in one sentence."
@@ -61,16 +57,7 @@ class Captioner:
                 config.to_dict(),
                 lambda: AutoModelForImageTextToText.from_config(config, trust_remote_code=False),
             )
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                folder,
-                dtype=getattr(torch, dtype),
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                trust_remote_code=False,
-            )
-            model, found = loaded
-            check_loaded(folder, found)
+            model = load_model(AutoModelForImageTextToText, folder, getattr(torch, dtype))
             self.model = model.eval().to(device)
             self.images, self.tokenizer, self.both = _load_processors(folder)
         self.device, self.batch, self.max_new_tokens = device, batch, max_new_tokens
@@ -167,24 +154,13 @@ def find_captioner(address: str) -> Path:
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as FAMILIES,
     )
 
-    folder = find_checkpoint(address)
-    missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    if read_preprocessing(folder) is None:
-        missing.append("preprocessor_config.json or processor_config.json")
-    if missing:
-        raise CheckpointError(
-            f"'{folder}' is no image-to-text model in transformers' format: it has no "
-            f"{' and no '.join(missing)}."
-        )
-    family = read_json(folder / "config.json").get("model_type")
-    if family not in FAMILIES:
-        raise CheckpointError(
-            f"'{folder}' holds a model of the family '{family!s:.80}', which writes no captions; "
-            "name an image-to-text model such as BLIP, GIT, a vision encoder-decoder or LLaVA.",
-            argument="address",
-        )
-    check_tokenizer(folder)
-    return folder
+    return find_model(
+        address,
+        FAMILIES,
+        what="image-to-text model",
+        advice="it writes no captions. Name an image-to-text model such as BLIP, GIT, a vision "
+        "encoder-decoder or LLaVA.",
+    )
 
 
 def _load_processors(folder: Path) -> tuple[Any, Any, Any]:

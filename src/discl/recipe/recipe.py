@@ -152,6 +152,16 @@ class Recipe(Strict):
             check_pieces(name, method, self.training(name), self.spectrum.levels)
         return self
 
+    @property
+    def synthetic_scale(self) -> float:
+        """The most synthetic images per hard image that a method asks for; 3 without any."""
+        scales = [
+            method.synthetic_scale
+            for method in self.methods.values()
+            if method.strategy != "real-only"
+        ]
+        return max(scales, default=3.0)
+
     def training(self, name: str) -> Train:
         """The section `train` of a method: the common one with the method's changes.
 

@@ -88,6 +88,15 @@ class _Latents:
         return (self.mean[rows] + self.std[rows] * noise).to(device)
 
 
+@dataclass(frozen=True)
+class _Source:
+    """Images with their latents, and the weight of their loss."""
+
+    images: AdapterImages
+    latents: _Latents
+    weight: float
+
+
 def adaptation_loss(
     model: LatentModel,
     latents: Tensor,
@@ -158,44 +167,44 @@ def train_adapter(
         raise CheckpointError(
             "low-rank weights need the package peft; install it with pip install 'discl[lora]'."
         )
-    sources = [images, *([prior] if prior is not None and settings.prior_weight else [])]
-    with _memory(settings), torch.no_grad():
-        latents = [_encode(model, each) for each in sources]
-        texts = _encode_texts(model, sources)
-    network = model.network
-    frozen = [parameter.requires_grad for parameter in network.parameters()]
+    weighted = [(images, 1.0)]
+    if prior is not None and settings.prior_weight:
+        weighted.append((prior, settings.prior_weight))
     state = target.with_name(target.stem + "-state.safetensors")
-    with _adapter(network, settings) as trained:
+    with _memory(settings), _adapter(model.network, settings) as trained:
+        texts = _encode_texts(model, [each for each, _ in weighted])
+        sources = [_Source(each, _encode(model, each), weight) for each, weight in weighted]
         optimizer = torch.optim.AdamW(trained.values(), lr=settings.learning_rate)
-        first = _load_state(state, trained, optimizer)
-        with _memory(settings):
-            for step in range(first, settings.steps):
-                rate = settings.learning_rate * min(1.0, (step + 1) / max(1, settings.steps // 20))
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                loss = torch.zeros((), device=model.device)
-                for number, (source, posterior) in enumerate(zip(sources, latents, strict=True)):
-                    weight = 1.0 if number == 0 else settings.prior_weight
-                    rng = torch.Generator().manual_seed(derive_seed("adapt", seed, number, step))
-                    drawn = _draw(model, source, posterior, texts, settings, rng)
-                    loss = loss + weight * adaptation_loss(model, **drawn)
-                if not torch.isfinite(loss):
-                    raise TrainingError(
-                        f"the loss of the low-rank weights is {loss.item()} at step {step}; lower "
-                        "the learning rate, or use float32.",
-                        argument="learning_rate",
-                    )
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                if (step + 1) % SAVE_EVERY == 0 and step + 1 < settings.steps:
-                    _save_state(state, trained, optimizer, step + 1)
-                progress(1)
+        for step in range(_load_state(state, trained, optimizer), settings.steps):
+            loss = torch.zeros((), device=model.device)
+            for number, source in enumerate(sources):
+                rng = torch.Generator().manual_seed(derive_seed("adapt", seed, number, step))
+                drawn = _draw(model, source, texts, settings, rng=rng)
+                loss = loss + source.weight * adaptation_loss(model, **drawn)
+            _take_step(optimizer, loss, step, settings)
+            if (step + 1) % SAVE_EVERY == 0 and step + 1 < settings.steps:
+                _save_state(state, trained, optimizer, step + 1)
+            progress(1)
         _save_adapter(model, target)
-    for parameter, required in zip(network.parameters(), frozen, strict=True):
-        parameter.requires_grad_(required)
     state.unlink(missing_ok=True)
     return target
+
+
+def _take_step(
+    optimizer: torch.optim.Optimizer, loss: Tensor, step: int, settings: AdapterSettings
+) -> None:
+    """One step of the optimizer. The rate rises over the first 5 % of the steps."""
+    if not torch.isfinite(loss):
+        raise TrainingError(
+            f"the loss of the low-rank weights is {loss.item()} at step {step}; lower the learning "
+            "rate, or use float32.",
+            argument="learning_rate",
+        )
+    for group in optimizer.param_groups:
+        group["lr"] = settings.learning_rate * min(1.0, (step + 1) / max(1, settings.steps // 20))
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def count_adapter(model: LatentModel, settings: AdapterSettings) -> int:
@@ -221,19 +230,19 @@ def _adapter(network: Any, settings: AdapterSettings) -> Iterator[dict[str, nn.P
     """The trained parameters, float32, by name; the network is itself again afterwards."""
     from peft import LoraConfig
 
+    required = [parameter.requires_grad for parameter in network.parameters()]
     network.requires_grad_(False)
-    torch_state = torch.get_rng_state()
-    torch.manual_seed(derive_seed("adapter"))
-    network.add_adapter(
-        LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.rank,
-            init_lora_weights="gaussian",
-            target_modules=list(_layers(settings)),
-        ),
-        adapter_name="adapted",
-    )
-    torch.set_rng_state(torch_state)
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed("adapter"))
+        network.add_adapter(
+            LoraConfig(
+                r=settings.rank,
+                lora_alpha=settings.rank,
+                init_lora_weights="gaussian",
+                target_modules=list(_layers(settings)),
+            ),
+            adapter_name="adapted",
+        )
     trained = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
@@ -248,9 +257,12 @@ def _adapter(network: Any, settings: AdapterSettings) -> Iterator[dict[str, nn.P
         network.unload_lora()
         if settings.gradient_checkpointing:
             network.disable_gradient_checkpointing()
+        for parameter, wanted in zip(network.parameters(), required, strict=True):
+            parameter.requires_grad_(wanted)
         network.eval()
 
 
+@torch.no_grad()
 def _encode(model: LatentModel, images: AdapterImages) -> _Latents:
     """Posteriors of all images, each encoded once."""
     means, stds = [], []
@@ -263,6 +275,7 @@ def _encode(model: LatentModel, images: AdapterImages) -> _Latents:
     return _Latents(torch.cat(means), torch.cat(stds))
 
 
+@torch.no_grad()
 def _encode_texts(
     model: LatentModel, sources: Sequence[AdapterImages]
 ) -> Mapping[str, Conditioning]:
@@ -273,13 +286,14 @@ def _encode_texts(
 
 def _draw(
     model: LatentModel,
-    images: AdapterImages,
-    latents: _Latents,
+    source: _Source,
     texts: Mapping[str, Conditioning],
     settings: AdapterSettings,
+    *,
     rng: torch.Generator,
 ) -> dict[str, Any]:
     """The arguments of `adaptation_loss` for one batch. Classes are drawn equally often."""
+    images, latents = source.images, source.latents
     labels = torch.from_numpy(np.unique(images.labels))
     rows = []
     for label in labels[torch.randint(len(labels), (settings.batch_size,), generator=rng)].tolist():

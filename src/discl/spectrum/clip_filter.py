@@ -17,16 +17,13 @@ from PIL import Image
 
 from ..checkpoint_checks import (
     check_extent,
-    check_loaded,
-    check_tokenizer,
     check_tokens,
     check_unquantised,
     loading,
-    read_json,
-    read_preprocessing,
 )
-from ..checkpoints import checkpoint_digest, find_checkpoint
+from ..checkpoints import checkpoint_digest
 from ..errors import CheckpointError
+from ..transformers_models import find_model, load_model
 from ..utils.hashing import digest
 from .oom import call_halving
 
@@ -94,17 +91,7 @@ class ClipScorer:
         with loading(folder, "a CLIP"):
             config = CLIPConfig.from_pretrained(folder, trust_remote_code=False)
             check_extent(folder, config.to_dict(), lambda: CLIPModel(config))
-            loaded: Any = CLIPModel.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                trust_remote_code=False,
-            )
-            model, found = loaded
-            check_loaded(folder, found)
-            self.model = model.eval().to(device)
+            self.model = load_model(CLIPModel, folder, torch.float32).eval().to(device)
             self.processor = AutoImageProcessor.from_pretrained(
                 folder, backend="pil", trust_remote_code=False
             )
@@ -191,21 +178,11 @@ def find_clip(address: str) -> Path:
 
     Raises CheckpointError for another family, and for missing files.
     """
-    folder = find_checkpoint(address)
-    missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    if read_preprocessing(folder) is None:
-        missing.append("preprocessor_config.json or processor_config.json")
-    if missing:
-        raise CheckpointError(
-            f"'{folder}' is no CLIP folder in transformers' format: it has no "
-            f"{' and no '.join(missing)}."
-        )
-    family = read_json(folder / "config.json").get("model_type")
-    if family != "clip":
-        raise CheckpointError(
-            f"'{folder}' holds a model of the family '{family!s:.80}'; the filter needs a CLIP "
-            "(model_type 'clip')."
-        )
-    check_tokenizer(folder)
+    folder = find_model(
+        address,
+        {"clip"},
+        what="CLIP folder",
+        advice="the filter needs a CLIP (model_type 'clip').",
+    )
     check_unquantised(folder)
     return folder

@@ -248,14 +248,13 @@ def _summary(
     pair: float | None,
 ) -> dict[str, Any]:
     recipe = run.recipe
-    scales = [
-        method.synthetic_scale
-        for method in recipe.methods.values()
-        if method.strategy != "real-only"
-    ]
-    scale, seeds = max(scales, default=3.0), recipe.spectrum.seeds
     proposal = propose(
-        measured, real_text, pair, scale=scale, seeds=seeds, tries=recipe.spectrum.tries
+        measured,
+        real_text,
+        pair,
+        scale=recipe.synthetic_scale,
+        seeds=recipe.spectrum.seeds,
+        tries=recipe.spectrum.tries,
     )
     config, steps, fixed = (
         recipe.filter.threshold,

@@ -19,12 +19,8 @@ from ..checkpoints import public_name
 from ..data import decode_image
 from ..errors import CheckpointError, DataError, DisclError, RecipeError, StoreError, TrainingError
 from ..escaping import one_line
-from ..evaluation.worth import (
-    Features,
-    estimate_worth,
-    precision_and_coverage,
-)
-from ..recipe import load_recipe
+from ..evaluation.worth import Features, estimate_worth, precision_and_coverage
+from ..recipe import Recipe, load_recipe
 from ..run_folder import paths
 from ..run_folder.images import stored_images
 from ..run_folder.run import Run
@@ -39,7 +35,7 @@ from .filter import filter_spectrum
 from .generate import generate
 from .levels import choose_sample
 from .pending import count_rows, filter_texts
-from .pilot_tables import FEWEST, Outcome, advise, as_csv, as_markdown, synthetic_scale
+from .pilot_tables import FEWEST, Outcome, advise, as_csv, as_markdown
 from .plan import check_models, make_plan
 
 logger = get_logger(__name__)
@@ -70,8 +66,8 @@ def run_pilot(run: Run) -> Path:
     Raises RecipeError for a candidate that sets a wrong key or value, DataError if nothing can be
     held out, and the first candidate's error if all fail.
     """
-    settings = run.recipe.pilot
-    candidates = _candidate_runs(run)
+    overrides = candidate_overrides(run.recipe)
+    candidates = {name: _candidate_run(run, name, keys) for name, keys in overrides.items()}
     hard = read_table(run.path(paths.HARD), ["id", "label"]).to_pylist()
     labels = [row["label"] for row in hard]
     validation = run.tables["validation"].labels.tolist() if "validation" in run.tables else []
@@ -95,7 +91,7 @@ def run_pilot(run: Run) -> Path:
     real = _embed_real(run)
     for name, parts in folders.items():
         outcomes += _measure(run, name, parts, real)
-    result = _summary(run, outcomes, failed, settings.mixture)
+    result = _summary(run, outcomes, failed, advise(run.recipe, overrides, outcomes))
     folder = run.folder / paths.PILOT
     write_text(folder / paths.PILOT_DATA, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     write_text(folder / paths.PILOT_CSV, as_csv(result))
@@ -103,44 +99,54 @@ def run_pilot(run: Run) -> Path:
     return folder / paths.PILOT_DATA
 
 
-def _candidate_runs(run: Run) -> dict[str, Run]:
-    """A run for each candidate, in `pilot/`; without any in the recipe, the spectrum as it is, and
-    the same without `spectrum.adapt` if the recipe adapts the generator."""
-    settings = run.recipe.pilot
-    candidates: dict[str, dict[str, Any]] = dict(settings.candidates)
-    if not candidates:
-        candidates = {"as it is": {}}
-        if run.recipe.spectrum.adapt is not None:
-            candidates = {"adapted": {}, "not adapted": {"spectrum.adapt": None}}
-    result = {}
-    for name, overrides in candidates.items():
-        wrong = [key for key in overrides if not key.startswith(ALLOWED)]
-        if wrong:
-            raise RecipeError(
-                f"'{wrong[0]}' cannot be set by a candidate; its keys begin with "
-                f"{', '.join(ALLOWED)}",
-                argument=f"pilot.candidates.{one_line(name)}",
-            )
-        plain = run.recipe.plain()
-        recipe = load_recipe(plain, {**overrides, "spectrum.tries": 1, "filter.rule": "threshold"})
-        key = digest(recipe.plain()["spectrum"], recipe.plain()["prompts"])[:8]
-        folder = run.folder / paths.PILOT / key
-        store = None if run.recipe.runtime.store is None else str(run.location(folder.name))
-        runtime = recipe.runtime.model_copy(update={"store": store})
-        result[name] = replace(
-            run,
-            recipe=recipe.model_copy(update={"runtime": runtime}),
-            folder=folder,
-            overrides={each: run.path(each) for each in SHARED},
+def candidate_overrides(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """`{candidate: values by key}` of the section `pilot`.
+
+    Without any, the spectrum as it is; with `spectrum.adapt`, with and without it.
+    """
+    if recipe.pilot.candidates:
+        return dict(recipe.pilot.candidates)
+    if recipe.spectrum.adapt is not None:
+        return {"adapted": {}, "not adapted": {"spectrum.adapt": None}}
+    return {"as it is": {}}
+
+
+def _candidate_run(run: Run, name: str, overrides: Mapping[str, Any]) -> Run:
+    """The run of a candidate, in `pilot/KEY/`; data and texts are those of `run`.
+
+    Methods are left out, because they may need levels that a candidate does not have.
+    """
+    wrong = [key for key in overrides if not key.startswith(ALLOWED)]
+    if wrong:
+        raise RecipeError(
+            f"'{wrong[0]}' cannot be set by a candidate; its keys begin with {', '.join(ALLOWED)}",
+            argument=f"pilot.candidates.{one_line(name)}",
         )
-    return result
+    fixed = {
+        "spectrum.tries": 1,
+        "filter.rule": "threshold",
+        "methods": {"real": {"strategy": "real-only"}},
+        "baseline": None,
+    }
+    recipe = load_recipe(run.recipe.plain(), {**overrides, **fixed})
+    key = digest(recipe.plain()["spectrum"], recipe.plain()["prompts"])[:8]
+    store = None
+    if run.recipe.runtime.store is not None:
+        store = str(run.location(f"{paths.PILOT}/{key}"))
+    runtime = recipe.runtime.model_copy(update={"store": store})
+    return replace(
+        run,
+        recipe=recipe.model_copy(update={"runtime": runtime}),
+        folder=run.folder / paths.PILOT / key,
+        overrides={each: run.path(each) for each in SHARED},
+    )
 
 
 def _make_images(run: Run, candidate: Run, name: str) -> list[Run]:
     """Makes and scores the images of a candidate; returns the runs that hold them.
 
-    An adapted candidate has two: the weights that make images of one half of the hard images are
-    trained without that half.
+    An adapted candidate has two: the weights that make images of one half of the sampled hard
+    images are trained without that half.
     """
     settings, spectrum = run.recipe.pilot, candidate.recipe.spectrum
     hard = read_table(run.path(paths.HARD))
@@ -226,13 +232,7 @@ def _measure(run: Run, name: str, parts: Sequence[Run], real: _Real) -> list[Out
         kept += [verdict["clip_similarity"] >= threshold for verdict in verdicts]
         sources += [row_of[verdict["source_id"]] for verdict in verdicts]
         cost += [count_rows(part, [request_of[verdict["id"]]]) for verdict in verdicts]
-        features.append(
-            _embed(
-                scorer,
-                partial(_decode, images),
-                np.arange(len(verdicts)),
-            )
-        )
+        features.append(_embed(scorer, partial(_decode, images), np.arange(len(verdicts))))
     made = Features(np.concatenate(features), np.asarray(labels))
     table = _Made(made, np.asarray(levels), np.asarray(kept), np.asarray(sources), np.asarray(cost))
     outcomes = [_outcome(run, name, None, table, np.ones(len(levels), bool), real)]
@@ -282,7 +282,7 @@ def _outcome(
         held_out=real.held_out,
         class_counts=run.train.class_counts,
         mixture=settings.mixture,
-        scale=synthetic_scale(run),
+        scale=run.recipe.synthetic_scale,
         folds=settings.folds,
     )
     precision, coverage = _fidelity(made.features.take(rows), real)
@@ -307,7 +307,10 @@ def _fidelity(made: Features, real: _Real) -> tuple[float | None, float | None]:
 
 
 def _summary(
-    run: Run, outcomes: Sequence[Outcome], failed: Mapping[str, DisclError], mixture: str
+    run: Run,
+    outcomes: Sequence[Outcome],
+    failed: Mapping[str, DisclError],
+    advice: Mapping[str, Any],
 ) -> dict[str, Any]:
     recipe = run.recipe
     return {
@@ -315,9 +318,9 @@ def _summary(
         "generator": public_name(recipe.spectrum.checkpoint),
         "features": public_name(recipe.filter.checkpoint),
         "threshold": recipe.filter.threshold,
-        "mixture": mixture,
+        "mixture": recipe.pilot.mixture,
         "validation": "validation" in run.tables,
         "outcomes": [asdict(each) for each in outcomes],
         "failed": {name: str(error) for name, error in failed.items()},
-        "advice": advise(run, outcomes),
+        "advice": advice,
     }

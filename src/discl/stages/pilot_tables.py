@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 
 from ..escaping import for_markdown
 from ..evaluation.worth import Gain, Worth
-from ..run_folder.run import Run
+from ..recipe import Recipe
 
 FEWEST = 8
 """Kept images below which a level is not judged."""
@@ -32,58 +33,56 @@ class Outcome:
     worth: Worth | None = None
 
 
-def synthetic_scale(run: Run) -> float:
-    scales = [
-        method.synthetic_scale
-        for method in run.recipe.methods.values()
-        if method.strategy != "real-only"
-    ]
-    return max(scales, default=3.0)
+Judged = Sequence[tuple[Outcome, Worth]]
 
 
-def advise(run: Run, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def advise(
+    recipe: Recipe,
+    candidates: Mapping[str, Mapping[str, Any]],
+    outcomes: Sequence[Outcome],
+) -> dict[str, Any]:
     """What to do, with reasons, and the lines of the recipe.
 
     A level is recommended if the lower end of its gain on the classes with hard images is above 0,
     and the gain on all classes, where it was measured, is too. Otherwise a head that names those
     classes more often, right or wrong, would pass.
+
+    - `candidates`: `{candidate: values by key}`.
     """
-    judged = [each for each in outcomes if each.worth is not None]
-    useful = [each for each in judged if each.worth is not None and _helps(each.worth)]
+    judged = [(each, each.worth) for each in outcomes if each.worth is not None]
+    useful = [(each, worth) for each, worth in judged if _helps(worth)]
     if not useful:
-        return {
-            "generate": False,
-            "reasons": _reasons_against(judged),
-            "recipe": {},
-        }
-    best = max(useful, key=_lower_end)
+        return {"generate": False, "reasons": _reasons_against(judged), "recipe": {}}
+    best, gain = max(useful, key=lambda pair: pair[1].few.low)
+    mine = [(each, worth) for each, worth in judged if each.candidate == best.candidate]
     levels = sorted(
-        each.level for each in useful if each.candidate == best.candidate and each.level is not None
+        each.level
+        for each, _ in useful
+        if each.candidate == best.candidate and each.level is not None
     )
-    mine = [each for each in judged if each.candidate == best.candidate]
-    levels = levels or sorted(run.recipe.spectrum.levels)
-    overrides = run.recipe.pilot.candidates.get(best.candidate, {})
-    if best.candidate == "not adapted":
-        overrides = {"spectrum.adapt": None}
-    kept = min((each.kept for each in mine if each.level in levels), default=best.kept)
-    seeds = min(10_000, max(1, round(synthetic_scale(run) / max(kept, 0.05) + 0.49)))
-    tree: dict[str, Any] = {**overrides, "spectrum.levels": levels, "spectrum.seeds": seeds}
-    strategy = _strategy(mine, levels)
-    reasons = [
-        f"candidate '{best.candidate}' brings {_interval(best.worth.few)} points on the classes "
-        "with hard images over the same mixture of real images"
-        if best.worth is not None
-        else "",
-        f"{strategy[1]}: use strategy {strategy[0]}",
-        f"{kept:.0%} of the images are kept, so {seeds} seeds give {synthetic_scale(run):g} images "
-        "for each hard one",
-    ]
+    if not levels:  # only all of them together
+        own = candidates[best.candidate].get("spectrum.levels", recipe.spectrum.levels)
+        levels = sorted(own)
+    kept = min((each.kept for each, _ in mine if each.level in levels), default=best.kept)
+    scale = recipe.synthetic_scale
+    seeds = min(10_000, max(1, math.ceil(scale / max(kept, 0.05))))
+    strategy, reason = _strategy(mine, levels)
     return {
         "generate": True,
         "candidate": best.candidate,
-        "strategy": strategy[0],
-        "reasons": reasons,
-        "recipe": tree,
+        "strategy": strategy,
+        "reasons": [
+            f"candidate '{best.candidate}' brings {_interval(gain.few)} points on the classes with "
+            "hard images over the same mixture of real images",
+            f"{reason}: use strategy {strategy}",
+            f"{kept:.0%} of the images are kept, so {seeds} seeds give {scale:g} images for each "
+            "hard one",
+        ],
+        "recipe": {
+            **candidates[best.candidate],
+            "spectrum.levels": levels,
+            "spectrum.seeds": seeds,
+        },
     }
 
 
@@ -91,48 +90,40 @@ def _helps(worth: Worth) -> bool:
     return worth.few.low > 0 and (worth.overall is None or worth.overall.mean > 0)
 
 
-def _lower_end(outcome: Outcome) -> float:
-    return outcome.worth.few.low if outcome.worth is not None else float("-inf")
-
-
-def _strategy(outcomes: Sequence[Outcome], levels: Sequence[int]) -> tuple[str, str]:
+def _strategy(judged: Judged, levels: Sequence[int]) -> tuple[str, str]:
     """(strategy, reason) from how the gain changes with the level."""
-    gains = {
-        each.level: each.worth.few
-        for each in outcomes
-        if each.level is not None and each.worth is not None
-    }
     if levels == [0]:
         return "text-only", "only the images made from text alone bring something"
     if len(levels) == 1:
         return "fixed", f"only level {levels[0]} brings something by itself"
-    lowest = gains.get(min(gains, default=0))
-    others = [gain.mean for level, gain in gains.items() if level != min(gains)]
-    if lowest is not None and others and lowest.low > max(others):
-        return "text-only", "images made from text alone bring most"
-    if lowest is not None and others and lowest.high < max(others):
-        return "diverse-to-specific", "the lowest level brings less than higher ones"
+    gains = {each.level: worth.few for each, worth in judged if each.level is not None}
+    if len(gains) > 1:
+        lowest = gains.pop(min(gains))
+        highest = max(gain.mean for gain in gains.values())
+        if lowest.low > highest:
+            return "text-only", "images made from text alone bring most"
+        if lowest.high < highest:
+            return "diverse-to-specific", "the lowest level brings less than higher ones"
     return "all-levels", "no level is clearly ahead of the others"
 
 
-def _reasons_against(judged: Sequence[Outcome]) -> list[str]:
-    reasons = ["re-balancing the real images gives as much: do not generate"]
+def _reasons_against(judged: Judged) -> list[str]:
     if not judged:
         return [
             f"fewer than {FEWEST} images of each candidate pass the filter: lower the threshold"
         ]
-    best = max(judged, key=lambda each: each.worth.few.mean if each.worth else float("-inf"))
-    if best.worth is not None:
-        where = "all levels" if best.level is None else f"level {best.level}"
+    best, worth = max(judged, key=lambda pair: pair[1].few.mean)
+    where = "all levels" if best.level is None else f"level {best.level}"
+    reasons = [
+        "re-balancing the real images gives as much: do not generate",
+        f"the best, '{best.candidate}' at {where}, brings {_interval(worth.few)} points",
+    ]
+    if worth.recognised < 0.5:
         reasons.append(
-            f"the best, '{best.candidate}' at {where}, brings {_interval(best.worth.few)} points"
+            f"a classifier of the real images recognises {worth.recognised:.0%} of its images: the "
+            "generator does not know these classes; try spectrum.adapt, other texts or another "
+            "checkpoint"
         )
-        if best.worth.recognised < 0.5:
-            reasons.append(
-                f"a classifier of the real images recognises {best.worth.recognised:.0%} of its "
-                "images: the generator does not know these classes; try spectrum.adapt, other "
-                "texts or another checkpoint"
-            )
     return reasons
 
 

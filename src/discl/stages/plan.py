@@ -45,7 +45,8 @@ def check_models(run: Run, stage: str) -> None:
         return
     Shards(run.location(paths.SPECTRUM), pa.schema([])).files()
     check_prompts(run)
-    find_clip(run.recipe.filter.checkpoint)
+    with arguments_named(address="filter.checkpoint"):
+        find_clip(run.recipe.filter.checkpoint)
     spectrum = run.recipe.spectrum
     with arguments_named(**GENERATOR_KEYS):
         check_generator(
