@@ -15,17 +15,17 @@ shipped pool and validation set, compared by content and not only by index.
 from __future__ import annotations
 
 import argparse
-import copy
 import gzip
 import io
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tools import tiny_models as tiny
 
 ASSETS = Path(__file__).resolve().parents[1] / "src" / "discl" / "assets"
@@ -245,62 +245,38 @@ def train_vae(rows, work: Path, steps: int, batch: int) -> None:
 
 def train_unet(rows, work: Path, steps: int, batch: int) -> None:
     """Denoiser on cached latents, conditioned on the tiny CLIP's text tower."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
     folder = work / "diffusion"
     if (folder / "unet" / "diffusion_pytorch_model.safetensors").exists():
         return
-    tokenizer = CLIPTokenizer.from_pretrained(work / "clip")
-    text_encoder = CLIPTextModel.from_pretrained(work / "clip", dtype=torch.float32).eval()
-    with torch.inference_mode():
-        lines = [tiny.tokenize(tokenizer, line) for line in texts_of(1)]
-        states = torch.stack([text_encoder(line)[0] for line in lines])
-        empty = text_encoder(tiny.tokenize(tokenizer, [""]))[0]
-    scheduler = tiny.make_scheduler()
-    torch.manual_seed(0)
-    model = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=8,
-        out_channels=8,
-        block_out_channels=(64, 128),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=2,
-        cross_attention_dim=64,
-    ).to(memory_format=torch.channels_last)
-    average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    latents = load_file(work / "latents.safetensors")
-    scale = AutoencoderKL.load_config(folder / "vae")["scaling_factor"]
+    tokenizer, encoder = tiny.load_text(work / "clip")
+    states = torch.stack([tiny.encode(tokenizer, encoder, line) for line in texts_of(1)])
+    empty = tiny.encode(tokenizer, encoder, [""])
+    latents, factor = tiny.load_latents(work)
     labels = torch.from_numpy(rows["generator"][1])
-    checkpoint = work / "unet-checkpoint.pt"
-    first = tiny.load_state(checkpoint, optimizer, model=model, average=average)
-    start, running = time.time(), 0.0
-    for step in range(first, steps):
-        generator = torch.Generator().manual_seed(step)
-        tiny.set_rate(optimizer, tiny.learning_rate(step, steps, 1e-3))
+
+    def draw(generator: torch.Generator) -> tiny.Batch:
         row = torch.randint(len(labels), (batch,), generator=generator)
-        mean, std = latents["mean"][row].float(), latents["std"][row].float()
-        clean = (mean + std * torch.randn(mean.shape, generator=generator)) * scale
-        noise = torch.randn(mean.shape, generator=generator)
-        timestep = torch.randint(1000, (batch,), generator=generator)
+        clean = tiny.sample_latents(latents, row, factor, generator)
+        noise, timestep = tiny.sample_noise(clean, generator)
         text = states[labels[row], torch.randint(states.shape[1], (batch,), generator=generator)]
-        text = tiny.drop_texts(text, empty, generator)
-        loss = tiny.denoising_loss(model, scheduler, clean, noise, timestep=timestep, text=text)
-        tiny.step_clipped(model, optimizer, loss)
-        tiny.update_average(average, model, step, 0.999)
-        running = loss.item() if step == first else 0.99 * running + 0.01 * loss.item()
-        if step % 100 == 0:
-            seconds = time.time() - start
-            print(f"unet {step:5d}/{steps} loss {running:.4f} {seconds:.0f} s", flush=True)
-        if (step + 1) % 500 == 0:
-            tiny.save_state(checkpoint, step + 1, optimizer, model=model, average=average)
-            tiny.save_diffusion(
-                folder, average, scheduler, text_encoder, tokenizer, name="unet-last"
-            )
-    tiny.save_diffusion(folder, average, scheduler, text_encoder, tokenizer, name="unet")
+        return clean, noise, timestep, tiny.drop_texts(text, empty, generator)
+
+    save = partial(tiny.save_diffusion, folder=folder, tokenizer=tokenizer, text_encoder=encoder)
+    average = tiny.train_denoiser(
+        config={
+            "block_out_channels": (64, 128),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "cross_attention_dim": 64,
+        },
+        draw=draw,
+        rate=lambda step: tiny.learning_rate(step, steps, 1e-3),
+        decay=0.999,
+        steps=steps,
+        checkpoint=work / "unet-checkpoint.safetensors",
+        save=partial(save, name="unet-last"),
+    )
+    save(average)  # only a finished training has this folder
 
 
 def export(work: Path, target: Path) -> None:

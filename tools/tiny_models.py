@@ -10,16 +10,27 @@ import copy
 import json
 import math
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from discl.utils.atomic import whole
 
 TEXT_LENGTH = 32
 WARM_UP = 200
+SAVE_EVERY = 500
+"""Steps between two saved states of a training."""
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+"""AdamW's state of one parameter."""
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Clean latents, noise, timesteps, hidden states of texts."""
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -39,25 +50,48 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def save_state(
-    path: Path, step: int, optimizer: torch.optim.Optimizer, **models: nn.Module
-) -> None:
-    """Writes models and optimizer after `step` steps, atomically."""
-    state = {name: model.state_dict() for name, model in models.items()}
-    state |= {"optimizer": optimizer.state_dict(), "step": step}
-    torch.save(state, path.with_suffix(".new"))
-    path.with_suffix(".new").replace(path)
+def save_state(path: Path, step: int, optimizer: torch.optim.AdamW, **models: nn.Module) -> None:
+    """Writes models and optimizer after `step` steps as safetensors, atomically.
+
+    Names of the tensors: `MODEL.NAME`, and `optimizer.NUMBER.MOMENT` for parameter `NUMBER` of the
+    optimizer.
+    """
+    tensors = {
+        f"{name}.{key}": tensor
+        for name, model in models.items()
+        for key, tensor in model.state_dict().items()
+    }
+    for number, parameter in enumerate(parameters_of(optimizer)):
+        for moment in MOMENTS:
+            tensors[f"optimizer.{number}.{moment}"] = optimizer.state[parameter][moment]
+    with whole(path) as file:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            file,
+            metadata={"step": str(step)},
+        )
 
 
-def load_state(path: Path, optimizer: torch.optim.Optimizer, **models: nn.Module) -> int:
-    """Loads what `save_state` wrote, and returns the step to go on at; 0 without a file."""
+def load_state(path: Path, optimizer: torch.optim.AdamW, **models: nn.Module) -> int:
+    """Loads the file of `save_state`; returns the number of finished steps, 0 without a file."""
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
+    with safe_open(path, "pt") as file:
+        step = int(file.metadata()["step"])
+    tensors = load_file(path)
     for name, model in models.items():
-        model.load_state_dict(state[name])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"]
+        model.load_state_dict({key: tensors[f"{name}.{key}"] for key in model.state_dict()})
+    for number, parameter in enumerate(parameters_of(optimizer)):
+        state = {moment: tensors[f"optimizer.{number}.{moment}"].clone() for moment in MOMENTS}
+        for moment in ("exp_avg", "exp_avg_sq"):  # in the parameter's memory layout
+            state[moment] = torch.empty_like(parameter.detach()).copy_(state[moment])
+        optimizer.state[parameter] = state
+    return step
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Parameters of all groups, in order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 # ---------------------------------------------------------------- text
@@ -115,6 +149,20 @@ def text_config(tokenizer, **sizes: Any) -> dict[str, Any]:
     }
 
 
+def load_text(clip: Path):
+    """(tokenizer, text encoder) of a CLIP, in float32."""
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    encoder = CLIPTextModel.from_pretrained(clip, dtype=torch.float32)
+    return CLIPTokenizer.from_pretrained(clip), encoder.eval()
+
+
+@torch.inference_mode()
+def encode(tokenizer, encoder, texts: list[str]) -> Tensor:
+    """Hidden states, float32 `[texts, 32, width]`."""
+    return encoder(tokenize(tokenizer, texts))[0]
+
+
 # ---------------------------------------------------------------- losses
 
 
@@ -159,6 +207,31 @@ def step_clipped(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tenso
     optimizer.zero_grad()
 
 
+# ---------------------------------------------------------------- denoiser
+
+
+def load_latents(work: Path) -> tuple[dict[str, Tensor], float]:
+    """(`mean` and `std` of the cached posteriors, float16 `[n, 8, 8, 8]`; factor of latents)."""
+    from diffusers import AutoencoderKL
+
+    factor = AutoencoderKL.load_config(work / "diffusion" / "vae")["scaling_factor"]
+    return load_file(work / "latents.safetensors"), factor
+
+
+def sample_latents(
+    latents: dict[str, Tensor], row: Tensor, factor: float, generator: torch.Generator
+) -> Tensor:
+    """Scaled samples of these rows' posteriors, float32 `[rows, 8, 8, 8]`."""
+    mean, std = latents["mean"][row].float(), latents["std"][row].float()
+    return (mean + std * torch.randn(mean.shape, generator=generator)) * factor
+
+
+def sample_noise(clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(noise of this shape, int64 `[rows]` timesteps)."""
+    noise = torch.randn(clean.shape, generator=generator)
+    return noise, torch.randint(1000, (len(clean),), generator=generator)
+
+
 def denoising_loss(
     model, scheduler, clean: Tensor, noise: Tensor, *, timestep: Tensor, text: Tensor
 ) -> Tensor:
@@ -181,6 +254,59 @@ def update_average(average: nn.Module, model: nn.Module, step: int, limit: float
     """Moving average of the weights, with a decay of at most `limit`."""
     decay = min(limit, (step + 1) / (step + 10))
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+
+
+def train_denoiser(
+    *,
+    config: dict[str, Any],
+    draw: Callable[[torch.Generator], Batch],
+    rate: Callable[[int], float],
+    decay: float,
+    steps: int,
+    checkpoint: Path,
+    save: Callable[[nn.Module], None],
+) -> nn.Module:
+    """Trains a UNet for latents of 8×8×8; returns the moving average of its weights.
+
+    - `config`: arguments of `UNet2DConditionModel` beyond those that all denoisers have here.
+    - `draw`: returns a batch. Its generator has the step as seed.
+    - `rate`: learning rate of a step.
+    - `decay`: largest decay of the moving average, in [0, 1].
+    - `steps`: number of steps in all, those before a break included.
+    - `checkpoint`: file of the state. Training resumes at it.
+    - `save`: writes the moving average. Called after the state, every 500 steps and at the end.
+    """
+    from diffusers import UNet2DConditionModel
+
+    scheduler = make_scheduler()
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=8,
+        out_channels=8,
+        layers_per_block=1,
+        attention_head_dim=2,
+        **config,
+    ).to(memory_format=torch.channels_last)
+    print(f"unet: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+    first = load_state(checkpoint, optimizer, model=model, average=average)
+    start, running = time.time(), 0.0
+    for step in range(first, steps):
+        set_rate(optimizer, rate(step))
+        clean, noise, timestep, text = draw(torch.Generator().manual_seed(step))
+        loss = denoising_loss(model, scheduler, clean, noise, timestep=timestep, text=text)
+        step_clipped(model, optimizer, loss)
+        update_average(average, model, step, decay)
+        running = loss.item() if step == first else 0.99 * running + 0.01 * loss.item()
+        if step % 100 == 0:
+            seconds = time.time() - start
+            print(f"unet {step:5d}/{steps} loss {running:.4f} {seconds:.0f} s", flush=True)
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+            save_state(checkpoint, step + 1, optimizer, model=model, average=average)
+            save(average)
+    return average
 
 
 # ---------------------------------------------------------------- files
@@ -213,14 +339,16 @@ def save_clip(model, folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def save_diffusion(folder: Path, unet, scheduler, text_encoder, tokenizer, *, name: str) -> None:
+def save_diffusion(
+    unet: nn.Module, folder: Path, *, tokenizer, text_encoder, name: str = "unet"
+) -> None:
     """Writes a diffusers pipeline in fp16: `model_index.json` and one folder per component.
 
     - `name`: folder of the UNet.
     """
     plain = copy.deepcopy(unet).to(memory_format=torch.contiguous_format)
     plain.half().save_pretrained(folder / name)
-    scheduler.save_pretrained(folder / "scheduler")
+    make_scheduler().save_pretrained(folder / "scheduler")
     copy.deepcopy(text_encoder).half().save_pretrained(folder / "text_encoder")
     tokenizer.save_pretrained(folder / "tokenizer")
     index = {

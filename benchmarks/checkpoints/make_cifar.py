@@ -15,17 +15,17 @@ images are not used; the few that CIFAR contains twice, pixel by pixel, are not 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tools import tiny_models as tiny
 
 from discl.data import read_tables, take_long_tail
@@ -72,7 +72,7 @@ def train_clip(
     images: np.ndarray, labels: np.ndarray, names: list[str], work: Path, steps: int, batch: int
 ) -> None:
     """Contrastive training; images and texts of one class are positives of each other."""
-    from transformers import CLIPConfig, CLIPModel
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
     folder = work / "clip"
     if (folder / "model.safetensors").exists():
@@ -80,7 +80,11 @@ def train_clip(
     lines = texts_of(names)
     texts = [text for listed in lines for text in listed]
     texts += [template.format(name) for template in TEMPLATES for name in names]
-    tokenizer = tiny.make_tokenizer(folder, texts)
+    checkpoint = work / "clip-checkpoint.safetensors"
+    if checkpoint.exists():  # a second training of the tokenizer may give other merges
+        tokenizer = CLIPTokenizer.from_pretrained(folder)
+    else:
+        tokenizer = tiny.make_tokenizer(folder, texts)
     text = tiny.text_config(
         tokenizer,
         hidden_size=96,
@@ -104,7 +108,6 @@ def train_clip(
     print(f"clip: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
     tokens = torch.stack([tiny.tokenize(tokenizer, line) for line in lines])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
-    checkpoint = work / "clip-checkpoint.pt"
     first, start = tiny.load_state(checkpoint, optimizer, model=model), time.time()
     model.train()
     for step in range(first, steps):
@@ -124,7 +127,7 @@ def train_clip(
         if step % 100 == 0:
             seconds = time.time() - start
             print(f"clip {step:5d}/{steps} excess loss {excess:.4f} {seconds:.0f} s", flush=True)
-        if (step + 1) % 500 == 0:
+        if (step + 1) % tiny.SAVE_EVERY == 0:
             tiny.save_state(checkpoint, step + 1, optimizer, model=model)
     tiny.save_clip(model, folder)
 
@@ -154,7 +157,7 @@ def train_vae(images: np.ndarray, work: Path, steps: int, batch: int) -> None:
         **blocks,
     ).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, weight_decay=0.0)
-    checkpoint = work / "vae-checkpoint.pt"
+    checkpoint = work / "vae-checkpoint.safetensors"
     first, start = tiny.load_state(checkpoint, optimizer, model=model), time.time()
     for step in range(first, steps):
         rng = np.random.default_rng([2, step])
@@ -172,7 +175,7 @@ def train_vae(images: np.ndarray, work: Path, steps: int, batch: int) -> None:
         if step % 100 == 0:
             losses = f"l1 {error.abs().mean():.4f} hue {hue:.4f} kl {kl:.2f}"
             print(f"vae {step:5d}/{steps} {losses} {time.time() - start:.0f} s", flush=True)
-        if (step + 1) % 500 == 0:
+        if (step + 1) % tiny.SAVE_EVERY == 0:
             tiny.save_state(checkpoint, step + 1, optimizer, model=model)
     model.eval()
     cached: dict[str, list[torch.Tensor]] = {"mean": [], "std": []}
@@ -206,62 +209,35 @@ def train_unet(
     The rate is constant after the warm-up and falls over the last fifth of `schedule_steps`. The
     moving average of the weights is exported, so the state at any time is usable.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
     folder = work / "diffusion"
-    tokenizer = CLIPTokenizer.from_pretrained(work / "clip")
-    text_encoder = CLIPTextModel.from_pretrained(work / "clip", dtype=torch.float32).eval()
-    with torch.inference_mode():
-        states = torch.stack(
-            [text_encoder(tiny.tokenize(tokenizer, line))[0] for line in texts_of(names)]
-        )
-        empty = text_encoder(tiny.tokenize(tokenizer, [""]))[0]
-    scheduler = tiny.make_scheduler()
-    torch.manual_seed(0)
-    model = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=8,
-        out_channels=8,
-        block_out_channels=(64, 128),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=2,
-        cross_attention_dim=96,
-    ).to(memory_format=torch.channels_last)
-    print(f"unet: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
-    average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    latents = load_file(work / "latents.safetensors")
-    scale = AutoencoderKL.load_config(folder / "vae")["scaling_factor"]
+    tokenizer, encoder = tiny.load_text(work / "clip")
+    states = torch.stack([tiny.encode(tokenizer, encoder, line) for line in texts_of(names)])
+    empty = tiny.encode(tokenizer, encoder, [""])
+    latents, factor = tiny.load_latents(work)
     label_of = torch.from_numpy(labels)
-    checkpoint = work / "unet-checkpoint.pt"
-    first = tiny.load_state(checkpoint, optimizer, model=model, average=average)
-    start, running = time.time(), 0.0
-    for step in range(first, steps):
-        generator = torch.Generator().manual_seed(step)
-        tiny.set_rate(optimizer, tiny.trapezoid_rate(step, schedule_steps, 1e-3))
+
+    def draw(generator: torch.Generator) -> tiny.Batch:
         row = torch.randint(2 * len(labels), (batch,), generator=generator)
-        mean, std = latents["mean"][row].float(), latents["std"][row].float()
-        clean = (mean + std * torch.randn(mean.shape, generator=generator)) * scale
-        noise = torch.randn(mean.shape, generator=generator)
-        timestep = torch.randint(1000, (batch,), generator=generator)
-        text = states[
-            label_of[row % len(labels)],
-            torch.randint(states.shape[1], (batch,), generator=generator),
-        ]
-        text = tiny.drop_texts(text, empty, generator)
-        loss = tiny.denoising_loss(model, scheduler, clean, noise, timestep=timestep, text=text)
-        tiny.step_clipped(model, optimizer, loss)
-        tiny.update_average(average, model, step, 0.9995)
-        running = loss.item() if step == first else 0.99 * running + 0.01 * loss.item()
-        if step % 100 == 0:
-            seconds = time.time() - start
-            print(f"unet {step:5d}/{steps} loss {running:.4f} {seconds:.0f} s", flush=True)
-        if (step + 1) % 500 == 0 or step + 1 == steps:
-            tiny.save_state(checkpoint, step + 1, optimizer, model=model, average=average)
-            tiny.save_diffusion(folder, average, scheduler, text_encoder, tokenizer, name="unet")
+        clean = tiny.sample_latents(latents, row, factor, generator)
+        noise, timestep = tiny.sample_noise(clean, generator)
+        line = torch.randint(states.shape[1], (batch,), generator=generator)
+        text = states[label_of[row % len(labels)], line]
+        return clean, noise, timestep, tiny.drop_texts(text, empty, generator)
+
+    tiny.train_denoiser(
+        config={
+            "block_out_channels": (64, 128),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "cross_attention_dim": 96,
+        },
+        draw=draw,
+        rate=lambda step: tiny.trapezoid_rate(step, schedule_steps, 1e-3),
+        decay=0.9995,
+        steps=steps,
+        checkpoint=work / "unet-checkpoint.safetensors",
+        save=partial(tiny.save_diffusion, folder=folder, tokenizer=tokenizer, text_encoder=encoder),
+    )
 
 
 def export(work: Path, target: Path) -> None:

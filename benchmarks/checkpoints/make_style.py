@@ -15,10 +15,9 @@ other image of CIFAR-10. Text encoder and tokenizer are those of `checkpoints/ci
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import shutil
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -95,70 +94,54 @@ def make_drawings(images: np.ndarray, work: Path) -> np.ndarray:
 
 
 def train_unet(
-    labels: np.ndarray, names: list[str], work: Path, clip: Path, *, steps: int, schedule: int
+    labels: np.ndarray,
+    names: list[str],
+    work: Path,
+    clip: Path,
+    *,
+    steps: int,
+    batch: int,
+    schedule: int,
 ) -> None:
     """Denoiser on cached latents of the drawings. The text is dropped for one row in ten.
 
-    Cross-attention stands at both resolutions, so that low-rank weights on attention reach both.
+    Cross-attention is at both resolutions, so that low-rank weights on attention reach both.
     The weights that are exported are a moving average.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
     folder = work / "diffusion"
-    tokenizer = CLIPTokenizer.from_pretrained(clip)
-    text_encoder = CLIPTextModel.from_pretrained(clip, dtype=torch.float32).eval()
+    tokenizer, encoder = tiny.load_text(clip)
     lines = [WORDS[strength].format(name) for strength in STRENGTHS for name in names]
-    with torch.inference_mode():
-        states = text_encoder(tiny.tokenize(tokenizer, lines))[0]
-        empty = text_encoder(tiny.tokenize(tokenizer, [""]))[0]
-    scheduler = tiny.make_scheduler()
-    torch.manual_seed(0)
-    model = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=8,
-        out_channels=8,
-        block_out_channels=(48, 96),
-        layers_per_block=1,
-        norm_num_groups=16,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        attention_head_dim=2,
-        cross_attention_dim=96,
-    ).to(memory_format=torch.channels_last)
-    print(f"unet: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
-    average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    latents = load_file(work / "latents.safetensors")
-    scale = AutoencoderKL.load_config(folder / "vae")["scaling_factor"]
+    states = tiny.encode(tokenizer, encoder, lines)
+    empty = tiny.encode(tokenizer, encoder, [""])
+    latents, factor = tiny.load_latents(work)
     text_of = torch.from_numpy(
         np.concatenate([number * len(names) + labels for number in range(len(STRENGTHS))])
     )
-    checkpoint = work / "unet-checkpoint.pt"
-    first = tiny.load_state(checkpoint, optimizer, model=model, average=average)
-    start, running = time.time(), 0.0
-    for step in range(first, steps):
-        generator = torch.Generator().manual_seed(step)
-        tiny.set_rate(optimizer, tiny.trapezoid_rate(step, schedule, 1e-3))
-        row = torch.randint(len(text_of), (128,), generator=generator)
-        mean, std = latents["mean"][row].float(), latents["std"][row].float()
-        flipped = torch.rand(128, generator=generator) < 0.5
-        clean = (mean + std * torch.randn(mean.shape, generator=generator)) * scale
+
+    def draw(generator: torch.Generator) -> tiny.Batch:
+        row = torch.randint(len(text_of), (batch,), generator=generator)
+        flipped = torch.rand(batch, generator=generator) < 0.5
+        clean = tiny.sample_latents(latents, row, factor, generator)
         clean = torch.where(flipped[:, None, None, None], clean.flip(-1), clean)
-        noise = torch.randn(mean.shape, generator=generator)
-        timestep = torch.randint(1000, (128,), generator=generator)
-        text = tiny.drop_texts(states[text_of[row]], empty, generator)
-        loss = tiny.denoising_loss(model, scheduler, clean, noise, timestep=timestep, text=text)
-        tiny.step_clipped(model, optimizer, loss)
-        tiny.update_average(average, model, step, 0.9995)
-        running = loss.item() if step == first else 0.99 * running + 0.01 * loss.item()
-        if step % 100 == 0:
-            print(
-                f"unet {step:5d}/{steps} loss {running:.4f} {time.time() - start:.0f} s", flush=True
-            )
-        if (step + 1) % 500 == 0 or step + 1 == steps:
-            tiny.save_state(checkpoint, step + 1, optimizer, model=model, average=average)
-            tiny.save_diffusion(folder, average, scheduler, text_encoder, tokenizer, name="unet")
+        noise, timestep = tiny.sample_noise(clean, generator)
+        text = states[text_of[row]]
+        return clean, noise, timestep, tiny.drop_texts(text, empty, generator)
+
+    tiny.train_denoiser(
+        config={
+            "block_out_channels": (48, 96),
+            "norm_num_groups": 16,
+            "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            "cross_attention_dim": 96,
+        },
+        draw=draw,
+        rate=lambda step: tiny.trapezoid_rate(step, schedule, 1e-3),
+        decay=0.9995,
+        steps=steps,
+        checkpoint=work / "unet-checkpoint.safetensors",
+        save=partial(tiny.save_diffusion, folder=folder, tokenizer=tokenizer, text_encoder=encoder),
+    )
 
 
 def export(work: Path, target: Path) -> None:
@@ -196,6 +179,7 @@ def main() -> None:
         arguments.work,
         HERE / "cifar" / "clip",
         steps=arguments.unet_steps,
+        batch=128,
         schedule=arguments.unet_steps,
     )
     export(arguments.work, arguments.target)
