@@ -781,6 +781,19 @@ def test_methods_with_synthetic_images_against_their_controls(tmp_path: Path) ->
     assert added in page.text
 
 
+def test_the_headline_says_what_is_not_re_balancing(tmp_path: Path) -> None:
+    counts = {"cat": 150, "dog": 50, "owl": 8}
+    spectral = {"ce": "real-only", "discl": "diverse-to-specific"}
+    alone = Page(make_run(tmp_path / "alone", counts, spectral).read_text())
+    assert "no row has the same mixture without them" in alone.text
+    under = {"methods.under.undersample": True}
+    methods = {"ce": "real-only", "under": "real-only", "discl": "diverse-to-specific"}
+    page = Page(make_run(tmp_path / "both", counts, methods, changes=under).read_text())
+    results = json.loads((tmp_path / "both" / "results.json").read_text())
+    gain = words.points(100 * (results["discl"]["test"]["few"] - results["under"]["test"]["few"]))
+    assert f"(under), few changes by {gain} points" in page.text
+
+
 def test_a_run_of_real_images_has_no_controls(tmp_path: Path) -> None:
     page = Page(make_run(tmp_path, {"cat": 150, "dog": 8}, {"ce": "real-only"}).read_text())
     assert "same mixture" not in page.text

@@ -191,3 +191,33 @@ def test_nothing_to_hold_out_is_an_error_before_anything_is_made(recipe, tmp_pat
     with pytest.raises(DataError, match=r"data\.splits"):
         pilot(run)
     assert not list(run.folder.rglob("part-*.parquet"))
+
+
+def test_a_pointer_names_a_file_of_its_folder(recipe, tmp_path):
+    recipe["spectrum"]["adapt"] = ADAPT
+    run = open_run(recipe, tmp_path / "run")
+    run_until(run, "adapt")
+    for name in ("../elsewhere.safetensors", "/etc/passwd", "..", ""):
+        run.path("adapter.json").write_text(json.dumps({"file": name}))
+        with pytest.raises(RunError, match=r"adapter\.json"):
+            _ = run.address
+    run_until(open_run(recipe, tmp_path / "run"), "plan")
+
+
+def test_a_missing_package_is_found_before_any_image_is_read(recipe, tmp_path, monkeypatch):
+    from discl.spectrum.models import loras
+
+    monkeypatch.setattr(loras.importlib.util, "find_spec", lambda name: None)
+    recipe["spectrum"]["adapt"] = ADAPT
+    run = open_run(recipe, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"discl\[lora\]"):
+        run_until(run, "plan")
+    assert not run.path("data.parquet").exists()
+
+
+def test_a_candidate_may_have_levels_that_no_method_has(recipe, tmp_path):
+    recipe["methods"] = {"fixed": {"strategy": "fixed", "level": 50}}
+    recipe["pilot"]["candidates"] = {"text": {"spectrum.levels": [0]}}
+    table = pilot(open_run(recipe, tmp_path / "run"))
+    outcomes = json.loads((table.parent / "pilot.json").read_text())["outcomes"]
+    assert [each["level"] for each in outcomes] == [None]

@@ -87,11 +87,12 @@ def _values(summary: RunSummary) -> dict[str, Any]:
     }
     colours = charts.method_colours(summary.methods, summary.baseline, summary.featured)
     recipe = words.share_recipe(summary.recipe)
+    controlled = tables.control_table(summary)
     return {
         "recipe": recipe,
         "recipe_text": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=110),
         "settings": words.describe_settings(summary),
-        "headline": words.headline(summary),
+        "headline": words.headline(summary, controlled),
         "caution": words.caution(summary),
         "tiles": tiles(summary, summary.baseline, summary.featured),
         "adjusted": _adjusted_tiles(summary),
@@ -114,7 +115,7 @@ def _values(summary: RunSummary) -> dict[str, Any]:
         "curves": curves(summary, colours),
         "colours": colours,
         "differences": tables.differences(summary),
-        "controlled": tables.control_table(summary),
+        "controlled": controlled,
         "absent": ABSENT,
         "classes": classes(summary),
         "commands": words.commands(summary),

@@ -12,7 +12,7 @@ import numpy as np
 from ..recipe.paths import FOREIGN, PATHS, map_paths
 from ..run_folder import paths
 from .run_summary import ADJUSTED, RunSummary
-from .tables import GROUPS, PRIORS, difference, standard_errors
+from .tables import GROUPS, PRIORS, ControlTable, difference, standard_errors
 
 OF_THIS_MACHINE = ("~", "file:", "local:")
 """Beginnings of paths, other than absolute ones, that name folders of one machine."""
@@ -181,8 +181,11 @@ def _machine(environment: Mapping[str, Any]) -> str:
     return f"{device}, {system} {environment.get('processor', '')}; {', '.join(named)}."
 
 
-def headline(summary: RunSummary) -> str:
-    """Describes the result in one or two sentences, without an opinion."""
+def headline(summary: RunSummary, controlled: ControlTable | None) -> str:
+    """Describes the result in two or three sentences, without an opinion.
+
+    - `controlled`: differences from rows without synthetic images, if a method takes such images.
+    """
     base = summary.figures[summary.baseline]
     if summary.featured is None:
         text = f"{summary.baseline} reaches {percent(base['accuracy'])} % top-1 on {summary.split}"
@@ -192,10 +195,28 @@ def headline(summary: RunSummary) -> str:
     reached = f"{percent(new['accuracy'])} % top-1 on {summary.split}"
     text = f"{summary.featured} reaches {reached}, {compared}"
     rare = next((name for name in ("few", "medium") if name in new and name in base), None)
-    if rare is None:
-        return text + "."
-    change = _against(difference(new, base, rare), "")
-    return f"{text}; on the {rare} classes {percent(new[rare])} %, {change}."
+    if rare is not None:
+        change = _against(difference(new, base, rare), "")
+        text += f"; on the {rare} classes {percent(new[rare])} %, {change}"
+    return f"{text}.{_over_control(summary.featured, controlled)}"
+
+
+def _over_control(method: str, controlled: ControlTable | None) -> str:
+    """What of the difference is not re-balancing; empty for a method without synthetic images."""
+    row = next((row for row in controlled.rows if row[0] == method), None) if controlled else None
+    if controlled is None or row is None:
+        return ""
+    _, other, (change, _) = row
+    if other is None or change is None:
+        return (
+            " What the synthetic images add to re-balancing is not known: no row has the same "
+            "mixture without them."
+        )
+    metric = controlled.headings[0].partition(" −")[0]
+    return (
+        f" Over the same mixture without synthetic images ({other}), {metric} changes by "
+        f"{points(change)} points."
+    )
 
 
 def _against(change: float | None, baseline: str) -> str:

@@ -21,7 +21,7 @@ from ..data import (
     without_empty_classes,
 )
 from ..data.depth import depth_of
-from ..errors import CheckpointError, RunError, arguments_named
+from ..errors import BrokenFileError, CheckpointError, RunError, arguments_named
 from ..recipe import Data, Recipe
 from ..spectrum.models import Address, Generator, describe_generator, describe_loras
 from ..spectrum.plan import PlanShard, Sampling
@@ -156,7 +156,10 @@ class Run:
                 f"{self.folder} has no adapted generator yet; run `discl adapt RECIPE --out "
                 f"{self.folder}` first."
             )
-        file = self.path(paths.ADAPTED) / str(read_json(pointer, "file")["file"])
+        name = str(read_json(pointer, "file")["file"])
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise BrokenFileError(f"{pointer} names '{name:.80}', no file of its folder.", pointer)
+        file = self.path(paths.ADAPTED) / name
         return replace(base, loras=(*base.loras, (str(file), 1.0)))
 
     @cached_property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import CheckpointError, DataError, TrainingError
+from ..errors import DataError, TrainingError
 from ..utils.hashing import derive_seed
 from ..utils.stored import read_header, read_tensors, save_tensors
 from .models.interface import Conditioning, LatentModel
+from .models.loras import check_peft
 
 ATTENTION = (
     "to_q",
@@ -163,10 +163,7 @@ def train_adapter(
             "give at least two, or train none.",
             argument="images",
         )
-    if importlib.util.find_spec("peft") is None:
-        raise CheckpointError(
-            "low-rank weights need the package peft; install it with pip install 'discl[lora]'."
-        )
+    check_peft()
     weighted = [(images, 1.0)]
     if prior is not None and settings.prior_weight:
         weighted.append((prior, settings.prior_weight))

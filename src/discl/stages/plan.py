@@ -15,7 +15,7 @@ from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import find_clip
 from ..spectrum.encoding import encode_image
-from ..spectrum.models import check_generator
+from ..spectrum.models import check_generator, check_peft
 from ..spectrum.plan import plan_requests, write_plan
 from ..spectrum.store import Shards
 from ..utils.atomic import whole
@@ -57,6 +57,8 @@ def check_models(run: Run, stage: str) -> None:
             fixed=spectrum.steps == "fixed",
             guidance_interval=spectrum.guidance_interval,
         )
+    if spectrum.loras or spectrum.adapt is not None:
+        check_peft()
     for name, method in run.recipe.methods.items():
         train = run.recipe.training(name)
         if train.model.checkpoint is not None:

@@ -21,6 +21,7 @@ from ..curriculum.strategies import RealOnly, Strategy, follows_progress, make_s
 from ..data import ImageTable
 from ..errors import TrainingError, arguments_named
 from ..evaluation import metrics
+from ..levels import REAL
 from ..models.classifier import ClassifierConfig, load_classifier
 from ..recipe import Method, Train, check_own_pieces
 from ..run_folder import paths
@@ -328,7 +329,9 @@ def _report_history(name: str, method: Method, pool: Pool, history: list[Record]
             f"train {name}: {min(apart)} to {max(apart)} of {pool.num_classes} classes took "
             "another level than the common one"
         )
-    scales = [record["effective_scale"] for record in history if record["levels"]]
+    scales = [
+        record["effective_scale"] for record in history if record["levels"] not in ([], [REAL])
+    ]
     if scales:
         logger.info(
             f"train {name}: {min(scales):.2f} to {max(scales):.2f} distinct synthetic images per "

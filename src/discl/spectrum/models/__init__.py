@@ -3,7 +3,7 @@
 from .description import Address, Generator, check_generator, describe_generator
 from .interface import Conditioning, LatentModel
 from .loading import load_generator, load_plain
-from .loras import describe_loras
+from .loras import check_peft, describe_loras
 from .schedules import Schedule
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "LatentModel",
     "Schedule",
     "check_generator",
+    "check_peft",
     "describe_generator",
     "describe_loras",
     "load_generator",

@@ -126,6 +126,14 @@ def _read_peft(address: str, file: Path, pipeline: Any) -> dict[str, torch.Tenso
     return {f"{part}.{name}": tensor for name, tensor in stored.items()}
 
 
+def check_peft() -> None:
+    """Raises CheckpointError without the package peft, which low-rank weights need."""
+    if importlib.util.find_spec("peft") is None:
+        raise CheckpointError(
+            "LoRA weights need the package peft; install it with pip install 'discl[lora]'."
+        )
+
+
 def add_loras(pipeline: Any, loras: Sequence[tuple[str, float]]) -> None:
     """Merges LoRA weights, each times its scale, into those of a pipeline.
 
@@ -137,10 +145,7 @@ def add_loras(pipeline: Any, loras: Sequence[tuple[str, float]]) -> None:
     """
     if not loras:
         return
-    if importlib.util.find_spec("peft") is None:
-        raise CheckpointError(
-            "LoRA weights need the package peft; install it with pip install 'discl[lora]'."
-        )
+    check_peft()
     names = []
     for number, (address, _) in enumerate(loras):
         file, name = find_weights(address), f"lora{number}"
