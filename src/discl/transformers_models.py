@@ -34,7 +34,7 @@ def find_model(address: str, families: Collection[str], *, what: str, advice: st
             argument="address",
         )
     family = read_json(folder / "config.json").get("model_type")
-    if family not in families:
+    if not isinstance(family, str) or family not in families:
         raise CheckpointError(
             f"'{folder}' holds a model of the family '{family!s:.80}'; {advice}",
             argument="address",

@@ -17,7 +17,7 @@ NAMES = {
 FILES = {value for value in NAMES.values() if Path(value).suffix}
 CHECKPOINTS = (
     *("checkpoints.py", "checkpoint_checks.py", "conversion.py", "models/pretrained.py"),
-    *("prompts/captions.py", "spectrum/clip_filter.py", "spectrum/models/"),
+    *("prompts/captions.py", "spectrum/models/", "transformers_models.py"),
     "stages/classifiers.py",
 )
 """Modules that read checkpoints of others, whose file names a trained classifier shares."""
