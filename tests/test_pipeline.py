@@ -606,6 +606,7 @@ def test_a_changed_method_is_trained_anew_and_the_others_are_left(
     assert set(json.loads((copied / "results.json").read_text())) == ROWS | {"more", "more+la"}
 
 
+@pytest.mark.slow
 def test_amended_there_and_back_is_the_run_it_was(
     copied: Path, finished: Path, tree: Tree, no_phase_one: None
 ) -> None:
@@ -640,6 +641,7 @@ def test_methods_that_follow_progress(copied: Path, tree: Tree, no_phase_one: No
     )
 
 
+@pytest.mark.slow
 def test_methods_and_seeds_in_one_table(
     copied: Path,
     finished: Path,

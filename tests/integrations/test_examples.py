@@ -50,6 +50,7 @@ def test_an_example_is_a_command(filtered_run: Path) -> None:
     assert "validation accuracy" in answered.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_hugging_face_trainer(filtered_run: Path, tmp_path: Path, stop: int) -> None:
     example = load("hf_trainer")
@@ -64,6 +65,7 @@ def test_hugging_face_trainer(filtered_run: Path, tmp_path: Path, stop: int) -> 
     assert resumed.curriculum.history == whole.curriculum.history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy",
     [

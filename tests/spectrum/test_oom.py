@@ -139,6 +139,7 @@ def test_text_encoders_take_smaller_batches(model: StableDiffusion) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_clip_takes_smaller_batches(tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = ClipScorer(str(tiny_clip), {0: "a photo of a hat"})
     pictures = [Image.fromarray(np.full((32, 32, 3), 5 * number, np.uint8)) for number in range(21)]

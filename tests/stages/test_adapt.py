@@ -74,6 +74,7 @@ def test_an_adapted_generator_is_trained_once_and_changes_the_ids(recipe, tmp_pa
     assert {request.id for request in read_plan(run.path("plan.parquet"))} == ids
 
 
+@pytest.mark.slow
 def test_other_settings_train_other_weights_and_keep_the_first(recipe, tmp_path):
     recipe["spectrum"]["adapt"] = ADAPT
     run_until(open_run(recipe, tmp_path / "run"), "adapt")
@@ -112,6 +113,7 @@ def test_a_prior_of_the_generators_own_images(recipe, tmp_path):
     assert json.loads(run.path("adapter.json").read_text())["file"].endswith(".safetensors")
 
 
+@pytest.mark.slow
 def test_a_pilot_measures_every_candidate_and_level_and_continues(recipe, tmp_path):
     recipe["pilot"]["candidates"] = {
         "as it is": {},

@@ -46,6 +46,7 @@ def planned(run: Run) -> dict[str, str]:
     return {row["id"]: row["prompt"] for row in pq.read_table(run.path("plan.parquet")).to_pylist()}
 
 
+@pytest.mark.slow
 def test_what_a_model_writes_is_planned_with_and_an_edit_changes_only_its_class(
     tmp_path: Path,
 ) -> None:

@@ -176,6 +176,7 @@ def test_the_first_tries_are_those_of_a_run_without_others(
     assert made.items() <= all_tries.items() and len(made) < len(all_tries)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stops",
     [
