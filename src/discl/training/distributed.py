@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -312,10 +313,17 @@ def join_processes(cpu: bool) -> Processes:
     """Joins the processes that `torchrun` or `accelerate launch` started, if any.
 
     They use gloo on CPUs and NCCL on GPUs. The others wait while rank 0 makes the spectrum, so they
-    wait for up to a week.
+    wait for up to a week. They part when the program ends: a process that ends while the threads
+    of its process group still run is aborted now and then, with its work done.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         from accelerate import PartialState
 
         PartialState(cpu=cpu, timeout=timedelta(days=7))
+        atexit.register(_part)
     return current_processes()
+
+
+def _part() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
