@@ -52,15 +52,13 @@ class LongTail(Strict):
     class_order: Annotated[list[str] | int | None, BeforeValidator(_class_order)] = Field(
         None,
         description="class names, head first; a number: shuffled with that seed; null: the order "
-        "of "
-        "the data",
+        "of the data",
     )
     seed: Seed = 0
     index: PathOrName | None = Field(
         None,
         description="file of content digests, or embedded:cifar100; images are taken in this "
-        "order, "
-        "not drawn by the seed",
+        "order, not drawn by the seed",
     )
 
 
@@ -132,8 +130,7 @@ class Data(Strict):
     cameras: Cameras | None = Field(
         None,
         description="simulated camera traps: degraded images, for an example of poor quality on "
-        "real "
-        "photos",
+        "real photos",
     )
     own_split: OwnSplit = OwnSplit()
     long_tail: LongTail | None = None
@@ -152,8 +149,7 @@ class Data(Strict):
     overlap: Literal["error", "keep"] = Field(
         "error",
         description="images in two splits: stop, or keep them as published benchmarks do "
-        "(CIFAR-100 "
-        "has some)",
+        "(CIFAR-100 has some)",
     )
 
     @model_serializer(mode="wrap")

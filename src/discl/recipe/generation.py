@@ -288,9 +288,8 @@ class Spectrum(Strict):
     )
     config: PathOrName | None = Field(
         None,
-        description="single file: folder or hub name with the configurations of its family; "
-        "null: a "
-        "folder beside it",
+        description="single file: folder or hub name with the configurations of its family; null: "
+        "a folder beside it",
     )
     loras: list[Lora] = Field(
         default_factory=list,
@@ -307,8 +306,7 @@ class Spectrum(Strict):
         ge=1,
         le=1000,
         description="maximum number of tries per image until the filter keeps one, each with "
-        "another "
-        "prompt and noise",
+        "another prompt and noise",
     )
     num_inference_steps: int = Field(50, ge=1, le=10_000)
     guidance_scale: float = Field(
@@ -320,8 +318,7 @@ class Spectrum(Strict):
     steps: Literal["per-level", "fixed"] = Field(
         "per-level",
         description="level λ takes the last t(λ) of T steps, as in the paper, or T finer steps "
-        "over "
-        "the same noise",
+        "over the same noise",
     )
     guidance_interval: tuple[
         Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]

@@ -54,8 +54,7 @@ class Runtime(Strict):
     compile: bool | None = Field(
         None,
         description="torch.compile for the generator; null: for long plans on an NVIDIA GPU; ids "
-        "do "
-        "not change",
+        "do not change",
     )
     loggers: list[Literal["tensorboard", "wandb"]] = Field(
         default_factory=list, description="training curves in addition to history.jsonl"

@@ -179,9 +179,8 @@ class Train(Strict):
     crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (
         Field(
             (0.08, 1.0),
-            description="smallest and largest fraction of the area for random-resized-crop; "
-            "FLYP: [0.9, "
-            "1.0]",
+            description="smallest and largest fraction of the area for random-resized-crop; FLYP: "
+            "[0.9, 1.0]",
         )
     )
     mixup: float = Field(0.0, ge=0, le=1000, description="α of Beta(α, α); 0 for off")
@@ -251,8 +250,7 @@ class Train(Strict):
         if self.resize_mode == "whole" and "random-resized-crop" not in self.augment:
             raise RecipeError(
                 "train.resize_mode = whole is for random-resized-crop, and train.augment = "
-                f"{self.augment} has none; add it, or use "
-                "resize_mode: square."
+                f"{self.augment} has none; add it, or use resize_mode: square."
             )
         if self.head_epochs is not None and self.head_epochs >= self.epochs:
             raise RecipeError(
@@ -291,9 +289,8 @@ class Method(Strict):
     )
     system: Annotated[str | dict[str, Any] | None, BeforeValidator(_system)] = Field(
         None,
-        description="another system: cuda, docl, ldmlr, a mapping such as {name: cuda, "
-        "threshold: 0.4}, "
-        "or module:Class (--allow-plugins)",
+        description="another system: cuda, docl, ldmlr, a mapping such as {name: cuda, threshold: "
+        "0.4}, or module:Class (--allow-plugins)",
     )
     fine_tune: Literal["full", "linear-probe", "lp-ft", "zero-shot"] = Field(
         "full",
@@ -303,8 +300,7 @@ class Method(Strict):
     sampling: Literal["instance", "square-root", "class-balanced"] = Field(
         "instance",
         description="class frequencies of an epoch: as in the mixture, ∝ their square roots, or "
-        "all "
-        "equal",
+        "all equal",
     )
     threshold: float | None = Field(
         None,
@@ -337,16 +333,14 @@ class Method(Strict):
     missing: Literal["error", "nearest"] = Field(
         "error",
         description="a class without kept images at the level of an epoch: stop, or use its "
-        "nearest "
-        "level",
+        "nearest level",
     )
     guidance_images: int | None = Field(
         None,
         ge=1,
         le=10**9,
         description="|V|, hard images held out of training, each with a synthetic image at every "
-        "level to measure progress on; "
-        "null: 2,000, or a fifth of them if that is less",
+        "level to measure progress on; null: 2,000, or a fifth of them if that is less",
     )
     probe_samples: int | None = Field(
         None,
@@ -387,8 +381,7 @@ class Evaluate(Strict):
     weight_ensembling: list[Annotated[float, Field(ge=0, le=1)]] = Field(
         [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
         description="clip: candidate fractions α of the tuned weights, chosen on validation; "
-        "empty: "
-        "no row METHOD+we",
+        "empty: no row METHOD+we",
     )
 
 

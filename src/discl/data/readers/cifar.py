@@ -31,9 +31,8 @@ def read_cifar(source: Source) -> dict[str, ImageTable]:
         if is_pickled(source.path):
             raise DataError(
                 f"'{source.root}' holds the pickled Python version of CIFAR, which is never "
-                "unpickled because that runs code; use the binary version "
-                "(cifar-10-binary.tar.gz, cifar-100-binary.tar.gz) or a Parquet copy such as "
-                "uoft-cs/cifar100.",
+                "unpickled because that runs code; use the binary version (cifar-10-binary.tar.gz, "
+                "cifar-100-binary.tar.gz) or a Parquet copy such as uoft-cs/cifar100.",
                 argument="root",
             )
         raise expected(source, "cifar")
