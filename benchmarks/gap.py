@@ -37,7 +37,7 @@ LEVELS = (0, 30, 50, 70, 90)
 SEEDS = 8
 FEW, MANY = 20, 100
 """A class with fewer images is few, one with more than `MANY` is many."""
-EPOCHS, CURRICULUM_EPOCHS, SAMPLES, BATCH, RATE = 24, 20, 1280, 64, 0.003
+BATCH, RATE = 64, 0.003
 SCALE = 3.0
 TEMPERATURES = (0.5, 1.0, 1.5)
 CLOTHES = (
@@ -108,6 +108,43 @@ ADAPT = {
     "flip": True,
 }
 """How the generator is tuned, chosen by the pilot's estimates on draw 100, which is in no table."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How every row of a table is trained.
+
+    - `network`: `small`, three convolutions, or `resnet10`, that of the recipe `fashion-lt`.
+    - `epochs`, `curriculum_epochs`: of `samples` images each.
+    - `rows`: the rows of the table; none: all. `best-fixed` stands for the fixed level that is best
+      on validation with the small network.
+    """
+
+    network: str = "small"
+    epochs: int = 24
+    curriculum_epochs: int = 20
+    samples: int = 1280
+    rows: tuple[str, ...] = ()
+
+
+TRAININGS = {
+    "small": Training(),
+    "resnet10": Training(
+        "resnet10",
+        epochs=36,
+        curriculum_epochs=32,
+        samples=1216,
+        rows=(
+            "ce-undersampled",
+            "ce-balanced",
+            "oracle",
+            "text-only",
+            "all",
+            "d2s",
+            "best-fixed",
+        ),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -420,8 +457,16 @@ def make_network(classes: int, width: int = 16, features: int = 64) -> Any:
     return nn.Sequential(body, nn.Linear(features, classes))
 
 
-def epochs_of(row: Row, samples: Samples, draw: int) -> Iterator[Any]:
-    """Row numbers `[SAMPLES]` of each epoch, by the package's strategies and mixtures."""
+def make_resnet10(classes: int) -> Any:
+    """The network of the recipe `fashion-lt`."""
+    from discl.models.classifier import ClassifierConfig, build_classifier
+
+    names = tuple(str(number) for number in range(classes))
+    return build_classifier(ClassifierConfig("resnet10", names, stem="3x3", width=16))
+
+
+def epochs_of(row: Row, samples: Samples, draw: int, training: Training) -> Iterator[Any]:
+    """Row numbers `[samples]` of each epoch, by the package's strategies and mixtures."""
     import numpy as np
 
     from discl import draw_epoch, make_strategy
@@ -434,7 +479,7 @@ def epochs_of(row: Row, samples: Samples, draw: int) -> Iterator[Any]:
         row.strategy,
         levels=LEVELS,
         seed=draw,
-        curriculum_epochs=EPOCHS if row.oracle else CURRICULUM_EPOCHS,
+        curriculum_epochs=training.epochs if row.oracle else training.curriculum_epochs,
         level=row.level,
     )
     sampling = make_sampling(
@@ -446,13 +491,15 @@ def epochs_of(row: Row, samples: Samples, draw: int) -> Iterator[Any]:
         missing="nearest",
         class_power=0.0 if row.mixture == "balanced" else 1.0,
     )
-    for epoch in range(EPOCHS):
+    for epoch in range(training.epochs):
         chosen = strategy.levels(epoch, ())
         seed = int(np.random.SeedSequence([17, draw, epoch]).generate_state(1)[0])
-        yield draw_epoch(pool, chosen, sampling, SAMPLES, seed=seed)[0]
+        yield draw_epoch(pool, chosen, sampling, training.samples, seed=seed)[0]
 
 
-def train_row(row: Row, samples: Samples, draw: int) -> dict[str, dict[str, float]]:
+def train_row(
+    row: Row, samples: Samples, draw: int, training: Training
+) -> dict[str, dict[str, float]]:
     """`{split: {metric: per cent}}` of one training, `test` and `validation`.
 
     Metrics without and with post-hoc logit adjustment (`+la`, arXiv 2007.07314). Its temperature is
@@ -463,13 +510,14 @@ def train_row(row: Row, samples: Samples, draw: int) -> dict[str, dict[str, floa
     from torch.nn import functional as F
 
     torch.manual_seed(draw)
-    network = make_network(samples.pool.num_classes).to(memory_format=torch.channels_last)
+    make = make_network if training.network == "small" else make_resnet10
+    network = make(samples.pool.num_classes).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.0)
     labels = torch.from_numpy(samples.pool.labels)
     drawn = np.zeros(samples.pool.num_classes)
-    steps, step = EPOCHS * (SAMPLES // BATCH), 0
+    steps, step = training.epochs * (training.samples // BATCH), 0
     generator = torch.Generator().manual_seed(draw)
-    for rows in epochs_of(row, samples, draw):
+    for rows in epochs_of(row, samples, draw, training):
         drawn += np.bincount(samples.pool.labels[rows], minlength=len(drawn))
         for first in range(0, len(rows), BATCH):
             part = torch.from_numpy(rows[first : first + BATCH])
@@ -645,7 +693,9 @@ def measure_gap(name: str, samples: Samples, work: Path, cifar10: Path | None) -
 # ----------------------------------------------------------------------------------------- units
 
 
-def run_unit(name: str, draw: int, work: Path, results: Path, cifar10: Path | None) -> None:
+def run_unit(
+    name: str, draw: int, work: Path, results: Path, cifar10: Path | None, training: Training
+) -> None:
     """All rows of one setting and draw, and of its real images where no setting had them yet."""
     target = results / f"{name}-{draw}.json"
     domain = SETTINGS[name].domain
@@ -657,15 +707,31 @@ def run_unit(name: str, draw: int, work: Path, results: Path, cifar10: Path | No
     if not of_real.exists():
         oracle = add_oracle(samples, SETTINGS[name], draw, work)
         rows = {
-            key: train_row(row, oracle if row.oracle else _without_synthetic(samples), draw)
-            for key, row in REAL_ROWS.items()
+            key: train_row(
+                row, oracle if row.oracle else _without_synthetic(samples), draw, training
+            )
+            for key, row in chosen_rows(training, REAL_ROWS, name, draw).items()
         }
         _write(of_real, {"rows": rows})
     if not target.exists():
-        rows = {key: train_row(row, samples, draw) for key, row in synthetic_rows().items()}
+        made = chosen_rows(training, synthetic_rows(), name, draw)
+        rows = {key: train_row(row, samples, draw, training) for key, row in made.items()}
         gap = measure_gap(name, samples, work, cifar10)
         seconds = round(time.time() - started)
         _write(target, {"gap": gap, "rows": rows, "seconds": seconds})
+
+
+def chosen_rows(
+    training: Training, rows: Mapping[str, Row], name: str, draw: int
+) -> dict[str, Row]:
+    """The rows that a table has; its best fixed level is that of the small network."""
+    if not training.rows:
+        return dict(rows)
+    chosen = {key: row for key, row in rows.items() if key in training.rows}
+    if "best-fixed" in training.rows and "fixed-50" in rows:
+        unit = json.loads((RESULTS / f"{name}-{draw}.json").read_text())
+        chosen[best_fixed(unit)] = rows[best_fixed(unit)]
+    return chosen
 
 
 def _without_synthetic(samples: Samples) -> Samples:
@@ -735,16 +801,47 @@ def best_fixed(unit: Mapping[str, Any]) -> str:
     return max(rows, key=lambda name: unit["rows"][name]["validation"]["few"])
 
 
+SHOWN = {
+    "few": (
+        "text-only",
+        "all",
+        "d2s",
+        "s2d",
+        "best-fixed",
+        "text-only-filtered",
+        "d2s-filtered",
+        "ce-balanced",
+        "oracle",
+    ),
+    "all": ("text-only-balanced", "all-balanced", "d2s-balanced", "oracle-balanced"),
+}
+"""Rows of the tables, by metric."""
+
+
+def named_difference(
+    units: Mapping[int, Any], row: str, other: str, metric: str
+) -> list[float] | None:
+    """`difference`, with `best-fixed` for the level of each draw; None where a row was not run."""
+    names = {draw: best_fixed(unit) if row == "best-fixed" else row for draw, unit in units.items()}
+    if not all({names[draw], other} <= unit["rows"].keys() for draw, unit in units.items()):
+        return None
+    return [difference({draw: units[draw]}, names[draw], other, metric)[0] for draw in units]
+
+
 def tables(results: Path) -> str:
     """Rows against the same mixture without images, and what was expected, in Markdown."""
     found = read_results(results)
-    shown = {
-        "few": ("text-only", "all", "d2s", "s2d", "text-only-filtered", "d2s-filtered", "oracle"),
-        "all": ("text-only-balanced", "all-balanced", "d2s-balanced", "oracle-balanced"),
-    }
     lines = []
-    for metric, rows in shown.items():
+    for metric, rows in SHOWN.items():
         control = "ce-undersampled" if metric == "few" else "ce-balanced"
+        differences = {
+            (name, row): named_difference(units, row, control, metric)
+            for name, units in found.items()
+            for row in rows
+        }
+        rows = tuple(row for row in rows if any(differences[name, row] for name in found))
+        if not rows:
+            continue
         lines += [f"{metric}, row − {control}, points; mean ± half the 95 % interval", ""]
         lines.append("| setting (draws) | recognised at 0 % | " + " | ".join(rows) + " |")
         lines.append("|---|---:|" + "---:|" * len(rows))
@@ -752,8 +849,9 @@ def tables(results: Path) -> str:
             known = statistics.mean(unit["gap"]["0"]["recognised"] for unit in units.values())
             cells = []
             for row in rows:
-                mean, half = interval(difference(units, row, control, metric))
-                cells.append(f"{mean:+.1f} ± {half:.1f}")
+                values = differences[name, row]
+                mean, half = interval(values) if values else (math.nan, math.nan)
+                cells.append(f"{mean:+.1f} ± {half:.1f}" if values else "–")
             lines.append(f"| {name} ({len(units)}) | {known:.2f} | " + " | ".join(cells) + " |")
         lines.append("")
     fixed = [
@@ -770,23 +868,71 @@ def _expectations(found: Mapping[str, Mapping[int, Any]]) -> list[str]:
 
     lines = ["| setting | difference | expected | measured | |", "|---|---|---|---|---|"]
     expected = yaml.safe_load((RESULTS / "expected.yaml").read_text())
-    for name, entries in expected.items():
-        for each in entries:
-            if "minus" not in each or name not in found:
+    for name in SETTINGS:
+        for each in expected.get(name, ()):
+            if name not in found:
                 continue
-            mean, half = interval(
-                difference(found[name], each["of"], each["minus"], each["metric"])
-            )
-            sign = "+" if mean - half > 0 else "-" if mean + half < 0 else "0"
-            if sign == each["sign"]:
-                verdict = "as expected" if sign != "0" else "interval includes 0"
-            else:
-                verdict = "not shown" if sign == "0" else "otherwise"
-            lines.append(
-                f"| {name} | {each['metric']}, {each['of']} − {each['minus']} | {each['sign']} "
-                f"| {mean:+.1f} ± {half:.1f} | {verdict} |"
-            )
-    return lines
+            values = named_difference(found[name], each["of"], each["minus"], each["metric"])
+            what = f"{name} | {each['metric']}, {each['of']} − {each['minus']}"
+            lines += _verdict(what, values, each["sign"])
+    for each in expected["adapted"]:
+        name, tuned = each["setting"], f"{each['setting']}-adapted"
+        draws = sorted(found.get(name, {}).keys() & found.get(tuned, {}).keys())
+        if draws:
+            row, metric = each["of"], each["metric"]
+            tests = [
+                [found[setting][draw]["rows"][row]["test"][metric] for setting in (tuned, name)]
+                for draw in draws
+            ]
+            what = f"{tuned} | {metric}, {row} − {row} of {name}"
+            lines += _verdict(what, [after - before for after, before in tests], each["sign"])
+    return [*lines, "", *_rank_over_settings(found, expected["over the gap"][0])]
+
+
+def _ranks(values: list[float]) -> list[float]:
+    """Ranks from 0, the mean rank for equal values."""
+    order = sorted(values)
+    return [(order.index(v) + len(order) - 1 - order[::-1].index(v)) / 2 for v in values]
+
+
+def spearman(first: list[float], second: list[float]) -> float:
+    """Rank correlation: Pearson's, of the ranks."""
+    import numpy as np
+
+    return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
+
+
+def _verdict(what: str, values: Sequence[float] | None, expected: str) -> list[str]:
+    """One line of the table of expectations; none where a row was not run."""
+    if not values:
+        return []
+    mean, half = interval(values)
+    sign = "+" if mean - half > 0 else "-" if mean + half < 0 else "0"
+    if sign == expected:
+        verdict = "as expected" if sign != "0" else "interval includes 0"
+    else:
+        verdict = "not shown" if sign == "0" else "otherwise"
+    return [f"| {what} | {expected} | {mean:+.1f} ± {half:.1f} | {verdict} |"]
+
+
+def _rank_over_settings(
+    found: Mapping[str, Mapping[int, Any]], expected: Mapping[str, Any]
+) -> list[str]:
+    """Rank correlation over settings of the recognised fraction and the gain of a row."""
+    row, control, metric = expected["against"]
+    gains = {name: named_difference(units, row, control, metric) for name, units in found.items()}
+    names = [name for name in found if gains[name]]
+    if len(names) < 4:
+        return []
+    known = [
+        statistics.mean(unit["gap"]["0"][expected["rank"]] for unit in found[name].values())
+        for name in names
+    ]
+    rank = spearman(known, [statistics.mean(gains[name] or [math.nan]) for name in names])
+    return [
+        f"Spearman over {len(names)} settings of {expected['rank']} at 0 % and {row} − {control}, "
+        f"{metric}: {rank:.2f} (expected sign {expected['sign']})."
+    ]
 
 
 def main() -> None:
@@ -794,19 +940,27 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, default=Path("build/gap"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, help="default: results/gap, a folder each network")
+    parser.add_argument(
+        "--network",
+        choices=list(TRAININGS),
+        default="small",
+        help="resnet10: the rows of the claim",
+    )
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--draws", nargs="+", type=int, default=list(range(10)))
     parser.add_argument("--cifar10", type=Path, help="folder with train.parquet and test.parquet")
     parser.add_argument("--table", action="store_true", help="print the tables and do nothing else")
     arguments = parser.parse_args()
+    folder = RESULTS if arguments.network == "small" else RESULTS / arguments.network
+    results, training = arguments.results or folder, TRAININGS[arguments.network]
     if arguments.table:
-        print(tables(arguments.results))
+        print(tables(results))
         return
     for draw in arguments.draws:
         for name in arguments.settings:
             started = time.time()
-            run_unit(name, draw, arguments.work, arguments.results, arguments.cifar10)
+            run_unit(name, draw, arguments.work, results, arguments.cifar10, training)
             print(f"{name} {draw}: {time.time() - started:.0f} s", flush=True)
 
 

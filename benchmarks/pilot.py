@@ -12,13 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gap import SETTINGS, spearman
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "gap"
-DOMAINS = {"plain": "fashion", "half": "fashion", "vague": "fashion", "dim": "dim"}
 
 
 def read_arms() -> dict[str, Any]:
@@ -73,60 +76,71 @@ def estimate(folder: Path, levels: list[int], images: int) -> dict[str, Any]:
 def final_gain(setting: str, level: int, draw: int) -> float:
     """Few of an arm less few of the same mixture without synthetic images, in points."""
     made = json.loads((RESULTS / f"{setting}-{draw}.json").read_text())["rows"]
-    real = json.loads((RESULTS / f"real-{DOMAINS[setting]}-{draw}.json").read_text())["rows"]
+    real = json.loads((RESULTS / f"real-{SETTINGS[setting].domain}-{draw}.json").read_text())[
+        "rows"
+    ]
     row = "text-only" if level == 0 else f"fixed-{level}"
     return made[row]["test"]["few"] - real["ce-undersampled"]["test"]["few"]
 
 
-def rank(values: list[float]) -> list[float]:
-    """Ranks from 0, the mean rank for equal values."""
-    order = sorted(values)
-    return [(order.index(v) + len(order) - 1 - order[::-1].index(v)) / 2 for v in values]
+@dataclass(frozen=True)
+class Arm:
+    """One setting and level: the pilot's means over the draws, and the mean gain after training.
+
+    `advised` is the fraction of draws in which the pilot's rule says "do it".
+    """
+
+    setting: str
+    level: int
+    few: float
+    overall: float
+    recognised: float
+    advised: float
+    gain: float
+
+    @property
+    def mistake(self) -> str:
+        """What the verdict of most draws got wrong, or nothing."""
+        if self.advised > 0.5 and self.gain <= 0:
+            return "false do it"
+        return "false don't" if self.advised <= 0.5 and self.gain > 0 else ""
 
 
-def spearman(first: list[float], second: list[float]) -> float:
-    """Rank correlation: Pearson's, of the ranks."""
-    import numpy as np
-
-    return float(np.corrcoef(rank(first), rank(second))[0, 1])
+def measured_arms(estimates: dict[str, dict[str, Any]]) -> list[Arm]:
+    """The arms of the file, in its order, that have an estimate."""
+    named, found = read_arms(), []
+    for setting in named["settings"]:
+        draws = [key for key in estimates if key.rsplit("-", 1)[0] == setting]
+        for level in named["levels"] if draws else ():
+            of_draws = [estimates[key][str(level)] for key in draws]
+            few, overall, recognised = (
+                statistics.mean(each[name] for each in of_draws)
+                for name in ("few", "overall", "recognised")
+            )
+            advised = statistics.mean(each["low"] > 0 and each["overall"] > 0 for each in of_draws)
+            gain = statistics.mean(
+                final_gain(setting, level, int(key.rsplit("-", 1)[1])) for key in draws
+            )
+            found.append(Arm(setting, level, few, overall, recognised, advised, gain))
+    return found
 
 
 def table(estimates: dict[str, dict[str, Any]]) -> str:
     """Arms with estimate, final gain and verdicts; rank correlation; wrong verdicts."""
-    import statistics
-
-    arms = read_arms()
+    arms = measured_arms(estimates)
     lines = ["| setting | λ, % | recognised | pilot, few | pilot, all | final, few | verdict | |"]
     lines.append("|---|---:|---:|---:|---:|---:|---|---|")
-    predicted, final, yes, no = [], [], 0, 0
-    for setting in arms["settings"]:
-        draws = [key for key in estimates if key.rsplit("-", 1)[0] == setting]
-        if not draws:
-            continue
-        for level in arms["levels"]:
-            found = [estimates[key][str(level)] for key in draws]
-            gains = [final_gain(setting, level, int(key.rsplit("-", 1)[1])) for key in draws]
-            mean = {
-                name: statistics.mean(each[name] for each in found)
-                for name in ("few", "overall", "recognised")
-            }
-            gain = statistics.mean(gains)
-            advised = statistics.mean(each["low"] > 0 and each["overall"] > 0 for each in found)
-            predicted.append(mean["few"])
-            final.append(gain)
-            wrong = ""
-            if advised > 0.5 and gain <= 0:
-                yes, wrong = yes + 1, "false do it"
-            elif advised <= 0.5 and gain > 0:
-                no, wrong = no + 1, "false don't"
-            lines.append(
-                f"| {setting} | {level} | {mean['recognised']:.2f} | {mean['few']:+.1f} "
-                f"| {mean['overall']:+.1f} | {gain:+.1f} | {advised:.0%} do it | {wrong} |"
-            )
+    lines += [
+        f"| {arm.setting} | {arm.level} | {arm.recognised:.2f} | {arm.few:+.1f} "
+        f"| {arm.overall:+.1f} | {arm.gain:+.1f} | {arm.advised:.0%} do it | {arm.mistake} |"
+        for arm in arms
+    ]
+    yes, no = (sum(arm.mistake == each for arm in arms) for each in ("false do it", "false don't"))
+    correlation = spearman([arm.few for arm in arms], [arm.gain for arm in arms])
     lines += [
         "",
-        f"Spearman over {len(final)} arms: {spearman(predicted, final):.2f} (expected "
-        f'{arms["expected"]["spearman"]}); false "do it" {yes}, false "don\'t" {no}.',
+        f"Spearman over {len(arms)} arms: {correlation:.2f} (expected "
+        f'{read_arms()["expected"]["spearman"]}); false "do it" {yes}, false "don\'t" {no}.',
     ]
     return "\n".join(lines)
 
