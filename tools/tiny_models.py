@@ -366,7 +366,9 @@ def save_diffusion(
 
 
 def link_to_clip(folder: Path, clip: str) -> None:
-    """Replaces text encoder and tokenizer by links to a CLIP, `clip` relative to `folder`."""
-    for name in ("text_encoder", "tokenizer"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-        (folder / name).symlink_to(clip, target_is_directory=True)
+    """Replaces the tokenizer by a link to that of a CLIP, `clip` relative to `folder`.
+
+    The text encoder keeps its own file, because a loader refuses surplus tensors.
+    """
+    shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+    (folder / "tokenizer").symlink_to(clip, target_is_directory=True)

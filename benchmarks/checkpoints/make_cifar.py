@@ -241,7 +241,7 @@ def train_unet(
 
 
 def export(work: Path, target: Path) -> None:
-    """Copies the folders into the repository; text encoder and tokenizer are links to the CLIP."""
+    """Copies the folders into the repository; the tokenizer is a link to that of the CLIP."""
     for name in ("clip", "diffusion"):
         shutil.rmtree(target / name, ignore_errors=True)
         shutil.copytree(work / name, target / name)

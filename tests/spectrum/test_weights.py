@@ -491,7 +491,7 @@ def test_half_a_single_file_and_a_pickled_one_are_told(single: Path) -> None:
 def test_a_tokenizer_may_share_a_folder_with_the_text_encoder(
     tiny_diffusion: Path, tmp_path: Path
 ) -> None:
-    """Weights beside a tokenizer are not its own; benchmarks/checkpoints/cifar links both."""
+    """Weights beside a tokenizer are not its own; as in benchmarks/checkpoints/cifar."""
     folder = shutil.copytree(tiny_diffusion, tmp_path / "shared")
     shutil.copytree(folder / "text_encoder", folder / "tokenizer", dirs_exist_ok=True)
     assert torch.equal(
