@@ -12,7 +12,6 @@ from typing import Any
 from .assets import embedded
 from .checkpoint_checks import check_folder
 from .errors import CheckpointError
-from .utils.console import shows_bars
 from .utils.hashing import digest_file, digest_files
 from .utils.logging import get_logger
 
@@ -214,6 +213,8 @@ def _download(name: str, wanted: Sequence[str] = WANTED) -> Path:
     options: dict[str, Any] = {"allow_patterns": list(wanted), "ignore_patterns": UNWANTED}
     if size := _size_to_fetch(name, options):
         logger.info(f"fetching {size / 1e9:.2g} GB of {name} from the hub, this once")
+        from .utils.console import shows_bars
+
         if shows_bars():
             from tqdm import tqdm
 

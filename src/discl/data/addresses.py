@@ -9,13 +9,14 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .gate import Gate
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SLICE, CELL = "slice://", "parquet://"
 KEPT_GROUPS = 2
@@ -79,6 +80,8 @@ def _read_cell(row: int, column: str, file: str) -> dict[str, Any]:
 @lru_cache(64)
 def _group_starts(file: str) -> np.ndarray:
     """The first row of each row group, and the number of rows."""
+    import pyarrow.parquet as pq
+
     metadata = pq.read_metadata(file)
     return np.cumsum(
         [0, *(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))]
@@ -87,5 +90,7 @@ def _group_starts(file: str) -> np.ndarray:
 
 @lru_cache(KEPT_GROUPS)
 def _read_group(file: str, column: str, group: int) -> pa.ChunkedArray:
+    import pyarrow.parquet as pq
+
     with pq.ParquetFile(file) as opened:
         return opened.read_row_group(group, columns=[column])[column]

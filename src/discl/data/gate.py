@@ -15,12 +15,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 """Start of a URL, an address, or a Windows path with a drive."""
@@ -127,6 +127,8 @@ def first_foreign(stored: pa.ChunkedArray, gate: Gate) -> str | None:
 
     Links and missing files are detected when images are read.
     """
+    import pyarrow.compute as pc
+
     roots = tuple(f"{os.path.abspath(root)}{os.sep}" for root in gate.roots)  # noqa: PTH100
     for chunk in stored.chunks:
         named = pc.and_(pc.is_null(chunk.field("bytes")), pc.is_valid(chunk.field("path")))

@@ -8,9 +8,6 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from ..errors import RecipeError, shorten
 from ..levels import check_level, noise_fractions, start_step
 from ..prompts import CAPTION, draw_prompt
@@ -367,6 +364,9 @@ def unet_rows(
 
 def write_plan(requests: Sequence[Request], path: Path) -> None:
     """Writes the plan as Parquet, one row per request."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     kinds = {"str": pa.string(), "int": pa.int64()}
     columns = {
         field.name: pa.array(

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import ImageTable, Unreadable, decode_image, to_square, to_whole
+from ..data import Unreadable, decode_image, to_square, to_whole
 from ..errors import DataError
 from ..utils.ordered_map import map_rows
 
@@ -72,7 +72,7 @@ class ImageCache(Dataset):
         """Returns the decoded picture of a row; raises DataError where it is unreadable."""
         number = int(np.searchsorted(self.starts, row, side="right")) - 1
         table, index = self.tables[number], int(row - self.starts[number])
-        if isinstance(table, ImageTable):
+        if hasattr(table, "image"):  # an ImageTable; rows hold their images by key
             return table.image(index)
         if isinstance(table, _Chosen):
             return table.pixels.picture(int(table.rows[index]))

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,6 +24,9 @@ from ..errors import BrokenFileError, DisclError, RunError
 from ..run_folder import paths
 from .atomic import whole
 from .yaml_text import read_yaml
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 AGAIN = "Delete it and run the same command again."
 """Advice for a broken file that a stage writes."""
@@ -36,12 +38,16 @@ REPLACED = (
 )
 """Advice for a broken recipe of a run folder."""
 
-KINDS: dict[str, Callable[[pa.DataType], bool]] = {
-    "text": lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
-    "number": pa.types.is_integer,
-    "real": pa.types.is_floating,
-    "flag": pa.types.is_boolean,
-}
+DAMAGE: tuple[type[Exception], ...] = (
+    ValueError,  # no JSON, no UTF-8, Parquet that is cut off
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    RuntimeError,  # tensors that do not fit a network; too deep nesting
+    SafetensorError,
+)
+"""What reading a damaged file raises, besides the errors of Arrow."""
 _IMAGES = dict.fromkeys(("id", "digest"), "text") | dict.fromkeys(
     ("label", "width", "height"), "number"
 )
@@ -75,18 +81,15 @@ def reading(path: Path, advice: str = AGAIN) -> Iterator[None]:
         raise BrokenFileError(f"{path} does not exist. {remedy}", path) from error
     except OSError as error:
         raise broken(path, f"cannot be read: {error.strerror or error}", advice) from error
-    except (
-        ValueError,  # no JSON, no UTF-8, Parquet that is cut off
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-        RuntimeError,  # tensors that do not fit a network; too deep nesting
-        pa.ArrowException,
-        SafetensorError,
-    ) as error:
+    except _damage() as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise broken(path, f"is cut off or no file of its kind ({reason})", advice) from error
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """`DAMAGE` and, once Arrow is loaded, its own errors."""
+    arrow = sys.modules.get("pyarrow")
+    return DAMAGE if arrow is None else (*DAMAGE, arrow.ArrowException)
 
 
 def broken(path: Path, what: str, advice: str = AGAIN) -> BrokenFileError:
@@ -110,6 +113,8 @@ def read_table(
 
     Raises BrokenFileError where the file is missing, cut off, or another one.
     """
+    import pyarrow.parquet as pq
+
     needed = TABLES.get(path.name, {})
     with reading(path, advice):
         _check_plain(path, advice)
@@ -122,7 +127,7 @@ def read_table(
         if name not in table.column_names:
             raise broken(path, f"has no column '{name}', so it is another file", advice)
         kind = needed.get(name)
-        if kind is not None and not KINDS[kind](table.schema.field(name).type):
+        if kind is not None and not _is_kind(kind, table.schema.field(name).type):
             got = table.schema.field(name).type
             raise broken(path, f"has a column '{name}' of {got} instead of {kind}s", advice)
         if kind is not None and table[name].null_count:
@@ -133,8 +138,20 @@ def read_table(
     return table
 
 
+def _is_kind(name: str, found: pa.DataType) -> bool:
+    """Whether a column's type is one of the kinds that `TABLES` names."""
+    from pyarrow import types
+
+    if name == "text":
+        return types.is_string(found) or types.is_large_string(found)
+    is_kind = {"number": types.is_integer, "real": types.is_floating, "flag": types.is_boolean}
+    return is_kind[name](found)
+
+
 def write_table(table: pa.Table, path: Path, key: str | None = None) -> None:
     """Writes a Parquet file atomically; `read_table` compares its `key`."""
+    import pyarrow.parquet as pq
+
     if key is not None:
         stated = {**(table.schema.metadata or {}), b"key": key.encode()}
         table = table.replace_schema_metadata(stated)
