@@ -289,7 +289,7 @@ def write_whole(path: Path, write: Any) -> None:
 def prepare(run: Any, job: Job) -> None:
     """What units share besides the spectrum: tables of trials, images of the oracle, facts."""
     from discl.spectrum.plan import read_plan
-    from discl.stages.pending import count_rows
+    from discl.stages.budget import count_rows
     from discl.stages.tune import divide
 
     work, results = job.work, job.results

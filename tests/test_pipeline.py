@@ -665,8 +665,8 @@ def test_methods_and_seeds_in_one_table(
     with monkeypatch.context() as patch:
         patch.setattr(
             compare,
-            "tries_so_far",
-            lambda run: asked.append(run) or pending_stage.tries_so_far(run),
+            "draws_so_far",
+            lambda run: asked.append(run) or pending_stage.draws_so_far(run),
         )
         path = pipeline.compare(opened, [0, 1])
     assert len(asked) == 1  # plan and scores are read once, however many rows the table has

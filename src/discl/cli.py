@@ -207,10 +207,12 @@ def plan(options: RunOptions) -> None:
 
     Example: `discl plan mine.yaml --set spectrum.seeds=4`
     """
-    from .stages.plan import describe_cost, estimate_cost
+    from .stages.plan import describe_budget, describe_cost, estimate_cost
 
     opened, path = options.run("plan")
     _echo(describe_cost(estimate_cost(opened)))
+    if budget := describe_budget(opened):
+        _echo(budget)
     _echo(path)
 
 

@@ -23,7 +23,7 @@ from discl.spectrum.store import score_shards
 from discl.stages import filter as filter_stage
 from discl.stages import generate as generate_stage
 from discl.stages import pending as pending_stage
-from discl.stages.pending import count_rows
+from discl.stages.budget import count_rows
 from discl.stages.plan import estimate_cost
 
 SHAPES = ((48, 32), (32, 48), (32, 32), (400, 20))

@@ -14,9 +14,10 @@ from discl.pipeline import run_until
 from discl.recipe import validate
 from discl.run_folder.open import open_run
 from discl.run_folder.run import Run
-from discl.spectrum.plan import Request, follow_tries
+from discl.spectrum.draws import DrawRule, follow_draws
+from discl.spectrum.plan import Request
 from discl.spectrum.store import Shards
-from discl.stages.pending import tries_so_far
+from discl.stages.pending import draws_so_far
 from discl.stages.plan import describe_cost, estimate_cost
 
 TRIES = 3
@@ -53,12 +54,12 @@ def test_a_dropped_image_is_followed_by_its_next_try(
     cosines: dict[str, float], tried: str, unscored: str
 ) -> None:
     plan = [request("a"), request("b")]
-    found = follow_tries(
+    found = follow_draws(
         plan,
-        lambda first, attempt: request(first.source_id, attempt),
+        lambda first, seed, attempt: request(first.source_id, attempt),
         cosines,
         lambda cosine: cosine >= 0.3,
-        tries=TRIES,
+        rule=DrawRule(TRIES),
     )
     assert [" ".join(each.id for each in part) for part in found] == [tried, unscored]
 
@@ -155,7 +156,7 @@ def test_each_image_is_drawn_until_it_is_kept(
     assert (
         set(pictures(finished.folder))
         == {row["id"] for row in rows}
-        == {each.id for each in tries_so_far(finished)[0]}
+        == {each.id for each in draws_so_far(finished)[0]}
     )
     stored = [
         row for shard in finished.spectrum.files() for row in pq.read_table(shard).to_pylist()

@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ..baselines.alia import NEGATIVE_PROMPTS
 from ..errors import RecipeError, arguments_named, shorten
 from ..levels import check_levels
 from ..prompts import CAPTION, SETTING
 from ..prompts.chat_client import check_url
+from .budget import Budget
 from .paths import PathOrName
-from .types import ImageTemplate, Level, Strict, Template
+from .types import ImageTemplate, Level, Strict, Template, without_default
 
 OF_SETTINGS = f"a photo of a {{class}} {SETTING}"
 """The default template where `prompts.settings` is used."""
@@ -301,12 +309,22 @@ class Spectrum(Strict):
     )
     levels: list[Level] = Field(min_length=1, max_length=100)
     seeds: int = Field(8, ge=1, le=10_000, description="synthetic images per source and level")
+    wanted: int | None = Field(
+        None,
+        ge=1,
+        le=10_000,
+        description="kept images per source and level; seeds are drawn until the filter has kept "
+        "as many, at most wanted × tries; replaces seeds",
+    )
     tries: int = Field(
         1,
         ge=1,
         le=1000,
         description="maximum number of tries per image until the filter keeps one, each with "
         "another prompt and noise",
+    )
+    budget: Budget | None = Field(
+        None, description="the most that is generated; null: the whole plan and its tries"
     )
     num_inference_steps: int = Field(50, ge=1, le=10_000)
     guidance_scale: float = Field(
@@ -337,6 +355,20 @@ class Spectrum(Strict):
     )
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     encoding: Literal["webp-lossless", "webp", "jpeg", "png"] = "webp-lossless"
+
+    @model_serializer(mode="wrap")
+    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_default(write(self), wanted=None, budget=None)
+
+    @model_validator(mode="after")
+    def _wanted_has_tries(self) -> Spectrum:
+        if self.wanted is not None and self.tries == 1:
+            raise RecipeError(
+                f"spectrum.wanted = {self.wanted} draws further seeds only with spectrum.tries of "
+                "2 or more, the most draws per wanted image; set it, or use "
+                f"spectrum.seeds: {self.wanted}."
+            )
+        return self
 
     @model_validator(mode="after")
     def _levels_are_generated(self) -> Spectrum:

@@ -135,7 +135,7 @@ class Recipe(Strict):
         for name in self.compare.tune.methods:
             if name not in self.methods:
                 raise RecipeError(unknown("method in compare.tune.methods", name, self.methods))
-        if self.filter.rule == "alia" and self.spectrum.tries > 1:
+        if self.filter.rule == "alia" and self.spectrum.tries > 1:  # `wanted` needs tries
             raise RecipeError(
                 "spectrum.tries redraws images below filter.threshold, which filter.rule alia "
                 "does not use; set it to 1."

@@ -8,6 +8,8 @@ ENVIRONMENT = "environment.json"
 DATA = "data.parquet"
 HARD = "hard.parquet"
 PLAN = "plan.parquet"
+BUDGET = "budget.json"
+"""The UNet rows that the hours of a budget buy, measured once."""
 FILTER = "filter.parquet"
 ALIA = "alia.parquet"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -294,37 +294,6 @@ def plan_requests(
         for seed in range(seeds)
         for level in order
     ]
-
-
-def follow_tries(
-    plan: Iterable[Request],
-    retry: Callable[[Request, int], Request],
-    cosines: Mapping[str, float],
-    keep: Callable[[float], bool],
-    *,
-    tries: int,
-) -> tuple[list[Request], list[Request]]:
-    """All attempts that a plan has led to, in its order, and those among them without a score.
-
-    Where the filter drops an image, the next attempt follows, until one is kept or `tries` were
-    made. The result depends on the arguments alone, so it is the same after a kill.
-
-    - `plan`: the first attempts.
-    - `retry`: the request of (first attempt, number of the attempt).
-    - `cosines`: known scores by id.
-    - `keep`: whether the filter keeps an image of that score.
-    """
-    attempts, unscored = [], []
-    for first in plan:
-        for attempt in range(tries):
-            request = retry(first, attempt) if attempt else first
-            attempts.append(request)
-            if request.id not in cosines:
-                unscored.append(request)
-                break
-            if keep(cosines[request.id]):
-                break
-    return attempts, unscored
 
 
 def unet_rows(

@@ -39,8 +39,9 @@ from ..training.distributed import current_processes
 from ..utils.atomic import make_folder
 from ..utils.logging import get_logger
 from ..utils.stored import read_json, read_tensors, write_text
+from .budget import count_rows
 from .evaluate import evaluate
-from .pending import count_rows, tries_so_far
+from .pending import draws_so_far
 from .train import train
 from .tune import describe_tuning, tune, tuned_run
 
@@ -201,7 +202,7 @@ def make_entries(run: Run, runs: Sequence[Run], split: str, metrics: Columns) ->
     published = (
         published_figures(run.recipe.compare.published) if run.recipe.compare.published else {}
     )
-    baseline, tried = _baseline(run), tries_so_far(run)[0]
+    baseline, tried = _baseline(run), draws_so_far(run)[0]
     entries = []
     for row in results[0]:
         method, variant = split_variant(row)

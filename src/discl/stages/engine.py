@@ -18,7 +18,8 @@ from ..spectrum.plan import Request, read_plan
 from ..spectrum.worker import Worker
 from ..utils.logging import get_logger
 from ..utils.stored import read_table
-from .pending import count_rows, filter_texts
+from .budget import count_rows
+from .pending import filter_texts
 
 logger = get_logger(__name__)
 

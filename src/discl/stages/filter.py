@@ -14,13 +14,13 @@ from ..utils.counts import count_of
 from ..utils.logging import get_logger
 from ..utils.stored import write_table
 from .alia import alia_verdicts
-from .pending import filter_texts, score_missing, scores_by, tries_so_far
+from .pending import draws_so_far, filter_texts, score_missing, scores_by
 
 logger = get_logger(__name__)
 
 
 def filter_spectrum(run: Run) -> Path:
-    """Writes keep, or drop with its reason, for each try so far to `filter.parquet`.
+    """Writes keep, or drop with its reason, for each draw so far to `filter.parquet`.
 
     Images are scored while they are made. An image without a score by this CLIP and these texts is
     scored here. Returns the path.
@@ -28,10 +28,10 @@ def filter_spectrum(run: Run) -> Path:
     path, settings, scores = run.path(paths.FILTER), run.recipe.filter, run.scores
     texts = filter_texts(run)
     scores.clear_unfinished()
-    requests, missing = tries_so_far(run)
+    requests, missing = draws_so_far(run)
     while missing:
         score_missing(run, missing)
-        requests, missing = tries_so_far(run)
+        requests, missing = draws_so_far(run)
     known = scores_by(scores, describe_scorer(settings.checkpoint, texts))
     if settings.rule == "alia":
         verdicts, rule = alia_verdicts(run, requests, texts), "by ALIA's filters"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from ..run_folder import paths
@@ -14,7 +15,8 @@ from ..spectrum.plan import WHOLE_PLAN, PlanShard, Request, read_plan
 from ..spectrum.stats import Work
 from ..utils.console import progress
 from ..utils.logging import get_logger
-from .pending import score_and_list_missing, tries_so_far
+from .budget import describe_cap, find_cap, unit_of
+from .pending import draws_so_far, planned_sources, score_and_list_missing
 from .workers.base import InProcessWorker, Workers
 from .workers.local import LocalWorkerPool, list_devices
 from .workers.ray import RayWorkerPool
@@ -30,7 +32,8 @@ def generate(run: Run, shard: PlanShard = WHOLE_PLAN, ray: str | None = None) ->
       works on each visible GPU of this machine, or `runtime.processes` of them.
 
     With `spectrum.tries` > 1, images that the filter drops are drawn again, all in one round, until
-    none is left to draw. Ctrl-C and SIGTERM end it; finished images are written.
+    none is left to draw, or until the budget is spent. Ctrl-C and SIGTERM end it; finished images
+    are written.
     """
     with ended_by_sigterm(), run.lock("generate", shard):
         run.spectrum.clear_unfinished()
@@ -45,18 +48,41 @@ def generate(run: Run, shard: PlanShard = WHOLE_PLAN, ray: str | None = None) ->
                     if len(missing) < len(tried):
                         present = len(tried) - len(missing)
                         logger.info(f"generate: {present} of {len(tried)} images are present")
-                    with progress("generate", len(missing)) as advance:
+                    with _progress(run, tried, missing) as advance:
                         workers.make(missing, advance)
                     tried, missing = score_and_list_missing(run, requests)
             logger.info(f"generate: {describe_work(workers.work)}")
         if shard != WHOLE_PLAN:
-            tried, stored = tries_so_far(run, plan)[0], run.spectrum.ids()
+            tried, stored = draws_so_far(run, plan)[0], run.spectrum.ids()
             left = sum(request.id not in stored for request in tried)
             logger.info(
                 f"generate: shard {shard} is done; {left} of {len(tried)} images of the whole plan "
                 "are still to be made"
             )
         return run.spectrum.folder
+
+
+@contextmanager
+def _progress(
+    run: Run, drawn: Sequence[Request], missing: Sequence[Request]
+) -> Iterator[Callable[[int], None]]:
+    """A bar over the missing images, or over the budget in its own unit."""
+    cap = None
+    if run.recipe.spectrum.budget is not None:
+        cap = find_cap(run, planned_sources(run))
+    if cap is None:
+        with progress("generate", len(missing)) as advance:
+            yield advance
+        return
+    prices = iter([cap.prices[request.level] for request in missing])
+    spent, total = cap.cost(drawn) - cap.cost(missing), cap.cost(drawn)
+    logger.info(
+        f"generate: {describe_cap(run, cap)}: {unit_of(run, spent)} are made, "
+        f"{unit_of(run, total - spent)} follow"
+    )
+    with progress(f"generate, {unit_of(run, 2).partition(' ')[2]}", total) as advance:
+        advance(spent)
+        yield lambda count: advance(sum(islice(prices, count)))
 
 
 def describe_work(work: Work) -> str:

@@ -123,7 +123,13 @@ def survey_run(run: Run, levels: Sequence[int], seeds: int) -> Run:
     threshold whatever the recipe's rule is, because the survey proposes a threshold.
     """
     spectrum = run.recipe.spectrum.model_copy(
-        update={"levels": list(levels), "seeds": seeds, "tries": 1}
+        update={
+            "levels": list(levels),
+            "seeds": seeds,
+            "tries": 1,
+            "wanted": None,
+            "budget": None,
+        }
     )
     store = None if run.recipe.runtime.store is None else str(run.location(paths.LEVELS))
     runtime = run.recipe.runtime.model_copy(update={"store": store})

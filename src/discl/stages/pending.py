@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
@@ -13,10 +13,12 @@ from ..run_folder import paths
 from ..run_folder.images import stored_images
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import ClipScorer, describe_scorer, judge
-from ..spectrum.plan import Planner, Request, follow_tries, read_plan, unet_rows
+from ..spectrum.draws import follow_draws
+from ..spectrum.plan import Planner, Request, read_plan
 from ..spectrum.store import Shards
 from ..utils.console import progress
 from ..utils.stored import read_table
+from .budget import count_first, draw_rule, find_cap, spread_order
 from .prompts import add_captions, ensure_texts
 
 LARGEST_COSINE = 1.001
@@ -24,65 +26,69 @@ LARGEST_COSINE = 1.001
 SCORED_AT_ONCE = 512
 
 
-def count_rows(run: Run, requests: Sequence[Request]) -> int:
-    """Rows that the network computes for these requests with the recipe's settings."""
-    sampling = run.sampling
-    scale = 1 if run.generator.distilled else sampling.guidance_scale
-    return unet_rows(
-        requests,
-        sampling.num_inference_steps,
-        scale,
-        fixed=sampling.fixed,
-        guidance_interval=sampling.guidance_interval,
-    )
-
-
 def score_and_list_missing(
     run: Run, plan: Sequence[Request] | None = None
 ) -> tuple[list[Request], list[Request]]:
-    """(every try so far, those to make now, sorted by shape and then as planned).
+    """(every draw so far, those to make now, sorted by shape and then as planned).
 
-    With `spectrum.tries` > 1, images of the store without a score are scored first, because scores
-    decide what is drawn again. Call it again after the images are made; there may be further tries.
+    Where scores decide what is drawn next, images of the store without a score are scored first.
+    Call it again after the images are made; there may be further draws. With a budget sources of
+    all classes take turns.
 
     - `plan`: a part of the plan, by default all of it.
     """
     plan = read_plan(run.path(paths.PLAN)) if plan is None else plan
     while True:
-        tried, unscored = tries_so_far(run, plan)
+        drawn, unscored = draws_so_far(run, plan)
         present = run.spectrum.ids()
         if run.recipe.spectrum.tries == 1:
-            missing = [request for request in tried if request.id not in present]
+            missing = [request for request in drawn if request.id not in present]
             break
         missing = [request for request in unscored if request.id not in present]
         if len(missing) == len(unscored):
             break
         score_missing(run, [request for request in unscored if request.id in present])
-    return tried, sorted(missing, key=lambda request: (request.width, request.height))
+    turns: Mapping[str, tuple[int, int]] = {}
+    if run.recipe.spectrum.budget is not None:
+        turns = spread_order(run, planned_sources(run)).turns
+    return drawn, sorted(
+        missing,
+        key=lambda request: (request.width, request.height, turns.get(request.source_id, (0, 0))),
+    )
 
 
-def tries_so_far(
+def draws_so_far(
     run: Run, plan: Sequence[Request] | None = None
 ) -> tuple[list[Request], list[Request]]:
-    """(every try so far by the known scores, those without a score); see `follow_tries`."""
-    settings, tries = run.recipe.filter, run.recipe.spectrum.tries
-    plan = read_plan(run.path(paths.PLAN)) if plan is None else plan
+    """(every draw so far by the known scores, those without a score); see `follow_draws`.
+
+    - `plan`: a part of the plan, whole sources each; by default all of it.
+    """
+    settings, spectrum = run.recipe.filter, run.recipe.spectrum
+    planned = read_plan(run.path(paths.PLAN)) if plan is None or spectrum.budget else plan
     known = scores_by(run.scores, describe_scorer(settings.checkpoint, filter_texts(run)))
-    if tries == 1:
-        return list(plan), [request for request in plan if request.id not in known]
+    if spectrum.tries == 1:
+        planned = planned if plan is None else plan
+        return list(planned), [request for request in planned if request.id not in known]
     planner = Planner(ensure_texts(run), run.recipe.prompts.negative, run.sampling)
-    sources = {row["id"]: row for row in planned_sources(run)}
-
-    def again(first: Request, attempt: int) -> Request:
-        return planner.request(sources[first.source_id], first.level, first.seed, attempt)
-
-    return follow_tries(
-        plan,
-        again,
+    rows = planned_sources(run)
+    sources = {row["id"]: row for row in rows}
+    found = follow_draws(
+        planned,
+        lambda first, seed, attempt: planner.request(
+            sources[first.source_id], first.level, seed, attempt
+        ),
         known,
         lambda cosine: judge(cosine, settings.threshold).keep,
-        tries=tries,
+        rule=draw_rule(run),
+        cap=find_cap(run, rows),
+        cut=spectrum.budget is not None and len(planned) < count_first(run, rows),
     )
+    if plan is None or spectrum.budget is None:
+        return found
+    part = {request.source_id for request in plan}
+    drawn, unscored = ([each for each in half if each.source_id in part] for half in found)
+    return drawn, unscored
 
 
 def planned_sources(run: Run) -> list[dict[str, Any]]:

@@ -31,10 +31,11 @@ from ..utils.hashing import digest
 from ..utils.logging import get_logger
 from ..utils.stored import read_table, write_table, write_text
 from .adapt import ensure_adapter, name_adapter
+from .budget import count_rows
 from .filter import filter_spectrum
 from .generate import generate
 from .levels import choose_sample
-from .pending import count_rows, filter_texts
+from .pending import filter_texts
 from .pilot_tables import FEWEST, Outcome, advise, as_csv, as_markdown
 from .plan import check_models, make_plan
 
@@ -124,6 +125,8 @@ def _candidate_run(run: Run, name: str, overrides: Mapping[str, Any]) -> Run:
         )
     fixed = {
         "spectrum.tries": 1,
+        "spectrum.wanted": None,
+        "spectrum.budget": None,
         "filter.rule": "threshold",
         "methods": {"real": {"strategy": "real-only"}},
         "baseline": None,

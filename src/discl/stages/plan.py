@@ -9,22 +9,35 @@ import numpy as np
 import pyarrow as pa
 
 from ..data import to_size
-from ..errors import DataError, arguments_named
+from ..errors import DataError, RecipeError, TrainingError, arguments_named
 from ..recipe import check_own_pieces
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import find_clip
+from ..spectrum.draws import Cap, count_further
 from ..spectrum.encoding import encode_image
 from ..spectrum.models import check_generator, check_peft
-from ..spectrum.plan import plan_requests, write_plan
+from ..spectrum.plan import Request, plan_requests, write_plan
 from ..spectrum.store import Shards
 from ..utils.atomic import whole
 from ..utils.counts import count_of
+from .budget import (
+    count_first,
+    count_rows,
+    describe_cap,
+    draw_rule,
+    find_cap,
+    first_seeds,
+    has_rows,
+    keep_rows,
+    unit_of,
+)
 from .classifiers import describe_classifier
 from .engine import GENERATOR_KEYS, make_engine
-from .pending import count_rows, planned_sources, score_and_list_missing
+from .pending import draws_so_far, planned_sources, score_and_list_missing
 from .prompts import check_prompts, ensure_texts
 from .train import check_training
+from .workers.local import list_devices
 
 TRAINING = frozenset({"train", "evaluate", "report", "compare"})
 """Stages that need classifiers."""
@@ -68,11 +81,12 @@ def check_models(run: Run, stage: str) -> None:
 def make_plan(run: Run, *, for_training: bool = True) -> Path:
     """Writes every image that the spectrum needs, in its first try, to `plan.parquet`.
 
-    It is written each time: another checkpoint or phrase file gives other ids. Returns the path.
+    It is written each time: another checkpoint or phrase file gives other ids. Returns the path. A
+    budget cuts the plan.
 
     - `for_training`: refuse what the data cannot give to training now, not after hours of images.
 
-    Raises DataError or TrainingError for that.
+    Raises DataError or TrainingError for that, and RecipeError for a budget that buys no image.
     """
     path, recipe = run.path(paths.PLAN), run.recipe
     if for_training:
@@ -81,14 +95,61 @@ def make_plan(run: Run, *, for_training: bool = True) -> Path:
     requests = plan_requests(
         hard,
         recipe.spectrum.levels,
-        recipe.spectrum.seeds,
+        first_seeds(run),
         prompts,
         negative_prompt=recipe.prompts.negative,
         sampling=run.sampling,
     )
+    if recipe.spectrum.budget is not None:
+        _ensure_rows(run, requests)
+        requests = _cut_plan(run, find_cap(run, hard), requests, for_training)
     with whole(path) as unfinished:  # others may write the same plan at once
         write_plan(requests, unfinished)
     return path
+
+
+def _ensure_rows(run: Run, requests: list[Request]) -> None:
+    """Turns a budget in hours into UNet rows, once for all processes of this folder."""
+    budget = run.recipe.spectrum.budget
+    if budget is None or budget.hours is None or has_rows(run) or not requests:
+        return
+    with run.lock("budget"):
+        if not has_rows(run):
+            speed = _speed_of(run, requests)
+            keep_rows(run, speed, len(list_devices(run)))
+
+
+def _speed_of(run: Run, requests: list[Request]) -> float:
+    """UNet rows per second on one device, from two timed calls at the most frequent shape."""
+    shapes = Counter((request.height, request.width) for request in requests)
+    height, width = shapes.most_common(1)[0][0]
+    return make_engine(run).rows_per_second(height, width)
+
+
+def _cut_plan(
+    run: Run, cap: Cap | None, requests: list[Request], for_training: bool
+) -> list[Request]:
+    """The requests that the budget pays, in their order."""
+    if cap is None or cap.cost(requests) <= cap.amount:
+        return requests
+    bought = {request.id for request in cap.buy(requests)}
+    if not bought:
+        least = unit_of(run, min(cap.prices.values()))
+        raise RecipeError(
+            f"{describe_cap(run, cap)} buys no image; one costs {least} or more. Raise it.",
+            argument="spectrum.budget",
+        )
+    left = [request for request in requests if request.id in bought]
+    if for_training:
+        try:
+            check_training(run, left)
+        except TrainingError as error:
+            raise TrainingError(
+                f"{describe_cap(run, cap)} buys {len(left):,} of {len(requests):,} images, too few "
+                f"for training. {error} Or raise the budget.",
+                argument="spectrum.budget",
+            ) from error
+    return left
 
 
 def _check_schedule(run: Run) -> None:
@@ -116,8 +177,10 @@ def estimate_cost(run: Run) -> dict[str, float]:
     every try but the last of `spectrum.tries`.
     """
     requests, missing = score_and_list_missing(run)
-    tries, encoding = run.recipe.spectrum.tries, run.recipe.spectrum.encoding
-    further = [request for request in missing for _ in range(request.attempt + 1, tries)]
+    encoding = run.recipe.spectrum.encoding
+    further = count_further(requests, missing, draw_rule(run))
+    if run.recipe.spectrum.budget is not None:
+        further = _payable(run, requests, further)
     rows = count_rows(run, missing)
     row_of = {name: row for row, name in enumerate(run.train.ids)}
     samples = list({request.source_id: request for request in requests}.values())[:SAMPLED]
@@ -126,17 +189,56 @@ def estimate_cost(run: Run) -> dict[str, float]:
         for each in samples
     ]
     encoded = [len(encode_image(picture, encoding)) for picture in pictures]
-    shapes = Counter((request.height, request.width) for request in requests)
-    height, width = shapes.most_common(1)[0][0]
     return {
         "images": len(missing),
         "images_planned": len(requests),
         "unet_rows": rows,
-        "seconds": rows / make_engine(run).rows_per_second(height, width) if missing else 0.0,
+        "seconds": rows / _speed_of(run, requests) if missing else 0.0,
         "bytes": len(missing) * float(np.mean(encoded)),
         "further_images": len(further),
         "further_rows": count_rows(run, further),
     }
+
+
+def _payable(run: Run, drawn: list[Request], further: list[Request]) -> list[Request]:
+    """The further draws that the budget can pay at most, the cheapest first."""
+    sources = planned_sources(run)
+    cap = find_cap(run, sources)
+    if cap is None:
+        return further
+    spent = cap.cost(drawn)
+    if len(drawn) < count_first(run, sources):
+        return []
+    payable = []
+    for request in sorted(further, key=lambda each: cap.prices[each.level]):
+        spent += cap.prices[request.level]
+        if spent > cap.amount:
+            break
+        payable.append(request)
+    return payable
+
+
+def describe_budget(run: Run) -> str:
+    """What the budget buys, in one line; empty without a budget."""
+    sources = planned_sources(run)
+    cap = find_cap(run, sources)
+    if cap is None:
+        return ""
+    drawn = draws_so_far(run)[0]
+    first = count_first(run, sources)
+    whole = "the whole plan"
+    if len(drawn) < first:
+        whole = f"{len(drawn):,} of the {count_of(first, 'image')} of the whole plan"
+    per_class = Counter(request.label for request in drawn)
+    per_source = Counter(request.source_id for request in drawn)
+    fewest, most = min(per_source.values()), max(per_source.values())
+    each = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+    classes = count_of(len(per_class), "class", "classes")
+    used = unit_of(run, cap.cost(drawn))
+    return (
+        f"{describe_cap(run, cap)} buys {whole}: {each} for each of "
+        f"{count_of(len(per_source), 'hard image')} in {classes}; {used} planned so far"
+    )
 
 
 def describe_cost(cost: dict[str, float]) -> str:

@@ -44,12 +44,29 @@ def _hard(rule: Hard) -> str:
 
 
 def _seeds(config: Spectrum) -> str:
+    if config.wanted is not None:
+        most = config.wanted * config.tries
+        return (
+            f"as many per hard image and level as the filter needs to keep {config.wanted}, {most} "
+            f"at most{_budget(config)}"
+        )
     tries = (
         f", each with up to {config.tries} tries until the filter keeps one"
         if config.tries > 1
         else ""
     )
-    return f"{config.seeds} per hard image and level{tries}"
+    return f"{config.seeds} per hard image and level{tries}{_budget(config)}"
+
+
+def _budget(config: Spectrum) -> str:
+    """The budget, empty without one."""
+    if config.budget is None:
+        return ""
+    units = {"unet_rows": "UNet rows", "images": "images", "hours": "hours"}
+    stated = ", ".join(
+        f"{value:,} {units[name]}" for name, value in config.budget if value is not None
+    )
+    return f"; a budget of {stated} for all"
 
 
 def _steps(config: Spectrum) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from ..models.classifier import ClassifierConfig, load_classifier
 from ..recipe import Method, Train, check_own_pieces
 from ..run_folder import paths
 from ..run_folder.run import Run
+from ..spectrum.plan import Request
 from ..training.distributed import Processes, current_processes
 from ..training.image_cache import ImageCache
 from ..training.inference import predict_logits
@@ -183,17 +184,24 @@ class _MethodPlan:
     guidance: GuidanceSet | None = None
 
 
-def check_training(run: Run) -> None:
+def check_training(run: Run, planned: Sequence[Request] | None = None) -> None:
     """Raises TrainingError for what a method cannot be trained on, whatever images are generated.
 
     It needs `hard.parquet`. A method with a strategy `module:attribute` is skipped, because only
     the stage that trains imports it.
+
+    - `planned`: the only images that are generated. It is then an error if they are too few even
+      if all of them are kept.
     """
-    pool = make_pool(run.train, hard_rows(run), _no_images())
+    images = _no_images() if planned is None else _as_images(planned)
+    pool = make_pool(run.train, hard_rows(run), images)
     for name, method in run.recipe.methods.items():
         if not is_address(method.strategy):
             with _named_by_method(name):
-                _plan_real(run, name, method, pool)
+                if planned is None:
+                    _plan_real(run, name, method, pool)
+                else:
+                    _plan_method(run, name, method, pool, silent=True)
 
 
 @contextmanager
@@ -212,12 +220,15 @@ def _named_by_method(name: str, outcome: str = "") -> Iterator[None]:
         raise TrainingError(f"{text}{error.args[0]}{outcome}", argument=where) from error
 
 
-def _plan_method(run: Run, name: str, method: Method, pool: Pool) -> _MethodPlan:
+def _plan_method(
+    run: Run, name: str, method: Method, pool: Pool, silent: bool = False
+) -> _MethodPlan:
     """Plans a method; raises TrainingError where the pool or the processes do not allow it."""
     plan, levels = _plan_real(run, name, method, pool), run.recipe.spectrum.levels
     if follows_progress(method.strategy, plan.strategy):
         pool, guidance = hold_out_guidance(pool, levels, method.guidance_images, plan.settings.seed)
-        _report_guidance(name, method, pool, guidance)
+        if not silent:
+            _report_guidance(name, method, pool, guidance)
         plan = replace(plan, pool=pool, guidance=guidance)
     if plan.settings.epochs:
         schedule = make_schedule(
@@ -287,6 +298,12 @@ def _plan_real(run: Run, name: str, method: Method, pool: Pool) -> _MethodPlan:
 def _no_images() -> Dataset:
     """An empty data set of synthetic images."""
     return Dataset.from_dict({"image": [], "label": [], "level": []})
+
+
+def _as_images(requests: Sequence[Request]) -> Dataset:
+    """Requests as if they were made and kept, without pictures."""
+    names = ("label", "level", "source_id")
+    return Dataset.from_dict({name: [getattr(each, name) for each in requests] for name in names})
 
 
 def _train_method(
