@@ -1,14 +1,19 @@
 """The engine against diffusers' pipelines: ratios of times in one process, and exact counters.
 
-    python benchmarks/engine.py --json benchmarks/results/engine.json
+    python benchmarks/engine.py --json benchmarks/results/engine.json   # at most four minutes
     python benchmarks/engine.py --quick          # seconds; its times mean nothing
     python benchmarks/engine.py --parts worker   # only reading, encoding, scoring, writing
     python benchmarks/engine.py --parts ceiling  # bfloat16, plain and compiled; peak memory
 
 - All arms run the same float32 weights at levels 0, 10, 30, 50, 70, 90. First they must make the
   same latents and images.
-- The arms take turns within every repetition, after one warm-up. A ratio is the median over the
-  ratios of the repetitions.
+- The arms take turns within every repetition, after one warm-up, in alternating order. A ratio is
+  the median over the ratios of the repetitions, with a distribution-free interval of at least 95 %
+  (order statistics). A goal is met if the whole interval meets it, and open if a part does.
+- Ratios are of the process's processor time on one thread: on a shared machine the wall's time also
+  holds what others did. The wall's ratio stands beside it. With more threads only the wall counts.
+- A ratio is also predicted: a UNet call is timed at each number of rows that an arm uses, and the
+  calls of each arm are counted. What the prediction leaves is what an arm costs besides the UNet.
 - The arms of diffusers are its Stable Diffusion pipelines with two draws replaced, so that outputs
   can be compared: ε is that of the engine, and a source image is encoded to the mode of its
   posterior. They keep the UNet in the memory layout that is faster for them.
@@ -22,11 +27,13 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,23 +68,33 @@ PARTS = ("counters", "times", "worker", "slots", "ceiling")
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured figure, its goal if any, and how the two must compare."""
+    """One measured figure, its interval if it has one, its goal, and how the two must compare."""
 
     name: str
     value: float
     comparison: str = ""
     goal: float | None = None
     detail: str = ""
+    low: float | None = None
+    high: float | None = None
 
     @property
     def met(self) -> bool | None:
+        """Whether the goal is met; None without a goal, or if only a part of the interval does."""
         if self.goal is None:
             return None
-        return {
-            ">=": self.value >= self.goal,
-            "<=": self.value <= self.goal,
-            "==": self.value == self.goal,
-        }[self.comparison]
+        ends = {self._compare(self.value if end is None else end) for end in (self.low, self.high)}
+        return ends.pop() if len(ends) == 1 else None
+
+    @property
+    def verdict(self) -> str:
+        return "" if self.goal is None else {True: "met", False: "NOT MET", None: "open"}[self.met]
+
+    def _compare(self, value: float) -> bool:
+        assert self.goal is not None
+        return {">=": value >= self.goal, "<=": value <= self.goal, "==": value == self.goal}[
+            self.comparison
+        ]
 
 
 # ---------------------------------------------------------------- the work
@@ -291,26 +308,73 @@ class Weightless:
         return torch.zeros_like(latents)
 
 
-def interleave(arms: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
-    """Seconds of every arm in every repetition.
+@dataclass(frozen=True)
+class Interval:
+    """A median of paired ratios, its interval, and how many pairs there were."""
 
-    The arms take turns, in alternating order, after one warm-up round.
+    median: float
+    low: float
+    high: float
+    pairs: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Interval:
+        """The interval of at least 95 % from order statistics; the extremes below six values."""
+        ordered = sorted(values)
+        count = len(ordered)
+        rank = 0
+        while sum(math.comb(count, k) for k in range(rank + 2)) / 2**count <= 0.025:
+            rank += 1
+        return cls(statistics.median(ordered), ordered[rank], ordered[-1 - rank], count)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one arm in every repetition, by the wall and of the processor."""
+
+    wall: list[float]
+    processor: list[float]
+
+    def typical(self, clock: str) -> float:
+        return statistics.median(getattr(self, clock))
+
+
+def take_turns(
+    arms: dict[str, Callable[[], object]], seconds: float, least: int = 5, most: int = 41
+) -> dict[str, Times]:
+    """Times of every arm. They take turns in alternating order, after one warm-up round.
+
+    Rounds are added until `seconds` have passed, at least `least` and at most `most`.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    order = list(arms)
-    for repetition in range(-1, repetitions):
+    times = {name: Times([], []) for name in arms}
+    order, started = list(arms), time.perf_counter()
+    for repetition in range(-1, most):
+        if repetition >= least and time.perf_counter() - started > seconds:
+            break
         for name in order:
-            started = time.perf_counter()
+            wall, processor = time.perf_counter(), time.process_time()
             arms[name]()
             if repetition >= 0:
-                seconds[name].append(time.perf_counter() - started)
+                times[name].wall.append(time.perf_counter() - wall)
+                times[name].processor.append(time.process_time() - processor)
         order.reverse()
-    return seconds
+    return times
+
+
+def interleave(arms: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
+    """Wall seconds of every arm in a fixed number of repetitions."""
+    times = take_turns(arms, 0.0, least=repetitions, most=repetitions)
+    return {name: each.wall for name, each in times.items()}
+
+
+def paired(slow: list[float], fast: list[float]) -> Interval:
+    """One arm's time ÷ the other's, repetition by repetition."""
+    return Interval.of([one / other for one, other in zip(slow, fast, strict=True)])
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:
     """Median over the repetitions of one arm's time ÷ the other's."""
-    return statistics.median(one / other for one, other in zip(slow, fast, strict=True))
+    return paired(slow, fast).median
 
 
 # ---------------------------------------------------------------- the figures
@@ -402,74 +466,115 @@ def counters(bench: Bench, requests: list[Request]) -> list[Figure]:
     return figures
 
 
-def timings(bench: Bench, sources: int, repetitions: int) -> list[Figure]:
+@dataclass
+class Clock:
+    """How long each comparison takes, and which clock counts: the processor's on one thread."""
+
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        return "processor" if torch.get_num_threads() == 1 else "wall"
+
+    def compare(self, arms: dict[str, Callable[[], object]]) -> dict[str, Times]:
+        return take_turns(arms, self.seconds)
+
+    def figure(
+        self,
+        name: str,
+        slow: Times,
+        fast: Times,
+        comparison: str = "",
+        goal: float | None = None,
+        detail: str = "",
+    ) -> Figure:
+        """The ratio of two arms by the clock that counts, the wall's in the detail."""
+        found = paired(getattr(slow, self.name), getattr(fast, self.name))
+        told = [f"{found.pairs} pairs, {slow.typical(self.name):.3g} and "]
+        told[0] += f"{fast.typical(self.name):.3g} s"
+        if self.name != "wall":
+            told.append(f"by the wall {ratio(slow.wall, fast.wall):.3f}")
+        words = "; ".join([*told, *([detail] if detail else [])])
+        return Figure(name, found.median, comparison, goal, words, found.low, found.high)
+
+
+def calls_of(bench: Bench, requests: list[Request]) -> dict[str, dict[int, int]]:
+    """`{arm: {rows of a UNet call: calls}}`, counted from the plan; the engine counts its own."""
+    single: Counter[int] = Counter()
+    level: Counter[int] = Counter()
+    for each in LEVELS:
+        same = [request for request in requests if request.level == each]
+        steps = same[0].steps(bench.steps)
+        single[2] += steps * len(same)
+        for first in range(0, len(same), bench.slots):
+            level[2 * len(same[first : first + bench.slots])] += steps
+    engine = {2 * bench.slots: bench.count(requests).unet_calls}
+    return {"per image": dict(single), "per level": dict(level), "engine": engine}
+
+
+def call_costs(bench: Bench, rows: Sequence[int], clock: Clock) -> dict[int, float]:
+    """Seconds of one UNet call with each number of rows, in the layout that an arm uses."""
+    layouts = {rows: bench.single if rows == 2 else bench.batched for rows in rows}
+    arms = {
+        str(each): lambda each=each: bench.call(layouts[each].text.unet, each)  # type: ignore[misc]
+        for each in rows
+    }
+    with torch.inference_mode():
+        times = take_turns(arms, clock.seconds / 4)
+    return {each: times[str(each)].typical(clock.name) for each in rows}
+
+
+def timings(bench: Bench, sources: int, clock: Clock) -> list[Figure]:
     """Goals 1, 2 and 5."""
     slots, figures = bench.slots, []
-
-    def describe(seconds: dict[str, list[float]]) -> str:
-        return ", ".join(
-            f"{name} {statistics.median(values):.2f} s" for name, values in seconds.items()
-        )
-
-    few = make_requests(sources, bench.steps, bench.size)
-    seconds = interleave(
-        {
-            "engine": lambda: bench.generate(few),
-            "per image": lambda: bench.single(few, 1),
-            "per level": lambda: bench.batched(few, slots),
-        },
-        repetitions,
-    )
-    gain = ratio(seconds["per image"], seconds["engine"])
+    plans = {count: make_requests(count, bench.steps, bench.size) for count in (sources, slots)}
+    calls = {count: calls_of(bench, requests) for count, requests in plans.items()}
+    rows = sorted({size for arms in calls.values() for arm in arms.values() for size in arm})
+    costs = call_costs(bench, rows, clock)
+    told = ", ".join(f"{1000 * cost / size:.2f} ms with {size}" for size, cost in costs.items())
     figures.append(
-        Figure("engine ÷ diffusers per (image, level)", gain, ">=", 4.0, describe(seconds))
+        Figure(
+            f"{clock.name} time of a UNet row, largest call",
+            costs[rows[-1]] / rows[-1],
+            "",
+            None,
+            told,
+        )
     )
+
+    def predicted(count: int, arm: str) -> str:
+        ours, theirs = (
+            sum(number * costs[size] for size, number in calls[count][name].items())
+            for name in ("engine", arm)
+        )
+        return f"{theirs / ours:.2f} predicted from the calls"
+
+    few, full = plans[sources], plans[slots]
+    times = clock.compare(
+        {"engine": lambda: bench.generate(few), "per image": lambda: bench.single(few, 1)}
+    )
+    name = "engine ÷ diffusers per (image, level)"
+    told = predicted(sources, "per image")
+    figures.append(clock.figure(name, times["per image"], times["engine"], ">=", 4.0, told))
     name = "engine ÷ diffusers per-level batches, {} images a level, at most {} rows a call"
-    gain = ratio(seconds["per level"], seconds["engine"])
-    figures.append(Figure(name.format(sources, 2 * slots), gain, ">=", 1.15, "a small class"))
-    larger = {
-        slots + max(slots // 4, 1): "a full batch and a tail at each level",
-        2 * slots: "full batches only, the worst case",
-    }
-    for count, detail in larger.items():
-        requests = make_requests(count, bench.steps, bench.size)
+    kinds = ((few, sources, 1.15, "a small class"), (full, slots, 0.98, "full batches only"))
+    for requests, count, goal, kind in kinds:
         arms: dict[str, Callable[[], object]] = {
             "engine": lambda requests=requests: bench.generate(requests),  # type: ignore[misc]
             "per level": lambda requests=requests: bench.batched(requests, slots),  # type: ignore[misc]
         }
-        seconds = interleave(arms, repetitions)
-        gain = ratio(seconds["per level"], seconds["engine"])
-        figures.append(
-            Figure(
-                name.format(count, 2 * slots), gain, ">=", 0.98, f"{detail}; {describe(seconds)}"
-            )
-        )
-    calls = bench.count(requests).unet_calls
-    arms = {
-        "engine": lambda: bench.generate(requests),
-        "denoising": lambda: bench.denoise(requests),
-        "bare": lambda: bench.bare(calls),
-    }
-    seconds = interleave(arms, repetitions)
-    share = ratio(seconds["bare"], seconds["engine"])
-    figures.append(
-        Figure(
-            "engine with VAE and texts ÷ bare UNet loop",
-            share,
-            ">=",
-            0.9,
-            f"{calls} calls; {describe(seconds)}",
-        )
+        times = clock.compare(arms)
+        told = f"{kind}; {predicted(count, 'per level')}"
+        title = name.format(count, 2 * slots)
+        figures.append(clock.figure(title, times["per level"], times["engine"], ">=", goal, told))
+    number = calls[sources]["engine"][2 * slots]
+    times = clock.compare(
+        {"engine": lambda: bench.generate(few), "bare": lambda: bench.bare(number)}
     )
-    figures.append(
-        Figure(
-            "engine without decoding ÷ bare UNet loop", ratio(seconds["bare"], seconds["denoising"])
-        )
-    )
-    rows = 2 * slots * calls
-    figures.append(
-        Figure("UNet rows per second, bare loop", rows / statistics.median(seconds["bare"]))
-    )
+    title, told = "engine with VAE and texts ÷ bare UNet loop", f"{number} calls"
+    figures.append(clock.figure(title, times["bare"], times["engine"], ">=", 0.9, told))
+    speed = 2 * slots * number / times["bare"].typical(clock.name)
+    figures.append(Figure(f"UNet rows per second of {clock.name} time, bare loop", speed))
     return figures
 
 
@@ -520,7 +625,7 @@ def count_work(model: Any, requests: list[Request], steps: int, size: int) -> fl
     )
 
 
-def against_ceiling(bench: Bench, repetitions: int) -> list[Figure]:
+def against_ceiling(bench: Bench, clock: Clock) -> list[Figure]:
     """Both sides in bfloat16, plain and compiled, with full batches at every level.
 
     Figures: images/s, fraction of the matmul ceiling, peak memory.
@@ -544,7 +649,7 @@ def against_ceiling(bench: Bench, repetitions: int) -> list[Figure]:
         )  # type: ignore[misc]
         arms[f"per level, {name}"] = lambda theirs=theirs: theirs(requests, bench.slots)  # type: ignore[misc]
     ceiling = matmul_ceiling("cpu", torch.bfloat16, 2048)
-    seconds = interleave(arms, repetitions)
+    times = clock.compare(arms)
     figures = [
         Figure(
             "bfloat16 matmul ceiling, TFLOP/s",
@@ -553,22 +658,13 @@ def against_ceiling(bench: Bench, repetitions: int) -> list[Figure]:
         )
     ]
     for name in ("plain", "compiled"):
-        taken = statistics.median(seconds[f"engine, {name}"])
-        told = ", ".join(
-            f"{arm} {statistics.median(values):.2f} s"
-            for arm, values in seconds.items()
-            if arm.endswith(name)
-        )
-        gain = ratio(seconds[f"per level, {name}"], seconds[f"engine, {name}"])
+        ours, theirs = times[f"engine, {name}"], times[f"per level, {name}"]
+        taken = ours.typical("wall")
+        title = f"bfloat16, {name}: engine ÷ diffusers per-level batches, full batches only"
         figures += [
-            Figure(f"bfloat16, {name}: images/s", len(requests) / taken, detail=told),
+            Figure(f"bfloat16, {name}: images/s", len(requests) / taken),
             Figure(f"bfloat16, {name}: share of the matmul ceiling", work / taken / ceiling),
-            Figure(
-                f"bfloat16, {name}: engine ÷ diffusers per-level batches, full batches only",
-                gain,
-                ">=",
-                0.98,
-            ),
+            clock.figure(title, theirs, ours, ">=", 0.98),
         ]
     for side in ("engine", "diffusers per level"):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
@@ -608,7 +704,7 @@ def peak_memory(side: str, checkpoint: str, steps: int, slots: int, threads: int
 
 
 def beside_denoising(
-    bench: Bench, sources: int, repetitions: int, clip: str, encoding: str = "webp-lossless"
+    bench: Bench, sources: int, clock: Clock, clip: str, encoding: str = "webp-lossless"
 ) -> list[Figure]:
     """What reading, encoding, scoring and writing add to denoising when they run beside it."""
     requests = make_requests(sources, bench.steps, bench.size)
@@ -644,19 +740,21 @@ def beside_denoising(
         "worker": worker,
         "scoring": score,
     }
-    seconds = interleave(arms, repetitions)
-    told = ", ".join(
-        f"{name} {statistics.median(values):.2f} s" for name, values in seconds.items()
-    )
-    clip_share = ratio(seconds["scoring"], seconds["engine"])
+    times = clock.compare(arms)
     return [
-        Figure(
-            "CLIP scoring ÷ generation", clip_share, "<=", 0.02, f"{len(requests)} images; {told}"
+        clock.figure(
+            "CLIP scoring ÷ generation",
+            times["scoring"],
+            times["engine"],
+            "<=",
+            0.02,
+            f"{len(requests)} images",
         ),
-        Figure(
+        clock.figure(
             "worker (reads, encodes, scores, writes) ÷ engine alone",
-            ratio(seconds["worker"], seconds["engine"]),
-            detail="1 is full overlap",
+            times["worker"],
+            times["engine"],
+            detail="by the wall 1 is full overlap",
         ),
         Figure(
             "idle share: denoising waits for sources or for room behind it",
@@ -714,10 +812,9 @@ def table(figures: list[Figure]) -> str:
     for figure in figures:
         value = f"{figure.value:.1e}" if 0 < abs(figure.value) < 1e-3 else f"{figure.value:,.3f}"
         goal = "" if figure.goal is None else f"{figure.comparison} {figure.goal:g}"
-        verdict = {True: "met", False: "NOT MET", None: ""}[figure.met]
-        lines.append(
-            f"{figure.name:{width}}  {value:>10}  {goal:<8}  {verdict:<7}  {figure.detail}".rstrip()
-        )
+        spread = "" if figure.low is None else f"[{figure.low:.3f}, {figure.high:.3f}]"
+        told = f"{spread:<15} {goal:<8}  {figure.verdict:<7}  {figure.detail}"
+        lines.append(f"{figure.name:{width}}  {value:>10}  {told}".rstrip())
     return "\n".join(lines)
 
 
@@ -735,27 +832,30 @@ def main() -> None:
         "--slots", type=int, default=16, help="images that share a call of the UNet"
     )
     parser.add_argument("--steps", type=int, default=20, help="inference steps T")
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="of each comparison, and at least five pairs"
+    )
     parser.add_argument(
         "--parts",
         nargs="+",
         choices=PARTS,
-        default=list(PARTS),
+        default=["counters", "times", "worker"],
         help="equality is always shown first",
     )
     parser.add_argument(
         "--clip", default="embedded:fashion-mnist/clip", help="CLIP that scores the pictures"
     )
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument(
-        "--quick", action="store_true", help="2 images, 4 slots, T = 10, one repetition"
+        "--quick", action="store_true", help="2 images, 4 slots, T = 10, five pairs each"
     )
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.sources, arguments.slots, arguments.steps, arguments.repetitions = 2, 4, 10, 1
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+        arguments.sources, arguments.slots, arguments.seconds = 2, 4, 0.0
+        arguments.steps = 10
+    torch.set_num_threads(arguments.threads)
+    clock = Clock(arguments.seconds)
     started = time.time()
     bench = Bench(arguments.checkpoint, arguments.steps, arguments.slots)
     settings = {
@@ -766,7 +866,8 @@ def main() -> None:
         "size": bench.size,
         "sources": arguments.sources,
         "slots": arguments.slots,
-        "repetitions": arguments.repetitions,
+        "seconds": arguments.seconds,
+        "clock": clock.name,
         "dtype": "float32",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -784,13 +885,13 @@ def main() -> None:
     if "counters" in arguments.parts:
         figures += counters(bench, few)
     if "times" in arguments.parts:
-        figures += timings(bench, arguments.sources, arguments.repetitions)
+        figures += timings(bench, arguments.sources, clock)
     if "worker" in arguments.parts:
-        figures += beside_denoising(bench, arguments.sources, arguments.repetitions, arguments.clip)
+        figures += beside_denoising(bench, arguments.sources, clock, arguments.clip)
     if "slots" in arguments.parts:
         figures += other_slots(bench, arguments.sources)
     if "ceiling" in arguments.parts:
-        figures += against_ceiling(bench, arguments.repetitions)
+        figures += against_ceiling(bench, clock)
     print(table(figures[4:]))
     print(f"T = {arguments.steps}, {time.time() - started:.0f} s")
     if arguments.json:
