@@ -2,6 +2,8 @@
 
     python benchmarks/cifar100_lt.py --data DIR     # everything that is missing, then the table
     python benchmarks/cifar100_lt.py                # the table, from results/cifar100_lt
+    python benchmarks/cifar100_lt.py --data DIR --methods ce-balanced text-balanced --processes 1
+                                                    # these rows only, searched like all others
     python benchmarks/cifar100_lt.py --data DIR --results build/try \\
         --set train.steps_per_epoch=4               # a small trial
 
@@ -16,6 +18,10 @@ any machine.
   prior and τ of its logit adjustment are those that were best for its best trial.
 - The oracle gets real images of the tail classes instead of the spectrum, until the last epoch, as
   many as DisCL's synthetic scale. It has DisCL's settings. The generator has seen these images.
+- The mixture of a family of rows (`FAMILIES`) is the one whose best trial is best.
+
+The table has every row whose trainings are complete, and names the others. `--methods` and
+`--seeds` select what is trained and printed; the files of the table are then left as they are.
 """
 
 from __future__ import annotations
@@ -23,6 +29,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -43,18 +50,55 @@ FACTS = "facts.json"
 RATE = "train.optimizer.lr"
 BEYOND = 3
 """By how much a rate is multiplied or divided that lies beyond those of the search."""
+FAMILIES = {
+    "real": ("ce-undersampled", "ce-balanced", "ce-square-root", "ce"),
+    "text": ("ce-text-only", "text-balanced", "text-square-root", "text-all"),
+    "levels": ("ce-all-levels", "levels-balanced", "levels-square-root", "levels-all"),
+    "discl": ("ce-discl", "discl-balanced", "discl-square-root", "discl-all"),
+}
+"""Rows that differ in their mixture alone: undersampled, class-balanced, square-root, all."""
+CHOSEN = "-chosen"
+"""`discl-chosen` is the row of the family `discl` with the best trial."""
 EXPECTED = (
-    ("ce-discl", "ce", 5),
-    ("ce-discl", "ce-all-levels", 0),
-    ("ce-all-levels", "ce-text-only", 0),
-    ("ce-discl+la", "ce+la", 0),
+    ("few", "ce-discl", "ce", 5),
+    ("few", "ce-discl", "ce-all-levels", 0),
+    ("few", "ce-all-levels", "ce-text-only", 0),
+    ("few", "ce-discl+la", "ce+la", 0),
+    # Written before the mixtures were run. Known was seed 0 of ce-balanced, text-balanced,
+    # discl-balanced and discl-square-root, with the rate .1 and without a search.
+    ("few", "text-balanced", "ce-balanced", 5),
+    ("few", "levels-balanced", "ce-balanced", 5),
+    ("few", "discl-balanced", "ce-balanced", 5),
+    ("all", "text-balanced", "ce-balanced", 0),
+    ("all", "levels-balanced", "ce-balanced", 0),
+    ("all", "discl-balanced", "ce-balanced", 0),
+    ("few", "text-square-root", "repeat-square-root", 0),
+    ("few", "levels-square-root", "repeat-square-root", 0),
+    ("few", "discl-square-root", "repeat-square-root", 0),
+    ("few", "text-all", "repeat-all", 0),
+    ("few", "levels-all", "repeat-all", 0),
+    ("few", "discl-all", "repeat-all", 0),
+    ("all", "ce-discl+la", "discl-balanced+la", 0),
+    ("all", "discl-square-root+la", "discl-balanced+la", 0),
+    ("few", "text-balanced", "discl-balanced", 0),
+    ("all", "ldmlr-text-all+la", "ce-ldmlr+la", 0),
+    ("all", "ldmlr-discl-all+la", "ce-ldmlr+la", 0),
+    # The goals: above LDMLR + LA overall, and two points above LA.
+    ("all", "text-chosen+la", "ce-ldmlr+la", 0),
+    ("all", "discl-chosen+la", "ce-ldmlr+la", 0),
+    ("all", "discl-chosen+la", "ce+la", 2),
 )
-"""(row, other row, points of expected gain on few); open if the interval contains them."""
+"""(column, row, other row, points of expected gain); open if the interval contains them."""
+GOAL = ("ce-ldmlr+la", 20.5)
+"""Rows are wanted that are above this one overall, and above this value on few."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all units share: paths of data, runs and results, and overrides of the recipe."""
+    """What all units share: paths of data, runs and results, and overrides of the recipe.
+
+    `methods` and `seeds` select rows and training seeds; empty: all.
+    """
 
     data: Path | None
     work: Path
@@ -62,6 +106,8 @@ class Job:
     overrides: Mapping[str, Any]
     source: Path = RECIPE
     device: str = "cpu"
+    methods: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
 
     @cached_property
     def recipe(self) -> Any:
@@ -72,6 +118,36 @@ class Job:
             self.source,
             {**root, "runtime.device": self.device, "runtime.threads": 1, **self.overrides},
         )
+
+    @cached_property
+    def stated(self) -> dict[str, Any]:
+        """The recipe without defaults: what is added to recipes later does not count."""
+        return self.recipe.model_dump(mode="json", exclude_defaults=True)
+
+    @cached_property
+    def trials(self) -> dict[str, list[Mapping[str, Any]]]:
+        """Settings of the trials of the selected methods; the oracle has those of DisCL."""
+        from discl.stages.tune import plan_trials
+
+        names = dict.fromkeys(settings_of(name) for name in self.rows)
+        return {name: plan_trials(self.recipe, name) for name in names}
+
+    @property
+    def selects(self) -> bool:
+        return bool(self.methods or self.seeds)
+
+    @property
+    def rows(self) -> list[str]:
+        """Names of the selected methods, with the oracle. Raises SystemExit for an unknown one."""
+        known = [*self.recipe.methods, ORACLE]
+        unknown = [name for name in self.methods if name not in known]
+        if unknown:
+            raise SystemExit(f"no row is called {', '.join(unknown)}; there are {', '.join(known)}")
+        return [name for name in known if not self.methods or name in self.methods]
+
+    @property
+    def training_seeds(self) -> list[int]:
+        return list(self.seeds or self.recipe.compare.seeds)
 
     def read(self, place: str) -> dict[str, Any]:
         return json.loads((self.results / f"{place}.json").read_text())
@@ -96,11 +172,9 @@ class Unit:
         """
         from discl.utils.hashing import digest
 
-        recipe = job.recipe.model_dump(
-            mode="json", exclude_defaults=True
-        )  # what is added to recipes later does not count either
+        recipe = job.stated
         told = {
-            name: recipe[name]
+            name: dict(recipe[name])
             for name in ("data", "hard", "prompts", "spectrum", "filter", "train", "evaluate")
             if name in recipe
         }
@@ -121,18 +195,23 @@ class Unit:
 
 
 def trial_units(job: Job) -> list[Unit]:
-    from discl.stages.tune import plan_trials
-
-    planned = {name: plan_trials(job.recipe, name) for name in job.recipe.methods}
     return [
         Unit(f"trials/{name}.{number}", name, each)
-        for name, trials in planned.items()
-        for number, each in enumerate(trials)
+        for name, planned in job.trials.items()
+        for number, each in enumerate(planned)
     ]
 
 
+def settings_of(row: str) -> str:
+    """The method whose settings a row has."""
+    return "ce-discl" if row == ORACLE else row
+
+
 def edge_units(job: Job) -> list[Unit]:
-    """One more trial for each method whose best rate is at an end: a third, or three times."""
+    """One more trial for each method whose best rate is at an end: a third, or three times.
+
+    Methods with missing trials have none yet.
+    """
     units = []
     for name, tried in judged_trials(job, trial_units(job)).items():
         rates = [
@@ -146,36 +225,39 @@ def edge_units(job: Job) -> list[Unit]:
 
 
 def judged_trials(job: Job, units: Sequence[Unit]) -> dict[str, list[dict[str, Any]]]:
-    """Results of the trials of each method, in order. Raises SystemExit if one is missing."""
+    """Results of the trials of each method, in order, where none of its `units` is missing."""
     told: dict[str, list[dict[str, Any]]] = {}
+    missing = {unit.method for unit in units if not unit.done(job)}
     for unit in units:
-        if not unit.done(job):
-            raise SystemExit(
-                f"trial {unit.place} is missing or of another recipe; "
-                "pass the data with --data to continue."
-            )
-        told.setdefault(unit.method, []).append(job.read(unit.place))
+        if unit.method not in missing:
+            told.setdefault(unit.method, []).append(job.read(unit.place))
     return told
 
 
-def chosen_settings(job: Job) -> dict[str, Mapping[str, Any]]:
-    """Settings of each method's best trial, with its logit adjustment.
+def searched(job: Job) -> dict[str, list[dict[str, Any]]]:
+    """Results of all trials of each method whose search is complete."""
+    return judged_trials(job, [*trial_units(job), *edge_units(job)])
 
-    Of two equal trials it is the first. The oracle has the settings of DisCL.
+
+def chosen_settings(job: Job) -> dict[str, Mapping[str, Any]]:
+    """Settings of the best trial of each row, with its logit adjustment.
+
+    Of two equal trials it is the first. Rows whose search is not complete are left out.
     """
-    tried = judged_trials(job, [*trial_units(job), *edge_units(job)])
+    tried = searched(job)
     best = {name: max(trials, key=lambda told: told["figure"]) for name, trials in tried.items()}
-    chosen: dict[str, Mapping[str, Any]] = {
-        name: {**told["settings"], **told["adjustment"]} for name, told in best.items()
+    return {
+        row: {**best[name]["settings"], **best[name]["adjustment"]}
+        for row in job.rows
+        if (name := settings_of(row)) in best
     }
-    return {**chosen, ORACLE: chosen["ce-discl"]}
 
 
 def seed_units(job: Job) -> list[Unit]:
     chosen = chosen_settings(job)
     return [
         Unit(f"seed-{seed}/{name}", name, each, seed)
-        for seed in job.recipe.compare.seeds
+        for seed in job.training_seeds
         for name, each in chosen.items()
     ]
 
@@ -374,37 +456,85 @@ def make_oracle(run: Any, folder: Path) -> None:
 
 
 def write_table(job: Job) -> str:
-    """Writes `comparison.md`, `.csv`, `.tex`, `.json` and `.html` of all complete seeds.
+    """Writes `comparison.md`, `.csv`, `.tex`, `.json` and `.html` of all complete rows.
 
-    Returns the text of `comparison.md`.
+    Returns the text of `comparison.md`. Where the job selects rows or seeds, no file is written.
 
     Differences are against CE, adjusted against adjusted.
     """
-    from discl.assets import published_figures
-    from discl.evaluation.comparison import Entry
     from discl.report.comparison_page import write_comparison
-    from discl.stages.compare import paired, split_variant, write_tables
+    from discl.stages.compare import write_tables
 
-    results, recipe, units = job.results, job.recipe, seed_units(job)
-    facts = json.loads((results / FACTS).read_text())
-    labels = load_file(results / "labels.safetensors")["test"].astype(np.int64)
-    seeds = [
-        seed
-        for seed in recipe.compare.seeds
-        if all(unit.done(job) for unit in units if unit.seed == seed)
-    ]
-    if not seeds:
-        raise SystemExit("no seed is complete yet; name the data with --data to go on.")
+    baseline, whole = job.recipe.baseline, job
+    if job.methods and baseline not in job.methods:
+        whole = replace(job, methods=(*job.methods, baseline))
+    found = read_results(whole)
+    if not found.seeds:
+        raise SystemExit("no row is complete yet; name the data with --data to go on.")
+    entries, notes = make_entries(whole, found), [*search_notes(whole), *sign_notes(whole, found)]
+    if found.open:
+        notes.append(f"open: {', '.join(found.open)}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) if job.selects else job.results
+        write_tables(folder, entries, list(COLUMNS), found.seeds, "test", baseline, notes)
+        if not job.selects:
+            write_comparison(folder, job.recipe.name)
+        return (folder / "comparison.md").read_text()
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is complete: rows with a training for each of `seeds`.
+
+    - `told`: figures of a method's trainings.
+    - `predicted`: labels `[seeds, images]` of a row, such as ce+la.
+    - `labels`: true labels `[images]`.
+    - `open`: methods that lack something, and what.
+    """
+
+    seeds: list[int]
+    told: dict[str, list[dict[str, Any]]]
+    predicted: dict[str, np.ndarray]
+    labels: np.ndarray
+    open: list[str]
+
+
+def read_results(job: Job) -> Results:
+    """The complete rows at the seeds of the baseline, or of the first row without it."""
+    units = {(unit.method, unit.seed): unit for unit in seed_units(job) if unit.done(job)}
+    present = [name for name in job.rows if any(method == name for method, _ in units)]
+    anchor = job.recipe.baseline if job.recipe.baseline in present else next(iter(present), "")
+    seeds = [seed for seed in job.training_seeds if (anchor, seed) in units]
     told: dict[str, list[dict[str, Any]]] = {}
     predicted: dict[str, list[np.ndarray]] = {}
-    for unit in units:
-        if unit.seed in seeds:
-            told.setdefault(unit.method, []).append(job.read(unit.place))
-            for row, names in load_file(results / f"{unit.place}.safetensors").items():
-                predicted.setdefault(row, []).append(names.astype(np.int64))
+    still_open = []
+    for name in job.rows:
+        missing = [seed for seed in seeds if (name, seed) not in units]
+        if not seeds or name not in present:
+            still_open.append(name)
+        elif missing:
+            still_open.append(f"{name} (seed {', '.join(map(str, missing))})")
+        else:
+            for unit in (units[name, seed] for seed in seeds):
+                told.setdefault(name, []).append(job.read(unit.place))
+                for row, names in load_file(job.results / f"{unit.place}.safetensors").items():
+                    predicted.setdefault(row, []).append(names.astype(np.int64))
+    path = job.results / "labels.safetensors"
+    labels = load_file(path)["test"] if seeds else np.zeros(0)
+    stacked = {row: np.stack(each) for row, each in predicted.items()}
+    return Results(seeds, told, stacked, labels.astype(np.int64), still_open)
+
+
+def make_entries(job: Job, found: Results) -> list[Any]:
+    """The rows of the table."""
+    from discl.assets import published_figures
+    from discl.evaluation.comparison import Entry
+    from discl.stages.compare import split_variant
+
+    recipe, facts = job.recipe, read_facts(job)
     paper = published_figures(recipe.compare.published)
     entries = []
-    for seen in told.values():
+    for seen in found.told.values():
         levels = {level for each in seen for epoch in each["levels"] for level in epoch}
         if seen[0]["measured"]:
             levels = set(recipe.spectrum.levels)
@@ -414,35 +544,69 @@ def write_table(job: Job) -> str:
         }
         for row in seen[0]["rows"]:
             against, intervals = recipe.baseline + split_variant(row)[1], {}
-            for name, key in COLUMNS.items():
-                found = paired(
-                    np.stack(predicted[row]),
-                    np.stack(predicted[against]),
-                    labels,
-                    key,
-                    facts["groups"],
-                )
-                intervals |= {name: found} if found and row != against else {}
+            if row != against and against in found.predicted:
+                intervals = {
+                    name: interval
+                    for name, key in COLUMNS.items()
+                    if (interval := differ(found, row, against, key, facts["groups"]))
+                }
             figures = {
                 name: [each["rows"][row][key] for each in seen] for name, key in COLUMNS.items()
             }
             entries.append(Entry(row, figures, intervals, costs, paper.get(row, {})))
+    return entries
+
+
+def read_facts(job: Job) -> dict[str, Any]:
+    return json.loads((job.results / FACTS).read_text())
+
+
+def differ(found: Results, row: str, other: str, key: str, groups: Mapping[str, Any]) -> Any:
+    from discl.stages.compare import paired
+
+    return paired(found.predicted[row], found.predicted[other], found.labels, key, groups)
+
+
+def search_notes(job: Job) -> list[str]:
+    """How settings were chosen, those of each row, and the mixture of each family."""
     notes = [
-        f"Chosen by {recipe.compare.tune.metric} on {facts['judged_on']}; "
+        f"Chosen by {job.recipe.compare.tune.metric} on {read_facts(job)['judged_on']}; "
         "a row +la has the learning rate of the row without."
     ]
-    tried = judged_trials(job, [*trial_units(job), *edge_units(job)])
+    tried = searched(job)
     for name, settings in chosen_settings(job).items():
         chosen = ", ".join(f"{key} = {value}" for key, value in settings.items()) or "as it stands"
-        figures = [100 * told["figure"] for told in tried["ce-discl" if name == ORACLE else name]]
+        figures = [100 * told["figure"] for told in tried[settings_of(name)]]
         all_trials = ", ".join(f"{figure:.1f}" for figure in figures)
         notes.append(f"{name}: {chosen} ({max(figures):.1f}; all trials {all_trials})")
-    for row, other, least in EXPECTED:
-        if row not in predicted or other not in predicted:
+    for family, best in family_figures(tried).items():
+        figures = ", ".join(f"{name} {100 * figure:.1f}" for name, figure in best.items())
+        notes.append(f"{family}{CHOSEN} is {max(best, key=best.__getitem__)} ({figures})")
+    return notes
+
+
+def family_figures(tried: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
+    """The best trial of each row of a family, for families whose search is complete."""
+    return {
+        family: {name: max(told["figure"] for told in tried[name]) for name in members}
+        for family, members in FAMILIES.items()
+        if all(name in tried for name in members)
+    }
+
+
+def sign_notes(job: Job, found: Results) -> list[str]:
+    """The expected signs, and the rows that reach the goal by their means."""
+    groups = read_facts(job)["groups"]
+    chosen = {
+        family + CHOSEN: max(best, key=best.__getitem__)
+        for family, best in family_figures(searched(job)).items()
+    }
+    notes = []
+    for column, row, other, least in EXPECTED:
+        names = [resolve(each, chosen) for each in (row, other)]
+        if any(name not in found.predicted for name in names):
             continue
-        gain = paired(
-            np.stack(predicted[row]), np.stack(predicted[other]), labels, "few", facts["groups"]
-        )
+        gain = differ(found, *names, COLUMNS[column], groups)
         came = (
             "as expected"
             if gain.low > least
@@ -450,13 +614,39 @@ def write_table(job: Job) -> str:
             if gain.high > least
             else "not as expected"
         )
+        shown = row if names[0] == row else f"{row} ({names[0]})"
         notes.append(
-            f"few, {row} − {other}: {gain.difference:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}], "
-            f"more than {least:+d}: {came}"
+            f"{column}, {shown} − {other}: {gain.difference:+.1f} "
+            f"[{gain.low:+.1f}, {gain.high:+.1f}], more than {least:+d}: {came}"
         )
-    write_tables(results, entries, list(COLUMNS), seeds, "test", recipe.baseline, notes)
-    write_comparison(results, recipe.name)
-    return (results / "comparison.md").read_text()
+    means = {
+        row: {
+            key: 100 * float(np.mean([each["rows"][row][key] for each in seen]))
+            for key in ("accuracy", "few")
+        }
+        for seen in found.told.values()
+        for row in seen[0]["rows"]
+    }
+    other, few = GOAL
+    if other in means:
+        reached = [
+            row
+            for row, mean in means.items()
+            if row.partition("+")[0] != ORACLE
+            and mean["accuracy"] > means[other]["accuracy"]
+            and mean["few"] > few
+        ]
+        notes.append(
+            f"above {other} overall and above {few} on few, by their means: "
+            f"{', '.join(reached) or 'no row'}"
+        )
+    return notes
+
+
+def resolve(row: str, chosen: Mapping[str, str]) -> str:
+    """The row that `discl-chosen+la` stands for."""
+    name, plus, variant = row.partition("+")
+    return chosen.get(name, name) + plus + variant
 
 
 def carry_out_all(units: Sequence[Unit], job: Job, processes: int, until: float) -> bool:
@@ -496,6 +686,12 @@ def main() -> None:
         "--processes", type=int, default=2, help="trainings at a time, one CPU thread each"
     )
     parser.add_argument(
+        "--methods", nargs="+", default=[], metavar="ROW", help="train and print these rows only"
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[], help="train and print these seeds only"
+    )
+    parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="start no training after this time"
     )
     parser.add_argument(
@@ -507,6 +703,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     from discl.recipe import parse_override
+    from discl.utils.counts import count_of
 
     until = time.time() + 60 * arguments.minutes
     overrides = dict(map(parse_override, arguments.set))
@@ -517,8 +714,11 @@ def main() -> None:
         overrides,
         arguments.recipe,
         arguments.device,
+        tuple(arguments.methods),
+        tuple(arguments.seeds),
     )
     if job.data:
+        print(f"{count_of(len(job.rows), 'row')}: {', '.join(job.rows)}", flush=True)
         prepare(open_data(job), job)
         for plan in (trial_units, edge_units, seed_units):
             if not carry_out_all(plan(job), job, arguments.processes, until):

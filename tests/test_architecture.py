@@ -35,7 +35,7 @@ LAYERS = [
     {"data."},
     {"transformers_models"},
     {"checkpoints"},
-    {"assets", "checkpoint_checks", "levels", "unpickling"},
+    {"assets", "checkpoint_checks", "levels", "mixtures", "unpickling"},
     {"utils"},
     {"escaping"},
     {"errors", "run_folder.paths"},

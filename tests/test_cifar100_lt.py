@@ -18,6 +18,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from discl.data import read_tables
+from discl.mixtures import LONG_FORM, in_long_form, name_mixture, read_mixture
 from discl.pipeline import run_until
 from discl.recipe import load_recipe
 from discl.run_folder.open import open_run
@@ -99,14 +100,16 @@ def make_up(script: Any, job: Any, units: Sequence[Any]) -> None:
 
 def test_the_table_of_complete_seeds(script: Any, tmp_path: Path) -> None:
     job = script.Job(None, tmp_path / "work", tmp_path / "results", {})
-    with pytest.raises(SystemExit, match=r"trial trials/ce\.0 is missing"):
-        script.chosen_settings(job)
-    make_up(script, job, script.trial_units(job))
+    assert script.chosen_settings(job) == {} and script.edge_units(job) == []
+    with pytest.raises(SystemExit, match="no row is complete"):
+        script.write_table(job)
+    later = {name for name in job.recipe.methods if name.endswith(("square-root", "-balanced"))}
+    names = [name for name in job.recipe.methods if name not in later]
+    make_up(script, job, [unit for unit in script.trial_units(job) if unit.method in names])
     beyond = script.edge_units(job)  # .03 is best, and the least of three rates
-    assert [unit.place for unit in beyond] == [f"trials/{name}.3" for name in job.recipe.methods]
+    assert [unit.place for unit in beyond] == [f"trials/{name}.3" for name in names]
     assert {unit.settings["train.optimizer.lr"] for unit in beyond} == {0.01}
-    with pytest.raises(SystemExit, match=r"trial trials/ce\.3 is missing"):
-        script.chosen_settings(job)
+    assert script.chosen_settings(job) == {}
     make_up(script, job, beyond)
     chosen = script.chosen_settings(job)
     assert chosen["ce"] == {
@@ -116,14 +119,22 @@ def test_the_table_of_complete_seeds(script: Any, tmp_path: Path) -> None:
     }
     assert chosen["bs"] == {"train.optimizer.lr": 0.03} and chosen["oracle"] == chosen["ce-discl"]
     units = script.seed_units(job)
-    assert len(units) == 3 * 14
-    make_up(script, job, units[:-1])  # of the last seed a training is missing
+    assert len(units) == 3 * (len(names) + 1)
+    make_up(script, job, units[:-1])  # of the last seed the oracle is missing
+    (job.results / "seed-2" / "text-all.json").unlink()
+    for path in job.results.glob("trials/levels-all.*"):
+        path.unlink()
     told = script.write_table(job)
     plain = json.loads((job.results / "comparison.json").read_text())
-    assert plain["seeds"] == [0, 1] and plain["baseline"] == "ce"
+    assert plain["seeds"] == [0, 1, 2] and plain["baseline"] == "ce"
+    still = [name for name in job.recipe.methods if name in later]
+    still += ["text-all (seed 2)", "levels-all"]
+    *others, last = sorted(still, key=lambda name: list(job.recipe.methods).index(name.split()[0]))
+    assert told.splitlines()[-1] == f"- open: {', '.join([*others, last, 'oracle (seed 2)'])}"
+    assert not {"text-all", "levels-all", "oracle"} & set(plain["rows"])
     discl, names = plain["rows"]["ce-discl"], list(job.recipe.methods)
     assert discl["figures"]["all"] == pytest.approx(
-        [10 * names.index("ce-discl") / 200, (10 * names.index("ce-discl") + 1) / 200]
+        [(10 * names.index("ce-discl") + seed) / 200 for seed in range(3)]
     )
     assert discl["costs"] == {"UNet rows": 78000 + 39000, "training, core-s": 100}
     assert (
@@ -142,6 +153,59 @@ def test_the_table_of_complete_seeds(script: Any, tmp_path: Path) -> None:
         "train.optimizer.lr = 0.03" in told
         and "ce-cuda" in (job.results / "comparison.html").read_text()
     )
+
+
+def test_a_selection_is_trained_and_printed_alone(script: Any, tmp_path: Path) -> None:
+    whole = script.Job(None, tmp_path / "work", tmp_path / "results", {})
+    job = replace(whole, methods=("ce-balanced", "text-balanced", "oracle"), seeds=(0,))
+    make_up(script, job, script.trial_units(job))
+    make_up(script, job, script.edge_units(job))
+    assert {path.name.partition(".")[0] for path in (job.results / "trials").iterdir()} == {
+        "ce-balanced", "text-balanced", "ce-discl",
+    }  # fmt: skip
+    units = script.seed_units(job)
+    assert [unit.place for unit in units] == [f"seed-0/{name}" for name in job.rows]
+    make_up(script, job, units[:-1])
+    told = script.write_table(job)  # the baseline is missing, so there are no differences
+    assert "| text-balanced |" in told and told.splitlines()[-1] == "- open: ce, oracle"
+    assert "all, text-balanced − ce-balanced: +5.0 [+5.0, +5.0], more than +0: as expected" in told
+    assert not (job.results / "comparison.md").exists()
+    with pytest.raises(SystemExit, match="no row is called cee; there are ce, "):
+        script.trial_units(replace(job, methods=("cee",)))
+
+
+def test_a_mixture_is_chosen_by_trials(script: Any, tmp_path: Path) -> None:
+    """Test figures play no part; a family with a missing search has no choice."""
+    best = {"ce-discl": [{"figure": 0.1}, {"figure": 0.2}]}
+    tried = {name: [{"figure": 0.15}] for names in script.FAMILIES.values() for name in names}
+    del tried["levels-all"]
+    found = script.family_figures(tried | best | {"discl-all": [{"figure": 0.3}]})
+    assert set(found) == {"real", "text", "discl"}
+    assert found["discl"] == {
+        "ce-discl": 0.2, "discl-balanced": 0.15, "discl-square-root": 0.15, "discl-all": 0.3,
+    }  # fmt: skip
+    assert script.resolve("discl-chosen+la", {"discl-chosen": "discl-all"}) == "discl-all+la"
+    assert script.resolve("ce+la", {"discl-chosen": "discl-all"}) == "ce+la"
+
+
+def test_rows_of_a_family_differ_in_their_mixture_alone(script: Any, tmp_path: Path) -> None:
+    methods = script.Job(None, tmp_path, tmp_path, {}).recipe.plain()["methods"]
+    for names in script.FAMILIES.values():
+        rows = [in_long_form(methods[name], by_tail=True) for name in names]
+        pairs = [read_mixture(methods[name], by_tail=True) for name in names]
+        assert [name_mixture(*pair) for pair in pairs] == [
+            "undersampled", "class-balanced", "square-root", "all",
+        ]  # fmt: skip
+        others = [{key: row[key] for key in row if key not in LONG_FORM} for row in rows]
+        assert all(other == others[0] for other in others)
+
+
+def test_the_committed_table_is_printed_again(script: Any) -> None:
+    """No committed training has lost its identity."""
+    job = script.Job(None, script.RESULTS, script.RESULTS, {})
+    committed = json.loads((script.RESULTS / "comparison.json").read_text())
+    found = script.read_results(job)
+    assert set(found.predicted) == set(committed["rows"]) and found.seeds == committed["seeds"]
 
 
 def test_the_long_recipe_searches_as_much_for_every_method(script: Any, tmp_path: Path) -> None:

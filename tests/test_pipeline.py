@@ -698,7 +698,7 @@ def test_methods_and_seeds_in_one_table(
     assert sum(line.startswith("|") for line in lines) == len(table) + 2
     controls = json.loads((copied / "comparison.json").read_text())["controls"]
     assert yaml.safe_load(controls["lines"]) == {
-        "same-mixture": {"strategy": "real-only", "undersample": True}
+        "same-mixture": {"strategy": "real-only", "mixture": "undersampled"}
     }
     chosen_on = "validation" if "validation" in results[0]["ce"] else "test"
     best = max(
@@ -712,7 +712,7 @@ def test_methods_and_seeds_in_one_table(
     ]
     assert few is None and overall[0] == pytest.approx(100 * np.mean(gains))
     assert overall[1] <= overall[0] <= overall[2] and "controls" not in table["ce"]
-    assert "  same-mixture: {strategy: real-only, undersample: true}" in lines
+    assert "  same-mixture: {strategy: real-only, mixture: undersampled}" in lines
     trained.clear()
     pipeline.compare(opened, [0, 1])
     assert trained == []

@@ -48,6 +48,10 @@ def test_level_100_is_real(method: dict[str, Any], takes: bool) -> None:
         ({"synthetic_scale": 1.0, "threshold": 0.3, "missing": "nearest"}, UNDERSAMPLED, True),
         ({"undersample": False} | BALANCED, REAL | BALANCED, True),
         ({"undersample": False} | BALANCED, UNDERSAMPLED | BALANCED, False),
+        ({"mixture": "class-balanced"}, REAL | BALANCED, True),
+        ({"undersample": False} | BALANCED, REAL | {"mixture": "class-balanced"}, True),
+        ({}, REAL | {"mixture": "undersampled"}, True),
+        ({"mixture": "all"}, REAL | {"mixture": "all"}, False),
         (BALANCED, UNDERSAMPLED, False),
         (BALANCED, UNDERSAMPLED | BALANCED, True),
         # the tail has four samples an image with synthetic images, one without
@@ -97,6 +101,8 @@ def test_without_a_tail_nothing_is_undersampled() -> None:
         {"undersample": False, "synthetic_scale": 2.0, "sampling": "square-root"},
         BALANCED,
         {"undersample": False} | BALANCED,
+        {"mixture": "square-root"},
+        {"mixture": "all", "synthetic_scale": 2.0},
         {"objective": {"name": "focal", "gamma": 2.0}, "system": "docl", "prior": "effective"},
         {"fine_tune": "lp-ft", "train": {"optimizer": {"lr": 0.1}}},
     ],
@@ -140,9 +146,9 @@ def test_lines_add_each_absent_control_once() -> None:
     found = controls(tree, {"ce": 0.5, "discl": 0.5})
     assert found.same_mixture == {"discl": None}
     assert yaml.safe_load(found.lines) == {
-        "same-mixture-2": UNDERSAMPLED,
-        "same-mixture-3": REAL | BALANCED,
-        "same-mixture-4": UNDERSAMPLED | {"train": {"epochs": 2}},
+        "same-mixture-2": REAL | {"mixture": "undersampled"},
+        "same-mixture-3": REAL | {"mixture": "class-balanced"},
+        "same-mixture-4": REAL | {"mixture": "undersampled", "train": {"epochs": 2}},
     }
 
 

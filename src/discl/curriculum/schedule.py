@@ -168,8 +168,8 @@ def make_sampling(
     easy = ~pool.hard & ~pool.synthetic & ~pool.held_out
     if undersample and pool.tail_share == 1 and easy.any():
         raise TrainingError(
-            f"got true, but every one of the {pool.num_classes} classes has hard images, so "
-            "undersampling would drop all others. Set it to false.",
+            f"every one of the {pool.num_classes} classes has hard images, so undersampling the "
+            "others would drop them all. Take all real images.",
             argument="undersample",
         )
     return SamplingConfig(

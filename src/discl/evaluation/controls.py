@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from ..levels import REAL
+from ..mixtures import LONG_FORM, name_mixture, read_mixture
 
 VARIANTS = ("+la", "+we")
 """Suffixes of rows that are computed from a classifier after training."""
@@ -26,11 +27,10 @@ SHARED: Mapping[str, Any] = {
     "objective": "cross-entropy",
     "system": None,
     "fine_tune": "full",
-    "sampling": "instance",
     "prior": "real",
     "train": {},
 }
-"""Keys in which a method and its control agree, besides `undersample`, and their defaults."""
+"""Keys in which a method and its control agree, besides the mixture, and their defaults."""
 SCALE = 3.0
 Method = Mapping[str, Any]
 
@@ -67,10 +67,10 @@ def takes_synthetic_images(method: Method) -> bool:
 def find_control(methods: Mapping[str, Method], name: str, by_tail: bool) -> str | None:
     """The method with the same mixture as `name`, but without synthetic images; None if absent.
 
-    It agrees in undersampling, sampling, objective, prior, system, fine-tuning and the changes of
-    `train`. Its strategy is `real-only`, or `fixed` at level 100. Neither undersampled nor
-    class-balanced, the tail has more samples with synthetic images than without. Only `fixed` at
-    level 100 with the same `synthetic_scale` has the same mixture then.
+    It agrees in mixture, objective, prior, system, fine-tuning and the changes of `train`. Its
+    strategy is `real-only`, or `fixed` at level 100. Neither undersampled nor class-balanced, the
+    tail has more samples with synthetic images than without. Only `fixed` at level 100 with the
+    same `synthetic_scale` has the same mixture then.
 
     - `methods`: `{name: method}`.
     - `by_tail`: whether `hard.rule` is tail, where methods with a spectrum undersample by default.
@@ -90,12 +90,13 @@ def absent_control(method: Method, by_tail: bool) -> dict[str, Any]:
     wanted = _mixture(method, by_tail)
     if _depends_on_scale(wanted):
         row: dict[str, Any] = {"strategy": "fixed", "level": REAL}
-        if by_tail:
-            row["undersample"] = False
-        if _scale(method) != SCALE:
-            row["synthetic_scale"] = _scale(method)
     else:
-        row = {"strategy": "real-only"} | ({"undersample": True} if wanted["undersample"] else {})
+        row = {"strategy": "real-only"}
+    name = name_mixture(wanted["undersample"], wanted["sampling"])
+    long_form = {key: wanted[key] for key in LONG_FORM}
+    row |= long_form if name is None else {"mixture": name}
+    if _depends_on_scale(wanted) and _scale(method) != SCALE:
+        row["synthetic_scale"] = _scale(method)
     stated = {key: method.get(key, default) for key, default in SHARED.items()}
     return row | {key: value for key, value in stated.items() if _spec(value) != _spec(SHARED[key])}
 
@@ -187,16 +188,13 @@ def _free_name(taken: Sequence[str]) -> str:
 
 def _mixture(method: Method, by_tail: bool) -> dict[str, Any]:
     """What a method and its control agree in."""
-    undersample = method.get("undersample")
-    if undersample is None:
-        undersample = method.get("strategy", "real-only") != "real-only" and by_tail
-    shared = {key: _spec(method.get(key, default)) for key, default in SHARED.items()}
-    return {"undersample": undersample, **shared}
+    pair = dict(zip(LONG_FORM, read_mixture(method, by_tail), strict=True))
+    return pair | {key: _spec(method.get(key, default)) for key, default in SHARED.items()}
 
 
 def _depends_on_scale(mixture: Mapping[str, Any]) -> bool:
     """Whether synthetic images change the classes' fractions of an epoch."""
-    return not mixture["undersample"] and mixture["sampling"] != {"name": "class-balanced"}
+    return not mixture["undersample"] and mixture["sampling"] != "class-balanced"
 
 
 def _scale(method: Method) -> float:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from ..errors import DataError
+from ..mixtures import Mixture
 
-Mixture = Literal["undersampled", "class-balanced", "square-root", "all"]
-MIXTURES: tuple[Mixture, ...] = get_args(Mixture)
 RESAMPLES = 1000
 
 

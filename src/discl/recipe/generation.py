@@ -17,6 +17,7 @@ from pydantic import (
 from ..baselines.alia import NEGATIVE_PROMPTS
 from ..errors import RecipeError, arguments_named, shorten
 from ..levels import check_levels
+from ..mixtures import Mixture
 from ..prompts import CAPTION, SETTING
 from ..prompts.chat_client import check_url
 from .budget import Budget
@@ -274,7 +275,7 @@ class Pilot(Strict):
 
     images: int = Field(128, ge=8, le=100_000, description="images of each candidate")
     folds: int = Field(3, ge=2, le=100, description="of the cross-validation over hard images")
-    mixture: Literal["undersampled", "class-balanced", "square-root", "all"] = Field(
+    mixture: Mixture = Field(
         "class-balanced", description="how classes are mixed, with and without synthetic images"
     )
     real_per_class: int = Field(

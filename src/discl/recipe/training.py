@@ -17,6 +17,7 @@ from ..assets import published_figures
 from ..baselines import make_system, read_system
 from ..curriculum.strategies import find_strategy
 from ..errors import RecipeError
+from ..mixtures import LONG_FORM, Mixture, Sampling
 from ..models.classifier import ARCHITECTURES, FROM_CHECKPOINT
 from ..training.augmentation import AUGMENTATIONS
 from ..training.objectives import Objective, read_objective
@@ -297,10 +298,16 @@ class Method(Strict):
         description="trained part of the network; lp-ft: the head first, then all; zero-shot: "
         "nothing",
     )
-    sampling: Literal["instance", "square-root", "class-balanced"] = Field(
+    mixture: Mixture | None = Field(
+        None,
+        description="how often an epoch draws each class: undersampled (as in the paper, the "
+        "default with synthetic images of a tail), class-balanced, square-root, or all (the "
+        "default of real-only)",
+    )
+    sampling: Sampling = Field(
         "instance",
-        description="class frequencies of an epoch: as in the mixture, ∝ their square roots, or "
-        "all equal",
+        description="long form of mixture, with undersample: class frequencies as they are, ∝ "
+        "their square roots, or all equal",
     )
     threshold: float | None = Field(
         None,
@@ -324,8 +331,8 @@ class Method(Strict):
     )
     undersample: bool | None = Field(
         None,
-        description="keeps the tail's fraction of an epoch at its fraction of classes; null: with "
-        "synthetic images only",
+        description="long form of mixture, with sampling: keeps the tail's fraction of an epoch "
+        "at its fraction of classes; null: with synthetic images only",
     )
     synthetic_scale: float = Field(
         3.0, ge=0, le=10_000, description="synthetic images in an epoch per real tail image"
@@ -359,6 +366,32 @@ class Method(Strict):
     def loss(self) -> Objective:
         """The objective with its parameters, or `module:attribute` as its name."""
         return read_objective(self.objective)
+
+    @property
+    def states_mixture(self) -> bool:
+        """Whether the recipe states how classes are mixed, by name or in the long form."""
+        return (self.mixture, self.undersample, self.sampling) != (None, None, "instance")
+
+    @model_serializer(mode="wrap")
+    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain = without_default(write(self), mixture=None)
+        if self.mixture is not None:
+            plain = {key: value for key, value in plain.items() if key not in LONG_FORM}
+        return plain
+
+    @model_validator(mode="after")
+    def _one_form_of_the_mixture(self) -> Method:
+        stated = [
+            key
+            for key in LONG_FORM
+            if key in self.model_fields_set and getattr(self, key) is not None
+        ]
+        if self.mixture is not None and stated:
+            raise RecipeError(
+                f"'mixture' (got {self.mixture}) and '{stated[0]}' state the same; remove one of "
+                f"them (a null removes what a base states, as in {stated[0]}: null)."
+            )
+        return self
 
     @model_validator(mode="after")
     def _level_goes_with_fixed(self) -> Method:

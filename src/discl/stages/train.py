@@ -22,6 +22,7 @@ from ..data import ImageTable
 from ..errors import TrainingError, arguments_named
 from ..evaluation import metrics
 from ..levels import REAL
+from ..mixtures import read_mixture
 from ..models.classifier import ClassifierConfig, load_classifier
 from ..recipe import Method, Train, check_own_pieces
 from ..run_folder import paths
@@ -207,8 +208,10 @@ def check_training(run: Run, planned: Sequence[Request] | None = None) -> None:
 @contextmanager
 def _named_by_method(name: str, outcome: str = "") -> Iterator[None]:
     """Errors raised inside name a key of this method; `outcome` is added to their messages."""
-    own = ("missing", "undersample", "probe_samples")
-    keys = {key: f"methods.{name}.{key}" for key in own}
+    own = ("missing", "probe_samples")
+    keys = {key: f"methods.{name}.{key}" for key in own} | {
+        "undersample": f"methods.{name}.mixture"
+    }
     keys |= {key: f"train.{key}" for key in ("curriculum_epochs", "batch_size")}
     try:
         with arguments_named(**keys):
@@ -268,9 +271,9 @@ def _plan_real(run: Run, name: str, method: Method, pool: Pool) -> _MethodPlan:
         seed=train.seed,
         allow_plugins=run.allow_plugins,
     )
-    undersample = method.undersample
-    if undersample is None:
-        undersample = method.strategy != "real-only" and run.recipe.hard.rule == "tail"
+    undersample, frequencies = read_mixture(
+        method.model_dump(mode="json"), run.recipe.hard.rule == "tail"
+    )
     sampling = make_sampling(
         pool,
         strategy,
@@ -278,7 +281,7 @@ def _plan_real(run: Run, name: str, method: Method, pool: Pool) -> _MethodPlan:
         synthetic_scale=method.synthetic_scale,
         shortage=method.shortage,
         missing=method.missing,
-        class_power=CLASS_POWER[method.sampling],
+        class_power=CLASS_POWER[frequencies],
     )
     real = int((~pool.synthetic).sum())
     settings = describe_training(

@@ -17,6 +17,7 @@ from ..baselines import read_system
 from ..curriculum import strategies
 from ..curriculum.schedule import Record
 from ..errors import BrokenFileError, RunError
+from ..mixtures import in_long_form
 from ..models.classifier import (
     TRAINED_AGAIN,
     ClassifierConfig,
@@ -109,7 +110,10 @@ def fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
     return digest(
         # The kept images stand for the threshold, and the adjustment comes after training. The
         # method's own settings and the checkpoint follow below.
-        method.model_dump(mode="json", exclude={"threshold", "adjustment", "train"}),
+        in_long_form(
+            method.model_dump(mode="json", exclude={"threshold", "adjustment", "train"}),
+            run.recipe.hard.rule == "tail",
+        ),
         train.model_dump(mode="json", exclude={"model": {"checkpoint"}}),
         checkpoint_identity(train),
         names,

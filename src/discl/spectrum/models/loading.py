@@ -29,6 +29,8 @@ SINGLE_FILE_PARTS = {
     "first_stage_model.": ("vae",),
 }
 """Prefixes of the tensors' names in a single file, and the parts that they belong to."""
+REST_OF_CLIP = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
+"""Beginnings of the names of what a whole CLIP has beside its text encoder."""
 
 
 @names_checkpoint
@@ -174,7 +176,10 @@ def load_parts(folder: Path, family: Family, dtypes: Mapping[str, torch.dtype]) 
             ignore_mismatched_sizes=True,
             **options,
         )
-        check_loaded(folder / name, info)
+        whole_clip = config.get("model_type") == "clip" and name.startswith("text_encoder")
+        check_loaded(
+            folder / name, info, lambda key, rest=whole_clip: rest and key.startswith(REST_OF_CLIP)
+        )
     return loaded
 
 
