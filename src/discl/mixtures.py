@@ -41,8 +41,7 @@ def read_mixture(method: Mapping[str, Any], by_tail: bool) -> tuple[bool, Sampli
 
 def name_mixture(undersample: bool, sampling: str) -> Mixture | None:
     """The name of a pair; None for an undersampled head that is resampled too."""
-    pairs = {pair: name for name, pair in MIXTURES.items()}
-    return pairs.get((undersample, sampling))  # type: ignore[call-overload]
+    return next((name for name, pair in MIXTURES.items() if pair == (undersample, sampling)), None)
 
 
 def in_long_form(method: Mapping[str, Any], by_tail: bool) -> dict[str, Any]:

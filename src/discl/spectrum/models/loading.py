@@ -177,10 +177,13 @@ def load_parts(folder: Path, family: Family, dtypes: Mapping[str, torch.dtype]) 
             **options,
         )
         whole_clip = config.get("model_type") == "clip" and name.startswith("text_encoder")
-        check_loaded(
-            folder / name, info, lambda key, rest=whole_clip: rest and key.startswith(REST_OF_CLIP)
-        )
+        rest = REST_OF_CLIP if whole_clip else ()
+        check_loaded(folder / name, info, partial(_begins_with, rest))
     return loaded
+
+
+def _begins_with(beginnings: tuple[str, ...], name: str) -> bool:
+    return name.startswith(beginnings)
 
 
 def _without_weights(network: Any, config: Mapping[str, Any]) -> Any:
