@@ -232,7 +232,7 @@ def levels(run: Run, sources: int = 32, grid: Sequence[int] | None = None, seeds
     with _refusals("levels"):
         proposed = levels_stage.snippet(read_json(path, "proposal"))
         return write_survey(
-            path.parent, run.train, proposed, run.location(f"{paths.LEVELS}/{paths.SPECTRUM}")
+            path.parent, run.train, proposed, run.location(f"{paths.PILOT}/{paths.SPECTRUM}")
         )
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from discl import open_run, run_until
 from discl.errors import CheckpointError, DataError, RecipeError, RunError
-from discl.pipeline import pilot
+from discl.pipeline import levels, pilot
 from discl.spectrum.plan import read_plan
 
 ADAPT = {"rank": 2, "steps": 3, "learning_rate": 1e-2, "batch_size": 2}
@@ -128,6 +128,10 @@ def test_a_pilot_measures_every_candidate_and_level_and_continues(recipe, tmp_pa
     assert list(result["failed"]) == ["gone"]
     assert all(each["worth"] is not None for each in result["outcomes"])
     assert result["advice"]["reasons"]
+    assert {each["candidate"] for each in result["thresholds"]} == {"as it is", "adapted"}
+    described = result["levels"]["adapted"]
+    assert [row["level"] for row in described["levels"]] == [0, 50]
+    assert described["sources"] == 6 and described["proposal"]["reasons"]
     assert "gone" in table.read_text()
     shards = {file: file.stat().st_mtime_ns for file in table.parent.rglob("part-*.parquet")}
     weights = list(run.path("adapted").glob("*.safetensors"))
@@ -136,6 +140,10 @@ def test_a_pilot_measures_every_candidate_and_level_and_continues(recipe, tmp_pa
     first = table.read_text()
     assert pilot(open_run(recipe, tmp_path / "run")).read_text() == first
     assert {file: file.stat().st_mtime_ns for file in shards} == shards
+    levels(run, sources=4, grid=[0, 50])
+    assert set(table.parent.rglob("part-*.parquet")) == set(shards), "no image is made twice"
+    found = json.loads((run.folder / "levels/levels.json").read_text())
+    assert [row["images"] for row in found["levels"]] == [4, 4]
 
 
 @pytest.mark.slow

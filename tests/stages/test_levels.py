@@ -28,6 +28,7 @@ from discl.run_folder.open import open_run
 from discl.run_folder.run import Run
 from discl.stages import engine as engine_stage
 from discl.stages import levels as levels_stage
+from discl.stages import trial as trial_stage
 
 SMALL = {
     "data.long_tail": None,
@@ -103,7 +104,7 @@ def embed(pictures: list[Image.Image]) -> np.ndarray:
 def test_similarities_are_those_of_transformers(surveyed: Run) -> None:
     stored = [
         row
-        for shard in (surveyed.folder / "levels/spectrum").glob("part-*")
+        for shard in (surveyed.folder / "pilot/spectrum").glob("part-*")
         for row in pq.read_table(shard).to_pylist()
     ]
     places = {name: row for row, name in enumerate(surveyed.train.ids)}
@@ -141,22 +142,22 @@ def test_again_it_makes_nothing_and_more_only_adds(
         engine_stage, "load_generator", lambda *_: pytest.fail("nothing was to be generated")
     )
     monkeypatch.setattr(
-        levels_stage, "stored_images", lambda *_: pytest.fail("nothing was to be compared")
+        trial_stage, "stored_images", lambda *_: pytest.fail("nothing was to be embedded")
     )
     levels(run, sources=5, grid=GRID)
     assert found_in(run) == found_in(surveyed)
     levels(run, sources=3, grid=GRID[1:])
     assert [row["images"] for row in found_in(run)["levels"]] == [3, 3]
     monkeypatch.undo()
-    before = len(list((folder / "levels/spectrum").glob("part-*")))
+    before = len(list((folder / "pilot/spectrum").glob("part-*")))
     levels(run, sources=6, grid=GRID)
     rows = [
         row
-        for shard in (folder / "levels/spectrum").glob("part-*")
+        for shard in (folder / "pilot/spectrum").glob("part-*")
         for row in pq.read_table(shard, columns=["id"]).to_pylist()
     ]
     assert len(rows) == len({row["id"] for row in rows}) == 18
-    assert len(list((folder / "levels/spectrum").glob("part-*"))) == before + 1
+    assert len(list((folder / "pilot/spectrum").glob("part-*"))) == before + 1
 
 
 def test_tables_say_the_same(surveyed: Run) -> None:
@@ -195,12 +196,12 @@ def test_the_page_needs_no_network_and_draws_every_level(surveyed: Run) -> None:
 
 def test_the_sample_goes_through_the_classes_in_turns() -> None:
     ids, labels = [f"image {number}" for number in range(12)], [0] * 6 + [1] * 4 + [2] * 2
-    taken = levels_stage.choose_sample(ids, labels, 7)
+    taken = trial_stage.choose_sample(ids, labels, 7)
     assert sorted(labels[row] for row in taken) == [0, 0, 0, 1, 1, 2, 2] or sorted(
         labels[row] for row in taken
     ) == [0, 0, 1, 1, 1, 2, 2]
-    assert set(levels_stage.choose_sample(ids, labels, 4)) < set(taken)
-    assert levels_stage.choose_sample(ids, labels, 99) == list(range(12))
+    assert set(trial_stage.choose_sample(ids, labels, 4)) < set(taken)
+    assert trial_stage.choose_sample(ids, labels, 99) == list(range(12))
 
 
 def test_the_default_grid_leaves_a_step() -> None:

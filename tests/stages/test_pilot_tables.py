@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import yaml
 
 from discl import load_recipe
 from discl.evaluation.worth import Gain, Worth
-from discl.stages.pilot_tables import Outcome, advise
+from discl.stages.pilot_advice import (
+    Outcome,
+    Tried,
+    advise,
+    choose_threshold,
+    thresholds_to_try,
+)
+from discl.stages.pilot_tables import snippet
 
 CANDIDATES = {"plain": {}, "adapted": {"spectrum.adapt": {"steps": 5}}}
 
@@ -16,7 +25,7 @@ def outcome(
 ) -> Outcome:
     gain = None if overall is None else Gain(overall, overall - 1, overall + 1)
     worth = Worth(Gain(few, few - half, few + half), gain, recognised=0.3)
-    return Outcome(candidate, level, 32, 0.5, 20.0, 0.9, 0.8, worth)
+    return Outcome(candidate, level, 0.6, 32, 0.5, 20.0, 0.9, 0.8, worth)
 
 
 def advice(*outcomes: Outcome) -> dict:
@@ -35,6 +44,8 @@ def test_levels_whose_gain_is_shown_are_recommended_with_the_keys_of_their_candi
         "spectrum.adapt": {"steps": 5},
         "spectrum.levels": [30, 50],
         "spectrum.seeds": 6,  # three images for each hard one, half of them kept
+        "filter.threshold": 0.6,
+        "methods.discl.strategy": "diverse-to-specific",
     }
     assert found["strategy"] == "diverse-to-specific"
 
@@ -73,6 +84,75 @@ def test_without_validation_images_the_gain_on_few_decides():
 
 
 def test_nothing_that_passes_the_filter_is_no_verdict_on_the_images():
-    found = advice(Outcome("plain", None, 32, 0.1, 90.0))
+    found = advice(Outcome("plain", None, 0.6, 32, 0.1, 90.0))
     assert not found["generate"]
-    assert "threshold" in found["reasons"][0]
+    assert "pilot.images" in found["reasons"][0]
+
+
+def tried(threshold: float, few: float, kept: float = 0.5, overall: float = 1.0) -> Tried:
+    gain = Gain(overall, overall - 1, overall + 1)
+    return Tried("plain", threshold, kept, Worth(Gain(few, few - 1.96, few + 1.96), gain, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("rows", "chosen"),
+    [
+        ([tried(0.3, 5.0), tried(0.2, 5.9), tried(0.1, 5.5)], 0.3),
+        ([tried(0.3, 5.0), tried(0.2, 6.1), tried(0.1, 5.5)], 0.1),
+        ([tried(0.3, 5.0), tried(0.2, 9.0), tried(0.1, 5.5)], 0.2),
+        ([tried(0.3, 5.0), tried(0.2, 9.0, overall=-1.0)], 0.3),
+        ([Tried("plain", 0.3, 0.01, None), tried(0.2, -4.0)], 0.2),
+        ([Tried("plain", 0.3, 0.01, None)], 0.3),
+    ],
+)
+def test_a_threshold_is_changed_only_for_more_than_a_standard_error(rows, chosen):
+    """The standard error is 1 here; among equal ones the lowest threshold keeps the most."""
+    assert choose_threshold(0.3, rows) == chosen
+
+
+def test_the_thresholds_to_choose_from_keep_fractions_of_the_images():
+    cosines = np.linspace(0.205, 0.605, 41)
+    found = thresholds_to_try(0.9, cosines)
+    assert [(cosines >= each).sum() for each in found] == [41, 31, 21, 11, 0]
+    assert thresholds_to_try(-1, np.full(20, 0.4)) == [-1], "all keep the same images"
+
+
+def test_the_recommended_threshold_is_told_with_what_it_keeps_and_brings():
+    rows = [tried(0.6, 1.0, kept=0.1), tried(0.4, 5.0, kept=0.8)]
+    chosen = [Outcome("plain", None, 0.4, 32, 0.8, 20.0, 0.9, 0.8, rows[1].worth)]
+    found = advise(load_recipe("fashion-lt"), CANDIDATES, chosen, rows, hard=26)
+    text = " ".join(found["reasons"])
+    assert found["recipe"]["filter.threshold"] == found["threshold"] == 0.4
+    assert "keeps 80% of the images" in text and "0.6 keeps 10%" in text
+    assert "4 seeds" in text and "416 images" in text and "6,656 UNet rows" in text
+
+
+def test_the_lines_to_paste_are_a_tree_that_the_recipe_takes():
+    rows = [outcome("adapted", 0, 0.5), outcome("adapted", 30, 5.0)]
+    recipe = load_recipe("fashion-lt", {"filter.rule": "alia"})
+    candidates = {"adapted": {"spectrum.adapt.steps": 5}}
+    found = advise(recipe, candidates, rows)
+    tree = yaml.safe_load(snippet({"advice": found}))
+    assert tree["spectrum"] == {"adapt": {"steps": 5}, "levels": [30], "seeds": 6}
+    assert tree["filter"] == {"threshold": 0.6, "rule": "threshold"}
+    assert tree["methods"] == {"discl": {"strategy": "fixed", "level": 30}}
+    assert load_recipe(recipe, found["recipe"]).methods["discl"].level == 30
+
+
+def test_another_method_that_the_lines_do_not_fit_is_named():
+    methods = {
+        "other": {"strategy": "fixed", "level": 50},
+        "text": {"strategy": "text-only"},
+    }
+    recipe = load_recipe("fashion-lt", {"methods": methods, "baseline": None})
+    found = advise(recipe, CANDIDATES, [outcome("plain", 10, 5.0), outcome("plain", 30, 5.0)])
+    assert found["recipe"]["methods.other.level"] is None
+    assert "methods.text" in found["reasons"][-1]
+
+
+def test_a_recipe_that_draws_until_enough_are_kept_keeps_doing_so():
+    recipe = load_recipe("fashion-lt", {"spectrum.wanted": 2, "spectrum.tries": 9})
+    found = advise(recipe, CANDIDATES, [outcome("plain", 10, 5.0)])
+    assert "spectrum.seeds" not in found["recipe"]
+    adapted = load_recipe(recipe, found["recipe"]).spectrum
+    assert (adapted.wanted, adapted.tries) == (3, 4), "half of the images are kept"

@@ -278,6 +278,13 @@ class Pilot(Strict):
     mixture: Mixture = Field(
         "class-balanced", description="how classes are mixed, with and without synthetic images"
     )
+    thresholds: list[Annotated[float, Field(ge=-1, le=1)]] | None = Field(
+        None,
+        min_length=1,
+        max_length=20,
+        description="of the filter, to choose from besides filter.threshold; null: those that keep "
+        "all, three quarters, half and a quarter of a candidate's images",
+    )
     real_per_class: int = Field(
         20, ge=2, le=10_000, description="real images of each class without hard images"
     )

@@ -59,7 +59,6 @@ LEVELS_DATA = "levels.json"
 LEVELS_CSV = "levels.csv"
 LEVELS_TABLE = "levels.md"
 LEVELS_PAGE = "levels.html"
-SIMILARITY = "similarity"
 
 ADAPTED = "adapted"
 """Low-rank weights of the generator, one safetensors file for each key."""
@@ -67,7 +66,9 @@ ADAPTER = "adapter.json"
 """Names the file of `adapted/` that the recipe uses."""
 
 PILOT = "pilot"
-"""A folder for each candidate, and the files below."""
+"""The images, scores and embeddings of all trials, a folder for each candidate, and the files
+below."""
+EMBEDDINGS = "embeddings"
 PILOT_DATA = "pilot.json"
 PILOT_CSV = "pilot.csv"
 PILOT_TABLE = "pilot.md"

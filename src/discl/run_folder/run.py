@@ -111,17 +111,17 @@ class Run:
         """The real training images."""
         return self.tables["train"]
 
-    def checked_image(self, row: int, content: str) -> Image.Image:
-        """Decoded RGB picture of a training image.
+    def checked_image(self, row: int, content: str, split: str = "train") -> Image.Image:
+        """Decoded RGB picture of a real image.
 
-        - `row`: its row in `train`.
+        - `row`: its row in the split.
         - `content`: its digest when it was checked.
 
         Raises RunError if it has another digest now.
         """
-        image = self.train.image(row)
+        image = self.tables[split].image(row)
         if digest_image(image) != content:
-            name = self.train.ids[row]
+            name = self.tables[split].ids[row]
             raise RunError(
                 f"image '{name}' has changed since it was checked; "
                 f"delete {paths.DATA} and {paths.HARD} in {self.folder}."

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data import digest_image, to_size
-from ..errors import RecipeError, RunError, arguments_named
+from ..errors import CheckpointError, RecipeError, RunError, arguments_named
 from ..prompts import class_prompts
 from ..recipe import Adapt
 from ..run_folder import paths
@@ -44,18 +44,27 @@ def adapt(run: Run) -> Path:
     images. Their file is keyed by the generator, the images, the texts and the settings. Returns
     the path of `adapter.json`; the run folder if the recipe adapts nothing.
 
-    Raises RunError for a generator that only diffusers' own pipeline can run, DataError for a
-    single image, TrainingError if memory runs out or the loss is not finite.
+    Raises CheckpointError for a generator that only diffusers' own pipeline can run, DataError for
+    a single image, TrainingError if memory runs out or the loss is not finite.
     """
     settings = run.recipe.spectrum.adapt
     if settings is None:
         return run.folder
-    if run.generator.plain:
-        raise RunError(
-            f"the generator is a {run.generator.family}, whose denoising steps the engine does not "
-            "know; spectrum.adapt needs Stable Diffusion 1.x, 2.x, SDXL, SD 3.x or FLUX.1."
-        )
+    check_adaptable(run)
     return name_adapter(run, ensure_adapter(run, settings, np.arange(len(run.train))))
+
+
+def check_adaptable(run: Run) -> None:
+    """Checks, before any long work, that a recipe with `spectrum.adapt` can be carried out.
+
+    Raises CheckpointError for a generator that only diffusers' own pipeline can run.
+    """
+    if run.recipe.spectrum.adapt is not None and run.generator.plain:
+        raise CheckpointError(
+            f"the generator is a {run.generator.family}, whose denoising steps the engine does not "
+            "know; use Stable Diffusion 1.x, 2.x, SDXL, SD 3.x or FLUX.1, or remove the section.",
+            argument="spectrum.adapt",
+        )
 
 
 def name_adapter(run: Run, file: Path) -> Path:
