@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
 import shlex
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from discl import cli
 from discl.recipe import shipped_recipes
 
 ROOT = Path(__file__).parents[1]
@@ -27,17 +27,21 @@ def commands(heading: str) -> list[str]:
     return [line.split("#")[0].strip() for line in block.group(1).splitlines() if line.strip()]
 
 
-def call(command: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    words = shlex.split(command)
-    assert words[0] == "discl"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "discl.cli", *words[1:], *more],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`call(command, folder, *more)` -> standard output of a command that ends well."""
+
+    def run(command: str, folder: Path, *more: str) -> str:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", [*shlex.split(command), *more])
+        assert sys.argv[0] == "discl"
+        try:
+            cli.main()
+        except SystemExit as ended:
+            assert not ended.code, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture
@@ -56,7 +60,9 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_your_own_images(photos: Path, tiny_diffusion: Path, tiny_clip: Path) -> None:
+def test_your_own_images(
+    call: Callable[..., str], photos: Path, tiny_diffusion: Path, tiny_clip: Path
+) -> None:
     small = [
         f"spectrum.checkpoint={tiny_diffusion}",
         "spectrum.num_inference_steps=4",
@@ -75,19 +81,13 @@ def test_your_own_images(photos: Path, tiny_diffusion: Path, tiny_clip: Path) ->
     ]
     replaced = [word for value in small for word in ("--set", value)]
     init, pilot, plan, run, predict = commands("Your own images")
-    assert call(init, photos).stdout.strip() == "photos.yaml"
-    measured = call(pilot, photos, *replaced, "--set", "pilot.images=8")
-    assert measured.returncode == 0, measured.stderr
-    assert "## Recommendation" in measured.stdout
+    assert call(init, photos).strip() == "photos.yaml"
+    assert "## Recommendation" in call(pilot, photos, *replaced, "--set", "pilot.images=8")
     planned = call(plan, photos, *replaced)
-    assert planned.returncode == 0, planned.stderr
-    assert "UNet rows" in planned.stdout and "images to generate" in planned.stdout
-    finished = call(run, photos, *replaced)
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.strip().endswith("runs/photos/report.html")
+    assert "UNet rows" in planned and "images to generate" in planned
+    assert call(run, photos, *replaced).strip().endswith("runs/photos/report.html")
     assert (photos / "runs/photos/report.html").stat().st_size > 10_000
-    predicted = call(predict, photos)
-    assert predicted.returncode == 0, predicted.stderr
+    call(predict, photos)
     lines = (photos / "predictions.csv").read_text().splitlines()
     assert lines[0] == "image,prediction,probability,rare,round things"
     assert len(lines) == 16
@@ -130,7 +130,7 @@ def test_the_make_targets_exist() -> None:
         assert re.search(rf"^{command.removeprefix('make ')}:", targets, re.MULTILINE)
 
 
-def test_stage_commands_exist() -> None:
+def test_stage_commands_exist(call: Callable[..., str]) -> None:
     listed = re.findall(
         r"^\| `discl (\w+)`", (ROOT / "docs/getting-started.md").read_text(), re.MULTILINE
     )
@@ -145,9 +145,7 @@ def test_stage_commands_exist() -> None:
         "report",
     ]
     for stage in listed:
-        shown = call(f"discl {stage} --help", ROOT)
-        assert shown.returncode == 0
-        assert f"discl {stage}" in shown.stdout
+        assert f"discl {stage}" in call(f"discl {stage} --help", ROOT)
 
 
 def test_links_have_targets() -> None:

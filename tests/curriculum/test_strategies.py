@@ -215,6 +215,12 @@ def test_one_bad_probe_cannot_steer_the_bandit() -> None:
     assert np.mean(shares) > 0.5
 
 
+def test_a_fixed_level_is_needed() -> None:
+    with pytest.raises(RecipeError, match="needs a level") as raised:
+        make_strategy("fixed", levels=LEVELS, curriculum_epochs=12)
+    assert raised.value.argument == "level"
+
+
 def test_the_bandit_follows_its_seed() -> None:
     history = [{"levels": [level], **progress(0.1, 0.1, 0.1, 0.1)} for level in (0, 10, 30)]
     drawn = [

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounter
 
 from discl.pipeline import run_until
 from discl.recipe import load_recipe
@@ -35,6 +34,14 @@ def model(tiny_diffusion: Path) -> StableDiffusion:
     return load_generator(str(tiny_diffusion))  # type: ignore[return-value]
 
 
+@pytest.fixture
+def counter() -> Any:
+    """A compiler that counts graphs. Its package takes seconds to load, so not at collection."""
+    from torch._dynamo.testing import CompileCounter
+
+    return CompileCounter()
+
+
 def make(model: StableDiffusion, backend: Any = None) -> dict[str, np.ndarray]:
     engine = Engine(
         model, num_inference_steps=5, guidance_scale=7.5, slots=4, guidance_interval=(0.3, 1.0)
@@ -48,8 +55,8 @@ def make(model: StableDiffusion, backend: Any = None) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_a_run_is_one_graph_of_one_shape(model: StableDiffusion) -> None:
-    plain, counter = make(model), CompileCounter()
+def test_a_run_is_one_graph_of_one_shape(model: StableDiffusion, counter: Any) -> None:
+    plain = make(model)
     compiled = make(model, counter)
     assert counter.frame_count == 1 and counter.op_count > 50
     assert all(
@@ -71,10 +78,13 @@ def test_a_compiler_that_fails_leaves_the_network_as_it_was(model: StableDiffusi
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.slow
 def test_a_run_may_ask_for_it(
-    fails: bool, filtered_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+    fails: bool,
+    counter: Any,
+    filtered_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    counter = CompileCounter()
-
     def broken(*_: Any) -> Any:
         raise ValueError("no such compiler")
 

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -217,51 +217,58 @@ JOBS: dict[str, Callable[[str, Path], TrainingJob]] = {
     "accumulated": lambda clip, folder: accumulated_job(folder),
 }
 PROGRAMS: dict[str, Callable[[str, Path], Any]] = {
-    "out-of-step": lambda clip, folder: train_out_of_step(folder),
-    "gradients": compare_gradients,
     **{
         name: lambda clip, folder, make_job=make_job: train_classifier(
             make_job(clip, folder), folder
         )
         for name, make_job in JOBS.items()
     },
+    "gradients": compare_gradients,
+    "out-of-step": lambda clip, folder: train_out_of_step(folder),
 }
+"""The last one changes the clock of its process."""
 
 
-def start_together(what: str, clip: Path, folder: Path) -> subprocess.Popen[bytes]:
-    """torchrun with two processes that train these, one after the other."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        __file__,
-        what,
-        str(clip),
-        str(folder),
-    ]
-    return subprocess.Popen(command, env=os.environ)
+@pytest.fixture(scope="module")
+def together(
+    tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """torchrun with two processes that run every program, and the folder that they write to.
+
+    One launch for all tests: a process takes seconds to load torch.
+    """
+    folder = tmp_path_factory.mktemp("two")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    programs = [__file__, ",".join(PROGRAMS), str(tiny_clip), str(folder)]
+    children = subprocess.Popen([sys.executable, *launch, *programs], env=os.environ)
+    yield children, folder
+    children.kill()
+
+
+def wait_for(children: subprocess.Popen[bytes], folder: Path) -> set[str]:
+    """Waits for torchrun to end; returns the programs that both processes have finished."""
+    try:
+        children.wait(500)
+    finally:
+        children.kill()  # processes that wait for one another for ever
+    done = [{path.stem for path in folder.glob(f"*.{rank}")} for rank in range(2)]
+    return done[0] & done[1]
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(tiny_clip: Path, tmp_path: Path) -> None:
+def test_two_processes_train_what_one_does(
+    tiny_clip: Path, tmp_path: Path, together: tuple[subprocess.Popen[bytes], Path]
+) -> None:
     """Augmentation, mixed images, prompts, batch norm, parts of a batch, levels of epochs."""
     compared = list(JOBS)
-    children = start_together(",".join(compared), tiny_clip, tmp_path / "two")
     for what in compared:
-        PROGRAMS[what](str(tiny_clip), tmp_path / "one" / what)
-    try:
-        assert children.wait(240) == 0
-    finally:
-        children.kill()
+        PROGRAMS[what](str(tiny_clip), tmp_path / what)
+    children, folder = together
+    assert {*compared} <= wait_for(children, folder)
     for what in compared:
-        one, two = (
-            load_file(tmp_path / which / what / "model.safetensors") for which in ("one", "two")
-        )
+        one, two = (load_file(place / what / "model.safetensors") for place in (tmp_path, folder))
         first, second = (
-            read_history(tmp_path / which / what / "history.jsonl") for which in ("one", "two")
+            read_history(place / what / "history.jsonl") for place in (tmp_path, folder)
         )
         assert one.keys() == two.keys()
         for name, tensor in one.items():
@@ -280,7 +287,7 @@ def test_two_processes_train_what_one_does(tiny_clip: Path, tmp_path: Path) -> N
     start = load_file(tiny_clip / "model.safetensors")
     for what in ("flyp", "cross-entropy"):
         name = "vision_model.embeddings.patch_embedding.weight"
-        tuned = load_file(tmp_path / "two" / what / "model.safetensors")[f"clip.{name}"]
+        tuned = load_file(folder / what / "model.safetensors")[f"clip.{name}"]
         assert (tuned - start[name]).abs().max() > 1e-3, (
             "training that moves nothing would compare nothing"
         )
@@ -288,26 +295,28 @@ def test_two_processes_train_what_one_does(tiny_clip: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_processes_decide_together_when_to_save_and_what_is_best(
-    tiny_clip: Path, tmp_path: Path
+    together: tuple[subprocess.Popen[bytes], Path],
 ) -> None:
-    children = start_together("out-of-step", tiny_clip, tmp_path)
-    try:
-        assert children.wait(180) == 0, "the processes wait for one another for ever, or one failed"
-    finally:
-        children.kill()
-    assert len(read_history(tmp_path / "out-of-step" / "history.jsonl")) == 20
+    """Otherwise they wait for one another for ever."""
+    children, folder = together
+    assert "out-of-step" in wait_for(children, folder)
+    assert len(read_history(folder / "out-of-step" / "history.jsonl")) == 20
 
 
 @pytest.mark.slow
 def test_distributed_data_parallel_gives_the_same_gradients(
-    tiny_clip: Path, tmp_path: Path
+    together: tuple[subprocess.Popen[bytes], Path],
 ) -> None:
     """On CPUs, by gloo; on GPUs it is the only way. Two processes compare every gradient."""
-    children = start_together("gradients", tiny_clip, tmp_path)
-    try:
-        assert children.wait(180) == 0
-    finally:
-        children.kill()
+    assert "gradients" in wait_for(*together)
+
+
+@pytest.mark.slow
+def test_processes_that_have_trained_together_end_well(
+    together: tuple[subprocess.Popen[bytes], Path],
+) -> None:
+    wait_for(*together)
+    assert together[0].returncode == 0
 
 
 def test_one_process_and_cpus_do_without_distributed_data_parallel() -> None:
@@ -374,3 +383,4 @@ if __name__ == "__main__":
     join_processes(cpu=True)
     for each in sys.argv[1].split(","):
         PROGRAMS[each](sys.argv[2], Path(sys.argv[3]) / each)
+        Path(sys.argv[3], f"{each}.{current_processes().rank}").touch()

@@ -241,8 +241,12 @@ def text_only(curriculum_epochs: int, **_: Any) -> Strategy:
     return Staged(((TEXT_ONLY,),), curriculum_epochs)
 
 
-def fixed_level(level: int, curriculum_epochs: int, **_: Any) -> Strategy:
+def fixed_level(level: int | None, curriculum_epochs: int, **_: Any) -> Strategy:
     """One λ in each epoch."""
+    if level is None:
+        raise RecipeError(
+            "strategy 'fixed' needs a level, for example level=50; got none.", argument="level"
+        )
     return Staged(((level,),), curriculum_epochs)
 
 
@@ -308,8 +312,9 @@ def make_strategy(
     - `seed`: seed of strategies that draw at random.
     - `allow_plugins`: whether `module:attribute` may be imported.
 
-    Raises RecipeError for an unknown name, for `module:attribute` without `allow_plugins`, for too
-    few curriculum epochs, and for a custom piece that is not a strategy.
+    Raises RecipeError for an unknown name, for `module:attribute` without `allow_plugins`, for
+    `fixed` without a level, for too few curriculum epochs, and for a custom piece that is not a
+    strategy.
 
     ```python
     import discl

@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    multiclass_calibration_error,
-    multiclass_confusion_matrix,
-)
 
 
 def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Counts `[true class, predicted class]`."""
+    from torchmetrics.functional.classification import multiclass_confusion_matrix  # over a second
+
     return multiclass_confusion_matrix(predicted, labels, num_classes)
 
 
@@ -50,6 +48,8 @@ def calibration_error(logits: Tensor, labels: Tensor) -> float:
     - `logits`: `[images, classes]`.
     - `labels`: `[images]`.
     """
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
     return multiclass_calibration_error(
         softmax_rows(logits), labels, logits.shape[1], n_bins=15
     ).item()

@@ -160,8 +160,10 @@ def _read(path: Path, above: tuple[Path, ...], files: _Files) -> dict[str, Any]:
 def _extended(
     tree: dict[str, Any], folder: Path, above: tuple[Path, ...], files: _Files
 ) -> dict[str, Any]:
-    """The tree merged over its bases, without `extends`; relative paths are looked up in "
-    "`folder`."""
+    """The tree merged over its bases, without `extends`.
+
+    Relative paths are looked up in `folder`.
+    """
     bases = tree.get("extends", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):

@@ -7,6 +7,7 @@ Items of a list have the key of their list.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
@@ -68,6 +69,11 @@ TEXTS = (
 
 def matches(keys: Sequence[str], patterns: Iterable[str]) -> bool:
     """Whether a value at these keys is covered by one of the patterns."""
+    return _matches(tuple(keys), tuple(patterns))
+
+
+@lru_cache(4096)
+def _matches(keys: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
     names = _names([key for key in keys if key != ITEM])
     return any(_covers(pattern.split("."), names) for pattern in patterns)
 

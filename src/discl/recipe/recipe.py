@@ -25,6 +25,7 @@ from .training import Compare, Evaluate, Method, Train
 from .types import Name, Strict
 
 MOST_SLOTS = 65_536
+"""Bound of a stated number; `auto` finds at most `spectrum.oom.AUTO_SLOTS`."""
 
 
 def _slots(value: Any) -> Any:

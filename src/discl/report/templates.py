@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 from . import charts
@@ -11,8 +12,9 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
+@cache
 def make_environment() -> Environment:
-    """The templates of this folder, with their filters."""
+    """The templates of this folder, with their filters. Each is compiled once."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     pages = Environment(

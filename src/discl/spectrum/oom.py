@@ -15,8 +15,8 @@ logger = get_logger(__name__)
 
 T = TypeVar("T")
 
-MOST_SLOTS = 64
-"""Largest number of images in a call. More gains nothing and leaves slots empty at the end."""
+AUTO_SLOTS = 64
+"""Most images in a call unless a recipe says more; they leave slots empty at the end."""
 LATENTS_ON_CPU = 65_536
 """Latent positions in a call on a CPU: 16 images of 512 × 512 pixels, a few gigabytes."""
 MEMORY_FRACTION = 0.85
@@ -80,10 +80,10 @@ def slots_on_cpu(height: int, width: int) -> int:
 
     64 at most, 16 at 512 × 512 pixels, 4 at 1,024 × 1,024.
     """
-    return min(max(LATENTS_ON_CPU // (height * width), 1), MOST_SLOTS)
+    return min(max(LATENTS_ON_CPU // (height * width), 1), AUTO_SLOTS)
 
 
-def largest_that_fits(call: Callable[[int], None], most: int = MOST_SLOTS) -> int:
+def largest_that_fits(call: Callable[[int], None], most: int = AUTO_SLOTS) -> int:
     """The largest power of two up to `most` for which `call` fits into memory; at least 1."""
     fits = 1
     while 2 * fits <= most:

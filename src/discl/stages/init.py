@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,6 +160,7 @@ def _dtype() -> tuple[str, str]:
     )
 
 
+@cache
 def _load_template() -> Template:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
