@@ -9,7 +9,8 @@ stage is not run again, and a killed one continues from its last checkpoint.
 The autoencoder is trained on photos, drawings of three strengths, and Fashion-MNIST: it can draw
 all of them. The denoiser is trained on drawings alone, at strengths 0.25, 0.5 and 1, each with its
 own words in the text. It sees the CIFAR-10 training images that `is_pretraining` names, and no
-other image of CIFAR-10. Text encoder and tokenizer are those of `checkpoints/cifar`.
+other image of CIFAR-10. Text encoder and tokenizer are those of `checkpoints/cifar`; the tokenizer
+is a link.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ def train_unet(
 
 
 def export(work: Path, target: Path) -> None:
-    """Copies the generator; its text encoder and tokenizer are links to the CLIP of CIFAR."""
+    """Copies the generator; its tokenizer is a link to that of the CLIP of CIFAR."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(work / "diffusion", target)
     tiny.link_to_clip(target, "../cifar/clip")
@@ -161,8 +162,8 @@ def main() -> None:
     parser.add_argument("--fashion", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="caches and checkpoints")
     parser.add_argument("--target", type=Path, default=HERE / "style")
-    parser.add_argument("--vae-steps", type=int, default=2000)
-    parser.add_argument("--unet-steps", type=int, default=5000)
+    parser.add_argument("--vae-steps", type=int, default=1100)
+    parser.add_argument("--unet-steps", type=int, default=2200)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     photos, labels, names = read_photos(arguments.cifar10)
