@@ -12,7 +12,7 @@ import pytest
 
 import discl
 from discl.errors import EndpointError, StoreError
-from discl.export.formats import suffix_of
+from discl.export.signatures import suffix_of
 from discl.prompts import class_prompts
 from discl.prompts.chat_client import read_key
 from discl.spectrum.filesystems import open_filesystem

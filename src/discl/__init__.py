@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         StoreError,
         TrainingError,
     )
+    from .export.marks import mark_synthetic
     from .integrations.dataset import SpectrumDataset
     from .integrations.sampler import Curriculum
     from .levels import check_level, start_step
@@ -65,6 +66,7 @@ _HOMES = {
         "StoreError",
         "TrainingError",
     ),
+    "export.marks": ("mark_synthetic",),
     "integrations.dataset": ("SpectrumDataset",),
     "integrations.sampler": ("Curriculum",),
     "levels": ("check_level", "start_step"),
@@ -121,6 +123,7 @@ __all__ = [
     "load_generator",
     "load_recipe",
     "make_strategy",
+    "mark_synthetic",
     "measure_progress",
     "open_run",
     "plan_requests",

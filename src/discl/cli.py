@@ -304,15 +304,18 @@ def export(
     to: given.Format,
     out: given.ExportFolder,
     everything: given.Everything = False,
+    no_marks: given.NoMarks = False,
 ) -> None:
     """Write the kept synthetic images as a data set for other tools, with a data card.
+
+    The XMP of each image says that it is synthetic.
 
     Example: `discl export mine.yaml --to hub-folder --out mine-synthetic`
     """
     from .stages.export import export as export_run
 
     opened, _ = options.run("filter")
-    _echo(export_run(opened, to, out, everything))
+    _echo(export_run(opened, to, out, everything, marks=not no_marks))
 
 
 @app.command()

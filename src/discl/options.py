@@ -63,9 +63,15 @@ Tune = Annotated[
     bool, option("--tune", None, "First tune every method on validation, with equal trials.")
 ]
 
-Format = Annotated[str, option("--to", "FORMAT", "imagefolder, webdataset or hub-folder.")]
+Format = Annotated[
+    str,
+    option("--to", "FORMAT", "imagefolder, webdataset, hub-folder, yolo, coco or fiftyone."),
+]
 ExportFolder = Annotated[
     Path, option("--out", "DIR", "Folder to write: new, empty or an older export.")
+]
+NoMarks = Annotated[
+    bool, option("--no-marks", None, "Without the XMP that says an image is synthetic.")
 ]
 Everything = Annotated[bool, option("--all", None, "Also the images that the filter dropped.")]
 Predictions = Annotated[Path, option("--out", "CSV", "Predictions to write.")]

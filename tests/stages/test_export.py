@@ -15,7 +15,7 @@ import yaml
 from datasets import load_dataset
 from PIL import Image
 
-from discl import cli
+from discl import cli, mark_synthetic
 from discl.data import read_tables
 from discl.errors import RecipeError, StoreError
 from discl.export import FORMATS, MARKER, export_images
@@ -82,6 +82,14 @@ def stored(run: Run, everything: bool = False) -> dict[str, dict]:
     }
 
 
+def marked(row: dict) -> bytes:
+    return mark_synthetic(row["image"]["bytes"], row["id"])
+
+
+def card_of(out: Path) -> str:
+    return (out / "README.md").read_text()
+
+
 def test_some_are_kept_and_some_are_not(filtered: Run) -> None:
     assert 0 < len(stored(filtered)) < len(stored(filtered, everything=True)) == 5 * 2 * 2
 
@@ -102,7 +110,7 @@ def test_an_image_folder_is_read_by_datasets(filtered: Run, tmp_path: Path) -> N
         assert row["keep"] is True
     listed = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
     for row in listed:
-        assert (out / row["file_name"]).read_bytes() == expected[row["id"]]["image"]["bytes"]
+        assert (out / row["file_name"]).read_bytes() == marked(expected[row["id"]])
         assert (
             row["file_name"]
             == f"{safe_names(CLASSES)[row['label_index']]}/{row['level']:03d}-{row['id']}.png"
@@ -147,7 +155,70 @@ def test_a_folder_for_the_hub_is_read_as_parquet_and_by_its_card(
         for file in (out / "data").glob("*.parquet")
         for row in pq.read_table(file).to_pylist()
     }
-    assert raw == {name: row["image"]["bytes"] for name, row in expected.items()}
+    assert raw == {name: marked(row) for name, row in expected.items()}
+
+
+def test_the_mark_can_be_left_out(filtered: Run, tmp_path: Path) -> None:
+    """A marked export is then another one, and is replaced."""
+    out = export(filtered, "yolo", tmp_path / "out")
+    assert all(b"trainedAlgorithmicMedia" in file.read_bytes() for file in out.rglob("*.png"))
+    assert "| marks | the XMP of each image says that it is synthetic" in card_of(out)
+    export(filtered, "yolo", out, marks=False)
+    assert {file.stem.split("-", 1)[1]: file.read_bytes() for file in out.rglob("*.png")} == {
+        name: row["image"]["bytes"] for name, row in stored(filtered).items()
+    }
+    assert "| marks | none" in card_of(out)
+
+
+@pytest.mark.parametrize("kind", sorted({*FORMATS} - {"hub-folder"}))  # Parquet compresses
+def test_every_format_has_the_mark_in_every_image(filtered: Run, tmp_path: Path, kind: str) -> None:
+    out = export(filtered, kind, tmp_path / "out")
+    content = b"".join(file.read_bytes() for file in out.rglob("*") if file.is_file())
+    for name, row in stored(filtered).items():
+        assert marked(row) in content, name
+        assert row["image"]["bytes"] not in content, name
+
+
+def test_a_folder_for_yolo_has_a_folder_per_class(filtered: Run, tmp_path: Path) -> None:
+    out = export(filtered, "yolo", tmp_path / "out")
+    table = read_tables(str(out), "imagefolder")["train"]
+    expected = stored(filtered)
+    assert {name.split("/")[-1].split(".")[0].split("-", 1)[1] for name in table.ids} == set(
+        expected
+    )
+    listed = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert sorted(row["file_name"] for row in listed) == sorted(
+        str(file.relative_to(out)) for file in out.glob("train/*/*.png")
+    )
+
+
+def test_coco_is_read_by_our_own_reader(filtered: Run, tmp_path: Path) -> None:
+    out = export(filtered, "coco", tmp_path / "out")
+    table = read_tables(str(out), "coco")["train"]
+    expected = stored(filtered)
+    assert table.class_names == CLASSES
+    assert {name.split("/")[-1].removesuffix(".png") for name in table.ids} == set(expected)
+    for row, name in enumerate(table.ids):
+        mine = expected[name.split("/")[-1].removesuffix(".png")]
+        assert table.labels[row] == mine["label"] and table.image(row).size == (32, 32)
+    listed = json.loads((out / "annotations/instances_train.json").read_text())
+    assert {each["request_id"] for each in listed["images"]} == set(expected)
+    assert all(each["prompt"] for each in listed["images"])
+    assert {tuple(each["bbox"]) for each in listed["annotations"]} == {(0, 0, 32, 32)}
+    assert {each["id"] for each in listed["images"]} == {
+        each["image_id"] for each in listed["annotations"]
+    }
+
+
+def test_fiftyone_has_a_file_and_a_label_for_each_image(filtered: Run, tmp_path: Path) -> None:
+    out = export(filtered, "fiftyone", tmp_path / "out")
+    listed = json.loads((out / "labels.json").read_text())
+    assert listed["classes"] == list(CLASSES)
+    assert set(listed["labels"]) == {file.stem for file in (out / "data").iterdir()}
+    for name, row in stored(filtered).items():
+        label = listed["labels"][name]
+        assert label["label"] == row["label"]
+        assert label["attributes"]["level"] == row["level"]
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -233,7 +304,8 @@ def test_stopped_half_way_nothing_is_there_and_the_older_export_stays(
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
 
     def stops():
-        yield {"id": "a", "bytes": b"\x89PNG", "label": 0, "level": 0}
+        picture = next(iter(stored(filtered).values()))["image"]["bytes"]
+        yield {"id": "a", "bytes": picture, "label": 0, "level": 0}
         raise KeyboardInterrupt
 
     for folder in (out, tmp_path / "new"):
@@ -362,7 +434,8 @@ def test_the_command(
         cli.main()
     assert ended.value.code == 1
     assert (
-        "unknown format 'webdatset'; known: hub-folder, imagefolder, webdataset. "
+        "unknown format 'webdatset'; known: coco, fiftyone, hub-folder, imagefolder, webdataset, "
+        "yolo. "
         "Did you mean 'webdataset'?" in capsys.readouterr().err
     )
     monkeypatch.setattr(sys, "argv", [*words, "webdataset"])

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import StoreError
+from PIL import Image as Pillow
+
+from .signatures import suffix_of
 
 Image = Mapping[str, Any]
 Write = Callable[[Path, Iterable[Image], Sequence[str]], None]
 
 SHARD_IMAGES, SHARD_BYTES = 5_000, 400_000_000
-SIGNATURES = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpg"), (b"RIFF", "webp"))
 LONGEST_NAME = 80
 RESERVED = {
     *("con", "prn", "aux", "nul"),
@@ -36,15 +37,61 @@ def write_imagefolder(folder: Path, images: Iterable[Image], class_names: Sequen
 
     `datasets.load_dataset("imagefolder", data_dir=...)` and torchvision read it.
     """
-    folders = safe_names(class_names)
-    with (folder / "metadata.jsonl").open("w", encoding="utf-8") as listed:
-        for image in images:
-            file = f"{image['level']:03d}-{image['id']}.{suffix_of(image['bytes'])}"
-            name = f"{folders[image['label']]}/{file}"
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_bytes(image["bytes"])
-            row = {"file_name": name, **_facts(image, class_names)}
-            listed.write(json.dumps(row, ensure_ascii=False) + "\n")
+    _write_class_folders(folder, "", images, class_names)
+
+
+def write_yolo(folder: Path, images: Iterable[Image], class_names: Sequence[str]) -> None:
+    """Writes `train/CLASS/LEVEL-ID.webp` and `metadata.jsonl`: a classification set of Ultralytics.
+
+    Add real images as `train/` and `val/`; there is no synthetic validation image.
+    """
+    _write_class_folders(folder, "train/", images, class_names)
+
+
+def write_coco(folder: Path, images: Iterable[Image], class_names: Sequence[str]) -> None:
+    """Writes `train/ID.webp` and `annotations/instances_train.json`.
+
+    The box of an annotation is the whole image. Categories are numbered from 1. The entry of an
+    image has its facts, the text id as `request_id`.
+    """
+    (folder / "train").mkdir()
+    (folder / "annotations").mkdir()
+    entries, boxes = [], []
+    for number, image in enumerate(images, 1):
+        name = f"{image['id']}.{suffix_of(image['bytes'])}"
+        (folder / "train" / name).write_bytes(image["bytes"])
+        with Pillow.open(io.BytesIO(image["bytes"])) as opened:
+            width, height = opened.size
+        facts = {**_facts(image, class_names), "request_id": image["id"], "id": number}
+        entries.append({**facts, "file_name": name, "width": width, "height": height})
+        boxes.append(
+            {
+                "id": number,
+                "image_id": number,
+                "category_id": image["label"] + 1,
+                "bbox": [0, 0, width, height],
+                "area": width * height,
+                "iscrowd": 0,
+            }
+        )
+    categories = [{"id": label, "name": name} for label, name in enumerate(class_names, 1)]
+    content = {"images": entries, "annotations": boxes, "categories": categories}
+    _write_json(folder / "annotations" / "instances_train.json", content)
+
+
+def write_fiftyone(folder: Path, images: Iterable[Image], class_names: Sequence[str]) -> None:
+    """Writes `data/ID.webp` and `labels.json`: FiftyOne's type FiftyOneImageClassificationDataset.
+
+    The facts of an image are attributes of its label.
+    """
+    (folder / "data").mkdir()
+    labels = {}
+    for image in images:
+        name = f"{image['id']}.{suffix_of(image['bytes'])}"
+        (folder / "data" / name).write_bytes(image["bytes"])
+        facts = {key: value for key, value in image.items() if key not in {"bytes", "label", "id"}}
+        labels[image["id"]] = {"label": image["label"], "attributes": facts}
+    _write_json(folder / "labels.json", {"classes": list(class_names), "labels": labels})
 
 
 def write_webdataset(folder: Path, images: Iterable[Image], class_names: Sequence[str]) -> None:
@@ -104,6 +151,9 @@ FORMATS: dict[str, Write] = {
     "imagefolder": write_imagefolder,
     "webdataset": write_webdataset,
     "hub-folder": write_hub_folder,
+    "yolo": write_yolo,
+    "coco": write_coco,
+    "fiftyone": write_fiftyone,
 }
 
 
@@ -127,16 +177,23 @@ def safe_names(names: Sequence[str]) -> list[str]:
     return result
 
 
-def suffix_of(data: bytes) -> str:
-    """webp, png or jpg, by the first bytes of the file. Raises StoreError for other formats."""
-    for start, suffix in SIGNATURES:
-        if data.startswith(start):
-            return suffix
-    known = ", ".join(suffix for _, suffix in SIGNATURES)
-    raise StoreError(
-        f"the store holds an image that begins with {bytes(data[:8])!r}; {known} can be exported. "
-        "This package did not write it: delete its shard, and run `discl generate` again."
-    )
+def _write_class_folders(
+    folder: Path, below: str, images: Iterable[Image], class_names: Sequence[str]
+) -> None:
+    """A folder per class below `below` ("" or "train/"), and `metadata.jsonl`."""
+    folders = safe_names(class_names)
+    with (folder / "metadata.jsonl").open("w", encoding="utf-8") as listed:
+        for image in images:
+            file = f"{image['level']:03d}-{image['id']}.{suffix_of(image['bytes'])}"
+            name = f"{below}{folders[image['label']]}/{file}"
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(image["bytes"])
+            row = {"file_name": name, **_facts(image, class_names)}
+            listed.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
 def _facts(image: Image, class_names: Sequence[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import RecipeError, StoreError, unknown
 from ..utils.atomic import write_out_all, write_out_names
 from .formats import FORMATS, Image
+from .marks import mark_synthetic
 
 MARKER = ".discl-export.json"
 """Marks a folder as an export, with its fingerprint. Only such a folder is ever replaced."""
@@ -44,6 +45,7 @@ def export_images(
     class_names: Sequence[str],
     card: str,
     fingerprint: str,
+    marks: bool = True,
 ) -> Path:
     """Writes images and a card into the folder `out`, and returns it.
 
@@ -53,6 +55,7 @@ def export_images(
     - `class_names`: by label.
     - `card`: text of `README.md`.
     - `fingerprint`: of the content. Nothing is done where `out` has it already.
+    - `marks`: whether each image says that it is synthetic; see `mark_synthetic`.
 
     Raises RecipeError for an unknown format, StoreError for a folder with other content or a
     failing disk, and the errors of `images`. `out` is then unchanged.
@@ -71,7 +74,8 @@ def export_images(
             if leftover.exists():
                 shutil.rmtree(leftover)
         unfinished.mkdir()
-        FORMATS[kind](unfinished, images, class_names)
+        marked = map(_mark, images) if marks else images
+        FORMATS[kind](unfinished, marked, class_names)
         (unfinished / "README.md").write_text(card, encoding="utf-8")
         (unfinished / MARKER).write_text(
             json.dumps({"format": kind, "fingerprint": fingerprint}), encoding="utf-8"
@@ -90,6 +94,10 @@ def export_images(
             "again."
         ) from error
     return out
+
+
+def _mark(image: Image) -> Image:
+    return {**image, "bytes": mark_synthetic(image["bytes"], image["id"])}
 
 
 def _replace(target: Path, unfinished: Path, old: Path) -> None:

@@ -25,15 +25,20 @@ logger = get_logger(__name__)
 
 VERDICT = ("clip_similarity", "keep", "reason")
 LIMIT_OF_LISTED_CLASSES = 20
+MARKED = (
+    "the XMP of each image says that it is synthetic (IPTC DigitalSourceType "
+    "trainedAlgorithmicMedia), by which software and version, and its id"
+)
 
 
-def export(run: Run, kind: str, out: Path, everything: bool = False) -> Path:
+def export(run: Run, kind: str, out: Path, everything: bool = False, *, marks: bool = True) -> Path:
     """Writes the kept images as a data set into a folder; returns the folder.
 
     - `run`: a filtered run.
     - `kind`: one of `FORMATS`.
     - `out`: the folder, which is written atomically. An identical export is left as it is.
     - `everything`: whether to write all images.
+    - `marks`: whether each image says in its XMP that it is synthetic.
 
     Raises RecipeError for an unknown format. Raises StoreError where nothing was kept, or where
     `out` holds anything else.
@@ -52,7 +57,7 @@ def export(run: Run, kind: str, out: Path, everything: bool = False) -> Path:
         raise StoreError(f"the filter kept none of the {len(verdicts)} images; {remedy}.")
     names, hard = run.train.class_names, len(read_table(run.path(paths.HARD), ["id"]))
     making = describe_making(run.recipe, run.generator, run.size)
-    facts = describe_export(making, run.recipe.data.root, names, hard, everything)
+    facts = describe_export(making, run.recipe.data.root, names, hard, everything, marks=marks)
     card = make_card(
         run.recipe.name,
         kind,
@@ -73,17 +78,30 @@ def export(run: Run, kind: str, out: Path, everything: bool = False) -> Path:
                 advance(1)
 
         return export_images(
-            out, kind, images(), class_names=names, card=card, fingerprint=fingerprint
+            out,
+            kind,
+            images(),
+            class_names=names,
+            card=card,
+            fingerprint=fingerprint,
+            marks=marks,
         )
 
 
 def describe_export(
-    making: Mapping[str, str], root: str, class_names: Sequence[str], hard: int, everything: bool
+    making: Mapping[str, str],
+    root: str,
+    class_names: Sequence[str],
+    hard: int,
+    everything: bool,
+    *,
+    marks: bool = True,
 ) -> dict[str, str]:
     """Describes the images for the card: where they come from, how they were made, which are here.
 
     - `making`: from `describe_making`.
     - `root`, `hard`: the data set, and its number of hard images.
+    - `marks`: whether the images say that they are synthetic.
     """
     listed = ", ".join(class_names[:LIMIT_OF_LISTED_CLASSES])
     more = (
@@ -99,6 +117,7 @@ def describe_export(
         "in this folder": "all images; `keep` says which ones the filter kept"
         if everything
         else "only images that the filter kept",
+        "marks": MARKED if marks else "none: the image files do not say that they are synthetic",
     }
 
 
