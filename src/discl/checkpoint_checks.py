@@ -320,18 +320,15 @@ def check_surplus(
         )
 
 
-def check_loaded(
-    folder: Path, info: Mapping[str, Any], allowed: Callable[[str], bool] = lambda name: False
-) -> None:
+def check_loaded(folder: Path, info: Mapping[str, Any]) -> None:
     """Raises CheckpointError for missing or surplus tensors, or tensors of another shape.
 
     - `folder`: the checkpoint, named in the message.
     - `info`: loading information of transformers or diffusers (`output_loading_info=True`).
-    - `allowed`: whether a tensor of this name may be surplus; default none.
     """
     mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
     check_complete(folder, [*info["missing_keys"], *mismatched])
-    check_surplus(folder, info["unexpected_keys"], allowed)
+    check_surplus(folder, info["unexpected_keys"])
 
 
 def check_extent(

@@ -44,6 +44,12 @@ def name_mixture(undersample: bool, sampling: str) -> Mixture | None:
     return next((name for name, pair in MIXTURES.items() if pair == (undersample, sampling)), None)
 
 
+def describe_mixture(method: Mapping[str, Any], by_tail: bool) -> str:
+    """The name of a method's mixture, or its long form where it has none; see `read_mixture`."""
+    undersample, sampling = read_mixture(method, by_tail)
+    return name_mixture(undersample, sampling) or f"undersampled, {sampling}"
+
+
 def in_long_form(method: Mapping[str, Any], by_tail: bool) -> dict[str, Any]:
     """The method with the pair in the place of `mixture`.
 

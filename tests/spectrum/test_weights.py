@@ -488,21 +488,6 @@ def test_half_a_single_file_and_a_pickled_one_are_told(single: Path) -> None:
         load_generator(str(single.rename(single.with_suffix(".ckpt"))))
 
 
-def test_the_text_encoder_may_be_a_part_of_a_whole_clip(
-    tiny_diffusion: Path, tiny_clip: Path, tmp_path: Path
-) -> None:
-    """As in benchmarks/checkpoints/cifar. Tensors of no CLIP are still surplus."""
-    folder, part = shutil.copytree(tiny_diffusion, tmp_path / "whole"), "text_encoder"
-    shutil.rmtree(folder / part)
-    shutil.copytree(tiny_clip, folder / part)
-    weights = folder / part / "model.safetensors"
-    state = load_file(weights)
-    assert load_generator(str(folder))
-    save_file(state | {"decoder.weight": state["logit_scale"] + 1}, weights, {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"1 tensors .* decoder\.weight"):
-        load_generator(str(folder))
-
-
 def test_a_tokenizer_may_share_a_folder_with_the_text_encoder(
     tiny_diffusion: Path, tmp_path: Path
 ) -> None:

@@ -431,7 +431,7 @@ class Tune(Strict):
     space: Space = Field(
         default_factory=dict,
         description="key of a method, such as train.optimizer.lr: values to try for all methods; "
-        "empty: lr / 3 and 3 lr",
+        "mixture: for those that state none; empty: lr / 3 and 3 lr",
     )
     methods: dict[str, Space] = Field(
         default_factory=dict,

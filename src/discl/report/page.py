@@ -13,6 +13,7 @@ import yaml
 
 from ..data import ImageTable
 from ..evaluation.controls import ABSENT
+from ..mixtures import describe_mixture
 from ..run_folder import paths
 from ..utils.atomic import whole
 from . import charts, tables
@@ -216,6 +217,8 @@ def curricula(summary: RunSummary, colours: Mapping[str, str]) -> list[Curriculu
             if method["threshold"] is not None
             else []
         )
+        by_tail = summary.recipe["hard"]["rule"] == "tail"
+        facts.append(f"mixture {describe_mixture(method, by_tail)}")
         mixed = [record["synthetic_share"] for record in history if record["levels"]]
         if mixed:
             facts.append(f"{100 * np.mean(mixed):.0f} % of the samples synthetic")

@@ -43,7 +43,7 @@ from .budget import count_rows
 from .evaluate import evaluate
 from .pending import draws_so_far
 from .train import train
-from .tune import describe_tuning, tune, tuned_run
+from .tune import describe_tuning, keep_mixtures, tune, tuned_run
 
 logger = get_logger(__name__)
 
@@ -91,7 +91,11 @@ def compare(run: Run, seeds: Sequence[int], tuned: bool = False) -> Path:
     notes: list[str] = []
     processes, recipe = current_processes(), run.recipe
     if tuned:
-        run = tuned_run(replace(run, overrides=_phase_1(run)), tune(run))
+        chosen = tune(run)
+        run, recipe = (
+            tuned_run(replace(run, overrides=_phase_1(run)), chosen),
+            keep_mixtures(recipe, chosen),
+        )
         notes = describe_tuning(run)
     for number, seed in enumerate(seeds, 1):
         logger.info(f"compare: seed {seed} ({number} of {len(seeds)})")
@@ -237,7 +241,8 @@ def add_controls(
     The same mixture is compared on the few classes, the best row overall. Without a column few
     both are compared overall. OOD tables compare both by the OOD macro F1.
 
-    - `recipe`: the recipe before it was tuned, so that a control has the settings of its method.
+    - `recipe`: the recipe before it was tuned, so that a control has the settings of its method;
+      of what was chosen it has the mixtures.
     """
     results = [read_json(each.path(paths.RESULTS)) for each in runs]
     mixture_column, overall = control_columns(columns)

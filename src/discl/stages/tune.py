@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from ..checkpoints import public_name
 from ..data import split_rows
+from ..mixtures import LONG_FORM, describe_mixture
 from ..recipe import Recipe, check_own_pieces, validate
 from ..recipe.merge import get_value, merge, set_value
 from ..run_folder import paths
@@ -34,6 +35,8 @@ logger = get_logger(__name__)
 HELD_OUT = 0.2
 """Fraction of the training images held out for trials, without a validation split or a setting."""
 
+MIXTURE = "mixture"
+"""The key of a space that replaces both forms of a method's mixture."""
 Settings = Mapping[str, Any]
 """Overrides of a method in a trial: keys such as `train.optimizer.lr`, and their values."""
 
@@ -73,6 +76,7 @@ def tune(run: Run) -> Recipe:
         best[name] = trials[name][number]
         if "validation" not in run.tables:  # else it is chosen on validation by the final model
             best[name] = {**best[name], **adjustment_of(results, _row(name, number))}
+    tuned = with_methods(run.recipe, {name: (name, best[name]) for name in trials})
     record = {
         "judged_on": measured_on,
         "metric": settings.metric,
@@ -87,20 +91,32 @@ def tune(run: Run) -> Recipe:
             for name in trials
         },
     }
+    if any(MIXTURE in each for planned in trials.values() for each in planned):
+        record["mixtures"] = _mixtures(tuned)
     processes.on_main(
         lambda: write_text(
             searched.folder.parent / paths.TRIALS_DATA,
             json.dumps(record, indent=2, ensure_ascii=False),
         )
     )
-    return with_methods(run.recipe, {name: (name, best[name]) for name in trials})
+    return tuned
+
+
+def keep_mixtures(recipe: Recipe, tuned: Recipe) -> Recipe:
+    """The recipe before it was tuned, but with the mixtures that were chosen."""
+    chosen = {name: method.mixture for name, method in tuned.methods.items()}
+    return with_methods(
+        recipe,
+        {name: (name, {} if each is None else {MIXTURE: each}) for name, each in chosen.items()},
+    )
 
 
 def plan_trials(recipe: Recipe, name: str, allow_plugins: bool = False) -> list[Settings]:
     """Settings of a method's trials: first the method unchanged, then combinations of its space.
 
     Combinations are sampled if there are more of them than trials. A method that trains nothing has
-    one trial. Raises RecipeError for a setting that the method cannot have, and for
+    one trial. A method that states its mixture keeps it, for it is a control, unless its own space
+    names `mixture`. Raises RecipeError for a setting that the method cannot have, and for
     `module:attribute` without `allow_plugins`.
     """
     config, method = recipe.compare.tune, recipe.methods[name]
@@ -111,8 +127,11 @@ def plan_trials(recipe: Recipe, name: str, allow_plugins: bool = False) -> list[
         **(config.space or {"train.optimizer.lr": [rate / 3, rate * 3]}),
         **config.methods.get(name, {}),
     }
+    if method.states_mixture and MIXTURE not in config.methods.get(name, {}):
+        space.pop(MIXTURE, None)
     stated = {
         **method.model_dump(mode="json"),
+        MIXTURE: _mixtures(recipe)[name],
         "train": recipe.training(name).model_dump(mode="json"),
     }
     settings = [dict(zip(space, values, strict=True)) for values in product(*space.values())]
@@ -126,7 +145,8 @@ def plan_trials(recipe: Recipe, name: str, allow_plugins: bool = False) -> list[
         rng = np.random.default_rng(derive_seed("trials", config.seed, name))
         others = [others[place] for place in sorted(rng.choice(len(others), wanted, replace=False))]
     named = {_row(name, number): (name, each) for number, each in enumerate(others)}
-    check_own_pieces(with_methods(recipe, named), allow_plugins)
+    if named:
+        check_own_pieces(with_methods(recipe, named), allow_plugins)
     return [{}, *others]
 
 
@@ -151,7 +171,22 @@ def describe_tuning(run: Run) -> list[str]:
             f"{name}: {chosen} ({100 * max(figures):.1f}; the worst of {len(figures)} trials: "
             f"{100 * min(figures):.1f})"
         )
+    rows: dict[str, list[str]] = {}
+    for name, mixture in record.get("mixtures", {}).items():
+        rows.setdefault(mixture, []).append(name)
+    if rows:
+        found = (f"{mixture} ({', '.join(names)})" for mixture, names in rows.items())
+        lines.append(f"mixtures: {'; '.join(found)}")
     return lines
+
+
+def _mixtures(recipe: Recipe) -> dict[str, str]:
+    """The mixture of every method, in words."""
+    by_tail = recipe.hard.rule == "tail"
+    return {
+        name: describe_mixture(method.model_dump(mode="json"), by_tail)
+        for name, method in recipe.methods.items()
+    }
 
 
 def _row(name: str, number: int) -> str:
@@ -255,6 +290,8 @@ def with_methods(
     methods = {}
     for new, (name, settings) in named.items():
         method = tree["methods"][name]
+        if MIXTURE in settings:
+            method = {key: value for key, value in method.items() if key not in LONG_FORM}
         for key, value in settings.items():
             section, _, below = key.partition(".")
             if below and isinstance(method.get(section), str):  # cuda is short for {name: cuda}

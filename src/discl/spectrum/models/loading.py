@@ -29,8 +29,6 @@ SINGLE_FILE_PARTS = {
     "first_stage_model.": ("vae",),
 }
 """Prefixes of the tensors' names in a single file, and the parts that they belong to."""
-REST_OF_CLIP = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
-"""Beginnings of the names of what a whole CLIP has beside its text encoder."""
 
 
 @names_checkpoint
@@ -176,14 +174,8 @@ def load_parts(folder: Path, family: Family, dtypes: Mapping[str, torch.dtype]) 
             ignore_mismatched_sizes=True,
             **options,
         )
-        whole_clip = config.get("model_type") == "clip" and name.startswith("text_encoder")
-        rest = REST_OF_CLIP if whole_clip else ()
-        check_loaded(folder / name, info, partial(_begins_with, rest))
+        check_loaded(folder / name, info)
     return loaded
-
-
-def _begins_with(beginnings: tuple[str, ...], name: str) -> bool:
-    return name.startswith(beginnings)
 
 
 def _without_weights(network: Any, config: Mapping[str, Any]) -> Any:
