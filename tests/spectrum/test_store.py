@@ -62,6 +62,8 @@ def make_row(index: int) -> dict[str, Any]:
         "guidance_from": 0.0,
         "guidance_to": 1.0,
         "loras": "",
+        "sampler": "ddim",
+        "timestep_spacing": "",
         "image_digest": digest_bytes(encoded),
     }
 

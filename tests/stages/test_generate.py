@@ -108,11 +108,34 @@ def test_options_are_recorded_and_counted(tree: dict[str, Any], tmp_path: Path) 
     )
 
 
+@pytest.mark.parametrize("sampler", ["dpm-solver++", "tcd"])
+def test_a_sampler_is_recorded_and_what_is_lost_is_made_again(
+    tree: dict[str, Any], tmp_path: Path, sampler: str
+) -> None:
+    tree["spectrum"] |= {"sampler": sampler, "timestep_spacing": "trailing"}
+    tree["runtime"] |= {"shard_rows": 5}
+    run = open_run(validate(tree), tmp_path / "run")
+    run_until(run, "generate")
+    made = {row["id"]: row for row in rows_of(run.folder)}
+    assert {(row["sampler"], row["timestep_spacing"]) for row in made.values()} == {
+        (sampler, "trailing")
+    }
+    lost, *_ = sorted(run.folder.glob("spectrum/part-*.parquet"))
+    lost.unlink()
+    run_until(open_run(validate(tree), tmp_path / "run"), "generate")
+    assert {row["id"]: row for row in rows_of(run.folder)} == made
+    from discl.stages.provenance import describe_making
+
+    facts = describe_making(run.recipe, run.generator, run.size)
+    assert facts["sampler"].startswith(f"{sampler} with trailing timesteps; 4 inference steps")
+
+
 def test_a_run_from_before_a_key_was_there_is_the_same_run(
     tree: dict[str, Any], tmp_path: Path
 ) -> None:
     kept = open_run(validate(tree), tmp_path / "run").folder / "recipe.yaml"
     older = yaml.safe_load(kept.read_text())
+    assert not {"sampler", "timestep_spacing"} & set(older["spectrum"])
     for key in ("steps", "guidance_interval", "resize"):
         del older["spectrum"][key]
     kept.write_text(yaml.safe_dump(older))

@@ -295,6 +295,10 @@ class Pilot(Strict):
     )
 
 
+NEW_KEYS = {"wanted": None, "budget": None, "sampler": "ddim", "timestep_spacing": None}
+"""Keys that a written recipe states only where they differ from these defaults."""
+
+
 class Spectrum(Strict):
     """Phase 1: the synthetic images of each hard image."""
 
@@ -346,6 +350,16 @@ class Spectrum(Strict):
         description="level λ takes the last t(λ) of T steps, as in the paper, or T finer steps "
         "over the same noise",
     )
+    sampler: Literal["ddim", "dpm-solver++", "euler", "lcm", "tcd"] = Field(
+        "ddim",
+        description="for Stable Diffusion and SDXL; other families have their own; lcm and tcd "
+        "are for weights distilled for them",
+    )
+    timestep_spacing: Literal["leading", "trailing", "linspace"] | None = Field(
+        None,
+        description="of the sampler's grid, as diffusers counts it; null: the checkpoint's own; "
+        "few-step weights need trailing",
+    )
     guidance_interval: tuple[
         Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]
     ] = Field(
@@ -366,7 +380,7 @@ class Spectrum(Strict):
 
     @model_serializer(mode="wrap")
     def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_default(write(self), wanted=None, budget=None)
+        return without_default(write(self), **NEW_KEYS)
 
     @model_validator(mode="after")
     def _wanted_has_tries(self) -> Spectrum:

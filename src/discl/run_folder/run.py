@@ -186,6 +186,8 @@ class Run:
             spectrum.steps,
             *spectrum.guidance_interval,
             describe_loras(address.loras),
+            spectrum.sampler,
+            spectrum.timestep_spacing or "",
         )
 
     @property

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..levels import format_level
-from .models import Conditioning, LatentModel
+from .models import Conditioning, LatentModel, Schedule
 from .oom import call_halving, largest_that_fits, limit_memory, slots_on_cpu
 from .plan import Request
 from .request_queue import LoadPixels, RequestQueue, checked
@@ -42,6 +42,9 @@ class Engine:
       halved when memory runs out, and no image is lost.
     - `fixed`: give every level T steps instead of t(λ).
     - `guidance_interval`: noise fractions between which steps are guided, the lower end excluded.
+    - `sampler`: `ddim`, `dpm-solver++`, `euler`, `lcm` or `tcd`; flows have only their own, the
+      default.
+    - `timestep_spacing`: `leading`, `trailing` or `linspace`; None for the checkpoint's own.
 
     ```python
     from PIL import Image
@@ -67,10 +70,13 @@ class Engine:
         slots: int = 64,
         fixed: bool = False,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
+        sampler: str = "ddim",
+        timestep_spacing: str | None = None,
     ) -> None:
         self.model, self.num_inference_steps, self.fixed = model, num_inference_steps, fixed
         self.guided = guidance_scale != 1 and not model.distilled
         self.guidance_scale, self.guidance_interval = guidance_scale, guidance_interval
+        self.sampler, self.timestep_spacing = sampler, timestep_spacing
         self.set_slots(slots)
         self.work = Work()
         self.texts = TextCache(model, self.work)
@@ -151,6 +157,18 @@ class Engine:
             )
 
     # ------------------------------------------------------------ what slots and queue need
+
+    def schedule(self, height: int, width: int) -> Schedule:
+        """The denoising steps for images of that many pixels.
+
+        Raises CheckpointError for a sampler that the generator does not have.
+        """
+        options: dict[str, Any] = {}
+        if self.sampler != "ddim":
+            options["sampler"] = self.sampler
+        if self.timestep_spacing is not None:
+            options["timestep_spacing"] = self.timestep_spacing
+        return self.model.schedule(self.num_inference_steps, height, width, self.fixed, **options)
 
     def texts_of(self, request: Request) -> list[Text]:
         """The texts that a request's rows are conditioned on; with guidance the negative first."""
@@ -260,8 +278,9 @@ class Engine:
         conditioning |= self.scale_conditioning()
         shape = self.model.latent_shape(height, width)
         latents = torch.zeros(self.rows, *shape, device=self.model.device)
-        schedule = self.model.schedule(self.num_inference_steps, height, width, self.fixed)
-        timesteps = schedule.timesteps[:1].repeat(self.rows).to(self.model.device)
+        timesteps = (
+            self.schedule(height, width).timesteps[:1].repeat(self.rows).to(self.model.device)
+        )
 
         @torch.inference_mode()
         def call() -> None:

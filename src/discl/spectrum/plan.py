@@ -29,6 +29,8 @@ class Sampling:
     - `guidance_from`, `guidance_to`: noise fractions in [0, 1] between which steps are guided, the
       lower end excluded.
     - `loras`: digests and scales of LoRA files.
+    - `sampler`: `ddim`, `dpm-solver++`, `euler`, `lcm` or `tcd`.
+    - `timestep_spacing`: of the sampler's grid; empty for the checkpoint's own.
 
     Fields with a default enter an id only where they differ from it. So images that were made
     before a field existed keep their ids.
@@ -61,6 +63,8 @@ class Sampling:
     guidance_from: float = 0.0
     guidance_to: float = 1.0
     loras: str = ""
+    sampler: str = "ddim"
+    timestep_spacing: str = ""
 
     @property
     def fixed(self) -> bool:

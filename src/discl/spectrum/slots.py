@@ -18,12 +18,18 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 
-def draw_noise(source_id: str, seed: int, attempt: int, shape: Sequence[int]) -> Tensor:
+def draw_noise(
+    source_id: str, seed: int, attempt: int, shape: Sequence[int], left: int | None = None
+) -> Tensor:
     """ε, float32 standard normal `shape`, keyed by (source, seed, attempt).
 
     Every image has its own generator.
+
+    - `left`: for the fresh noise of a step, the number of steps from it to the end.
     """
-    generator = torch.Generator().manual_seed(derive_seed("noise", source_id, seed, attempt))
+    step = () if left is None else (left,)
+    key = derive_seed("noise", source_id, seed, attempt, *step)
+    generator = torch.Generator().manual_seed(key)
     return torch.randn(tuple(shape), generator=generator)
 
 
@@ -45,14 +51,13 @@ class Slots:
     def __init__(self, engine: Engine, height: int, width: int) -> None:
         model, device = engine.model, engine.model.device
         self.engine = engine
-        self.schedule: Schedule = model.schedule(
-            engine.num_inference_steps, height, width, engine.fixed
-        )
+        self.schedule: Schedule = engine.schedule(height, width)
         self.tables = self.schedule.to(device)
         self.guided_steps = self._guided_steps()
         count = engine.slots if bool(self.guided_steps.all()) else engine.rows
         self.shape = model.latent_shape(height, width)
         self.latents = torch.zeros(count, *self.shape, device=device)
+        self.previous = torch.zeros_like(self.latents)  # x̂0 of the last step, if it is needed
         self.requests: list[Request | None] = [None] * count
         self.step = [0] * count  # the next step of each slot
         self.end = [0] * count  # one beyond its last step
@@ -97,6 +102,7 @@ class Slots:
         self.requests[slot], self.step[slot], self.end[slot] = request, span.start, span.stop
         noise = draw_noise(request.source_id, request.seed, request.attempt, self.shape)
         self.latents[slot] = self.schedule.start(clean, noise, span.start).to(self.latents.device)
+        self.previous[slot] = 0
         count, texts = len(self.requests), self.engine.texts_of(request)
         for part, text in enumerate(texts):
             for name, tensor in self.engine.texts[text].items():
@@ -168,14 +174,31 @@ class Slots:
             prediction = guide(negative, prediction, engine.guidance_scale)
 
         # a step of the schedule, for the chosen slots
-        moved = torch.zeros(count, 1, 1, 1, dtype=torch.bool)
-        moved[list(chosen)] = True
-        self.latents = torch.where(
-            moved.to(device), self.tables.step(self.latents, prediction, step), self.latents
-        )
+        chosen_slots = torch.zeros(count, 1, 1, 1, dtype=torch.bool)
+        chosen_slots[list(chosen)] = True
+        chosen_slots = chosen_slots.to(device)
+        latents, noise = self.latents, self._draw_noise(chosen)
+        if self.schedule.multistep:
+            moved = self.tables.step(latents, prediction, step, self.previous, noise)
+            clean = self.tables.predict_clean(latents, prediction, step)
+            self.previous = torch.where(chosen_slots, clean, self.previous)
+        else:
+            moved = self.tables.step(latents, prediction, step, None, noise)
+        self.latents = torch.where(chosen_slots, moved, latents)
         engine.work.unet_calls += 1
         engine.work.unet_rows += 2 * len(guided) + len(single)
         engine.work.unet_rows_computed += engine.rows
+
+    def _draw_noise(self, chosen: Sequence[int]) -> Tensor | None:
+        """The fresh noise of these slots' steps `[slots, c, h, w]`; None where none takes any."""
+        noise = None
+        for slot in chosen:
+            request, step = self.requests[slot], self.step[slot]
+            if request is not None and self.schedule.adds_noise(step):
+                noise = torch.zeros(self.latents.shape) if noise is None else noise
+                key = request.source_id, request.seed, request.attempt
+                noise[slot] = draw_noise(*key, self.shape, left=self.end[slot] - step)
+        return None if noise is None else noise.to(self.latents.device)
 
     def _gather(self, rows: list[int]) -> Conditioning:
         """The conditioning of the rows of a call; cached while the rows stay the same."""

@@ -34,7 +34,16 @@ if TYPE_CHECKING:
 SHARDS = paths.SHARD.format("*")
 DIGEST = "image_digest"
 """The column with the digest of an image's encoded bytes."""
-OPTIONAL = ("resize", "steps", "guidance_from", "guidance_to", "loras", DIGEST)
+OPTIONAL = (
+    "resize",
+    "steps",
+    "guidance_from",
+    "guidance_to",
+    "loras",
+    "sampler",
+    "timestep_spacing",
+    DIGEST,
+)
 """Columns of the spectrum that older shards lack."""
 READERS = 16
 """Shards of a remote store that are read at once."""
@@ -360,6 +369,8 @@ def spectrum_shards(folder: Path | str, class_names: Sequence[str]) -> Shards:
             "guidance_from": real,
             "guidance_to": real,
             "loras": text,
+            "sampler": text,
+            "timestep_spacing": text,
             DIGEST: text,
         }
     )

@@ -31,7 +31,9 @@ GENERATOR_KEYS = {
     "levels": "spectrum.levels",
     "negative_prompt": "prompts.negative",
     "num_inference_steps": "spectrum.num_inference_steps",
+    "sampler": "spectrum.sampler",
     "size": "spectrum.size",
+    "timestep_spacing": "spectrum.timestep_spacing",
 }
 """The recipe's keys of a generator's arguments."""
 COMPILE_FROM = 1000
@@ -93,6 +95,8 @@ def make_engine(run: Run) -> Engine | PlainEngine:
         slots=1 if slots == "auto" else slots,
         fixed=sampling.fixed,
         guidance_interval=sampling.guidance_interval,
+        sampler=sampling.sampler,
+        timestep_spacing=sampling.timestep_spacing or None,
     )
     if slots == "auto":
         engine.fit_slots(sampling.size, sampling.size)

@@ -82,6 +82,8 @@ def survey_levels(
             levels,
             fixed=fixed,
             guidance_interval=config.guidance_interval,
+            sampler=config.sampler,
+            timestep_spacing=config.timestep_spacing,
         )
     survey = _survey_run(run, levels, seeds)
     hard = read_table(run.path(paths.HARD))

@@ -69,6 +69,8 @@ def check_models(run: Run, stage: str) -> None:
             spectrum.levels,
             fixed=spectrum.steps == "fixed",
             guidance_interval=spectrum.guidance_interval,
+            sampler=spectrum.sampler,
+            timestep_spacing=spectrum.timestep_spacing,
         )
     if spectrum.loras or spectrum.adapt is not None:
         check_peft()

@@ -23,7 +23,7 @@ def describe_making(recipe: Recipe, generator: Generator, size: int) -> dict[str
         f"{generator.family}",
         "levels λ": ", ".join(map(format_level, sorted(config.levels))),
         "seeds": _seeds(config),
-        "sampler": f"{generator.sampler}; {_steps(config)}",
+        "sampler": f"{_sampler(config, generator)}; {_steps(config)}",
         "guidance scale": _guidance(config, generator),
         "pixels": _pixels(config, size),
         "precision and encoding": f"{config.dtype}, {config.encoding}",
@@ -67,6 +67,12 @@ def _budget(config: Spectrum) -> str:
         f"{value:,} {units[name]}" for name, value in config.budget if value is not None
     )
     return f"; a budget of {stated} for all"
+
+
+def _sampler(config: Spectrum, generator: Generator) -> str:
+    name = generator.sampler if config.sampler == "ddim" else config.sampler
+    spacing = config.timestep_spacing
+    return name if spacing is None else f"{name} with {spacing} timesteps"
 
 
 def _steps(config: Spectrum) -> str:

@@ -4,9 +4,11 @@ from .description import Address, Generator, check_generator, describe_generator
 from .interface import Conditioning, LatentModel
 from .loading import load_generator, load_plain
 from .loras import check_peft, describe_loras
+from .samplers import SAMPLERS
 from .schedules import Schedule
 
 __all__ = [
+    "SAMPLERS",
     "Address",
     "Conditioning",
     "Generator",

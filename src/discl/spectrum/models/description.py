@@ -32,7 +32,8 @@ from .families import (
     read_index,
 )
 from .loras import describe_loras
-from .schedules import make_ddim, make_flow
+from .samplers import check_own_sampler, make_sampler
+from .schedules import make_flow
 from .stable_diffusion import check_side
 
 P = ParamSpec("P")
@@ -189,6 +190,8 @@ def check_generator(
     *,
     fixed: bool = False,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
+    sampler: str = "ddim",
+    timestep_spacing: str | None = None,
 ) -> None:
     """Checks that a generator can make such images; reads configurations only, no weight.
 
@@ -197,6 +200,8 @@ def check_generator(
     - `levels`: λ in whole per cents.
     - `fixed`: whether every level takes T steps.
     - `guidance_interval`: the noise fractions at which steps are guided, the lower end excluded.
+    - `sampler`: one of `SAMPLERS`; families other than Stable Diffusion and SDXL have their own.
+    - `timestep_spacing`: `leading`, `trailing`, `linspace`, or None for the checkpoint's own.
 
     Raises CheckpointError that names the argument, and for a checkpoint that is missing,
     incomplete or of an unknown family.
@@ -205,6 +210,8 @@ def check_generator(
     folder, family = found.folder, found.family
     if isinstance(address, Address):
         describe_loras(address.loras)
+    if family.plain or not family.diffusion:
+        check_own_sampler(f"a {family.name}", sampler, timestep_spacing)
     if family.plain:
         _check_plain(found, levels, fixed, guidance_interval)
         if size is not None:
@@ -223,14 +230,24 @@ def check_generator(
             "Leave the interval out.",
             argument="guidance_interval",
         )
-    make = make_ddim if family.diffusion else make_flow
-    schedule = make(scheduler, num_inference_steps, fixed=fixed)
-    missing = [level for level in levels if level not in schedule.spans]
+    levels = list(levels)
+    if family.diffusion:
+        spans = make_sampler(
+            scheduler,
+            num_inference_steps,
+            sampler=sampler,
+            timestep_spacing=timestep_spacing,
+            fixed=fixed,
+            levels=levels,
+        ).spans
+    else:
+        spans = make_flow(scheduler, num_inference_steps, fixed=fixed).spans
+    missing = [level for level in levels if level not in spans]
     if missing:
         raise CheckpointError(
             f"level {format_level(missing[0])} has fewer than {num_inference_steps} training steps "
-            "of noise, so it cannot take a fixed number of steps. Use fewer steps, a lower level, "
-            "or steps per level.",
+            "of noise on this sampler's grid, so it cannot take a fixed number of steps. Use fewer "
+            "steps, a lower level, or steps per level.",
             argument="levels",
         )
     if size is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from .interface import Conditioning
+from .samplers import check_own_sampler
 from .schedules import Flow, make_flow
 from .stable_diffusion import Autoencoder
 
@@ -54,8 +55,16 @@ class FlowModel:
         return self.pipeline.default_sample_size * self.autoencoder.factor
 
     def schedule(
-        self, num_inference_steps: int, height: int, width: int, fixed: bool = False
+        self,
+        num_inference_steps: int,
+        height: int,
+        width: int,
+        fixed: bool = False,
+        *,
+        sampler: str = "ddim",
+        timestep_spacing: str | None = None,
     ) -> Flow:
+        check_own_sampler("a flow", sampler, timestep_spacing)
         side = self.autoencoder.factor * self.patch
         tokens = (height // side) * (width // side)
         return make_flow(

@@ -33,9 +33,22 @@ class LatentModel(Protocol):
         ...
 
     def schedule(
-        self, num_inference_steps: int, height: int, width: int, fixed: bool = False
+        self,
+        num_inference_steps: int,
+        height: int,
+        width: int,
+        fixed: bool = False,
+        *,
+        sampler: str = "ddim",
+        timestep_spacing: str | None = None,
     ) -> Schedule:
-        """The T steps for images of that many pixels; with `fixed`, T steps for every level."""
+        """The T steps for images of that many pixels; with `fixed`, T steps for every level.
+
+        - `sampler`: one of `SAMPLERS`; a flow has only its own, which is the default.
+        - `timestep_spacing`: as in `make_sampler`.
+
+        Raises CheckpointError for a sampler that the family does not have.
+        """
         ...
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:

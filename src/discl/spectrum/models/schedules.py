@@ -1,4 +1,4 @@
-"""`Schedule`: DDIM and flow matching."""
+"""`Schedule`: DDIM and flow matching. Other samplers are in `samplers`."""
 
 from __future__ import annotations
 
@@ -35,8 +35,32 @@ class Schedule(Protocol):
         """
         ...
 
-    def step(self, latents: Tensor, output: Tensor, index: Tensor) -> Tensor:
-        """The latents `[rows, c, h, w]` after step `index` `[rows]`, given the network's output."""
+    @property
+    def multistep(self) -> bool:
+        """Whether a step takes x̂0 of the step before."""
+        ...
+
+    def adds_noise(self, index: int) -> bool:
+        """Whether step `index` takes fresh noise."""
+        ...
+
+    def predict_clean(self, latents: Tensor, output: Tensor, index: Tensor) -> Tensor:
+        """x̂0 `[rows, c, h, w]` at step `index` `[rows]`, given the network's output."""
+        ...
+
+    def step(
+        self,
+        latents: Tensor,
+        output: Tensor,
+        index: Tensor,
+        previous: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """The latents `[rows, c, h, w]` after step `index` `[rows]`, given the network's output.
+
+        - `previous`: x̂0 of the step before, where the schedule is multistep.
+        - `noise`: fresh noise, where a step adds some.
+        """
         ...
 
     def to(self, device: torch.device) -> Self:
@@ -44,8 +68,13 @@ class Schedule(Protocol):
         ...
 
 
-class _Tables:
-    """A frozen dataclass of tensors that move together."""
+class Tables:
+    """A frozen dataclass of tensors that move together; the steps look back at nothing."""
+
+    multistep = False
+
+    def adds_noise(self, index: int) -> bool:
+        return False
 
     def to(self, device: torch.device) -> Self:
         values = {
@@ -80,7 +109,7 @@ def stacked_spans(levels: Iterable[int], num_inference_steps: int) -> dict[int, 
 
 
 @dataclass(frozen=True)
-class DDIM(_Tables):
+class DDIM(Tables):
     """Steps of DDIM (arXiv 2010.02502): step i goes from ᾱ = `alphas[i]` to `alphas_next[i]`.
 
     - `timesteps`: int64 `[steps]`; `alphas`, `alphas_next`: float32 `[steps]`.
@@ -103,7 +132,19 @@ class DDIM(_Tables):
         alpha = self.alphas[index]
         return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
 
-    def step(self, latents: Tensor, output: Tensor, index: Tensor) -> Tensor:
+    def predict_clean(self, latents: Tensor, output: Tensor, index: Tensor) -> Tensor:
+        alpha = self.alphas[index].view(-1, 1, 1, 1)
+        _, clean = split_output(latents, output, alpha, self.prediction_type)
+        return clean if self.clip is None else clean.clamp(-self.clip, self.clip)
+
+    def step(
+        self,
+        latents: Tensor,
+        output: Tensor,
+        index: Tensor,
+        previous: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
         alpha, alpha_next = (
             table[index].view(-1, 1, 1, 1) for table in (self.alphas, self.alphas_next)
         )
@@ -135,18 +176,24 @@ def ddim_step(
     - `prediction_type`: what the network predicts: `epsilon`, `v_prediction` or `sample`.
     - `clip`: bound of x̂0; ε̂ stays as predicted, as in diffusers. None for no clipping.
     """
-    if prediction_type == "epsilon":
-        noise, clean = output, (latents - (1 - alpha).sqrt() * output) / alpha.sqrt()
-    elif prediction_type == "v_prediction":
-        noise, clean = (
-            alpha.sqrt() * output + (1 - alpha).sqrt() * latents,
-            alpha.sqrt() * latents - (1 - alpha).sqrt() * output,
-        )
-    else:
-        noise, clean = (latents - alpha.sqrt() * output) / (1 - alpha).sqrt(), output
+    noise, clean = split_output(latents, output, alpha, prediction_type)
     if clip is not None:
         clean = clean.clamp(-clip, clip)
     return alpha_next.sqrt() * clean + (1 - alpha_next).sqrt() * noise
+
+
+def split_output(
+    latents: Tensor, output: Tensor, alpha: Tensor, prediction_type: str
+) -> tuple[Tensor, Tensor]:
+    """(ε̂, x̂0) of latents and the network's prediction; arguments as in `ddim_step`."""
+    if prediction_type == "epsilon":
+        return output, (latents - (1 - alpha).sqrt() * output) / alpha.sqrt()
+    if prediction_type == "v_prediction":
+        return (
+            alpha.sqrt() * output + (1 - alpha).sqrt() * latents,
+            alpha.sqrt() * latents - (1 - alpha).sqrt() * output,
+        )
+    return (latents - alpha.sqrt() * output) / (1 - alpha).sqrt(), output
 
 
 def make_ddim(scheduler: Any, num_inference_steps: int, fixed: bool = False) -> DDIM:
@@ -176,7 +223,7 @@ def make_ddim(scheduler: Any, num_inference_steps: int, fixed: bool = False) -> 
             for level in range(100)
             if (100 - level) * config.num_train_timesteps >= 100 * num_inference_steps
         ]
-        grids = [_fine_timesteps(config, num_inference_steps, level) for level in levels]
+        grids = [fine_timesteps(config, num_inference_steps, level) for level in levels]
         timesteps = torch.cat(grids)
         following = torch.cat([torch.cat([grid[1:], torch.tensor([-1])]) for grid in grids])
         spans = stacked_spans(levels, num_inference_steps)
@@ -193,7 +240,7 @@ def make_ddim(scheduler: Any, num_inference_steps: int, fixed: bool = False) -> 
     return DDIM(timesteps, alphas[timesteps], alphas_next, spans, config.prediction_type, clip)
 
 
-def _fine_timesteps(config: Any, num_inference_steps: int, level: int) -> Tensor:
+def fine_timesteps(config: Any, num_inference_steps: int, level: int) -> Tensor:
     """T training timesteps over the last (1 − λ) of the schedule, spaced like the checkpoint's own.
 
     They are the last T of a grid of T / (1 − λ) steps, a real number. Where that divides the
@@ -221,7 +268,7 @@ WHOLE_GRID_SETTINGS = (
 
 
 @dataclass(frozen=True)
-class Flow(_Tables):
+class Flow(Tables):
     """Euler steps of a rectified flow (arXiv 2403.03206): step i goes from σ to `sigmas_next[i]`.
 
     - `timesteps`, `sigmas`, `sigmas_next`: float32 `[steps]`.
@@ -239,7 +286,18 @@ class Flow(_Tables):
             return noise
         return self.sigmas[index] * noise + (1 - self.sigmas[index]) * clean
 
-    def step(self, latents: Tensor, output: Tensor, index: Tensor) -> Tensor:
+    def predict_clean(self, latents: Tensor, output: Tensor, index: Tensor) -> Tensor:
+        """x − σ · v."""
+        return latents - self.sigmas[index].view(-1, 1, 1, 1) * output
+
+    def step(
+        self,
+        latents: Tensor,
+        output: Tensor,
+        index: Tensor,
+        previous: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
         """x + (σ_next − σ) · v for the predicted velocity v = ε − z_real."""
         return latents + (self.sigmas_next - self.sigmas)[index].view(-1, 1, 1, 1) * output
 

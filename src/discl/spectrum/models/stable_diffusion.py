@@ -11,7 +11,8 @@ from torch import Tensor
 from ...checkpoint_checks import check_tokens
 from ...errors import CheckpointError
 from .interface import Conditioning
-from .schedules import DDIM, make_ddim
+from .samplers import LinearSteps, make_sampler
+from .schedules import DDIM
 
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
 """Scores that the SDXL refiner gets for the prompt and for the negative prompt, as in diffusers."""
@@ -132,6 +133,7 @@ class StableDiffusion:
         self.unet = unet.to(self.device, memory_format=torch.channels_last).eval()
         self.vae = vae.to(self.device).eval()
         self.scheduler = pipeline.scheduler
+        self._schedules: dict[tuple[Any, ...], DDIM | LinearSteps] = {}
         self.autoencoder = Autoencoder(self.vae)
         self._set_text_encoders(pipeline)
 
@@ -154,10 +156,26 @@ class StableDiffusion:
         return self.unet.config.sample_size * self.autoencoder.factor
 
     def schedule(
-        self, num_inference_steps: int, height: int, width: int, fixed: bool = False
-    ) -> DDIM:
-        """DDIM's grid, the same for all sizes."""
-        return make_ddim(self.scheduler, num_inference_steps, fixed)
+        self,
+        num_inference_steps: int,
+        height: int,
+        width: int,
+        fixed: bool = False,
+        *,
+        sampler: str = "ddim",
+        timestep_spacing: str | None = None,
+    ) -> DDIM | LinearSteps:
+        """The sampler's grid, the same for all sizes."""
+        key = self.scheduler, num_inference_steps, fixed, sampler, timestep_spacing
+        if key not in self._schedules:
+            self._schedules[key] = make_sampler(
+                self.scheduler,
+                num_inference_steps,
+                sampler=sampler,
+                timestep_spacing=timestep_spacing,
+                fixed=fixed,
+            )
+        return self._schedules[key]
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return self.autoencoder.shape(height, width, self.autoencoder.factor)
