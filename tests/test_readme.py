@@ -140,6 +140,7 @@ def test_stage_commands_exist(call: Callable[..., str]) -> None:
         "plan",
         "generate",
         "filter",
+        "retrieve",
         "train",
         "evaluate",
         "report",

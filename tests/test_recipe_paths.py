@@ -231,6 +231,7 @@ def test_a_whole_recipe_is_found_beside_itself_and_handed_on_without_its_folders
             "levels": [0],
         },
         "filter": {"checkpoint": "clip"},
+        "retrieval": {"archive": "images", "images": "settings"},
         "methods": {"ce": {}, "tuned": {"train": {"model": network}}},
         "compare": {
             "tune": {
@@ -263,6 +264,9 @@ def test_a_whole_recipe_is_found_beside_itself_and_handed_on_without_its_folders
     ]
     assert recipe.compare.tune.methods["tuned"]["train.model.checkpoint"] == [str(beside / "clip")]
     assert recipe.runtime.store == str(beside / "store")
+    assert recipe.retrieval is not None
+    assert recipe.retrieval.archive == str(beside / "images")
+    assert recipe.retrieval.images == str(beside / "settings")
     shared = words.share_recipe(recipe.plain())
     assert str(tmp_path) not in str(shared)
     assert shared["spectrum"]["loras"][0] == {"path": "…/style.safetensors", "scale": 0.5}

@@ -248,6 +248,16 @@ def filter_(options: RunOptions) -> None:
 
 @app.command()
 @on_run
+def retrieve(options: RunOptions) -> None:
+    """Choose real images of an unlabelled archive by CLIP, if a method trains on such images.
+
+    Example: `discl retrieve mine.yaml --set retrieval.archive=photos-of-mine`
+    """
+    _echo(options.run("retrieve")[1])
+
+
+@app.command()
+@on_run
 def train(options: RunOptions) -> None:
     """Train the classifier of every method.
 

@@ -1,6 +1,7 @@
 """All stages in order; what `discl run` and `discl.run` do.
 
-data -> hard -> prompts -> adapt -> plan -> generate -> filter -> train -> evaluate -> report
+data -> hard -> prompts -> adapt -> plan -> generate -> filter -> retrieve -> train -> evaluate
+-> report
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from .stages.plan import check_models, make_plan
 from .stages.prepare_data import prepare_data
 from .stages.prompts import write_prompts
 from .stages.provenance import describe_making
+from .stages.retrieve import retrieve
 from .stages.train import train
 from .training.distributed import current_processes, join_processes
 from .utils.atomic import why
@@ -60,6 +62,7 @@ STAGES: dict[str, Callable[[Run], Path]] = {
     "plan": make_plan,
     "generate": generate_stage.generate,
     "filter": filter_spectrum,
+    "retrieve": retrieve,
     "train": train,
     "evaluate": evaluate,
     "report": report,
@@ -111,7 +114,7 @@ def run_until(run: Run, stage: str) -> Path:
     Processes that `torchrun` or `accelerate launch` started train together; rank 0 does the rest.
 
     - `run`: an open run.
-    - `stage`: `hard`, `prompts`, `plan`, `generate`, `filter`, `train`, `evaluate` or `report`.
+    - `stage`: a name in `STAGES`, such as `hard`, `plan`, `generate`, `filter` or `train`.
 
     ```python
     import discl
@@ -209,7 +212,7 @@ def compare(run: Run, seeds: Sequence[int] | None = None, *, tune: bool = False)
     `comparison.html` in the same folder draws the table.
     """
     check_own_pieces(run.recipe, run.allow_plugins, tuned=tune)
-    run_until(run, "filter")
+    run_until(run, "retrieve")
     processes = current_processes()
     with run.lock("compare") if processes.first else nullcontext(), _refusals("compare"):
         path = compare_stage.compare(run, seeds or run.recipe.compare.seeds, tune)

@@ -28,6 +28,7 @@ BALANCED = {"sampling": "class-balanced"}
         ({}, False),
         (REAL, False),
         ({"strategy": "fixed", "level": 100}, False),
+        ({"strategy": "fixed", "level": 100, "images": "retrieved"}, False),
         ({"strategy": "fixed", "level": 0}, True),
         ({"strategy": D2S}, True),
         ({"strategy": "mine:strategy"}, True),
@@ -42,6 +43,7 @@ def test_level_100_is_real(method: dict[str, Any], takes: bool) -> None:
     [
         ({}, UNDERSAMPLED, True),
         ({}, {"strategy": "fixed", "level": 100}, True),
+        ({}, {"strategy": "fixed", "level": 100, "images": "retrieved"}, False),
         ({}, {"strategy": "fixed", "level": 50}, False),
         ({}, REAL, False),
         ({"undersample": True}, UNDERSAMPLED, True),
@@ -135,6 +137,18 @@ def test_rows_and_notes() -> None:
     ]
     assert controls(tree, scores | {"under+la": 0.1}).same_mixture["discl+la"] == "under+la"
     assert "on test, the split that is shown" in controls(tree, scores, "test").notes[1]
+
+
+def test_retrieved_images_have_a_control_and_may_be_the_best_row() -> None:
+    """They are no synthetic images, but more than the same mixture of training images."""
+    retrieval = {"strategy": "fixed", "level": 100, "images": "retrieved"}
+    tree = recipe(under=UNDERSAMPLED, discl={"strategy": D2S}, retrieval=retrieval)
+    found = controls(tree, {"under": 0.4, "discl": 0.9, "retrieval": 0.7})
+    assert found.same_mixture == {"discl": "under", "retrieval": "under"}
+    assert found.best == "retrieval"
+    alone = controls(recipe(retrieval=retrieval), {"retrieval": 0.7})
+    assert alone.same_mixture == {"retrieval": None}
+    assert yaml.safe_load(alone.lines) == {"same-mixture": UNDERSAMPLED}
 
 
 def test_lines_add_each_absent_control_once() -> None:

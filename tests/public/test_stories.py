@@ -29,14 +29,15 @@ NOT_RUN = {"run": "takes minutes", "convert_checkpoint": "needs a pickled checkp
 
 
 def test_the_demo_by_the_command_line(inside: Path, command: Callable[..., str]) -> None:
-    """In a folder that was empty before: results of both methods, and a report."""
+    """In a folder that was empty before: results of all methods, and a report."""
     results = json.loads((RUN / "results.json").read_text())
     figures = json.dumps(results)
     assert '"ce"' in figures and '"discl"' in figures and '"accuracy"' in figures
     report = (RUN / "report.html").read_text()
     assert "<html" in report and "fashion-lt" in report
+    assert "ce-undersampled for discl; ce-balanced for discl-balanced" in report
     before = {path: path.stat().st_mtime_ns for path in RUN.glob("train/*/model.safetensors")}
-    assert len(before) == 2
+    assert len(before) == 5
     command(inside, "train", str(RUN / "recipe.yaml"), "--out", str(RUN))
     assert before == {path: path.stat().st_mtime_ns for path in before}, "trained twice"
 

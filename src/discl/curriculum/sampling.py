@@ -20,7 +20,8 @@ class Pool:
 
     - `labels`: int64 `[rows]`.
     - `levels`: whole per cent, int64 `[rows]`.
-    - `synthetic`: bool `[rows]`.
+    - `synthetic`: images beside the real training images, bool `[rows]`: synthetic ones, or
+      retrieved ones at level 100.
     - `hard`: real images that have a spectrum, bool `[rows]`.
     - `class_names`: names of the labels, `[classes]`.
     - `held_out`: rows that are never drawn, bool `[rows]`; default none.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         rank_by_index,
         take_long_tail,
     )
-    from .readers import Cameras, read_tables
+    from .readers import Cameras, read_archive, read_tables
     from .splits import split_rows
     from .table import (
         ImageTable,
@@ -40,7 +40,7 @@ _HOMES = {
         "rank_by_index",
         "take_long_tail",
     ),
-    "readers": ("Cameras", "read_tables"),
+    "readers": ("Cameras", "read_archive", "read_tables"),
     "splits": ("split_rows",),
     "table": (
         "ImageTable",
@@ -69,6 +69,7 @@ __all__ = [
     "keep_aspect",
     "order_classes",
     "rank_by_index",
+    "read_archive",
     "read_tables",
     "settle_depth",
     "split_rows",

@@ -1,5 +1,7 @@
 """Rows that show what synthetic images add: the same mixture and the best row without them.
 
+Retrieved images are real, so a row with them may be the best one. It has a control itself.
+
 Methods are plain mappings, as in a recipe's section `methods`.
 """
 
@@ -39,8 +41,8 @@ Method = Mapping[str, Any]
 class Controls:
     """The rows that methods with synthetic images are compared with.
 
-    - `same_mixture`: `{row: its control}`, None where the recipe has none; rows with synthetic
-      images only.
+    - `same_mixture`: `{row: its control}`, None where the recipe has none; rows with synthetic or
+      retrieved images only.
     - `best`: the best row without synthetic images, None if there is none.
     - `notes`: sentences that name these rows.
     - `lines`: YAML of the controls that are absent, for the section `methods`.
@@ -64,8 +66,13 @@ def takes_synthetic_images(method: Method) -> bool:
     return strategy != "real-only" and not (strategy == "fixed" and method.get("level") == REAL)
 
 
+def takes_retrieved_images(method: Method) -> bool:
+    """Whether a method trains on images of an archive."""
+    return method.get("images") == "retrieved"
+
+
 def find_control(methods: Mapping[str, Method], name: str, by_tail: bool) -> str | None:
-    """The method with the same mixture as `name`, but without synthetic images; None if absent.
+    """The method with the same mixture as `name`, but with training images only; None if absent.
 
     It agrees in mixture, objective, prior, system, fine-tuning and the changes of `train`. Its
     strategy is `real-only`, or `fixed` at level 100. Neither undersampled nor class-balanced, the
@@ -77,7 +84,7 @@ def find_control(methods: Mapping[str, Method], name: str, by_tail: bool) -> str
     """
     wanted = _mixture(methods[name], by_tail)
     for other, method in methods.items():
-        if takes_synthetic_images(method) or _mixture(method, by_tail) != wanted:
+        if _adds_images(method) or _mixture(method, by_tail) != wanted:
             continue
         repeats = method.get("strategy") == "fixed"
         if not _depends_on_scale(wanted) or (repeats and _scale(method) == _scale(methods[name])):
@@ -110,7 +117,7 @@ def make_controls(
     chosen_on: str,
     shown: str,
 ) -> Controls | None:
-    """The controls of a table; None if no method takes synthetic images.
+    """The controls of a table; None if no method takes synthetic or retrieved images.
 
     - `recipe`: plain tree with `methods` and `hard.rule`.
     - `rows`: names of the table's rows, such as `discl` and `discl+la`.
@@ -119,10 +126,10 @@ def make_controls(
     - `shown`: the split of the table.
     """
     methods, by_tail = recipe["methods"], recipe["hard"]["rule"] == "tail"
-    spectral = [name for name, method in methods.items() if takes_synthetic_images(method)]
-    if not spectral:
+    adding = [name for name, method in methods.items() if _adds_images(method)]
+    if not adding:
         return None
-    control = {name: find_control(methods, name, by_tail) for name in spectral}
+    control = {name: find_control(methods, name, by_tail) for name in adding}
     same: dict[str, str | None] = {}
     plain: dict[str, float] = {}
     for row in rows:
@@ -131,15 +138,19 @@ def make_controls(
             other = control[method]
             found = other is not None and other + variant in rows
             same[row] = f"{other}{variant}" if found else None
-        elif row in scores:
+        if row in scores and not takes_synthetic_images(methods.get(method, {})):
             plain[row] = scores[row]
     best = max(plain, key=lambda row: plain[row], default=None)
     return Controls(
         same,
         best,
         [*_describe_mixtures(control), _describe_best(best, metric, chosen_on, shown)],
-        _lines(methods, [name for name in spectral if control[name] is None], by_tail),
+        _lines(methods, [name for name in adding if control[name] is None], by_tail),
     )
+
+
+def _adds_images(method: Method) -> bool:
+    return takes_synthetic_images(method) or takes_retrieved_images(method)
 
 
 def _describe_mixtures(control: Mapping[str, str | None]) -> list[str]:

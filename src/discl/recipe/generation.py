@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from ..baselines.alia import NEGATIVE_PROMPTS
+from ..data.readers import READERS
 from ..errors import RecipeError, arguments_named, shorten
 from ..levels import check_levels
 from ..mixtures import Mixture
@@ -22,7 +23,7 @@ from ..prompts import CAPTION, SETTING
 from ..prompts.chat_client import check_url
 from .budget import Budget
 from .paths import PathOrName
-from .types import ImageTemplate, Level, Strict, Template, without_default
+from .types import ImageTemplate, Level, Strict, Template, one_of, without_default
 
 OF_SETTINGS = f"a photo of a {{class}} {SETTING}"
 """The default template where `prompts.settings` is used."""
@@ -405,6 +406,50 @@ class Spectrum(Strict):
                 "smaller value first, for example [0.4, 1]."
             )
         return self
+
+
+class Retrieval(Strict):
+    """Images of an unlabelled archive for methods with `images: retrieved`.
+
+    `filter.checkpoint` assigns each image of the archive to the class whose text it is closest to.
+    For each class with hard images the closest ones are chosen. Copies of images of the data set
+    are left out.
+    """
+
+    archive: PathOrName = Field(
+        description="folder with images at any depth, list, or any other data set that data.root "
+        "may name; labels are not read"
+    )
+    format: Annotated[str, one_of("format", ("auto", *READERS))] = "auto"
+    columns: dict[Literal["id", "image"], str] = Field(
+        default_factory=dict, description="our column: its name in the archive"
+    )
+    images: PathOrName | None = Field(
+        None,
+        description="manifest: folder that the paths of the list are relative to; null: the folder "
+        "of the list",
+    )
+    per_image: float = Field(3.0, gt=0, le=10_000, description="images for each hard image")
+    threshold: float | None = Field(
+        None,
+        ge=-1,
+        le=1,
+        description="minimum clip_similarity with the text of the class; null: filter.threshold",
+    )
+    image_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="weight of the cosine with the mean training image of a class, beside that "
+        "with its text",
+    )
+    copy_cosine: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="images with a CLIP cosine of at least this with an image of the data set are "
+        "left out as copies",
+    )
 
 
 class Filter(Strict):

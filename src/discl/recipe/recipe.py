@@ -16,12 +16,12 @@ from ..levels import REAL, TEXT_ONLY, format_level
 from ..models.classifier import ARCHITECTURES
 from ..training.objectives import FLYP
 from .data import Data, Groups, Hard
-from .generation import Filter, Pilot, Prompts, Spectrum
+from .generation import Filter, Pilot, Prompts, Retrieval, Spectrum
 from .merge import merge
 from .paths import PathOrName
 from .pieces import check_pieces
 from .problems import explain
-from .training import Compare, Evaluate, Method, Train
+from .training import RETRIEVED, Compare, Evaluate, Method, Train
 from .types import Name, Strict
 
 MOST_SLOTS = 65_536
@@ -93,6 +93,7 @@ class Recipe(Strict):
     - `prompts`: the texts to generate from.
     - `spectrum`: generator, levels and seeds.
     - `filter`: CLIP and threshold.
+    - `retrieval`: an archive whose images may take the place of synthetic ones.
     - `train`: classifier, epochs and optimizer.
     - `methods`: the methods to compare, by name.
     - `baseline`: the method that the report compares with; default the first.
@@ -118,6 +119,7 @@ class Recipe(Strict):
     prompts: Prompts = Prompts()
     spectrum: Spectrum
     filter: Filter
+    retrieval: Retrieval | None = None
     train: Train = Train()
     methods: dict[Name, Method] = Field(min_length=1, max_length=200)
     baseline: str | None = Field(
@@ -143,6 +145,11 @@ class Recipe(Strict):
             )
         for name, method in self.methods.items():
             _check_fine_tuning(name, method, self.training(name))
+            if method.images == RETRIEVED and self.retrieval is None:
+                raise RecipeError(
+                    f"methods.{name} trains on retrieved images, but the recipe names no archive; "
+                    "add a section retrieval: {archive: FOLDER}."
+                )
             needed = {"text-only": TEXT_ONLY, "fixed": method.level}.get(method.strategy)
             if needed is not None and needed != REAL and needed not in self.spectrum.levels:
                 raise RecipeError(
@@ -158,7 +165,7 @@ class Recipe(Strict):
         scales = [
             method.synthetic_scale
             for method in self.methods.values()
-            if method.strategy != "real-only"
+            if method.strategy != "real-only" and method.images != RETRIEVED
         ]
         return max(scales, default=3.0)
 

@@ -17,6 +17,7 @@ from ..assets import published_figures
 from ..baselines import make_system, read_system
 from ..curriculum.strategies import find_strategy
 from ..errors import RecipeError
+from ..levels import REAL
 from ..mixtures import LONG_FORM, Mixture, Sampling
 from ..models.classifier import ARCHITECTURES, FROM_CHECKPOINT
 from ..training.augmentation import AUGMENTATIONS
@@ -27,6 +28,8 @@ from .types import Level, Seed, Strict, Template, one_of, without_default
 
 Channel = Annotated[float, Field(ge=-1, le=1)]
 Channels = tuple[float, float, float]
+RETRIEVED = "retrieved"
+"""The `images` of a method that takes those of an archive."""
 
 
 def _published(value: str) -> str:
@@ -283,6 +286,11 @@ class Method(Strict):
         "real-only", description="a name, or module:attribute for a custom one (--allow-plugins)"
     )
     level: Level | None = Field(None, description="only for strategy fixed")
+    images: Literal["synthetic", "retrieved"] = Field(
+        "synthetic",
+        description="retrieved: real images of retrieval.archive in the place of synthetic ones, "
+        "at level 100",
+    )
     objective: Annotated[str | dict[str, str | float], BeforeValidator(_objective)] = Field(
         "cross-entropy",
         description="a name, a mapping such as {name: focal, gamma: 2}, or module:attribute "
@@ -374,7 +382,7 @@ class Method(Strict):
 
     @model_serializer(mode="wrap")
     def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        plain = without_default(write(self), mixture=None)
+        plain = without_default(write(self), mixture=None, images="synthetic")
         if self.mixture is not None:
             plain = {key: value for key, value in plain.items() if key not in LONG_FORM}
         return plain
@@ -390,6 +398,22 @@ class Method(Strict):
             raise RecipeError(
                 f"'mixture' (got {self.mixture}) and '{stated[0]}' state the same; remove one of "
                 f"them (a null removes what a base states, as in {stated[0]}: null)."
+            )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _retrieved_at_level_100(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("images") == RETRIEVED:
+            return {"strategy": "fixed", "level": REAL, **value}
+        return value
+
+    @model_validator(mode="after")
+    def _retrieved_images_are_real(self) -> Method:
+        if self.images == RETRIEVED and (self.strategy, self.level) != ("fixed", REAL):
+            raise RecipeError(
+                f"images: {RETRIEVED} are real ones, which are at level {REAL}; remove strategy "
+                f"and level (got {self.strategy}, {self.level})."
             )
         return self
 

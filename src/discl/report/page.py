@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from ..data import ImageTable
-from ..evaluation.controls import ABSENT
+from ..evaluation.controls import ABSENT, takes_retrieved_images
 from ..mixtures import describe_mixture
 from ..run_folder import paths
 from ..utils.atomic import whole
@@ -210,7 +210,9 @@ def curricula(summary: RunSummary, colours: Mapping[str, str]) -> list[Curriculu
     for name, history in summary.histories.items():
         method = summary.recipe["methods"][name]
         objective = method["objective"]
-        facts = [method["strategy"], objective if isinstance(objective, str) else objective["name"]]
+        retrieved = takes_retrieved_images(method)
+        facts = ["retrieved images" if retrieved else method["strategy"]]
+        facts += [objective if isinstance(objective, str) else objective["name"]]
         facts += [method["fine_tune"]] if method.get("fine_tune", "full") != "full" else []
         facts += (
             [f"clip_similarity ≥ {words.plain(method['threshold'])}"]
@@ -221,7 +223,8 @@ def curricula(summary: RunSummary, colours: Mapping[str, str]) -> list[Curriculu
         facts.append(f"mixture {describe_mixture(method, by_tail)}")
         mixed = [record["synthetic_share"] for record in history if record["levels"]]
         if mixed:
-            facts.append(f"{100 * np.mean(mixed):.0f} % of the samples synthetic")
+            kind = "retrieved" if retrieved else "synthetic"
+            facts.append(f"{100 * np.mean(mixed):.0f} % of the samples {kind}")
         apart = [record["classes_apart"] for record in history if "classes_apart" in record]
         if apart:
             facts.append(

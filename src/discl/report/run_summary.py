@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..data.images import decode_image
+from ..evaluation.controls import takes_retrieved_images
 from ..run_folder import paths
 from ..spectrum.store import Shards
 from ..utils.stored import read_json, read_lines, read_recipe_tree, read_table
@@ -32,6 +33,7 @@ class RunSummary:
     - `groups`: labels of many, medium and few; an empty group is absent.
     - `split_counts`: images per class of each split, int64 `[classes]`.
     - `plan`, `verdicts`: one row per synthetic image.
+    - `retrieved`: labels of the chosen images of an archive, int64; None without an archive.
     - `results`: `{method: {split: {metric: value}}}`.
     - `making`: how the images are made, `{title: text}`.
     """
@@ -48,6 +50,7 @@ class RunSummary:
     histories: Mapping[str, Sequence[Mapping[str, Any]]]
     results: Mapping[str, Mapping[str, Mapping[str, Any]]]
     making: Mapping[str, str]
+    retrieved: np.ndarray | None = None
 
     @property
     def class_counts(self) -> np.ndarray:
@@ -143,7 +146,14 @@ def read_run(
         },
         results=read_json(folder / paths.RESULTS),
         making=making,
+        retrieved=_read_retrieved(folder, recipe),
     )
+
+
+def _read_retrieved(folder: Path, recipe: Mapping[str, Any]) -> np.ndarray | None:
+    if not any(map(takes_retrieved_images, recipe["methods"].values())):
+        return None
+    return read_table(folder / paths.RETRIEVED, ["label"])["label"].to_numpy()
 
 
 def read_pictures(store: Path | str, ids: Collection[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..evaluation.controls import takes_retrieved_images
 from ..recipe.paths import FOREIGN, PATHS, map_paths
 from ..run_folder import paths
 from .run_summary import ADJUSTED, RunSummary
@@ -94,6 +95,7 @@ def describe_settings(summary: RunSummary) -> list[tuple[str, str]]:
         ("Data", _data(summary, recipe)),
         ("Groups", _groups(summary, recipe)),
         *_making(summary),
+        *_retrieval(summary, recipe),
         ("Classifier", _classifier(recipe)),
         ("Machine", _machine(summary.environment)),
     ]
@@ -149,6 +151,22 @@ def _making(summary: RunSummary) -> list[tuple[str, str]]:
         f"{plural(made, 'synthetic image')} kept ({fraction((kept, made))})",
     }
     return [(what[0].upper() + what[1:], f"{text}.") for what, text in lines.items()]
+
+
+def _retrieval(summary: RunSummary, recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was taken from an archive, and for which methods; nothing without one."""
+    if summary.retrieved is None:
+        return []
+    users = [name for name, each in recipe["methods"].items() if takes_retrieved_images(each)]
+    classes = plural(len(np.unique(summary.retrieved)), "class", "classes")
+    return [
+        (
+            "Retrieved images",
+            f"{plural(len(summary.retrieved), 'real image')} of {recipe['retrieval']['archive']}, "
+            f"in {classes}, chosen by CLIP without labels; {' and '.join(users)} train on them in "
+            "the place of synthetic ones.",
+        )
+    ]
 
 
 def _classifier(recipe: Mapping[str, Any]) -> str:

@@ -24,13 +24,14 @@ from . import paths
 logger = get_logger(__name__)
 
 FROM_PLAN = (paths.PLAN, paths.FILTER, paths.ALIA)
-FROM_HARD = (paths.HARD, *FROM_PLAN)
+FROM_HARD = (paths.HARD, *FROM_PLAN, paths.RETRIEVED)
 TABLES = {
     "data": (paths.DATA, *FROM_HARD),
     "hard": FROM_HARD,
-    "prompts": FROM_PLAN,
+    "prompts": (*FROM_PLAN, paths.RETRIEVED),
     "spectrum": FROM_PLAN,
-    "filter": (paths.FILTER, paths.ALIA),
+    "filter": (paths.FILTER, paths.ALIA, paths.RETRIEVED),
+    "retrieval": (paths.RETRIEVED,),
 }
 """Tables that depend on a section of the recipe."""
 RESULTS = (paths.RESULTS, paths.PREDICTIONS, paths.REPORT)
@@ -47,7 +48,7 @@ def stale_files(recipe: Recipe, changed: Iterable[str]) -> list[str]:
         if section == "train" and recipe.hard.rule == "probability" and rest not in NOT_FOR_HARD:
             stale |= {*FROM_HARD}
         if section == "train" and recipe.filter.rule == "alia":
-            stale |= {*TABLES["filter"]}
+            stale |= {paths.FILTER, paths.ALIA}
     return sorted(stale)
 
 

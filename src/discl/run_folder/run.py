@@ -17,6 +17,7 @@ from ..data import (
     class_groups,
     digest_image,
     keep_aspect,
+    read_archive,
     read_tables,
     without_empty_classes,
 )
@@ -26,10 +27,13 @@ from ..recipe import Data, Recipe
 from ..spectrum.models import Address, Generator, describe_generator, describe_loras
 from ..spectrum.plan import PlanShard, Sampling
 from ..spectrum.store import Shards, score_shards, spectrum_shards
+from ..utils.logging import get_logger
 from ..utils.stored import read_json, read_recipe_tree, read_table
 from . import paths
 from .changes import changed_values
 from .locks import lock
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,25 @@ class Run:
                     f"{self.path(paths.DATA)}; start a new folder with --out."
                 )
         return result
+
+    @cached_property
+    def archive(self) -> ImageTable:
+        """The images of `retrieval.archive`, without labels.
+
+        Raises RunError if the recipe names none, DataError if it is missing, broken or empty.
+        """
+        config = self.recipe.retrieval
+        if config is None:
+            raise RunError("the recipe names no archive; add a section retrieval: {archive: …}.")
+        keys = {"root": "archive", "kind": "format", "columns": "columns", "images": "images"}
+        with arguments_named(**{name: f"retrieval.{key}" for name, key in keys.items()}):
+            return read_archive(
+                config.archive,
+                config.format,
+                columns=config.columns,
+                images=config.images,
+                on_left_out=logger.warning,
+            )
 
     @property
     def train(self) -> ImageTable:

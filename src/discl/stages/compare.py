@@ -52,6 +52,7 @@ PHASE_1 = (
     paths.HARD,
     paths.PLAN,
     paths.FILTER,
+    paths.RETRIEVED,
     paths.SPECTRUM,
     paths.SCORES,
     paths.CACHE,

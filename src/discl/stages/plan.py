@@ -36,6 +36,7 @@ from .classifiers import describe_classifier
 from .engine import GENERATOR_KEYS, make_engine
 from .pending import draws_so_far, planned_sources, score_and_list_missing
 from .prompts import check_prompts, ensure_texts
+from .retrieve import needs_archive
 from .train import check_training
 from .workers.local import list_devices
 
@@ -46,16 +47,19 @@ SAMPLED = 16
 
 
 def check_models(run: Run, stage: str) -> None:
-    """Finds the store and the checkpoints that `stage` needs, before any long work starts.
+    """Finds the store, checkpoints and archive that `stage` needs, before any long work starts.
 
     Raises CheckpointError for a checkpoint that is missing, of another family, or cannot make
-    pictures of this size; StoreError for a store that cannot be reached; and, if `stage` needs
-    classifiers, RecipeError for custom pieces that are not allowed or do not exist.
+    pictures of this size; StoreError for a store that cannot be reached; DataError for an archive
+    that is missing or empty; and, if `stage` needs classifiers, RecipeError for custom pieces that
+    are not allowed or do not exist.
     """
     if stage in TRAINING:
         check_own_pieces(run.recipe, run.allow_plugins)
     if stage in {"data", "hard"}:
         return
+    if stage in {*TRAINING, "retrieve"} and needs_archive(run):
+        _ = run.archive
     Shards(run.location(paths.SPECTRUM), pa.schema([])).files()
     check_prompts(run)
     with arguments_named(address="filter.checkpoint"):

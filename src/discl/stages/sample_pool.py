@@ -12,11 +12,14 @@ from datasets import Dataset
 from ..curriculum.sampling import Pool
 from ..data import ImageTable
 from ..levels import REAL
+from ..recipe import Method
+from ..recipe.training import RETRIEVED
 from ..run_folder import paths
 from ..run_folder.images import stored_images
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import judge
 from ..utils.stored import read_table
+from .retrieve import retrieved_images
 
 
 def kept_images(run: Run, threshold: float | None = None) -> Dataset:
@@ -38,6 +41,28 @@ def kept_images(run: Run, threshold: float | None = None) -> Dataset:
     for name in ("label", "level", "source_id"):
         images = images.add_column(name, [verdict[name] for verdict in verdicts])
     return images
+
+
+def added_images(run: Run, method: Method) -> Dataset | ImageTable:
+    """The images that a method adds to the real training images, as its threshold has them."""
+    if method.images == RETRIEVED:
+        return retrieved_images(run, method.threshold)
+    return kept_images(run, method.threshold)
+
+
+def rows_of(images: Dataset | ImageTable) -> Dataset:
+    """The rows of added images, with the columns id, label and level."""
+    return images.rows if isinstance(images, ImageTable) else images
+
+
+def added_aspects(run: Run, images: Dataset | ImageTable) -> np.ndarray:
+    """Width / height of added images, float64 `[images]`."""
+    if not isinstance(images, ImageTable):
+        return made_aspects(run, images["source_id"][:])
+    listed = read_table(run.path(paths.RETRIEVED), ["id", "width", "height"])
+    aspects = (listed["width"].to_numpy() / listed["height"].to_numpy()).tolist()
+    aspect_of = dict(zip(listed["id"].to_pylist(), aspects, strict=True))
+    return np.array([aspect_of[name] for name in images.ids], np.float64)
 
 
 def hard_rows(run: Run) -> np.ndarray:

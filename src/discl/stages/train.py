@@ -25,6 +25,7 @@ from ..levels import REAL
 from ..mixtures import read_mixture
 from ..models.classifier import ClassifierConfig, load_classifier
 from ..recipe import Method, Train, check_own_pieces
+from ..recipe.training import RETRIEVED
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.plan import Request
@@ -45,7 +46,14 @@ from ..utils.plugins import is_address
 from .classifiers import describe_classifier, describe_training, starter_of
 from .loggers import open_loggers
 from .resize_data import prepared_table
-from .sample_pool import hard_rows, kept_images, made_aspects, make_pool, real_aspects
+from .sample_pool import (
+    added_aspects,
+    added_images,
+    hard_rows,
+    make_pool,
+    real_aspects,
+    rows_of,
+)
 from .trained import classifier_config, ensure_config, fingerprint, is_trained, open_method
 
 logger = get_logger(__name__)
@@ -62,10 +70,10 @@ def train(run: Run) -> Path:
     """
     methods, processes = run.recipe.methods, current_processes()
     check_own_pieces(run.recipe, run.allow_plugins)
-    thresholds = dict.fromkeys(method.threshold for method in methods.values())
-    kept = {threshold: kept_images(run, threshold) for threshold in thresholds}
+    added = {_added_key(method): method for method in methods.values()}
+    images = {key: added_images(run, method) for key, method in added.items()}
     fingerprints = {
-        name: fingerprint(run, name, method, kept[method.threshold])
+        name: fingerprint(run, name, method, rows_of(images[_added_key(method)]))
         for name, method in methods.items()
     }
     missing = {
@@ -74,11 +82,11 @@ def train(run: Run) -> Path:
         if not is_trained(run, name, fingerprints[name])
     }
     hard = hard_rows(run)
-    pools = {threshold: make_pool(run.train, hard, images) for threshold, images in kept.items()}
+    pools = {key: make_pool(run.train, hard, rows_of(each)) for key, each in images.items()}
     plans = {}
     for name, method in missing.items():
         with _named_by_method(name, " Nothing was trained."):
-            plan = _plan_method(run, name, method, pools[method.threshold])
+            plan = _plan_method(run, name, method, pools[_added_key(method)])
         settings = replace(plan.settings, fingerprint=fingerprints[name])
         plans[name] = replace(plan, settings=settings)
     if processes.first:
@@ -90,30 +98,38 @@ def train(run: Run) -> Path:
     processes.barrier()  # until rank 0 has made the folders
     inputs = {name: _input_of(run, name, method) for name, method in missing.items()}
     for each in dict.fromkeys(sorted(inputs.values(), key=lambda each: each[:2])):
-        size, mode, threshold = each
-        pixels = _training_pixels(run, size, mode, kept[threshold])
+        size, mode, key = each
+        pixels = _training_pixels(run, size, mode, images[key])
         for name, method in missing.items():
             if inputs[name] == each:
                 _train_method(run, name, method, plans[name], pixels)
     return run.path(paths.TRAIN)
 
 
-def _input_of(run: Run, name: str, method: Method) -> tuple[int, str, float | None]:
-    """(size, resize mode, threshold of the filter): methods that share them decode images once."""
+AddedKey = tuple[str, float | None]
+
+
+def _added_key(method: Method) -> AddedKey:
+    """What decides which images a method adds to the real ones."""
+    return method.images, method.threshold
+
+
+def _input_of(run: Run, name: str, method: Method) -> tuple[int, str, AddedKey]:
+    """(size, resize mode, added images): methods that share them decode images once."""
     size, mode = classifier_config(run, name).resize, run.recipe.training(name).resize_mode
-    return size, mode, method.threshold
+    return size, mode, _added_key(method)
 
 
-def _training_pixels(run: Run, size: int, mode: str, synthetic: Dataset) -> ImageCache:
-    """Real training images, then synthetic ones: centre squares, or whole with their aspects."""
+def _training_pixels(run: Run, size: int, mode: str, added: Dataset | ImageTable) -> ImageCache:
+    """Real training images, then added ones: centre squares, or whole with their aspects."""
     real = prepared_table(run, "train", size, mode)
     aspects = (
-        np.concatenate([real_aspects(run, "train"), made_aspects(run, synthetic["source_id"][:])])
+        np.concatenate([real_aspects(run, "train"), added_aspects(run, added)])
         if mode == "whole"
         else None
     )
-    with progress("decode training images", len(real) + len(synthetic)) as advance:
-        return ImageCache([real, synthetic], size, advance, aspects)
+    with progress("decode training images", len(real) + len(added)) as advance:
+        return ImageCache([real, added], size, advance, aspects)
 
 
 def fit_classifier(
@@ -342,7 +358,8 @@ def _train_method(
 
 
 def _report_history(name: str, method: Method, pool: Pool, history: list[Record]) -> None:
-    """Says how far classes chose levels of their own, and how many synthetic images were drawn."""
+    """Says how far classes chose levels of their own, and how many added images were drawn."""
+    retrieved = method.images == RETRIEVED
     apart = [record["classes_apart"] for record in history if "classes_apart" in record]
     if apart:
         logger.info(
@@ -350,11 +367,14 @@ def _report_history(name: str, method: Method, pool: Pool, history: list[Record]
             "another level than the common one"
         )
     scales = [
-        record["effective_scale"] for record in history if record["levels"] not in ([], [REAL])
+        record["effective_scale"]
+        for record in history
+        if record["levels"] not in ([], [] if retrieved else [REAL])
     ]
     if scales:
         logger.info(
-            f"train {name}: {min(scales):.2f} to {max(scales):.2f} distinct synthetic images per "
+            f"train {name}: {min(scales):.2f} to {max(scales):.2f} distinct "
+            f"{method.images} images per "
             f"real tail image (the recipe wants {method.synthetic_scale:g})"
         )
 

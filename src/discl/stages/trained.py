@@ -26,6 +26,7 @@ from ..models.classifier import (
     write_config,
 )
 from ..recipe import Method
+from ..recipe.training import RETRIEVED
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..training import objectives
@@ -91,15 +92,20 @@ def classifier_config(run: Run, name: str) -> ClassifierConfig:
     return config if depth is None else replace(config, depth=depth.plain())
 
 
-def fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
-    """Returns a digest of everything that a method's classifier depends on."""
+def fingerprint(run: Run, name: str, method: Method, added: Dataset) -> str:
+    """Returns a digest of everything that a method's classifier depends on.
+
+    - `added`: rows of its images beside the real training images, with their ids and labels.
+    """
     listed = read_table(run.path(paths.DATA), ["split", "id", "label", "digest"])
     levels = sorted(run.recipe.spectrum.levels)
     used = (
         []
         if method.strategy == "real-only"
-        else [run.recipe.hard.rule, levels, list(kept["id"]), list(kept["label"])]
+        else [run.recipe.hard.rule, levels, list(added["id"]), list(added["label"])]
     )
+    if method.images == RETRIEVED:
+        used += [read_table(run.path(paths.RETRIEVED), ["id", "digest"]).to_pydict()]
     hard = np.flatnonzero(hard_rows(run)).tolist()
     train = run.recipe.training(name)
     names = list(run.train.class_names)
@@ -108,7 +114,7 @@ def fingerprint(run: Run, name: str, method: Method, kept: Dataset) -> str:
     )
     own = _own_sources(method, run.allow_plugins)
     return digest(
-        # The kept images stand for the threshold, and the adjustment comes after training. The
+        # The added images stand for the threshold, and the adjustment comes after training. The
         # method's own settings and the checkpoint follow below.
         in_long_form(
             method.model_dump(mode="json", exclude={"threshold", "adjustment", "train"}),

@@ -214,7 +214,10 @@ def _trial_run(run: Run, trials: Mapping[str, list[Settings]]) -> Run:
         folder=folder,
         overrides={
             name: run.path(name)
-            for name in (paths.SPECTRUM, paths.SCORES, paths.CACHE, paths.PREPARED)
+            for name in (
+                *(paths.RETRIEVED, paths.SPECTRUM, paths.SCORES),
+                *(paths.CACHE, paths.PREPARED),
+            )
         },
     )
 

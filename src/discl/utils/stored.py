@@ -65,6 +65,7 @@ TABLES: dict[str, dict[str, str]] = {
         "keep": "flag",
     },
     paths.ALIA: {"semantic": "flag", "confidence": "number"},
+    paths.RETRIEVED: {"row": "number", "clip_similarity": "real", **_IMAGES},
 }
 """Required columns of the tables of a run folder, with their kinds; nulls are not allowed."""
 

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import concatenate_datasets
 
 from ...assets import embedded
 from ...errors import DataError, shorten, unknown
 from ..gate import refuse_outside
-from ..table import ImageTable
+from ..listing import known_suffixes, walk_images
+from ..table import ImageTable, check_table
 from .annotated import BESIDE_IMAGES, read_coco, read_inaturalist
-from .building import SPLIT_NAMES, Source, missing, tree
+from .building import SPLIT_NAMES, UNLABELLED, Source, build_table, missing, tree
 from .camera_traps import Cameras, read_camera_traps
 from .cifar import is_pickled, read_cifar
 from .described import (
@@ -71,6 +75,7 @@ __all__ = [
     "format_of",
     "guess_columns",
     "list_inside",
+    "read_archive",
     "read_tables",
     "too_few_classes",
 ]
@@ -136,6 +141,80 @@ def read_tables(
     if source.unread:
         on_left_out(f"of '{root}' are left out: {source.unread}.")
     return tables if cameras is None else read_camera_traps(tables, cameras)
+
+
+def read_archive(
+    root: str,
+    kind: str = "auto",
+    *,
+    columns: Mapping[Any, str] | None = None,
+    images: str | None = None,
+    on_left_out: Callable[[str], None] = lambda message: None,
+) -> ImageTable:
+    """The images of an archive, of all its splits, with 0 as their label. Labels are not read.
+
+    A folder without a list is searched at any depth. Lists and Parquet files need no labels. Other
+    formats are read as `read_tables` does.
+
+    - `root`, `kind`, `columns`, `images`, `on_left_out`: as in `read_tables`.
+
+    Raises DataError for anything missing or broken, and for an archive without an image.
+    """
+    source = replace(_source(root, columns, images=images), labelled=False)
+    on_hub = kind == "hub" or (kind == "auto" and _names_hub(root))
+    if not on_hub and not source.path.exists():
+        raise DataError(
+            f"'{root}' does not exist; looked for {source.path.absolute()}. Name a folder of "
+            "images, a list of images, or a Parquet file.",
+            argument="root",
+        )
+    if kind == "auto":
+        kind = _guess_kind(source)
+    try:
+        _refuse_linked_lists(source)
+        parts = (
+            {"": _walk_archive(source)} if kind == "imagefolder" else dict(READERS[kind](source))
+        )
+    except OSError as error:
+        raise DataError(f"'{root}' cannot be read as {kind}: {error}", argument="root") from error
+    if source.unread:
+        on_left_out(f"of '{root}' are left out: {source.unread}.")
+    return _join_unlabelled(parts)
+
+
+def _walk_archive(source: Source) -> ImageTable:
+    """The images of a folder and of those below it."""
+    paths = list(walk_images(source.path, source.unread))
+    if not paths:
+        found = f" It holds {source.unread}." if source.unread else ""
+        raise DataError(
+            f"'{source.root}' holds no image (none ends in {known_suffixes()}).{found}",
+            argument="root",
+        )
+    ids = [Path(path).relative_to(source.path).as_posix() for path in paths]
+    labels = np.zeros(len(paths), np.int64)
+    return build_table(paths, labels, [UNLABELLED], ids=ids, root=source.path)
+
+
+def _join_unlabelled(parts: Mapping[str, ImageTable]) -> ImageTable:
+    """All splits in one table; ids begin with the split where there are several."""
+    rows = []
+    for split, table in parts.items():
+        plain = table.rows.select_columns(["id", "image"])
+        if len(parts) > 1:
+            plain = plain.remove_columns("id").add_column(
+                "id", [f"{split}/{name}" for name in table.ids]
+            )
+        rows.append(plain.add_column("label", np.zeros(len(plain), np.int64)))
+    tables = list(parts.values())
+    folders = [
+        folder for each in tables for folder in (each.root, *each.elsewhere) if folder is not None
+    ]
+    root, *elsewhere = dict.fromkeys(folders) if folders else (None,)
+    schemes = frozenset[str]().union(*(each.schemes for each in tables))
+    joined = concatenate_datasets(rows)
+    below = tuple(folder for folder in elsewhere if folder is not None)
+    return check_table(ImageTable(joined, (UNLABELLED,), root, below, schemes))
 
 
 def _refuse_linked_lists(source: Source) -> None:
@@ -216,7 +295,7 @@ def _guess_kind(source: Source) -> str:
             return "webdataset" if suffix == ".tar" else "manifest"
     elif path.is_dir():
         return _guess_folder(path, source)
-    elif root.partition("@")[0].count("/") == 1 and not root.startswith((".", "/", "~")):
+    elif _names_hub(root):
         return "hub"
     if not path.exists():
         raise DataError(missing(source, "auto"), argument="root")
@@ -225,6 +304,11 @@ def _guess_kind(source: Source) -> str:
         f"{tree('imagefolder')}",
         argument="root",
     )
+
+
+def _names_hub(root: str) -> bool:
+    """Whether a root that is no path on this machine may be `owner/name` on the hub."""
+    return root.partition("@")[0].count("/") == 1 and not root.startswith((".", "/", "~"))
 
 
 def _guess_folder(path: Path, source: Source) -> str:

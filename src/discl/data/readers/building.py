@@ -25,6 +25,8 @@ SPLIT_NAMES = {
     "test-ood": ("test-ood", "ood_test"),
 }
 """Names of splits that are recognised, lower case."""
+UNLABELLED = "image"
+"""The only class of images without labels."""
 
 SHOWN_ROWS = 5
 SHOWN_FILES = 12
@@ -92,6 +94,7 @@ class Source:
     - `files`: list files by split.
     - `images`: folder of the images that a list names, if it is not the list's own.
     - `left_out`: our names of the splits that are not read.
+    - `labelled`: whether images need a label; without, all have the class `image`.
     - `unread`: counts the files that a reader does not use.
     """
 
@@ -102,6 +105,7 @@ class Source:
     files: Mapping[str, str] = field(default_factory=dict)
     images: str | None = None
     left_out: frozenset[str] = frozenset()
+    labelled: bool = True
     unread: LeftOut = field(default_factory=LeftOut, compare=False)
 
     def leaves_out(self, split: str) -> bool:

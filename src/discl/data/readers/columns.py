@@ -18,7 +18,7 @@ from datasets import Image as ImageFeature
 
 from ...errors import DataError, unknown
 from ..table import OPTIONAL, ImageTable, check_table
-from .building import Source, blank_rows
+from .building import UNLABELLED, Source, blank_rows
 from .labels import name_numbers, negative_labels
 
 CIFAR_COLUMNS = {"image": "img", "label": "fine_label"}
@@ -49,6 +49,8 @@ def to_tables(
     """
     root = source.root
     splits = {split: rows for split, rows in splits.items() if not source.leaves_out(split)}
+    if not source.labelled:
+        splits = {split: _without_labels(rows) for split, rows in splits.items()}
     renamed = {
         split: _rename_columns(rows, source.columns, _where(split, root))
         for split, rows in splits.items()
@@ -76,6 +78,12 @@ def to_tables(
             ImageTable(rows, classes.names, first, tuple(elsewhere), frozenset(schemes))
         )
     return tables
+
+
+def _without_labels(rows: Dataset) -> Dataset:
+    """The rows with one label for all, and without a column `split`."""
+    written = [name for name in ("label", "fine_label", "split") if name in rows.column_names]
+    return rows.remove_columns(written).add_column("label", [UNLABELLED] * len(rows))
 
 
 def _where(split: str, root: str) -> str:
