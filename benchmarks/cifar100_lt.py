@@ -460,7 +460,7 @@ def write_table(job: Job) -> str:
 
     Returns the text of `comparison.md`. Where the job selects rows or seeds, no file is written.
 
-    Differences are against CE, adjusted against adjusted.
+    Differences are against CE, adjusted against adjusted, and against the two controls.
     """
     from discl.report.comparison_page import write_comparison
     from discl.stages.compare import write_tables
@@ -471,12 +471,14 @@ def write_table(job: Job) -> str:
     found = read_results(whole)
     if not found.seeds:
         raise SystemExit("no row is complete yet; name the data with --data to go on.")
-    entries, notes = make_entries(whole, found), [*search_notes(whole), *sign_notes(whole, found)]
+    entries, controls = add_controls(whole, found, make_entries(whole, found))
+    notes = [*search_notes(whole), *sign_notes(whole, found)]
     if found.open:
         notes.append(f"open: {', '.join(found.open)}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) if job.selects else job.results
-        write_tables(folder, entries, list(COLUMNS), found.seeds, "test", baseline, notes)
+        columns = list(COLUMNS)
+        write_tables(folder, entries, columns, found.seeds, "test", baseline, notes, controls)
         if not job.selects:
             write_comparison(folder, job.recipe.name)
         return (folder / "comparison.md").read_text()
@@ -555,6 +557,43 @@ def make_entries(job: Job, found: Results) -> list[Any]:
             }
             entries.append(Entry(row, figures, intervals, costs, paper.get(row, {})))
     return entries
+
+
+def add_controls(job: Job, found: Results, entries: Sequence[Any]) -> tuple[list[Any], Any]:
+    """Entries with their differences from the two controls, and which rows these are.
+
+    The oracle has the control of DisCL. Its images are of no training set, so it is not the best
+    row without synthetic images.
+    """
+    from discl.evaluation.controls import BEST_HEADING, MIXTURE_HEADING, make_controls
+
+    means = {entry.name: float(np.mean(entry.figures["all"])) for entry in entries}
+    scores = {row: mean for row, mean in means.items() if row.partition("+")[0] != ORACLE}
+    controls = make_controls(
+        job.recipe.plain(), list(scores), scores, metric="top-1", chosen_on="test", shown="test"
+    )
+    if controls is None:
+        return list(entries), None
+    same, groups = dict(controls.same_mixture), read_facts(job)["groups"]
+    same |= {ORACLE + row: same.get("ce-discl" + row) for row in ("", "+la")}
+    columns = (
+        (MIXTURE_HEADING.format("few"), same, "few"),
+        (BEST_HEADING.format("overall"), dict.fromkeys(same, controls.best), "accuracy"),
+    )
+    compared = [
+        replace(
+            entry,
+            controls={
+                heading: differ(found, entry.name, other, key, groups) if other else None
+                for heading, others, key in columns
+                for other in [others[entry.name]]
+            },
+        )
+        if entry.name in same
+        else entry
+        for entry in entries
+    ]
+    return compared, controls
 
 
 def read_facts(job: Job) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def test_retrieved_images_have_a_control_and_may_be_the_best_row() -> None:
     assert found.best == "retrieval"
     alone = controls(recipe(retrieval=retrieval), {"retrieval": 0.7})
     assert alone.same_mixture == {"retrieval": None}
-    assert yaml.safe_load(alone.lines) == {"same-mixture": UNDERSAMPLED}
+    assert yaml.safe_load(alone.lines) == {"same-mixture": REAL | {"mixture": "undersampled"}}
 
 
 def test_lines_add_each_absent_control_once() -> None:
