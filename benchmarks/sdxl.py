@@ -1,29 +1,17 @@
-"""The engine against diffusers' pipelines on a GPU, with the shape of SDXL and random weights.
+"""SDXL with random weights, and diffusers' pipelines over the same parts, for `gpu.py`.
 
-    python benchmarks/sdxl.py --json benchmarks/results/sdxl.json   # one GPU
-    python benchmarks/sdxl.py --sources 8 --repetitions 1           # a short run
-    python benchmarks/sdxl.py --smoke       # a tiny network on a CPU; its times mean nothing
-
-Both run plain and compiled, and are compared with the matmul ceiling. First the latents of both
-sides are compared in float32. If they differ, no speed is measured. Speed does not depend on the
-values of the weights, so no checkpoint is needed. Texts are random embeddings on both sides.
-Fractions are of the bf16 matmul rate measured in the same process. Work is counted by torch's FLOP
-counter on one call.
+Speed does not depend on the values of the weights, so no checkpoint is needed. Texts are random
+embeddings on both sides. Nothing here needs a data library.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-import diffusers
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -33,28 +21,16 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
-from transformers import CLIPConfig, CLIPModel
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from torch.utils.flop_counter import FlopCounterMode
 
 from discl.spectrum.engine import Engine
 from discl.spectrum.models.interface import Conditioning
 from discl.spectrum.models.stable_diffusion import StableDiffusionXL
-from discl.spectrum.plan import Request, unet_rows
+from discl.spectrum.plan import Request, Sampling, plan_requests, unet_rows
 from discl.spectrum.slots import draw_noise
-from engine import (
-    LEVELS,
-    Figure,
-    count_flops,
-    count_work,
-    interleave,
-    make_requests,
-    matmul_ceiling,
-    pixels_of,
-    ratio,
-    table,
-    wait,
-)
+from discl.utils.hashing import derive_seed
 
+LEVELS = (0, 10, 30, 50, 70, 90)
 GUIDANCE_SCALE = 7.5
 EQUAL = 1e-3
 """Rounding of a few steps in float32, as a share of the largest latent."""
@@ -237,30 +213,73 @@ class Pipelines:
         )
 
 
-def score_seconds(device: str, size: int, images: int) -> float:
-    """Seconds that a CLIP ViT-B/32 with random weights takes for a number of images.
+def make_requests(sources: int, steps: int, size: int) -> list[Request]:
+    """The plan of `sources` images, all levels, one seed."""
+    rows = [{"id": f"image-{row}", "digest": f"digest-{row}", "label": 0} for row in range(sources)]
+    sampling = Sampling("model", "scheduler", steps, GUIDANCE_SCALE, size, "float32", "webp")
+    prompts = {0: ["a photo of a bag", "a photo of one bag"]}
+    return plan_requests(rows, LEVELS, 1, prompts, negative_prompt="", sampling=sampling)
 
-    Includes preprocessing, in batches of 32.
-    """
-    clip = CLIPModel(CLIPConfig()).to(device).eval()
-    processor = CLIPImageProcessorPil()
-    pictures = [Image.fromarray(pixels_of(f"{row}", size)) for row in range(32)]
-    for _ in range(2):
+
+def pixels_of(source: str, size: int) -> np.ndarray:
+    """A picture uint8 `[size, size, 3]` of random patches, a pure function of the source's name."""
+    rng = np.random.default_rng(derive_seed(source))
+    coarse = Image.fromarray(rng.integers(256, size=(4, 4, 3), dtype=np.uint8))
+    return np.array(coarse.resize((size, size), Image.Resampling.NEAREST))
+
+
+def wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def matmul_rate(device: str, dtype: torch.dtype, side: int) -> float:
+    """TFLOP/s of square matrix products, the best of five rounds of ten."""
+    left, right = torch.randn(2, side, side, device=device).to(dtype)
+    rates = []
+    for _ in range(5):
         wait(device)
         started = time.perf_counter()
-        with torch.inference_mode():
-            clip.get_image_features(
-                pixel_values=processor(images=pictures, return_tensors="pt")["pixel_values"].to(
-                    device
-                )
-            )
+        for _ in range(10):
+            left @ right
         wait(device)
-        seconds = time.perf_counter() - started
-    return seconds * images / 32
+        rates.append(10 * 2 * side**3 / (time.perf_counter() - started) / 1e12)
+    return max(rates)
+
+
+@torch.inference_mode()
+def count_flops(model: Any, size: int) -> tuple[float, float, float]:
+    """TFLOP of one row of the network, one encode and one decode, by torch's counter."""
+    latents = torch.zeros(1, *model.latent_shape(size, size), device=model.device)
+    pixels = torch.zeros(1, 3, size, size, device=model.device)
+    texts, timestep = model.encode_texts([""]), torch.full((1,), 500, device=model.device)
+    found = []
+    for call in (
+        lambda: model.predict(latents, timestep, texts),
+        lambda: model.encode_images(pixels),
+        lambda: model.decode(latents),
+    ):
+        with FlopCounterMode(display=False) as counter:
+            call()
+        found.append(counter.get_total_flops() / 1e12)
+    return found[0], found[1], found[2]
+
+
+def count_work(flops: Sequence[float], requests: Sequence[Request], steps: int) -> float:
+    """TFLOP of the requests: UNet rows, an encode per source, a decode per image."""
+    row, encode, decode = flops
+    return (
+        unet_rows(requests, steps, GUIDANCE_SCALE) * row
+        + len({each.source_id for each in requests if each.level}) * encode
+        + len(requests) * decode
+    )
 
 
 def compare(shape: dict[str, Any], device: str, steps: int, levels: Sequence[int]) -> float:
-    """Largest difference of latents from diffusers', in float32, relative to the maximum."""
+    """Largest difference of latents from diffusers', in float32, relative to the maximum.
+
+    The levels share the engine's calls. TF32 is off meanwhile.
+    """
     torch.backends.cudnn.allow_tf32 = False
     model = build(shape, device, torch.float32)
     pipelines, engine = (
@@ -275,171 +294,4 @@ def compare(shape: dict[str, Any], device: str, steps: int, levels: Sequence[int
         wanted = pipelines.latents(request)[0].float().cpu()
         found.append(((got - wanted).abs().max() / wanted.abs().max()).item())
     torch.backends.cudnn.allow_tf32 = True
-    return max(found)
-
-
-def measure(
-    arguments: argparse.Namespace, device: str, dtype: torch.dtype
-) -> tuple[list[Figure], dict[str, Any]]:
-    shape = TINY if arguments.smoke else TRUE
-    difference = compare(
-        shape,
-        device,
-        min(arguments.steps, 10),
-        LEVELS if arguments.smoke else (LEVELS[0], LEVELS[-2]),
-    )
-    if not difference <= EQUAL:
-        raise SystemExit(
-            f"the engine's latents differ from diffusers' by {difference:.2g} of the largest "
-            "value; nothing was measured."
-        )
-    model = build(shape, device, dtype)
-    steps, size = arguments.steps, model.size
-    engine = Engine(
-        model, num_inference_steps=steps, guidance_scale=GUIDANCE_SCALE, slots=arguments.slots or 1
-    )
-    slots = arguments.slots or engine.fit_slots(size, size)
-    requests = make_requests(arguments.sources, steps, size)
-    rows = unet_rows(requests, steps, GUIDANCE_SCALE)
-    flops, total = count_flops(model, size), count_work(model, requests, steps, size)
-    ceiling = matmul_ceiling(device, dtype, 256 if arguments.smoke else 8192)
-    single = requests[: len(LEVELS)]
-    pipelines = Pipelines(model, steps, size)
-    calls = 0
-
-    def generate() -> None:
-        nonlocal calls
-        before = engine.work.unet_calls
-        for _ in engine.generate(requests, lambda source: pixels_of(source, size)):
-            pass
-        calls = engine.work.unet_calls - before
-
-    def bare() -> None:
-        call = engine._make_call(size, size)
-        for _ in range(calls):
-            call()
-
-    def arms() -> dict[str, Callable[[], object]]:
-        return {
-            "engine": generate,
-            "bare": bare,
-            "per level": lambda: pipelines(requests, slots),
-            "per image": lambda: pipelines(single, 1),
-        }
-
-    figures = [
-        Figure("difference from diffusers' latents, float32", difference, "<=", EQUAL),
-        Figure("matmul ceiling, TFLOP/s", ceiling),
-        Figure("slots", slots),
-        Figure(
-            "one row of the UNet, TFLOP",
-            flops[0],
-            detail=f"encode {flops[1]:.2f}, decode {flops[2]:.2f}",
-        ),
-    ]
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        generate()
-        figures.append(
-            Figure("peak memory of the engine, GiB", torch.cuda.max_memory_allocated() / 2**30)
-        )
-    for name in ("plain", "compiled")[: 1 if arguments.smoke and not arguments.compile else 2]:
-        if name == "compiled":
-            engine.compile(size, size)
-        seconds = interleave(arms(), arguments.repetitions)
-        taken = statistics.median(seconds["engine"])
-        one_by_one = [each * len(requests) / len(single) for each in seconds["per image"]]
-        told = ", ".join(
-            f"{arm} {statistics.median(values):.2f} s" for arm, values in seconds.items()
-        )
-        figures += [
-            Figure(f"{name}: images/s", len(requests) / taken, detail=told),
-            Figure(
-                f"{name}: share of the matmul ceiling",
-                total / taken / ceiling,
-                ">=",
-                0.45,
-                "aim .6",
-            ),
-            Figure(
-                f"{name}: engine ÷ bare UNet loop",
-                ratio(seconds["bare"], seconds["engine"]),
-                ">=",
-                0.95,
-                f"{calls} calls",
-            ),
-            Figure(
-                f"{name}: idle share of the network",
-                1 - statistics.median(seconds["bare"]) / taken,
-                detail="VAE and texts included",
-            ),
-            Figure(
-                f"{name}: engine ÷ diffusers per (image, level)",
-                ratio(one_by_one, seconds["engine"]),
-            ),
-            Figure(
-                f"{name}: engine ÷ diffusers per-level batches",
-                ratio(seconds["per level"], seconds["engine"]),
-                ">=",
-                0.98,
-            ),
-        ]
-        if name == "plain":
-            share = score_seconds(device, size, len(requests)) / taken
-            figures.append(Figure("CLIP ViT-B/32 scoring ÷ generation", share, "<=", 0.02))
-    settings = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "dtype": str(dtype),
-        "size": size,
-        "slots": slots,
-        "num_inference_steps": steps,
-        "levels": list(LEVELS),
-        "sources": arguments.sources,
-        "repetitions": arguments.repetitions,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "unet_parameters": sum(each.numel() for each in model.unet.parameters()),
-        "unet_rows": rows,
-        "smoke": arguments.smoke,
-    }
-    return figures, settings
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--sources", type=int, default=24, help="images; each gets six levels")
-    parser.add_argument(
-        "--slots", type=int, help="images that share a call (default: found by trying)"
-    )
-    parser.add_argument("--steps", type=int, default=20, help="inference steps T")
-    parser.add_argument("--repetitions", type=int, default=2)
-    parser.add_argument("--compile", action="store_true", help="with --smoke: compile too")
-    parser.add_argument("--smoke", action="store_true", help="a tiny network on the CPU")
-    parser.add_argument("--json", type=Path, help="also write the figures there")
-    arguments = parser.parse_args()
-    if not arguments.smoke and not torch.cuda.is_available():
-        raise SystemExit(
-            "this machine has no NVIDIA GPU; --smoke runs the same code with a tiny network "
-            "on the CPU."
-        )
-    if arguments.smoke:
-        arguments.sources, arguments.slots, arguments.steps, arguments.repetitions = 2, 4, 10, 1
-    figures, settings = measure(
-        arguments,
-        "cpu" if arguments.smoke else "cuda",
-        torch.float32 if arguments.smoke else torch.bfloat16,
-    )
-    print(", ".join(f"{name} {value}" for name, value in settings.items()))
-    print(table(figures))
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        rows = [{**asdict(figure), "met": figure.met} for figure in figures]
-        arguments.json.write_text(
-            json.dumps({"settings": settings, "figures": rows}, indent=1, ensure_ascii=False)
-        )
-
-
-if __name__ == "__main__":
-    main()
+    return float(np.max(found))  # NaN stays NaN
