@@ -19,7 +19,7 @@
   posterior. They keep the UNet in the memory layout that is faster for them.
 - The slot fill is counted on the real engine with a network that predicts zeros, because it does
   not depend on the values of the network.
-- Everything runs on the CPU. `benchmarks/sdxl.py` measures the shape of SDXL on a GPU.
+- Everything runs on the CPU. `benchmarks/gpu.sh` measures the shape of SDXL on a GPU.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from discl.data import decode_image
 from discl.spectrum.clip_filter import ClipScorer
@@ -59,6 +58,7 @@ from discl.spectrum.stats import Work
 from discl.spectrum.store import score_shards, spectrum_shards
 from discl.spectrum.worker import Worker
 from discl.utils.hashing import derive_seed
+from sdxl import count_flops, count_work, matmul_rate
 
 LEVELS = (0, 10, 30, 50, 70, 90)
 CLASSES = ("shirt", "sneaker", "bag", "coat")
@@ -578,53 +578,6 @@ def timings(bench: Bench, sources: int, clock: Clock) -> list[Figure]:
     return figures
 
 
-def matmul_ceiling(device: str, dtype: torch.dtype, side: int) -> float:
-    """TFLOP/s of square matrix products, the best of five rounds."""
-    left, right = torch.randn(2, side, side, device=device).to(dtype)
-    rates = []
-    for _ in range(5):
-        wait(device)
-        started = time.perf_counter()
-        for _ in range(10):
-            left @ right
-        wait(device)
-        rates.append(10 * 2 * side**3 / (time.perf_counter() - started) / 1e12)
-    return max(rates)
-
-
-def wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-@torch.inference_mode()
-def count_flops(model: Any, size: int) -> tuple[float, float, float]:
-    """TFLOP of one row of the network, one encode and one decode."""
-    latents = torch.zeros(1, *model.latent_shape(size, size), device=model.device)
-    pixels = torch.zeros(1, 3, size, size, device=model.device)
-    texts, timestep = model.encode_texts([""]), torch.full((1,), 500, device=model.device)
-    found = []
-    for call in (
-        lambda: model.predict(latents, timestep, texts),
-        lambda: model.encode_images(pixels),
-        lambda: model.decode(latents),
-    ):
-        with FlopCounterMode(display=False) as counter:
-            call()
-        found.append(counter.get_total_flops() / 1e12)
-    return found[0], found[1], found[2]
-
-
-def count_work(model: Any, requests: list[Request], steps: int, size: int) -> float:
-    """TFLOP of the requests: UNet rows, an encode per source, a decode per image."""
-    row, encode, decode = count_flops(model, size)
-    return (
-        unet_rows(requests, steps, GUIDANCE_SCALE) * row
-        + len({each.source_id for each in requests}) * encode
-        + len(requests) * decode
-    )
-
-
 def against_ceiling(bench: Bench, clock: Clock) -> list[Figure]:
     """Both sides in bfloat16, plain and compiled, with full batches at every level.
 
@@ -632,9 +585,8 @@ def against_ceiling(bench: Bench, clock: Clock) -> list[Figure]:
     """
     requests = make_requests(bench.slots, bench.steps, bench.size)
     arms: dict[str, Callable[[], object]] = {}
-    work = count_work(
-        bench.model, requests, bench.steps, bench.size
-    )  # first: what is called while being counted is never compiled
+    # first: what is called while being counted is never compiled
+    work = count_work(count_flops(bench.model, bench.size), requests, bench.steps)
     for name in ("plain", "compiled"):
         model: Any = load_generator(bench.checkpoint, "bfloat16")
         engine = Engine(
@@ -648,7 +600,7 @@ def against_ceiling(bench: Bench, clock: Clock) -> list[Figure]:
             engine.generate(requests, bench.load_pixels)
         )  # type: ignore[misc]
         arms[f"per level, {name}"] = lambda theirs=theirs: theirs(requests, bench.slots)  # type: ignore[misc]
-    ceiling = matmul_ceiling("cpu", torch.bfloat16, 2048)
+    ceiling = matmul_rate("cpu", torch.bfloat16, 2048)
     times = clock.compare(arms)
     figures = [
         Figure(

@@ -172,7 +172,7 @@ def smoke_data() -> Data:
         "ce": row,
         "bs": row | {"objective": "balanced-softmax"},
         "ce-discl": row | {"strategy": "diverse-to-specific", "undersample": True},
-        "ce-discl-balanced": row | {"strategy": "diverse-to-specific", "class_power": 0.0},
+        "discl-balanced": row | {"strategy": "diverse-to-specific", "class_power": 0.0},
         "oracle": row | {"strategy": "fixed", "level": 100, "images": "oracle"},
     }
     names = [f"class {label}" for label in range(6)]

@@ -24,25 +24,14 @@ from safetensors.numpy import load
 from gpu_data import Data, write_data
 
 HERE = Path(__file__).parent
-ROWS: dict[str, dict[str, Any]] = {
-    "ce": {"strategy": "real-only"},
-    "ce-undersampled": {"strategy": "real-only", "undersample": True},
-    "ce-balanced": {"strategy": "real-only", "sampling": "class-balanced"},
-    "bs": {"strategy": "real-only", "objective": "balanced-softmax"},
-    "ce-text-only": {"strategy": "text-only", "missing": "nearest"},
-    "ce-all-levels": {"strategy": "all-levels", "missing": "nearest"},
-    "ce-discl": {"strategy": "diverse-to-specific", "missing": "nearest"},
-    "ce-discl-balanced": {
-        "strategy": "diverse-to-specific",
-        "missing": "nearest",
-        "undersample": False,
-        "sampling": "class-balanced",
-    },
-    "oracle": {"strategy": "fixed", "level": 100},
-}
-CONTROLS = {"ce-discl-balanced": "ce-balanced"} | dict.fromkeys(
-    ("ce-text-only", "ce-all-levels", "ce-discl", "oracle"), "ce-undersampled"
+ORACLE = "oracle"
+ROWS = (
+    *("ce", "ce-undersampled", "ce-discl", "ce-all-levels", "ce-text-only"),
+    *("ce-balanced", "discl-balanced", "levels-balanced", "text-balanced", "bs", ORACLE),
 )
+"""Rows of the recipe, and the oracle with the settings of ce-discl."""
+CONTROLS = dict.fromkeys(("ce-text-only", "ce-all-levels", "ce-discl", ORACLE), "ce-undersampled")
+CONTROLS |= dict.fromkeys(("text-balanced", "levels-balanced", "discl-balanced"), "ce-balanced")
 """The same mixture without synthetic images."""
 COLUMNS = {"many": "many", "medium": "medium", "few": "few", "all": "accuracy"}
 
@@ -50,16 +39,13 @@ COLUMNS = {"many": "many", "medium": "medium", "few": "few", "all": "accuracy"}
 def open_spectrum(data: Path, work: Path) -> tuple[Any, Any]:
     """(The run with the filtered spectrum, the store and verdicts of the oracle)."""
     import cifar100_lt
-    from discl.recipe import load_recipe
     from discl.run_folder.run import Run
 
     job = cifar100_lt.Job(data, work, work, {}, HERE / "cifar100_lt_full.yaml")
     run = cifar100_lt.open_data(job)
     folder = work / cifar100_lt.oracle_folder(run.recipe)
     cifar100_lt.make_oracle(run, folder)
-    recipe = load_recipe(job.recipe, {f"methods.{name}": row for name, row in ROWS.items()})
-    shared = {"data.parquet": run.path("data.parquet")}
-    return Run(recipe, run.folder), Run(recipe, folder, shared)
+    return run, Run(run.recipe, folder, {"data.parquet": run.path("data.parquet")})
 
 
 def pixels_of(pictures: Any) -> np.ndarray:
@@ -107,27 +93,31 @@ def pack(data: Path, work: Path) -> Data:
 
 def describe_settings(run: Any) -> dict[str, Any]:
     """What `gpu_cifar.py` needs of the recipe, as plain values."""
+    from discl.mixtures import read_mixture
     from discl.stages.train import CLASS_POWER
     from discl.stages.trained import classifier_config
 
     recipe = run.recipe
     rows = {}
     for name in ROWS:
-        method = recipe.methods[name]
-        undersample = method.undersample
+        method = recipe.methods["ce-discl" if name == ORACLE else name]
+        undersample, frequencies = read_mixture(
+            method.model_dump(mode="json"), recipe.hard.rule == "tail"
+        )
         rows[name] = {
             "strategy": method.strategy,
             "level": method.level,
             "objective": method.loss.name,
-            "undersample": method.strategy != "real-only" if undersample is None else undersample,
+            "undersample": undersample,
             "synthetic_scale": method.synthetic_scale,
             "shortage": method.shortage,
             "missing": method.missing,
-            "class_power": CLASS_POWER[method.sampling],
+            "class_power": CLASS_POWER[frequencies],
             "curriculum_epochs": recipe.train.curriculum_epochs,
             "images": "spectrum",
         }
-    rows["oracle"] |= {"images": "oracle", "curriculum_epochs": recipe.train.epochs}
+    rows[ORACLE] |= {"strategy": "fixed", "level": 100, "images": "oracle"}
+    rows[ORACLE] |= {"curriculum_epochs": recipe.train.epochs}
     return {
         "levels": list(recipe.spectrum.levels),
         "groups": run.groups,

@@ -1,5 +1,7 @@
 """SDXL with random weights, and diffusers' pipelines over the same parts, for `gpu.py`.
 
+Also what `engine.py` shares with it: the rate of matrix products, and the work of a plan.
+
 Speed does not depend on the values of the weights, so no checkpoint is needed. Texts are random
 embeddings on both sides. Nothing here needs a data library.
 """

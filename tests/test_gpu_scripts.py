@@ -171,7 +171,7 @@ def on_device(data: Any, name: str) -> torch.Tensor:
     return torch.from_numpy(data.pixels(name)).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("name", ["ce-discl-balanced"])
+@pytest.mark.parametrize("name", ["discl-balanced"])
 def test_a_training_is_that_of_the_package(script: Any, data: Any, name: str) -> None:
     """The same rows, rates and weights as `TrainState.train_epoch`, augmentation left aside."""
     from discl.models.classifier import build_classifier
