@@ -18,20 +18,23 @@ TEXT_LENGTH = 16
 
 
 LONGEST = (
-    "test_golden.py",
     "test_fuzzed_runs.py",
+    "test_golden.py",
+    "test_recipe_fuzz.py",
     "test_pipeline.py",
     "test_workers.py",
     "test_stories.py",
-    "test_readme.py",
+    "test_loop.py",
     "test_distributed.py",
-    "test_train.py",
     "test_shipped.py",
+    "test_faults.py",
+    "test_train.py",
+    "test_readme.py",
     "test_notebook.py",
     "test_cifar100_lt.py",
     "test_lowlight.py",
 )
-"""Files that take half a minute or more, the longest first."""
+"""Names of the files that take longest, in about that order."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

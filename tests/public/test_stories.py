@@ -7,7 +7,6 @@ import inspect
 import json
 import runpy
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +27,11 @@ NOT_RUN = {"run": "takes minutes", "convert_checkpoint": "needs a pickled checkp
 """Examples that are compiled only; other tests run these functions."""
 
 
-def test_the_demo_by_the_command_line(inside: Path, command: Callable[..., str]) -> None:
-    """In a folder that was empty before: results of all methods, and a report."""
+def test_the_demo_by_the_command_line(inside: Path) -> None:
+    """In a folder that was empty before: results of all methods, and a report.
+
+    Python goes on where the command ended.
+    """
     results = json.loads((RUN / "results.json").read_text())
     figures = json.dumps(results)
     assert '"ce"' in figures and '"discl"' in figures and '"accuracy"' in figures
@@ -38,7 +40,7 @@ def test_the_demo_by_the_command_line(inside: Path, command: Callable[..., str])
     assert "ce-undersampled for discl; ce-balanced for discl-balanced" in report
     before = {path: path.stat().st_mtime_ns for path in RUN.glob("train/*/model.safetensors")}
     assert len(before) == 5
-    command(inside, "train", str(RUN / "recipe.yaml"), "--out", str(RUN))
+    discl.run_until(discl.open_run(RUN / "recipe.yaml", RUN), "train")
     assert before == {path: path.stat().st_mtime_ns for path in before}, "trained twice"
 
 
