@@ -3,6 +3,8 @@ result is a LoRA that any loader reads."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,9 @@ import torch
 from torch.nn import functional as F
 
 from discl.errors import DataError, TrainingError
-from discl.spectrum.adaptation import (
-    AdapterImages,
-    AdapterSettings,
-    adaptation_loss,
-    count_adapter,
-    train_adapter,
-)
+from discl.spectrum.adaptation import AdapterImages, adaptation_loss, train_adapter
+from discl.spectrum.adaptation_memory import estimate_memory
+from discl.spectrum.low_rank import AdapterSettings, low_rank_weights, record_of
 from discl.spectrum.models import Address, describe_loras, load_generator
 
 
@@ -138,6 +136,8 @@ def test_a_killed_training_continues_to_the_same_weights(tiny_diffusion, tmp_pat
     train_adapter(model, make_images(), settings, target, seed=5, progress=done.append)
     assert len(done) == 110 - 50, "it continues from the last saved step"
     first, second = load_file(whole), load_file(target)
+    records = [json.loads(record_of(file).read_text()) for file in (whole, target)]
+    assert records[0]["losses"] == records[1]["losses"] and records[0]["losses"][-1][0] == 110
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert [file.name for file in tmp_path.iterdir() if "state" in file.name] == []
@@ -156,15 +156,79 @@ def test_other_families_train_and_load(family, request, tmp_path):
     load_generator(Address(str(folder), None, ((str(file), 1.0),)))
 
 
-def test_the_count_is_that_of_the_file(tiny_diffusion, tmp_path):
+def test_the_memory_told_beforehand_is_that_of_a_real_step(tiny_diffusion, tmp_path):
+    """The bytes that autograd keeps, counted in a pass with values, and those of the networks."""
     from safetensors.torch import load_file
 
     model = load_generator(str(tiny_diffusion))
-    for layers in ("attention", "attention-and-convolutions"):
-        settings = AdapterSettings(rank=3, steps=1, layers=layers)
-        file = train_adapter(model, make_images(), settings, tmp_path / f"{layers}.safetensors")
-        held = sum(tensor.numel() for tensor in load_file(file).values())
-        assert count_adapter(model, settings) == held
+    settings = AdapterSettings(rank=3, steps=1, layers="attention-and-convolutions")
+    found = estimate_memory(str(tiny_diffusion), "float32", settings, latents=16)
+    parts = (model.unet, model.vae, model.text_encoder)
+    assert found.weights == sum(4 * p.numel() for part in parts for p in part.parameters())
+    kept: dict[int, torch.Tensor] = {}
+    with low_rank_weights(model.network, settings):
+        weights = {id(parameter) for parameter in model.network.parameters()}
+
+        def keep(tensor):
+            base = tensor if tensor._base is None else tensor._base
+            if id(base) not in weights:
+                kept[id(base)] = base
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda each: each):
+            texts = {name: rows[:1] for name, rows in model.encode_texts(["a bag"]).items()}
+            model.predict(torch.zeros(1, 4, 16, 16), torch.zeros(1, dtype=torch.int64), texts)
+    real = sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
+    assert found.activations == pytest.approx(real, rel=0.15)
+    less = dataclasses.replace(settings, gradient_checkpointing=True)
+    checkpointed = estimate_memory(str(tiny_diffusion), "float32", less, latents=16)
+    assert checkpointed.activations < 0.7 * found.activations
+    file = train_adapter(model, make_images(), settings, tmp_path / "a.safetensors")
+    held = sum(tensor.numel() for tensor in load_file(file).values())
+    assert found.values == held and found.state == 16 * held
+    assert found.total(4) == found.weights + found.state + 4 * found.activations
+
+
+class Cramped:
+    """A model that runs out of memory above `rows` rows in a call."""
+
+    def __init__(self, model, rows: int) -> None:
+        self.model, self.rows, self.calls = model, rows, []
+
+    def __getattr__(self, name: str):
+        return getattr(self.model, name)
+
+    def predict(self, latents, timesteps, conditioning):
+        self.calls.append(len(latents))
+        if len(latents) > self.rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return self.model.predict(latents, timesteps, conditioning)
+
+
+def test_a_batch_that_does_not_fit_is_computed_in_parts_with_the_same_losses(
+    tiny_diffusion, tmp_path
+):
+    model = load_generator(str(tiny_diffusion))
+    settings = AdapterSettings(rank=2, steps=3, learning_rate=1e-3, batch_size=5)
+    whole = train_adapter(model, make_images(), settings, tmp_path / "whole.safetensors")
+    cramped = Cramped(model, 2)
+    parts = train_adapter(cramped, make_images(), settings, tmp_path / "parts.safetensors")
+    assert cramped.calls == [5, *[2, 2, 1] * 3], "halved once, for all later steps"
+    losses = [json.loads(record_of(file).read_text())["losses"] for file in (whole, parts)]
+    assert np.allclose(*losses, rtol=1e-5)
+    with pytest.raises(TrainingError, match="gradient_checkpointing"):
+        train_adapter(Cramped(model, 0), make_images(), settings, tmp_path / "none.safetensors")
+    assert not (tmp_path / "none.safetensors").exists()
+
+
+def test_a_record_holds_settings_losses_and_seconds(tiny_diffusion, tmp_path):
+    model = load_generator(str(tiny_diffusion))
+    settings = AdapterSettings(rank=2, steps=3, batch_size=2)
+    file = train_adapter(model, make_images(), settings, tmp_path / "a.safetensors")
+    record = json.loads(record_of(file).read_text())
+    assert (record["steps"], record["images"], record["classes"]) == (3, 6, 2)
+    assert [step for step, _ in record["losses"]] == [1, 2, 3]
+    assert all(0 < loss < 10 for _, loss in record["losses"]) and record["seconds"] > 0
 
 
 @pytest.mark.slow

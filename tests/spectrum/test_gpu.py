@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from discl.spectrum.adaptation import AdapterSettings, train_adapter
+from discl.spectrum.adaptation import train_adapter
 from discl.spectrum.engine import Engine
+from discl.spectrum.low_rank import AdapterSettings
 from discl.spectrum.models import load_generator
 
 from .test_adaptation import make_images

@@ -203,6 +203,32 @@ def test_nothing_to_hold_out_is_an_error_before_anything_is_made(recipe, tmp_pat
     assert not list(run.folder.rglob("part-*.parquet"))
 
 
+def test_adaptation_with_one_image_is_refused_before_the_generator_is_loaded(
+    recipe, tmp_path, monkeypatch
+):
+    from discl.stages import adapt as stage
+
+    recipe["spectrum"]["adapt"] = ADAPT
+    run = open_run(recipe, tmp_path / "run")
+    run_until(run, "prompts")
+    monkeypatch.setattr(stage, "load_generator", lambda *_: pytest.fail("it was loaded"))
+    with pytest.raises(DataError, match="1 image"):
+        stage.ensure_adapter(run, run.recipe.spectrum.adapt, np.array([0]))
+
+
+def test_a_plan_tells_the_memory_and_the_time_of_an_adaptation(recipe, tmp_path, caplog):
+    from discl.stages.adapt import describe_adapter
+
+    recipe["spectrum"]["adapt"] = ADAPT | {"prior_weight": 1.0, "prior_images": 2}
+    run = open_run(recipe, tmp_path / "run")
+    run_until(run, "prompts")
+    before = describe_adapter(run)
+    assert "of device memory" in before and "4 × " in before, "two images and two of the prior"
+    run_until(run, "adapt")
+    assert before.removeprefix("adaptation: ") in caplog.text
+    assert "3 steps on 26 images took" in describe_adapter(run)
+
+
 def test_a_pointer_names_a_file_of_its_folder(recipe, tmp_path):
     recipe["spectrum"]["adapt"] = ADAPT
     run = open_run(recipe, tmp_path / "run")

@@ -173,6 +173,14 @@ class Run:
         base = self.base_address
         if self.recipe.spectrum.adapt is None:
             return base
+        return replace(base, loras=(*base.loras, (str(self.adapter), 1.0)))
+
+    @property
+    def adapter(self) -> Path:
+        """The low-rank weights that `discl adapt` trained.
+
+        Raises RunError if they are not trained yet.
+        """
         pointer = self.path(paths.ADAPTER)
         if not pointer.is_file():
             raise RunError(
@@ -182,8 +190,7 @@ class Run:
         name = str(read_json(pointer, "file")["file"])
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise BrokenFileError(f"{pointer} names '{name:.80}', no file of its folder.", pointer)
-        file = self.path(paths.ADAPTED) / name
-        return replace(base, loras=(*base.loras, (str(file), 1.0)))
+        return self.path(paths.ADAPTED) / name
 
     @cached_property
     def sampling(self) -> Sampling:

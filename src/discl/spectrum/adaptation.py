@@ -2,65 +2,35 @@
 
 from __future__ import annotations
 
-import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import DataError, TrainingError
 from ..utils.hashing import derive_seed
-from ..utils.stored import read_header, read_tensors, save_tensors
+from .low_rank import (
+    AdapterSettings,
+    load_state,
+    low_rank_weights,
+    save_adapter,
+    save_state,
+    write_record,
+)
 from .models.interface import Conditioning, LatentModel
 from .models.loras import check_peft
+from .oom import call_halving, is_out_of_memory
 
-ATTENTION = (
-    "to_q",
-    "to_k",
-    "to_v",
-    "to_out.0",
-    "add_q_proj",
-    "add_k_proj",
-    "add_v_proj",
-    "to_add_out",
-)
-"""Projections of attention, in UNets and in transformers."""
-CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "proj_in", "proj_out", "time_emb_proj")
-"""Further layers of a UNet's blocks."""
 FLUX_GUIDANCE = 3.5
 """Guidance scale that a guidance-distilled network is trained with; the default of diffusers."""
 SAVE_EVERY = 50
-
-
-@dataclass(frozen=True)
-class AdapterSettings:
-    """How low-rank weights are trained.
-
-    - `rank`: rank r of each update, 1 or more; α equals it, so its scale is 1.
-    - `steps`: gradient steps, 1 or more.
-    - `learning_rate`: of AdamW, constant after the first 5 % of the steps.
-    - `batch_size`: images of a step.
-    - `layers`: `attention`, or also the convolutions of a UNet's blocks.
-    - `flip`: mirror every second image.
-    - `prior_weight`: weight of the loss on images of the unadapted generator (DreamBooth,
-      arXiv 2208.12242, eq. 2); 0 leaves them out.
-    - `gradient_checkpointing`: less memory, about a third slower.
-    """
-
-    rank: int = 8
-    steps: int = 500
-    learning_rate: float = 1e-4
-    batch_size: int = 4
-    layers: Literal["attention", "attention-and-convolutions"] = "attention"
-    flip: bool = False
-    prior_weight: float = 0.0
-    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,44 +117,113 @@ def train_adapter(
 
     The state is saved beside `target` every 50 steps, so that a killed training continues; what
     each step draws depends on (`seed`, step) alone. The weights of `model` are left as they were.
+    Where memory runs out, a batch is computed in halves, with the same gradient up to rounding.
 
     - `model`: a loaded generator, of Stable Diffusion 1.x, 2.x, SDXL, or a flow family.
     - `images`: the real training images. At least two.
-    - `target`: the safetensors file to write, for `spectrum.loras` and `load_generator`.
+    - `target`: the safetensors file to write, for `spectrum.loras` and `load_generator`. Beside it
+      `record_of(target)` holds settings, losses and seconds.
     - `prior`: images of the unadapted generator, where `settings.prior_weight` is above 0.
     - `progress`: is given the number of finished steps.
 
     Raises DataError for fewer than two images, CheckpointError without the package peft, and
-    TrainingError where memory runs out or the loss is not finite.
+    TrainingError where memory does not suffice for one image, or the loss is not finite.
     """
-    if len(images.labels) < 2:
-        raise DataError(
-            f"{len(images.labels)} image: low-rank weights would learn that one by heart; "
-            "give at least two, or train none.",
-            argument="images",
-        )
+    check_images(len(images.labels))
     check_peft()
     weighted = [(images, 1.0)]
     if prior is not None and settings.prior_weight:
         weighted.append((prior, settings.prior_weight))
     state = target.with_name(target.stem + "-state.safetensors")
-    with _memory(settings), _adapter(model.network, settings) as trained:
+    with _memory(), low_rank_weights(model.network, settings) as trained:
         texts = _encode_texts(model, [each for each, _ in weighted])
         sources = [_Source(each, _encode(model, each), weight) for each, weight in weighted]
         optimizer = torch.optim.AdamW(trained.values(), lr=settings.learning_rate)
-        for step in range(_load_state(state, trained, optimizer), settings.steps):
-            loss = torch.zeros((), device=model.device)
+        losses, seconds = load_state(state, trained, optimizer)
+        started, rows = time.perf_counter() - seconds, settings.batch_size
+        for step in range(len(losses), settings.steps):
+            batches = []
             for number, source in enumerate(sources):
                 rng = torch.Generator().manual_seed(derive_seed("adapt", seed, number, step))
                 drawn = _draw(model, source, texts, settings, rng=rng)
-                loss = loss + source.weight * adaptation_loss(model, **drawn)
+                batches.append((source.weight, drawn))
+            loss, rows = _compute_gradients(model, batches, optimizer, settings, rows)
             _take_step(optimizer, loss, step, settings)
+            losses.append(float(loss))
             if (step + 1) % SAVE_EVERY == 0 and step + 1 < settings.steps:
-                _save_state(state, trained, optimizer, step + 1)
+                save_state(state, trained, optimizer, losses, time.perf_counter() - started)
             progress(1)
-        _save_adapter(model, target)
+        facts = {
+            **asdict(settings),
+            "seed": seed,
+            "images": len(images.labels),
+            "classes": len(np.unique(images.labels)),
+            "values": sum(parameter.numel() for parameter in trained.values()),
+        }
+        write_record(target, facts, losses, time.perf_counter() - started)
+        save_adapter(model, target)
     state.unlink(missing_ok=True)
     return target
+
+
+def check_images(count: int) -> None:
+    """Raises DataError for fewer than two images."""
+    if count < 2:
+        raise DataError(
+            f"{count} image: low-rank weights would learn that one by heart; "
+            "give at least two, or train none.",
+            argument="images",
+        )
+
+
+def _compute_gradients(
+    model: LatentModel,
+    batches: Sequence[tuple[float, dict[str, Any]]],
+    optimizer: torch.optim.Optimizer,
+    settings: AdapterSettings,
+    rows: int,
+) -> tuple[Tensor, int]:
+    """(loss, rows of a call from now on); leaves the gradients at the parameters.
+
+    - `batches`: weight and arguments of `adaptation_loss` of each source.
+    - `rows`: of a call. The mean over a batch is that over its parts, weighted by their rows.
+    """
+
+    def compute(size: int) -> Tensor:
+        optimizer.zero_grad()
+        total = torch.zeros((), device=model.device)
+        for first in range(0, settings.batch_size, size):
+            part = slice(first, min(first + size, settings.batch_size))
+            loss = torch.zeros((), device=model.device)
+            for weight, drawn in batches:
+                loss = loss + weight * adaptation_loss(model, **_take_rows(drawn, part))
+            loss = loss * ((part.stop - part.start) / settings.batch_size)
+            loss.backward()
+            total = total + loss.detach()
+        return total
+
+    def on_halved(size: int) -> None:
+        nonlocal rows
+        rows = size
+
+    checkpointing = "" if settings.gradient_checkpointing else "gradient_checkpointing: true, "
+    loss = call_halving(
+        compute,
+        rows,
+        on_halved,
+        where="network with gradients",
+        advice=f"use {checkpointing}smaller images, dtype bfloat16, or a device with more memory. "
+        "The last saved step is kept.",
+        error=TrainingError,
+    )
+    return loss, rows
+
+
+def _take_rows(drawn: Mapping[str, Any], part: slice) -> dict[str, Any]:
+    """The arguments of `adaptation_loss` for some rows of a batch."""
+    conditioning = {name: values[part] for name, values in drawn["conditioning"].items()}
+    tensors = {name: drawn[name][part] for name in ("latents", "noise", "timesteps")}
+    return {**tensors, "conditioning": conditioning}
 
 
 def _take_step(
@@ -199,64 +238,7 @@ def _take_step(
         )
     for group in optimizer.param_groups:
         group["lr"] = settings.learning_rate * min(1.0, (step + 1) / max(1, settings.steps // 20))
-    loss.backward()
     optimizer.step()
-    optimizer.zero_grad()
-
-
-def count_adapter(model: LatentModel, settings: AdapterSettings) -> int:
-    """Number of trained values of an adapter for this model."""
-    wanted = _layers(settings)
-    total = 0
-    for name, layer in model.network.named_modules():
-        if any(name == end or name.endswith("." + end) for end in wanted):
-            if isinstance(layer, nn.Linear):
-                total += settings.rank * (layer.in_features + layer.out_features)
-            elif isinstance(layer, nn.Conv2d):
-                size = layer.kernel_size[0] * layer.kernel_size[1]
-                total += settings.rank * (layer.in_channels * size + layer.out_channels)
-    return total
-
-
-def _layers(settings: AdapterSettings) -> tuple[str, ...]:
-    return ATTENTION + (CONVOLUTIONS if settings.layers != "attention" else ())
-
-
-@contextmanager
-def _adapter(network: Any, settings: AdapterSettings) -> Iterator[dict[str, nn.Parameter]]:
-    """The trained parameters, float32, by name; the network is itself again afterwards."""
-    from peft import LoraConfig
-
-    required = [parameter.requires_grad for parameter in network.parameters()]
-    network.requires_grad_(False)
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed("adapter"))
-        network.add_adapter(
-            LoraConfig(
-                r=settings.rank,
-                lora_alpha=settings.rank,
-                init_lora_weights="gaussian",
-                target_modules=list(_layers(settings)),
-            ),
-            adapter_name="adapted",
-        )
-    trained = {}
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-            trained[name] = parameter
-    if settings.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
-        network.train()
-    try:
-        yield trained
-    finally:
-        network.unload_lora()
-        if settings.gradient_checkpointing:
-            network.disable_gradient_checkpointing()
-        for parameter, wanted in zip(network.parameters(), required, strict=True):
-            parameter.requires_grad_(wanted)
-        network.eval()
 
 
 @torch.no_grad()
@@ -325,62 +307,15 @@ def _draw(
     }
 
 
-def _save_adapter(model: LatentModel, target: Path) -> None:
-    """Writes the adapter as diffusers names its tensors: `unet.` or `transformer.` first."""
-    from peft.utils import get_peft_model_state_dict
-
-    part = "unet" if hasattr(model, "unet") else "transformer"
-    tensors = get_peft_model_state_dict(model.network, adapter_name="adapted")
-    named = {f"{part}.{name}": tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    save_tensors(named, target)
-
-
-def _save_state(
-    file: Path, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, step: int
-) -> None:
-    tensors = {}
-    for name, parameter in trained.items():
-        moments = optimizer.state[parameter]
-        tensors[f"value.{name}"] = parameter.detach().cpu()
-        tensors[f"first.{name}"] = moments["exp_avg"].cpu()
-        tensors[f"second.{name}"] = moments["exp_avg_sq"].cpu()
-    save_tensors(tensors, file, {"step": str(step)})
-
-
-def _load_state(
-    file: Path, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> int:
-    """The step at which a killed training continues; 0 without a state."""
-    if not file.exists():
-        return 0
-    step = int(read_header(file)[1].get("step", 0))
-    wanted = {
-        f"{kind}.{name}": tuple(parameter.shape)
-        for name, parameter in trained.items()
-        for kind in ("value", "first", "second")
-    }
-    tensors = read_tensors(
-        file, fits=lambda found: {name: tuple(shape) for name, shape in found.items()} == wanted
-    )
-    for name, parameter in trained.items():
-        parameter.data.copy_(tensors[f"value.{name}"])
-        optimizer.state[parameter] = {
-            "step": torch.tensor(float(step)),
-            "exp_avg": tensors[f"first.{name}"].to(parameter.device),
-            "exp_avg_sq": tensors[f"second.{name}"].to(parameter.device),
-        }
-    return step
-
-
 @contextmanager
-def _memory(settings: AdapterSettings) -> Iterator[None]:
-    """Names the settings that need less memory where it runs out."""
+def _memory() -> Iterator[None]:
+    """Turns memory that runs out besides the steps, such as in the VAE, into a TrainingError."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        hint = "" if settings.gradient_checkpointing else ", or gradient_checkpointing: true"
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise TrainingError(
-            f"memory ran out at batch size {settings.batch_size}; use "
-            f"{max(1, math.ceil(settings.batch_size / 2))}{hint}. The last saved step is kept.",
-            argument="batch_size",
+            "memory ran out while images and texts were encoded; use smaller images, dtype "
+            "bfloat16, or a device with more memory."
         ) from error

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, DisclError
 from ..utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -47,26 +47,25 @@ def call_halving(
     what: tuple[str, str] = ("image", "images"),
     where: str,
     advice: str = ADVICE,
+    error: type[DisclError] = CheckpointError,
 ) -> T:
     """Returns `call(size)`, with half the size each time that memory runs out.
 
     - `call`: does the work with a batch of that many items. It changes nothing where it fails.
     - `on_halved`: gets each new size, for the calls that follow.
     - `what`: the name of one item and of several, for messages; `where`: the name of the network.
-    - `advice`: how to fix it where not even one item fits.
+    - `advice`: how to fix it where not even one item fits; `error`: what is raised then.
 
-    Raises CheckpointError where memory does not suffice for one item.
+    Raises `error` where memory does not suffice for one item.
     """
     while True:
         try:
             return call(size)
-        except RuntimeError as error:  # outside of this block its traceback holds no tensors
-            if not is_out_of_memory(error):
+        except RuntimeError as failed:  # outside of this block its traceback holds no tensors
+            if not is_out_of_memory(failed):
                 raise
         if size == 1:
-            raise CheckpointError(
-                f"out of memory with a single {what[0]} in a call of the {where}; {advice}"
-            )
+            raise error(f"out of memory with a single {what[0]} in a call of the {where}; {advice}")
         logger.warning(
             f"out of memory with {size} {what[1]} in a call of the {where}: {size // 2} from now on"
         )

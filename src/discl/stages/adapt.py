@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..data import digest_image, to_size
 from ..errors import CheckpointError, RecipeError, RunError, arguments_named
@@ -16,16 +17,19 @@ from ..prompts import class_prompts
 from ..recipe import Adapt
 from ..run_folder import paths
 from ..run_folder.run import Run
-from ..spectrum.adaptation import AdapterImages, AdapterSettings, count_adapter, train_adapter
+from ..spectrum.adaptation import AdapterImages, check_images, train_adapter
+from ..spectrum.adaptation_memory import estimate_memory
 from ..spectrum.engine import Engine
+from ..spectrum.low_rank import AdapterSettings, record_of
 from ..spectrum.models import describe_loras, load_generator
 from ..spectrum.models.interface import LatentModel
 from ..spectrum.plan import Request, plan_requests
 from ..utils.atomic import make_folder
 from ..utils.console import progress
+from ..utils.counts import count_of
 from ..utils.hashing import digest
 from ..utils.logging import get_logger
-from ..utils.stored import read_table, write_text
+from ..utils.stored import read_json, read_table, write_text
 from .pending import filter_texts
 from .prompts import ensure_texts
 
@@ -96,6 +100,10 @@ def ensure_adapter(run: Run, settings: Adapt, rows: np.ndarray) -> Path:
     file = make_folder(run.path(paths.ADAPTED)) / f"{key}.safetensors"
     if file.exists():
         return file
+    with arguments_named(images="data"):
+        check_images(len(chosen))
+    wanted = _settings(settings)
+    logger.info(f"adapt: {describe_memory(run)}")
     model = load_generator(run.base_address, run.recipe.spectrum.dtype, run.device)
     size = run.size
 
@@ -110,14 +118,6 @@ def ensure_adapter(run: Run, settings: Adapt, rows: np.ndarray) -> Path:
 
     labels = train.labels[rows]
     images = AdapterImages(load, labels, [texts[label] for label in labels.tolist()])
-    wanted = _settings(settings)
-    values = count_adapter(model, wanted)
-    weights = sum(each.numel() * each.element_size() for each in model.network.parameters())
-    logger.info(
-        f"adapt: {values:,} trained values; {weights / 1e6:.0f} MB of the network and "
-        f"{12 * values / 1e6:.0f} MB of their state in memory, and the activations of "
-        f"{settings.batch_size} images"
-    )
     prior = _prior(run, model, settings, texts) if settings.prior_weight else None
     with (
         arguments_named(**KEYS),
@@ -126,6 +126,49 @@ def ensure_adapter(run: Run, settings: Adapt, rows: np.ndarray) -> Path:
         return train_adapter(
             model, images, wanted, file, seed=settings.seed, prior=prior, progress=advance
         )
+
+
+def describe_memory(run: Run) -> str:
+    """Roughly how much device memory the adaptation of a recipe takes, in words."""
+    section = run.recipe.spectrum.adapt or Adapt()
+    side = run.size // run.generator.multiple
+    memory = estimate_memory(run.base_address, run.recipe.spectrum.dtype, _settings(section), side)
+    images = section.batch_size * (2 if section.prior_weight else 1)
+    parts = f"{_gigabytes(memory.weights)} of weights"
+    parts += f", {_gigabytes(memory.state)} of {memory.values:,} trained values and their state"
+    if memory.activations is None:
+        return f"{parts} in device memory, and the activations of {count_of(images, 'image')}"
+    total, each = _gigabytes(memory.total(images)), _gigabytes(memory.activations)
+    text = f"about {total} of device memory: {parts}, {images} × {each} of activations"
+    if run.device.type != "cuda":
+        return text
+    present = torch.cuda.get_device_properties(run.device).total_memory
+    if present >= memory.total(images):
+        return text
+    return (
+        f"{text}. The device has {_gigabytes(present)}, so a batch will be computed in parts; "
+        "spectrum.adapt.gradient_checkpointing: true and dtype bfloat16 need less"
+    )
+
+
+def describe_adapter(run: Run) -> str:
+    """What the adaptation of a recipe takes, and how long it took if it was carried out."""
+    text = f"adaptation: {describe_memory(run)}"
+    pointer = run.path(paths.ADAPTER)
+    if not pointer.is_file():
+        return text
+    record = record_of(run.adapter)
+    if not record.is_file():
+        return text
+    found = read_json(record, "steps", "images", "seconds")
+    return (
+        f"{text}; {found['steps']:,} steps on {found['images']:,} images took "
+        f"{found['seconds']:.0f} s"
+    )
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
 
 
 def class_texts(run: Run) -> dict[int, list[str]]:

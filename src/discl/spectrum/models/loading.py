@@ -178,6 +178,34 @@ def load_parts(folder: Path, family: Family, dtypes: Mapping[str, torch.dtype]) 
     return loaded
 
 
+def denoiser_without_weights(found: LocalGenerator) -> torch.nn.Module:
+    """The denoising network of a checkpoint with random values, or none on the meta device."""
+    import diffusers
+
+    name = found.family.network
+    kind = getattr(diffusers, read_index(found.folder)[name][1])
+    network: torch.nn.Module = _without_weights(kind, read_config(found.folder, name))
+    return network
+
+
+def count_weights(found: LocalGenerator) -> dict[str, int]:
+    """`{part: values}` of the networks of a checkpoint; a single file is one part, `""`."""
+    if found.file is not None:
+        return {"": _count_values(found.file)}
+    counts = {}
+    for name in parts_of(found.folder, found.family):
+        files = sorted((found.folder / name).glob("*.safetensors"))
+        whole = [file for file in files if ".fp16" not in file.name] or files
+        counts[name] = sum(map(_count_values, whole))
+    return counts
+
+
+def _count_values(file: Path) -> int:
+    with safe_open(file, "pt") as stored:
+        names = stored.keys()
+        return sum(math.prod(stored.get_slice(name).get_shape()) for name in names)
+
+
 def _without_weights(network: Any, config: Mapping[str, Any]) -> Any:
     """The network of a configuration of transformers or diffusers, with random weights."""
     settings = dict(config)
