@@ -38,6 +38,23 @@ def test_every_shipped_recipe_is_pinned(tool: ModuleType) -> None:
     assert sorted(pinned) == tool.shipped_names()
 
 
+def test_the_documented_table_of_the_example_is_the_pinned_one(tool: ModuleType) -> None:
+    """Each row of docs/getting-started.md, and the differences in its text."""
+    results = json.loads((tool.GOLDEN / "demo.json").read_text())["values"]["results"]
+    page = (tool.ROOT / "docs" / "getting-started.md").read_text()
+    keys = ("accuracy", "many", "medium", "few")
+    for row, splits in results.items():
+        figures = [f"{100 * splits['test'][key]:.1f}" for key in keys]
+        assert f"| {row} | {' | '.join(figures)} |" in page
+    few = {row: round(100 * splits["test"]["few"], 1) for row, splits in results.items()}
+    for control, method in (("ce-undersampled", "discl"), ("ce-balanced", "discl-balanced")):
+        for variant in ("", "+la"):
+            gain = few[method + variant] - few[control + variant]
+            assert f"{gain:+.1f} for `{method}{variant}`" in " ".join(page.split())
+    for row in ("discl", "ce-undersampled", "ce"):
+        assert f"{few[row]} %" in (tool.ROOT / "README.md").read_text()
+
+
 def test_every_strategy_objective_and_system_is_pinned(tool: ModuleType) -> None:
     from discl.baselines import SYSTEMS
     from discl.curriculum.strategies import STRATEGIES
