@@ -71,12 +71,14 @@ def small(**method: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("other", [{"undersample": False}, {"sampling": "instance"}])
+@pytest.mark.parametrize("other", [{"undersample": False}, {"sampling": "square-root"}])
 def test_both_forms_in_one_method_are_an_error(other: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=rf"^methods\.discl: .*all.*'{next(iter(other))}'"):
         load_recipe(small(mixture="all", **other))
     recipe = load_recipe(small(mixture="all", **other), {"methods.discl.mixture": None})
     assert recipe.methods["discl"].mixture is None
+    plain = load_recipe(small())  # a written recipe states the defaults of both
+    assert load_recipe(plain, {"methods.discl.mixture": "all"}).methods["discl"].mixture == "all"
     with pytest.raises(RecipeError, match=r"value of methods\.discl\.mixture 'balanced'"):
         load_recipe(small(mixture="balanced"))
 
@@ -106,3 +108,16 @@ def test_undersampled_needs_a_class_without_hard_images(filtered_run: Path) -> N
     with pytest.raises(TrainingError) as raised, train_stage._named_by_method("discl"):
         train_stage._plan_real(run, "discl", run.recipe.methods["discl"], pool)
     assert raised.value.argument == "methods.discl.mixture"
+
+
+def test_a_pilot_takes_one_mixture_or_several() -> None:
+    one, several = (
+        load_recipe(small() | {"pilot": {"mixture": value}})
+        for value in ("all", ["all", "undersampled", "all"])
+    )
+    assert one.pilot.mixture == ["all"] and several.pilot.mixture == ["all", "undersampled"]
+    assert one.plain()["pilot"]["mixture"] == "all" and load_recipe(one.plain()) == one
+    assert load_recipe(small()).plain()["pilot"]["mixture"] == "class-balanced"
+    for wrong in ("even", ["even"], [], 3):
+        with pytest.raises(RecipeError, match=r"pilot\.mixture"):
+            load_recipe(small() | {"pilot": {"mixture": wrong}})

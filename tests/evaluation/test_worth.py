@@ -12,6 +12,7 @@ from discl.evaluation.worth import (
     estimate_worth,
     fit_head,
     precision_and_coverage,
+    score_mixtures,
 )
 
 CENTRES = np.eye(4) * 3
@@ -116,3 +117,19 @@ def test_precision_and_coverage_by_hand():
     assert coverage == pytest.approx(3 / 4)  # the ball around 2 holds none
     with pytest.raises(DataError):
         precision_and_coverage(real[:1], made)
+
+
+def test_mixtures_are_scored_on_held_out_images_with_synthetic_images_and_without():
+    """A balanced head names the rare class more often than one on the real frequencies."""
+    real, hard, made, _ = setting(0.0)
+    counts = np.asarray([800, 800, 800, 4])
+    names = ["all", "class-balanced", "undersampled"]
+    options = {"mixtures": names, "class_counts": counts}
+    scores = score_mixtures(real, hard, made, blobs([200] * 4, 2), **options)
+    assert [each.mixture for each in scores] == names
+    plain, balanced, _ = scores
+    assert balanced.real > plain.real + 3
+    assert all(each.mixed is not None for each in scores) and balanced.mixed > balanced.real + 1
+    alone = score_mixtures(real, hard, None, blobs([200] * 4, 2), **options)
+    assert [each.real for each in alone] == [each.real for each in scores]
+    assert {each.mixed for each in alone} == {None}

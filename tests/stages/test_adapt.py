@@ -115,6 +115,7 @@ def test_a_prior_of_the_generators_own_images(recipe, tmp_path):
 
 @pytest.mark.slow
 def test_a_pilot_measures_every_candidate_and_level_and_continues(recipe, tmp_path):
+    recipe["pilot"]["mixture"] = ["all", "class-balanced"]
     recipe["pilot"]["candidates"] = {
         "as it is": {},
         "adapted": {"spectrum.adapt": ADAPT},
@@ -132,7 +133,9 @@ def test_a_pilot_measures_every_candidate_and_level_and_continues(recipe, tmp_pa
     described = result["levels"]["adapted"]
     assert [row["level"] for row in described["levels"]] == [0, 50]
     assert described["sources"] == 6 and described["proposal"]["reasons"]
-    assert "gone" in table.read_text()
+    assert "gone" in table.read_text() and "| class-balanced |" in table.read_text()
+    assert [each["mixture"] for each in result["mixtures"]] == ["all", "class-balanced"]
+    assert result["advice"]["mixture"] in ("all", "class-balanced")
     shards = {file: file.stat().st_mtime_ns for file in table.parent.rglob("part-*.parquet")}
     weights = list(run.path("adapted").glob("*.safetensors"))
     assert len(weights) == 2, "one for each half of the hard images"

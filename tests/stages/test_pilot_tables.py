@@ -7,11 +7,12 @@ import pytest
 import yaml
 
 from discl import load_recipe
-from discl.evaluation.worth import Gain, Worth
+from discl.evaluation.worth import Gain, MixtureScore, Worth
 from discl.stages.pilot_advice import (
     Outcome,
     Tried,
     advise,
+    advise_mixture,
     choose_threshold,
     thresholds_to_try,
 )
@@ -156,3 +157,34 @@ def test_a_recipe_that_draws_until_enough_are_kept_keeps_doing_so():
     assert "spectrum.seeds" not in found["recipe"]
     adapted = load_recipe(recipe, found["recipe"]).spectrum
     assert (adapted.wanted, adapted.tries) == (3, 4), "half of the images are kept"
+
+
+SCORES = [
+    MixtureScore("class-balanced", 60.0, 65.0),
+    MixtureScore("undersampled", 50.0, 70.0),
+    MixtureScore("all", 61.0, 66.0),
+]
+
+
+def test_the_mixture_with_the_highest_score_is_in_the_lines_to_paste():
+    recipe = load_recipe("fashion-lt", {"methods.discl": {"strategy": "all-levels"}})
+    found = advise_mixture(recipe, advice(outcome("plain", 0, 8.0)), SCORES)
+    assert found["mixture"] == found["recipe"]["methods.discl.mixture"] == "undersampled"
+    assert "mixture undersampled" in found["reasons"][-1] and "all 66.0" in found["reasons"][-1]
+    load_recipe(recipe, found["recipe"])
+    assert yaml.safe_load(snippet({"advice": found}))["methods"]["discl"] == {
+        "strategy": "text-only",
+        "mixture": "undersampled",
+    }
+    pair = {"methods.discl.undersample": False, "methods.discl.sampling": "square-root"}
+    pinned = load_recipe(recipe, pair)
+    lines = advise_mixture(pinned, advice(outcome("plain", 0, 8.0)), SCORES)["recipe"]
+    assert load_recipe(pinned, lines).methods["discl"].mixture == "undersampled"
+
+
+def test_without_a_recommendation_the_mixture_of_real_images_is_named():
+    found = advise_mixture(load_recipe("fashion-lt"), advice(outcome("plain", 0, -8.0)), SCORES)
+    assert found["mixture"] == "all" and found["recipe"] == {}
+    assert "the real images alone" in found["reasons"][-1]
+    plain = advice(outcome("plain", 0, 8.0))
+    assert advise_mixture(load_recipe("fashion-lt"), plain, []) == plain

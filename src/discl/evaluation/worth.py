@@ -54,6 +54,19 @@ class Worth:
     recognised: float
 
 
+@dataclass(frozen=True)
+class MixtureScore:
+    """Balanced accuracy of a head on held-out images, in points.
+
+    - `real`: trained on real images alone.
+    - `mixed`: with synthetic images too, in the same mixture; None without any.
+    """
+
+    mixture: Mixture
+    real: float
+    mixed: float | None
+
+
 def class_totals(
     counts: np.ndarray, tail: np.ndarray, mixture: Mixture, scale: float
 ) -> np.ndarray:
@@ -188,6 +201,38 @@ def estimate_worth(
     )
 
 
+def score_mixtures(
+    real: Features,
+    hard: np.ndarray,
+    synthetic: Features | None,
+    held_out: Features,
+    *,
+    mixtures: Sequence[Mixture],
+    class_counts: np.ndarray | None = None,
+    scale: float = 3.0,
+) -> list[MixtureScore]:
+    """Scores of heads that differ in how classes are mixed; arguments as of `estimate_worth`.
+
+    - `synthetic`: None without any.
+    - `held_out`: images that no head sees.
+    """
+    labels = [each.labels for each in (real, synthetic, held_out) if each is not None]
+    classes = int(max(each.max() for each in labels if len(each))) + 1
+    tail = np.bincount(real.labels[hard], minlength=classes) > 0
+    counts = np.bincount(real.labels, minlength=classes)
+    if class_counts is not None:
+        counts = np.where(tail, counts, class_counts[:classes])
+    scores = []
+    for mixture in mixtures:
+        totals = class_totals(counts, tail, mixture, scale)
+        found = [
+            _balanced(_fit(real, made, totals, classes, scale), held_out)
+            for made in ([None] if synthetic is None else [None, synthetic])
+        ]
+        scores.append(MixtureScore(mixture, found[0], found[1] if len(found) > 1 else None))
+    return scores
+
+
 def precision_and_coverage(
     real: np.ndarray, synthetic: np.ndarray, neighbours: int = 5
 ) -> tuple[float, float]:
@@ -258,6 +303,13 @@ def _right(head: tuple[np.ndarray, np.ndarray], features: Features) -> np.ndarra
     """1.0 where a head names the image's class, float64 `[images]`."""
     matrix, bias = head
     return ((features.values @ matrix + bias).argmax(1) == features.labels).astype(float)
+
+
+def _balanced(head: tuple[np.ndarray, np.ndarray], features: Features) -> float:
+    """Mean accuracy over the classes that are present, in points."""
+    right = _right(head, features)
+    labels = np.unique(features.labels)
+    return 100 * float(np.mean([right[features.labels == label].mean() for label in labels]))
 
 
 def _gain(labels: np.ndarray, difference: np.ndarray, seed: int) -> Gain:

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
+    field_serializer,
     field_validator,
     model_serializer,
     model_validator,
@@ -271,13 +273,24 @@ class Adapt(Strict):
     seed: int = Field(0, ge=0, le=2**32 - 1)
 
 
+def _as_list(value: Any) -> Any:
+    """A name as a list; names of a list once each."""
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return list(dict.fromkeys(value))
+    return [value] if isinstance(value, str) else value
+
+
 class Pilot(Strict):
     """What `discl pilot` makes and measures before the spectrum is paid for."""
 
     images: int = Field(128, ge=8, le=100_000, description="images of each candidate")
     folds: int = Field(3, ge=2, le=100, description="of the cross-validation over hard images")
-    mixture: Mixture = Field(
-        "class-balanced", description="how classes are mixed, with and without synthetic images"
+    mixture: Annotated[list[Mixture], BeforeValidator(_as_list)] = Field(
+        ["class-balanced"],
+        min_length=1,
+        max_length=4,
+        description="how classes are mixed, with and without synthetic images; a list: the first "
+        "one for the gains, and all are compared on validation images",
     )
     thresholds: list[Annotated[float, Field(ge=-1, le=1)]] | None = Field(
         None,
@@ -294,6 +307,10 @@ class Pilot(Strict):
         max_length=100,
         description="name: values of spectrum or prompts; none: the spectrum as it is",
     )
+
+    @field_serializer("mixture")
+    def _one_by_its_name(self, value: list[Mixture]) -> list[Mixture] | Mixture:
+        return value[0] if len(value) == 1 else value
 
 
 NEW_KEYS = {"wanted": None, "budget": None, "sampler": "ddim", "timestep_spacing": None}

@@ -387,13 +387,17 @@ class Method(Strict):
             plain = {key: value for key, value in plain.items() if key not in LONG_FORM}
         return plain
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_restores_sampling(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("sampling", "") is None:
+            return {key: each for key, each in value.items() if key != "sampling"}
+        return value
+
     @model_validator(mode="after")
     def _one_form_of_the_mixture(self) -> Method:
-        stated = [
-            key
-            for key in LONG_FORM
-            if key in self.model_fields_set and getattr(self, key) is not None
-        ]
+        defaults = {key: Method.model_fields[key].default for key in LONG_FORM}
+        stated = [key for key in LONG_FORM if getattr(self, key) != defaults[key]]
         if self.mixture is not None and stated:
             raise RecipeError(
                 f"'mixture' (got {self.mixture}) and '{stated[0]}' state the same; remove one of "

@@ -26,8 +26,8 @@ from ..utils.logging import get_logger
 from ..utils.stored import read_table, write_text
 from .adapt import check_adaptable, ensure_adapter, name_adapter
 from .levels import describe_levels
-from .pilot_advice import Outcome, Tried, advise
-from .pilot_measure import embed_real, measure_candidate
+from .pilot_advice import Outcome, Tried, advise, advise_mixture
+from .pilot_measure import embed_real, measure_candidate, measure_mixtures
 from .pilot_tables import as_csv, as_markdown
 from .plan import check_models
 from .trial import Embedder, choose_sample, make_images, set_sample, trial_run
@@ -72,12 +72,15 @@ def run_pilot(run: Run) -> Path:
         outcomes, tried = outcomes + rows, tried + thresholds
         levels[name] = describe_levels(parts, embedder)
     advice = advise(run.recipe, overrides, outcomes, tried, hard)
+    best = trials.get(advice.get("candidate", ""), [])
+    mixtures = measure_mixtures(run, best, advice, real, embedder)
     result = {
         **_describe(run, failed),
         "outcomes": [asdict(each) for each in outcomes],
         "thresholds": [asdict(each) for each in tried],
         "levels": levels,
-        "advice": advice,
+        "mixtures": [asdict(each) for each in mixtures],
+        "advice": advise_mixture(run.recipe, advice, mixtures),
     }
     folder = run.folder / paths.PILOT
     write_text(folder / paths.PILOT_DATA, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
@@ -87,7 +90,17 @@ def run_pilot(run: Run) -> Path:
 
 
 def _check_measurable(run: Run) -> int:
-    """The number of hard images. Raises DataError if none can be held out to measure on."""
+    """The number of hard images.
+
+    Raises DataError if none can be held out to measure on, or no image to compare mixtures on.
+    """
+    mixtures = run.recipe.pilot.mixture
+    if len(mixtures) > 1 and "validation" not in run.tables:
+        raise DataError(
+            f"{', '.join(mixtures)} are compared on validation images, and there are none; name "
+            "one mixture, or set data.own_split.",
+            argument="pilot.mixture",
+        )
     labels = read_table(run.path(paths.HARD), ["label"])["label"].to_pylist()
     validation = run.tables["validation"].labels.tolist() if "validation" in run.tables else []
     if len(set(labels)) == len(labels) and not set(labels) & set(validation):
@@ -183,7 +196,7 @@ def _describe(run: Run, failed: Mapping[str, DisclError]) -> dict[str, Any]:
         "generator": public_name(recipe.spectrum.checkpoint),
         "features": public_name(recipe.filter.checkpoint),
         "threshold": recipe.filter.threshold,
-        "mixture": recipe.pilot.mixture,
+        "mixture": recipe.pilot.mixture[0],
         "validation": "validation" in run.tables,
         "failed": {name: str(error) for name, error in failed.items()},
     }

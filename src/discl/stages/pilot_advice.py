@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import RecipeError
-from ..evaluation.worth import Gain, Worth
+from ..evaluation.worth import Gain, MixtureScore, Worth
+from ..mixtures import LONG_FORM
 from ..recipe import Recipe, load_recipe
 from ..utils.counts import count_of
 
@@ -148,6 +149,39 @@ def advise(
     }
 
 
+def advise_mixture(
+    recipe: Recipe, advice: Mapping[str, Any], scores: Sequence[MixtureScore]
+) -> dict[str, Any]:
+    """The advice with the mixture of the highest score, the earlier of equal ones.
+
+    - `scores`: of the recommended images, or of real images alone; none: the advice as it is.
+    """
+    if not scores:
+        return dict(advice)
+    generate = advice["generate"]
+    figures = {
+        each.mixture: each.mixed if generate and each.mixed is not None else each.real
+        for each in scores
+    }
+    best = max(figures, key=lambda mixture: figures[mixture])
+    others = ", ".join(f"{name} {figure:.1f}" for name, figure in figures.items() if name != best)
+    what = "these images" if generate else "the real images alone"
+    reason = (
+        f"mixture {best}: with {what} it has the highest balanced accuracy on validation "
+        f"({figures[best]:.1f}; {others})"
+    )
+    lines, reasons = dict(advice["recipe"]), [*advice["reasons"], reason]
+    if generate:
+        name = _spectral_name(recipe)
+        lines[f"methods.{name}.mixture"] = best
+        stated = recipe.methods[name].model_dump() if name in recipe.methods else {}
+        for key in LONG_FORM:
+            if stated.get(key) not in (None, "instance"):
+                lines[f"methods.{name}.{key}"] = None
+        reasons += [each for each in _misfits(recipe, lines) if each not in reasons]
+    return {**advice, "mixture": best, "reasons": reasons, "recipe": lines}
+
+
 def _overall(worth: Worth) -> float:
     """The gain on all classes; infinite where it was not measured."""
     return math.inf if worth.overall is None else worth.overall.mean
@@ -243,13 +277,15 @@ def _strategy(judged: Judged, levels: Sequence[int]) -> tuple[str, str]:
     return "all-levels", "no level is clearly ahead of the others"
 
 
-def _method(recipe: Recipe, strategy: str, levels: Sequence[int]) -> dict[str, Any]:
-    """The lines that give the strategy to the recipe's method with synthetic images.
-
-    It is `discl`, else the first with synthetic images; a new one `discl` if there is none.
-    """
+def _spectral_name(recipe: Recipe) -> str:
+    """`discl`, else the first with synthetic images; a new one `discl` if there is none."""
     spectral = [name for name, method in recipe.methods.items() if method.strategy != "real-only"]
-    name = min(spectral, key=lambda name: name != "discl", default="discl")
+    return min(spectral, key=lambda name: name != "discl", default="discl")
+
+
+def _method(recipe: Recipe, strategy: str, levels: Sequence[int]) -> dict[str, Any]:
+    """The lines that give the strategy to the recipe's method with synthetic images."""
+    name = _spectral_name(recipe)
     lines: dict[str, Any] = {f"methods.{name}.strategy": strategy}
     if strategy == "fixed":
         lines[f"methods.{name}.level"] = levels[0]

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from ..evaluation.worth import Features, Worth, estimate_worth, precision_and_coverage
+from ..evaluation.worth import (
+    Features,
+    MixtureScore,
+    Worth,
+    estimate_worth,
+    precision_and_coverage,
+    score_mixtures,
+)
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.plan import read_plan
@@ -91,6 +99,32 @@ def measure_candidate(
     return outcomes, tried
 
 
+def measure_mixtures(
+    run: Run, trials: Sequence[Run], advice: Mapping[str, Any], real: RealImages, embedder: Embedder
+) -> list[MixtureScore]:
+    """Scores of the mixtures on validation images; none where the recipe names one mixture.
+
+    - `trials`: those of the recommended candidate. Its images at the recommended levels and
+      threshold take part; none do where nothing is recommended.
+    """
+    settings, made = run.recipe.pilot, None
+    if len(settings.mixture) < 2 or real.held_out is None:
+        return []
+    if advice["generate"]:
+        found = _collect(run, trials, real, embedder)
+        passed = found.similarity >= advice["threshold"]
+        made = found.features.take(np.flatnonzero(passed & np.isin(found.levels, advice["levels"])))
+    return score_mixtures(
+        real.train,
+        real.hard,
+        made,
+        real.held_out,
+        mixtures=settings.mixture,
+        class_counts=run.train.class_counts,
+        scale=run.recipe.synthetic_scale,
+    )
+
+
 def _some_rows(ids: Sequence[str], labels: np.ndarray, most: int, whole: set[int]) -> np.ndarray:
     """Up to `most` rows of each class, ascending, in an order of the ids alone; all of `whole`."""
     chosen: list[int] = []
@@ -132,7 +166,7 @@ def _worth(run: Run, made: MadeImages, rows: np.ndarray, real: RealImages) -> Wo
         made.sources[rows],
         held_out=real.held_out,
         class_counts=run.train.class_counts,
-        mixture=settings.mixture,
+        mixture=settings.mixture[0],
         scale=run.recipe.synthetic_scale,
         folds=settings.folds,
     )

@@ -91,11 +91,33 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     lines += [f"- {for_markdown(reason)}" for reason in advice["reasons"]]
     if advice["recipe"]:
         lines += ["", "```yaml", snippet(result).rstrip(), "```"]
+    lines += _mixture_lines(result)
     lines += ["", "## Threshold", "", *_threshold_lines(result), "", "## Similarity", ""]
     lines += ["What similarities alone propose, as `discl levels` does. The gains above decide."]
     for name, found in result["levels"].items():
         lines += ["", f"### {for_markdown(name)}", "", *proposal_lines(found)]
     return "\n".join([*lines, ""])
+
+
+def _mixture_lines(result: Mapping[str, Any]) -> list[str]:
+    """Balanced accuracy of each mixture; nothing where one alone was measured."""
+    if not result["mixtures"]:
+        return []
+    lines = [
+        "",
+        "## Mixture",
+        "",
+        "Balanced accuracy on validation images, of a head on all real training images, and with "
+        "the recommended synthetic images.",
+        "",
+        "| mixture | real images alone | with synthetic images | |",
+        "|---|---:|---:|---|",
+    ]
+    for each in result["mixtures"]:
+        mixed = "–" if each["mixed"] is None else f"{each['mixed']:.1f}"
+        note = "recommended" if each["mixture"] == result["advice"]["mixture"] else ""
+        lines.append(f"| {each['mixture']} | {each['real']:.1f} | {mixed} | {note} |")
+    return lines
 
 
 def _threshold_lines(result: Mapping[str, Any]) -> list[str]:
