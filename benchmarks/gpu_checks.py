@@ -24,7 +24,8 @@ from gpu import Figure
 from gpu_bench import Bench
 
 GENERATOR = "embedded:fashion-mnist/diffusion"
-TESTS = Path(__file__).parents[1] / "tests" / "spectrum" / "test_gpu.py"
+ROOT = Path(__file__).parents[1]
+TESTS = ("tests/spectrum/test_gpu.py", "tests/test_gpu_scripts.py")
 NEEDED = ("pytest", "datasets", "pyarrow", "pandas")
 
 
@@ -82,7 +83,7 @@ def tests(bench: Bench) -> Iterator[Figure]:
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing or bench.smoke:
         raise RuntimeError(f"not run: {', '.join(missing) or 'they'} need more than this machine")
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(TESTS)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=TESTS.parents[2])
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *TESTS]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     told = (done.stdout + done.stderr)[-1500:]
     yield Figure("pytest -m gpu: exit status", done.returncode, "<=", 0, told)

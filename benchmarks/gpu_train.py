@@ -68,8 +68,11 @@ class Training:
         self.pool, self.batch = pool, self.plan["batch_size"]
         self.schedule = make_schedule(data, row, pool, seed)
         self.objective = make_objective(row["objective"])
-        counts = torch.from_numpy(pool.real_counts).to(self.device)
-        self.counts = counts.float() if self.device.type == "mps" else counts.double()
+        self.counts = torch.from_numpy(pool.real_counts).to(self.device, torch.float64)
+        self.mean, self.std = (
+            torch.tensor(values, device=self.device).view(1, 3, 1, 1)
+            for values in (self.config.mean, self.config.std)
+        )
         torch.manual_seed(derive_seed("init", seed))
         model: Any = build_classifier(self.config).to(self.device)
         self.model = model.to(memory_format=torch.channels_last).train()
@@ -148,7 +151,8 @@ class Training:
             generator = torch.Generator(self.device)
             generator.manual_seed(derive_seed("augment", self.seed, epoch))
             pixels = augment(pixels, generator)
-        return normalise(pixels.float() / 255, self.config), labels
+        # as `normalise` of the package, which copies mean and std to the device and waits
+        return (pixels.float() / 255 - self.mean) / self.std, labels
 
     def _send(self, values: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(values)

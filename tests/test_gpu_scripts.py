@@ -217,6 +217,16 @@ def test_a_training_is_that_of_the_package(script: Any, data: Any, name: str) ->
         assert torch.allclose(own, theirs, atol=1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of NVIDIA")
+def test_steps_as_a_graph_are_those_without(script: Any, data: Any) -> None:
+    module = script("gpu_cifar")
+    data.settings["train"]["steps_per_epoch"] = 10
+    session = module.Session.on(data, torch.device("cuda"), graph=False)
+    equal, found = module.check_graph(session)
+    assert equal, found
+
+
 def test_crops_and_flips(script: Any) -> None:
     size, count = 8, 400
     pixels = torch.arange(3 * size * size, dtype=torch.uint8).view(1, 3, size, size)
