@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from discl.checkpoints import weights_digest
 from discl.data import class_groups
 from discl.data.table import make_table
 from discl.errors import RunError
@@ -1051,3 +1052,105 @@ def test_a_browser_renders_the_page(path: Path, tmp_path: Path) -> None:
     assert sum(tag == "path" for tag, _ in dom.tags) == sum(
         tag == "path" for tag, _ in written.tags
     )
+
+
+GAIN = {"mean": 3.0, "low": 1.0, "high": 5.0}
+
+
+def write_pilot(folder: Path, generate: bool = True) -> dict[str, Any]:
+    """A pilot of one candidate with a hostile name; one level has too few kept images."""
+    spread = {"mean": 0.8, "quarter": 0.7, "median": 0.8, "three_quarters": 0.9}
+    row = {"candidate": EVIL, "threshold": 0.25, "images": 24, "kept": 0.5, "rows_per_kept": 40.0}
+    worth = {"few": GAIN, "overall": None, "recognised": 0.875}
+    level = {
+        "level": 30,
+        "steps": 7,
+        "images": 24,
+        "image_similarity": spread,
+        "text_similarity": spread,
+        "kept": 0.5,
+        "kept_at_proposal": 0.25,
+    }
+    pilot = {
+        "features": "embedded:fashion-mnist/clip",
+        "mixture": "class-balanced",
+        "outcomes": [
+            {**row, "level": None, "precision": 0.9, "coverage": None, "worth": worth},
+            {**row, "level": 30, "precision": 0.9, "coverage": 0.4, "worth": worth},
+            {**row, "level": 0, "precision": None, "coverage": None, "worth": None},
+        ],
+        "thresholds": [{"candidate": EVIL, "threshold": 0.25, "kept": 0.5, "worth": worth}],
+        "levels": {
+            EVIL: {
+                "sources": 24,
+                "seeds": 1,
+                "threshold": 0.25,
+                "real": {"text_similarity": spread, "pair_similarity": None, "kept": 0.9},
+                "levels": [level],
+                "proposal": {"levels": [30], "threshold": 0.28, "reasons": ["a likely reason"]},
+            }
+        },
+        "failed": {"gone": "there is no checkpoint folder '/home/me/nowhere'. Give another."},
+        "advice": {"generate": False, "reasons": ["do not generate"], "recipe": {}},
+    }
+    if generate:
+        pilot["advice"] = {
+            "generate": True,
+            "candidate": EVIL,
+            "levels": [30],
+            "threshold": 0.25,
+            "strategy": "fixed",
+            "reasons": ["it brings 3 points"],
+            "recipe": {"spectrum.checkpoint": "/home/me/model", "spectrum.levels": [30]},
+        }
+    (folder / "pilot").mkdir(parents=True)
+    (folder / "pilot/pilot.json").write_text(json.dumps(pilot))
+    return pilot
+
+
+def write_adapter(folder: Path, recorded: bool = True) -> None:
+    (folder / "adapted").mkdir(parents=True)
+    (folder / "adapter.json").write_text(json.dumps({"file": "0011.safetensors"}))
+    (folder / "adapted/0011.safetensors").write_bytes(b"weights")
+    record = {"images": 41, "classes": 3, "values": 7680, "seconds": 200.0}
+    losses = [[step, 1 / step] for step in range(10, 501, 10)]
+    if recorded:
+        (folder / "adapted/0011.json").write_text(json.dumps({**record, "losses": losses}))
+
+
+def test_a_pilot_is_shown_with_its_recommendation(tmp_path: Path) -> None:
+    write_pilot(tmp_path)
+    page = Page(make_run(tmp_path, {"many": 30, "rare": 5}).read_text())
+    assert "level 30, threshold 0.25, strategy fixed" in page.text
+    assert "it brings 3 points" in page.text and "levels: [30]" in page.text
+    assert "a likely reason" in page.text and "87.5 %" in page.text
+    assert len(page.having("chosen")) == 3, "a level, a threshold, and what similarity proposes"
+    assert len(page.having("interval")) == 3, "none for too few images"
+    assert "…/model" in page.text and "'…/nowhere'" in page.text and "/home/me" not in page.html
+    assert "<script" not in page.html and EVIL in page.text
+    assert "#pilot" in page.values("href") and "#adaptation" not in page.values("href")
+
+
+def test_a_pilot_that_advises_against_it_says_so(tmp_path: Path) -> None:
+    write_pilot(tmp_path, generate=False)
+    page = Page(make_run(tmp_path, {"many": 30, "rare": 5}).read_text())
+    assert "advises against" in page.text and "do not generate" in page.text
+
+
+def test_an_adaptation_is_shown_with_settings_loss_seconds_and_digest(tmp_path: Path) -> None:
+    write_adapter(tmp_path)
+    changes = {"spectrum.adapt": {"rank": 4, "steps": 500, "learning_rate": 1e-4}}
+    page = Page(make_run(tmp_path, {"many": 30, "rare": 5}, changes=changes).read_text())
+    assert "rank 4, attention: 7,680 values" in page.text
+    assert "500 steps of 4 images, learning rate 0.0001" in page.text
+    assert "loss 0.100 at first, 0.002 at the end; 3 min" in page.text
+    digest = weights_digest(tmp_path / "adapted/0011.safetensors")
+    assert f"0011.safetensors, digest {digest[:16]}" in page.text
+    assert any("Loss over steps" in label for label in page.values("aria-label"))
+
+
+def test_weights_of_an_earlier_version_have_no_record(tmp_path: Path) -> None:
+    write_adapter(tmp_path, recorded=False)
+    changes = {"spectrum.adapt": {"rank": 4}}
+    page = Page(make_run(tmp_path, {"many": 30, "rare": 5}, changes=changes).read_text())
+    assert "rank 4, attention" in page.text and "Loss over steps" not in page.html

@@ -3,11 +3,14 @@ leave alone when called again."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from discl import open_run, run_until
@@ -260,3 +263,107 @@ def test_a_candidate_may_have_levels_that_no_method_has(recipe, tmp_path):
     table = pilot(open_run(recipe, tmp_path / "run"))
     outcomes = json.loads((table.parent / "pilot.json").read_text())["outcomes"]
     assert [each["level"] for each in outcomes] == [None]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.slow
+def test_a_killed_pilot_continues_to_the_same_files(recipe, tmp_path, monkeypatch):
+    """Killed after the first images, within an adaptation, and among the embeddings."""
+    from discl.spectrum import adaptation
+    from discl.stages import trial
+
+    monkeypatch.setattr(adaptation, "SAVE_EVERY", 2)
+    adapted = {"spectrum.adapt": ADAPT | {"steps": 5}}
+    recipe["pilot"] |= {"images": 8, "candidates": {"as it is": {}, "adapted": adapted}}
+    whole, killed = open_run(recipe, tmp_path / "whole"), tmp_path / "killed"
+    expected = pilot(whole).read_text()
+
+    def kill_at(call: int, known):
+        calls = []
+
+        def counted(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == call:
+                raise Killed
+            return known(*args, **kwargs)
+
+        return counted
+
+    for place, name, call in (
+        (trial, "filter_spectrum", 1),
+        (adaptation, "_take_step", 9),  # in the second of two trainings
+        (trial.Embedder, "_add", 2),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, name, kill_at(call, getattr(place, name)))
+            with pytest.raises(Killed):
+                pilot(open_run(recipe, killed))
+    run = open_run(recipe, killed)
+    assert pilot(run).read_text() == expected
+    files = [
+        {file.name: file.read_bytes() for file in each.path("adapted").glob("*.safetensors")}
+        for each in (whole, run)
+    ]
+    assert files[0] == files[1] and len(files[0]) == 2
+    stores = [each.folder / "pilot/spectrum" for each in (whole, run)]
+    rows = [
+        {
+            row["id"]: row["image_digest"]
+            for shard in folder.glob("*.parquet")
+            for row in pq.read_table(shard, columns=["id", "image_digest"]).to_pylist()
+        }
+        for folder in stores
+    ]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.slow
+def test_a_candidate_whose_adaptation_runs_out_of_memory_is_left_out(recipe, tmp_path, monkeypatch):
+    from discl.spectrum import adaptation
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(adaptation, "adaptation_loss", full)
+    recipe["spectrum"]["adapt"] = ADAPT
+    table = pilot(open_run(recipe, tmp_path / "run"))
+    result = json.loads((table.parent / "pilot.json").read_text())
+    assert {each["candidate"] for each in result["outcomes"]} == {"not adapted"}
+    assert "gradient_checkpointing" in result["failed"]["adapted"]
+
+
+def test_a_generator_that_cannot_be_adapted_is_told_before_anything_is_made(recipe, tmp_path):
+    from discl.stages.adapt import check_adaptable
+
+    run = open_run(recipe, tmp_path / "run")
+    check_adaptable(run)
+    recipe["spectrum"]["adapt"] = ADAPT
+    run = open_run(recipe, tmp_path / "adapted")
+    run.__dict__["generator"] = dataclasses.replace(run.generator, plain=True, family="Kandinsky")
+    with pytest.raises(CheckpointError, match="Kandinsky") as caught:
+        check_adaptable(run)
+    assert caught.value.argument == "spectrum.adapt"
+
+
+def test_a_pilot_without_hard_images_is_an_error_before_anything_is_made(recipe, tmp_path):
+    recipe["hard"]["fewer_than"] = 1
+    run = open_run(recipe, tmp_path / "run")
+    with pytest.raises(DataError, match=r"hard\.fewer_than"):
+        pilot(run)
+    assert not list(run.folder.rglob("part-*.parquet"))
+
+
+@pytest.mark.slow
+def test_one_image_a_class_is_measured_on_validation_images(recipe, tmp_path):
+    root = tmp_path / "pictures"
+    for label, (name, count) in enumerate({"a": 8, "b": 8, "c": 1, "d": 1}.items()):
+        draw(root / "train" / name, label, count)
+        draw(root / "validation" / name, label, 3)
+    recipe["data"]["root"] = str(root)
+    table = pilot(open_run(recipe, tmp_path / "run"))
+    result = json.loads((table.parent / "pilot.json").read_text())
+    assert result["outcomes"][0]["worth"]["overall"] is not None
+    assert result["levels"]["as it is"]["real"]["pair_similarity"] is None

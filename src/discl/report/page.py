@@ -20,6 +20,7 @@ from . import charts, tables
 from . import text as words
 from .comparison_page import Comparison, compare_values, read_comparison
 from .gallery import Gallery, make_gallery
+from .pilot_section import read_adaptation, read_pilot
 from .run_summary import ADJUSTED, RunSummary, read_run
 from .templates import make_environment
 
@@ -49,26 +50,33 @@ def write_report(
         "Several seeds": read_comparison(folder),
         "Several seeds, every method tuned": read_comparison(folder / paths.TUNED),
     }
+    sections = {
+        "pilot": read_pilot(folder),
+        "adaptation": read_adaptation(folder, summary.recipe),
+    }
+    found = {title: each for title, each in compared.items() if each}
     with whole(path) as unfinished:
-        unfinished.write_text(
-            render(summary, gallery, {title: each for title, each in compared.items() if each}),
-            encoding="utf-8",
-        )
+        unfinished.write_text(render(summary, gallery, found, sections), encoding="utf-8")
     return path
 
 
 def render(
-    summary: RunSummary, gallery: Gallery, comparisons: Mapping[str, Comparison] | None = None
+    summary: RunSummary,
+    gallery: Gallery,
+    comparisons: Mapping[str, Comparison] | None = None,
+    sections: Mapping[str, Any] | None = None,
 ) -> str:
     """The page as HTML; every name, prompt and value from the run is escaped.
 
     - `comparisons`: tables of `discl compare` by their titles.
+    - `sections`: `pilot` and `adaptation` of a run that has them.
     """
+    further = {"pilot": None, "adaptation": None, **(sections or {})}
     drawn = {title: compare_values(each) for title, each in (comparisons or {}).items()}
     return (
         make_environment()
         .get_template("page.html.j2")
-        .render(summary=summary, gallery=gallery, comparisons=drawn, **_values(summary))
+        .render(summary=summary, gallery=gallery, comparisons=drawn, **further, **_values(summary))
     )
 
 

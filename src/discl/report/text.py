@@ -21,10 +21,11 @@ OF_THIS_MACHINE = ("~", "file:", "local:")
 
 def share_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe with absolute paths reduced to their last name, so that it can be shared."""
-    return map_paths(recipe, lambda text, keys: _shorten(text), (*PATHS, *FOREIGN))
+    return map_paths(recipe, lambda text, keys: shorten_path(text), (*PATHS, *FOREIGN))
 
 
-def _shorten(text: str) -> str:
+def shorten_path(text: str) -> str:
+    """An absolute path reduced to its last name; any other text as it is."""
     if PurePosixPath(text).is_absolute() or text.startswith(OF_THIS_MACHINE):
         return f"…/{PurePosixPath(text).name}"
     return f"…/{PureWindowsPath(text).name}" if PureWindowsPath(text).is_absolute() else text
