@@ -3,7 +3,8 @@
     python -m benchmarks.gap_figures --out docs
 
 - `gap_few.svg`: gain on few classes over the same mixture without synthetic images, over the
-  fraction of text-only images that a classifier of the domain recognises.
+  fraction of text-only images that a classifier of the domain recognises, relative to that of real
+  images.
 - `gap_overall.svg`: the same for all classes, with classes drawn equally often.
 - `gap_pilot.svg`: the pilot's estimate from 64 images and the gain after training.
 
@@ -22,12 +23,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gap import RESULTS, best_fixed, difference, interval, read_results
+from benchmarks.gap import RESULTS, SETTINGS, best_fixed, difference, interval, read_results
 from benchmarks.pilot import measured_arms
 
 from discl.report.charts import Axis, nice_axis
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 430, 62, 200, 34, 58
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, GAP = 820, 430, 46, 190, 58, 52, 24
 INK, SOFT, GRID = "#202124", "#5f6368", "#e3e5e8"
 ROWS = {
     "text-only": "#5e42c4",
@@ -69,53 +70,54 @@ def gains(units: Mapping[int, Any], metric: str) -> dict[str, list[float]]:
     return {row: found[row] for row in ROWS if row in found}
 
 
-def gap_points(results: Path, metric: str) -> tuple[dict[str, list[Point]], dict[str, float]]:
-    """`{row: points}` over the settings, and the measured gap `{setting: recognised}`."""
+PANELS = {
+    "Fashion-MNIST-LT": ("vague", "half", "dim", "plain"),
+    "CIFAR-10-LT": ("style-100", "style-50", "style-25"),
+}
+"""Settings of each task; a line joins settings of one task alone."""
+
+
+def gap_points(results: Path, metric: str, settings: Sequence[str]) -> dict[str, list[Point]]:
+    """`{row: points}` over the settings of one task that have at least three draws."""
     points: dict[str, list[Point]] = {}
-    known: dict[str, float] = {}
+    referees = json.loads((RESULTS / "referees.json").read_text())
     for name, units in read_results(results).items():
-        if len(units) < 2:
+        if len(units) < 3 or name not in settings:
             continue
-        known[name] = statistics.mean(unit["gap"]["0"]["recognised"] for unit in units.values())
+        made = statistics.mean(unit["gap"]["0"]["recognised"] for unit in units.values())
+        known = made / referees[SETTINGS[name].domain]
         for row, values in gains(units, metric).items():
             mean, half = interval(values)
             title = f"{name}, {row}: {mean:+.1f} ± {half:.1f} ({len(values)} draws)"
-            points.setdefault(row, []).append(Point(known[name], mean, half, title))
+            points.setdefault(row, []).append(Point(known, mean, half, title))
     for row in points.values():
         row.sort(key=lambda point: point.x)
-    return points, known
+    return points
 
 
 def draw_gap(results: Path, metric: str) -> str:
-    """The figure of one metric as SVG."""
-    points, known = gap_points(results, metric)
-    every = [point for row in points.values() for point in row]
-    x = Axis(0.0, 1.0, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0))
-    y = nice_axis(
-        min(each.y - each.half for each in every), max(each.y + each.half for each in every)
+    """The figure of one metric as SVG, a panel for each task."""
+    tasks = {task: gap_points(results, metric, names) for task, names in PANELS.items()}
+    tasks = {task: points for task, points in tasks.items() if points}
+    every = [point for points in tasks.values() for row in points.values() for point in row]
+    ends = [each.y + sign * each.half for each in every for sign in (-1, 1)]
+    y, parts = nice_axis(min(ends), max(ends)), []
+    width = (WIDTH - LEFT - RIGHT - GAP * (len(tasks) - 1)) / len(tasks)
+    for number, (task, points) in enumerate(tasks.items()):
+        panel = Panel(LEFT + number * (width + GAP), width)
+        highest = max(each.x for row in points.values() for each in row)
+        x = nice_axis(0.0, max(0.8, highest), 4)
+        parts += panel.axes(x, y, "recognised ÷ that of real images", task, names=number == 0)
+        for at, (row, places) in enumerate(points.items()):
+            shift = 2.6 * (at - (len(points) - 1) / 2)
+            parts += _series(places, ROWS[row], x, y, panel=panel, shift=shift)
+    parts += _legend(
+        {row: ROWS[row] for row in ROWS if any(row in each for each in tasks.values())}
     )
-    parts = []
-    for name, at in sorted(known.items(), key=lambda item: item[1]):
-        left = _x(x, at)
-        parts.append(f'<path d="M{left:.1f} {TOP}V{HEIGHT - BOTTOM}" stroke="{GRID}"/>')
-        parts.append(
-            f'<text transform="translate({left + 3:.1f} {TOP + 4}) rotate(90)" font-size="10" '
-            f'fill="{SOFT}">{escape(name)}</text>'
-        )
-    for number, (row, places) in enumerate(points.items()):
-        shift = 2.6 * (number - (len(points) - 1) / 2)
-        parts += _series(places, ROWS[row], x, y, shift)
-    parts += _legend({row: ROWS[row] for row in points})
     mixture = "the head undersampled" if metric == "few" else "classes drawn equally often"
     heading = "few classes" if metric == "few" else "all classes"
-    return _frame(
-        parts,
-        x,
-        y,
-        f"Gain on {heading} over the same mixture without synthetic images ({mixture})",
-        "text-only images that a classifier of the domain recognises",
-        "points",
-    )
+    title = f"Points on {heading} over the same mixture of real images, {mixture}"
+    return _file(parts, title)
 
 
 def draw_pilot(results: Path) -> str:
@@ -125,9 +127,11 @@ def draw_pilot(results: Path) -> str:
     colours = dict(zip(settings, ROWS.values(), strict=False))
     x = nice_axis(min(arm.few for arm in arms), max(arm.few for arm in arms))
     y = nice_axis(min(arm.gain for arm in arms), max(arm.gain for arm in arms))
-    parts = []
+    panel = Panel(LEFT, WIDTH - LEFT - RIGHT)
+    names = "the pilot's estimate, points", "points after training"
+    parts = panel.axes(x, y, names[0], names[1])
     for arm in arms:
-        left, top = _x(x, arm.few), _y(y, arm.gain)
+        left, top = panel.x(x, arm.few), panel.y(y, arm.gain)
         title = f"{arm.setting}, {arm.level} %: {arm.few:+.1f}, after training {arm.gain:+.1f}"
         parts.append(
             f'<circle cx="{left:.1f}" cy="{top:.1f}" r="4" fill="{colours[arm.setting]}">'
@@ -138,29 +142,61 @@ def draw_pilot(results: Path) -> str:
             f"{arm.level}</text>"
         )
     parts += _legend(colours)
-    title = f"The pilot's estimate and the gain after training, {len(arms)} arms (λ in per cent)"
-    names = "the pilot's estimate on few classes, points", "gain on few after training, points"
-    return _frame(parts, x, y, title, *names)
+    title = f"Gain on few classes: estimate and truth of {len(arms)} arms (λ in per cent)"
+    return _file(parts, title)
 
 
-def _x(axis: Axis, value: float) -> float:
-    return LEFT + axis.place(value) / 100 * (WIDTH - LEFT - RIGHT)
+@dataclass(frozen=True)
+class Panel:
+    """A part of the drawing with its own axes: left edge and width in pixels."""
+
+    left: float
+    width: float
+
+    def x(self, axis: Axis, value: float) -> float:
+        return self.left + axis.place(value) / 100 * self.width
+
+    @staticmethod
+    def y(axis: Axis, value: float) -> float:
+        return HEIGHT - BOTTOM - axis.place(value) / 100 * (HEIGHT - TOP - BOTTOM)
+
+    def axes(self, x: Axis, y: Axis, x_name: str, title: str, names: bool = True) -> list[str]:
+        """Grid, ticks and names; `names` also writes the ticks of the y axis."""
+        bottom, right, middle = HEIGHT - BOTTOM, self.left + self.width, self.left + self.width / 2
+        lines = []
+        for tick in y.ticks:
+            top, stroke = self.y(y, tick), SOFT if tick == 0 else GRID
+            lines.append(f'<path d="M{self.left:.1f} {top:.1f}H{right:.1f}" stroke="{stroke}"/>')
+            if names:
+                lines.append(
+                    f'<text x="{self.left - 8:.1f}" y="{top + 4:.1f}" text-anchor="end" '
+                    f'fill="{SOFT}">{_number(tick)}</text>'
+                )
+        lines += [
+            f'<text x="{self.x(x, tick):.1f}" y="{bottom + 18}" text-anchor="middle" '
+            f'fill="{SOFT}">{_number(tick)}</text>'
+            for tick in x.ticks
+        ]
+        lines += [
+            f'<text x="{middle:.1f}" y="{top}" text-anchor="middle" fill="{INK}">'
+            f"{escape(text)}</text>"
+            for top, text in ((HEIGHT - 14, x_name), (TOP - 6, title))
+        ]
+        return lines
 
 
-def _y(axis: Axis, value: float) -> float:
-    return HEIGHT - BOTTOM - axis.place(value) / 100 * (HEIGHT - TOP - BOTTOM)
-
-
-def _series(places: Sequence[Point], colour: str, x: Axis, y: Axis, shift: float) -> list[str]:
+def _series(
+    places: Sequence[Point], colour: str, x: Axis, y: Axis, *, panel: Panel, shift: float
+) -> list[str]:
     """A line through the means, the intervals, and dots that show their figures when pointed at."""
-    path = " L".join(f"{_x(x, each.x) + shift:.1f} {_y(y, each.y):.1f}" for each in places)
+    spots = [(panel.x(x, each.x) + shift, panel.y(y, each.y)) for each in places]
+    path = " L".join(f"{left:.1f} {top:.1f}" for left, top in spots)
     parts = [f'<path d="M{path}" fill="none" stroke="{colour}" stroke-opacity=".45"/>']
-    for each in places:
-        left = _x(x, each.x) + shift
-        low, high = _y(y, each.y - each.half), _y(y, each.y + each.half)
+    for each, (left, top) in zip(places, spots, strict=True):
+        low, high = panel.y(y, each.y - each.half), panel.y(y, each.y + each.half)
         parts.append(f'<path d="M{left:.1f} {low:.1f}V{high:.1f}" stroke="{colour}"/>')
         parts.append(
-            f'<circle cx="{left:.1f}" cy="{_y(y, each.y):.1f}" r="3.6" fill="{colour}">'
+            f'<circle cx="{left:.1f}" cy="{top:.1f}" r="3.6" fill="{colour}">'
             f"<title>{escape(each.title)}</title></circle>"
         )
     return parts
@@ -175,38 +211,15 @@ def _legend(colours: Mapping[str, str]) -> list[str]:
     return parts
 
 
-def _frame(parts: Sequence[str], x: Axis, y: Axis, title: str, x_name: str, y_name: str) -> str:
-    """A whole SVG file: background, axes, zero line, then the parts."""
-    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+def _file(parts: Sequence[str], title: str) -> str:
+    """A whole SVG file: background and title, then the parts."""
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'font-family="system-ui, sans-serif" font-size="12" role="img" '
         f'aria-label="{escape(title)}">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
-        f'<text x="{LEFT}" y="20" font-size="13" font-weight="600" fill="{INK}">'
-        f"{escape(title)}</text>",
+        f'<text x="12" y="22" font-size="13" font-weight="600" fill="{INK}">{escape(title)}</text>',
     ]
-    for tick in y.ticks:
-        top = _y(y, tick)
-        stroke = SOFT if tick == 0 else GRID
-        lines.append(f'<path d="M{LEFT} {top:.1f}H{right}" stroke="{stroke}"/>')
-        lines.append(
-            f'<text x="{LEFT - 8}" y="{top + 4:.1f}" text-anchor="end" fill="{SOFT}">'
-            f"{_number(tick)}</text>"
-        )
-    for tick in x.ticks:
-        lines.append(
-            f'<text x="{_x(x, tick):.1f}" y="{bottom + 18}" text-anchor="middle" fill="{SOFT}">'
-            f"{_number(tick)}</text>"
-        )
-    lines.append(
-        f'<text x="{(LEFT + right) / 2:.0f}" y="{HEIGHT - 14}" text-anchor="middle" '
-        f'fill="{INK}">{escape(x_name)}</text>'
-    )
-    lines.append(
-        f'<text transform="translate(16 {(TOP + bottom) / 2:.0f}) rotate(-90)" '
-        f'text-anchor="middle" fill="{INK}">{escape(y_name)}</text>'
-    )
     return "\n".join([*lines, *parts, "</svg>"]) + "\n"
 
 
