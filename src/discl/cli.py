@@ -207,12 +207,15 @@ def plan(options: RunOptions) -> None:
 
     Example: `discl plan mine.yaml --set spectrum.seeds=4`
     """
+    from .stages.pending import scorer_of
     from .stages.plan import describe_budget, describe_cost, estimate_cost
+    from .stages.rejection import describe_rule
 
     opened, path = options.run("plan")
     _echo(describe_cost(estimate_cost(opened)))
-    if budget := describe_budget(opened):
-        _echo(budget)
+    for text in (describe_budget(opened), describe_rule(opened, scorer_of(opened))):
+        if text:
+            _echo(text)
     _echo(path)
 
 

@@ -32,6 +32,7 @@ from .stages.adapt import adapt
 from .stages.evaluate import evaluate
 from .stages.filter import filter_spectrum
 from .stages.hard import ensure_hard
+from .stages.pending import summarise_rejections
 from .stages.plan import check_models, make_plan
 from .stages.prepare_data import prepare_data
 from .stages.prompts import write_prompts
@@ -49,6 +50,8 @@ logger = get_logger(__name__)
 def report(run: Run) -> Path:
     """Writes the run as one self-contained page, `report.html`; returns its path."""
     making = describe_making(run.recipe, run.generator, run.size)
+    if summary := summarise_rejections(run):
+        making["early rejection"] += f"; {summary}"
     return write_report(
         run.folder, run.tables["train"], run.groups, making, run.location(paths.SPECTRUM)
     )

@@ -25,6 +25,7 @@ from ..prompts import CAPTION, SETTING
 from ..prompts.chat_client import check_url
 from .budget import Budget
 from .paths import PathOrName
+from .rejection import EarlyRejection
 from .types import ImageTemplate, Level, Strict, Template, one_of, without_default
 
 OF_SETTINGS = f"a photo of a {{class}} {SETTING}"
@@ -313,7 +314,13 @@ class Pilot(Strict):
         return value[0] if len(value) == 1 else value
 
 
-NEW_KEYS = {"wanted": None, "budget": None, "sampler": "ddim", "timestep_spacing": None}
+NEW_KEYS = {
+    "wanted": None,
+    "budget": None,
+    "early_rejection": None,
+    "sampler": "ddim",
+    "timestep_spacing": None,
+}
 """Keys that a written recipe states only where they differ from these defaults."""
 
 
@@ -355,6 +362,11 @@ class Spectrum(Strict):
     )
     budget: Budget | None = Field(
         None, description="the most that is generated; null: the whole plan and its tries"
+    )
+    early_rejection: EarlyRejection | None = Field(
+        None,
+        description="drop images on the way that the filter would drop, with a bound on what is "
+        "lost; null: finish all",
     )
     num_inference_steps: int = Field(50, ge=1, le=10_000)
     guidance_scale: float = Field(

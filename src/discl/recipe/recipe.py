@@ -143,6 +143,8 @@ class Recipe(Strict):
                 "spectrum.tries redraws images below filter.threshold, which filter.rule alia "
                 "does not use; set it to 1."
             )
+        if self.spectrum.early_rejection is not None:
+            _check_early_rejection(self.filter, self.methods)
         for name, method in self.methods.items():
             _check_fine_tuning(name, method, self.training(name))
             if method.images == RETRIEVED and self.retrieval is None:
@@ -203,6 +205,22 @@ def check_twins(names: Iterable[str]) -> None:
             raise RecipeError(
                 f"methods '{other}' and '{name}' differ only in capitals, and their folders would "
                 "be one on some file systems; rename one."
+            )
+
+
+def _check_early_rejection(chosen: Filter, methods: dict[str, Method]) -> None:
+    """Raises RecipeError where an image that is dropped on the way could be needed."""
+    if chosen.rule == "alia":
+        raise RecipeError(
+            "spectrum.early_rejection predicts filter.threshold, which filter.rule alia does not "
+            "use; remove one of them."
+        )
+    for name, method in methods.items():
+        if method.threshold is not None and method.threshold < chosen.threshold:
+            raise RecipeError(
+                f"methods.{name}.threshold = {method.threshold:g} is below filter.threshold = "
+                f"{chosen.threshold:g}, and spectrum.early_rejection drops such images on the way; "
+                "lower filter.threshold, or remove early_rejection."
             )
 
 

@@ -186,17 +186,19 @@ def similarity(summary: RunSummary) -> Similarity:
     """Similarity of the synthetic images to their class text, from the highest level down."""
     values, levels = (summary.verdicts[name].to_numpy() for name in ("clip_similarity", "level"))
     keep = summary.verdicts["keep"].to_numpy(zero_copy_only=False)
+    finished = np.isfinite(values)  # the others were rejected on the way
     bounded = words.filters_by_threshold(summary)
     threshold = float(summary.recipe["filter"]["threshold"]) if bounded else -math.inf
-    axis = charts.similarity_axis(values, threshold)
+    axis = charts.similarity_axis(values[finished], threshold)
     rows = []
     for level in sorted(np.unique(levels).tolist(), reverse=True):
         here = levels == level
-        shape = charts.ridge(values[here], axis, threshold)
+        made = values[here & finished]
+        if not len(made):
+            continue
+        shape = charts.ridge(made, axis, threshold)
         rows.append(
-            LevelRow(
-                level, shape, int(keep[here].sum()), int(here.sum()), float(np.median(values[here]))
-            )
+            LevelRow(level, shape, int(keep[here].sum()), int(here.sum()), float(np.median(made)))
         )
     place = axis.place(threshold) if axis.low <= threshold <= axis.high else None
     return Similarity(axis, threshold if bounded else None, place, tuple(rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import PurePosixPath, PureWindowsPath
@@ -47,7 +48,9 @@ def plain(value: float) -> str:
 
 
 def cosine(value: float) -> str:
-    """A clip_similarity with three decimals, never minus zero."""
+    """A clip_similarity with three decimals, never minus zero; NaN as a dash."""
+    if math.isnan(value):
+        return "–"
     return f"{round(value, 3) + 0.0:.3f}".replace("-", "−")
 
 
@@ -319,10 +322,14 @@ def commands(summary: RunSummary) -> dict[str, str]:
     }
     if filters_by_threshold(summary):
         stricter = (
-            round(float(np.percentile(summary.verdicts["clip_similarity"].to_numpy(), 25)), 2) + 0.0
+            round(float(np.nanpercentile(_similarities(summary), 25)), 2) + 0.0
         )  # drops about a quarter
         found["filter"] = f"{again} --set filter.threshold={stricter:g} --amend"
     return found
+
+
+def _similarities(summary: RunSummary) -> np.ndarray:
+    return summary.verdicts["clip_similarity"].to_numpy()
 
 
 def filters_by_threshold(summary: RunSummary) -> bool:

@@ -25,6 +25,10 @@ CAPTIONS = "captions"
 
 SPECTRUM = "spectrum"
 SCORES = "scores"
+LOOKS = "looks"
+"""Looks at images in progress, for early rejection."""
+BOUNDS = "bounds"
+"""What early rejection has learnt: a file for each level."""
 SHARD = "part-{}.parquet"
 """A file of a folder of shards: images, scores, captions or prepared images; `*` finds all."""
 

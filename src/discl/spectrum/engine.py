@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..levels import format_level
+from .early_rejection import Inspector
 from .models import Conditioning, LatentModel, Schedule
 from .oom import call_halving, largest_that_fits, limit_memory, slots_on_cpu
 from .plan import Request
@@ -80,6 +81,7 @@ class Engine:
         self.set_slots(slots)
         self.work = Work()
         self.texts = TextCache(model, self.work)
+        self.inspector: Inspector | None = None
 
     # ------------------------------------------------------------ images
 
@@ -92,6 +94,8 @@ class Engine:
         - `requests`: any number. Sort them by shape: neighbours of one shape share calls.
         - `load_pixels`: returns a source as uint8 `[height, width, 3]`, in the size of its
           requests. It is called once per source in sight.
+
+        Images that the engine's `inspector` drops on the way are not among them.
 
         Raises RecipeError for a level that takes no step, DataError for pixels of another shape,
         and CheckpointError for NaN or too little memory. Images denoised before are yielded first.

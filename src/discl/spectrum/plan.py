@@ -325,14 +325,33 @@ def unet_rows(
     discl.unet_rows(requests, 10, 3.0)  # 10
     ```
     """
-    low, high = guidance_interval
-    rows = {}
-    for level in {request.level for request in requests}:
-        fractions = noise_fractions(level, num_inference_steps, fixed)
-        rows[level] = sum(
-            1 + (guidance_scale != 1 and low < fraction <= high) for fraction in fractions
+    rows = {
+        level: sum(
+            step_rows(
+                level,
+                num_inference_steps,
+                guidance_scale,
+                fixed=fixed,
+                guidance_interval=guidance_interval,
+            )
         )
+        for level in {request.level for request in requests}
+    }
     return sum(rows[request.level] for request in requests)
+
+
+def step_rows(
+    level: int,
+    num_inference_steps: int,
+    guidance_scale: float,
+    *,
+    fixed: bool = False,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+) -> list[int]:
+    """Rows of each step of a level; arguments as in `unet_rows`."""
+    low, high = guidance_interval
+    fractions = noise_fractions(level, num_inference_steps, fixed)
+    return [1 + (guidance_scale != 1 and low < fraction <= high) for fraction in fractions]
 
 
 def write_plan(requests: Sequence[Request], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,7 @@ class Slots:
         self.requests: list[Request | None] = [None] * count
         self.step = [0] * count  # the next step of each slot
         self.end = [0] * count  # one beyond its last step
+        self.looks: list[dict[int, int]] = [{}] * count  # steps after which to look: steps taken
         # rows of the negative prompts of all slots, if any, then rows of their prompts
         self.conditioning: Conditioning = {}
         self._gathered: tuple[list[int], Conditioning] | None = None
@@ -103,6 +105,10 @@ class Slots:
         noise = draw_noise(request.source_id, request.seed, request.attempt, self.shape)
         self.latents[slot] = self.schedule.start(clean, noise, span.start).to(self.latents.device)
         self.previous[slot] = 0
+        looks = (
+            self.engine.inspector.looks(request.level, len(span)) if self.engine.inspector else ()
+        )
+        self.looks[slot] = {span.start + look - 1: look for look in looks}
         count, texts = len(self.requests), self.engine.texts_of(request)
         for part, text in enumerate(texts):
             for name, tensor in self.engine.texts[text].items():
@@ -118,18 +124,33 @@ class Slots:
     def advance(self) -> Iterator[tuple[Request, Tensor]]:
         """One call of the network. Yields what is finished with its latents, on the CPU."""
 
-        def call(slots: int) -> list[int]:
+        def call(slots: int) -> tuple[list[int], Tensor | None]:
             chosen = self._choose()
-            self._denoise(chosen)
-            return chosen
+            return chosen, self._denoise(chosen)
 
-        chosen = call_halving(call, self.engine.slots, self._halved, where="network")
+        chosen, clean = call_halving(call, self.engine.slots, self._halved, where="network")
+        dropped = self._inspect(chosen, clean)
         for slot in chosen:
             self.step[slot] += 1
             request = self.requests[slot]
-            if request is not None and self.step[slot] == self.end[slot]:
+            if slot in dropped:
+                self.requests[slot], self.step[slot] = None, 0
+            elif request is not None and self.step[slot] == self.end[slot]:
                 self.requests[slot], self.step[slot] = None, 0
                 yield request, self.latents[slot].cpu().clone()
+
+    def _inspect(self, chosen: Sequence[int], clean: Tensor | None) -> set[int]:
+        """The slots that the inspector drops, of those that have just been moved."""
+        looking = [slot for slot in chosen if self.step[slot] in self.looks[slot]]
+        inspector, work = self.engine.inspector, self.engine.work
+        if not looking or inspector is None or clean is None:
+            return set()
+        requests = [request for slot in looking if (request := self.requests[slot]) is not None]
+        taken = [self.looks[slot][self.step[slot]] for slot in looking]
+        verdicts = inspector.inspect(requests, taken, clean[looking].cpu())
+        work.looks += len(looking)
+        work.dropped += sum(verdicts)
+        return set(itertools.compress(looking, verdicts))
 
     def _halved(self, slots: int) -> None:
         self._gathered = None
@@ -144,8 +165,11 @@ class Slots:
                 free -= self._rows_of(slot)
         return chosen
 
-    def _denoise(self, chosen: Sequence[int]) -> None:
-        """Moves the images in these slots on by one step. Where it fails, nothing has changed."""
+    def _denoise(self, chosen: Sequence[int]) -> Tensor | None:
+        """Moves the images in these slots on by one step. Where it fails, nothing has changed.
+
+        Returns x̂0 of all slots `[slots, c, h, w]`, or None where nobody needs it.
+        """
         engine, count, device = self.engine, len(self.requests), self.latents.device
 
         # rows of the call: negative prompts and prompts of guided steps, prompts of others, padding
@@ -177,17 +201,19 @@ class Slots:
         chosen_slots = torch.zeros(count, 1, 1, 1, dtype=torch.bool)
         chosen_slots[list(chosen)] = True
         chosen_slots = chosen_slots.to(device)
-        latents, noise = self.latents, self._draw_noise(chosen)
-        if self.schedule.multistep:
-            moved = self.tables.step(latents, prediction, step, self.previous, noise)
+        latents, noise, clean = self.latents, self._draw_noise(chosen), None
+        multistep = self.schedule.multistep
+        if multistep or any(self.step[slot] in self.looks[slot] for slot in chosen):
             clean = self.tables.predict_clean(latents, prediction, step)
-            self.previous = torch.where(chosen_slots, clean, self.previous)
-        else:
-            moved = self.tables.step(latents, prediction, step, None, noise)
+        previous = self.previous if multistep else None
+        moved = self.tables.step(latents, prediction, step, previous, noise)
         self.latents = torch.where(chosen_slots, moved, latents)
+        if multistep and clean is not None:
+            self.previous = torch.where(chosen_slots, clean, self.previous)
         engine.work.unet_calls += 1
         engine.work.unet_rows += 2 * len(guided) + len(single)
         engine.work.unet_rows_computed += engine.rows
+        return clean
 
     def _draw_noise(self, chosen: Sequence[int]) -> Tensor | None:
         """The fresh noise of these slots' steps `[slots, c, h, w]`; None where none takes any."""

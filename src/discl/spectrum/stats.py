@@ -13,6 +13,7 @@ class Work:
     - `unet_rows`: useful rows of them, those of an unfinished image; the rest is padding.
     - `unet_rows_computed`: all rows of them.
     - `vae_encodes`, `vae_decodes`, `text_encodes`: images and texts.
+    - `looks`, `dropped`: images that were looked at on the way, and those dropped there.
     - `out_of_memory`: calls that ran out of memory and were repeated with half the batch.
     """
 
@@ -22,6 +23,8 @@ class Work:
     vae_encodes: int = 0
     vae_decodes: int = 0
     text_encodes: int = 0
+    looks: int = 0
+    dropped: int = 0
     out_of_memory: int = 0
 
     @property

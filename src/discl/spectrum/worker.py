@@ -25,6 +25,7 @@ from ..data import decode_image
 from ..errors import StoreError
 from .clip_filter import ClipScorer
 from .diffusers_engine import PlainEngine
+from .early_rejection import Inspector
 from .encoding import encode_image
 from .engine import Engine
 from .plan import Request, Sampling
@@ -49,6 +50,7 @@ class Worker:
     - `images`: store of the images.
     - `sampling`: settings that are stored with each image.
     - `scorer`, `scores`: CLIP and store of the scores; both or neither.
+    - `looks`: store of what the engine's inspector sees, if it has one.
     - `shard_rows`: rows of a Parquet file, 1 or more.
 
     Raises TypeError for a scorer without a store, or the reverse.
@@ -85,13 +87,14 @@ class Worker:
         *,
         scorer: ClipScorer | None = None,
         scores: Shards | None = None,
+        looks: Shards | None = None,
         shard_rows: int = 512,
     ) -> None:
         if (scorer is None) != (scores is None):
             raise TypeError("a worker takes a scorer and a store of scores, or neither of them.")
         self.engine, self.images, self.sampling = engine, images, sampling
         self.shard_rows = shard_rows
-        self.scorer, self.scores = scorer, scores
+        self.scorer, self.scores, self.looks = scorer, scores, looks
         self.scored = self.sources_read = 0
         self.waited = 0.0
         self.ahead = AHEAD
@@ -114,17 +117,32 @@ class Worker:
         - `requests`: sorted by shape, those of a source together.
         - `load_pixels`: as in `Engine.generate`; called in a thread.
         - `sizes`: (width, height) in pixels of each source image, stored with its images.
-        - `finished`: called in this thread for each request that is denoised.
+        - `finished`: called in this thread for each request that is denoised, or dropped on the
+          way.
 
         Raises errors of `load_pixels` and of the engine, and StoreError for a disk that refuses.
         Images that were finished before are written first, without scores where scoring fails. A
         killed process loses what is in the engine's slots, up to WAITING images and one unfinished
         shard, whose images are younger than PATIENCE.
         """
+        inspector = self.inspector
+        if inspector is not None:
+            inspector.reload()
         with _Sources(self, requests, load_pixels) as sources, _Output(self, sizes) as output:
             for request, pixels in self.engine.generate(sources.requests(), sources.load):
                 output.put(request, pixels)
                 finished(request)
+                self._count_dropped(finished)
+            self._count_dropped(finished)
+
+    @property
+    def inspector(self) -> Inspector | None:
+        """Looks at the engine's images on the way; None if nobody does."""
+        return self.engine.inspector if isinstance(self.engine, Engine) else None
+
+    def _count_dropped(self, finished: Callable[[Request], None]) -> None:
+        while self.inspector is not None and self.inspector.dropped:
+            finished(self.inspector.dropped.popleft())
 
 
 class _Sources:
@@ -247,6 +265,9 @@ class _Output:
         """Writes one shard of images and one of scores."""
         self._score()
         rows, self.rows, scores, self.scores = self.rows, [], self.scores, []
+        if self.worker.looks is not None and self.worker.inspector is not None:
+            seen = self.worker.inspector.rows  # before the images: an image has all its looks
+            self.worker.looks.append([seen.popleft() for _ in range(len(seen))])
         self.worker.images.append(rows)
         if self.worker.scores is not None:
             self.worker.scores.append(scores)

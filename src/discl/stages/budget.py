@@ -9,7 +9,7 @@ from typing import Any
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.draws import Cap, DrawRule, SpreadOrder
-from ..spectrum.plan import Request, unet_rows
+from ..spectrum.plan import Request, step_rows, unet_rows
 from ..utils.counts import count_of
 from ..utils.hashing import digest
 from ..utils.stored import read_json, write_text
@@ -25,6 +25,18 @@ def count_rows(run: Run, requests: Sequence[Request]) -> int:
         requests,
         sampling.num_inference_steps,
         scale,
+        fixed=sampling.fixed,
+        guidance_interval=sampling.guidance_interval,
+    )
+
+
+def rows_of_steps(run: Run, level: int) -> list[int]:
+    """Rows of each step of a level with the recipe's settings."""
+    sampling = run.sampling
+    return step_rows(
+        level,
+        sampling.num_inference_steps,
+        1 if run.generator.distilled else sampling.guidance_scale,
         fixed=sampling.fixed,
         guidance_interval=sampling.guidance_interval,
     )

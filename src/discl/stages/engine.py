@@ -20,6 +20,7 @@ from ..utils.logging import get_logger
 from ..utils.stored import read_table
 from .budget import count_rows
 from .pending import filter_texts
+from .rejection import look_store, make_inspector
 
 logger = get_logger(__name__)
 
@@ -44,6 +45,8 @@ def make_worker(run: Run) -> Worker:
     """Loads the recipe's engine and filter on the run's device; they write to the run's stores."""
     scorer = ClipScorer(run.recipe.filter.checkpoint, filter_texts(run), run.device)
     engine = make_engine(run)
+    if isinstance(engine, Engine):
+        engine.inspector = make_inspector(run, engine, scorer)
     _compile(run, engine)
     return Worker(
         engine,
@@ -51,6 +54,7 @@ def make_worker(run: Run) -> Worker:
         run.sampling,
         scorer=scorer,
         scores=run.scores,
+        looks=look_store(run),
         shard_rows=run.recipe.runtime.shard_rows,
     )
 

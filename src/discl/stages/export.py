@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..checkpoints import public_name
 from ..errors import RecipeError, StoreError, unknown
@@ -46,7 +47,8 @@ def export(run: Run, kind: str, out: Path, everything: bool = False, *, marks: b
     if kind not in FORMATS:
         raise RecipeError(unknown("format", kind, FORMATS))
     verdicts = read_table(run.path(paths.FILTER))
-    chosen = verdicts if everything else verdicts.filter(verdicts["keep"])
+    finished = verdicts.filter(pc.is_finite(verdicts["clip_similarity"]))
+    chosen = finished if everything else verdicts.filter(verdicts["keep"])
     if not len(chosen):
         config = run.recipe.filter
         remedy = (

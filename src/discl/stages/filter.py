@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import pyarrow as pa
 
 from ..run_folder import paths
 from ..run_folder.run import Run
-from ..spectrum.clip_filter import describe_scorer, judge
+from ..spectrum.clip_filter import Verdict, judge
 from ..utils.counts import count_of
 from ..utils.logging import get_logger
 from ..utils.stored import write_table
 from .alia import alia_verdicts
-from .pending import draws_so_far, filter_texts, score_missing, scores_by
+from .pending import draws_so_far, filter_texts, known_scores, rejected_on_the_way, score_missing
 
 logger = get_logger(__name__)
 
@@ -32,11 +33,17 @@ def filter_spectrum(run: Run) -> Path:
     while missing:
         score_missing(run, missing)
         requests, missing = draws_so_far(run)
-    known = scores_by(scores, describe_scorer(settings.checkpoint, texts))
+    rejected = rejected_on_the_way(run)
+    known = dict.fromkeys(rejected, math.nan) | known_scores(run)
     if settings.rule == "alia":
         verdicts, rule = alia_verdicts(run, requests, texts), "by ALIA's filters"
     else:
-        verdicts = [judge(known[request.id], settings.threshold) for request in requests]
+        verdicts = [
+            Verdict(False, rejected[request.id])
+            if math.isnan(known[request.id])
+            else judge(known[request.id], settings.threshold)
+            for request in requests
+        ]
         rule = f"at clip_similarity >= {settings.threshold:g}"
     columns: dict[str, Any] = {
         name: [getattr(request, name) for request in requests]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
+from ..errors import RecipeError
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.plan import WHOLE_PLAN, PlanShard, Request, read_plan
@@ -16,7 +17,14 @@ from ..spectrum.stats import Work
 from ..utils.console import progress
 from ..utils.logging import get_logger
 from .budget import describe_cap, find_cap, unit_of
-from .pending import draws_so_far, planned_sources, score_and_list_missing
+from .pending import (
+    draws_so_far,
+    next_images,
+    planned_sources,
+    score_and_list_missing,
+    summarise_rejections,
+)
+from .rejection import look_store
 from .workers.base import InProcessWorker, Workers
 from .workers.local import LocalWorkerPool, list_devices
 from .workers.ray import RayWorkerPool
@@ -38,6 +46,9 @@ def generate(run: Run, shard: PlanShard = WHOLE_PLAN, ray: str | None = None) ->
     with ended_by_sigterm(), run.lock("generate", shard):
         run.spectrum.clear_unfinished()
         run.scores.clear_unfinished()
+        if run.recipe.spectrum.early_rejection is not None:
+            _check_whole(shard)
+            look_store(run).clear_unfinished()
         plan = read_plan(run.path(paths.PLAN))
         requests = shard.select(plan)
         tried, missing = score_and_list_missing(run, requests)
@@ -48,10 +59,13 @@ def generate(run: Run, shard: PlanShard = WHOLE_PLAN, ray: str | None = None) ->
                     if len(missing) < len(tried):
                         present = len(tried) - len(missing)
                         logger.info(f"generate: {present} of {len(tried)} images are present")
-                    with _progress(run, tried, missing) as advance:
-                        workers.make(missing, advance)
+                    part = next_images(run, plan, missing)
+                    with _progress(run, tried, missing, part) as advance:
+                        workers.make(part, advance)
                     tried, missing = score_and_list_missing(run, requests)
             logger.info(f"generate: {describe_work(workers.work)}")
+        if summary := summarise_rejections(run):
+            logger.info(f"generate: {summary}")
         if shard != WHOLE_PLAN:
             tried, stored = draws_so_far(run, plan)[0], run.spectrum.ids()
             left = sum(request.id not in stored for request in tried)
@@ -64,17 +78,20 @@ def generate(run: Run, shard: PlanShard = WHOLE_PLAN, ray: str | None = None) ->
 
 @contextmanager
 def _progress(
-    run: Run, drawn: Sequence[Request], missing: Sequence[Request]
+    run: Run, drawn: Sequence[Request], missing: Sequence[Request], part: Sequence[Request]
 ) -> Iterator[Callable[[int], None]]:
-    """A bar over the missing images, or over the budget in its own unit."""
+    """A bar over the images that are made now, or over the budget in its own unit.
+
+    - `part`: what is made now of `missing`.
+    """
     cap = None
     if run.recipe.spectrum.budget is not None:
         cap = find_cap(run, planned_sources(run))
     if cap is None:
-        with progress("generate", len(missing)) as advance:
+        with progress("generate", len(part)) as advance:
             yield advance
         return
-    prices = iter([cap.prices[request.level] for request in missing])
+    prices = iter([cap.prices[request.level] for request in part])
     spent, total = cap.cost(drawn) - cap.cost(missing), cap.cost(drawn)
     logger.info(
         f"generate: {describe_cap(run, cap)}: {unit_of(run, spent)} are made, "
@@ -91,6 +108,16 @@ def describe_work(work: Work) -> str:
         f"{work.unet_rows} UNet rows in {work.unet_calls} calls, {work.slot_fill:.1%} of the slots "
         f"filled, {work.vae_encodes} VAE and {work.text_encodes} text encodes"
     )
+
+
+def _check_whole(shard: PlanShard) -> None:
+    """Raises RecipeError for a part of a plan, from which no bound can be learnt."""
+    if shard != WHOLE_PLAN:
+        raise RecipeError(
+            f"spectrum.early_rejection learns from the whole plan, so --shard {shard} cannot be "
+            "used with it. Use one command with runtime.processes or --ray, or remove it.",
+            argument="spectrum.early_rejection",
+        )
 
 
 def _warn_of_unused(run: Run) -> None:

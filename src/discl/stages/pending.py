@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..utils.console import progress
 from ..utils.stored import read_table
 from .budget import count_first, draw_rule, find_cap, spread_order
 from .prompts import add_captions, ensure_texts
+from .rejection import count_rejections, describe_rejections, next_part, rejected_images
 
 LARGEST_COSINE = 1.001
 """The largest cosine, with a margin for rounding."""
@@ -42,7 +44,8 @@ def score_and_list_missing(
         drawn, unscored = draws_so_far(run, plan)
         present = run.spectrum.ids()
         if run.recipe.spectrum.tries == 1:
-            missing = [request for request in drawn if request.id not in present]
+            gone = present | set(rejected_on_the_way(run))
+            missing = [request for request in drawn if request.id not in gone]
             break
         missing = [request for request in unscored if request.id not in present]
         if len(missing) == len(unscored):
@@ -66,7 +69,7 @@ def draws_so_far(
     """
     settings, spectrum = run.recipe.filter, run.recipe.spectrum
     planned = read_plan(run.path(paths.PLAN)) if plan is None or spectrum.budget else plan
-    known = scores_by(run.scores, describe_scorer(settings.checkpoint, filter_texts(run)))
+    known = dict.fromkeys(rejected_on_the_way(run), math.nan) | known_scores(run)
     if spectrum.tries == 1:
         planned = planned if plan is None else plan
         return list(planned), [request for request in planned if request.id not in known]
@@ -127,6 +130,44 @@ def score_missing(run: Run, requests: Sequence[Request]) -> None:
                 ]
             )
             advance(len(part))
+
+
+def scorer_of(run: Run) -> str:
+    """Digest of the filter's CLIP and texts."""
+    return describe_scorer(run.recipe.filter.checkpoint, filter_texts(run))
+
+
+def known_scores(run: Run) -> dict[str, float]:
+    """`{id: clip_similarity}` of all images that the filter's CLIP has scored."""
+    return scores_by(run.scores, scorer_of(run))
+
+
+def rejected_on_the_way(run: Run) -> dict[str, str]:
+    """`{id: reason}` of the images that early rejection dropped."""
+    if run.recipe.spectrum.early_rejection is None:
+        return {}
+    return rejected_images(run, scorer_of(run))
+
+
+def summarise_rejections(run: Run) -> str:
+    """What early rejection has done so far, in one sentence; empty where it is off."""
+    if run.recipe.spectrum.early_rejection is None:
+        return ""
+    drawn = draws_so_far(run)[0]
+    return describe_rejections(count_rejections(run, scorer_of(run), drawn, known_scores(run)))
+
+
+def next_images(run: Run, plan: Sequence[Request], missing: Sequence[Request]) -> list[Request]:
+    """Which of the missing images to make now: with early rejection first those that teach.
+
+    - `plan`: the first draws of the whole plan.
+    """
+    while run.recipe.spectrum.early_rejection is not None:
+        part = next_part(run, scorer_of(run), plan, missing, known_scores(run))
+        if not part.score:
+            return part.make
+        score_missing(run, part.score)
+    return list(missing)
 
 
 def scores_by(scores: Shards, scorer: str) -> dict[str, float]:

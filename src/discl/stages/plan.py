@@ -76,6 +76,12 @@ def check_models(run: Run, stage: str) -> None:
             sampler=spectrum.sampler,
             timestep_spacing=spectrum.timestep_spacing,
         )
+    if spectrum.early_rejection is not None and run.generator.plain:
+        raise RecipeError(
+            f"a {run.generator.family} is denoised by diffusers' own pipeline, which makes whole "
+            "images; remove early_rejection.",
+            argument="spectrum.early_rejection",
+        )
     if spectrum.loras or spectrum.adapt is not None:
         check_peft()
     for name, method in run.recipe.methods.items():

@@ -140,6 +140,12 @@ def _options(recipe: Recipe, generator: Generator) -> dict[str, str]:
         facts["guidance interval"] = (
             f"guided only at noise fractions in ({low:g}, {high:g}], where 1 is pure noise"
         )
+    if config.early_rejection is not None:
+        looks = " and ".join(f"{fraction:.0%}" for fraction in config.early_rejection.at)
+        facts["early rejection"] = (
+            f"images are looked at after {looks} of their steps; at most "
+            f"{config.early_rejection.loss:.1%} of those that the filter would keep are lost"
+        )
     if generator.aesthetic:
         facts["aesthetic score"] = (
             f"{AESTHETIC_SCORE:g}, and {NEGATIVE_AESTHETIC_SCORE:g} for the unconditional branch"

@@ -53,7 +53,9 @@ def trial_run(run: Run, recipe: Recipe, folder: Path) -> Run:
     """
     store = None if run.recipe.runtime.store is None else str(run.location(paths.PILOT))
     changes = {
-        "spectrum": recipe.spectrum.model_copy(update={"tries": 1, "wanted": None, "budget": None}),
+        "spectrum": recipe.spectrum.model_copy(
+            update={"tries": 1, "wanted": None, "budget": None, "early_rejection": None}
+        ),
         "filter": recipe.filter.model_copy(update={"rule": "threshold"}),
         "runtime": recipe.runtime.model_copy(update={"store": store}),
     }
