@@ -24,7 +24,7 @@ class Budget(Strict):
         gt=0,
         le=10**6,
         description="of the network on this machine's devices. Turned into UNet rows once, by "
-        "its measured speed; the run folder keeps the number",
+        "its measured speed; the run keeps the number",
     )
 
     @model_validator(mode="after")
