@@ -73,7 +73,6 @@ ADAPTER = "adapter.json"
 PILOT = "pilot"
 """The images, scores and embeddings of all trials, a folder for each candidate, and the files
 below."""
-EMBEDDINGS = "embeddings"
 PILOT_DATA = "pilot.json"
 PILOT_CSV = "pilot.csv"
 PILOT_TABLE = "pilot.md"

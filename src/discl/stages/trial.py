@@ -114,7 +114,9 @@ class Embedder:
         self.scorer = ClipScorer(address, filter_texts(run), run.device)
         self.clip = checkpoint_digest(find_clip(address))
         self.width = self.scorer.text_embeddings.shape[1]
-        self.store = Shards(run.folder / paths.PILOT / paths.EMBEDDINGS, EMBEDDINGS, ("id", "clip"))
+        self.store = Shards(
+            run.folder / paths.PILOT / paths.CACHED_EMBEDDINGS, EMBEDDINGS, ("id", "clip")
+        )
         self.store.clear_unfinished()
         self.known: dict[str, np.ndarray] = {}
         for row in self.store.read().to_pylist():
