@@ -284,6 +284,8 @@ def main() -> None:
     run_groups(groups, record, since + arguments.seconds, options)
     states = {name: told["status"] for name, told in record.read()["parts"].items()}
     record.say(f"{record.path}: {states}")
+    if not record.read()["figures"]:
+        raise SystemExit("nothing was measured.")
 
 
 if __name__ == "__main__":

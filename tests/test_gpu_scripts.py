@@ -159,6 +159,16 @@ def test_parts_for_which_no_time_is_left_say_so(script: Any, tmp_path: Path) -> 
     assert {told["status"] for told in record.read()["parts"].values()} == {"skipped"}
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_machine_without_a_gpu_is_told_so(tmp_path: Path) -> None:
+    call = [BENCHMARKS / "gpu.sh", "cifar", "1", "--out", tmp_path]
+    environment = os.environ | {"PYTHON": sys.executable}
+    done = subprocess.run(call, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "no NVIDIA GPU; --smoke" in done.stderr
+    done = subprocess.run(call[:2], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "gpu.sh cifar MINUTES" in done.stderr
+
+
 # --------------------------------------------------------------------------------- the trainings
 
 
