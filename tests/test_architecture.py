@@ -30,6 +30,7 @@ LAYERS = [
     {"training"},
     {"curriculum", "models", "spectrum"},
     {"spectrum.models"},
+    {"audit"},
     {"conversion", "data", "evaluation", "export", "prompts"},
     {"data.readers"},
     {"data."},

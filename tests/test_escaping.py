@@ -327,6 +327,7 @@ def test_hostile_names_through_every_command(
     for arguments in (
         ["data", "check", recipe],
         ["run", recipe, "--out", str(out)],
+        ["audit", recipe, "--out", str(out)],
         ["levels", recipe, "--out", str(out), "--sources", "4", "--grid", "0,50"],
         ["compare", recipe, "--out", str(out)],
         ["report", recipe, "--out", str(out)],
@@ -355,6 +356,7 @@ def test_hostile_names_through_every_command(
         assert not any(line.startswith(("# error", "error")) for line in told.out.splitlines())
     for page in ("report.html", "levels/levels.html"):
         assert is_harmless((out / page).read_text()), page
+    assert '<section id="audit">' in (out / "report.html").read_text()
     reader = MarkdownIt("commonmark", {"html": True}).enable("table")
     for text in (out / "comparison.md", out / "levels" / "levels.md", exported / "README.md"):
         tokens = reader.parse(text.read_text())

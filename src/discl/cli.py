@@ -106,7 +106,7 @@ def data_check(recipe: given.RecipeName, set_: given.Set = None) -> None:
     from .stages.check_data import check_data, describe_check
 
     loaded = RunOptions(recipe, set_).load()
-    check = check_data(loaded.data)
+    check = check_data(loaded.data, loaded.audit.limits)
     _echo(describe_check(check, loaded.groups))
     if check.fatal:
         raise typer.Exit(1)
@@ -257,6 +257,28 @@ def retrieve(options: RunOptions) -> None:
     Example: `discl retrieve mine.yaml --set retrieval.archive=photos-of-mine`
     """
     _echo(options.run("retrieve")[1])
+
+
+@app.command()
+@on_run
+def audit(options: RunOptions) -> None:
+    """Check real and synthetic images: copies, leakage, poor images, classes that collapse.
+
+    The findings are in `audit.parquet`, and on the page of the next `discl report`. The exit status
+    is 1 if the filter keeps synthetic images that copy a validation or test image.
+
+    Example: `discl audit mine.yaml`
+    """
+    from .pipeline import audit as audit_run
+    from .stages.audit import describe_audit
+
+    opened = options.open("data")
+    path = audit_run(opened)
+    text, fatal = describe_audit(opened)
+    _echo(text)
+    _echo(path)
+    if fatal:
+        raise typer.Exit(1)
 
 
 @app.command()

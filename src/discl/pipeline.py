@@ -19,11 +19,12 @@ import torch
 from .errors import RunError
 from .escaping import one_line
 from .recipe import Recipe, check_own_pieces, load_recipe
-from .report import write_comparison, write_report, write_survey
+from .report import audit_rows, write_comparison, write_report, write_survey
 from .run_folder import paths
 from .run_folder.open import open_run
 from .run_folder.run import Run
 from .spectrum.plan import WHOLE_PLAN, PlanShard
+from .stages import audit as audit_stage
 from .stages import compare as compare_stage
 from .stages import generate as generate_stage
 from .stages import levels as levels_stage
@@ -32,6 +33,7 @@ from .stages.adapt import adapt
 from .stages.evaluate import evaluate
 from .stages.filter import filter_spectrum
 from .stages.hard import ensure_hard
+from .stages.leaks import current_findings
 from .stages.pending import summarise_rejections
 from .stages.plan import check_models, make_plan
 from .stages.prepare_data import prepare_data
@@ -52,8 +54,14 @@ def report(run: Run) -> Path:
     making = describe_making(run.recipe, run.generator, run.size)
     if summary := summarise_rejections(run):
         making["early rejection"] += f"; {summary}"
+    store, findings = run.location(paths.SPECTRUM), current_findings(run)
     return write_report(
-        run.folder, run.tables["train"], run.groups, making, run.location(paths.SPECTRUM)
+        run.folder,
+        run.tables["train"],
+        run.groups,
+        making,
+        store,
+        audited=None if findings is None else audit_rows(findings, run.tables, store),
     )
 
 
@@ -250,6 +258,16 @@ def pilot(run: Run) -> Path:
     run_until(run, "prompts")
     with run.lock("pilot"), _refusals("pilot"):
         return pilot_stage.run_pilot(run).with_suffix(".md")
+
+
+def audit(run: Run) -> Path:
+    """Writes findings about the real images, and the synthetic ones so far, to `audit.parquet`.
+
+    Returns its path. Nothing is generated.
+    """
+    run_until(run, "data")
+    with run.lock("audit"), _refusals("audit"):
+        return audit_stage.audit(run)
 
 
 TABLE = (

@@ -40,9 +40,10 @@ CIFAR100 = Path(
 )
 
 
-def write(path: Path, number: int, size: tuple[int, int] = (6, 4)) -> None:
+def write(path: Path, number: int, size: tuple[int, int] = (6, 6)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (number, 255 - number, 7)).save(path)
+    pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3))
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def images(tmp_path: Path) -> Path:
         write(
             root / "train" / ("cat" if number < 9 else "dog") / f"{number}.png",
             number,
-            (6 + number, 4),
+            (6 + number, 6),
         )
     for number in range(4):
         write(root / "test" / ("cat", "dog")[number % 2] / f"{number}.png", 100 + number)
@@ -96,11 +97,33 @@ def test_a_sound_data_set(images: Path) -> None:
     check = check_data(Data(root=str(images), **GIVEN))
     assert not check.fatal and not check.findings
     assert describe_check(check, Groups(many=8, few=5)).splitlines()[1:] == [
-        "train                   12        2         3 … 9           11 × 4 (4 … 17)        –",
-        "test                     4        2         2 … 2                     6 × 4        –",
+        "train                   12        2         3 … 9           11 × 6 (6 … 17)        –",
+        "test                     4        2         2 … 2                     6 × 6        –",
         "2 classes: 1 many, 1 few",
         "no problem found",
     ]
+
+
+def test_poor_and_copied_images_are_told_in_short(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for number in range(6):
+        image = Image.fromarray(random.integers(0, 256, (8, 8, 3)).astype(np.uint8))
+        for split, changed in (("train", image.resize((64, 64), Image.Resampling.BICUBIC)),):
+            (tmp_path / split / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+            changed.save(tmp_path / split / "ab"[number % 2] / f"{number}.png")
+    first = Image.open(tmp_path / "train/a/0.png")
+    for number, copy in enumerate((first.transpose(Image.Transpose.FLIP_LEFT_RIGHT), first)):
+        (tmp_path / "test" / "ab"[number]).mkdir(parents=True)
+        (copy if number == 0 else copy.point(lambda value: value // 8)).save(
+            tmp_path / "test" / "ab"[number] / f"{number}.png"
+        )
+    found = told(tmp_path, **GIVEN)
+    assert not any(fatal for fatal, _ in found)
+    texts = [text for _, text in found]
+    assert any(
+        text.startswith("test: 1 image, too dark (for example 'test/b/1.png')") for text in texts
+    )
+    assert any(text.startswith("test against train: ") and "mirrored" in text for text in texts)
 
 
 def test_the_data_are_divided_as_a_run_divides_them(images: Path, tmp_path: Path) -> None:
@@ -324,7 +347,9 @@ def test_a_known_set_is_recognised_without_its_format(tmp_path: Path) -> None:
         False,
         "the data set has 3 classes; wilds as published has 182: another version, or a part of it.",
     )
-    assert told(tmp_path / "wild") == told(tmp_path / "wild", format="wilds") == [expected]
+    found = told(tmp_path / "wild")
+    assert found == told(tmp_path / "wild", format="wilds") and found[0] == expected
+    assert all("dark" in text or "grey" in text for _, text in found[1:])
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ OTHERS = {
     "generate": [],
     "filter": [],
     "adapt": [],
+    "audit": [],
     "pilot": ["--set", "pilot.images=8"],
     "levels": ["--sources", "1", "--grid", "0,50"],
     "export": ["--to", "imagefolder"],

@@ -23,6 +23,8 @@ from .signatures import suffix_of
 Image = Mapping[str, Any]
 Write = Callable[[Path, Iterable[Image], Sequence[str]], None]
 
+SPLIT = "train"
+"""Split of an export."""
 SHARD_IMAGES, SHARD_BYTES = 5_000, 400_000_000
 LONGEST_NAME = 80
 RESERVED = {
@@ -45,7 +47,7 @@ def write_yolo(folder: Path, images: Iterable[Image], class_names: Sequence[str]
 
     Add real images as `train/` and `val/`; there is no synthetic validation image.
     """
-    _write_class_folders(folder, "train/", images, class_names)
+    _write_class_folders(folder, f"{SPLIT}/", images, class_names)
 
 
 def write_coco(folder: Path, images: Iterable[Image], class_names: Sequence[str]) -> None:
@@ -54,12 +56,12 @@ def write_coco(folder: Path, images: Iterable[Image], class_names: Sequence[str]
     The box of an annotation is the whole image. Categories are numbered from 1. The entry of an
     image has its facts, the text id as `request_id`.
     """
-    (folder / "train").mkdir()
+    (folder / SPLIT).mkdir()
     (folder / "annotations").mkdir()
     entries, boxes = [], []
     for number, image in enumerate(images, 1):
         name = f"{image['id']}.{suffix_of(image['bytes'])}"
-        (folder / "train" / name).write_bytes(image["bytes"])
+        (folder / SPLIT / name).write_bytes(image["bytes"])
         with Pillow.open(io.BytesIO(image["bytes"])) as opened:
             width, height = opened.size
         facts = {**_facts(image, class_names), "request_id": image["id"], "id": number}
@@ -76,7 +78,7 @@ def write_coco(folder: Path, images: Iterable[Image], class_names: Sequence[str]
         )
     categories = [{"id": label, "name": name} for label, name in enumerate(class_names, 1)]
     content = {"images": entries, "annotations": boxes, "categories": categories}
-    _write_json(folder / "annotations" / "instances_train.json", content)
+    _write_json(folder / "annotations" / f"instances_{SPLIT}.json", content)
 
 
 def write_fiftyone(folder: Path, images: Iterable[Image], class_names: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """The recipe: one validated tree (pydantic) read from and written to YAML."""
 
 from ..assets import RECIPES, describe_shipped, shipped_recipes
+from .audit import Audit
 from .data import Data, Groups, Hard, LongTail
 from .generation import (
     Adapt,
@@ -21,6 +22,7 @@ from .training import Evaluate, Method, Train
 __all__ = [
     "RECIPES",
     "Adapt",
+    "Audit",
     "Captions",
     "Data",
     "Endpoint",

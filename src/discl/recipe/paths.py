@@ -43,6 +43,7 @@ PATHS = (
     *_GENERATION,
     *(f"{CANDIDATES}.{key}" for key in _GENERATION),
     "runtime.store",
+    "audit.features",
     *(f"{train}.model.checkpoint" for train in TRAIN),
 )
 """Texts that may name a file or folder of this machine."""

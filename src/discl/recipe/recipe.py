@@ -9,12 +9,20 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from ..errors import RecipeError, join_lines, shorten, unknown
 from ..levels import REAL, TEXT_ONLY, format_level
 from ..models.classifier import ARCHITECTURES
 from ..training.objectives import FLYP
+from .audit import Audit
 from .data import Data, Groups, Hard
 from .generation import Filter, Pilot, Prompts, Retrieval, Spectrum
 from .merge import merge
@@ -22,7 +30,7 @@ from .paths import PathOrName
 from .pieces import check_pieces
 from .problems import explain
 from .training import RETRIEVED, Compare, Evaluate, Method, Train
-from .types import Name, Strict
+from .types import Name, Strict, without_default
 
 MOST_SLOTS = 65_536
 """Bound of a stated number; `auto` finds at most `spectrum.oom.AUTO_SLOTS`."""
@@ -100,6 +108,7 @@ class Recipe(Strict):
     - `evaluate`: metrics.
     - `compare`: training seeds and search.
     - `pilot`: what `discl pilot` tries before the spectrum is made.
+    - `audit`: what `discl audit` reports.
     - `runtime`: device, slots and stores; changes results by rounding only.
 
     Raises RecipeError for values that contradict each other.
@@ -128,7 +137,13 @@ class Recipe(Strict):
     evaluate: Evaluate = Evaluate()
     compare: Compare = Compare()
     pilot: Pilot = Pilot()
+    audit: Audit = Audit()
     runtime: Runtime = Runtime()
+
+    @model_serializer(mode="wrap")
+    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain = write(self)
+        return plain if self.audit != Audit() else without_default(plain, audit=plain.get("audit"))
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

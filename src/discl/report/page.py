@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..run_folder import paths
 from ..utils.atomic import whole
 from . import charts, tables
 from . import text as words
+from .audit_section import AuditRow
 from .comparison_page import Comparison, compare_values, read_comparison
 from .gallery import Gallery, make_gallery
 from .pilot_section import read_adaptation, read_pilot
@@ -31,6 +32,8 @@ def write_report(
     groups: dict[str, list[int]],
     making: Mapping[str, str],
     store: Path | str | None = None,
+    *,
+    audited: Sequence[AuditRow] | None = None,
 ) -> Path:
     """Writes `report.html` into a finished run folder; returns its path.
 
@@ -38,6 +41,7 @@ def write_report(
     - `groups`: labels of many, medium and few.
     - `making`: how the images are made, `{title: text}`.
     - `store`: folder of the synthetic images; default `spectrum` in the run folder.
+    - `audited`: what `discl audit` found, from `audit_rows`; None without an audit.
 
     The page needs no network and no script. It is written atomically. Raises RunError with the name
     of a missing file.
@@ -53,6 +57,7 @@ def write_report(
     sections = {
         "pilot": read_pilot(folder),
         "adaptation": read_adaptation(folder, summary.recipe),
+        "audited": audited,
     }
     found = {title: each for title, each in compared.items() if each}
     with whole(path) as unfinished:
@@ -69,9 +74,9 @@ def render(
     """The page as HTML; every name, prompt and value from the run is escaped.
 
     - `comparisons`: tables of `discl compare` by their titles.
-    - `sections`: `pilot` and `adaptation` of a run that has them.
+    - `sections`: `pilot`, `adaptation` and `audited` of a run that has them.
     """
-    further = {"pilot": None, "adaptation": None, **(sections or {})}
+    further = {"pilot": None, "adaptation": None, "audited": None, **(sections or {})}
     drawn = {title: compare_values(each) for title, each in (comparisons or {}).items()}
     return (
         make_environment()

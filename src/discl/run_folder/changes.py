@@ -22,11 +22,12 @@ def read_tree(kept: Path) -> dict[str, Any]:
 def changed_values(old: dict[str, Any], recipe: Recipe) -> list[tuple[str, Any, Any]]:
     """(key, value before, value now) of each difference.
 
-    The sections `runtime` and `pilot`, and checkpoints that were copied elsewhere, make no
+    The sections `runtime`, `pilot` and `audit`, and checkpoints that were copied elsewhere, make no
     difference.
     """
-    before = {**_with_defaults(old), "runtime": None, "pilot": None}
-    now = {**recipe.plain(), "runtime": None, "pilot": None}
+    unused = dict.fromkeys(("runtime", "pilot", "audit"))
+    before = {**_with_defaults(old), **unused}
+    now = {**recipe.plain(), **unused}
     return [each for each in _differences(before, now) if not _is_moved(*each)]
 
 

@@ -77,6 +77,11 @@ PILOT_DATA = "pilot.json"
 PILOT_CSV = "pilot.csv"
 PILOT_TABLE = "pilot.md"
 
+AUDIT = "audit.parquet"
+AUDITED = "audit"
+"""What was measured of the images."""
+THUMBNAILS = "thumbnails"
+
 PREPARED = "prepared"
 LOGS = "logs"
 LOCKS = "locks"

@@ -10,6 +10,7 @@ from itertools import combinations
 
 import numpy as np
 
+from ..audit.limits import Limits
 from ..data import ImageTable, Inspection, class_groups, inspect_images, settle_depth
 from ..data.readers import format_of, too_few_classes
 from ..errors import DataError
@@ -18,6 +19,7 @@ from ..recipe import Data, Groups
 from ..run_folder.run import read_data
 from ..utils.console import progress
 from ..utils.counts import count_be, count_have, count_of
+from .looks import MOST_COMPARED, Looks
 from .prepare_data import describe_depth, long_tail_rows, own_parts, units_of, unused_splits
 
 PUBLISHED: dict[str, tuple[int, dict[str, int]]] = {
@@ -86,12 +88,15 @@ class Check:
         return any(finding.fatal for finding in self.findings)
 
 
-def check_data(data: Data) -> Check:
+def check_data(data: Data, limits: Limits | None = None) -> Check:
     """Reads, decodes and compares the images of a recipe's section `data`; writes nothing.
 
     They are divided into splits as a run divides them. Raises DataError only if nothing can be
     read at all.
+
+    - `limits`: when an image is too dark, blurred and so on; default those of `discl audit`.
     """
+    limits = limits or Limits()
     findings: list[Finding] = []
 
     def note(message: str) -> None:
@@ -100,9 +105,10 @@ def check_data(data: Data) -> Check:
     tables = read_data(data, lambda names: note(unused_splits(names)), note)
     given = set(tables)
     seen: dict[str, Inspection] = {}
+    looks = Looks(sum(map(len, tables.values())) <= MOST_COMPARED)
     for split, table in tables.items():
         with progress(f"check {split} images", len(table)) as advance:
-            seen[split] = inspect_images(table, advance)
+            seen[split] = inspect_images(table, advance, looks.add)
         findings += _unreadable(split, seen[split], data.unreadable == "error")
     tables, seen = settle_depth(tables, seen, data.bits)
     if message := describe_depth(tables, seen):
@@ -126,6 +132,7 @@ def check_data(data: Data) -> Check:
     names = tables["train"].class_names
     findings += _copies(seen, tables, data.overlap == "error") + _classes(splits, names)
     findings += _published(data, {split: check.rows for split, check in splits.items()}, len(names))
+    findings += [Finding(False, f"{text}.") for text in looks.describe(tables, seen, limits)]
     if problem := too_few_classes(data.root, names):
         findings.append(Finding(True, problem))
     if len(tables) == 1:

@@ -15,6 +15,7 @@ from ..utils.counts import count_of
 from ..utils.logging import get_logger
 from ..utils.stored import write_table
 from .alia import alia_verdicts
+from .leaks import find_leaks
 from .pending import draws_so_far, filter_texts, known_scores, rejected_on_the_way, score_missing
 
 logger = get_logger(__name__)
@@ -24,7 +25,8 @@ def filter_spectrum(run: Run) -> Path:
     """Writes keep, or drop with its reason, for each draw so far to `filter.parquet`.
 
     Images are scored while they are made. An image without a score by this CLIP and these texts is
-    scored here. Returns the path.
+    scored here. Images that `discl audit` found to copy a held-out image are dropped. Returns the
+    path.
     """
     path, settings, scores = run.path(paths.FILTER), run.recipe.filter, run.scores
     texts = filter_texts(run)
@@ -45,6 +47,11 @@ def filter_spectrum(run: Run) -> Path:
             for request in requests
         ]
         rule = f"at clip_similarity >= {settings.threshold:g}"
+    if leaked := find_leaks(run):
+        verdicts = [
+            Verdict(False, leaked[request.id]) if request.id in leaked else verdict
+            for request, verdict in zip(requests, verdicts, strict=True)
+        ]
     columns: dict[str, Any] = {
         name: [getattr(request, name) for request in requests]
         for name in ("id", "source_id", "label", "level", "seed", "attempt")

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from ..audit.table import LEAKED
 from ..curriculum.sampling import Pool
 from ..data import ImageTable
 from ..levels import REAL
@@ -29,12 +30,14 @@ def kept_images(run: Run, threshold: float | None = None) -> Dataset:
     picture may have been stored under another numbering of the classes.
 
     - `threshold`: take images of at least this clip_similarity instead, whatever the filter says.
+      Images that copy held-out ones are never taken.
     """
 
     def is_kept(verdict: Mapping[str, Any]) -> bool:
         if threshold is None:
             return bool(verdict["keep"])
-        return judge(verdict["clip_similarity"], threshold).keep
+        leaks = verdict["reason"].startswith(LEAKED)
+        return not leaks and judge(verdict["clip_similarity"], threshold).keep
 
     verdicts = [each for each in read_table(run.path(paths.FILTER)).to_pylist() if is_kept(each)]
     images = stored_images(run, [verdict["id"] for verdict in verdicts])

@@ -106,10 +106,11 @@ class Embedder:
     """CLIP embeddings of the images of a run and of its trials, each computed once and stored.
 
     - `run`: the run that the trials belong to.
+    - `address`: a CLIP; default that of the filter.
     """
 
-    def __init__(self, run: Run) -> None:
-        address = run.recipe.filter.checkpoint
+    def __init__(self, run: Run, address: str | None = None) -> None:
+        address = address or run.recipe.filter.checkpoint
         self.run = run
         self.scorer = ClipScorer(address, filter_texts(run), run.device)
         self.clip = checkpoint_digest(find_clip(address))

@@ -64,6 +64,11 @@ TABLES: dict[str, dict[str, str]] = {
         "clip_similarity": "real",
         "keep": "flag",
     },
+    paths.AUDIT: {
+        **dict.fromkeys(("kind", "split", "id", "other_split", "other"), "text"),
+        **dict.fromkeys(("label", "level"), "number"),
+        "value": "real",
+    },
     paths.ALIA: {"semantic": "flag", "confidence": "number"},
     paths.RETRIEVED: {"row": "number", "clip_similarity": "real", **_IMAGES},
 }
