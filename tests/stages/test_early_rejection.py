@@ -23,7 +23,7 @@ from discl.run_folder.run import Run
 from discl.spectrum.plan import PlanShard, read_plan
 from discl.stages.export import export
 from discl.stages.pending import known_scores, scorer_of, summarise_rejections
-from discl.stages.rejection import count_rejections, load_learnt, rejected_images
+from discl.stages.rejection import count_rejections, describe_rule, load_learnt, rejected_images
 from discl.stages.sample_pool import kept_images
 
 STEPS, TEACH = 6, 20
@@ -210,6 +210,7 @@ def test_what_needs_dropped_images_is_refused(tree: dict[str, Any], tmp_path: Pa
 def test_a_part_of_a_plan_sets_no_bound(tree: dict[str, Any], tmp_path: Path) -> None:
     run = run_of(tree, tmp_path, early_rejection=rule())
     run_until(run, "plan")
+    assert "after 20 images of 0 % are finished" in describe_rule(run, scorer_of(run))
     with pytest.raises(RecipeError, match="--shard 1/2") as raised:
         generate(run, PlanShard(1, 2))
     assert raised.value.argument == "spectrum.early_rejection"
