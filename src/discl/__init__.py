@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .conversion import convert_checkpoint
+    from .curriculum.policies import Cell, Policy, Wish
     from .curriculum.progress import GuidanceSet, measure_progress
     from .curriculum.sampling import Pool, SamplingConfig, draw_epoch
     from .curriculum.strategies import Strategy, make_strategy
@@ -53,6 +54,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "conversion": ("convert_checkpoint",),
+    "curriculum.policies": ("Cell", "Policy", "Wish"),
     "curriculum.progress": ("GuidanceSet", "measure_progress"),
     "curriculum.sampling": ("Pool", "SamplingConfig", "draw_epoch"),
     "curriculum.strategies": ("Strategy", "make_strategy"),
@@ -88,6 +90,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Cell",
     "CheckpointError",
     "ClipScorer",
     "Curriculum",
@@ -97,6 +100,7 @@ __all__ = [
     "GuidanceSet",
     "ImageTable",
     "Planner",
+    "Policy",
     "Pool",
     "Recipe",
     "RecipeError",
@@ -110,6 +114,7 @@ __all__ = [
     "Strategy",
     "TrainingError",
     "TrainingHook",
+    "Wish",
     "Worker",
     "check_level",
     "convert_checkpoint",

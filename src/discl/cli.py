@@ -210,12 +210,13 @@ def plan(options: RunOptions) -> None:
     from .stages.pending import scorer_of
     from .stages.plan import describe_budget, describe_cost, estimate_cost
     from .stages.rejection import describe_rule
+    from .stages.round_plan import describe_rounds
 
     opened, path = options.run("plan")
     _echo(describe_cost(estimate_cost(opened)))
-    for text in (describe_budget(opened), describe_rule(opened, scorer_of(opened))):
-        if text:
-            _echo(text)
+    rule = describe_rule(opened, scorer_of(opened))
+    for line in filter(None, (describe_budget(opened), describe_rounds(opened), rule)):
+        _echo(line)
     _echo(path)
 
 

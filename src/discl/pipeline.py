@@ -1,7 +1,7 @@
 """All stages in order; what `discl run` and `discl.run` do.
 
-data -> hard -> prompts -> adapt -> plan -> generate -> filter -> retrieve -> train -> evaluate
--> report
+data -> hard -> prompts -> adapt -> plan -> loop -> generate -> filter -> retrieve -> train
+-> evaluate -> report
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from .errors import RunError
 from .escaping import one_line
 from .recipe import Recipe, check_own_pieces, load_recipe
+from .recipe.budget import learner_of
 from .report import audit_rows, write_comparison, write_report, write_survey
 from .run_folder import paths
 from .run_folder.open import open_run
@@ -30,6 +31,7 @@ from .stages import generate as generate_stage
 from .stages import levels as levels_stage
 from .stages import pilot as pilot_stage
 from .stages.adapt import adapt
+from .stages.budget import rows_by_level
 from .stages.evaluate import evaluate
 from .stages.filter import filter_spectrum
 from .stages.hard import ensure_hard
@@ -40,6 +42,7 @@ from .stages.prepare_data import prepare_data
 from .stages.prompts import write_prompts
 from .stages.provenance import describe_making
 from .stages.retrieve import retrieve
+from .stages.rounds import check_whole, run_rounds
 from .stages.train import train
 from .training.distributed import current_processes, join_processes
 from .utils.atomic import why
@@ -54,6 +57,7 @@ def report(run: Run) -> Path:
     making = describe_making(run.recipe, run.generator, run.size)
     if summary := summarise_rejections(run):
         making["early rejection"] += f"; {summary}"
+    prices = rows_by_level(run) if learner_of(run.recipe) is not None else None
     store, findings = run.location(paths.SPECTRUM), current_findings(run)
     return write_report(
         run.folder,
@@ -62,6 +66,7 @@ def report(run: Run) -> Path:
         making,
         store,
         audited=None if findings is None else audit_rows(findings, run.tables, store),
+        prices=prices,
     )
 
 
@@ -71,6 +76,7 @@ STAGES: dict[str, Callable[[Run], Path]] = {
     "prompts": write_prompts,
     "adapt": adapt,
     "plan": make_plan,
+    "loop": run_rounds,
     "generate": generate_stage.generate,
     "filter": filter_spectrum,
     "retrieve": retrieve,
@@ -138,6 +144,8 @@ def run_until(run: Run, stage: str) -> Path:
     processes = join_processes(cpu=run.device.type == "cpu")
     path = run.folder
     for name, carry_out in STAGES.items():
+        if name == "loop" and learner_of(run.recipe) is None:
+            continue
         with run.lock(name) if processes.first and name not in SHARED else nullcontext():
             processes.barrier()
             if processes.first or name == "train":
@@ -176,6 +184,11 @@ def generate(run: Run, shard: PlanShard = WHOLE_PLAN, ray: str | None = None) ->
     if ray and shard != WHOLE_PLAN:
         raise RunError("--ray divides the work itself; leave out --shard.")
     run_until(run, "plan")
+    if learner_of(run.recipe) is not None:
+        if shard != WHOLE_PLAN:
+            check_whole(run)
+        with run.lock("loop"), _refusals("loop"):
+            run_rounds(run, ray)
     with _refusals("generate"):
         return generate_stage.generate(run, shard, ray)
 

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from contracts import test_policies
 from contracts import test_strategies as contract
 from discl.baselines import make_system
+from discl.curriculum.policies import make_policy
 from discl.curriculum.sampling import Pool
 from discl.curriculum.schedule import make_sampling
 from discl.curriculum.strategies import STRATEGIES, follows_progress, make_strategy
@@ -34,6 +36,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 
 from discl.training.hooks import TrainingHook
+from discl.curriculum.policies import Wish
 from discl.curriculum.strategies import Planned
 
 
@@ -127,6 +130,16 @@ def of_two(logits, labels):
     return logits.mean()
 
 
+class Rarest:
+    measures = False
+
+    def __init__(self, power=1.0):
+        self.power = power
+
+    def weigh(self, number, cells, history):
+        return [Wish(cell.real ** -self.power, why="rare") for cell in cells]
+
+
 NUMBER = 3
 '''
 ENTRY_POINTS = """
@@ -136,6 +149,8 @@ halves = own_pieces:Halves
 alternating = own_pieces:alternating
 [discl.objectives]
 scaled = own_pieces:scaled
+[discl.policies]
+rarest = own_pieces:Rarest
 """
 
 
@@ -188,6 +203,22 @@ def test_a_strategy(name: str) -> None:
     ] * 2 + [()] * 2
     assert not follows_progress(name, strategy)
     assert recipe_of(strategy=name, prior="effective").methods["mine"].strategy == name
+
+
+@pytest.mark.parametrize("name", ["own_pieces:Rarest", "rarest"])
+def test_a_policy(name: str) -> None:
+    policy: Any = make_policy({"name": name, "power": 2.0}, 3, allow_plugins=":" in name)
+    assert policy.power == 2.0
+    test_policies.test_one_wish_for_each_cell("rarest", 2, "few cells")
+    test_policies.test_pure_in_round_and_history("rarest")
+    recipe = recipe_of(strategy="all-levels").plain() | {"loop": {"rounds": 2, "policy": name}}
+    loaded = Recipe.model_validate(recipe)
+    check_own_pieces(loaded, allow_plugins=True)
+    if ":" in name:
+        with pytest.raises(RecipeError, match=r"loop\.policy: .*--allow-plugins"):
+            check_own_pieces(loaded, allow_plugins=False)
+    with pytest.raises(RecipeError, match="powr"):
+        make_policy({"name": name, "powr": 2.0}, 3, allow_plugins=True)
 
 
 @pytest.mark.parametrize("promise", [name for name in dir(contract) if name.startswith("test_")])

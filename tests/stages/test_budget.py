@@ -127,10 +127,10 @@ def test_the_plan_says_what_a_budget_buys(
 
 
 def test_hours_become_rows_once(small_tree: dict[str, Any], tmp_path: Path) -> None:
-    tree = with_spectrum(small_tree, budget={"hours": 1e-4})
+    tree = with_spectrum(small_tree, budget={"hours": 0.01})
     run = made(tree, tmp_path / "run", "plan")
     noted = json.loads(run.path("budget.json").read_text())
-    assert noted["unet_rows"] == int(0.36 * noted["rows_per_second"])
+    assert noted["unet_rows"] == int(0.01 * 3600 * noted["rows_per_second"])
     noted["unet_rows"] = 50
     run.path("budget.json").write_text(json.dumps(noted))
     made(tree, tmp_path / "run", "plan")

@@ -141,8 +141,9 @@ def _spare_sources(
 
 
 def count_sources(pool: Pool) -> int:
-    """Number of hard images from which the pool holds synthetic images."""
-    return len(np.unique(pool.sources[pool.synthetic & (pool.sources >= 0)]))
+    """Number of hard images from which the pool holds synthetic images that may be drawn."""
+    rows = pool.synthetic & ~pool.held_out & (pool.sources >= 0)
+    return len(np.unique(pool.sources[rows]))
 
 
 def allocate(

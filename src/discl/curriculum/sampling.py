@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 
 import numpy as np
 
@@ -28,6 +28,8 @@ class Pool:
     - `sources`: which rows belong together, int64 `[rows]`. The source of a real image is its own
       row. The source of a synthetic image is the real image that it was made from, or -1 where that
       is unknown (default). Numbers from `rows` on are real images that the pool does not hold.
+    - `since`: first epoch that may draw a row, int64 `[rows]`; default 0 for all. Rows that come
+      later stand behind the others.
 
     ```python
     import numpy as np
@@ -53,6 +55,7 @@ class Pool:
     _: KW_ONLY
     held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     sources: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    since: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __post_init__(self) -> None:
         if not len(self.sources):
@@ -60,6 +63,11 @@ class Pool:
             object.__setattr__(self, "sources", own)
         if not len(self.held_out):
             object.__setattr__(self, "held_out", np.zeros(len(self.labels), bool))
+
+    def at(self, epoch: int) -> Pool:
+        """The pool in which rows of later epochs are held out."""
+        late = self.since > epoch
+        return replace(self, held_out=self.held_out | late) if late.any() else self
 
     @property
     def num_classes(self) -> int:

@@ -66,11 +66,14 @@ class EpochSchedule:
         A built-in strategy that follows progress may draw any single level. The levels of a custom
         one are unknown before training and are not checked. Raises TrainingError.
         """
+        starts = sorted({0, *np.unique(self.pool.since).tolist()})
         if isinstance(self.strategy, Planned):
-            planned = {self.strategy.levels(epoch, ()) for epoch in range(epochs)}
-            check_available(self.pool, self.sampling, sorted(planned))
+            for first, end in zip(starts, [*starts[1:], epochs], strict=True):
+                planned = {self.strategy.levels(epoch, ()) for epoch in range(first, end)}
+                check_available(self.pool.at(first), self.sampling, sorted(planned))
         elif isinstance(self.strategy, (Adaptive, Bandit)) and self.strategy.curriculum_epochs:
-            check_available(self.pool, self.sampling, [(level,) for level in sorted(levels)])
+            choices = [(level,) for level in sorted(levels)]
+            check_available(self.pool.at(0), self.sampling, choices)
 
     def draw(self, epoch: int, part: int, history: History) -> tuple[np.ndarray, Record]:
         """The rows of a part of an epoch, and its choice as plain values (empty for a probe).
@@ -84,7 +87,7 @@ class EpochSchedule:
         levels = self.strategy.levels(epoch, history)
         class_levels = self.strategy.class_levels(epoch, history)
         rows, first = draw_epoch(
-            self.pool,
+            self.pool.at(epoch),
             levels,
             self.sampling,
             self.samples - (self.probe_samples if probes else 0),
@@ -141,8 +144,9 @@ def hold_out_guidance(
 
     Raises TrainingError where none can be held out.
     """
-    size = images or max(1, min(2000, count_sources(pool) // 5))
-    guidance = draw_guidance_set(pool, levels, size, derive_seed("guidance", seed))
+    first = pool.at(0)  # V is the same in all rounds of a loop
+    size = images or max(1, min(2000, count_sources(first) // 5))
+    guidance = draw_guidance_set(first, levels, size, derive_seed("guidance", seed))
     return hold_out(pool, guidance), guidance
 
 

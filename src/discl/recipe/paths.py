@@ -51,6 +51,7 @@ _SERVERS = ("prompts.endpoint.model", "prompts.settings.endpoint.model")
 FOREIGN = (
     *_SERVERS,
     *(f"{CANDIDATES}.{key}" for key in _SERVERS),
+    "loop.policy",
     *(f"{method}.{key}" for method in METHODS for key in ("objective", "system")),
 )
 """Texts that another program reads, such as a server or a plugin. They may name a file as well."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..baselines import make_system, read_system
+from ..curriculum.policies import make_policy, read_policy
 from ..curriculum.strategies import follows_progress, make_strategy
 from ..errors import RecipeError, arguments_named
 from ..training.objectives import make_objective
@@ -61,12 +62,17 @@ def check_own_pieces(recipe: Recipe, allow_plugins: bool, tuned: bool = False) -
     method.
     """
     found = {} if not tuned else tried_addresses(recipe)
+    if recipe.loop is not None and is_address(policy := read_policy(recipe.loop.policy)[0]):
+        found["loop.policy"] = policy
     for name, method in recipe.methods.items():
         found |= addresses(name, method)
     if found and not allow_plugins:
         raise RecipeError(
             "\n".join(f"{key}: '{each}' {PERMISSION}." for key, each in found.items())
         )
+    if recipe.loop is not None and "loop.policy" in found:
+        with arguments_named(policy="loop.policy"):
+            make_policy(recipe.loop.policy, recipe.loop.rounds, allow_plugins)
     for name, method in recipe.methods.items():
         for key in addresses(name, method):
             try:

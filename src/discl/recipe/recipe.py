@@ -23,6 +23,7 @@ from ..levels import REAL, TEXT_ONLY, format_level
 from ..models.classifier import ARCHITECTURES
 from ..training.objectives import FLYP
 from .audit import Audit
+from .budget import Loop, check_loop
 from .data import Data, Groups, Hard
 from .generation import Filter, Pilot, Prompts, Retrieval, Spectrum
 from .merge import merge
@@ -102,6 +103,7 @@ class Recipe(Strict):
     - `spectrum`: generator, levels and seeds.
     - `filter`: CLIP and threshold.
     - `retrieval`: an archive whose images may take the place of synthetic ones.
+    - `loop`: rounds of generation and training; default none.
     - `train`: classifier, epochs and optimizer.
     - `methods`: the methods to compare, by name.
     - `baseline`: the method that the report compares with; default the first.
@@ -129,6 +131,9 @@ class Recipe(Strict):
     spectrum: Spectrum
     filter: Filter
     retrieval: Retrieval | None = None
+    loop: Loop | None = Field(
+        None, description="generate and train in rounds; null: generate everything, then train"
+    )
     train: Train = Train()
     methods: dict[Name, Method] = Field(min_length=1, max_length=200)
     baseline: str | None = Field(
@@ -142,7 +147,7 @@ class Recipe(Strict):
 
     @model_serializer(mode="wrap")
     def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        plain = write(self)
+        plain = without_default(write(self), loop=None)
         return plain if self.audit != Audit() else without_default(plain, audit=plain.get("audit"))
 
     @model_validator(mode="after")
@@ -174,6 +179,7 @@ class Recipe(Strict):
                     f"spectrum.levels; add {needed} there."
                 )
             check_pieces(name, method, self.training(name), self.spectrum.levels)
+        check_loop(self)
         return self
 
     @property

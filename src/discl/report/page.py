@@ -22,6 +22,7 @@ from .audit_section import AuditRow
 from .comparison_page import Comparison, compare_values, read_comparison
 from .gallery import Gallery, make_gallery
 from .pilot_section import read_adaptation, read_pilot
+from .rounds import round_rows
 from .run_summary import ADJUSTED, RunSummary, read_run
 from .templates import make_environment
 
@@ -34,6 +35,7 @@ def write_report(
     store: Path | str | None = None,
     *,
     audited: Sequence[AuditRow] | None = None,
+    prices: Mapping[int, int] | None = None,
 ) -> Path:
     """Writes `report.html` into a finished run folder; returns its path.
 
@@ -42,12 +44,13 @@ def write_report(
     - `making`: how the images are made, `{title: text}`.
     - `store`: folder of the synthetic images; default `spectrum` in the run folder.
     - `audited`: what `discl audit` found, from `audit_rows`; None without an audit.
+    - `prices`: UNet rows of an image by its level, for the rounds of a loop.
 
     The page needs no network and no script. It is written atomically. Raises RunError with the name
     of a missing file.
     """
     folder = Path(folder)
-    summary = read_run(folder, train.class_names, groups, making)
+    summary = read_run(folder, train.class_names, groups, making, prices)
     path = folder / paths.REPORT
     gallery = make_gallery(summary, train, store or folder / paths.SPECTRUM)
     compared = {
@@ -123,6 +126,7 @@ def _values(summary: RunSummary) -> dict[str, Any]:
         "adjusts": any(name.endswith(ADJUSTED) for name in summary.figures),
         "similarity": similarity(summary),
         "kept": tables.kept_table(summary),
+        "rounds": round_rows(summary),
         "listed": tables.MAX_CLASSES,
         "curricula": curricula(summary, colours),
         "epochs": _epoch_axis(summary),

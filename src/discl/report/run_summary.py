@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ..data.images import decode_image
 from ..evaluation.controls import takes_retrieved_images
+from ..levels import REAL
 from ..run_folder import paths
 from ..spectrum.store import Shards
 from ..utils.stored import read_json, read_lines, read_recipe_tree, read_table
@@ -36,6 +37,8 @@ class RunSummary:
     - `retrieved`: labels of the chosen images of an archive, int64; None without an archive.
     - `results`: `{method: {split: {metric: value}}}`.
     - `making`: how the images are made, `{title: text}`.
+    - `rounds`: records of the finished rounds of a loop.
+    - `prices`: UNet rows of an image by its level, where they are known.
     """
 
     name: str
@@ -51,6 +54,13 @@ class RunSummary:
     results: Mapping[str, Mapping[str, Mapping[str, Any]]]
     making: Mapping[str, str]
     retrieved: np.ndarray | None = None
+    rounds: Sequence[Mapping[str, Any]] = ()
+    prices: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def learner(self) -> str | None:
+        """The method that the rounds of a loop follow; None without a loop of several rounds."""
+        return learner_in(self.recipe)
 
     @property
     def class_counts(self) -> np.ndarray:
@@ -111,14 +121,31 @@ class RunSummary:
         return min(ranks, key=lambda name: ranks[name], default=None)
 
 
+def learner_in(recipe: Mapping[str, Any]) -> str | None:
+    """As `RunSummary.learner`, of a plain recipe."""
+    loop = recipe.get("loop")
+    if not loop or loop["rounds"] == 1:
+        return None
+    synthetic = [
+        name
+        for name, method in recipe["methods"].items()
+        if method["strategy"] != "real-only" and method.get("level") != REAL
+    ]
+    return loop["learner"] or synthetic[0]
+
+
 def read_run(
     folder: Path,
     class_names: Sequence[str],
     groups: Mapping[str, Sequence[int]],
     making: Mapping[str, str],
+    prices: Mapping[int, int] | None = None,
 ) -> RunSummary:
     """The summary of a run folder. Raises RunError with the name of a missing file."""
     recipe = read_recipe_tree(folder / paths.RECIPE)
+    rounds, more = folder / paths.LOOP / paths.ROUNDS, []
+    if learner_in(recipe) is not None:
+        more = ["round", "why"]
     listed = read_table(folder / paths.DATA, ["split", "label"])
     labels, split_of = listed["label"].to_numpy(), np.asarray(listed["split"].to_pylist())
     counts = {
@@ -138,7 +165,8 @@ def read_run(
             ["id", "source_id", "label", "level", "seed", "attempt", "prompt"],
         ),
         verdicts=read_table(
-            folder / paths.FILTER, ["id", "label", "level", "clip_similarity", "keep", "reason"]
+            folder / paths.FILTER,
+            ["id", "label", "level", "clip_similarity", "keep", "reason", *more],
         ),
         histories={
             name: read_lines(folder / paths.TRAIN / name / paths.HISTORY, "epoch")
@@ -147,6 +175,8 @@ def read_run(
         results=read_json(folder / paths.RESULTS),
         making=making,
         retrieved=_read_retrieved(folder, recipe),
+        rounds=read_json(rounds, "rounds")["rounds"] if more and rounds.exists() else (),
+        prices=prices or {},
     )
 
 

@@ -32,6 +32,7 @@ TABLES = {
     "spectrum": FROM_PLAN,
     "filter": (paths.FILTER, paths.ALIA, paths.RETRIEVED),
     "retrieval": (paths.RETRIEVED,),
+    "loop": FROM_PLAN,
 }
 """Tables that depend on a section of the recipe."""
 RESULTS = (paths.RESULTS, paths.PREDICTIONS, paths.REPORT)
@@ -47,6 +48,8 @@ def stale_files(recipe: Recipe, changed: Iterable[str]) -> list[str]:
         stale |= {*TABLES.get(section, ())}
         if section == "train" and recipe.hard.rule == "probability" and rest not in NOT_FOR_HARD:
             stale |= {*FROM_HARD}
+        if section in ("train", "methods", "filter") and recipe.loop is not None:
+            stale |= {*FROM_PLAN}  # what the learner makes of one round decides the next
         if section == "train" and recipe.filter.rule == "alia":
             stale |= {paths.FILTER, paths.ALIA}
     return sorted(stale)

@@ -32,6 +32,11 @@ BOUNDS = "bounds"
 SHARD = "part-{}.parquet"
 """A file of a folder of shards: images, scores, captions or prepared images; `*` finds all."""
 
+LOOP = "loop"
+"""The rounds of a loop, and the training that goes on from one to the next."""
+ROUNDS = "rounds.json"
+LEARNER = "learner"
+
 TRAIN = "train"
 """A folder for each method, with the files below."""
 METHOD = "method.json"

@@ -354,8 +354,10 @@ def step_rows(
     return [1 + (guidance_scale != 1 and low < fraction <= high) for fraction in fractions]
 
 
-def write_plan(requests: Sequence[Request], path: Path) -> None:
-    """Writes the plan as Parquet, one row per request."""
+def write_plan(
+    requests: Sequence[Request], path: Path, **more: Sequence[int] | Sequence[str]
+) -> None:
+    """Writes the plan as Parquet, one row per request; `more` are further columns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -366,7 +368,7 @@ def write_plan(requests: Sequence[Request], path: Path) -> None:
         )
         for field in fields(Request)
     }
-    pq.write_table(pa.table(columns), path)
+    pq.write_table(pa.table({**columns, **more}), path)
 
 
 def read_plan(path: Path) -> list[Request]:

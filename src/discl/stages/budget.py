@@ -12,7 +12,7 @@ from ..spectrum.draws import Cap, DrawRule, SpreadOrder
 from ..spectrum.plan import Request, step_rows, unet_rows
 from ..utils.counts import count_of
 from ..utils.hashing import digest
-from ..utils.stored import read_json, write_text
+from ..utils.stored import broken, read_json, write_text
 
 AGAIN = "Delete it and run the command again; the speed is then measured again."
 
@@ -100,8 +100,11 @@ def has_rows(run: Run) -> bool:
 
 def known_rows(run: Run) -> int:
     """The UNet rows that the budget's hours buy, as measured once."""
-    rows = read_json(run.path(paths.BUDGET), "unet_rows", advice=AGAIN)["unet_rows"]
-    return max(int(rows), 0)
+    path = run.path(paths.BUDGET)
+    rows = read_json(path, "unet_rows", advice=AGAIN)["unet_rows"]
+    if type(rows) is not int or rows < 0:
+        raise broken(path, "does not state unet_rows as a whole number", AGAIN)
+    return rows
 
 
 def keep_rows(run: Run, rows_per_second: float, devices: int) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from ..recipe.budget import learner_of
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import Verdict, judge
 from ..utils.counts import count_of
 from ..utils.logging import get_logger
-from ..utils.stored import write_table
+from ..utils.stored import read_table, write_table
 from .alia import alia_verdicts
 from .leaks import find_leaks
 from .pending import draws_so_far, filter_texts, known_scores, rejected_on_the_way, score_missing
@@ -59,7 +61,16 @@ def filter_spectrum(run: Run) -> Path:
     columns["clip_similarity"] = pa.array([known[name] for name in columns["id"]], pa.float32())
     columns["keep"] = [verdict.keep for verdict in verdicts]
     columns["reason"] = [verdict.reason for verdict in verdicts]
+    if learner_of(run.recipe) is not None:
+        columns |= _rounds_of(run, columns["id"])
     write_table(pa.table(columns), path)
     kept = sum(verdict.keep for verdict in verdicts)
     logger.info(f"filter: {kept} of {count_of(len(verdicts), 'image')} kept {rule}")
     return path
+
+
+def _rounds_of(run: Run, ids: Sequence[str]) -> dict[str, list[Any]]:
+    """The columns `round` and `why` of images of a loop."""
+    plan = read_table(run.path(paths.PLAN), ["id", "round", "why"]).to_pylist()
+    rows = {row["id"]: row for row in plan}
+    return {name: [rows[each][name] for each in ids] for name in ("round", "why")}

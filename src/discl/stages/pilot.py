@@ -148,6 +148,7 @@ def _candidate_run(run: Run, name: str, overrides: Mapping[str, Any]) -> Run:
         "spectrum.tries": 1,
         "spectrum.wanted": None,
         "spectrum.budget": None,
+        "loop": None,
         "methods": {"real": {"strategy": "real-only"}},
         "baseline": None,
         "compare": {},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +13,7 @@ import pyarrow as pa
 from ..data import to_size
 from ..errors import DataError, RecipeError, TrainingError, arguments_named
 from ..recipe import check_own_pieces
+from ..recipe.budget import learner_of
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import find_clip
@@ -37,6 +40,7 @@ from .engine import GENERATOR_KEYS, make_engine
 from .pending import draws_so_far, planned_sources, score_and_list_missing
 from .prompts import check_prompts, ensure_texts
 from .retrieve import needs_archive
+from .round_plan import plan_rounds
 from .train import check_training
 from .workers.local import list_devices
 
@@ -54,7 +58,7 @@ def check_models(run: Run, stage: str) -> None:
     that is missing or empty; and, if `stage` needs classifiers, RecipeError for custom pieces that
     are not allowed or do not exist.
     """
-    if stage in TRAINING:
+    if stage in TRAINING or learner_of(run.recipe) is not None:
         check_own_pieces(run.recipe, run.allow_plugins)
     if stage in {"data", "hard"}:
         return
@@ -104,6 +108,15 @@ def make_plan(run: Run, *, for_training: bool = True) -> Path:
     if for_training:
         _check_schedule(run)
     hard, prompts = planned_sources(run), ensure_texts(run)
+    if recipe.spectrum.budget is not None:
+        _ensure_rows(run, hard)
+    learner = learner_of(recipe)
+    if learner is not None:
+        asked = plan_rounds(run, learner)
+        numbers, reasons = [each.round for each in asked], [each.why for each in asked]
+        with whole(path) as unfinished:
+            write_plan([each.request for each in asked], unfinished, round=numbers, why=reasons)
+        return path
     requests = plan_requests(
         hard,
         recipe.spectrum.levels,
@@ -113,28 +126,29 @@ def make_plan(run: Run, *, for_training: bool = True) -> Path:
         sampling=run.sampling,
     )
     if recipe.spectrum.budget is not None:
-        _ensure_rows(run, requests)
         requests = _cut_plan(run, find_cap(run, hard), requests, for_training)
     with whole(path) as unfinished:  # others may write the same plan at once
         write_plan(requests, unfinished)
     return path
 
 
-def _ensure_rows(run: Run, requests: list[Request]) -> None:
+def _ensure_rows(run: Run, sources: Sequence[Mapping[str, Any]]) -> None:
     """Turns a budget in hours into UNet rows, once for all processes of this folder."""
     budget = run.recipe.spectrum.budget
-    if budget is None or budget.hours is None or has_rows(run) or not requests:
+    if budget is None or budget.hours is None or has_rows(run):
         return
     with run.lock("budget"):
         if not has_rows(run):
-            speed = _speed_of(run, requests)
+            speed = _speed_of(run, [(row["height"], row["width"]) for row in sources])
             keep_rows(run, speed, len(list_devices(run)))
 
 
-def _speed_of(run: Run, requests: list[Request]) -> float:
-    """UNet rows per second on one device, from two timed calls at the most frequent shape."""
-    shapes = Counter((request.height, request.width) for request in requests)
-    height, width = shapes.most_common(1)[0][0]
+def _speed_of(run: Run, shapes: Sequence[tuple[int, int]]) -> float:
+    """UNet rows per second on one device, from two timed calls at the most frequent shape.
+
+    - `shapes`: (height, width) of images.
+    """
+    height, width = Counter(shapes).most_common(1)[0][0]
     return make_engine(run).rows_per_second(height, width)
 
 
@@ -201,11 +215,12 @@ def estimate_cost(run: Run) -> dict[str, float]:
         for each in samples
     ]
     encoded = [len(encode_image(picture, encoding)) for picture in pictures]
+    shapes = [(request.height, request.width) for request in requests]
     return {
         "images": len(missing),
         "images_planned": len(requests),
         "unet_rows": rows,
-        "seconds": rows / _speed_of(run, requests) if missing else 0.0,
+        "seconds": rows / _speed_of(run, shapes) if missing else 0.0,
         "bytes": len(missing) * float(np.mean(encoded)),
         "further_images": len(further),
         "further_rows": count_rows(run, further),
@@ -234,7 +249,7 @@ def describe_budget(run: Run) -> str:
     """What the budget buys, in one line; empty without a budget."""
     sources = planned_sources(run)
     cap = find_cap(run, sources)
-    if cap is None:
+    if cap is None or learner_of(run.recipe) is not None:
         return ""
     drawn = draws_so_far(run)[0]
     first = count_first(run, sources)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..checkpoints import public_name
+from ..curriculum.policies import read_policy
 from ..levels import format_level
 from ..recipe import Filter, Hard, Prompts, Recipe, Spectrum
 from ..spectrum.models import Generator
@@ -126,6 +127,11 @@ def _prompts(config: Prompts) -> str:
 def _options(recipe: Recipe, generator: Generator) -> dict[str, str]:
     """Lines of options that only some runs use."""
     config, facts = recipe.spectrum, {}
+    if recipe.loop is not None and recipe.loop.rounds > 1:
+        facts["rounds"] = (
+            f"{recipe.loop.rounds}, each asking for the next seeds by the policy "
+            f"{read_policy(recipe.loop.policy)[0]}"
+        )
     if recipe.prompts.negative:
         unused = "" if _is_guided(config, generator) else "; no effect without guidance"
         facts["negative prompt"] = f"“{recipe.prompts.negative}”{unused}"

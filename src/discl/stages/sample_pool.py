@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
 from ..audit.table import LEAKED
+from ..curriculum.policies import make_policy
+from ..curriculum.rounds import hold_out_sources, round_starts
 from ..curriculum.sampling import Pool
 from ..data import ImageTable
 from ..levels import REAL
 from ..recipe import Method
+from ..recipe.budget import learner_of
 from ..recipe.training import RETRIEVED
 from ..run_folder import paths
 from ..run_folder.images import stored_images
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import judge
-from ..utils.stored import read_table
+from ..utils.stored import broken, read_table
 from .retrieve import retrieved_images
 
 
 def kept_images(run: Run, threshold: float | None = None) -> Dataset:
     """The synthetic images that the filter kept, in the order of the plan, memory-mapped.
 
-    Columns are id, image, label, level and source_id. Label and level are the plan's, because a
-    picture may have been stored under another numbering of the classes.
+    Columns are id, image, label, level and source_id, and round in a loop of several rounds. Label
+    and level are the plan's, because a picture may have been stored under another numbering of the
+    classes.
 
     - `threshold`: take images of at least this clip_similarity instead, whatever the filter says.
       Images that copy held-out ones are never taken.
@@ -39,11 +46,28 @@ def kept_images(run: Run, threshold: float | None = None) -> Dataset:
         leaks = verdict["reason"].startswith(LEAKED)
         return not leaks and judge(verdict["clip_similarity"], threshold).keep
 
-    verdicts = [each for each in read_table(run.path(paths.FILTER)).to_pylist() if is_kept(each)]
+    path, names = run.path(paths.FILTER), ["label", "level", "source_id"]
+    table = read_table(path)
+    if learner_of(run.recipe) is not None:
+        _check_rounds(run, table, path)
+        names.append("round")
+    verdicts = [each for each in table.to_pylist() if is_kept(each)]
     images = stored_images(run, [verdict["id"] for verdict in verdicts])
-    for name in ("label", "level", "source_id"):
+    for name in names:
         images = images.add_column(name, [verdict[name] for verdict in verdicts])
     return images
+
+
+def _check_rounds(run: Run, table: pa.Table, path: Path) -> None:
+    """Raises BrokenFileError if the table of a loop does not say which round made an image."""
+    if "round" not in table.column_names:
+        raise broken(path, "has no column 'round', so it is of a run without a loop")
+    rounds = table["round"].to_numpy()
+    last = run.recipe.loop.rounds - 1 if run.recipe.loop else 0
+    if len(rounds) and not (rounds.min() >= 0 and rounds.max() <= last):
+        raise broken(path, f"names rounds outside of 0 to {last}")
+    if (np.diff(rounds) < 0).any():
+        raise broken(path, "does not name the rounds in their order")
 
 
 def added_images(run: Run, method: Method) -> Dataset | ImageTable:
@@ -121,3 +145,30 @@ def _sources_of(real: ImageTable, synthetic: Dataset) -> np.ndarray:
         [-1 if name is None else row_of.setdefault(name, first + len(row_of)) for name in named],
         np.int64,
     )
+
+
+def held_out_sources(run: Run) -> list[str]:
+    """Ids of the hard images that a loop's learner is measured on instead of trained."""
+    loop = run.recipe.loop
+    if loop is None or loop.rounds == 1:
+        return []
+    if not make_policy(loop.policy, loop.rounds, run.allow_plugins).measures:
+        return []
+    hard = read_table(run.path(paths.HARD), ["id", "label"]).to_pylist()
+    return hold_out_sources([(row["id"], row["label"]) for row in hard], loop.hold_out)
+
+
+def grow_pool(run: Run, learner: str, pool: Pool, synthetic: Dataset) -> Pool:
+    """The pool of a loop's learner: images of later rounds come later, some hard ones never.
+
+    - `synthetic`: the synthetic images of the pool, with their `round`.
+    """
+    loop, rows = run.recipe.loop, {name: row for row, name in enumerate(run.train.ids)}
+    starts = round_starts(
+        loop.rounds if loop else 1, run.recipe.training(learner).curriculum_epochs
+    )
+    since = np.zeros(len(pool.labels), np.int64)
+    since[pool.synthetic] = [starts[number] for number in synthetic["round"][:]]
+    apart = [rows[name] for name in held_out_sources(run) if name in rows]
+    held_out = pool.held_out | np.isin(pool.sources, apart)
+    return replace(pool, since=since, held_out=held_out)

@@ -25,6 +25,7 @@ from ..levels import REAL
 from ..mixtures import read_mixture
 from ..models.classifier import ClassifierConfig, load_classifier
 from ..recipe import Method, Train, check_own_pieces
+from ..recipe.budget import learner_of
 from ..recipe.training import RETRIEVED
 from ..run_folder import paths
 from ..run_folder.run import Run
@@ -46,9 +47,11 @@ from ..utils.plugins import is_address
 from .classifiers import describe_classifier, describe_training, starter_of
 from .loggers import open_loggers
 from .resize_data import prepared_table
+from .round_plan import adopt_rounds
 from .sample_pool import (
     added_aspects,
     added_images,
+    grow_pool,
     hard_rows,
     make_pool,
     real_aspects,
@@ -83,10 +86,13 @@ def train(run: Run) -> Path:
     }
     hard = hard_rows(run)
     pools = {key: make_pool(run.train, hard, rows_of(each)) for key, each in images.items()}
+    learner = learner_of(run.recipe)
     plans = {}
     for name, method in missing.items():
-        with _named_by_method(name, " Nothing was trained."):
-            plan = _plan_method(run, name, method, pools[_added_key(method)])
+        pool, added = pools[_added_key(method)], rows_of(images[_added_key(method)])
+        with named_by_method(name, " Nothing was trained."):
+            pool = grow_pool(run, name, pool, added) if name == learner else pool
+            plan = plan_method(run, name, method, pool)
         settings = replace(plan.settings, fingerprint=fingerprints[name])
         plans[name] = replace(plan, settings=settings)
     if processes.first:
@@ -95,11 +101,13 @@ def train(run: Run) -> Path:
     if processes.first and missing:
         for name, method in missing.items():
             open_method(run, name, method, fingerprints[name])
+            if name == learner:
+                adopt_rounds(run, name, fingerprints[name], rows_of(images[_added_key(method)]))
     processes.barrier()  # until rank 0 has made the folders
-    inputs = {name: _input_of(run, name, method) for name, method in missing.items()}
+    inputs = {name: input_of(run, name, method) for name, method in missing.items()}
     for each in dict.fromkeys(sorted(inputs.values(), key=lambda each: each[:2])):
         size, mode, key = each
-        pixels = _training_pixels(run, size, mode, images[key])
+        pixels = training_pixels(run, size, mode, images[key])
         for name, method in missing.items():
             if inputs[name] == each:
                 _train_method(run, name, method, plans[name], pixels)
@@ -114,13 +122,13 @@ def _added_key(method: Method) -> AddedKey:
     return method.images, method.threshold
 
 
-def _input_of(run: Run, name: str, method: Method) -> tuple[int, str, AddedKey]:
+def input_of(run: Run, name: str, method: Method) -> tuple[int, str, AddedKey]:
     """(size, resize mode, added images): methods that share them decode images once."""
     size, mode = classifier_config(run, name).resize, run.recipe.training(name).resize_mode
     return size, mode, _added_key(method)
 
 
-def _training_pixels(run: Run, size: int, mode: str, added: Dataset | ImageTable) -> ImageCache:
+def training_pixels(run: Run, size: int, mode: str, added: Dataset | ImageTable) -> ImageCache:
     """Real training images, then added ones: centre squares, or whole with their aspects."""
     real = prepared_table(run, "train", size, mode)
     aspects = (
@@ -191,7 +199,7 @@ def fit_classifier(
 
 
 @dataclass(frozen=True)
-class _MethodPlan:
+class MethodPlan:
     """What a method is trained on and how, without the pixels; `pool` is without V's sources."""
 
     pool: Pool
@@ -214,15 +222,15 @@ def check_training(run: Run, planned: Sequence[Request] | None = None) -> None:
     pool = make_pool(run.train, hard_rows(run), images)
     for name, method in run.recipe.methods.items():
         if not is_address(method.strategy):
-            with _named_by_method(name):
+            with named_by_method(name):
                 if planned is None:
                     _plan_real(run, name, method, pool)
                 else:
-                    _plan_method(run, name, method, pool, silent=True)
+                    plan_method(run, name, method, pool, silent=True)
 
 
 @contextmanager
-def _named_by_method(name: str, outcome: str = "") -> Iterator[None]:
+def named_by_method(name: str, outcome: str = "") -> Iterator[None]:
     """Errors raised inside name a key of this method; `outcome` is added to their messages."""
     own = ("missing", "probe_samples")
     keys = {key: f"methods.{name}.{key}" for key in own} | {
@@ -239,10 +247,19 @@ def _named_by_method(name: str, outcome: str = "") -> Iterator[None]:
         raise TrainingError(f"{text}{error.args[0]}{outcome}", argument=where) from error
 
 
-def _plan_method(
-    run: Run, name: str, method: Method, pool: Pool, silent: bool = False
-) -> _MethodPlan:
-    """Plans a method; raises TrainingError where the pool or the processes do not allow it."""
+def plan_method(
+    run: Run,
+    name: str,
+    method: Method,
+    pool: Pool,
+    *,
+    silent: bool = False,
+    until: int | None = None,
+) -> MethodPlan:
+    """Plans a method; raises TrainingError where the pool or the processes do not allow it.
+
+    - `until`: number of epochs that the images of the pool have to suffice for; default all.
+    """
     plan, levels = _plan_real(run, name, method, pool), run.recipe.spectrum.levels
     if follows_progress(method.strategy, plan.strategy):
         pool, guidance = hold_out_guidance(pool, levels, method.guidance_images, plan.settings.seed)
@@ -253,7 +270,7 @@ def _plan_method(
         schedule = make_schedule(
             plan.pool, plan.strategy, plan.sampling, plan.settings, guidance=plan.guidance
         )
-        schedule.check(levels, plan.settings.epochs)
+        schedule.check(levels, until or plan.settings.epochs)
     return plan
 
 
@@ -273,7 +290,7 @@ def _report_guidance(name: str, method: Method, pool: Pool, guidance: GuidanceSe
     )
 
 
-def _plan_real(run: Run, name: str, method: Method, pool: Pool) -> _MethodPlan:
+def _plan_real(run: Run, name: str, method: Method, pool: Pool) -> MethodPlan:
     """Plans what does not depend on synthetic images, which may be missing in the pool; without V.
 
     Raises TrainingError where the real images or the processes do not allow it.
@@ -311,7 +328,7 @@ def _plan_real(run: Run, name: str, method: Method, pool: Pool) -> _MethodPlan:
         check_batch_size(pool, settings.batch_size)
         current_processes().check_batch_size(settings.batch_size, settings.steps.accumulate)
         make_schedule(pool, strategy, sampling, settings)
-    return _MethodPlan(pool, strategy, sampling, settings)
+    return MethodPlan(pool, strategy, sampling, settings)
 
 
 def _no_images() -> Dataset:
@@ -325,11 +342,12 @@ def _as_images(requests: Sequence[Request]) -> Dataset:
     return Dataset.from_dict({name: [getattr(each, name) for each in requests] for name in names})
 
 
-def _train_method(
-    run: Run, name: str, method: Method, plan: _MethodPlan, pixels: ImageCache
-) -> None:
-    recipe, folder, config = run.recipe, run.path(paths.TRAIN) / name, classifier_config(run, name)
-    job = TrainingJob(
+def make_job(
+    run: Run, name: str, method: Method, plan: MethodPlan, pixels: ImageCache
+) -> TrainingJob:
+    """What a method trains, on what, and how."""
+    recipe, config = run.recipe, classifier_config(run, name)
+    return TrainingJob(
         plan.pool,
         pixels,
         plan.strategy,
@@ -343,6 +361,13 @@ def _train_method(
         hook=make_system(method.system, run.allow_plugins) if method.system else None,
         validate=_validator(run, config) if "validation" in run.tables else None,
     )
+
+
+def _train_method(
+    run: Run, name: str, method: Method, plan: MethodPlan, pixels: ImageCache
+) -> None:
+    recipe, folder = run.recipe, run.path(paths.TRAIN) / name
+    job = make_job(run, name, method, plan, pixels)
     loggers = recipe.runtime.loggers if current_processes().first else []
     opened = open_loggers(
         loggers, run.path(paths.LOGS), f"{recipe.name}-{name}", folder / paths.WANDB
@@ -379,7 +404,7 @@ def _report_history(name: str, method: Method, pool: Pool, history: list[Record]
         )
 
 
-def _prior_counts(plan: _MethodPlan, method: Method) -> np.ndarray:
+def _prior_counts(plan: MethodPlan, method: Method) -> np.ndarray:
     """Class counts of the loss: of real images, or of the samples that all epochs draw together."""
     pool = plan.pool
     if method.prior == "real":

@@ -26,6 +26,7 @@ from ..models.classifier import (
     write_config,
 )
 from ..recipe import Method
+from ..recipe.budget import learner_of
 from ..recipe.training import RETRIEVED
 from ..run_folder import paths
 from ..run_folder.run import Run
@@ -38,7 +39,7 @@ from ..utils.logging import get_logger
 from ..utils.plugins import is_address, own_source
 from ..utils.stored import AGAIN, broken, read_header, read_json, read_table, write_text
 from .classifiers import checkpoint_identity, describe_classifier
-from .sample_pool import hard_rows
+from .sample_pool import hard_rows, held_out_sources
 
 logger = get_logger(__name__)
 
@@ -113,6 +114,11 @@ def fingerprint(run: Run, name: str, method: Method, added: Dataset) -> str:
         dict(sorted(run.recipe.prompts.names.items())) if train.model.architecture == "clip" else {}
     )
     own = _own_sources(method, run.allow_plugins)
+    rounds = (
+        [list(added["round"]), train.curriculum_epochs, held_out_sources(run)]
+        if name == learner_of(run.recipe)
+        else []
+    )
     return digest(
         # The added images stand for the threshold, and the adjustment comes after training. The
         # method's own settings and the checkpoint follow below.
@@ -128,6 +134,7 @@ def fingerprint(run: Run, name: str, method: Method, added: Dataset) -> str:
         used,
         *([texts] if texts else []),  # a CLIP's head is made of them
         *([own] if own else []),
+        *([rounds] if rounds else []),
         *([REDEFINED[method.strategy]] if method.strategy in REDEFINED else []),
     )
 

@@ -58,6 +58,7 @@ def trial_run(run: Run, recipe: Recipe, folder: Path) -> Run:
         ),
         "filter": recipe.filter.model_copy(update={"rule": "threshold"}),
         "runtime": recipe.runtime.model_copy(update={"store": store}),
+        "loop": None,
     }
     return replace(
         run,

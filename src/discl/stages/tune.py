@@ -17,6 +17,7 @@ from ..checkpoints import public_name
 from ..data import split_rows
 from ..mixtures import LONG_FORM, describe_mixture
 from ..recipe import Recipe, check_own_pieces, validate
+from ..recipe.budget import learner_of
 from ..recipe.merge import get_value, merge, set_value
 from ..run_folder import paths
 from ..run_folder.run import Run
@@ -311,5 +312,8 @@ def with_methods(
             method["train"] = (
                 merge(method["train"], train) if method.get("train") else method.get("train")
             )
+    if recipe.loop is not None:  # trials are trained on the finished spectrum
+        learner = learner_of(recipe)
+        tree["loop"] = {**tree["loop"], "learner": learner} if learner in methods else None
     del tree["compare"]["tune"]  # it may name other methods
     return validate(tree)

@@ -46,6 +46,31 @@ def load_checkpoint(path: Path, state: TrainState, fingerprint: str) -> list[Rec
     return history
 
 
+def copy_checkpoint(path: Path, to: Path, fingerprint: str) -> None:
+    """Copies a checkpoint to the folder of another training, which goes on from it.
+
+    - `fingerprint`: of that training.
+    """
+    _, metadata = read_header(path)
+    save_tensors(read_tensors(path), to, {**metadata, "fingerprint": fingerprint})
+    write_history(json.loads(metadata["history"]), to.parent / paths.HISTORY)
+
+
+def finished_epochs(path: Path, fingerprint: str) -> int:
+    """Epochs that a checkpoint has behind it; 0 if it does not exist.
+
+    It is -1 for a checkpoint that cannot be read, or that belongs to another training.
+    """
+    if not path.exists():
+        return 0
+    try:
+        _, metadata = read_header(path)
+        own = metadata["fingerprint"] == fingerprint
+        return len(json.loads(metadata["history"])) if own else -1
+    except (BrokenFileError, KeyError, TypeError, ValueError):
+        return -1
+
+
 def write_history(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Writes one JSON line per epoch."""
     write_text(path, "".join(json.dumps(record) + "\n" for record in history))

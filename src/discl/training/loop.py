@@ -111,6 +111,8 @@ def train_classifier(
     workers: int = 0,
     processes: Processes | None = None,
     on_epoch: Callable[[Record], None] = lambda record: None,
+    until: int | None = None,
+    at_pause: Callable[[nn.Module], None] = lambda model: None,
 ) -> list[Record]:
     """Trains a classifier into a folder and returns its history, one record per epoch.
 
@@ -121,6 +123,10 @@ def train_classifier(
     - `workers`: processes that decode images which do not fit in memory.
     - `processes`: those that train together, by default all that were started together.
     - `on_epoch`: gets the record of each epoch, also of those before a kill.
+    - `until`: number of epochs after which training pauses. Then the folder holds a checkpoint
+      only, from which the same call with a greater `until`, or none, goes on. The pool may have
+      more rows by then, if those before stay as they are (`Pool.since`).
+    - `at_pause`: gets the model at a pause.
 
     Raises TrainingError where the loss or a weight is not finite; it names epoch, step and the last
     good checkpoint.
@@ -152,21 +158,24 @@ def train_classifier(
 
     # Epochs: draw, train, validate, save
     epochs = _Epochs(job, schedule, context, loader, checkpoint)
-    saved = time.monotonic()
-    for epoch in range(len(history), settings.epochs):
+    saved, end = time.monotonic(), settings.epochs if until is None else until
+    for epoch in range(len(history), end):
         started, busy = time.monotonic(), time.process_time()
         record = epochs.train(epoch, history)
         _validate(job, state, epoch, record, history, folder)
         record["seconds"] = round(time.monotonic() - started, 3)
         record["processor_seconds"] = round(time.process_time() - busy, 3)
         history.append(record)
-        due = epoch + 1 == settings.epochs or time.monotonic() - saved > settings.save_seconds
+        due = epoch + 1 == end or time.monotonic() - saved > settings.save_seconds
         if state.processes.broadcast(due):
             state.write(lambda: save_checkpoint(checkpoint, state, history, settings.fingerprint))
             saved = time.monotonic()
         on_epoch(record)
 
     # Classifier
+    if until is not None:
+        at_pause(state.evaluated)
+        return history
     state.write(lambda: _finish(job, context, history, folder))
     return history
 

@@ -73,6 +73,8 @@ TABLES: dict[str, dict[str, str]] = {
     paths.RETRIEVED: {"row": "number", "clip_similarity": "real", **_IMAGES},
 }
 """Required columns of the tables of a run folder, with their kinds; nulls are not allowed."""
+OF_ROUNDS = {"round": "number", "why": "text"}
+"""Further columns of the plan and of the filter's table in a loop, with their kinds."""
 
 
 @contextmanager
@@ -129,10 +131,12 @@ def read_table(
             path, columns=wanted, partitioning=None, page_checksum_verification=True
         )
         table.validate(full=True)
-    for name in wanted or needed:
+    kinds = {**OF_ROUNDS, **needed}
+    further = [name for name in OF_ROUNDS if needed and name in table.column_names]
+    for name in [*(wanted or needed), *further]:
         if name not in table.column_names:
             raise broken(path, f"has no column '{name}', so it is another file", advice)
-        kind = needed.get(name)
+        kind = kinds.get(name)
         if kind is not None and not _is_kind(kind, table.schema.field(name).type):
             got = table.schema.field(name).type
             raise broken(path, f"has a column '{name}' of {got} instead of {kind}s", advice)
