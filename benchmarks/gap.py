@@ -461,8 +461,17 @@ def make_resnet10(classes: int) -> Any:
     """The network of the recipe `fashion-lt`."""
     from discl.models.classifier import ClassifierConfig, build_classifier
 
-    names = tuple(str(number) for number in range(classes))
-    return build_classifier(ClassifierConfig("resnet10", names, stem="3x3", width=16))
+    config = ClassifierConfig(
+        architecture="resnet10",
+        stem="3x3",
+        width=16,
+        class_names=tuple(str(number) for number in range(classes)),
+        image_size=32,
+        resize=32,
+        mean=(0.5, 0.5, 0.5),
+        std=(1.0, 1.0, 1.0),
+    )
+    return build_classifier(config)
 
 
 def epochs_of(row: Row, samples: Samples, draw: int, training: Training) -> Iterator[Any]:
