@@ -1004,8 +1004,8 @@ def main() -> None:
     if arguments.table:
         print(tables(results))
         return
-    if not (results / "referees.json").exists():
-        measure_referees(arguments.work, results, arguments.cifar10)
+    if not (RESULTS / "referees.json").exists():
+        measure_referees(arguments.work, RESULTS, arguments.cifar10)
     for draw in arguments.draws:
         for name in arguments.settings:
             started = time.time()
