@@ -44,6 +44,7 @@ from discl.spectrum.plan import read_plan
 from discl.spectrum.stats import Work
 from discl.stages import engine as engine_stage
 from discl.stages import pending as pending_stage
+from discl.stages.budget import count_rows
 
 
 @dataclass
@@ -158,7 +159,7 @@ def torture(
         found.doubled += doubled
         if status is None:
             new = [request for request in requests if request.id in set(made) - before]
-            found.redone.append(int(tally.read_bytes()) - pending_stage.count_rows(run, new))
+            found.redone.append(int(tally.read_bytes()) - count_rows(run, new))
         before = set(made)
     found.lost += len(set(reference) - before)
     found.largest_difference = max(
@@ -218,8 +219,8 @@ def main() -> None:
                 flush=True,
             )
         planned = read_plan(whole.path("plan.parquet"))
-        longest = max(pending_stage.count_rows(whole, [request]) for request in planned)
-        rows = pending_stage.count_rows(whole, planned)
+        longest = max(count_rows(whole, [request]) for request in planned)
+        rows = count_rows(whole, planned)
     images = arguments.slots + min(arguments.slots, 16) + arguments.waiting + arguments.shard_rows
     result = {
         "kills": found.kills,

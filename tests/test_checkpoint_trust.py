@@ -31,14 +31,17 @@ LOADERS = {"from_pretrained", "from_config", "from_single_file", "pipeline", "cr
 WITHOUT = {
     "DDIMScheduler.from_config",
     "FlowMatchEulerDiscreteScheduler.from_config",
+    "kind.from_config",
     "kind.from_single_file",
     "network.from_config",
     "pipeline",
     "timm.create_model",
+    "type(scheduler).from_config",
 }
 """They take no such argument.
 
-One fixed class, a class looked up in diffusers, a pipeline that is called, a name of timm.
+One fixed class, a scheduler, a class looked up in diffusers, a pipeline that is called, a name of
+timm.
 """
 
 

@@ -77,6 +77,7 @@ OTHERS = {
     "filter": [],
     "adapt": [],
     "audit": [],
+    "retrieve": [],
     "pilot": ["--set", "pilot.images=8"],
     "levels": ["--sources", "1", "--grid", "0,50"],
     "export": ["--to", "imagefolder"],

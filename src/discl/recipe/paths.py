@@ -62,6 +62,7 @@ TEXTS = (
     "data.files",
     "data.splits",
     "data.columns",
+    "pilot.mixture",
     "retrieval.columns",
     "data.long_tail.class_order",
     "hard.exclude",
