@@ -105,7 +105,7 @@ def test_undersampled_needs_a_class_without_hard_images(filtered_run: Path) -> N
         hard[rows] = False
         hard[rows[:1]] = True
     object.__setattr__(pool, "hard", hard)
-    with pytest.raises(TrainingError) as raised, train_stage._named_by_method("discl"):
+    with pytest.raises(TrainingError) as raised, train_stage.named_by_method("discl"):
         train_stage._plan_real(run, "discl", run.recipe.methods["discl"], pool)
     assert raised.value.argument == "methods.discl.mixture"
 
