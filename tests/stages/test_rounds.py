@@ -239,10 +239,18 @@ def test_a_loop_that_cannot_go_on_is_an_error(
     assert named in str(error.value)
 
 
-@pytest.mark.parametrize("key", ["spectrum", "filter"])
-def test_a_loop_asks_for_further_seeds_itself(key: str, tree: dict[str, Any]) -> None:
-    change = {"spectrum": {"tries": 2}, "filter": {"rule": "alia"}}[key]
-    with pytest.raises(RecipeError, match=key):
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("spectrum", {"tries": 2}),
+        ("spectrum", {"early_rejection": {"loss": 0.05}}),
+        ("filter", {"rule": "alia"}),
+    ],
+)
+def test_a_loop_asks_for_further_seeds_and_needs_verdicts_that_stay(
+    key: str, change: dict[str, Any], tree: dict[str, Any]
+) -> None:
+    with pytest.raises(RecipeError, match=rf"loop\.rounds.*{key}"):
         validate(tree | {key: tree[key] | change})
 
 
