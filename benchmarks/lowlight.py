@@ -190,7 +190,7 @@ def search(settings: dict[str, Any], work: Path, what: str) -> dict[str, Any]:
     import torch
 
     from discl.pipeline import run_until
-    from discl.recipe.training import Tune
+    from discl.recipe.compare import Tune
     from discl.stages.compare import PHASE_1
     from discl.stages.tune import tune
 

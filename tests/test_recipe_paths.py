@@ -14,9 +14,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from discl.recipe import Recipe, load_recipe, loading
+from discl.recipe import Method, Recipe, Train, load_recipe, loading
 from discl.recipe.paths import CANDIDATES, FOREIGN, PATHS, SPACES, TEXTS, matches
-from discl.recipe.training import Method, Train
 from discl.report import text as words
 from helpers import miniatures
 

@@ -19,7 +19,7 @@ import torch
 from .errors import RunError
 from .escaping import one_line
 from .recipe import Recipe, check_own_pieces, load_recipe
-from .recipe.budget import learner_of
+from .recipe.loop import learner_of
 from .report import audit_rows, write_comparison, write_report, write_survey
 from .run_folder import paths
 from .run_folder.open import open_run

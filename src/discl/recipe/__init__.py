@@ -2,22 +2,17 @@
 
 from ..assets import RECIPES, describe_shipped, shipped_recipes
 from .audit import Audit
+from .compare import Evaluate
 from .data import Data, Groups, Hard, LongTail
-from .generation import (
-    Adapt,
-    Captions,
-    Endpoint,
-    Filter,
-    Pilot,
-    Prompts,
-    Server,
-    Settings,
-    Spectrum,
-)
+from .filter import Filter
 from .loading import load_recipe, parse_override, validate
+from .methods import Method
 from .pieces import check_own_pieces
+from .pilot import Pilot
+from .prompts import Captions, Endpoint, Prompts, Server, Settings
 from .recipe import Recipe, Runtime
-from .training import Evaluate, Method, Train
+from .spectrum import Adapt, Spectrum
+from .train import Train
 
 __all__ = [
     "RECIPES",

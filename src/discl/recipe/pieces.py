@@ -14,7 +14,8 @@ from ..curriculum.strategies import follows_progress, make_strategy
 from ..errors import RecipeError, arguments_named
 from ..training.objectives import make_objective
 from ..utils.plugins import PERMISSION, is_address
-from .training import Method, Train
+from .methods import Method
+from .train import Train
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

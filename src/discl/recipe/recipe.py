@@ -23,14 +23,19 @@ from ..levels import REAL, TEXT_ONLY, format_level
 from ..models.classifier import ARCHITECTURES
 from ..training.objectives import FLYP
 from .audit import Audit
-from .budget import Loop, check_loop
+from .compare import Compare, Evaluate
 from .data import Data, Groups, Hard
-from .generation import Filter, Pilot, Prompts, Retrieval, Spectrum
+from .filter import Filter, Retrieval
+from .loop import Loop, check_loop
 from .merge import merge
+from .methods import RETRIEVED, Method
 from .paths import PathOrName
 from .pieces import check_pieces
+from .pilot import Pilot
 from .problems import explain
-from .training import RETRIEVED, Compare, Evaluate, Method, Train
+from .prompts import Prompts
+from .spectrum import Spectrum
+from .train import Train
 from .types import Name, Strict, without_default
 
 MOST_SLOTS = 65_536

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..recipe.budget import learner_of
+from ..recipe.loop import learner_of
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import Verdict, judge

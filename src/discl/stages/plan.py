@@ -13,7 +13,7 @@ import pyarrow as pa
 from ..data import to_size
 from ..errors import DataError, RecipeError, TrainingError, arguments_named
 from ..recipe import check_own_pieces
-from ..recipe.budget import learner_of
+from ..recipe.loop import learner_of
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import find_clip

@@ -25,7 +25,7 @@ from ..data.retrieval import (
 from ..errors import BrokenFileError, DataError, RunError
 from ..escaping import one_line
 from ..levels import REAL
-from ..recipe.training import RETRIEVED
+from ..recipe.methods import RETRIEVED
 from ..run_folder import paths
 from ..run_folder.earlier import restore_table
 from ..run_folder.run import Run

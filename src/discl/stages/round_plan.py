@@ -16,7 +16,7 @@ from ..curriculum.rounds import drawn_levels, offered_levels, round_shares, roun
 from ..curriculum.schedule import Record
 from ..curriculum.strategies import make_strategy
 from ..errors import BrokenFileError, RecipeError, RunError
-from ..recipe.budget import Loop, learner_of
+from ..recipe.loop import Loop, learner_of
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import describe_scorer

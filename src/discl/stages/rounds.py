@@ -18,7 +18,7 @@ from ..curriculum.sampling import Pool
 from ..curriculum.schedule import Record
 from ..errors import RunError
 from ..evaluation.metrics import softmax_rows
-from ..recipe.budget import learner_of
+from ..recipe.loop import learner_of
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..training.checkpoint import copy_checkpoint, finished_epochs

@@ -19,8 +19,8 @@ from ..curriculum.sampling import Pool
 from ..data import ImageTable
 from ..levels import REAL
 from ..recipe import Method
-from ..recipe.budget import learner_of
-from ..recipe.training import RETRIEVED
+from ..recipe.loop import learner_of
+from ..recipe.methods import RETRIEVED
 from ..run_folder import paths
 from ..run_folder.images import stored_images
 from ..run_folder.run import Run

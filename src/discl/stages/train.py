@@ -25,8 +25,8 @@ from ..levels import REAL
 from ..mixtures import read_mixture
 from ..models.classifier import ClassifierConfig, load_classifier
 from ..recipe import Method, Train, check_own_pieces
-from ..recipe.budget import learner_of
-from ..recipe.training import RETRIEVED
+from ..recipe.loop import learner_of
+from ..recipe.methods import RETRIEVED
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.plan import Request

@@ -26,8 +26,8 @@ from ..models.classifier import (
     write_config,
 )
 from ..recipe import Method
-from ..recipe.budget import learner_of
-from ..recipe.training import RETRIEVED
+from ..recipe.loop import learner_of
+from ..recipe.methods import RETRIEVED
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..training import objectives

@@ -17,7 +17,7 @@ from ..checkpoints import public_name
 from ..data import split_rows
 from ..mixtures import LONG_FORM, describe_mixture
 from ..recipe import Recipe, check_own_pieces, validate
-from ..recipe.budget import learner_of
+from ..recipe.loop import learner_of
 from ..recipe.merge import get_value, merge, set_value
 from ..run_folder import paths
 from ..run_folder.run import Run

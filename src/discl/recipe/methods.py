@@ -1,0 +1,212 @@
+"""Section `methods`: strategy, mixture and system of each row of the comparison."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from ..baselines import make_system, read_system
+from ..curriculum.strategies import find_strategy
+from ..errors import RecipeError
+from ..levels import REAL
+from ..mixtures import LONG_FORM, Mixture, Sampling
+from ..training.objectives import Objective, read_objective
+from ..utils.plugins import check_address, is_address
+from .types import Level, Strict, without_default
+
+RETRIEVED = "retrieved"
+"""The `images` of a method that takes those of an archive."""
+
+
+def _system(value: Any) -> Any:
+    if value is not None:
+        name, _ = read_system(value)
+        if is_address(name):
+            check_address("system", name)
+        else:
+            make_system(value)
+    return value
+
+
+def _objective(value: Any) -> Any:
+    name = read_objective(value).name
+    if is_address(name):
+        check_address("objective", name)
+    return value
+
+
+def _strategy(value: Any) -> Any:
+    if is_address(value):
+        check_address("strategy", value)
+    else:
+        find_strategy(str(value))
+    return value
+
+
+class Adjustment(Strict):
+    """Post-hoc logit adjustment z − τ log π, with π the frequencies of the classes."""
+
+    prior: Literal["real", "effective"] = Field(
+        "effective",
+        description="class frequencies of the real images, or as drawn in training",
+    )
+    tau: float = Field(1.0, ge=0, le=100)
+
+
+class Method(Strict):
+    """One row of the table: the images that the classifier is trained on, and its loss."""
+
+    strategy: Annotated[str, BeforeValidator(_strategy)] = Field(
+        "real-only", description="a name, or module:attribute for a custom one (--allow-plugins)"
+    )
+    level: Level | None = Field(None, description="only for strategy fixed")
+    images: Literal["synthetic", "retrieved"] = Field(
+        "synthetic",
+        description="retrieved: real images of retrieval.archive in the place of synthetic ones, "
+        "at level 100",
+    )
+    objective: Annotated[str | dict[str, str | float], BeforeValidator(_objective)] = Field(
+        "cross-entropy",
+        description="a name, a mapping such as {name: focal, gamma: 2}, or module:attribute "
+        "(--allow-plugins)",
+    )
+    system: Annotated[str | dict[str, Any] | None, BeforeValidator(_system)] = Field(
+        None,
+        description="another system: cuda, docl, ldmlr, a mapping such as {name: cuda, threshold: "
+        "0.4}, or module:Class (--allow-plugins)",
+    )
+    fine_tune: Literal["full", "linear-probe", "lp-ft", "zero-shot"] = Field(
+        "full",
+        description="trained part of the network; lp-ft: the head first, then all; zero-shot: "
+        "nothing",
+    )
+    mixture: Mixture | None = Field(
+        None,
+        description="how often an epoch draws each class: undersampled (as in the paper, the "
+        "default with synthetic images of a tail), class-balanced, square-root, or all (the "
+        "default of real-only)",
+    )
+    sampling: Sampling = Field(
+        "instance",
+        description="long form of mixture, with undersample: class frequencies as they are, ∝ "
+        "their square roots, or all equal",
+    )
+    threshold: float | None = Field(
+        None,
+        ge=-1,
+        le=1,
+        description="minimum clip_similarity of this method's images; null: all that the filter "
+        "kept",
+    )
+    train: dict[str, Any] = Field(
+        default_factory=dict,
+        description="changes of the section train for this method; a null restores the default",
+    )
+    adjustment: Adjustment | None = Field(
+        None,
+        description="of the row METHOD+la; null: the best on validation, or without validation "
+        "images prior effective and the τ closest to 1",
+    )
+    prior: Literal["real", "effective"] = Field(
+        "real",
+        description="class counts of balanced-softmax: real images, or real and synthetic as drawn",
+    )
+    undersample: bool | None = Field(
+        None,
+        description="long form of mixture, with sampling: keeps the tail's fraction of an epoch "
+        "at its fraction of classes; null: with synthetic images only",
+    )
+    synthetic_scale: float = Field(
+        3.0, ge=0, le=10_000, description="synthetic images in an epoch per real tail image"
+    )
+    missing: Literal["error", "nearest"] = Field(
+        "error",
+        description="a class without kept images at the level of an epoch: stop, or use its "
+        "nearest level",
+    )
+    guidance_images: int | None = Field(
+        None,
+        ge=1,
+        le=10**9,
+        description="|V|, hard images held out of training, each with a synthetic image at every "
+        "level to measure progress on; null: 2,000, or a fifth of them if that is less",
+    )
+    probe_samples: int | None = Field(
+        None,
+        ge=1,
+        le=10**9,
+        description="|D|, real samples of the probe of an epoch; null: 30,000, or a quarter of an "
+        "epoch if that is less",
+    )
+    shortage: Literal["repeat", "cap"] = Field(
+        "repeat",
+        description="if fewer images were kept than synthetic_scale needs: repeat some, or use "
+        "fewer",
+    )
+
+    @property
+    def loss(self) -> Objective:
+        """The objective with its parameters, or `module:attribute` as its name."""
+        return read_objective(self.objective)
+
+    @property
+    def states_mixture(self) -> bool:
+        """Whether the recipe states how classes are mixed, by name or in the long form."""
+        return (self.mixture, self.undersample, self.sampling) != (None, None, "instance")
+
+    @model_serializer(mode="wrap")
+    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain = without_default(write(self), mixture=None, images="synthetic")
+        if self.mixture is not None:
+            plain = {key: value for key, value in plain.items() if key not in LONG_FORM}
+        return plain
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_restores_sampling(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("sampling", "") is None:
+            return {key: each for key, each in value.items() if key != "sampling"}
+        return value
+
+    @model_validator(mode="after")
+    def _one_form_of_the_mixture(self) -> Method:
+        defaults = {key: Method.model_fields[key].default for key in LONG_FORM}
+        stated = [key for key in LONG_FORM if getattr(self, key) != defaults[key]]
+        if self.mixture is not None and stated:
+            raise RecipeError(
+                f"'mixture' (got {self.mixture}) and '{stated[0]}' state the same; remove one of "
+                f"them (a null removes what a base states, as in {stated[0]}: null)."
+            )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _retrieved_at_level_100(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("images") == RETRIEVED:
+            return {"strategy": "fixed", "level": REAL, **value}
+        return value
+
+    @model_validator(mode="after")
+    def _retrieved_images_are_real(self) -> Method:
+        if self.images == RETRIEVED and (self.strategy, self.level) != ("fixed", REAL):
+            raise RecipeError(
+                f"images: {RETRIEVED} are real ones, which are at level {REAL}; remove strategy "
+                f"and level (got {self.strategy}, {self.level})."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _level_goes_with_fixed(self) -> Method:
+        if (self.strategy == "fixed") != (self.level is not None):
+            raise RecipeError(
+                "strategy 'fixed' and the key 'level' go together, for example {strategy: fixed, "
+                "level: 50}."
+            )
+        return self
