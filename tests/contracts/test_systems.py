@@ -239,7 +239,7 @@ def test_docl_remembers_every_sample_that_was_drawn(tmp_path: Path) -> None:
             r"threshold\. Did you mean",
         ),
         ("nowhere:Thing", r"system 'nowhere:Thing' cannot be found"),
-        (["cuda"], r"a system is a name or a mapping"),
+        (["cuda"], r"a system is a name, or a mapping"),
     ],
 )
 def test_what_is_no_system_is_refused(config: Any, message: str) -> None:

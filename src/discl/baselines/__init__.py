@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import RecipeError, shorten, unknown
 from ..training.hooks import TrainingHook
-from ..utils.plugins import find_piece, named_parameters
+from ..utils.plugins import find_piece, named_parameters, read_piece
 
 SYSTEMS = {
     "cuda": "discl.baselines.cuda:Cuda",
@@ -20,23 +20,6 @@ SYSTEMS = {
     "ldmlr": "discl.baselines.ldmlr:Ldmlr",
 }
 GROUP = "discl.systems"
-
-
-def read_system(config: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(name, parameters) of a system in a recipe; the name is not looked up.
-
-    - `config`: a name, or a mapping with `name` and parameters.
-
-    Raises RecipeError for other values.
-    """
-    if isinstance(config, str):
-        return config, {}
-    if not isinstance(config, Mapping) or not isinstance(config.get("name"), str):
-        raise RecipeError(
-            "a system is a name or a mapping such as {name: cuda, threshold: 0.4}; got "
-            f"{shorten(config)}."
-        )
-    return config["name"], {key: value for key, value in config.items() if key != "name"}
 
 
 def find_system(
@@ -50,7 +33,7 @@ def find_system(
     Raises RecipeError for an unknown name or parameter, for `module:Class` without `allow_plugins`,
     for a failed import, and for a class that is not a subclass of `TrainingHook`.
     """
-    name, parameters = read_system(config)
+    name, parameters = read_piece("system", config)
     found = find_piece("system", name, SYSTEMS, GROUP, allow_plugins)
     if not isinstance(found, type) or not issubclass(found, TrainingHook):
         raise _no_hook(name, found)

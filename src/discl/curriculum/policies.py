@@ -26,7 +26,7 @@ import numpy as np
 
 from ..errors import RecipeError, shorten, unknown
 from ..levels import REAL
-from ..utils.plugins import find_piece, named_parameters
+from ..utils.plugins import find_piece, named_parameters, read_piece
 from .bandit import ucb_indices
 
 GROUP = "discl.policies"
@@ -293,23 +293,6 @@ BOUNDS = {
 """Least and greatest value of each parameter of a built-in policy."""
 
 
-def read_policy(config: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(name, parameters) of a policy in a recipe; the name is not looked up.
-
-    - `config`: a name, or a mapping with `name` and parameters.
-
-    Raises RecipeError for other values.
-    """
-    if isinstance(config, str):
-        return config, {}
-    if not isinstance(config, Mapping) or not isinstance(config.get("name"), str):
-        raise RecipeError(
-            "a policy is a name or a mapping such as {name: entropy, low: 0.1}; got "
-            f"{shorten(config)}."
-        )
-    return config["name"], {key: value for key, value in config.items() if key != "name"}
-
-
 def make_policy(
     config: str | Mapping[str, Any], rounds: int, allow_plugins: bool = False
 ) -> Policy:
@@ -330,7 +313,7 @@ def make_policy(
     assert wish.most == 10  # half of what the class lacks
     ```
     """
-    name, given = read_policy(config)
+    name, given = read_piece("policy", config)
     found = find_piece("policy", name, POLICIES, GROUP, allow_plugins)
     known = [each.name for each in named_parameters(found)]
     for key, value in given.items():

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from ..curriculum.policies import make_policy, read_policy
+from ..curriculum.policies import make_policy
 from ..curriculum.rounds import drawn_levels, round_starts
 from ..curriculum.strategies import make_strategy
 from ..errors import RecipeError, arguments_named, unknown
 from ..levels import REAL
-from ..utils.plugins import check_address, is_address
+from ..utils.plugins import check_address, is_address, read_piece
 from .types import Strict
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def _policy(value: Any) -> Any:
-    name, _ = read_policy(value)
+    name, _ = read_piece("policy", value)
     if is_address(name):
         check_address("policy", name)
     else:

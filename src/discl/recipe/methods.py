@@ -12,13 +12,13 @@ from pydantic import (
     model_validator,
 )
 
-from ..baselines import make_system, read_system
+from ..baselines import make_system
 from ..curriculum.strategies import find_strategy
 from ..errors import RecipeError
 from ..levels import REAL
 from ..mixtures import LONG_FORM, Mixture, Sampling
 from ..training.objectives import Objective, read_objective
-from ..utils.plugins import check_address, is_address
+from ..utils.plugins import check_address, is_address, read_piece
 from .types import Level, Strict, without_default
 
 RETRIEVED = "retrieved"
@@ -27,7 +27,7 @@ RETRIEVED = "retrieved"
 
 def _system(value: Any) -> Any:
     if value is not None:
-        name, _ = read_system(value)
+        name, _ = read_piece("system", value)
         if is_address(name):
             check_address("system", name)
         else:

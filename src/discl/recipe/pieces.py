@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..baselines import make_system, read_system
-from ..curriculum.policies import make_policy, read_policy
+from ..baselines import make_system
+from ..curriculum.policies import make_policy
 from ..curriculum.strategies import follows_progress, make_strategy
 from ..errors import RecipeError, arguments_named
 from ..training.objectives import make_objective
-from ..utils.plugins import PERMISSION, is_address
+from ..utils.plugins import PERMISSION, is_address, read_piece
 from .methods import Method
 from .train import Train
 
@@ -28,7 +28,7 @@ PIECES = ("strategy", "objective", "system")
 
 def addresses(name: str, method: Method) -> dict[str, str]:
     """`{key of the recipe: module:attribute}` of the plugins of a method."""
-    system = read_system(method.system)[0] if method.system is not None else None
+    system = read_piece("system", method.system)[0] if method.system is not None else None
     named = {"strategy": method.strategy, "objective": method.loss.name, "system": system}
     return {
         f"methods.{name}.{key}": text for key, text in named.items() if text and is_address(text)
@@ -63,7 +63,9 @@ def check_own_pieces(recipe: Recipe, allow_plugins: bool, tuned: bool = False) -
     method.
     """
     found = {} if not tuned else tried_addresses(recipe)
-    if recipe.loop is not None and is_address(policy := read_policy(recipe.loop.policy)[0]):
+    if recipe.loop is not None and is_address(
+        policy := read_piece("policy", recipe.loop.policy)[0]
+    ):
         found["loop.policy"] = policy
     for name, method in recipe.methods.items():
         found |= addresses(name, method)

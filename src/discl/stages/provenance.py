@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ..checkpoints import public_name
-from ..curriculum.policies import read_policy
 from ..levels import format_level
 from ..recipe import Filter, Hard, Prompts, Recipe, Spectrum
 from ..spectrum.models import Generator
 from ..spectrum.models.stable_diffusion import AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE
+from ..utils.plugins import read_piece
 
 
 def describe_making(recipe: Recipe, generator: Generator, size: int) -> dict[str, str]:
@@ -130,7 +130,7 @@ def _options(recipe: Recipe, generator: Generator) -> dict[str, str]:
     if recipe.loop is not None and recipe.loop.rounds > 1:
         facts["rounds"] = (
             f"{recipe.loop.rounds}, each asking for the next seeds by the policy "
-            f"{read_policy(recipe.loop.policy)[0]}"
+            f"{read_piece('policy', recipe.loop.policy)[0]}"
         )
     if recipe.prompts.negative:
         unused = "" if _is_guided(config, generator) else "; no effect without guidance"

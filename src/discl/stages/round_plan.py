@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from ..curriculum.policies import Cell, Policy, allocate, check_wishes, make_policy, read_policy
+from ..curriculum.policies import Cell, Policy, allocate, check_wishes, make_policy
 from ..curriculum.rounds import drawn_levels, offered_levels, round_shares, round_starts
 from ..curriculum.schedule import Record
 from ..curriculum.strategies import make_strategy
@@ -24,6 +24,7 @@ from ..spectrum.plan import Planner, Request
 from ..training.checkpoint import copy_checkpoint, finished_epochs
 from ..utils.hashing import digest
 from ..utils.logging import get_logger
+from ..utils.plugins import read_piece
 from ..utils.stored import AGAIN, broken, read_json, write_text
 from .budget import find_cap, first_seeds, rows_by_level, unit_of
 from .pending import filter_texts, planned_sources
@@ -239,7 +240,7 @@ class RoundPlanner:
         offered = offered_levels(self.strategy, self.planned, self.levels, history)
         cells = self._cells(offered)
         wishes = list(self.policy.weigh(number, cells, history))
-        check_wishes(read_policy(self.loop.policy)[0], wishes, cells)
+        check_wishes(read_piece("policy", self.loop.policy)[0], wishes, cells)
         counts = allocate(
             float(self.limits[number]) - self.spent,
             [self.prices[cell.level] for cell in cells],
@@ -303,7 +304,7 @@ def describe_rounds(run: Run) -> str:
     if learner is None or loop is None:
         return ""
     number = len(read_rounds(run, learner)) + 1
-    policy, planner = read_policy(loop.policy)[0], RoundPlanner(run, learner)
+    policy, planner = read_piece("policy", loop.policy)[0], RoundPlanner(run, learner)
     return (
         f"round {number} of {loop.rounds} ({policy}, learner {learner}): later rounds are planned "
         f"when it is trained; all rounds together take {unit_of(run, int(planner.amount))} at most"

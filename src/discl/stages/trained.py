@@ -13,7 +13,6 @@ import numpy as np
 from datasets import Dataset
 
 from .. import baselines
-from ..baselines import read_system
 from ..curriculum import strategies
 from ..curriculum.schedule import Record
 from ..errors import BrokenFileError, RunError
@@ -36,7 +35,7 @@ from ..training.objectives import make_objective
 from ..utils.atomic import make_folder, writing
 from ..utils.hashing import digest
 from ..utils.logging import get_logger
-from ..utils.plugins import is_address, own_source
+from ..utils.plugins import is_address, own_source, read_piece
 from ..utils.stored import AGAIN, broken, read_header, read_json, read_table, write_text
 from .classifiers import checkpoint_identity, describe_classifier
 from .sample_pool import hard_rows, held_out_sources
@@ -151,7 +150,7 @@ def _own_sources(method: Method, allow_plugins: bool = False) -> list[str]:
         ),
     ]
     if method.system is not None:
-        system, _ = read_system(method.system)
+        system, _ = read_piece("system", method.system)
         named.append(("system", system, baselines.SYSTEMS, baselines.GROUP))
     return [source for each in named if (source := own_source(*each, allow_plugins)) is not None]
 

@@ -48,6 +48,24 @@ def check_address(kind: str, name: str) -> tuple[str, str]:
     return module, attribute
 
 
+def read_piece(kind: str, config: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(name, parameters) of a piece in a recipe; the name is not looked up.
+
+    - `kind`: what it is in words, such as `system`.
+    - `config`: a name, or a mapping with `name` and parameters.
+
+    Raises RecipeError for other values.
+    """
+    if isinstance(config, str):
+        return config, {}
+    if not isinstance(config, Mapping) or not isinstance(config.get("name"), str):
+        raise RecipeError(
+            f"a {kind} is a name, or a mapping of its name and parameters such as "
+            f"{{name: NAME, parameter: value}}; got {shorten(config)}."
+        )
+    return config["name"], {key: value for key, value in config.items() if key != "name"}
+
+
 def find_piece(
     kind: str, name: str, shipped: Mapping[str, Any], group: str, allow_plugins: bool = False
 ) -> Callable[..., Any]:
