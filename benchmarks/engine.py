@@ -35,7 +35,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,43 +58,13 @@ from discl.spectrum.stats import Work
 from discl.spectrum.store import score_shards, spectrum_shards
 from discl.spectrum.worker import Worker
 from discl.utils.hashing import derive_seed
+from figures import Figure, as_rows, table
 from sdxl import count_flops, count_work, matmul_rate
 
 LEVELS = (0, 10, 30, 50, 70, 90)
 CLASSES = ("shirt", "sneaker", "bag", "coat")
 GUIDANCE_SCALE = 7.5
 PARTS = ("counters", "times", "worker", "slots", "ceiling")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measured figure, its interval if it has one, its goal, and how the two must compare."""
-
-    name: str
-    value: float
-    comparison: str = ""
-    goal: float | None = None
-    detail: str = ""
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def met(self) -> bool | None:
-        """Whether the goal is met; None without a goal, or if only a part of the interval does."""
-        if self.goal is None:
-            return None
-        ends = {self._compare(self.value if end is None else end) for end in (self.low, self.high)}
-        return ends.pop() if len(ends) == 1 else None
-
-    @property
-    def verdict(self) -> str:
-        return "" if self.goal is None else {True: "met", False: "NOT MET", None: "open"}[self.met]
-
-    def _compare(self, value: float) -> bool:
-        assert self.goal is not None
-        return {">=": value >= self.goal, "<=": value <= self.goal, "==": value == self.goal}[
-            self.comparison
-        ]
 
 
 # ---------------------------------------------------------------- the work
@@ -757,19 +727,6 @@ def other_slots(bench: Bench, sources: int) -> list[Figure]:
     return figures
 
 
-def table(figures: list[Figure]) -> str:
-    """The figures with their goals, one a line."""
-    width = max(len(figure.name) for figure in figures)
-    lines = []
-    for figure in figures:
-        value = f"{figure.value:.1e}" if 0 < abs(figure.value) < 1e-3 else f"{figure.value:,.3f}"
-        goal = "" if figure.goal is None else f"{figure.comparison} {figure.goal:g}"
-        spread = "" if figure.low is None else f"[{figure.low:.3f}, {figure.high:.3f}]"
-        told = f"{spread:<15} {goal:<8}  {figure.verdict:<7}  {figure.detail}"
-        lines.append(f"{figure.name:{width}}  {value:>10}  {told}".rstrip())
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -848,7 +805,7 @@ def main() -> None:
     print(f"T = {arguments.steps}, {time.time() - started:.0f} s")
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        rows = [{**asdict(figure), "met": figure.met} for figure in figures]
+        rows = as_rows(figures)
         arguments.json.write_text(
             json.dumps({"settings": settings, "figures": rows}, indent=1, ensure_ascii=False)
         )

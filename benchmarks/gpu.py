@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any
 
 from discl.utils.atomic import whole
+from figures import Figure
 
 HERE = Path(__file__).parent
 RESULT = "gpu.json"
@@ -70,23 +71,6 @@ GROUPS = (
     (Part("gpu_checks", "tests", 90),),
 )
 """Parts of one process each, the most important first."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measured figure, its goal if any, and how the two compare."""
-
-    name: str
-    value: float
-    comparison: str = ""
-    goal: float | None = None
-    detail: str = ""
-
-    @property
-    def met(self) -> bool | None:
-        if self.goal is None:
-            return None
-        return self.value >= self.goal if self.comparison == ">=" else self.value <= self.goal
 
 
 class TimeLimit(BaseException):

@@ -20,7 +20,7 @@ import torch
 import sdxl
 from discl.spectrum.engine import Engine
 from discl.spectrum.models import load_generator
-from gpu import Figure
+from figures import Figure
 from gpu_bench import Bench
 
 GENERATOR = "embedded:fashion-mnist/diffusion"

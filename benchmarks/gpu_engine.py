@@ -18,7 +18,7 @@ from PIL import Image
 import sdxl
 from discl.spectrum.engine import Engine
 from discl.spectrum.oom import call_halving
-from gpu import Figure
+from figures import Figure
 from gpu_bench import Bench
 
 CLIP = "embedded:fashion-mnist/clip"

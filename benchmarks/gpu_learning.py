@@ -21,7 +21,7 @@ from discl.training.image_cache import ImageCache
 from discl.training.objectives import make_objective
 from discl.training.optim import make_optimizer
 from discl.training.step import EpochPart, StepConfig, TrainState
-from gpu import Figure
+from figures import Figure
 from gpu_bench import Bench
 
 CLASSES = 100

@@ -46,6 +46,7 @@ from discl.training.inference import choose_precision, predict_logits
 from discl.training.objectives import FLYP, make_objective
 from discl.training.optim import make_optimizer
 from discl.training.step import EpochPart, StepConfig, TrainState
+from figures import Figure, as_rows, table
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LEVELS = (50, 70, 90)
@@ -54,27 +55,6 @@ SETS = {  # real images, hard ones, images of the spectrum; V is 2,000 hard ones
     "CIFAR100-LT": (10_847, 325, 2_925),
     "iWildCam": (129_809, 8_260, 198_240),
 }
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measured figure, its goal if any, and how the two must compare."""
-
-    name: str
-    value: float
-    comparison: str = ""
-    goal: float | None = None
-    detail: str = ""
-
-    @property
-    def met(self) -> bool | None:
-        if self.goal is None:
-            return None
-        return {
-            ">=": self.value >= self.goal,
-            "<=": self.value <= self.goal,
-            "==": self.value == self.goal,
-        }[self.comparison]
 
 
 @dataclass(frozen=True)
@@ -535,20 +515,6 @@ def workers_restarted(workers: int = 2, epochs: int = 4) -> Figure:
     return Figure("workers restarted by a switch of level", processes - workers, "==", 0, detail)
 
 
-def table_of(figures: Sequence[Figure]) -> str:
-    """One line per figure."""
-    width = max(len(figure.name) for figure in figures)
-    lines = []
-    for figure in figures:
-        goal = f"{figure.comparison} {figure.goal:g}" if figure.goal is not None else ""
-        verdict = {None: "", True: "met", False: "MISSED"}[figure.met]
-        line = (
-            f"{figure.name:<{width}}  {figure.value:8.4f}  {goal:<8} {verdict:<7} {figure.detail}"
-        )
-        lines.append(line.rstrip())
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -579,7 +545,7 @@ def main() -> None:
         )
     if "attention" in arguments.parts:
         figures += attention(repetitions, clock)
-    print(table_of(figures))
+    print(table(figures))
     settings = {
         "small": asdict(small),
         "large": asdict(LARGE),
@@ -590,7 +556,7 @@ def main() -> None:
         "quick": arguments.quick,
     }
     if arguments.json:
-        rows = [{**asdict(figure), "met": figure.met} for figure in figures]
+        rows = as_rows(figures)
         arguments.json.write_text(
             json.dumps({"settings": settings, "figures": rows}, indent=1, ensure_ascii=False) + "\n"
         )

@@ -93,7 +93,7 @@ def test_latents_that_differ_are_found(script: Any, monkeypatch: pytest.MonkeyPa
 
 PARTS = """
 import os, time
-from gpu import Figure
+from figures import Figure
 
 def fine(bench):
     yield Figure("one", 1.0, ">=", 2.0)
