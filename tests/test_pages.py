@@ -95,3 +95,21 @@ def test_the_reference_names_what_is_public() -> None:
     names = {address.rpartition(".")[2] for address in documented}
     errors = {name for name in discl.__all__ if name.endswith("Error")}
     assert set(discl.__all__) - errors == names - {"errors"}
+
+
+def test_lines_of_prose_and_of_recipes_have_at_most_100_columns() -> None:
+    """Tables, pictures, links and output of commands may be longer."""
+    pages = [*PAGES, *ROOT.glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+    recipes = [
+        *(ROOT / "benchmarks").glob("*.yaml"),
+        *(ROOT / "src" / "discl" / "recipes").glob("*.yaml"),
+    ]
+    long = [
+        f"{file.name}:{number}"
+        for file in [*pages, *(ROOT / "benchmarks" / "checkpoints").glob("*.md"), *recipes]
+        for number, line in enumerate(
+            re.sub(r"^```.*?^```", "", file.read_text(), flags=re.M | re.S).splitlines(), 1
+        )
+        if len(line) > 100 and "http" not in line and not line.startswith(("|", "!", "    "))
+    ]
+    assert not long

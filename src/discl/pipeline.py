@@ -1,6 +1,6 @@
 """All stages in order; what `discl run` and `discl.run` do.
 
-data -> hard -> prompts -> adapt -> plan -> loop -> generate -> filter -> retrieve -> train
+data -> hard -> prompts -> retrieve -> adapt -> plan -> loop -> generate -> filter -> train
 -> evaluate -> report
 """
 
@@ -74,12 +74,12 @@ STAGES: dict[str, Callable[[Run], Path]] = {
     "data": prepare_data,
     "hard": ensure_hard,
     "prompts": write_prompts,
+    "retrieve": retrieve,
     "adapt": adapt,
     "plan": make_plan,
     "loop": run_rounds,
     "generate": generate_stage.generate,
     "filter": filter_spectrum,
-    "retrieve": retrieve,
     "train": train,
     "evaluate": evaluate,
     "report": report,
@@ -236,7 +236,7 @@ def compare(run: Run, seeds: Sequence[int] | None = None, *, tune: bool = False)
     `comparison.html` in the same folder draws the table.
     """
     check_own_pieces(run.recipe, run.allow_plugins, tuned=tune)
-    run_until(run, "retrieve")
+    run_until(run, "filter")
     processes = current_processes()
     with run.lock("compare") if processes.first else nullcontext(), _refusals("compare"):
         path = compare_stage.compare(run, seeds or run.recipe.compare.seeds, tune)

@@ -62,6 +62,18 @@ def chosen(run: Run) -> list[dict[str, Any]]:
     return read_table(retrieve_stage.retrieve(run)).to_pylist()
 
 
+def test_an_archive_is_searched_before_any_image_is_made(
+    filtered_run: Path, archive: Path, tmp_path: Path
+) -> None:
+    """Whoever has enough real images need not pay for a spectrum to learn it."""
+    amended(filtered_run, archive, tmp_path / "run")
+    shutil.copy(tmp_path / "run" / "recipe.yaml", tmp_path / "recipe.yaml")
+    run = open_run(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "fresh")
+    run_until(run, "retrieve")
+    assert run.path("retrieved.parquet").exists()
+    assert not {"plan.parquet", "spectrum"} & {each.name for each in run.folder.iterdir()}
+
+
 def test_the_closest_images_of_the_hard_classes_are_chosen(
     filtered_run: Path, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

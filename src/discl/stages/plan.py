@@ -62,12 +62,14 @@ def check_models(run: Run, stage: str) -> None:
         check_own_pieces(run.recipe, run.allow_plugins)
     if stage in {"data", "hard"}:
         return
-    if stage in {*TRAINING, "retrieve"} and needs_archive(run):
+    if stage != "prompts" and needs_archive(run):
         _ = run.archive
     Shards(run.location(paths.SPECTRUM), pa.schema([])).files()
     check_prompts(run)
     with arguments_named(address="filter.checkpoint"):
         find_clip(run.recipe.filter.checkpoint)
+    if stage == "retrieve":
+        return
     spectrum = run.recipe.spectrum
     with arguments_named(**GENERATOR_KEYS):
         check_generator(
