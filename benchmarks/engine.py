@@ -1,6 +1,6 @@
 """The engine against diffusers' pipelines: ratios of times in one process, and exact counters.
 
-    python benchmarks/engine.py --json benchmarks/results/engine.json   # at most four minutes
+    python benchmarks/engine.py --json benchmarks/results/engine.json   # about five minutes
     python benchmarks/engine.py --quick          # seconds; its times mean nothing
     python benchmarks/engine.py --parts worker   # only reading, encoding, scoring, writing
     python benchmarks/engine.py --parts ceiling  # bfloat16, plain and compiled; peak memory
