@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_the_figures_are_drawn_from_the_committed_results(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gap_figures", "--out", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True)

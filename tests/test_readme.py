@@ -137,10 +137,10 @@ def test_stage_commands_exist(call: Callable[..., str]) -> None:
     assert listed == [
         "hard",
         "prompts",
+        "retrieve",
         "plan",
         "generate",
         "filter",
-        "retrieve",
         "train",
         "evaluate",
         "report",

@@ -340,6 +340,7 @@ def test_a_parameter_of_a_system_is_checked_as_the_recipe_is_read(
     assert not any(isinstance(each, int) and each > 10**9 for each in taken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["plan"], ["data", "check"]], ids=["plan", "data check"])
 def test_the_command_line_tells_what_is_wrong_with_a_mutated_recipe(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

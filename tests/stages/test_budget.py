@@ -47,6 +47,7 @@ def whole(small_tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
     return made(small_tree, tmp_path_factory.mktemp("runs") / "whole")
 
 
+@pytest.mark.slow
 def test_a_budget_caps_a_run_which_goes_on_with_what_it_has(
     small_tree: dict[str, Any], whole: Run, tmp_path: Path
 ) -> None:

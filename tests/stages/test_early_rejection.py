@@ -75,6 +75,7 @@ def rejecting(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     return run
 
 
+@pytest.mark.slow
 def test_what_is_made_is_what_a_run_without_rejection_makes(whole: Run, rejecting: Run) -> None:
     made, wanted = images_of(rejecting), images_of(whole)
     gone = rejected_images(rejecting, scorer_of(rejecting))
@@ -84,6 +85,7 @@ def test_what_is_made_is_what_a_run_without_rejection_makes(whole: Run, rejectin
     assert {plan[name].level for name in gone} == {0}  # three steps at level 50 are too few
 
 
+@pytest.mark.slow
 def test_rows_say_what_was_rejected(rejecting: Run, tmp_path: Path) -> None:
     gone = rejected_images(rejecting, scorer_of(rejecting))
     rows = {row["id"]: row for row in pq.read_table(rejecting.path(paths.FILTER)).to_pylist()}
@@ -98,6 +100,7 @@ def test_rows_say_what_was_rejected(rejecting: Run, tmp_path: Path) -> None:
     assert len(list(folder.rglob("*.webp"))) == 120 - len(gone)
 
 
+@pytest.mark.slow
 def test_the_report_draws_what_was_finished(rejecting: Run) -> None:
     verdicts = pq.read_table(rejecting.path(paths.FILTER))
     summary: Any = SimpleNamespace(verdicts=verdicts, recipe=rejecting.recipe.plain())
@@ -107,6 +110,7 @@ def test_the_report_draws_what_was_finished(rejecting: Run) -> None:
     assert cosine(math.nan) == "–"
 
 
+@pytest.mark.slow
 def test_savings_and_loss_are_those_of_the_whole_run(whole: Run, rejecting: Run) -> None:
     scorer, plan = scorer_of(rejecting), read_plan(rejecting.path(paths.PLAN))
     found = count_rejections(rejecting, scorer, plan, known_scores(rejecting))
@@ -126,6 +130,7 @@ def test_savings_and_loss_are_those_of_the_whole_run(whole: Run, rejecting: Run)
         assert found.loss == pytest.approx(lost / (kept + lost))
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_images(tree: dict[str, Any], rejecting: Run) -> None:
     """Half of the images and of the looks are lost, and then the bound too."""
     images, gone = images_of(rejecting), rejected_images(rejecting, scorer_of(rejecting))
@@ -143,6 +148,7 @@ def test_a_killed_run_ends_with_the_same_images(tree: dict[str, Any], rejecting:
         assert learnt.read_text() == text
 
 
+@pytest.mark.slow
 def test_a_rejected_image_is_drawn_again_like_one_that_the_filter_drops(
     tree: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -197,6 +203,7 @@ def test_bad_settings_are_refused(
         run_of(tree, tmp_path, **changes)
 
 
+@pytest.mark.slow
 def test_what_needs_dropped_images_is_refused(tree: dict[str, Any], tmp_path: Path) -> None:
     alia = copy.deepcopy(tree)
     alia["filter"]["rule"] = "alia"
@@ -207,6 +214,7 @@ def test_what_needs_dropped_images_is_refused(tree: dict[str, Any], tmp_path: Pa
             run_of(changed, tmp_path, early_rejection=rule())
 
 
+@pytest.mark.slow
 def test_a_part_of_a_plan_sets_no_bound(tree: dict[str, Any], tmp_path: Path) -> None:
     run = run_of(tree, tmp_path, early_rejection=rule())
     run_until(run, "plan")
