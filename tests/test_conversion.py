@@ -64,6 +64,7 @@ def contents(folder: Path) -> list[str]:
     return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [1, 3])
 def test_a_clip_is_converted_and_scores_as_before(
     tiny_clip: Path, tmp_path: Path, shards: int
@@ -84,6 +85,7 @@ def test_a_clip_is_converted_and_scores_as_before(
     assert contents(tmp_path / "new") == [f"clip/{name}" for name in contents(out)]
 
 
+@pytest.mark.slow
 def test_a_generator_of_many_parts_is_converted(tiny_diffusion: Path, tmp_path: Path) -> None:
     source = pickled(tiny_diffusion, tmp_path / "old", dtype=torch.float16)
     (source / "safety_checker").mkdir()
@@ -102,6 +104,7 @@ def test_a_generator_of_many_parts_is_converted(tiny_diffusion: Path, tmp_path: 
     load_generator(str(out))
 
 
+@pytest.mark.slow
 def test_one_file_is_converted_by_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -317,6 +317,7 @@ def run(
     return {"folder": folder, "recipe": str(folder / "recipe.yaml"), "out": str(folder / "run")}
 
 
+@pytest.mark.slow
 def test_hostile_names_through_every_command(
     run: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

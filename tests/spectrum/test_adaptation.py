@@ -205,6 +205,7 @@ class Cramped:
         return self.model.predict(latents, timesteps, conditioning)
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_computed_in_parts_with_the_same_losses(
     tiny_diffusion, tmp_path
 ):

@@ -266,6 +266,7 @@ def test_pictures_of_a_resumed_run_are_the_same_bytes(model: StableDiffusion) ->
     assert pictures(requests[7:]) == {request.id: whole[request.id] for request in requests[7:]}
 
 
+@pytest.mark.slow
 def test_slot_count_changes_pictures_by_at_most_one_grey_level(model: StableDiffusion) -> None:
     requests, made = make_requests(3), []
     for slots in (1, 4, 18, 32):

@@ -59,6 +59,7 @@ def recipe(pictures, tiny_diffusion, tiny_clip) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_an_adapted_generator_is_trained_once_and_changes_the_ids(recipe, tmp_path):
     plain = open_run(recipe, tmp_path / "plain")
     run_until(plain, "plan")
@@ -257,6 +258,7 @@ def test_a_missing_package_is_found_before_any_image_is_read(recipe, tmp_path, m
     assert not run.path("data.parquet").exists()
 
 
+@pytest.mark.slow
 def test_a_candidate_may_have_levels_that_no_method_has(recipe, tmp_path):
     recipe["methods"] = {"fixed": {"strategy": "fixed", "level": 50}}
     recipe["pilot"]["candidates"] = {"text": {"spectrum.levels": [0]}}

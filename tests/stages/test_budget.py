@@ -67,6 +67,7 @@ def test_a_budget_caps_a_run_which_goes_on_with_what_it_has(
     assert verdicts(rest) == verdicts(whole)
 
 
+@pytest.mark.slow
 def test_a_killed_run_comes_to_the_same_images_of_a_budget(
     small_tree: dict[str, Any],
     whole: Run,

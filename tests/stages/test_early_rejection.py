@@ -173,6 +173,7 @@ def test_several_workers_make_the_same_images(
     assert rejected_images(run, scorer_of(run)) == rejected_images(rejecting, scorer_of(rejecting))
 
 
+@pytest.mark.slow
 def test_where_too_few_are_kept_nothing_is_rejected(
     tree: dict[str, Any], tmp_path: Path, shown_messages: Any
 ) -> None:

@@ -243,6 +243,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.slow
 def test_a_full_disk(small_tree: dict[str, Any], tmp_path: Path) -> None:
     """An error says so, finished work stays, and the same command goes on when there is room."""
     run = open_run(validate(small_tree), tmp_path / "run")
@@ -289,6 +290,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield full
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_for_the_cache(
     small_tree: dict[str, Any], filtered: Path, full_disk: list[str], tmp_path: Path
 ) -> None:

@@ -136,6 +136,7 @@ def test_a_key_that_is_needed_is_missed_before_any_work(
     assert not run.path("data.parquet").exists()
 
 
+@pytest.mark.slow
 def test_a_key_is_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISCL_TEST_KEY", "hush-hush")
     with stub.serve(good) as server:

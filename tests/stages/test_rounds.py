@@ -80,6 +80,7 @@ def plain(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run
     return made(without, tmp_path_factory.mktemp("runs") / "plain")
 
 
+@pytest.mark.slow
 def test_each_round_makes_the_level_that_its_epochs_draw(
     tree: dict[str, Any], plain: Run, tmp_path: Path
 ) -> None:
@@ -94,6 +95,7 @@ def test_each_round_makes_the_level_that_its_epochs_draw(
     assert run.spectrum.ids() == plain.spectrum.ids()  # the same images, in another order
 
 
+@pytest.mark.slow
 def test_a_loop_of_one_round_is_a_run_without_a_loop(
     tree: dict[str, Any], plain: Run, tmp_path: Path
 ) -> None:
@@ -108,6 +110,7 @@ def test_a_loop_of_one_round_is_a_run_without_a_loop(
     assert notes[0] == notes[1]
 
 
+@pytest.mark.slow
 def test_a_measuring_policy_holds_hard_images_out_and_says_why(finished: Run) -> None:
     rows, (record,) = verdicts(finished), records(finished)
     assert {row["round"] for row in rows} == {0, 1}

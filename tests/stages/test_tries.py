@@ -211,6 +211,7 @@ def test_a_killed_run_comes_to_the_same_images(
     assert pictures(folder) == pictures(finished.folder)
 
 
+@pytest.mark.slow
 def test_another_threshold_draws_what_it_lacks_and_forgets_what_it_does_not_need(
     finished: Run, tree: dict[str, Any], thresholds: tuple[float, float], tmp_path: Path
 ) -> None:
@@ -225,6 +226,7 @@ def test_another_threshold_draws_what_it_lacks_and_forgets_what_it_does_not_need
     assert verdicts(folder) == mild
 
 
+@pytest.mark.slow
 def test_another_clip_text_is_scored_before_anything_is_drawn_again(
     finished: Run, tree: dict[str, Any], tmp_path: Path
 ) -> None:
