@@ -318,6 +318,7 @@ def test_bases_are_no_recipes_and_every_one_is_used() -> None:
     assert all(describe_shipped(name) for name in shipped_recipes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAPER)
 def test_a_miniature_is_planned(
     name: str, small: Callable[[str], dict[str, Any]], tmp_path: Path

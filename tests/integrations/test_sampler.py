@@ -243,6 +243,7 @@ def test_progress_is_the_change_of_the_users_own_probability(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["adaptive", "adaptive-per-class", "bandit", "random"])
 @pytest.mark.parametrize("stop", [1, 2, 4])
 def test_resumed_draws_what_it_would_have_drawn(

@@ -78,6 +78,7 @@ def test_a_redirect_to_nowhere_is_told_as_one() -> None:
 OK = b"HTTP/1.1 200 OK\r\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "reply",
     [

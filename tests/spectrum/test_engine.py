@@ -379,6 +379,7 @@ def test_slots_stay_filled(num_inference_steps: int, slots: int, times: int, goa
     assert engine.work.slot_fill >= goal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("levels", [LEVELS, (90,), (10, 30)], ids=str)
 def test_long_plan_is_worked_on_in_bounded_memory(
     monkeypatch: pytest.MonkeyPatch, levels: tuple[int, ...]
@@ -416,6 +417,7 @@ def test_long_plan_is_worked_on_in_bounded_memory(
     assert taken == len(requests)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lookahead", [7, 64, 256])
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_source_is_encoded_once_across_windows(lookahead: int, seeds: int) -> None:

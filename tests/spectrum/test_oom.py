@@ -186,6 +186,7 @@ def test_another_failure_is_no_lack_of_memory(
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "found"), [(0, 1), (1, 1), (2, 2), (13, 8), (64, 64), (1000, 64)]
 )

@@ -228,6 +228,7 @@ def test_interval_is_refused_where_guidance_is_built_in(tiny_flux: Path) -> None
 # ---------------------------------------------------------------- shapes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "kind"),
     [

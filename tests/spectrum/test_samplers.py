@@ -111,6 +111,7 @@ def denoise(model: Any, requests: list[Request], slots: int, **options: Any) -> 
 # ---------------------------------------------------------------- equal to diffusers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "prediction_type", "spacing", "scale"),
     [

@@ -188,6 +188,7 @@ def test_where_too_few_are_kept_nothing_is_rejected(
 # ---------------------------------------------------------------- what cannot be
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

@@ -108,6 +108,7 @@ def test_options_are_recorded_and_counted(tree: dict[str, Any], tmp_path: Path) 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["dpm-solver++", "tcd"])
 def test_a_sampler_is_recorded_and_what_is_lost_is_made_again(
     tree: dict[str, Any], tmp_path: Path, sampler: str

@@ -359,6 +359,7 @@ def test_an_objective_that_gives_no_number_is_told(
         loss(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long), torch.ones(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", ["train", "train/ce"])
 def test_a_link_in_a_run_folder_has_nothing_deleted_elsewhere(
     link: str, tree: dict[str, Any], tmp_path: Path
