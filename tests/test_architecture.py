@@ -22,7 +22,7 @@ LAYERS = [
     {"cli"},
     {"options"},
     {"pipeline"},
-    {"report", "integrations"},
+    {"browse", "report", "integrations"},
     {"stages"},
     {"run_folder"},
     {"recipe"},

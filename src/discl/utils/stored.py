@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from ..errors import BrokenFileError, DisclError, RunError
 from ..run_folder import paths
@@ -27,6 +25,7 @@ from .yaml_text import read_yaml
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from torch import Tensor
 
 AGAIN = "Delete it and run the same command again."
 """Advice for a broken file that a stage writes."""
@@ -244,6 +243,8 @@ def save_tensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes a safetensors file atomically. Raises WriteError; the old file then stays."""
+    from safetensors.torch import save_file
+
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with whole(path) as unfinished:
         try:
