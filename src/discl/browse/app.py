@@ -33,8 +33,8 @@ its pixels (both 32 hexadecimal digits). So addresses of pictures stay true whil
   `hard_counts` are the sources of each class. Kept images over sources is the effective scale.
   `stamp` changes with the store, the verdicts, the overrides and the recipe; poll `GET /api/stamp`,
   which is `{"stamp": str, "rows": str, "overrides": str}`: where only `overrides` changes, reading
-  `/api/overrides` again is enough. A method `may draw` an image of one of its levels that the filter keeps
-  (its own `threshold` in place of the filter's, if it has one).
+  `/api/overrides` again is enough. A method may draw an image of one of its levels that the filter
+  keeps (its own `threshold` in place of the filter's, if it has one).
 - `GET /api/columns`: `application/octet-stream`, one row for each image, sorted by source, seed,
   try and level. Little-endian: u32 length of the head in bytes, the head (JSON, padded with
   spaces so that the columns begin at a multiple of 8), then the columns, each at a multiple of 8

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..assets import embedded_index
 from ..errors import DataError, unknown
 from ..utils.hashing import derive_seed
-from .table import ImageTable
+
+if TYPE_CHECKING:
+    from .table import ImageTable
 
 INDEX_CHARACTERS = 12
 
