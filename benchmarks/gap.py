@@ -680,7 +680,7 @@ def measure_referees(work: Path, results: Path, cifar10: Path | None) -> None:
         with torch.inference_mode():
             found = referee(pixels.permute(0, 3, 1, 2).float() / 255 - 0.5).argmax(1).numpy()
         known[domain] = float(np.mean(found == [order.index(names[row]) for row in rows]))
-    _write(results / "referees.json", known)
+    write_json(results / "referees.json", known)
 
 
 def measure_gap(name: str, samples: Samples, work: Path, cifar10: Path | None) -> dict[str, Any]:
@@ -750,13 +750,13 @@ def run_unit(
             )
             for key, row in chosen_rows(training, REAL_ROWS, name, draw).items()
         }
-        _write(of_real, {"rows": rows})
+        write_json(of_real, {"rows": rows})
     if not target.exists():
         made = chosen_rows(training, synthetic_rows(), name, draw)
         rows = {key: train_row(row, samples, draw, training) for key, row in made.items()}
         gap = measure_gap(name, samples, work, cifar10)
         seconds = round(time.time() - started)
-        _write(target, {"gap": gap, "rows": rows, "seconds": seconds})
+        write_json(target, {"gap": gap, "rows": rows, "seconds": seconds})
 
 
 def chosen_rows(
@@ -788,7 +788,7 @@ def _without_synthetic(samples: Samples) -> Samples:
     return Samples(kept, samples.pixels[real], samples.passed[real], samples.held_out)
 
 
-def _write(file: Path, value: Mapping[str, Any]) -> None:
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".new")
     unfinished.write_text(json.dumps(_rounded(value), indent=1) + "\n")
@@ -915,7 +915,7 @@ def _expectations(found: Mapping[str, Mapping[int, Any]]) -> list[str]:
                 continue
             values = named_difference(found[name], each["of"], each["minus"], each["metric"])
             what = f"{name} | {each['metric']}, {each['of']} − {each['minus']}"
-            lines += _verdict(what, values, each["sign"])
+            lines += verdict(what, values, each["sign"])
     for each in expected["adapted"]:
         name, tuned = each["setting"], f"{each['setting']}-adapted"
         draws = sorted(found.get(name, {}).keys() & found.get(tuned, {}).keys())
@@ -926,7 +926,7 @@ def _expectations(found: Mapping[str, Mapping[int, Any]]) -> list[str]:
                 for draw in draws
             ]
             what = f"{tuned} | {metric}, {row} − {row} of {name}"
-            lines += _verdict(what, [after - before for after, before in tests], each["sign"])
+            lines += verdict(what, [after - before for after, before in tests], each["sign"])
     return [*lines, "", *_rank_over_settings(found, expected["over the gap"][0])]
 
 
@@ -943,17 +943,17 @@ def spearman(first: list[float], second: list[float]) -> float:
     return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
 
 
-def _verdict(what: str, values: Sequence[float] | None, expected: str) -> list[str]:
+def verdict(what: str, values: Sequence[float] | None, expected: str) -> list[str]:
     """One line of the table of expectations; none where a row was not run."""
     if not values:
         return []
     mean, half = interval(values)
     sign = "+" if mean - half > 0 else "-" if mean + half < 0 else "0"
     if sign == expected:
-        verdict = "as expected" if sign != "0" else "interval includes 0"
+        outcome = "as expected" if sign != "0" else "interval includes 0"
     else:
-        verdict = "not shown" if sign == "0" else "otherwise"
-    return [f"| {what} | {expected} | {mean:+.1f} ± {half:.1f} | {verdict} |"]
+        outcome = "not shown" if sign == "0" else "otherwise"
+    return [f"| {what} | {expected} | {mean:+.1f} ± {half:.1f} | {outcome} |"]
 
 
 def _rank_over_settings(
