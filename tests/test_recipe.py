@@ -710,6 +710,44 @@ CLIP = {"architecture": "clip", "checkpoint": "owner/clip"}
             r"train\.batch_size = 10 cannot be divided evenly into accumulate = 4 parts",
         ),
         ({"crop_scale": [1.0, 0.9]}, {}, r"train\.crop_scale = \[1\.0, 0\.9\]"),
+        (
+            {"epochs": 5, "curriculum_epochs": 5},
+            {"finish": {"epochs": 5}},
+            r"methods\.one\.finish\.epochs = 5 leaves none of the 5 epochs before them",
+        ),
+        (
+            {"epochs": 5, "curriculum_epochs": 5, "model": CLIP},
+            {"finish": {"epochs": 4, "head_only": True}, "fine_tune": "lp-ft"},
+            r"lp-ft needs at least two epochs before those of finish\.epochs = 4; got 1",
+        ),
+        ({}, {"finish": {"epochs": 5, "new_head": True}}, r"finish\.new_head is for .* head_only"),
+        ({}, {"finish": {"epochs": 5, "lr": 0.1}}, r"finish\.lr is for epochs that train the head"),
+        (
+            {"model": CLIP},
+            {"finish": {"epochs": 5, "head_only": True}, "objective": "flyp"},
+            r"methods\.one\.finish: objective flyp rebuilds the head .*; remove head_only",
+        ),
+        (
+            {"model": CLIP},
+            {"finish": {"epochs": 5}, "fine_tune": "zero-shot"},
+            r"zero-shot trains on nothing; remove finish",
+        ),
+        (
+            {"model": CLIP},
+            {"tau_normalisation": 0.5, "objective": "flyp"},
+            r"methods\.one\.tau_normalisation = 0\.5 changes nothing: objective flyp rebuilds",
+        ),
+        (
+            {},
+            {"synthetic_weight": [1, 0.5, 0], "strategy": "all-levels"},
+            r"methods\.one\.synthetic_weight.* got \[1, 0\.5, 0\]; write a number from 0 to 100",
+        ),
+        ({}, {"synthetic_weight": -1}, r"synthetic_weight.* got -1; write a number"),
+        (
+            {},
+            {"synthetic_weight": 0.5},
+            r"weighs synthetic images, and strategy real-only has none",
+        ),
     ],
 )
 def test_objectives_and_networks_that_do_not_go_together(
@@ -717,6 +755,20 @@ def test_objectives_and_networks_that_do_not_go_together(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         validate({**REQUIRED, "train": train, "methods": {"one": method}})
+
+
+def test_a_finish_ends_the_curriculum_and_defaults_are_not_written() -> None:
+    methods: dict[str, Any] = {
+        "one": {"strategy": "all-levels", "synthetic_weight": [1, 0.5], "finish": {"epochs": 8}},
+        "two": {"strategy": "all-levels"},
+    }
+    recipe = validate({**REQUIRED, "methods": methods})
+    assert [recipe.training(name).curriculum_epochs for name in methods] == [57, 60]
+    assert recipe.plain()["methods"]["one"]["synthetic_weight"] == [1.0, 0.5]
+    later = {"finish", "synthetic_weight", "tau_normalisation"}
+    assert not later & recipe.plain()["methods"]["two"].keys()
+    assert "tau_normalisation" not in recipe.plain()["evaluate"]
+    assert validate(recipe.plain()) == recipe
 
 
 def test_a_method_lays_its_own_training_over_the_shared_one() -> None:

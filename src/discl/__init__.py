@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .conversion import convert_checkpoint
     from .curriculum.policies import Cell, Policy, Wish
     from .curriculum.progress import GuidanceSet, measure_progress
-    from .curriculum.sampling import Pool, SamplingConfig, draw_epoch
+    from .curriculum.sampling import Pool, SamplingConfig, draw_epoch, sample_weights
     from .curriculum.strategies import Strategy, make_strategy
     from .data import ImageTable, decode_image, inspect_images, read_tables, to_size, to_square
     from .errors import (
@@ -56,7 +56,7 @@ _HOMES = {
     "conversion": ("convert_checkpoint",),
     "curriculum.policies": ("Cell", "Policy", "Wish"),
     "curriculum.progress": ("GuidanceSet", "measure_progress"),
-    "curriculum.sampling": ("Pool", "SamplingConfig", "draw_epoch"),
+    "curriculum.sampling": ("Pool", "SamplingConfig", "draw_epoch", "sample_weights"),
     "curriculum.strategies": ("Strategy", "make_strategy"),
     "data": ("ImageTable", "decode_image", "inspect_images", "read_tables", "to_size", "to_square"),
     "errors": (
@@ -136,6 +136,7 @@ __all__ = [
     "read_tables",
     "run",
     "run_until",
+    "sample_weights",
     "score_shards",
     "spectrum_shards",
     "start_step",

@@ -51,6 +51,13 @@ def test_level_100_is_real(method: dict[str, Any], takes: bool) -> None:
         ({"undersample": False} | BALANCED, REAL | BALANCED, True),
         ({"undersample": False} | BALANCED, UNDERSAMPLED | BALANCED, False),
         ({"mixture": "class-balanced"}, REAL | BALANCED, True),
+        ({"finish": {"epochs": 3}, "synthetic_weight": 0.5}, UNDERSAMPLED, True),
+        ({"finish": {"epochs": 3, "head_only": True}}, UNDERSAMPLED, False),
+        (
+            {"finish": {"epochs": 3, "head_only": True}},
+            UNDERSAMPLED | {"finish": {"epochs": 3, "head_only": True}},
+            True,
+        ),
         ({"undersample": False} | BALANCED, REAL | {"mixture": "class-balanced"}, True),
         ({}, REAL | {"mixture": "undersampled"}, True),
         ({"mixture": "all"}, REAL | {"mixture": "all"}, False),

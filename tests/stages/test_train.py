@@ -230,6 +230,46 @@ def test_figures_come_from_logits_in_float32(filtered_run: Path, tmp_path: Path)
     assert not torch.equal(stored, predict_logits(model, pixels, rows, config, torch.bfloat16))
 
 
+def test_tau_is_chosen_on_validation_and_kept_by_a_search(
+    filtered_run: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(filtered_run, tmp_path / "run")
+    taus = [0.0, 0.5, 2.0]
+    run = with_methods(
+        folder,
+        {},
+        **{
+            "train.epochs": 1,
+            "train.curriculum_epochs": 1,
+            "evaluate.tau_normalisation": taus,
+        },
+    )
+    train_stage.train(run)
+    evaluate_stage.evaluate(run)
+    rows = json.loads((folder / "results.json").read_text())
+    stored = load_file(folder / "train" / "first" / "logits.safetensors")
+    head: Any = load_classifier(folder / "train" / "first")[0].head
+    lengths = head.weight.detach().norm(dim=1)
+    found = {}
+    for tau in taus:
+        for split, logits in stored.items():
+            labels = torch.from_numpy(run.tables[split].labels)
+            hits = ((logits - head.bias.detach()) / lengths**tau).argmax(1) == labels
+            found[split, tau] = np.mean(
+                [hits[labels == label].double().mean() for label in labels.unique()]
+            )
+    best = max(taus, key=lambda tau: found["validation", tau])
+    row = rows["first+tau"]
+    assert {split: each["tau_normalisation"] for split, each in row.items()} == dict.fromkeys(
+        row, best
+    )
+    for split in stored:
+        mean = np.mean(list(row[split]["per_class"].values()))
+        assert mean == pytest.approx(found[split, best])
+    kept = tune.adjustment_of(rows, "first")
+    assert kept["tau_normalisation"] == best and "adjustment.tau" in kept
+
+
 def test_the_prior_is_what_the_last_layer_saw(filtered_run: Path, tmp_path: Path) -> None:
     """With equally many samples of each class at the end, the effective prior shifts nothing."""
     run = with_methods(

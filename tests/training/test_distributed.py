@@ -25,7 +25,7 @@ from torch import nn
 
 from discl.baselines.cuda import Cuda
 from discl.curriculum.sampling import Pool, SamplingConfig
-from discl.curriculum.schedule import hold_out_guidance
+from discl.curriculum.schedule import Finish, hold_out_guidance
 from discl.curriculum.strategies import RealOnly, make_strategy
 from discl.errors import TrainingError
 from discl.models.classifier import build_classifier
@@ -149,6 +149,22 @@ def network_job(
     )
 
 
+def weighted_job(clip: str) -> TrainingJob:
+    """Weighted synthetic images in mixed batches, then a new head on classes drawn evenly."""
+    job = clip_job(clip, "cross-entropy", mixup=0.4)
+    settings = job.settings
+    return replace(
+        job,
+        strategy=make_strategy("fixed", level=50, levels=LEVELS, curriculum_epochs=2),
+        sampling=SamplingConfig(None, 2.0),
+        settings=replace(
+            settings,
+            finish=Finish(1, head_only=True, new_head=True),
+            steps=replace(settings.steps, synthetic_weight=(1.0, 0.25)),
+        ),
+    )
+
+
 def make_train(**values: Any) -> Train:
     common = {"batch_size": 8, "precision": "float32", "optimizer": {"name": "sgd", "lr": 0.05}}
     return Train.model_validate(common | values)
@@ -213,6 +229,7 @@ def compare_gradients(clip: str, folder: Path) -> None:
 JOBS: dict[str, Callable[[str, Path], TrainingJob]] = {
     "flyp": lambda clip, folder: clip_job(clip, "flyp"),
     "cross-entropy": lambda clip, folder: clip_job(clip, "cross-entropy", mixup=0.4, cutmix=1.0),
+    "weighted": lambda clip, folder: weighted_job(clip),
     "network": lambda clip, folder: network_job(folder),
     "accumulated": lambda clip, folder: accumulated_job(folder),
 }

@@ -36,7 +36,8 @@ from discl.curriculum.progress import (
     measure_progress,
 )
 from discl.curriculum.sampling import Pool, SamplingConfig
-from discl.curriculum.strategies import MEASURING, Strategy, make_strategy
+from discl.curriculum.schedule import Finish
+from discl.curriculum.strategies import MEASURING, RealOnly, Strategy, make_strategy
 from discl.errors import TrainingError
 from discl.evaluation.metrics import true_class_probability
 from discl.models.classifier import (
@@ -59,7 +60,7 @@ from discl.training.loop import (
     train_classifier,
 )
 from discl.training.optim import make_learning_rate, make_optimizer
-from discl.training.step import TrainState
+from discl.training.step import StepConfig, TrainState
 
 NAMES = ("boot", "shirt", "coat", "bag")
 REAL = (12, 8, 4, 2)
@@ -157,6 +158,8 @@ def train_into(
     *,
     workers: int = 0,
     on_epoch: Callable[[Record], None] = lambda record: None,
+    until: int | None = None,
+    at_pause: Callable[[nn.Module], None] = lambda model: None,
     **changed: Any,
 ) -> list[Record]:
     """Trains on `make_samples`; `changed` are other fields of the job."""
@@ -172,7 +175,14 @@ def train_into(
         classifier=CONFIG,
         settings=settings,
     )
-    return train_classifier(replace(job, **changed), folder, workers=workers, on_epoch=on_epoch)
+    return train_classifier(
+        replace(job, **changed),
+        folder,
+        workers=workers,
+        on_epoch=on_epoch,
+        until=until,
+        at_pause=at_pause,
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -201,6 +211,13 @@ def stop_after(epoch: int) -> Callable[[Record], None]:
             raise Killed
 
     return on_epoch
+
+
+def states_to(kept: list[dict[str, torch.Tensor]]) -> Callable[[nn.Module], None]:
+    """Keeps the state of a model at a pause."""
+    return lambda model: kept.append(
+        {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    )
 
 
 def accuracies(values: list[float]) -> Callable[[nn.Module], float]:
@@ -254,6 +271,56 @@ def test_resumed_is_uninterrupted(
     train_into(tmp_path, on_epoch=lambda record: seen.append(record["epoch"]))
     assert seen == list(range(8))
     assert contents(tmp_path) == uninterrupted
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_the_head_is_trained_anew_on_classes_drawn_evenly(
+    ema: float | None, tmp_path: Path
+) -> None:
+    """cRT: the last three of six epochs, killed in them. The backbone stays as it was."""
+    settings = make_settings(
+        "sgd", epochs=6, finish=Finish(3, head_only=True, new_head=True), steps=StepConfig(ema=ema)
+    )
+    strategy = make_strategy("all-levels", levels=(0, 50), curriculum_epochs=3)
+    before: list[dict[str, torch.Tensor]] = []
+    train_into(
+        tmp_path / "paused", settings, strategy=strategy, until=3, at_pause=states_to(before)
+    )
+    history = train_into(tmp_path / "whole", settings, strategy=strategy)
+    with pytest.raises(Killed):
+        train_into(tmp_path / "killed", settings, strategy=strategy, on_epoch=stop_after(4))
+    train_into(tmp_path / "killed", settings, strategy=strategy)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    ended = load_classifier(tmp_path / "whole")[0].state_dict()
+    for name, tensor in before[0].items():
+        assert torch.equal(ended[name], tensor) != name.startswith("fc."), name
+    drawn = np.array([record["class_samples"] for record in history])
+    assert drawn[3:].sum(0).min() >= 12  # of 72; in proportion to the images it would be 6
+    assert history[-1]["last_layer_samples"] == drawn[3:].sum(0).tolist()
+    assert [record["synthetic_share"] > 0 for record in history] == [True] * 3 + [False] * 3
+
+
+def test_a_new_head_is_the_one_of_the_start(tmp_path: Path) -> None:
+    settings = make_settings(
+        "plain sgd",
+        epochs=2,
+        learning_rate=lambda progress: 0.1 if progress < 0.5 else 0.0,
+        finish=Finish(1, head_only=True, new_head=True),
+    )
+    train_into(tmp_path / "one", settings, strategy=RealOnly())
+    still = replace(settings, learning_rate=lambda progress: 0.0, finish=None)
+    train_into(tmp_path / "start", still, strategy=RealOnly())
+    ended, first = (load_classifier(tmp_path / each)[0].state_dict() for each in ("one", "start"))
+    assert torch.equal(ended["fc.weight"], first["fc.weight"])
+    assert not torch.equal(ended["conv1.weight"], first["conv1.weight"])
+
+
+def test_real_images_end_a_training_whatever_the_strategy_says(tmp_path: Path) -> None:
+    strategy = make_strategy("fixed", level=50, levels=(0, 50), curriculum_epochs=4)
+    settings = make_settings(epochs=4, finish=Finish(3))
+    history = train_into(tmp_path, settings, strategy=strategy)
+    assert [record["levels"] for record in history] == [[50]] * 3 + [[]]
+    assert "last_layer_samples" not in history[-1]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "plain sgd"])

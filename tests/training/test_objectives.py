@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,8 @@ from discl.training.objectives import (
     ldam,
     logit_adjusted,
     make_objective,
+    normalise_head,
+    weighted_loss,
     widest,
 )
 
@@ -158,8 +162,35 @@ def test_contrastive_by_hand() -> None:
     texts = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     z = 2 * np.array([[1.0, 0.6], [0.0, 0.8]])
     rows, columns = np.log(np.exp(z).sum(1)), np.log(np.exp(z).sum(0))
-    expected = ((rows - z.diagonal()).mean() + (columns - z.diagonal()).mean()) / 2
-    assert contrastive(images, texts, torch.tensor(2.0)).item() == pytest.approx(expected, rel=1e-6)
+    pairs = ((rows - z.diagonal()) + (columns - z.diagonal())) / 2
+    scale = torch.tensor(2.0)
+    assert contrastive(images, texts, scale).item() == pytest.approx(pairs.mean(), rel=1e-6)
+    weighted = contrastive(images, texts, scale, torch.tensor([1.0, 0.25]))
+    assert weighted.item() == pytest.approx((pairs[0] + pairs[1] / 4) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cross-entropy", "ldam"])
+def test_weighted_losses_add_up(name: str) -> None:
+    """Against the losses of single images."""
+    logits, labels, counts = map(torch.from_numpy, (LOGITS, LABELS, COUNTS))
+    weights = np.array([1.0, 0.3, 1.0, 0.0])
+    loss = partial(make_objective(name).loss, class_counts=counts, progress=0.9)
+    singles = [loss(logits[[row]], labels[[row]]).item() for row in range(4)]
+    expected = sum(weight * single for weight, single in zip(weights, singles, strict=True)) / 4
+    got = weighted_loss(loss, logits, labels, weights)
+    assert got.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_normalised_head_by_hand() -> None:
+    """Class vectors of lengths 5 and 2: τ = .5 divides their logits without bias by √5 and √2."""
+    weight, bias = torch.tensor([[3.0, 4.0], [0.0, -2.0]]), torch.tensor([1.0, -1.0])
+    features = torch.tensor([[1.0, 2.0], [-1.0, 0.5]])
+    logits = features @ weight.T + bias
+    plain = np.array([[11.0, -4.0], [-1.0, -1.0]])
+    for tau in (0.0, 0.5, 1.0):
+        got = normalise_head(logits, weight, bias, tau).numpy()
+        np.testing.assert_allclose(got, plain / np.array([5.0, 2.0]) ** tau, rtol=1e-6)
+    np.testing.assert_allclose(normalise_head(features @ weight.T, weight, None, 0.0), plain)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from torch import nn
 
 from discl.baselines.docl import Docl, Dynamics
 from discl.curriculum.sampling import Pool, SamplingConfig, balance_classes, draw_epoch
+from discl.curriculum.schedule import Finish
 from discl.errors import TrainingError
 from discl.models.classifier import ClassifierConfig
 from discl.training.augmentation import mix_images
@@ -57,6 +59,10 @@ def trained(
     batch_size: int,
     objective: Any = "cross-entropy",
     hook: TrainingHook | None = None,
+    synthetic: np.ndarray | None = None,
+    rate: float = 0.1,
+    finish: Finish | None = None,
+    counts: tuple[int, ...] = (4, 4, 4),
 ) -> TrainState:
     torch.manual_seed(0)
     sgd = partial(
@@ -66,17 +72,20 @@ def trained(
         Flat(),
         sgd,
         objective=make_objective(objective),
-        class_counts=np.array([4, 4, 4]),
+        class_counts=np.array(counts),
         config=CONFIG,
         steps=steps,
         augment=(),
         precision=torch.float32,
         device="cpu",
         hook=hook,
+        finish=finish,
     )
     loader = state.loader(Noise(), batch_size, 0)  # type: ignore[arg-type]
-    part = EpochPart(np.array(rows), 0, epochs=1, batch_size=batch_size, seed=0)
-    state.train_epoch(loader, part, LABELS, lambda progress: 0.1, Path("nowhere"))
+    part = EpochPart(
+        np.array(rows), 0, epochs=1, batch_size=batch_size, seed=0, synthetic=synthetic
+    )
+    state.train_epoch(loader, part, LABELS, lambda progress: rate, Path("nowhere"))
     return state
 
 
@@ -93,6 +102,46 @@ def test_parts_of_a_batch_add_up_to_it(objective: str) -> None:
     )
     with pytest.raises(TrainingError, match="batch_size: 6 cannot be divided evenly into 4 parts"):
         trained(StepConfig(accumulate=4), rows, 6)
+
+
+@pytest.mark.parametrize("weight", [(1.0, 1.0), (0.25, 0.25), (1.0, 0.0)])
+def test_weights_of_synthetic_images_in_one_batch_and_in_parts(weight: tuple[float, float]) -> None:
+    """Two steps of 6: a weight that falls from 1 to 0 is .5 in the second."""
+    rows, synthetic = list(range(12)), np.arange(len(LABELS)) % 3 == 1
+    plain = trained(StepConfig(), rows, 6).model.state_dict()
+    steps = StepConfig(synthetic_weight=weight)
+    whole = trained(steps, rows, 6, synthetic=synthetic).model.state_dict()
+    parts = trained(replace(steps, accumulate=3), rows, 6, synthetic=synthetic).model.state_dict()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor)
+        assert torch.allclose(tensor, plain[name]) == (weight == (1.0, 1.0))
+
+
+def test_mixed_images_have_the_weights_of_both() -> None:
+    rows, steps = list(range(12)), StepConfig(mixup=0.4)
+    plain = trained(steps, rows, 6).model.state_dict()
+    even = trained(
+        replace(steps, synthetic_weight=(0.5, 0.5)), rows, 6, synthetic=np.ones(len(LABELS), bool)
+    )
+    half = trained(steps, rows, 6, rate=0.05).model.state_dict()
+    for name, tensor in even.model.state_dict().items():
+        torch.testing.assert_close(tensor, half[name])
+        assert not torch.allclose(tensor, plain[name])
+
+
+def test_the_prior_of_classes_drawn_evenly_is_even() -> None:
+    """Balanced softmax is then cross-entropy."""
+    rows, finish = list(range(12)), Finish(0, head_only=True)
+    weights = [
+        trained(StepConfig(), rows, 6, name, finish=each, counts=(9, 1, 1)).model.state_dict()
+        for name, each in (
+            ("cross-entropy", finish),
+            ("balanced-softmax", finish),
+            ("balanced-softmax", None),
+        )
+    ]
+    torch.testing.assert_close(weights[0]["head.weight"], weights[1]["head.weight"])
+    assert not torch.allclose(weights[2]["head.weight"], weights[1]["head.weight"])
 
 
 @pytest.mark.parametrize("parts", [1, 3])

@@ -308,6 +308,31 @@ def draw_epoch(
     return rows, passes[0]
 
 
+def sample_weights(
+    synthetic: np.ndarray, weight: float | Sequence[float], progress: float = 0.0
+) -> np.ndarray:
+    """Weights of samples in the loss, float64 `[samples]`: 1, and that of synthetic ones.
+
+    Divide the weighted sum by the number of samples, not by the sum of the weights: parts of a
+    batch then add up.
+
+    - `synthetic`: which samples are synthetic, bool `[samples]`.
+    - `weight`: one number, or two for a weight that goes linearly from the first to the second.
+    - `progress`: of the training, in [0, 1].
+
+    ```python
+    import numpy as np
+
+    import discl
+
+    levels = np.array([100, 0, 50])
+    assert discl.sample_weights(levels < 100, (1.0, 0.0), 0.75).tolist() == [1.0, 0.25, 0.25]
+    ```
+    """
+    first, last = (weight, weight) if isinstance(weight, int | float) else weight
+    return np.where(synthetic, first + (last - first) * progress, 1.0)
+
+
 def balance_classes(
     rows: np.ndarray,
     labels: np.ndarray,

@@ -27,6 +27,24 @@ Measure = Callable[[], np.ndarray]
 
 
 @dataclass(frozen=True)
+class Finish:
+    """The last epochs of a training, on real images only.
+
+    - `start`: the first of them.
+    - `head_only`: only the head is trained, and every class is drawn equally often.
+    - `new_head`: the head begins again as at the start of training.
+    """
+
+    start: int
+    head_only: bool = False
+    new_head: bool = False
+
+    def of_head(self, epoch: int) -> bool:
+        """Whether an epoch trains the head only."""
+        return self.head_only and epoch >= self.start
+
+
+@dataclass(frozen=True)
 class EpochSchedule:
     """What each epoch draws from a pool, and when progress is measured.
 
@@ -39,6 +57,7 @@ class EpochSchedule:
     - `seed`: seed of all draws.
     - `guidance`: V, for strategies that measure progress.
     - `probe_samples`: how many of the `samples` a probe takes, where the strategy probes.
+    - `finish`: last epochs with real images only, whatever the strategy says; default none.
 
     Raises TrainingError where the pool could draw an image of V or of its sources.
     """
@@ -51,6 +70,7 @@ class EpochSchedule:
     seed: int
     guidance: GuidanceSet | None = None
     probe_samples: int = 0
+    finish: Finish | None = None
 
     def __post_init__(self) -> None:
         if self.guidance is not None:
@@ -58,7 +78,13 @@ class EpochSchedule:
 
     def parts(self, epoch: int) -> int:
         """Parts of an epoch: 2 for a probe and the level that it chooses, otherwise 1."""
-        return 2 if self.strategy.measures(epoch) == "probe" else 1
+        return 2 if self._measures(epoch) == "probe" else 1
+
+    def _finishes(self, epoch: int) -> bool:
+        return self.finish is not None and epoch >= self.finish.start
+
+    def _measures(self, epoch: int) -> str:
+        return "never" if self._finishes(epoch) else self.strategy.measures(epoch)
 
     def check(self, levels: Sequence[int], epochs: int) -> None:
         """Checks that every class with hard images has synthetic ones whatever an epoch draws.
@@ -81,15 +107,20 @@ class EpochSchedule:
         - `history`: the records of all earlier epochs. After a probe there is one more, which holds
           its progress.
         """
-        probes = self.strategy.measures(epoch) == "probe"
+        probes, sampling = self._measures(epoch) == "probe", self.sampling
         if probes and part == 0:
             return self.draw_probe(epoch), {}
-        levels = self.strategy.levels(epoch, history)
-        class_levels = self.strategy.class_levels(epoch, history)
+        levels: Sequence[int] = ()
+        class_levels = None
+        if not self._finishes(epoch):
+            levels = self.strategy.levels(epoch, history)
+            class_levels = self.strategy.class_levels(epoch, history)
+        elif self.finish is not None and self.finish.head_only:
+            sampling = SamplingConfig(None, 0.0, class_power=0.0)
         rows, first = draw_epoch(
             self.pool.at(epoch),
             levels,
-            self.sampling,
+            sampling,
             self.samples - (self.probe_samples if probes else 0),
             seed=derive_seed("mix", self.seed, epoch),
             class_levels=class_levels,
@@ -118,7 +149,7 @@ class EpochSchedule:
 
         Raises TrainingError where the strategy measures progress and there is no V or `measure`.
         """
-        if part or self.strategy.measures(epoch) == "never":
+        if part or self._measures(epoch) == "never":
             return None
         if measure is None or self.guidance is None:
             raise TrainingError(

@@ -16,7 +16,7 @@ import yaml
 from ..levels import REAL
 from ..mixtures import LONG_FORM, name_mixture, read_mixture
 
-VARIANTS = ("+la", "+we")
+VARIANTS = ("+la", "+tau", "+we")
 """Suffixes of rows that are computed from a classifier after training."""
 SAME_MIXTURE = "same-mixture"
 MIXTURE_HEADING = "{} − same mixture without synthetic images"
@@ -105,7 +105,9 @@ def absent_control(method: Method, by_tail: bool) -> dict[str, Any]:
     if _depends_on_scale(wanted) and _scale(method) != SCALE:
         row["synthetic_scale"] = _scale(method)
     stated = {key: method.get(key, default) for key, default in SHARED.items()}
-    return row | {key: value for key, value in stated.items() if _spec(value) != _spec(SHARED[key])}
+    row |= {key: value for key, value in stated.items() if _spec(value) != _spec(SHARED[key])}
+    finish = _finish_of_head(method)
+    return row if finish is None else row | {"finish": finish}
 
 
 def make_controls(
@@ -200,7 +202,14 @@ def _free_name(taken: Sequence[str]) -> str:
 def _mixture(method: Method, by_tail: bool) -> dict[str, Any]:
     """What a method and its control agree in."""
     pair = dict(zip(LONG_FORM, read_mixture(method, by_tail), strict=True))
-    return pair | {key: _spec(method.get(key, default)) for key, default in SHARED.items()}
+    shared = {key: _spec(method.get(key, default)) for key, default in SHARED.items()}
+    return pair | shared | {"finish": _finish_of_head(method)}
+
+
+def _finish_of_head(method: Method) -> Any:
+    """`finish` where it trains the head; elsewhere it only leaves synthetic images out."""
+    finish = method.get("finish") or {}
+    return finish if finish.get("head_only") else None
 
 
 def _depends_on_scale(mixture: Mapping[str, Any]) -> bool:

@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
 )
 
 from ..assets import published_figures
-from .types import Seed, Strict
+from .types import Seed, Strict, without_default
 
 
 def _published(value: str) -> str:
@@ -26,11 +28,21 @@ class Evaluate(Strict):
         max_length=1000,
         description="candidate strengths τ of post-hoc logit adjustment, chosen on validation",
     )
+    tau_normalisation: list[Annotated[float, Field(ge=0, le=10)]] = Field(
+        default_factory=list,
+        max_length=1000,
+        description="candidate τ of a linear head with its class vectors ÷ ‖w‖^τ, chosen on "
+        "validation; empty: no row METHOD+tau",
+    )
     weight_ensembling: list[Annotated[float, Field(ge=0, le=1)]] = Field(
         [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
         description="clip: candidate fractions α of the tuned weights, chosen on validation; "
         "empty: no row METHOD+we",
     )
+
+    @model_serializer(mode="wrap")
+    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_default(write(self), tau_normalisation=[])
 
 
 Space = dict[str, Annotated[list[Any], Field(min_length=1)]]

@@ -14,7 +14,7 @@ from pydantic import (
 
 from ..baselines import make_system
 from ..curriculum.strategies import find_strategy
-from ..errors import RecipeError
+from ..errors import RecipeError, shorten
 from ..levels import REAL
 from ..mixtures import LONG_FORM, Mixture, Sampling
 from ..training.objectives import Objective, read_objective
@@ -50,6 +50,23 @@ def _strategy(value: Any) -> Any:
     return value
 
 
+def _weight(value: Any) -> Any:
+    values = value if isinstance(value, list | tuple) else [value]
+    numbers = [
+        each
+        for each in values
+        if isinstance(each, int | float) and not isinstance(each, bool) and 0 <= each <= 100
+    ]
+    if value is not None and (
+        numbers != list(values) or len(values) != (2 if values is value else 1)
+    ):
+        raise RecipeError(
+            f"got {shorten(value)}; write a number from 0 to 100, or two, [first, last], between "
+            "which the weight goes linearly over training."
+        )
+    return value
+
+
 class Adjustment(Strict):
     """Post-hoc logit adjustment z − τ log π, with π the frequencies of the classes."""
 
@@ -58,6 +75,38 @@ class Adjustment(Strict):
         description="class frequencies of the real images, or as drawn in training",
     )
     tau: float = Field(1.0, ge=0, le=100)
+
+
+class Finish(Strict):
+    """The last epochs of a method, on real images only.
+
+    With `head_only` and `new_head` this is classifier re-training, cRT (arXiv 1910.09217).
+    """
+
+    epochs: int = Field(ge=1, le=100_000, description="how many of train.epochs come last")
+    head_only: bool = Field(
+        False, description="trains the head only, and draws every class equally often"
+    )
+    new_head: bool = Field(
+        False, description="with head_only: the head begins again as at the start of training"
+    )
+    lr: float | None = Field(
+        None,
+        gt=0,
+        le=10_000,
+        description="with head_only: learning rate, which falls to 0 as a cosine; null: "
+        "train.optimizer.lr",
+    )
+
+    @model_validator(mode="after")
+    def _of_the_head(self) -> Finish:
+        if not self.head_only and (self.new_head or self.lr is not None):
+            key = "new_head" if self.new_head else "lr"
+            raise RecipeError(
+                f"finish.{key} is for epochs that train the head only; add head_only: true, or "
+                f"remove {key}."
+            )
+        return self
 
 
 class Method(Strict):
@@ -114,6 +163,18 @@ class Method(Strict):
         description="of the row METHOD+la; null: the best on validation, or without validation "
         "images prior effective and the τ closest to 1",
     )
+    finish: Finish | None = Field(
+        None,
+        description="the last epochs: real images only, or the head alone on classes drawn evenly "
+        "(cRT); null: none",
+    )
+    tau_normalisation: float | None = Field(
+        None,
+        ge=0,
+        le=10,
+        description="τ of the row METHOD+tau; null: that of evaluate.tau_normalisation with the "
+        "best mean class accuracy on validation",
+    )
     prior: Literal["real", "effective"] = Field(
         "real",
         description="class counts of balanced-softmax: real images, or real and synthetic as drawn",
@@ -125,6 +186,14 @@ class Method(Strict):
     )
     synthetic_scale: float = Field(
         3.0, ge=0, le=10_000, description="synthetic images in an epoch per real tail image"
+    )
+    synthetic_weight: Annotated[float | tuple[float, float] | None, BeforeValidator(_weight)] = (
+        Field(
+            None,
+            description="weight of a synthetic or retrieved image in the loss, where a real one "
+            "has 1: a number, or [first, last] to go linearly from one to the other over training; "
+            "null: 1",
+        )
     )
     missing: Literal["error", "nearest"] = Field(
         "error",
@@ -163,7 +232,14 @@ class Method(Strict):
 
     @model_serializer(mode="wrap")
     def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        plain = without_default(write(self), mixture=None, images="synthetic")
+        plain = without_default(
+            write(self),
+            mixture=None,
+            images="synthetic",
+            finish=None,
+            tau_normalisation=None,
+            synthetic_weight=None,
+        )
         if self.mixture is not None:
             plain = {key: value for key, value in plain.items() if key not in LONG_FORM}
         return plain
@@ -199,6 +275,15 @@ class Method(Strict):
             raise RecipeError(
                 f"images: {RETRIEVED} are real ones, which are at level {REAL}; remove strategy "
                 f"and level (got {self.strategy}, {self.level})."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weight_of_something(self) -> Method:
+        if self.synthetic_weight is not None and self.strategy == "real-only":
+            raise RecipeError(
+                f"synthetic_weight = {self.synthetic_weight} weighs synthetic images, and strategy "
+                "real-only has none; remove it, or choose a strategy with a spectrum."
             )
         return self
 

@@ -200,19 +200,29 @@ class Recipe(Strict):
     def training(self, name: str) -> Train:
         """The section `train` of a method: the common one with the method's changes.
 
+        Its curriculum epochs end where `finish` begins.
+
         - `name`: a key of `methods`.
 
         Raises RecipeError for a value out of range.
         """
-        if not self.methods[name].train:
-            return self.train
-        try:
-            return Train.model_validate(
-                merge(self.train.model_dump(mode="json"), self.methods[name].train)
+        method, train = self.methods[name], self.train
+        if method.train:
+            try:
+                train = Train.model_validate(merge(train.model_dump(mode="json"), method.train))
+            except ValidationError as error:
+                where = f"methods.{name}.train"
+                problems = [explain(each, Train, where) for each in error.errors()]
+                raise RecipeError(join_lines(problems)) from error
+        if method.finish is None:
+            return train
+        before = train.epochs - method.finish.epochs
+        if before < 1:
+            raise RecipeError(
+                f"methods.{name}.finish.epochs = {method.finish.epochs} leaves none of the "
+                f"{train.epochs} epochs before them; lower it, or raise train.epochs."
             )
-        except ValidationError as error:
-            problems = [explain(each, Train, f"methods.{name}.train") for each in error.errors()]
-            raise RecipeError(join_lines(problems)) from error
+        return train.model_copy(update={"curriculum_epochs": min(train.curriculum_epochs, before)})
 
     def plain(self) -> dict[str, Any]:
         """The tree as plain values (dict, list, str, numbers), defaults included."""
@@ -264,6 +274,7 @@ def _check_fine_tuning(name: str, method: Method, train: Train) -> None:
             f"methods.{name}: objective {FLYP} trains both towers; use fine_tune: full "
             f"instead of {method.fine_tune}."
         )
+    _check_head(name, method, train)
     if objective == FLYP and (train.mixup or train.cutmix):
         raise RecipeError(
             f"methods.{name}: mixup and cutmix cannot be used with objective {FLYP}, because "
@@ -276,9 +287,12 @@ def _check_fine_tuning(name: str, method: Method, train: Train) -> None:
             f"methods.{name}: fine_tune: {method.fine_tune} needs a pretrained network, but "
             f"{architecture} starts from scratch."
         )
-    if method.fine_tune == "lp-ft" and train.epochs < 2:
+    last = method.finish.epochs if method.finish and method.finish.head_only else 0
+    if method.fine_tune == "lp-ft" and train.epochs - last < 2:
+        before = f" before those of finish.epochs = {last}" if last else ""
         raise RecipeError(
-            f"methods.{name}: fine_tune: lp-ft needs at least two epochs; got {train.epochs}."
+            f"methods.{name}: fine_tune: lp-ft needs at least two epochs{before}; got "
+            f"{train.epochs - last}."
         )
     if method.fine_tune == "zero-shot" and method.strategy != "real-only":
         raise RecipeError(
@@ -294,4 +308,22 @@ def _check_fine_tuning(name: str, method: Method, train: Train) -> None:
         raise RecipeError(
             f"methods.{name}: objective ldam and head: cosine go together; write "
             "{objective: ldam, train: {model: {head: cosine}}}, with one of our residual networks."
+        )
+
+
+def _check_head(name: str, method: Method, train: Train) -> None:
+    """Raises RecipeError where the head of a method cannot be trained or scaled by itself."""
+    rebuilt = method.loss.name == FLYP
+    texts = f"objective {FLYP} rebuilds the head from the texts of the classes"
+    if method.finish is not None and method.fine_tune == "zero-shot":
+        raise RecipeError(f"methods.{name}: fine_tune: zero-shot trains on nothing; remove finish.")
+    if method.finish is not None and method.finish.head_only and rebuilt:
+        raise RecipeError(f"methods.{name}.finish: {texts}; remove head_only.")
+    if method.tau_normalisation is None:
+        return
+    if rebuilt or method.fine_tune == "zero-shot" or train.model.head == "cosine":
+        reason = texts if rebuilt else "the class vectors of this head have one length already"
+        raise RecipeError(
+            f"methods.{name}.tau_normalisation = {method.tau_normalisation:g} changes nothing: "
+            f"{reason}; remove it."
         )

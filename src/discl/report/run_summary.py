@@ -21,6 +21,9 @@ from ..utils.stored import read_json, read_lines, read_recipe_tree, read_table
 ADJUSTED = "+la"
 """Suffix of the rows of `results.json` with post-hoc logit adjustment."""
 
+NORMALISED = "+tau"
+"""Suffix of the rows with a τ-normalised head."""
+
 ENSEMBLED = "+we"
 """Suffix of the rows with weight ensembling."""
 

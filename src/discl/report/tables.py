@@ -16,7 +16,7 @@ from ..evaluation.controls import (
     Controls,
     make_controls,
 )
-from .run_summary import ADJUSTED, ENSEMBLED, RunSummary
+from .run_summary import ADJUSTED, ENSEMBLED, NORMALISED, RunSummary
 
 GROUPS = ("many", "medium", "few")
 MAX_CLASSES = 30
@@ -102,13 +102,14 @@ def result_rows(
         adjustment = (
             f"logit adjustment: {PRIORS[row['prior']]}, τ = {row['tau']:g}" if "tau" in row else ""
         )
+        if "tau_normalisation" in row:
+            adjustment = f"class vectors ÷ ‖w‖^τ: τ = {row['tau_normalisation']:g}"
         if "alpha" in row:
             adjustment = f"weight ensembling: α = {row['alpha']:g}"
-        rows.append(
-            ResultRow(
-                name, name.removesuffix(ADJUSTED).removesuffix(ENSEMBLED), adjustment, tuple(cells)
-            )
-        )
+        method = name
+        for suffix in (ADJUSTED, NORMALISED, ENSEMBLED):
+            method = method.removesuffix(suffix)
+        rows.append(ResultRow(name, method, adjustment, tuple(cells)))
     return rows
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints import checkpoint_digest, find_checkpoint
+from ..curriculum import schedule
 from ..errors import CheckpointError
 from ..models.classifier import ARCHITECTURES, ClassifierConfig, build_classifier
 from ..models.clip import (
@@ -29,6 +30,7 @@ from ..models.pretrained import (
 )
 from ..prompts import class_prompts
 from ..recipe import Train
+from ..recipe.methods import Finish
 from ..training.inference import choose_precision
 from ..training.loop import TrainSettings
 from ..training.objectives import FLYP
@@ -155,20 +157,29 @@ def checkpoint_identity(train: Train) -> str | None:
 
 
 def describe_training(
-    train: Train, fine_tune: str, real_images: int, device: torch.device, *, epochs: int
+    train: Train,
+    fine_tune: str,
+    real_images: int,
+    device: torch.device,
+    *,
+    epochs: int,
+    finish: Finish | None = None,
 ) -> TrainSettings:
     """Returns how a method is trained.
 
     - `fine_tune`: full, linear-probe, lp-ft or zero-shot, which has no epoch at all.
     - `real_images`: real training images, which an epoch of the default length has once.
+    - `finish`: the last epochs; with `head_only` they have a learning rate of their own.
     """
     optimizer = train.optimizer
     steps = train.steps_per_epoch or -(-real_images // train.batch_size)
+    last = finish.epochs if finish is not None and finish.head_only else 0
+    first = epochs - last
     head_epochs = {
         "linear-probe": epochs,
-        "lp-ft": min(train.head_epochs or -(-epochs // 4), epochs - 1),
+        "lp-ft": min(train.head_epochs or -(-first // 4), first - 1),
     }.get(fine_tune, 0)
-    tuned = max(1, epochs - (head_epochs if fine_tune == "lp-ft" else 0))
+    tuned = max(1, first - (head_epochs if fine_tune == "lp-ft" else 0))
     warm_up: float = min(optimizer.warm_up_epochs, tuned - 1)
     if optimizer.warm_up_steps:
         warm_up = min(optimizer.warm_up_steps / steps, tuned)
@@ -183,8 +194,11 @@ def describe_training(
     )
     if fine_tune == "lp-ft" and head_epochs:
         rate = two_phases(
-            make_learning_rate(train.head_lr, "cosine", head_epochs), rate, head_epochs / epochs
+            make_learning_rate(train.head_lr, "cosine", head_epochs), rate, head_epochs / first
         )
+    if finish is not None and last:
+        own = make_learning_rate(finish.lr or optimizer.lr, "cosine", last)
+        rate = two_phases(rate, own, first / epochs)
     decays = (
         optimizer.decay_vectors
         if optimizer.decay_vectors is not None
@@ -208,6 +222,9 @@ def describe_training(
         precision=choose_precision(train.precision, device),
         seed=train.seed,
         select=train.select,
+        finish=None
+        if finish is None
+        else schedule.Finish(epochs - finish.epochs, finish.head_only, finish.new_head),
         steps=StepConfig(
             crop_scale=train.crop_scale,
             mixup=train.mixup,

@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import ImageTable
+from ..errors import CheckpointError
 from ..evaluation import metrics
 from ..models.classifier import ClassifierConfig, load_classifier, save_classifier
 from ..recipe import Method
@@ -22,7 +24,7 @@ from ..run_folder import paths
 from ..run_folder.run import Run
 from ..training.image_cache import ImageCache
 from ..training.inference import predict_logits
-from ..training.objectives import adjust_logits, make_objective
+from ..training.objectives import FLYP, adjust_logits, make_objective, normalise_head
 from ..utils.console import progress
 from ..utils.plugins import is_address
 from ..utils.stored import read_json, read_tensors, save_tensors, write_text
@@ -39,6 +41,8 @@ def evaluate(run: Run) -> Path:
     - `METHOD+la`, post-hoc logit adjustment, if the method's loss does not correct for the class
       prior. τ and the prior (real counts, or those of the samples trained on) have the best mean
       class accuracy on validation, unless the recipe's `adjustment` sets them.
+    - `METHOD+tau`, the class vectors of a linear head ÷ ‖w‖^τ, if the recipe offers τ. The best one
+      is chosen in the same way.
     - `METHOD+we`, weight ensembling, if the method tunes a CLIP.
     """
     splits = {name: table for name, table in run.tables.items() if name != "train"}
@@ -61,6 +65,7 @@ def evaluate(run: Run) -> Path:
         rows = _rows_of(
             run, name, method, read_tensors(run.path(paths.TRAIN) / name / paths.LOGITS), labels
         )
+        rows |= _normalised_rows(run, name, method, rows[name][0], labels)
         if _is_ensembled(run, name):
             rows[f"{name}+we"] = _read_ensemble(run, name)
         for row, (logits, stated) in rows.items():
@@ -224,11 +229,49 @@ def _choose_adjustment(
 
     def score(option: tuple[str, float]) -> float:
         prior, tau = option
-        predicted = adjust_logits(logits, counts[prior], tau).argmax(1)
-        confusion = metrics.confusion_matrix(predicted, labels, len(counts[prior]))
-        return float(np.mean(list(metrics.class_accuracies(confusion).values())))
+        return _mean_class_accuracy(adjust_logits(logits, counts[prior], tau), labels)
 
     return max(itertools.product(counts, taus), key=score)
+
+
+def _mean_class_accuracy(logits: Tensor, labels: Tensor) -> float:
+    confusion = metrics.confusion_matrix(logits.argmax(1), labels, logits.shape[1])
+    return float(np.mean(list(metrics.class_accuracies(confusion).values())))
+
+
+def _normalised_rows(
+    run: Run, name: str, method: Method, logits: dict[str, Tensor], labels: dict[str, Tensor]
+) -> dict[str, tuple[dict[str, Tensor], dict[str, Any]]]:
+    """The row `METHOD+tau` with its τ, where the recipe offers some and the head is linear.
+
+    τ has the best mean class accuracy on validation, unless the method sets it. Without validation
+    images it is the one closest to .5.
+    """
+    own, taus = method.tau_normalisation, run.recipe.evaluate.tau_normalisation
+    rebuilt = method.loss.name == FLYP or method.fine_tune == "zero-shot"
+    if own is None and (not taus or rebuilt or _is_corrected(run, name, method)):
+        return {}
+    with suppress(CheckpointError):  # a network of transformers without a separate head
+        head = getattr(load_classifier(run.path(paths.TRAIN) / name)[0], "head", None)
+        if isinstance(head, nn.Linear):
+            normalised = partial(normalise_head, weight=head.weight.detach(), bias=_bias_of(head))
+            tau = own
+            if tau is None and "validation" in logits:
+                tau = max(
+                    taus,
+                    key=lambda each: _mean_class_accuracy(
+                        normalised(logits["validation"], tau=each), labels["validation"]
+                    ),
+                )
+            elif tau is None:
+                tau = min(taus, key=lambda each: abs(each - 0.5))
+            rows = {split: normalised(each, tau=tau) for split, each in logits.items()}
+            return {f"{name}+tau": (rows, {"tau_normalisation": tau})}
+    return {}
+
+
+def _bias_of(head: nn.Linear) -> Tensor | None:
+    return None if head.bias is None else head.bias.detach()
 
 
 def _is_corrected(run: Run, name: str, method: Method) -> bool:

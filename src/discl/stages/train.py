@@ -318,8 +318,16 @@ def _plan_real(run: Run, name: str, method: Method, pool: Pool) -> MethodPlan:
     )
     real = int((~pool.synthetic).sum())
     settings = describe_training(
-        train, method.fine_tune, real_images=real, device=run.device, epochs=train.epochs
+        train,
+        method.fine_tune,
+        real_images=real,
+        device=run.device,
+        epochs=train.epochs,
+        finish=method.finish,
     )
+    if (weight := method.synthetic_weight) is not None:
+        ends = (weight, weight) if isinstance(weight, float) else weight
+        settings = replace(settings, steps=replace(settings.steps, synthetic_weight=ends))
     if follows_progress(method.strategy, strategy):
         samples = settings.steps_per_epoch * settings.batch_size
         probe_samples = method.probe_samples or min(30_000, samples // 4)
@@ -412,6 +420,8 @@ def _prior_counts(plan: MethodPlan, method: Method) -> np.ndarray:
     total = np.zeros(pool.num_classes)
     schedule = make_schedule(pool, plan.strategy, plan.sampling, plan.settings)
     for epoch in range(plan.settings.epochs):
+        if plan.settings.finish is not None and plan.settings.finish.of_head(epoch):
+            continue  # their loss has an even prior
         rows, _ = schedule.draw(epoch, 0, [])
         total += np.bincount(pool.labels[rows], minlength=pool.num_classes)
     return total

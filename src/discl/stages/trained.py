@@ -119,10 +119,12 @@ def fingerprint(run: Run, name: str, method: Method, added: Dataset) -> str:
         else []
     )
     return digest(
-        # The added images stand for the threshold, and the adjustment comes after training. The
+        # The added images stand for the threshold; adjustment and τ come after training. The
         # method's own settings and the checkpoint follow below.
         in_long_form(
-            method.model_dump(mode="json", exclude={"threshold", "adjustment", "train"}),
+            method.model_dump(
+                mode="json", exclude={"threshold", "adjustment", "tau_normalisation", "train"}
+            ),
             run.recipe.hard.rule == "tail",
         ),
         train.model_dump(mode="json", exclude={"model": {"checkpoint"}}),

@@ -272,12 +272,15 @@ def score_trial(row: Mapping[str, Any], metric: str) -> float:
 
 
 def adjustment_of(results: Mapping[str, Any], row: str) -> Settings:
-    """Prior and τ of a trial's logit adjustment as settings of its method; none without one."""
-    adjusted = results.get(f"{row}+la")
-    if adjusted is None:
-        return {}
-    ((prior, tau),) = {(each["prior"], each["tau"]) for each in adjusted.values()}
-    return {"adjustment.prior": prior, "adjustment.tau": tau}
+    """Prior and τ of a trial's rows `+la` and `+tau` as settings of its method."""
+    settings: dict[str, Any] = {}
+    if (adjusted := results.get(f"{row}+la")) is not None:
+        ((prior, tau),) = {(each["prior"], each["tau"]) for each in adjusted.values()}
+        settings |= {"adjustment.prior": prior, "adjustment.tau": tau}
+    if (normalised := results.get(f"{row}+tau")) is not None:
+        (tau,) = {each["tau_normalisation"] for each in normalised.values()}
+        settings["tau_normalisation"] = tau
+    return settings
 
 
 def with_methods(

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..curriculum.progress import GuidanceSet
 from ..curriculum.sampling import Pool, SamplingConfig
-from ..curriculum.schedule import EpochSchedule, Record
+from ..curriculum.schedule import EpochSchedule, Finish, Record
 from ..curriculum.strategies import Strategy
 from ..errors import TrainingError
 from ..evaluation.metrics import true_class_probability
@@ -36,7 +36,10 @@ from .hooks import TrainingContext, TrainingHook
 from .image_cache import EpochLoader, ImageCache
 from .inference import predict_logits
 from .objectives import Objective, make_objective
-from .step import EpochPart, StepConfig, TrainState
+from .step import EpochPart, StepConfig, TrainState, head_of
+
+LAST_LAYER = "last_layer_samples"
+"""Key of a record: how often each class was shown to the last layer where it was trained alone."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class TrainSettings:
     - `steps`: how a gradient step is made.
     - `probe_samples`: |D| of algorithm 2 (arXiv 2410.13674), rounded to whole batches. They are
       part of the epoch's samples.
+    - `finish`: last epochs on real images only, which may train the head alone.
     - `fingerprint`: identifies what is trained on what. It is stored with the checkpoint and the
       classifier, so that another training does not go on with them.
     """
@@ -71,6 +75,7 @@ class TrainSettings:
     save_seconds: float = 15.0
     steps: StepConfig = field(default_factory=StepConfig)
     probe_samples: int = 0
+    finish: Finish | None = None
     fingerprint: str = ""
 
 
@@ -184,7 +189,7 @@ def make_state(job: TrainingJob, device: torch.device | str, processes: Processe
     """Returns the initial network of a job with its optimizer; a function of the seed."""
     settings = job.settings
     torch.manual_seed(derive_seed("init", settings.seed))
-    model = (job.make_model or partial(build_classifier, job.classifier))().to(device)
+    model = _initial_model(job).to(device)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return TrainState(
         model,
@@ -198,7 +203,19 @@ def make_state(job: TrainingJob, device: torch.device | str, processes: Processe
         device=device,
         hook=job.hook,
         processes=processes,
+        finish=settings.finish,
     )
+
+
+def _initial_model(job: TrainingJob) -> nn.Module:
+    return (job.make_model or partial(build_classifier, job.classifier))()
+
+
+def _initial_head(job: TrainingJob) -> dict[str, torch.Tensor]:
+    """The state of the head at the start of training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed("init", job.settings.seed))
+        return head_of(_initial_model(job)).state_dict()
 
 
 def make_schedule(
@@ -232,6 +249,7 @@ def make_schedule(
         seed=settings.seed,
         guidance=guidance,
         probe_samples=probe,
+        finish=settings.finish,
     )
 
 
@@ -291,11 +309,16 @@ class _Epochs:
         chosen: Record = {}
         drawn: list[np.ndarray] = []
         total = 0.0
+        finish = settings.finish
+        of_head = finish is not None and finish.of_head(epoch)
+        if finish is not None and of_head and epoch == finish.start:
+            state.begin_finish(_initial_head(self.job) if finish.new_head else None)
         state.hook.begin_epoch(self.context, epoch)
         for number in range(self.schedule.parts(epoch)):
             past = [*history, chosen] if chosen else history
             rows, choice = self.schedule.draw(epoch, number, past)
-            rows = state.hook.draw(self.context, epoch, rows)
+            if not of_head:
+                rows = state.hook.draw(self.context, epoch, rows)
             before = self.schedule.measure_before(epoch, number, self.scorer)
             part = EpochPart(
                 rows,
@@ -305,6 +328,7 @@ class _Epochs:
                 seed=settings.seed,
                 first_step=sum(map(len, drawn)) // settings.batch_size,
                 steps_per_epoch=settings.steps_per_epoch,
+                synthetic=pool.synthetic,
             )
             total += len(rows) * state.train_epoch(
                 self.loader, part, pool.labels, settings.learning_rate, self.checkpoint
@@ -312,7 +336,8 @@ class _Epochs:
             chosen |= {**choice, **self.schedule.measure_after(before, self.scorer)}
             drawn.append(rows)
         rows = np.concatenate(drawn)
-        return {
+        class_samples = np.bincount(pool.labels[rows], minlength=pool.num_classes)
+        record = {
             "epoch": epoch,
             **chosen,
             "loss": total / len(rows),
@@ -320,8 +345,12 @@ class _Epochs:
             "synthetic_share": float(pool.synthetic[rows].mean()),
             "hard_share": float((pool.synthetic | pool.hard)[rows].mean()),
             "learning_rate": state.optimizer.param_groups[0]["lr"],
-            "class_samples": np.bincount(pool.labels[rows], minlength=pool.num_classes).tolist(),
+            "class_samples": class_samples.tolist(),
         }
+        if of_head:  # the samples that the head ends with
+            shown = history[-1].get(LAST_LAYER, 0) if history else 0
+            record[LAST_LAYER] = (class_samples + shown).tolist()
+        return record
 
 
 def _validate(
@@ -361,7 +390,7 @@ def _finish(
         seconds = last.get("processor_seconds", 0.0) + time.process_time() - busy
         last["processor_seconds"] = round(seconds, 3)
         if counts is not None:
-            last["last_layer_samples"] = counts.tolist()
+            last[LAST_LAYER] = counts.tolist()
     write_history(history, folder / paths.HISTORY)
     save_classifier(model, job.classifier, folder, job.settings.fingerprint)
     (folder / paths.CHECKPOINT).unlink(missing_ok=True)

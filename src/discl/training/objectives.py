@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -102,7 +103,24 @@ def class_weights(class_counts: Tensor, beta: float) -> Tensor:
     return weights * (counts.sum() / (counts * weights).sum())
 
 
-def contrastive(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+def weighted_loss(
+    loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor, weights: np.ndarray
+) -> Tensor:
+    """Returns Σ_i w_i ℓ_i / batch, where `loss` is the mean of ℓ_i over its rows.
+
+    - `loss`: of logits `[rows, classes]` and labels `[rows]`; called once for each distinct weight.
+    - `logits`: `[batch, classes]`; `labels`: `[batch]`; `weights`: w, `[batch]`.
+    """
+    total = logits.new_zeros(())
+    for weight in np.unique(weights).tolist():
+        rows = torch.from_numpy(np.flatnonzero(weights == weight)).to(logits.device)
+        total = total + weight * len(rows) / len(weights) * loss(logits[rows], labels[rows])
+    return total
+
+
+def contrastive(
+    images: Tensor, texts: Tensor, scale: Tensor, weights: Tensor | None = None
+) -> Tensor:
     """Returns the symmetric InfoNCE of FLYP (arXiv 2212.00638, eq. 2).
 
     It is the mean of CE over images → texts and texts → images. Other images of the same class
@@ -110,10 +128,14 @@ def contrastive(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
 
     - `images`, `texts`: normalised embeddings of pairs, `[batch, dim]`.
     - `scale`: multiplies their cosines.
+    - `weights`: of the pairs, `[batch]`, whose weighted sum is divided by the batch; default 1.
     """
     cosines = scale * images @ texts.T
     pairs = torch.arange(len(images), device=images.device)
-    return (F.cross_entropy(cosines, pairs) + F.cross_entropy(cosines.T, pairs)) / 2
+    if weights is None:
+        return (F.cross_entropy(cosines, pairs) + F.cross_entropy(cosines.T, pairs)) / 2
+    both = [F.cross_entropy(each, pairs, reduction="none") for each in (cosines, cosines.T)]
+    return (weights.to(cosines) * (both[0] + both[1])).mean() / 2
 
 
 OBJECTIVES: dict[str, Callable[..., Tensor]] = {
@@ -296,3 +318,15 @@ def adjust_logits(logits: Tensor, class_counts: Tensor, tau: float = 1.0) -> Ten
     """
     counts = class_counts.to(widest(class_counts.device))
     return logits - tau * (counts / counts.sum()).log().to(logits)
+
+
+def normalise_head(logits: Tensor, weight: Tensor, bias: Tensor | None, tau: float) -> Tensor:
+    """Returns the logits of a linear head with w_c / ‖w_c‖^τ and no bias (arXiv 1910.09217).
+
+    - `logits`: W f + b of the head as it was trained, `[rows, classes]`.
+    - `weight`: W, `[classes, features]`; `bias`: b, `[classes]`, or None.
+    - `tau`: τ; at 0 only the bias is left out, at 1 all classes have vectors of length 1.
+    """
+    wide = logits.to(widest(logits.device))
+    lengths = weight.to(wide).norm(dim=1).clamp_min(torch.finfo(wide.dtype).tiny)
+    return ((wide if bias is None else wide - bias.to(wide)) / lengths**tau).to(logits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..curriculum.sampling import sample_weights
+from ..curriculum.schedule import Finish
 from ..errors import TrainingError
 from ..models.classifier import ClassifierConfig, normalise
 from ..models.clip import ClipClassifier
@@ -21,7 +24,7 @@ from .distributed import GradientAverage, Processes, sync_batch_norm
 from .hooks import TrainingHook
 from .image_cache import EpochLoader, ImageCache
 from .inference import autocast
-from .objectives import FLYP, Objective, contrastive, widest
+from .objectives import FLYP, Objective, contrastive, weighted_loss, widest
 from .optim import ema_decay
 
 LOOK_EVERY = 50
@@ -37,6 +40,8 @@ class StepConfig:
     - `accumulate`: parts of a batch whose gradients are averaged. FLYP contrasts within a part.
     - `ema`: decay of a moving average of the weights, which is then what is evaluated.
     - `head_epochs`: first epochs, in which only the head is trained.
+    - `synthetic_weight`: of synthetic images in the loss, at the start and at the end of training;
+      None for 1.
     """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -45,6 +50,7 @@ class StepConfig:
     accumulate: int = 1
     ema: float | None = None
     head_epochs: int = 0
+    synthetic_weight: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class EpochPart:
     - `rows`: of the pool, `[steps × batch_size]`.
     - `epochs`: of the training; `first_step`: of this part in its epoch.
     - `steps_per_epoch`: by default those of `rows`.
+    - `synthetic`: which rows of the pool are synthetic, bool `[pool]`, if they have a weight.
     """
 
     rows: np.ndarray
@@ -63,19 +70,23 @@ class EpochPart:
     seed: int
     first_step: int = 0
     steps_per_epoch: int | None = None
+    synthetic: np.ndarray | None = None
 
     @property
     def steps(self) -> int:
         return len(self.rows) // self.batch_size
 
+    @property
+    def taken_per_epoch(self) -> int:
+        return self.steps_per_epoch or self.steps
+
     def progress(self, step: int) -> float:
         """Progress of the training, in [0, 1), at a step of this part."""
-        steps = self.steps_per_epoch or self.steps
-        return (self.epoch + (self.first_step + step) / steps) / self.epochs
+        return (self.epoch + (self.first_step + step) / self.taken_per_epoch) / self.epochs
 
     def taken(self, step: int) -> int:
         """Steps of the training before one of this part."""
-        return self.epoch * (self.steps_per_epoch or self.steps) + self.first_step + step
+        return self.epoch * self.taken_per_epoch + self.first_step + step
 
 
 class TrainState:
@@ -95,6 +106,7 @@ class TrainState:
         device: torch.device | str,
         hook: TrainingHook | None = None,
         processes: Processes | None = None,
+        finish: Finish | None = None,
     ) -> None:
         if objective.name == FLYP and not isinstance(model, ClipClassifier):
             raise TrainingError(
@@ -109,6 +121,9 @@ class TrainState:
         self.optimizer = make_optimizer(self.model)
         self.gradients = GradientAverage(self.model, self.processes, self.device)
         self.counts = torch.as_tensor(class_counts, dtype=widest(self.device), device=self.device)
+        self.finish, self._drawn_evenly = finish, False
+        if finish is not None and finish.head_only:
+            head_of(self.model)  # raises an error that would otherwise appear after many epochs
         self.augment = make_augmentation(augment, config.image_size, steps.crop_scale)
         self.average = (
             copy.deepcopy(self.model).requires_grad_(False) if steps.ema is not None else None
@@ -148,7 +163,9 @@ class TrainState:
         The random state is set first, so an epoch does not depend on those before it. Raises
         TrainingError where the loss or, at the end, a weight is not finite.
         """
-        self._freeze(part.epoch < self.steps.head_epochs)
+        of_head = self.finish is not None and self.finish.of_head(part.epoch)
+        self._drawn_evenly = of_head
+        self._freeze(of_head or part.epoch < self.steps.head_epochs)
         later = ["from", part.first_step] if part.first_step else []
         torch.manual_seed(derive_seed("augment", part.seed, part.epoch, *later))
         pieces, steps = self.steps.accumulate, part.steps
@@ -166,7 +183,8 @@ class TrainState:
             targets = torch.from_numpy(labels[rows]).to(self.device)
             aspects = loader.aspects_of(rows)
             with self.gradients.part(last):
-                loss = self._loss(squares, rows, targets, progress, rate, aspects) / pieces
+                weights = self._weights(part, rows, progress)
+                loss = self._loss(squares, rows, targets, progress, rate, aspects, weights) / pieces
                 loss.backward()
             total += loss.detach()
             first_bad = torch.where(loss.detach().isfinite(), first_bad, first_bad.clamp(max=step))
@@ -176,7 +194,8 @@ class TrainState:
             # Step
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            self._step(part.taken(step))
+            start = self.finish.start * part.taken_per_epoch if self.finish and of_head else 0
+            self._step(part.taken(step) - start)
             if (step + 1) % LOOK_EVERY == 0 or step + 1 == steps:
                 bad = int(self.processes.gather(first_bad[None]).min())
                 if bad < steps:
@@ -190,6 +209,13 @@ class TrainState:
             self.processes.average_buffers(self.average)
         return total.item() / steps
 
+    def _weights(self, part: EpochPart, rows: np.ndarray, progress: float) -> np.ndarray | None:
+        """Weights of these rows in the loss, None where all are 1."""
+        weight = self.steps.synthetic_weight
+        if weight is None or part.synthetic is None:
+            return None
+        return sample_weights(part.synthetic[rows], weight, progress)
+
     def _loss(
         self,
         squares: Tensor,
@@ -198,6 +224,7 @@ class TrainState:
         progress: float,
         learning_rate: float,
         aspects: Tensor | None = None,
+        weights: np.ndarray | None = None,
     ) -> Tensor:
         """The loss of this process's shard of a batch, from uint8 squares on."""
         pixels = squares.to(self.device, non_blocking=True).float() / 255
@@ -205,27 +232,38 @@ class TrainState:
             self.augment, pixels, self.processes, aspects=aspects, crop_scale=self.steps.crop_scale
         )
         images = normalise(self._alter(images, labels), self.config)
-        images, mixed_in, own = self._mix(images, labels)
+        images, mixed_in, own = self._mix(images)
         images = images.contiguous(memory_format=torch.channels_last)
         if self.objective.name == FLYP:
-            return self._flyp_loss(images, labels)
+            return self._flyp_loss(images, labels, weights)
         with autocast(self.device, self.precision), self.processes.rank_rng():
             logits = self.gradients(images).float()
         self._report(rows, labels, logits.detach(), learning_rate)
-        loss = self.objective.loss(logits, labels, self.counts, progress)
+        # The prior of classes that are drawn evenly is even
+        counts = torch.ones_like(self.counts) if self._drawn_evenly else self.counts
+        loss = partial(self.objective.loss, class_counts=counts, progress=progress)
+        first = (
+            loss(logits, labels)
+            if weights is None
+            else weighted_loss(loss, logits, labels, weights)
+        )
         if mixed_in is None:
-            return loss
-        other = self.objective.loss(logits, mixed_in, self.counts, progress)
-        return own * loss + (1 - own) * other
+            return first
+        others = mixed_in(labels)
+        if weights is None:
+            return own * first + (1 - own) * loss(logits, others)
+        of_others = mixed_in(torch.from_numpy(weights).to(logits)).cpu().numpy()
+        return own * first + (1 - own) * weighted_loss(loss, logits, others, of_others)
 
-    def _flyp_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _flyp_loss(self, images: Tensor, labels: Tensor, weights: np.ndarray | None) -> Tensor:
         """The contrastive loss of the whole batch, with one prompt per image."""
         clip: Any = self.model
         prompts = self.processes.local_shard(clip.draw_prompts(self.processes.size * len(labels)))
         with autocast(self.device, self.precision), self.processes.rank_rng():
             image_embeddings, text_embeddings, scale = self.gradients(images, labels, prompts)
         gather = self.processes.gather
-        return contrastive(gather(image_embeddings), gather(text_embeddings), scale)
+        of_pairs = None if weights is None else gather(torch.from_numpy(weights).to(self.device))
+        return contrastive(gather(image_embeddings), gather(text_embeddings), scale, of_pairs)
 
     def _alter(self, images: Tensor, labels: Tensor) -> Tensor:
         """What the hook makes of the images.
@@ -237,8 +275,8 @@ class TrainState:
         gather = self.processes.gather
         return self.processes.local_shard(self.hook.alter(gather(images), gather(labels)))
 
-    def _mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None, float]:
-        """(images, labels of the images mixed into them or None, fraction of the first ones).
+    def _mix(self, images: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None, float]:
+        """(images, function to the values of those mixed in or None, fraction of the first ones).
 
         They are mixed over the whole batch, as one process does it.
         """
@@ -246,7 +284,7 @@ class TrainState:
             return images, None, 1.0
         gather, shard = self.processes.gather, self.processes.local_shard
         mixed, order, own = mix_images(gather(images), self.steps.mixup, self.steps.cutmix)
-        return shard(mixed), shard(gather(labels)[order]), own
+        return shard(mixed), lambda values: shard(gather(values)[order]), own
 
     def _report(
         self, rows: np.ndarray, labels: Tensor, logits: Tensor, learning_rate: float
@@ -288,6 +326,20 @@ class TrainState:
             parameter.requires_grad_(trained)
         if changed:
             self.gradients.reset()
+
+    def begin_finish(self, head: Mapping[str, Tensor] | None) -> None:
+        """Call it before the epochs that train the head only.
+
+        They go on from the moving average, if there is one, and without momentum.
+
+        - `head`: the state that the head begins with; None leaves it as it is.
+        """
+        if self.average is not None:
+            self.model.load_state_dict(self.average.state_dict())
+        if head is not None:
+            for model in filter(None, (self.model, self.average)):
+                head_of(model).load_state_dict(head)
+        self.optimizer.state.clear()
 
     def write(self, action: Callable[[], None]) -> None:
         """Runs `action`, which writes a file, on rank 0 while the others wait."""
