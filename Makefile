@@ -11,6 +11,8 @@ INSTALL := $(BIN)/pip install --constraint constraints.txt --editable
 CODE := src tests benchmarks examples tools
 # Freed memory is kept for the next tensor: the system's pages cost a third of a forward pass.
 KEEP := MALLOC_MMAP_THRESHOLD_=134217728 MALLOC_TRIM_THRESHOLD_=268435456
+# Compiled modules are kept whatever the environment says: many tests start processes.
+KEEP += PYTHONDONTWRITEBYTECODE=
 # Files go to two processes in the order of tests/conftest.py, the longest ones first.
 PYTEST := $(KEEP) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 

@@ -6,7 +6,7 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from itertools import chain
@@ -59,11 +59,20 @@ def tree(module: str) -> ast.Module:
     return ast.parse(MODULES[module].read_text())
 
 
+def offenders(
+    check: Callable[[str], Iterable[str]], names: Iterable[str] = tuple(MODULES)
+) -> dict[str, list[str]]:
+    """What a check finds in modules, without those where it finds nothing."""
+    found = {name: sorted(check(name)) for name in names}
+    return {name: lines for name, lines in found.items() if lines}
+
+
 def is_for_types(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
 
 
-def imports(module: str, deferred: bool = True, types: bool = False) -> set[str]:
+@cache
+def imports(module: str, deferred: bool = True, types: bool = False) -> frozenset[str]:
     """Modules that a module imports; those of this package start with "discl.".
 
     - `deferred`: count imports within functions.
@@ -88,7 +97,7 @@ def imports(module: str, deferred: bool = True, types: bool = False) -> set[str]
             nodes += [*(node.body if types else []), *node.orelse]
         elif deferred or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             nodes += ast.iter_child_nodes(node)
-    return result
+    return frozenset(result)
 
 
 def inside(module: str, deferred: bool = True, types: bool = False) -> set[str]:
@@ -131,16 +140,18 @@ def test_every_module_has_a_layer() -> None:
     assert not missing, f"add these to LAYERS: {sorted(missing)}"
 
 
-@pytest.mark.parametrize("module", PACKAGE_MODULES)
-def test_imports_point_down(module: str) -> None:
+def test_imports_point_down() -> None:
     """Deferred imports and those for types included."""
-    own = LAYER_OF.get(entry(module), 0)
-    upwards = {
-        other
-        for other in inside(module, types=True)
-        if entry(other) != entry(module) and LAYER_OF.get(entry(other), 0) <= own
-    }
-    assert not upwards
+
+    def upwards(module: str) -> set[str]:
+        own = LAYER_OF.get(entry(module), 0)
+        return {
+            other
+            for other in inside(module, types=True)
+            if entry(other) != entry(module) and LAYER_OF.get(entry(other), 0) <= own
+        }
+
+    assert offenders(upwards, PACKAGE_MODULES) == {}
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
@@ -167,6 +178,7 @@ def distribution(name: str) -> str:
     return DISTRIBUTIONS.get(top, top).lower().replace("_", "-")
 
 
+@cache
 def declared() -> tuple[set[str], set[str]]:
     """Distributions that pyproject.toml requires, and those of the extras for users."""
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
@@ -185,14 +197,18 @@ def third_party(names: Iterable[str]) -> set[str]:
     return {distribution(name) for name in tops}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_what_is_imported_is_declared(module: str) -> None:
+def test_what_is_imported_is_declared() -> None:
     """Deferred imports may be of an extra; those at the top must be required."""
     required, optional = declared()
-    assert third_party(imports(module, types=True)) <= required | optional
-    assert not inside(module, deferred=False) & OF_EXTRAS
-    if module not in FRAMEWORKS | OF_EXTRAS:
-        assert third_party(imports(module, deferred=False)) <= required
+
+    def undeclared(module: str) -> set[str]:
+        found = third_party(imports(module, types=True)) - required - optional
+        found |= inside(module, deferred=False) & OF_EXTRAS
+        if module not in FRAMEWORKS | OF_EXTRAS:
+            found |= third_party(imports(module, deferred=False)) - required
+        return found
+
+    assert offenders(undeclared) == {}
 
 
 def test_what_is_declared_is_imported() -> None:
@@ -206,25 +222,22 @@ def test_frameworks_are_loaded_by_their_users_only() -> None:
     assert [module for module in others if FRAMEWORKS & inside(module)] == []
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_heavy_packages_are_imported_where_they_are_used(module: str) -> None:
-    packages = {name.split(".")[0] for name in imports(module)}
-    if module in FRAMEWORKS:
-        return
-    if not module.startswith("spectrum.models.") and module not in {
-        "spectrum.clip_filter",
-        "prompts.captions",
-        "models.pretrained",
-        "models.clip",
-        "training.distributed",
-    }:
-        assert not packages & {"diffusers", "transformers", "accelerate"}
-    assert not {name.split(".")[0] for name in imports(module, deferred=False)} & {
-        "diffusers",
-        "transformers",
-        "accelerate",
-        "ray",
-    }
+HEAVY = {"diffusers", "transformers", "accelerate"}
+USERS_OF_HEAVY = {
+    *("spectrum.clip_filter", "prompts.captions", "models.pretrained", "models.clip"),
+    "training.distributed",
+}
+
+
+def test_heavy_packages_are_imported_where_they_are_used() -> None:
+    def heavy(module: str) -> set[str]:
+        at_the_top = {name.split(".")[0] for name in imports(module, deferred=False)}
+        found = at_the_top & (HEAVY | {"ray"})
+        if not module.startswith("spectrum.models.") and module not in USERS_OF_HEAVY:
+            found |= {name.split(".")[0] for name in imports(module)} & HEAVY
+        return found
+
+    assert offenders(heavy, set(MODULES) - FRAMEWORKS) == {}
 
 
 @pytest.mark.parametrize("module", ["", "cli", "errors", "levels", "utils.hashing", "utils.atomic"])
@@ -233,23 +246,33 @@ def test_light_modules_load_nothing_heavy(module: str) -> None:
     assert not packages & {"torch", "numpy", "datasets", "pyarrow", "PIL", "pydantic"}
 
 
+@cache
+def calls(module: str) -> list[ast.Call]:
+    return [node for node in ast.walk(tree(module)) if isinstance(node, ast.Call)]
+
+
+WRITERS = {"write_text", "write_bytes"}
 INTO_A_FOLDER = {"export.writing", "export.formats", "stages.workers.ray", "conversion"}
 """They write into a folder that is renamed as a whole, or into a temporary one."""
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name not in INTO_A_FOLDER])
-def test_files_are_written_atomically(module: str) -> None:
+def test_files_are_written_atomically() -> None:
     """Within `with whole(…) as unfinished`; `spectrum.plan` writes to its caller's open path."""
-    for node in ast.walk(tree(module)):
-        if not isinstance(node, ast.Call):
-            continue
-        if isinstance(node.func, ast.Attribute) and node.func.attr in {"write_text", "write_bytes"}:
-            assert ast.unparse(node.func.value) == "unfinished", f"line {node.lineno}"
-        if ast.unparse(node.func) in {"save_file", "pq.write_table"} and module != "spectrum.plan":
-            assert ast.unparse(node.args[1]) in {"unfinished", "shard"}, (
-                f"line {node.lineno}"
-            )  # a shard for elsewhere, in memory
-    assert module == "utils.atomic" or '.new"' not in MODULES[module].read_text()
+
+    def partly(module: str) -> Iterable[str]:
+        for node in calls(module):
+            writes = isinstance(node.func, ast.Attribute) and node.func.attr in WRITERS
+            if writes and ast.unparse(node.func.value) != "unfinished":  # type: ignore[attr-defined]
+                yield f"line {node.lineno}"
+            saves = ast.unparse(node.func) in {"save_file", "pq.write_table"}
+            saves = saves and module != "spectrum.plan"
+            # a shard for elsewhere is written in memory
+            if saves and ast.unparse(node.args[1]) not in {"unfinished", "shard"}:
+                yield f"line {node.lineno}"
+        if module != "utils.atomic" and '.new"' in MODULES[module].read_text():
+            yield ".new"
+
+    assert offenders(partly, set(MODULES) - INTO_A_FOLDER) == {}
 
 
 READERS = {"utils.stored", "spectrum.store", "run_folder.locks", "recipe.loading", "assets"}
@@ -265,18 +288,21 @@ UNCHECKED = {
 }
 
 
-@pytest.mark.parametrize(
-    "module",
-    [name for name in MODULES if name not in READERS and not name.startswith(INPUT_READERS)],
-)
-def test_files_of_a_run_are_read_with_a_check(module: str) -> None:
+def test_files_of_a_run_are_read_with_a_check() -> None:
     """With the functions of `utils.stored`."""
-    for node in ast.walk(tree(module)):
-        if isinstance(node, ast.Call):
-            called, arguments = ast.unparse(node.func), " ".join(map(ast.unparse, node.args))
-            unchecked = called in {"json.loads", "yaml.safe_load"} and ".read_" in arguments
-            allowed = module in {"export.writing", "stages.classifiers"}
-            assert called not in UNCHECKED and (allowed or not unchecked), f"line {node.lineno}"
+
+    def unchecked(module: str) -> Iterable[str]:
+        allowed = module in {"export.writing", "stages.classifiers"}
+        for node in calls(module):
+            called = ast.unparse(node.func)
+            parses = called in {"json.loads", "yaml.safe_load"} and any(
+                ".read_" in ast.unparse(argument) for argument in node.args
+            )
+            if called in UNCHECKED or (parses and not allowed):
+                yield f"line {node.lineno}"
+
+    names = [name for name in MODULES if name not in READERS]
+    assert offenders(unchecked, [n for n in names if not n.startswith(INPUT_READERS)]) == {}
 
 
 SCRIPTS = sorted(
@@ -299,77 +325,75 @@ def defined_names(module: str) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_scripts_import_names_that_exist(script: str) -> None:
-    for node in ast.walk(ast.parse((PROJECT / script).read_text())):
-        module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
-        if module.partition(".")[0] != "discl":
-            continue
-        name = module.removeprefix("discl").removeprefix(".")
-        assert name in MODULES, f"line {node.lineno}: no module {module}"
-        known = {*defined_names(name), *discl.__all__} if not name else defined_names(name)
-        for alias in node.names:
-            submodule = f"{name}.{alias.name}".removeprefix(".")
-            assert alias.name in known or submodule in MODULES, f"line {node.lineno}: {alias.name}"
+def test_scripts_import_names_that_exist() -> None:
+    def missing(script: str) -> Iterable[str]:
+        for node in ast.walk(ast.parse((PROJECT / script).read_text())):
+            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            if module.partition(".")[0] != "discl":
+                continue
+            name = module.removeprefix("discl").removeprefix(".")
+            if name not in MODULES:
+                yield f"line {node.lineno}: no module {module}"
+                continue
+            known = {*defined_names(name), *discl.__all__} if not name else defined_names(name)
+            for alias in node.names:
+                submodule = f"{name}.{alias.name}".removeprefix(".")
+                if alias.name not in known and submodule not in MODULES:
+                    yield f"line {node.lineno}: {alias.name}"
+
+    assert offenders(missing, SCRIPTS) == {}
 
 
-def called_names(module: str) -> set[str]:
+@cache
+def called_names(module: str) -> frozenset[str]:
     """What a module calls, as written: `hash`, `torch.load`."""
-    return {ast.unparse(node.func) for node in ast.walk(tree(module)) if isinstance(node, ast.Call)}
+    return frozenset(ast.unparse(node.func) for node in calls(module))
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_nothing_is_unpickled_evaluated_or_keyed_by_the_built_in_hash(module: str) -> None:
-    assert not {name.split(".")[0] for name in imports(module)} & {
-        "pickle",
-        "cloudpickle",
-        "dill",
-        "joblib",
-        "marshal",
-        "shelve",
-    }
+PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+
+
+def test_nothing_is_unpickled_evaluated_or_keyed_by_the_built_in_hash() -> None:
     banned = {"hash", "eval", "exec", "torch.load", "np.load", "numpy.load"}
-    found = called_names(module) & banned
-    assert found == ({"torch.load"} if module == "unpickling" else set())
+
+    def unsafe(module: str) -> set[str]:
+        packages = {name.split(".")[0] for name in imports(module)}
+        return packages & PICKLES | called_names(module) & banned
+
+    assert offenders(unsafe) == {"unpickling": ["torch.load"]}
 
 
 def test_the_converter_unpickles_tensors_only() -> None:
     """With the restricted unpickler, and no module imports the one that does it."""
-    calls = [
-        node
-        for node in ast.walk(tree("unpickling"))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
-    ]
-    assert (
-        [
-            ast.unparse(word.value)
-            for call in calls
-            for word in call.keywords
-            if word.arg == "weights_only"
-        ]
-        == ["True"] * len(calls)
-        != []
-    )
+    loads = [node for node in calls("unpickling") if ast.unparse(node.func) == "torch.load"]
+    words = [word for load in loads for word in load.keywords if word.arg == "weights_only"]
+    assert [ast.unparse(word.value) for word in words] == ["True"] * len(loads) != []
     assert [module for module in MODULES if "unpickling" in inside(module)] == []
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "utils.yaml_text"])
-def test_yaml_is_read_within_limits_only(module: str) -> None:
+def test_yaml_is_read_within_limits_only() -> None:
+    """With `utils.yaml_text`. Functions of yaml are called as yaml.NAME."""
     reading = {"load", "load_all", "full_load", "unsafe_load", "safe_load", "safe_load_all"}
     reading |= {"parse", "scan", "compose", "compose_all"}
-    assert not {name for name in called_names(module) if name in {f"yaml.{n}" for n in reading}}
-    names = {
-        alias.name
-        for node in ast.walk(tree(module))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "yaml"
-        for alias in node.names
-    }
-    assert not names, "call yaml's functions as yaml.NAME"
+
+    def unlimited(module: str) -> set[str]:
+        imported = {
+            f"from yaml import {alias.name}"
+            for node in ast.walk(tree(module))
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "yaml"
+            for alias in node.names
+        }
+        return imported | called_names(module) & {f"yaml.{name}" for name in reading}
+
+    assert offenders(unlimited, set(MODULES) - {"utils.yaml_text"}) == {}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_user_input_is_not_checked_by_assert(module: str) -> None:
-    assert not [node.lineno for node in ast.walk(tree(module)) if isinstance(node, ast.Assert)]
+def test_user_input_is_not_checked_by_assert() -> None:
+    def asserted(module: str) -> list[str]:
+        nodes = (node for node in ast.walk(tree(module)) if isinstance(node, ast.Assert))
+        return [f"line {node.lineno}" for node in nodes]
+
+    assert offenders(asserted) == {}
 
 
 def test_architecture_names_every_module() -> None:

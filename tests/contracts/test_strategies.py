@@ -57,44 +57,38 @@ def build(name: str, levels: tuple[int, ...], curriculum_epochs: int = 12) -> St
     )
 
 
-@pytest.mark.parametrize("curriculum_epochs", CURRICULUM_EPOCHS)
+@pytest.fixture
+def strategies(name: str, levels: tuple[int, ...]) -> dict[int, Strategy]:
+    """The strategy by the number of its curriculum epochs."""
+    return {epochs: build(name, levels, epochs) for epochs in CURRICULUM_EPOCHS}
+
+
 def test_only_levels_that_it_was_given_and_none_twice(
-    name: str, levels: tuple[int, ...], curriculum_epochs: int
+    strategies: dict[int, Strategy], levels: tuple[int, ...]
 ) -> None:
-    strategy = build(name, levels, curriculum_epochs)
-    for epoch in range(curriculum_epochs):
-        chosen = strategy.levels(epoch, known_at(strategy, epoch, history_of(epoch + 1)))
-        assert isinstance(chosen, tuple)
-        assert set(chosen) <= set(levels)
-        assert len(set(chosen)) == len(chosen)
-        assert REAL not in chosen
+    for curriculum_epochs, strategy in strategies.items():
+        for epoch in range(curriculum_epochs):
+            chosen = strategy.levels(epoch, known_at(strategy, epoch, history_of(epoch + 1)))
+            assert isinstance(chosen, tuple)
+            assert set(chosen) <= set(levels)
+            assert len(set(chosen)) == len(chosen)
+            assert REAL not in chosen
 
 
-@pytest.mark.parametrize("curriculum_epochs", CURRICULUM_EPOCHS)
-def test_real_images_only_once_the_curriculum_is_over(
-    name: str, levels: tuple[int, ...], curriculum_epochs: int
-) -> None:
-    strategy = build(name, levels, curriculum_epochs)
-    assert all(
-        strategy.levels(epoch, known_at(strategy, epoch, history_of(epoch + 1))) == ()
-        for epoch in range(curriculum_epochs, curriculum_epochs + 20)
-    )
+def test_real_images_only_once_the_curriculum_is_over(strategies: dict[int, Strategy]) -> None:
+    for curriculum_epochs, strategy in strategies.items():
+        for epoch in range(curriculum_epochs, curriculum_epochs + 20):
+            known = known_at(strategy, epoch, history_of(epoch + 1))
+            assert strategy.levels(epoch, known) == ()
 
 
-@pytest.mark.parametrize("curriculum_epochs", CURRICULUM_EPOCHS)
-def test_every_curriculum_epoch_has_a_level_or_none_has(
-    name: str, levels: tuple[int, ...], curriculum_epochs: int
-) -> None:
-    strategy = build(name, levels, curriculum_epochs)
-    assert (
-        len(
-            {
-                bool(strategy.levels(epoch, known_at(strategy, epoch, history_of(epoch + 1))))
-                for epoch in range(curriculum_epochs)
-            }
-        )
-        == 1
-    )
+def test_every_curriculum_epoch_has_a_level_or_none_has(strategies: dict[int, Strategy]) -> None:
+    for curriculum_epochs, strategy in strategies.items():
+        chosen = [
+            strategy.levels(epoch, known_at(strategy, epoch, history_of(epoch + 1)))
+            for epoch in range(curriculum_epochs)
+        ]
+        assert all(chosen) or not any(chosen)
 
 
 def test_pure_in_epoch_and_history(name: str, levels: tuple[int, ...]) -> None:
