@@ -952,11 +952,17 @@ def test_a_clip_beside_the_others_in_a_run(
             "train": {**own, "optimizer": {"name": "adamw", "lr": 1e-3}},
         },
     }
+    methods["light"] = {
+        "objective": "logit-adjusted",
+        "fine_tune": "light",
+        "train": {**own, "optimizer": {"name": "sgd", "lr": 0.1}},
+    }
     recipe = changed(tree, methods=methods, evaluate__weight_ensembling=[0.0, 0.5, 1.0])
     discl.run(recipe, copied, amend=True)
-    assert trained == ["zero-shot", "probe", "flyp"]
+    assert trained == ["zero-shot", "probe", "flyp", "light"]
     results = json.loads((copied / "results.json").read_text())
-    assert set(results) == ROWS | {"zero-shot", "probe", "probe+la", "flyp", "flyp+la", "flyp+we"}
+    rows = {"zero-shot", "probe", "probe+la", "flyp", "flyp+la", "flyp+we", "light", "light+we"}
+    assert set(results) == ROWS | rows
     alpha = results["flyp+we"]["test"]["alpha"]
     scores = json.loads((copied / "train/flyp/we/ensemble.json").read_text())["validation_macro_f1"]
     assert (
@@ -971,6 +977,25 @@ def test_a_clip_beside_the_others_in_a_run(
         copied / "train/flyp/we", Path(tree["data"]["root"]) / "test", copied / "predictions.csv"
     )
     assert len((copied / "predictions.csv").read_text().splitlines()) == 1 + sum(COUNTS["test"])
+    for name in ("light", "light/we"):
+        stored = load_file(copied / f"train/{name}/model.safetensors")
+        assert not [each for each in stored if "mlp" in each]
+    mark = json.loads((copied / "train/light/we/ensemble.json").read_text())
+    assert mark["validation_macro_f1"][2] == pytest.approx(
+        results["light"]["validation"]["macro_f1"]
+    )
+    before = load_file(copied / "train/light/logits.safetensors")["test"]
+    discl.run(changed(recipe, evaluate__test_time_crops=5), copied, amend=True)
+    assert trained == ["zero-shot", "probe", "flyp", "light"]
+    after = load_file(copied / "train/light/logits.safetensors")["test"]
+    assert after.shape == before.shape and not torch.equal(after, before)
+    discl.predict(
+        copied / "train/light/we",
+        Path(tree["data"]["root"]) / "test",
+        copied / "light.csv",
+        base=tiny_clip,
+        crops=5,
+    )
 
 
 def test_a_batch_larger_than_the_data_is_refused_and_nothing_is_lost(

@@ -693,6 +693,38 @@ CLIP = {"architecture": "clip", "checkpoint": "owner/clip"}
             r"head: cosine and width .* architecture clip",
         ),
         ({}, {"objective": "ldam"}, r"objective ldam and head: cosine go together"),
+        ({}, {"fine_tune": "light"}, r"fine_tune: light needs a pretrained network, but resnet10"),
+        (
+            {"model": CLIP},
+            {"objective": "flyp", "fine_tune": "light"},
+            r"objective flyp trains both towers; use fine_tune: full instead of light",
+        ),
+        (
+            {"model": {**CLIP, "light": {"width": 0}}},
+            {"fine_tune": "light"},
+            r"train\.model\.light\.width.*got 0; write a whole number from 1 to 4096, or auto",
+        ),
+        (
+            {"model": {**CLIP, "light": {"adapter": "none", "width": 2}}},
+            {"fine_tune": "light"},
+            r"width \(got 2\) is of adapters, and adapter is none",
+        ),
+        (
+            {"model": {**CLIP, "light": {"head": "linear", "scale": 10}}},
+            {"fine_tune": "light"},
+            r"scale \(got 10\) is of a cosine head",
+        ),
+        (
+            {
+                "model": {
+                    "architecture": "transformers",
+                    "checkpoint": "owner/vit",
+                    "light": {"initial_head": "texts"},
+                }
+            },
+            {"fine_tune": "light"},
+            r"initial_head: texts needs a CLIP, because architecture transformers",
+        ),
         (
             {},
             {"objective": {"name": "focal", "gama": 2}},

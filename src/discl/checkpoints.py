@@ -59,6 +59,27 @@ def find_checkpoint(address: str) -> Path:
     )
 
 
+def find_stored_checkpoint(address: str) -> Path:
+    """As `find_checkpoint`, but nothing is downloaded.
+
+    For addresses that a trained classifier names, which may come from others: only a folder with a
+    config.json is opened.
+
+    Raises CheckpointError for a checkpoint that is not on this machine.
+    """
+    path = local_path(address)
+    if (path / "config.json").is_file():
+        return _checked(path, address)
+    if address.startswith("embedded:"):
+        return find_checkpoint(address)
+    if is_hub_name(address):
+        from huggingface_hub import snapshot_download
+
+        with suppress(Exception):
+            return _checked(Path(snapshot_download(address, local_files_only=True)), address)
+    raise CheckpointError(f"no checkpoint '{address}' on this machine")
+
+
 def local_path(address: str) -> Path:
     """The address as a path, with `~` expanded if that user exists."""
     try:

@@ -380,6 +380,8 @@ def predict(
     method: given.MethodName = None,
     device: given.Device = "cpu",
     unreadable: given.Unreadable = "skip",
+    base: given.Base = None,
+    crops: given.Crops = 1,
 ) -> None:
     """Classify images with a trained classifier.
 
@@ -387,7 +389,11 @@ def predict(
     """
     from .stages.predict import predict as predict_images
 
-    _echo(predict_images(run, images, out, method, device, unreadable=unreadable))
+    _echo(
+        predict_images(
+            run, images, out, method, device, unreadable=unreadable, base=base, crops=crops
+        )
+    )
 
 
 @app.command()

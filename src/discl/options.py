@@ -82,6 +82,13 @@ Device = Annotated[str, option("--device", None, "cpu, cuda, cuda:1 or mps.")]
 Unreadable = Annotated[
     str, option("--unreadable", None, "Unreadable images: skip (and name them) or error.")
 ]
+Base = Annotated[
+    str | None,
+    option("--base", "FOLDER", "Checkpoint under a light classifier, if it has moved."),
+]
+Crops = Annotated[
+    int, option("--crops", None, "Mean over 5 crops, as with evaluate.test_time_crops; default 1.")
+]
 
 Data = Annotated[
     Path, argument("FOLDER", "Folder of images by class; or a CSV, TSV or Parquet list.")

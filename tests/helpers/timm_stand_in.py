@@ -5,11 +5,14 @@ timm needs torchvision, which some test environments do not have. The tests use 
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 
@@ -34,21 +37,28 @@ class Attention(nn.Module):
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
+class Mlp(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(x)))
+
+
 class Block(nn.Module):
     def __init__(self, width: int, heads: int, init_values: float | None) -> None:
         super().__init__()
         self.norm1, self.attn = nn.LayerNorm(width, 1e-6), Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, 1e-6)
-        self.mlp = nn.Module()
-        self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.mlp = Mlp(width)
         scaled = init_values is not None
         self.ls1 = LayerScale(width, init_values) if scaled else nn.Identity()
         self.ls2 = LayerScale(width, init_values) if scaled else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.ls1(self.attn(self.norm1(x)))
-        hidden = nn.functional.gelu(self.mlp.fc1(self.norm2(x)))
-        return x + self.ls2(self.mlp.fc2(hidden))
+        return x + self.ls2(self.mlp(self.norm2(x)))
 
 
 class VisionTransformer(nn.Module):
@@ -108,3 +118,32 @@ def import_or_stand_in(monkeypatch: Any) -> Any:
         monkeypatch.setitem(sys.modules, "timm", module)
         return module
     return timm
+
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+OPTIONS = SMALL | {"init_values": 0.1, "global_pool": "avg"}
+
+
+def save(timm: Any, folder: Path, options: dict[str, Any] = OPTIONS, **changed: Any) -> Any:
+    """A folder as written by timm's `save_for_hf`, of a model of three classes."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3, **options).eval()
+    for tensor in model.parameters():
+        torch.nn.init.normal_(tensor, std=0.3)
+    folder.mkdir(exist_ok=True)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    feeding = {
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+        "input_size": [3, 224, 224],
+        "fixed_input_size": True,
+    }
+    config = {
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": 3,
+        "model_args": options,
+        "pretrained_cfg": feeding,
+    }
+    config["global_pool"] = options.get("global_pool", "token")
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    return model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,49 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from discl.curriculum.sampling import Pool, SamplingConfig
-from discl.curriculum.strategies import RealOnly
 from discl.errors import CheckpointError, TrainingError
 from discl.models.classifier import ClassifierConfig, build_classifier, load_classifier
 from discl.models.clip import ClipClassifier, interpolate
-from discl.recipe import Train
 from discl.stages.classifiers import (
     describe_classifier,
     describe_training,
     ensemble_weights,
     starter_of,
 )
-from discl.training.image_cache import ImageCache
 from discl.training.inference import predict_logits
-from discl.training.loop import TrainingJob, TrainSettings, train_classifier
 from discl.training.objectives import contrastive, make_objective
 from discl.training.optim import make_optimizer
 from discl.training.step import StepConfig, TrainState
-
-NAMES = ("boot", "shirt", "coat")
-
-
-def make_train(clip: Path | str, **changed: Any) -> Train:
-    return Train.model_validate(
-        {
-            "epochs": 3,
-            "curriculum_epochs": 0,
-            "batch_size": 6,
-            "image_size": 32,
-            "augment": [],
-            "precision": "float32",
-            "model": {
-                "architecture": "clip",
-                "checkpoint": str(clip),
-                "templates": ["a photo of {class}.", "{class} in the wild."],
-            },
-            "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.2, "warm_up_steps": 2},
-            **changed,
-        }
-    )
+from helpers.tuning import NAMES, make_samples, make_train, train_real
 
 
 def start(
@@ -63,18 +35,6 @@ def start(
     model = starter_of(config, make_train(clip), {"coat": "warm coat"})()
     assert isinstance(model, ClipClassifier)
     return model, config
-
-
-def make_samples() -> tuple[Pool, ImageCache]:
-    pictures = []
-    labels = np.arange(12) % 3
-    for label in labels:
-        shade = np.random.default_rng(len(pictures)).integers(0, 90, (32, 32, 3)) + 80 * int(label)
-        buffer = io.BytesIO()
-        Image.fromarray(shade.astype(np.uint8)).save(buffer, "PNG")
-        pictures.append({"image": {"bytes": buffer.getvalue(), "path": None}})
-    no = np.zeros(12, bool)
-    return Pool(labels, np.full(12, 100), no, no, NAMES), ImageCache([pictures], 32)
 
 
 def tune(
@@ -87,31 +47,6 @@ def tune(
         settings = replace(settings, **stop)
     train_real(folder, objective, config, settings, make_model=starter_of(config, train))
     return load_classifier(folder)
-
-
-def train_real(
-    folder: Path,
-    objective: str,
-    config: ClassifierConfig,
-    settings: TrainSettings,
-    *,
-    on_epoch: Any = lambda record: None,
-    **more: Any,
-) -> None:
-    """Trains on the real samples alone; `more` are fields of the job."""
-    pool, pixels = make_samples()
-    job = TrainingJob(
-        pool,
-        pixels,
-        RealOnly(),
-        SamplingConfig(None, 0.0),
-        objective=objective,
-        class_counts=pool.real_counts,
-        classifier=config,
-        settings=settings,
-        **more,
-    )
-    train_classifier(job, folder, on_epoch=on_epoch)
 
 
 def same(model: nn.Module, other: nn.Module, prefix: str = "") -> bool:

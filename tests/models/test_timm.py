@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +13,14 @@ from discl.errors import CheckpointError
 from discl.models.classifier import load_classifier, save_classifier
 from discl.recipe import Train
 from discl.stages.classifiers import describe_classifier, starter_of
-from helpers.timm_stand_in import import_or_stand_in
+from helpers.timm_stand_in import OPTIONS, SMALL, import_or_stand_in, save
 
 NAMES = ("boot", "shirt", "coat")
-SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
-OPTIONS = SMALL | {"init_values": 0.1, "global_pool": "avg"}
 
 
 @pytest.fixture
 def timm(monkeypatch: pytest.MonkeyPatch) -> Any:
     return import_or_stand_in(monkeypatch)
-
-
-def save(timm: Any, folder: Path, options: dict[str, Any] = OPTIONS, **changed: Any) -> Any:
-    """A folder as written by timm's `save_for_hf`, of a model of three classes."""
-    torch.manual_seed(0)
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=3, **options).eval()
-    for tensor in model.parameters():
-        torch.nn.init.normal_(tensor, std=0.3)
-    folder.mkdir(exist_ok=True)
-    save_file(model.state_dict(), folder / "model.safetensors")
-    feeding = {
-        "mean": [0.5] * 3,
-        "std": [0.25] * 3,
-        "input_size": [3, 224, 224],
-        "fixed_input_size": True,
-    }
-    config = {
-        "architecture": "vit_tiny_patch16_224",
-        "num_classes": 3,
-        "model_args": options,
-        "pretrained_cfg": feeding,
-    }
-    config["global_pool"] = options.get("global_pool", "token")
-    (folder / "config.json").write_text(json.dumps(config | changed))
-    return model
 
 
 def training(folder: Path) -> Train:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from ..utils.stored import (
     write_text,
 )
 from .clip import ClipClassifier
+from .heads import CosineHead
+from .light import LightClassifier, check_light, find_base, read_base
 from .pretrained import TimmClassifier, TransformersClassifier
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -58,6 +61,7 @@ class ClassifierConfig:
     - `backbone`: the network of a checkpoint, so that a saved classifier does not need it.
     - `depth`: black and white of grey images of more than 8 bits, as in `Depth.plain`, if it was
       trained on them.
+    - `light`: adapters, head and base of a `LightClassifier`, as in `check_light`.
     """
 
     architecture: str
@@ -71,6 +75,7 @@ class ClassifierConfig:
     head: str = "linear"
     backbone: Mapping[str, Any] | None = None
     depth: Mapping[str, Any] | None = None
+    light: Mapping[str, Any] | None = None
 
 
 class BasicBlock(nn.Module):
@@ -129,17 +134,6 @@ class Bottleneck(nn.Module):
         return F.relu(
             self.bn3(self.conv3(y)) + (x if self.downsample is None else self.downsample(x))
         )
-
-
-class CosineHead(nn.Module):
-    """Cosines of features and one vector per class, `[batch, classes]` (LDAM, arXiv 1906.07413)."""
-
-    def __init__(self, channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(num_classes, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
 
 
 class ResNet(nn.Module):
@@ -208,6 +202,9 @@ class ResNet(nn.Module):
 def build_classifier(config: ClassifierConfig) -> nn.Module:
     """The network of a configuration, initialised from torch's random state."""
     classes = len(config.class_names)
+    if config.light is not None:
+        backbone = config.backbone or {}
+        return LightClassifier(config.architecture, backbone, config.light, classes)
     if config.architecture == "clip":
         return ClipClassifier(dict(config.backbone or {}), classes)
     if config.architecture == "transformers":
@@ -238,7 +235,7 @@ def normalise(pixels: Tensor, config: ClassifierConfig) -> Tensor:
 def save_classifier(
     model: nn.Module, config: ClassifierConfig, folder: Path, fingerprint: str = ""
 ) -> None:
-    """Writes `model.safetensors` and `config.json`.
+    """Writes `model.safetensors` and `config.json`; of light tuning the light part alone.
 
     - `fingerprint`: identifies the data and settings of the training; stored with the weights for
       `check_classifier`.
@@ -249,7 +246,9 @@ def save_classifier(
     model.eval()  # a CLIP that learns from texts rebuilds its head
     make_folder(folder)
     write_config(config, folder)
-    metadata = {"fingerprint": fingerprint} if fingerprint else None
+    metadata = {"fingerprint": fingerprint} if fingerprint else {}
+    if config.light is not None:
+        metadata["base"] = str(config.light["base"])
     save_tensors(model.state_dict(), folder / paths.WEIGHTS, metadata)
     model.train(training)
 
@@ -257,8 +256,9 @@ def save_classifier(
 def write_config(config: ClassifierConfig, folder: Path) -> None:
     """Writes `config.json`."""
     plain = asdict(config)
-    if config.depth is None:
-        del plain["depth"]
+    for later in ("depth", "light"):
+        if plain[later] is None:
+            del plain[later]
     write_text(folder / paths.CONFIG, json.dumps(plain, indent=2, ensure_ascii=False))
 
 
@@ -304,12 +304,17 @@ def first_cause(error: Exception) -> str:
     return " ".join(line.strip() for line in str(error).splitlines()[:2])[:500]
 
 
-def load_classifier(folder: Path) -> tuple[nn.Module, ClassifierConfig]:
+def load_classifier(
+    folder: Path, base: str | Path | None = None
+) -> tuple[nn.Module, ClassifierConfig]:
     """A trained classifier in evaluation mode, and its configuration.
 
     - `folder`: a folder with `model.safetensors` and `config.json`, as `RUN/train/METHOD`.
+    - `base`: of a classifier with `fine_tune: light`, the checkpoint that it was tuned over, if it
+      is no longer where it was. It is identified by its digest.
 
-    Raises CheckpointError where the folder holds no classifier of discl.
+    Raises CheckpointError where the folder holds no classifier of discl, and where the base is
+    missing or another one.
 
     ```python
     import discl
@@ -319,19 +324,49 @@ def load_classifier(folder: Path) -> tuple[nn.Module, ClassifierConfig]:
     ```
     """
     folder = Path(folder)
-    try:
+    with _classifier_of(folder):
         config = read_config(folder)
         _check_config(config)
         check_configuration(folder, config.backbone)
-        weights = paths.WEIGHTS
-        check_extent(folder, asdict(config), lambda: build_classifier(config), weights)
+    if config.light is not None:
+        try:
+            of_base = find_base(config.light, base)
+        except CheckpointError as error:
+            raise CheckpointError(f"'{folder}': {error.args[0]}", argument="base") from error
+    with _classifier_of(folder):
+        if config.light is not None:
+            check_extent(of_base, asdict(config), lambda: build_classifier(config))
+        else:
+            check_extent(folder, asdict(config), lambda: build_classifier(config), paths.WEIGHTS)
         model = build_classifier(config)
-        model.load_state_dict(read_tensors(folder / weights, TRAINED_AGAIN))
+        if isinstance(model, LightClassifier):
+            _check_base(folder, config)
+            model.load_base(read_base(of_base, config.architecture, config.backbone or {}))
+        model.load_state_dict(read_tensors(folder / paths.WEIGHTS, TRAINED_AGAIN))
+    return model.eval(), config
+
+
+@contextmanager
+def _classifier_of(folder: Path) -> Iterator[None]:
+    """Turns errors of reading a classifier into CheckpointErrors that name its folder."""
+    try:
+        yield
     except Exception as error:
         raise CheckpointError(
             f"'{folder}' holds no classifier of discl: {first_cause(error)}"
         ) from error
-    return model.eval(), config
+
+
+def _check_base(folder: Path, config: ClassifierConfig) -> None:
+    """Raises CheckpointError where the weights were tuned over another base than config.json."""
+    stated = (config.light or {})["base"]
+    _, metadata = read_header(folder / paths.WEIGHTS, TRAINED_AGAIN)
+    found = metadata.get("base")
+    if found != stated:
+        raise CheckpointError(
+            f"its weights were tuned over the base of digest {found}, and its {paths.CONFIG} names "
+            f"{stated}."
+        )
 
 
 def _check_config(config: ClassifierConfig) -> None:
@@ -340,6 +375,8 @@ def _check_config(config: ClassifierConfig) -> None:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 100_000:
             raise ValueError(f"{name} is {value!r:.80}")
+    if config.light is not None:
+        check_light(config.light)
     for name in ("mean", "std"):
         values = getattr(config, name)
         numbers = [each for each in values if isinstance(each, int | float) and abs(each) < 1e6]

@@ -146,6 +146,41 @@ class ClipClassifier(nn.Module):
         self.rebuild_head()
 
 
+class ClipTower(nn.Module):
+    """The image tower of a CLIP without its projection, initialised at random.
+
+    - `settings`: those of transformers' `CLIPVisionConfig` as plain values.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        from transformers import CLIPVisionConfig, CLIPVisionModel
+
+        super().__init__()
+        with building():
+            self.model: Any = CLIPVisionModel(CLIPVisionConfig(**settings))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features `[batch, channels]` of normalised pixels `[batch, 3, h, w]`."""
+        return self.model(pixel_values=x).pooler_output
+
+
+def tower_of(clip: Any) -> dict[str, Tensor]:
+    """The weights of the image tower of a CLIP, for `LightClassifier.load_base`."""
+    return {f"model.{name}": each for name, each in clip.vision_model.state_dict().items()}
+
+
+def read_clip_tower(folder: Path) -> dict[str, Tensor]:
+    """The weights of the image tower of a CLIP folder, as `tower_of`.
+
+    Raises CheckpointError for missing or surplus weights.
+    """
+    from transformers import CLIPModel
+
+    check_unquantised(folder)
+    with loading(folder, "a CLIP"):
+        return tower_of(load_model(CLIPModel, folder, torch.float32))
+
+
 def tokenize(folder: Path, texts: Mapping[str, Sequence[str]]) -> Tensor:
     """Tokens of class prompts, int64 `[classes, prompts, length]`.
 

@@ -9,9 +9,11 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
+    model_validator,
 )
 
 from ..assets import published_figures
+from ..errors import RecipeError
 from .types import Seed, Strict, without_default
 
 
@@ -39,10 +41,33 @@ class Evaluate(Strict):
         description="clip: candidate fractions α of the tuned weights, chosen on validation; "
         "empty: no row METHOD+we",
     )
+    test_time_crops: Literal[1, 5] = Field(
+        1,
+        description="5: the logits of an image are the mean over the centre and the four corners "
+        "of a larger square",
+    )
+    test_time_margin: int | None = Field(
+        None,
+        ge=1,
+        le=8192,
+        description="5 crops: side of the larger square less train.image_size; null: 24 per 224 "
+        "pixels",
+    )
 
     @model_serializer(mode="wrap")
     def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_default(write(self), tau_normalisation=[])
+        return without_default(
+            write(self), tau_normalisation=[], test_time_crops=1, test_time_margin=None
+        )
+
+    @model_validator(mode="after")
+    def _margin_of_crops(self) -> Evaluate:
+        if self.test_time_margin is not None and self.test_time_crops == 1:
+            raise RecipeError(
+                f"evaluate.test_time_margin = {self.test_time_margin} is of five crops, and "
+                "evaluate.test_time_crops is 1; set it to 5, or remove the margin."
+            )
+        return self
 
 
 Space = dict[str, Annotated[list[Any], Field(min_length=1)]]

@@ -131,10 +131,10 @@ class Method(Strict):
         description="another system: cuda, docl, ldmlr, a mapping such as {name: cuda, threshold: "
         "0.4}, or module:Class (--allow-plugins)",
     )
-    fine_tune: Literal["full", "linear-probe", "lp-ft", "zero-shot"] = Field(
+    fine_tune: Literal["full", "linear-probe", "lp-ft", "light", "zero-shot"] = Field(
         "full",
-        description="trained part of the network; lp-ft: the head first, then all; zero-shot: "
-        "nothing",
+        description="trained part of the network; lp-ft: the head first, then all; light: adapters "
+        "and the head, see train.model.light; zero-shot: nothing",
     )
     mixture: Mixture | None = Field(
         None,

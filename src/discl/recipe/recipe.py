@@ -280,7 +280,7 @@ def _check_fine_tuning(name: str, method: Method, train: Train) -> None:
             f"methods.{name}: mixup and cutmix cannot be used with objective {FLYP}, because "
             "an image has one text; set them to 0."
         )
-    if method.fine_tune in {"linear-probe", "lp-ft"} and (
+    if method.fine_tune in {"linear-probe", "lp-ft", "light"} and (
         architecture in ARCHITECTURES or not train.model.pretrained
     ):
         raise RecipeError(

@@ -8,6 +8,7 @@ from pydantic import (
     AfterValidator,
     Field,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -30,6 +31,52 @@ def _positive(value: Channels) -> Channels:
             "most 10."
         )
     return value
+
+
+class Light(Strict):
+    """What `fine_tune: light` trains beside a frozen vision transformer."""
+
+    adapter: Literal["adaptformer", "lora", "none"] = Field(
+        "adaptformer",
+        description="in every block of the image tower: a bottleneck beside the MLP, low-rank "
+        "updates of q and v, or nothing",
+    )
+    width: int | Literal["auto"] = Field(
+        "auto",
+        description="channels of a bottleneck, or rank of LoRA; auto: 2^⌊log2(classes / (2 · "
+        "blocks))⌋, at least 1",
+    )
+    head: Literal["cosine", "linear"] = Field(
+        "cosine",
+        description="cosine: scale · cosine of features and class vectors; linear: weights and "
+        "biases over the features as they are",
+    )
+    initial_head: Literal["texts", "class-means", "random"] | None = Field(
+        None,
+        description="initial vector of each class: its text, the mean of its training images, or "
+        "random; null: texts for a CLIP, otherwise class-means",
+    )
+    scale: float = Field(25.0, gt=0, le=1000, description="cosine: factor of the cosines")
+
+    @field_validator("width", mode="after")
+    @classmethod
+    def _width_is_positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and not 1 <= value <= 4096:
+            raise RecipeError(f"got {value}; write a whole number from 1 to 4096, or auto.")
+        return value
+
+    @model_validator(mode="after")
+    def _what_goes_together(self) -> Light:
+        if self.adapter == "none" and self.width != "auto":
+            raise RecipeError(
+                f"width (got {self.width}) is of adapters, and adapter is none; remove one of them."
+            )
+        if self.head == "linear" and self.scale != Light.model_fields["scale"].default:
+            raise RecipeError(
+                f"scale (got {self.scale:g}) is of a cosine head, and head is linear; remove one "
+                "of them."
+            )
+        return self
 
 
 class Model(Strict):
@@ -57,6 +104,11 @@ class Model(Strict):
         le=4096,
         description="channels of the first stage; null: the default of the architecture",
     )
+    light: Light = Light()
+
+    @model_serializer(mode="wrap")
+    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_default(write(self), light=Light().model_dump())
 
     @model_validator(mode="after")
     def _checkpoint_where_one_is_needed(self) -> Model:
@@ -81,7 +133,19 @@ class Model(Strict):
                 "architecture clip needs pretrained weights, because its head is made of its "
                 "texts; remove pretrained."
             )
+        if self.light.initial_head == "texts" and self.architecture != "clip":
+            raise RecipeError(
+                f"light.initial_head: texts needs a CLIP, because architecture {self.architecture} "
+                "has no text tower; use class-means or random."
+            )
         return self
+
+    @property
+    def initial_head(self) -> str:
+        """What the head of light tuning starts from: texts, class-means or random."""
+        return self.light.initial_head or (
+            "texts" if self.architecture == "clip" else "class-means"
+        )
 
 
 class Optimizer(Strict):

@@ -47,6 +47,7 @@ CHECKPOINT = "checkpoint.safetensors"
 BEST = "best"
 LOGITS = "logits.safetensors"
 ENSEMBLE = "we"
+START = "start.safetensors"
 ENSEMBLE_MARK = "ensemble.json"
 WANDB = "wandb.txt"
 

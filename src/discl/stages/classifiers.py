@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import checkpoint_digest, find_checkpoint
+from ..checkpoints import checkpoint_digest, find_checkpoint, local_path
 from ..curriculum import schedule
-from ..errors import CheckpointError
+from ..errors import CheckpointError, RecipeError, arguments_named
 from ..models.classifier import ARCHITECTURES, ClassifierConfig, build_classifier
 from ..models.clip import (
     ClipClassifier,
@@ -21,6 +21,13 @@ from ..models.clip import (
     interpolate,
     read_clip_settings,
     tokenize,
+    tower_of,
+)
+from ..models.light import (
+    LightClassifier,
+    light_settings,
+    read_base,
+    text_vectors,
 )
 from ..models.pretrained import (
     read_normalisation,
@@ -49,15 +56,19 @@ def describe_classifier(
     class_names: tuple[str, ...],
     names: Mapping[str, str] | None = None,
     objective: str = "cross-entropy",
+    fine_tune: str = "full",
 ) -> ClassifierConfig:
     """Returns the network and the input that a recipe's section `train` describes.
 
     - `names`: class names to use in texts, by class name.
+    - `fine_tune`: of the method; `light` builds a frozen tower with adapters.
 
-    Raises CheckpointError for a checkpoint of another family, or for images of another size than
-    `train.image_size`.
+    Raises CheckpointError for a checkpoint of another family, for images of another size than
+    `train.image_size`, and for light tuning of a network without the layers that it needs.
     """
     config = _describe(train, class_names, names, objective)
+    if fine_tune == "light":
+        config = _describe_light(config, train, names or {})
     return replace(config, mean=train.mean or config.mean, std=train.std or config.std)
 
 
@@ -104,6 +115,36 @@ def _describe_clip(
     return replace(config, resize=train.resize or side, mean=mean, std=std, backbone=backbone)
 
 
+def _describe_light(
+    config: ClassifierConfig, train: Train, names: Mapping[str, str]
+) -> ClassifierConfig:
+    """The configuration with a frozen tower, adapters and a head over its features."""
+    if train.model.initial_head == "texts":
+        _check_texts(config.class_names, names)
+    address, wanted = str(train.model.checkpoint), train.model.light
+    backbone = dict(config.backbone or {})
+    if config.architecture == "clip":
+        backbone = {"vision_config": backbone["vision_config"]}
+    with arguments_named(adapter="train.model.light.adapter"):
+        light = light_settings(
+            config.architecture,
+            backbone,
+            classes=len(config.class_names),
+            image_size=config.image_size,
+            adapter=wanted.adapter,
+            width=wanted.width,
+            head=wanted.head,
+            scale=wanted.scale,
+        )
+    folder = find_checkpoint(address)
+    own = address.startswith("embedded:") or not local_path(address).exists()
+    light |= {
+        "base": checkpoint_digest(folder),
+        "checkpoint": address if own else str(folder.resolve()),
+    }
+    return replace(config, backbone=backbone, light=light)
+
+
 def _describe_timm(
     config: ClassifierConfig, folder: Path, mean: Numbers, std: Numbers
 ) -> ClassifierConfig:
@@ -128,12 +169,21 @@ def _check_size(kind: str, folder: Path, own: int, size: int) -> None:
 
 
 def starter_of(
-    config: ClassifierConfig, train: Train, names: Mapping[str, str] | None = None
+    config: ClassifierConfig,
+    train: Train,
+    names: Mapping[str, str] | None = None,
+    class_means: Callable[[nn.Module], Tensor] | None = None,
 ) -> Callable[[], nn.Module]:
-    """Returns a function that makes the initial network, pretrained if the recipe says so."""
+    """Returns a function that makes the initial network, pretrained if the recipe says so.
+
+    - `class_means`: returns the mean features of each class, `[classes, channels]`, by a network
+      from pixels to features; for light tuning whose head starts from them.
+    """
 
     def start() -> nn.Module:
         model: Any = build_classifier(config)
+        if isinstance(model, LightClassifier):
+            return _start_light(model, config, train, names, class_means)
         if train.model.checkpoint is not None and train.model.pretrained:
             folder = find_checkpoint(train.model.checkpoint)
             if isinstance(model, ClipClassifier):
@@ -145,6 +195,42 @@ def starter_of(
         return model
 
     return start
+
+
+def _check_texts(class_names: Sequence[str], names: Mapping[str, str]) -> None:
+    """Raises RecipeError for a class without a name to make its text of."""
+    for name in class_names:
+        if not names.get(name, name).strip():
+            raise RecipeError(
+                f"class '{name}' has no name to make its text of, and light.initial_head is texts; "
+                "name it in prompts.names, or use class-means or random.",
+                argument="prompts.names",
+            )
+
+
+def _start_light(
+    model: LightClassifier,
+    config: ClassifierConfig,
+    train: Train,
+    names: Mapping[str, str] | None,
+    class_means: Callable[[nn.Module], Tensor] | None,
+) -> LightClassifier:
+    """Loads the frozen tower, and starts the head from texts, class means or at random."""
+    folder, vectors = find_checkpoint(str(train.model.checkpoint)), None
+    if config.architecture == "clip" and train.model.initial_head == "texts":
+        tokens = _tokens(folder, train, config.class_names, names)
+        shape = {"prompts": tokens.shape[1], "prompt_length": tokens.shape[2], "rebuild": False}
+        clip = ClipClassifier({**read_clip_settings(folder), **shape}, len(config.class_names))
+        clip.load_pretrained(folder, tokens)
+        model.load_base(tower_of(clip.clip))
+        vectors = text_vectors(clip)
+    else:
+        model.load_base(read_base(folder, config.architecture, config.backbone or {}))
+    if train.model.initial_head == "class-means" and class_means is not None:
+        vectors = class_means(model.tower)
+    if vectors is not None:
+        model.set_head(vectors)
+    return model
 
 
 def checkpoint_identity(train: Train) -> str | None:
@@ -167,7 +253,7 @@ def describe_training(
 ) -> TrainSettings:
     """Returns how a method is trained.
 
-    - `fine_tune`: full, linear-probe, lp-ft or zero-shot, which has no epoch at all.
+    - `fine_tune`: full, linear-probe, lp-ft, light, or zero-shot, which has no epoch at all.
     - `real_images`: real training images, which an epoch of the default length has once.
     - `finish`: the last epochs; with `head_only` they have a learning rate of their own.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import shutil
@@ -18,19 +19,31 @@ from torch import Tensor, nn
 from ..data import ImageTable
 from ..errors import CheckpointError
 from ..evaluation import metrics
-from ..models.classifier import ClassifierConfig, load_classifier, save_classifier
+from ..models.classifier import (
+    TRAINED_AGAIN,
+    ClassifierConfig,
+    load_classifier,
+    save_classifier,
+)
 from ..recipe import Method
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..training.image_cache import ImageCache
-from ..training.inference import predict_logits
+from ..training.inference import predict_logits, side_of_crops
 from ..training.objectives import FLYP, adjust_logits, make_objective, normalise_head
 from ..utils.console import progress
 from ..utils.plugins import is_address
-from ..utils.stored import read_json, read_tensors, save_tensors, write_text
+from ..utils.stored import read_json, read_tensors, reading, save_tensors, write_text
 from .classifiers import ensemble_weights, starter_of
 from .resize_data import prepared_table
-from .trained import is_ensemble, is_measured, read_note, trained_on, whole_history
+from .trained import (
+    describe_crops,
+    is_ensemble,
+    is_measured,
+    read_note,
+    trained_on,
+    whole_history,
+)
 
 
 def evaluate(run: Run) -> Path:
@@ -87,7 +100,7 @@ def measure_classifiers(run: Run) -> None:
     for name in run.recipe.methods:
         folder, fingerprint = run.path(paths.TRAIN) / name, trained_on(run, name) or ""
         if not is_measured(run, folder, fingerprint):
-            classifier = load_classifier(folder)
+            classifier = _load(run, name, folder)
             _measure_classifier(
                 run, name, *classifier, folder=folder, decode=decode, fingerprint=fingerprint
             )
@@ -95,10 +108,22 @@ def measure_classifiers(run: Run) -> None:
             _ensemble(run, name, decode, labels, fingerprint)
 
 
+def _load(run: Run, name: str, folder: Path) -> tuple[nn.Module, ClassifierConfig]:
+    """A method's classifier; the base of light tuning is where the recipe says."""
+    light = run.recipe.methods[name].fine_tune == "light"
+    return load_classifier(folder, run.recipe.training(name).model.checkpoint if light else None)
+
+
+def _side(run: Run, config: ClassifierConfig) -> int:
+    """Side of the squares that evaluation takes its crops from."""
+    chosen = run.recipe.evaluate
+    return side_of_crops(config, chosen.test_time_crops, chosen.test_time_margin)
+
+
 def _is_ensembled(run: Run, name: str) -> bool:
     """Whether a method is a tuned CLIP and the recipe wants ensembles."""
     clip = run.recipe.training(name).model.architecture == "clip"
-    tuned = run.recipe.methods[name].fine_tune in {"full", "lp-ft"}
+    tuned = run.recipe.methods[name].fine_tune in {"full", "lp-ft", "light"}
     return clip and tuned and bool(run.recipe.evaluate.weight_ensembling)
 
 
@@ -131,8 +156,8 @@ def _measure_classifier(
     They are in float32 whatever the precision of training: in bfloat16 the highest logits of many
     images are equal.
     """
-    logits = {}
-    for split, pixels in decode(config.resize).items():
+    logits, crops = {}, run.recipe.evaluate.test_time_crops
+    for split, pixels in decode(_side(run, config)).items():
         with progress(f"evaluate {name} on {split}", len(pixels)) as advance:
             logits[split] = predict_logits(
                 model.to(run.device),
@@ -141,10 +166,12 @@ def _measure_classifier(
                 config,
                 device=run.device,
                 workers=run.recipe.runtime.workers,
+                crops=crops,
                 on_progress=advance,
             )
-    metadata = {"fingerprint": fingerprint} if fingerprint else None
-    save_tensors(logits, folder / paths.LOGITS, metadata)
+    metadata = {"fingerprint": fingerprint} if fingerprint else {}
+    metadata |= describe_crops(run)
+    save_tensors(logits, folder / paths.LOGITS, metadata or None)
 
 
 def _ensemble(
@@ -164,14 +191,16 @@ def _ensemble(
     mark = folder / paths.ENSEMBLE_MARK
     if is_ensemble(run, folder, alphas, fingerprint):
         return
-    tuned, config = load_classifier(folder.parent)
-    pretrained = starter_of(config, run.recipe.training(name), run.recipe.prompts.names)()
-    pixels = decode(config.resize).get("validation")
+    tuned, config = _load(run, name, folder.parent)
+    pretrained = _start_of(run, name, tuned, config)
+    pixels = decode(_side(run, config)).get("validation")
+    crops = run.recipe.evaluate.test_time_crops
 
     def measure(model: nn.Module) -> float:
         if pixels is None or labels is None:
             return 0.0
-        logits = predict_logits(model, pixels, np.arange(len(pixels)), config, device=run.device)
+        rows = np.arange(len(pixels))
+        logits = predict_logits(model, pixels, rows, config, device=run.device, crops=crops)
         return metrics.macro_f1(
             metrics.confusion_matrix(logits.argmax(1), labels, len(config.class_names))
         )
@@ -190,6 +219,16 @@ def _ensemble(
             {"alpha": alpha, "alphas": alphas, "validation_macro_f1": list(figures.values())}
         ),
     )
+
+
+def _start_of(run: Run, name: str, tuned: nn.Module, config: ClassifierConfig) -> nn.Module:
+    """The network before its training; of light tuning the kept start of the light part."""
+    if config.light is None:
+        return starter_of(config, run.recipe.training(name), run.recipe.prompts.names)()
+    start, kept = copy.deepcopy(tuned), run.path(paths.TRAIN) / name / paths.START
+    with reading(kept, TRAINED_AGAIN):
+        start.load_state_dict(read_tensors(kept, TRAINED_AGAIN))
+    return start
 
 
 def _read_ensemble(run: Run, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -252,7 +291,7 @@ def _normalised_rows(
     if own is None and (not taus or rebuilt or _is_corrected(run, name, method)):
         return {}
     with suppress(CheckpointError):  # a network of transformers without a separate head
-        head = getattr(load_classifier(run.path(paths.TRAIN) / name)[0], "head", None)
+        head = getattr(_load(run, name, run.path(paths.TRAIN) / name)[0], "head", None)
         if isinstance(head, nn.Linear):
             normalised = partial(normalise_head, weight=head.weight.detach(), bias=_bias_of(head))
             tau = own

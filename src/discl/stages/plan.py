@@ -93,7 +93,7 @@ def check_models(run: Run, stage: str) -> None:
     for name, method in run.recipe.methods.items():
         train = run.recipe.training(name)
         if train.model.checkpoint is not None:
-            describe_classifier(train, ("a", "b"), None, method.loss.name)
+            describe_classifier(train, ("a", "b"), None, method.loss.name, method.fine_tune)
 
 
 def make_plan(run: Run, *, for_training: bool = True) -> Path:

@@ -24,7 +24,7 @@ from ..escaping import for_csv, one_line
 from ..evaluation.metrics import softmax_rows
 from ..models.classifier import ClassifierConfig, load_classifier
 from ..run_folder.paths import RECIPE, TRAIN, WEIGHTS
-from ..training.inference import logits_of
+from ..training.inference import logits_of, side_of_crops
 from ..utils.atomic import whole
 from ..utils.counts import count_be
 from ..utils.logging import get_logger
@@ -79,6 +79,8 @@ def predict(
     device: str = "cpu",
     on_progress: Callable[[int], None] = lambda count: None,
     unreadable: str = "skip",
+    base: Path | str | None = None,
+    crops: int = 1,
 ) -> Path:
     """Writes the predictions of a trained classifier as CSV and returns the path.
 
@@ -94,6 +96,8 @@ def predict(
     - `device`: for example `cpu` or `cuda`.
     - `on_progress`: called with the number of images of each batch.
     - `unreadable`: `skip` leaves out unreadable images and names them; `error` stops at the first.
+    - `base`: the checkpoint under a classifier with `fine_tune: light`, if it has moved.
+    - `crops`: 5 for the mean over five crops, as with `evaluate.test_time_crops: 5`.
 
     Raises DataError where no image is found or readable. Raises RunError for an unknown device,
     method or value, and where `out` cannot be written.
@@ -107,18 +111,20 @@ def predict(
     where, target = Path(images), Path(out)
     if unreadable not in UNREADABLE:
         raise RunError(unknown("value of unreadable", unreadable, UNREADABLE))
+    if crops not in (1, 5):
+        raise RunError(f"crops is 1 (the centre) or 5 (with the corners); got {crops}.")
     if not where.exists():
         raise DataError(f"'{where}' does not exist; name an image or a folder of images.")
     if not _device_exists(device):
         raise RunError(f"this machine has no device '{device}'; use --device cpu.")
     with _table(target) as stream:  # first, so that an unwritable file stops before the work
-        model, config = load_classifier(find_classifier(Path(run), method))
+        model, config = load_classifier(find_classifier(Path(run), method), base)
         writer = csv.writer(stream)
         writer.writerow(["image", "prediction", "probability", *map(for_csv, config.class_names)])
-        search = _Search(where, config)
+        search = _Search(where, config, side_of_crops(config, crops))
         model = model.to(device)
         for names, squares in search.batches(unreadable):
-            logits = logits_of(model, squares, config, device=device)
+            logits = logits_of(model, squares, config, device=device, crops=crops)
             rows = zip(names, softmax_rows(logits).numpy(), strict=True)
             writer.writerows(_row(name, row, config.class_names) for name, row in rows)
             on_progress(len(names))
@@ -129,8 +135,8 @@ def predict(
 class _Search:
     """Decodes the images of a file or folder batch by batch, and records what is left out."""
 
-    def __init__(self, where: Path, config: ClassifierConfig) -> None:
-        self.where, self.size = where, config.resize
+    def __init__(self, where: Path, config: ClassifierConfig, size: int) -> None:
+        self.where, self.size = where, size
         self.folder = (where if where.is_dir() else where.resolve().parent).absolute()
         self.gate = Gate(roots_of(self.folder))
         self.left_out, self.broken, self.read = LeftOut(), list[str](), 0

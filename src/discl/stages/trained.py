@@ -49,6 +49,15 @@ REDEFINED = {
 """Strategies that drew other samples in an earlier version; their classifiers are trained again."""
 
 
+def describe_crops(run: Run) -> dict[str, str]:
+    """Metadata of logits: which crops they are of; empty for the centre alone."""
+    chosen = run.recipe.evaluate
+    if chosen.test_time_crops == 1:
+        return {}
+    margin = "auto" if chosen.test_time_margin is None else str(chosen.test_time_margin)
+    return {"crops": f"{chosen.test_time_crops}, margin {margin}"}
+
+
 def is_measured(run: Run, folder: Path, fingerprint: str) -> bool:
     """Whether a folder holds a classifier's own logits of every split, intact."""
     path, classes = folder / paths.LOGITS, len(run.train.class_names)
@@ -61,6 +70,8 @@ def is_measured(run: Run, folder: Path, fingerprint: str) -> bool:
         shapes, metadata = read_header(path)
         if shapes != wanted or metadata.get("fingerprint", fingerprint) != fingerprint:
             raise broken(path, "holds the logits of other images or of another classifier")
+        if metadata.get("crops") != describe_crops(run).get("crops"):
+            return False
     except BrokenFileError as error:
         logger.warning(f"{str(error).removesuffix(f' {AGAIN}')} The classifier is measured again.")
         return False
@@ -86,7 +97,7 @@ def classifier_config(run: Run, name: str) -> ClassifierConfig:
     """Returns the network and the input of a method's classifier."""
     train, method = run.recipe.training(name), run.recipe.methods[name]
     config = describe_classifier(
-        train, run.train.class_names, run.recipe.prompts.names, method.loss.name
+        train, run.train.class_names, run.recipe.prompts.names, method.loss.name, method.fine_tune
     )
     depth = run.train.depth
     return config if depth is None else replace(config, depth=depth.plain())
@@ -113,6 +124,7 @@ def fingerprint(run: Run, name: str, method: Method, added: Dataset) -> str:
         dict(sorted(run.recipe.prompts.names.items())) if train.model.architecture == "clip" else {}
     )
     own = _own_sources(method, run.allow_plugins)
+    unused = {"checkpoint"} if method.fine_tune == "light" else {"checkpoint", "light"}
     rounds = (
         [list(added["round"]), train.curriculum_epochs, held_out_sources(run)]
         if name == learner_of(run.recipe)
@@ -127,7 +139,7 @@ def fingerprint(run: Run, name: str, method: Method, added: Dataset) -> str:
             ),
             run.recipe.hard.rule == "tail",
         ),
-        train.model_dump(mode="json", exclude={"model": {"checkpoint"}}),
+        train.model_dump(mode="json", exclude={"model": unused}),
         checkpoint_identity(train),
         names,
         listed.to_pydict(),

@@ -175,6 +175,16 @@ def centre(pixels: Tensor, image_size: int, aspects: Tensor | None = None) -> Te
     return torch.where(square, middle, sampled.to(pixels.dtype))
 
 
+def five_crops(pixels: Tensor, image_size: int) -> list[Tensor]:
+    """Returns the four corners and the centre of squares, each `[batch, 3, image_size,
+    image_size]`."""
+    far = pixels.shape[-1] - image_size
+    return [
+        pixels[..., top : top + image_size, left : left + image_size]
+        for top, left in ((0, 0), (0, far), (far, 0), (far, far), (far // 2, far // 2))
+    ]
+
+
 def mix_images(images: Tensor, mixup: float, cutmix: float) -> tuple[Tensor, Tensor, float]:
     """Returns (mixed images, order `[batch]`, λ in [0, 1]).
 

@@ -7,11 +7,28 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.classifier import ClassifierConfig, normalise
-from .augmentation import centre
+from .augmentation import centre, five_crops
 from .image_cache import EpochLoader, ImageCache
+
+FEATURES_AT_ONCE = 4096
+MARGIN = 24 / 224
+"""Margin of five crops as a fraction of the image size (LIFT, arXiv 2309.10019)."""
+
+
+def side_of_crops(config: ClassifierConfig, crops: int, margin: int | None = None) -> int:
+    """Side of the squares that `logits_of` takes.
+
+    - `crops`: 1 for the centre, or 5.
+    - `margin`: side of the square of five crops less the image size; None: `MARGIN` of it.
+    """
+    if crops == 1:
+        return config.resize
+    own = max(1, round(MARGIN * config.image_size)) if margin is None else margin
+    return config.image_size + own
 
 
 @torch.inference_mode()
@@ -23,17 +40,27 @@ def logits_of(
     *,
     device: torch.device | str = "cpu",
     aspects: Tensor | None = None,
+    crops: int = 1,
 ) -> Tensor:
     """Returns logits of centre crops, float32 `[batch, classes]` on the CPU.
 
     - `model`: in evaluation mode, on `device`.
     - `squares`: uint8 `[batch, 3, size, size]`.
     - `aspects`: width / height `[batch]` if the squares are whole pictures, squeezed.
+    - `crops`: 5 for the mean logits of the centre and the four corners (test-time ensembling).
     """
-    middle = centre(squares.to(device).float() / 255, config.image_size, aspects)
-    images = normalise(middle, config)
-    with autocast(device, precision):
-        return model(images.contiguous(memory_format=torch.channels_last)).float().cpu()
+    pixels = squares.to(device).float() / 255
+    if crops == 1:
+        views = [centre(pixels, config.image_size, aspects)]
+    else:
+        views = five_crops(pixels, config.image_size)
+    total = torch.zeros(())
+    for view in views:
+        images = normalise(view, config)
+        with autocast(device, precision):
+            logits = model(images.contiguous(memory_format=torch.channels_last)).float().cpu()
+        total = logits if len(views) == 1 else total + logits / len(views)
+    return total
 
 
 @torch.inference_mode()
@@ -47,11 +74,13 @@ def predict_logits(
     device: torch.device | str = "cpu",
     batch_size: int = 256,
     workers: int = 0,
+    crops: int = 1,
     on_progress: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
     """Returns logits of the centre crops of some rows, float32 `[rows, classes]` on the CPU.
 
     - `model`: turned to evaluation mode for the time being.
+    - `crops`: as in `logits_of`.
     - `on_progress`: gets the number of images of each batch.
     """
     training = model.training
@@ -60,10 +89,39 @@ def predict_logits(
     loader = EpochLoader(pixels, batch_size, workers)
     for chosen, squares in loader.of(rows):
         aspects = loader.aspects_of(chosen)
-        result.append(logits_of(model, squares, config, precision, device=device, aspects=aspects))
+        result.append(
+            logits_of(
+                model, squares, config, precision, device=device, aspects=aspects, crops=crops
+            )
+        )
         on_progress(len(chosen))
     model.train(training)
     return torch.cat(result)
+
+
+def class_means(
+    tower: nn.Module,
+    pixels: ImageCache,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    config: ClassifierConfig,
+    *,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+) -> Tensor:
+    """Returns normalise(mean of the normalised features) of each class, `[classes, channels]`.
+
+    - `tower`: from pixels to features `[batch, channels]`; moved to `device`.
+    - `rows`: images to take, at least one of each class; `labels`: their classes, `[rows]`.
+    """
+    classes = len(config.class_names)
+    tower, total = tower.to(device), torch.zeros(())
+    for part in np.array_split(np.arange(len(rows)), -(-len(rows) // FEATURES_AT_ONCE)):
+        found = predict_logits(tower, pixels, rows[part], config, device=device, workers=workers)
+        total = total + torch.zeros(classes, found.shape[1]).index_add_(
+            0, torch.from_numpy(labels[part]), F.normalize(found, dim=1)
+        )
+    return F.normalize(total, dim=1)
 
 
 def choose_precision(name: str, device: torch.device | str) -> torch.dtype:

@@ -406,7 +406,7 @@ def choose_attention(model: nn.Module, device: torch.device, precision: torch.dt
     (benchmarks/training.py).
     """
     if device.type == "cpu" and precision == torch.bfloat16:
-        for module in model.children():
+        for module in [*model.children(), *getattr(model, "tower", model).children()]:
             choose: Any = getattr(module, "set_attn_implementation", None)
             if choose is not None:
                 choose("eager")
