@@ -7,7 +7,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from discl.data.hardness import assign_folds, cross_fitted_probability, tail_rows
+from discl.data.hardness import (
+    assign_folds,
+    cross_fitted_probability,
+    even_probability,
+    tail_rows,
+)
 from discl.errors import DataError
 
 
@@ -80,3 +85,9 @@ def test_every_row_is_judged_once_by_a_classifier_that_did_not_see_it() -> None:
         ([0, 1, 3, 4], [2, 5, 6]),
     ]
     assert probability.tolist() == [0.0, 0.01, 0.002, 0.3, 0.04, 0.005, 0.6]
+
+
+def test_probabilities_of_equally_likely_classes_by_hand() -> None:
+    """.6 / 6, .3 / 1 and .1 / 0 are in proportion 1 : 3 : 0."""
+    got = even_probability(np.array([[0.6, 0.3, 0.1]]), np.array([6, 1, 0]))
+    np.testing.assert_allclose(got, [[0.25, 0.75, 0.0]])

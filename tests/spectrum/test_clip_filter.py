@@ -12,7 +12,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from discl.errors import CheckpointError
-from discl.spectrum.clip_filter import ClipScorer, Verdict, describe_scorer, find_clip, judge
+from discl.spectrum.clip_filter import (
+    ClipScorer,
+    Verdict,
+    describe_scorer,
+    find_clip,
+    judge,
+    judge_difficulty,
+)
 
 TEXTS = {4: "a photo of a hat", 0: "a photo of a bag", 2: "a photo of boots"}
 LABELS = [0, 2, 4, 4, 0, 2, 2]
@@ -51,6 +58,15 @@ def test_keep_or_drop_with_its_reason(
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize(
+    ("probability", "reason"),
+    [(0.1, ""), (0.9, ""), (float("nan"), ""), (0.09, "too hard: "), (0.91, "too easy: ")],
+)
+def test_bounds_of_the_band_are_kept(probability: float, reason: str) -> None:
+    verdict = judge_difficulty(probability, (0.1, 0.9))
+    assert verdict.keep == (not reason) and verdict.reason.startswith(reason)
+
+
 def test_cosines_are_those_of_a_forward_pass(scorer: ClipScorer, tiny_clip: Path) -> None:
     from transformers import CLIPModel, CLIPProcessor
 

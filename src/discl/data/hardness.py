@@ -48,6 +48,20 @@ def assign_folds(
     return result
 
 
+def even_probability(probabilities: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
+    """Probabilities if all classes were equally likely, float64 `[images, classes]`.
+
+    p_c / n_c, normalised: Bayes' rule for a classifier of cross-entropy. Classes without an image
+    get 0.
+
+    - `probabilities`: p, `[images, classes]`.
+    - `class_counts`: n, images of each class that the classifier was trained on, `[classes]`.
+    """
+    known = np.asarray(class_counts) > 0
+    weighted = np.where(known, probabilities / np.maximum(class_counts, 1), 0.0)
+    return weighted / weighted.sum(1, keepdims=True)
+
+
 def cross_fitted_probability(
     fold_of_row: np.ndarray, labels: Sequence[int], fit_predict: FitPredict
 ) -> np.ndarray:

@@ -191,11 +191,14 @@ class Hard(Strict):
         3,
         ge=2,
         le=100,
-        description="probability: number of folds; an image is scored by a classifier that was not "
-        "trained on it",
+        description="probability, and filter.rule difficulty: number of folds; an image is scored "
+        "by a classifier that was not trained on it or its source",
     )
     epochs: int = Field(
-        10, ge=1, le=100_000, description="probability: epochs of each fold's classifier"
+        10,
+        ge=1,
+        le=100_000,
+        description="probability, and filter.rule difficulty and alia: epochs of each classifier",
     )
     exclude: Annotated[list[str], BeforeValidator(_class_names)] = Field(
         default_factory=list,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -13,7 +15,7 @@ from ..baselines.alia import NEGATIVE_PROMPTS
 from ..data.readers import READERS
 from ..errors import RecipeError
 from .paths import PathOrName
-from .types import Strict, Template, one_of
+from .types import Strict, Template, one_of, without_default
 
 
 class Retrieval(Strict):
@@ -60,10 +62,18 @@ class Retrieval(Strict):
     )
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+BAND = (0.05, 0.95)
+"""The default of `filter.band`."""
+
+
 class Filter(Strict):
     """The filter of synthetic images before training.
 
     - `threshold`: drops images with a `clip_similarity` (raw cosine) below the threshold.
+    - `difficulty`: drops images below the threshold, and images that a classifier of the real
+      images finds too hard or too easy: its probability of their class is outside of `band`. It is
+      cross-fitted, so it has not seen the real image that an image is made from.
     - `alia`: the two filters of ALIA (arXiv 2305.16289). It drops images that CLIP finds closer to
       one of `negatives` than to their class. It also drops images that are too easy or mislabelled:
       a classifier trained on the real images for `hard.epochs` is more confident than on average.
@@ -74,7 +84,12 @@ class Filter(Strict):
     )
     template: Template = "a photo of {class}"
     threshold: float = Field(0.3, ge=-1, le=1)
-    rule: Literal["threshold", "alia"] = "threshold"
+    rule: Literal["threshold", "difficulty", "alia"] = "threshold"
+    band: tuple[Share, Share] | None = Field(
+        None,
+        description="difficulty: lowest and highest probability of their class that images are "
+        "kept with, all classes equally likely; null: [0.05, 0.95]",
+    )
     negatives: list[str] = Field(
         list(NEGATIVE_PROMPTS), min_length=1, description="alia: texts that fit any image"
     )
@@ -84,6 +99,27 @@ class Filter(Strict):
         description="alia: one text for all classes that images are compared with; null: the "
         "template",
     )
+
+    @model_serializer(mode="wrap")
+    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_default(write(self), band=None)
+
+    @model_validator(mode="after")
+    def _band_is_used(self) -> Filter:
+        if self.band is None:
+            return self
+        low, high = self.band
+        if self.rule != "difficulty":
+            raise RecipeError(
+                f"filter.band = [{low:g}, {high:g}] needs filter.rule: difficulty; add it, or "
+                "remove the band."
+            )
+        if low >= high:
+            raise RecipeError(
+                f"filter.band = [{low:g}, {high:g}] keeps nothing; write the lower probability "
+                "first."
+            )
+        return self
 
     @model_validator(mode="after")
     def _positive_is_used(self) -> Filter:

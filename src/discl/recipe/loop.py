@@ -100,10 +100,10 @@ def check_loop(recipe: Recipe) -> None:
             f"loop.rounds = {loop.rounds} needs verdicts that stay, but the bounds of "
             "spectrum.early_rejection are learned from one plan; remove it."
         )
-    if recipe.filter.rule == "alia":
+    if recipe.filter.rule != "threshold":
         raise RecipeError(
-            f"loop.rounds = {loop.rounds} needs verdicts that stay, but those of filter.rule alia "
-            "depend on all images; use threshold."
+            f"loop.rounds = {loop.rounds} needs verdicts that stay, and those of filter.rule "
+            f"{recipe.filter.rule} are made by a classifier of all images; use threshold."
         )
     name = str(learner_of(recipe))
     _check_learner(recipe, name, recipe.methods[name])

@@ -163,10 +163,10 @@ class Recipe(Strict):
         for name in self.compare.tune.methods:
             if name not in self.methods:
                 raise RecipeError(unknown("method in compare.tune.methods", name, self.methods))
-        if self.filter.rule == "alia" and self.spectrum.tries > 1:  # `wanted` needs tries
+        if self.filter.rule != "threshold" and self.spectrum.tries > 1:  # `wanted` needs tries
             raise RecipeError(
-                "spectrum.tries redraws images below filter.threshold, which filter.rule alia "
-                "does not use; set it to 1."
+                "spectrum.tries redraws images below filter.threshold, and filter.rule "
+                f"{self.filter.rule} drops others too; set it to 1."
             )
         if self.spectrum.early_rejection is not None:
             _check_early_rejection(self.filter, self.methods)

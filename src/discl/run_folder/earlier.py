@@ -23,14 +23,14 @@ from . import paths
 
 logger = get_logger(__name__)
 
-FROM_PLAN = (paths.PLAN, paths.FILTER, paths.ALIA)
+FROM_PLAN = (paths.PLAN, paths.FILTER, paths.ALIA, paths.DIFFICULTY)
 FROM_HARD = (paths.HARD, *FROM_PLAN, paths.RETRIEVED)
 TABLES = {
     "data": (paths.DATA, *FROM_HARD),
     "hard": FROM_HARD,
     "prompts": (*FROM_PLAN, paths.RETRIEVED),
     "spectrum": FROM_PLAN,
-    "filter": (paths.FILTER, paths.ALIA, paths.RETRIEVED),
+    "filter": (paths.FILTER, paths.ALIA, paths.DIFFICULTY, paths.RETRIEVED),
     "retrieval": (paths.RETRIEVED,),
     "loop": FROM_PLAN,
 }
@@ -50,8 +50,8 @@ def stale_files(recipe: Recipe, changed: Iterable[str]) -> list[str]:
             stale |= {*FROM_HARD}
         if section in ("train", "methods", "filter") and recipe.loop is not None:
             stale |= {*FROM_PLAN}  # what the learner makes of one round decides the next
-        if section == "train" and recipe.filter.rule == "alia":
-            stale |= {paths.FILTER, paths.ALIA}
+        if section == "train" and recipe.filter.rule != "threshold":
+            stale |= {paths.FILTER, paths.ALIA, paths.DIFFICULTY}
     return sorted(stale)
 
 

@@ -12,6 +12,7 @@ BUDGET = "budget.json"
 """The UNet rows that the hours of a budget buy, measured once."""
 FILTER = "filter.parquet"
 ALIA = "alia.parquet"
+DIFFICULTY = "difficulty.parquet"
 RETRIEVED = "retrieved.parquet"
 
 EARLIER = "earlier"

@@ -54,6 +54,21 @@ def judge(clip_similarity: float, threshold: float) -> Verdict:
     return Verdict(False, f"clip_similarity {clip_similarity:.3f} < {threshold:g}")
 
 
+def judge_difficulty(probability: float, band: tuple[float, float]) -> Verdict:
+    """Keeps an image that is neither too hard nor too easy, or drops it with the reason.
+
+    - `probability`: of its class by a classifier of real images, in [0, 1]; nan if the classifier
+      knows no image of the class, which keeps the image.
+    - `band`: lowest and highest probability to keep.
+    """
+    low, high = band
+    if probability < low:
+        return Verdict(False, f"too hard: probability {probability:.3f} of its class < {low:g}")
+    if probability > high:
+        return Verdict(False, f"too easy: probability {probability:.3f} of its class > {high:g}")
+    return Verdict(True)
+
+
 class ClipScorer:
     """Raw cosines of images with the text of their label, by a CLIP of transformers.
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
-from datasets import concatenate_datasets
 
 from ..baselines.alia import confidence_drop, mean_self_confidence, semantic_drop
 from ..data import decode_image
@@ -21,7 +19,7 @@ from ..utils.console import progress
 from ..utils.hashing import digest
 from ..utils.logging import get_logger
 from ..utils.stored import read_table, write_table
-from .sample_pool import real_aspects
+from .sample_pool import join_tables, real_aspects
 from .train import fit_classifier
 
 logger = get_logger(__name__)
@@ -87,12 +85,7 @@ def _score_images(
             advance(len(rows))
     real, held_out = run.train, run.tables.get("validation")
     known = real if held_out is None else held_out
-    parts = [
-        table.rows.select_columns(["id", "image", "label"])
-        for table in ([real] if held_out is None else [real, held_out])
-    ]
-    edits = images.add_column("label", labels)
-    joint = replace(real, rows=concatenate_datasets([*parts, edits.cast(parts[0].features)]))
+    joint = join_tables([real] if held_out is None else [real, held_out], images, labels)
     start, end = (0 if held_out is None else len(real)), len(joint) - count
     scored = [*range(start, end), *range(end, len(joint))]
     train, aspects = run.recipe.train, None

@@ -54,6 +54,8 @@ def export(run: Run, kind: str, out: Path, everything: bool = False, *, marks: b
         remedy = (
             "use --all"
             if config.rule == "alia"
+            else f"lower filter.threshold ({config.threshold:g}), widen filter.band or use --all"
+            if config.rule == "difficulty"
             else f"lower filter.threshold ({config.threshold:g}) or use --all"
         )
         raise StoreError(f"the filter kept none of the {len(verdicts)} images; {remedy}.")

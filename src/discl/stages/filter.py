@@ -9,14 +9,17 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..recipe.filter import BAND
 from ..recipe.loop import learner_of
 from ..run_folder import paths
 from ..run_folder.run import Run
-from ..spectrum.clip_filter import Verdict, judge
+from ..spectrum.clip_filter import Verdict, judge, judge_difficulty
+from ..spectrum.plan import Request
 from ..utils.counts import count_of
 from ..utils.logging import get_logger
 from ..utils.stored import read_table, write_table
 from .alia import alia_verdicts
+from .difficulty import class_probabilities
 from .leaks import find_leaks
 from .pending import draws_so_far, filter_texts, known_scores, rejected_on_the_way, score_missing
 
@@ -49,6 +52,10 @@ def filter_spectrum(run: Run) -> Path:
             for request in requests
         ]
         rule = f"at clip_similarity >= {settings.threshold:g}"
+        if settings.rule == "difficulty":
+            verdicts = _within_band(run, requests, verdicts)
+            low, high = settings.band or BAND
+            rule += f" and with a probability of their class from {low:g} to {high:g}"
     if leaked := find_leaks(run):
         verdicts = [
             Verdict(False, leaked[request.id]) if request.id in leaked else verdict
@@ -67,6 +74,18 @@ def filter_spectrum(run: Run) -> Path:
     kept = sum(verdict.keep for verdict in verdicts)
     logger.info(f"filter: {kept} of {count_of(len(verdicts), 'image')} kept {rule}")
     return path
+
+
+def _within_band(
+    run: Run, requests: Sequence[Request], verdicts: Sequence[Verdict]
+) -> list[Verdict]:
+    """The verdicts, with those on kept images by their difficulty."""
+    kept = [each for each, verdict in zip(requests, verdicts, strict=True) if verdict.keep]
+    probabilities, band = class_probabilities(run, kept), run.recipe.filter.band or BAND
+    return [
+        judge_difficulty(probabilities[request.id], band) if verdict.keep else verdict
+        for request, verdict in zip(requests, verdicts, strict=True)
+    ]
 
 
 def _rounds_of(run: Run, ids: Sequence[str]) -> dict[str, list[Any]]:

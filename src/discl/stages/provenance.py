@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..checkpoints import public_name
 from ..levels import format_level
 from ..recipe import Filter, Hard, Prompts, Recipe, Spectrum
+from ..recipe.filter import BAND
 from ..spectrum.models import Generator
 from ..spectrum.models.stable_diffusion import AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE
 from ..utils.plugins import read_piece
@@ -177,4 +178,11 @@ def _filter(config: Filter) -> str:
             "that a classifier of the real images finds too easy or mislabelled"
         )
     threshold = f"{config.threshold:g}".replace("-", "−")
-    return f"clip_similarity ≥ {threshold} with “{config.template}”, by {clip}"
+    text = f"clip_similarity ≥ {threshold} with “{config.template}”, by {clip}"
+    if config.rule == "difficulty":
+        low, high = config.band or BAND
+        text += (
+            f"; and a probability of the class from {low:g} to {high:g} by a classifier of the "
+            "real images, cross-fitted, with all classes equally likely"
+        )
+    return text

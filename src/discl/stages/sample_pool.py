@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from ..audit.table import LEAKED
 from ..curriculum.policies import make_policy
@@ -129,6 +129,16 @@ def make_pool(real: ImageTable, hard: np.ndarray, synthetic: Dataset) -> Pool:
         class_names=real.class_names,
         sources=np.concatenate([np.arange(count), _sources_of(real, synthetic)]),
     )
+
+
+def join_tables(tables: Sequence[ImageTable], images: Dataset, labels: np.ndarray) -> ImageTable:
+    """The images of tables of one data set, then synthetic ones.
+
+    - `images`: columns `id` and `image`; `labels`: int64 `[images]`.
+    """
+    parts = [each.rows.select_columns(["id", "image", "label"]) for each in tables]
+    made = images.select_columns(["id", "image"]).add_column("label", labels)
+    return replace(tables[0], rows=concatenate_datasets([*parts, made.cast(parts[0].features)]))
 
 
 def _sources_of(real: ImageTable, synthetic: Dataset) -> np.ndarray:
