@@ -283,6 +283,26 @@ def audit(options: RunOptions) -> None:
 
 
 @app.command()
+def browse(
+    run: given.BrowsedFolder, port: given.Port = None, no_open: given.NoOpen = False
+) -> None:
+    """Look at the images of a run in the browser: filter, threshold, keep or drop by hand.
+
+    The page is served on this machine only, until Ctrl-C. It needs `pip install 'discl[browse]'`.
+
+    Example: `discl browse runs/fashion-lt`
+    """
+    from .browse.server import serve
+
+    def amend(threshold: float | None) -> None:
+        from .pipeline import amend_filter
+
+        amend_filter(run, threshold)
+
+    serve(run, amend, port=port, show=not no_open, on_start=_echo)
+
+
+@app.command()
 @on_run
 def train(options: RunOptions) -> None:
     """Train the classifier of every method.

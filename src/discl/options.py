@@ -93,6 +93,12 @@ Crops = Annotated[
 Data = Annotated[
     Path, argument("FOLDER", "Folder of images by class; or a CSV, TSV or Parquet list.")
 ]
+BrowsedFolder = Annotated[Path, argument("RUN", "A run folder.")]
+Port = Annotated[
+    int | None,
+    option("--port", "N", "Port of 127.0.0.1; default 8421, or the next.", min=1, max=65535),
+]
+NoOpen = Annotated[bool, option("--no-open", None, "Print the address, open no browser.")]
 RecipeFile = Annotated[Path | None, option("--out", "FILE", "Recipe to write; default NAME.yaml.")]
 Columns = Annotated[
     list[str] | None,

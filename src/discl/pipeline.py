@@ -31,6 +31,7 @@ from .stages import generate as generate_stage
 from .stages import levels as levels_stage
 from .stages import pilot as pilot_stage
 from .stages.adapt import adapt
+from .stages.browse import amend_threshold
 from .stages.budget import rows_by_level
 from .stages.evaluate import evaluate
 from .stages.filter import filter_spectrum
@@ -281,6 +282,15 @@ def audit(run: Run) -> Path:
     run_until(run, "data")
     with run.lock("audit"), _refusals("audit"):
         return audit_stage.audit(run)
+
+
+def amend_filter(folder: Path, threshold: float | None) -> None:
+    """Filters a run again, with another threshold if one is given; nothing is generated.
+
+    Raises RunError where images of the plan are missing.
+    """
+    with _refusals("filter"):
+        amend_threshold(folder, threshold, run_until)
 
 
 TABLE = (

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from ..evaluation.worth import precision_and_coverage
 from ..utils.counts import count_of
 from .copies import Copies, compare, find_copies
 from .limits import Limits
@@ -242,6 +241,8 @@ def find_drift(
     - `real` `[n, dimensions]`, `synthetic` `[m, dimensions]`: features; `real_labels` `[n]`,
       `labels` `[m]` and `levels` `[m]` belong to them.
     """
+    from ..evaluation.worth import precision_and_coverage  # loads torch
+
     findings = []
     rows_of = _rows_by(real_labels)
     for label, rows in _rows_by(labels).items():

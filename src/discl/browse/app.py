@@ -32,9 +32,10 @@ its pixels (both 32 hexadecimal digits). So addresses of pictures stay true whil
 
   `hard_counts` are the sources of each class. Kept images over sources is the effective scale.
   `stamp` changes with the store, the verdicts, the overrides and the recipe; poll `GET /api/stamp`,
-  which is `{"stamp": str, "rows": str, "overrides": str}`: where only `overrides` changes, reading
-  `/api/overrides` again is enough. A method may draw an image of one of its levels that the filter
-  keeps (its own `threshold` in place of the filter's, if it has one).
+  which has `stamp`, `rows_stamp` and `overrides_stamp`: where `rows_stamp` is the same, reading
+  `/api/overrides` again is enough. All answers with a stamp have the three. A method may draw an
+  image of one of its levels that the filter keeps (its own `threshold` in place of the filter's, if
+  it has one).
 - `GET /api/columns`: `application/octet-stream`, one row for each image, sorted by source, seed,
   try and level. Little-endian: u32 length of the head in bytes, the head (JSON, padded with
   spaces so that the columns begin at a multiple of 8), then the columns, each at a multiple of 8
@@ -53,7 +54,7 @@ its pixels (both 32 hexadecimal digits). So addresses of pictures stay true whil
   | class | u32 | index into `classes` of `/api/run` |
   | level | u8 | per cent |
   | seed | u16 | |
-  | try | u8 | |
+  | try | u16 | |
   | prompt | u32 | index into `prompts` |
   | source | u32 | index into the column `source_digest` |
   | score | f32 | clip_similarity, NaN without a score |
@@ -69,7 +70,7 @@ its pixels (both 32 hexadecimal digits). So addresses of pictures stay true whil
        "reason", "hand", "tag", "note", "methods": [str], "round": int | null,
        "width", "height", "bytes", "image_digest", "made": {column of the store: value},
        "problem": str | null,
-       "source": {"id", "digest", "class", "width", "height", "found": bool},
+       "source": {"id", "digest", "class", "found": bool},
        "siblings": [{"id", "level", "seed", "try"}]}
 
   `problem` says why the picture cannot be shown. `siblings` are the other images of its source.
@@ -102,3 +103,236 @@ Changing requests carry the header `X-Token`, an `Origin` of this server, the co
   `discl filter --amend` does and answers `{"applied": true, "kept": int, "stamp": str}`; 409 while
   images are missing or another stage runs. Without `threshold` it applies the overrides alone.
 """
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from ..errors import DisclError, RunError
+from ..run_folder.overrides import NONE, Override, check_text
+from ..utils.hashing import digest_bytes
+from ..utils.logging import get_logger
+from .guard import Guard, Secrets
+from .pages import PAGES, neighbours
+from .pictures import Encoded
+from .run_view import RunView
+
+logger = get_logger(__name__)
+
+STATIC = files(__package__) / "static"
+KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".png": "image/png"}
+"""Media types of the files in `static/`, by suffix; others are not served."""
+FILE = re.compile(r"[a-z0-9_-]+\.[a-z0-9]+")
+TOKEN = "__TOKEN__"
+MOST_CHANGES = 10_000
+MOST_NEIGHBOURS = 50
+FOREVER = "private, max-age=31536000, immutable"
+
+
+def make_app(view: RunView, port: int, known: Secrets) -> ASGIApp:
+    """The application of a run folder.
+
+    - `view`: the run folder.
+    - `port`: the port that Host and Origin of a request have to name.
+    - `known`: key and token.
+    """
+    routes = _Routes(view, known)
+    made = [
+        Route("/", routes.page),
+        Route("/static/{name}", _static),
+        Route("/api/run", _reading(lambda request: view.about())),
+        Route("/api/stamp", _reading(lambda request: view.stamps())),
+        Route("/api/columns", routes.columns),
+        Route("/api/row/{name}", _reading(routes.row)),
+        Route("/api/neighbours/{name}", _reading(routes.neighbours)),
+        Route("/api/overrides", _reading(routes.overrides), methods=["GET"]),
+        Route("/api/overrides", routes.change, methods=["POST"]),
+        Route("/api/threshold", routes.threshold, methods=["POST"]),
+        Route("/api/pages/{name}", _reading(routes.measured)),
+        Route("/image/{name}", routes.image),
+        Route("/real/{name}", routes.real),
+    ]
+    answers = Starlette(
+        routes=made,
+        exception_handlers={HTTPException: _on_http, DisclError: _on_known, Exception: _on_bug},
+    )
+    return Guard(answers, port, known)
+
+
+class _Routes:
+    """The answers that need the view."""
+
+    def __init__(self, view: RunView, known: Secrets) -> None:
+        self.view, self.known = view, known
+
+    def page(self, request: Request) -> Response:
+        text = (STATIC / "index.html").read_text(encoding="utf-8")
+        return Response(text.replace(TOKEN, self.known.token), media_type="text/html")
+
+    def columns(self, request: Request) -> Response:
+        return Response(self.view.columns(), media_type="application/octet-stream")
+
+    def row(self, request: Request) -> Any:
+        return _found(self.view.row(request.path_params["name"]), "image")
+
+    def neighbours(self, request: Request) -> Any:
+        count = request.query_params.get("count", "12")
+        if not (count.isascii() and count.isdecimal() and 0 < int(count) <= MOST_NEIGHBOURS):
+            raise HTTPException(400, f"count has to be from 1 to {MOST_NEIGHBOURS}.")
+        return neighbours(self.view, request.path_params["name"], int(count))
+
+    def measured(self, request: Request) -> Any:
+        page = _found(PAGES.get(request.path_params["name"]), "page")
+        return page(self.view)
+
+    def overrides(self, request: Request) -> Any:
+        planned = self.view.rows().planned
+        listed = [
+            {"id": name, **vars(each), "known": name in planned}
+            for name, each in self.view.overrides().items()
+        ]
+        return {**self.view.stamps(), "overrides": listed}
+
+    def image(self, request: Request) -> Response:
+        return _picture(request, self.view.picture)
+
+    def real(self, request: Request) -> Response:
+        return _picture(request, self.view.real_picture)
+
+    async def change(self, request: Request) -> Response:
+        asked = await _json(request)
+        if not isinstance(asked, list) or len(asked) > MOST_CHANGES:
+            raise HTTPException(422, f"expected a list of at most {MOST_CHANGES} overrides.")
+        changes = [_override(each) for each in asked]
+        stamps = await run_in_threadpool(self.view.change, changes)
+        return _answer({**stamps, "changed": len(changes)})
+
+    async def threshold(self, request: Request) -> Response:
+        asked = await _json(request)
+        if not isinstance(asked, dict) or not set(asked) <= {"threshold", "apply"}:
+            raise HTTPException(422, "expected threshold and apply.")
+        threshold = asked.get("threshold")
+        if threshold is not None:
+            if type(threshold) not in (int, float) or not -1 <= threshold <= 1:
+                raise HTTPException(422, "the threshold has to be a number from -1 to 1.")
+            threshold = round(float(threshold), 6)
+        if asked.get("apply") is not True:
+            return _answer(_lines(self.view, threshold))
+        try:
+            await run_in_threadpool(self.view.filter_again, threshold)
+        except RunError as error:
+            return _answer({"error": str(error), **_lines(self.view, threshold)}, 409)
+        about = await run_in_threadpool(self.view.about)
+        return _answer({"applied": True, "kept": about["counts"]["kept"], "stamp": about["stamp"]})
+
+
+def _lines(view: RunView, threshold: float | None) -> dict[str, str]:
+    """The lines of the recipe, and the command that does the same."""
+    if threshold is None:
+        return {"lines": "", "command": view.command("filter")}
+    more = ("--set", f"filter.threshold={threshold:g}", "--amend")
+    lines = f"filter:\n  threshold: {threshold:g}\n"
+    return {"lines": lines, "command": view.command("filter", *more)}
+
+
+def _override(asked: Any) -> tuple[str, Override]:
+    texts = {"verdict": NONE, "tag": "", "reason": ""}
+    if not isinstance(asked, dict) or not set(asked) <= {"id", *texts}:
+        raise HTTPException(422, "an override has id, verdict, tag and reason.")
+    values = {name: asked.get(name, default) for name, default in texts.items()}
+    name = asked.get("id")
+    if not isinstance(name, str) or not name.strip() or name != name.strip():
+        raise HTTPException(422, "an override needs the id of an image.")
+    if not all(isinstance(value, str) for value in values.values()):
+        raise HTTPException(422, "verdict, tag and reason have to be texts.")
+    try:
+        check_text("id", name)
+        return name, Override(**values)
+    except DisclError as error:
+        raise HTTPException(422, str(error)) from error
+
+
+def _reading(answer: Callable[[Request], Any]) -> Callable[[Request], Response]:
+    """A route that answers JSON; it runs in a thread."""
+
+    def route(request: Request) -> Response:
+        return _answer(answer(request))
+
+    return route
+
+
+def _answer(content: Any, status: int = 200) -> Response:
+    return JSONResponse(_plain(content), status)
+
+
+def _plain(value: Any) -> Any:
+    """The value without NaN and infinity, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value
+
+
+def _found(value: Any, what: str) -> Any:
+    if value is None:
+        raise HTTPException(404, f"there is no such {what}; the run may have changed.")
+    return value
+
+
+def _picture(request: Request, read: Callable[[str, bool], Encoded | None]) -> Response:
+    size = request.query_params.get("size")
+    if size not in (None, "thumb"):
+        raise HTTPException(400, "size has to be thumb.")
+    encoded = _found(read(request.path_params["name"], size == "thumb"), "picture")
+    tag = f'"{digest_bytes(encoded.data)}"'
+    headers = {"Cache-Control": FOREVER, "ETag": tag}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    return Response(encoded.data, media_type=encoded.kind, headers=headers)
+
+
+def _static(request: Request) -> Response:
+    name = request.path_params["name"]
+    kind = KINDS.get(name[name.rfind(".") :]) if FILE.fullmatch(name) else None
+    if kind is None or not (STATIC / name).is_file():
+        raise HTTPException(404, "there is no such file.")
+    return Response((STATIC / name).read_bytes(), media_type=kind)
+
+
+async def _json(request: Request) -> Any:
+    try:
+        return json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, "the body is no JSON.") from error
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 500)
+    return _answer({"error": str(getattr(error, "detail", error))}, status)
+
+
+async def _on_known(request: Request, error: Exception) -> Response:
+    """An error that a user can fix: a picture that cannot be decoded, a broken file."""
+    return _answer({"error": str(error)}, 422)
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    """Any other error: its details are for the terminal only."""
+    logger.error(f"browse: {request.url.path} failed ({type(error).__name__})")
+    return _answer({"error": "this failed; the terminal of `discl browse` says more."}, 500)

@@ -94,6 +94,11 @@ def lock(
             path.parent.rmdir()  # the last one; refused while others wait
 
 
+def owners_of(folder: Path) -> list[Owner]:
+    """Who holds locks on a folder now; the locks of this process too."""
+    return list(_find_others(folder / paths.LOCKS, Path(), lambda other: True, {}).values())
+
+
 def _take(folder: Path, what: str, clashes: Callable[[str], bool]) -> tuple[Path, SoftFileLease]:
     """Acquires a lease on a file of its own, once nobody holds a lock that clashes."""
     parts = (quote(what, safe="").replace(".", "%2E"), f"{time.time():.0f}", _machine())

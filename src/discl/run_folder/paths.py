@@ -13,6 +13,8 @@ BUDGET = "budget.json"
 FILTER = "filter.parquet"
 ALIA = "alia.parquet"
 DIFFICULTY = "difficulty.parquet"
+OVERRIDES = "overrides.csv"
+"""Images that a person keeps, drops or tags by hand."""
 RETRIEVED = "retrieved.parquet"
 
 EARLIER = "earlier"

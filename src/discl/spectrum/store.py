@@ -180,7 +180,7 @@ class Shards:
 
         Raises StoreError that names a shard which cannot be read.
         """
-        tables = self._map_shards(lambda file: self._read_columns(_open(file), columns))
+        tables = self._map_shards(lambda shard: self.read_columns(shard, columns))
         if not tables:
             if columns is None:
                 return self.schema.empty_table()
@@ -197,14 +197,14 @@ class Shards:
         if "image" in columns and DIGEST in self.schema.names:
             names.append(DIGEST)
 
-        def select(file: PurePath | IO[bytes]) -> list[dict[str, Any]]:
-            shard, selected = _open(file), []
+        def select(shard: pq.ParquetFile) -> list[dict[str, Any]]:
+            selected = []
             for group in range(shard.num_row_groups):
-                present = pc.is_in(self._read_columns(shard, ["id"], [group])["id"], wanted)
+                present = pc.is_in(self.read_columns(shard, ["id"], [group])["id"], wanted)
                 if pc.any(present).as_py():
-                    table = self._read_columns(shard, names, [group])
+                    table = self.read_columns(shard, names, [group])
                     selected += table.filter(present).to_pylist()
-            _check_images(selected)
+            check_digests(selected)
             return selected
 
         return {row["id"]: row for rows in self._map_shards(select) for row in rows}
@@ -239,21 +239,25 @@ class Shards:
         with _naming_shard(PurePath(file)):
             shard = _open(file)
             for group in range(shard.num_row_groups):
-                table = self._read_columns(shard, ["id", "image", DIGEST], [group])
-                _check_images(table.to_pylist(), ROWS_PER_GROUP * group)
+                table = self.read_columns(shard, ["id", "image", DIGEST], [group])
+                check_digests(table.to_pylist(), ROWS_PER_GROUP * group)
 
-    def _map_shards(self, read: Callable[[Any], Any]) -> list[Any]:
-        """The result of `read` for each shard, which it gets as a path or an open file."""
+    @contextmanager
+    def opened(self, file: PurePath) -> Iterator[pq.ParquetFile]:
+        """A finished shard, open. Raises StoreError that names it if it cannot be read."""
+        with _naming_shard(file):
+            if self.remote is None:
+                yield _open(file)
+                return
+            with as_os_errors(), self.remote.open(str(file), "rb", cache_type="none") as stream:
+                yield _open(stream)
+
+    def _map_shards(self, read: Callable[[pq.ParquetFile], Any]) -> list[Any]:
+        """The result of `read` for each shard."""
 
         def read_one(file: PurePath) -> Any:
-            with _naming_shard(file):
-                if self.remote is None:
-                    return read(file)
-                with (
-                    as_os_errors(),
-                    self.remote.open(str(file), "rb", cache_type="none") as stream,
-                ):
-                    return read(stream)
+            with self.opened(file) as shard:
+                return read(shard)
 
         files = self.files()
         if self.remote is None:
@@ -261,7 +265,7 @@ class Shards:
         with ThreadPoolExecutor(READERS) as readers:
             return list(readers.map(read_one, files))
 
-    def _read_columns(
+    def read_columns(
         self,
         shard: pq.ParquetFile,
         columns: Sequence[str] | None = None,
@@ -300,7 +304,7 @@ def _open(file: PurePath | IO[bytes] | str) -> pq.ParquetFile:
     return pq.ParquetFile(file, page_checksum_verification=True)
 
 
-def _check_images(rows: Sequence[Mapping[str, Any]], first: int = 0) -> None:
+def check_digests(rows: Sequence[Mapping[str, Any]], first: int = 0) -> None:
     """Raises ValueError where an image's bytes differ from its `image_digest`, if it has one."""
     for index, row in enumerate(rows):
         expected, image = row.get(DIGEST), row.get("image") or {}

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from ..audit.table import LEAKED
 from ..recipe.filter import BAND
 from ..recipe.loop import learner_of
 from ..run_folder import paths
+from ..run_folder.overrides import BY_HAND, DROP, KEEP, read_overrides
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import Verdict, judge, judge_difficulty
 from ..spectrum.plan import Request
-from ..utils.counts import count_of
+from ..utils.counts import count_be, count_of
 from ..utils.logging import get_logger
 from ..utils.stored import read_table, write_table
 from .alia import alia_verdicts
@@ -30,8 +32,8 @@ def filter_spectrum(run: Run) -> Path:
     """Writes keep, or drop with its reason, for each draw so far to `filter.parquet`.
 
     Images are scored while they are made. An image without a score by this CLIP and these texts is
-    scored here. Images that `discl audit` found to copy a held-out image are dropped. Returns the
-    path.
+    scored here. Images that `discl audit` found to copy a held-out image are dropped. What
+    `overrides.csv` says about an image comes before the threshold. Returns the path.
     """
     path, settings, scores = run.path(paths.FILTER), run.recipe.filter, run.scores
     texts = filter_texts(run)
@@ -61,6 +63,7 @@ def filter_spectrum(run: Run) -> Path:
             Verdict(False, leaked[request.id]) if request.id in leaked else verdict
             for request, verdict in zip(requests, verdicts, strict=True)
         ]
+    verdicts = decide_by_hand(run, requests, verdicts, rejected)
     columns: dict[str, Any] = {
         name: [getattr(request, name) for request in requests]
         for name in ("id", "source_id", "label", "level", "seed", "attempt")
@@ -86,6 +89,43 @@ def _within_band(
         judge_difficulty(probabilities[request.id], band) if verdict.keep else verdict
         for request, verdict in zip(requests, verdicts, strict=True)
     ]
+
+
+def decide_by_hand(
+    run: Run, requests: Sequence[Request], verdicts: Sequence[Verdict], rejected: Container[str]
+) -> list[Verdict]:
+    """The verdicts with those of `overrides.csv` in their place, with the reason `by hand`.
+
+    - `rejected`: ids of images that were not finished.
+
+    An image that copies a held-out one cannot be kept by hand, nor one that was not finished. Rows
+    of other images are noted and stay in the file.
+    """
+    overrides = read_overrides(run.folder)
+    places = {request.id: place for place, request in enumerate(requests)}
+    decided, refused, others = list(verdicts), 0, 0
+    for name, override in overrides.items():
+        place = places.get(name)
+        if place is None:
+            others += 1
+        elif override.verdict == DROP:
+            decided[place] = Verdict(False, BY_HAND)
+        elif override.verdict == KEEP:
+            if name in rejected or verdicts[place].reason.startswith(LEAKED):
+                refused += 1
+            else:
+                decided[place] = Verdict(True, BY_HAND)
+    if others:
+        logger.info(
+            f"filter: {count_be(others, 'row')} of {paths.OVERRIDES} about images that this run "
+            "does not have; they stay there"
+        )
+    if refused:
+        logger.warning(
+            f"filter: {count_be(refused, 'image')} dropped although {paths.OVERRIDES} keeps them: "
+            "they copy a held-out image (audit.leakage: keep allows that), or were never finished"
+        )
+    return decided
 
 
 def _rounds_of(run: Run, ids: Sequence[str]) -> dict[str, list[Any]]:

@@ -23,6 +23,7 @@ from ..recipe.loop import learner_of
 from ..recipe.methods import RETRIEVED
 from ..run_folder import paths
 from ..run_folder.images import stored_images
+from ..run_folder.overrides import BY_HAND
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import judge
 from ..utils.stored import broken, read_table
@@ -37,13 +38,15 @@ def kept_images(run: Run, threshold: float | None = None) -> Dataset:
     classes.
 
     - `threshold`: take images of at least this clip_similarity instead, whatever the filter says.
-      Images that copy held-out ones are never taken.
+      What was decided by hand remains, and images that copy held-out ones are never taken.
     """
 
     def is_kept(verdict: Mapping[str, Any]) -> bool:
         if threshold is None:
             return bool(verdict["keep"])
         leaks = verdict["reason"].startswith(LEAKED)
+        if verdict["reason"] == BY_HAND:
+            return bool(verdict["keep"])
         return not leaks and judge(verdict["clip_similarity"], threshold).keep
 
     path, names = run.path(paths.FILTER), ["label", "level", "source_id"]

@@ -23,8 +23,8 @@ from ..run_folder import paths
 from ..run_folder.images import stored_images
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import ClipScorer, find_clip
+from ..spectrum.embeddings import embedding_shards
 from ..spectrum.level_selection import Measured
-from ..spectrum.store import Shards
 from ..utils.atomic import make_folder
 from ..utils.console import progress
 from ..utils.hashing import digest
@@ -40,9 +40,6 @@ OF_RUN = (paths.DATA, paths.PROMPTS, paths.SETTINGS, paths.CAPTIONS, paths.ADAPT
 OF_TRIALS = (paths.SPECTRUM, paths.SCORES, paths.CACHE)
 """Folders that all trials of a run share."""
 EMBEDDED_AT_ONCE = 512
-EMBEDDINGS = pa.schema(
-    [("id", pa.string()), ("clip", pa.string()), ("embedding", pa.list_(pa.float32()))]
-)
 
 
 def trial_run(run: Run, recipe: Recipe, folder: Path) -> Run:
@@ -116,9 +113,7 @@ class Embedder:
         self.scorer = ClipScorer(address, filter_texts(run), run.device)
         self.clip = checkpoint_digest(find_clip(address))
         self.width = self.scorer.text_embeddings.shape[1]
-        self.store = Shards(
-            run.folder / paths.PILOT / paths.CACHED_EMBEDDINGS, EMBEDDINGS, ("id", "clip")
-        )
+        self.store = embedding_shards(run.folder / paths.PILOT / paths.CACHED_EMBEDDINGS)
         self.store.clear_unfinished()
         self.known: dict[str, np.ndarray] = {}
         for row in self.store.read().to_pylist():

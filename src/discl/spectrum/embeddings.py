@@ -1,0 +1,120 @@
+"""CLIP embeddings of images as they are stored, and the nearest ones of an image."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Container
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import numpy as np
+import pyarrow as pa
+
+from ..errors import StoreError
+from .store import Shards
+
+SCHEMA = pa.schema(
+    [("id", pa.string()), ("clip", pa.string()), ("embedding", pa.list_(pa.float32()))]
+)
+ROWS_AT_ONCE = 8192
+"""Rows of half precision that a product widens at once."""
+
+
+def embedding_shards(folder: Path) -> Shards:
+    """The store of embeddings, keyed by image (id, or digest of a real one) and CLIP."""
+    return Shards(folder, SCHEMA, ("id", "clip"))
+
+
+@dataclass(frozen=True)
+class _Space:
+    """Embeddings by one CLIP.
+
+    - `vectors`: float16 `[ids, dimensions]`, of length 1.
+    """
+
+    ids: list[str]
+    row_of: dict[str, int]
+    vectors: np.ndarray
+
+
+class Neighbours:
+    """The nearest images in CLIP space, from stored embeddings; nothing is embedded here.
+
+    They are read with the first question, and again where there are new ones. 100,000 embeddings of
+    512 numbers take 100 MB.
+
+    - `folder`: as of `embedding_shards`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.shards = embedding_shards(folder)
+        self._files: list[PurePath] | None = None
+        self._spaces: list[_Space] = []
+        self._lock = threading.Lock()
+
+    def nearest(
+        self, name: str, wanted: Container[str], count: int
+    ) -> list[tuple[str, float]] | None:
+        """(id, cosine) of the images nearest to one, best first; None if it has no embedding.
+
+        - `name`: an id, or the digest of a real image.
+        - `wanted`: ids to choose from. `name` itself is left out.
+        - `count`: how many.
+        """
+        with self._lock:
+            self._refresh()
+            space = next((each for each in self._spaces if name in each.row_of), None)
+        if space is None:
+            return None
+        vector = space.vectors[space.row_of[name]].astype(np.float32)
+        cosines = np.concatenate(
+            [
+                space.vectors[first : first + ROWS_AT_ONCE].astype(np.float32) @ vector
+                for first in range(0, len(space.ids), ROWS_AT_ONCE)
+            ]
+        )
+        found: list[tuple[str, float]] = []
+        for row in np.argsort(-cosines, kind="stable").tolist():
+            if len(found) == count:
+                break
+            if space.ids[row] != name and space.ids[row] in wanted:
+                found.append((space.ids[row], float(cosines[row])))
+        return found
+
+    def _refresh(self) -> None:
+        files = list(self.shards.files())
+        if files == self._files:
+            return
+        parts: dict[tuple[str, int], tuple[list[str], list[np.ndarray]]] = {}
+        for file in files:
+            try:
+                with self.shards.opened(file) as shard:
+                    table = self.shards.read_columns(shard)
+            except StoreError:
+                continue
+            for clip, width, ids, vectors in _valid_parts(table):
+                names, found = parts.setdefault((clip, width), ([], []))
+                names += ids
+                found.append(vectors)
+        spaces = []
+        for names, found in parts.values():
+            row_of = {name: row for row, name in enumerate(names)}
+            spaces.append(_Space(names, row_of, np.concatenate(found)))
+        self._spaces = sorted(spaces, key=lambda space: -len(space.ids))
+        self._files = files
+
+
+def _valid_parts(table: pa.Table) -> list[tuple[str, int, list[str], np.ndarray]]:
+    """(CLIP, dimensions, ids, float16 vectors) of a shard, without rows that are no cosines."""
+    groups: dict[tuple[str, int], tuple[list[str], list[np.ndarray]]] = {}
+    columns = (table[name] for name in ("id", "clip", "embedding"))
+    for name, clip, value in zip(*columns, strict=True):
+        vector = value.values
+        if vector is None or not len(vector) or vector.null_count:
+            continue
+        numbers = vector.to_numpy()
+        if np.isfinite(numbers).all() and np.abs(numbers).max() <= 1.001:
+            ids, vectors = groups.setdefault((clip.as_py(), len(numbers)), ([], []))
+            ids.append(name.as_py())
+            vectors.append(numbers.astype(np.float16))
+    return [(clip, width, ids, np.stack(found)) for (clip, width), (ids, found) in groups.items()]
