@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -110,14 +110,12 @@ def draw_gap(results: Path, metric: str) -> str:
         parts += panel.axes(x, y, "recognised ÷ that of real images", task, names=number == 0)
         for at, (row, places) in enumerate(points.items()):
             shift = 2.6 * (at - (len(points) - 1) / 2)
-            parts += _series(places, ROWS[row], x, y, panel=panel, shift=shift)
-    parts += _legend(
-        {row: ROWS[row] for row in ROWS if any(row in each for each in tasks.values())}
-    )
+            parts += series(places, ROWS[row], x, y, panel=panel, shift=shift)
+    parts += legend({row: ROWS[row] for row in ROWS if any(row in each for each in tasks.values())})
     mixture = "the head undersampled" if metric == "few" else "classes drawn equally often"
     heading = "few classes" if metric == "few" else "all classes"
     title = f"Points on {heading} over the same mixture of real images, {mixture}"
-    return _file(parts, title)
+    return svg_file(parts, title)
 
 
 def draw_pilot(results: Path) -> str:
@@ -141,9 +139,13 @@ def draw_pilot(results: Path) -> str:
             f'<text x="{left + 6:.1f}" y="{top + 3.5:.1f}" font-size="10" fill="{SOFT}">'
             f"{arm.level}</text>"
         )
-    parts += _legend(colours)
+    parts += legend(colours)
     title = f"Gain on few classes: estimate and truth of {len(arms)} arms (λ in per cent)"
-    return _file(parts, title)
+    return svg_file(parts, title)
+
+
+def _number(value: float) -> str:
+    return f"{value:g}".replace("-", "−").replace("0.", ".") if value else "0"
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,19 @@ class Panel:
     def y(axis: Axis, value: float) -> float:
         return HEIGHT - BOTTOM - axis.place(value) / 100 * (HEIGHT - TOP - BOTTOM)
 
-    def axes(self, x: Axis, y: Axis, x_name: str, title: str, names: bool = True) -> list[str]:
-        """Grid, ticks and names; `names` also writes the ticks of the y axis."""
+    def axes(
+        self,
+        x: Axis,
+        y: Axis,
+        x_name: str,
+        title: str,
+        names: bool = True,
+        number: Callable[[float], str] = _number,
+    ) -> list[str]:
+        """Grid, ticks and names; `names` also writes the ticks of the y axis.
+
+        - `number`: writes a tick of the x axis.
+        """
         bottom, right, middle = HEIGHT - BOTTOM, self.left + self.width, self.left + self.width / 2
         lines = []
         for tick in y.ticks:
@@ -174,7 +187,7 @@ class Panel:
                 )
         lines += [
             f'<text x="{self.x(x, tick):.1f}" y="{bottom + 18}" text-anchor="middle" '
-            f'fill="{SOFT}">{_number(tick)}</text>'
+            f'fill="{SOFT}">{number(tick)}</text>'
             for tick in x.ticks
         ]
         lines += [
@@ -185,7 +198,7 @@ class Panel:
         return lines
 
 
-def _series(
+def series(
     places: Sequence[Point], colour: str, x: Axis, y: Axis, *, panel: Panel, shift: float
 ) -> list[str]:
     """A line through the means, the intervals, and dots that show their figures when pointed at."""
@@ -202,7 +215,7 @@ def _series(
     return parts
 
 
-def _legend(colours: Mapping[str, str]) -> list[str]:
+def legend(colours: Mapping[str, str]) -> list[str]:
     parts, left = [], WIDTH - RIGHT + 18
     for number, (name, colour) in enumerate(colours.items()):
         top = TOP + 14 + 22 * number
@@ -211,7 +224,7 @@ def _legend(colours: Mapping[str, str]) -> list[str]:
     return parts
 
 
-def _file(parts: Sequence[str], title: str) -> str:
+def svg_file(parts: Sequence[str], title: str) -> str:
     """A whole SVG file: background and title, then the parts."""
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
@@ -221,10 +234,6 @@ def _file(parts: Sequence[str], title: str) -> str:
         f'<text x="12" y="22" font-size="13" font-weight="600" fill="{INK}">{escape(title)}</text>',
     ]
     return "\n".join([*lines, *parts, "</svg>"]) + "\n"
-
-
-def _number(value: float) -> str:
-    return f"{value:g}".replace("-", "−").replace("0.", ".") if value else "0"
 
 
 def figures(results: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What lossy choices save and cost, always beside "just fewer steps".
 
     python -m benchmarks.lossy --work build/lossy --json benchmarks/results/lossy.json
+    python -m benchmarks.lossy --rows "DDIM, 10 steps"              # this row; others stay
     python -m benchmarks.lossy --table                              # from the committed figures
 
 Each row makes the same plan with one choice: fewer DDIM steps, another sampler, guidance on a part
@@ -179,7 +180,9 @@ def main() -> None:
         return
     folder = asked.work / "rows"
     folder.mkdir(parents=True, exist_ok=True)
-    found = {}
+    settings = {"steps": STEPS, "seeds": asked.seeds, "levels": LEVELS, "neighbours": 5}
+    stored = json.loads(asked.json.read_text()) if asked.json.exists() else {}
+    found = stored["rows"] if stored.get("settings") == settings else {}
     for name in asked.rows:
         file = folder / f"{name}.json"
         if not file.exists():
@@ -189,8 +192,8 @@ def main() -> None:
             unfinished.replace(file)
             print(f"{name}: {values}", flush=True)
         found[name] = json.loads(file.read_text())
+    found = {name: found[name] for name in ROWS if name in found}
     asked.json.parent.mkdir(parents=True, exist_ok=True)
-    settings = {"steps": STEPS, "seeds": asked.seeds, "levels": LEVELS, "neighbours": 5}
     asked.json.write_text(json.dumps({"settings": settings, "rows": found}, indent=2) + "\n")
     print(table(found))
 

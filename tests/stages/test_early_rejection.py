@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -183,6 +184,40 @@ def test_where_too_few_are_kept_nothing_is_rejected(
     run_until(run, "filter")
     assert len(images_of(run)) == 30
     assert not rejected_images(run, scorer_of(run))
+
+
+@pytest.mark.slow
+def test_rounds_learn_from_the_first_that_asks_and_end_alike_after_a_kill(
+    tree: dict[str, Any], whole: Run, tmp_path: Path
+) -> None:
+    """Both rounds ask for both levels; then images, looks and the bound of round 1 are lost."""
+    changed = copy.deepcopy(tree) | {
+        "methods": {"all": {"strategy": "all-levels", "missing": "nearest", "undersample": False}},
+        "loop": {"rounds": 2},
+    }
+    changed["train"] |= {
+        "epochs": 2,
+        "curriculum_epochs": 2,
+        "steps_per_epoch": 1,
+        "image_size": 32,
+        "model": {"stem": "3x3", "width": 4},
+    }
+    run = run_of(changed, tmp_path, early_rejection=rule())
+    run_until(run, "filter")
+    rows = {row["id"]: row for row in pq.read_table(run.path(paths.FILTER)).to_pylist()}
+    gone, wanted = rejected_images(run, scorer_of(run)), images_of(whole)
+    assert {rows[name]["round"] for name in gone} >= {1} and len(rows) == 120
+    assert images_of(run) == {name: wanted[name] for name in rows if name not in gone}
+    [learnt] = run.path(paths.BOUNDS).glob("*.json")
+    text, kept = learnt.read_text(), kept_images(run)["id"][:]
+    assert all(rows[name]["round"] == 0 for name in json.loads(text)["teachers"])
+    for name in (paths.SPECTRUM, paths.SCORES, paths.LOOKS):
+        for shard in sorted(run.path(name).glob("part-*.parquet"))[::2]:
+            shard.unlink()
+    learnt.unlink()
+    run_until(open_run(run.recipe, run.folder), "filter")
+    assert learnt.read_text() == text and kept_images(run)["id"][:] == kept
+    assert rejected_images(run, scorer_of(run)) == gone
 
 
 # ---------------------------------------------------------------- what cannot be

@@ -246,7 +246,6 @@ def test_a_loop_that_cannot_go_on_is_an_error(
     ("key", "change"),
     [
         ("spectrum", {"tries": 2}),
-        ("spectrum", {"early_rejection": {"loss": 0.05}}),
         ("filter", {"rule": "alia"}),
     ],
 )

@@ -95,11 +95,6 @@ def check_loop(recipe: Recipe) -> None:
             f"loop.rounds = {loop.rounds} asks for further seeds itself; set spectrum.tries to 1 "
             "and remove spectrum.wanted. Policy deficit fills classes to a target."
         )
-    if spectrum.early_rejection is not None:
-        raise RecipeError(
-            f"loop.rounds = {loop.rounds} needs verdicts that stay, but the bounds of "
-            "spectrum.early_rejection are learned from one plan; remove it."
-        )
     if recipe.filter.rule != "threshold":
         raise RecipeError(
             f"loop.rounds = {loop.rounds} needs verdicts that stay, and those of filter.rule "

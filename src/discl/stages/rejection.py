@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..levels import format_level, start_step
+from ..recipe.loop import learner_of
 from ..recipe.rejection import EarlyRejection
 from ..run_folder import paths
 from ..run_folder.run import Run
@@ -27,7 +28,7 @@ from ..utils.atomic import make_folder
 from ..utils.counts import count_of
 from ..utils.hashing import digest
 from ..utils.logging import get_logger
-from ..utils.stored import read_json, write_text
+from ..utils.stored import read_json, read_table, write_text
 from .budget import rows_by_level, rows_of_steps
 
 logger = get_logger(__name__)
@@ -195,11 +196,11 @@ def next_part(
     waiting = {level: key for level, key in bound_keys(run, scorer).items() if level not in taught}
     if settings is None or not waiting or not missing:
         return Part(list(missing), [])
-    present, seen = run.spectrum.ids(), _seen(run)
+    present, seen, candidates = run.spectrum.ids(), _seen(run), _candidates(run, plan)
     teachers: dict[str, Request] = {}
     unscored: list[Request] = []
     for level, key in list(waiting.items()):
-        of_level = [request for request in plan if request.level == level]
+        of_level = [request for request in candidates if request.level == level]
         of_level.sort(key=lambda request: digest("teach", request.id))
         found = _learn(run, settings, level, of_level, present, seen, known)
         if isinstance(found, Part):
@@ -214,6 +215,21 @@ def next_part(
     listed = {each.id for each in make}
     make += [each for name, each in teachers.items() if name not in listed]
     return Part(sorted(make, key=lambda each: (each.width, each.height)), [])
+
+
+def _candidates(run: Run, plan: Sequence[Request]) -> list[Request]:
+    """Images that may teach. In a loop those of the first round that asks for their level.
+
+    So what a level learns does not change with later rounds.
+    """
+    if learner_of(run.recipe) is None:
+        return list(plan)
+    asked = read_table(run.path(paths.PLAN), ["id", "level", "round"]).to_pylist()
+    first: dict[int, int] = {}
+    for row in asked:
+        first[row["level"]] = min(row["round"], first.get(row["level"], row["round"]))
+    early = {row["id"] for row in asked if row["round"] == first[row["level"]]}
+    return [request for request in plan if request.id in early]
 
 
 def _learn(
