@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -13,9 +14,9 @@ from pydantic import (
 
 from ..baselines.alia import NEGATIVE_PROMPTS
 from ..data.readers import READERS
-from ..errors import RecipeError
+from ..errors import RecipeError, unknown
 from .paths import PathOrName
-from .types import Strict, Template, one_of, without_default
+from .types import LevelKey, Strict, Template, one_of, without_default
 
 
 class Retrieval(Strict):
@@ -63,6 +64,7 @@ class Retrieval(Strict):
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Cosine = Annotated[float, Field(ge=-1, le=1)]
 BAND = (0.05, 0.95)
 """The default of `filter.band`."""
 
@@ -84,6 +86,15 @@ class Filter(Strict):
     )
     template: Template = "a photo of {class}"
     threshold: float = Field(0.3, ge=-1, le=1)
+    level_thresholds: dict[LevelKey, Cosine] = Field(
+        {}, description="levels with a threshold of their own, for example {30: 0.28}"
+    )
+    class_thresholds: dict[str, Cosine] = Field(
+        {},
+        max_length=100_000,
+        description="classes with a threshold of their own, by name; it comes before that of the "
+        "level",
+    )
     rule: Literal["threshold", "difficulty", "alia"] = "threshold"
     band: tuple[Share, Share] | None = Field(
         None,
@@ -102,7 +113,23 @@ class Filter(Strict):
 
     @model_serializer(mode="wrap")
     def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_default(write(self), band=None)
+        return without_default(write(self), band=None, level_thresholds={}, class_thresholds={})
+
+    def threshold_of(self, class_name: str, level: int) -> float:
+        """The threshold of an image: that of its class, else of its level, else the common one."""
+        common = self.level_thresholds.get(level, self.threshold)
+        return self.class_thresholds.get(class_name, common)
+
+    def check_classes(self, class_names: Sequence[str]) -> None:
+        """Raises RecipeError for a threshold of a class that does not exist."""
+        for name in self.class_thresholds:
+            if name not in class_names:
+                raise RecipeError(unknown("class in filter.class_thresholds", name, class_names))
+
+    @property
+    def has_own_thresholds(self) -> bool:
+        """Whether levels or classes have a threshold of their own."""
+        return bool(self.level_thresholds or self.class_thresholds)
 
     @model_validator(mode="after")
     def _band_is_used(self) -> Filter:

@@ -168,6 +168,8 @@ class Recipe(Strict):
                 "spectrum.tries redraws images below filter.threshold, and filter.rule "
                 f"{self.filter.rule} drops others too; set it to 1."
             )
+        if self.filter.has_own_thresholds:
+            _check_own_thresholds(self)
         if self.spectrum.early_rejection is not None:
             _check_early_rejection(self.filter, self.methods)
         for name, method in self.methods.items():
@@ -242,6 +244,29 @@ def check_twins(names: Iterable[str]) -> None:
                 f"methods '{other}' and '{name}' differ only in capitals, and their folders would "
                 "be one on some file systems; rename one."
             )
+
+
+def _check_own_thresholds(recipe: Recipe) -> None:
+    """Raises RecipeError where a threshold of one level or class has no effect, or no image."""
+    chosen, spectrum = recipe.filter, recipe.spectrum
+    names = ("level_thresholds", "class_thresholds")
+    key = f"filter.{next(name for name in names if getattr(chosen, name))}"
+    for level in chosen.level_thresholds:
+        if level not in spectrum.levels:
+            raise RecipeError(
+                f"filter.level_thresholds names level {format_level(level)}, which is not in "
+                f"spectrum.levels; known: {', '.join(map(str, spectrum.levels))}."
+            )
+    rounds = recipe.loop.rounds if recipe.loop else 1
+    causes = {
+        "filter.rule: alia, which uses none": chosen.rule == "alia",
+        "spectrum.tries above 1, which draws by filter.threshold alone": spectrum.tries > 1,
+        "spectrum.early_rejection, which predicts filter.threshold": bool(spectrum.early_rejection),
+        f"loop.rounds = {rounds}, which asks by filter.threshold": rounds > 1,
+    }
+    for cause, given in causes.items():
+        if given:
+            raise RecipeError(f"{key} cannot be used with {cause}; remove one of them.")
 
 
 def _check_early_rejection(chosen: Filter, methods: dict[str, Method]) -> None:

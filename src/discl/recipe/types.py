@@ -84,6 +84,12 @@ def without_default(plain: dict[str, Any], **later: Any) -> dict[str, Any]:
 
 
 Level = Annotated[int, Field(ge=TEXT_ONLY, le=REAL), BeforeValidator(check_level)]
+LevelKey = Annotated[
+    int,
+    Field(ge=TEXT_ONLY, le=REAL),
+    BeforeValidator(lambda key: int(key) if str(key).isdecimal() else check_level(key)),
+]
+"""A level as the key of a mapping, which JSON writes as a text."""
 Template = Annotated[str, AfterValidator(_template)]
 ImageTemplate = Annotated[str, AfterValidator(_image_template)]
 

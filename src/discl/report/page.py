@@ -205,7 +205,8 @@ def similarity(summary: RunSummary) -> Similarity:
         made = values[here & finished]
         if not len(made):
             continue
-        shape = charts.ridge(made, axis, threshold)
+        own = summary.recipe["filter"].get("level_thresholds", {}).get(str(level), threshold)
+        shape = charts.ridge(made, axis, own if bounded else threshold)
         rows.append(
             LevelRow(level, shape, int(keep[here].sum()), int(here.sum()), float(np.median(made)))
         )

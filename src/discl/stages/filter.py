@@ -36,7 +36,8 @@ def filter_spectrum(run: Run) -> Path:
     `overrides.csv` says about an image comes before the threshold. Returns the path.
     """
     path, settings, scores = run.path(paths.FILTER), run.recipe.filter, run.scores
-    texts = filter_texts(run)
+    texts, names = filter_texts(run), run.train.class_names
+    settings.check_classes(names)
     scores.clear_unfinished()
     requests, missing = draws_so_far(run)
     while missing:
@@ -50,10 +51,12 @@ def filter_spectrum(run: Run) -> Path:
         verdicts = [
             Verdict(False, rejected[request.id])
             if math.isnan(known[request.id])
-            else judge(known[request.id], settings.threshold)
+            else judge(known[request.id], settings.threshold_of(names[request.label], request.level))
             for request in requests
         ]
         rule = f"at clip_similarity >= {settings.threshold:g}"
+        if settings.has_own_thresholds:
+            rule += ", with thresholds of single levels or classes"
         if settings.rule == "difficulty":
             verdicts = _within_band(run, requests, verdicts)
             low, high = settings.band or BAND

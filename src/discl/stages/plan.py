@@ -104,9 +104,11 @@ def make_plan(run: Run, *, for_training: bool = True) -> Path:
 
     - `for_training`: refuse what the data cannot give to training now, not after hours of images.
 
-    Raises DataError or TrainingError for that, and RecipeError for a budget that buys no image.
+    Raises DataError or TrainingError for that, and RecipeError for a budget that buys no image, and
+    for a threshold of a class that does not exist.
     """
     path, recipe = run.path(paths.PLAN), run.recipe
+    recipe.filter.check_classes(run.train.class_names)
     if for_training:
         _check_schedule(run)
     hard, prompts = planned_sources(run), ensure_texts(run)

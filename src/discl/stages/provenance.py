@@ -169,6 +169,10 @@ def _options(recipe: Recipe, generator: Generator) -> dict[str, str]:
     return facts
 
 
+MOST_NAMED = 12
+"""Thresholds of single levels and classes that a text names, at most."""
+
+
 def _filter(config: Filter) -> str:
     clip = public_name(config.checkpoint)
     if config.rule == "alia":
@@ -179,6 +183,12 @@ def _filter(config: Filter) -> str:
         )
     threshold = f"{config.threshold:g}".replace("-", "−")
     text = f"clip_similarity ≥ {threshold} with “{config.template}”, by {clip}"
+    own = {f"level {format_level(level)}": each for level, each in config.level_thresholds.items()}
+    own |= {f"class {name}": each for name, each in config.class_thresholds.items()}
+    if own:
+        named = [f"{each:g} for {name}" for name, each in list(own.items())[:MOST_NAMED]]
+        more = [f"{len(own) - MOST_NAMED} more"] if len(own) > MOST_NAMED else []
+        text += f", but {', '.join([*named, *more])}"
     if config.rule == "difficulty":
         low, high = config.band or BAND
         text += (
