@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -294,10 +295,10 @@ def browse(
     """
     from .browse.server import serve
 
-    def amend(threshold: float | None) -> None:
+    def amend(changes: Mapping[str, Any]) -> None:
         from .pipeline import amend_filter
 
-        amend_filter(run, threshold)
+        amend_filter(run, changes)
 
     serve(run, amend, port=port, show=not no_open, on_start=_echo)
 

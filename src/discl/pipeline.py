@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from .stages import generate as generate_stage
 from .stages import levels as levels_stage
 from .stages import pilot as pilot_stage
 from .stages.adapt import adapt
-from .stages.browse import amend_threshold
+from .stages.browse import amend_thresholds
 from .stages.budget import rows_by_level
 from .stages.evaluate import evaluate
 from .stages.filter import filter_spectrum
@@ -284,13 +284,13 @@ def audit(run: Run) -> Path:
         return audit_stage.audit(run)
 
 
-def amend_filter(folder: Path, threshold: float | None) -> None:
-    """Filters a run again, with another threshold if one is given; nothing is generated.
+def amend_filter(folder: Path, changes: Mapping[str, Any]) -> None:
+    """Filters a run again, with other values of its recipe; nothing is generated.
 
     Raises RunError where images of the plan are missing.
     """
     with _refusals("filter"):
-        amend_threshold(folder, threshold, run_until)
+        amend_thresholds(folder, changes, run_until)
 
 
 TABLE = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from discl.browse.run_view import RunView
 from discl.errors import RunError
@@ -312,6 +314,14 @@ def test_a_threshold_as_lines_and_as_a_command(site: Site) -> None:
     answer = site.change("/api/threshold", {"threshold": 0.28}).json()
     assert answer["lines"] == "filter:\n  threshold: 0.28\n"
     assert "--set filter.threshold=0.28 --amend" in answer["command"]
+    own = {"threshold": 0.2, "level_thresholds": {"50": -0.5}, "class_thresholds": {HOSTILE: 0.1}}
+    answer = site.change("/api/threshold", own).json()
+    assert yaml.safe_load(answer["lines"]) == {"filter": own}
+    words = shlex.split(answer["command"])
+    assert f'filter.class_thresholds={{"{HOSTILE}": 0.1}}' in words
+    assert 'filter.level_thresholds={"50": -0.5}' in words
+    assert site.change("/api/threshold", {"level_thresholds": [1]}).status_code == 422
+    assert site.change("/api/threshold", {"class_thresholds": {"a": 9}}).status_code == 422
     for wrong in ({"threshold": 2}, {"threshold": "0"}, {"threshold": True}, [], {"more": 1}):
         assert site.change("/api/threshold", wrong).status_code == 422
 

@@ -22,7 +22,7 @@ HOST = f"http://127.0.0.1:{PORT}"
 class Site(TestClient):
     """A browser that has opened the printed address of a run folder."""
 
-    def __init__(self, run: Path, amend: Callable[[float | None], None] = lambda value: None):
+    def __init__(self, run: Path, amend: Callable[[Any], None] = lambda changes: None):
         known = Secrets()
         super().__init__(
             make_app(RunView(run, amend), PORT, known),

@@ -18,7 +18,8 @@ its pixels (both 32 hexadecimal digits). So addresses of pictures stay true whil
       {
         "name": str, "folder": str, "stamp": str,
         "classes": [str], "class_counts": [int], "groups": {"many": [label], …},
-        "levels": [int], "rule": "threshold" | "alia", "threshold": float,
+        "levels": [int], "rule": "threshold" | "difficulty" | "alia", "threshold": float,
+        "level_thresholds": {level: float}, "class_thresholds": {name: float},
         "methods": [{"name": str, "synthetic": bool, "levels": [int], "threshold": float | null,
                      "scale": float}],
         "verdicts": ["not judged", "kept", "below the threshold", "copies a held-out image",
@@ -98,7 +99,8 @@ Changing requests carry the header `X-Token`, an `Origin` of this server, the co
   "reason": str}]`, at most 10,000; the later one of an id wins, and a row with verdict none and
   no tag is removed. Answers `{"stamp": str, "changed": int}`. They count with the next
   `discl filter`.
-- `POST /api/threshold`: `{"threshold": float, "apply": bool}`. Answers `{"lines": str,
+- `POST /api/threshold`: `{"threshold": float, "level_thresholds": {level: float},
+  "class_thresholds": {name: float}, "apply": bool}`. Answers `{"lines": str,
   "command": str}`: the lines of the recipe and the command. With `apply` it does what
   `discl filter --amend` does and answers `{"applied": true, "kept": int, "stamp": str}`; 409 while
   images are missing or another stage runs. Without `threshold` it applies the overrides alone.
@@ -109,10 +111,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from typing import Any
 
+import yaml
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -222,30 +225,56 @@ class _Routes:
 
     async def threshold(self, request: Request) -> Response:
         asked = await _json(request)
-        if not isinstance(asked, dict) or not set(asked) <= {"threshold", "apply"}:
-            raise HTTPException(422, "expected threshold and apply.")
-        threshold = asked.get("threshold")
-        if threshold is not None:
-            if type(threshold) not in (int, float) or not -1 <= threshold <= 1:
-                raise HTTPException(422, "the threshold has to be a number from -1 to 1.")
-            threshold = round(float(threshold), 6)
+        if not isinstance(asked, dict) or not set(asked) <= {*THRESHOLDS, "apply"}:
+            raise HTTPException(422, f"expected {', '.join(THRESHOLDS)} and apply.")
+        changes = _thresholds(asked, self.view.tree["filter"])
         if asked.get("apply") is not True:
-            return _answer(_lines(self.view, threshold))
+            return _answer(_lines(self.view, changes))
         try:
-            await run_in_threadpool(self.view.filter_again, threshold)
+            await run_in_threadpool(self.view.filter_again, changes)
         except RunError as error:
-            return _answer({"error": str(error), **_lines(self.view, threshold)}, 409)
+            return _answer({"error": str(error), **_lines(self.view, changes)}, 409)
         about = await run_in_threadpool(self.view.about)
         return _answer({"applied": True, "kept": about["counts"]["kept"], "stamp": about["stamp"]})
 
 
-def _lines(view: RunView, threshold: float | None) -> dict[str, str]:
+THRESHOLDS = ("threshold", "level_thresholds", "class_thresholds")
+"""Keys of the section `filter` that a page may change."""
+
+
+def _thresholds(asked: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
+    """`{key of the recipe: value}`; empty mappings only where the recipe has some."""
+    changes: dict[str, Any] = {}
+    for name in THRESHOLDS:
+        value = asked.get(name)
+        if value is None or (value == {} and not present.get(name)):
+            continue
+        if name != "threshold" and not isinstance(value, dict):
+            raise HTTPException(422, f"{name} has to be a mapping of numbers.")
+        own = {key: _cosine(each) for key, each in value.items()} if name != "threshold" else None
+        changes[f"filter.{name}"] = _cosine(value) if own is None else own
+    return changes
+
+
+def _cosine(value: Any) -> float:
+    if type(value) not in (int, float) or not -1 <= value <= 1:
+        raise HTTPException(422, "a threshold has to be a number from -1 to 1.")
+    return round(float(value), 6)
+
+
+def _lines(view: RunView, changes: Mapping[str, Any]) -> dict[str, str]:
     """The lines of the recipe, and the command that does the same."""
-    if threshold is None:
+    if not changes:
         return {"lines": "", "command": view.command("filter")}
-    more = ("--set", f"filter.threshold={threshold:g}", "--amend")
-    lines = f"filter:\n  threshold: {threshold:g}\n"
-    return {"lines": lines, "command": view.command("filter", *more)}
+    section = {key.removeprefix("filter."): value for key, value in changes.items()}
+    lines = yaml.safe_dump({"filter": section}, sort_keys=False, allow_unicode=True)
+    more = [part for key, value in changes.items() for part in ("--set", f"{key}={_flow(value)}")]
+    return {"lines": lines, "command": view.command("filter", *more, "--amend")}
+
+
+def _flow(value: Any) -> str:
+    """A value of `--set`; JSON is YAML."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _override(asked: Any) -> tuple[str, Override]:

@@ -68,12 +68,12 @@ class RunView:
     """A run folder that is looked at, while other processes may work in it.
 
     - `folder`: the run folder.
-    - `amend`: does what `discl filter --amend` does with a threshold; with None it filters again.
+    - `amend`: does what `discl filter --amend` does with these values of the recipe.
 
     Raises RunError for a folder without a recipe, and BrokenFileError for a broken one.
     """
 
-    def __init__(self, folder: Path, amend: Callable[[float | None], None]) -> None:
+    def __init__(self, folder: Path, amend: Callable[[Mapping[str, Any]], None]) -> None:
         if not (folder / paths.RECIPE).is_file():
             raise RunError(
                 f"{folder} is no run folder: it has no {paths.RECIPE}. Name the folder of a run, "
@@ -195,6 +195,8 @@ class RunView:
             "levels": sorted(tree["spectrum"]["levels"]),
             "rule": tree["filter"].get("rule", "threshold"),
             "threshold": tree["filter"]["threshold"],
+            "level_thresholds": tree["filter"].get("level_thresholds") or {},
+            "class_thresholds": tree["filter"].get("class_thresholds") or {},
             "methods": [vars(rule) for rule in self.methods()],
             "verdicts": list(VERDICTS),
             "hand": list(HAND),
@@ -398,8 +400,8 @@ class RunView:
         parts = [stage, str(self.recipe_path), "--out", str(self.folder), *more]
         return "discl " + " ".join(map(shlex.quote, parts))
 
-    def filter_again(self, threshold: float | None) -> None:
-        """Filters with a threshold, or with the overrides alone.
+    def filter_again(self, changes: Mapping[str, Any]) -> None:
+        """Filters with other values of the recipe, or with the overrides alone.
 
         Raises RunError while this or another process changes the run.
         """
@@ -409,7 +411,7 @@ class RunView:
         try:
             if busy:
                 raise RunError(f"{busy[0]} works in this folder; wait for its end.")
-            self.amend(threshold)
+            self.amend(changes)
         finally:
             self._amending.release()
             self._real = None

@@ -7,9 +7,10 @@ import socket
 import sys
 import threading
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ..errors import RunError
 from ..utils.logging import get_logger
@@ -25,7 +26,7 @@ TRIED = 20
 
 def serve(
     folder: Path,
-    amend: Callable[[float | None], None],
+    amend: Callable[[Mapping[str, Any]], None],
     *,
     port: int | None = None,
     show: bool = True,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -47,18 +48,17 @@ class RealImages:
         return self.run.checked_image(row, content, split)
 
 
-def amend_threshold(
-    folder: Path, threshold: float | None, run_until: Callable[[Run, str], Path]
+def amend_thresholds(
+    folder: Path, changes: Mapping[str, Any], run_until: Callable[[Run, str], Path]
 ) -> None:
-    """Filters a run with another threshold, as `discl filter --amend` does; nothing is generated.
+    """Filters a run with other thresholds, as `discl filter --amend` does; nothing is generated.
 
-    - `threshold`: in [−1, 1]; None for the recipe's own.
+    - `changes`: values of the recipe, such as `{"filter.threshold": 0.28}`.
     - `run_until`: runs the stages up to one.
 
     Raises RunError where images would have to be generated, before anything changes.
     """
-    changes = {} if threshold is None else {"filter.threshold": threshold}
-    recipe = load_recipe(folder / paths.RECIPE, changes)
+    recipe = load_recipe(folder / paths.RECIPE, dict(changes))
     planned = Run(recipe, folder)
     present = planned.spectrum.ids() | set(rejected_on_the_way(planned))
     missing = sum(request.id not in present for request in draws_so_far(planned)[0])

@@ -51,7 +51,9 @@ def filter_spectrum(run: Run) -> Path:
         verdicts = [
             Verdict(False, rejected[request.id])
             if math.isnan(known[request.id])
-            else judge(known[request.id], settings.threshold_of(names[request.label], request.level))
+            else judge(
+                known[request.id], settings.threshold_of(names[request.label], request.level)
+            )
             for request in requests
         ]
         rule = f"at clip_similarity >= {settings.threshold:g}"
