@@ -15,7 +15,12 @@ from discl.stages.init import write_starter
 from helpers.miniatures import draw
 
 PAGE = Path(__file__).parents[1] / "docs" / "fidelity.md"
-PAPER = [name for name in shipped_recipes() if not name.startswith(("fashion", "cifar10-"))]
+LIGHT = [name for name in shipped_recipes() if "-light" in name]
+PAPER = [
+    name
+    for name in shipped_recipes()
+    if name not in LIGHT and not name.startswith(("fashion", "cifar10-"))
+]
 
 
 def tables() -> dict[str, list[list[str]]]:

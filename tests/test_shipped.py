@@ -26,7 +26,12 @@ from helpers import miniatures
 
 IMAGES_OF_CIFAR = 24  # of the first class, down to 2 of the last
 
-PAPER = [name for name in shipped_recipes() if not name.startswith(("fashion", "cifar10-"))]
+LIGHT = [name for name in shipped_recipes() if "-light" in name]
+PAPER = [
+    name
+    for name in shipped_recipes()
+    if name not in LIGHT and not name.startswith(("fashion", "cifar10-"))
+]
 HARD = {
     "imagenet-lt": 1643,
     "inaturalist": 44956,
@@ -100,6 +105,10 @@ def small(
             }
         if name.startswith("imagenet-lt"):
             values["prompts.phrases"] = None  # the miniature's hard classes are no tail classes
+        if name in LIGHT:
+            del values["train.model.width"]
+            values |= {"train.model.checkpoint": str(tiny_clip), "evaluate.test_time_margin": None}
+            return values
         if name.startswith("iwildcam"):
             del values["train.model.width"]
             values |= {"train.model.checkpoint": str(tiny_clip), "train.optimizer.warm_up_steps": 1}
@@ -306,14 +315,14 @@ def test_cuda_has_the_operations_that_its_authors_released() -> None:
 
 def test_bases_are_no_recipes_and_every_one_is_used() -> None:
     bases = {path.name for path in (RECIPES / "base").glob("*.yaml")}
-    used = set(
-        re.findall(
-            r"^extends: (?:base/)?(\S+)$",
-            "\n".join(path.read_text() for path in RECIPES.rglob("*.yaml")),
-            re.MULTILINE,
-        )
-    )
-    assert bases == used
+    lines = [
+        line
+        for path in RECIPES.rglob("*.yaml")
+        for line in path.read_text().splitlines()
+        if line.startswith("extends: ")
+    ]
+    used = set(re.findall(r"[\w-]+\.yaml", "\n".join(lines)))
+    assert bases <= used <= bases | {f"{name}.yaml" for name in shipped_recipes()}
     assert not {path.stem for path in (RECIPES / "base").glob("*.yaml")} & set(shipped_recipes())
     assert all(describe_shipped(name) for name in shipped_recipes())
 
@@ -341,6 +350,76 @@ def test_a_miniature_is_planned(
             for name in ("goldfish", "flamingo")
         }
         assert len(set(texts)) > 4 and not set(texts) & set(planned["prompt"])
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_settings_of_light_tuning(name: str) -> None:
+    """Those of LIFT's released configuration."""
+    recipe, header = load_recipe(name), (RECIPES / f"{name}.yaml").read_text().split("extends:")[0]
+    train, light = recipe.train, recipe.train.model.light
+    assert (train.epochs, train.batch_size, train.image_size) == (
+        20 if name.startswith("inaturalist") else 10,
+        128,
+        224,
+    )
+    optimizer = train.optimizer
+    assert (optimizer.name, optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (
+        "sgd",
+        0.01,
+        0.9,
+        0.0005,
+    )
+    assert (optimizer.schedule, optimizer.warm_up_steps, optimizer.decay_vectors) == (
+        "cosine",
+        None,
+        True,
+    )
+    assert (light.adapter, light.width, light.head, light.scale) == (
+        "adaptformer",
+        "auto",
+        "cosine",
+        25,
+    )
+    assert (recipe.evaluate.test_time_crops, recipe.evaluate.test_time_margin) == (5, 24)
+    assert recipe.methods["light"].loss.name == "logit-adjusted"
+    assert f"command: discl run {name}" in header and "# cost: " in header
+    assert "# published: " in header and "# differs from " in header
+    asked, made = recipe.spectrum, name.endswith("-discl")
+    assert asked.makes_none != made
+    if made:
+        hard = next(count for start, count in HARD.items() if name.startswith(start))
+        images = hard * len(asked.levels) * asked.seeds
+        steps = [start_step(level, asked.num_inference_steps) for level in asked.levels]
+        rows = 2 * sum(steps) * asked.seeds * hard
+        assert f"cost: {images:,} images, {rows:,} UNet rows ({hard:,} hard images" in header
+        control = recipe.methods["light-repeat"]
+        for each in ("light-text-only", "light-all-levels", "light-discl"):
+            method = recipe.methods[each]
+            assert (method.mixture, method.prior) == (control.mixture, control.prior)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "imagenet-lt-clip-light-discl",
+        "cifar100-lt-ir100-clip-light",
+        "inaturalist2018-clip-light",
+        "iwildcam-b16-light",
+    ],
+)
+def test_light_tuning_for_two_epochs(
+    name: str, small: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    made = name.endswith("-discl")
+    short: dict[str, Any] = {"train.epochs": 2, "train.curriculum_epochs": int(made)}
+    if made:
+        short["spectrum.levels"] = [0]
+    opened = open_run(load_recipe(name, small(name) | short), tmp_path / "run")
+    results = json.loads(run_until(opened, "evaluate").read_text())
+    assert set(opened.recipe.methods) <= set(results)
+    planned = pq.read_table(opened.path("plan.parquet")).num_rows
+    assert (planned > 0) == made == bool(list(opened.path("spectrum").glob("*.parquet")))
 
 
 def test_phrases_of_the_tail_are_told_where_hard_classes_have_other_names(

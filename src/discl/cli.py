@@ -215,7 +215,9 @@ def plan(options: RunOptions) -> None:
 
     opened, path = options.run("plan")
     _echo(describe_cost(estimate_cost(opened)))
-    rule = describe_rule(opened, scorer_of(opened))
+    rule = ""
+    if not opened.recipe.spectrum.makes_none:
+        rule = describe_rule(opened, scorer_of(opened))
     for line in filter(None, (describe_budget(opened), describe_rounds(opened), rule)):
         _echo(line)
     _echo(path)

@@ -55,7 +55,10 @@ logger = get_logger(__name__)
 
 def report(run: Run) -> Path:
     """Writes the run as one self-contained page, `report.html`; returns its path."""
-    making = describe_making(run.recipe, run.generator, run.size)
+    if run.recipe.spectrum.makes_none:
+        making = {"synthetic images": "none: spectrum.budget.images is 0"}
+    else:
+        making = describe_making(run.recipe, run.generator, run.size)
     if summary := summarise_rejections(run):
         making["early rejection"] += f"; {summary}"
     prices = rows_by_level(run) if learner_of(run.recipe) is not None else None

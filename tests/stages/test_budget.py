@@ -15,11 +15,12 @@ from discl import RecipeError
 from discl.cli import main
 from discl.errors import TrainingError
 from discl.pipeline import run_until
-from discl.recipe import validate
+from discl.recipe import load_recipe, validate
 from discl.run_folder.open import open_run
 from discl.run_folder.run import Run
+from discl.spectrum.plan import read_plan
 from discl.spectrum.store import Shards
-from discl.stages.plan import describe_budget, estimate_cost
+from discl.stages.plan import check_models, describe_budget, estimate_cost
 
 ROWS = {0: 8, 50: 4}
 """UNet rows of an image of the small run at each level."""
@@ -150,7 +151,7 @@ def test_hours_become_rows_once(small_tree: dict[str, Any], tmp_path: Path) -> N
     [
         ({"budget": {}}, "spectrum.budget states nothing"),
         ({"budget": {"images": 3, "hours": 1}}, "spectrum.budget states images and hours"),
-        ({"budget": {"images": 0}}, "spectrum.budget.images"),
+        ({"budget": {"images": -1}}, "spectrum.budget.images"),
         ({"budget": {"hours": 0}}, "spectrum.budget.hours"),
         ({"budget": {"hours": -1}}, "spectrum.budget.hours"),
         ({"budget": {"rows": 5}}, "spectrum.budget 'rows'"),
@@ -179,3 +180,33 @@ def test_a_budget_that_is_too_small_is_an_error_before_anything_is_made(
     with pytest.raises(TrainingError, match=r"spectrum\.budget: .*buys 1 of 40 images"):
         made(tree, tmp_path / "few")
     assert not (tmp_path / "few" / "spectrum").exists()
+
+
+@pytest.mark.slow
+def test_a_budget_of_no_image_trains_on_real_ones_without_a_generator(
+    small_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    tree = small_tree | {
+        "spectrum": {"checkpoint": "no/generator", "levels": [0], "budget": {"images": 0}},
+        "filter": {"checkpoint": "no/clip"},
+        "methods": {"ce": {}, "repeat": {"strategy": "fixed", "level": 100, "mixture": "all"}},
+        "train": {
+            "batch_size": 4,
+            "epochs": 1,
+            "curriculum_epochs": 1,
+            "steps_per_epoch": 2,
+            "image_size": 16,
+            "model": {"width": 4, "stem": "3x3"},
+        },
+    }
+    run = open_run(load_recipe(tree), tmp_path / "run")
+    check_models(run, "report")
+    page = run_until(run, "report").read_text()
+    assert {"ce", "repeat"} <= json.loads(run.path("results.json").read_text()).keys()
+    assert "no spectrum is made" in describe_budget(run)
+    assert estimate_cost(run)["images"] == 0 == len(read_plan(run.path("plan.parquet")))
+    assert "Synthetic images" in page and 'id="filter"' not in page
+    with pytest.raises(
+        RecipeError, match=r"methods\.text trains on synthetic images .*images is 0"
+    ):
+        load_recipe(tree, {"methods": {"text": {"strategy": "text-only"}}})

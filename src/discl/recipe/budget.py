@@ -23,7 +23,13 @@ class Budget(Strict):
     unet_rows: int | None = Field(
         None, ge=1, le=10**15, description="rows that the network computes; two per guided step"
     )
-    images: int | None = Field(None, ge=1, le=10**12, description="images, kept or dropped")
+    images: int | None = Field(
+        None,
+        ge=0,
+        le=10**12,
+        description="images, kept or dropped; 0: no spectrum, for recipes that train on real "
+        "images only",
+    )
     hours: float | None = Field(
         None,
         gt=0,

@@ -185,6 +185,12 @@ class Recipe(Strict):
                     f"methods.{name} trains on level {format_level(needed)}, which is not in "
                     f"spectrum.levels; add {needed} there."
                 )
+            synthetic = method.strategy != "real-only" and method.level != REAL
+            if self.spectrum.makes_none and synthetic:
+                raise RecipeError(
+                    f"methods.{name} trains on synthetic images (strategy {method.strategy}), and "
+                    "spectrum.budget.images is 0; remove the budget, or use strategy real-only."
+                )
             check_pieces(name, method, self.training(name), self.spectrum.levels)
         check_loop(self)
         return self
@@ -346,7 +352,8 @@ def _check_head(name: str, method: Method, train: Train) -> None:
         raise RecipeError(f"methods.{name}.finish: {texts}; remove head_only.")
     if method.tau_normalisation is None:
         return
-    if rebuilt or method.fine_tune == "zero-shot" or train.model.head == "cosine":
+    light = method.fine_tune == "light" and train.model.light.head == "cosine"
+    if rebuilt or light or method.fine_tune == "zero-shot" or train.model.head == "cosine":
         reason = texts if rebuilt else "the class vectors of this head have one length already"
         raise RecipeError(
             f"methods.{name}.tau_normalisation = {method.tau_normalisation:g} changes nothing: "

@@ -151,6 +151,11 @@ class Spectrum(Strict):
     def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return without_default(write(self), **NEW_KEYS)
 
+    @property
+    def makes_none(self) -> bool:
+        """Whether the budget is no image at all."""
+        return self.budget is not None and self.budget.images == 0
+
     @model_validator(mode="after")
     def _wanted_has_tries(self) -> Spectrum:
         if self.wanted is not None and self.tries == 1:

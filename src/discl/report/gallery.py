@@ -103,9 +103,8 @@ def make_gallery(run: Pictured, train: ImageTable, store: Path | str) -> Gallery
     """
     levels = spread(sorted(pc.unique(run.plan["level"]).to_pylist(), reverse=True), MAX_LEVELS)
     seeds = sorted(pc.unique(run.plan["seed"]).to_pylist())[:MAX_SEEDS]
-    sources = choose_sources(run.hard, run.class_counts.tolist())[
-        : max(1, MAX_PICTURES // (len(seeds) * (1 + len(levels))))
-    ]
+    most = max(1, MAX_PICTURES // (len(seeds) * (1 + len(levels)))) if seeds else 0
+    sources = choose_sources(run.hard, run.class_counts.tolist())[:most]
     shown = run.plan
     for name, values in (
         ("source_id", [row["id"] for row in sources]),

@@ -142,6 +142,8 @@ def _groups(summary: RunSummary, recipe: Mapping[str, Any]) -> str:
 
 def _making(summary: RunSummary) -> list[tuple[str, str]]:
     """The lines of `summary.making`, with the numbers of hard images and of kept ones."""
+    if "filter" not in summary.making:  # no image was to be made
+        return [(what[0].upper() + what[1:], f"{text}.") for what, text in summary.making.items()]
     hard = f"{number(len(summary.hard))} of {number(summary.class_counts.sum())}"
     classes = plural(len({row["label"] for row in summary.hard}), "class", "classes")
     kept, made = (
@@ -320,7 +322,7 @@ def commands(summary: RunSummary) -> dict[str, str]:
         "--out predictions.csv",
         "classifier": f"{folder}/{paths.TRAIN}/{best}/{paths.WEIGHTS}",
     }
-    if filters_by_threshold(summary):
+    if filters_by_threshold(summary) and summary.verdicts.num_rows:
         stricter = (
             round(float(np.nanpercentile(_similarities(summary), 25)), 2) + 0.0
         )  # drops about a quarter
@@ -333,5 +335,5 @@ def _similarities(summary: RunSummary) -> np.ndarray:
 
 
 def filters_by_threshold(summary: RunSummary) -> bool:
-    """Whether `filter.threshold` decides what is kept."""
-    return bool(summary.recipe["filter"]["rule"] == "threshold")
+    """Whether the filter drops images below `filter.threshold`."""
+    return bool(summary.recipe["filter"]["rule"] != "alia")

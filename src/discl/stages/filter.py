@@ -28,6 +28,18 @@ from .pending import draws_so_far, filter_texts, known_scores, rejected_on_the_w
 logger = get_logger(__name__)
 
 
+EMPTY = pa.schema(
+    {
+        **dict.fromkeys(("id", "source_id"), pa.string()),
+        **dict.fromkeys(("label", "level", "seed", "attempt"), pa.int64()),
+        "clip_similarity": pa.float32(),
+        "keep": pa.bool_(),
+        "reason": pa.string(),
+    }
+)
+"""The columns of `filter.parquet` where no image is made."""
+
+
 def filter_spectrum(run: Run) -> Path:
     """Writes keep, or drop with its reason, for each draw so far to `filter.parquet`.
 
@@ -36,6 +48,9 @@ def filter_spectrum(run: Run) -> Path:
     `overrides.csv` says about an image comes before the threshold. Returns the path.
     """
     path, settings, scores = run.path(paths.FILTER), run.recipe.filter, run.scores
+    if run.recipe.spectrum.makes_none:
+        write_table(EMPTY.empty_table(), path)
+        return path
     texts, names = filter_texts(run), run.train.class_names
     settings.check_classes(names)
     scores.clear_unfinished()

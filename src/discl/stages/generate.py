@@ -43,6 +43,8 @@ def generate(run: Run, shard: PlanShard = WHOLE_PLAN, ray: str | None = None) ->
     none is left to draw, or until the budget is spent. Ctrl-C and SIGTERM end it; finished images
     are written.
     """
+    if run.recipe.spectrum.makes_none:
+        return run.spectrum.folder
     with ended_by_sigterm(), run.lock("generate", shard):
         run.spectrum.clear_unfinished()
         run.scores.clear_unfinished()

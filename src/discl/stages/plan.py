@@ -62,6 +62,9 @@ def check_models(run: Run, stage: str) -> None:
         check_own_pieces(run.recipe, run.allow_plugins)
     if stage in {"data", "hard"}:
         return
+    if run.recipe.spectrum.makes_none:
+        _check_classifiers(run)
+        return
     if stage != "prompts" and needs_archive(run):
         _ = run.archive
     Shards(run.location(paths.SPECTRUM), pa.schema([])).files()
@@ -90,6 +93,11 @@ def check_models(run: Run, stage: str) -> None:
         )
     if spectrum.loras or spectrum.adapt is not None:
         check_peft()
+    _check_classifiers(run)
+
+
+def _check_classifiers(run: Run) -> None:
+    """Raises CheckpointError for a checkpoint that a method cannot be trained from."""
     for name, method in run.recipe.methods.items():
         train = run.recipe.training(name)
         if train.model.checkpoint is not None:
@@ -111,6 +119,10 @@ def make_plan(run: Run, *, for_training: bool = True) -> Path:
     recipe.filter.check_classes(run.train.class_names)
     if for_training:
         _check_schedule(run)
+    if recipe.spectrum.makes_none:
+        with whole(path) as unfinished:
+            write_plan([], unfinished)
+        return path
     hard, prompts = planned_sources(run), ensure_texts(run)
     if recipe.spectrum.budget is not None:
         _ensure_rows(run, hard)
@@ -206,6 +218,8 @@ def estimate_cost(run: Run) -> dict[str, float]:
     `further_images` and `further_rows` are an upper bound of what comes on top if the filter drops
     every try but the last of `spectrum.tries`.
     """
+    if run.recipe.spectrum.makes_none:
+        return dict.fromkeys(("images", "images_planned", "unet_rows", "seconds", "bytes"), 0.0)
     requests, missing = score_and_list_missing(run)
     encoding = run.recipe.spectrum.encoding
     further = count_further(requests, missing, draw_rule(run))
@@ -251,6 +265,8 @@ def _payable(run: Run, drawn: list[Request], further: list[Request]) -> list[Req
 
 def describe_budget(run: Run) -> str:
     """What the budget buys, in one line; empty without a budget."""
+    if run.recipe.spectrum.makes_none:
+        return "spectrum.budget.images is 0: no spectrum is made"
     sources = planned_sources(run)
     cap = find_cap(run, sources)
     if cap is None or learner_of(run.recipe) is not None:

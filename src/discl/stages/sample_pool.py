@@ -55,6 +55,8 @@ def kept_images(run: Run, threshold: float | None = None) -> Dataset:
         _check_rounds(run, table, path)
         names.append("round")
     verdicts = [each for each in table.to_pylist() if is_kept(each)]
+    if run.recipe.spectrum.makes_none:
+        return Dataset.from_dict({name: [] for name in ("id", "image", *names)})
     images = stored_images(run, [verdict["id"] for verdict in verdicts])
     for name in names:
         images = images.add_column(name, [verdict[name] for verdict in verdicts])
