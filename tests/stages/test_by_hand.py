@@ -68,7 +68,7 @@ def test_it_survives_another_threshold(run: Run) -> None:
     scores = pq.read_table(run.path(paths.FILTER)).sort_by("clip_similarity").to_pylist()
     worst, best = scores[0]["id"], scores[-1]["id"]
     change_overrides(run.folder, [(worst, Override("keep")), (best, Override("drop"))])
-    amend_filter(run.folder, middle(run))
+    amend_filter(run.folder, {"filter.threshold": middle(run)})
     found = verdicts(run)
     assert found[worst] == (True, BY_HAND) and found[best] == (False, BY_HAND)
     assert 10 < sum(keep for keep, _ in found.values()) < 24
@@ -97,7 +97,7 @@ def test_a_wrong_file_stops_the_filter_with_its_line(run: Run) -> None:
 
 @pytest.mark.slow
 def test_the_page_applies_threshold_and_overrides(run: Run) -> None:
-    site = Site(run.folder, lambda threshold: amend_filter(run.folder, threshold))
+    site = Site(run.folder, lambda changes: amend_filter(run.folder, changes))
     name = str(site.columns()[1]["id"][0])
     site.change("/api/overrides", [{"id": name, "verdict": "drop"}])
     answer = site.change("/api/threshold", {"apply": True})
@@ -114,8 +114,8 @@ def test_the_page_generates_nothing(run: Run) -> None:
     shutil.rmtree(run.folder / paths.SPECTRUM)
     before = run.path(paths.FILTER).read_bytes()
     with pytest.raises(RunError, match="32 images"):
-        amend_filter(run.folder, 0.5)
-    site = Site(run.folder, lambda threshold: amend_filter(run.folder, threshold))
+        amend_filter(run.folder, {"filter.threshold": 0.5})
+    site = Site(run.folder, lambda changes: amend_filter(run.folder, changes))
     answer = site.change("/api/threshold", {"threshold": 0.5, "apply": True})
     assert answer.status_code == 409 and "filter.threshold=0.5" in answer.json()["command"]
     assert run.path(paths.FILTER).read_bytes() == before
@@ -123,7 +123,7 @@ def test_the_page_generates_nothing(run: Run) -> None:
 
 
 def test_the_page_waits_for_no_other_stage(run: Run) -> None:
-    site = Site(run.folder, lambda threshold: amend_filter(run.folder, threshold))
+    site = Site(run.folder, lambda changes: amend_filter(run.folder, changes))
     with run.lock("train"):
         answer = site.change("/api/threshold", {"threshold": 0.1, "apply": True})
         assert answer.status_code == 409 and "train" in answer.json()["error"]

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..errors import StoreError
 from .store import Shards
@@ -16,6 +17,8 @@ from .store import Shards
 SCHEMA = pa.schema(
     [("id", pa.string()), ("clip", pa.string()), ("embedding", pa.list_(pa.float32()))]
 )
+LARGEST = 1.001
+"""The largest number of a vector of length 1, with a margin for rounding."""
 ROWS_AT_ONCE = 8192
 """Rows of half precision that a product widens at once."""
 
@@ -106,15 +109,17 @@ class Neighbours:
 
 def _valid_parts(table: pa.Table) -> list[tuple[str, int, list[str], np.ndarray]]:
     """(CLIP, dimensions, ids, float16 vectors) of a shard, without rows that are no cosines."""
-    groups: dict[tuple[str, int], tuple[list[str], list[np.ndarray]]] = {}
-    columns = (table[name] for name in ("id", "clip", "embedding"))
-    for name, clip, value in zip(*columns, strict=True):
-        vector = value.values
-        if vector is None or not len(vector) or vector.null_count:
+    table = table.combine_chunks()
+    widths = pc.fill_null(pc.list_value_length(table["embedding"]), 0).to_numpy()
+    clips = np.asarray(table["clip"].to_pylist(), object)
+    parts = []
+    for clip, width in sorted({*zip(clips.tolist(), widths.tolist(), strict=True)}):
+        rows = np.flatnonzero((clips == clip) & (widths == width))
+        if not width:
             continue
-        numbers = vector.to_numpy()
-        if np.isfinite(numbers).all() and np.abs(numbers).max() <= 1.001:
-            ids, vectors = groups.setdefault((clip.as_py(), len(numbers)), ([], []))
-            ids.append(name.as_py())
-            vectors.append(numbers.astype(np.float16))
-    return [(clip, width, ids, np.stack(found)) for (clip, width), (ids, found) in groups.items()]
+        chosen = table.take(rows)
+        numbers = pc.list_flatten(chosen["embedding"]).to_numpy().reshape(-1, width)
+        valid = (np.abs(numbers) <= LARGEST).all(axis=1)  # false for NaN and null
+        ids = chosen["id"].filter(pa.array(valid)).to_pylist()
+        parts.append((clip, width, ids, numbers[valid].astype(np.float16)))
+    return parts
