@@ -27,6 +27,7 @@ from discl.stages.classifiers import (
     ensemble_weights,
     starter_of,
 )
+from discl.training.checkpoint import read_history
 from discl.training.inference import class_means, logits_of, predict_logits
 from discl.training.step import StepConfig
 from helpers.timm_stand_in import import_or_stand_in, save
@@ -248,6 +249,24 @@ def test_gradients_begin_at_the_first_adapter(tiny_clip: Path) -> None:
     assert seen == {"attention": False} and not tower.training
     bare, _ = start(tiny_clip, adapter="none")
     assert not bare.train().features(IMAGES).requires_grad and bare(IMAGES).requires_grad
+
+
+def test_the_footprint_counts_what_is_trained_and_kept(tiny_clip: Path, tmp_path: Path) -> None:
+    """By hand for a head alone: 3 vectors of 32 with momentum; most of a tower keeps nothing."""
+    kept = {}
+    for adapter in ("none", "adaptformer"):
+        tune(tiny_clip, tmp_path / adapter, light={"adapter": adapter})
+        kept[adapter] = read_history(tmp_path / adapter / "history.jsonl")
+    bare, adapted = (kept[name][0] for name in ("none", "adaptformer"))
+    model, _ = start(tiny_clip, adapter="none")
+    parameters = sum(each.numel() for each in model.parameters())
+    assert (bare["parameters"], bare["trained_parameters"]) == (parameters, 3 * 32)
+    assert adapted["trained_parameters"] == 3 * 32 + 2 * 32 + (32 + 1) + (32 + 32) + 1
+    stored = 4 * (parameters + 2 * 3 * 32)  # with gradients and momentum
+    kept_by_the_head = bare["training_bytes"] - stored
+    assert 4 * 6 * 32 <= kept_by_the_head < 4 * 6 * 32 * 4
+    assert adapted["training_bytes"] > 3 * kept_by_the_head + stored
+    assert "parameters" not in kept["none"][1]
 
 
 def test_another_base_is_refused_with_both_digests(tiny_clip: Path, tmp_path: Path) -> None:

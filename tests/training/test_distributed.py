@@ -149,6 +149,29 @@ def network_job(
     )
 
 
+def light_job(clip: str) -> TrainingJob:
+    """Bottlenecks in a frozen tower, and a head whose start rank 0 has measured."""
+    light = {"head": "linear", "initial_head": "class-means"}
+    train = make_train(
+        model={"architecture": "clip", "checkpoint": clip, "light": light},
+        **{"epochs": 2, "curriculum_epochs": 0, "augment": [], "ema": 0.5, "image_size": 32},
+    )
+    config = describe_classifier(train, NAMES, None, "cross-entropy", "light")
+    job = clip_job(clip, "cross-entropy")
+
+    def means(tower: nn.Module) -> torch.Tensor:
+        processes, width = current_processes(), 32
+        return processes.on_main(lambda: torch.eye(len(NAMES), width) + processes.rank)
+
+    return replace(
+        job,
+        objective="logit-adjusted",
+        classifier=config,
+        settings=describe_training(train, "light", 16, torch.device("cpu"), epochs=2),
+        make_model=starter_of(config, train, None, means),
+    )
+
+
 def weighted_job(clip: str) -> TrainingJob:
     """Weighted synthetic images in mixed batches, then a new head on classes drawn evenly."""
     job = clip_job(clip, "cross-entropy", mixup=0.4)
@@ -215,6 +238,7 @@ def compare_gradients(clip: str, folder: Path) -> None:
     jobs = {
         "flyp": lambda: clip_job(clip, "flyp"),
         "a tower without a gradient": lambda: clip_job(clip, "cross-entropy", mixup=0.4),
+        "a frozen tower with adapters": lambda: light_job(clip),
         "batch norm": lambda: network_job(folder),
         "parts of a batch": lambda: accumulated_job(folder),
     }
@@ -230,6 +254,7 @@ JOBS: dict[str, Callable[[str, Path], TrainingJob]] = {
     "flyp": lambda clip, folder: clip_job(clip, "flyp"),
     "cross-entropy": lambda clip, folder: clip_job(clip, "cross-entropy", mixup=0.4, cutmix=1.0),
     "weighted": lambda clip, folder: weighted_job(clip),
+    "light": lambda clip, folder: light_job(clip),
     "network": lambda clip, folder: network_job(folder),
     "accumulated": lambda clip, folder: accumulated_job(folder),
 }

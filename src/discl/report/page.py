@@ -250,11 +250,22 @@ def curricula(summary: RunSummary, colours: Mapping[str, str]) -> list[Curriculu
             facts.append(
                 f"{min(apart)} to {max(apart)} classes used another level than the one shown"
             )
+        if method.get("fine_tune") == "light" and history and "parameters" in history[0]:
+            facts.append(_footprint(history[0]))
         facts.append(words.duration(sum(record["seconds"] for record in history)))
         result.append(
             Curriculum(name, colours[name], " · ".join(facts), tuple(charts.segments(history)))
         )
     return result
+
+
+def _footprint(record: Mapping[str, Any]) -> str:
+    """What light tuning trained, and what it kept in memory."""
+    trained, parameters = record["trained_parameters"], record["parameters"]
+    return (
+        f"trains {words.number(trained)} of {words.number(parameters)} parameters "
+        f"({100 * trained / parameters:.2g} %) in {record['training_bytes'] / 1e6:.3g} MB"
+    )
 
 
 def _epoch_axis(summary: RunSummary) -> charts.Axis:

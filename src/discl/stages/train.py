@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import nn
 
 from ..baselines import make_system
 from ..curriculum.progress import GuidanceSet
@@ -19,7 +19,7 @@ from ..curriculum.sampling import Pool, SamplingConfig
 from ..curriculum.schedule import Record, hold_out_guidance, make_sampling
 from ..curriculum.strategies import RealOnly, Strategy, follows_progress, make_strategy
 from ..data import ImageTable
-from ..errors import BrokenFileError, TrainingError, arguments_named
+from ..errors import TrainingError, arguments_named
 from ..evaluation import metrics
 from ..levels import REAL
 from ..mixtures import read_mixture
@@ -32,7 +32,7 @@ from ..run_folder.run import Run
 from ..spectrum.plan import Request
 from ..training.distributed import Processes, current_processes
 from ..training.image_cache import ImageCache
-from ..training.inference import class_means, predict_logits
+from ..training.inference import predict_logits
 from ..training.loop import (
     TrainingJob,
     TrainSettings,
@@ -44,8 +44,8 @@ from ..training.objectives import make_objective
 from ..utils.console import progress
 from ..utils.logging import get_logger
 from ..utils.plugins import is_address
-from ..utils.stored import read_header, read_tensors, save_tensors
 from .classifiers import describe_classifier, describe_training, starter_of
+from .light_start import LightStart, check_class_means, describe_footprint
 from .loggers import open_loggers
 from .resize_data import prepared_table
 from .round_plan import adopt_rounds
@@ -330,7 +330,7 @@ def _plan_real(run: Run, name: str, method: Method, pool: Pool) -> MethodPlan:
         ends = (weight, weight) if isinstance(weight, float) else weight
         settings = replace(settings, steps=replace(settings.steps, synthetic_weight=ends))
     if method.fine_tune == "light" and train.model.initial_head == "class-means":
-        _check_class_means(pool)
+        check_class_means(pool)
     if follows_progress(method.strategy, strategy):
         samples = settings.steps_per_epoch * settings.batch_size
         probe_samples = method.probe_samples or min(30_000, samples // 4)
@@ -340,18 +340,6 @@ def _plan_real(run: Run, name: str, method: Method, pool: Pool) -> MethodPlan:
         current_processes().check_batch_size(settings.batch_size, settings.steps.accumulate)
         make_schedule(pool, strategy, sampling, settings)
     return MethodPlan(pool, strategy, sampling, settings)
-
-
-def _check_class_means(pool: Pool) -> None:
-    """Raises TrainingError for a class without a real image, which has no mean."""
-    without = np.flatnonzero(pool.real_counts == 0)
-    if len(without):
-        raise TrainingError(
-            f"class-means needs a real training image of every class, and "
-            f"'{pool.class_names[without[0]]}' has none ({len(without)} classes in all); use "
-            "random, or texts with a CLIP.",
-            argument="train.model.light.initial_head",
-        )
 
 
 def _no_images() -> Dataset:
@@ -382,7 +370,7 @@ def make_job(
     """
     recipe, config = run.recipe, classifier_config(run, name)
     processes = processes or Processes()
-    light = _LightStart(run, plan, pixels, config, processes, start)
+    light = LightStart(run, plan.pool, pixels, config, processes, start, plan.settings.fingerprint)
     make_model = starter_of(config, recipe.training(name), recipe.prompts.names, light.class_means)
     return TrainingJob(
         plan.pool,
@@ -398,63 +386,6 @@ def make_job(
         hook=make_system(method.system, run.allow_plugins) if method.system else None,
         validate=_validator(run, config) if "validation" in run.tables else None,
     )
-
-
-@dataclass(frozen=True)
-class _LightStart:
-    """How light tuning starts: class means of the real images, and the file that keeps the start.
-
-    After a kill the class means are those in the file.
-    """
-
-    run: Run
-    plan: MethodPlan
-    pixels: ImageCache
-    config: ClassifierConfig
-    processes: Processes
-    file: Path | None
-
-    def class_means(self, tower: nn.Module) -> Tensor:
-        """Means of the real training images, measured on rank 0."""
-        return self.processes.on_main(lambda: self._class_means(tower))
-
-    def _class_means(self, tower: nn.Module) -> Tensor:
-        if self._is_kept() and self.file is not None:
-            return read_tensors(self.file)["head.weight"]
-        pool, run = self.plan.pool, self.run
-        rows = np.flatnonzero(~pool.synthetic & ~pool.held_out)
-        if not (np.bincount(pool.labels[rows], minlength=pool.num_classes) > 0).all():
-            rows = np.flatnonzero(~pool.synthetic)  # V holds all images of a class
-        return class_means(
-            tower,
-            self.pixels,
-            rows,
-            pool.labels[rows],
-            self.config,
-            device=run.device,
-            workers=run.recipe.runtime.workers,
-        )
-
-    def kept(self, make_model: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-        """A function that also writes the initial light part, which weight ensembling needs."""
-
-        def make() -> nn.Module:
-            model = make_model()
-            if self.processes.first and self.file is not None and not self._is_kept():
-                metadata = {"fingerprint": self.plan.settings.fingerprint}
-                save_tensors(model.state_dict(), self.file, metadata)
-            return model
-
-        return make
-
-    def _is_kept(self) -> bool:
-        if self.file is None or not self.file.exists():
-            return False
-        try:
-            _, metadata = read_header(self.file)
-        except BrokenFileError:
-            return False
-        return metadata.get("fingerprint") == self.plan.settings.fingerprint
 
 
 def _train_method(
@@ -479,7 +410,10 @@ def _train_method(
 
 
 def _report_history(name: str, method: Method, pool: Pool, history: list[Record]) -> None:
-    """Says how far classes chose levels of their own, and how many added images were drawn."""
+    """Says how far classes chose levels of their own, how many added images were drawn, and what
+    light tuning trained."""
+    if method.fine_tune == "light" and history:
+        logger.info(f"train {name}: {describe_footprint(history)}")
     retrieved = method.images == RETRIEVED
     apart = [record["classes_apart"] for record in history if "classes_apart" in record]
     if apart:

@@ -167,6 +167,8 @@ def train_classifier(
     for epoch in range(len(history), end):
         started, busy = time.monotonic(), time.process_time()
         record = epochs.train(epoch, history)
+        if epoch == 0 and state.footprint is not None:
+            record |= state.footprint.plain()
         _validate(job, state, epoch, record, history, folder)
         record["seconds"] = round(time.monotonic() - started, 3)
         record["processor_seconds"] = round(time.process_time() - busy, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..models.clip import ClipClassifier
 from ..utils.hashing import derive_seed
 from .augmentation import augment_shard, make_augmentation, mix_images
 from .distributed import GradientAverage, Processes, sync_batch_norm
+from .footprint import Footprint, KeptActivations, measure_footprint
 from .hooks import TrainingHook
 from .image_cache import EpochLoader, ImageCache
 from .inference import autocast
@@ -128,6 +130,8 @@ class TrainState:
         self.average = (
             copy.deepcopy(self.model).requires_grad_(False) if steps.ema is not None else None
         )
+        self.footprint: Footprint | None = None
+        self._kept: KeptActivations | None = None
         self.trainable = {
             name for name, parameter in self.model.named_parameters() if parameter.requires_grad
         }
@@ -182,7 +186,7 @@ class TrainState:
             rate = learning_rate(progress) if last else 0.0  # of the step that follows at once
             targets = torch.from_numpy(labels[rows]).to(self.device)
             aspects = loader.aspects_of(rows)
-            with self.gradients.part(last):
+            with self.gradients.part(last), self._counting(number == 0 and part.taken(0) == 0):
                 weights = self._weights(part, rows, progress)
                 loss = self._loss(squares, rows, targets, progress, rate, aspects, weights) / pieces
                 loss.backward()
@@ -208,6 +212,13 @@ class TrainState:
         if self.average is not None:
             self.processes.average_buffers(self.average)
         return total.item() / steps
+
+    def _counting(self, first: bool) -> AbstractContextManager[None]:
+        """Counts what the first forward pass of a training keeps, for `footprint`."""
+        if not first:
+            return nullcontext()
+        self._kept = KeptActivations(self.model)
+        return self._kept.counting()
 
     def _weights(self, part: EpochPart, rows: np.ndarray, progress: float) -> np.ndarray | None:
         """Weights of these rows in the loss, None where all are 1."""
@@ -299,6 +310,9 @@ class TrainState:
     def _step(self, taken: int) -> None:
         self.gradients.average()
         self.optimizer.step()
+        if self._kept is not None:
+            self.footprint = measure_footprint(self.model, self.optimizer, self._kept)
+            self._kept = None
         if isinstance(self.model, ClipClassifier):
             self.model.clamp_scale()
         if self.average is not None and self.steps.ema is not None:
