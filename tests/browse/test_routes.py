@@ -330,7 +330,7 @@ def test_an_error_of_ours_tells_the_client_nothing(
     own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = Site(own)
-    monkeypatch.setattr(RunView, "about", lambda view: 1 / 0)
+    monkeypatch.setattr(RunView, "methods", lambda view: 1 / 0)
     answer = site.get("/api/run")
     assert answer.status_code == 500 and "Traceback" not in answer.text
     assert "ZeroDivisionError" not in answer.text and "nosniff" in str(answer.headers)

@@ -19,6 +19,8 @@ from typer.main import get_command
 import discl
 from discl import cli, pipeline
 from discl.baselines import make_system
+from discl.browse.answers import about_run
+from discl.browse.run_view import RunView
 from discl.curriculum.strategies import make_strategy
 from discl.errors import RecipeError, RunError
 from discl.recipe import check_own_pieces, load_recipe
@@ -207,6 +209,8 @@ def test_a_run_folder_imports_nothing_however_it_is_opened(
             == 0
         )
     assert discl.SpectrumDataset.of_run(out, size=16) and not imported()
+    view = RunView(out, lambda changes: None)
+    assert about_run(view)["methods"][1]["levels"] and view.real() and not imported()
     run = open_run(load_recipe(out / "recipe.yaml"), out)
     evaluate_stage.evaluate(run)  # what was trained is measured without the code that trained it
     assert pipeline.report(run).exists() and not imported()

@@ -13,7 +13,7 @@ its pixels (both 32 hexadecimal digits). So addresses of pictures stay true whil
 - `GET /`: `static/index.html`, in which `__TOKEN__` is replaced, for
   `<meta name="token" content="__TOKEN__">`.
 - `GET /static/{file}`: `app.js`, `style.css` and other files of `static/`.
-- `GET /api/run`: see `about_run`. ::
+- `GET /api/run`: ::
 
       {
         "name": str, "folder": str, "stamp": str,
@@ -128,6 +128,7 @@ from ..errors import DisclError, RunError
 from ..run_folder.overrides import NONE, Override, check_text
 from ..utils.hashing import digest_bytes
 from ..utils.logging import get_logger
+from .answers import about_row, about_run
 from .guard import Guard, Secrets
 from .pages import PAGES, neighbours
 from .pictures import Encoded
@@ -156,7 +157,7 @@ def make_app(view: RunView, port: int, known: Secrets) -> ASGIApp:
     made = [
         Route("/", routes.page),
         Route("/static/{name}", _static),
-        Route("/api/run", _reading(lambda request: view.about())),
+        Route("/api/run", _reading(lambda request: about_run(view))),
         Route("/api/stamp", _reading(lambda request: view.stamps())),
         Route("/api/columns", routes.columns),
         Route("/api/row/{name}", _reading(routes.row)),
@@ -189,7 +190,7 @@ class _Routes:
         return Response(self.view.columns(), media_type="application/octet-stream")
 
     def row(self, request: Request) -> Any:
-        return _found(self.view.row(request.path_params["name"]), "image")
+        return _found(about_row(self.view, request.path_params["name"]), "image")
 
     def neighbours(self, request: Request) -> Any:
         count = request.query_params.get("count", "12")
@@ -234,7 +235,7 @@ class _Routes:
             await run_in_threadpool(self.view.filter_again, changes)
         except RunError as error:
             return _answer({"error": str(error), **_lines(self.view, changes)}, 409)
-        about = await run_in_threadpool(self.view.about)
+        about = await run_in_threadpool(about_run, self.view)
         return _answer({"applied": True, "kept": about["counts"]["kept"], "stamp": about["stamp"]})
 
 

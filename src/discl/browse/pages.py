@@ -61,7 +61,7 @@ def audit_page(view: RunView) -> dict[str, Any]:
 def neighbours(view: RunView, name: str, count: int) -> dict[str, Any]:
     """The real and the synthetic images nearest to one."""
     rows = view.rows()
-    real = view.listed_images()
+    real = _listed_images(view)
     found = view.neighbours.nearest(name, {*real} - {name}, count)
     if found is None:
         return _missing(view, "audit")
@@ -82,6 +82,20 @@ def neighbours(view: RunView, name: str, count: int) -> dict[str, Any]:
 
 
 PAGES = {"levels": levels_page, "audit": audit_page, "comparison": comparison_page}
+
+
+def _listed_images(view: RunView) -> dict[str, dict[str, Any]]:
+    """id, class and split of each real image, by the digest of its pixels."""
+    try:
+        columns = ["split", "id", "digest", "label"]
+        listed = read_table(view.folder / paths.DATA, columns).to_pydict()
+    except BrokenFileError:
+        return {}
+    classes = view.class_names(view.rows())
+    return {
+        content: {"id": name, "class": name_of(classes, label), "split": split}
+        for split, name, content, label in zip(*listed.values(), strict=True)
+    }
 
 
 def _missing(view: RunView, command: str) -> dict[str, Any]:
