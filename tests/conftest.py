@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -10,6 +11,8 @@ from pathlib import Path
 
 # before torch is loaded, and for the commands that tests start: tiny tensors need one thread
 os.environ["OMP_NUM_THREADS"] = "1"
+# until all tests are collected: what is imported stays, so looking for garbage is wasted time
+gc.disable()
 
 import pytest
 import torch
@@ -43,6 +46,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
+def pytest_collection_finish() -> None:
+    """Garbage is looked for among what tests make, not among half a million imported objects."""
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     """Reports in UTF-8: hostile names have lone surrogates, which xdist cannot send."""
@@ -70,6 +79,23 @@ def shown_messages() -> Iterator[None]:
     yield
     root.setLevel(before[0])
     root.handlers = before[1]
+
+
+@pytest.fixture(scope="module")
+def models_loaded_once() -> Iterator[None]:
+    """For modules whose runs differ, and whose checkpoints do not: stages load each of them once.
+
+    What stages do with a model does not change it, except `discl adapt`, which loads its own.
+    """
+    from functools import cache
+
+    from discl.spectrum import clip_filter
+    from discl.stages import engine
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(engine, "load_generator", cache(engine.load_generator))
+        patched.setattr(clip_filter, "load_model", cache(clip_filter.load_model))
+        yield
 
 
 def make_tokenizer(folder: Path):

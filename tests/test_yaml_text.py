@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,10 +209,11 @@ def test_a_plain_tree_may_hold_what_a_file_may(tree: dict[str, Any]) -> None:
 
 
 def test_limits_are_those_of_the_reader() -> None:
-    many = "\n".join(f"class {number}: [a, b, c]" for number in range(30_000))
-    assert len(read(many, limits=LISTS)) == 30_000
-    with pytest.raises(DisclError, match=f"{RECIPE.values:,} values"):
-        read(many)
+    few = replace(RECIPE, values=1_000)
+    many = "\n".join(f"class {number}: [a, b, c]" for number in range(300))
+    assert len(read(many, limits=replace(few, values=1_500))) == 300
+    with pytest.raises(DisclError, match="1,000 values"):
+        read(many, limits=few)
 
 
 @pytest.mark.parametrize(

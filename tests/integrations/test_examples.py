@@ -51,18 +51,19 @@ def test_an_example_is_a_command(filtered_run: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.slow), 3])
-def test_hugging_face_trainer(filtered_run: Path, tmp_path: Path, stop: int) -> None:
+def test_hugging_face_trainer(filtered_run: Path, tmp_path: Path) -> None:
     example = load("hf_trainer")
     whole = example.main(str(filtered_run), "adaptive", 9, str(tmp_path / "whole"))
     assert whole.state.epoch == 9
     assert len(whole.curriculum.history) == 2 and all(
         record["progress"] for record in whole.curriculum.history
     )
-    kept = tmp_path / "whole" / f"checkpoint-{stop}"  # an epoch of 40 samples is one step here
-    shutil.copytree(kept, tmp_path / "resumed" / kept.name)
-    resumed = example.main(str(filtered_run), "adaptive", 9, str(tmp_path / "resumed"), resume=True)
-    assert resumed.curriculum.history == whole.curriculum.history
+    for stop in (1, 3):
+        kept = tmp_path / "whole" / f"checkpoint-{stop}"  # 40 samples an epoch are one step here
+        folder = tmp_path / f"resumed-{stop}"
+        shutil.copytree(kept, folder / kept.name)
+        resumed = example.main(str(filtered_run), "adaptive", 9, str(folder), resume=True)
+        assert resumed.curriculum.history == whole.curriculum.history
 
 
 @pytest.mark.slow

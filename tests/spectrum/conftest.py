@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,19 @@ import pytest
 import torch
 
 from ..conftest import make_tokenizer, text_settings
+
+
+@pytest.fixture(scope="session")
+def loaded_model(tiny_diffusion: Path) -> Any:
+    from discl.spectrum.models import load_generator
+
+    return load_generator(str(tiny_diffusion))
+
+
+@pytest.fixture
+def tiny_model(loaded_model: Any) -> Any:
+    """The model of `tiny_diffusion`, loaded once. A test may replace its attributes."""
+    return copy.copy(loaded_model)
 
 
 def make_vae(channels: int = 4, **settings: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,23 @@ def seed_of(request: Request) -> int:
     return derive_seed("noise", request.source_id, request.seed, request.attempt)
 
 
+@cache
+def load(folder: Path) -> Any:
+    """The model of a folder that tests leave as it is."""
+    return load_generator(str(folder))
+
+
+@cache
+def pipelines(folder: Path, text: str, image: str, absent: tuple[str, ...] = ()) -> list[Any]:
+    """diffusers' pipelines of a folder, loaded once: for λ = 0, and for the other levels."""
+    parts: Any = dict.fromkeys(absent)
+    first = getattr(diffusers, text).from_pretrained(folder, **parts)
+    second = first if text == image else getattr(diffusers, image).from_pipe(first)
+    for pipeline in (first, second):
+        pipeline.set_progress_bar_config(disable=True)
+    return [first, second]
+
+
 @torch.inference_mode()
 def with_diffusers(
     folder: Path,
@@ -72,15 +90,12 @@ def with_diffusers(
     shape: tuple[int, ...],
     ddim: bool = False,
     aimed: float = 0.5,
-    parts: dict[str, None] | None = None,
+    absent: tuple[str, ...] = (),
     **settings: Any,
 ) -> Tensor:
     """Latents of diffusers' pipelines `text` (λ = 0) and `image` for requests of one level."""
     level, (height, width) = requests[0].level, (requests[0].height, requests[0].width)
-    pipeline = getattr(diffusers, text if level == 0 else image).from_pretrained(
-        folder, **(parts or {})
-    )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = pipelines(folder, text, image, absent)[level > 0]
     if ddim:
         pipeline.scheduler = diffusers.DDIMScheduler.from_config(
             pipeline.scheduler.config, clip_sample=False
@@ -127,7 +142,7 @@ def compare(
     **how: Any,
 ) -> None:
     """Latents equal those of diffusers at every level, with all levels in shared calls."""
-    model = load_generator(str(folder))
+    model = load(folder)
     requests = make_requests(2, negative=negative, size=size)
     engine = Engine(model, num_inference_steps=steps, guidance_scale=guidance_scale, slots=3)
     made = {
@@ -188,7 +203,7 @@ def test_sdxl_with_another_offset_equals_diffusers(tiny_xl: Path, tmp_path: Path
     file = folder / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"steps_offset": 0}))
     compare(folder, **BASE, negative_prompt=["blurry"] * 2)
-    assert load_generator(str(folder)).schedule(10, 32, 32).timesteps[-1] == 0
+    assert load(folder).schedule(10, 32, 32).timesteps[-1] == 0
 
 
 @pytest.mark.parametrize("negative", [pytest.param("", marks=pytest.mark.slow), "blurry"])
@@ -201,7 +216,7 @@ def test_sdxl_refiner_equals_diffusers(tiny_refiner: Path, negative: str) -> Non
     )
 
 
-NO_T5 = {"text_encoder_3": None, "tokenizer_3": None}
+NO_T5 = ("text_encoder_3", "tokenizer_3")
 
 
 @pytest.mark.parametrize("guidance_scale", [1, 5.0])
@@ -217,7 +232,7 @@ def test_stable_diffusion_3_without_its_t5_equals_diffusers(tiny_sd3: Path, tmp_
         json.dumps(json.loads(file.read_text()) | {name: [None, None] for name in NO_T5})
     )
     shutil.rmtree(folder / "text_encoder_3")
-    compare(folder, guidance_scale=5.0, **SD3, negative_prompt=["blurry"] * 2, parts=NO_T5)
+    compare(folder, guidance_scale=5.0, **SD3, negative_prompt=["blurry"] * 2, absent=NO_T5)
 
 
 def test_stable_diffusion_3_shifted_by_the_size_equals_diffusers(
@@ -250,9 +265,7 @@ def test_flux_without_guidance_equals_diffusers(tiny_schnell: Path) -> None:
 
 
 def test_distilled_guidance_takes_one_row_a_step(tiny_flux: Path) -> None:
-    engine = Engine(
-        load_generator(str(tiny_flux)), num_inference_steps=10, guidance_scale=3.5, slots=2
-    )
+    engine = Engine(load(tiny_flux), num_inference_steps=10, guidance_scale=3.5, slots=2)
     list(engine.denoise(make_requests(1, [50]), load_pixels))
     assert engine.work.unet_rows == 5
 
@@ -297,7 +310,7 @@ def test_description_of_every_family(
     family: str, name: str, multiple: int, distilled: bool, request: pytest.FixtureRequest
 ) -> None:
     folder = str(request.getfixturevalue(family))
-    found, model = describe_generator(folder), load_generator(folder)
+    found, model = describe_generator(folder), load(Path(folder))
     assert (found.family, found.multiple, found.distilled, found.size) == (
         name,
         multiple,

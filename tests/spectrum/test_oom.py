@@ -17,7 +17,6 @@ from discl.errors import CheckpointError, RecipeError
 from discl.recipe.recipe import Runtime
 from discl.spectrum.clip_filter import ClipScorer
 from discl.spectrum.engine import Engine
-from discl.spectrum.models import load_generator
 from discl.spectrum.models.stable_diffusion import StableDiffusion
 from discl.spectrum.oom import is_out_of_memory, largest_that_fits, slots_on_cpu
 from discl.spectrum.plan import unet_rows
@@ -77,8 +76,14 @@ class Cramped:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_diffusion: Path) -> StableDiffusion:
-    return load_generator(str(tiny_diffusion))  # type: ignore[return-value]
+def model(loaded_model: Any) -> StableDiffusion:
+    return loaded_model
+
+
+@pytest.fixture(scope="module")
+def wanted(model: StableDiffusion) -> dict[str, np.ndarray]:
+    """Pictures of a model with enough memory."""
+    return make(model)[1]
 
 
 def make(model: Any, slots: int = 12, **settings: Any) -> tuple[Engine, dict[str, np.ndarray]]:
@@ -91,8 +96,9 @@ def make(model: Any, slots: int = 12, **settings: Any) -> tuple[Engine, dict[str
 @pytest.mark.parametrize(
     "free", [pytest.param(0, marks=pytest.mark.slow), 3, pytest.param(9, marks=pytest.mark.slow)]
 )
-def test_slots_are_halved_and_no_step_is_done_twice(model: StableDiffusion, free: int) -> None:
-    _, wanted = make(model)
+def test_slots_are_halved_and_no_step_is_done_twice(
+    model: StableDiffusion, wanted: dict[str, np.ndarray], free: int
+) -> None:
     cramped = Cramped(model, rows=7, free=free)
     engine, made = make(cramped)
     assert engine.slots == 3 and engine.work.out_of_memory == 2
@@ -119,8 +125,9 @@ def test_slots_are_halved_where_some_steps_are_not_guided(model: StableDiffusion
 
 
 @pytest.mark.slow
-def test_the_vae_takes_smaller_batches(model: StableDiffusion) -> None:
-    _, wanted = make(model)
+def test_the_vae_takes_smaller_batches(
+    model: StableDiffusion, wanted: dict[str, np.ndarray]
+) -> None:
     engine, made = make(Cramped(model, pictures=4))
     assert engine.vae_batch == 3 and engine.slots == 12 and engine.work.out_of_memory == 2
     assert engine.work.vae_encodes == 4 and engine.work.vae_decodes == len(made) == len(wanted)
@@ -130,8 +137,9 @@ def test_the_vae_takes_smaller_batches(model: StableDiffusion) -> None:
 
 
 @pytest.mark.slow
-def test_text_encoders_take_smaller_batches(model: StableDiffusion) -> None:
-    _, wanted = make(model)
+def test_text_encoders_take_smaller_batches(
+    model: StableDiffusion, wanted: dict[str, np.ndarray]
+) -> None:
     engine, made = make(Cramped(model, texts=5))
     assert engine.texts.batch == 4 and engine.work.out_of_memory == 2 and set(made) == set(wanted)
     assert (

@@ -19,7 +19,7 @@ from discl.pipeline import run_until
 from discl.recipe import validate
 from discl.run_folder.open import open_run
 from discl.spectrum.engine import Engine
-from discl.spectrum.models import SAMPLERS, check_generator, load_generator
+from discl.spectrum.models import SAMPLERS, check_generator
 from discl.spectrum.models.samplers import DIFFUSERS, make_sampler
 from discl.spectrum.plan import Request, Sampling, unet_rows
 from discl.spectrum.slots import draw_noise
@@ -129,7 +129,7 @@ def denoise(model: Any, requests: list[Request], slots: int, **options: Any) -> 
     ],
 )
 def test_equals_diffusers_in_calls_of_mixed_levels(
-    tiny_diffusion: Path,
+    tiny_model: Any,
     monkeypatch: pytest.MonkeyPatch,
     sampler: str,
     prediction_type: str,
@@ -137,7 +137,7 @@ def test_equals_diffusers_in_calls_of_mixed_levels(
     scale: float,
 ) -> None:
     """Three slots hold five images at different steps; each equals a loop of its own."""
-    model: Any = load_generator(str(tiny_diffusion))
+    model = tiny_model
     model.scheduler = DDIMScheduler.from_config(
         model.scheduler.config, prediction_type=prediction_type
     )
@@ -158,9 +158,9 @@ def test_equals_diffusers_in_calls_of_mixed_levels(
 
 @pytest.mark.parametrize("sampler", ["dpm-solver++", "euler", "lcm", "tcd"])
 def test_fixed_steps_equal_diffusers_on_the_same_times(
-    tiny_diffusion: Path, monkeypatch: pytest.MonkeyPatch, sampler: str
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch, sampler: str
 ) -> None:
-    model: Any = load_generator(str(tiny_diffusion))
+    model = tiny_model
     request = replace(PLAIN, level=50)
     made = denoise(model, [request], 1, sampler=sampler, fixed=True)
     scheduler = scheduler_of(model, sampler)
@@ -211,9 +211,9 @@ def test_coefficients_leave_a_perfect_prediction_on_its_path(sampler: str, fixed
 
 @pytest.mark.parametrize("sampler", ["dpm-solver++", "tcd"])
 def test_an_image_does_not_depend_on_its_neighbours_or_their_order(
-    tiny_diffusion: Path, sampler: str
+    tiny_model: Any, sampler: str
 ) -> None:
-    model = load_generator(str(tiny_diffusion))
+    model = tiny_model
     requests = [
         replace(PLAIN, id=f"{level}-{seed}", level=level, seed=seed)
         for level in (0, 30, 80)
@@ -227,9 +227,9 @@ def test_an_image_does_not_depend_on_its_neighbours_or_their_order(
         assert torch.equal(backwards[request.id], alone)
 
 
-def test_an_image_after_a_broken_one_is_whole(tiny_diffusion: Path) -> None:
+def test_an_image_after_a_broken_one_is_whole(tiny_model: Any) -> None:
     """A slot's previous x̂0 goes with its image: NaN in one does not get into the next."""
-    model: Any = load_generator(str(tiny_diffusion))
+    model = tiny_model
     good = replace(PLAIN, id="good", level=50)
     [wanted] = denoise(model, [good], 1, sampler="dpm-solver++").values()
     whole, broken = model.predict, [True]

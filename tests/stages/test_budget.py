@@ -22,6 +22,8 @@ from discl.spectrum.plan import read_plan
 from discl.spectrum.store import Shards
 from discl.stages.plan import check_models, describe_budget, estimate_cost
 
+pytestmark = pytest.mark.usefixtures("models_loaded_once")
+
 ROWS = {0: 8, 50: 4}
 """UNet rows of an image of the small run at each level."""
 
@@ -102,8 +104,9 @@ def test_a_killed_run_comes_to_the_same_images_of_a_budget(
 
 
 def test_wanted_without_dropped_images_is_as_many_seeds(
-    small_tree: dict[str, Any], whole: Run, tmp_path: Path
+    small_tree: dict[str, Any], tmp_path: Path
 ) -> None:
+    whole = made(small_tree, tmp_path / "whole", "plan")
     run = made(with_spectrum(small_tree, wanted=2, tries=2, seeds=7), tmp_path / "run", "plan")
     assert run.path("plan.parquet").read_bytes() == whole.path("plan.parquet").read_bytes()
     cost = estimate_cost(run)

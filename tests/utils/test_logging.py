@@ -56,7 +56,7 @@ def test_every_module_logs_by_its_own_name() -> None:
         text = path.read_text()
         if path.name != "logging.py" and "get_logger(" in text:
             assert re.search(r"^logger = get_logger\((__name__|\"discl.cli\")\)", text, re.M), path
-        if path.parent.name != "assets":
+        if path.parent.name != "assets" and "print(" in text:
             calls = [each.func for each in ast.walk(ast.parse(text)) if isinstance(each, ast.Call)]
             assert "print" not in {each.id for each in calls if isinstance(each, ast.Name)}, path
         if path.parent.name != "utils":
