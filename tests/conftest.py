@@ -81,23 +81,6 @@ def shown_messages() -> Iterator[None]:
     root.handlers = before[1]
 
 
-@pytest.fixture(scope="module")
-def models_loaded_once() -> Iterator[None]:
-    """For modules whose runs differ, and whose checkpoints do not: stages load each of them once.
-
-    What stages do with a model does not change it, except `discl adapt`, which loads its own.
-    """
-    from functools import cache
-
-    from discl.spectrum import clip_filter
-    from discl.stages import engine
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(engine, "load_generator", cache(engine.load_generator))
-        patched.setattr(clip_filter, "load_model", cache(clip_filter.load_model))
-        yield
-
-
 def make_tokenizer(folder: Path):
     """A CLIP tokenizer of single bytes: the tokens of a word are its letters."""
     from tokenizers.pre_tokenizers import ByteLevel

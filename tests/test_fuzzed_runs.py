@@ -26,8 +26,6 @@ from discl.run_folder.open import open_run
 from discl.stages.export import export
 from discl.stages.predict import predict
 
-pytestmark = pytest.mark.usefixtures("models_loaded_once")
-
 MUTATIONS = (50, 50, 50, 50, 6)
 """Mutated run folders per part; the last part is the quick one."""
 QUICK = len(MUTATIONS) - 1

@@ -46,8 +46,6 @@ from discl.stages import trained as trained_stage
 from discl.training import loop
 from discl.training.checkpoint import read_history
 
-pytestmark = pytest.mark.usefixtures("models_loaded_once")
-
 CLASSES = ("bag", "boot", "coat", "hat")
 COUNTS = {"train": (20, 12, 5, 3), "validation": (4, 4, 4, 4), "test": (3, 3, 3, 3)}
 HARD = 5 + 3

@@ -281,7 +281,7 @@ def test_a_mutated_recipe_is_refused_or_kept_as_it_is(numbers: range, tmp_path: 
         valid += 1
         kept.write_text(recipe.to_yaml())
         assert load_recipe(kept) == recipe, f"mutation {number}"
-    assert 0.1 < valid / len(numbers) < 0.8
+    assert 0.05 < valid / len(numbers) < 0.8
 
 
 @pytest.mark.parametrize("numbers", PARTS[:2], ids=str)

@@ -211,7 +211,7 @@ def test_a_plain_tree_may_hold_what_a_file_may(tree: dict[str, Any]) -> None:
 def test_limits_are_those_of_the_reader() -> None:
     few = replace(RECIPE, values=1_000)
     many = "\n".join(f"class {number}: [a, b, c]" for number in range(300))
-    assert len(read(many, limits=replace(few, values=1_500))) == 300
+    assert len(read(many, limits=replace(few, values=2_000))) == 300
     with pytest.raises(DisclError, match="1,000 values"):
         read(many, limits=few)
 

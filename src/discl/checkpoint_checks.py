@@ -136,8 +136,8 @@ def check_folder(folder: Path) -> None:
         if (part / "adapter_config.json").exists():
             raise CheckpointError(
                 f"checkpoint '{part}' holds adapter_config.json, so it is an adapter of another "
-                "checkpoint. Merge the two (merge_and_unload of peft), or name its weights in "
-                "spectrum.loras."
+                "checkpoint. Merge the two (merge_and_unload of peft), or load its weights as a "
+                "LoRA of that checkpoint."
             )
         if (part / "config.json").is_file():
             config = read_json(part / "config.json")

@@ -22,8 +22,6 @@ from discl.spectrum.plan import read_plan
 from discl.spectrum.store import Shards
 from discl.stages.plan import check_models, describe_budget, estimate_cost
 
-pytestmark = pytest.mark.usefixtures("models_loaded_once")
-
 ROWS = {0: 8, 50: 4}
 """UNet rows of an image of the small run at each level."""
 

@@ -27,8 +27,6 @@ from discl.stages.pending import known_scores, scorer_of, summarise_rejections
 from discl.stages.rejection import count_rejections, describe_rule, load_learnt, rejected_images
 from discl.stages.sample_pool import kept_images
 
-pytestmark = pytest.mark.usefixtures("models_loaded_once")
-
 STEPS, TEACH = 6, 20
 
 

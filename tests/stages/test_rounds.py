@@ -24,8 +24,6 @@ from discl.stages.sample_pool import kept_images
 from discl.stages.train import train
 from discl.training import loop as training_loop
 
-pytestmark = pytest.mark.usefixtures("models_loaded_once")
-
 ROWS = {0: 8, 50: 4}
 
 

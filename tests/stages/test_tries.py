@@ -20,8 +20,6 @@ from discl.spectrum.store import Shards
 from discl.stages.pending import draws_so_far
 from discl.stages.plan import describe_cost, estimate_cost
 
-pytestmark = pytest.mark.usefixtures("models_loaded_once")
-
 TRIES = 3
 
 

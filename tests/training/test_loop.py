@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,6 +94,7 @@ def draw_picture(label: int, index: int) -> dict[str, Any]:
     return {"image": {"bytes": buffer.getvalue(), "path": None}}
 
 
+@cache
 def make_samples() -> tuple[Pool, ImageCache]:
     """26 real images in four classes, and 5 synthetic ones at 0 % and at 50 % for each of the two
     rare classes.

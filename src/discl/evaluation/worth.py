@@ -165,19 +165,14 @@ def estimate_worth(
     recognised = []
     later: list[tuple[np.ndarray, np.ndarray]] = []
     for fold in range(folds):
-        seen = fold_of != fold
         made = fold_of[sources] != fold
-        counts = np.bincount(real.labels[seen], minlength=classes)
-        if class_counts is not None:
-            counts = np.where(tail, counts, class_counts[:classes])
-        totals = class_totals(counts, tail, mixture, scale)
-        control = _fit(real.take(np.flatnonzero(seen)), None, totals, classes, scale)
-        judged = _fit(
-            real.take(np.flatnonzero(seen)),
+        control, judged = _fit_heads(
+            real.take(np.flatnonzero(fold_of != fold)),
             synthetic.take(np.flatnonzero(made)),
-            totals,
-            classes,
-            scale,
+            tail,
+            class_counts,
+            mixture=mixture,
+            scale=scale,
         )
         rows = np.flatnonzero(hard & (fold_of == fold))
         held = real.take(rows)
@@ -219,16 +214,10 @@ def score_mixtures(
     labels = [each.labels for each in (real, synthetic, held_out) if each is not None]
     classes = int(max(each.max() for each in labels if len(each))) + 1
     tail = np.bincount(real.labels[hard], minlength=classes) > 0
-    counts = np.bincount(real.labels, minlength=classes)
-    if class_counts is not None:
-        counts = np.where(tail, counts, class_counts[:classes])
     scores = []
     for mixture in mixtures:
-        totals = class_totals(counts, tail, mixture, scale)
-        found = [
-            _balanced(_fit(real, made, totals, classes, scale), held_out)
-            for made in ([None] if synthetic is None else [None, synthetic])
-        ]
+        heads = _fit_heads(real, synthetic, tail, class_counts, mixture=mixture, scale=scale)
+        found = [_balanced(head, held_out) for head in heads]
         scores.append(MixtureScore(mixture, found[0], found[1] if len(found) > 1 else None))
     return scores
 
@@ -272,14 +261,34 @@ def _folds(labels: np.ndarray, hard: np.ndarray, folds: int, seed: int) -> np.nd
     return fold_of
 
 
-def _fit(
+Head = tuple[np.ndarray, np.ndarray]
+"""Weights `[dimensions, classes]` and biases `[classes]` of a linear head."""
+
+
+def _fit_heads(
     real: Features,
     synthetic: Features | None,
-    totals: np.ndarray,
-    classes: int,
+    tail: np.ndarray,
+    class_counts: np.ndarray | None,
+    *,
+    mixture: Mixture,
     scale: float,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> list[Head]:
+    """A head on the real images and, given synthetic ones, a head on both, of one mixture.
+
+    - `tail`: whether a class has a spectrum, bool `[classes]`.
+    """
+    counts = np.bincount(real.labels, minlength=len(tail))
+    if class_counts is not None:
+        counts = np.where(tail, counts, class_counts[: len(tail)])
+    totals = class_totals(counts, tail, mixture, scale)
+    kinds = [None] if synthetic is None else [None, synthetic]
+    return [_fit(real, made, totals, scale) for made in kinds]
+
+
+def _fit(real: Features, synthetic: Features | None, totals: np.ndarray, scale: float) -> Head:
     """A head where each class has its total weight, divided 1 : `scale` where it has both kinds."""
+    classes = len(totals)
     real_counts = np.bincount(real.labels, minlength=classes)
     if synthetic is None or not len(synthetic.labels):
         weights = (totals / np.maximum(real_counts, 1))[real.labels]
@@ -299,13 +308,13 @@ def _fit(
     return fit_head(both, weights, classes)
 
 
-def _right(head: tuple[np.ndarray, np.ndarray], features: Features) -> np.ndarray:
+def _right(head: Head, features: Features) -> np.ndarray:
     """1.0 where a head names the image's class, float64 `[images]`."""
     matrix, bias = head
     return ((features.values @ matrix + bias).argmax(1) == features.labels).astype(float)
 
 
-def _balanced(head: tuple[np.ndarray, np.ndarray], features: Features) -> float:
+def _balanced(head: Head, features: Features) -> float:
     """Mean accuracy over the classes that are present, in points."""
     right = _right(head, features)
     labels = np.unique(features.labels)
