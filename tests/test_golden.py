@@ -65,6 +65,13 @@ def test_every_strategy_objective_and_system_is_pinned(tool: ModuleType) -> None
     assert {*STRATEGIES, *OBJECTIVES, *SYSTEMS} - {"cross-entropy"} <= pinned
 
 
+def test_new_values_are_added_and_old_ones_left(tool: ModuleType) -> None:
+    golden = {"losses": {"ce": [1.0]}, "images": {}}
+    now = {"losses": {"ce": [2.0], "falling": [3.0]}, "images": {}, "verdicts": {"a": True}}
+    assert tool.add_missing(golden, now) == ["/losses/falling", "/verdicts"]
+    assert golden == now | {"losses": {"ce": [1.0], "falling": [3.0]}}
+
+
 def test_a_difference_is_found(tool: ModuleType) -> None:
     golden = {"images": {"a": ["00ff", 10.0]}, "losses": {"ce": [[1.0, []], [0.5, [30]]]}}
     moved = {"images": {"a": ["00fe", 10.0]}, "losses": {"ce": [[1.0, []], [0.51, [50]]]}}

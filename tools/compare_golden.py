@@ -2,7 +2,8 @@
 
     python tools/compare_golden.py                 # compare with tests/golden; exit status 0 or 1
     python tools/compare_golden.py --part demo     # one part only
-    python tools/compare_golden.py --write         # pin the current values
+    python tools/compare_golden.py --add           # pin what has no value yet: new names
+    python tools/compare_golden.py --write         # pin the current values, old ones too
 
 Parts, each a file in `tests/golden`:
 
@@ -278,6 +279,33 @@ def write(part: str) -> Path:
     return path
 
 
+def add(part: str) -> list[str]:
+    """Pins values that a part does not have yet and leaves the others; returns the new keys.
+
+    Floats are pinned for one machine, so nothing is added on another one.
+    """
+    path = GOLDEN / f"{part}.json"
+    pinned = json.loads(path.read_text())
+    if pinned["machine"] != machine():
+        raise SystemExit(f"{path} is of another machine; ask a maintainer to pin new values there.")
+    values = PARTS[part]()
+    keys = add_missing(pinned["values"], values)
+    path.write_text(json.dumps(pinned, indent=0) + "\n")
+    return keys
+
+
+def add_missing(golden: dict[str, Any], now: Mapping[str, Any], key: str = "") -> list[str]:
+    """Adds to `golden` the values of `now` that it lacks; returns their keys."""
+    keys = []
+    for name, value in now.items():
+        if name not in golden:
+            golden[name] = value
+            keys.append(f"{key}/{name}")
+        elif isinstance(value, Mapping) and isinstance(golden[name], dict):
+            keys += add_missing(golden[name], value, f"{key}/{name}")
+    return keys
+
+
 def _load(path: Path) -> ModuleType:
     spec = spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
@@ -290,12 +318,16 @@ def _load(path: Path) -> ModuleType:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--part", choices=PARTS, action="append")
-    parser.add_argument("--write", action="store_true", help="pin the current values")
+    parser.add_argument("--add", action="store_true", help="pin values that are not pinned yet")
+    parser.add_argument("--write", action="store_true", help="pin the current values, old ones too")
     given = parser.parse_args()
     status = 0
     for part in given.part or PARTS:
         if given.write:
             print(write(part))
+            continue
+        if given.add:
+            print("\n".join(add(part)) or f"{part}: nothing to add")
             continue
         lines = check(part)
         status |= bool(lines)

@@ -265,26 +265,7 @@ def describe_training(
         "linear-probe": epochs,
         "lp-ft": min(train.head_epochs or -(-first // 4), first - 1),
     }.get(fine_tune, 0)
-    tuned = max(1, first - (head_epochs if fine_tune == "lp-ft" else 0))
-    warm_up: float = min(optimizer.warm_up_epochs, tuned - 1)
-    if optimizer.warm_up_steps:
-        warm_up = min(optimizer.warm_up_steps / steps, tuned)
-    rate = make_learning_rate(
-        optimizer.lr,
-        optimizer.schedule,
-        tuned,
-        warm_up,
-        milestones=optimizer.milestones,
-        warm_up_steps=optimizer.warm_up_steps or 0,
-        factor=optimizer.factor,
-    )
-    if fine_tune == "lp-ft" and head_epochs:
-        rate = two_phases(
-            make_learning_rate(train.head_lr, "cosine", head_epochs), rate, head_epochs / first
-        )
-    if finish is not None and last:
-        own = make_learning_rate(finish.lr or optimizer.lr, "cosine", last)
-        rate = two_phases(rate, own, first / epochs)
+    alone = head_epochs if fine_tune == "lp-ft" else 0
     decays = (
         optimizer.decay_vectors
         if optimizer.decay_vectors is not None
@@ -304,7 +285,7 @@ def describe_training(
             nesterov=optimizer.nesterov,
             decay_vectors=decays,
         ),
-        learning_rate=rate,
+        learning_rate=_describe_rate(train, finish, first, last, alone, steps),
         precision=choose_precision(train.precision, device),
         seed=train.seed,
         select=train.select,
@@ -320,6 +301,36 @@ def describe_training(
             head_epochs=head_epochs,
         ),
     )
+
+
+def _describe_rate(
+    train: Train, finish: Finish | None, first: int, last: int, alone: int, steps: int
+) -> Callable[[float], float]:
+    """The learning rate of a training.
+
+    - `first`, `last`: epochs before the head has a rate of its own at the end, and of that end.
+    - `alone`: epochs at the beginning that train the head alone.
+    - `steps`: of an epoch.
+    """
+    optimizer, tuned = train.optimizer, max(1, first - alone)
+    warm_up: float = min(optimizer.warm_up_epochs, tuned - 1)
+    if optimizer.warm_up_steps:
+        warm_up = min(optimizer.warm_up_steps / steps, tuned)
+    rate = make_learning_rate(
+        optimizer.lr,
+        optimizer.schedule,
+        tuned,
+        warm_up,
+        milestones=optimizer.milestones,
+        warm_up_steps=optimizer.warm_up_steps or 0,
+        factor=optimizer.factor,
+    )
+    if alone:
+        rate = two_phases(make_learning_rate(train.head_lr, "cosine", alone), rate, alone / first)
+    if finish is not None and last:
+        own = make_learning_rate(finish.lr or optimizer.lr, "cosine", last)
+        rate = two_phases(rate, own, first / (first + last))
+    return rate
 
 
 def ensemble_weights(
