@@ -195,16 +195,33 @@ export class Grid {
     else this.frame.removeAttribute("aria-activedescendant");
   }
 
-  /** Asks for the pictures in the window once it rests, not for those scrolled past. */
+  /**
+   * Asks for the pictures in the window once it rests, not for those scrolled past.
+   *
+   * The server opens the data set for the first real image, which takes seconds. Until it has come
+   * no other is asked for: they would hold all connections of the browser.
+   */
   load() {
     for (const node of this.sheet.querySelectorAll("img[data-src]")) {
+      if (!this.realCame && node.closest(".real")) {
+        if (this.firstReal?.isConnected) continue;
+        this.firstReal = node;
+      }
       node.src = node.dataset.src;
       delete node.dataset.src;
     }
   }
 
+  /** Lets the other real images follow the first one, whether it came or is not readable. */
+  realAnswered(node) {
+    if (this.realCame || !node.closest(".real")) return;
+    this.realCame = true;
+    this.load();
+  }
+
   loaded({ target }) {
     if (target.tagName !== "IMG") return;
+    this.realAnswered(target);
     const { naturalWidth, naturalHeight } = target;
     target.classList.toggle("tiny", Math.max(naturalWidth, naturalHeight) <= TINY);
     target.classList.add("there");
@@ -218,6 +235,7 @@ export class Grid {
   broken({ target }) {
     if (target.tagName !== "IMG" || !target.getAttribute("src")) return;
     target.parentNode.classList.add("unreadable");
+    this.realAnswered(target);
   }
 
   clicked(event) {
