@@ -82,17 +82,17 @@ def _visit(page: Page, server: Server) -> list[Figure]:
     client.send("Performance.enable", {"timeDomain": "threadTicks"})
     page.goto(server.address)
     shown = page.evaluate(FIRST) / 1000
-    first, busy_first = server.seconds, _busy(client)
+    first, busy_first = server.seconds, busy_seconds(client)
     page.wait_for_function(LOADED)
-    moves, busy = [], _busy(client)
+    moves, busy = [], busy_seconds(client)
     low, high = (float(page.get_attribute("#cut", name) or 0) for name in ("min", "max"))
     for value in np.random.default_rng(0).uniform(low, high, MOVES):
         moves.append(page.evaluate(MOVE, float(value)))
-    busy_move = (_busy(client) - busy) / MOVES
-    jumps, busy = [], _busy(client)
+    busy_move = (busy_seconds(client) - busy) / MOVES
+    jumps, busy = [], busy_seconds(client)
     for part in np.random.default_rng(1).uniform(0, 1, JUMPS):
         jumps.append(page.evaluate(JUMP, float(part)))
-    busy_jump = (_busy(client) - busy) / JUMPS
+    busy_jump = (busy_seconds(client) - busy) / JUMPS
     page.wait_for_function(LOADED)
     rows = int("".join(filter(str.isdigit, page.text_content("#shown") or "")))
     times, cells = np.array(jumps).T
@@ -110,7 +110,7 @@ def _visit(page: Page, server: Server) -> list[Figure]:
     ]
 
 
-def _busy(client: Any) -> float:
+def busy_seconds(client: Any) -> float:
     """Seconds of the processor that the page's main thread has taken."""
     metrics = client.send("Performance.getMetrics")["metrics"]
     return float(next(each["value"] for each in metrics if each["name"] == "TaskDuration"))

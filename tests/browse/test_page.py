@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from discl.browse import server
+from discl.browse.rows import pack_columns
 from discl.run_folder import paths
 from discl.run_folder.overrides import read_overrides
 from discl.spectrum.plan import read_plan
@@ -21,6 +22,8 @@ from discl.spectrum.store import spectrum_shards
 from helpers.browsed import HOSTILE, add_images, make_browsed
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+from benchmarks.browse_page import MOVE, busy_seconds  # noqa: E402
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.slow,
@@ -320,6 +323,39 @@ def test_keyboard_alone_narrow_and_dark(site: Site) -> None:
         page.wait_for_selector(f"#page-{name} .command")
         assert page.evaluate("document.scrollingElement.scrollWidth") <= 400
     page.emulate_media(color_scheme="light")
+
+
+def test_a_move_of_the_slider_over_a_hundred_thousand_images(site: Site) -> None:
+    """Judged by the processor time of the page's main thread; others may use the machine."""
+    rows, random = 100_000, np.random.default_rng(0)
+    columns = {
+        "id": np.frombuffer(b"%032d" * rows % (*range(rows),), np.uint8).reshape(rows, 32),
+        "class": (np.arange(rows) // 40 % 3).astype(np.uint32),
+        "level": np.tile(np.uint8(LEVELS), rows // 2),
+        "source": (np.arange(rows) // 40).astype(np.uint32),
+        "score": random.normal(0.3, 0.1, rows).astype(np.float32),
+        "source_digest": np.full((rows // 40, 32), 48, np.uint8),
+    }
+    for name, kind in {"seed": "u2", "prompt": "u4", "verdict": "u1", "used": "u4"}.items():
+        columns[name] = np.zeros(rows, kind)
+    for name, kind in {"hand": "u1", "tag": "u2", "try": "u2"}.items():
+        columns[name] = np.zeros(rows, kind)
+    head = {"rows": rows, "prompts": [""], "tags": [""], "methods": [], "sources": rows // 40}
+    page = site.context.new_page()
+    page.route("**/api/columns", lambda route: route.fulfill(body=pack_columns(head, columns)))
+    page.route("**/api/stamp", lambda route: route.abort())
+    page.goto(site.address)
+    page.wait_for_selector("body.loaded .cell")
+    client = page.context.new_cdp_session(page)
+    client.send("Performance.enable", {"timeDomain": "threadTicks"})
+    before = busy_seconds(client)
+    for cut in (0.2, 0.25, 0.3, 0.35, 0.4):
+        page.evaluate(MOVE, cut)
+        kept = (columns["score"] >= cut).sum()
+        assert text_of(page, "kept").startswith(f"{kept} of {rows} kept")
+    assert (busy_seconds(client) - before) / 5 < 0.1
+    assert page.locator(".cell").count() < 500
+    page.close()
 
 
 def test_a_store_that_grows_meanwhile(site: Site) -> None:
