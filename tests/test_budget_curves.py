@@ -50,6 +50,15 @@ def test_gains_are_paired_over_draws_and_against_the_chosen_control(tmp_path: Pa
     assert "| plain | few, uniform-1 − ce-undersampled | + | +19.0 ± 2.5 | as expected |" in text
 
 
+def test_the_mean_over_settings_has_the_draws_that_all_have(tmp_path: Path) -> None:
+    for setting, draw, few in (("plain", 0, 5.0), ("plain", 1, 9.0), ("vague", 0, 7.0)):
+        write(tmp_path, budget.Unit(setting, draw, "deficit", 4), {"discl": few})
+        write(tmp_path, budget.Unit(setting, draw, "uniform", 4), {"discl": 4.0})
+    found = budget.read_results(tmp_path)
+    pairs = budget.together(found, "deficit-1/4", "uniform-1/4", "few")
+    assert pairs == ([2.0], ["plain", "vague"])
+
+
 def test_unfinished_units_are_listed_with_their_cost(tmp_path: Path) -> None:
     units = budget.list_units(["plain"], [0], ("uniform",))
     assert budget.cost_table(units) == "plain: 5 units, 5 minutes of a processor"
