@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from discl.browse.run_view import RunView
-from discl.errors import RunError
+from discl.errors import DisclError, RunError
 from discl.run_folder import paths
 from discl.spectrum.embeddings import embedding_shards
 from discl.spectrum.plan import read_plan
@@ -351,3 +351,58 @@ def test_stores_written_for_other_class_numbers(own: Path) -> None:
         ]
     )
     assert Site(own).json("/api/run")["classes"] == list(CLASSES)
+
+
+DAMAGED = (paths.RECIPE, paths.DATA, paths.HARD, paths.PLAN, paths.FILTER, paths.OVERRIDES)
+PATHS = ("/api/run", "/api/columns", "/api/overrides", "/api/pages/audit", "/api/stamp")
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_is_one_clear_error_or_a_note(own: Path, name: str) -> None:
+    """Cut off, empty, of another kind, a folder, or gone: never an error of ours."""
+    site, path = Site(own), own / name
+    _, columns = site.columns()
+    asked = (*PATHS, f"/api/row/{columns['id'][0]}", f"/image/{columns['id'][0]}")
+    asked = (*asked, f"/real/{columns['source_digest'][0]}", f"/api/neighbours/{columns['id'][0]}")
+    other = own / (paths.PLAN if name != paths.PLAN else paths.DATA)
+    contents = [path.read_bytes()[:50] if path.exists() else b"id", b"", other.read_bytes(), None]
+    for content in contents:
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        for each in asked:
+            answer = site.get(each)
+            assert answer.status_code in (200, 404, 422), (content, each, answer.text)
+            if answer.status_code != 200:
+                assert set(answer.json()) == {"error"}
+    path.mkdir()
+    assert all(site.get(each).status_code in (200, 404, 422) for each in asked)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("methods", {"a": {"strategy": "os:system"}}),
+        ("methods", {"a": {"strategy": "fixed", "level": "x", "threshold": "y"}}),
+        ("methods", {"a": {"strategy": "all-levels", "train": {"curriculum_epochs": 10**12}}}),
+        ("methods", [1]),
+        ("filter", {"threshold": 0.5, "level_thresholds": [1]}),
+        ("spectrum", {"levels": [10**9, -5]}),
+        ("spectrum", 3),
+        ("groups", {}),
+        ("runtime", {"store": "reference://x"}),
+        ("runtime", {"store": 5}),
+        ("name", {"a": 1}),
+    ],
+)
+def test_a_recipe_of_somebody_else_is_data(own: Path, key: str, value: Any) -> None:
+    path = own / paths.RECIPE
+    tree = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**tree, key: value}))
+    try:
+        site = Site(own)
+    except DisclError:
+        return
+    for each in PATHS:
+        answer = site.get(each)
+        assert answer.status_code in (200, 422), (each, answer.text)

@@ -55,12 +55,27 @@ def _is_whole(tree: Mapping[str, Any]) -> bool:
     """Whether a recipe states what this module reads of it."""
     try:
         return (
-            all(type(level) is int for level in tree["spectrum"]["levels"])
+            all(_is_level(level) for level in tree["spectrum"]["levels"])
             and isinstance(tree["filter"]["threshold"], int | float)
             and type(tree["train"]["curriculum_epochs"]) is int
-            and all(isinstance(method["strategy"], str) for method in tree["methods"].values())
+            and all(_is_whole_method(method) for method in tree["methods"].values())
             and all(type(tree["groups"][name]) is int for name in ("many", "few"))
             and isinstance(tree["runtime"].get("store"), str | None)
         )
     except (KeyError, TypeError, AttributeError):
         return False
+
+
+def _is_whole_method(method: Mapping[str, Any]) -> bool:
+    epochs = (method.get("train") or {}).get("curriculum_epochs", 0)
+    return (
+        isinstance(method["strategy"], str)
+        and (method.get("level") is None or _is_level(method["level"]))
+        and isinstance(method.get("threshold"), int | float | None)
+        and type(epochs) in (int, type(None))
+        and isinstance(method.get("synthetic_scale", 0), int | float)
+    )
+
+
+def _is_level(level: Any) -> bool:
+    return type(level) is int and 0 <= level <= REAL

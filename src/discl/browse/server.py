@@ -58,6 +58,7 @@ def serve(
 
     view = RunView(folder, amend)
     listener = bind(port)
+    threading.Thread(target=_read_ahead, args=(view,), daemon=True).start()
     known, chosen = Secrets(), listener.getsockname()[1]
     config = uvicorn.Config(
         make_app(view, chosen, known),
@@ -73,6 +74,12 @@ def serve(
         threading.Timer(0.3, webbrowser.open, (address,)).start()
     with suppress(KeyboardInterrupt), listener:
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _read_ahead(view: RunView) -> None:
+    """Reads the rows while the browser starts; an error shows with the request that meets it."""
+    with suppress(Exception):
+        view.columns()
 
 
 def bind(port: int | None) -> socket.socket:

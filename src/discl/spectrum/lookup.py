@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 
 from ..errors import StoreError
 from ..utils.bounded_cache import BoundedCache
-from .store import DIGEST, Shards, check_digests
+from .store import DIGEST, READERS, Shards, check_digests
 
 CAPACITY = 96 * 2**20
 """Bytes of row groups that stay in memory."""
@@ -75,11 +76,12 @@ class Lookup:
                 del self._parts[file]
             self.problems = {}
             new = [file for file in listed if file not in self._parts]
-            for file in new:
-                try:
-                    self._parts[file] = self._read_part(file)
-                except StoreError as error:
-                    self.problems[str(file)] = str(error)
+            with ThreadPoolExecutor(READERS) as readers:
+                for file, part in zip(new, readers.map(self._try_part, new), strict=True):
+                    if isinstance(part, StoreError):
+                        self.problems[str(file)] = str(part)
+                    else:
+                        self._parts[file] = part
             if not gone and not any(file in self._parts for file in new):
                 return False
             self._table = self._joined()
@@ -107,6 +109,12 @@ class Lookup:
         except ValueError as error:
             raise StoreError(f"{error}.") from error
         return row
+
+    def _try_part(self, file: PurePath) -> pa.Table | StoreError:
+        try:
+            return self._read_part(file)
+        except StoreError as error:
+            return error
 
     def _read_part(self, file: PurePath) -> pa.Table:
         with self.shards.opened(file) as shard:
