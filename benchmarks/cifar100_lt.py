@@ -33,7 +33,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,9 @@ GOAL = ("ce-ldmlr+la", 20.5)
 class Job:
     """What all units share: paths of data, runs and results, and overrides of the recipe.
 
-    `methods` and `seeds` select rows and training seeds; empty: all.
+    `methods` and `seeds` select rows and training seeds; empty: all. `filters` are changes of the
+    section `filter` for single rows. `light.py` has other expectations and neither families nor an
+    oracle.
     """
 
     data: Path | None
@@ -108,6 +110,10 @@ class Job:
     device: str = "cpu"
     methods: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
+    expected: tuple[tuple[str, str, str, int], ...] = EXPECTED
+    families: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: FAMILIES)
+    oracle: bool = True
+    filters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @cached_property
     def recipe(self) -> Any:
@@ -139,7 +145,7 @@ class Job:
     @property
     def rows(self) -> list[str]:
         """Names of the selected methods, with the oracle. Raises SystemExit for an unknown one."""
-        known = [*self.recipe.methods, ORACLE]
+        known = [*self.recipe.methods, *([ORACLE] if self.oracle else [])]
         unknown = [name for name in self.methods if name not in known]
         if unknown:
             raise SystemExit(f"no row is called {', '.join(unknown)}; there are {', '.join(known)}")
@@ -182,6 +188,8 @@ class Unit:
             told[section]["checkpoint"] = Path(told[section]["checkpoint"]).name
         told["data"].pop("root")
         method = recipe["methods"]["ce-discl" if self.method == ORACLE else self.method]
+        if self.method in job.filters:
+            told["filter"] |= job.filters[self.method]
         tune = job.recipe.compare.tune
         overlay = (
             [tune.train, tune.hold_out, tune.seed, tune.metric] if self.seed is None else self.seed
@@ -316,6 +324,8 @@ def carry_out(unit: Unit, job: Job) -> str:
     borrowed = {
         name: (shared if (shared / name).exists() else work / "spectrum") / name for name in names
     }
+    if unit.method in job.filters:
+        borrowed["filter.parquet"] = filtered_folder(shared, unit.method) / "filter.parquet"
     folder = work / unit.place
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(
@@ -378,7 +388,11 @@ def prepare(run: Any, job: Job) -> None:
     trials = replace(run, folder=work / "trials", overrides={})
     trials.folder.mkdir(parents=True, exist_ok=True)
     judged = divide(run, trials)
-    make_oracle(run, work / oracle_folder(run.recipe))
+    for name in job.filters.keys() & set(job.rows):
+        for base in (run, trials):
+            filter_alone(base, name, job.filters[name])
+    if job.oracle:
+        make_oracle(run, work / oracle_folder(run.recipe))
     by_level: dict[int, list[Any]] = {}
     for request in read_plan(run.path("plan.parquet")):
         by_level.setdefault(request.level, []).append(request)
@@ -391,6 +405,25 @@ def prepare(run: Any, job: Job) -> None:
     write_whole(results / FACTS, lambda file: file.write_text(json.dumps(facts)))
     labels = run.tables["test"].labels.astype(np.uint8)
     write_whole(results / "labels.safetensors", lambda file: save_file({"test": labels}, file))
+
+
+def filtered_folder(base: Path, method: str) -> Path:
+    """Where the verdicts of a row's own filter are, on the images of a folder."""
+    return base.with_name(f"{base.name}-{method}")
+
+
+def filter_alone(base: Any, method: str, changes: Mapping[str, Any]) -> None:
+    """Writes the verdicts of a row's own filter on the images of `base`."""
+    from discl.recipe import load_recipe
+    from discl.stages.filter import filter_spectrum
+
+    folder = filtered_folder(base.folder, method)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ("data.parquet", "hard.parquet", "plan.parquet", "spectrum", "scores", "cache")
+    overrides = {name: base.path(name) for name in names}
+    changed = {f"filter.{key}": value for key, value in changes.items()}
+    recipe = load_recipe(base.recipe, {**changed, "compare.tune": {}})
+    filter_spectrum(replace(base, recipe=recipe, folder=folder, overrides=overrides))
 
 
 def oracle_folder(recipe: Any) -> str:
@@ -575,7 +608,8 @@ def add_controls(job: Job, found: Results, entries: Sequence[Any]) -> tuple[list
     if controls is None:
         return list(entries), None
     same, groups = dict(controls.same_mixture), read_facts(job)["groups"]
-    same |= {ORACLE + row: same.get("ce-discl" + row) for row in ("", "+la")}
+    if job.oracle:
+        same |= {ORACLE + row: same.get("ce-discl" + row) for row in ("", "+la")}
     columns = (
         (MIXTURE_HEADING.format("few"), same, "few"),
         (BEST_HEADING.format("overall"), dict.fromkeys(same, controls.best), "accuracy"),
@@ -618,17 +652,20 @@ def search_notes(job: Job) -> list[str]:
         figures = [100 * told["figure"] for told in tried[settings_of(name)]]
         all_trials = ", ".join(f"{figure:.1f}" for figure in figures)
         notes.append(f"{name}: {chosen} ({max(figures):.1f}; all trials {all_trials})")
-    for family, best in family_figures(tried).items():
+    for family, best in family_figures(tried, job.families).items():
         figures = ", ".join(f"{name} {100 * figure:.1f}" for name, figure in best.items())
         notes.append(f"{family}{CHOSEN} is {max(best, key=best.__getitem__)} ({figures})")
     return notes
 
 
-def family_figures(tried: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
+def family_figures(
+    tried: Mapping[str, Sequence[Mapping[str, Any]]],
+    families: Mapping[str, tuple[str, ...]] = FAMILIES,
+) -> dict[str, dict[str, float]]:
     """The best trial of each row of a family, for families whose search is complete."""
     return {
         family: {name: max(told["figure"] for told in tried[name]) for name in members}
-        for family, members in FAMILIES.items()
+        for family, members in families.items()
         if all(name in tried for name in members)
     }
 
@@ -638,10 +675,10 @@ def sign_notes(job: Job, found: Results) -> list[str]:
     groups = read_facts(job)["groups"]
     chosen = {
         family + CHOSEN: max(best, key=best.__getitem__)
-        for family, best in family_figures(searched(job)).items()
+        for family, best in family_figures(searched(job), job.families).items()
     }
     notes = []
-    for column, row, other, least in EXPECTED:
+    for column, row, other, least in job.expected:
         names = [resolve(each, chosen) for each in (row, other)]
         if any(name not in found.predicted for name in names):
             continue
@@ -742,9 +779,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     from discl.recipe import parse_override
-    from discl.utils.counts import count_of
 
-    until = time.time() + 60 * arguments.minutes
     overrides = dict(map(parse_override, arguments.set))
     job = Job(
         arguments.data,
@@ -756,11 +791,22 @@ def main() -> None:
         tuple(arguments.methods),
         tuple(arguments.seeds),
     )
+    carry_on(job, arguments.processes, arguments.minutes)
+
+
+def carry_on(job: Job, processes: int, minutes: float) -> None:
+    """Trains what is missing, if the job has the data, and prints the table.
+
+    - `processes`: trainings at a time; `minutes`: after which none is started.
+    """
+    from discl.utils.counts import count_of
+
+    until = time.time() + 60 * minutes
     if job.data:
         print(f"{count_of(len(job.rows), 'row')}: {', '.join(job.rows)}", flush=True)
         prepare(open_data(job), job)
         for plan in (trial_units, edge_units, seed_units):
-            if not carry_out_all(plan(job), job, arguments.processes, until):
+            if not carry_out_all(plan(job), job, processes, until):
                 print("stopped for time; the same command goes on")
                 return
     print(write_table(job))

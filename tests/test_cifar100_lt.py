@@ -42,6 +42,30 @@ def script() -> Any:
     return load_script("cifar100_lt")
 
 
+def test_light_tuning_has_the_rows_that_it_expects_something_of(script: Any) -> None:
+    light = load_script("light")
+    job = script.Job(
+        None, Path("work"), Path("results"), {}, light.RECIPE, oracle=False, filters=light.FILTERS
+    )
+    methods = job.recipe.methods
+    assert {row for expected in light.EXPECTED for row in expected[1:3]} <= set(job.rows)
+    assert script.ORACLE not in job.rows and {len(each) for each in job.trials.values()} == {1, 3}
+    twins = [
+        script.Unit("seed-0/x", name, {}, 0).identity(job)
+        for name in ("light-levels-la", "light-levels-difficulty")
+    ]
+    assert twins[0] != twins[1]
+    for name, method in methods.items():
+        train = job.recipe.training(name)
+        if name.startswith("light-levels-") and name != "light-levels-balanced":
+            assert (method.mixture, method.prior, method.strategy) == (
+                "all",
+                "effective",
+                "all-levels",
+            )
+        assert (train.epochs, train.steps_per_epoch, train.batch_size) == (6, 60, 128)
+
+
 LABELS = np.repeat(np.arange(100, dtype=np.uint8), 2)
 GROUPS = {"many": list(range(35)), "medium": list(range(35, 70)), "few": list(range(70, 100))}
 
