@@ -127,7 +127,7 @@ def advise(
         "spectrum.levels": levels,
         **many,
         "filter.threshold": best.threshold,
-        **({} if recipe.filter.rule == "threshold" else {"filter.rule": "threshold"}),
+        **({"filter.rule": "threshold"} if recipe.filter.rule == "alia" else {}),
         **_method(recipe, strategy, levels),
     }
     reasons = [

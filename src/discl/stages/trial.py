@@ -53,7 +53,7 @@ def trial_run(run: Run, recipe: Recipe, folder: Path) -> Run:
         "spectrum": recipe.spectrum.model_copy(
             update={"tries": 1, "wanted": None, "budget": None, "early_rejection": None}
         ),
-        "filter": recipe.filter.model_copy(update={"rule": "threshold"}),
+        "filter": recipe.filter.model_copy(update={"rule": "threshold", "band": None}),
         "runtime": recipe.runtime.model_copy(update={"store": store}),
         "loop": None,
     }
