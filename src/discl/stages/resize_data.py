@@ -22,6 +22,7 @@ from ..run_folder.run import Run
 from ..spectrum.cache import mapped_rows
 from ..spectrum.encoding import encode_image
 from ..spectrum.store import Shards
+from ..training.inference import side_of_five
 from ..utils.console import progress
 from ..utils.hashing import digest
 from ..utils.logging import get_logger
@@ -48,6 +49,11 @@ def prepare_squares(run: Run) -> Path:
         (size, mode if split == "train" else "square", split)
         for (size, mode), split in product(sizes, run.tables)
     )
+    chosen = run.recipe.evaluate
+    if chosen.test_time_crops == 5:
+        sides = {side_of_five(each.image_size, chosen.test_time_margin) for each in trainings}
+        others = [split for split in run.tables if split != "train"]
+        shapes |= dict.fromkeys(product(sorted(sides), ["square"], others))
     for size, mode, split in shapes:
         keys = _keys(run, split, size, mode)
         missing = [row for row, key in enumerate(keys) if key not in present]

@@ -25,10 +25,12 @@ def side_of_crops(config: ClassifierConfig, crops: int, margin: int | None = Non
     - `crops`: 1 for the centre, or 5.
     - `margin`: side of the square of five crops less the image size; None: `MARGIN` of it.
     """
-    if crops == 1:
-        return config.resize
-    own = max(1, round(MARGIN * config.image_size)) if margin is None else margin
-    return config.image_size + own
+    return config.resize if crops == 1 else side_of_five(config.image_size, margin)
+
+
+def side_of_five(image_size: int, margin: int | None = None) -> int:
+    """Side of the square that five crops are taken from; `margin` as in `side_of_crops`."""
+    return image_size + (max(1, round(MARGIN * image_size)) if margin is None else margin)
 
 
 @torch.inference_mode()
