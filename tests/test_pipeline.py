@@ -984,6 +984,7 @@ def test_a_clip_beside_the_others_in_a_run(
     assert mark["validation_macro_f1"][2] == pytest.approx(
         results["light"]["validation"]["macro_f1"]
     )
+    assert " parameters (" in (copied / "report.html").read_text()
     before = load_file(copied / "train/light/logits.safetensors")["test"]
     discl.run(changed(recipe, evaluate__test_time_crops=5), copied, amend=True)
     assert trained == ["zero-shot", "probe", "flyp", "light"]

@@ -700,6 +700,11 @@ CLIP = {"architecture": "clip", "checkpoint": "owner/clip"}
             r"objective flyp trains both towers; use fine_tune: full instead of light",
         ),
         (
+            {"model": CLIP},
+            {"fine_tune": "light", "system": "ldmlr"},
+            r"system ldmlr trains a linear head again, .* cosine; set it to linear",
+        ),
+        (
             {"model": {**CLIP, "light": {"width": 0}}},
             {"fine_tune": "light"},
             r"train\.model\.light\.width.*got 0; write a whole number from 1 to 4096, or auto",

@@ -193,7 +193,21 @@ def test_the_head_starts_as_the_texts_before_the_projection(tiny_clip: Path) -> 
         )
 
 
-@pytest.mark.parametrize("adapter", ["adaptformer", "lora", "none"])
+def test_a_start_ranks_first_what_zero_shot_clip_does_for_most_images(tiny_clip: Path) -> None:
+    """Only the lengths of the projected texts differ; docs/classifiers.md has real CLIPs."""
+    model, _ = start(tiny_clip)
+    clip, texts = zero_shot_parts(tiny_clip)
+    images = torch.randn(300, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        seen = clip.get_image_features(pixel_values=images).pooler_output
+        same = (model(images).argmax(1) == (seen @ texts.T).argmax(1)).double().mean()
+    assert same > 0.9
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    ["adaptformer", *(pytest.param(each, marks=pytest.mark.slow) for each in ("lora", "none"))],
+)
 def test_training_moves_and_keeps_the_light_part_alone(
     adapter: str, tiny_clip: Path, tmp_path: Path
 ) -> None:
@@ -214,6 +228,7 @@ def test_training_moves_and_keeps_the_light_part_alone(
     )
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_bits(tiny_clip: Path, tmp_path: Path) -> None:
     more: Any = {"save_seconds": 0.0, "steps": StepConfig(ema=0.5)}
     whole = tune(tiny_clip, tmp_path / "whole", **more)
@@ -230,6 +245,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(tiny_clip: Path, tmp_path: P
     assert all(torch.equal(each, again[name]) for name, each in whole.state_dict().items())
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_with_an_exact_head(tiny_clip: Path, tmp_path: Path) -> None:
     tuned = tune(tiny_clip, tmp_path, precision=torch.bfloat16)
     assert all(each.dtype == torch.float32 for each in tuned.state_dict().values())
@@ -251,6 +267,7 @@ def test_gradients_begin_at_the_first_adapter(tiny_clip: Path) -> None:
     assert not bare.train().features(IMAGES).requires_grad and bare(IMAGES).requires_grad
 
 
+@pytest.mark.slow
 def test_the_footprint_counts_what_is_trained_and_kept(tiny_clip: Path, tmp_path: Path) -> None:
     """By hand for a head alone: 3 vectors of 32 with momentum; most of a tower keeps nothing."""
     kept = {}
@@ -269,6 +286,7 @@ def test_the_footprint_counts_what_is_trained_and_kept(tiny_clip: Path, tmp_path
     assert "parameters" not in kept["none"][1]
 
 
+@pytest.mark.slow
 def test_another_base_is_refused_with_both_digests(tiny_clip: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -349,6 +367,7 @@ def test_a_light_part_brings_no_weights_of_the_tower(tiny_clip: Path, tmp_path: 
         load_classifier(tmp_path)
 
 
+@pytest.mark.slow
 def test_weights_between_the_start_and_the_tuned_ones(tiny_clip: Path, tmp_path: Path) -> None:
     """α = 0 is the initial light part, α = 1 the tuned one; the tower is neither."""
     tuned = tune(tiny_clip, tmp_path)
@@ -366,6 +385,7 @@ def test_weights_between_the_start_and_the_tuned_ones(tiny_clip: Path, tmp_path:
     torch.testing.assert_close(heads[1], (first + last) / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["adaptformer", "lora"])
 def test_a_vit_of_transformers(adapter: str, vit: Path, tmp_path: Path) -> None:
     tuned = tune(vit, tmp_path / "run", "transformers", light={"adapter": adapter})

@@ -22,6 +22,7 @@ from ..errors import RecipeError, join_lines, shorten, unknown
 from ..levels import REAL, TEXT_ONLY, format_level
 from ..models.classifier import ARCHITECTURES
 from ..training.objectives import FLYP
+from ..utils.plugins import read_piece
 from .audit import Audit
 from .compare import Compare, Evaluate
 from .data import Data, Groups, Hard
@@ -350,9 +351,14 @@ def _check_head(name: str, method: Method, train: Train) -> None:
         raise RecipeError(f"methods.{name}: fine_tune: zero-shot trains on nothing; remove finish.")
     if method.finish is not None and method.finish.head_only and rebuilt:
         raise RecipeError(f"methods.{name}.finish: {texts}; remove head_only.")
+    light = method.fine_tune == "light" and train.model.light.head == "cosine"
+    if light and method.system is not None and read_piece("system", method.system)[0] == "ldmlr":
+        raise RecipeError(
+            f"methods.{name}: system ldmlr trains a linear head again, and train.model.light.head "
+            "is cosine; set it to linear, or remove system."
+        )
     if method.tau_normalisation is None:
         return
-    light = method.fine_tune == "light" and train.model.light.head == "cosine"
     if rebuilt or light or method.fine_tune == "zero-shot" or train.model.head == "cosine":
         reason = texts if rebuilt else "the class vectors of this head have one length already"
         raise RecipeError(
