@@ -7,9 +7,9 @@ A store of 100,000 rows is written as tables, with 16 different pictures of 64 p
 is started as a user starts it, and asked what the page asks: the run, its columns, and the first 60
 thumbnails. Then come what a long visit adds: real images (which load torch and `datasets`), the
 neighbours of images among 100,000 embeddings of 512 numbers, and thumbnails all over the store.
-Times are wall-clock, with the processor time of the server beside them, because other processes may
-work on the machine. Memory is the peak of the server (VmHWM). Slider and scrolling are measured in
-Chromium by `tests/browse`.
+Times are wall-clock. The goal is on the processor time of the server, because other processes may
+work on the machine; the load average says how many. Memory is the peak of the server (VmHWM).
+`benchmarks.browse_page` measures slider and scrolling in Chromium.
 """
 
 from __future__ import annotations
@@ -114,6 +114,7 @@ def make_store(folder: Path, rows: int) -> Path:
 
 def measure(run: Path) -> list[Figure]:
     """The figures of one visit."""
+    load = os.getloadavg()[0]
     server = Server(run)
     try:
         printed = server.seconds
@@ -140,7 +141,7 @@ def measure(run: Path) -> list[Figure]:
         server.stop()
     return [
         Figure("images", rows),
-        Figure("start to the first picture, s", first, "<=", GOAL_SECONDS),
+        Figure("start to the first picture, s", first, detail=f"load average {load:.1f}"),
         Figure("… of the processor, s", processor, "<=", GOAL_SECONDS),
         Figure("start to the address, s", printed),
         Figure("start to run and columns, s", answered),

@@ -19,8 +19,6 @@ SCHEMA = pa.schema(
 )
 LARGEST = 1.001
 """The largest number of a vector of length 1, with a margin for rounding."""
-ROWS_AT_ONCE = 8192
-"""Rows of half precision that a product widens at once."""
 
 
 def embedding_shards(folder: Path) -> Shards:
@@ -32,12 +30,25 @@ def embedding_shards(folder: Path) -> Shards:
 class _Space:
     """Embeddings by one CLIP.
 
-    - `vectors`: float16 `[ids, dimensions]`, of length 1.
+    - `blocks`: float16 `[rows, dimensions]` of length 1, one for each shard, in the order of `ids`.
     """
 
     ids: list[str]
     row_of: dict[str, int]
-    vectors: np.ndarray
+    blocks: list[np.ndarray]
+
+    def vector(self, name: str) -> np.ndarray:
+        """float32 `[dimensions]`."""
+        row = self.row_of[name]
+        for block in self.blocks:
+            if row < len(block):
+                return block[row].astype(np.float32)
+            row -= len(block)
+        raise KeyError(name)
+
+    def cosines(self, vector: np.ndarray) -> np.ndarray:
+        """With each id, float32 `[ids]`; a block at a time is widened."""
+        return np.concatenate([block.astype(np.float32) @ vector for block in self.blocks])
 
 
 class Neighbours:
@@ -69,20 +80,15 @@ class Neighbours:
             space = next((each for each in self._spaces if name in each.row_of), None)
         if space is None:
             return None
-        vector = space.vectors[space.row_of[name]].astype(np.float32)
-        cosines = np.concatenate(
-            [
-                space.vectors[first : first + ROWS_AT_ONCE].astype(np.float32) @ vector
-                for first in range(0, len(space.ids), ROWS_AT_ONCE)
-            ]
-        )
-        found: list[tuple[str, float]] = []
+        cosines = space.cosines(space.vector(name))
+        found: dict[str, float] = {}
         for row in np.argsort(-cosines, kind="stable").tolist():
             if len(found) == count:
                 break
-            if space.ids[row] != name and space.ids[row] in wanted:
-                found.append((space.ids[row], float(cosines[row])))
-        return found
+            other = space.ids[row]
+            if other != name and other in wanted:
+                found.setdefault(other, float(cosines[row]))  # two processes may have stored it
+        return list(found.items())
 
     def _refresh(self) -> None:
         files = list(self.shards.files())
@@ -102,7 +108,7 @@ class Neighbours:
         spaces = []
         for names, found in parts.values():
             row_of = {name: row for row, name in enumerate(names)}
-            spaces.append(_Space(names, row_of, np.concatenate(found)))
+            spaces.append(_Space(names, row_of, found))
         self._spaces = sorted(spaces, key=lambda space: -len(space.ids))
         self._files = files
 
