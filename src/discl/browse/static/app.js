@@ -230,7 +230,7 @@ async function apply(body, button, words) {
     await model.marks.sending;
     const { kept } = await postJson("/api/threshold", { ...body, apply: true });
     words.textContent = "";
-    model.thresholds = null;
+    if (body.threshold !== undefined) model.thresholds = null;
     byId("use-dialog").close();
     await reload(`Applied: ${counted(kept, "image")} kept.`);
   } catch (error) {
@@ -256,16 +256,15 @@ async function poll() {
 }
 
 async function news(stamp) {
+  const { sent } = model.marks;
   const [run, saved] = await Promise.all([getJson("/api/run"), getJson("/api/overrides")]);
-  if (model.marks.waiting) return;
+  if (model.marks.waiting || model.marks.sent !== sent) return;
   model.rowOf("");
   const others = model.marks.merge(saved.overrides, model.ids);
   if (others) say(`${counted(others, "image")} changed by another tab or person.`);
   const fresh = run.counts.stored - model.run.counts.stored;
-  const filtered =
-    run.counts.judged !== model.run.counts.judged || run.counts.kept !== model.run.counts.kept;
   model.stamp = stamp;
-  if (fresh || filtered || run.threshold !== model.run.threshold) {
+  if (run.rows !== model.run.rows) {
     byId("news").hidden = false;
     byId("news-words").textContent =
       fresh > 0 ? `${counted(fresh, "new image")}` : "The run has changed";
@@ -319,7 +318,10 @@ const actions = {
 for (const button of document.querySelectorAll("[data-act]")) {
   button.addEventListener("click", () => actions[button.dataset.act]());
 }
-byId("sort").addEventListener("change", () => refilter());
+byId("sort").addEventListener("change", () => {
+  refilter();
+  grid.moveTo(0);
+});
 byId("size").addEventListener("input", (event) => {
   grid.target = Number(event.target.value);
   grid.arrange();

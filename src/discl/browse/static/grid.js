@@ -225,7 +225,7 @@ export class Grid {
     const { naturalWidth, naturalHeight } = target;
     target.classList.toggle("tiny", Math.max(naturalWidth, naturalHeight) <= TINY);
     target.classList.add("there");
-    if (!this.natural) {
+    if (!this.natural && target.closest(".cell")) {
       const before = this.cell;
       this.natural = Math.max(naturalWidth, naturalHeight);
       if (this.cell !== before) this.arrange();

@@ -21,13 +21,13 @@ export class Keys {
 
   pressed(event) {
     const { acts } = this;
-    const { key } = event;
+    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     const dialog = document.querySelector("dialog[open]");
     if (typing(event.target) || (dialog && dialog.id !== "detail")) {
       if (key === "Escape" && typing(event.target) && !dialog) acts.grid.frame.focus();
       return;
     }
-    const undoes = (event.ctrlKey || event.metaKey) && key.toLowerCase() === "z";
+    const undoes = (event.ctrlKey || event.metaKey) && key === "z";
     if (undoes) return done(event, event.shiftKey ? acts.redo : acts.undo);
     if ((event.ctrlKey || event.metaKey) && key === "a" && onGrid(event.target)) {
       return done(event, acts.all);
@@ -77,9 +77,9 @@ function done(event, act) {
 }
 
 function typing(target) {
-  return target.matches('input:not([type="range"]):not([type="button"]), textarea');
+  return target.matches('input:not([type="range"]), select, textarea');
 }
 
-const ownsArrows = (target) => target.matches('select, input, [role="tab"], summary, .scroll');
+const ownsArrows = (target) => target.matches('input, [role="tab"], summary, .scroll');
 const onGrid = (target) => target.id === "grid" || target === document.body;
 const byVisible = (id) => !document.getElementById(id).hidden;

@@ -21,6 +21,7 @@ export class Marks {
     this.undone = [];
     this.sending = Promise.resolve();
     this.waiting = 0;
+    this.sent = 0;
   }
 
   /** Takes over the undo list of other marks; `rowOf` gives today's row of one of theirs. */
@@ -122,6 +123,7 @@ export class Marks {
       reason: values[i].note,
     }));
     this.waiting++;
+    this.sent++;
     this.sending = this.sending.then(async () => {
       try {
         for (let at = 0; at < lines.length; at += MOST_SENT) {

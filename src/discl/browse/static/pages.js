@@ -162,9 +162,7 @@ function markLines(marks, y) {
 /* Audit */
 
 function auditPage(found, model, actions) {
-  const kinds = Map.groupBy
-    ? Map.groupBy(found.findings, (each) => each.kind)
-    : grouped(found.findings);
+  const kinds = grouped(found.findings);
   const parts = [];
   if (found.outdated) {
     parts.push(

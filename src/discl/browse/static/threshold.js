@@ -10,6 +10,11 @@ const EDGE = 8;
 const NEAREST = 6;
 const WORST = 6;
 const NAMED = 4;
+const RULES = {
+  alia: "This recipe filters by ALIA’s rule. The slider shows what a threshold would keep.",
+  difficulty:
+    "This recipe also drops images by their difficulty, measured of those above its threshold.",
+};
 
 /**
  * The panel.
@@ -43,7 +48,8 @@ export class ThresholdPanel {
       ...methods.map(([each, i]) => el("option", { value: i, text: each.name })),
     );
     byId("scale-row").hidden = !methods.length;
-    byId("alia").hidden = run.rule !== "alia";
+    byId("rule").hidden = !RULES[run.rule];
+    byId("rule").textContent = RULES[run.rule] ?? "";
     this.rescope();
   }
 
@@ -168,8 +174,7 @@ export class ThresholdPanel {
 
   keptWords() {
     const { kept, all } = this.countScope();
-    const share = all ? Math.round((100 * kept) / all) : 0;
-    return `${asCount(kept)} of ${asCount(all)} kept (${share} %)`;
+    return `${asCount(kept)} of ${asCount(all)} kept (${asShare(kept, all)} %)`;
   }
 
   countScope() {
@@ -338,6 +343,13 @@ export class ThresholdPanel {
     );
     return el("li", {}, button);
   }
+}
+
+/** Whole per cent; with a decimal where it would read as none or all. */
+function asShare(part, all) {
+  const share = all ? (100 * part) / all : 0;
+  const near = (share > 0 && share < 1) || (share > 99 && share < 100);
+  return share.toFixed(near ? 1 : 0);
 }
 
 function meter(share) {
