@@ -42,6 +42,7 @@ async function load() {
     getJson("/api/overrides"),
   ]);
   model.take(run, decodeColumns(bytes), saved.overrides);
+  model.marks.stamp = saved.overrides_stamp;
   model.stamp = run.stamp;
   byId("title").textContent = run.name;
   document.title = `${run.name} · discl browse`;
@@ -247,28 +248,33 @@ async function apply(body, button, words) {
 async function poll() {
   if (document.hidden || !model.stamp) return;
   try {
-    const { stamp } = await getJson("/api/stamp");
+    const stamps = await getJson("/api/stamp");
     document.body.classList.remove("offline");
-    if (stamp !== model.stamp && !model.marks.waiting) await news(stamp);
+    if (stamps.stamp !== model.stamp && !model.marks.waiting) await news(stamps);
   } catch {
     document.body.classList.add("offline");
   }
 }
 
-async function news(stamp) {
-  const { sent } = model.marks;
-  const [run, saved] = await Promise.all([getJson("/api/run"), getJson("/api/overrides")]);
-  if (model.marks.waiting || model.marks.sent !== sent) return;
-  model.rowOf("");
-  const others = model.marks.merge(saved.overrides, model.ids);
-  if (others) say(`${counted(others, "image")} changed by another tab or person.`);
-  const fresh = run.counts.stored - model.run.counts.stored;
-  model.stamp = stamp;
-  if (run.rows !== model.run.rows) {
-    byId("news").hidden = false;
-    byId("news-words").textContent =
-      fresh > 0 ? `${counted(fresh, "new image")}` : "The run has changed";
+async function news(stamps) {
+  const { marks } = model;
+  const { sent } = marks;
+  if (stamps.overrides_stamp !== marks.stamp) {
+    const saved = await getJson("/api/overrides");
+    if (marks.waiting || marks.sent !== sent) return;
+    model.rowOf("");
+    const others = marks.merge(saved.overrides, model.ids);
+    marks.stamp = saved.overrides_stamp;
+    if (others) say(`${counted(others, "image")} changed by another tab or person.`);
   }
+  if (stamps.rows_stamp !== model.head.rows_stamp) {
+    const { counts } = await getJson("/api/run");
+    const fresh = counts.stored - model.run.counts.stored;
+    byId("news-words").textContent =
+      fresh > 0 ? counted(fresh, "new image") : "The run has changed";
+    byId("news").hidden = false;
+  }
+  model.stamp = stamps.stamp;
 }
 
 /* Tabs */

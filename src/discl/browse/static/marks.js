@@ -127,7 +127,8 @@ export class Marks {
     this.sending = this.sending.then(async () => {
       try {
         for (let at = 0; at < lines.length; at += MOST_SENT) {
-          await this.post("/api/overrides", lines.slice(at, at + MOST_SENT));
+          const saved = await this.post("/api/overrides", lines.slice(at, at + MOST_SENT));
+          this.stamp = saved.overrides_stamp;
         }
       } catch (error) {
         const still = rows.map((row, i) => same(this.of(row), values[i]));
