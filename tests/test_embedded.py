@@ -54,6 +54,7 @@ def zero_shot(images: list, names: tuple[str, ...]) -> np.ndarray:
     return scorer.embed(images) @ scorer.text_embeddings.numpy().T
 
 
+@pytest.mark.slow
 def test_clip_recognises_the_validation_images() -> None:
     table = read_tables("embedded:fashion-mnist/data")["validation"]
     cosines = zero_shot([table.image(row) for row in range(len(table))], table.class_names)

@@ -78,6 +78,7 @@ def test_everything_in_small_on_a_machine_with_few_packages(tmp_path: Path) -> N
     assert not list(out.glob(".*.new"))
 
 
+@pytest.mark.slow
 def test_latents_that_differ_are_found(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sdxl = script("sdxl")
     denoise = sdxl.Engine.denoise
@@ -159,6 +160,7 @@ def test_parts_for_which_no_time_is_left_say_so(script: Any, tmp_path: Path) -> 
     assert {told["status"] for told in record.read()["parts"].values()} == {"skipped"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_machine_without_a_gpu_is_told_so(tmp_path: Path) -> None:
     call = [BENCHMARKS / "gpu.sh", "cifar", "1", "--out", tmp_path]

@@ -930,6 +930,7 @@ def test_validation_selection_needs_a_validation_split(tree: Tree, copied: Path)
     assert not (copied.with_name("without") / "plan.parquet").exists()
 
 
+@pytest.mark.slow
 def test_a_clip_beside_the_others_in_a_run(
     copied: Path, tree: Tree, tiny_clip: Path, no_phase_one: None, trained: list[str]
 ) -> None:

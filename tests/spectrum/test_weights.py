@@ -72,7 +72,13 @@ FAMILIES = [
 ]
 
 
-@pytest.mark.parametrize(("family", "kind", "part"), FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "kind", "part"),
+    [
+        pytest.param(*each, marks=[pytest.mark.slow] if each in FAMILIES[1:3] else [])
+        for each in FAMILIES
+    ],
+)
 def test_lora_is_added_as_diffusers_adds_it(
     family: str, kind: str, part: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

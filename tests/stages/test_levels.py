@@ -212,6 +212,7 @@ def test_the_default_grid_leaves_a_step() -> None:
     assert list(levels_stage.default_grid(150, fixed=True)) == list(range(0, 90, 10))
 
 
+@pytest.mark.slow
 def test_a_survey_where_every_level_takes_all_steps(
     small_tree: dict[str, Any], tmp_path: Path
 ) -> None:

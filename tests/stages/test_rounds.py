@@ -298,6 +298,7 @@ def test_broken_records_start_the_rounds_again(finished: Run, tmp_path: Path) ->
     assert read_rounds(open_run(other, tmp_path / "run", amend=True), "discl") == []
 
 
+@pytest.mark.slow
 def test_a_table_of_another_run_is_no_table_of_rounds(
     finished: Run, plain: Run, tmp_path: Path
 ) -> None:

@@ -538,7 +538,7 @@ def draw_wide(label: int, index: int) -> dict[str, Any]:
     return {"image": {"bytes": buffer.getvalue(), "path": None}}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_crops_of_whole_pictures_are_resumed_to_the_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
