@@ -511,7 +511,16 @@ def write_table(job: Job) -> str:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) if job.selects else job.results
         columns = list(COLUMNS)
-        write_tables(folder, entries, columns, found.seeds, "test", baseline, notes, controls)
+        write_tables(
+            folder,
+            entries,
+            columns,
+            seeds=found.seeds,
+            split="test",
+            baseline=baseline,
+            notes=notes,
+            controls=controls,
+        )
         if not job.selects:
             write_comparison(folder, job.recipe.name)
         return (folder / "comparison.md").read_text()

@@ -180,7 +180,9 @@ def test_notes_and_cards(tmp_path: Path) -> None:
     for name in NAMES[:80]:
         if name.encode(errors="ignore").decode() != name:
             continue  # no text of a file that we write, as the surrogates of file names
-        write_tables(tmp_path, entries("a"), ["all"], [0, 1], "test", "a", [name, f"a: {name}"])
+        notes = [name, f"a: {name}"]
+        shown = {"seeds": [0, 1], "split": "test", "baseline": "a", "notes": notes}
+        write_tables(tmp_path, entries("a"), ["all"], **shown)
         told = (tmp_path / "comparison.md").read_text()
         card = make_card(
             name,

@@ -125,7 +125,7 @@ def test_classes_that_collapse_or_wander_off_are_found() -> None:
     made_labels, levels = np.repeat([0, 1, 2, 3], 40), np.tile([0, 50], 80)
     made[(made_labels == 1) & (levels == 0)] = real[50] + 0.01  # one image again and again
     made[(made_labels == 2) & (levels == 50)] += 20  # nothing like the class
-    findings = find_drift(real, labels, made, made_labels, levels, Limits())
+    findings = find_drift(real, labels, made, made_labels, levels=levels, limits=Limits())
     assert {(each.kind, each.label, each.level) for each in findings} == {
         ("collapsed", 1, 0),
         ("collapsed", 2, 50),
@@ -139,7 +139,8 @@ def test_ten_thousand_classes() -> None:
     labels[:14] = 0
     features = random.normal(size=(20_000, 4)).astype(np.float32)
     levels = np.zeros(20_000, np.int64)
-    assert find_drift(features, labels, features, labels, levels, Limits()) == []
+    found = find_drift(features, labels, features, labels, levels=levels, limits=Limits())
+    assert found == []
     many = [Finding("wandered", "synthetic", "", label, 0, 0.1) for label in range(10_000)]
     lines = describe_findings(many)
     assert lines == [f"synthetic: 10,000 classes, {KINDS['wandered']}"]

@@ -230,6 +230,7 @@ def find_drift(
     real_labels: np.ndarray,
     synthetic: np.ndarray,
     labels: np.ndarray,
+    *,
     levels: np.ndarray,
     limits: Limits,
 ) -> list[Finding]:

@@ -151,7 +151,11 @@ def describe_class(name: str, others: Sequence[str], client: Chat, rules: TextRu
         return find_problem(text, name, others if rules.only_class else (), rules.words)
 
     return gather_texts(
-        lambda count: _request(name, rules, count), problem, client, rules.count, rules.tries
+        lambda count: _request(name, rules, count),
+        problem,
+        client,
+        count=rules.count,
+        tries=rules.tries,
     )
 
 
@@ -159,6 +163,7 @@ def gather_texts(
     request: Callable[[int], str],
     problem: Callable[[str], str | None],
     client: Chat,
+    *,
     count: int,
     tries: int,
     enough: int | None = None,

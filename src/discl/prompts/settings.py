@@ -48,7 +48,12 @@ def write_settings(
     """
     try:
         texts = gather_texts(
-            request, lambda text: find_fault(text, names), client, count, tries, MIN_SETTINGS
+            request,
+            lambda text: find_fault(text, names),
+            client,
+            count=count,
+            tries=tries,
+            enough=MIN_SETTINGS,
         )
     except UnusableError as error:
         raise EndpointError(

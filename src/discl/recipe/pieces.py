@@ -83,9 +83,9 @@ def check_own_pieces(recipe: Recipe, allow_plugins: bool, tuned: bool = False) -
                     key.rpartition(".")[2],
                     name,
                     method,
-                    recipe.training(name),
-                    recipe.spectrum.levels,
-                    True,
+                    train=recipe.training(name),
+                    levels=recipe.spectrum.levels,
+                    allow_plugins=True,
                 )
             except RecipeError as error:
                 problem = str(error)
@@ -99,12 +99,18 @@ def check_pieces(name: str, method: Method, train: Train, levels: Sequence[int])
     own = addresses(name, method)
     for key in ("strategy", "system"):
         if f"methods.{name}.{key}" not in own:
-            check_piece(key, name, method, train, levels, False)
+            check_piece(key, name, method, train=train, levels=levels, allow_plugins=False)
 
 
 def check_piece(
-    key: str, name: str, method: Method, train: Train, levels: Sequence[int], allow_plugins: bool,
-) -> None:  # fmt: skip
+    key: str,
+    name: str,
+    method: Method,
+    *,
+    train: Train,
+    levels: Sequence[int],
+    allow_plugins: bool,
+) -> None:
     """Raises RecipeError where the strategy, objective or system does not fit the method."""
     if key == "strategy":
         with arguments_named(curriculum_epochs="train.curriculum_epochs"):

@@ -257,8 +257,8 @@ def _drift(run: Run, images: Sequence[Images]) -> list[Finding]:
         np.concatenate(labels),
         embedder.synthetic(run, [made.ids[row] for row in rows]),
         made.labels[rows],
-        made.levels[rows],
-        settings.limits,
+        levels=made.levels[rows],
+        limits=settings.limits,
     )
 
 

@@ -285,7 +285,9 @@ def describe_training(
             nesterov=optimizer.nesterov,
             decay_vectors=decays,
         ),
-        learning_rate=_describe_rate(train, finish, first, last, alone, steps),
+        learning_rate=_describe_rate(
+            train, finish, first=first, last=last, alone=alone, steps=steps
+        ),
         precision=choose_precision(train.precision, device),
         seed=train.seed,
         select=train.select,
@@ -304,7 +306,7 @@ def describe_training(
 
 
 def _describe_rate(
-    train: Train, finish: Finish | None, first: int, last: int, alone: int, steps: int
+    train: Train, finish: Finish | None, *, first: int, last: int, alone: int, steps: int
 ) -> Callable[[float], float]:
     """The learning rate of a training.
 

@@ -115,11 +115,11 @@ def compare(run: Run, seeds: Sequence[int], tuned: bool = False) -> Path:
             run.folder,
             entries,
             [heading for _, _, heading in metrics],
-            seeds,
-            split,
-            _baseline(run),
-            notes,
-            controls,
+            seeds=seeds,
+            split=split,
+            baseline=_baseline(run),
+            notes=notes,
+            controls=controls,
         )
         return run.path(paths.COMPARISON_TABLE)
 
@@ -130,6 +130,7 @@ def write_tables(
     folder: Path,
     entries: Sequence[Entry],
     columns: Sequence[str],
+    *,
     seeds: Sequence[int],
     split: str,
     baseline: str,

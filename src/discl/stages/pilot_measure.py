@@ -90,12 +90,12 @@ def measure_candidate(
         tried.append(Tried(name, threshold, float(passed.mean()), worth))
     chosen = choose_threshold(own, tried)
     worth = next(each.worth for each in tried if each.threshold == chosen)
-    outcomes = [_outcome(name, None, chosen, made, everything, real, worth)]
+    outcomes = [_outcome(name, None, chosen, made, at=everything, real=real, worth=worth)]
     levels = np.unique(made.levels).tolist()
     for level in levels if len(levels) > 1 else []:
         at = made.levels == level
         worth = _worth(run, made, np.flatnonzero(at & (made.similarity >= chosen)), real)
-        outcomes.append(_outcome(name, level, chosen, made, at, real, worth))
+        outcomes.append(_outcome(name, level, chosen, made, at=at, real=real, worth=worth))
     return outcomes, tried
 
 
@@ -177,6 +177,7 @@ def _outcome(
     level: int | None,
     threshold: float,
     made: MadeImages,
+    *,
     at: np.ndarray,
     real: RealImages,
     worth: Worth | None,

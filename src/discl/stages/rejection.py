@@ -202,7 +202,7 @@ def next_part(
     for level, key in list(waiting.items()):
         of_level = [request for request in candidates if request.level == level]
         of_level.sort(key=lambda request: digest("teach", request.id))
-        found = _learn(run, settings, level, of_level, present, seen, known)
+        found = _learn(run, settings, level, of_level, present=present, seen=seen, known=known)
         if isinstance(found, Part):
             teachers |= {each.id: each for each in found.make}
             unscored += found.score
@@ -237,6 +237,7 @@ def _learn(
     settings: EarlyRejection,
     level: int,
     candidates: Sequence[Request],
+    *,
     present: Collection[str],
     seen: Mapping[tuple[str, int], float],
     known: Mapping[str, float],
