@@ -94,7 +94,7 @@ def pack(data: Path, work: Path) -> Data:
 def describe_settings(run: Any) -> dict[str, Any]:
     """What `gpu_cifar.py` needs of the recipe, as plain values."""
     from discl.mixtures import read_mixture
-    from discl.stages.train import CLASS_POWER
+    from discl.stages.method_plan import CLASS_POWER
     from discl.stages.trained import classifier_config
 
     recipe = run.recipe

@@ -11,7 +11,7 @@ from discl.errors import RecipeError, TrainingError
 from discl.mixtures import MIXTURES, in_long_form, name_mixture, read_mixture
 from discl.recipe import load_recipe
 from discl.run_folder.run import Run
-from discl.stages import train as train_stage
+from discl.stages import method_plan, sample_pool
 from discl.stages import trained as trained_stage
 from discl.stages.sample_pool import kept_images
 
@@ -40,7 +40,7 @@ def test_a_name_and_its_pair_train_on_the_same(
     )
     assert run.recipe.hard.rule == "tail"
     plans = [
-        train_stage._plan_real(run, key, method, train_stage.make_pool(run.train, *_parts(run)))
+        method_plan._plan_real(run, key, method, sample_pool.make_pool(run.train, *_parts(run)))
         for key, method in run.recipe.methods.items()
     ]
     assert plans[0].sampling == plans[1].sampling == plans[2].sampling
@@ -50,7 +50,7 @@ def test_a_name_and_its_pair_train_on_the_same(
 
 
 def _parts(run: Run) -> tuple[Any, Any]:
-    return train_stage.hard_rows(run), train_stage._no_images()
+    return sample_pool.hard_rows(run), sample_pool.no_images()
 
 
 def test_names_of_pairs() -> None:
@@ -98,15 +98,15 @@ def test_a_recipe_holds_the_form_that_it_was_given() -> None:
 
 def test_undersampled_needs_a_class_without_hard_images(filtered_run: Path) -> None:
     run = run_with(filtered_run, {"discl": D2S | {"mixture": "undersampled"}})
-    pool = train_stage.make_pool(run.train, *_parts(run))
+    pool = sample_pool.make_pool(run.train, *_parts(run))
     hard = pool.hard.copy()
     for label in range(pool.num_classes):  # one image of each class, not all
         rows = (pool.labels == label).nonzero()[0]
         hard[rows] = False
         hard[rows[:1]] = True
     object.__setattr__(pool, "hard", hard)
-    with pytest.raises(TrainingError) as raised, train_stage.named_by_method("discl"):
-        train_stage._plan_real(run, "discl", run.recipe.methods["discl"], pool)
+    with pytest.raises(TrainingError) as raised, method_plan.named_by_method("discl"):
+        method_plan._plan_real(run, "discl", run.recipe.methods["discl"], pool)
     assert raised.value.argument == "methods.discl.mixture"
 
 

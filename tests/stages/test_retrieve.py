@@ -18,8 +18,8 @@ from discl.errors import DataError, DisclError, RecipeError, RunError
 from discl.pipeline import run_until
 from discl.spectrum.clip_filter import ClipScorer
 from discl.stages import retrieve as retrieve_stage
+from discl.stages.method_plan import check_training
 from discl.stages.sample_pool import added_images, hard_rows, make_pool, rows_of
-from discl.stages.train import check_training
 from discl.utils.stored import read_table
 
 HARD = {2: 5, 3: 3}

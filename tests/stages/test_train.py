@@ -28,9 +28,9 @@ from discl.models.classifier import load_classifier
 from discl.recipe import Train
 from discl.run_folder.run import Run
 from discl.stages import evaluate as evaluate_stage
+from discl.stages import method_plan, tune
 from discl.stages import train as train_stage
 from discl.stages import trained as trained_stage
-from discl.stages import tune
 from discl.stages.plan import make_plan
 from discl.stages.sample_pool import kept_images, made_aspects
 from discl.training.checkpoint import write_history
@@ -141,7 +141,7 @@ def test_rows_probe_and_processes_are_checked_before_any_training(
         match=r"methods\.second\.probe_samples: a probe of 32 samples takes 4 of",
     ):
         train_stage.train(with_methods(folder, long))
-    monkeypatch.setattr(train_stage, "current_processes", lambda: Processes(0, 3))
+    monkeypatch.setattr(method_plan, "current_processes", lambda: Processes(0, 3))
     with pytest.raises(
         TrainingError,
         match=r"methods\.first: train\.batch_size: 8 cannot be divided evenly into 3 parts",

@@ -37,11 +37,11 @@ from .budget import (
 )
 from .classifiers import describe_classifier
 from .engine import GENERATOR_KEYS, make_engine
+from .method_plan import check_training
 from .pending import draws_so_far, planned_sources, score_and_list_missing
 from .prompts import check_prompts, ensure_texts
 from .retrieve import needs_archive
 from .round_plan import plan_rounds
-from .train import check_training
 from .workers.local import list_devices
 
 TRAINING = frozenset({"train", "evaluate", "report", "compare"})

@@ -34,6 +34,7 @@ from ..utils.stored import read_table
 from .budget import rows_by_level
 from .filter import filter_spectrum
 from .generate import generate
+from .method_plan import named_by_method, plan_method
 from .plan import make_plan
 from .resize_data import prepared_table
 from .round_plan import (
@@ -45,7 +46,7 @@ from .round_plan import (
     write_rounds,
 )
 from .sample_pool import grow_pool, hard_rows, held_out_sources, kept_images, make_pool
-from .train import input_of, make_job, named_by_method, plan_method, training_pixels
+from .train import input_of, make_job, training_pixels
 
 logger = get_logger(__name__)
 

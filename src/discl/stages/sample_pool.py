@@ -119,6 +119,11 @@ def made_aspects(run: Run, source_ids: Sequence[str]) -> np.ndarray:
     return np.array([shapes[name][0] / shapes[name][1] for name in source_ids], np.float64)
 
 
+def no_images() -> Dataset:
+    """An empty data set of synthetic images."""
+    return Dataset.from_dict({"image": [], "label": [], "level": []})
+
+
 def make_pool(real: ImageTable, hard: np.ndarray, synthetic: Dataset) -> Pool:
     """Every sample that training may draw: the rows of `real`, then those of `synthetic`.
 
