@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from discl.checkpoints import checkpoint_digest
-from discl.errors import CheckpointError, RecipeError
+from discl.curriculum.sampling import Pool
+from discl.errors import CheckpointError, RecipeError, TrainingError
 from discl.models.classifier import ClassifierConfig, load_classifier, save_classifier
 from discl.models.light import LightClassifier, auto_width
 from discl.recipe import Train
@@ -27,6 +28,7 @@ from discl.stages.classifiers import (
     ensemble_weights,
     starter_of,
 )
+from discl.stages.light_start import check_start
 from discl.training.checkpoint import read_history
 from discl.training.inference import class_means, logits_of, predict_logits
 from discl.training.step import StepConfig
@@ -449,6 +451,18 @@ def test_a_class_without_a_text_is_refused(tiny_clip: Path) -> None:
         start(tiny_clip, names=("boot", " ", "coat"))
     assert refused.value.argument == "prompts.names"
     start(tiny_clip, names=("boot", " ", "coat"), initial_head="random")
+
+
+def test_a_start_is_checked_before_anything_is_generated() -> None:
+    labels, no = np.array([0, 0, 2]), np.zeros(3, bool)
+    pool = Pool(labels, np.full(3, 100), no, no, NAMES)
+    with pytest.raises(TrainingError, match="'shirt' has none") as refused:
+        check_start("class-means", pool, {})
+    assert refused.value.argument == "train.model.light.initial_head"
+    with pytest.raises(RecipeError, match="class 'coat' has no name"):
+        check_start("texts", pool, {"coat": " "})
+    check_start("texts", pool, {})
+    check_start("random", pool, {"coat": " "})
 
 
 @pytest.mark.parametrize(

@@ -443,6 +443,18 @@ def test_prepared_squares_are_what_training_sees(
     assert sorted(run.path("prepared").glob("*.parquet")) == files
 
 
+def test_squares_of_five_crops_are_prepared_for_evaluation(images: Path, tmp_path: Path) -> None:
+    run = open_on(images, tmp_path / "run")
+    wider = {**run.recipe.plain(), "evaluate": {"test_time_crops": 5, "test_time_margin": 2}}
+    run = open_run(wider, tmp_path / "run", amend=True)
+    prepare_data(run)
+    prepare_squares(run)
+    for split, size in (("train", 8), ("test", 8), ("test", 10)):
+        table = prepared_table(run, split, size)
+        assert {table.image(row).size for row in range(len(table))} == {(size, size)}
+    assert prepared_table(run, "train", 10) is run.tables["train"]
+
+
 def test_prepared_whole_pictures_are_what_training_sees(tmp_path: Path) -> None:
     from discl.training.image_cache import ImageCache
 

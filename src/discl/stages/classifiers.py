@@ -120,7 +120,7 @@ def _describe_light(
 ) -> ClassifierConfig:
     """The configuration with a frozen tower, adapters and a head over its features."""
     if train.model.initial_head == "texts":
-        _check_texts(config.class_names, names)
+        check_texts(config.class_names, names)
     address, wanted = str(train.model.checkpoint), train.model.light
     backbone = dict(config.backbone or {})
     if config.architecture == "clip":
@@ -197,7 +197,7 @@ def starter_of(
     return start
 
 
-def _check_texts(class_names: Sequence[str], names: Mapping[str, str]) -> None:
+def check_texts(class_names: Sequence[str], names: Mapping[str, str]) -> None:
     """Raises RecipeError for a class without a name to make its text of."""
     for name in class_names:
         if not names.get(name, name).strip():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,21 @@ from ..training.distributed import Processes
 from ..training.image_cache import ImageCache
 from ..training.inference import class_means
 from ..utils.stored import read_header, read_tensors, save_tensors
+from .classifiers import check_texts
 
 
-def check_class_means(pool: Pool) -> None:
-    """Raises TrainingError for a class without a real image, which has no mean."""
+def check_start(initial_head: str, pool: Pool, names: Mapping[str, str]) -> None:
+    """Raises an error for a class that the head cannot start from.
+
+    - `names`: class names to use in texts, by class name.
+
+    It is a TrainingError for class-means and a class without a real image, and a RecipeError for
+    texts and a class without a name.
+    """
+    if initial_head == "texts":
+        check_texts(pool.class_names, names)
     without = np.flatnonzero(pool.real_counts == 0)
-    if len(without):
+    if initial_head == "class-means" and len(without):
         raise TrainingError(
             f"class-means needs a real training image of every class, and "
             f"'{pool.class_names[without[0]]}' has none ({len(without)} classes in all); use "

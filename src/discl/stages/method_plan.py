@@ -23,7 +23,7 @@ from ..training.loop import TrainSettings, check_batch_size, make_schedule
 from ..utils.logging import get_logger
 from ..utils.plugins import is_address
 from .classifiers import describe_training
-from .light_start import check_class_means
+from .light_start import check_start
 from .sample_pool import hard_rows, make_pool, no_images
 
 logger = get_logger(__name__)
@@ -162,8 +162,8 @@ def _plan_real(run: Run, name: str, method: Method, pool: Pool) -> MethodPlan:
     if (weight := method.synthetic_weight) is not None:
         ends = (weight, weight) if isinstance(weight, float) else weight
         settings = replace(settings, steps=replace(settings.steps, synthetic_weight=ends))
-    if method.fine_tune == "light" and train.model.initial_head == "class-means":
-        check_class_means(pool)
+    if method.fine_tune == "light":
+        check_start(train.model.initial_head, pool, run.recipe.prompts.names)
     if follows_progress(method.strategy, strategy):
         samples = settings.steps_per_epoch * settings.batch_size
         probe_samples = method.probe_samples or min(30_000, samples // 4)
