@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from discl.browse import server
-from discl.browse.rows import pack_columns
+from discl.browse.rows import VERDICTS, pack_columns
 from discl.run_folder import paths
 from discl.run_folder.overrides import read_overrides
 from discl.spectrum.plan import read_plan
@@ -323,6 +323,55 @@ def test_keyboard_alone_narrow_and_dark(site: Site) -> None:
         page.wait_for_selector(f"#page-{name} .command")
         assert page.evaluate("document.scrollingElement.scrollWidth") <= 400
     page.emulate_media(color_scheme="light")
+
+
+def test_pages_show_what_was_measured(site: Site) -> None:
+    spread = {"mean": 0.7, "quarter": 0.6, "median": 0.7, "three_quarters": 0.8}
+    similarity = {"image_similarity": spread, "text_similarity": spread}
+    levels = {
+        **{"sources": 2, "seeds": 1, "clip": HOSTILE, "threshold": 0.1},
+        "real": {"text_similarity": spread, "pair_similarity": None, "kept": 0.9},
+        "levels": [
+            {"level": level, "steps": 5, "images": 2, **similarity, "kept": 0.5}
+            | {"kept_at_proposal": 0.25}
+            for level in LEVELS
+        ],
+        "proposal": {"levels": [0], "threshold": 0.2, "bound": 0.9, "reasons": [HOSTILE]},
+    }
+    (site.run / paths.LEVELS).mkdir()
+    (site.run / paths.LEVELS / paths.LEVELS_DATA).write_text(json.dumps(levels))
+    row = {"figures": {"few": [0.5, 0.7]}, "intervals": {"few": [20.2, 16.7, 23.5]}}
+    compared = {"seeds": [0, 1], "split": "test", "baseline": "ce", "notes": [HOSTILE]}
+    compared["rows"] = {"ce": {"figures": {"few": [0.3, 0.5]}}, HOSTILE: row}
+    (site.run / paths.COMPARISON_DATA).write_text(json.dumps(compared))
+    page = site.again()
+    page.click('[data-page="levels"]')
+    page.wait_for_selector("#page-levels svg >> nth=1")
+    assert page.locator("#page-levels tbody tr").nth(1).inner_text().split()[:3] == ["50", "%", "5"]
+    assert "threshold: 0.2" in page.inner_text("#page-levels pre")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("#page-comparison tbody")
+    cells = page.locator("#page-comparison tbody tr").nth(1).inner_text().split()
+    assert " ".join(cells) == f"{HOSTILE} 60.0 ± 14.1 +20.2 [+16.7, +23.5]"
+    assert page.locator("img[src=x]").count() == 0 and site.errors == []
+
+
+def test_a_leak_stays_dropped_whatever_is_decided(site: Site) -> None:
+    judged = """async (verdicts) => {
+      const { judge, settledOf } = await import('/static/table.js');
+      const score = Float32Array.of(0.9, 0.9, 0.1, 0.9, 0.9);
+      const table = { rows: 5, score, verdict: [1, 3, 2, 4, 4], cell: new Uint32Array(5) };
+      const kept = new Uint8Array(5);
+      judge(table, Float64Array.of(0.5), [0, 1, 1, 0, 1], settledOf(verdicts), kept);
+      return [...kept];
+    }"""
+    assert site.page.evaluate(judged, list(VERDICTS)) == [1, 0, 1, 0, 1]
+    assert [VERDICTS[number] for number in (1, 3, 4)] == [
+        "kept",
+        "copies a held-out image",
+        "dropped by another rule",
+    ]
 
 
 def test_a_move_of_the_slider_over_a_hundred_thousand_images(site: Site) -> None:

@@ -22,6 +22,7 @@ export class Grid {
     frame.append(this.sheet);
     this.cells = new Map();
     this.sources = new Map();
+    this.seen = new Set();
     this.rows = new Uint32Array(0);
     this.view = "spectrum";
     this.target = 96;
@@ -79,7 +80,7 @@ export class Grid {
     setStyle(this.sheet, "--cell", `${this.layout.cell}px`);
     setStyle(this.sheet, "--real", `${this.layout.real ?? 0}px`);
     this.clear();
-    this.draw();
+    this.paint();
   }
 
   clear() {
@@ -120,7 +121,7 @@ export class Grid {
     const row = this.rows[at];
     const { table } = this.model;
     const picture = el("img", { alt: "", draggable: "false", decoding: "async" });
-    picture.dataset.src = imageOf(idOf(table, row));
+    this.later(picture, imageOf(idOf(table, row)));
     const node = el(
       "div",
       { class: "cell", role: "option", id: `cell-${at}`, "aria-setsize": this.rows.length },
@@ -139,7 +140,7 @@ export class Grid {
     const block = this.layout.blocks[at];
     const label = table.class[this.rows[block.first]];
     const picture = el("img", { alt: `Real image, ${run.classes[label]}`, draggable: "false" });
-    picture.dataset.src = realOf(digestOf(table, block.source));
+    this.later(picture, realOf(digestOf(table, block.source)));
     const real = el(
       "div",
       { class: "real" },
@@ -152,6 +153,12 @@ export class Grid {
     setStyle(node, "top", `${block.top}px`);
     setStyle(node, "height", `${block.height}px`);
     return node;
+  }
+
+  /** A picture that has been there before comes at once, the others when the window rests. */
+  later(picture, address) {
+    if (this.seen.has(address)) picture.src = address;
+    else picture.dataset.src = address;
   }
 
   /** A label with the colour of its level above each stretch of a line. */
@@ -222,6 +229,7 @@ export class Grid {
   loaded({ target }) {
     if (target.tagName !== "IMG") return;
     this.realAnswered(target);
+    this.seen.add(target.getAttribute("src"));
     const { naturalWidth, naturalHeight } = target;
     target.classList.toggle("tiny", Math.max(naturalWidth, naturalHeight) <= TINY);
     target.classList.add("there");

@@ -3,7 +3,7 @@
 import { asScore } from "./dom.js";
 import { Marks } from "./marks.js";
 import { countCells, handOf, idOf, judge, limitsOf, makeTable, rowsById } from "./table.js";
-import { settledOf } from "./table.js";
+import { NEVER, settledOf } from "./table.js";
 
 export class Model {
   selected = new Set();
@@ -52,7 +52,10 @@ export class Model {
   get waiting() {
     const { hand, verdict } = this.table;
     let found = 0;
-    for (let i = 0; i < hand.length; i++) if (hand[i] !== this.applied[verdict[i]]) found++;
+    for (let i = 0; i < hand.length; i++) {
+      const differs = hand[i] !== this.applied[verdict[i]];
+      if (differs && this.settled[verdict[i]] !== NEVER) found++;
+    }
     return found;
   }
 
@@ -89,8 +92,9 @@ export class Model {
   stateOf(row) {
     const { hand, verdict, score } = this.table;
     const state = this.kept[row] ? "kept" : "dropped";
-    if (hand[row]) return `${state} by hand`;
-    if (this.settled[verdict[row]]) return `dropped: ${this.run.verdicts[verdict[row]]}`;
+    const settled = this.settled[verdict[row]];
+    if (hand[row] && settled !== NEVER) return `${state} by hand`;
+    if (settled) return `dropped: ${this.run.verdicts[verdict[row]]}`;
     return Number.isNaN(score[row]) ? "without a score" : state;
   }
 }

@@ -349,7 +349,7 @@ function deviation(values) {
   return Math.sqrt(sum / (values.length - 1));
 }
 
-const signed = (value) => `${value >= 0 ? "+" : "−"}${Math.abs(100 * value).toFixed(1)}`;
+const signed = (points) => `${points >= 0 ? "+" : "−"}${Math.abs(points).toFixed(1)}`;
 
 function notes(lines) {
   return lines?.length

@@ -2,6 +2,8 @@
 
 export const KEEP = 1;
 export const DROP = 2;
+/** Dropped whatever a person says: a copy of a held-out image. */
+export const NEVER = 3;
 export const HANDS = ["none", "keep", "drop"];
 const KINDS = { u8: Uint8Array, u16: Uint16Array, u32: Uint32Array, f32: Float32Array };
 const ID = 32;
@@ -98,10 +100,10 @@ function stableSort(order, key, buckets) {
   return sorted;
 }
 
-/** For each verdict 0 where threshold and hand decide, else DROP: a leak stays one. */
+/** For each verdict 0 where the threshold decides, DROP where another rule does, or NEVER. */
 export function settledOf(verdicts) {
-  const others = ["copies a held-out image", "dropped by another rule"];
-  return verdicts.map((name) => (others.includes(name) ? DROP : 0));
+  const others = { "copies a held-out image": NEVER, "dropped by another rule": DROP };
+  return verdicts.map((name) => others[name] ?? 0);
 }
 
 /** What each verdict of the last filter was by hand: 0, KEEP or DROP. */
@@ -125,7 +127,7 @@ export function limitsOf(thresholds, table) {
  * Which rows are kept at these thresholds, in one pass.
  *
  * - `hand`: what was decided by hand, 0, KEEP or DROP.
- * - `settled`: for each verdict of the run, 0 where the threshold decides, else KEEP or DROP.
+ * - `settled`: what `settledOf` says about the verdicts of the run.
  *
  * Fills `kept` and returns how many are kept of each class and level, and in all.
  */
@@ -134,7 +136,7 @@ export function judge(table, limits, hand, settled, kept) {
   const perCell = new Uint32Array(limits.length);
   let total = 0;
   for (let i = 0; i < rows; i++) {
-    const fixed = hand[i] || settled[verdict[i]];
+    const fixed = settled[verdict[i]] === NEVER ? NEVER : hand[i] || settled[verdict[i]];
     const keep = fixed ? (fixed === KEEP ? 1 : 0) : score[i] >= limits[cell[i]] ? 1 : 0;
     kept[i] = keep;
     perCell[cell[i]] += keep;
