@@ -14,12 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from discl.audit.findings import Finding
+from discl.audit.table import write_findings
 from discl.browse.run_view import RunView
 from discl.errors import DisclError, RunError
 from discl.run_folder import paths
 from discl.spectrum.embeddings import embedding_shards
 from discl.spectrum.plan import read_plan
 from discl.spectrum.store import spectrum_shards
+from discl.utils.hashing import digest
 from helpers.browsed import HOSTILE, add_images, make_browsed
 from helpers.site import Site
 
@@ -308,6 +311,29 @@ def test_pages_show_what_was_measured(own: Path) -> None:
     assert site.json("/api/pages/levels") == {"levels": [{"level": 0}]}
     assert site.json("/api/pages/comparison") == {"results": {"ce": {"test": {"accuracy": None}}}}
     assert site.json("/api/run")["pages"] == {"levels": True, "audit": False, "comparison": True}
+
+
+def test_findings_name_pictures_that_can_be_shown(own: Path) -> None:
+    site = Site(own)
+    _, columns = site.columns()
+    made, listed = str(columns["id"][0]), pq.read_table(own / paths.DATA).to_pylist()
+    real = listed[1]
+    found = [
+        Finding("leakage", "synthetic", made, 0, 50, 0.99, "train", real["id"]),
+        Finding("dark", "train", real["id"], 1, 100, 0.1),
+        Finding("collapsed", "synthetic", "", 2, 0, 0.2),
+    ]
+    write_findings(own / paths.AUDIT, found, "key of other images")
+    page = site.json("/api/pages/audit")
+    assert page["outdated"] and page["counts"] == {"leakage": 1, "dark": 1, "collapsed": 1}
+    leak, dark, collapsed = page["findings"]
+    assert leak["id"] == made and leak["digest"] is None and leak["class"] == HOSTILE
+    assert leak["other_digest"] == dark["digest"] == real["digest"]
+    assert site.get(f"/real/{dark['digest']}?size=thumb").status_code == 200
+    assert collapsed["class"] == "hat" and collapsed["digest"] is None
+    stated = pq.read_table(own / paths.DATA).select(["split", "id", "digest"]).to_pydict()
+    write_findings(own / paths.AUDIT, found, digest(stated))
+    assert not site.json("/api/pages/audit")["outdated"]
 
 
 def test_a_threshold_as_lines_and_as_a_command(site: Site) -> None:

@@ -53,7 +53,8 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, port: int, known: Secrets) -> None:
-        self.app, self.known, self.cookie = app, known, f"discl-{port}"
+        self.app, self.known = app, known
+        self.port, self.cookie = port, f"discl-{port}"
         names = [f"{host}:{port}" for host in ("127.0.0.1", "localhost")]
         self.hosts = {*names, *(["127.0.0.1", "localhost"] if port == 80 else [])}
 
@@ -84,7 +85,10 @@ class Guard:
 
     def _refuse(self, scope: Scope, headers: Headers) -> Response | None:
         if headers.get("host", "").lower() not in self.hosts:
-            return _error(421, "the address of this page is 127.0.0.1 at the port of the command.")
+            return _error(
+                421,
+                f"open 127.0.0.1 at port {self.port}; a tunnel has to keep the number of the port.",
+            )
         asked = parse_qs(scope["query_string"].decode("latin-1"))
         if scope["path"] == "/" and "key" in asked and scope["method"] in SAFE:
             return self._enter(asked["key"][0])

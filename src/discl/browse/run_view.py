@@ -20,7 +20,7 @@ import pyarrow as pa
 from ..errors import BrokenFileError, DisclError, RunError
 from ..run_folder import paths
 from ..run_folder.locks import owners_of
-from ..run_folder.overrides import Override, change_overrides, read_overrides
+from ..run_folder.overrides import LOCK, Override, change_overrides, read_overrides
 from ..spectrum.embeddings import Neighbours
 from ..spectrum.lookup import Lookup
 from ..spectrum.store import score_shards
@@ -302,7 +302,7 @@ class RunView:
 
         Raises RunError while this or another process changes the run.
         """
-        busy = [owner for owner in owners_of(self.folder) if owner.what != "overrides"]
+        busy = [owner for owner in owners_of(self.folder) if owner.what != LOCK]
         if not self._amending.acquire(blocking=False):
             raise RunError("the filter runs already; wait for its end.")
         try:

@@ -29,7 +29,8 @@ MOST = {"id": 200, "reason": 500, "tag": 60}
 MARKED = re.compile(f"'+[{re.escape(''.join(FORMULA))}]")
 """Beginning of a cell whose apostrophe `for_csv` has put there."""
 FIX = "Correct that line, or delete the file to forget what was done by hand."
-WHAT = "overrides"
+LOCK = "overrides"
+"""What the lock of a change is for; it excludes other changes only."""
 _writing = threading.Lock()
 
 
@@ -110,7 +111,7 @@ def change_overrides(
 
     Raises BrokenFileError where the file that exists cannot be read, and WriteError.
     """
-    with _writing, lock(folder, WHAT, lambda other: other == WHAT):
+    with _writing, lock(folder, LOCK, lambda other: other == LOCK):
         found = read_overrides(folder)
         for name, override in changes:
             if override.is_empty:
