@@ -390,7 +390,7 @@ def prepare(run: Any, job: Job) -> None:
     judged = divide(run, trials)
     for name in job.filters.keys() & set(job.rows):
         for base in (run, trials):
-            filter_alone(base, name, job.filters[name])
+            filter_alone(base, run, name, job.filters[name])
     if job.oracle:
         make_oracle(run, work / oracle_folder(run.recipe))
     by_level: dict[int, list[Any]] = {}
@@ -412,15 +412,15 @@ def filtered_folder(base: Path, method: str) -> Path:
     return base.with_name(f"{base.name}-{method}")
 
 
-def filter_alone(base: Any, method: str, changes: Mapping[str, Any]) -> None:
-    """Writes the verdicts of a row's own filter on the images of `base`."""
+def filter_alone(base: Any, run: Any, method: str, changes: Mapping[str, Any]) -> None:
+    """Writes the verdicts of a row's own filter on the tables of `base` and the images of `run`."""
     from discl.recipe import load_recipe
     from discl.stages.filter import filter_spectrum
 
     folder = filtered_folder(base.folder, method)
     folder.mkdir(parents=True, exist_ok=True)
-    names = ("data.parquet", "hard.parquet", "plan.parquet", "spectrum", "scores", "cache")
-    overrides = {name: base.path(name) for name in names}
+    overrides = {name: base.path(name) for name in ("data.parquet", "hard.parquet", "plan.parquet")}
+    overrides |= {name: run.path(name) for name in ("spectrum", "scores", "cache")}
     changed = {f"filter.{key}": value for key, value in changes.items()}
     recipe = load_recipe(base.recipe, {**changed, "compare.tune": {}})
     filter_spectrum(replace(base, recipe=recipe, folder=folder, overrides=overrides))
