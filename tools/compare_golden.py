@@ -145,7 +145,7 @@ def miniature_of(
         overrides |= {"prompts.phrases": None}  # the miniature has none of ImageNet-LT's tail
     if of == "cifar10-lowlight":
         overrides |= {"hard.fewer_than": 100, "data.cameras.validation": 40}
-    if of in {"iwildcam", "cifar10-lowlight"}:
+    if discl.load_recipe(name).train.model.checkpoint is not None:
         overrides |= {"train.model.checkpoint": CLIP}
     for method, settings in discl.load_recipe(name).methods.items():
         if settings.probe_samples:

@@ -57,16 +57,13 @@ def build(name: str, levels: tuple[int, ...], curriculum_epochs: int = 12) -> St
     )
 
 
-@pytest.fixture
-def strategies(name: str, levels: tuple[int, ...]) -> dict[int, Strategy]:
+def by_epochs(name: str, levels: tuple[int, ...]) -> dict[int, Strategy]:
     """The strategy by the number of its curriculum epochs."""
     return {epochs: build(name, levels, epochs) for epochs in CURRICULUM_EPOCHS}
 
 
-def test_only_levels_that_it_was_given_and_none_twice(
-    strategies: dict[int, Strategy], levels: tuple[int, ...]
-) -> None:
-    for curriculum_epochs, strategy in strategies.items():
+def test_only_levels_that_it_was_given_and_none_twice(name: str, levels: tuple[int, ...]) -> None:
+    for curriculum_epochs, strategy in by_epochs(name, levels).items():
         for epoch in range(curriculum_epochs):
             chosen = strategy.levels(epoch, known_at(strategy, epoch, history_of(epoch + 1)))
             assert isinstance(chosen, tuple)
@@ -75,15 +72,15 @@ def test_only_levels_that_it_was_given_and_none_twice(
             assert REAL not in chosen
 
 
-def test_real_images_only_once_the_curriculum_is_over(strategies: dict[int, Strategy]) -> None:
-    for curriculum_epochs, strategy in strategies.items():
+def test_real_images_only_once_the_curriculum_is_over(name: str, levels: tuple[int, ...]) -> None:
+    for curriculum_epochs, strategy in by_epochs(name, levels).items():
         for epoch in range(curriculum_epochs, curriculum_epochs + 20):
             known = known_at(strategy, epoch, history_of(epoch + 1))
             assert strategy.levels(epoch, known) == ()
 
 
-def test_every_curriculum_epoch_has_a_level_or_none_has(strategies: dict[int, Strategy]) -> None:
-    for curriculum_epochs, strategy in strategies.items():
+def test_every_curriculum_epoch_has_a_level_or_none_has(name: str, levels: tuple[int, ...]) -> None:
+    for curriculum_epochs, strategy in by_epochs(name, levels).items():
         chosen = [
             strategy.levels(epoch, known_at(strategy, epoch, history_of(epoch + 1)))
             for epoch in range(curriculum_epochs)
