@@ -58,6 +58,17 @@ def test_the_command_refuses_what_is_no_run_folder(tmp_path: Path) -> None:
         assert isinstance(done.exception, RunError) and "run folder" in str(done.exception)
 
 
+def test_a_recipe_in_the_place_of_a_folder_gets_a_hint(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run.parent / "runs").mkdir()
+    (run.parent / "runs" / "birds").symlink_to(run)
+    monkeypatch.chdir(run.parent)
+    for name in ("birds", "birds.yaml"):
+        with pytest.raises(RunError, match="runs/birds"):
+            server.serve(Path(name), lambda changes: None)
+
+
 def test_a_browser_of_this_machine_is_served(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a real socket; uvicorn takes signals in the main thread only."""
     import uvicorn

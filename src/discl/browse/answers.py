@@ -11,7 +11,7 @@ from ..data.long_tail import class_groups
 from ..errors import BrokenFileError, DisclError
 from ..run_folder import paths
 from ..run_folder.overrides import Override
-from ..utils.counts import count_be
+from ..utils.counts import count_be, count_of
 from ..utils.stored import read_table
 from .rows import HAND, KEPT, KEPT_BY_HAND, UNJUDGED, VERDICTS, MethodRule, Rows, hand_columns
 from .run_view import PAGES, RunView, name_of
@@ -169,7 +169,7 @@ def _notes(view: RunView, rows: Rows) -> list[str]:
     unknown = sum(name not in rows.planned for name in overrides)
     if unknown:
         notes.append(
-            f"{count_be(unknown, 'override')} for an image that this run does not have; they stay "
-            f"in {paths.OVERRIDES}"
+            f"{count_of(unknown, 'override')} without an image in this run, kept in "
+            f"{paths.OVERRIDES}"
         )
     return notes

@@ -74,9 +74,11 @@ class RunView:
 
     def __init__(self, folder: Path, amend: Callable[[Mapping[str, Any]], None]) -> None:
         if not (folder / paths.RECIPE).is_file():
+            usual = Path("runs") / folder.stem
+            hint = usual if (usual / paths.RECIPE).is_file() else "runs/NAME"
             raise RunError(
                 f"{folder} is no run folder: it has no {paths.RECIPE}. Name the folder of a run, "
-                "such as runs/NAME."
+                f"such as {hint}."
             )
         self.folder, self.amend = folder, amend
         self._recipe_stamp: list[int] | None = None

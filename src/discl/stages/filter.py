@@ -137,8 +137,8 @@ def decide_by_hand(
                 decided[place] = Verdict(True, BY_HAND)
     if others:
         logger.info(
-            f"filter: {count_be(others, 'row')} of {paths.OVERRIDES} about images that this run "
-            "does not have; they stay there"
+            f"filter: {count_of(others, 'row')} of {paths.OVERRIDES} without an image in this run, "
+            "kept in the file"
         )
     if refused:
         logger.warning(
