@@ -35,11 +35,11 @@ COLOURS = {"uniform": "#5f6368", "deficit": "#2f7fd1", "entropy": "#f0953c", "pr
 
 
 def points_of(setting: str, units: Mapping[int, Any]) -> dict[str, list[Point]]:
-    """`{policy: points}` over the binary logarithm of the budget, for at least two draws."""
+    """`{policy: points}` over the binary logarithm of the budget, for at least three draws."""
     found: dict[str, list[Point]] = {}
     for policy, cells in curves(units).items():
         for fraction, values in cells:
-            if len(values) > 1:
+            if len(values) > 2:
                 mean, half = interval(values)
                 title = f"{setting}, {policy} at {fraction:g}: {mean:+.1f} ± {half:.1f} "
                 title += f"({len(values)} draws)"

@@ -61,7 +61,7 @@ def test_the_mean_over_settings_has_the_draws_that_all_have(tmp_path: Path) -> N
 
 def test_unfinished_units_are_listed_with_their_cost(tmp_path: Path) -> None:
     units = budget.list_units(["plain"], [0], ("uniform",))
-    assert budget.cost_table(units) == "plain: 5 units, 5 minutes of a processor"
+    assert budget.cost_table(units) == "plain: 5 units, 3 minutes of a processor"
 
 
 @pytest.mark.parametrize("policy", budget.POLICIES)
