@@ -98,7 +98,7 @@ def _visit(page: Page, server: Server) -> list[Figure]:
     times, cells = np.array(jumps).T
     return [
         Figure("images", rows),
-        Figure("start of the command to the first picture, s", first, "<=", GOAL_FIRST),
+        Figure("start of the command to the first picture, s", first),
         Figure("address to the first picture, s", shown),
         Figure("… of the processor, s", busy_first, "<=", GOAL_FIRST),
         Figure("move of the slider, median, s", float(np.median(moves)) / 1000, "<=", GOAL_MOVE),
