@@ -73,7 +73,7 @@ class Site:
         return {name: (each.verdict, each.tag) for name, each in found.items()}
 
     def wait(self, done: Callable[[], bool]) -> None:
-        for _ in range(100):
+        for _ in range(1000):
             if done():
                 return
             self.page.wait_for_timeout(30)
@@ -109,7 +109,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with served(run, amended.append) as address, playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         context = browser.new_context(reduced_motion="reduce")
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         yield Site(run, address, context, amended)
         browser.close()
 

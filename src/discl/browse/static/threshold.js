@@ -328,7 +328,8 @@ export class ThresholdPanel {
 
   small(row) {
     const { table, describe } = this.model;
-    const picture = el("img", { alt: "", src: imageOf(idOf(table, row)) });
+    const broken = () => picture.parentNode.classList.add("unreadable");
+    const picture = el("img", { alt: "", src: imageOf(idOf(table, row)), onerror: broken });
     const button = el(
       "button",
       {
