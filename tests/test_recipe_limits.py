@@ -34,12 +34,12 @@ def write(path: Path, text: str) -> Path:
 
 
 def quickly(call: Any, error: type[DisclError] = RecipeError) -> str:
-    """What is told of a recipe that is refused within five seconds and in at most 4,000
-    characters."""
-    start = time.perf_counter()
+    """What is told of a recipe that is refused within five seconds of a processor and in at most
+    4,000 characters."""
+    start = time.process_time()
     with pytest.raises(error) as caught:
         call()
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert len(str(caught.value)) <= 4000
     return str(caught.value)
 
@@ -240,7 +240,7 @@ def test_a_number_out_of_range_is_refused(key: str, value: float) -> None:
         assert "llowed: " in told or "write a whole number from 1 to" in told
 
 
-CHECKED = {"data.long_tail.class_order", "train.std", "runtime.slots"}
+CHECKED = {"data.long_tail.class_order", "train.std", "train.model.light.width", "runtime.slots"}
 """Numbers whose range a function knows."""
 
 
@@ -275,6 +275,8 @@ def numbers(section: Any, above: tuple[str, ...] = ()) -> list[tuple[tuple[str, 
 
 
 def bounds(schema: Any) -> tuple[bool, bool]:
+    if "enum" in schema:
+        return True, True
     return (
         "minimum" in schema or "exclusiveMinimum" in schema,
         "maximum" in schema or "exclusiveMaximum" in schema,
