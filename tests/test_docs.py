@@ -41,7 +41,8 @@ def birds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 f"birds/{name}/{number:03d}.png,{name},camera {number % 3},{name}-{number // 2}"
             )
     (tmp_path / "cameras.csv").write_text("\n".join(listed) + "\n")
-    (tmp_path / "cameras.yaml").write_text(blocks("yaml")[0])
+    [cameras] = [block for block in blocks("yaml") if block.startswith("extends: birds.yaml")]
+    (tmp_path / "cameras.yaml").write_text(cameras)
     shutil.copytree(tmp_path / "birds" / "kingfisher", tmp_path / "new-birds")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -39,8 +39,9 @@ def test_shipped_recipes_load_and_tell_their_cost(name: str) -> None:
 
     assert load_recipe(name).name == name
     header = (recipe.RECIPES / f"{name}.yaml").read_text().split("name:")[0]
-    for word in ("paper row:", "command:", "cost:", "expected score:"):
+    for word in ("row:", "command:", "cost:"):
         assert word in header
+    assert "expected score:" in header or "published:" in header
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

@@ -43,7 +43,7 @@ def relative_error(got: Tensor, wanted: Tensor) -> float:
 
 @cache
 def load_pipeline(folder: Path, kind: str) -> Any:
-    """diffusers' pipeline of a folder, loaded once. Tests set its scheduler."""
+    """diffusers' pipeline of a folder, loaded once. Each test sets its own scheduler."""
     pipeline = getattr(diffusers, kind).from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -55,7 +55,9 @@ def image_to_image(
 ) -> Tensor:
     """diffusers' pipeline with DDIM for one request, whatever its shape."""
     pipeline = load_pipeline(folder, kind)
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    pipeline.scheduler = DDIMScheduler.from_pretrained(
+        folder, subfolder="scheduler", clip_sample=False
+    )
     clean = latents_of(model, pixels_of(request.width, request.height))
     generator = torch.Generator().manual_seed(
         derive_seed("noise", request.source_id, request.seed, request.attempt)
