@@ -36,6 +36,11 @@ LONGEST = (
     "test_notebook.py",
     "test_cifar100_lt.py",
     "test_lowlight.py",
+    "test_check_data.py",
+    "test_early_rejection.py",
+    "test_gpu_scripts.py",
+    "test_page.py",
+    "test_docs.py",
 )
 """Names of the files that take longest, in about that order."""
 
