@@ -60,6 +60,18 @@ def found(pictures: list[Image.Image], **limits: float) -> set[tuple[str, int]]:
     return {(finding.kind, int(finding.id.split()[1])) for finding in findings}
 
 
+def test_quantiles_are_those_of_numpy() -> None:
+    """To the last bit: stored findings stay the same."""
+    random = np.random.default_rng(0)
+    for size in ((1, 1), (2, 1), (3, 7), (41, 20), (64, 96)):
+        pixels = random.integers(0, random.integers(1, 256), (*size, 3)).astype(np.uint8)
+        image = Image.fromarray(pixels)
+        measures = measure_image(image)
+        bright, dark = np.quantile(np.asarray(image.convert("L")), (0.05, 0.95)) / 255
+        colour = np.quantile(pixels.max(2) - pixels.min(2), 0.99) / 255
+        assert (measures.dark, measures.bright, measures.colour) == (dark, bright, colour)
+
+
 def test_poor_images_are_found_and_good_ones_are_not() -> None:
     good = [scene(number) for number in range(8)]
     assert found(good) == set()
