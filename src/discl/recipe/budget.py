@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field, model_validator
 
 from ..errors import RecipeError
 from .types import Strict
-
-if TYPE_CHECKING:
-    pass
 
 
 class Budget(Strict):

@@ -10,7 +10,6 @@ from ..curriculum.policies import make_policy
 from ..curriculum.rounds import drawn_levels, round_starts
 from ..curriculum.strategies import make_strategy
 from ..errors import RecipeError, arguments_named, unknown
-from ..levels import REAL
 from ..utils.plugins import check_address, is_address, read_piece
 from .types import Strict
 
@@ -68,11 +67,7 @@ def learner_of(recipe: Recipe) -> str | None:
         return None
     if loop.learner is not None:
         return loop.learner
-    return next(name for name, each in recipe.methods.items() if _takes_synthetic(each))
-
-
-def _takes_synthetic(method: Method) -> bool:
-    return method.strategy != "real-only" and method.level != REAL
+    return next(name for name, each in recipe.methods.items() if each.takes_synthetic)
 
 
 def check_loop(recipe: Recipe) -> None:
@@ -84,7 +79,7 @@ def check_loop(recipe: Recipe) -> None:
         raise RecipeError(unknown("method in loop.learner", loop.learner, recipe.methods))
     if loop.rounds == 1:
         return
-    if loop.learner is None and not any(map(_takes_synthetic, recipe.methods.values())):
+    if loop.learner is None and not any(each.takes_synthetic for each in recipe.methods.values()):
         raise RecipeError(
             "loop needs a method that trains on synthetic images, and there is none "
             "(real-only, or level 100); add one, or remove loop."
@@ -108,7 +103,7 @@ def _check_learner(recipe: Recipe, name: str, method: Method) -> None:
     """Raises RecipeError for a method whose training cannot go on with more images."""
     rounds, train = recipe.loop.rounds if recipe.loop else 1, recipe.training(name)
     why = ""
-    if not _takes_synthetic(method):
+    if not method.takes_synthetic:
         why = f"takes no synthetic image (strategy {method.strategy})"
     elif method.system is not None:
         why = f"has system {method.system}, whose state is of a fixed set of images"

@@ -226,6 +226,11 @@ class Method(Strict):
         return read_objective(self.objective)
 
     @property
+    def takes_synthetic(self) -> bool:
+        """Whether training draws synthetic images; level 100 holds real ones."""
+        return self.strategy != "real-only" and self.level != REAL
+
+    @property
     def states_mixture(self) -> bool:
         """Whether the recipe states how classes are mixed, by name or in the long form."""
         return (self.mixture, self.undersample, self.sampling) != (None, None, "instance")

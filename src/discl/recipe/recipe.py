@@ -186,8 +186,7 @@ class Recipe(Strict):
                     f"methods.{name} trains on level {format_level(needed)}, which is not in "
                     f"spectrum.levels; add {needed} there."
                 )
-            synthetic = method.strategy != "real-only" and method.level != REAL
-            if self.spectrum.makes_none and synthetic:
+            if self.spectrum.makes_none and method.takes_synthetic:
                 raise RecipeError(
                     f"methods.{name} trains on synthetic images (strategy {method.strategy}), and "
                     "spectrum.budget.images is 0; remove the budget, or use strategy real-only."

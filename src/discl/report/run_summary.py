@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..data.images import decode_image
-from ..evaluation.controls import takes_retrieved_images
-from ..levels import REAL
+from ..evaluation.controls import takes_retrieved_images, takes_synthetic_images
 from ..run_folder import paths
 from ..spectrum.store import Shards
 from ..utils.stored import read_json, read_lines, read_recipe_tree, read_table
@@ -132,7 +131,7 @@ def learner_in(recipe: Mapping[str, Any]) -> str | None:
     synthetic = [
         name
         for name, method in recipe["methods"].items()
-        if method["strategy"] != "real-only" and method.get("level") != REAL
+        if takes_synthetic_images(method)
     ]
     return loop["learner"] or synthetic[0]
 

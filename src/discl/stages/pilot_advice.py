@@ -279,7 +279,7 @@ def _strategy(judged: Judged, levels: Sequence[int]) -> tuple[str, str]:
 
 def _spectral_name(recipe: Recipe) -> str:
     """`discl`, else the first with synthetic images; a new one `discl` if there is none."""
-    spectral = [name for name, method in recipe.methods.items() if method.strategy != "real-only"]
+    spectral = [name for name, method in recipe.methods.items() if method.takes_synthetic]
     return min(spectral, key=lambda name: name != "discl", default="discl")
 
 
