@@ -14,7 +14,7 @@ from ..run_folder.overrides import Override
 from ..utils.counts import count_be, count_of
 from ..utils.stored import read_table
 from .rows import HAND, KEPT, KEPT_BY_HAND, UNJUDGED, VERDICTS, MethodRule, Rows, hand_columns
-from .run_view import PAGES, RunView, name_of
+from .run_view import PAGE_FILES, RunView, name_of
 
 NOT_SHOWN = {"id", "image", "label", "prompt", "negative_prompt", "image_digest", "width", "height"}
 """Columns of the store that the answer about a row gives elsewhere."""
@@ -50,7 +50,7 @@ def about_run(view: RunView) -> dict[str, Any]:
             "kept": int(np.isin(verdict, (KEPT, KEPT_BY_HAND)).sum()),
             "by_hand": int((hand > 0).sum()),
         },
-        "pages": {name: view.has_page(name) for name in PAGES},
+        "pages": {name: view.has_page(name) for name in PAGE_FILES},
         "neighbours": (view.folder / paths.PILOT / paths.CACHED_EMBEDDINGS).is_dir(),
         "generating": view.is_generating(),
         "notes": _notes(view, rows),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..audit.findings import KINDS, SYNTHETIC, Finding
@@ -102,19 +103,13 @@ def _missing(view: RunView, command: str) -> dict[str, Any]:
     return {"missing": view.command(command)}
 
 
-def _digests(listed: Any, findings: list[Finding]) -> Mapping[tuple[str, str], str]:
+def _digests(listed: pa.Table, findings: list[Finding]) -> Mapping[tuple[str, str], str]:
     """Digest of the real images that findings name, by (split, id)."""
     pairs = {(each.split, each.id) for each in findings}
     pairs |= {(each.other_split, each.other) for each in findings if each.other}
     ids = [name for split, name in pairs if split != SYNTHETIC]
-    chosen = listed.filter(pc.is_in(listed["id"], _texts(ids))).to_pylist()
+    chosen = listed.filter(pc.is_in(listed["id"], pa.array(ids, pa.string()))).to_pylist()
     return {(row["split"], row["id"]): row["digest"] for row in chosen}
-
-
-def _texts(values: list[str]) -> Any:
-    import pyarrow as pa
-
-    return pa.array(values, pa.string())
 
 
 def _describe(

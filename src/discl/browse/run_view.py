@@ -15,7 +15,6 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from ..errors import BrokenFileError, DisclError, RunError
 from ..run_folder import paths
@@ -50,12 +49,12 @@ MOST_CLASSES = 100_000
 THUMBNAILS = 48 * 2**20
 """Bytes of pictures that stay in memory."""
 OF_ROWS = (paths.RECIPE, paths.DATA, paths.HARD, paths.PLAN, paths.FILTER)
-PAGES = {
-    "levels": f"{paths.LEVELS}/{paths.LEVELS_DATA}",
-    "audit": paths.AUDIT,
-    "comparison": paths.COMPARISON_DATA,
+PAGE_FILES = {
+    "levels": (f"{paths.LEVELS}/{paths.LEVELS_DATA}",),
+    "audit": (paths.AUDIT,),
+    "comparison": (paths.COMPARISON_DATA, paths.RESULTS),
 }
-"""Files of the pages. A run without a comparison shows its results there."""
+"""Files that a page shows, the first that exists. A run without a comparison has its results."""
 
 
 class RunView:
@@ -80,7 +79,7 @@ class RunView:
                 f"{folder} is no run folder: it has no {paths.RECIPE}. Name the folder of a run, "
                 f"such as {hint}."
             )
-        self.folder, self.amend = folder, amend
+        self.folder, self.recipe_path, self.amend = folder, folder / paths.RECIPE, amend
         self._recipe_stamp: list[int] | None = None
         self._tree: dict[str, Any] = {}
         self._lock, self._opening = threading.RLock(), threading.Lock()
@@ -102,18 +101,14 @@ class RunView:
     @property
     def tree(self) -> dict[str, Any]:
         """The recipe as a plain tree with its defaults."""
-        stamp = _stat(self.folder / paths.RECIPE)
+        stamp = _stat(self.recipe_path)
         with self._lock:
             if stamp != self._recipe_stamp:
-                self._tree = read_tree(self.folder / paths.RECIPE)
+                self._tree = read_tree(self.recipe_path)
                 self._recipe_stamp = stamp
                 self.__dict__.pop("lookup", None)
                 self._real = self._real_problem = None
             return self._tree
-
-    @property
-    def recipe_path(self) -> Path:
-        return self.folder / paths.RECIPE
 
     def location(self, name: str) -> Path | str:
         """Folder or address of shards."""
@@ -149,7 +144,7 @@ class RunView:
             files = [str(file) for part in self._files() for file in part]
             rows = digest(files, [_stat(self.folder / name) for name in OF_ROWS])
             overrides = digest(_stat(self.folder / paths.OVERRIDES))
-            more = [_stat(self.folder / name) for name in (*PAGES.values(), paths.RESULTS)]
+            more = [_stat(self.folder / name) for names in PAGE_FILES.values() for name in names]
         stamp = digest(rows, overrides, more)
         return {"stamp": stamp, "rows_stamp": rows, "overrides_stamp": overrides}
 
@@ -159,14 +154,13 @@ class RunView:
             stamp = self.stamps()["rows_stamp"]
             if self._rows is not None and self._rows[0] == stamp:
                 return self._rows[1]
-            stored, scores = pa.table({}), score_shards("none").schema.empty_table()
+            scores = score_shards("none").schema.empty_table()
             try:
                 self.lookup.refresh(self._files()[0])
                 scores = score_shards(self.location(paths.SCORES)).read()
             except DisclError as error:
                 self.store_problem = str(error)
-            stored = self.lookup.table
-            rows = read_rows(self.folder, stored, scores)
+            rows = read_rows(self.folder, self.lookup.table, scores)
             self._rows = (stamp, rows)
             return rows
 
@@ -283,9 +277,7 @@ class RunView:
         return [rule_of(name, method, self.tree) for name, method in self.tree["methods"].items()]
 
     def has_page(self, name: str) -> bool:
-        return (self.folder / PAGES[name]).is_file() or (
-            name == "comparison" and (self.folder / paths.RESULTS).is_file()
-        )
+        return any((self.folder / file).is_file() for file in PAGE_FILES[name])
 
     def is_generating(self) -> bool:
         """Whether another process makes images now."""
