@@ -680,6 +680,41 @@ def test_the_note_on_adjusted_rows_says_where_prior_and_strength_come_from(
     )
 
 
+@pytest.mark.parametrize(
+    ("splits", "offered", "own", "note"),
+    [
+        (("validation", "test"), [0.0, 0.5], None, "τ was chosen on validation"),
+        (
+            ("test",),
+            [0.0, 0.5],
+            None,
+            "there is no validation split to choose τ on, so it is 0.5, the value in the recipe "
+            "that is closest to 0.5",
+        ),
+        (("test",), [0.5], None, "τ is the only value in the recipe"),
+        (("test",), [], 0.5, "τ is that of the method in the recipe"),
+    ],
+)
+def test_the_note_on_rows_with_divided_class_vectors_says_where_tau_comes_from(
+    path: Path, splits: tuple[str, ...], offered: list[float], own: float | None, note: str
+) -> None:
+    story = read_story(
+        path, {"evaluate.tau_normalisation": offered, "methods.ce.tau_normalisation": own}
+    )
+    assert words.normalisation_note(story) == ""
+    results = {row: {split: each[split] for split in splits} for row, each in story.results.items()}
+    results["ce+tau"] = {
+        split: {**figures, "tau_normalisation": 0.5} for split, figures in results["ce"].items()
+    }
+    story = dataclasses.replace(
+        story,
+        results=results,
+        split_counts={name: story.split_counts[name] for name in ("train", *splits)},
+    )
+    text = Page(page_module.render(story, gallery.Gallery((0, 30, 50), ()))).text
+    assert f"divided by ‖w‖^τ (τ-normalisation); {note}." in text
+
+
 def test_no_home_folder_is_on_the_page_wherever_the_recipe_names_one(tmp_path: Path) -> None:
     home = "/home/somebody/private"
     changes = {

@@ -124,6 +124,7 @@ def _values(summary: RunSummary) -> dict[str, Any]:
         "bounds": words.group_bounds(summary.recipe),
         "adjustment_note": words.adjustment_note(summary),
         "adjusts": any(name.endswith(ADJUSTED) for name in summary.figures),
+        "normalisation_note": words.normalisation_note(summary),
         "similarity": similarity(summary) if summary.verdicts.num_rows else None,
         "kept": tables.kept_table(summary),
         "rounds": round_rows(summary),

@@ -129,9 +129,7 @@ def learner_in(recipe: Mapping[str, Any]) -> str | None:
     if not loop or loop["rounds"] == 1:
         return None
     synthetic = [
-        name
-        for name, method in recipe["methods"].items()
-        if takes_synthetic_images(method)
+        name for name, method in recipe["methods"].items() if takes_synthetic_images(method)
     ]
     return loop["learner"] or synthetic[0]
 

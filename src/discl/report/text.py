@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from ..evaluation.controls import takes_retrieved_images
 from ..recipe.paths import FOREIGN, PATHS, map_paths
 from ..run_folder import paths
-from .run_summary import ADJUSTED, RunSummary
+from .run_summary import ADJUSTED, NORMALISED, RunSummary
 from .tables import GROUPS, PRIORS, ControlTable, difference, standard_errors
 
 OF_THIS_MACHINE = ("~", "file:", "local:")
@@ -278,10 +278,22 @@ def caution(summary: RunSummary) -> str:
 
 def adjustment_note(summary: RunSummary) -> str:
     """Describes where prior and τ of the adjusted rows come from."""
+    return _describe_origins(summary, ADJUSTED, _origin_of_adjustment)
+
+
+def normalisation_note(summary: RunSummary) -> str:
+    """Describes where τ of the rows with a τ-normalised head comes from."""
+    return _describe_origins(summary, NORMALISED, _origin_of_tau)
+
+
+def _describe_origins(
+    summary: RunSummary, suffix: str, origin_of: Callable[[RunSummary, str], str]
+) -> str:
+    """The origins of the settings of all rows with a suffix; rows are named if they differ."""
     rows_of: dict[str, list[str]] = {}
     for row in summary.figures:
-        if row.endswith(ADJUSTED):
-            rows_of.setdefault(_origin_of_adjustment(summary, row), []).append(row)
+        if row.endswith(suffix):
+            rows_of.setdefault(origin_of(summary, row), []).append(row)
     if len(rows_of) < 2:
         return "".join(rows_of)
     return "; ".join(f"for {' and '.join(rows)} {origin}" for origin, rows in rows_of.items())
@@ -299,6 +311,25 @@ def _origin_of_adjustment(summary: RunSummary, row: str) -> str:
             f"{prior} and τ = {tau}{of}"
         )
     chosen = "prior and τ were chosen" if len(offered) > 1 else "the prior was chosen"
+    return _chosen_on(summary, chosen)
+
+
+def _origin_of_tau(summary: RunSummary, row: str) -> str:
+    method = summary.recipe["methods"][row.removesuffix(NORMALISED)]
+    if method.get("tau_normalisation") is not None:
+        return "τ is that of the method in the recipe"
+    if len(summary.recipe["evaluate"]["tau_normalisation"]) == 1:
+        return "τ is the only value in the recipe"
+    if "validation" not in summary.results[row]:
+        return (
+            "there is no validation split to choose τ on, so it is "
+            f"{summary.figures[row]['tau_normalisation']:g}, the value in the recipe that is "
+            "closest to 0.5"
+        )
+    return _chosen_on(summary, "τ was chosen")
+
+
+def _chosen_on(summary: RunSummary, chosen: str) -> str:
     if summary.split == "validation":
         return f"{chosen} on the same images, which makes the figures optimistic"
     return f"{chosen} on validation"
