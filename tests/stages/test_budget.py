@@ -122,10 +122,14 @@ def test_the_plan_says_what_a_budget_buys(
     monkeypatch.setattr("sys.argv", ["discl", "plan", str(path), "--out", str(tmp_path / "run")])
     with pytest.raises(SystemExit):
         main()
-    told = capsys.readouterr().out
+    told, warned = capsys.readouterr()
     assert "25 images to generate" in told and "further" not in told
+    assert "no method draws synthetic images, and 25 images are planned" in warned
     assert "the budget of 25 images buys 25 of the 40 images of the whole plan: 2 to 3" in told
-    run = made(with_spectrum(small_tree, budget={"images": 50}, tries=2), tmp_path / "b", "plan")
+    tree = with_spectrum(small_tree, budget={"images": 50}, tries=2)
+    tree["methods"] = {"all": {"strategy": "all-levels"}}
+    run = made(tree, tmp_path / "b", "plan")
+    assert "no method" not in capsys.readouterr().err
     assert "buys the whole plan: 4 for each of 10 hard images in 2 classes" in describe_budget(run)
     assert estimate_cost(run)["further_images"] == 10
 

@@ -24,6 +24,7 @@ from ..spectrum.plan import Request, plan_requests, write_plan
 from ..spectrum.store import Shards
 from ..utils.atomic import whole
 from ..utils.counts import count_of
+from ..utils.logging import get_logger
 from .budget import (
     count_first,
     count_rows,
@@ -43,6 +44,8 @@ from .prompts import check_prompts, ensure_texts
 from .retrieve import needs_archive
 from .round_plan import plan_rounds
 from .workers.local import list_devices
+
+logger = get_logger(__name__)
 
 TRAINING = frozenset({"train", "evaluate", "report", "compare"})
 """Stages that need classifiers."""
@@ -143,6 +146,11 @@ def make_plan(run: Run, *, for_training: bool = True) -> Path:
     )
     if recipe.spectrum.budget is not None:
         requests = _cut_plan(run, find_cap(run, hard), requests, for_training)
+    if for_training and not any(method.takes_synthetic for method in recipe.methods.values()):
+        logger.warning(
+            f"plan: no method draws synthetic images, and {count_of(len(requests), 'image')} are "
+            "planned; to generate none, set spectrum.budget: {images: 0}"
+        )
     with whole(path) as unfinished:  # others may write the same plan at once
         write_plan(requests, unfinished)
     return path
