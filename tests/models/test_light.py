@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from discl.checkpoints import checkpoint_digest
 from discl.curriculum.sampling import Pool
+from discl.curriculum.schedule import Finish
 from discl.errors import CheckpointError, RecipeError, TrainingError
 from discl.models.classifier import ClassifierConfig, load_classifier, save_classifier
 from discl.models.light import LightClassifier, auto_width
@@ -81,24 +82,6 @@ def randomise(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = torch.randn(parameter.shape, generator=generator) / 3
-
-
-@pytest.fixture
-def vit(tmp_path: Path) -> Path:
-    """A ViT of two layers for 32×32 pixels, with a head of two classes."""
-    from transformers import ViTConfig, ViTForImageClassification
-
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=32,
-        patch_size=8,
-    )
-    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
-    return tmp_path / "vit"
 
 
 def test_an_adaptformer_equals_its_formula_in_every_block(tiny_clip: Path) -> None:
@@ -231,8 +214,12 @@ def test_training_moves_and_keeps_the_light_part_alone(
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_to_the_same_bits(tiny_clip: Path, tmp_path: Path) -> None:
-    more: Any = {"save_seconds": 0.0, "steps": StepConfig(ema=0.5)}
+@pytest.mark.parametrize("finish", [None, Finish(1, head_only=True, new_head=True)])
+def test_a_killed_training_goes_on_to_the_same_bits(
+    finish: Finish | None, tiny_clip: Path, tmp_path: Path
+) -> None:
+    """With `finish` it is killed after the first of two epochs that train the head alone."""
+    more: Any = {"save_seconds": 0.0, "steps": StepConfig(ema=0.5), "finish": finish}
     whole = tune(tiny_clip, tmp_path / "whole", **more)
 
     def kill(record: dict[str, Any]) -> None:
@@ -241,10 +228,13 @@ def test_a_killed_training_goes_on_to_the_same_bits(tiny_clip: Path, tmp_path: P
 
     with pytest.raises(KeyboardInterrupt):
         tune(tiny_clip, tmp_path / "killed", on_epoch=kill, **more)
-    checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
-    assert not [name for name in load_file(checkpoint) if "embeddings" in name]
+    checkpoint = load_file(tmp_path / "killed" / "checkpoint.safetensors")
+    assert not [name for name in checkpoint if "embeddings" in name]
     again = tune(tiny_clip, tmp_path / "killed", **more).state_dict()
-    assert all(torch.equal(each, again[name]) for name, each in whole.state_dict().items())
+    ended = whole.state_dict()
+    assert all(torch.equal(each, again[name]) for name, each in ended.items())
+    moved = {name for name in ended if not torch.equal(ended[name], checkpoint[f"average.{name}"])}
+    assert (moved == {"head.weight"}) == (finish is not None)
 
 
 @pytest.mark.slow
