@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from discl import RecipeError
+from discl.curriculum.allocation import allocate
 from discl.curriculum.policies import (
     POLICIES,
     Cell,
     Policy,
     Wish,
-    allocate,
     check_wishes,
     make_policy,
 )

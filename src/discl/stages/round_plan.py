@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from ..curriculum.policies import Cell, Policy, allocate, check_wishes, make_policy
+from ..curriculum.allocation import allocate
+from ..curriculum.policies import Cell, Policy, check_wishes, make_policy
 from ..curriculum.rounds import drawn_levels, offered_levels, round_shares, round_starts
 from ..curriculum.schedule import Record
 from ..curriculum.strategies import make_strategy
