@@ -22,9 +22,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +31,7 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from benchmarks.figures import Figure, as_rows, table
+from benchmarks.figures import Figure, as_rows, from_rows, table
 
 from discl.run_folder import paths
 from discl.spectrum.embeddings import SCHEMA
@@ -154,26 +153,39 @@ def measure(run: Path) -> list[Figure]:
     ]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def read_options(doc: str, arguments: Sequence[str] | None) -> argparse.Namespace | None:
+    """The options of a benchmark of `discl browse`; None if it has only printed a table."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--store", type=Path, help="folder of the store; default a temporary one")
     parser.add_argument("--json", type=Path, help="file to write")
     parser.add_argument("--table", type=Path, help="only print this file")
     chosen = parser.parse_args(arguments)
-    if chosen.table:
-        stored: dict[str, Any] = json.loads(chosen.table.read_text())
-        plain = [{key: each[key] for key in each if key != "met"} for each in stored["figures"]]
-        print(table([Figure(**each) for each in plain]))
-        return
+    if chosen.table is None:
+        return chosen
+    print(table(from_rows(json.loads(chosen.table.read_text())["figures"])))
+    return None
+
+
+def measure_again(measure: Callable[[Path], list[Figure]], chosen: argparse.Namespace) -> None:
+    """Prints and writes the figures of a second visit, which `measure` returns for a run folder.
+
+    From the first one on files are in the system's memory, as after generation.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         folder = chosen.store or Path(temporary)
         run = folder / "run" if (folder / "run").is_dir() else make_store(folder, chosen.rows)
-        measure(run)  # files are in the system's memory from then on, as after generation
+        measure(run)
         figures = measure(run)
     print(table(figures))
     if chosen.json:
         chosen.json.write_text(json.dumps({"figures": as_rows(figures)}, indent=2) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    chosen = read_options(__doc__, arguments)
+    if chosen is not None:
+        measure_again(measure, chosen)
 
 
 if __name__ == "__main__":

@@ -12,18 +12,16 @@ may work on the machine.
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.browse import Server, make_store
-from benchmarks.figures import Figure, as_rows, table
+from benchmarks.browse import Server, measure_again, read_options
+from benchmarks.figures import Figure
 from playwright.sync_api import Page, sync_playwright
 
 MOVES, JUMPS = 60, 40
@@ -117,28 +115,13 @@ def busy_seconds(client: Any) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--store", type=Path, help="folder of the store; default a temporary one")
-    parser.add_argument("--json", type=Path, help="file to write")
-    parser.add_argument("--table", type=Path, help="only print this file")
-    chosen = parser.parse_args(arguments)
-    if chosen.table:
-        stored: dict[str, Any] = json.loads(chosen.table.read_text())
-        plain = [{key: each[key] for key in each if key != "met"} for each in stored["figures"]]
-        print(table([Figure(**each) for each in plain]))
+    chosen = read_options(__doc__, arguments)
+    if chosen is None:
         return
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         sys.exit("this benchmark needs Chromium in the PATH.")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = chosen.store or Path(temporary)
-        run = folder / "run" if (folder / "run").is_dir() else make_store(folder, chosen.rows)
-        measure(run, chromium)  # files are in the system's memory from then on
-        figures = measure(run, chromium)
-    print(table(figures))
-    if chosen.json:
-        chosen.json.write_text(json.dumps({"figures": as_rows(figures)}, indent=2) + "\n")
+    measure_again(partial(measure, chromium=chromium), chosen)
 
 
 if __name__ == "__main__":

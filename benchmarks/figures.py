@@ -5,7 +5,7 @@ It needs the standard library alone, because the GPU script runs where few packa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -52,6 +52,11 @@ def table(figures: Sequence[Figure]) -> str:
         told = f"{spread:<15} {goal:<8}  {figure.verdict:<7}  {figure.detail}"
         lines.append(f"{figure.name:{width}}  {value:>10}  {told}".rstrip())
     return "\n".join(lines)
+
+
+def from_rows(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """The figures of a JSON file that `as_rows` has made."""
+    return [Figure(**{key: row[key] for key in row if key != "met"}) for row in rows]
 
 
 def as_rows(figures: Sequence[Figure]) -> list[dict[str, Any]]:

@@ -41,4 +41,9 @@ def test_every_command_names_a_script_and_options_that_exist() -> None:
 
 
 def _text(script: str) -> str:
-    return (ROOT / script).read_text()
+    """The script and those of its folder that it imports, which may read its options."""
+    file = ROOT / script
+    text = file.read_text()
+    names = re.findall(r"^(?:import|from) (?:benchmarks\.)?(\w+)", text, re.MULTILINE)
+    beside = [file.with_name(f"{name}.py") for name in names]
+    return "".join([text, *(each.read_text() for each in beside if each.is_file())])
