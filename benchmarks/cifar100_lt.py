@@ -751,21 +751,19 @@ def carry_out_all(units: Sequence[Unit], job: Job, processes: int, until: float)
     return all(unit.done(job) for unit in units)
 
 
-def main() -> None:
+def make_parser(doc: str, work: str, results: Path) -> argparse.ArgumentParser:
+    """The options of a benchmark on CIFAR100-LT.
+
+    - `doc`: of its module; `work`, `results`: default folders.
+    """
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--data", type=Path, help="CIFAR-100 as Parquet; without it only the table is made"
     )
-    parser.add_argument("--work", type=Path, default=Path("build/cifar100_lt"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--recipe",
-        type=Path,
-        default=RECIPE,
-        help="cifar100_lt_full.yaml is the long one, for a GPU",
-    )
+    parser.add_argument("--work", type=Path, default=Path(work))
+    parser.add_argument("--results", type=Path, default=results)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
     parser.add_argument(
         "--processes", type=int, default=2, help="trainings at a time, one CPU thread each"
@@ -786,20 +784,36 @@ def main() -> None:
         metavar="KEY=VALUE",
         help="lay a value over the recipe",
     )
-    arguments = parser.parse_args()
+    return parser
+
+
+def read_job(arguments: argparse.Namespace, recipe: Path, **more: Any) -> Job:
+    """The job of the options; `more` are further fields of it."""
     from discl.recipe import parse_override
 
-    overrides = dict(map(parse_override, arguments.set))
-    job = Job(
+    return Job(
         arguments.data,
         arguments.work,
         arguments.results,
-        overrides,
-        arguments.recipe,
+        dict(map(parse_override, arguments.set)),
+        recipe,
         arguments.device,
         tuple(arguments.methods),
         tuple(arguments.seeds),
+        **more,
     )
+
+
+def main() -> None:
+    parser = make_parser(__doc__, "build/cifar100_lt", RESULTS)
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        default=RECIPE,
+        help="cifar100_lt_full.yaml is the long one, for a GPU",
+    )
+    arguments = parser.parse_args()
+    job = read_job(arguments, arguments.recipe)
     carry_on(job, arguments.processes, arguments.minutes)
 
 

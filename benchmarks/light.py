@@ -19,7 +19,6 @@ is not run again.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import cifar100_lt
@@ -55,40 +54,9 @@ EXPECTED = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--data", type=Path, help="CIFAR-100 as Parquet; without it only the table is made"
-    )
-    parser.add_argument("--work", type=Path, default=Path("build/light"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
-    parser.add_argument(
-        "--processes", type=int, default=2, help="trainings at a time, one CPU thread each"
-    )
-    parser.add_argument("--methods", nargs="+", default=[], metavar="ROW", help="these rows only")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="these seeds only")
-    parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="start no training after this time"
-    )
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    arguments = parser.parse_args()
-    from discl.recipe import parse_override
-
-    job = cifar100_lt.Job(
-        arguments.data,
-        arguments.work,
-        arguments.results,
-        dict(map(parse_override, arguments.set)),
-        RECIPE,
-        arguments.device,
-        tuple(arguments.methods),
-        tuple(arguments.seeds),
-        expected=EXPECTED,
-        families={},
-        oracle=False,
-        filters=FILTERS,
+    arguments = cifar100_lt.make_parser(__doc__, "build/light", RESULTS).parse_args()
+    job = cifar100_lt.read_job(
+        arguments, RECIPE, expected=EXPECTED, families={}, oracle=False, filters=FILTERS
     )
     cifar100_lt.carry_on(job, arguments.processes, arguments.minutes)
 
