@@ -25,6 +25,7 @@ from discl.spectrum.clip_filter import ClipScorer
 from discl.spectrum.models import check_generator, load_generator, load_plain
 from discl.stages.classifiers import describe_classifier, starter_of
 from helpers.captioners import save_blip
+from helpers.vit import make_vit_config
 
 SOURCES = sorted(Path(discl.__file__).parent.rglob("*.py"))
 LOADERS = {"from_pretrained", "from_config", "from_single_file", "pipeline", "create_model"}
@@ -123,18 +124,10 @@ def train_from(folder: Path, architecture: str) -> Any:
 def folders(
     tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path, tiny_diffusion: Path
 ) -> dict[str, Path]:
-    from transformers import ViTConfig, ViTForImageClassification
+    from transformers import ViTForImageClassification
 
     root = tmp_path_factory.mktemp("trust")
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=32,
-        patch_size=8,
-    )
-    ViTForImageClassification(config).save_pretrained(root / "vit")
+    ViTForImageClassification(make_vit_config(1)).save_pretrained(root / "vit")
     blip = save_blip(root / "blip")
     return {"vit": root / "vit", "blip": blip, "clip": tiny_clip, "diffusion": tiny_diffusion}
 

@@ -27,6 +27,7 @@ from discl.spectrum.clip_filter import ClipScorer
 from discl.spectrum.models import load_generator, load_plain
 from discl.stages.classifiers import describe_classifier, starter_of
 from helpers.captioners import save_blip
+from helpers.vit import make_vit_config
 
 
 def train_from(folder: Path, architecture: str, objective: str = "cross-entropy") -> Any:
@@ -47,18 +48,10 @@ def train_from(folder: Path, architecture: str, objective: str = "cross-entropy"
 def folders(
     tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path, tiny_diffusion: Path
 ) -> dict[str, Path]:
-    from transformers import ViTConfig, ViTForImageClassification
+    from transformers import ViTForImageClassification
 
     root = tmp_path_factory.mktemp("weights")
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=32,
-        patch_size=8,
-    )
-    ViTForImageClassification(config).save_pretrained(root / "vit")
+    ViTForImageClassification(make_vit_config(2)).save_pretrained(root / "vit")
     own = ClassifierConfig("resnet10", "3x3", 8, ("a", "b"), 32, 32, (0.5,) * 3, (0.5,) * 3)
     save_classifier(build_classifier(own), own, root / "own")
     return {
@@ -193,17 +186,9 @@ def test_an_incomplete_clip_is_refused_by_every_loader(
 
 def test_heads_and_poolers_of_pretraining_are_left_behind(tmp_path: Path) -> None:
     """A backbone saved with its pooler, or the decoder of masked pretraining, gets a new head."""
-    from transformers import ViTConfig, ViTForMaskedImageModeling, ViTModel
+    from transformers import ViTForMaskedImageModeling, ViTModel
 
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=32,
-        patch_size=8,
-        encoder_stride=8,
-    )
+    config = make_vit_config(1, encoder_stride=8)
     for kind in (ViTModel, ViTForMaskedImageModeling):
         kind(config).save_pretrained(tmp_path / kind.__name__)
         train_from(tmp_path / kind.__name__, "transformers")

@@ -7,20 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.vit import make_vit_config
+
 
 @pytest.fixture
 def vit(tmp_path: Path) -> Path:
     """A ViT of two layers for 32×32 pixels, with a head of two classes."""
-    from transformers import ViTConfig, ViTForImageClassification
+    from transformers import ViTForImageClassification
 
     torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=32,
-        patch_size=8,
-    )
-    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    ViTForImageClassification(make_vit_config(2)).save_pretrained(tmp_path / "vit")
     return tmp_path / "vit"

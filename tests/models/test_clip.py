@@ -26,6 +26,7 @@ from discl.training.objectives import contrastive, make_objective
 from discl.training.optim import make_optimizer
 from discl.training.step import StepConfig, TrainState
 from helpers.tuning import NAMES, make_samples, make_train, train_real
+from helpers.vit import make_vit_config
 
 
 def start(
@@ -371,22 +372,12 @@ def test_image_classifiers_of_transformers(family: str, tmp_path: Path) -> None:
         ConvNextForImageClassification,
         ResNetConfig,
         ResNetForImageClassification,
-        ViTConfig,
     )
     from transformers import ViTForImageClassification as Vit
 
     torch.manual_seed(0)
     made: Any = {
-        "vit": lambda: Vit(
-            ViTConfig(
-                hidden_size=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                intermediate_size=32,
-                image_size=32,
-                patch_size=8,
-            )
-        ),
+        "vit": lambda: Vit(make_vit_config(1)),
         "resnet": lambda: ResNetForImageClassification(
             ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
         ),
