@@ -13,7 +13,8 @@ import yaml
 from PIL import Image
 from typer.main import get_command
 
-from discl import cli, options
+from discl import cli
+from discl.cli import command
 from discl.errors import DataError
 from discl.evaluation.controls import find_control
 from discl.levels import check_level
@@ -182,7 +183,7 @@ def test_an_interruption_tells_how_to_go_on(discl, monkeypatch: pytest.MonkeyPat
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", interrupt)
+    monkeypatch.setattr("discl.cli.program.app", interrupt)
     assert discl("run", "fashion-lt") == (
         130,
         "",
@@ -414,7 +415,7 @@ def test_options_reach_the_run(discl, tmp_path: Path, monkeypatch: pytest.Monkey
 
     opened: list[run_module.Run] = []
     monkeypatch.setattr(
-        f"{cli.__package__}.pipeline.run_until",
+        "discl.pipeline.run_until",
         lambda run, stage: opened.append(run) or Path(stage),
     )
     out = str(tmp_path / "run")
@@ -437,6 +438,6 @@ def test_what_is_stopped_says_how_to_go_on(discl, monkeypatch: pytest.MonkeyPatc
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(options.RunOptions, "open", stop)
+    monkeypatch.setattr(command.RunOptions, "open", stop)
     status, _, told = discl("generate", "fashion-lt")
     assert status == 130 and "run the same command again" in told

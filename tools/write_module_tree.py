@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, PAGE = ROOT / "src" / "discl", ROOT / "ARCHITECTURE.md"
-TREE = re.compile(r"^    cli\.py .*?(?=\n\n)", re.MULTILINE | re.DOTALL)
+TREE = re.compile(r"^    cli/ .*?(?=\n\n)", re.MULTILINE | re.DOTALL)
 LINE = re.compile(r"^( +)([\w.]+(?:\.py|/))(?: |$)")
 INDENT, COLUMN, WIDTH = 4, 30, 100
 
@@ -80,7 +80,7 @@ def updated(page: str) -> str:
     """The page with the current tree."""
     tree = TREE.search(page)
     if tree is None:
-        raise ValueError(f"{PAGE} has no list of modules that starts with cli.py")
+        raise ValueError(f"{PAGE} has no list of modules that starts with cli/")
     return page.replace(tree[0], draw(listed(tree[0]), modules()))
 
 

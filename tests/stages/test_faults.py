@@ -26,7 +26,8 @@ import yaml
 from datasets.arrow_writer import ArrowWriter
 
 import discl as package
-from discl import cli, options, pipeline
+from discl import cli, pipeline
+from discl.cli import command
 from discl.errors import RecipeError, RunError, StoreError
 from discl.pipeline import generate, run_until
 from discl.recipe import validate
@@ -466,11 +467,11 @@ def test_the_address_of_a_cluster_may_be_left_out(
         def location(self, name: str) -> str:
             return name
 
-    def stand_in(given: options.RunOptions, stage: str) -> Opened:
+    def stand_in(given: command.RunOptions, stage: str) -> Opened:
         found.append(given.recipe)
         return Opened()
 
-    monkeypatch.setattr(options.RunOptions, "open", stand_in)
+    monkeypatch.setattr(command.RunOptions, "open", stand_in)
     monkeypatch.setattr("discl.pipeline.generate", lambda opened, share, ray: found.append(ray))
     result = CliRunner().invoke(cli.app, ["generate", *words])
     assert (result.exit_code, found) == (0, ["r.yaml", address]), result.output
