@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ..checkpoints import checkpoint_digest, find_checkpoint, find_stored_checkpoint
 from ..errors import CheckpointError, RecipeError
-from ..run_folder import paths
 from .clip import ClipClassifier, ClipTower, read_clip_tower
 from .heads import CosineHead
 from .pretrained import TimmClassifier, TransformersClassifier
@@ -236,7 +235,7 @@ def read_base(folder: Path, architecture: str, backbone: Mapping[str, Any]) -> d
     if architecture == "clip":
         return read_clip_tower(folder)
     made: Any = _with_head(architecture, backbone)
-    made.load_pretrained(folder / paths.WEIGHTS if architecture == "timm" else folder)
+    made.load_pretrained(folder)
     return made.state_dict()
 
 

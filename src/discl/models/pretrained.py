@@ -22,6 +22,7 @@ from ..checkpoint_checks import (
     read_preprocessing,
 )
 from ..errors import CheckpointError
+from ..run_folder import paths
 
 
 class TransformersClassifier(nn.Module):
@@ -132,11 +133,12 @@ class TimmClassifier(nn.Module):
         """The last layer, from features to logits."""
         return self.model.get_classifier()
 
-    def load_pretrained(self, file: Path) -> None:
-        """Loads the weights of a safetensors file; a head of other classes stays random.
+    def load_pretrained(self, folder: Path) -> None:
+        """Loads the weights of a folder; a head of other classes stays random.
 
         Raises CheckpointError for missing weights, other shapes, and surplus weights.
         """
+        file = folder / paths.WEIGHTS
         try:
             found = load_file(file)
         except (OSError, SafetensorError) as error:

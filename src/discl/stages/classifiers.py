@@ -189,9 +189,7 @@ def starter_of(
             if isinstance(model, ClipClassifier):
                 model.load_pretrained(folder, _tokens(folder, train, config.class_names, names))
             else:
-                model.load_pretrained(
-                    folder / "model.safetensors" if config.architecture == "timm" else folder
-                )
+                model.load_pretrained(folder)
         return model
 
     return start
