@@ -104,13 +104,19 @@ def class_weights(class_counts: Tensor, beta: float) -> Tensor:
 
 
 def weighted_loss(
-    loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor, weights: np.ndarray
+    loss: Callable[[Tensor, Tensor], Tensor],
+    logits: Tensor,
+    labels: Tensor,
+    weights: np.ndarray | None,
 ) -> Tensor:
     """Returns Σ_i w_i ℓ_i / batch, where `loss` is the mean of ℓ_i over its rows.
 
     - `loss`: of logits `[rows, classes]` and labels `[rows]`; called once for each distinct weight.
-    - `logits`: `[batch, classes]`; `labels`: `[batch]`; `weights`: w, `[batch]`.
+    - `logits`: `[batch, classes]`; `labels`: `[batch]`.
+    - `weights`: w, `[batch]`; None where all are 1.
     """
+    if weights is None:
+        return loss(logits, labels)
     total = logits.new_zeros(())
     for weight in np.unique(weights).tolist():
         rows = torch.from_numpy(np.flatnonzero(weights == weight)).to(logits.device)

@@ -79,16 +79,17 @@ class EpochPart:
         return len(self.rows) // self.batch_size
 
     @property
-    def taken_per_epoch(self) -> int:
+    def epoch_steps(self) -> int:
+        """Steps of the whole epoch."""
         return self.steps_per_epoch or self.steps
 
     def progress(self, step: int) -> float:
         """Progress of the training, in [0, 1), at a step of this part."""
-        return (self.epoch + (self.first_step + step) / self.taken_per_epoch) / self.epochs
+        return (self.epoch + (self.first_step + step) / self.epoch_steps) / self.epochs
 
     def taken(self, step: int) -> int:
         """Steps of the training before one of this part."""
-        return self.epoch * self.taken_per_epoch + self.first_step + step
+        return self.epoch * self.epoch_steps + self.first_step + step
 
 
 class TrainState:
@@ -198,7 +199,7 @@ class TrainState:
             # Step
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            start = self.finish.start * part.taken_per_epoch if self.finish and of_head else 0
+            start = self.finish.start * part.epoch_steps if self.finish and of_head else 0
             self._step(part.taken(step) - start)
             if (step + 1) % LOOK_EVERY == 0 or step + 1 == steps:
                 bad = int(self.processes.gather(first_bad[None]).min())
@@ -253,17 +254,12 @@ class TrainState:
         # The prior of classes that are drawn evenly is even
         counts = torch.ones_like(self.counts) if self._drawn_evenly else self.counts
         loss = partial(self.objective.loss, class_counts=counts, progress=progress)
-        first = (
-            loss(logits, labels)
-            if weights is None
-            else weighted_loss(loss, logits, labels, weights)
-        )
+        first = weighted_loss(loss, logits, labels, weights)
         if mixed_in is None:
             return first
-        others = mixed_in(labels)
-        if weights is None:
-            return own * first + (1 - own) * loss(logits, others)
-        of_others = mixed_in(torch.from_numpy(weights).to(logits)).cpu().numpy()
+        others, of_others = mixed_in(labels), None
+        if weights is not None:
+            of_others = mixed_in(torch.from_numpy(weights).to(logits)).cpu().numpy()
         return own * first + (1 - own) * weighted_loss(loss, logits, others, of_others)
 
     def _flyp_loss(self, images: Tensor, labels: Tensor, weights: np.ndarray | None) -> Tensor:
