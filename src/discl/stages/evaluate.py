@@ -7,7 +7,6 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -290,27 +289,32 @@ def _normalised_rows(
     rebuilt = method.loss.name == FLYP or method.fine_tune == "zero-shot"
     if own is None and (not taus or rebuilt or _is_corrected(run, name, method)):
         return {}
-    with suppress(CheckpointError):  # a network of transformers without a separate head
-        head = getattr(_load(run, name, run.path(paths.TRAIN) / name)[0], "head", None)
-        if isinstance(head, nn.Linear):
-            normalised = partial(normalise_head, weight=head.weight.detach(), bias=_bias_of(head))
-            tau = own
-            if tau is None and "validation" in logits:
-                tau = max(
-                    taus,
-                    key=lambda each: _mean_class_accuracy(
-                        normalised(logits["validation"], tau=each), labels["validation"]
-                    ),
-                )
-            elif tau is None:
-                tau = min(taus, key=lambda each: abs(each - 0.5))
-            rows = {split: normalised(each, tau=tau) for split, each in logits.items()}
-            return {f"{name}+tau": (rows, {"tau_normalisation": tau})}
-    return {}
+    head = _linear_head(_load(run, name, run.path(paths.TRAIN) / name)[0])
+    if head is None:
+        return {}
+    bias = None if head.bias is None else head.bias.detach()
+    normalised = partial(normalise_head, weight=head.weight.detach(), bias=bias)
+    tau = own
+    if tau is None and "validation" in logits:
+        tau = max(
+            taus,
+            key=lambda each: _mean_class_accuracy(
+                normalised(logits["validation"], tau=each), labels["validation"]
+            ),
+        )
+    elif tau is None:
+        tau = min(taus, key=lambda each: abs(each - 0.5))
+    rows = {split: normalised(each, tau=tau) for split, each in logits.items()}
+    return {f"{name}+tau": (rows, {"tau_normalisation": tau})}
 
 
-def _bias_of(head: nn.Linear) -> Tensor | None:
-    return None if head.bias is None else head.bias.detach()
+def _linear_head(model: nn.Module) -> nn.Linear | None:
+    """The last layer of a classifier, if it is linear and by itself."""
+    try:
+        head = getattr(model, "head", None)
+    except CheckpointError:  # a network of transformers without a separate head
+        return None
+    return head if isinstance(head, nn.Linear) else None
 
 
 def _is_corrected(run: Run, name: str, method: Method) -> bool:
