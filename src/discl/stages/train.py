@@ -214,7 +214,7 @@ def make_job(
         class_counts=_prior_counts(plan, method),
         classifier=config,
         settings=plan.settings,
-        make_model=light.kept(make_model) if config.light is not None and start else make_model,
+        make_model=light.kept(make_model) if config.light is not None else make_model,
         guidance=plan.guidance,
         hook=make_system(method.system, run.allow_plugins) if method.system else None,
         validate=_validator(run, config) if "validation" in run.tables else None,
