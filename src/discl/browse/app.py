@@ -250,10 +250,12 @@ def _thresholds(asked: Mapping[str, Any], present: Mapping[str, Any]) -> dict[st
         value = asked.get(name)
         if value is None or (value == {} and not present.get(name)):
             continue
-        if name != "threshold" and not isinstance(value, dict):
+        if name == "threshold":
+            changes["filter.threshold"] = _cosine(value)
+        elif isinstance(value, dict):
+            changes[f"filter.{name}"] = {key: _cosine(each) for key, each in value.items()}
+        else:
             raise HTTPException(422, f"{name} has to be a mapping of numbers.")
-        own = {key: _cosine(each) for key, each in value.items()} if name != "threshold" else None
-        changes[f"filter.{name}"] = _cosine(value) if own is None else own
     return changes
 
 

@@ -42,6 +42,7 @@ class Lookup:
 
     Attributes:
 
+    - `table`: `COLUMNS` of all rows; a row that is stored twice is there once.
     - `problems`: message for each shard that cannot be read. The others are used.
     - `class_names`: names of the labels as the newest shard states them; empty if none does.
 
@@ -53,16 +54,11 @@ class Lookup:
         self.problems: dict[str, str] = {}
         self.class_names: list[str] = []
         self._parts: dict[PurePath, pa.Table] = {}
-        self._table = self._joined()
+        self.table = self._joined()
         self._groups: BoundedCache[pa.Table] = BoundedCache(CAPACITY, lambda table: table.nbytes)
         self._places: dict[str, tuple[PurePath, int]] = {}
         self._lock = threading.Lock()
         self._reading = threading.Lock()
-
-    @property
-    def table(self) -> pa.Table:
-        """`COLUMNS` of all rows; a row that is stored twice is there once."""
-        return self._table
 
     def refresh(self, files: list[PurePath] | None = None) -> bool:
         """Reads shards that are new; returns whether the rows are others than before.
@@ -84,7 +80,7 @@ class Lookup:
                         self._parts[file] = part
             if not gone and not any(file in self._parts for file in new):
                 return False
-            self._table = self._joined()
+            self.table = self._joined()
             self._places = {}
             for file, part in self._parts.items():
                 groups = part["group"].to_pylist()
