@@ -272,17 +272,21 @@ def _rows_of_table(seed: int) -> dict[str, Any]:
 
 
 def differences(
-    units: Mapping[int, Mapping[str, Any]], row: str, other: str, metric: str
+    units: Mapping[int, Mapping[str, Any]],
+    row: str,
+    other: str,
+    metric: str,
+    split: str = "test",
 ) -> list[float]:
-    """Points of one row over another on test images, one for each draw that has both.
+    """Points of one row over another on a split's images, one for each draw that has both.
 
     `best-real` is the row without synthetic images that is best on validation.
     """
     found = []
     for rows in units.values():
         minus, its = best_real(rows, metric) if other == "best-real" else (other, metric)
-        if row in rows and minus in rows:
-            found.append(rows[row]["test"][metric] - rows[minus]["test"][its])
+        if all(name in rows and split in rows[name] for name in (row, minus)):
+            found.append(rows[row][split][metric] - rows[minus][split][its])
     return found
 
 
@@ -347,7 +351,8 @@ def tables(results: Path) -> str:
             pairs = zip(rows[::2], rows[1::2], strict=True)
             values = [shown(differences(units, *pair, "few")) for pair in pairs]
             lines.append(f"| {setting} | {policy} | {' | '.join(values)} |")
-    return "\n".join([*lines, "", *controls_table(found), "", *expectations(found)])
+    tail = [controls_table(found), whole_table(found), asked_table(results), expectations(found)]
+    return "\n".join([*lines, *(line for table in tail for line in ("", *table))])
 
 
 def controls_table(found: Mapping[str, Mapping[int, Any]]) -> list[str]:
@@ -363,6 +368,38 @@ def controls_table(found: Mapping[str, Mapping[int, Any]]) -> list[str]:
                 cells.append(f"{statistics.mean(values):.1f}" if values else "–")
             gain = shown(differences(units, "uniform-1", "best-real", metric))
             lines.append(f"| {setting}, {metric} | {' | '.join(cells)} | {gain} |")
+    return lines
+
+
+def whole_table(found: Mapping[str, Mapping[int, Any]]) -> list[str]:
+    """Parts of the UNet rows against all of them, spent evenly."""
+    heads = ["few", "few on validation images", "all+la"]
+    lines = [f"| uniform − all rows, points | {' | '.join(heads)} |", "|---|---:|---:|---:|"]
+    for parts in PARTS[:-1]:
+        row = Unit("", 0, "uniform", parts).row
+        for setting, units in found.items():
+            cells = [
+                differences(units, row, "uniform-1", metric, split)
+                for metric, split in (("few", "test"), ("few", "validation"), ("all+la", "test"))
+            ]
+            lines.append(f"| {setting}, {row} | {' | '.join(map(shown, cells))} |")
+        values, names = together(found, row, "uniform-1", "few")
+        if len(names) > 1:
+            lines.append(f"| mean of {', '.join(names)}, {row} | {shown(values)} | – | – |")
+    return lines
+
+
+def asked_table(results: Path) -> list[str]:
+    """Images of each rare class that a quarter of the UNet rows buys, mean over the draws."""
+    lines = ["| images at a quarter | |", "|---|---|"]
+    for setting in NAMES[:-1]:
+        for policy in POLICIES:
+            name = Unit(setting, 0, policy, 4).name.replace("/0/", "/*/")
+            asked = [read_json(file).get("asked") for file in sorted(results.glob(f"{name}.json"))]
+            if all(asked) and asked:
+                means = {each: statistics.mean(one[each] for one in asked) for each in asked[0]}
+                cells = ", ".join(f"{each} {mean:.0f}" for each, mean in means.items())
+                lines.append(f"| {setting}, {policy} | {cells} |")
     return lines
 
 

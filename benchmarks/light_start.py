@@ -31,10 +31,15 @@ from discl.training.inference import predict_logits
 CIFAR = Path(__file__).parent / "checkpoints" / "cifar" / "clip"
 FASHION = "embedded:fashion-mnist"
 FIRST = 5
+GROUPS = {"many": 35, "few": 30}
+"""Classes of CIFAR100-LT with more than 100 and fewer than 20 images, at imbalance ratio 100."""
 
 
-def compare(checkpoint: str, table: ImageTable) -> dict[str, float]:
-    """Fractions of the images: same first class, zero-shot's first among light's five, correct."""
+def compare(checkpoint: str, table: ImageTable, many: int = 0, few: int = 0) -> dict[str, float]:
+    """Fractions of the images: same first class, zero-shot's first among light's five, correct.
+
+    - `many`, `few`: numbers of first and last classes that also have a figure of their own.
+    """
     model = {"architecture": "clip", "checkpoint": checkpoint}
     train = Train.model_validate(
         {"image_size": 32, "model": {**model, "templates": ["a photo of a {class}."]}}
@@ -55,6 +60,9 @@ def compare(checkpoint: str, table: ImageTable) -> dict[str, float]:
         "light_correct": first["light"] == labels,
         "zero_shot_correct": first["zero-shot"] == labels,
     }
+    for name, chosen in {"many": labels < many, "few": labels >= len(names) - few}.items():
+        if chosen.any():
+            found[f"zero_shot_correct_{name}"] = found["zero_shot_correct"][chosen]
     figures = {name: float(each.double().mean()) for name, each in found.items()}
     return {"images": len(rows), "classes": len(table.class_names), **figures}
 
@@ -78,7 +86,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     figures = {
-        "cifar": compare(str(CIFAR), read_tables(arguments.cifar100)["test"]),
+        "cifar": compare(str(CIFAR), read_tables(arguments.cifar100)["test"], **GROUPS),
         "fashion": compare(f"{FASHION}/clip", read_tables(f"{FASHION}/data")["test"]),
     }
     for name, each in figures.items():
