@@ -217,19 +217,19 @@ class _Routes:
         return _picture(request, self.view.real_picture)
 
     async def change(self, request: Request) -> Response:
-        asked = await _json(request)
-        if not isinstance(asked, list) or len(asked) > MOST_CHANGES:
+        body = await _json(request)
+        if not isinstance(body, list) or len(body) > MOST_CHANGES:
             raise HTTPException(422, f"expected a list of at most {MOST_CHANGES} overrides.")
-        changes = [_override(each) for each in asked]
+        changes = [_override(each) for each in body]
         stamps = await run_in_threadpool(self.view.change, changes)
         return _answer({**stamps, "changed": len(changes)})
 
     async def threshold(self, request: Request) -> Response:
-        asked = await _json(request)
-        if not isinstance(asked, dict) or not set(asked) <= {*THRESHOLDS, "apply"}:
+        body = await _json(request)
+        if not isinstance(body, dict) or not set(body) <= {*THRESHOLDS, "apply"}:
             raise HTTPException(422, f"expected {', '.join(THRESHOLDS)} and apply.")
-        changes = _thresholds(asked, self.view.tree["filter"])
-        if asked.get("apply") is not True:
+        changes = _thresholds(body, self.view.tree["filter"])
+        if body.get("apply") is not True:
             return _answer(_lines(self.view, changes))
         try:
             await run_in_threadpool(self.view.filter_again, changes)
@@ -243,11 +243,11 @@ THRESHOLDS = ("threshold", "level_thresholds", "class_thresholds")
 """Keys of the section `filter` that a page may change."""
 
 
-def _thresholds(asked: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
+def _thresholds(body: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
     """`{key of the recipe: value}`; empty mappings only where the recipe has some."""
     changes: dict[str, Any] = {}
     for name in THRESHOLDS:
-        value = asked.get(name)
+        value = body.get(name)
         if value is None or (value == {} and not present.get(name)):
             continue
         if name == "threshold":
@@ -280,12 +280,12 @@ def _flow(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _override(asked: Any) -> tuple[str, Override]:
+def _override(body: Any) -> tuple[str, Override]:
     texts = {"verdict": NONE, "tag": "", "reason": ""}
-    if not isinstance(asked, dict) or not set(asked) <= {"id", *texts}:
+    if not isinstance(body, dict) or not set(body) <= {"id", *texts}:
         raise HTTPException(422, "an override has id, verdict, tag and reason.")
-    values = {name: asked.get(name, default) for name, default in texts.items()}
-    name = asked.get("id")
+    values = {name: body.get(name, default) for name, default in texts.items()}
+    name = body.get("id")
     if not isinstance(name, str) or not name.strip() or name != name.strip():
         raise HTTPException(422, "an override needs the id of an image.")
     if not all(isinstance(value, str) for value in values.values()):

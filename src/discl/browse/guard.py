@@ -89,9 +89,9 @@ class Guard:
                 421,
                 f"open 127.0.0.1 at port {self.port}; a tunnel has to keep the number of the port.",
             )
-        asked = parse_qs(scope["query_string"].decode("latin-1"))
-        if scope["path"] == "/" and "key" in asked and scope["method"] in SAFE:
-            return self._enter(asked["key"][0])
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        if scope["path"] == "/" and "key" in query and scope["method"] in SAFE:
+            return self._enter(query["key"][0])
         if not _same(_cookies(headers).get(self.cookie, ""), self.known.key):
             return _error(403, "open the address that `discl browse` prints; its key is missing.")
         if scope["path"] != "/" and headers.get("sec-fetch-site", "none") not in (

@@ -9,7 +9,7 @@ const NEIGHBOURS = 12;
 /**
  * The dialog.
  *
- * - `model`: table, run, marks; `onStep(±1)`, `onShow(row)`, `onClose()`, `onFilter(change)`.
+ * - `model`: table, run, marks; `onStep(±1)`, `onShow(row)`, `onClose()`.
  */
 export class Detail {
   constructor(model, actions) {

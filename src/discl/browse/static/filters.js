@@ -1,6 +1,7 @@
 /** The filters of the grid, kept in the address so that a reload keeps them. */
 
 import { byId, el, levelColour, setStyle } from "./dom.js";
+import { DROP, KEEP } from "./table.js";
 
 const FIELDS = ["search", "class", "prompt", "verdict", "hand", "method", "low", "high"];
 const MOST_PROMPTS = 2000;
@@ -170,8 +171,8 @@ export class Filters {
 function handTest(value, { hand, tag }) {
   if (!value) return null;
   if (value === "any") return (row) => hand[row] || tag[row];
-  if (value === "keep") return (row) => hand[row] === 1;
-  if (value === "drop") return (row) => hand[row] === 2;
+  if (value === "keep") return (row) => hand[row] === KEEP;
+  if (value === "drop") return (row) => hand[row] === DROP;
   if (value === "tagged") return (row) => tag[row];
   const wanted = Number(value.split(":")[1]);
   return (row) => tag[row] === wanted;

@@ -13,7 +13,7 @@ const SETTLE = 60;
  * The grid in its two views.
  *
  * - `frame`: the element that scrolls; `model`: what is shown (table, kept, selected, names…).
- * - `onOpen(row)`, `onSelect(rows, how)`, `onMove(row)`: what the person does.
+ * - `onOpen(at)`, `onToggle(row)`, `onRange(from, to)`: what a person does, `at` a place in the rows.
  */
 export class Grid {
   constructor(frame, model, actions) {

@@ -46,7 +46,7 @@ export class Keys {
 
   inGrid(event, key) {
     const { acts } = this;
-    if (!byVisible("page-spectrum")) {
+    if (!isVisible("page-spectrum")) {
       if (key === "?") this.common(event, key);
       return;
     }
@@ -82,4 +82,4 @@ function typing(target) {
 
 const ownsArrows = (target) => target.matches('input, [role="tab"], summary, .scroll');
 const onGrid = (target) => target.id === "grid" || target === document.body;
-const byVisible = (id) => !document.getElementById(id).hidden;
+const isVisible = (id) => !document.getElementById(id).hidden;
