@@ -121,7 +121,7 @@ def test_mixed_images_have_the_weights_of_both() -> None:
     rows, steps = list(range(12)), StepConfig(mixup=0.4)
     plain = trained(steps, rows, 6).model.state_dict()
     even = trained(
-        replace(steps, synthetic_weight=(0.5, 0.5)), rows, 6, synthetic=np.ones(len(LABELS), bool)
+        replace(steps, synthetic_weight=0.5), rows, 6, synthetic=np.ones(len(LABELS), bool)
     )
     half = trained(steps, rows, 6, rate=0.05).model.state_dict()
     for name, tensor in even.model.state_dict().items():

@@ -51,15 +51,15 @@ def _strategy(value: Any) -> Any:
 
 
 def _weight(value: Any) -> Any:
-    values = value if isinstance(value, list | tuple) else [value]
-    numbers = [
-        each
+    if value is None:
+        return value
+    is_pair = isinstance(value, list | tuple)
+    values = list(value) if is_pair else [value]
+    allowed = all(
+        isinstance(each, int | float) and not isinstance(each, bool) and 0 <= each <= 100
         for each in values
-        if isinstance(each, int | float) and not isinstance(each, bool) and 0 <= each <= 100
-    ]
-    if value is not None and (
-        numbers != list(values) or len(values) != (2 if values is value else 1)
-    ):
+    )
+    if not allowed or (is_pair and len(values) != 2):
         raise RecipeError(
             f"got {shorten(value)}; write a number from 0 to 100, or two, [first, last], between "
             "which the weight goes linearly over training."

@@ -159,9 +159,8 @@ def _plan_real(run: Run, name: str, method: Method, pool: Pool) -> MethodPlan:
         epochs=train.epochs,
         finish=method.finish,
     )
-    if (weight := method.synthetic_weight) is not None:
-        ends = (weight, weight) if isinstance(weight, float) else weight
-        settings = replace(settings, steps=replace(settings.steps, synthetic_weight=ends))
+    steps = replace(settings.steps, synthetic_weight=method.synthetic_weight)
+    settings = replace(settings, steps=steps)
     if method.fine_tune == "light":
         check_start(train.model.initial_head, pool, run.recipe.prompts.names)
     if follows_progress(method.strategy, strategy):

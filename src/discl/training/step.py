@@ -42,8 +42,8 @@ class StepConfig:
     - `accumulate`: parts of a batch whose gradients are averaged. FLYP contrasts within a part.
     - `ema`: decay of a moving average of the weights, which is then what is evaluated.
     - `head_epochs`: first epochs, in which only the head is trained.
-    - `synthetic_weight`: of synthetic images in the loss, at the start and at the end of training;
-      None for 1.
+    - `synthetic_weight`: of synthetic images in the loss, or at the start and at the end of
+      training; None for 1.
     """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -52,7 +52,7 @@ class StepConfig:
     accumulate: int = 1
     ema: float | None = None
     head_epochs: int = 0
-    synthetic_weight: tuple[float, float] | None = None
+    synthetic_weight: float | tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
