@@ -22,12 +22,12 @@ from .classifiers import check_texts
 
 
 def check_start(initial_head: str, pool: Pool, names: Mapping[str, str]) -> None:
-    """Raises an error for a class that the head cannot start from.
+    """Checks that the head can start from every class.
 
     - `names`: class names to use in texts, by class name.
 
-    It is a TrainingError for class-means and a class without a real image, and a RecipeError for
-    texts and a class without a name.
+    Raises TrainingError for class-means and a class without a real image, and RecipeError for texts
+    and a class without a name.
     """
     if initial_head == "texts":
         check_texts(pool.class_names, names)
