@@ -19,6 +19,7 @@ from discl.pipeline import run_until
 from discl.spectrum.clip_filter import ClipScorer
 from discl.stages import retrieve as retrieve_stage
 from discl.stages.method_plan import check_training
+from discl.stages.plan import check_models
 from discl.stages.sample_pool import added_images, hard_rows, make_pool, rows_of
 from discl.utils.stored import read_table
 
@@ -96,6 +97,21 @@ def test_the_closest_images_of_the_hard_classes_are_chosen(
     told = capsys.readouterr().err
     assert "1 unreadable, 2 equal to images of the data set, 1 twice in the archive" in told
     assert "broken.png" in told
+
+
+@pytest.mark.slow
+def test_an_archive_without_a_spectrum_needs_no_generator(
+    filtered_run: Path, archive: Path, tmp_path: Path
+) -> None:
+    recipe = amended(filtered_run, archive, tmp_path / "run").recipe
+    none = {"spectrum.budget": {"images": 0}, "spectrum.checkpoint": "no/generator"}
+    run = open_run(load_recipe(recipe, none), tmp_path / "real")
+    check_models(run, "train")
+    run_until(run, "train")
+    assert run.path("train/retrieval/model.safetensors").exists()
+    lost = load_recipe(run.recipe, {"retrieval.archive": str(tmp_path / "lost")})
+    with pytest.raises(DataError, match="lost"):
+        check_models(open_run(lost, tmp_path / "other"), "train")
 
 
 def test_the_pool_has_them_beside_the_training_images(

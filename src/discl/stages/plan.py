@@ -65,15 +65,17 @@ def check_models(run: Run, stage: str) -> None:
         check_own_pieces(run.recipe, run.allow_plugins)
     if stage in {"data", "hard"}:
         return
+    retrieves = stage != "prompts" and needs_archive(run)
+    if retrieves:
+        _ = run.archive
+    if retrieves or not run.recipe.spectrum.makes_none:
+        with arguments_named(address="filter.checkpoint"):
+            find_clip(run.recipe.filter.checkpoint)
     if run.recipe.spectrum.makes_none:
         _check_classifiers(run)
         return
-    if stage != "prompts" and needs_archive(run):
-        _ = run.archive
     Shards(run.location(paths.SPECTRUM), pa.schema([])).files()
     check_prompts(run)
-    with arguments_named(address="filter.checkpoint"):
-        find_clip(run.recipe.filter.checkpoint)
     if stage == "retrieve":
         return
     spectrum = run.recipe.spectrum
