@@ -14,7 +14,7 @@ import discl
 from discl.errors import EndpointError, StoreError
 from discl.export.signatures import suffix_of
 from discl.prompts import class_prompts
-from discl.prompts.chat_client import read_key
+from discl.prompts.endpoint import read_key
 from discl.spectrum.filesystems import open_filesystem
 from discl.spectrum.store import spectrum_shards
 

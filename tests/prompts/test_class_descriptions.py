@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from discl.errors import EndpointError, RecipeError
-from discl.prompts.chat_client import ChatClient, check_url, read_key
+from discl.prompts.chat_client import ChatClient
 from discl.prompts.class_descriptions import (
     TextRules,
     describe_class,
@@ -442,39 +442,3 @@ def test_several_requests_at_once_write_the_same_texts(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "one.yaml").read_text()) == yaml.safe_load(
         (tmp_path / "four.yaml").read_text()
     )
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "localhost:8000/v1",
-        "ftp://host/v1",
-        "http://",
-        "http://me:secret@host/v1",
-        "http://host/v1?key=secret",
-    ],
-)
-def test_what_is_no_base_url_is_refused(url: str) -> None:
-    with pytest.raises(RecipeError, match="base URL") as raised:
-        check_url(url)
-    assert "secret" not in str(raised.value)
-
-
-def test_a_base_url_is_tidied() -> None:
-    assert (
-        check_url("http://host:1/v1/")
-        == check_url("http://host:1/v1/chat/completions")
-        == "http://host:1/v1"
-    )
-
-
-def test_a_key_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DISCL_TEST_KEY", raising=False)
-    with pytest.raises(
-        EndpointError,
-        match="the environment variable DISCL_TEST_KEY, which should hold the API key, is not set",
-    ):
-        read_key("DISCL_TEST_KEY")
-    monkeypatch.setenv("DISCL_TEST_KEY", " abc\n")
-    assert read_key("DISCL_TEST_KEY") == "abc"
-    assert read_key(None) is None

@@ -1,13 +1,15 @@
-"""How the budget of a round of the loop is divided among its cells."""
+"""Divides a budget or a number in proportion to weights, within limits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .policies import Wish
+if TYPE_CHECKING:
+    from .policies import Wish
 
 
 def allocate(
@@ -19,7 +21,7 @@ def allocate(
     explore: float = 0.0,
     least: Sequence[int] = (),
 ) -> np.ndarray:
-    """Images for each cell, int64 `[cells]`, which cost `budget` at most.
+    """Images for each cell of a round of the loop, int64 `[cells]`, which cost `budget` at most.
 
     The fraction `explore` goes to all cells in proportion to their sources, the rest in proportion
     to the weights. What cells cannot take falls to the others, or is saved. Remainders are rounded
@@ -34,10 +36,10 @@ def allocate(
     left = max(budget - float(first @ costs), 0.0)
     weights = np.asarray([each.weight for each in wishes], np.float64)
     limits = np.asarray([each.most for each in wishes], np.float64)
-    evenly = _divide(
+    evenly = divide(
         explore * left, costs, np.asarray(sources, np.float64), np.full(len(costs), inf)
     )
-    exact = evenly + _divide((1 - explore) * left, costs, weights, limits)
+    exact = evenly + divide((1 - explore) * left, costs, weights, limits)
     given = np.floor(exact + 1e-9).astype(np.int64)
     spare, rest = left - float(given @ costs), np.round(exact - given, 9)
     more = int(np.ceil(rest.sum() - 1e-6))
@@ -49,10 +51,14 @@ def allocate(
     return first + given
 
 
-def _divide(
-    budget: float, costs: np.ndarray, weights: np.ndarray, limits: np.ndarray
-) -> np.ndarray:
-    """Images in proportion to weights that cost `budget`; float64, each `limits` at most."""
+def divide(budget: float, costs: np.ndarray, weights: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Amounts in proportion to weights that cost `budget`, float64 `[parts]`.
+
+    What a part cannot take falls to the others.
+
+    - `costs`: of one of each part, greater than 0, `[parts]`.
+    - `weights`: 0 or more, `[parts]`; `limits`: the most of each part, `[parts]`.
+    """
     result, bounded = np.zeros(len(costs)), weights <= 0
     while not bounded.all():
         rest = budget - float((result * costs)[bounded].sum())

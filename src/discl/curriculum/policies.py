@@ -28,10 +28,9 @@ from ..errors import RecipeError, shorten, unknown
 from ..levels import REAL
 from ..utils.plugins import find_piece, named_parameters, read_piece
 from .bandit import ucb_indices
+from .progress import shrunk_mean
 
 GROUP = "discl.policies"
-SHRINKAGE = 10
-"""Weight, in images, of the mean over all classes in the mean of one class."""
 History = Sequence[Mapping[str, Any]]
 
 
@@ -255,11 +254,7 @@ def total(history: History, name: str) -> dict[int, dict[int, float]]:
 def shrunk_means(
     measured: Mapping[str, Any], values: Callable[[Mapping[str, Any]], Iterable[float]]
 ) -> Callable[[int, int], float]:
-    """Mean of a class at a level, drawn towards that of all classes at the level.
-
-    With n images of the class it is (n · own mean + 10 · mean of all) / (n + 10); 0 where nothing
-    is measured at the level.
-    """
+    """A function to the `shrunk_mean` of a (class, level); 0 where nothing is measured there."""
     own = {
         (int(label), int(level)): np.asarray(list(values(images)), np.float64)
         for label, levels in measured.items()
@@ -272,7 +267,7 @@ def shrunk_means(
             return 0.0
         common = float(np.concatenate(everything).mean())
         mine = own.get((label, level), np.zeros(0))
-        return float((mine.sum() + SHRINKAGE * common) / (len(mine) + SHRINKAGE))
+        return shrunk_mean(float(mine.sum()), len(mine), common)
 
     return mean
 

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import TrainingError
+from .allocation import divide
 from .sampling import Pool
 
 SHRINKAGE = 10
-"""Weight, in images, of the gain of all classes in the gain of one class at a level."""
+"""Weight, in images, of the mean over all classes in the mean of one class."""
 
 
 @dataclass(frozen=True)
@@ -159,14 +160,7 @@ def allocate(
     """
     limits = sizes // 2 if limits is None else limits
     total = min(total, int(limits.sum()))
-    exact, bounded = np.zeros(len(sizes)), limits == 0
-    while not bounded.all():
-        exact = np.where(
-            bounded, limits, (total - limits[bounded].sum()) * sizes / sizes[~bounded].sum()
-        )
-        if not (exact > limits).any():
-            break
-        bounded |= exact > limits
+    exact = divide(total, np.ones(len(sizes)), sizes, limits)
     given = np.floor(exact + 1e-9).astype(np.int64)
     first = np.lexsort((rng.random(len(sizes)), np.round(given - exact, 9)))
     given[first[: total - given.sum()]] += 1
@@ -232,25 +226,31 @@ def measure_progress(
     """
     change = after - before
     gain: dict[str, float] = {}
-    own: dict[str, dict[str, tuple[int, float]]] = {
+    own: dict[str, dict[str, tuple[float, int]]] = {
         str(label): {} for label in np.unique(guidance.labels).tolist()
     }
     for level in np.unique(guidance.levels).tolist():
         at_level = guidance.levels == level
         gain[str(level)] = float(drop_outliers(change[at_level]).mean())
         for label, rows in _by_label(np.flatnonzero(at_level), guidance.labels).items():
-            own[str(label)][str(level)] = len(rows), float(drop_outliers(change[rows]).mean())
+            mean = float(drop_outliers(change[rows]).mean())
+            own[str(label)][str(level)] = len(rows) * mean, len(rows)
     class_gain = {
         label: {
-            level: _shrink(*means.get(level, (0, 0.0)), common) for level, common in gain.items()
+            level: shrunk_mean(*means.get(level, (0.0, 0)), common)
+            for level, common in gain.items()
         }
         for label, means in own.items()
     }
     return {"gain": gain, "class_gain": class_gain}
 
 
-def _shrink(images: int, mean: float, common: float) -> float:
-    return (images * mean + SHRINKAGE * common) / (images + SHRINKAGE)
+def shrunk_mean(total: float, images: int, common: float) -> float:
+    """The mean of a class, drawn towards that of all: (total + 10 · common) / (images + 10).
+
+    - `total`: sum over the images of the class; `common`: mean over all classes.
+    """
+    return (total + SHRINKAGE * common) / (images + SHRINKAGE)
 
 
 def best_level(gain: Mapping[str, float]) -> int:

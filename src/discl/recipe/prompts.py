@@ -14,7 +14,7 @@ from pydantic import (
 
 from ..errors import RecipeError, shorten
 from ..prompts import CAPTION, SETTING
-from ..prompts.chat_client import check_url
+from ..prompts.endpoint import check_url
 from .paths import PathOrName
 from .types import ImageTemplate, Strict
 

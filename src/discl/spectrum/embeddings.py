@@ -101,10 +101,10 @@ class Neighbours:
                     table = self.shards.read_columns(shard)
             except StoreError:
                 continue
-            for clip, width, ids, vectors in _valid_parts(table):
-                names, found = parts.setdefault((clip, width), ([], []))
+            for clip, ids, vectors in valid_embeddings(table):
+                names, found = parts.setdefault((clip, vectors.shape[1]), ([], []))
                 names += ids
-                found.append(vectors)
+                found.append(vectors.astype(np.float16))
         spaces = []
         for names, found in parts.values():
             row_of = {name: row for row, name in enumerate(names)}
@@ -113,8 +113,11 @@ class Neighbours:
         self._files = files
 
 
-def _valid_parts(table: pa.Table) -> list[tuple[str, int, list[str], np.ndarray]]:
-    """(CLIP, dimensions, ids, float16 vectors) of a shard, without rows that are no cosines."""
+def valid_embeddings(table: pa.Table) -> list[tuple[str, list[str], np.ndarray]]:
+    """(CLIP, ids, float32 `[ids, dimensions]`) of stored rows, without those of no unit vectors.
+
+    There is one for each CLIP and number of dimensions.
+    """
     table = table.combine_chunks()
     widths = pc.fill_null(pc.list_value_length(table["embedding"]), 0).to_numpy()
     clips = np.asarray(table["clip"].to_pylist(), object)
@@ -127,5 +130,5 @@ def _valid_parts(table: pa.Table) -> list[tuple[str, int, list[str], np.ndarray]
         numbers = pc.list_flatten(chosen["embedding"]).to_numpy().reshape(-1, width)
         valid = (np.abs(numbers) <= LARGEST).all(axis=1)  # false for NaN and null
         ids = chosen["id"].filter(pa.array(valid)).to_pylist()
-        parts.append((clip, width, ids, numbers[valid].astype(np.float16)))
+        parts.append((clip, ids, numbers[valid]))
     return parts

@@ -29,8 +29,9 @@ from ..utils.console import progress
 from ..utils.counts import count_of
 from ..utils.hashing import digest
 from ..utils.logging import get_logger
-from ..utils.stored import read_json, read_table, write_text
+from ..utils.stored import read_json, write_text
 from .pending import filter_texts
+from .prepare_data import split_rows_of
 from .prompts import ensure_texts
 
 logger = get_logger(__name__)
@@ -84,10 +85,8 @@ def ensure_adapter(run: Run, settings: Adapt, rows: np.ndarray) -> Path:
     - `rows`: int64, rows of `run.train`. The others are not seen.
     """
     texts = class_texts(run)
-    listed = read_table(run.path(paths.DATA), ["id", "digest", "split"]).to_pylist()
-    digests = {row["id"]: row["digest"] for row in listed if row["split"] == "train"}
-    train = run.train
-    chosen = [(train.ids[row], digests[train.ids[row]]) for row in rows.tolist()]
+    train, contents = run.train, split_rows_of(run, "train", ["digest"])["digest"].to_pylist()
+    chosen = [(train.ids[row], contents[row]) for row in rows.tolist()]
     key = digest(
         run.generator.model,
         describe_loras(run.base_address.loras),

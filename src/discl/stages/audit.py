@@ -48,6 +48,7 @@ from ..utils.logging import get_logger
 from ..utils.ordered_map import map_rows
 from ..utils.stored import read_table
 from .leaks import key_of_real
+from .prepare_data import split_rows_of
 from .trial import Embedder
 
 logger = get_logger(__name__)
@@ -130,13 +131,11 @@ def audit(run: Run) -> Path:
 
 
 def _real_parts(run: Run) -> Iterator[_Part]:
-    listed = read_table(run.path(paths.DATA), ["split", "digest"])
-    splits, contents = (np.asarray(listed[name].to_pylist()) for name in ("split", "digest"))
     for split, table in run.tables.items():
         yield _Part(
             split,
             table.ids,
-            contents[splits == split].tolist(),
+            split_rows_of(run, split, ["digest"])["digest"].to_pylist(),
             table.labels,
             np.full(len(table), REAL),
             [""] * len(table),

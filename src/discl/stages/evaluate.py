@@ -29,6 +29,7 @@ from ..run_folder import paths
 from ..run_folder.run import Run
 from ..training.image_cache import ImageCache
 from ..training.inference import predict_logits, side_of_crops
+from ..training.loop import LAST_LAYER
 from ..training.objectives import FLYP, adjust_logits, make_objective, normalise_head
 from ..utils.console import progress
 from ..utils.plugins import is_address
@@ -43,6 +44,9 @@ from .trained import (
     trained_on,
     whole_history,
 )
+
+Rows = dict[str, tuple[dict[str, Tensor], dict[str, Any]]]
+"""`{row of the table: (logits of each split, settings)}`"""
 
 
 def evaluate(run: Run) -> Path:
@@ -239,13 +243,13 @@ def _read_ensemble(run: Run, name: str) -> tuple[dict[str, Tensor], dict[str, An
 
 def _rows_of(
     run: Run, name: str, method: Method, logits: dict[str, Tensor], labels: dict[str, Tensor]
-) -> dict[str, tuple[dict[str, Tensor], dict[str, Any]]]:
-    """`{row of the table: (logits of each split, settings)}`: the classifier and its `+la`."""
-    rows: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {name: (logits, {})}
+) -> Rows:
+    """The rows of a classifier and of its `+la`."""
+    rows: Rows = {name: (logits, {})}
     history = whole_history(run, name)
     if _is_corrected(run, name, method) or not history:
         return rows
-    shown = history[-1].get("last_layer_samples") or [each["class_samples"] for each in history]
+    shown = history[-1].get(LAST_LAYER) or [each["class_samples"] for each in history]
     effective = torch.tensor(shown).view(-1, len(run.train.class_names)).sum(0).clamp_min(1)
     counts = {"real": torch.from_numpy(run.tables["train"].class_counts), "effective": effective}
     taus = run.recipe.evaluate.logit_adjustment
@@ -279,7 +283,7 @@ def _mean_class_accuracy(logits: Tensor, labels: Tensor) -> float:
 
 def _normalised_rows(
     run: Run, name: str, method: Method, logits: dict[str, Tensor], labels: dict[str, Tensor]
-) -> dict[str, tuple[dict[str, Tensor], dict[str, Any]]]:
+) -> Rows:
     """The row `METHOD+tau` with its τ, where the recipe offers some and the head is linear.
 
     τ has the best mean class accuracy on validation, unless the method sets it. Without validation

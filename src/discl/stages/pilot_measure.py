@@ -23,6 +23,7 @@ from ..utils.hashing import digest
 from ..utils.stored import read_table
 from .budget import count_rows
 from .pilot_advice import FEWEST, Outcome, Tried, choose_threshold, thresholds_to_try
+from .sample_pool import hard_rows
 from .trial import Embedder
 
 
@@ -58,8 +59,7 @@ class MadeImages:
 def embed_real(run: Run, embedder: Embedder) -> RealImages:
     """Real images of a run: all of the classes with hard images, some of the others."""
     most, train = run.recipe.pilot.real_per_class, run.train
-    hard_ids = set(read_table(run.path(paths.HARD), ["id"])["id"].to_pylist())
-    hard = np.asarray([name in hard_ids for name in train.ids])
+    hard = hard_rows(run)
     tail = set(train.labels[hard].tolist())
     rows = _some_rows(train.ids, train.labels, most, tail)
     held_out = None

@@ -274,7 +274,7 @@ def _check_splits(tables: Mapping[str, Columns], names: tuple[str, ...], overlap
             logger.warning(f"{message}; data.overlap keeps them")
 
 
-def split_rows_of(run: Run, split: str) -> pa.Table:
-    """The rows of `data.parquet` that belong to a split."""
-    listed = read_table(run.path(paths.DATA))
+def split_rows_of(run: Run, split: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of `data.parquet` that belong to a split; default all their columns."""
+    listed = read_table(run.path(paths.DATA), None if columns is None else ["split", *columns])
     return listed.filter(pc.equal(listed["split"], split))

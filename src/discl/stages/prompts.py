@@ -13,8 +13,9 @@ from ..baselines.alia import condense_request, pick_captions
 from ..errors import RunError, arguments_named
 from ..prompts import class_prompts
 from ..prompts.captions import Captioner, describe_captioner, find_captioner
-from ..prompts.chat_client import ChatClient, ensure_openai, read_key
+from ..prompts.chat_client import ChatClient, ensure_openai
 from ..prompts.class_descriptions import TextRules, missing_classes, write_missing
+from ..prompts.endpoint import read_key
 from ..prompts.settings import read_settings, write_settings
 from ..prompts.templates import spoken_names, with_settings
 from ..recipe import Captions, Server, Settings
@@ -27,6 +28,7 @@ from ..utils.counts import count_of
 from ..utils.hashing import derive_seed, digest
 from ..utils.logging import get_logger
 from ..utils.stored import read_table
+from .prepare_data import split_rows_of
 
 logger = get_logger(__name__)
 
@@ -177,8 +179,7 @@ def _condense_captions(run: Run, settings: Settings) -> Path:
         client = _connect(settings.endpoint, "prompts.settings.endpoint")
     with arguments_named(names="prompts.names"):
         names = spoken_names(run.train.class_names, prompts.names)
-    listed = read_table(run.path(paths.DATA), ["id", "digest", "split"]).to_pylist()
-    listed = [row for row in listed if row["split"] == "train"]
+    listed = split_rows_of(run, "train", ["id", "digest"]).to_pylist()
     sample = sorted(listed, key=lambda row: derive_seed("settings", row["id"]))[: settings.images]
     _caption_images(run, settings.captioner, sample)
     captions = _captions(run, settings.captioner)

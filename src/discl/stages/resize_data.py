@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Image as ImageFeature
 from PIL import Image
 
@@ -26,7 +25,7 @@ from ..training.inference import side_of_five
 from ..utils.console import progress
 from ..utils.hashing import digest
 from ..utils.logging import get_logger
-from ..utils.stored import read_table
+from .prepare_data import split_rows_of
 
 logger = get_logger(__name__)
 
@@ -126,8 +125,6 @@ def _store(run: Run) -> Shards:
 
 def _keys(run: Run, split: str, size: int, mode: str) -> list[str]:
     """Ids of squares, by the picture's content, the size and the mode."""
-    listed = read_table(run.path(paths.DATA), ["split", "digest"])
-    return [
-        digest(content, size, *(["whole"] if mode == "whole" else []))
-        for content in listed.filter(pc.equal(listed["split"], split))["digest"].to_pylist()
-    ]
+    more = ["whole"] if mode == "whole" else []
+    contents = split_rows_of(run, split, ["digest"])["digest"].to_pylist()
+    return [digest(content, size, *more) for content in contents]

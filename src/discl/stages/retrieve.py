@@ -37,6 +37,7 @@ from ..utils.hashing import digest
 from ..utils.logging import get_logger
 from ..utils.stored import read_table, write_table
 from .pending import filter_texts
+from .prepare_data import split_rows_of
 
 logger = get_logger(__name__)
 
@@ -189,8 +190,7 @@ def _read_archive(run: Run, scorer: ClipScorer, archive: ImageTable) -> _Found:
 def _embed_split(run: Run, scorer: ClipScorer, split: str) -> np.ndarray:
     """Embeddings of the images of a split, `[images, dimensions]`. Raises DataError."""
     table = run.tables[split]
-    listed = read_table(run.path(paths.DATA), ["split", "digest"])
-    contents = listed.filter(pc.equal(listed["split"], split))["digest"].to_pylist()
+    contents = split_rows_of(run, split, ["digest"])["digest"].to_pylist()
     with progress(f"embed {split} images", len(table)) as advance:
         parts = list(_embed(run, scorer, table, contents, advance))
     for part in parts:

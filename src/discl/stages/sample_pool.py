@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 
 from ..audit.table import LEAKED
@@ -27,6 +26,7 @@ from ..run_folder.overrides import BY_HAND
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import judge
 from ..utils.stored import broken, read_table
+from .prepare_data import split_rows_of
 from .retrieve import retrieved_images
 
 
@@ -105,8 +105,7 @@ def hard_rows(run: Run) -> np.ndarray:
 
 def real_aspects(run: Run, split: str) -> np.ndarray:
     """Width / height of the images of a split, float64 `[images]`."""
-    listed = read_table(run.path(paths.DATA), ["split", "width", "height"])
-    sizes = listed.filter(pc.equal(listed["split"], split))
+    sizes = split_rows_of(run, split, ["width", "height"])
     return sizes["width"].to_numpy() / sizes["height"].to_numpy()
 
 

@@ -148,14 +148,8 @@ def fit_classifier(
     pixels = ImageCache(
         [rows], config.resize, aspects=aspects[fitted + scored] if aspects is not None else None
     )
-    pool, count = make_pool(rows, np.zeros(len(rows), bool), no_images()), len(fitted)
-    seen = Pool(
-        pool.labels[:count],
-        pool.levels[:count],
-        pool.synthetic[:count],
-        pool.hard[:count],
-        pool.class_names,
-    )
+    count = len(fitted)
+    seen = make_pool(table.select(fitted), np.zeros(count, bool), no_images())
     settings = describe_training(train, "full", real_images=count, device=device, epochs=epochs)
     job = TrainingJob(
         seen,

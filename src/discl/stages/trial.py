@@ -23,7 +23,7 @@ from ..run_folder import paths
 from ..run_folder.images import stored_images
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import ClipScorer, find_clip
-from ..spectrum.embeddings import embedding_shards
+from ..spectrum.embeddings import embedding_shards, valid_embeddings
 from ..spectrum.level_selection import Measured
 from ..utils.atomic import make_folder
 from ..utils.console import progress
@@ -116,9 +116,9 @@ class Embedder:
         self.store = embedding_shards(run.folder / paths.PILOT / paths.CACHED_EMBEDDINGS)
         self.store.clear_unfinished()
         self.known: dict[str, np.ndarray] = {}
-        for row in self.store.read().to_pylist():
-            if row["clip"] == self.clip and self._is_valid(row["embedding"]):
-                self.known[row["id"]] = np.asarray(row["embedding"], np.float32)
+        for clip, ids, vectors in valid_embeddings(self.store.read()):
+            if clip == self.clip and vectors.shape[1] == self.width:
+                self.known |= dict(zip(ids, vectors, strict=True))
         self._digests = cache(self._read_digests)
 
     def real(self, split: str, rows: Sequence[int]) -> np.ndarray:
@@ -169,14 +169,7 @@ class Embedder:
         )
 
     def _read_digests(self, split: str) -> list[str]:
-        return split_rows_of(self.run, split)["digest"].to_pylist()
-
-    def _is_valid(self, values: list[float] | None) -> bool:
-        return (
-            values is not None
-            and len(values) == self.width
-            and all(value is not None and abs(value) <= 1.001 for value in values)
-        )
+        return split_rows_of(self.run, split, ["digest"])["digest"].to_pylist()
 
 
 @dataclass(frozen=True)

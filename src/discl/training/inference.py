@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,6 +136,19 @@ def choose_precision(name: str, device: torch.device | str) -> torch.dtype:
     else:
         fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
+
+
+def choose_attention(model: nn.Module, device: torch.device, precision: torch.dtype) -> None:
+    """Uses plain matrix products for attention in bfloat16 on a CPU.
+
+    There the backward pass of torch's fused attention takes half of a step
+    (benchmarks/training.py).
+    """
+    if device.type == "cpu" and precision == torch.bfloat16:
+        for module in [*model.children(), *getattr(model, "tower", model).children()]:
+            choose: Any = getattr(module, "set_attn_implementation", None)
+            if choose is not None:
+                choose("eager")
 
 
 def autocast(device: torch.device | str, precision: torch.dtype) -> AbstractContextManager[object]:

@@ -26,6 +26,7 @@ from ..models.classifier import (
     build_classifier,
     save_classifier,
 )
+from ..models.heads import head_of
 from ..run_folder import paths
 from ..utils.atomic import clear_unfinished, make_folder
 from ..utils.hashing import derive_seed
@@ -36,7 +37,7 @@ from .hooks import TrainingContext, TrainingHook
 from .image_cache import EpochLoader, ImageCache
 from .inference import predict_logits
 from .objectives import Objective, make_objective
-from .step import EpochPart, StepConfig, TrainState, head_of
+from .step import EpochPart, StepConfig, TrainState
 
 LAST_LAYER = "last_layer_samples"
 """Key of a record: how often each class was shown to the last layer where it was trained alone."""

@@ -92,3 +92,17 @@ def ema_decay(decay: float, taken: int) -> float:
     """Returns the decay after t steps, min(decay, (1 + t)/(10 + t)), so that the initial weights
     fade quickly."""
     return min(decay, (1 + taken) / (10 + taken))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Moves an average of weights, in place, to decay · average + (1 − decay) · model.
+
+    Counters are copied.
+    """
+    means, weights = average.state_dict(), model.state_dict()
+    for mean, now in zip(means.values(), weights.values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(now, 1 - decay)
+        else:
+            mean.copy_(now)

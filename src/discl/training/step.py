@@ -19,15 +19,16 @@ from ..curriculum.schedule import Finish
 from ..errors import TrainingError
 from ..models.classifier import ClassifierConfig, normalise
 from ..models.clip import ClipClassifier
+from ..models.heads import head_of
 from ..utils.hashing import derive_seed
 from .augmentation import augment_shard, make_augmentation, mix_images
 from .distributed import GradientAverage, Processes, sync_batch_norm
 from .footprint import Footprint, KeptActivations, measure_footprint
 from .hooks import TrainingHook
 from .image_cache import EpochLoader, ImageCache
-from .inference import autocast
+from .inference import autocast, choose_attention
 from .objectives import FLYP, Objective, contrastive, weighted_loss, widest
-from .optim import ema_decay
+from .optim import ema_decay, update_average
 
 LOOK_EVERY = 50
 """Steps between two checks of the loss; each waits for the device."""
@@ -197,10 +198,8 @@ class TrainState:
                 continue
 
             # Step
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
             start = self.finish.start * part.epoch_steps if self.finish and of_head else 0
-            self._step(part.taken(step) - start)
+            self._step(part.taken(step) - start, rate)
             if (step + 1) % LOOK_EVERY == 0 or step + 1 == steps:
                 bad = int(self.processes.gather(first_bad[None]).min())
                 if bad < steps:
@@ -303,7 +302,10 @@ class TrainState:
             labels, logits = gather(labels), gather(logits)
         self.hook.learn(rows, labels, logits, learning_rate)
 
-    def _step(self, taken: int) -> None:
+    def _step(self, taken: int, learning_rate: float) -> None:
+        """Updates the weights after `taken` steps, and their moving average."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
         self.gradients.average()
         self.optimizer.step()
         if self._kept is not None:
@@ -312,23 +314,12 @@ class TrainState:
         if isinstance(self.model, ClipClassifier):
             self.model.clamp_scale()
         if self.average is not None and self.steps.ema is not None:
-            decay = ema_decay(self.steps.ema, taken)
-            averages, weights = self.average.state_dict(), self.model.state_dict()
-            with torch.no_grad():
-                for mean, now in zip(averages.values(), weights.values(), strict=True):
-                    if mean.is_floating_point():
-                        mean.lerp_(now, 1 - decay)
-                    else:
-                        mean.copy_(now)
+            update_average(self.average, self.model, ema_decay(self.steps.ema, taken))
 
     def _freeze(self, head_only: bool) -> None:
         """Turns to training mode; `head_only` freezes all but the head, in evaluation mode."""
         self.model.train(not head_only)
-        head = (
-            {id(parameter) for parameter in head_of(self.model).parameters()}
-            if head_only
-            else set()
-        )
+        head = set(map(id, head_of(self.model).parameters())) if head_only else set()
         changed = False
         for name, parameter in self.model.named_parameters():
             trained = name in self.trainable and (not head_only or id(parameter) in head)
@@ -378,10 +369,7 @@ class TrainState:
         Raises KeyError or RuntimeError for the state of another model.
         """
         groups: dict[str, dict[str, Tensor]] = {
-            "model": {},
-            "average": {},
-            "optimizer": {},
-            "hook": {},
+            kind: {} for kind in ("model", "average", "optimizer", "hook")
         }
         for key, tensor in tensors.items():
             kind, _, name = key.partition(".")
@@ -397,29 +385,6 @@ class TrainState:
         self.optimizer.load_state_dict(
             {"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]}
         )
-
-
-def head_of(model: nn.Module) -> nn.Module:
-    """Returns the last layer of a classifier; raises TrainingError for one without `head`."""
-    head = getattr(model, "head", None)
-    if not isinstance(head, nn.Module):
-        raise TrainingError(
-            f"a {type(model).__name__} has no separate head to train; train the whole network."
-        )
-    return head
-
-
-def choose_attention(model: nn.Module, device: torch.device, precision: torch.dtype) -> None:
-    """Uses plain matrix products for attention in bfloat16 on a CPU.
-
-    There the backward pass of torch's fused attention takes half of a step
-    (benchmarks/training.py).
-    """
-    if device.type == "cpu" and precision == torch.bfloat16:
-        for module in [*model.children(), *getattr(model, "tower", model).children()]:
-            choose: Any = getattr(module, "set_attn_implementation", None)
-            if choose is not None:
-                choose("eager")
 
 
 def _finite(model: nn.Module) -> bool:

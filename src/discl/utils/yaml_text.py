@@ -107,7 +107,7 @@ def read_text(path: Path, most: int, error: type[DisclError] = RecipeError, what
         raise error(f"{name} cannot be read: {reason}.") from failure
     if not regular:
         raise error(f"{name} is a pipe, a device or a folder; a regular file is expected.")
-    if data is None or len(data) > most:
+    if len(data) > most:
         raise error(f"{name} is larger than {most:,} bytes, which is the most that is read.")
     try:
         return data.decode("utf-8-sig")
@@ -217,14 +217,8 @@ class _Composer:
 
     def _scalar(self, event: Any, line: int) -> _Node:
         tagged = _check_tag(event.tag, line)
-        if len(event.value) > self.limits.text:
-            raise _Refused(
-                f"a text has {len(event.value):,} characters; at most {self.limits.text:,} are "
-                "allowed.",
-                line,
-            )
-        if found := UNFIT.search(event.value):
-            raise _Refused(f"a text holds the character U+{ord(found[0]):04X}; take it out.", line)
+        if wrong := _wrong_scalar(event.value, self.limits):
+            raise _Refused(wrong, line)
         plain = not event.style and not tagged
         return _Node("text", line, event.value, plain, characters=len(event.value))
 
@@ -362,10 +356,7 @@ def _whole_number(text: str, line: int) -> int:
     digits = text.replace("_", "")
     number = int(digits, 0) if len(digits) <= 70 else LARGEST + 1
     if abs(number) > LARGEST:
-        raise _Refused(
-            f"the whole number {shorten(text)} is out of range; allowed: {-LARGEST} to {LARGEST}.",
-            line,
-        )
+        raise _Refused(_out_of_range(text), line)
     return number
 
 
@@ -415,7 +406,9 @@ def _wrong_scalar(value: Any, limits: Limits) -> str | None:
                 f"the text {shorten(value)} holds the character U+{ord(found[0]):04X}; take it out."
             )
     elif isinstance(value, int) and abs(value) > LARGEST:
-        return (
-            f"the whole number {shorten(value)} is out of range; allowed: {-LARGEST} to {LARGEST}."
-        )
+        return _out_of_range(value)
     return None
+
+
+def _out_of_range(value: int | str) -> str:
+    return f"the whole number {shorten(value)} is out of range; allowed: {-LARGEST} to {LARGEST}."
