@@ -27,8 +27,8 @@ def test_the_key_of_the_address_opens_the_page(site: Site) -> None:
         answer = stranger.get(path)
         assert answer.status_code == 403 and "discl browse" in answer.json()["error"]
     assert stranger.get("/?key=wrong").status_code == 403
-    assert stranger.get("/api/run?key=" + stranger.known.key).status_code == 403
-    entered = stranger.get("/?key=" + stranger.known.key, follow_redirects=False)
+    assert stranger.get("/api/run?key=" + stranger.secrets.key).status_code == 403
+    entered = stranger.get("/?key=" + stranger.secrets.key, follow_redirects=False)
     cookie = entered.headers["set-cookie"]
     assert entered.status_code == 303 and "HttpOnly" in cookie and "SameSite=strict" in cookie
     assert stranger.get("/api/run").status_code == 200
@@ -47,7 +47,7 @@ def test_the_key_of_the_address_opens_the_page(site: Site) -> None:
 )
 def test_another_host_is_refused(site: Site, host: str) -> None:
     """A name of an attacker may resolve to 127.0.0.1."""
-    for path in ("/api/run", f"/?key={site.known.key}"):
+    for path in ("/api/run", f"/?key={site.secrets.key}"):
         assert site.get(path, headers={"Host": host}).status_code == 421
 
 
@@ -63,14 +63,14 @@ def test_only_the_own_page_changes_something(site: Site, origin: str) -> None:
 
 
 def test_a_change_needs_the_token(site: Site) -> None:
-    for token in ("", "wrong", site.known.token[:-1], site.known.key):
+    for token in ("", "wrong", site.secrets.token[:-1], site.secrets.key):
         assert site.change("/api/overrides", CHANGE, **{"X-Token": token}).status_code == 403
     assert site.post("/api/overrides", json=CHANGE, headers={"Origin": HOST}).status_code == 403
     assert not (site.run / paths.OVERRIDES).exists()
 
 
 def test_a_change_is_short_json(site: Site) -> None:
-    named = {"Origin": HOST, "X-Token": site.known.token}
+    named = {"Origin": HOST, "X-Token": site.secrets.token}
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         headers = {**named, "Content-Type": kind}
         assert site.post("/api/overrides", content="[]", headers=headers).status_code == 415
@@ -108,5 +108,5 @@ def test_other_methods_are_refused(site: Site) -> None:
 def test_secrets_are_in_no_answer_but_the_page(site: Site, tmp_path: Path) -> None:
     for path in ("/api/run", "/api/columns", "/api/overrides"):
         answer = site.get(path)
-        for secret in (site.known.key, site.known.token):
+        for secret in (site.secrets.key, site.secrets.token):
             assert secret.encode() not in answer.content

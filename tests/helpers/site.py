@@ -23,14 +23,14 @@ class Site(TestClient):
     """A browser that has opened the printed address of a run folder."""
 
     def __init__(self, run: Path, amend: Callable[[Any], None] = lambda changes: None):
-        known = Secrets()
+        secrets = Secrets()
         super().__init__(
-            make_app(RunView(run, amend), PORT, known),
+            make_app(RunView(run, amend), PORT, secrets),
             base_url=HOST,
             raise_server_exceptions=False,
         )
-        self.run, self.known = run, known
-        self.cookies.set(f"discl-{PORT}", known.key)
+        self.run, self.secrets = run, secrets
+        self.cookies.set(f"discl-{PORT}", secrets.key)
 
     def json(self, path: str, status: int = 200) -> Any:
         answer = self.get(path)
@@ -38,7 +38,7 @@ class Site(TestClient):
         return answer.json()
 
     def change(self, path: str, body: Any, **headers: str) -> Any:
-        named = {"Origin": HOST, "X-Token": self.known.token, **headers}
+        named = {"Origin": HOST, "X-Token": self.secrets.token, **headers}
         return self.post(path, json=body, headers=named)
 
     def columns(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

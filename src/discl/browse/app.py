@@ -20,8 +20,7 @@ its pixels (both 32 hexadecimal digits). So addresses of pictures stay true whil
         "classes": [str], "class_counts": [int], "groups": {"many": [label], …},
         "levels": [int], "rule": "threshold" | "difficulty" | "alia", "threshold": float,
         "level_thresholds": {level: float}, "class_thresholds": {name: float},
-        "methods": [{"name": str, "synthetic": bool, "levels": [int], "threshold": float | null,
-                     "scale": float}],
+        "methods": [{"name": str, "levels": [int], "threshold": float | null, "scale": float}],
         "verdicts": ["not judged", "kept", "below the threshold", "copies a held-out image",
                      "dropped by another rule", "kept by hand", "dropped by hand"],
         "hand": ["none", "keep", "drop"],
@@ -146,14 +145,14 @@ MOST_NEIGHBOURS = 50
 FOREVER = "private, max-age=31536000, immutable"
 
 
-def make_app(view: RunView, port: int, known: Secrets) -> ASGIApp:
+def make_app(view: RunView, port: int, secrets: Secrets) -> ASGIApp:
     """The application of a run folder.
 
     - `view`: the run folder.
     - `port`: the port that Host and Origin of a request have to name.
-    - `known`: key and token.
+    - `secrets`: key and token.
     """
-    routes = _Routes(view, known)
+    routes = _Routes(view, secrets)
     made = [
         Route("/", routes.page),
         Route("/static/{name}", _static),
@@ -173,18 +172,18 @@ def make_app(view: RunView, port: int, known: Secrets) -> ASGIApp:
         routes=made,
         exception_handlers={HTTPException: _on_http, DisclError: _on_known, Exception: _on_bug},
     )
-    return Guard(answers, port, known)
+    return Guard(answers, port, secrets)
 
 
 class _Routes:
     """The answers that need the view."""
 
-    def __init__(self, view: RunView, known: Secrets) -> None:
-        self.view, self.known = view, known
+    def __init__(self, view: RunView, secrets: Secrets) -> None:
+        self.view, self.secrets = view, secrets
 
     def page(self, request: Request) -> Response:
         text = (STATIC / "index.html").read_text(encoding="utf-8")
-        return Response(text.replace(TOKEN, self.known.token), media_type="text/html")
+        return Response(text.replace(TOKEN, self.secrets.token), media_type="text/html")
 
     def columns(self, request: Request) -> Response:
         return Response(self.view.columns(), media_type="application/octet-stream")

@@ -8,10 +8,10 @@ changes something also needs the page's token, the right Origin, JSON, and a sho
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
+from secrets import compare_digest, token_urlsafe
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -42,8 +42,8 @@ class Secrets:
     - `token`: in the page, then in the header of requests that change something.
     """
 
-    key: str = field(default_factory=lambda: secrets.token_urlsafe(24))
-    token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    key: str = field(default_factory=lambda: token_urlsafe(24))
+    token: str = field(default_factory=lambda: token_urlsafe(24))
 
 
 class Guard:
@@ -52,8 +52,8 @@ class Guard:
     - `port`: of the server, which Host and Origin have to name.
     """
 
-    def __init__(self, app: ASGIApp, port: int, known: Secrets) -> None:
-        self.app, self.known = app, known
+    def __init__(self, app: ASGIApp, port: int, secrets: Secrets) -> None:
+        self.app, self.secrets = app, secrets
         self.port, self.cookie = port, f"discl-{port}"
         names = [f"{host}:{port}" for host in ("127.0.0.1", "localhost")]
         self.hosts = {*names, *(["127.0.0.1", "localhost"] if port == 80 else [])}
@@ -92,7 +92,7 @@ class Guard:
         query = parse_qs(scope["query_string"].decode("latin-1"))
         if scope["path"] == "/" and "key" in query and scope["method"] in SAFE:
             return self._enter(query["key"][0])
-        if not _same(_cookies(headers).get(self.cookie, ""), self.known.key):
+        if not _same(_cookies(headers).get(self.cookie, ""), self.secrets.key):
             return _error(403, "open the address that `discl browse` prints; its key is missing.")
         if scope["path"] != "/" and headers.get("sec-fetch-site", "none") not in (
             "same-origin",
@@ -102,16 +102,16 @@ class Guard:
         return None if scope["method"] in SAFE else self._refuse_change(headers)
 
     def _enter(self, key: str) -> Response:
-        if not _same(key, self.known.key):
+        if not _same(key, self.secrets.key):
             return _error(403, "the key is that of another server; open the address printed last.")
         answer = RedirectResponse("/", status_code=303)
-        answer.set_cookie(self.cookie, self.known.key, httponly=True, samesite="strict", path="/")
+        answer.set_cookie(self.cookie, self.secrets.key, httponly=True, samesite="strict", path="/")
         return answer
 
     def _refuse_change(self, headers: Headers) -> Response | None:
         if headers.get("origin", "").lower() not in {f"http://{host}" for host in self.hosts}:
             return _error(403, "only the page of this server may change something.")
-        if not _same(headers.get("x-token", ""), self.known.token):
+        if not _same(headers.get("x-token", ""), self.secrets.token):
             return _error(403, "the token of the page is missing or old; load the page again.")
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return _error(415, "the content type has to be application/json.")
@@ -124,7 +124,7 @@ def _error(status: int, message: str) -> Response:
 
 def _same(given: str, known: str) -> bool:
     """Whether two texts are equal, in a time that does not depend on where they differ."""
-    return secrets.compare_digest(given.encode(), known.encode())
+    return compare_digest(given.encode(), known.encode())
 
 
 def _cookies(headers: Headers) -> Mapping[str, str]:

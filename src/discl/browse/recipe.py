@@ -38,7 +38,7 @@ def rule_of(name: str, method: Mapping[str, Any], tree: Mapping[str, Any]) -> Me
     if method.get("images") == "retrieved":
         drawn = set()
     scale = float(method.get("synthetic_scale", 3.0))
-    return MethodRule(name, bool(drawn), sorted(drawn), method.get("threshold"), scale)
+    return MethodRule(name, sorted(drawn), method.get("threshold"), scale)
 
 
 def read_tree(path: Path) -> dict[str, Any]:

@@ -42,14 +42,12 @@ LISTED = ("id", "source_id", "label", "level", "seed", "attempt")
 class MethodRule:
     """Which synthetic images the training of a method may draw.
 
-    - `synthetic`: whether it draws any.
-    - `levels`: in per cent.
+    - `levels`: in per cent; empty if it draws none.
     - `threshold`: in the place of the filter's, or None.
     - `scale`: synthetic images in an epoch per source.
     """
 
     name: str
-    synthetic: bool
     levels: Sequence[int]
     threshold: float | None
     scale: float
@@ -60,7 +58,7 @@ class MethodRule:
         if self.threshold is not None:
             decided = np.isin(verdict, (LEAK, KEPT_BY_HAND, DROPPED_BY_HAND))
             kept = np.where(decided, kept, score >= self.threshold)
-        return kept & np.isin(level, self.levels) & self.synthetic
+        return kept & np.isin(level, self.levels)
 
 
 @dataclass(frozen=True)

@@ -59,16 +59,16 @@ def serve(
     view = RunView(folder, amend)
     listener = bind(port)
     threading.Thread(target=_read_ahead, args=(view,), daemon=True).start()
-    known, chosen = Secrets(), listener.getsockname()[1]
+    secrets, chosen = Secrets(), listener.getsockname()[1]
     config = uvicorn.Config(
-        make_app(view, chosen, known),
+        make_app(view, chosen, secrets),
         log_level="warning",
         access_log=False,
         server_header=False,
         ws="none",
         timeout_graceful_shutdown=2,
     )
-    address = f"http://{HOST}:{chosen}/?key={known.key}"
+    address = f"http://{HOST}:{chosen}/?key={secrets.key}"
     on_start(address)
     if show and _has_browser():
         threading.Timer(0.3, webbrowser.open, (address,)).start()

@@ -16,8 +16,9 @@ import yaml
 from ..levels import REAL
 from ..mixtures import LONG_FORM, name_mixture, read_mixture
 
-VARIANTS = ("+la", "+tau", "+we")
-"""Suffixes of rows that are computed from a classifier after training."""
+ADJUSTED, NORMALISED, ENSEMBLED = VARIANTS = ("+la", "+tau", "+we")
+"""Suffixes of rows that are computed from a classifier after training: post-hoc logit adjustment, a
+τ-normalised head, weight ensembling."""
 SAME_MIXTURE = "same-mixture"
 MIXTURE_HEADING = "{} − same mixture without synthetic images"
 BEST_HEADING = "{} − best row without synthetic images"

@@ -148,10 +148,7 @@ def estimate_worth(
 
     Raises DataError where no class has two hard images and nothing is held out.
     """
-    classes = int(max(real.labels.max(), synthetic.labels.max())) + 1
-    if held_out is not None:
-        classes = max(classes, int(held_out.labels.max()) + 1)
-    tail = np.bincount(real.labels[hard], minlength=classes) > 0
+    tail = _tail(hard, real, synthetic, held_out)
     if not tail.any():
         raise DataError("no image is hard, so there is nothing to estimate a gain on.")
     fold_of = _folds(real.labels, hard, folds, seed)
@@ -161,9 +158,7 @@ def estimate_worth(
             "every class has one hard image, so none can be held out; add validation images.",
             argument="held_out",
         )
-    right: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    recognised = []
-    later: list[tuple[np.ndarray, np.ndarray]] = []
+    labels, changes, later, recognised = [], [], [], []
     for fold in range(folds):
         made = fold_of[sources] != fold
         control, judged = _fit_heads(
@@ -174,26 +169,22 @@ def estimate_worth(
             mixture=mixture,
             scale=scale,
         )
-        rows = np.flatnonzero(hard & (fold_of == fold))
-        held = real.take(rows)
-        right.append((held.labels, _right(control, held), _right(judged, held)))
-        unseen = synthetic.take(np.flatnonzero(~made))
-        recognised.append(_right(control, unseen))
+        held = real.take(np.flatnonzero(hard & (fold_of == fold)))
+        labels.append(held.labels)
+        changes.append(_right(judged, held) - _right(control, held))
+        recognised.append(_right(control, synthetic.take(np.flatnonzero(~made))))
         if held_out is not None:
             later.append((_right(control, held_out), _right(judged, held_out)))
-    labels, before, after = (np.concatenate(each) for each in zip(*right, strict=True))
     overall = None
     if held_out is not None:
-        pair = [np.mean(each, 0) for each in zip(*later, strict=True)]
+        before, after = (np.mean(each, 0) for each in zip(*later, strict=True))
         in_tail = tail[held_out.labels]
-        labels = np.concatenate([labels, held_out.labels[in_tail]])
-        before = np.concatenate([before, pair[0][in_tail]])
-        after = np.concatenate([after, pair[1][in_tail]])
-        overall = _gain(np.zeros_like(held_out.labels), pair[1] - pair[0], seed)
+        labels.append(held_out.labels[in_tail])
+        changes.append((after - before)[in_tail])
+        overall = _gain(np.zeros_like(held_out.labels), after - before, seed)
+    few = _gain(np.concatenate(labels), np.concatenate(changes), seed)
     found = np.concatenate(recognised)
-    return Worth(
-        _gain(labels, after - before, seed), overall, float(found.mean()) if len(found) else 0.0
-    )
+    return Worth(few, overall, float(found.mean()) if len(found) else 0.0)
 
 
 def score_mixtures(
@@ -211,9 +202,7 @@ def score_mixtures(
     - `synthetic`: None without any.
     - `held_out`: images that no head sees.
     """
-    labels = [each.labels for each in (real, synthetic, held_out) if each is not None]
-    classes = int(max(each.max() for each in labels if len(each))) + 1
-    tail = np.bincount(real.labels[hard], minlength=classes) > 0
+    tail = _tail(hard, real, synthetic, held_out)
     scores = []
     for mixture in mixtures:
         heads = _fit_heads(real, synthetic, tail, class_counts, mixture=mixture, scale=scale)
@@ -243,6 +232,12 @@ def precision_and_coverage(
     between = np.linalg.norm(real[:, None] - synthetic[None], axis=2)
     inside = between <= radius[:, None]
     return float(inside.any(0).mean()), float(inside.any(1).mean())
+
+
+def _tail(hard: np.ndarray, real: Features, *others: Features | None) -> np.ndarray:
+    """Which classes have hard images, bool `[classes]`, of all classes that occur."""
+    labels = np.concatenate([each.labels for each in (real, *others) if each is not None])
+    return np.bincount(real.labels[hard], minlength=int(labels.max()) + 1) > 0
 
 
 def _folds(labels: np.ndarray, hard: np.ndarray, folds: int, seed: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from ..data import ImageTable
-from ..evaluation.controls import ABSENT, takes_retrieved_images
+from ..evaluation.controls import ABSENT, ADJUSTED, takes_retrieved_images
 from ..mixtures import describe_mixture
 from ..run_folder import paths
 from ..utils.atomic import whole
@@ -23,7 +23,7 @@ from .comparison_page import Comparison, compare_values, read_comparison
 from .gallery import Gallery, make_gallery
 from .pilot_section import read_adaptation, read_pilot
 from .rounds import round_rows
-from .run_summary import ADJUSTED, RunSummary, read_run
+from .run_summary import RunSummary, read_run
 from .templates import make_environment
 
 

@@ -14,17 +14,8 @@ import pyarrow as pa
 from ..data.images import decode_image
 from ..evaluation.controls import takes_retrieved_images, takes_synthetic_images
 from ..run_folder import paths
-from ..spectrum.store import Shards
+from ..spectrum.store import picture_shards
 from ..utils.stored import read_json, read_lines, read_recipe_tree, read_table
-
-ADJUSTED = "+la"
-"""Suffix of the rows of `results.json` with post-hoc logit adjustment."""
-
-NORMALISED = "+tau"
-"""Suffix of the rows with a τ-normalised head."""
-
-ENSEMBLED = "+we"
-"""Suffix of the rows with weight ensembling."""
 
 CURRICULA = ("diverse-to-specific", "easy-to-hard", "specific-to-diverse")
 
@@ -188,15 +179,5 @@ def _read_retrieved(folder: Path, recipe: Mapping[str, Any]) -> np.ndarray | Non
 
 def read_pictures(store: Path | str, ids: Collection[str]) -> dict[str, Any]:
     """`{id: RGB picture}` of the ids that `store` holds."""
-    shards = Shards(
-        store,
-        pa.schema(
-            [
-                ("id", pa.string()),
-                ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-                ("image_digest", pa.string()),
-            ]
-        ),
-        optional=("image_digest",),
-    )
-    return {name: decode_image(row["image"]) for name, row in shards.rows(ids, ["image"]).items()}
+    rows = picture_shards(store).rows(ids, ["image"])
+    return {name: decode_image(row["image"]) for name, row in rows.items()}

@@ -15,8 +15,9 @@ from ..evaluation.controls import (
     MIXTURE_HEADING,
     Controls,
     make_controls,
+    split_variant,
 )
-from .run_summary import ADJUSTED, ENSEMBLED, NORMALISED, RunSummary
+from .run_summary import RunSummary
 
 GROUPS = ("many", "medium", "few")
 MAX_CLASSES = 30
@@ -106,10 +107,7 @@ def result_rows(
             adjustment = f"class vectors ÷ ‖w‖^τ: τ = {row['tau_normalisation']:g}"
         if "alpha" in row:
             adjustment = f"weight ensembling: α = {row['alpha']:g}"
-        method = name
-        for suffix in (ADJUSTED, NORMALISED, ENSEMBLED):
-            method = method.removesuffix(suffix)
-        rows.append(ResultRow(name, method, adjustment, tuple(cells)))
+        rows.append(ResultRow(name, split_variant(name)[0], adjustment, tuple(cells)))
     return rows
 
 
@@ -125,23 +123,16 @@ class Difference:
 def differences(summary: RunSummary) -> list[Difference]:
     """Every other method against the baseline on all, many, medium and few.
 
-    Adjusted rows are compared with the adjusted baseline.
+    Rows that are computed after training are compared with the same row of the baseline.
     """
     rows = []
     for name, figures in summary.figures.items():
-        adjusted = next((mark for mark in (ADJUSTED, ENSEMBLED) if name.endswith(mark)), "")
-        against = summary.baseline + adjusted
-        if name.removesuffix(adjusted) != summary.baseline and against in summary.figures:
-            rows.append(
-                Difference(
-                    name,
-                    against,
-                    tuple(
-                        difference(figures, summary.figures[against], key)
-                        for key in ("accuracy", *GROUPS)
-                    ),
-                )
-            )
+        method, variant = split_variant(name)
+        against = summary.baseline + variant
+        if method != summary.baseline and against in summary.figures:
+            base = summary.figures[against]
+            change = (difference(figures, base, key) for key in ("accuracy", *GROUPS))
+            rows.append(Difference(name, against, tuple(change)))
     return rows
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.controls import takes_retrieved_images
+from ..evaluation.controls import ADJUSTED, NORMALISED, takes_retrieved_images
 from ..recipe.paths import FOREIGN, PATHS, map_paths
 from ..run_folder import paths
-from .run_summary import ADJUSTED, NORMALISED, RunSummary
+from .run_summary import RunSummary
 from .tables import GROUPS, PRIORS, ControlTable, difference, standard_errors
 
 OF_THIS_MACHINE = ("~", "file:", "local:")

@@ -14,22 +14,12 @@ import pyarrow.compute as pc
 
 from ..errors import StoreError
 from ..utils.bounded_cache import BoundedCache
-from .store import DIGEST, READERS, Shards, check_digests
+from .store import READERS, check_digests, picture_shards
 
 CAPACITY = 96 * 2**20
 """Bytes of row groups that stay in memory."""
 COLUMNS = ("id", "label", "prompt")
 """Columns that are read for all rows."""
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("label", pa.int64()),
-        ("prompt", pa.string()),
-        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        (DIGEST, pa.string()),
-    ]
-)
-"""What is needed of a store. Its whole schema (`spectrum_shards`) takes `datasets` to write."""
 
 
 class Lookup:
@@ -50,7 +40,7 @@ class Lookup:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        self.shards = Shards(folder, SCHEMA, optional=(DIGEST,))
+        self.shards = picture_shards(folder, {"label": pa.int64(), "prompt": pa.string()})
         self.problems: dict[str, str] = {}
         self.class_names: list[str] = []
         self._parts: dict[PurePath, pa.Table] = {}
@@ -127,7 +117,7 @@ class Lookup:
             return self.shards.read_columns(shard, None, [group])
 
     def _joined(self) -> pa.Table:
-        empty = pa.schema([SCHEMA.field(name) for name in COLUMNS]).empty_table()
+        empty = pa.schema([self.shards.schema.field(name) for name in COLUMNS]).empty_table()
         parts = [part.select(COLUMNS).replace_schema_metadata() for part in self._parts.values()]
         table = pa.concat_tables([empty, *parts]).combine_chunks()
         ids = table["id"]

@@ -327,7 +327,17 @@ def _naming_shard(file: PurePath) -> Iterator[None]:
         ) from error
 
 
-# ---------------------------------------------------------------- the two stores
+# ---------------------------------------------------------------- the stores
+
+
+def picture_shards(folder: Path | str, columns: Mapping[str, pa.DataType] | None = None) -> Shards:
+    """A store of encoded images by id, without importing `datasets`.
+
+    - `columns`: further columns with their types.
+    """
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    fields = {"id": pa.string(), "image": image, DIGEST: pa.string(), **(columns or {})}
+    return Shards(folder, pa.schema(list(fields.items())), optional=(DIGEST,))
 
 
 def spectrum_shards(folder: Path | str, class_names: Sequence[str]) -> Shards:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data import digest_image, to_size
-from ..errors import CheckpointError, RecipeError, RunError, arguments_named
+from ..data import to_size
+from ..errors import CheckpointError, RecipeError, arguments_named
 from ..prompts import class_prompts
 from ..recipe import Adapt
 from ..run_folder import paths
@@ -86,14 +86,14 @@ def ensure_adapter(run: Run, settings: Adapt, rows: np.ndarray) -> Path:
     """
     texts = class_texts(run)
     train, contents = run.train, split_rows_of(run, "train", ["digest"])["digest"].to_pylist()
-    chosen = [(train.ids[row], contents[row]) for row in rows.tolist()]
+    chosen = [contents[row] for row in rows.tolist()]
     key = digest(
         run.generator.model,
         describe_loras(run.base_address.loras),
         run.recipe.spectrum.dtype,
         run.size,
         sorted(settings.model_dump().items()),
-        [content for _, content in chosen],
+        chosen,
         [texts[int(train.labels[row])] for row in rows.tolist()],
     )[:16]
     file = make_folder(run.path(paths.ADAPTED)) / f"{key}.safetensors"
@@ -107,13 +107,7 @@ def ensure_adapter(run: Run, settings: Adapt, rows: np.ndarray) -> Path:
     size = run.size
 
     def load(place: int) -> np.ndarray:
-        name, content = chosen[place]
-        image = train.image(int(rows[place]))
-        if digest_image(image) != content:
-            raise RunError(
-                f"image '{name}' has changed since it was checked; start a new folder with --out."
-            )
-        return to_size(image, size, size)
+        return to_size(run.checked_image(int(rows[place]), chosen[place]), size, size)
 
     labels = train.labels[rows]
     images = AdapterImages(load, labels, [texts[label] for label in labels.tolist()])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..data import ImageTable
 from ..errors import CheckpointError
 from ..evaluation import metrics
+from ..evaluation.controls import ADJUSTED, ENSEMBLED, NORMALISED
 from ..models.classifier import (
     TRAINED_AGAIN,
     ClassifierConfig,
@@ -83,7 +84,7 @@ def evaluate(run: Run) -> Path:
         )
         rows |= _normalised_rows(run, name, method, rows[name][0], labels)
         if _is_ensembled(run, name):
-            rows[f"{name}+we"] = _read_ensemble(run, name)
+            rows[name + ENSEMBLED] = _read_ensemble(run, name)
         for row, (logits, stated) in rows.items():
             results[row] = {
                 split: {**measure(each, labels[split], domains=domains.get(split)), **stated}
@@ -214,7 +215,7 @@ def _ensemble(
     shutil.rmtree(folder, ignore_errors=True)
     save_classifier(tuned, config, folder, fingerprint)
     _measure_classifier(
-        run, f"{name}+we", tuned, config, folder=folder, decode=decode, fingerprint=fingerprint
+        run, name + ENSEMBLED, tuned, config, folder=folder, decode=decode, fingerprint=fingerprint
     )
     write_text(
         mark,
@@ -260,7 +261,7 @@ def _rows_of(
     else:
         prior, tau = "effective", min(taus, key=lambda each: abs(each - 1))
     adjusted = {split: adjust_logits(each, counts[prior], tau) for split, each in logits.items()}
-    rows[f"{name}+la"] = (adjusted, {"prior": prior, "tau": tau})
+    rows[name + ADJUSTED] = (adjusted, {"prior": prior, "tau": tau})
     return rows
 
 
@@ -309,7 +310,7 @@ def _normalised_rows(
     elif tau is None:
         tau = min(taus, key=lambda each: abs(each - 0.5))
     rows = {split: normalised(each, tau=tau) for split, each in logits.items()}
-    return {f"{name}+tau": (rows, {"tau_normalisation": tau})}
+    return {name + NORMALISED: (rows, {"tau_normalisation": tau})}
 
 
 def _linear_head(model: nn.Module) -> nn.Linear | None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from datasets import Image as ImageFeature
 from PIL import Image
 
@@ -20,7 +19,7 @@ from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.cache import mapped_rows
 from ..spectrum.encoding import encode_image
-from ..spectrum.store import Shards
+from ..spectrum.store import picture_shards
 from ..training.inference import side_of_five
 from ..utils.console import progress
 from ..utils.hashing import digest
@@ -39,7 +38,7 @@ def prepare_squares(run: Run) -> Path:
     Training on them gives the same bits as training on the originals: only pixels that training
     does not see are lost. Returns the folder.
     """
-    store = _store(run)
+    store = picture_shards(run.path(paths.PREPARED))
     store.clear_unfinished()
     present = store.ids()
     trainings = [run.recipe.training(name) for name in run.recipe.methods]
@@ -84,7 +83,7 @@ def prepared_table(run: Run, split: str, size: int, mode: str = "square") -> Ima
     - `mode`: `train.resize_mode`; squares are the centres of the pictures, or the whole pictures
       squeezed.
     """
-    table, store = run.tables[split], _store(run)
+    table, store = run.tables[split], picture_shards(run.path(paths.PREPARED))
     if not store.files():
         return table
     keys = _keys(run, split, size, mode)
@@ -107,20 +106,6 @@ def prepared_table(run: Run, split: str, size: int, mode: str = "square") -> Ima
     for name in rows.column_names:
         squares = squares.add_column(name, rows[name][:])
     return ImageTable(squares, table.class_names)
-
-
-def _store(run: Run) -> Shards:
-    return Shards(
-        run.path(paths.PREPARED),
-        pa.schema(
-            [
-                ("id", pa.string()),
-                ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-                ("image_digest", pa.string()),
-            ]
-        ),
-        optional=("image_digest",),
-    )
 
 
 def _keys(run: Run, split: str, size: int, mode: str) -> list[str]:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from ..checkpoints import public_name
 from ..data import split_rows
+from ..evaluation.controls import ADJUSTED, NORMALISED
 from ..mixtures import LONG_FORM, describe_mixture
 from ..recipe import Recipe, check_own_pieces, validate
 from ..recipe.loop import learner_of
@@ -274,10 +275,10 @@ def score_trial(row: Mapping[str, Any], metric: str) -> float:
 def adjustment_of(results: Mapping[str, Any], row: str) -> Settings:
     """Prior and τ of a trial's rows `+la` and `+tau` as settings of its method."""
     settings: dict[str, Any] = {}
-    if (adjusted := results.get(f"{row}+la")) is not None:
+    if (adjusted := results.get(row + ADJUSTED)) is not None:
         ((prior, tau),) = {(each["prior"], each["tau"]) for each in adjusted.values()}
         settings |= {"adjustment.prior": prior, "adjustment.tau": tau}
-    if (normalised := results.get(f"{row}+tau")) is not None:
+    if (normalised := results.get(row + NORMALISED)) is not None:
         (tau,) = {each["tau_normalisation"] for each in normalised.values()}
         settings["tau_normalisation"] = tau
     return settings

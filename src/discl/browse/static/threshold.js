@@ -43,7 +43,7 @@ export class ThresholdPanel {
   load() {
     const { run } = this.model;
     this.fillScopes(run);
-    const methods = run.methods.map((each, i) => [each, i]).filter(([each]) => each.synthetic);
+    const methods = run.methods.map((each, i) => [each, i]).filter(([each]) => each.levels.length);
     byId("scale-method").replaceChildren(
       ...methods.map(([each, i]) => el("option", { value: i, text: each.name })),
     );
