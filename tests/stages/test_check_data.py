@@ -22,6 +22,7 @@ from discl.data import inspect_images, read_tables
 from discl.errors import DataError
 from discl.recipe import Data, Groups, LongTail, load_recipe
 from discl.run_folder.open import open_run
+from discl.spectrum.store import picture_shards
 from discl.stages.check_data import (
     CIFAR100_LT,
     PUBLISHED,
@@ -519,7 +520,7 @@ def test_a_killed_preparation_goes_on(
     assert all(
         row["image"]["bytes"] for split in run.tables for row in prepared_table(run, split, 8).rows
     )
-    assert len(resize_data._store(run).read(["id"])) == 16
+    assert len(picture_shards(run.path("prepared")).read(["id"])) == 16
 
 
 def test_files_that_are_not_read_are_counted_and_named(tmp_path: Path) -> None:

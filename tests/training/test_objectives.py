@@ -197,8 +197,8 @@ def test_a_normalised_head_by_hand() -> None:
     ("asked", "message"),
     [
         ("focul", "unknown objective 'focul'.*Did you mean 'focal'"),
-        ({"gamma": 2}, "an objective is a name or a mapping"),
-        (3, "an objective is a name or a mapping"),
+        ({"gamma": 2}, "an objective is a name, or a mapping"),
+        (3, "an objective is a name, or a mapping"),
         ({"name": "flyp", "gamma": 2}, "objective flyp has no parameter"),
         ({"name": "focal", "tau": 2}, "unknown parameter of objective focal 'tau'; known: gamma"),
     ],

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import RecipeError, shorten, unknown
+from ..errors import RecipeError, shorten
 from ..training.hooks import TrainingHook
-from ..utils.plugins import find_piece, named_parameters, read_piece
+from ..utils.plugins import check_parameters, find_piece, named_parameters, read_piece
 
 SYSTEMS = {
     "cuda": "discl.baselines.cuda:Cuda",
@@ -38,13 +38,7 @@ def find_system(
     if not isinstance(found, type) or not issubclass(found, TrainingHook):
         raise _no_hook(name, found)
     known = [each.name for each in named_parameters(found)]
-    for key in parameters:
-        if key not in known:
-            raise RecipeError(
-                unknown(f"parameter of system {name}", key, known)
-                if known
-                else f"system {name} has no parameter; got {shorten(key)}."
-            )
+    check_parameters("system", name, parameters, known)
     return found, parameters
 
 

@@ -24,9 +24,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..errors import RecipeError, shorten, unknown
+from ..errors import RecipeError, shorten
 from ..levels import REAL
-from ..utils.plugins import find_piece, named_parameters, read_piece
+from ..utils.plugins import check_parameters, find_piece, named_parameters, read_piece
 from .bandit import ucb_indices
 from .progress import shrunk_mean
 
@@ -311,15 +311,9 @@ def make_policy(
     name, given = read_piece("policy", config)
     found = find_piece("policy", name, POLICIES, GROUP, allow_plugins)
     known = [each.name for each in named_parameters(found)]
-    for key, value in given.items():
-        if key not in known or key == "rounds":
-            offered = [each for each in known if each != "rounds"]
-            raise RecipeError(
-                unknown(f"parameter of policy {name}", key, offered)
-                if offered
-                else f"policy {name} has no parameter; got {shorten(key)}."
-            )
-        if name in POLICIES:
+    check_parameters("policy", name, given, [each for each in known if each != "rounds"])
+    if name in POLICIES:
+        for key, value in given.items():
             _check_value(name, key, value)
     if name == "entropy" and given.get("low", Entropy.low) >= given.get("high", Entropy.high):
         raise RecipeError("policy entropy: low has to be less than high.")

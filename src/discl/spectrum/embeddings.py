@@ -17,8 +17,8 @@ from .store import Shards
 SCHEMA = pa.schema(
     [("id", pa.string()), ("clip", pa.string()), ("embedding", pa.list_(pa.float32()))]
 )
-LARGEST = 1.001
-"""The largest number of a vector of length 1, with a margin for rounding."""
+LARGEST_COSINE = 1.001
+"""The largest cosine, and number of a vector of length 1, with a margin for rounding."""
 
 
 def embedding_shards(folder: Path) -> Shards:
@@ -128,7 +128,7 @@ def valid_embeddings(table: pa.Table) -> list[tuple[str, list[str], np.ndarray]]
             continue
         chosen = table.take(rows)
         numbers = pc.list_flatten(chosen["embedding"]).to_numpy().reshape(-1, width)
-        valid = (np.abs(numbers) <= LARGEST).all(axis=1)  # false for NaN and null
+        valid = (np.abs(numbers) <= LARGEST_COSINE).all(axis=1)  # false for NaN and null
         ids = chosen["id"].filter(pa.array(valid)).to_pylist()
         parts.append((clip, ids, numbers[valid]))
     return parts

@@ -15,6 +15,7 @@ from ..run_folder.images import stored_images
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import ClipScorer, describe_scorer, judge
 from ..spectrum.draws import follow_draws
+from ..spectrum.embeddings import LARGEST_COSINE
 from ..spectrum.plan import Planner, Request, read_plan
 from ..spectrum.store import Shards
 from ..utils.console import progress
@@ -23,8 +24,6 @@ from .budget import count_first, draw_rule, find_cap, spread_order
 from .prompts import add_captions, ensure_texts
 from .rejection import count_rejections, describe_rejections, next_part, rejected_images
 
-LARGEST_COSINE = 1.001
-"""The largest cosine, with a margin for rounding."""
 SCORED_AT_ONCE = 512
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
@@ -21,8 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import RecipeError, shorten, unknown
-from ..utils.plugins import check_call, find_piece, is_address, named_parameters
+from ..errors import RecipeError, shorten
+from ..utils.plugins import (
+    check_call,
+    check_parameters,
+    find_piece,
+    is_address,
+    named_parameters,
+    read_piece,
+)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
@@ -234,16 +241,9 @@ def read_objective(config: str | Mapping[str, Any]) -> Objective:
     Raises RecipeError for an unknown name or parameter, or a value out of range. Of an address it
     only checks that its parameters are finite numbers.
     """
-    fields = {"name": config} if isinstance(config, str) else config
-    if not isinstance(fields, Mapping) or not isinstance(fields.get("name"), str):
-        raise RecipeError(
-            "an objective is a name or a mapping such as {name: focal, gamma: 2}; got "
-            f"{shorten(config)}."
-        )
-    name = fields["name"]
-    given = {key: value for key, value in fields.items() if key != "name"}
+    name, given = read_piece("objective", config)
     if not is_address(name):
-        _check_parameters(name, given, parameters_of(name))
+        check_parameters("objective", name, given, parameters_of(name))
     for key, value in given.items():
         low, high = BOUNDS[key] if name in OBJECTIVES else (-sys.float_info.max, sys.float_info.max)
         if (
@@ -279,7 +279,7 @@ def make_objective(
     function = find_objective(name, allow_plugins)
     if isinstance(function, type):
         raise RecipeError(f"objective '{name}' is a class and was not called; name a function.")
-    _check_parameters(name, given, parameters_of(name, allow_plugins))
+    check_parameters("objective", name, given, parameters_of(name, allow_plugins))
     check_call("objective", name, function, "logits", "labels", "class_counts", **given)
     keywords = inspect.Parameter.KEYWORD_ONLY
     if len([each for each in named_parameters(function) if each.kind is not keywords]) < 3:
@@ -288,16 +288,6 @@ def make_objective(
             "not called."
         )
     return replace(objective, allow_plugins=allow_plugins)
-
-
-def _check_parameters(name: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
-    for key in given:
-        if key not in known:
-            raise RecipeError(
-                unknown(f"parameter of objective {name}", key, known)
-                if known
-                else f"objective {name} has no parameter; got {shorten(key)}."
-            )
 
 
 def parameters_of(name: str, allow_plugins: bool = False) -> list[str]:

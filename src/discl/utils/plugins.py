@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial, reduce
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -60,8 +60,8 @@ def read_piece(kind: str, config: str | Mapping[str, Any]) -> tuple[str, dict[st
         return config, {}
     if not isinstance(config, Mapping) or not isinstance(config.get("name"), str):
         raise RecipeError(
-            f"a {kind} is a name, or a mapping of its name and parameters such as "
-            f"{{name: NAME, parameter: value}}; got {shorten(config)}."
+            f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} is a name, or a mapping of its name and "
+            f"parameters such as {{name: NAME, parameter: value}}; got {shorten(config)}."
         )
     return config["name"], {key: value for key, value in config.items() if key != "name"}
 
@@ -183,6 +183,21 @@ def _remedy(module: str, error: Exception) -> str:
         ". Python has to be able to import it: install its package, or, in the folder where "
         f"{file} is, run `PYTHONPATH=. discl …`."
     )
+
+
+def check_parameters(kind: str, name: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Raises RecipeError for a parameter that a piece does not have.
+
+    - `kind`, `name`: of the piece, for the message.
+    - `given`: names of the parameters in a recipe; `known`: those of the piece.
+    """
+    for key in given:
+        if key not in known:
+            raise RecipeError(
+                unknown(f"parameter of {kind} {name}", key, known)
+                if known
+                else f"{kind} {name} has no parameter; got {shorten(key)}."
+            )
 
 
 def check_call(
