@@ -73,6 +73,14 @@ def _in_utf8(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def kept_threads() -> Iterator[None]:
+    """Runs set the number of threads of their recipe; other tests get theirs back."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def shown_messages() -> Iterator[None]:
     """Messages on standard error, as the command line shows them; a test may silence its own."""

@@ -25,7 +25,7 @@ from discl.spectrum.clip_filter import ClipScorer
 from discl.spectrum.models import check_generator, load_generator, load_plain
 from discl.stages.classifiers import describe_classifier, starter_of
 from helpers.captioners import save_blip
-from helpers.vit import make_vit_config
+from helpers.vit import make_vit_config, train_from
 
 SOURCES = sorted(Path(discl.__file__).parent.rglob("*.py"))
 LOADERS = {"from_pretrained", "from_config", "from_single_file", "pipeline", "create_model"}
@@ -104,20 +104,6 @@ def poison(folder: Path, canary: Path, **changed: Any) -> Path:
             (file.parent / place).parent.mkdir(exist_ok=True)
             (file.parent / place).write_text(CANARY.format(str(canary)))
     return folder
-
-
-def train_from(folder: Path, architecture: str) -> Any:
-    train = Train.model_validate(
-        {
-            "image_size": 32,
-            "model": {
-                "architecture": architecture,
-                "checkpoint": str(folder),
-                "templates": ["{class}"],
-            },
-        }
-    )
-    return starter_of(describe_classifier(train, ("a", "b")), train)()
 
 
 @pytest.fixture(scope="module")

@@ -25,23 +25,9 @@ from discl.prompts.captions import Captioner
 from discl.recipe import Train
 from discl.spectrum.clip_filter import ClipScorer
 from discl.spectrum.models import load_generator, load_plain
-from discl.stages.classifiers import describe_classifier, starter_of
+from discl.stages.classifiers import describe_classifier
 from helpers.captioners import save_blip
-from helpers.vit import make_vit_config
-
-
-def train_from(folder: Path, architecture: str, objective: str = "cross-entropy") -> Any:
-    train = Train.model_validate(
-        {
-            "image_size": 32,
-            "model": {
-                "architecture": architecture,
-                "checkpoint": str(folder),
-                "templates": ["{class}"],
-            },
-        }
-    )
-    return starter_of(describe_classifier(train, ("a", "b"), None, objective), train)()
+from helpers.vit import make_vit_config, train_from
 
 
 @pytest.fixture(scope="module")

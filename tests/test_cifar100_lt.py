@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
 from safetensors.numpy import save_file
 
@@ -349,17 +348,13 @@ def test_the_whole_of_it_in_miniature(
     job = script.Job(
         tmp_path / "pictures", tmp_path / "work", tmp_path / "results", {}, tmp_path / "short.yaml"
     )
-    threads = torch.get_num_threads()
-    try:
-        script.prepare(script.open_data(job), job)
-        for plan in (script.trial_units, script.edge_units, script.seed_units):
-            units = plan(job)
-            assert units and not any(unit.done(job) for unit in units)
-            for unit in units:
-                assert unit.place in script.carry_out(unit, job)
-            assert all(unit.done(job) for unit in units)
-    finally:
-        torch.set_num_threads(threads)
+    script.prepare(script.open_data(job), job)
+    for plan in (script.trial_units, script.edge_units, script.seed_units):
+        units = plan(job)
+        assert units and not any(unit.done(job) for unit in units)
+        for unit in units:
+            assert unit.place in script.carry_out(unit, job)
+        assert all(unit.done(job) for unit in units)
     held = {
         row["id"]
         for row in pq.read_table(job.work / "trials" / "data.parquet").to_pylist()

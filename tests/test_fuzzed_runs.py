@@ -10,13 +10,11 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from discl.errors import BrokenFileError, DisclError, WriteError
@@ -30,13 +28,6 @@ MUTATIONS = (50, 50, 50, 50, 6)
 """Mutated run folders per part; the last part is the quick one."""
 QUICK = len(MUTATIONS) - 1
 CALLS = 5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

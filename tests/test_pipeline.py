@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -114,14 +114,6 @@ def tree(tmp_path_factory: pytest.TempPathFactory, tiny_diffusion: Path, tiny_cl
         "evaluate": {"logit_adjustment": [0.25, 1.0, 2.0], "worst_k": [1, 2]},
         "runtime": {"device": "cpu", "threads": 1, "slots": 2, "shard_rows": 12},
     }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The recipe asks for one thread; other tests get theirs back."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -315,16 +315,16 @@ def _recipe(
     }
 
 
-def read_story(
+def read_summary(
     path: Path, changes: Mapping[str, Any] | None = None, generator: Generator = GENERATOR
 ) -> run_summary.RunSummary:
-    """The story of the module's run, told with `changes` in its recipe."""
+    """The summary of the module's run, with `changes` in its recipe."""
     recipe = load_recipe(path.parent / "recipe.yaml", dict(changes or {}))
     groups = {"many": [0], "medium": [1], "few": [2, 3]}
-    story = run_summary.read_run(
+    summary = run_summary.read_run(
         path.parent, ["wren", "heron", "owl", EVIL], groups, describe_making(recipe, generator, 512)
     )
-    return dataclasses.replace(story, recipe=recipe.plain())
+    return dataclasses.replace(summary, recipe=recipe.plain())
 
 
 @pytest.fixture(scope="module")
@@ -519,8 +519,8 @@ def test_no_folder_of_the_machine_is_on_the_page(page: Page, path: Path) -> None
 def test_the_page_and_the_card_of_an_export_say_alike_how_the_images_were_made(
     path: Path, changes: dict[str, Any], generator: Generator, told: dict[str, str]
 ) -> None:
-    story = read_story(path, changes, generator)
-    assert {what: story.making[what] for what in told} == told
+    summary = read_summary(path, changes, generator)
+    assert {what: summary.making[what] for what in told} == told
     options = {
         "negative prompt",
         "names in prompts",
@@ -528,20 +528,24 @@ def test_the_page_and_the_card_of_an_export_say_alike_how_the_images_were_made(
         "aesthetic score",
         "LoRA",
     }
-    assert options & set(story.making) <= set(told), "what was not asked for is not told"
-    settings = dict(words.describe_settings(story))
+    assert options & set(summary.making) <= set(told), "what was not asked for is not told"
+    settings = dict(words.describe_settings(summary))
     facts = describe_export(
-        story.making, story.recipe["data"]["root"], story.class_names, len(story.hard), False
+        summary.making,
+        summary.recipe["data"]["root"],
+        summary.class_names,
+        len(summary.hard),
+        False,
     )
     card = make_card(
         "small",
         "imagefolder",
         1,
-        class_names=story.class_names,
+        class_names=summary.class_names,
         levels={0: (1, 2)},
         facts=facts,
     )
-    for what, text in story.making.items():
+    for what, text in summary.making.items():
         assert text in settings[what[0].upper() + what[1:]]
         shown = re.escape(for_markdown(text))
         assert re.search(rf"^\| {re.escape(what)} \| .*{shown}", card, re.MULTILINE)
@@ -603,7 +607,7 @@ def test_a_threshold_is_told_where_the_filter_goes_by_one(tmp_path: Path, rule: 
 def test_what_becomes_of_dropped_images_is_told(
     path: Path, changes: dict[str, Any], text: str
 ) -> None:
-    html = page_module.render(read_story(path, changes), gallery.Gallery((0, 30, 50), ()))
+    html = page_module.render(read_summary(path, changes), gallery.Gallery((0, 30, 50), ()))
     assert text in Page(html).text
 
 
@@ -658,7 +662,7 @@ NOT_CHOSEN = (
 def test_the_note_on_adjusted_rows_says_where_prior_and_strength_come_from(
     path: Path, splits: tuple[str, ...], offered: list[float], given: Sequence[str], note: str
 ) -> None:
-    story = read_story(
+    summary = read_summary(
         path, {"evaluate.logit_adjustment": offered, **{key: GIVEN[key] for key in given}}
     )
     stated = {"prior": "effective", "tau": 1.5}
@@ -666,14 +670,16 @@ def test_the_note_on_adjusted_rows_says_where_prior_and_strength_come_from(
         row: {
             split: {**figures[split], **(stated if row.endswith("+la") else {})} for split in splits
         }
-        for row, figures in story.results.items()
+        for row, figures in summary.results.items()
     }
     counts = {
-        split: counts for split, counts in story.split_counts.items() if split in ("train", *splits)
+        split: counts
+        for split, counts in summary.split_counts.items()
+        if split in ("train", *splits)
     }
-    story = dataclasses.replace(story, results=results, split_counts=counts)
-    assert words.adjustment_note(story).startswith(note)
-    text = Page(page_module.render(story, gallery.Gallery((0, 30, 50), ()))).text
+    summary = dataclasses.replace(summary, results=results, split_counts=counts)
+    assert words.adjustment_note(summary).startswith(note)
+    text = Page(page_module.render(summary, gallery.Gallery((0, 30, 50), ()))).text
     assert (
         f"post-hoc logit adjustment; {note}" in text
         and "logit adjustment: class counts as trained on, τ = 1.5" in text
@@ -698,20 +704,22 @@ def test_the_note_on_adjusted_rows_says_where_prior_and_strength_come_from(
 def test_the_note_on_rows_with_divided_class_vectors_says_where_tau_comes_from(
     path: Path, splits: tuple[str, ...], offered: list[float], own: float | None, note: str
 ) -> None:
-    story = read_story(
+    summary = read_summary(
         path, {"evaluate.tau_normalisation": offered, "methods.ce.tau_normalisation": own}
     )
-    assert words.normalisation_note(story) == ""
-    results = {row: {split: each[split] for split in splits} for row, each in story.results.items()}
+    assert words.normalisation_note(summary) == ""
+    results = {
+        row: {split: each[split] for split in splits} for row, each in summary.results.items()
+    }
     results["ce+tau"] = {
         split: {**figures, "tau_normalisation": 0.5} for split, figures in results["ce"].items()
     }
-    story = dataclasses.replace(
-        story,
+    summary = dataclasses.replace(
+        summary,
         results=results,
-        split_counts={name: story.split_counts[name] for name in ("train", *splits)},
+        split_counts={name: summary.split_counts[name] for name in ("train", *splits)},
     )
-    text = Page(page_module.render(story, gallery.Gallery((0, 30, 50), ()))).text
+    text = Page(page_module.render(summary, gallery.Gallery((0, 30, 50), ()))).text
     assert f"divided by ‖w‖^τ (τ-normalisation); {note}." in text
 
 
@@ -985,9 +993,9 @@ def test_figures_that_print_alike_share_the_mark() -> None:
 
 
 def test_the_featured_method_is_chosen_by_strategy_and_compared_like_with_like(path: Path) -> None:
-    story = read_story(path)
-    assert (story.baseline, story.featured, story.split) == ("ce", "discl", "test")
-    assert [(row.name, row.against) for row in tables.differences(story)] == [
+    summary = read_summary(path)
+    assert (summary.baseline, summary.featured, summary.split) == ("ce", "discl", "test")
+    assert [(row.name, row.against) for row in tables.differences(summary)] == [
         ("discl", "ce"),
         ("discl+la", "ce+la"),
     ]
@@ -998,22 +1006,22 @@ def test_the_featured_method_is_chosen_by_strategy_and_compared_like_with_like(p
         "down": "specific-to-diverse",
     }
     methods = {name: {"strategy": strategy} for name, strategy in strategies.items()}
-    other = dataclasses.replace(story, recipe={**story.recipe, "methods": methods})
+    other = dataclasses.replace(summary, recipe={**summary.recipe, "methods": methods})
     assert other.featured == "up"
 
 
 def test_levels_that_classes_take_on_their_own_are_counted_beside_the_curriculum(
     path: Path,
 ) -> None:
-    story = read_story(path)
+    summary = read_summary(path)
     apart = [
         {**record, "classes_apart": 1 + record["epoch"] % 3} if record["levels"] else record
-        for record in story.histories["discl"]
+        for record in summary.histories["discl"]
     ]
-    other = dataclasses.replace(story, histories={**story.histories, "discl": apart})
+    other = dataclasses.replace(summary, histories={**summary.histories, "discl": apart})
     notes = {
         each.method: each.note
-        for each in page_module.curricula(other, dict.fromkeys(story.histories, "#000"))
+        for each in page_module.curricula(other, dict.fromkeys(summary.histories, "#000"))
     }
     assert (
         "1 to 3 classes used another level than the one shown" in notes["discl"]

@@ -13,23 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features
 from datasets import Image as ImageFeature
-from PIL import Image
 
 from discl.data import inspect_images, read_tables
 from discl.data.readers import READERS
 from discl.errors import DataError
 from helpers import miniatures
-
-
-def draw(root: Path, *names: str) -> None:
-    for number, name in enumerate(names):
-        miniatures.draw(root / name, number, number)
-
-
-def picture() -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(stream, "PNG")
-    return stream.getvalue()
+from helpers.miniatures import draw_all, png
 
 
 def shard(file: Path, **members: bytes) -> None:
@@ -60,7 +49,7 @@ def test_a_root_that_is_not_there_shows_the_tree_that_was_expected(
 
 
 def test_links_in_a_circle(tmp_path: Path) -> None:
-    draw(tmp_path, "a/1.png", "b/1.png")
+    draw_all(tmp_path, "a/1.png", "b/1.png")
     (tmp_path / "a" / "self.png").symlink_to("self.png")
     with pytest.raises(DataError, match=r"self\.png cannot be followed: .*; delete the link"):
         read_tables(str(tmp_path))
@@ -78,7 +67,7 @@ def test_binary_cifar_without_names(tmp_path: Path) -> None:
 
 
 def test_a_class_may_be_called_meta(tmp_path: Path) -> None:
-    draw(tmp_path, "cat/1.png", "meta/1.png", "data_batch_1/1.png")
+    draw_all(tmp_path, "cat/1.png", "meta/1.png", "data_batch_1/1.png")
     assert read_tables(str(tmp_path))["train"].class_names == ("cat", "data_batch_1", "meta")
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled" / "meta").write_bytes(b"pickle")
@@ -100,9 +89,7 @@ def test_samples_of_a_shard_without_an_image(tmp_path: Path) -> None:
 
 def test_shards_may_state_domain_and_group(tmp_path: Path) -> None:
     facts = json.dumps({"label": "cat", "camera": 7, "group": "burst 1"}).encode()
-    shard(
-        tmp_path / "train-0.tar", a__png=picture(), a__json=facts, b__png=picture(), b__cls=b"dog"
-    )
+    shard(tmp_path / "train-0.tar", a__png=png(), a__json=facts, b__png=png(), b__cls=b"dog")
     table = read_tables(str(tmp_path), columns={"domain": "camera"})["train"]
     assert (table.rows["domain"][:], table.rows["group"][:]) == (["7", None], ["burst 1", None])
     assert table.class_names == ("cat", "dog")
@@ -113,7 +100,7 @@ def test_shards_may_state_domain_and_group(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["path,label\na.png,vögel\n", "påth,label\na.png,x\n"])
 def test_a_list_that_is_not_utf8(text: str, tmp_path: Path) -> None:
-    draw(tmp_path, "a.png")
+    draw_all(tmp_path, "a.png")
     (tmp_path / "list.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(
         DataError, match=r"list\.csv is not UTF-8 \(.*\); save it as UTF-8, for example with iconv"
@@ -133,7 +120,7 @@ def test_a_list_that_is_not_utf8(text: str, tmp_path: Path) -> None:
 def test_labels_of_a_list_are_what_is_written(
     written: tuple[str, str], names: tuple[str, str], labels: list[int], tmp_path: Path
 ) -> None:
-    draw(tmp_path, "a.png", "b.png")
+    draw_all(tmp_path, "a.png", "b.png")
     (tmp_path / "list.csv").write_bytes(
         f"\ufeffpath,label\r\na.png,{written[0]}\r\nb.png,{written[1]}\r\n".encode()
     )
@@ -146,7 +133,7 @@ def test_labels_of_a_list_are_what_is_written(
     [("0.5", r"labels are numbers with fractions \(0\.5\)"), ("", "has images without a label")],
 )
 def test_labels_of_a_list_that_are_none(text: str, message: str, tmp_path: Path) -> None:
-    draw(tmp_path, "a.png", "b.png")
+    draw_all(tmp_path, "a.png", "b.png")
     (tmp_path / "list.csv").write_text(f"path,label\na.png,{text}\nb.png,1\n")
     with pytest.raises(DataError, match=message):
         read_tables(str(tmp_path / "list.csv"))
@@ -173,7 +160,7 @@ def test_a_blank_label_of_a_parquet_file_makes_no_class(blank: str | None, tmp_p
     with pytest.raises(DataError, match=r"images without a label; .*: row 2 \('2\.png'\)\."):
         read_tables(str(tmp_path / "list.parquet"))
     pictures = pa.array(
-        [{"bytes": picture(), "path": None}] * 3,
+        [{"bytes": png(), "path": None}] * 3,
         pa.struct({"bytes": pa.binary(), "path": pa.string()}),
     )
     pq.write_table(pa.table({"image": pictures, "label": labels}), tmp_path / "list.parquet")
@@ -182,7 +169,7 @@ def test_a_blank_label_of_a_parquet_file_makes_no_class(blank: str | None, tmp_p
 
 
 def test_a_list_may_state_whole_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw(tmp_path / "real", "p/1.png", "p/2.png", "p/3.png")
+    draw_all(tmp_path / "real", "p/1.png", "p/2.png", "p/3.png")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     paths = [f"{tmp_path}/real/p/1.png", "p/2.png", f"{tmp_path}/real/x/../p/3.png"]
     (tmp_path / "real" / "list.csv").write_text(
@@ -216,7 +203,7 @@ def test_a_list_may_state_whole_paths(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_folder_of_a_lists_images(tmp_path: Path) -> None:
-    draw(tmp_path / "photos", "p/1.png")
+    draw_all(tmp_path / "photos", "p/1.png")
     (tmp_path / "list.csv").write_text("path,label\np/1.png,a\n")
     table = read_tables(str(tmp_path / "list.csv"), images=str(tmp_path / "photos"))["train"]
     assert (table.ids, table.root, inspect_images(table).unreadable) == (
@@ -241,7 +228,7 @@ def test_the_folder_of_a_lists_images(tmp_path: Path) -> None:
 def test_a_list_may_be_parquet(
     column: str, columns: dict[str, str], below: str, tmp_path: Path
 ) -> None:
-    draw(tmp_path, "p/1.png", "p/2.png")
+    draw_all(tmp_path, "p/1.png", "p/2.png")
     pq.write_table(
         pa.table({column: ["p/1.png", "p/2.png"], "label": ["a", "b"]}), tmp_path / "list.parquet"
     )
@@ -275,7 +262,7 @@ def test_configuration_and_revision_of_the_hub(
     def load(name: str, config: str | None, revision: str | None) -> DatasetDict:
         calls.append((name, config, revision))
         rows = Dataset.from_dict(
-            {"image": [{"bytes": picture(), "path": None}], "label": [0]}, features
+            {"image": [{"bytes": png(), "path": None}], "label": [0]}, features
         )
         return DatasetDict({"train": rows})
 

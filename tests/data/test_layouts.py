@@ -13,25 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from PIL import Image
 
 from discl.data import ImageTable, inspect_images, read_tables, without_empty_classes
 from discl.data.readers import format_of
 from discl.data.table import make_table
 from discl.errors import DataError
 from discl.stages.init import write_starter
-from helpers import miniatures
-
-
-def draw(root: Path, *names: str) -> None:
-    for number, name in enumerate(names):
-        miniatures.draw(root / name, number, number)
-
-
-def picture() -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(stream, "PNG")
-    return stream.getvalue()
+from helpers.miniatures import draw_all, png
 
 
 def told(table: ImageTable) -> list[tuple[str, str]]:
@@ -62,7 +50,7 @@ WRITERS = {"csv": as_csv, "jsonl": as_jsonl, "parquet": as_parquet}
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_metadata_beside_the_images(kind: str, tmp_path: Path) -> None:
-    draw(tmp_path, "1.png", "2.png", "3.png", "4.png")
+    draw_all(tmp_path, "1.png", "2.png", "3.png", "4.png")
     WRITERS[kind](tmp_path / f"metadata.{kind}", ROWS)
     assert format_of(str(tmp_path)) == "metadata"
     left_out: list[str] = []
@@ -74,7 +62,7 @@ def test_metadata_beside_the_images(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", WRITERS)
 def test_metadata_of_each_split(kind: str, tmp_path: Path) -> None:
     for split in ("train", "test"):
-        draw(tmp_path / split, "1.png", "2.png", "3.png")
+        draw_all(tmp_path / split, "1.png", "2.png", "3.png")
         WRITERS[kind](tmp_path / split / f"metadata.{kind}", ROWS)
     tables = read_tables(str(tmp_path))
     assert {split: told(table) for split, table in tables.items()} == {
@@ -83,7 +71,7 @@ def test_metadata_of_each_split(kind: str, tmp_path: Path) -> None:
 
 
 def test_metadata_of_a_root_with_folders_of_splits(tmp_path: Path) -> None:
-    draw(tmp_path, "train/x/1.png", "train/2.png", "test/3.png")
+    draw_all(tmp_path, "train/x/1.png", "train/2.png", "test/3.png")
     rows = [("train/x/1.png", "001"), ("train/2.png", "002"), ("test/3.png", "001")]
     as_csv(tmp_path / "metadata.csv", rows)
     tables = read_tables(str(tmp_path))
@@ -95,7 +83,7 @@ def test_metadata_of_a_root_with_folders_of_splits(tmp_path: Path) -> None:
 
 def test_folders_of_classes_stay_folders_of_classes(tmp_path: Path) -> None:
     """As our own export has them: the metadata names the classes that the folders are."""
-    draw(tmp_path, "brown_bear/1.png", "owl/2.png", "owl/3.png")
+    draw_all(tmp_path, "brown_bear/1.png", "owl/2.png", "owl/3.png")
     rows = [("brown_bear/1.png", "brown bear"), ("owl/2.png", "owl"), ("owl/3.png", "owl")]
     as_jsonl(tmp_path / "metadata.jsonl", rows)
     assert format_of(str(tmp_path)) == "imagefolder"
@@ -108,7 +96,7 @@ def test_folders_of_classes_stay_folders_of_classes(tmp_path: Path) -> None:
 
 
 def test_metadata_that_name_no_class(tmp_path: Path) -> None:
-    draw(tmp_path, "1.png", "2.png")
+    draw_all(tmp_path, "1.png", "2.png")
     (tmp_path / "metadata.csv").write_text("file_name,text\n1.png,a cat\n2.png,a dog\n")
     with pytest.raises(DataError, match=r"^columns: .* no column 'label' \(it has .*text"):
         read_tables(str(tmp_path))
@@ -118,7 +106,7 @@ def test_metadata_that_name_no_class(tmp_path: Path) -> None:
 
 
 def test_a_split_without_metadata_is_told(tmp_path: Path) -> None:
-    draw(tmp_path, "train/1.png", "train/2.png", "train/3.png", "test/1.png")
+    draw_all(tmp_path, "train/1.png", "train/2.png", "train/3.png", "test/1.png")
     as_csv(tmp_path / "train" / "metadata.csv", ROWS)
     with pytest.raises(DataError, match=r"train have a metadata file, test none.*test: null"):
         read_tables(str(tmp_path))
@@ -126,7 +114,7 @@ def test_a_split_without_metadata_is_told(tmp_path: Path) -> None:
 
 
 def test_init_finds_the_columns_of_metadata(tmp_path: Path) -> None:
-    draw(tmp_path / "birds", "1.png", "2.png", "3.png")
+    draw_all(tmp_path / "birds", "1.png", "2.png", "3.png")
     as_csv(tmp_path / "birds" / "metadata.csv", ROWS)
     text = (tmp_path / "birds" / "metadata.csv").read_text().replace("label", "class")
     (tmp_path / "birds" / "metadata.csv").write_text(text)
@@ -140,7 +128,7 @@ def test_init_finds_the_columns_of_metadata(tmp_path: Path) -> None:
 
 
 def test_roboflows_folders(tmp_path: Path) -> None:
-    draw(
+    draw_all(
         tmp_path,
         *(f"{split}/{name}/1.png" for split in ("train", "valid", "test") for name in "ab"),
     )
@@ -155,7 +143,7 @@ def test_roboflows_folders(tmp_path: Path) -> None:
 
 def test_roboflows_csv_of_classes(tmp_path: Path) -> None:
     for split in ("train", "valid"):
-        draw(tmp_path / split, "1.png", "2.png")
+        draw_all(tmp_path / split, "1.png", "2.png")
         (tmp_path / split / "_classes.csv").write_text(
             "filename, dog, cat\n1.png, 0, 1\n2.png, 1, 0\n"
         )
@@ -174,7 +162,7 @@ def test_roboflows_csv_of_classes(tmp_path: Path) -> None:
 
 def test_roboflows_coco(tmp_path: Path) -> None:
     for split in ("train", "valid"):
-        draw(tmp_path / split, "1.png", "2.png")
+        draw_all(tmp_path / split, "1.png", "2.png")
         content = {
             "categories": [
                 {"id": n, "name": name} for n, name in enumerate(("birds", "owl", "tit"))
@@ -201,7 +189,7 @@ def test_roboflows_coco(tmp_path: Path) -> None:
     ],
 )
 def test_exports_of_boxes_are_named(name: str, message: str, tmp_path: Path) -> None:
-    draw(tmp_path, "train/images/1.png" if "/" in name else "train/1.png")
+    draw_all(tmp_path, "train/images/1.png" if "/" in name else "train/1.png")
     (tmp_path / "train" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "train" / name).write_text("0 0.5 0.5 1 1\n")
     with pytest.raises(DataError, match=f"{message}.*Crop the objects first"):
@@ -209,7 +197,7 @@ def test_exports_of_boxes_are_named(name: str, message: str, tmp_path: Path) -> 
 
 
 def test_a_test_folder_without_labels(tmp_path: Path) -> None:
-    draw(tmp_path, "train/a/1.png", "train/b/1.png", "test/1.png", "test/2.png")
+    draw_all(tmp_path, "train/a/1.png", "train/b/1.png", "test/1.png", "test/2.png")
     with pytest.raises(
         DataError, match=r"test holds images and no folders of classes.*test: null.*discl predict"
     ):
@@ -237,7 +225,7 @@ def shard(file: Path, *members: tuple[str, bytes]) -> None:
 
 
 def test_hidden_files_and_others_in_tars_are_left_out(tmp_path: Path) -> None:
-    sample = [("./a.png", picture()), ("./a.cls", b"cat"), ("b.jpg", picture()), ("b.cls", b"dog")]
+    sample = [("./a.png", png()), ("./a.cls", b"cat"), ("b.jpg", png()), ("b.cls", b"dog")]
     other = [("._a.png", b"x"), ("__MACOSX/._b.jpg", b"x"), (".DS_Store", b"x"), ("README", b"x")]
     text = [("LICENSE.txt", b"MIT"), ("./a.npy", b"x"), ("stats.json", b'{"images": 2}')]
     shard(tmp_path / "train-0.tar", *sample, *other, *text)
@@ -254,7 +242,7 @@ def test_hidden_files_and_others_in_tars_are_left_out(tmp_path: Path) -> None:
 
 
 def test_one_of_two_pictures_is_chosen(tmp_path: Path) -> None:
-    members = [("a.png", picture()), ("a.seg.png", b"no picture"), ("a.jpg", b""), ("a.cls", b"1")]
+    members = [("a.png", png()), ("a.seg.png", b"no picture"), ("a.jpg", b""), ("a.cls", b"1")]
     shard(tmp_path / "train-0.tar", *members)
     with pytest.raises(DataError, match=r"'a' has 2 images \(jpg, png\).*\{image: jpg\}"):
         read_tables(str(tmp_path))
@@ -266,7 +254,7 @@ def test_one_of_two_pictures_is_chosen(tmp_path: Path) -> None:
 
 
 def test_a_dot_in_a_name_is_explained(tmp_path: Path) -> None:
-    shard(tmp_path / "train-0.tar", ("photo.v2.png", picture()), ("photo.cls", b"1"))
+    shard(tmp_path / "train-0.tar", ("photo.v2.png", png()), ("photo.cls", b"1"))
     with pytest.raises(DataError, match=r"'photo' has no image.*photo\.v2\.png.*first dot"):
         read_tables(str(tmp_path))
     table = read_tables(str(tmp_path), columns={"image": "v2.png"})["train"]
@@ -285,7 +273,7 @@ def test_a_tar_that_is_cut_off(tmp_path: Path) -> None:
 
 
 def coco(root: Path, *names: str) -> None:
-    draw(root, "train2017/1.png", "train2017/2.png")
+    draw_all(root, "train2017/1.png", "train2017/2.png")
     content = {
         "categories": [{"id": 1, "name": "owl"}, {"id": 2, "name": "tit"}],
         "images": [{"id": n, "file_name": f"{n}.png"} for n in (1, 2)],
@@ -341,7 +329,7 @@ LISTS: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("kind", LISTS)
 def test_lists_of_other_programs(kind: str, tmp_path: Path) -> None:
-    draw(tmp_path, "a.png", "sub/b.png")
+    draw_all(tmp_path, "a.png", "sub/b.png")
     (tmp_path / "list.csv").write_bytes(LISTS[kind]())
     first = "cat, tame" if kind == "semicolons" else "cat; tame" if kind == "utf-16" else "cat"
     if kind == "utf-16":
@@ -374,7 +362,7 @@ def test_lists_that_are_none(text: bytes, message: str, tmp_path: Path) -> None:
 
 
 def test_lines_of_json(tmp_path: Path) -> None:
-    draw(tmp_path, "a.png", "b.png")
+    draw_all(tmp_path, "a.png", "b.png")
     (tmp_path / "list.jsonl").write_text(
         '{"path": "a.png", "label": 7, "more": {"x": [1]}}\n\n{"path": "b.png", "label": 100}\n'
     )
@@ -404,7 +392,7 @@ def test_a_pipe_or_a_folder_that_is_called_like_a_file(
 
 def test_classes_without_training_images_are_taken_out() -> None:
     def table(labels: list[int], split: str) -> ImageTable:
-        images = [{"bytes": picture(), "path": None}] * len(labels)
+        images = [{"bytes": png(), "path": None}] * len(labels)
         ids = [f"{split}-{row}" for row in range(len(labels))]
         return make_table({"id": ids, "image": images, "label": labels}, ("a", "b", "c", "d"))
 

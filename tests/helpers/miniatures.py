@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,19 @@ def draw(path: Path, label: int, number: int) -> None:
     Image.fromarray(pixels.astype(np.uint8)).save(
         path, "JPEG" if path.suffix in {".jpg", ".JPEG"} else None
     )
+
+
+def draw_all(root: Path, *names: str) -> None:
+    """Images by their paths; each has the label and the number of its place."""
+    for number, name in enumerate(names):
+        draw(root / name, number, number)
+
+
+def png() -> bytes:
+    """A PNG file of 4×4 black pixels."""
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def imagenet_lt(root: Path) -> Path:

@@ -1,7 +1,8 @@
-"""Configurations of tiny ViTs of transformers."""
+"""Tiny classifiers of checkpoints."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 
@@ -18,3 +19,13 @@ def make_vit_config(layers: int, **more: Any) -> Any:
         patch_size=8,
         **more,
     )
+
+
+def train_from(folder: Path, architecture: str, objective: str = "cross-entropy") -> Any:
+    """The network that training on two classes starts with, from a checkpoint for 32×32 pixels."""
+    from discl.recipe import Train
+    from discl.stages.classifiers import describe_classifier, starter_of
+
+    model = {"architecture": architecture, "checkpoint": str(folder), "templates": ["{class}"]}
+    train = Train.model_validate({"image_size": 32, "model": model})
+    return starter_of(describe_classifier(train, ("a", "b"), None, objective), train)()

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
+
+from discl.recipe import load_recipe
+from discl.run_folder.open import open_run
+from discl.run_folder.run import Run
+
+
+@pytest.fixture
+def amended(filtered_run: Path, tmp_path: Path) -> Callable[..., Run]:
+    """A copy of the filtered run under a recipe with other values, as `filter__rule="alia"`."""
+    shutil.copytree(filtered_run, tmp_path / "run")
+
+    def amend(**values: object) -> Run:
+        tree = yaml.safe_load((filtered_run / "recipe.yaml").read_text())
+        overrides = {key.replace("__", "."): value for key, value in values.items()}
+        return open_run(load_recipe(tree, overrides), tmp_path / "run", amend=True)
+
+    return amend
 
 
 @pytest.fixture(scope="session")

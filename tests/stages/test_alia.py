@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,28 +11,12 @@ import yaml
 
 from discl.data import ImageTable, decode_image
 from discl.errors import RecipeError
-from discl.recipe import load_recipe
 from discl.run_folder.images import stored_images
-from discl.run_folder.open import open_run
-from discl.run_folder.run import Run
 from discl.spectrum.clip_filter import ClipScorer
 from discl.stages import alia
 from discl.stages.filter import filter_spectrum
 from discl.stages.sample_pool import kept_images
 from discl.stages.train import train
-
-
-@pytest.fixture
-def amended(filtered_run: Path, tmp_path: Path):
-    """A copy of the filtered run under a recipe with other values."""
-    shutil.copytree(filtered_run, tmp_path / "run")
-
-    def amend(**values: object) -> Run:
-        tree = yaml.safe_load((filtered_run / "recipe.yaml").read_text())
-        overrides = {key.replace("__", "."): value for key, value in values.items()}
-        return open_run(load_recipe(tree, overrides), tmp_path / "run", amend=True)
-
-    return amend
 
 
 @pytest.mark.slow

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from discl.data import ImageTable
 from discl.errors import RecipeError
-from discl.recipe import load_recipe
-from discl.run_folder.open import open_run
 from discl.run_folder.run import Run
 from discl.stages import difficulty
 from discl.stages.filter import filter_spectrum
 from discl.stages.provenance import describe_making
-
-
-@pytest.fixture
-def amended(filtered_run: Path, tmp_path: Path) -> Callable[..., Run]:
-    """A copy of the filtered run under a recipe with other values."""
-    shutil.copytree(filtered_run, tmp_path / "run")
-
-    def amend(**values: object) -> Run:
-        tree = yaml.safe_load((filtered_run / "recipe.yaml").read_text())
-        overrides = {key.replace("__", "."): value for key, value in values.items()}
-        return open_run(load_recipe(tree, overrides), tmp_path / "run", amend=True)
-
-    return amend
 
 
 def test_the_filter_keeps_what_is_neither_too_hard_nor_too_easy(

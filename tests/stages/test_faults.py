@@ -21,7 +21,6 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
 from datasets.arrow_writer import ArrowWriter
 
@@ -41,13 +40,6 @@ from discl.stages.sample_pool import kept_images
 
 ROOT = Path(__file__).parents[2]
 PLANNED = 10 * 2 * 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def environment() -> dict[str, str]:

@@ -58,13 +58,12 @@ def few_clothes(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def surveyed(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder, threads = tmp_path_factory.mktemp("survey"), torch.get_num_threads()
+    folder = tmp_path_factory.mktemp("survey")
     run = open_run(
         load_recipe("fashion-lt", {**SMALL, "data.root": str(few_clothes(folder / "clothes"))}),
         folder / "run",
     )
     levels(run, sources=5, grid=GRID)
-    torch.set_num_threads(threads)
     return run
 
 

@@ -48,13 +48,6 @@ PLANNED = 10 * 2 * 2
 """10 sources, 2 levels, 2 seeds."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def start(small_tree: dict[str, Any], folder: Path, **runtime: Any) -> Run:
     """A run with its plan."""
     run = open_run(validate(small_tree | {"runtime": small_tree["runtime"] | runtime}), folder)
