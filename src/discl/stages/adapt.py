@@ -20,7 +20,7 @@ from ..run_folder.run import Run
 from ..spectrum.adaptation import AdapterImages, check_images, train_adapter
 from ..spectrum.adaptation_memory import estimate_memory
 from ..spectrum.engine import Engine
-from ..spectrum.low_rank import AdapterSettings, record_of
+from ..spectrum.low_rank import AdapterSettings
 from ..spectrum.models import describe_loras, load_generator
 from ..spectrum.models.interface import LatentModel
 from ..spectrum.plan import Request, plan_requests
@@ -29,7 +29,7 @@ from ..utils.console import progress
 from ..utils.counts import count_of
 from ..utils.hashing import digest
 from ..utils.logging import get_logger
-from ..utils.stored import read_json, write_text
+from ..utils.stored import write_text
 from .pending import filter_texts
 from .prepare_data import split_rows_of
 from .prompts import ensure_texts
@@ -141,22 +141,6 @@ def describe_memory(run: Run) -> str:
     return (
         f"{text}. The device has {_gigabytes(present)}, so a batch will be computed in parts; "
         "spectrum.adapt.gradient_checkpointing: true and dtype bfloat16 need less"
-    )
-
-
-def describe_adapter(run: Run) -> str:
-    """What the adaptation of a recipe takes, and how long it took if it was carried out."""
-    text = f"adaptation: {describe_memory(run)}"
-    pointer = run.path(paths.ADAPTER)
-    if not pointer.is_file():
-        return text
-    record = record_of(run.adapter)
-    if not record.is_file():
-        return text
-    found = read_json(record, "steps", "images", "seconds")
-    return (
-        f"{text}; {found['steps']:,} steps on {found['images']:,} images took "
-        f"{found['seconds']:.0f} s"
     )
 
 

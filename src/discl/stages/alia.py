@@ -19,7 +19,7 @@ from ..utils.console import progress
 from ..utils.hashing import digest
 from ..utils.logging import get_logger
 from ..utils.stored import read_table, write_table
-from .sample_pool import join_tables, real_aspects
+from .sample_pool import aspects_for, join_tables
 from .train import fit_classifier
 
 logger = get_logger(__name__)
@@ -83,24 +83,19 @@ def _score_images(
                 scorer.embed([decode_image(images[row]["image"]) for row in rows]) @ anchors.T
             )
             advance(len(rows))
-    real, held_out = run.train, run.tables.get("validation")
-    known = real if held_out is None else held_out
-    joint = join_tables([real] if held_out is None else [real, held_out], images, labels)
-    start, end = (0 if held_out is None else len(real)), len(joint) - count
-    scored = [*range(start, end), *range(end, len(joint))]
-    train, aspects = run.recipe.train, None
-    if train.resize_mode == "whole":
-        splits = ["train"] if held_out is None else ["train", "validation"]
-        made = np.array([request.width / request.height for request in requests])
-        aspects = np.concatenate([*(real_aspects(run, split) for split in splits), made])
+    splits = [split for split in ("train", "validation") if split in run.tables]
+    tables = [run.tables[split] for split in splits]
+    joint = join_tables(tables, images, labels)
+    known, end = tables[-1], len(joint) - count
+    start = end - len(known)
     probabilities = fit_classifier(
         joint,
-        list(range(len(real))),
-        scored,
-        train,
+        list(range(len(run.train))),
+        list(range(start, len(joint))),
+        run.recipe.train,
         epochs=run.recipe.hard.epochs,
         device=run.device,
-        aspects=aspects,
+        aspects=aspects_for(run, splits, requests),
     )
     confidence = mean_self_confidence(probabilities[: end - start], known.labels, classes)
     return {

@@ -18,7 +18,7 @@ from ..utils.hashing import digest
 from ..utils.logging import get_logger
 from ..utils.stored import read_table, write_table
 from .prepare_data import listed_units, split_rows_of
-from .sample_pool import join_tables, real_aspects
+from .sample_pool import aspects_for, join_tables
 from .train import fit_classifier
 
 logger = get_logger(__name__)
@@ -65,10 +65,7 @@ def _probabilities(run: Run, requests: Sequence[Request]) -> np.ndarray:
     fold_of = dict(zip(real.ids, folds.tolist(), strict=True))
     labels = np.array([request.label for request in requests])
     images = stored_images(run, [request.id for request in requests])
-    joint, aspects = join_tables([real], images, labels), None
-    if train.resize_mode == "whole":
-        made = np.array([request.width / request.height for request in requests])
-        aspects = np.concatenate([real_aspects(run, "train"), made])
+    joint, aspects = join_tables([real], images, labels), aspects_for(run, ["train"], requests)
     result = np.full(len(requests), np.nan)
     own = np.array([fold_of[request.source_id] for request in requests])
     for fold in np.unique(own).tolist():

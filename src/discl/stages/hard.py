@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from ..run_folder.run import Run
 from ..utils.counts import count_of
 from ..utils.logging import get_logger
 from ..utils.stored import read_table, write_table
-from .prepare_data import SHOWN, key_of_hard, listed_units, split_rows_of
-from .sample_pool import real_aspects
+from .prepare_data import key_of_hard, listed_units, split_rows_of
+from .sample_pool import aspects_for
 from .train import fit_classifier
 
 logger = get_logger(__name__)
 
+SHOWN = 5
+"""Classes that the summary of hard images lists."""
 NEARLY_ALL = 0.8
 """Fraction of hard training images above which a warning is logged."""
 
@@ -73,19 +76,14 @@ def _uncertain_rows(run: Run, listed: pa.Table, eligible: np.ndarray) -> tuple[l
     units = listed_units(listed)  # copies of one picture are in one fold
     with arguments_named(folds="hard.folds"):
         folds = assign_folds(train.ids, labels, units, rule.folds)
-    aspects = real_aspects(run, "train") if run.recipe.train.resize_mode == "whole" else None
-
-    def fit_predict(fitted: list[int], scored: list[int]) -> np.ndarray:
-        return fit_classifier(
-            train,
-            fitted,
-            scored,
-            run.recipe.train,
-            epochs=rule.epochs,
-            device=run.device,
-            aspects=aspects,
-        )
-
+    fit_predict = partial(
+        fit_classifier,
+        train,
+        train=run.recipe.train,
+        epochs=rule.epochs,
+        device=run.device,
+        aspects=aspects_for(run, ["train"], []),
+    )
     probability = cross_fitted_probability(folds, labels, fit_predict)
     rows = np.flatnonzero((probability < rule.below) & eligible).tolist()
     if not rows:

@@ -39,8 +39,6 @@ from ..utils.stored import read_table, write_table
 
 logger = get_logger(__name__)
 
-SHOWN = 5
-"""Classes that the summary of hard images lists."""
 SHOWN_CLASSES = 8
 """Classes that an error lists."""
 

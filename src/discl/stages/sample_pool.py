@@ -25,6 +25,7 @@ from ..run_folder.images import stored_images
 from ..run_folder.overrides import BY_HAND
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import judge
+from ..spectrum.plan import Request
 from ..utils.stored import broken, read_table
 from .prepare_data import split_rows_of
 from .retrieve import retrieved_images
@@ -107,6 +108,17 @@ def real_aspects(run: Run, split: str) -> np.ndarray:
     """Width / height of the images of a split, float64 `[images]`."""
     sizes = split_rows_of(run, split, ["width", "height"])
     return sizes["width"].to_numpy() / sizes["height"].to_numpy()
+
+
+def aspects_for(run: Run, splits: Sequence[str], requests: Sequence[Request]) -> np.ndarray | None:
+    """Width / height of real images of some splits, then of requested ones, float64 `[images]`.
+
+    None where training takes squares, which need none.
+    """
+    if run.recipe.train.resize_mode != "whole":
+        return None
+    made = np.array([request.width / request.height for request in requests], np.float64)
+    return np.concatenate([*(real_aspects(run, split) for split in splits), made])
 
 
 def made_aspects(run: Run, source_ids: Sequence[str]) -> np.ndarray:
