@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from discl.audit import copies
-from discl.audit.copies import SIDE, compare, find_copies, make_thumbnail
+from discl.audit import proposals
+from discl.audit.coefficients import SIDE
+from discl.audit.copies import compare, find_copies, make_thumbnail
 from helpers.planted import PLANTED, fashion
 
 
@@ -55,11 +56,16 @@ def test_the_search_is_the_same_in_blocks_of_any_size(monkeypatch: pytest.Monkey
     pairs = sorted(zip(whole.queries.tolist(), whole.references.tolist(), strict=True))
     assert pairs == [(2, 7), (3, 9), (7, 2), (9, 3)]
     assert whole.similarity == pytest.approx([1.0] * 4, abs=1e-4)
-    monkeypatch.setattr(copies, "QUERIES_AT_ONCE", 5)
-    monkeypatch.setattr(copies, "REFERENCES_AT_ONCE", 2)
+    for name, size in (("QUERIES", 5), ("REFERENCES", 2), ("PAIRS", 1)):
+        monkeypatch.setattr(proposals, f"{name}_AT_ONCE", size)
     done = []
     again = find_copies(
-        images, images, same_query=numbers, same_reference=numbers, on_progress=done.append
+        images,
+        images,
+        same_query=numbers,
+        same_reference=numbers,
+        candidates=1,
+        on_progress=done.append,
     )
     assert sorted(zip(again.queries.tolist(), again.references.tolist(), strict=True)) == pairs
     assert sum(done) == 144
@@ -75,7 +81,7 @@ def test_equal_numbers_are_left_out() -> None:
 
 def test_images_without_content_copy_nothing() -> None:
     flat = np.full((2, SIDE, SIDE), 90, np.uint8)
-    assert compare(flat[0], flat[1]) == -1
+    assert compare(flat[:1], flat[1:]).tolist() == [-1]
     assert not len(find_copies(flat, noise(3))) and not len(find_copies(noise(2), flat))
     none = np.zeros((0, SIDE, SIDE), np.uint8)
     assert not len(find_copies(none, flat)) and not len(find_copies(flat, none))
@@ -84,5 +90,5 @@ def test_images_without_content_copy_nothing() -> None:
 def test_a_crop_is_found_but_not_what_it_was_taken_from() -> None:
     images, _ = fashion("validation", 1)
     smaller = images[0].resize((32, 32), Image.Resampling.BICUBIC, (1, 5, 27, 31))
-    whole, part = make_thumbnail(images[0]), make_thumbnail(smaller)
+    whole, part = make_thumbnail(images[0])[None], make_thumbnail(smaller)[None]
     assert compare(part, whole) > 0.9 > compare(whole, part)

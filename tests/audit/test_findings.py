@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from discl.audit.copies import SIDE
+from discl.audit.coefficients import SIDE
 from discl.audit.findings import (
     KINDS,
     Finding,

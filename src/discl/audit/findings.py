@@ -171,9 +171,10 @@ def find_synthetic_copies(
     number_of = {part.contents[row]: number for number, (part, row) in _last_first(pixels)}
     contents = [number_of[part.contents[row]] for part, row in pixels]
     sources = np.asarray([number_of.get(each, -1) for each in synthetic.sources], np.int64)
+    thumbnails = np.concatenate([part.thumbnails for part in parts])
     copies = find_copies(
         synthetic.thumbnails,
-        np.concatenate([part.thumbnails for part in parts]),
+        thumbnails,
         same_query=sources,
         same_reference=np.asarray(contents, np.int64),
         threshold=limits.copies,
@@ -187,13 +188,13 @@ def find_synthetic_copies(
         before = found.get(query)
         if before is None or _rank(finding) > _rank(before):
             found[query] = finding
-    for row in np.flatnonzero((synthetic.levels < limits.own_source) & (sources >= 0)).tolist():
-        if row not in found:
-            part, place = pixels[sources[row]]
-            similarity = compare(synthetic.thumbnails[row], part.thumbnails[place])
-            if similarity >= limits.copies:
-                finding = _about((synthetic, row), "copies-source", similarity, (part, place))
-                found[row] = finding
+    low = np.flatnonzero((synthetic.levels < limits.own_source) & (sources >= 0))
+    rows = [row for row in low.tolist() if row not in found]
+    similarities = compare(synthetic.thumbnails[rows], thumbnails[sources[rows]])
+    for row, similarity in zip(rows, similarities.tolist(), strict=True):
+        if similarity >= limits.copies:
+            source = pixels[sources[row]]
+            found[row] = _about((synthetic, row), "copies-source", similarity, source)
     return [found[row] for row in sorted(found)]
 
 

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from ..audit.copies import SIDE, make_thumbnail
+from ..audit.coefficients import SIDE
+from ..audit.copies import make_thumbnail
 from ..audit.findings import (
     SYNTHETIC,
     Finding,

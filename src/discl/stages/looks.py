@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
-from ..audit.copies import SIDE, make_thumbnail
+from ..audit.coefficients import SIDE
+from ..audit.copies import make_thumbnail
 from ..audit.findings import Images, as_columns, describe_findings, find_duplicates, find_poor
 from ..audit.limits import Limits
 from ..audit.measures import Measures, measure_image
