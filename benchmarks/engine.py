@@ -261,6 +261,7 @@ class Weightless:
     """A model of the same shapes that predicts zeros, to count long plans in seconds."""
 
     device, dtype, distilled = torch.device("cpu"), torch.float32, False
+    class_tokens = None
 
     def __init__(self, model: StableDiffusion) -> None:
         self.schedule, self.latent_shape = model.schedule, model.latent_shape

@@ -9,7 +9,8 @@ Fashion-MNIST-LT with prompts that are right with probability 1, .6 and .2; wher
 it describes another upper garment. In `dim` the real images are narrower, darker and moved, and
 the generator does not know that style. `style-25`, `style-50` and `style-100` are CIFAR-10-LT with
 a generator that knows drawings (`checkpoints/make_style.py`): the task is the photos. In
-`vague-adapted` and its like the generator is tuned on the real training images (`discl adapt`).
+`vague-adapted` and its like the generator is tuned on the real training images (`discl adapt`): by
+low-rank weights, in `half-tokens` by class tokens alone, in `half-both` by both.
 
 Each draw is another long-tailed sample (imbalance ratio 100, 500 images in the largest class). A
 unit is one setting and draw: it makes the spectrum, trains every row with a small network, and
@@ -75,14 +76,14 @@ class Setting:
     - `right`: fraction of the prompts of a class that describe it.
     - `style`: strength of the drawings that the prompts name, in per cent; `photos` only.
     - `threshold`: `clip_similarity` from which the filter keeps an image.
-    - `adapted`: whether the generator is tuned on the real training images first.
+    - `adapted`: how the generator is tuned on the real training images first, of `ADAPTATIONS`.
     """
 
     domain: str
     right: float = 1.0
     style: int = 0
     threshold: float = 0.6
-    adapted: bool = False
+    adapted: str = ""
 
 
 SETTINGS = {
@@ -95,9 +96,13 @@ SETTINGS = {
     "style-100": Setting("photos", style=100, threshold=0.42),
 }
 SETTINGS |= {
-    f"{name}-adapted": replace(setting, adapted=True)
+    f"{name}-adapted": replace(setting, adapted="adapted")
     for name, setting in SETTINGS.items()
     if name not in {"plain", "style-25"}
+} | {
+    f"{name}-{how}": replace(SETTINGS[name], adapted=how)
+    for name in ("half", "vague")
+    for how in ("tokens", "both")
 }
 ADAPT = {
     "rank": 16,
@@ -108,6 +113,12 @@ ADAPT = {
     "flip": True,
 }
 """How the generator is tuned, chosen by the pilot's estimates on draw 100, which is in no table."""
+ADAPTATIONS: dict[str, dict[str, Any]] = {
+    "adapted": {},
+    "tokens": {"rank": 0, "class_tokens": 2},
+    "both": {"class_tokens": 2},
+}
+"""What differs from `ADAPT`. The tokens are at the default rate, which was not searched."""
 
 
 @dataclass(frozen=True)
@@ -327,7 +338,7 @@ def recipe_of(setting: Setting, draw: int, work: Path, cifar10: Path | None) -> 
         "runtime.device": "cpu",
     }
     if setting.adapted:
-        overrides["spectrum.adapt"] = {**ADAPT, "seed": draw}
+        overrides["spectrum.adapt"] = {**ADAPT, **ADAPTATIONS[setting.adapted], "seed": draw}
     if setting.domain == "photos":
         overrides |= {
             "data.long_tail.class_order": list(ANIMALS_LAST),
@@ -917,7 +928,7 @@ def _expectations(found: Mapping[str, Mapping[int, Any]]) -> list[str]:
             what = f"{name} | {each['metric']}, {each['of']} − {each['minus']}"
             lines += verdict(what, values, each["sign"])
     for each in expected["adapted"]:
-        name, tuned = each["setting"], f"{each['setting']}-adapted"
+        name, tuned = each["setting"], f"{each['setting']}-{each.get('by', 'adapted')}"
         draws = sorted(found.get(name, {}).keys() & found.get(tuned, {}).keys())
         if draws:
             row, metric = each["of"], each["metric"]

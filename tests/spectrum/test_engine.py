@@ -292,6 +292,7 @@ class Counting:
     """A LatentModel without weights: ε̂ = 0, one number per text and image. It records its calls."""
 
     device, dtype, distilled = torch.device("cpu"), torch.float32, False
+    class_tokens = None
 
     def __init__(self) -> None:
         self.texts: list[str] = []

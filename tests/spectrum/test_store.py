@@ -64,6 +64,7 @@ def make_row(index: int) -> dict[str, Any]:
         "loras": "",
         "sampler": "ddim",
         "timestep_spacing": "",
+        "class_tokens": "",
         "image_digest": digest_bytes(encoded),
     }
 

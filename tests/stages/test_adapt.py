@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from discl import open_run, run_until
+from discl.checkpoints import weights_digest
 from discl.errors import CheckpointError, DataError, RecipeError, RunError
 from discl.pipeline import levels, pilot
 from discl.spectrum.plan import read_plan
@@ -76,6 +77,77 @@ def test_an_adapted_generator_is_trained_once_and_changes_the_ids(recipe, tmp_pa
     run_until(again, "filter")
     assert weights.stat().st_mtime_ns == written
     assert {request.id for request in read_plan(run.path("plan.parquet"))} == ids
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 2])
+def test_class_tokens_change_the_images_and_no_text(recipe, tmp_path, rank):
+    recipe["spectrum"]["adapt"] = ADAPT | {"rank": rank}
+    plain = None
+    if rank:
+        plain = open_run(recipe, tmp_path / "plain")
+        run_until(plain, "plan")
+    recipe["spectrum"]["adapt"] |= {"class_tokens": 2}
+    recipe["prompts"] = {"templates": ["a {class}"]}
+    run = open_run(recipe, tmp_path / "run")
+    run_until(run, "filter")
+    files = sorted(run.path("adapted").glob("*.safetensors"))
+    assert len(files) == (2 if rank else 1) and files[0].stem.endswith("-tokens")
+    pointer = json.loads(run.path("adapter.json").read_text())
+    assert list(pointer) == (["file", "tokens"] if rank else ["tokens"])
+    requests = read_plan(run.path("plan.parquet"))
+    assert {request.prompt for request in requests} == {"a c", "a d"}
+    rows = run.spectrum.read().to_pylist()
+    assert {row["class_tokens"] for row in rows} == {weights_digest(files[0])}
+    assert {bool(row["loras"]) for row in rows} == {bool(rank)}
+    if plain is not None:
+        others = read_plan(plain.path("plan.parquet"))
+        assert not {each.id for each in requests} & {each.id for each in others}
+    written = {file: file.stat().st_mtime_ns for file in files}
+    again = open_run(recipe, tmp_path / "run")
+    run_until(again, "plan")
+    assert {request.id for request in read_plan(again.path("plan.parquet"))} == {
+        request.id for request in requests
+    }
+    assert {file: file.stat().st_mtime_ns for file in files} == written
+
+
+def test_names_that_tokens_cannot_stand_for_are_told_first(recipe, tmp_path, monkeypatch, caplog):
+    from discl.stages import adapt as stage
+
+    recipe["spectrum"]["adapt"] = ADAPT | {"class_tokens": 1}
+    recipe["prompts"] = {"names": {"b": " "}}
+    run = open_run(recipe, tmp_path / "run")
+    run_until(run, "prompts")
+    monkeypatch.setattr(stage, "load_generator", lambda *_: pytest.fail("it was loaded"))
+    with pytest.raises(DataError) as caught:
+        stage.adapt(run)
+    assert caught.value.argument == "prompts.names" and "'b'" in str(caught.value)
+    labels = run.train.labels
+    stage._warn_of_single(run, np.array([*labels[labels == 0], 2]))
+    assert "1 class has one image" in caplog.text and "['c']" in caplog.text
+
+
+def test_class_tokens_of_a_flow_are_told_before_any_image_is_read(recipe, tmp_path):
+    from discl.stages.plan import check_models
+
+    recipe["spectrum"]["adapt"] = ADAPT | {"class_tokens": 1}
+    run = open_run(recipe, tmp_path / "run")
+    flow = dataclasses.replace(run.generator, family="FLUX.1", takes_class_tokens=False)
+    run.__dict__["generator"] = flow
+    with pytest.raises(CheckpointError, match=r"FLUX\.1") as caught:
+        check_models(run, "plan")
+    assert caught.value.argument == "spectrum.adapt.class_tokens"
+    assert not run.path("data.parquet").exists()
+
+
+def test_settings_without_class_tokens_are_written_as_before() -> None:
+    from discl.recipe import Adapt
+
+    assert not {"class_tokens", "token_learning_rate"} & Adapt().model_dump().keys()
+    assert Adapt(rank=0, class_tokens=2).model_dump()["class_tokens"] == 2
+    with pytest.raises(ValueError, match="nothing would be trained"):
+        Adapt(rank=0)
 
 
 @pytest.mark.slow

@@ -28,15 +28,30 @@ class Lora(Strict):
     scale: float = Field(1.0, ge=-100, le=100, description="factor of the weights")
 
 
-class Adapt(Strict):
-    """Low-rank weights that teach the generator the domain of the real training images.
+TOKEN_RATE = 5e-4
 
-    They need pip install 'discl[lora]'. Classes are drawn equally often.
+
+class Adapt(Strict):
+    """Low-rank weights and class tokens that teach the generator the domain of the real images.
+
+    Low-rank weights need pip install 'discl[lora]'. Classes are drawn equally often.
     """
 
-    rank: int = Field(8, ge=1, le=1024)
+    rank: int = Field(
+        8, ge=0, le=1024, description="of the low-rank weights; 0: class tokens alone"
+    )
     steps: int = Field(500, ge=1, le=1_000_000, description="gradient steps")
-    learning_rate: float = Field(1e-4, gt=0, le=1, description="of AdamW")
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="of AdamW, for the low-rank weights")
+    class_tokens: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="learned embeddings of each class, in the place of its name in prompts "
+        "(textual inversion); for Stable Diffusion 1.x, 2.x and SDXL; 0: none",
+    )
+    token_learning_rate: float = Field(
+        TOKEN_RATE, gt=0, le=1, description="of AdamW, for the class tokens"
+    )
     batch_size: int = Field(4, ge=1, le=4096)
     layers: Literal["attention", "attention-and-convolutions"] = Field(
         "attention", description="layers with low-rank weights; convolutions: those of a UNet"
@@ -51,6 +66,20 @@ class Adapt(Strict):
     prior_images: int = Field(64, ge=2, le=100_000, description="how many of these")
     gradient_checkpointing: bool = Field(False, description="less memory, about a third slower")
     seed: int = Field(0, ge=0, le=2**32 - 1)
+
+    @model_serializer(mode="wrap")
+    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        later = {"class_tokens": 0, "token_learning_rate": TOKEN_RATE}
+        return without_default(write(self), **later)
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> Adapt:
+        if not self.rank and not self.class_tokens:
+            raise RecipeError(
+                "spectrum.adapt.rank and class_tokens are both 0, so nothing would be trained; set "
+                "one, or remove adapt."
+            )
+        return self
 
 
 NEW_KEYS = {
@@ -81,7 +110,8 @@ class Spectrum(Strict):
         description="LoRA weights and their scales; they need pip install 'discl[lora]'",
     )
     adapt: Adapt | None = Field(
-        None, description="train low-rank weights on the real images first; null: do not"
+        None,
+        description="train low-rank weights or class tokens on the real images first; null: do not",
     )
     levels: list[Level] = Field(min_length=1, max_length=100)
     seeds: int = Field(8, ge=1, le=10_000, description="synthetic images per source and level")

@@ -12,8 +12,9 @@ import yaml
 
 from ..checkpoints import weights_digest
 from ..recipe.merge import set_value
+from ..recipe.spectrum import TOKEN_RATE
 from ..run_folder import paths
-from ..spectrum.low_rank import record_of
+from ..spectrum.low_rank import read_adapter, record_of
 from ..utils.stored import read_json
 from . import text as words
 from .charts import Axis, Chart, epoch_axis, line_chart, nice_axis
@@ -173,7 +174,7 @@ def _row(found: Mapping[str, Any], axis: Axis, chosen: bool) -> PilotRow:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """The low-rank weights of a run: settings and figures as `[(title, text)]`, and their loss."""
+    """The adaptation of a run: settings and figures as `[(title, text)]`, and its loss."""
 
     facts: Sequence[tuple[str, str]]
     chart: Chart | None
@@ -189,33 +190,40 @@ def read_adaptation(folder: Path, recipe: Mapping[str, Any]) -> Adaptation | Non
     pointer = folder / paths.ADAPTER
     if settings is None or not pointer.is_file():
         return None
-    file = folder / paths.ADAPTED / Path(str(read_json(pointer, "file")["file"])).name
-    record = record_of(file)
+    files = read_adapter(pointer, folder / paths.ADAPTED).present()
+    record = record_of(files[0])
     found = read_json(record, "losses", "seconds") if record.is_file() else {}
     losses = [(float(step), float(loss)) for step, loss in found.get("losses", [])]
     steps = epoch_axis(settings["steps"])
     facts = [
         ("Weights", _weights(settings, found)),
         ("Training", _training(settings, found)),
-        (
-            "File",
-            f"{file.name}, digest {weights_digest(file)[:16]}" if file.is_file() else "absent",
-        ),
+        *(("File", _file(file)) for file in files),
     ]
     chart = line_chart("Loss", "", steps, {"loss": losses}, {"loss": "var(--accent)"})
     return Adaptation(facts, chart, steps)
 
 
+def _file(file: Path) -> str:
+    return f"{file.name}, digest {weights_digest(file)[:16]}" if file.is_file() else "absent"
+
+
 def _weights(settings: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    text = f"rank {settings['rank']}, {settings['layers'].replace('-', ' ')}"
+    parts = []
+    if settings["rank"]:
+        parts.append(f"rank {settings['rank']}, {settings['layers'].replace('-', ' ')}")
+    if tokens := settings.get("class_tokens", 0):
+        parts.append(words.plural(tokens, "token for each class", "tokens for each class"))
+    text = " and ".join(parts)
     return f"{text}: {words.number(found['values'])} values" if "values" in found else text
 
 
 def _training(settings: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    parts = [
-        f"{words.plural(settings['steps'], 'step')} of {settings['batch_size']} images, "
-        f"learning rate {settings['learning_rate']:g}"
-    ]
+    rates = [f"learning rate {settings['learning_rate']:g}"] if settings["rank"] else []
+    if settings.get("class_tokens", 0):
+        rates.append(f"{settings.get('token_learning_rate', TOKEN_RATE):g} for the tokens")
+    steps = words.plural(settings["steps"], "step")
+    parts = [f"{steps} of {settings['batch_size']} images, {', '.join(rates)}"]
     if settings["prior_weight"]:
         parts.append(f"prior weight {settings['prior_weight']:g}")
     if found:

@@ -22,13 +22,20 @@ from ..data import (
     without_empty_classes,
 )
 from ..data.depth import depth_of
-from ..errors import BrokenFileError, CheckpointError, RunError, arguments_named
+from ..errors import CheckpointError, RunError, arguments_named
 from ..recipe import Data, Recipe
-from ..spectrum.models import Address, Generator, describe_generator, describe_loras
+from ..spectrum.low_rank import AdapterFiles, read_adapter
+from ..spectrum.models import (
+    Address,
+    Generator,
+    describe_class_tokens,
+    describe_generator,
+    describe_loras,
+)
 from ..spectrum.plan import PlanShard, Sampling
 from ..spectrum.store import Shards, score_shards, spectrum_shards
 from ..utils.logging import get_logger
-from ..utils.stored import read_json, read_recipe_tree, read_table
+from ..utils.stored import read_recipe_tree, read_table
 from . import paths
 from .changes import changed_values
 from .locks import lock
@@ -166,18 +173,20 @@ class Run:
 
     @property
     def address(self) -> Address:
-        """Files and folders of the generator, with the weights that `discl adapt` trained.
+        """Files and folders of the generator, with what `discl adapt` trained.
 
         Raises RunError if the recipe has `spectrum.adapt` and they are not trained yet.
         """
         base = self.base_address
         if self.recipe.spectrum.adapt is None:
             return base
-        return replace(base, loras=(*base.loras, (str(self.adapter), 1.0)))
+        weights, tokens = self.adapter
+        loras = base.loras if weights is None else (*base.loras, (str(weights), 1.0))
+        return replace(base, loras=loras, class_tokens=None if tokens is None else str(tokens))
 
     @property
-    def adapter(self) -> Path:
-        """The low-rank weights that `discl adapt` trained.
+    def adapter(self) -> AdapterFiles:
+        """The low-rank weights and class tokens that `discl adapt` trained.
 
         Raises RunError if they are not trained yet.
         """
@@ -187,10 +196,7 @@ class Run:
                 f"{self.folder} has no adapted generator yet; run `discl adapt RECIPE --out "
                 f"{self.folder}` first."
             )
-        name = str(read_json(pointer, "file")["file"])
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise BrokenFileError(f"{pointer} names '{name:.80}', no file of its folder.", pointer)
-        return self.path(paths.ADAPTED) / name
+        return read_adapter(pointer, self.path(paths.ADAPTED))
 
     @cached_property
     def sampling(self) -> Sampling:
@@ -218,6 +224,7 @@ class Run:
             describe_loras(address.loras),
             spectrum.sampler,
             spectrum.timestep_spacing or "",
+            describe_class_tokens(address.class_tokens),
         )
 
     @property

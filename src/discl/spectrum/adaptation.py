@@ -1,4 +1,4 @@
-"""Low-rank weights that teach a generator the domain of the real images (arXiv 2106.09685)."""
+"""Low-rank weights and class tokens that teach a generator the domain of the real images."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from .low_rank import (
     low_rank_weights,
     save_adapter,
     save_state,
+    tokens_of,
     write_record,
 )
+from .models.class_tokens import save_class_tokens, trained_tokens, write_prompts
 from .models.interface import Conditioning, LatentModel
 from .models.loras import check_peft
 from .oom import call_halving, is_out_of_memory
@@ -60,11 +62,18 @@ class _Latents:
 
 @dataclass(frozen=True)
 class _Source:
-    """Images with their latents, and the weight of their loss."""
+    """Images with their latents, and the weight of their loss.
+
+    - `texts`: of each row, as the text encoders get them.
+    - `known`: conditioning of every text, one row each; None where class tokens learn, so that
+      texts are encoded in each step.
+    """
 
     images: AdapterImages
     latents: _Latents
     weight: float
+    texts: Sequence[Sequence[str]]
+    known: Mapping[str, Conditioning] | None
 
 
 def adaptation_loss(
@@ -111,9 +120,10 @@ def train_adapter(
     *,
     seed: int = 0,
     prior: AdapterImages | None = None,
+    names: Sequence[str] = (),
     progress: Callable[[int], None] = lambda steps: None,
 ) -> Path:
-    """Trains low-rank weights on real images and writes them in diffusers' layout.
+    """Trains low-rank weights, class tokens or both on real images; writes them as diffusers does.
 
     The state is saved beside `target` every 50 steps, so that a killed training continues; what
     each step draws depends on (`seed`, step) alone. The weights of `model` are left as they were.
@@ -122,31 +132,35 @@ def train_adapter(
     - `model`: a loaded generator, of Stable Diffusion 1.x, 2.x, SDXL, or a flow family.
     - `images`: the real training images. At least two.
     - `target`: the safetensors file to write, for `spectrum.loras` and `load_generator`. Beside it
-      `record_of(target)` holds settings, losses and seconds.
+      `tokens_of(target)` holds class tokens, and `record_of(target)` settings, losses and seconds.
     - `prior`: images of the unadapted generator, where `settings.prior_weight` is above 0.
+    - `names`: the name of each class in prompts, where `settings.class_tokens` is above 0.
     - `progress`: is given the number of finished steps.
 
-    Raises DataError for fewer than two images, CheckpointError without the package peft, and
-    TrainingError where memory does not suffice for one image, or the loss is not finite.
+    Raises DataError for fewer than two images, a name without tokens and class tokens that a
+    prompt has no room for; CheckpointError without the package peft, and for class tokens of a
+    family that takes none; TrainingError where memory does not suffice for one image, or the loss
+    is not finite.
     """
     check_images(len(images.labels))
-    check_peft()
-    weighted = [(images, 1.0)]
-    if prior is not None and settings.prior_weight:
-        weighted.append((prior, settings.prior_weight))
+    if settings.rank:
+        check_peft()
     state = target.with_name(target.stem + "-state.safetensors")
-    with _memory(), low_rank_weights(model.network, settings) as trained:
-        texts = _encode_texts(model, [each for each, _ in weighted])
-        sources = [_Source(each, _encode(model, each), weight) for each, weight in weighted]
-        optimizer = torch.optim.AdamW(trained.values(), lr=settings.learning_rate)
+    with (
+        _memory(),
+        low_rank_weights(model.network, settings) as weights,
+        trained_tokens(model, names, settings.class_tokens) as tokens,
+    ):
+        sources = _make_sources(model, images, prior, settings)
+        trained = {**weights, **{f"tokens.{part}": rows for part, rows in tokens.items()}}
+        optimizer = _make_optimizer(weights, tokens, settings)
         losses, seconds = load_state(state, trained, optimizer)
         started, rows = time.perf_counter() - seconds, settings.batch_size
         for step in range(len(losses), settings.steps):
             batches = []
             for number, source in enumerate(sources):
                 rng = torch.Generator().manual_seed(derive_seed("adapt", seed, number, step))
-                drawn = _draw(model, source, texts, settings, rng=rng)
-                batches.append((source.weight, drawn))
+                batches.append((source, _draw(model, source, settings, rng=rng)))
             loss, rows = _compute_gradients(model, batches, optimizer, settings, rows)
             _take_step(optimizer, loss, step, settings)
             losses.append(float(loss))
@@ -161,7 +175,10 @@ def train_adapter(
             "values": sum(parameter.numel() for parameter in trained.values()),
         }
         write_record(target, facts, losses, time.perf_counter() - started)
-        save_adapter(model, target)
+        if model.class_tokens is not None:
+            save_class_tokens(tokens_of(target), model.class_tokens, tokens)
+        if settings.rank:
+            save_adapter(model, target)
     state.unlink(missing_ok=True)
     return target
 
@@ -170,22 +187,55 @@ def check_images(count: int) -> None:
     """Raises DataError for fewer than two images."""
     if count < 2:
         raise DataError(
-            f"{count} image: low-rank weights would learn that one by heart; "
+            f"{count} image: the generator would learn that one by heart; "
             "give at least two, or train none.",
             argument="images",
         )
 
 
+def _make_sources(
+    model: LatentModel,
+    images: AdapterImages,
+    prior: AdapterImages | None,
+    settings: AdapterSettings,
+) -> list[_Source]:
+    """The real images, then those of the generator. Only prompts of the real ones have tokens."""
+    texts, known = images.texts, None
+    if model.class_tokens is None:
+        known = _encode_texts(model, texts)
+    else:
+        texts = write_prompts(model, texts, images.labels.tolist())
+    sources = [_Source(images, _encode(model, images), 1.0, texts, known)]
+    if prior is not None and settings.prior_weight:
+        known = _encode_texts(model, prior.texts)
+        weight = settings.prior_weight
+        sources.append(_Source(prior, _encode(model, prior), weight, prior.texts, known))
+    return sources
+
+
+def _make_optimizer(
+    weights: Mapping[str, Tensor], tokens: Mapping[str, Tensor], settings: AdapterSettings
+) -> torch.optim.Optimizer:
+    """AdamW with a `peak` rate for each group. Tokens that are not drawn stay as they are."""
+    groups: list[dict[str, Any]] = []
+    if weights:
+        groups.append({"params": list(weights.values()), "peak": settings.learning_rate})
+    if tokens:
+        rate = settings.token_learning_rate
+        groups.append({"params": list(tokens.values()), "peak": rate, "weight_decay": 0.0})
+    return torch.optim.AdamW(groups)
+
+
 def _compute_gradients(
     model: LatentModel,
-    batches: Sequence[tuple[float, dict[str, Any]]],
+    batches: Sequence[tuple[_Source, dict[str, Any]]],
     optimizer: torch.optim.Optimizer,
     settings: AdapterSettings,
     rows: int,
 ) -> tuple[Tensor, int]:
     """(loss, rows of a call from now on); leaves the gradients at the parameters.
 
-    - `batches`: weight and arguments of `adaptation_loss` of each source.
+    - `batches`: each source with what `_draw` drew of it.
     - `rows`: of a call. The mean over a batch is that over its parts, weighted by their rows.
     """
 
@@ -195,8 +245,11 @@ def _compute_gradients(
         for first in range(0, settings.batch_size, size):
             part = slice(first, min(first + size, settings.batch_size))
             loss = torch.zeros((), device=model.device)
-            for weight, drawn in batches:
-                loss = loss + weight * adaptation_loss(model, **_take_rows(drawn, part))
+            for source, drawn in batches:
+                rows_of = {name: values[part] for name, values in drawn.items()}
+                conditioning = _condition(model, source, rows_of.pop("texts"))
+                batch_loss = adaptation_loss(model, conditioning=conditioning, **rows_of)
+                loss = loss + source.weight * batch_loss
             loss = loss * ((part.stop - part.start) / settings.batch_size)
             loss.backward()
             total = total + loss.detach()
@@ -219,11 +272,16 @@ def _compute_gradients(
     return loss, rows
 
 
-def _take_rows(drawn: Mapping[str, Any], part: slice) -> dict[str, Any]:
-    """The arguments of `adaptation_loss` for some rows of a batch."""
-    conditioning = {name: values[part] for name, values in drawn["conditioning"].items()}
-    tensors = {name: drawn[name][part] for name in ("latents", "noise", "timesteps")}
-    return {**tensors, "conditioning": conditioning}
+def _condition(model: LatentModel, source: _Source, texts: Sequence[str]) -> Conditioning:
+    """Conditioning of texts of a source, one row each."""
+    if source.known is None:
+        conditioning = model.encode_texts(texts)
+    else:
+        rows = [source.known[text] for text in texts]
+        conditioning = {name: torch.cat([each[name] for each in rows]) for name in rows[0]}
+    if model.distilled:
+        conditioning["guidance_scale"] = torch.full((len(texts),), FLUX_GUIDANCE).to(model.device)
+    return conditioning
 
 
 def _take_step(
@@ -232,12 +290,12 @@ def _take_step(
     """One step of the optimizer. The rate rises over the first 5 % of the steps."""
     if not torch.isfinite(loss):
         raise TrainingError(
-            f"the loss of the low-rank weights is {loss.item()} at step {step}; lower the learning "
+            f"the loss of the adaptation is {loss.item()} at step {step}; lower the learning "
             "rate, or use float32.",
-            argument="learning_rate",
+            argument="learning_rate" if settings.rank else "token_learning_rate",
         )
     for group in optimizer.param_groups:
-        group["lr"] = settings.learning_rate * min(1.0, (step + 1) / max(1, settings.steps // 20))
+        group["lr"] = group["peak"] * min(1.0, (step + 1) / max(1, settings.steps // 20))
     optimizer.step()
 
 
@@ -255,23 +313,23 @@ def _encode(model: LatentModel, images: AdapterImages) -> _Latents:
 
 
 @torch.no_grad()
-def _encode_texts(
-    model: LatentModel, sources: Sequence[AdapterImages]
-) -> Mapping[str, Conditioning]:
+def _encode_texts(model: LatentModel, texts: Sequence[Sequence[str]]) -> Mapping[str, Conditioning]:
     """Conditioning of every text, one row each."""
-    wanted = sorted({text for source in sources for texts in source.texts for text in texts})
+    wanted = sorted({text for each in texts for text in each})
     return {text: model.encode_texts([text]) for text in wanted}
 
 
 def _draw(
     model: LatentModel,
     source: _Source,
-    texts: Mapping[str, Conditioning],
     settings: AdapterSettings,
     *,
     rng: torch.Generator,
 ) -> dict[str, Any]:
-    """The arguments of `adaptation_loss` for one batch. Classes are drawn equally often."""
+    """Texts and the other arguments of `adaptation_loss` for one batch.
+
+    Classes are drawn equally often.
+    """
     images, latents = source.images, source.latents
     labels = torch.from_numpy(np.unique(images.labels))
     rows = []
@@ -286,12 +344,8 @@ def _draw(
         clean = torch.where(mirrored.to(clean.device)[:, None, None, None], clean.flip(-1), clean)
     picked = []
     for row in rows:
-        own_texts = images.texts[row]
+        own_texts = source.texts[row]
         picked.append(own_texts[int(torch.randint(len(own_texts), (), generator=rng))])
-    rows_of = [texts[text] for text in picked]
-    conditioning = {name: torch.cat([each[name] for each in rows_of]) for name in rows_of[0]}
-    if model.distilled:
-        conditioning["guidance_scale"] = torch.full((len(rows),), FLUX_GUIDANCE).to(model.device)
     noise = torch.randn(shape, generator=rng).to(model.device)
     scheduler: Any = model.scheduler  # type: ignore[attr-defined]
     if hasattr(scheduler, "add_noise"):
@@ -301,7 +355,7 @@ def _draw(
         timesteps = 1000 * torch.sigmoid(torch.randn(len(rows), generator=rng))
     return {
         "latents": clean,
-        "conditioning": conditioning,
+        "texts": picked,
         "noise": noise,
         "timesteps": timesteps.to(model.device),
     }

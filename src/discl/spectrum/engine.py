@@ -176,7 +176,10 @@ class Engine:
 
     def texts_of(self, request: Request) -> list[Text]:
         """The texts that a request's rows are conditioned on; with guidance the negative first."""
-        prompt = Text(request.prompt, negative=False)
+        tokens, words = self.model.class_tokens, request.prompt
+        if tokens is not None:
+            words = tokens.write(words, request.label)
+        prompt = Text(words, negative=False)
         return [Text(request.negative_prompt, negative=True), prompt] if self.guided else [prompt]
 
     def scale_conditioning(self) -> Conditioning:

@@ -1,4 +1,4 @@
-"""Low-rank weights of a network (arXiv 2106.09685): where they are, and their files."""
+"""Low-rank weights of a network (arXiv 2106.09685): where they are, and the files of adaptation."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
+from ..errors import BrokenFileError
 from ..utils.hashing import derive_seed
-from ..utils.stored import read_header, read_tensors, save_tensors, write_text
+from ..utils.stored import read_header, read_json, read_tensors, save_tensors, write_text
 from .models.interface import LatentModel
 
 ATTENTION = (
@@ -32,15 +33,28 @@ CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "proj_in", "proj_out", "time_
 """Further layers of a UNet's blocks."""
 MOST_LOSSES = 50
 """Mean losses in the record of a training."""
+TOKENS = "-tokens"
+"""What the name of a file of class tokens has more than that of the low-rank weights."""
 LOSSES = "losses"
 """The tensor of a state with the loss of every step so far."""
 
 
+class AdapterFiles(NamedTuple):
+    """Files of an adaptation: its low-rank weights and its class tokens, None where it has none."""
+
+    weights: Path | None
+    tokens: Path | None
+
+    def present(self) -> list[Path]:
+        """Those that the adaptation has, the low-rank weights first."""
+        return [file for file in self if file is not None]
+
+
 @dataclass(frozen=True)
 class AdapterSettings:
-    """How low-rank weights are trained.
+    """How low-rank weights and class tokens are trained.
 
-    - `rank`: rank r of each update, 1 or more; α equals it, so its scale is 1.
+    - `rank`: rank r of each update; α equals it, so its scale is 1. 0 trains class tokens alone.
     - `steps`: gradient steps, 1 or more.
     - `learning_rate`: of AdamW, constant after the first 5 % of the steps.
     - `batch_size`: images of a step.
@@ -49,6 +63,8 @@ class AdapterSettings:
     - `prior_weight`: weight of the loss on images of the unadapted generator (DreamBooth,
       arXiv 2208.12242, eq. 2); 0 leaves them out.
     - `gradient_checkpointing`: less memory, about a third slower.
+    - `class_tokens`: learned embeddings of each class (arXiv 2208.01618), 0 to 16.
+    - `token_learning_rate`: theirs.
     """
 
     rank: int = 8
@@ -59,6 +75,8 @@ class AdapterSettings:
     flip: bool = False
     prior_weight: float = 0.0
     gradient_checkpointing: bool = False
+    class_tokens: int = 0
+    token_learning_rate: float = 5e-4
 
 
 def _layers(settings: AdapterSettings) -> tuple[str, ...]:
@@ -67,22 +85,14 @@ def _layers(settings: AdapterSettings) -> tuple[str, ...]:
 
 @contextmanager
 def low_rank_weights(network: Any, settings: AdapterSettings) -> Iterator[dict[str, nn.Parameter]]:
-    """The trained parameters, float32, by name; the network is itself again afterwards."""
-    from peft import LoraConfig
+    """The trained parameters, float32, by name; the network is itself again afterwards.
 
+    With rank 0 the network is frozen, and nothing is added.
+    """
     required = [parameter.requires_grad for parameter in network.parameters()]
     network.requires_grad_(False)
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed("adapter"))
-        network.add_adapter(
-            LoraConfig(
-                r=settings.rank,
-                lora_alpha=settings.rank,
-                init_lora_weights="gaussian",
-                target_modules=list(_layers(settings)),
-            ),
-            adapter_name="adapted",
-        )
+    if settings.rank:
+        _add_adapter(network, settings)
     trained = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
@@ -94,7 +104,8 @@ def low_rank_weights(network: Any, settings: AdapterSettings) -> Iterator[dict[s
     try:
         yield trained
     finally:
-        network.unload_lora()
+        if settings.rank:
+            network.unload_lora()
         if settings.gradient_checkpointing:
             network.disable_gradient_checkpointing()
         for parameter, wanted in zip(network.parameters(), required, strict=True):
@@ -102,12 +113,72 @@ def low_rank_weights(network: Any, settings: AdapterSettings) -> Iterator[dict[s
         network.eval()
 
 
+def _add_adapter(network: Any, settings: AdapterSettings) -> None:
+    from peft import LoraConfig
+
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed("adapter"))
+        network.add_adapter(
+            LoraConfig(
+                r=settings.rank,
+                lora_alpha=settings.rank,
+                init_lora_weights="gaussian",
+                target_modules=list(_layers(settings)),
+            ),
+            adapter_name="adapted",
+        )
+
+
+def adapter_files(target: Path, settings: AdapterSettings) -> AdapterFiles:
+    """The files that `train_adapter` writes for `target`."""
+    return AdapterFiles(
+        target if settings.rank else None, tokens_of(target) if settings.class_tokens else None
+    )
+
+
+def write_adapter(files: AdapterFiles, pointer: Path) -> None:
+    """Names the files of an adaptation in a JSON file."""
+    names = {"file": files.weights, "tokens": files.tokens}
+    present = {kind: file.name for kind, file in names.items() if file is not None}
+    write_text(pointer, json.dumps(present) + "\n")
+
+
+def read_adapter(pointer: Path, folder: Path) -> AdapterFiles:
+    """The files that `write_adapter` named.
+
+    - `folder`: where they are.
+
+    Raises BrokenFileError for names of no file of that folder.
+    """
+    names = read_json(pointer)
+    files = {}
+    for kind in ("file", "tokens"):
+        name = names.get(kind)
+        files[kind] = None if name is None else folder / str(name)
+        if name is not None and (
+            Path(str(name)).name != str(name) or not str(name).endswith(".safetensors")
+        ):
+            raise BrokenFileError(
+                f"{pointer} names '{name!s:.80}', no file of its folder.", pointer
+            )
+    if not any(files.values()):
+        raise BrokenFileError(f"{pointer} names no file.", pointer)
+    return AdapterFiles(files["file"], files["tokens"])
+
+
+def tokens_of(adapter: Path) -> Path:
+    """The file beside an adapter with the class tokens that were trained together with it."""
+    return adapter.with_name(adapter.stem + TOKENS + adapter.suffix)
+
+
 def record_of(adapter: Path) -> Path:
     """The JSON file beside an adapter with the settings, losses and seconds of its training.
 
+    - `adapter`: the file of its low-rank weights, or of its class tokens.
+
     `losses` are `[last step, mean loss]` of up to 50 parts of the training.
     """
-    return adapter.with_suffix(".json")
+    return adapter.with_name(adapter.stem.removesuffix(TOKENS) + ".json")
 
 
 def write_record(

@@ -31,6 +31,7 @@ class Sampling:
     - `loras`: digests and scales of LoRA files.
     - `sampler`: `ddim`, `dpm-solver++`, `euler`, `lcm` or `tcd`.
     - `timestep_spacing`: of the sampler's grid; empty for the checkpoint's own.
+    - `class_tokens`: digest of the generator's class tokens; empty without any.
 
     Fields with a default enter an id only where they differ from it. So images that were made
     before a field existed keep their ids.
@@ -65,6 +66,7 @@ class Sampling:
     loras: str = ""
     sampler: str = "ddim"
     timestep_spacing: str = ""
+    class_tokens: str = ""
 
     @property
     def fixed(self) -> bool:
@@ -96,7 +98,7 @@ class Request:
     - `level`: λ, a whole per cent from 0 to 99.
     - `seed`, `attempt`: which draw. ε is keyed by (source_id, seed, attempt), so the levels of a
       spectrum share it.
-    - `prompt`, `negative_prompt`: texts.
+    - `prompt`, `negative_prompt`: plain texts, without class tokens.
     - `width`, `height`: in pixels.
 
     ```python

@@ -42,6 +42,7 @@ OPTIONAL = (
     "loras",
     "sampler",
     "timestep_spacing",
+    "class_tokens",
     DIGEST,
 )
 """Columns of the spectrum that older shards lack."""
@@ -385,6 +386,7 @@ def spectrum_shards(folder: Path | str, class_names: Sequence[str]) -> Shards:
             "loras": text,
             "sampler": text,
             "timestep_spacing": text,
+            "class_tokens": text,
             DIGEST: text,
         }
     )

@@ -1,8 +1,7 @@
-"""`discl adapt`: low-rank weights that teach the generator the domain of the real images."""
+"""`discl adapt`: teaches the generator the domain of the real images."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -12,24 +11,25 @@ import numpy as np
 import torch
 
 from ..data import to_size
-from ..errors import CheckpointError, RecipeError, arguments_named
+from ..errors import CheckpointError, DataError, RecipeError, arguments_named, shorten
 from ..prompts import class_prompts
+from ..prompts.templates import spoken_names
 from ..recipe import Adapt
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.adaptation import AdapterImages, check_images, train_adapter
 from ..spectrum.adaptation_memory import estimate_memory
 from ..spectrum.engine import Engine
-from ..spectrum.low_rank import AdapterSettings
+from ..spectrum.low_rank import AdapterSettings, adapter_files, write_adapter
 from ..spectrum.models import describe_loras, load_generator
+from ..spectrum.models.class_tokens import FAMILIES
 from ..spectrum.models.interface import LatentModel
 from ..spectrum.plan import Request, plan_requests
 from ..utils.atomic import make_folder
 from ..utils.console import progress
-from ..utils.counts import count_of
+from ..utils.counts import count_have, count_of
 from ..utils.hashing import digest
 from ..utils.logging import get_logger
-from ..utils.stored import write_text
 from .pending import filter_texts
 from .prepare_data import split_rows_of
 from .prompts import ensure_texts
@@ -37,20 +37,24 @@ from .prompts import ensure_texts
 logger = get_logger(__name__)
 
 KEYS = {
+    "class_tokens": "spectrum.adapt.class_tokens",
+    "names": "prompts.names",
+    "token_learning_rate": "spectrum.adapt.token_learning_rate",
     "batch_size": "spectrum.adapt.batch_size",
     "learning_rate": "spectrum.adapt.learning_rate",
 }
 
 
 def adapt(run: Run) -> Path:
-    """Trains the recipe's low-rank weights, unless they exist, and names them in `adapter.json`.
+    """Trains the recipe's weights or tokens, unless they exist; names them in `adapter.json`.
 
     They are trained on the real training images and their prompts, never on validation or test
     images. Their file is keyed by the generator, the images, the texts and the settings. Returns
     the path of `adapter.json`; the run folder if the recipe adapts nothing.
 
-    Raises CheckpointError for a generator that only diffusers' own pipeline can run, DataError for
-    a single image, TrainingError if memory runs out or the loss is not finite.
+    Raises CheckpointError as `check_adaptable`, DataError for a single image and for a class name
+    or prompt without tokens of its class, TrainingError if memory runs out or the loss is not
+    finite.
     """
     settings = run.recipe.spectrum.adapt
     if settings is None:
@@ -62,29 +66,42 @@ def adapt(run: Run) -> Path:
 def check_adaptable(run: Run) -> None:
     """Checks, before any long work, that a recipe with `spectrum.adapt` can be carried out.
 
-    Raises CheckpointError for a generator that only diffusers' own pipeline can run.
+    Raises CheckpointError for a generator that only diffusers' own pipeline can run, and for class
+    tokens of a family whose texts are not encoded by CLIP alone.
     """
-    if run.recipe.spectrum.adapt is not None and run.generator.plain:
+    settings = run.recipe.spectrum.adapt
+    if settings is None:
+        return
+    if run.generator.plain:
         raise CheckpointError(
             f"the generator is a {run.generator.family}, whose denoising steps the engine does not "
             "know; use Stable Diffusion 1.x, 2.x, SDXL, SD 3.x or FLUX.1, or remove the section.",
             argument="spectrum.adapt",
         )
+    if settings.class_tokens and not run.generator.takes_class_tokens:
+        raise CheckpointError(
+            f"the generator is a {run.generator.family}, and class tokens are for {FAMILIES}; set "
+            "0, which trains low-rank weights alone.",
+            argument="spectrum.adapt.class_tokens",
+        )
 
 
 def name_adapter(run: Run, file: Path) -> Path:
-    """Writes `adapter.json`, which says that `run` uses this file."""
+    """Writes `adapter.json`, which says that `run` uses what `ensure_adapter` returned."""
     pointer = run.path(paths.ADAPTER)
-    write_text(pointer, json.dumps({"file": file.name}) + "\n")
+    write_adapter(adapter_files(file, _settings(run.recipe.spectrum.adapt or Adapt())), pointer)
     return pointer
 
 
 def ensure_adapter(run: Run, settings: Adapt, rows: np.ndarray) -> Path:
-    """The low-rank weights of some training images, trained if their file does not exist.
+    """What is learnt of some training images, trained if a file of it does not exist.
 
     - `rows`: int64, rows of `run.train`. The others are not seen.
+
+    Returns the file of the low-rank weights, which `adapter_files` takes; with rank 0 there are
+    only tokens.
     """
-    texts = class_texts(run)
+    texts, names = class_texts(run), _names(run, settings)
     train, contents = run.train, split_rows_of(run, "train", ["digest"])["digest"].to_pylist()
     chosen = [contents[row] for row in rows.tolist()]
     key = digest(
@@ -95,13 +112,15 @@ def ensure_adapter(run: Run, settings: Adapt, rows: np.ndarray) -> Path:
         sorted(settings.model_dump().items()),
         chosen,
         [texts[int(train.labels[row])] for row in rows.tolist()],
+        *([names] if names else []),
     )[:16]
-    file = make_folder(run.path(paths.ADAPTED)) / f"{key}.safetensors"
-    if file.exists():
+    file, wanted = make_folder(run.path(paths.ADAPTED)) / f"{key}.safetensors", _settings(settings)
+    if all(each.exists() for each in adapter_files(file, wanted).present()):
         return file
     with arguments_named(images="data"):
         check_images(len(chosen))
-    wanted = _settings(settings)
+    if names:
+        _warn_of_single(run, train.labels[rows])
     logger.info(f"adapt: {describe_memory(run)}")
     model = load_generator(run.base_address, run.recipe.spectrum.dtype, run.device)
     size = run.size
@@ -117,7 +136,41 @@ def ensure_adapter(run: Run, settings: Adapt, rows: np.ndarray) -> Path:
         progress("adapt", settings.steps) as advance,
     ):
         return train_adapter(
-            model, images, wanted, file, seed=settings.seed, prior=prior, progress=advance
+            model,
+            images,
+            wanted,
+            file,
+            seed=settings.seed,
+            prior=prior,
+            names=names,
+            progress=advance,
+        )
+
+
+def _names(run: Run, settings: Adapt) -> list[str]:
+    """The name of each class in prompts, where class tokens stand for them; else none.
+
+    Raises DataError for an empty name, before anything is loaded.
+    """
+    if not settings.class_tokens:
+        return []
+    spoken = spoken_names(run.train.class_names, run.recipe.prompts.names)
+    for name, words in spoken.items():
+        if not words.strip():
+            raise DataError(
+                f"class {shorten(name)} has the empty name {words!r} in prompts, so its tokens "
+                "have nothing to begin at; give it a name.",
+                argument="prompts.names",
+            )
+    return list(spoken.values())
+
+
+def _warn_of_single(run: Run, labels: np.ndarray) -> None:
+    counts = np.bincount(labels, minlength=len(run.train.class_names))
+    if names := [run.train.class_names[label] for label in np.flatnonzero(counts == 1)]:
+        classes = count_have(len(names), "class", "classes")
+        logger.warning(
+            f"adapt: {classes} one image, which class tokens may learn by heart: {shorten(names)}"
         )
 
 
@@ -125,7 +178,13 @@ def describe_memory(run: Run) -> str:
     """Roughly how much device memory the adaptation of a recipe takes, in words."""
     section = run.recipe.spectrum.adapt or Adapt()
     side = run.size // run.generator.multiple
-    memory = estimate_memory(run.base_address, run.recipe.spectrum.dtype, _settings(section), side)
+    memory = estimate_memory(
+        run.base_address,
+        run.recipe.spectrum.dtype,
+        _settings(section),
+        side,
+        len(run.train.class_names) if section.class_tokens else 0,
+    )
     images = section.batch_size * (2 if section.prior_weight else 1)
     parts = f"{_gigabytes(memory.weights)} of weights"
     parts += f", {_gigabytes(memory.state)} of {memory.values:,} trained values and their state"

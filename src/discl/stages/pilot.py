@@ -24,7 +24,7 @@ from ..run_folder.run import Run
 from ..utils.hashing import digest
 from ..utils.logging import get_logger
 from ..utils.stored import read_table, write_text
-from .adapt import check_adaptable, ensure_adapter, name_adapter
+from .adapt import ensure_adapter, name_adapter
 from .levels import describe_levels
 from .pilot_advice import Outcome, Tried, advise, advise_mixture
 from .pilot_measure import embed_real, measure_candidate, measure_mixtures
@@ -54,7 +54,6 @@ def run_pilot(run: Run) -> Path:
     for name, candidate in candidates.items():
         with _left_out(name, failed):
             check_models(candidate, "filter")
-            check_adaptable(candidate)
     trials: dict[str, list[Run]] = {}
     for name, candidate in candidates.items():
         if name not in failed:

@@ -25,6 +25,7 @@ from ..spectrum.store import Shards
 from ..utils.atomic import whole
 from ..utils.counts import count_of
 from ..utils.logging import get_logger
+from .adapt import check_adaptable
 from .budget import (
     count_first,
     count_rows,
@@ -96,7 +97,8 @@ def check_models(run: Run, stage: str) -> None:
             "images; remove early_rejection.",
             argument="spectrum.early_rejection",
         )
-    if spectrum.loras or spectrum.adapt is not None:
+    check_adaptable(run)
+    if spectrum.loras or (spectrum.adapt is not None and spectrum.adapt.rank):
         check_peft()
     _check_classifiers(run)
 

@@ -8,6 +8,7 @@ from ..recipe import Filter, Hard, Prompts, Recipe, Spectrum
 from ..recipe.filter import BAND
 from ..spectrum.models import Generator
 from ..spectrum.models.stable_diffusion import AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE
+from ..utils.counts import count_of
 from ..utils.plugins import read_piece
 
 
@@ -162,9 +163,11 @@ def _options(recipe: Recipe, generator: Generator) -> dict[str, str]:
             f"{public_name(lora.path)} × {lora.scale:g}" for lora in config.loras
         )
     if config.adapt is not None:
+        learnt = [f"low-rank weights of rank {config.adapt.rank}"] if config.adapt.rank else []
+        if tokens := config.adapt.class_tokens:
+            learnt.append(f"{count_of(tokens, 'class token')} in the place of each class name")
         facts["adapted"] = (
-            f"low-rank weights of rank {config.adapt.rank}, {config.adapt.steps} steps on the real "
-            "training images"
+            f"{' and '.join(learnt)}, {config.adapt.steps} steps on the real training images"
         )
     return facts
 

@@ -1,5 +1,6 @@
 """diffusers checkpoints behind one small interface."""
 
+from .class_tokens import describe_class_tokens
 from .description import Address, Generator, check_generator, describe_generator
 from .interface import Conditioning, LatentModel
 from .loading import load_generator, load_plain
@@ -16,6 +17,7 @@ __all__ = [
     "Schedule",
     "check_generator",
     "check_peft",
+    "describe_class_tokens",
     "describe_generator",
     "describe_loras",
     "load_generator",

@@ -58,6 +58,7 @@ class Generator:
     - `aesthetic`: the network takes an aesthetic score, as the SDXL refiner does.
     - `max_side`: the longest side in pixels that the network has position embeddings for; None
       where nothing bounds it.
+    - `takes_class_tokens`: CLIP alone encodes its texts, so class tokens can be trained.
     """
 
     family: str
@@ -70,6 +71,7 @@ class Generator:
     sampler: str = "DDIM"
     aesthetic: bool = False
     max_side: int | None = None
+    takes_class_tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,14 @@ class Address:
     - `config`: for a single file, the folder or hub name with the configurations and tokenizers of
       its family. By default the folder beside the file, with the file's name without suffix.
     - `loras`: LoRA files and the scales that they are added with.
+    - `class_tokens`: a file of class tokens that `discl adapt` wrote. Prompts are then written with
+      the tokens of their request's label.
     """
 
     checkpoint: str
     config: str | None = None
     loras: tuple[tuple[str, float], ...] = ()
+    class_tokens: str | None = None
 
     @property
     def single(self) -> bool:
@@ -178,6 +183,7 @@ def describe_generator(address: Address | str) -> Generator:
         sampler=_sampler(family),
         aesthetic=family is SDXL and bool(read_index(folder).get("requires_aesthetics_score")),
         max_side=_max_side(folder, family),
+        takes_class_tokens=family.diffusion and not family.plain,
     )
 
 

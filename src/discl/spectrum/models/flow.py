@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
+from .class_tokens import ClassTokens
 from .interface import Conditioning
 from .samplers import check_own_sampler
 from .schedules import Flow, make_flow
@@ -25,6 +26,7 @@ class FlowModel:
 
     from_one = False
     max_shift = 1.16
+    class_tokens: ClassTokens | None = None
 
     def __init__(self, pipeline: Any, device: torch.device | str = "cpu") -> None:
         self.device, self.dtype = torch.device(device), pipeline.transformer.dtype

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .class_tokens import ClassTokens
 from .schedules import Schedule
 
 Conditioning = dict[str, Tensor]
@@ -21,11 +22,13 @@ class LatentModel(Protocol):
 
     - `distilled`: guidance is built into the network. A step takes one row, and `guidance_scale` is
       part of its conditioning.
+    - `class_tokens`: how prompts are written with the generator's class tokens; None without any.
     """
 
     device: torch.device
     dtype: torch.dtype
     distilled: bool
+    class_tokens: ClassTokens | None
 
     @property
     def network(self) -> torch.nn.Module:

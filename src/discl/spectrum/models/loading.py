@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from ...checkpoint_checks import HARMLESS, check_complete, check_extent, check_loaded, loading
 from ...errors import CheckpointError
+from .class_tokens import check_takes_tokens, load_class_tokens
 from .description import (
     Address,
     LocalGenerator,
@@ -35,7 +36,7 @@ SINGLE_FILE_PARTS = {
 def load_generator(
     address: Address | str, dtype: str = "float32", device: torch.device | str = "cpu"
 ) -> LatentModel:
-    """The model of a checkpoint, with its LoRAs merged into the weights.
+    """The model of a checkpoint, with its LoRAs merged into the weights, and its class tokens.
 
     - `address`: a folder in diffusers' layout, a hub name, `embedded:...`, or a single safetensors
       file.
@@ -63,7 +64,10 @@ def load_generator(
         pipeline = load_pipeline(found, dtype)
         if isinstance(address, Address):
             add_loras(pipeline, address.loras)
-        return found.family.build(pipeline, device)
+        model = found.family.build(pipeline, device)
+        if isinstance(address, Address) and address.class_tokens is not None:
+            load_class_tokens(model, Path(address.class_tokens))
+        return model
 
 
 @names_checkpoint
@@ -99,6 +103,8 @@ def load_plain(
             )
         if isinstance(address, Address):
             add_loras(image, address.loras)
+            if address.class_tokens is not None:
+                check_takes_tokens(image)
         image.to(device)
         text = None
         if found.family.text is not None:
@@ -186,6 +192,18 @@ def denoiser_without_weights(found: LocalGenerator) -> torch.nn.Module:
     kind = getattr(diffusers, read_index(found.folder)[name][1])
     network: torch.nn.Module = _without_weights(kind, read_config(found.folder, name))
     return network
+
+
+def text_encoders_without_weights(found: LocalGenerator) -> list[Any]:
+    """The text encoders of a checkpoint, as `denoiser_without_weights` gives its network."""
+    import transformers
+
+    index = read_index(found.folder)
+    return [
+        _without_weights(getattr(transformers, index[part][1]), read_config(found.folder, part))
+        for part in parts_of(found.folder, found.family)
+        if part.startswith("text_encoder")
+    ]
 
 
 def count_weights(found: LocalGenerator) -> dict[str, int]:

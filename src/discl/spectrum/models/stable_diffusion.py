@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...checkpoint_checks import check_tokens
 from ...errors import CheckpointError
+from .class_tokens import ClassTokens
 from .interface import Conditioning
 from .samplers import LinearSteps, make_sampler
 from .schedules import DDIM
 
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
 """Scores that the SDXL refiner gets for the prompt and for the negative prompt, as in diffusers."""
+
+
+class TextEncoder(NamedTuple):
+    """A text encoder with its tokenizer; `part` is its folder in diffusers' layout."""
+
+    tokenizer: Any
+    network: Any
+    part: str
+
+    @property
+    def length(self) -> int:
+        """Tokens that it reads of a text."""
+        return min(self.tokenizer.model_max_length, self.network.config.max_position_embeddings)
 
 
 def tokenize(tokenizer: Any, encoder: Any, texts: Sequence[str], length: int) -> Any:
@@ -120,6 +134,7 @@ class StableDiffusion:
     """
 
     distilled = False
+    class_tokens: ClassTokens | None = None
 
     def __init__(self, pipeline: Any, device: torch.device | str = "cpu") -> None:
         unet, vae = pipeline.unet, pipeline.vae
@@ -142,9 +157,7 @@ class StableDiffusion:
             pipeline.tokenizer,
             pipeline.text_encoder.to(self.device).eval(),
         )
-        self._length = min(
-            self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings
-        )
+        self.text_encoders = [TextEncoder(self.tokenizer, self.text_encoder, "text_encoder")]
 
     @property
     def network(self) -> torch.nn.Module:
@@ -181,14 +194,15 @@ class StableDiffusion:
         return self.autoencoder.shape(height, width, self.autoencoder.factor)
 
     def encode_texts(self, texts: Sequence[str], negative: bool = False) -> Conditioning:
-        tokens = tokenize(self.tokenizer, self.text_encoder, texts, self._length)
+        (encoder,) = self.text_encoders
+        tokens = tokenize(encoder.tokenizer, encoder.network, texts, encoder.length)
         mask = (
             tokens.attention_mask.to(self.device)
-            if getattr(self.text_encoder.config, "use_attention_mask", False)
+            if getattr(encoder.network.config, "use_attention_mask", False)
             else None
         )
         return {
-            "encoder_hidden_states": self.text_encoder(
+            "encoder_hidden_states": encoder.network(
                 tokens.input_ids.to(self.device),
                 attention_mask=mask,
             )[0]
@@ -214,13 +228,12 @@ class StableDiffusionXL(StableDiffusion):
     """
 
     def _set_text_encoders(self, pipeline: Any) -> None:
-        pairs = (
-            (pipeline.tokenizer, pipeline.text_encoder),
-            (pipeline.tokenizer_2, pipeline.text_encoder_2),
-        )
         self.text_encoders = [
-            (tokenizer, encoder.to(self.device).eval())
-            for tokenizer, encoder in pairs
+            TextEncoder(tokenizer, encoder.to(self.device).eval(), part)
+            for tokenizer, encoder, part in (
+                (pipeline.tokenizer, pipeline.text_encoder, "text_encoder"),
+                (pipeline.tokenizer_2, pipeline.text_encoder_2, "text_encoder_2"),
+            )
             if encoder is not None
         ]
         self._zeros = bool(pipeline.config.force_zeros_for_empty_prompt)
@@ -241,10 +254,9 @@ class StableDiffusionXL(StableDiffusion):
 
     def encode_texts(self, texts: Sequence[str], negative: bool = False) -> Conditioning:
         states = []
-        for tokenizer, encoder in self.text_encoders:
-            length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-            tokens = tokenize(tokenizer, encoder, texts, length)
-            output = encoder(tokens.input_ids.to(self.device), output_hidden_states=True)
+        for encoder in self.text_encoders:
+            tokens = tokenize(encoder.tokenizer, encoder.network, texts, encoder.length)
+            output = encoder.network(tokens.input_ids.to(self.device), output_hidden_states=True)
             states.append(output.hidden_states[-2])
             pooled = output[0]  # of the last encoder
         hidden = torch.cat(states, dim=-1)
