@@ -162,13 +162,13 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
 
 
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"PIL": "pillow", "c2pa": "c2pa-python", "yaml": "pyyaml"}
 """Distributions by the name of their module, where the two differ."""
 LOADED_BY_OTHERS = {"peft", "tensorboard"}
 """Packages of an extra that diffusers and torch import, not this package."""
 FRAMEWORKS = {"integrations.huggingface", "integrations.lightning"}
 """Each exists for one framework, and only its users load it."""
-OF_EXTRAS = {"prompts.bounded_client", "browse.app", "browse.guard"}
+OF_EXTRAS = {"prompts.bounded_client", "browse.app", "browse.guard", "export.signing"}
 """Each needs an extra, and other modules import it only where they use it."""
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
+import c2pa
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -24,7 +27,8 @@ from discl.pipeline import run_until
 from discl.recipe import load_recipe
 from discl.run_folder.open import open_run
 from discl.run_folder.run import Run
-from discl.stages.export import export
+from discl.stages.export import export, open_signer
+from helpers.certificates import make_certificate
 
 CLASSES = ("T-shirt_top", "bag & more", "çapa 東京")
 
@@ -219,6 +223,60 @@ def test_fiftyone_has_a_file_and_a_label_for_each_image(filtered: Run, tmp_path:
         label = listed["labels"][name]
         assert label["label"] == row["label"]
         assert label["attributes"]["level"] == row["level"]
+
+
+def test_label_studio_has_a_task_with_a_prediction_for_each_image(
+    filtered: Run, tmp_path: Path
+) -> None:
+    out = export(filtered, "label-studio", tmp_path / "out")
+    tasks = {each["data"]["id"]: each for each in json.loads((out / "tasks.json").read_text())}
+    expected = stored(filtered)
+    assert set(tasks) == set(expected)
+    interface = ElementTree.parse(out / "labels.xml")
+    assert [each.get("value") for each in interface.iter("Choice")] == list(CLASSES)
+    image, choices = interface.find("Image"), interface.find("Choices")
+    for name, row in expected.items():
+        data, (prediction,) = tasks[name]["data"], tasks[name]["predictions"]
+        root, _, path = data[image.get("value").removeprefix("$")].partition("?d=")
+        assert root == "/data/local-files/" and (out / path).read_bytes() == marked(row)
+        assert (data["level"], data["prompt"]) == (row["level"], row["prompt"])
+        (result,) = prediction["result"]
+        assert result["from_name"] == choices.get("name")
+        assert result["to_name"] == choices.get("toName") == image.get("name")
+        assert result["type"] == "choices"
+        assert result["value"] == {"choices": [CLASSES[row["label"]]]}
+
+
+def test_a_signed_export_is_another_one_and_names_who_signs(filtered: Run, tmp_path: Path) -> None:
+    chain, key = make_certificate(tmp_path / "good")
+    out = export(filtered, "imagefolder", tmp_path / "out")
+    plain = {file.name: file.read_bytes() for file in out.rglob("*.png")}
+    signer = open_signer(chain, key)
+    for _ in range(2):  # the second time it is there already
+        export(filtered, "imagefolder", out, signer=signer)
+    files = list(out.rglob("*.png"))
+    assert {file.name for file in files} == set(plain)
+    for file in files:
+        manifest = c2pa.Reader("image/png", io.BytesIO(file.read_bytes())).get_active_manifest()
+        assert manifest["title"] == file.stem.split("-", 1)[1]
+        assert np.array_equal(Image.open(file), Image.open(io.BytesIO(plain[file.name])))
+    assert r"| signature | C2PA content credentials of A \| studio, SHA-256" in card_of(out)
+    lines = key.read_text().splitlines()[1:-1]
+    for file in [*out.rglob("*"), *filtered.folder.rglob("*")]:
+        assert not file.is_file() or not any(line.encode() in file.read_bytes() for line in lines)
+
+
+def test_a_certificate_that_cannot_sign_ends_an_export_before_it_begins(
+    filtered: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain, key = make_certificate(tmp_path / "expired", days=(-9, -1))
+    command = ["discl", "export", str(filtered.folder / "recipe.yaml"), "--to", "yolo"]
+    folders = ["--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", [*command, *folders, "--c2pa", str(chain), str(key)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert not (tmp_path / "out").exists() and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -434,8 +492,8 @@ def test_the_command(
         cli.main()
     assert ended.value.code == 1
     assert (
-        "unknown format 'webdatset'; known: coco, fiftyone, hub-folder, imagefolder, webdataset, "
-        "yolo. "
+        "unknown format 'webdatset'; known: coco, fiftyone, hub-folder, imagefolder, label-studio, "
+        "webdataset, yolo. "
         "Did you mean 'webdataset'?" in capsys.readouterr().err
     )
     monkeypatch.setattr(sys, "argv", [*words, "webdataset"])

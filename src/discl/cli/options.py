@@ -55,13 +55,21 @@ Tune = Annotated[
 
 Format = Annotated[
     str,
-    option("--to", "FORMAT", "imagefolder, webdataset, hub-folder, yolo, coco or fiftyone."),
+    option(
+        "--to",
+        "FORMAT",
+        "imagefolder, webdataset, hub-folder, yolo, coco, fiftyone or label-studio.",
+    ),
 ]
 ExportFolder = Annotated[
     Path, option("--out", "DIR", "Folder to write: new, empty or an older export.")
 ]
 NoMarks = Annotated[
     bool, option("--no-marks", None, "Without the XMP that says an image is synthetic.")
+]
+Credentials = Annotated[
+    tuple[Path, Path] | None,
+    option("--c2pa", "CERTIFICATE KEY", "Sign each image, with a certificate and its key (PEM)."),
 ]
 Everything = Annotated[bool, option("--all", None, "Also the images that the filter dropped.")]
 Predictions = Annotated[Path, option("--out", "CSV", "Predictions to write.")]

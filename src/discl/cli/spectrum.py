@@ -167,14 +167,18 @@ def export(
     out: given.ExportFolder,
     everything: given.Everything = False,
     no_marks: given.NoMarks = False,
+    c2pa: given.Credentials = None,
 ) -> None:
     """Write the kept synthetic images as a data set for other tools, with a data card.
 
-    The XMP of each image says that it is synthetic.
+    The XMP of each image says that it is synthetic. `--c2pa` also signs each image, which needs
+    `pip install 'discl[c2pa]'`.
 
     Example: `discl export mine.yaml --to hub-folder --out mine-synthetic`
     """
     from ..stages.export import export as export_run
+    from ..stages.export import open_signer
 
+    signer = open_signer(*c2pa) if c2pa else None
     opened, _ = options.run("filter")
-    echo(export_run(opened, to, out, everything, marks=not no_marks))
+    echo(export_run(opened, to, out, everything, marks=not no_marks, signer=signer))

@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 from PIL import Image as Pillow
 
@@ -26,6 +27,14 @@ Write = Callable[[Path, Iterable[Image], Sequence[str]], None]
 SPLIT = "train"
 """Split of an export."""
 SHARD_IMAGES, SHARD_BYTES = 5_000, 400_000_000
+LABELLING = """\
+<View>
+  <Image name="image" value="$image"/>
+  <Choices name="class" toName="image" choice="single">
+{choices}  </Choices>
+</View>
+"""
+"""The labelling interface of Label Studio for one class per image."""
 LONGEST_NAME = 80
 RESERVED = {
     *("con", "prn", "aux", "nul"),
@@ -96,6 +105,31 @@ def write_fiftyone(folder: Path, images: Iterable[Image], class_names: Sequence[
     _write_json(folder / "labels.json", {"classes": list(class_names), "labels": labels})
 
 
+def write_label_studio(folder: Path, images: Iterable[Image], class_names: Sequence[str]) -> None:
+    """Writes `images/ID.webp`, `tasks.json` and `labels.xml`: tasks to import into Label Studio.
+
+    The class of an image is a prediction, which a person confirms or changes. Paths are those of
+    Label Studio's local files, below the document root `folder`.
+    """
+    (folder / "images").mkdir()
+    tasks: list[dict[str, Any]] = []
+    for image in images:
+        name = f"images/{image['id']}.{suffix_of(image['bytes'])}"
+        (folder / name).write_bytes(image["bytes"])
+        facts = _facts(image, class_names)
+        chosen: dict[str, Any] = {"choices": [facts["label"]]}
+        result = {"from_name": "class", "to_name": "image", "type": "choices", "value": chosen}
+        tasks.append(
+            {
+                "data": {**facts, "image": f"/data/local-files/?d={name}"},
+                "predictions": [{"model_version": "discl", "result": [result]}],
+            }
+        )
+    _write_json(folder / "tasks.json", tasks)
+    choices = "".join(f"    <Choice value={quoteattr(name)}/>\n" for name in class_names)
+    (folder / "labels.xml").write_text(LABELLING.format(choices=choices), encoding="utf-8")
+
+
 def write_webdataset(folder: Path, images: Iterable[Image], class_names: Sequence[str]) -> None:
     """Writes `train-000000.tar` and so on, with `ID.webp` and `ID.json` for each image.
 
@@ -156,6 +190,7 @@ FORMATS: dict[str, Write] = {
     "yolo": write_yolo,
     "coco": write_coco,
     "fiftyone": write_fiftyone,
+    "label-studio": write_label_studio,
 }
 
 
@@ -194,7 +229,7 @@ def _write_class_folders(
             listed.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+def _write_json(file: Path, content: Any) -> None:
     file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 

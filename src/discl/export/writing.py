@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import RecipeError, StoreError, unknown
@@ -46,6 +46,7 @@ def export_images(
     card: str,
     fingerprint: str,
     marks: bool = True,
+    sign: Callable[[bytes, str], bytes] | None = None,
 ) -> Path:
     """Writes images and a card into the folder `out`, and returns it.
 
@@ -56,6 +57,7 @@ def export_images(
     - `card`: text of `README.md`.
     - `fingerprint`: of the content. Nothing is done where `out` has it already.
     - `marks`: whether each image says that it is synthetic; see `mark_synthetic`.
+    - `sign`: signs an image, given its id; see `signing.ContentSigner`.
 
     Raises RecipeError for an unknown format, StoreError for a folder with other content or a
     failing disk, and the errors of `images`. `out` is then unchanged.
@@ -74,8 +76,7 @@ def export_images(
             if leftover.exists():
                 shutil.rmtree(leftover)
         unfinished.mkdir()
-        marked = map(_mark, images) if marks else images
-        FORMATS[kind](unfinished, marked, class_names)
+        FORMATS[kind](unfinished, _finished(images, marks, sign), class_names)
         (unfinished / "README.md").write_text(card, encoding="utf-8")
         (unfinished / MARKER).write_text(
             json.dumps({"format": kind, "fingerprint": fingerprint}), encoding="utf-8"
@@ -96,8 +97,17 @@ def export_images(
     return out
 
 
-def _mark(image: Image) -> Image:
-    return {**image, "bytes": mark_synthetic(image["bytes"], image["id"])}
+def _finished(
+    images: Iterable[Image], marks: bool, sign: Callable[[bytes, str], bytes] | None
+) -> Iterator[Image]:
+    """The images as they leave: marked, then signed, because a signature covers the mark."""
+    for image in images:
+        data, name = image["bytes"], image["id"]
+        if marks:
+            data = mark_synthetic(data, name)
+        if sign is not None:
+            data = sign(data, name)
+        yield {**image, "bytes": data}
 
 
 def _replace(target: Path, unfinished: Path, old: Path) -> None:

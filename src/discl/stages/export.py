@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..checkpoints import public_name
-from ..errors import RecipeError, StoreError, unknown
+from ..errors import RecipeError, RunError, StoreError, arguments_named, unknown
 from ..export import FORMATS, export_images, holds_export, make_card
 from ..run_folder import paths
 from ..run_folder.images import stored_images
@@ -22,6 +22,9 @@ from ..utils.logging import get_logger
 from ..utils.stored import read_table
 from .provenance import describe_making
 
+if TYPE_CHECKING:
+    from ..export.signing import ContentSigner
+
 logger = get_logger(__name__)
 
 VERDICT = ("clip_similarity", "keep", "reason")
@@ -32,7 +35,36 @@ MARKED = (
 )
 
 
-def export(run: Run, kind: str, out: Path, everything: bool = False, *, marks: bool = True) -> Path:
+def open_signer(certificate: Path, key: Path) -> ContentSigner:
+    """What signs images as C2PA content credentials.
+
+    - `certificate`, `key`: PEM files; see `ContentSigner`.
+
+    Raises RunError without the packages of `discl[c2pa]`, and RecipeError for files that cannot be
+    used.
+    """
+    try:
+        from ..export.signing import ContentSigner
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package not in ("c2pa", "cryptography"):
+            raise
+        raise RunError(
+            f"`--c2pa` needs the package {package}: pip install 'discl[c2pa]'."
+        ) from error
+    with arguments_named(certificate="--c2pa", key="--c2pa"):
+        return ContentSigner(certificate, key)
+
+
+def export(
+    run: Run,
+    kind: str,
+    out: Path,
+    everything: bool = False,
+    *,
+    marks: bool = True,
+    signer: ContentSigner | None = None,
+) -> Path:
     """Writes the kept images as a data set into a folder; returns the folder.
 
     - `run`: a filtered run.
@@ -40,6 +72,7 @@ def export(run: Run, kind: str, out: Path, everything: bool = False, *, marks: b
     - `out`: the folder, which is written atomically. An identical export is left as it is.
     - `everything`: whether to write all images.
     - `marks`: whether each image says in its XMP that it is synthetic.
+    - `signer`: signs each image; see `open_signer`.
 
     Raises RecipeError for an unknown format. Raises StoreError where nothing was kept, or where
     `out` holds anything else.
@@ -62,6 +95,10 @@ def export(run: Run, kind: str, out: Path, everything: bool = False, *, marks: b
     names, hard = run.train.class_names, len(read_table(run.path(paths.HARD), ["id"]))
     making = describe_making(run.recipe, run.generator, run.size)
     facts = describe_export(making, run.recipe.data.root, names, hard, everything, marks=marks)
+    if signer is not None:
+        facts["signature"] = (
+            f"C2PA content credentials of {signer.name}, SHA-256 of the certificate {signer.digest}"
+        )
     card = make_card(
         run.recipe.name,
         kind,
@@ -89,6 +126,7 @@ def export(run: Run, kind: str, out: Path, everything: bool = False, *, marks: b
             card=card,
             fingerprint=fingerprint,
             marks=marks,
+            sign=None if signer is None else signer.sign,
         )
 
 
