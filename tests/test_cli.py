@@ -221,7 +221,7 @@ def test_init_writes_a_recipe_that_loads(
         assert find_control(methods, "discl", by_tail=rule) == "ce-undersampled"
         assert find_control(methods, "fixed", by_tail=rule) == "ce-undersampled"
     header = (tmp_path / f"{name}.yaml").read_text().splitlines()[0]
-    assert header.endswith(": 43 training images in 2 classes (3 to 40 a class).")
+    assert header.endswith(": 43 images in 2 classes (3 to 40 a class).")
 
 
 def test_init_never_overwrites(discl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

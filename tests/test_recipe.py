@@ -174,7 +174,9 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(
         load_recipe(REQUIRED, {key: value})
 
 
-def test_an_unknown_recipe_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
+def test_an_unknown_recipe_is_refused_with_the_nearest_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(
         RecipeError,
         match=r"^unknown recipe 'fashion-tl'\. .* 'fashion-lt'\? `discl recipes` ",
@@ -185,6 +187,11 @@ def test_an_unknown_recipe_is_refused_with_the_nearest_one(tmp_path: Path) -> No
         match=r"there is no recipe file \S*mine\.yaml\. `discl recipes` lists all that ship\.$",
     ):
         load_recipe(tmp_path / "mine.yaml")
+    (tmp_path / "birds.yaml").write_text("extends: fashion-lt\n")
+    for name in ("brids.yaml", "birds"):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(RecipeError, match=r"Did you mean 'birds\.yaml'\?"):
+            load_recipe(name)
     with pytest.raises(
         RecipeError, match=r"Did you mean 'inaturalist2018-ce-discl' or '\S+'( or '\S+')?\?"
     ):

@@ -53,8 +53,10 @@ class DisclError(Exception):
 
 
 @contextmanager
-def arguments_named(**names: str) -> Iterator[None]:
+def arguments_named(default: str | None = None, /, **names: str) -> Iterator[None]:
     """Errors raised inside name these arguments as the caller knows them.
+
+    - `default`: what an error is about that names no argument.
 
     ```python
     with arguments_named(levels="spectrum.levels"):
@@ -64,8 +66,7 @@ def arguments_named(**names: str) -> Iterator[None]:
     try:
         yield
     except DisclError as error:
-        if error.argument in names:
-            error.argument = names[error.argument]
+        error.argument = names.get(error.argument or "", error.argument or default)
         raise
 
 

@@ -155,7 +155,7 @@ def test_ten_thousand_classes() -> None:
     assert found == []
     many = [Finding("wandered", "synthetic", "", label, 0, 0.1) for label in range(10_000)]
     lines = describe_findings(many)
-    assert lines == [f"synthetic: 10,000 classes, {KINDS['wandered']}"]
+    assert lines == [f"synthetic: {KINDS['wandered']}: 10,000"]
 
 
 def test_the_table_is_read_back_and_belongs_to_its_data(tmp_path: Path) -> None:
@@ -175,8 +175,8 @@ def test_the_table_is_read_back_and_belongs_to_its_data(tmp_path: Path) -> None:
 def test_every_kind_is_described_with_an_example() -> None:
     findings = [Finding(kind, "synthetic", "a", 0, 0, 1.0, "test", "b") for kind in reversed(KINDS)]
     lines = describe_findings(findings)
-    assert len(lines) == len(KINDS) and lines[0].startswith("synthetic against test: 1 image, ")
-    assert all("(for example 'a' of 'b')" in line for line in lines)
+    assert len(lines) == len(KINDS) and lines[0].startswith("synthetic against test: ")
+    assert all(": 1 (for example 'a' of 'b')" in line for line in lines)
 
 
 def test_limits_of_the_recipe_are_those_of_the_package() -> None:

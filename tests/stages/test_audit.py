@@ -191,8 +191,8 @@ def test_without_synthetic_images_the_real_ones_are_audited(
     ]
     assert "only real images are audited" in capsys.readouterr().err
     assert describe_audit(fresh) == (
-        "note: test against train: 1 image, images that show the same picture as another: "
-        f"mirrored, cropped, compressed or noisy (for example '{findings[0].id}' of "
+        "note: test against train: images that show the same picture as another "
+        f"(mirrored, cropped, compressed or noisy): 1 (for example '{findings[0].id}' of "
         f"'{findings[0].other}')",
         False,
     )

@@ -121,9 +121,7 @@ def test_poor_and_copied_images_are_told_in_short(tmp_path: Path) -> None:
     found = told(tmp_path, **GIVEN)
     assert not any(fatal for fatal, _ in found)
     texts = [text for _, text in found]
-    assert any(
-        text.startswith("test: 1 image, too dark (for example 'test/b/1.png')") for text in texts
-    )
+    assert any(text.startswith("test: too dark: 1 (for example 'test/b/1.png')") for text in texts)
     assert any(text.startswith("test against train: ") and "mirrored" in text for text in texts)
 
 

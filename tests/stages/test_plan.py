@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from discl.errors import CheckpointError
-from discl.recipe import Recipe, validate
+from discl.assets import embedded
+from discl.errors import CheckpointError, DisclError
+from discl.recipe import Recipe, load_recipe, validate
 from discl.run_folder.open import open_run
+from discl.run_folder.run import Run
 from discl.stages.engine import GENERATOR_KEYS
 from discl.stages.plan import check_models
 
@@ -30,6 +32,32 @@ def test_errors_of_a_generator_name_the_recipes_key(
         check_models(open_run(recipe, tmp_path / "run"), "plan")
     assert raised.value.argument == key
     assert str(raised.value).startswith(f"{key}: ")
+
+
+def test_a_checkpoint_that_does_not_exist_is_an_error_of_its_key(
+    small_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    """Recipes inherit checkpoints, so the address alone does not say which key to change."""
+    clip = {"architecture": "clip"}
+    template = {"prompts.templates": ["a photo of a {class}, {caption}"], "prompts.phrases": None}
+    weights = str(embedded("fashion-mnist/diffusion/unet/diffusion_pytorch_model.safetensors"))
+    own = "methods.other.train.model.checkpoint"
+    cases: dict[str, dict[str, Any]] = {
+        "spectrum.checkpoint": {},
+        "spectrum.config": {"spectrum.checkpoint": weights},
+        "filter.checkpoint": {},
+        "prompts.captions.checkpoint": template,
+        "train.model.checkpoint": {"train.model": clip},
+        own: {"methods.other": {"strategy": "real-only", "train": {"model": clip}}},
+    }
+    for key, more in cases.items():
+        recipe = load_recipe(small_tree, {**more, key: "./no/such"})
+        with pytest.raises(DisclError, match="no/such") as raised:
+            check_models(Run(recipe, tmp_path), "train")
+        assert raised.value.argument == key
+    recipe = load_recipe(small_tree, {"spectrum.loras": [{"path": "./no/such.safetensors"}]})
+    with pytest.raises(CheckpointError, match=r"^spectrum\.loras: .*no/such\.safetensors"):
+        check_models(Run(recipe, tmp_path), "train")
 
 
 def test_every_key_is_one_of_the_recipe() -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from ..utils.counts import count_of
 from .copies import Copies, compare, find_copies
 from .limits import Limits
 from .measures import Measures
@@ -19,8 +18,8 @@ KINDS = {
     "copies-another": "synthetic images that copy a training image that is not their source",
     "copies-source": "synthetic images of a low level that copy their source",
     "exact-duplicate": "images whose pixels occur before",
-    "near-duplicate": "images that show the same picture as another: mirrored, cropped, "
-    "compressed or noisy",
+    "near-duplicate": "images that show the same picture as another (mirrored, cropped, "
+    "compressed or noisy)",
     "unreadable": "images that cannot be decoded",
     "dark": "too dark",
     "bright": "too bright",
@@ -288,10 +287,8 @@ def describe_findings(findings: Iterable[Finding]) -> list[str]:
         where = f"{split} against {other}" if other and other != split else split
         example = found[0]
         of = f" of '{example.other}'" if example.other else ""
-        what = "class" if not example.id else "image"
-        count = count_of(len(found), what, "classes" if what == "class" else "images")
         shown = f" (for example '{example.id}'{of})" if example.id else ""
-        lines.append(f"{where}: {count}, {KINDS[kind]}{shown}")
+        lines.append(f"{where}: {KINDS[kind]}: {len(found):,}{shown}")
     return lines
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ EXTENDS = "extends"
 """A key of the file, not of the recipe."""
 MOST_FILES = 32
 """Files of one recipe with `extends`, at most."""
+MOST_COMPARED = 1000
+"""Files that are compared with the name of a recipe that does not exist, at most."""
 EXPLAINED = 50
 """Problems that are explained, at most. The others are counted."""
 
@@ -202,7 +205,6 @@ def _recipe_path(source: str | Path) -> Path:
             f"{path} is a run folder, and its recipe is {path / paths.RECIPE}; to continue there, "
             f"add --out {path}."
         )
-    near = difflib.get_close_matches(path.stem[:200], shipped_recipes(), n=3)
     name = shorten(str(path), 300, quoted=False)
     if _is_path(source) and path_exists(path):
         raise RecipeError(
@@ -213,8 +215,17 @@ def _recipe_path(source: str | Path) -> Path:
         if _is_path(source)
         else f"unknown recipe '{name}'. A recipe file's name ends in .yaml."
     )
+    near = _similar_recipes(path)
     hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
     raise RecipeError(f"{problem}{hint} `discl recipes` lists all that ship.")
+
+
+def _similar_recipes(path: Path) -> list[str]:
+    """Files beside a recipe that does not exist, or else shipped recipes, of a similar name."""
+    stem = path.stem[:200]
+    beside = [file.stem for file in islice(path.parent.glob("*.yaml"), MOST_COMPARED)]
+    near = [str(path.parent / f"{name}.yaml") for name in difflib.get_close_matches(stem, beside)]
+    return near or difflib.get_close_matches(stem, shipped_recipes())
 
 
 def _resolve_paths(

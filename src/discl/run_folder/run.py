@@ -161,7 +161,7 @@ class Run:
     @cached_property
     def generator(self) -> Generator:
         """Describes the recipe's checkpoint."""
-        with arguments_named(config="spectrum.config"):
+        with arguments_named("spectrum.checkpoint", config="spectrum.config"):
             return describe_generator(self.base_address)
 
     @property

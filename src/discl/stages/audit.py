@@ -94,7 +94,7 @@ def audit(run: Run) -> Path:
     findings: list[Finding] = []
     parts = [*_real_parts(run), *_synthetic_part(run)]
     if parts[-1].split == SYNTHETIC:
-        with arguments_named(address="audit.features"):
+        with arguments_named("audit.features", address="audit.features"):
             find_clip(run.recipe.audit.features or run.recipe.filter.checkpoint)
     else:
         logger.warning("audit: there is no synthetic image yet, so only real images are audited")

@@ -123,7 +123,7 @@ def _facts(table: ImageTable, tables: Mapping[str, ImageTable]) -> dict[str, Any
     batch = min(LARGEST_BATCH, max(len(table) // 2, 1))
     dtype, note = _dtype()
     return {
-        "images": count_of(len(table), "training image"),
+        "images": count_of(len(table), "training image" if "test" in tables else "image"),
         "classes": count_of(len(counts), "class", "classes"),
         "smallest": counts.min(),
         "largest": counts.max(),

@@ -14,12 +14,13 @@ from ..data import to_size
 from ..errors import DataError, RecipeError, TrainingError, arguments_named
 from ..recipe import check_own_pieces
 from ..recipe.loop import learner_of
+from ..recipe.merge import get_value
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import find_clip
 from ..spectrum.draws import Cap, count_further
 from ..spectrum.encoding import encode_image
-from ..spectrum.models import check_generator, check_peft
+from ..spectrum.models import check_generator, check_peft, describe_loras
 from ..spectrum.plan import Request, plan_requests, write_plan
 from ..spectrum.store import Shards
 from ..utils.atomic import whole
@@ -70,7 +71,7 @@ def check_models(run: Run, stage: str) -> None:
     if retrieves:
         _ = run.archive
     if retrieves or not run.recipe.spectrum.makes_none:
-        with arguments_named(address="filter.checkpoint"):
+        with arguments_named("filter.checkpoint", address="filter.checkpoint"):
             find_clip(run.recipe.filter.checkpoint)
     if run.recipe.spectrum.makes_none:
         _check_classifiers(run)
@@ -80,7 +81,9 @@ def check_models(run: Run, stage: str) -> None:
     if stage == "retrieve":
         return
     spectrum = run.recipe.spectrum
-    with arguments_named(**GENERATOR_KEYS):
+    with arguments_named("spectrum.loras"):
+        describe_loras(run.base_address.loras)
+    with arguments_named("spectrum.checkpoint", **GENERATOR_KEYS):
         check_generator(
             run.base_address,
             spectrum.num_inference_steps,
@@ -108,7 +111,10 @@ def _check_classifiers(run: Run) -> None:
     for name, method in run.recipe.methods.items():
         train = run.recipe.training(name)
         if train.model.checkpoint is not None:
-            describe_classifier(train, ("a", "b"), None, method.loss.name, method.fine_tune)
+            own = get_value(method.train, "model.checkpoint") is not None
+            key = "train.model.checkpoint"
+            with arguments_named(f"methods.{name}.{key}" if own else key):
+                describe_classifier(train, ("a", "b"), None, method.loss.name, method.fine_tune)
 
 
 def make_plan(run: Run, *, for_training: bool = True) -> Path:

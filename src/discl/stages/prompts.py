@@ -45,11 +45,13 @@ def check_prompts(run: Run) -> None:
     if prompts.endpoint is not None and not run.path(paths.PROMPTS).exists():
         _check_server(prompts.endpoint, "prompts.endpoint")
     if prompts.captions is not None:
-        with arguments_named(address="prompts.captions.checkpoint"):
+        key = "prompts.captions.checkpoint"
+        with arguments_named(key, address=key):
             find_captioner(prompts.captions.checkpoint)
     if prompts.settings is not None and not run.path(paths.SETTINGS).exists():
         _check_server(prompts.settings.endpoint, "prompts.settings.endpoint")
-        with arguments_named(address="prompts.settings.captioner.checkpoint"):
+        key = "prompts.settings.captioner.checkpoint"
+        with arguments_named(key, address=key):
             find_captioner(prompts.settings.captioner.checkpoint)
 
 

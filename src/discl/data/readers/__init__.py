@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from datasets import concatenate_datasets
 
 from ...assets import embedded
-from ...errors import DataError, shorten, unknown
+from ...errors import DataError, arguments_named, shorten, unknown
 from ..gate import refuse_outside
 from ..listing import known_suffixes, walk_images
 from ..table import ImageTable, check_table
@@ -260,7 +260,8 @@ def _source(
     files: Mapping[str, str] | None = None,
     images: str | None = None,
 ) -> Source:
-    path = embedded(root) if root.startswith("embedded:") else whole_path(root)
+    with arguments_named("root"):
+        path = embedded(root) if root.startswith("embedded:") else whole_path(root)
     _check_root(root, path)
     named = {split: name for split, name in (splits or {}).items() if name is not None}
     left_out = frozenset(set(splits or {}) - set(named))

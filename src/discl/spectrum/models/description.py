@@ -19,7 +19,7 @@ from ...checkpoints import (
     settings_digest,
     weights_digest,
 )
-from ...errors import CheckpointError
+from ...errors import CheckpointError, arguments_named
 from ...levels import TEXT_ONLY, format_level
 from ...utils.hashing import digest
 from .families import (
@@ -147,7 +147,8 @@ def find_generator(address: Address | str) -> LocalGenerator:
                 f"folder beside it as {beside.name}/.",
                 argument="config",
             )
-        folder = find_settings(address.config or str(beside))
+        with arguments_named("config"):
+            folder = find_settings(address.config or str(beside))
     family = find_family(folder)
     check_parts(folder, family, weights=file is None)
     check_denoiser(folder, family)
