@@ -27,10 +27,11 @@ from discl.data.table import make_table
 from discl.errors import RunError
 from discl.escaping import for_markdown
 from discl.export import make_card
-from discl.recipe import load_recipe
+from discl.recipe import Adapt, load_recipe
 from discl.report import charts, gallery, run_summary, tables, write_comparison, write_report
 from discl.report import page as page_module
 from discl.report import text as words
+from discl.report.pilot_section import read_adaptation
 from discl.spectrum.models import Generator
 from discl.stages.export import describe_export
 from discl.stages.provenance import describe_making
@@ -1190,6 +1191,23 @@ def test_an_adaptation_is_shown_with_settings_loss_seconds_and_digest(tmp_path: 
     digest = weights_digest(tmp_path / "adapted/0011.safetensors")
     assert f"0011.safetensors, digest {digest[:16]}" in page.text
     assert any("Loss over steps" in label for label in page.values("aria-label"))
+
+
+def test_class_tokens_are_shown_beside_the_weights_or_alone(tmp_path: Path) -> None:
+    write_adapter(tmp_path)
+    pointer, tokens = tmp_path / "adapter.json", "0011-tokens.safetensors"
+    (tmp_path / "adapted" / tokens).write_bytes(b"tokens")
+    settings = Adapt(rank=4, class_tokens=2).model_dump()
+    pointer.write_text(json.dumps({"file": "0011.safetensors", "tokens": tokens}))
+    found = read_adaptation(tmp_path, {"spectrum": {"adapt": settings}})
+    texts = [text for _, text in found.facts]
+    assert "rank 4, attention and 2 tokens for each class: 7,680 values" in texts
+    assert any("learning rate 0.0001, 0.0005 for the tokens" in text for text in texts)
+    pointer.write_text(json.dumps({"tokens": tokens}))
+    found = read_adaptation(tmp_path, {"spectrum": {"adapt": settings | {"rank": 0}}})
+    assert found.chart is not None and len(found.facts) == 3
+    digest = weights_digest(tmp_path / "adapted" / tokens)
+    assert ("File", f"{tokens}, digest {digest[:16]}") in found.facts
 
 
 def test_weights_of_an_earlier_version_have_no_record(tmp_path: Path) -> None:

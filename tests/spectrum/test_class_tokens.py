@@ -310,7 +310,7 @@ def test_a_file_that_does_not_fit_is_refused(tiny_model, tmp_path, tensors, name
     file = tmp_path / "a.safetensors"
     save_file(tensors, file, None if names is None else {"names": json.dumps(names)})
     with pytest.raises(CheckpointError, match=words):
-        load_class_tokens(tiny_model, file)
+        load_class_tokens(tiny_model, str(file))
     assert tiny_model.class_tokens is None
 
 
@@ -318,7 +318,7 @@ def test_a_file_that_is_no_safetensors_or_absent_is_refused(tiny_model, tmp_path
     (tmp_path / "a.safetensors").write_bytes(b"\x80\x02}q\x00.")
     for name in ("a.safetensors", "absent.safetensors"):
         with pytest.raises(CheckpointError, match=name):
-            load_class_tokens(tiny_model, tmp_path / name)
+            load_class_tokens(tiny_model, str(tmp_path / name))
 
 
 def test_a_flow_takes_no_tokens(tiny_flux, tmp_path):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...checkpoint_checks import loading
-from ...checkpoints import weights_digest
+from ...checkpoints import find_weights, weights_digest
 from ...errors import CheckpointError, DataError, shorten
 from ...utils.counts import count_of
 from ...utils.logging import get_logger
@@ -120,8 +120,11 @@ def check_takes_tokens(model: Any) -> None:
 
 
 def describe_class_tokens(file: str | None) -> str:
-    """What class tokens add to an image's id: their digest; empty without any."""
-    return "" if file is None else weights_digest(Path(file))
+    """What class tokens add to an image's id: their digest; empty without any.
+
+    Raises CheckpointError for a missing file.
+    """
+    return "" if file is None else weights_digest(find_weights(file))
 
 
 def add_class_tokens(model: Any, tokens: ClassTokens, rows: Mapping[str, Tensor]) -> None:
@@ -274,12 +277,13 @@ def save_class_tokens(file: Path, tokens: ClassTokens, rows: Mapping[str, Tensor
     save_tensors(tensors, file, {NAMES: json.dumps(list(tokens.names))})
 
 
-def load_class_tokens(model: Any, file: Path) -> None:
+def load_class_tokens(model: Any, address: str) -> None:
     """Gives a loaded generator the class tokens of a file.
 
     Raises CheckpointError for a generator of another family, and for a file that does not fit it.
     """
     check_takes_tokens(model)
+    file = find_weights(address)
     widths = {
         encoder.part: encoder.network.get_input_embeddings().weight.shape[1]
         for encoder in model.text_encoders

@@ -66,7 +66,7 @@ def load_generator(
             add_loras(pipeline, address.loras)
         model = found.family.build(pipeline, device)
         if isinstance(address, Address) and address.class_tokens is not None:
-            load_class_tokens(model, Path(address.class_tokens))
+            load_class_tokens(model, address.class_tokens)
         return model
 
 
