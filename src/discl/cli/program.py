@@ -108,8 +108,10 @@ def main() -> None:
     from ..errors import DisclError
     from ..escaping import message
     from ..utils.console import flush_standard_error, open_standard_streams
+    from ..utils.memory import keep_freed_memory
 
     open_standard_streams()
+    keep_freed_memory()
     try:
         app()
     except DisclError as error:

@@ -19,6 +19,7 @@ from ...run_folder.run import Run
 from ...spectrum.plan import Request
 from ...spectrum.stats import Work
 from ...utils.logging import SILENT, get_logger
+from ...utils.memory import keep_freed_memory
 from ..engine import Sources, make_worker
 from .dispatcher import Dispatcher
 
@@ -178,6 +179,7 @@ class Assignment:
 
     def open(self) -> Run:
         """Opens the run in this process, with its number of threads."""
+        keep_freed_memory()
         with suppress(OSError):  # where it does not exist, opening names the missing path
             os.chdir(self.cwd)
         overrides = {name: Path(path) for name, path in self.overrides.items()}
