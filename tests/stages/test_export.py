@@ -492,9 +492,8 @@ def test_the_command(
         cli.main()
     assert ended.value.code == 1
     assert (
-        "unknown format 'webdatset'; known: coco, fiftyone, hub-folder, imagefolder, label-studio, "
-        "webdataset, yolo. "
-        "Did you mean 'webdataset'?" in capsys.readouterr().err
+        "error: --to: unknown format 'webdatset'; known: coco, fiftyone, hub-folder, imagefolder, "
+        "label-studio, webdataset, yolo. Did you mean 'webdataset'?" in capsys.readouterr().err
     )
     monkeypatch.setattr(sys, "argv", [*words, "webdataset"])
     with pytest.raises(SystemExit) as ended:

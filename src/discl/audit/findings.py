@@ -100,7 +100,9 @@ def find_duplicates(
     )
     if len(first) < 2:
         return findings
-    images = np.concatenate([part.thumbnails for part in parts])[first]
+    images = np.concatenate([part.thumbnails for part in parts])
+    if len(first) < len(images):
+        images = images[first]
     numbers = np.arange(len(first))
     copies = find_copies(
         images,

@@ -32,6 +32,8 @@ QUERIES_AT_ONCE, REFERENCES_AT_ONCE = 256, 512
 PAIRS_AT_ONCE = 1_000_000
 """Pairs that are held between two steps."""
 NO_CROP = -1
+_Halves = tuple[np.ndarray, np.ndarray]
+"""Coefficients that mirroring leaves, and those whose sign it changes."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,7 @@ def propose(
     Arguments as in `copies.find_copies`.
     """
     best = _Best(candidates, most=max(PAIRS_AT_ONCE, 2 * candidates * len(queries)))
-    own = np.zeros((len(queries), len(odd())), np.float32)
-    for first in range(0, len(queries), REFERENCES_AT_ONCE):
-        rows = slice(first, first + REFERENCES_AT_ONCE)
-        own[rows] = coefficients(queries[rows], WHOLE)
-    coarse, fine = _split(unit_rows(own[:, :COARSE_COEFFICIENTS])), _split(unit_rows(own))
+    coarse, fine = _describe(queries)
     for start in range(0, len(references), REFERENCES_AT_ONCE):
         block = _Block.of(references[start : start + REFERENCES_AT_ONCE])
         waiting: list[np.ndarray] = []  # query × size of the block + reference
@@ -106,6 +104,15 @@ def propose(
                 best.add(_compare(*fine, block, np.concatenate(waiting)), start)
                 waiting = []
     return best.pairs()
+
+
+def _describe(queries: np.ndarray) -> tuple[_Halves, _Halves]:
+    """Coefficients of the sieve, and all coefficients, each (even, odd) and of length 1."""
+    own = np.zeros((len(queries), len(odd())), np.float32)
+    for first in range(0, len(queries), REFERENCES_AT_ONCE):
+        rows = slice(first, first + REFERENCES_AT_ONCE)
+        own[rows] = coefficients(queries[rows], WHOLE)
+    return _split(unit_rows(own[:, :COARSE_COEFFICIENTS])), _split(unit_rows(own))
 
 
 def match(queries: np.ndarray, references: np.ndarray) -> Pairs:
@@ -134,7 +141,7 @@ class _Block:
 
     even: np.ndarray
     odd: np.ndarray
-    coarse: list[tuple[np.ndarray, np.ndarray]]
+    coarse: list[_Halves]
 
     def __len__(self) -> int:
         return len(self.even)
@@ -175,8 +182,8 @@ class _Best:
         return every.take(order[rank < self.candidates])
 
 
-def _split(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients that mirroring leaves, and those whose sign it changes."""
+def _split(values: np.ndarray) -> _Halves:
+    """Even and odd coefficients, each in one block of memory."""
     changed = odd()[: values.shape[-1]]
     return np.ascontiguousarray(values[..., ~changed]), np.ascontiguousarray(values[..., changed])
 

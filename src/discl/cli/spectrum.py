@@ -176,9 +176,10 @@ def export(
 
     Example: `discl export mine.yaml --to hub-folder --out mine-synthetic`
     """
+    from ..stages.export import check_format, open_signer
     from ..stages.export import export as export_run
-    from ..stages.export import open_signer
 
+    check_format(to)
     signer = open_signer(*c2pa) if c2pa else None
     opened, _ = options.run("filter")
     echo(export_run(opened, to, out, everything, marks=not no_marks, signer=signer))

@@ -102,6 +102,7 @@ def audit(run: Run) -> Path:
         findings += _ensure_measured(measured, part)
     table = measured.read()
     images = [_gather(table, part) for part in parts]
+    del table  # each part has a copy of its rows
     real = [each for each in images if each.split != SYNTHETIC]
     total = sum(map(len, real)) ** 2
     with progress("audit: copies among real images", total) as advance:
@@ -218,7 +219,8 @@ def _gather(table: pa.Table, part: _Part) -> Images:
     place = {key: row for row, key in enumerate(table["id"].to_pylist())}
     kept = [row for row, key in enumerate(part.keys) if key in place]
     chosen = table.take([place[part.keys[row]] for row in kept])
-    thumbnails = b"".join(chosen["thumbnail"].to_pylist())
+    stored = chosen["thumbnail"].combine_chunks()
+    pixels = np.frombuffer(stored.buffers()[1] or b"", np.uint8)[stored.offset * SIDE * SIDE :]
     return Images(
         part.split,
         [part.ids[row] for row in kept],
@@ -226,7 +228,7 @@ def _gather(table: pa.Table, part: _Part) -> Images:
         part.labels[kept],
         part.levels[kept],
         [part.sources[row] for row in kept],
-        np.frombuffer(thumbnails, np.uint8).reshape(-1, SIDE, SIDE),
+        pixels[: len(kept) * SIDE * SIDE].reshape(-1, SIDE, SIDE),
         np.stack([chosen[name].to_numpy().astype(np.int64) for name in ("width", "height")], 1),
         {name: chosen[name].to_numpy() for name in FIGURES},
     )

@@ -35,6 +35,12 @@ MARKED = (
 )
 
 
+def check_format(kind: str) -> None:
+    """Raises RecipeError unless `kind` is one of `FORMATS`."""
+    if kind not in FORMATS:
+        raise RecipeError(unknown("format", kind, FORMATS), argument="--to")
+
+
 def open_signer(certificate: Path, key: Path) -> ContentSigner:
     """What signs images as C2PA content credentials.
 
@@ -77,8 +83,7 @@ def export(
     Raises RecipeError for an unknown format. Raises StoreError where nothing was kept, or where
     `out` holds anything else.
     """
-    if kind not in FORMATS:
-        raise RecipeError(unknown("format", kind, FORMATS))
+    check_format(kind)
     verdicts = read_table(run.path(paths.FILTER))
     finished = verdicts.filter(pc.is_finite(verdicts["clip_similarity"]))
     chosen = finished if everything else verdicts.filter(verdicts["keep"])
