@@ -1208,6 +1208,9 @@ def test_class_tokens_are_shown_beside_the_weights_or_alone(tmp_path: Path) -> N
     assert found.chart is not None and len(found.facts) == 3
     digest = weights_digest(tmp_path / "adapted" / tokens)
     assert ("File", f"{tokens}, digest {digest[:16]}") in found.facts
+    recipe = load_recipe("fashion-lt", {"spectrum.adapt": {"rank": 0, "class_tokens": 2}})
+    made = describe_making(recipe, GENERATOR, 32)["adapted"]
+    assert made.startswith("2 class tokens in the place of each class name, 500 steps")
 
 
 def test_weights_of_an_earlier_version_have_no_record(tmp_path: Path) -> None:
