@@ -75,7 +75,7 @@ LEVELS_TABLE = "levels.md"
 LEVELS_PAGE = "levels.html"
 
 ADAPTED = "adapted"
-"""Low-rank weights of the generator, one safetensors file for each key."""
+"""Low-rank weights and class tokens of the generator, safetensors files for each key."""
 ADAPTER = "adapter.json"
 """Names the file of `adapted/` that the recipe uses."""
 
