@@ -74,6 +74,7 @@ def read_into(pipeline, file: Path) -> None:
     [
         ("a photo of a bag", "a photo of a <class-0> <class-0>_1"),
         ("Bag: one Bag, handbags", "<class-0> <class-0>_1: one <class-0> <class-0>_1, handbags"),
+        ("Bag: a bag", "Bag: a <class-0> <class-0>_1"),
         ("a purse", "<class-0> <class-0>_1, a purse"),
         ("a coat", "<class-0> <class-0>_1, a coat"),
         ("", ""),

@@ -51,7 +51,8 @@ class ClassTokens:
     def write(self, text: str, label: int) -> str:
         """A prompt of a class with its tokens: in the place of its name, or else before the text.
 
-        The name counts where it stands alone, in capitals or not. An empty text stays empty.
+        The name counts where it stands alone: as it is spelled, or if it is not in the text so, in
+        capitals or not. An empty text stays empty.
 
         Raises DataError for a label of no class.
 
@@ -72,16 +73,19 @@ class ClassTokens:
         if not text.strip():
             return text
         words = " ".join(self.spell(label))
-        written, found = self._name(label).subn(lambda _: words, text)
-        return written if found else f"{words}, {text}"
+        for name in self._spellings(label):
+            written, found = name.subn(lambda _: words, text)
+            if found:
+                return written
+        return f"{words}, {text}"
 
     def named(self, text: str, label: int) -> bool:
         """Whether a text holds the name of the class."""
-        return self._name(label).search(text) is not None
+        return any(name.search(text) for name in self._spellings(label))
 
-    def _name(self, label: int) -> re.Pattern[str]:
-        name = re.escape(self.names[label].strip())
-        return re.compile(rf"(?<!\w){name}(?!\w)", re.IGNORECASE)
+    def _spellings(self, label: int) -> list[re.Pattern[str]]:
+        name = rf"(?<!\w){re.escape(self.names[label].strip())}(?!\w)"
+        return [re.compile(name), re.compile(name, re.IGNORECASE)]
 
 
 class GrownEmbedding(nn.Module):
