@@ -96,7 +96,7 @@ def adaptation_loss(
 
     Returns the mean over all elements, a scalar.
     """
-    scheduler: Any = model.scheduler  # type: ignore[attr-defined]
+    scheduler = model.scheduler
     if hasattr(scheduler, "add_noise"):
         noisy = scheduler.add_noise(latents, noise, timesteps)
         kind = scheduler.config.prediction_type
@@ -305,8 +305,7 @@ def _encode(model: LatentModel, images: AdapterImages) -> _Latents:
     means, stds = [], []
     for row in range(len(images.labels)):
         pixels = torch.from_numpy(np.ascontiguousarray(images.load(row))).permute(2, 0, 1)[None]
-        autoencoder: Any = model.autoencoder  # type: ignore[attr-defined]
-        mean, std = autoencoder.posterior(pixels.float() / 127.5 - 1)
+        mean, std = model.autoencoder.posterior(pixels.float() / 127.5 - 1)
         means.append(mean.cpu())
         stds.append(std.cpu())
     return _Latents(torch.cat(means), torch.cat(stds))
@@ -347,7 +346,7 @@ def _draw(
         own_texts = source.texts[row]
         picked.append(own_texts[int(torch.randint(len(own_texts), (), generator=rng))])
     noise = torch.randn(shape, generator=rng).to(model.device)
-    scheduler: Any = model.scheduler  # type: ignore[attr-defined]
+    scheduler = model.scheduler
     if hasattr(scheduler, "add_noise"):
         count = scheduler.config.num_train_timesteps
         timesteps = torch.randint(count, (len(rows),), generator=rng)

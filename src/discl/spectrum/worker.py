@@ -16,7 +16,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from queue import Empty, Full, Queue
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -305,12 +304,7 @@ class _Output:
         self.writer.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._enqueue(None)
         self.writer.join()
         self.encoders.shutdown(cancel_futures=True)

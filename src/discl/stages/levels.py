@@ -178,43 +178,18 @@ def _spread(values: np.ndarray) -> dict[str, float]:
 
 def as_csv(found: Mapping[str, Any]) -> str:
     """One line for each level; the real images are level 100."""
-    text = io.StringIO()
+    similarities = ("image_similarity", "text_similarity")
+    kept = (f"kept_at_{each['threshold']:g}" for each in (found, found["proposal"]))
+    text, real = io.StringIO(), found["real"]
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        (
-            "level",
-            "steps",
-            "images",
-            "image_similarity",
-            "text_similarity",
-            f"kept_at_{found['threshold']:g}",
-            f"kept_at_{found['proposal']['threshold']:g}",
-        )
-    )
+    writer.writerow(("level", "steps", "images", *similarities, *kept))
     for row in found["levels"]:
-        means = (f"{row[name]['mean']:.4f}" for name in ("image_similarity", "text_similarity"))
-        writer.writerow(
-            (
-                row["level"],
-                row["steps"],
-                row["images"],
-                *means,
-                f"{row['kept']:.4f}",
-                f"{row['kept_at_proposal']:.4f}",
-            )
-        )
-    real = found["real"]
-    writer.writerow(
-        (
-            REAL,
-            0,
-            found["sources"],
-            "1.0000",
-            f"{real['text_similarity']['mean']:.4f}",
-            f"{real['kept']:.4f}",
-            "",
-        )
-    )
+        figures = [row[name]["mean"] for name in similarities]
+        figures += [row["kept"], row["kept_at_proposal"]]
+        cells = (row[name] for name in ("level", "steps", "images"))
+        writer.writerow((*cells, *(f"{value:.4f}" for value in figures)))
+    figures = [1.0, real["text_similarity"]["mean"], real["kept"]]
+    writer.writerow((REAL, 0, found["sources"], *(f"{value:.4f}" for value in figures), ""))
     return text.getvalue()
 
 

@@ -39,6 +39,8 @@ HELD_OUT = 0.2
 
 MIXTURE = "mixture"
 """The key of a space that replaces both forms of a method's mixture."""
+OF_RUN = (paths.RETRIEVED, paths.SPECTRUM, paths.SCORES, paths.CACHE, paths.PREPARED)
+"""What trials take from the run, as it is."""
 Settings = Mapping[str, Any]
 """Overrides of a method in a trial: keys such as `train.optimizer.lr`, and their values."""
 
@@ -66,33 +68,22 @@ def tune(run: Run) -> Recipe:
     train(searched)
     processes.on_main(lambda: evaluate(searched))
     results = read_json(searched.path(paths.RESULTS))
-    figures = {
-        name: [
-            score_trial(results[_row(name, number)], settings.metric) for number in range(len(each))
-        ]
-        for name, each in trials.items()
-    }
-    best = {}
-    for name, each in figures.items():
-        number = int(np.argmax(each))
-        best[name] = trials[name][number]
+    best: dict[str, Settings] = {}
+    methods: dict[str, Any] = {}
+    for name, planned in trials.items():
+        rows = [_row(name, number) for number in range(len(planned))]
+        figures = [score_trial(results[row], settings.metric) for row in rows]
+        number = int(np.argmax(figures))
+        best[name] = planned[number]
         if "validation" not in run.tables:  # else it is chosen on validation by the final model
-            best[name] = {**best[name], **adjustment_of(results, _row(name, number))}
+            best[name] = {**best[name], **adjustment_of(results, rows[number])}
+        listed = [
+            {"settings": dict(each), "figure": figure}
+            for each, figure in zip(planned, figures, strict=True)
+        ]
+        methods[name] = {"chosen": dict(best[name]), "trials": listed}
     tuned = with_methods(run.recipe, {name: (name, best[name]) for name in trials})
-    record = {
-        "judged_on": measured_on,
-        "metric": settings.metric,
-        "methods": {
-            name: {
-                "chosen": dict(best[name]),
-                "trials": [
-                    {"settings": dict(each), "figure": figure}
-                    for each, figure in zip(trials[name], figures[name], strict=True)
-                ],
-            }
-            for name in trials
-        },
-    }
+    record = {"judged_on": measured_on, "metric": settings.metric, "methods": methods}
     if any(MIXTURE in each for planned in trials.values() for each in planned):
         record["mixtures"] = _mixtures(tuned)
     processes.on_main(
@@ -202,9 +193,8 @@ def _trial_run(run: Run, trials: Mapping[str, list[Settings]]) -> Run:
         for name, planned in trials.items()
         for number, each in enumerate(planned)
     }
-    evaluated = run.recipe.evaluate.model_copy(
-        update={"weight_ensembling": []}
-    )  # α is chosen on validation later
+    # α is chosen on validation later
+    evaluated = run.recipe.evaluate.model_copy(update={"weight_ensembling": []})
     recipe = with_methods(
         run.recipe.model_copy(update={"evaluate": evaluated}), named, run.recipe.compare.tune.train
     )
@@ -214,13 +204,7 @@ def _trial_run(run: Run, trials: Mapping[str, list[Settings]]) -> Run:
         run,
         recipe=recipe,
         folder=folder,
-        overrides={
-            name: run.path(name)
-            for name in (
-                *(paths.RETRIEVED, paths.SPECTRUM, paths.SCORES),
-                *(paths.CACHE, paths.PREPARED),
-            )
-        },
+        overrides={name: run.path(name) for name in OF_RUN},
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,12 +23,15 @@ class LatentModel(Protocol):
     - `distilled`: guidance is built into the network. A step takes one row, and `guidance_scale` is
       part of its conditioning.
     - `class_tokens`: how prompts are written with the generator's class tokens; None without any.
+    - `scheduler`, `autoencoder`: of the checkpoint, for the training of low-rank weights.
     """
 
     device: torch.device
     dtype: torch.dtype
     distilled: bool
     class_tokens: ClassTokens | None
+    scheduler: Any
+    autoencoder: Any
 
     @property
     def network(self) -> torch.nn.Module:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ...levels import start_step
-from .schedules import DDIM, WHOLE_GRID_SETTINGS, Tables, fine_timesteps, make_ddim
+from .schedules import DDIM, Tables, check_grid_divides, fine_timesteps, make_ddim
 
 DIFFUSERS = {
     "ddim": "DDIMScheduler",
@@ -118,9 +118,10 @@ def make_sampler(
     make_ddim(scheduler, 1)  # raises for a configuration that no sampler supports
     made = _from_config(scheduler, sampler, {**SETTINGS.get(sampler, {}), **changed})
     _check_settings(made, sampler, num_inference_steps, fixed)
-    chains = (_fixed_chains if fixed else _chains_of_levels)(
-        made, sampler, num_inference_steps, levels
-    )
+    if fixed:
+        chains = _fixed_chains(made, sampler, num_inference_steps, levels)
+    else:
+        chains = _chains_of_levels(made, num_inference_steps, levels)
     rows: list[Tensor] = []
     spans, known = {}, {}
     for level, chain in chains.items():
@@ -132,7 +133,7 @@ def make_sampler(
 
 
 def _chains_of_levels(
-    scheduler: Any, sampler: str, num_inference_steps: int, levels: Iterable[int]
+    scheduler: Any, num_inference_steps: int, levels: Iterable[int]
 ) -> dict[int, list[Tensor]]:
     """Rows of the last t(λ) of T steps of each level. Levels with as many steps share a chain.
 
@@ -199,13 +200,8 @@ def _check_settings(scheduler: Any, sampler: str, num_inference_steps: int, fixe
             "use fewer.",
             argument="num_inference_steps",
         )
-    whole = [name for name in WHOLE_GRID_SETTINGS if config.get(name)]
-    if fixed and whole and sampler not in CONSISTENCY:
-        raise CheckpointError(
-            f"the scheduler's {whole[0]} is defined for the whole grid only, so levels cannot take "
-            "a fixed number of steps; use steps per level.",
-            argument="fixed",
-        )
+    if fixed and sampler not in CONSISTENCY:
+        check_grid_divides(config)
 
 
 def _fixed_grid(

@@ -267,6 +267,17 @@ WHOLE_GRID_SETTINGS = (
 """Settings of a scheduler that change the grid as a whole."""
 
 
+def check_grid_divides(config: Any) -> None:
+    """Raises CheckpointError where levels cannot take a fixed number of steps."""
+    whole = [name for name in WHOLE_GRID_SETTINGS if config.get(name)]
+    if whole:
+        raise CheckpointError(
+            f"the scheduler's {whole[0]} is defined for the whole grid only, so levels cannot take "
+            "a fixed number of steps; use steps per level.",
+            argument="fixed",
+        )
+
+
 @dataclass(frozen=True)
 class Flow(Tables):
     """Euler steps of a rectified flow (arXiv 2403.03206): step i goes from σ to `sigmas_next[i]`.
@@ -329,13 +340,8 @@ def make_flow(
             "the scheduler's stochastic_sampling or invert_sigmas is on, which is not supported; "
             "turn it off in its file."
         )
-    whole = [name for name in WHOLE_GRID_SETTINGS if config.get(name)]
-    if fixed and whole:
-        raise CheckpointError(
-            f"the scheduler's {whole[0]} is defined for the whole grid only, so levels cannot take "
-            "a fixed number of steps; use steps per level.",
-            argument="fixed",
-        )
+    if fixed:
+        check_grid_divides(config)
     scheduler = copy.deepcopy(scheduler)
     settings: dict[str, Any] = {}
     if config.use_dynamic_shifting:
