@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError, DisclError
+from .utils.counts import list_some
 
 LARGEST_JSON = 64 << 20
 """Maximum size of a configuration or index, in bytes."""
@@ -280,12 +281,6 @@ def check_tokens(ids: Any, network: Any) -> Any:
     return ids
 
 
-def _listed(names: Collection[str]) -> str:
-    """The first three names, and the number of further ones."""
-    first = sorted(names)[:3]
-    return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 def check_complete(folder: Path, missing: Collection[str]) -> None:
     """Raises CheckpointError if weights of the network are missing: they would be random.
 
@@ -294,8 +289,8 @@ def check_complete(folder: Path, missing: Collection[str]) -> None:
     """
     if missing:
         raise CheckpointError(
-            f"checkpoint '{folder}' has no {_listed(missing)}: {len(missing)} weights of its "
-            "configuration are missing. The files are incomplete or belong to another "
+            f"checkpoint '{folder}' has no {list_some(sorted(missing), 3)}: {len(missing)} weights "
+            "of its configuration are missing. The files are incomplete or belong to another "
             "configuration. Download them again."
         )
 
@@ -315,8 +310,8 @@ def check_surplus(
     if names:
         raise CheckpointError(
             f"checkpoint '{folder}' holds {len(names)} tensors that the network of its "
-            f"configuration does not have: {_listed(names)}. The configuration belongs to another "
-            "network. Download both again from the same source."
+            f"configuration does not have: {list_some(sorted(names), 3)}. The configuration "
+            "belongs to another network. Download both again from the same source."
         )
 
 

@@ -10,13 +10,12 @@ import pytest
 
 from discl import Run, load_recipe, open_run, run_until
 from discl.audit.findings import Finding
-from discl.audit.table import write_findings
+from discl.audit.table import key_of_real, write_findings
 from discl.errors import BrokenFileError, RunError
 from discl.pipeline import amend_filter
 from discl.run_folder import paths
 from discl.run_folder.overrides import BY_HAND, Override, change_overrides
 from discl.stages.filter import filter_spectrum
-from discl.stages.leaks import key_of_real
 from discl.stages.sample_pool import kept_images
 from helpers.site import Site
 
@@ -81,7 +80,7 @@ def test_it_survives_another_threshold(run: Run) -> None:
 def test_a_copy_of_a_held_out_image_is_not_kept(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     names = list(verdicts(run))
     leak = Finding("leakage", "synthetic", names[0], 2, 0, 1.0, "test", "x.png")
-    write_findings(run.path(paths.AUDIT), [leak], key_of_real(run))
+    write_findings(run.path(paths.AUDIT), [leak], key_of_real(run.path(paths.DATA)))
     change_overrides(run.folder, [(name, Override("keep")) for name in names[:2]])
     filter_spectrum(run)
     assert "audit.leakage" in caplog.text

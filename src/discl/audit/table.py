@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from ..errors import BrokenFileError
+from ..utils.hashing import digest
 from ..utils.logging import get_logger
 from ..utils.stored import read_table, write_table
 from .findings import Finding
@@ -25,10 +26,13 @@ SCHEMA = pa.schema(
 )
 LEAKED = "leakage: "
 """Beginning of the filter's reason for an image that copies a held-out one."""
-
-
 AGAIN = "Run `discl audit` again."
 OUTDATED = f"No image is dropped for it. {AGAIN}"
+
+
+def key_of_real(data: Path) -> str:
+    """Digest of the real images in `data.parquet` and their splits, which an audit belongs to."""
+    return digest(read_table(data, ["split", "id", "digest"]).to_pydict())
 
 
 def write_findings(path: Path, findings: Sequence[Finding], key: str) -> None:

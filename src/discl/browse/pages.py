@@ -9,10 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..audit.findings import KINDS, SYNTHETIC, Finding
-from ..audit.table import read_findings
+from ..audit.table import key_of_real, read_findings
 from ..errors import BrokenFileError
 from ..run_folder import paths
-from ..utils.hashing import digest
 from ..utils.stored import read_json, read_table
 from .run_view import RunView, name_of
 
@@ -43,7 +42,7 @@ def audit_page(view: RunView) -> dict[str, Any]:
     listed = read_table(view.folder / paths.DATA, ["split", "id", "digest"])
     outdated = False
     try:
-        read_findings(path, digest(listed.to_pydict()))
+        read_findings(path, key_of_real(view.folder / paths.DATA))
     except BrokenFileError:
         outdated = True
     digests = _digests(listed, findings)

@@ -10,7 +10,6 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -90,36 +89,43 @@ class RunView:
         self._pictures: BoundedCache[Encoded] = BoundedCache(
             THUMBNAILS, lambda encoded: len(encoded.data)
         )
+        self._lookup: Lookup | None = None
         self._real: RealImages | None = None
         self._real_problem: tuple[float, DisclError] | None = None
         self.neighbours = Neighbours(folder / paths.PILOT / paths.CACHED_EMBEDDINGS)
         self._packed: tuple[str, bytes] | None = None
-        self.tree  # noqa: B018 (a broken recipe is an error now)
+        self._refresh()
 
     # ------------------------------------------------------------ recipe and store
 
     @property
     def tree(self) -> dict[str, Any]:
         """The recipe as a plain tree with its defaults."""
+        self._refresh()
+        return self._tree
+
+    def _refresh(self) -> None:
+        """Reads the recipe if its file is new; it may name another store."""
         stamp = _stat(self.recipe_path)
         with self._lock:
             if stamp != self._recipe_stamp:
                 self._tree = read_tree(self.recipe_path)
                 self._recipe_stamp = stamp
-                self.__dict__.pop("lookup", None)
-                self._real = self._real_problem = None
-            return self._tree
+                self._lookup = self._real = self._real_problem = None
 
     def location(self, name: str) -> Path | str:
         """Folder or address of shards."""
         store = self.tree["runtime"].get("store")
         return self.folder / name if store is None else f"{store.rstrip('/')}/{name}"
 
-    @cached_property
+    @property
     def lookup(self) -> Lookup:
         """Where the images of the store are."""
-        self._listed = (-1e9, [], [])
-        return Lookup(self.location(paths.SPECTRUM))
+        found = self._lookup
+        if found is None:
+            self._listed = (-1e9, [], [])
+            found = self._lookup = Lookup(self.location(paths.SPECTRUM))
+        return found
 
     def _files(self) -> tuple[list[PurePath], list[PurePath]]:
         """The shards of images and of scores; those of a bucket are listed four times a minute."""
@@ -140,7 +146,7 @@ class RunView:
     def stamps(self) -> dict[str, str]:
         """Stamps of everything, of the rows and of the overrides; they change with their files."""
         with self._lock:
-            self.tree  # noqa: B018 (a new recipe may name another store)
+            self._refresh()
             files = [str(file) for part in self._files() for file in part]
             rows = digest(files, [_stat(self.folder / name) for name in OF_ROWS])
             overrides = digest(_stat(self.folder / paths.OVERRIDES))

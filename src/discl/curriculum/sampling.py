@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import TrainingError
 from ..levels import REAL, format_level
+from ..utils.counts import count_have, list_some
 
 MOST_NAMED = 12
 """Classes that an error names at most."""
@@ -230,15 +231,11 @@ def _find_synthetic(
 def _raise_if_missing(absent: Mapping[str, Sequence[str]]) -> None:
     if not absent:
         return
-    named = [
-        f"'{name}' at {' and at '.join(levels)}"
-        for name, levels in list(absent.items())[:MOST_NAMED]
-    ]
-    more = [f"and {len(absent) - MOST_NAMED} more"] if len(absent) > MOST_NAMED else []
+    named = [f"'{name}' at {' and at '.join(levels)}" for name, levels in absent.items()]
     raise TrainingError(
-        f"got 'error', but {len(absent)} class{'es have' if len(absent) > 1 else ' has'} no kept "
-        f"synthetic image at the levels of an epoch: {'; '.join([*named, *more])}. Lower the "
-        "filter threshold, generate more seeds per image, leave out the level, or use 'nearest'.",
+        f"got 'error', but {count_have(len(absent), 'class', 'classes')} no kept synthetic image "
+        f"at the levels of an epoch: {list_some(named, MOST_NAMED, '; ')}. Lower the filter "
+        "threshold, generate more seeds per image, leave out the level, or use 'nearest'.",
         argument="missing",
     )
 

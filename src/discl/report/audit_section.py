@@ -9,6 +9,7 @@ from pathlib import Path
 from ..audit.findings import KINDS, SYNTHETIC, Finding
 from ..data import ImageTable
 from ..errors import DataError
+from ..utils.counts import list_some
 from .gallery import to_uri
 from .run_summary import read_pictures
 
@@ -85,8 +86,7 @@ def _describe_classes(findings: Sequence[Finding], names: Sequence[str]) -> str:
     """The classes with the smallest values; empty for findings about images."""
     about = sorted((each for each in findings if not each.id), key=lambda each: each.value)
     shown = [f"{names[each.label]} at {each.level} %: {each.value:.2f}" for each in about]
-    more = f", and {len(shown) - SHOWN_CLASSES} more" if len(shown) > SHOWN_CLASSES else ""
-    return ", ".join(shown[:SHOWN_CLASSES]) + more
+    return list_some(shown, SHOWN_CLASSES)
 
 
 def _picture(finding: Finding, uris: Mapping[tuple[str, str], str]) -> AuditPicture:

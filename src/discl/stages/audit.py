@@ -32,7 +32,7 @@ from ..audit.findings import (
     raise_limit,
 )
 from ..audit.measures import Measures, measure_image
-from ..audit.table import read_findings, write_findings
+from ..audit.table import key_of_real, read_findings, write_findings
 from ..data import Unreadable, decode_image, digest_image
 from ..errors import DataError, arguments_named
 from ..escaping import one_line
@@ -48,7 +48,6 @@ from ..utils.hashing import digest
 from ..utils.logging import get_logger
 from ..utils.ordered_map import map_rows
 from ..utils.stored import read_table
-from .leaks import key_of_real
 from .prepare_data import split_rows_of
 from .trial import Embedder
 
@@ -125,7 +124,7 @@ def audit(run: Run) -> Path:
     for each in images:
         findings += find_poor(each, limits)
     path = run.path(paths.AUDIT)
-    write_findings(path, findings, key_of_real(run))
+    write_findings(path, findings, key_of_real(run.path(paths.DATA)))
     return path
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -18,7 +17,7 @@ from ..escaping import one_line
 from ..recipe import Data, Groups
 from ..run_folder.run import read_data
 from ..utils.console import progress
-from ..utils.counts import count_be, count_have, count_of
+from ..utils.counts import count_be, count_have, count_of, list_some
 from .looks import MOST_COMPARED, Looks
 from .prepare_data import describe_depth, long_tail_rows, own_parts, units_of, unused_splits
 
@@ -257,7 +256,7 @@ def _classes(splits: dict[str, SplitCheck], names: tuple[str, ...]) -> list[Find
         empty = [name for name, count in zip(names, check.class_counts, strict=True) if not count]
         if empty:
             number = count_have(len(empty), "class", "classes")
-            text = f"{number} no image in {split}: {_list_names(empty)}."
+            text = f"{number} no image in {split}: {list_some(empty, SHOWN)}."
             if split == "train":
                 text += " data.drop_empty_classes: true leaves them out."
             findings.append(Finding(split == "train", text))
@@ -265,16 +264,11 @@ def _classes(splits: dict[str, SplitCheck], names: tuple[str, ...]) -> list[Find
     if bare:
         text = (
             f"{len(bare)} of {count_of(len(names), 'label')} have a number for a name "
-            f"({_list_names(bare)}), which texts cannot use; add the file of names that the format "
-            "has, or set prompts.names."
+            f"({list_some(bare, SHOWN)}), which texts cannot use; add the file of names that the "
+            "format has, or set prompts.names."
         )
         findings.append(Finding(False, text))
     return findings
-
-
-def _list_names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 def _published(data: Data, rows: dict[str, int], classes: int) -> list[Finding]:

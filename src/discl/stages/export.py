@@ -16,7 +16,7 @@ from ..run_folder import paths
 from ..run_folder.images import stored_images
 from ..run_folder.run import Run
 from ..utils.console import progress
-from ..utils.counts import count_of
+from ..utils.counts import count_of, list_some
 from ..utils.hashing import digest
 from ..utils.logging import get_logger
 from ..utils.stored import read_table
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 VERDICT = ("clip_similarity", "keep", "reason")
-LIMIT_OF_LISTED_CLASSES = 20
+MOST_CLASSES = 20
+"""Classes that a card names at most."""
 MARKED = (
     "the XMP of each image says that it is synthetic (IPTC DigitalSourceType "
     "trainedAlgorithmicMedia), by which software and version, and its id"
@@ -150,15 +151,9 @@ def describe_export(
     - `root`, `hard`: the data set, and its number of hard images.
     - `marks`: whether the images say that they are synthetic.
     """
-    listed = ", ".join(class_names[:LIMIT_OF_LISTED_CLASSES])
-    more = (
-        f" and {len(class_names) - LIMIT_OF_LISTED_CLASSES} more"
-        if len(class_names) > LIMIT_OF_LISTED_CLASSES
-        else ""
-    )
     return {
         "source data set": f"{public_name(root)}, its training split",
-        "classes": listed + more,
+        "classes": list_some(class_names, MOST_CLASSES),
         **making,
         "hard images": f"{hard:,}: {making['hard images']}",
         "in this folder": "all images; `keep` says which ones the filter kept"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from ..audit.findings import Finding
-from ..audit.table import leaked_images, read_findings
+from ..audit.table import key_of_real, leaked_images, read_findings
 from ..errors import BrokenFileError
 from ..run_folder import paths
 from ..run_folder.run import Run
-from ..utils.hashing import digest
-from ..utils.stored import read_table
 
 
 def find_leaks(run: Run) -> dict[str, str]:
@@ -16,7 +14,7 @@ def find_leaks(run: Run) -> dict[str, str]:
     path = run.path(paths.AUDIT)
     if run.recipe.audit.leakage == "keep" or not path.exists():
         return {}
-    return leaked_images(path, key_of_real(run))
+    return leaked_images(path, key_of_real(run.path(paths.DATA)))
 
 
 def current_findings(run: Run) -> list[Finding] | None:
@@ -25,12 +23,6 @@ def current_findings(run: Run) -> list[Finding] | None:
     if not path.exists():
         return None
     try:
-        return read_findings(path, key_of_real(run))
+        return read_findings(path, key_of_real(run.path(paths.DATA)))
     except BrokenFileError:
         return None
-
-
-def key_of_real(run: Run) -> str:
-    """Digest of the real images and their splits, which an audit belongs to."""
-    listed = read_table(run.path(paths.DATA), ["split", "id", "digest"])
-    return digest(listed.to_pydict())

@@ -8,7 +8,7 @@ from ..recipe import Filter, Hard, Prompts, Recipe, Spectrum
 from ..recipe.filter import BAND
 from ..spectrum.models import Generator
 from ..spectrum.models.stable_diffusion import AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE
-from ..utils.counts import count_of
+from ..utils.counts import count_of, list_some
 from ..utils.plugins import read_piece
 
 
@@ -189,9 +189,8 @@ def _filter(config: Filter) -> str:
     own = {f"level {format_level(level)}": each for level, each in config.level_thresholds.items()}
     own |= {f"class {name}": each for name, each in config.class_thresholds.items()}
     if own:
-        named = [f"{each:g} for {name}" for name, each in list(own.items())[:MOST_NAMED]]
-        more = [f"{len(own) - MOST_NAMED} more"] if len(own) > MOST_NAMED else []
-        text += f", but {', '.join([*named, *more])}"
+        named = [f"{each:g} for {name}" for name, each in own.items()]
+        text += f", but {list_some(named, MOST_NAMED)}"
     if config.rule == "difficulty":
         low, high = config.band or BAND
         text += (

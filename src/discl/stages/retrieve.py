@@ -32,7 +32,7 @@ from ..run_folder.run import Run
 from ..spectrum.clip_filter import ClipScorer, describe_scorer, find_clip
 from ..utils.atomic import make_folder
 from ..utils.console import progress
-from ..utils.counts import count_be, count_of
+from ..utils.counts import count_be, count_of, list_some
 from ..utils.hashing import digest
 from ..utils.logging import get_logger
 from ..utils.stored import read_table, write_table
@@ -331,14 +331,12 @@ def _report(
         logger.warning(f"{broken} unreadable in the archive:\n{_listing(found.problems)}")
     short = {label: count for label, count in wanted.items() if chosen[label] < count}
     if short:
-        shown = [
-            f"{names[label]} {chosen[label]:,} of {count:,}"
-            for label, count in list(short.items())[:SHOWN]
+        listed = [
+            f"{names[label]} {chosen[label]:,} of {count:,}" for label, count in short.items()
         ]
-        more = [f"and {len(short) - SHOWN:,} more"] if len(short) > SHOWN else []
         logger.warning(
             f"the archive has too few images of {count_of(len(short), 'class', 'classes')} "
-            f"({', '.join([*shown, *more])}): theirs are drawn more often, and the real images of "
+            f"({list_some(listed, SHOWN)}): theirs are drawn more often, and the real images of "
             "a class without any"
         )
 

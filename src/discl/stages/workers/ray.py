@@ -135,7 +135,7 @@ class RayWorkerPool(WorkerPool):
         )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *others: object) -> None:
         try:
             self.dispatcher.stop()
             known = self.dispatcher.known()
