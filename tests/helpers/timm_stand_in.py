@@ -132,7 +132,7 @@ def save(timm: Any, folder: Path, options: dict[str, Any] = OPTIONS, **changed: 
         torch.nn.init.normal_(tensor, std=0.3)
     folder.mkdir(exist_ok=True)
     save_file(model.state_dict(), folder / "model.safetensors")
-    feeding = {
+    preprocessing = {
         "mean": [0.5] * 3,
         "std": [0.25] * 3,
         "input_size": [3, 224, 224],
@@ -142,7 +142,7 @@ def save(timm: Any, folder: Path, options: dict[str, Any] = OPTIONS, **changed: 
         "architecture": "vit_tiny_patch16_224",
         "num_classes": 3,
         "model_args": options,
-        "pretrained_cfg": feeding,
+        "pretrained_cfg": preprocessing,
     }
     config["global_pool"] = options.get("global_pool", "token")
     (folder / "config.json").write_text(json.dumps(config | changed))

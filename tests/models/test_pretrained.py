@@ -75,7 +75,7 @@ def test_weights_of_the_backbone_of_another_shape_are_refused(vit: Path) -> None
 
 
 def test_a_model_of_timm_for_images_of_one_size(tmp_path: Path) -> None:
-    feeding = {
+    preprocessing = {
         "mean": [0.5, 0.5, 0.5],
         "std": [0.25, 0.25, 0.25],
         "input_size": [3, 224, 224],
@@ -83,7 +83,7 @@ def test_a_model_of_timm_for_images_of_one_size(tmp_path: Path) -> None:
     }
     save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(
-        json.dumps({"architecture": "vit_tiny_patch16_224", "pretrained_cfg": feeding})
+        json.dumps({"architecture": "vit_tiny_patch16_224", "pretrained_cfg": preprocessing})
     )
     with pytest.raises(
         CheckpointError,
@@ -95,9 +95,9 @@ def test_a_model_of_timm_for_images_of_one_size(tmp_path: Path) -> None:
         0.5,
         0.5,
     )
-    feeding["fixed_input_size"] = False
+    preprocessing["fixed_input_size"] = False
     (tmp_path / "config.json").write_text(
-        json.dumps({"architecture": "resnet18", "pretrained_cfg": feeding})
+        json.dumps({"architecture": "resnet18", "pretrained_cfg": preprocessing})
     )
     assert describe_classifier(training(tmp_path, "timm"), NAMES).image_size == 32
 

@@ -255,7 +255,7 @@ def digest_image(image: Image.Image) -> str:
 def inspect_images(
     table: ImageTable,
     on_progress: Callable[[int], None] = lambda count: None,
-    on_image: Callable[[int, Image.Image], None] = lambda row, image: None,
+    on_image: Callable[[str, Image.Image], None] = lambda content, image: None,
 ) -> Inspection:
     """Decodes every image once, in threads, and returns digests, sizes and problems.
 
@@ -263,7 +263,7 @@ def inspect_images(
 
     - `table`: of `read_tables`.
     - `on_progress`: called with 1 after each image.
-    - `on_image`: called by the threads with the row and the decoded image.
+    - `on_image`: called by the threads with the digest and the decoded image.
 
     ```python
     import discl
@@ -285,8 +285,9 @@ def inspect_images(
             image = decode_image(stored["image"], table.gate, table.depth, on_wide)
         except Unreadable as error:
             return "", (0, 0), f"{_name(stored)}: {error}"
-        on_image(row, image)
-        return digest_image(image), image.size, None
+        content = digest_image(image)
+        on_image(content, image)
+        return content, image.size, None
 
     digests, sizes, unreadable = [], [], []
     with ThreadPoolExecutor(os.cpu_count()) as pool:

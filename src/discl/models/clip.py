@@ -232,7 +232,7 @@ def _plain(configuration: Any) -> dict[str, Any]:
     }
 
 
-def clip_feeding(
+def clip_preprocessing(
     folder: Path, settings: Mapping[str, Any]
 ) -> tuple[int, int, tuple[float, float, float], tuple[float, float, float]]:
     """(image size, side to resize to, mean, std) that a CLIP was trained with.

@@ -266,18 +266,18 @@ def read_timm_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"'{folder}': model_args of config.json is {options!r:.80}, not a mapping."
         )
     options = {key: value for key, value in options.items() if key not in NOT_A_MODEL}
-    feeding = found.get("pretrained_cfg") or {}
-    if not isinstance(feeding, dict):
+    preprocessing = found.get("pretrained_cfg") or {}
+    if not isinstance(preprocessing, dict):
         raise CheckpointError(f"'{folder}': pretrained_cfg of config.json is not a mapping.")
     if options.get("in_chans", 3) != 3:
         raise CheckpointError(
             f"'{folder}' takes images of {options['in_chans']!r:.20} channels; use a model of 3."
         )
     if options.get("dynamic_img_size") or options.get("strict_img_size") is False:
-        feeding = {**feeding, "fixed_input_size": False}
+        preprocessing = {**preprocessing, "fixed_input_size": False}
     elif (side := options.get("img_size")) is not None:
         sides = side if isinstance(side, list | tuple) else (side, side)
-        feeding = {**feeding, "input_size": (3, *sides)}
+        preprocessing = {**preprocessing, "input_size": (3, *sides)}
     settings: dict[str, Any] = {"name": name}
     if options:
         settings["model_args"] = options
@@ -287,7 +287,7 @@ def read_timm_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         import timm  # noqa: F401
 
         check_extent(folder, options, lambda: TimmClassifier(settings, 1))
-    return settings, feeding
+    return settings, preprocessing
 
 
 def read_normalisation(

@@ -18,8 +18,8 @@ from ..recipe import Data, Groups
 from ..run_folder.run import read_data
 from ..utils.console import progress
 from ..utils.counts import count_be, count_have, count_of, list_some
-from .looks import MOST_COMPARED, Looks
 from .prepare_data import describe_depth, long_tail_rows, own_parts, units_of, unused_splits
+from .quick_audit import MOST_COMPARED, QuickAudit
 
 PUBLISHED: dict[str, tuple[int, dict[str, int]]] = {
     "imagenet-lt": (1000, {"train": 115_846, "validation": 20_000, "test": 50_000}),
@@ -104,10 +104,10 @@ def check_data(data: Data, limits: Limits | None = None) -> Check:
     tables = read_data(data, lambda names: note(unused_splits(names)), note)
     given = set(tables)
     seen: dict[str, Inspection] = {}
-    looks = Looks(sum(map(len, tables.values())) <= MOST_COMPARED)
+    audited = QuickAudit(sum(map(len, tables.values())) <= MOST_COMPARED)
     for split, table in tables.items():
         with progress(f"check {split} images", len(table)) as advance:
-            seen[split] = inspect_images(table, advance, looks.add)
+            seen[split] = inspect_images(table, advance, audited.add)
         findings += _unreadable(split, seen[split], data.unreadable == "error")
     tables, seen = settle_depth(tables, seen, data.bits)
     if message := describe_depth(tables, seen):
@@ -131,7 +131,7 @@ def check_data(data: Data, limits: Limits | None = None) -> Check:
     names = tables["train"].class_names
     findings += _copies(seen, tables, data.overlap == "error") + _classes(splits, names)
     findings += _published(data, {split: check.rows for split, check in splits.items()}, len(names))
-    findings += [Finding(False, f"{text}.") for text in looks.describe(tables, seen, limits)]
+    findings += [Finding(False, f"{text}.") for text in audited.describe(tables, seen, limits)]
     if problem := too_few_classes(data.root, names):
         findings.append(Finding(True, problem))
     if len(tables) == 1:

@@ -17,7 +17,7 @@ from ..errors import CheckpointError, RecipeError, arguments_named
 from ..models.classifier import ARCHITECTURES, ClassifierConfig, build_classifier
 from ..models.clip import (
     ClipClassifier,
-    clip_feeding,
+    clip_preprocessing,
     interpolate,
     read_clip_settings,
     tokenize,
@@ -103,7 +103,7 @@ def _describe_clip(
     objective: str,
 ) -> ClassifierConfig:
     settings = read_clip_settings(folder)
-    own, side, mean, std = clip_feeding(folder, settings)
+    own, side, mean, std = clip_preprocessing(folder, settings)
     _check_size("CLIP", folder, own, config.image_size)
     tokens = _tokens(folder, train, config.class_names, names)
     backbone = {
@@ -148,13 +148,13 @@ def _describe_light(
 def _describe_timm(
     config: ClassifierConfig, folder: Path, mean: Numbers, std: Numbers
 ) -> ClassifierConfig:
-    backbone, feeding = read_timm_settings(folder)
-    mean = three_numbers(folder, "mean", feeding.get("mean", mean))
-    std = three_numbers(folder, "std", feeding.get("std", std), positive=True)
+    backbone, preprocessing = read_timm_settings(folder)
+    mean = three_numbers(folder, "mean", preprocessing.get("mean", mean))
+    std = three_numbers(folder, "std", preprocessing.get("std", std), positive=True)
     size = config.image_size
-    sizes = feeding.get("input_size", (3, size, size))
+    sizes = preprocessing.get("input_size", (3, size, size))
     own = int(three_numbers(folder, "input_size", sizes, positive=True)[-1])
-    if feeding.get("fixed_input_size"):
+    if preprocessing.get("fixed_input_size"):
         _check_size("model", folder, own, size)
     return replace(config, mean=mean, std=std, backbone=backbone)
 

@@ -60,7 +60,7 @@ def tune(run: Run) -> Recipe:
                 f"tune: {name} has {count_of(len(planned), 'trial')} instead of {settings.trials}, "
                 "because its space has no more"
             )
-    searched = _trial_run(run, trials)
+    searched = _searched_run(run, trials)
     processes = current_processes()
     measured_on = processes.on_main(lambda: divide(run, searched))
     count = sum(map(len, trials.values()))
@@ -186,7 +186,7 @@ def _row(name: str, number: int) -> str:
     return f"{name}.{number}"
 
 
-def _trial_run(run: Run, trials: Mapping[str, list[Settings]]) -> Run:
+def _searched_run(run: Run, trials: Mapping[str, list[Settings]]) -> Run:
     """A run whose methods are all trials, on the spectrum and scores of `run`."""
     named = {
         _row(name, number): (name, each)

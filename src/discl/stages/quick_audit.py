@@ -12,15 +12,15 @@ from ..audit.copies import make_thumbnail
 from ..audit.findings import Images, as_columns, describe_findings, find_duplicates, find_poor
 from ..audit.limits import Limits
 from ..audit.measures import Measures, measure_image
-from ..data import ImageTable, Inspection, digest_image
+from ..data import ImageTable, Inspection
 from ..levels import REAL
 
 MOST_COMPARED = 5_000
 """In larger data sets only `discl audit` searches for near duplicates."""
 
 
-class Looks:
-    """What images look like, gathered while they are decoded, and kept in memory.
+class QuickAudit:
+    """Findings about images that are measured while they are decoded, in memory.
 
     - `compared`: whether to search for near duplicates.
     """
@@ -29,10 +29,10 @@ class Looks:
         self.compared = compared
         self.known: dict[str, tuple[Measures, np.ndarray | None]] = {}
 
-    def add(self, row: int, image: Image.Image) -> None:
-        """Measures an image. Threads may call it."""
+    def add(self, content: str, image: Image.Image) -> None:
+        """Measures an image, named by the digest of its pixels. Threads may call it."""
         thumbnail = make_thumbnail(image) if self.compared else None
-        self.known[digest_image(image)] = measure_image(image), thumbnail
+        self.known[content] = measure_image(image), thumbnail
 
     def describe(
         self, tables: Mapping[str, ImageTable], seen: Mapping[str, Inspection], limits: Limits
