@@ -8,7 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from discl.curriculum.sampling import Pass, Pool, SamplingConfig, draw_epoch, draw_pass
+from discl.curriculum.sampling import (
+    Pass,
+    Pool,
+    SamplingConfig,
+    balance_classes,
+    draw_epoch,
+    draw_pass,
+)
 from discl.errors import TrainingError
 
 TEXT_ONLY, HALF = 0, 50
@@ -268,3 +275,24 @@ def test_hard_images_may_be_left_out_where_there_are_levels() -> None:
     assert not POOL.hard[drawn.rows].any()
     assert (drawn.synthetic, drawn.hard) == (27, 9)
     assert POOL.hard[draw((), sampling).rows].sum() == 9
+
+
+def test_balanced_epochs() -> None:
+    """90 : 9 : 1 images; balanced a third each, by the square root 9.49 : 3 : 1."""
+    labels = np.repeat([0, 1, 2], [90, 9, 1])
+    rng = np.random.default_rng(0)
+    rows = balance_classes(np.arange(100), labels, 30_000, 0.0, rng=rng)
+    np.testing.assert_allclose(np.bincount(labels[rows]) / 30_000, [1 / 3] * 3, atol=0.01)
+    assert np.ptp(np.bincount(rows)[90:99]) <= 1
+    rows = balance_classes(np.arange(100), labels, 30_000, 0.5, rng=rng)
+    np.testing.assert_allclose(
+        np.bincount(labels[rows]) / 30_000,
+        np.sqrt([90, 9, 1]) / np.sqrt([90, 9, 1]).sum(),
+        atol=0.01,
+    )
+    no = np.zeros(100, bool)
+    pool = Pool(labels, np.full(100, 100), no, no, ("a", "b", "c"))
+    plain, _ = draw_epoch(pool, (), SamplingConfig(None, 0.0), 100, seed=0)
+    assert sorted(plain.tolist()) == list(range(100))
+    even, _ = draw_epoch(pool, (), SamplingConfig(None, 0.0, class_power=0.0), 300, seed=0)
+    assert np.bincount(labels[even]).min() > 60

@@ -21,6 +21,7 @@ from discl.training.augmentation import (
     crop_boxes,
     crop_whole,
     make_augmentation,
+    mix_images,
 )
 from discl.training.distributed import Processes
 
@@ -245,3 +246,18 @@ def test_random_resized_crop_enlarges_a_part() -> None:
     ranges = result[:, 0, 0, -1] - result[:, 0, 0, 0]
     assert ranges.min() < 0.5
     assert ranges.max() <= 1
+
+
+def test_mixup_blends_and_cutmix_pastes() -> None:
+    torch.manual_seed(3)
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16)
+    for _ in range(20):
+        mixed, order, share = mix_images(images, 0.4, 0.0)
+        torch.testing.assert_close(mixed, share * images + (1 - share) * images[order])
+        pasted, order, share = mix_images(images, 0.0, 1.0)
+        own = pasted == images
+        assert (own | (pasted == images[order])).all()
+        moved = order != torch.arange(4)
+        torch.testing.assert_close(
+            own[moved].float().mean((1, 2, 3)), torch.full((int(moved.sum()),), share)
+        )

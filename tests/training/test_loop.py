@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -838,74 +837,6 @@ def test_logits_are_of_normalised_centres() -> None:
     with torch.inference_mode():
         expected = model(((stored - 0.5) / 0.25).float())
     torch.testing.assert_close(predict_logits(model, pixels, np.array([4, 9]), CONFIG), expected)
-
-
-def rates(epochs: int, **arguments: Any) -> list[float]:
-    rate = make_learning_rate(1.0, arguments.pop("schedule"), epochs, **arguments)
-    return [rate(epoch / epochs) for epoch in range(epochs)]
-
-
-def test_learning_rates_written_out() -> None:
-    half = math.sqrt(0.5)
-    assert rates(4, schedule="constant") == [1, 1, 1, 1]
-    assert rates(4, schedule="cosine") == pytest.approx([1, (1 + half) / 2, 0.5, (1 - half) / 2])
-    assert make_learning_rate(0.1, "cosine", 4)(1.0) == pytest.approx(0)
-    assert rates(10, schedule="steps", milestones=(0.8, 0.9)) == pytest.approx(
-        [1] * 8 + [0.01, 0.0001]
-    )
-    assert rates(10, schedule="steps", milestones=(0.8, 0.9), factor=0.1) == pytest.approx(
-        [1] * 8 + [0.1, 0.01]
-    )
-    assert rates(5, schedule="constant", warm_up_epochs=3) == pytest.approx([0.25, 0.5, 0.75, 1, 1])
-    assert rates(6, schedule="cosine", warm_up_epochs=2) == pytest.approx(
-        [1 / 3, 2 / 3, 1, (1 + half) / 2, 0.5, (1 - half) / 2]
-    )
-    assert rates(10, schedule="steps", milestones=(0.8,), warm_up_epochs=1) == pytest.approx(
-        [0.5] + [1] * 7 + [0.01] * 2
-    )
-
-
-def test_learning_rate_is_a_share_of_its_peak_and_smooth() -> None:
-    rate = make_learning_rate(0.3, "cosine", 20, 4)
-    values = [rate(step / 2000) for step in range(2001)]
-    assert max(values) == pytest.approx(0.3)
-    assert min(values) >= 0
-    assert max(abs(after - before) for before, after in pairwise(values)) < 0.3 / 100
-
-
-def test_cosine_agrees_with_torch() -> None:
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 30)
-    expected = []
-    for _ in range(30):
-        expected.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    rate = make_learning_rate(0.1, "cosine", 30)
-    assert [rate(epoch / 30) for epoch in range(30)] == pytest.approx(expected)
-
-
-def test_optimizers_are_those_of_torch() -> None:
-    model = nn.Linear(2, 2)
-    made = {name: make_optimizer(model, **arguments) for name, arguments in OPTIMIZERS.items()}
-    kinds = {
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
-        "sgd": torch.optim.SGD,
-        "plain sgd": torch.optim.SGD,
-    }
-    assert {name: type(optimizer) for name, optimizer in made.items()} == kinds
-    for name, optimizer in made.items():
-        group = optimizer.param_groups[0]
-        assert (group["lr"], group["weight_decay"]) == (
-            OPTIMIZERS[name]["lr"],
-            OPTIMIZERS[name]["weight_decay"],
-        )
-        assert len(group["params"]) == 2
-    assert (made["sgd"].param_groups[0]["momentum"], made["sgd"].param_groups[0]["nesterov"]) == (
-        0.9,
-        True,
-    )
 
 
 def test_precision_by_name() -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,14 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from discl.baselines.docl import Docl, Dynamics
-from discl.curriculum.sampling import Pool, SamplingConfig, balance_classes, draw_epoch
 from discl.curriculum.schedule import Finish
 from discl.errors import TrainingError
 from discl.models.classifier import ClassifierConfig
-from discl.training.augmentation import mix_images
 from discl.training.hooks import TrainingHook
 from discl.training.objectives import make_objective
-from discl.training.optim import ema_decay, make_learning_rate, make_optimizer, two_phases
+from discl.training.optim import ema_decay, make_optimizer
 from discl.training.step import EpochPart, StepConfig, TrainState
 
 CONFIG = ClassifierConfig("none", "", 0, ("a", "b", "c"), 8, 8, (0.5,) * 3, (0.25,) * 3)
@@ -182,21 +178,6 @@ def test_state_goes_to_another_state_and_to_no_other_kind() -> None:
         other.load_state_dict(trained(StepConfig(), list(range(6)), 6).state_dict())
 
 
-def test_mixup_blends_and_cutmix_pastes() -> None:
-    torch.manual_seed(3)
-    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16)
-    for _ in range(20):
-        mixed, order, share = mix_images(images, 0.4, 0.0)
-        torch.testing.assert_close(mixed, share * images + (1 - share) * images[order])
-        pasted, order, share = mix_images(images, 0.0, 1.0)
-        own = pasted == images
-        assert (own | (pasted == images[order])).all()
-        moved = order != torch.arange(4)
-        torch.testing.assert_close(
-            own[moved].float().mean((1, 2, 3)), torch.full((int(moved.sum()),), share)
-        )
-
-
 def test_a_mixed_loss_is_that_of_two_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     from discl.training import step as module
 
@@ -211,109 +192,3 @@ def test_a_mixed_loss_is_that_of_two_targets(monkeypatch: pytest.MonkeyPatch) ->
         logits, labels[order]
     )
     torch.testing.assert_close(loss, expected)
-
-
-def test_warm_up_in_steps_is_that_of_open_clip() -> None:
-    """5 steps of 4 an epoch: (i + 1)/5 of the peak, then a cosine from step 5 on."""
-    rate = make_learning_rate(1.0, "cosine", 3, 5 / 4, warm_up_steps=5)
-    assert [rate(step / 12) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert rate(5 / 12) == pytest.approx(1.0)
-    assert rate(1.0) == pytest.approx(0.0)
-
-
-def test_two_phases_each_over_its_own_part() -> None:
-    rate = two_phases(lambda progress: progress, lambda progress: 10 + progress, 0.25)
-    assert [rate(progress) for progress in (0.0, 0.125, 0.25, 0.625, 1.0)] == pytest.approx(
-        [0.0, 0.5, 10.0, 10.5, 11.0]
-    )
-
-
-def test_balanced_epochs() -> None:
-    """90 : 9 : 1 images; balanced a third each, by the square root 9.49 : 3 : 1."""
-    labels = np.repeat([0, 1, 2], [90, 9, 1])
-    rng = np.random.default_rng(0)
-    rows = balance_classes(np.arange(100), labels, 30_000, 0.0, rng=rng)
-    np.testing.assert_allclose(np.bincount(labels[rows]) / 30_000, [1 / 3] * 3, atol=0.01)
-    assert np.ptp(np.bincount(rows)[90:99]) <= 1
-    rows = balance_classes(np.arange(100), labels, 30_000, 0.5, rng=rng)
-    np.testing.assert_allclose(
-        np.bincount(labels[rows]) / 30_000,
-        np.sqrt([90, 9, 1]) / np.sqrt([90, 9, 1]).sum(),
-        atol=0.01,
-    )
-    no = np.zeros(100, bool)
-    pool = Pool(labels, np.full(100, 100), no, no, ("a", "b", "c"))
-    plain, _ = draw_epoch(pool, (), SamplingConfig(None, 0.0), 100, seed=0)
-    assert sorted(plain.tolist()) == list(range(100))
-    even, _ = draw_epoch(pool, (), SamplingConfig(None, 0.0, class_power=0.0), 300, seed=0)
-    assert np.bincount(labels[even]).min() > 60
-
-
-def test_tensorboard_gets_the_numbers_of_every_epoch(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    from discl.stages.loggers import open_loggers
-
-    with open_loggers(["tensorboard"], tmp_path, "one", tmp_path / "mark") as log:
-        for epoch in range(3):
-            log({"epoch": epoch, "loss": 1.0 / (epoch + 1), "levels": [0], "samples": 7})
-    events = EventAccumulator(str(tmp_path / "tensorboard" / "one"))
-    events.Reload()
-    assert sorted(events.Tags()["scalars"]) == ["loss", "samples"]
-    assert [(each.step, each.value) for each in events.Scalars("loss")] == [
-        (0, 1.0),
-        (1, 0.5),
-        (2, pytest.approx(1 / 3)),
-    ]
-
-
-def test_wandb_goes_on_with_the_run_of_a_training_that_was_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A resumed run knows its next step, and refuses those before it."""
-    from discl.stages.loggers import open_loggers
-
-    runs: dict[str, list[tuple[int, dict[str, float]]]] = {}
-    finished: list[str] = []
-
-    def init(*, project: str, name: str, dir: str, id: str, resume: str) -> SimpleNamespace:
-        assert (project, name, dir, resume) == ("discl", "one", str(tmp_path / "logs"), "allow")
-        logged = runs.setdefault(id, [])
-
-        def log(values: dict[str, float], step: int) -> None:
-            assert step >= len(logged), "wandb takes no step again"
-            logged.append((step, values))
-
-        return SimpleNamespace(step=len(logged), log=log, finish=lambda: finished.append(id))
-
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    mark = tmp_path / "wandb.txt"
-    for epochs in (
-        2,
-        4,
-    ):  # killed after two epochs; the second time the first two are handed over again
-        with open_loggers(["wandb"], tmp_path / "logs", "one", mark) as log:
-            for epoch in range(epochs):
-                log({"epoch": epoch, "loss": 1 / (epoch + 1), "levels": [0]})
-    (only,) = runs
-    assert runs[only] == [
-        (epoch, {"loss": 1 / (epoch + 1)}) for epoch in range(4)
-    ] and finished == [only, only]
-    mark.unlink()  # a training anew
-    with open_loggers(["wandb"], tmp_path / "logs", "one", mark) as log:
-        log({"epoch": 0, "loss": 1.0})
-    assert len(runs) == 2
-
-
-def test_a_logger_that_is_not_installed(tmp_path: Path) -> None:
-    from discl.errors import RunError
-    from discl.stages.loggers import open_loggers
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(sys.modules, "wandb", None)
-        with (
-            pytest.raises(RunError, match=r"pip install 'discl\[wandb\]'"),
-            open_loggers(["wandb"], tmp_path, "one", tmp_path / "mark"),
-        ):
-            pass
