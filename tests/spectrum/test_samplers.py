@@ -221,10 +221,10 @@ def test_an_image_does_not_depend_on_its_neighbours_or_their_order(
     ]
     made = denoise(model, requests, 2, sampler=sampler)
     backwards = denoise(model, requests[::-1], 2, sampler=sampler)
-    for request in requests:
+    assert all(torch.equal(made[each.id], backwards[each.id]) for each in requests)
+    for request in requests[::2]:  # one of each level
         alone = denoise(model, [request], 2, sampler=sampler)[request.id]
         assert torch.equal(made[request.id], alone)
-        assert torch.equal(backwards[request.id], alone)
 
 
 def test_an_image_after_a_broken_one_is_whole(tiny_model: Any) -> None:

@@ -7,14 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 
 from ..assets import published_figures
 from ..errors import RecipeError
-from .types import Seed, Strict, without_default
+from .types import Seed, Strict
 
 
 def _published(value: str) -> str:
@@ -23,6 +21,8 @@ def _published(value: str) -> str:
 
 
 class Evaluate(Strict):
+    LATER = ("tau_normalisation", "test_time_crops", "test_time_margin")
+
     worst_k: list[Annotated[int, Field(ge=1, le=10**8)]] = Field([1, 3], max_length=100)
     logit_adjustment: list[Annotated[float, Field(ge=-100, le=100)]] = Field(
         [1.0],
@@ -53,12 +53,6 @@ class Evaluate(Strict):
         description="5 crops: side of the larger square less train.image_size; null: 24 per 224 "
         "pixels",
     )
-
-    @model_serializer(mode="wrap")
-    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_default(
-            write(self), tau_normalisation=[], test_time_crops=1, test_time_margin=None
-        )
 
     @model_validator(mode="after")
     def _margin_of_crops(self) -> Evaluate:

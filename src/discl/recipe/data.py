@@ -7,16 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BeforeValidator,
     Field,
-    SerializerFunctionWrapHandler,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
 from ..data.readers import READERS
 from ..errors import RecipeError, shorten
 from .paths import PathOrName
-from .types import LARGEST_SEED, Seed, Strict, one_of, without_default
+from .types import LARGEST_SEED, Seed, Strict, one_of
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -102,6 +100,8 @@ class Cameras(Strict):
 class Data(Strict):
     """The source of the real images."""
 
+    LATER = ("bits",)
+
     root: PathOrName = Field(
         description="folder of class folders, folder of Parquet files, a list, a hub data set "
         "(owner/name, owner/name:config@revision), or embedded:fashion-mnist"
@@ -151,10 +151,6 @@ class Data(Strict):
         description="images in two splits: stop, or keep them as published benchmarks do "
         "(CIFAR-100 has some)",
     )
-
-    @model_serializer(mode="wrap")
-    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_default(write(self), bits=None)
 
 
 class Groups(Strict):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 
@@ -16,7 +14,7 @@ from ..baselines.alia import NEGATIVE_PROMPTS
 from ..data.readers import READERS
 from ..errors import RecipeError, unknown
 from .paths import PathOrName
-from .types import LevelKey, Strict, Template, one_of, without_default
+from .types import LevelKey, Strict, Template, one_of
 
 
 class Retrieval(Strict):
@@ -81,6 +79,8 @@ class Filter(Strict):
       a classifier trained on the real images for `hard.epochs` is more confident than on average.
     """
 
+    LATER = ("band", "level_thresholds", "class_thresholds")
+
     checkpoint: PathOrName = Field(
         description="CLIP folder in transformers' format, hub name, or embedded:fashion-mnist"
     )
@@ -110,10 +110,6 @@ class Filter(Strict):
         description="alia: one text for all classes that images are compared with; null: the "
         "template",
     )
-
-    @model_serializer(mode="wrap")
-    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_default(write(self), band=None, level_thresholds={}, class_thresholds={})
 
     def threshold_of(self, class_name: str, level: int) -> float:
         """The threshold of an image: that of its class, else of its level, else the common one."""

@@ -7,8 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BeforeValidator,
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 
@@ -19,7 +17,7 @@ from ..levels import REAL
 from ..mixtures import LONG_FORM, Mixture, Sampling
 from ..training.objectives import Objective, read_objective
 from ..utils.plugins import check_address, is_address, read_piece
-from .types import Level, Strict, without_default
+from .types import Level, Strict
 
 RETRIEVED = "retrieved"
 """The `images` of a method that takes those of an archive."""
@@ -111,6 +109,8 @@ class Finish(Strict):
 
 class Method(Strict):
     """One row of the table: the images that the classifier is trained on, and its loss."""
+
+    LATER = ("mixture", "images", "finish", "tau_normalisation", "synthetic_weight")
 
     strategy: Annotated[str, BeforeValidator(_strategy)] = Field(
         "real-only", description="a name, or module:attribute for a custom one (--allow-plugins)"
@@ -235,19 +235,8 @@ class Method(Strict):
         """Whether the recipe states how classes are mixed, by name or in the long form."""
         return (self.mixture, self.undersample, self.sampling) != (None, None, "instance")
 
-    @model_serializer(mode="wrap")
-    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        plain = without_default(
-            write(self),
-            mixture=None,
-            images="synthetic",
-            finish=None,
-            tau_normalisation=None,
-            synthetic_weight=None,
-        )
-        if self.mixture is not None:
-            plain = {key: value for key, value in plain.items() if key not in LONG_FORM}
-        return plain
+    def _unwritten(self) -> set[str]:
+        return super()._unwritten() | set(LONG_FORM if self.mixture is not None else ())
 
     @model_validator(mode="before")
     @classmethod

@@ -12,9 +12,7 @@ import yaml
 from pydantic import (
     BeforeValidator,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    model_serializer,
     model_validator,
 )
 
@@ -37,7 +35,7 @@ from .problems import explain
 from .prompts import Prompts
 from .spectrum import Spectrum
 from .train import Train
-from .types import Name, Strict, without_default
+from .types import Name, Strict
 
 MOST_SLOTS = 65_536
 """Bound of a stated number; `auto` finds at most `spectrum.oom.AUTO_SLOTS`."""
@@ -129,6 +127,8 @@ class Recipe(Strict):
     ```
     """
 
+    LATER = ("loop", "audit")
+
     name: Name
     data: Data
     groups: Groups = Groups()
@@ -150,11 +150,6 @@ class Recipe(Strict):
     pilot: Pilot = Pilot()
     audit: Audit = Audit()
     runtime: Runtime = Runtime()
-
-    @model_serializer(mode="wrap")
-    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        plain = without_default(write(self), loop=None)
-        return plain if self.audit != Audit() else without_default(plain, audit=plain.get("audit"))
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

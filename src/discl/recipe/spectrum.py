@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 
@@ -16,7 +14,7 @@ from ..levels import check_levels
 from .budget import Budget
 from .paths import PathOrName
 from .rejection import EarlyRejection
-from .types import Level, Strict, without_default
+from .types import Level, Strict
 
 
 class Lora(Strict):
@@ -82,18 +80,10 @@ class Adapt(Strict):
         return self
 
 
-NEW_KEYS = {
-    "wanted": None,
-    "budget": None,
-    "early_rejection": None,
-    "sampler": "ddim",
-    "timestep_spacing": None,
-}
-"""Keys that a written recipe states only where they differ from these defaults."""
-
-
 class Spectrum(Strict):
     """Phase 1: the synthetic images of each hard image."""
+
+    LATER = ("wanted", "budget", "early_rejection", "sampler", "timestep_spacing")
 
     checkpoint: PathOrName = Field(
         description="folder in diffusers' format, hub name, single *.safetensors file, or "
@@ -176,10 +166,6 @@ class Spectrum(Strict):
     )
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     encoding: Literal["webp-lossless", "webp", "jpeg", "png"] = "webp-lossless"
-
-    @model_serializer(mode="wrap")
-    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_default(write(self), **NEW_KEYS)
 
     @property
     def makes_none(self) -> bool:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
     Field,
-    SerializerFunctionWrapHandler,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -17,7 +15,7 @@ from ..errors import RecipeError
 from ..models.classifier import ARCHITECTURES, FROM_CHECKPOINT
 from ..training.augmentation import AUGMENTATIONS
 from .paths import PathOrName
-from .types import Seed, Strict, Template, one_of, without_default
+from .types import Seed, Strict, Template, one_of
 
 Channel = Annotated[float, Field(ge=-1, le=1)]
 
@@ -82,6 +80,8 @@ class Light(Strict):
 class Model(Strict):
     """The classifier: a residual network, or a checkpoint of transformers, timm or CLIP."""
 
+    LATER = ("light",)
+
     architecture: Annotated[str, one_of("architecture", [*ARCHITECTURES, *FROM_CHECKPOINT])] = (
         "resnet10"
     )
@@ -105,10 +105,6 @@ class Model(Strict):
         description="channels of the first stage; null: the default of the architecture",
     )
     light: Light = Light()
-
-    @model_serializer(mode="wrap")
-    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_default(write(self), light=Light().model_dump())
 
     @model_validator(mode="after")
     def _checkpoint_where_one_is_needed(self) -> Model:
@@ -149,6 +145,8 @@ class Model(Strict):
 
 
 class Optimizer(Strict):
+    LATER = ("factor",)
+
     name: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = Field(1e-3, gt=0, le=10_000)
     weight_decay: float = Field(0.0, ge=0, le=10_000)
@@ -171,13 +169,11 @@ class Optimizer(Strict):
         "only, as in open_clip",
     )
 
-    @model_serializer(mode="wrap")
-    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_default(write(self), factor=0.01)
-
 
 class Train(Strict):
     """Phase 2: training settings of all methods, so that all have the same number of updates."""
+
+    LATER = ("mean", "std", "resize_mode")
 
     epochs: int = Field(65, ge=1, le=100_000)
     curriculum_epochs: int = Field(
@@ -249,10 +245,6 @@ class Train(Strict):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     select: Literal["last", "validation"] = "last"
     seed: Seed = 0
-
-    @model_serializer(mode="wrap")
-    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_default(write(self), mean=None, std=None, resize_mode="square")
 
     @model_validator(mode="after")
     def _epochs(self) -> Train:

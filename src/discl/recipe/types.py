@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     AfterValidator,
@@ -11,8 +11,10 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
+    model_serializer,
 )
 
 from ..errors import RecipeError, shorten, unknown
@@ -78,11 +80,6 @@ LARGEST_SEED = 2**53
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 
-def without_default(plain: dict[str, Any], **later: Any) -> dict[str, Any]:
-    """Plain values without later keys at their defaults, so that older fingerprints stay valid."""
-    return {key: value for key, value in plain.items() if key not in later or value != later[key]}
-
-
 Level = Annotated[int, Field(ge=TEXT_ONLY, le=REAL), BeforeValidator(check_level)]
 LevelKey = Annotated[
     int,
@@ -95,11 +92,27 @@ ImageTemplate = Annotated[str, AfterValidator(_image_template)]
 
 
 class Strict(BaseModel):
-    """Frozen; an unknown key is an error."""
+    """Frozen; an unknown key is an error.
+
+    - `LATER`: keys that are written only where they differ from their defaults. They came later, so
+      older fingerprints stay valid.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False
     )
+    LATER: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        unwritten = self._unwritten()
+        return {key: value for key, value in write(self).items() if key not in unwritten}
+
+    def _unwritten(self) -> set[str]:
+        """Keys that are not written."""
+        fields = type(self).model_fields
+        defaults = {key: fields[key].get_default(call_default_factory=True) for key in self.LATER}
+        return {key for key, value in defaults.items() if getattr(self, key) == value}
 
     @field_validator("*", mode="before")
     @classmethod
