@@ -152,7 +152,6 @@ def carry_out(
         for entry in make_entries(
             run,
             seeded[name],
-            "test",
             [(split, "macro_f1", heading) for heading, split in COLUMNS.items()],
         ):
             if entry.name in ROWS:

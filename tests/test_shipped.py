@@ -471,9 +471,9 @@ def test_the_whole_chain_for_two_epochs(
         }  # the camera of that split, by iWildCam's `location_remapped`
         assert figures["test-ood"]["worst_domain_accuracy"] == figures["test-ood"]["accuracy"]
         assert "OOD F1" in results_table(opened).splitlines()[0]
-        split, columns = measured_columns(opened)
+        _, columns = measured_columns(opened)
         heading, rows = as_cells(
-            make_entries(opened, [opened], split, columns), [name for _, _, name in columns]
+            make_entries(opened, [opened], columns), [name for _, _, name in columns]
         )
         assert heading[-2:] == ["ID macro F1, published", "OOD macro F1, published"]
         assert {

@@ -19,7 +19,6 @@ from discl.curriculum.sampling import (
 from discl.errors import TrainingError
 
 TEXT_ONLY, HALF = 0, 50
-NAMES = ("boot", "shirt", "coat", "bag", "hat")
 REAL = {"boot": 60, "shirt": 50, "coat": 40, "bag": 6, "hat": 3}
 KEPT = {("bag", 0): 30, ("bag", 50): 10, ("hat", 0): 4, ("hat", 50): 20}
 SHARE = 2 / 5

@@ -17,8 +17,6 @@ from discl.data import ImageTable, read_tables
 from discl.data.readers import READERS
 from discl.errors import DataError
 
-Tables = dict[str, ImageTable]
-
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,6 @@ from discl import cli
 from discl.recipe import validate
 
 PAGE = Path(__file__).parents[2] / "docs" / "clusters.md"
-PLANNED = 10 * 2 * 2
 
 
 def commands() -> list[str]:

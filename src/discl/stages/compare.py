@@ -58,8 +58,9 @@ PHASE_1 = (
     paths.CACHE,
     paths.PREPARED,
 )
-Columns = Sequence[tuple[str, str, str]]
-"""(split, metric, heading) of each column."""
+Column = tuple[str, str, str]
+"""(split, metric, heading)."""
+Columns = Sequence[Column]
 
 
 def seed_run(run: Run, seed: int) -> Run:
@@ -108,9 +109,7 @@ def compare(run: Run, seeds: Sequence[int], tuned: bool = False) -> Path:
 
     def write() -> Path:
         split, metrics = measured_columns(runs[0])
-        entries, controls = add_controls(
-            make_entries(run, runs, split, metrics), recipe, runs, metrics
-        )
+        entries, controls = add_controls(make_entries(run, runs, metrics), recipe, runs, metrics)
         write_tables(
             run.folder,
             entries,
@@ -174,7 +173,7 @@ def write_tables(
         write_text(folder / name, text)
 
 
-def measured_columns(run: Run) -> tuple[str, list[tuple[str, str, str]]]:
+def measured_columns(run: Run) -> tuple[str, list[Column]]:
     """(split of the intervals, [(split, metric, heading)]).
 
     The metrics are top-1 by group and over all, or macro F1 if there is an OOD split.
@@ -196,40 +195,48 @@ def measured_columns(run: Run) -> tuple[str, list[tuple[str, str, str]]]:
     return main, [*((main, name, name) for name in groups), (main, "accuracy", "all")]
 
 
-def make_entries(run: Run, runs: Sequence[Run], split: str, metrics: Columns) -> list[Entry]:
+class _Rows:
+    """The rows of `results.json` over several runs, and their paired differences."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = runs
+        self.results = [read_json(each.path(paths.RESULTS)) for each in runs]
+        self.predictions = cache(self._read)
+
+    def _read(self, row: str, split: str) -> np.ndarray:
+        """Predicted labels, int `[runs, images]`."""
+        return np.stack([read_predictions(each, row, split) for each in self.runs])
+
+    def differ(self, row: str, other: str | None, column: Column) -> Interval | None:
+        """The paired interval of a column between two rows; None where one is not measured."""
+        split, metric, _ = column
+        if other is None or not all(
+            split in result.get(name, {}) for name in (row, other) for result in self.results
+        ):
+            return None
+        first, second = self.predictions(row, split), self.predictions(other, split)
+        run = self.runs[0]
+        return paired(first, second, run.tables[split].labels, metric, run.groups)
+
+
+def make_entries(run: Run, runs: Sequence[Run], metrics: Columns) -> list[Entry]:
     """One entry for each row of the runs' `results.json`."""
-    results = [read_json(each.path(paths.RESULTS)) for each in runs]
-    predicted = {
-        (row, where): np.stack([read_predictions(each, row, where) for each in runs])
-        for row in results[0]
-        for where in dict.fromkeys(where for where, _, _ in metrics)
-        if all(where in result[row] for result in results)
-    }
+    rows = _Rows(runs)
     published = (
         published_figures(run.recipe.compare.published) if run.recipe.compare.published else {}
     )
     baseline, tried = _baseline(run), draws_so_far(run)[0]
     entries = []
-    for row in results[0]:
+    for row in rows.results[0]:
         method, variant = split_variant(row)
         figures = {
-            heading: [result[row][where][metric] for result in results]
+            heading: [result[row][where][metric] for result in rows.results]
             for where, metric, heading in metrics
-            if all(metric in result[row].get(where, {}) for result in results)
+            if all(metric in result[row].get(where, {}) for result in rows.results)
         }
-        intervals: dict[str, Interval] = {}
         against = baseline + variant
-        for where, metric, heading in metrics:
-            if row != against and (row, where) in predicted and (against, where) in predicted:
-                found = paired(
-                    predicted[row, where],
-                    predicted[against, where],
-                    run.tables[where].labels,
-                    metric,
-                    run.groups,
-                )
-                if found is not None:
-                    intervals[heading] = found
+        found = {each[2]: rows.differ(row, against, each) for each in metrics if row != against}
+        intervals = {heading: each for heading, each in found.items() if each is not None}
         paper = published.get(run.recipe.compare.rows.get(row, row), {})
         entries.append(Entry(row, figures, intervals, _costs(run, runs, tried, method), paper))
     return entries
@@ -246,15 +253,15 @@ def add_controls(
     - `recipe`: the recipe before it was tuned, so that a control has the settings of its method;
       of what was chosen it has the mixtures.
     """
-    results = [read_json(each.path(paths.RESULTS)) for each in runs]
+    rows = _Rows(runs)
     mixture_column, overall = control_columns(columns)
     where, metric, heading = overall
     chosen_on = where.replace("test", "validation")
-    if not all(chosen_on in row for result in results for row in result.values()):
+    if not all(chosen_on in row for result in rows.results for row in result.values()):
         chosen_on = where
     scores = {
-        row: float(np.mean([result[row][chosen_on][metric] for result in results]))
-        for row in results[0]
+        row: float(np.mean([result[row][chosen_on][metric] for result in rows.results]))
+        for row in rows.results[0]
     }
     controls = make_controls(
         recipe.plain(),
@@ -267,41 +274,22 @@ def add_controls(
     if controls is None:
         return list(entries), None
 
-    @cache
-    def predictions(row: str, where: str) -> np.ndarray:
-        return np.stack([read_predictions(each, row, where) for each in runs])
-
-    def differ(row: str, other: str | None, column: tuple[str, str, str]) -> Interval | None:
-        where, metric, _ = column
-        if other is None or any(
-            where not in result[name] for name in (row, other) for result in results
-        ):
-            return None
-        return paired(
-            predictions(row, where),
-            predictions(other, where),
-            runs[0].tables[where].labels,
-            metric,
-            runs[0].groups,
-        )
-
+    mixture_heading = MIXTURE_HEADING.format(_overall(mixture_column[2]))
+    best_heading = BEST_HEADING.format(_overall(heading))
+    differing = {
+        row: {
+            mixture_heading: rows.differ(row, other, mixture_column),
+            best_heading: rows.differ(row, controls.best, overall),
+        }
+        for row, other in controls.same_mixture.items()
+    }
     return [
-        replace(
-            entry,
-            controls={
-                MIXTURE_HEADING.format(_overall(mixture_column[2])): differ(
-                    entry.name, controls.same_mixture[entry.name], mixture_column
-                ),
-                BEST_HEADING.format(_overall(heading)): differ(entry.name, controls.best, overall),
-            },
-        )
-        if entry.name in controls.same_mixture
-        else entry
+        replace(entry, controls=differing[entry.name]) if entry.name in differing else entry
         for entry in entries
     ], controls
 
 
-def control_columns(columns: Columns) -> tuple[tuple[str, str, str], tuple[str, str, str]]:
+def control_columns(columns: Columns) -> tuple[Column, Column]:
     """The column that the same mixture is compared on, and the one of the best row."""
     ood = next((each for each in columns if each[0].endswith("-ood")), None)
     if ood is not None:
