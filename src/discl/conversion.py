@@ -95,7 +95,7 @@ def convert_checkpoint(address: str, out: Path, seconds: float | None = None) ->
         )
         jobs = [(file, folder / target) for file, target in targets.items()]
         _unpickle(address, jobs, seconds or SECONDS + SECONDS_PER_GB * size / 1e9)
-        _write_indices(folder, [folder / target for target in targets.values()])
+        _write_indices([folder / target for target in targets.values()])
     return out
 
 
@@ -234,7 +234,7 @@ def _unpickle(address: str, jobs: Sequence[tuple[Path, Path]], seconds: float) -
         )
 
 
-def _write_indices(folder: Path, targets: Sequence[Path]) -> None:
+def _write_indices(targets: Sequence[Path]) -> None:
     """Writes the index of each sharded network, as transformers and diffusers read it."""
     from safetensors import safe_open
 

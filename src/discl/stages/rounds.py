@@ -80,7 +80,7 @@ def run_rounds(run: Run, ray: str | None = None) -> Path:
             continue
         record = _learn(run, learner, number, kept)
         write_rounds(run, learner, [*history, record])
-        _report(run, record)
+        _report(record)
     make_plan(run)
     return run.path(paths.LOOP)
 
@@ -206,7 +206,7 @@ def describe_logits(logits: torch.Tensor, pool: Pool, rows: np.ndarray) -> dict[
     return result
 
 
-def _report(run: Run, record: Mapping[str, Any]) -> None:
+def _report(record: Mapping[str, Any]) -> None:
     """Says what a round asked for, what it cost and what was learnt."""
     asked, kept = (
         sum(sum(levels.values()) for levels in record[name].values()) for name in ("asked", "kept")
