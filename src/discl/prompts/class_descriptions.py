@@ -18,7 +18,7 @@ from typing import Protocol
 import yaml
 
 from ..errors import EndpointError, RecipeError
-from ..utils.atomic import whole
+from ..utils.stored import write_text
 from ..utils.yaml_text import LISTS, parse_yaml, read_text
 from .chat_client import ChatClient, whole_characters
 from .templates import by_any_name, read_phrases
@@ -348,7 +348,7 @@ def _make_appendable(path: Path) -> None:
         fits = isinstance(listed, dict) and len(listed) == len(known) + 1 and all(listed.values())
     except RecipeError:
         fits = False
-    write_whole(
+    write_text(
         path,
         text if fits else HEADER + "".join(_block(name, texts) for name, texts in known.items()),
     )
@@ -357,14 +357,8 @@ def _make_appendable(path: Path) -> None:
 def _append(path: Path, name: str, texts: list[str]) -> None:
     """Adds a class to the file as it is now, so that edits made in the meantime stay."""
     before = read_text(path, LISTS.size, what="prompts: ")
-    write_whole(path, f"{before.rstrip()}\n{_block(name, texts)}")
+    write_text(path, f"{before.rstrip()}\n{_block(name, texts)}")
 
 
 def _block(name: str, texts: list[str]) -> str:
     return yaml.safe_dump({name: texts}, allow_unicode=True, width=10_000)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file atomically."""
-    with whole(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")

@@ -12,9 +12,10 @@ from pathlib import Path
 import yaml
 
 from ..errors import EndpointError, RecipeError
+from ..utils.stored import write_text
 from ..utils.yaml_text import LISTS, read_yaml
 from .chat_client import ChatClient
-from .class_descriptions import UnusableError, find_name, gather_texts, write_whole
+from .class_descriptions import UnusableError, find_name, gather_texts
 
 HEADER = """\
 # Settings of the images: each replaces {setting} in prompts.templates. You may edit them. Nothing
@@ -63,7 +64,7 @@ def write_settings(
             argument="model",
         ) from error
     settings = list(dict.fromkeys(_as_phrase(text) for text in texts))
-    write_whole(path, HEADER + yaml.safe_dump(settings, allow_unicode=True, width=10_000))
+    write_text(path, HEADER + yaml.safe_dump(settings, allow_unicode=True, width=10_000))
 
 
 def read_settings(path: Path) -> list[str]:

@@ -11,8 +11,7 @@ from ..errors import RunError
 from ..evaluation.comparison import Entry, Interval, as_cells, mean_std
 from ..evaluation.controls import ABSENT
 from ..run_folder import paths
-from ..utils.atomic import whole
-from ..utils.stored import read_json, reading
+from ..utils.stored import read_json, reading, write_text
 from .charts import Axis, nice_axis
 
 COMPARED_AGAIN = "Delete it and run `discl compare` again."
@@ -165,6 +164,5 @@ def write_comparison(folder: Path, name: str) -> Path:
         raise RunError(f"{folder} holds no {paths.COMPARISON_DATA}; run `discl compare` first.")
     path = folder / paths.COMPARISON_PAGE
     page = make_environment().get_template("comparison.html.j2")
-    with whole(path) as unfinished:
-        unfinished.write_text(page.render(name=name, **compare_values(found)), encoding="utf-8")
+    write_text(path, page.render(name=name, **compare_values(found)))
     return path

@@ -15,7 +15,7 @@ from ..data import ImageTable
 from ..evaluation.controls import ABSENT, ADJUSTED, takes_retrieved_images
 from ..mixtures import describe_mixture
 from ..run_folder import paths
-from ..utils.atomic import whole
+from ..utils.stored import write_text
 from . import charts, tables
 from . import text as words
 from .audit_section import AuditRow
@@ -63,8 +63,7 @@ def write_report(
         "audited": audited,
     }
     found = {title: each for title, each in compared.items() if each}
-    with whole(path) as unfinished:
-        unfinished.write_text(render(summary, gallery, found, sections), encoding="utf-8")
+    write_text(path, render(summary, gallery, found, sections))
     return path
 
 

@@ -13,8 +13,7 @@ import pyarrow as pa
 
 from ..data import ImageTable
 from ..run_folder import paths
-from ..utils.atomic import whole
-from ..utils.stored import read_json, read_table
+from ..utils.stored import read_json, read_table, write_text
 from .charts import Axis, nice_axis
 from .gallery import make_gallery
 from .templates import make_environment
@@ -97,18 +96,9 @@ def write_survey(
         store or folder / paths.SPECTRUM,
     )
     page = make_environment().get_template("survey.html.j2")
-    path = folder / paths.LEVELS_PAGE
-    with whole(path) as unfinished:
-        unfinished.write_text(
-            page.render(
-                found=found,
-                panels=make_panels(found),
-                axis=LAMBDA,
-                gallery=gallery,
-                snippet=snippet,
-            ),
-            encoding="utf-8",
-        )
+    panels, path = make_panels(found), folder / paths.LEVELS_PAGE
+    values = {"panels": panels, "axis": LAMBDA, "gallery": gallery, "snippet": snippet}
+    write_text(path, page.render(found=found, **values))
     return path
 
 

@@ -22,9 +22,10 @@ from ..recipe import load_recipe
 from ..recipe.data import OwnSplit
 from ..recipe.types import as_name
 from ..run_folder.run import KEYS
-from ..utils.atomic import make_folder, whole
+from ..utils.atomic import make_folder
 from ..utils.counts import count_have, count_of
 from ..utils.logging import get_logger
+from ..utils.stored import write_text
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -86,8 +87,7 @@ def write_starter(
         image_folder=None if images is None else _quoted(str(images.resolve())),
         is_list=is_list,
     )
-    with whole(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path
 
 
