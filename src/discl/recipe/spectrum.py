@@ -35,6 +35,8 @@ class Adapt(Strict):
     Low-rank weights need pip install 'discl[lora]'. Classes are drawn equally often.
     """
 
+    LATER = ("class_tokens", "token_learning_rate")
+
     rank: int = Field(
         8, ge=0, le=1024, description="of the low-rank weights; 0: class tokens alone"
     )
@@ -64,11 +66,6 @@ class Adapt(Strict):
     prior_images: int = Field(64, ge=2, le=100_000, description="how many of these")
     gradient_checkpointing: bool = Field(False, description="less memory, about a third slower")
     seed: int = Field(0, ge=0, le=2**32 - 1)
-
-    @model_serializer(mode="wrap")
-    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        later = {"class_tokens": 0, "token_learning_rate": TOKEN_RATE}
-        return without_default(write(self), **later)
 
     @model_validator(mode="after")
     def _trains_something(self) -> Adapt:
