@@ -836,7 +836,7 @@ def test_the_headline_says_what_is_not_re_balancing(tmp_path: Path) -> None:
     page = Page(make_run(tmp_path / "both", counts, methods, changes=under).read_text())
     results = json.loads((tmp_path / "both" / "results.json").read_text())
     gain = words.points(100 * (results["discl"]["test"]["few"] - results["under"]["test"]["few"]))
-    assert f"(under), few changes by {gain} points" in page.text
+    assert f"(under), the difference in few is {gain} points" in page.text
 
 
 def test_a_run_of_real_images_has_no_controls(tmp_path: Path) -> None:
@@ -902,7 +902,8 @@ def test_a_comparison_is_drawn_on_its_page_and_in_the_report(tmp_path: Path) -> 
             f"{EVIL}, all: 70.0 ± 0.0",
         ]
         assert "+18.0 [+15.5, +20.5]" in drawn.text and "Chosen by accuracy." in drawn.text
-        assert "+7.5 [+6.5, +8.5]" in drawn.text and "overall − best [95 %]" in drawn.text
+        assert "+7.5[+6.5, +8.5]" in drawn.text and "overall − best" in drawn.text
+        assert "difference [95 %]" not in drawn.text  # it stands below its figure
         assert f"Best: {EVIL}." in drawn.text and f"same-mixture: {EVIL}" in drawn.text
         assert len(drawn.having("diamond")) == 1
         lines = {attrs["style"] for attrs in drawn.having("base-line")}

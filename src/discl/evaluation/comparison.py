@@ -167,6 +167,12 @@ def mean_std(figures: Sequence[float]) -> tuple[float, float | None]:
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
 
 
+INTERVAL = " [95 %]"
+DIFFERENCE = f", difference{INTERVAL}"
+"""Ends of the headings of a difference with its interval, and of that from the baseline."""
+MISSING = "–"
+
+
 def as_cells(entries: Sequence[Entry], columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Heading and rows of the table as texts.
 
@@ -180,8 +186,8 @@ def as_cells(entries: Sequence[Entry], columns: Sequence[str]) -> tuple[list[str
     heading = [
         "method",
         *columns,
-        *(f"{name}, difference [95 %]" for name in compared),
-        *(f"{name} [95 %]" for name in controls),
+        *(f"{name}{DIFFERENCE}" for name in compared),
+        *(f"{name}{INTERVAL}" for name in controls),
         *costs,
         *(f"{name}, published" for name in published),
     ]
@@ -192,9 +198,10 @@ def as_cells(entries: Sequence[Entry], columns: Sequence[str]) -> tuple[list[str
         for name in compared:
             row.append(_interval_cell(entry.intervals.get(name)))
         row += [_interval_cell(entry.controls.get(name)) for name in controls]
-        row += [f"{entry.costs[name]:,.0f}" if name in entry.costs else "–" for name in costs]
+        row += [f"{entry.costs[name]:,.0f}" if name in entry.costs else MISSING for name in costs]
         row += [
-            f"{entry.published[name]:.1f}" if name in entry.published else "–" for name in published
+            f"{entry.published[name]:.1f}" if name in entry.published else MISSING
+            for name in published
         ]
         rows.append(row)
     return heading, rows
@@ -241,14 +248,14 @@ def as_csv(entries: Sequence[Entry], columns: Sequence[str], seeds: Sequence[int
 
 def _figure(figures: Sequence[float] | None) -> str:
     if not figures:
-        return "–"
+        return MISSING
     mean, std = mean_std(figures)
     return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
 
 
 def _interval_cell(interval: Interval | None) -> str:
     if interval is None:
-        return "–"
+        return MISSING
     return f"{interval.difference:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
 
 

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
-from ..evaluation.comparison import Entry, Interval, as_cells, mean_std
+from ..evaluation.comparison import (
+    DIFFERENCE,
+    INTERVAL,
+    MISSING,
+    Entry,
+    Interval,
+    as_cells,
+    mean_std,
+)
 from ..evaluation.controls import ABSENT
 from ..run_folder import paths
 from ..utils.stored import read_json, reading, write_text
@@ -103,13 +111,34 @@ def read_comparison(folder: Path) -> Comparison | None:
 
 def compare_values(found: Comparison) -> dict[str, Any]:
     """Values for the template of a comparison."""
-    heading, rows = as_cells(found.entries, found.columns)
+    heading, rows = _stack(*as_cells(found.entries, found.columns))
     return {
         "compared": found,
         "compared_columns": [make_column(found, name) for name in found.columns],
         "heading": heading,
         "cells": rows,
     }
+
+
+def _stack(
+    heading: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[tuple[str, str]]]]:
+    """The table with intervals and differences below figures, so that the controls fit beside them.
+
+    Cells are (figure, what is below it), which may be empty.
+    """
+    cells = [dict(zip(heading, row, strict=True)) for row in rows]
+    kept = [name for name in heading if not name.endswith(DIFFERENCE)]
+    names = [name.removesuffix(INTERVAL) for name in kept]
+    return names, [[_split(row, name) for name in kept] for row in cells]
+
+
+def _split(row: Mapping[str, str], name: str) -> tuple[str, str]:
+    figure, _, interval = row[name].partition(" [")
+    if name.endswith(INTERVAL) and interval:
+        return figure, f"[{interval}"
+    below = row.get(f"{name}{DIFFERENCE}", MISSING)
+    return row[name], "" if below == MISSING else below
 
 
 def make_column(found: Comparison, name: str) -> Column:

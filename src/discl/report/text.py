@@ -238,8 +238,8 @@ def _over_control(method: str, controlled: ControlTable | None) -> str:
         )
     metric = controlled.headings[0].partition(" −")[0]
     return (
-        f" Over the same mixture without synthetic images ({other}), {metric} changes by "
-        f"{points(change)} points."
+        f" Over the same mixture without synthetic images ({other}), the difference in "
+        f"{metric} is {points(change)} points."
     )
 
 

@@ -271,19 +271,23 @@ function comparedPage(found) {
   const best = columns.map((column) =>
     Math.max(...names.map((name) => mean(found.rows[name].figures[column]))),
   );
+  const rows = Object.values(found.rows);
+  const controls = [...new Set(rows.flatMap((row) => Object.keys(row.controls ?? {})))];
   const lines = names.map((name) => [
     name,
     ...columns.map((column, at) => cellOf(found.rows[name], column, best[at])),
+    ...controls.map((control) => controlCell(found.rows[name].controls?.[control])),
   ]);
   return [
     el("h2", { text: "Methods" }),
     el("p", {
       text:
         `${title(found.split)} split, per cent, mean ± standard deviation over ` +
-        `${counted(found.seeds.length, "seed")}. Below: difference from ${found.baseline} with ` +
-        "its interval.",
+        `${counted(found.seeds.length, "seed")}. Below: the difference from ` +
+        `${found.baseline}, with its 95 % interval.`,
     }),
-    table(["method", ...columns], lines),
+    table(["method", ...columns, ...controls], lines),
+    ...(found.controls?.notes ?? []).map((text) => el("p", { class: "soft", text })),
     ...notes(found.notes),
   ];
 }
@@ -294,15 +298,21 @@ function cellOf(row, column, best) {
   const own = mean(values);
   const spread = values.length > 1 ? ` ± ${deviation(values).toFixed(1)}` : "";
   const interval = row.intervals?.[column];
-  const below = interval
-    ? `${signed(interval[0])} [${signed(interval[1])}, ${signed(interval[2])}]`
-    : "";
+  const below = interval ? `${signed(interval[0])} ${limits(interval)}` : "";
   return el(
     "span",
     { class: own === best ? "figure best" : "figure" },
     `${own.toFixed(1)}${spread}`,
     el("small", { text: below }),
   );
+}
+
+const limits = ([, low, high]) => `[${signed(low)}, ${signed(high)}]`;
+
+function controlCell(interval) {
+  if (!interval) return "–";
+  const below = el("small", { text: limits(interval) });
+  return el("span", { class: "figure" }, signed(interval[0]), below);
 }
 
 function resultsPage(results) {
