@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from ..data.images import decode_image
+from ..export.signatures import MIME_TYPES, SIGNATURES
 
 SIDE = 160
 """Pixels a side of a thumbnail, at most."""
 LOSSLESS_SIDE = 64
-SHOWN = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
-"""Media types that browsers show, by the first bytes of a file."""
 
 
 class Encoded(NamedTuple):
@@ -33,7 +32,9 @@ def encode_stored(stored: Mapping[str, Any] | None, thumb: bool) -> Encoded:
     """
     image = decode_image(stored)
     data = (stored or {}).get("bytes") or b""
-    kind = next((kind for start, kind in SHOWN.items() if data.startswith(start)), None)
+    kind = next(
+        (MIME_TYPES[suffix] for start, suffix in SIGNATURES if data.startswith(start)), None
+    )
     if kind is not None and (not thumb or max(image.size) <= SIDE):
         return Encoded(data, kind)
     return encode_picture(image, thumb)

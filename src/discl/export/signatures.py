@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..errors import StoreError
 
 SIGNATURES = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpg"), (b"RIFF", "webp"))
+MIME_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 
 
 def suffix_of(data: bytes) -> str:

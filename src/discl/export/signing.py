@@ -27,9 +27,8 @@ from PIL import Image
 
 from ..errors import RecipeError, StoreError
 from .marks import SYNTHETIC
-from .signatures import suffix_of
+from .signatures import MIME_TYPES, suffix_of
 
-MIME_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 CURVES = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
 LARGEST_FILE = 1 << 20
 """Bytes of a certificate chain or key; larger files are something else."""

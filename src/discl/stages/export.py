@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from ..checkpoints import public_name
 from ..errors import RecipeError, RunError, StoreError, arguments_named, unknown
 from ..export import FORMATS, export_images, holds_export, make_card
+from ..recipe import Filter
 from ..run_folder import paths
 from ..run_folder.images import stored_images
 from ..run_folder.run import Run
@@ -89,15 +90,7 @@ def export(
     finished = verdicts.filter(pc.is_finite(verdicts["clip_similarity"]))
     chosen = finished if everything else verdicts.filter(verdicts["keep"])
     if not len(chosen):
-        config = run.recipe.filter
-        remedy = (
-            "use --all"
-            if config.rule == "alia"
-            else f"lower filter.threshold ({config.threshold:g}), widen filter.band or use --all"
-            if config.rule == "difficulty"
-            else f"lower filter.threshold ({config.threshold:g}) or use --all"
-        )
-        raise StoreError(f"the filter kept none of the {len(verdicts)} images; {remedy}.")
+        raise _none_kept(run.recipe.filter, len(verdicts))
     names, hard = run.train.class_names, len(read_table(run.path(paths.HARD), ["id"]))
     making = describe_making(run.recipe, run.generator, run.size)
     facts = describe_export(making, run.recipe.data.root, names, hard, everything, marks=marks)
@@ -134,6 +127,15 @@ def export(
             marks=marks,
             sign=None if signer is None else signer.sign,
         )
+
+
+def _none_kept(config: Filter, images: int) -> StoreError:
+    remedies = ["use --all"]
+    if config.rule == "difficulty":
+        remedies.insert(0, "widen filter.band")
+    if config.rule != "alia":
+        remedies.insert(0, f"lower filter.threshold ({config.threshold:g})")
+    return StoreError(f"the filter kept none of the {images} images; {' or '.join(remedies)}.")
 
 
 def describe_export(
