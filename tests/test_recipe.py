@@ -228,7 +228,7 @@ def test_extends_misspelt_is_all_that_is_told(tmp_path: Path) -> None:
         (
             "spectrum.seeds",
             "many",
-            r"spectrum\.seeds: input should be a valid integer.*; got 'many'\.",
+            r"spectrum\.seeds: input should be a whole number; got 'many'\.",
         ),
         ("spectrum.seeds", True, r"spectrum\.seeds: got the truth value True"),
         (
@@ -236,7 +236,7 @@ def test_extends_misspelt_is_all_that_is_told(tmp_path: Path) -> None:
             0,
             r"spectrum\.seeds: input should be greater than or equal to 1; got 0\.",
         ),
-        ("spectrum.levels", 30, r"spectrum\.levels: input should be a valid list; got 30\."),
+        ("spectrum.levels", 30, r"spectrum\.levels: input should be a list; got 30\."),
         ("spectrum.levels", [], r"spectrum\.levels: list should have at least 1 item"),
         (
             "spectrum.levels",
@@ -268,7 +268,7 @@ def test_extends_misspelt_is_all_that_is_told(tmp_path: Path) -> None:
         (
             "train.model",
             "resnet10",
-            r"train\.model: input should be a valid dictionary .*; got 'resnet10'\.",
+            r"train\.model: input should be a mapping, .*; got 'resnet10'\.",
         ),
         (
             "train.curriculum_epochs",
@@ -316,10 +316,28 @@ def test_extends_misspelt_is_all_that_is_told(tmp_path: Path) -> None:
             30,
             r"filter\.threshold: input should be less than or equal to 1; got 30\.",
         ),
+        (
+            "filter.level_thresholds",
+            {0: True},
+            r"filter\.level_thresholds: got the truth value True",
+        ),
+        ("train.crop_scale", [0.5, True], r"train\.crop_scale: got the truth value True"),
+        ("train.model.light", {"width": 1.5}, r"^train\.model\.light\.width: got 1\.5; write .*$"),
+        (
+            "loop",
+            {"rounds": 2, "policy": ["a"]},
+            r"^loop\.policy: a policy is a name, or .*\['a'\]",
+        ),
+        ("filter.band", [0.1], r"^filter\.band: item 2 is missing; got \[0\.1\]\.$"),
+        (
+            "filter.level_thresholds",
+            {"9" * 5000: 0.1},
+            r"^filter\.level_thresholds\.9+…9+: level '9+…9+' is not a whole per cent",
+        ),
         ("methods", {}, r"methods: dictionary should have at least 1 item"),
         ("methods", {"a/b": {}}, r"methods\.a/b: string should match pattern"),
         ("name", "../elsewhere", r"name: string should match pattern"),
-        ("name", None, r"name: input should be a valid string; got None\."),
+        ("name", None, r"name: input should be a text; got None\."),
     ],
 )
 def test_wrong_values_are_refused_with_place_and_value(key: str, value: Any, message: str) -> None:

@@ -56,6 +56,8 @@ def test_a_person_may_edit_it(tmp_path: Path) -> None:
         ('id,verdict\n"a,keep\n', "CSV"),
         ("id,tag\na,\x1b[2J\n", "line 2"),
         (f"id,reason\na,{'x' * 501}\n", "line 2"),
+        ("id,verdict\n\x1b[2J,keep\n", "line 2: id"),
+        (f"id,verdict\n{'x' * 201},keep\n", "line 2: id"),
         ("id,verdict\na,\xff\n", paths.OVERRIDES),
     ],
 )
@@ -84,3 +86,10 @@ def test_changes_at_once_are_all_kept(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(read_overrides(tmp_path)) == 12
+
+
+def test_a_file_larger_than_memory_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / paths.OVERRIDES).open("wb") as stream:
+        stream.truncate(1 << 40)  # a hole: it takes no room
+    with pytest.raises(BrokenFileError, match="larger than 512 MB"):
+        read_overrides(tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import BeforeValidator, Field
 
 from ..curriculum.policies import make_policy
 from ..curriculum.rounds import drawn_levels, round_starts
@@ -35,7 +35,7 @@ class Loop(Strict):
     """
 
     rounds: int = Field(ge=1, le=1000, description="each has at least one curriculum epoch")
-    policy: Annotated[str | dict[str, Any], AfterValidator(_policy)] = Field(
+    policy: Annotated[str | dict[str, Any], BeforeValidator(_policy)] = Field(
         "uniform",
         description="what a round asks for: uniform, deficit, entropy, progress, or "
         "{name: entropy, low: 0.1}",

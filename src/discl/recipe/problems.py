@@ -14,6 +14,21 @@ from pydantic.fields import FieldInfo
 from ..errors import RecipeError, shorten, unknown
 
 BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
+KINDS = {
+    "dict_type": "a mapping, {key: value}",
+    "model_type": "a mapping, {key: value}",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+}
+"""What is expected, where pydantic names types of Python."""
 DEEPEST = 12
 """Keys that are shown, at most."""
 
@@ -48,8 +63,12 @@ def explain(
             [*known, *([] if steps[:-1] else more)],
         )
     if problem["type"] == "missing":
+        if isinstance(steps[-1], int):
+            list_name, _, item = where.rpartition(".")
+            return f"{list_name}: item {int(item) + 1} is missing; got {shorten(problem['input'])}."
         return f"{where}: this key is required."
-    text = shorten(problem["msg"], 300, quoted=False)
+    plain = KINDS.get(problem["type"])
+    text = f"input should be {plain}" if plain else shorten(problem["msg"], 300, quoted=False)
     allowed = _range(section, steps) if problem["type"] in BOUNDS else ""
     return f"{where}: {text[:1].lower()}{text[1:]}; got {shorten(problem.get('input'))}.{allowed}"
 

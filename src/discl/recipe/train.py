@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
-    field_validator,
     model_validator,
 )
 
-from ..errors import RecipeError
+from ..errors import RecipeError, shorten
 from ..models.classifier import ARCHITECTURES, FROM_CHECKPOINT
 from ..training.augmentation import AUGMENTATIONS
 from .paths import PathOrName
@@ -31,6 +31,12 @@ def _positive(value: Channels) -> Channels:
     return value
 
 
+def _width(value: Any) -> Any:
+    if value != "auto" and (not isinstance(value, int) or not 1 <= value <= 4096):
+        raise RecipeError(f"got {shorten(value)}; write a whole number from 1 to 4096, or auto.")
+    return value
+
+
 class Light(Strict):
     """What `fine_tune: light` trains beside a frozen vision transformer."""
 
@@ -39,7 +45,7 @@ class Light(Strict):
         description="in every block of the image tower: a bottleneck beside the MLP, low-rank "
         "updates of q and v, or nothing",
     )
-    width: int | Literal["auto"] = Field(
+    width: Annotated[int | Literal["auto"], BeforeValidator(_width)] = Field(
         "auto",
         description="channels of a bottleneck, or rank of LoRA; auto: 2^⌊log2(classes / (2 · "
         "blocks))⌋, at least 1",
@@ -55,13 +61,6 @@ class Light(Strict):
         "random; null: texts for a CLIP, otherwise class-means",
     )
     scale: float = Field(25.0, gt=0, le=1000, description="cosine: factor of the cosines")
-
-    @field_validator("width", mode="after")
-    @classmethod
-    def _width_is_positive(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and not 1 <= value <= 4096:
-            raise RecipeError(f"got {value}; write a whole number from 1 to 4096, or auto.")
-        return value
 
     @model_validator(mode="after")
     def _what_goes_together(self) -> Light:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar
+from functools import cache
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -84,11 +85,35 @@ Level = Annotated[int, Field(ge=TEXT_ONLY, le=REAL), BeforeValidator(check_level
 LevelKey = Annotated[
     int,
     Field(ge=TEXT_ONLY, le=REAL),
-    BeforeValidator(lambda key: int(key) if str(key).isdecimal() else check_level(key)),
+    BeforeValidator(
+        lambda key: int(key) if re.fullmatch("[0-9]{1,3}", str(key)) else check_level(key)
+    ),
 ]
 """A level as the key of a mapping, which JSON writes as a text."""
 Template = Annotated[str, AfterValidator(_template)]
 ImageTemplate = Annotated[str, AfterValidator(_image_template)]
+
+
+def _first_truth(value: Any) -> bool | None:
+    """A truth value, or the first one in a list or mapping of plain values; None without one."""
+    if isinstance(value, bool):
+        return value
+    parts = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, dict | list | tuple):
+        return None
+    return next((found for part in parts if (found := _first_truth(part)) is not None), None)
+
+
+@cache
+def _takes_truth(section: type[BaseModel], name: str) -> bool:
+    """Whether a key of a section may hold truth values, or a section that checks its own."""
+    return _allows(section.model_fields[name].annotation)
+
+
+def _allows(kind: Any) -> bool:
+    if parts := get_args(kind):
+        return any(_allows(part) for part in parts)
+    return kind in (bool, Any) or (isinstance(kind, type) and issubclass(kind, BaseModel))
 
 
 class Strict(BaseModel):
@@ -118,12 +143,10 @@ class Strict(BaseModel):
     @classmethod
     def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         """YAML reads `on` and `yes` as true, which pydantic would take for the number 1."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation not in (
-            bool,
-            bool | None,
-        ):
+        found = _first_truth(value)
+        if found is not None and not _takes_truth(cls, str(info.field_name)):
             raise RecipeError(
-                f"got the truth value {value} (YAML reads yes, no, on and off as one); put it in "
+                f"got the truth value {found} (YAML reads yes, no, on and off as one); put it in "
                 "quotes if it is a text."
             )
         return value

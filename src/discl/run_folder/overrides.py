@@ -92,6 +92,7 @@ def read_overrides(folder: Path) -> dict[str, Override]:
                 what = "more cells than columns" if None in row else "no id"
                 raise broken(path, f"line {rows.line_num} has {what}", FIX)
             name = cells["id"].strip()
+            check_text("id", name)
             found.pop(name, None)
             verdict = cells["verdict"].strip().lower() or NONE
             found[name] = Override(verdict, cells["tag"], cells["reason"])

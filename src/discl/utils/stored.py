@@ -37,6 +37,9 @@ REPLACED = (
 )
 """Advice for a broken recipe of a run folder."""
 
+LARGEST_TEXT = 512 << 20
+"""Bytes of a text file of a run folder, at most."""
+
 DAMAGE: tuple[type[Exception], ...] = (
     ValueError,  # no JSON, no UTF-8, Parquet that is cut off
     KeyError,
@@ -169,9 +172,11 @@ def write_table(table: pa.Table, path: Path, key: str | None = None) -> None:
 
 
 def read_text(path: Path, advice: str = AGAIN) -> str:
-    """The text of a UTF-8 file. Raises BrokenFileError."""
+    """The text of a UTF-8 file of at most `LARGEST_TEXT` bytes. Raises BrokenFileError."""
     with reading(path, advice):
         _check_plain(path, advice)
+        if path.stat().st_size > LARGEST_TEXT:
+            raise broken(path, f"is larger than {LARGEST_TEXT >> 20} MB", advice)
         return path.read_text(encoding="utf-8")
 
 
