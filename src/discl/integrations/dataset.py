@@ -19,7 +19,7 @@ from ..errors import DataError, RunError, StoreError, TrainingError, unknown
 from ..recipe import load_recipe
 from ..run_folder import paths
 from ..run_folder.run import Run
-from ..stages.sample_pool import hard_rows, kept_images, make_pool
+from ..stages.sample_pool import hard_rows, kept_images, make_pool, no_images
 from ..utils.counts import count_have
 
 NEEDED = (paths.RECIPE, paths.DATA, paths.HARD, paths.FILTER)
@@ -110,7 +110,7 @@ class SpectrumDataset(Dataset):
         if split == "train":
             real, synthetic, hard = run.train, kept_images(run), hard_rows(run)
         else:
-            real, synthetic = run.tables[split], _no_images()
+            real, synthetic = run.tables[split], no_images()
             hard = np.zeros(len(real), bool)
         return cls(
             real,
@@ -280,7 +280,3 @@ def _labels_by_name(stored: Rows, class_names: Sequence[str]) -> list[int]:
             argument="real",
         )
     return [label_of[names[label]] for label in labels]
-
-
-def _no_images() -> Rows:
-    return Rows.from_dict({"image": [], "label": [], "level": []})

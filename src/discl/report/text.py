@@ -354,15 +354,10 @@ def commands(summary: RunSummary) -> dict[str, str]:
         "classifier": f"{folder}/{paths.TRAIN}/{best}/{paths.WEIGHTS}",
     }
     if filters_by_threshold(summary) and summary.verdicts.num_rows:
-        stricter = (
-            round(float(np.nanpercentile(_similarities(summary), 25)), 2) + 0.0
-        )  # drops about a quarter
+        cosines = summary.verdicts["clip_similarity"].to_numpy()
+        stricter = round(float(np.nanpercentile(cosines, 25)), 2) + 0.0  # drops about a quarter
         found["filter"] = f"{again} --set filter.threshold={stricter:g} --amend"
     return found
-
-
-def _similarities(summary: RunSummary) -> np.ndarray:
-    return summary.verdicts["clip_similarity"].to_numpy()
 
 
 def filters_by_threshold(summary: RunSummary) -> bool:

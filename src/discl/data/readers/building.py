@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import DataError
-from ..gate import refuse_outside
 from ..listing import LeftOut
 from ..table import ImageTable, check_table, rows_of
 
@@ -229,11 +228,6 @@ def blank_rows(values: pa.Array, names: pa.Array | None = None) -> str:
     ]
     more = f" and {len(rows) - SHOWN_ROWS:,} more" if len(rows) > SHOWN_ROWS else ""
     return ", ".join(shown) + more
-
-
-def refuse_escape(paths: Sequence[Path], root: Path) -> None:
-    """Raises DataError for a link that leads out of the root."""
-    refuse_outside(paths, root)
 
 
 def strings(values: Sequence[str] | pa.Array) -> pa.Array:

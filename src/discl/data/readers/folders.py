@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import DataError
+from ..gate import refuse_outside
 from ..listing import LeftOut, count_empty, is_picture_name, known_suffixes
 from ..table import ImageTable
-from .building import Source, build_table, known_splits, refuse_escape
+from .building import Source, build_table, known_splits
 
 BOXES = {
     "_annotations.csv": "boxes, in TensorFlow's CSV",
@@ -84,7 +85,7 @@ def _count_unlabelled(source: Source, by_split: dict[str, list[Path]]) -> None:
 
 def _images_of_class(folder: Path, source: Source) -> list[str]:
     """Sorted paths of the images in a class's folder. Raises DataError for none."""
-    refuse_escape([folder], source.path)
+    refuse_outside([folder], source.path)
     left_out = LeftOut()
     images = sorted(images_below(str(folder), source.path, left_out))
     if not images:
@@ -183,12 +184,12 @@ def images_below(
             elif _is_folder(entry):
                 if entry.is_symlink():
                     _refuse_circle(Path(entry.path))
-                    refuse_escape([Path(entry.path)], root)
+                    refuse_outside([Path(entry.path)], root)
                 images = images_below(entry.path, root, left_out, top)
                 yield from count_empty(images, entry.name, name, left_out)
             elif is_picture_name(entry.name):
                 if entry.is_symlink():
-                    refuse_escape([Path(entry.path)], root)
+                    refuse_outside([Path(entry.path)], root)
                 yield entry.path
             else:
                 left_out.add(Path(entry.name).suffix.lower() or ".", name)

@@ -29,9 +29,9 @@ from huggingface_hub import constants
 
 from ...errors import DataError
 from ..addresses import CELL, cell_address
-from ..gate import Gate, Unreadable, roots_of
+from ..gate import Gate, Unreadable, refuse_outside, roots_of
 from ..table import ImageTable
-from .building import Source, arrow_images, files_below, refuse_escape
+from .building import Source, arrow_images, files_below
 from .columns import to_tables
 from .opening import parse_json, plain_file
 
@@ -148,7 +148,7 @@ def read_parquet(source: Source) -> dict[str, ImageTable]:
     by_split: dict[str, list[Path]] = {}
     for file in files:
         by_split.setdefault(file.stem.split("-")[0] if path.is_dir() else "train", []).append(file)
-    refuse_escape(files, source.folder)
+    refuse_outside(files, source.folder)
     large = sum(file.stat().st_size for file in files) > COPIED_BYTES
     in_place = large and all(_image_column(file, source) for file in files)
     splits = {  # one by one: a joint load uses the class names of one split

@@ -17,9 +17,10 @@ import numpy as np
 
 from ...errors import DataError
 from ..addresses import SLICE, slice_address
+from ..gate import refuse_outside
 from ..listing import IMAGE_SUFFIXES
 from ..table import OPTIONAL, ImageTable
-from .building import Source, build_table, expected, files_below, known_splits, refuse_escape
+from .building import Source, build_table, expected, files_below, known_splits
 from .labels import is_whole, name_numbers
 from .opening import parse_json, plain_file
 
@@ -71,7 +72,7 @@ def _shards_by_split(source: Source) -> dict[str, list[Path]]:
     shards = [source.path] if source.path.is_file() else files_below(source.path, "*.tar")
     if not shards:
         raise expected(source, "webdataset")
-    refuse_escape(shards, source.folder)
+    refuse_outside(shards, source.folder)
     by_split: dict[str, list[Path]] = {}
     for shard in shards:
         candidates = (shard.stem.split("-")[0], shard.parent.name)
