@@ -20,7 +20,7 @@ from ..recipe import load_recipe
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..stages.sample_pool import hard_rows, kept_images, make_pool, no_images
-from ..utils.counts import count_have
+from ..utils.counts import count_have, list_some
 
 NEEDED = (paths.RECIPE, paths.DATA, paths.HARD, paths.FILTER)
 """Files of a run folder after `discl filter`."""
@@ -276,7 +276,7 @@ def _labels_by_name(stored: Rows, class_names: Sequence[str]) -> list[int]:
     if absent:
         raise DataError(
             f"{count_have(len(absent), 'class', 'classes')} synthetic images and no real ones: "
-            f"{', '.join(absent[:MOST_NAMED])}.",
+            f"{list_some(absent, MOST_NAMED)}.",
             argument="real",
         )
     return [label_of[names[label]] for label in labels]

@@ -12,7 +12,7 @@ from ..errors import RecipeError, shorten
 from ..levels import check_level, noise_fractions, start_step
 from ..prompts import CAPTION, draw_prompt
 from ..utils.hashing import digest
-from ..utils.stored import read_table
+from ..utils.stored import read_table, write_table
 
 
 @dataclass(frozen=True)
@@ -359,9 +359,8 @@ def step_rows(
 def write_plan(
     requests: Sequence[Request], path: Path, **more: Sequence[int] | Sequence[str]
 ) -> None:
-    """Writes the plan as Parquet, one row per request; `more` are further columns."""
+    """Writes the plan as Parquet, atomically; one row per request, `more` are further columns."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     kinds = {"str": pa.string(), "int": pa.int64()}
     columns = {
@@ -370,7 +369,7 @@ def write_plan(
         )
         for field in fields(Request)
     }
-    pq.write_table(pa.table({**columns, **more}), path)
+    write_table(pa.table({**columns, **more}), path)
 
 
 def read_plan(path: Path) -> list[Request]:

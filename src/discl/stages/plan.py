@@ -23,7 +23,6 @@ from ..spectrum.encoding import encode_image
 from ..spectrum.models import check_generator, check_peft, describe_loras
 from ..spectrum.plan import Request, plan_requests, write_plan
 from ..spectrum.store import Shards
-from ..utils.atomic import whole
 from ..utils.counts import count_of
 from ..utils.logging import get_logger
 from .adapt import check_adaptable
@@ -133,8 +132,7 @@ def make_plan(run: Run, *, for_training: bool = True) -> Path:
     if for_training:
         _check_schedule(run)
     if recipe.spectrum.makes_none:
-        with whole(path) as unfinished:
-            write_plan([], unfinished)
+        write_plan([], path)
         return path
     hard, prompts = planned_sources(run), ensure_texts(run)
     if recipe.spectrum.budget is not None:
@@ -143,8 +141,7 @@ def make_plan(run: Run, *, for_training: bool = True) -> Path:
     if learner is not None:
         asked = plan_rounds(run, learner)
         numbers, reasons = [each.round for each in asked], [each.why for each in asked]
-        with whole(path) as unfinished:
-            write_plan([each.request for each in asked], unfinished, round=numbers, why=reasons)
+        write_plan([each.request for each in asked], path, round=numbers, why=reasons)
         return path
     requests = plan_requests(
         hard,
@@ -161,8 +158,7 @@ def make_plan(run: Run, *, for_training: bool = True) -> Path:
             f"plan: no method draws synthetic images, and {count_of(len(requests), 'image')} are "
             "planned; to generate none, set spectrum.budget: {images: 0}"
         )
-    with whole(path) as unfinished:  # others may write the same plan at once
-        write_plan(requests, unfinished)
+    write_plan(requests, path)
     return path
 
 

@@ -32,7 +32,7 @@ from ..run_folder import paths
 from ..run_folder.earlier import NOT_FOR_HARD, restore_table
 from ..run_folder.run import Run, read_data
 from ..utils.console import progress
-from ..utils.counts import count_be, count_have
+from ..utils.counts import count_be, count_have, list_some
 from ..utils.hashing import digest
 from ..utils.logging import get_logger
 from ..utils.stored import read_table, write_table
@@ -247,7 +247,7 @@ def _check_splits(tables: Mapping[str, Columns], names: tuple[str, ...], overlap
         empty = [name for name, count in zip(names, counts, strict=True) if not count]
         raise DataError(
             f"{count_have(len(empty), 'class', 'classes')} no training image: "
-            f"{', '.join(empty[:SHOWN_CLASSES])}. Add images (unreadable ones do not count), or "
+            f"{list_some(empty, SHOWN_CLASSES)}. Add images (unreadable ones do not count), or "
             "leave out classes without images with data.drop_empty_classes: true."
         )
     others = [name for name in SPLIT_NAMES if name in tables and name != "train"]
