@@ -10,8 +10,13 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 
 from discl.assets import embedded
-from discl.checkpoints import checkpoint_digest, find_checkpoint
-from discl.errors import CheckpointError
+from discl.checkpoints import (
+    checkpoint_digest,
+    find_checkpoint,
+    find_stored_checkpoint,
+    find_weights,
+)
+from discl.errors import CheckpointError, RecipeError
 
 
 def write_files(folder: Path, *names: str) -> Path:
@@ -140,3 +145,15 @@ def test_the_digest_is_of_what_makes_the_pixels(tmp_path: Path) -> None:
         checkpoint_digest(write_files(tmp_path / "b", *names, "README.md", "picture.png")) == first
     )
     assert checkpoint_digest(write_files(tmp_path / "c", *names, "vae/model.safetensors")) != first
+
+
+@pytest.mark.parametrize("find", [find_checkpoint, find_stored_checkpoint, find_weights])
+def test_an_address_that_no_file_system_takes_is_shown_in_short(find: Any) -> None:
+    for address in (
+        "a" * 100_000,
+        f"{'a' * 5_000}/{'b' * 5_000}",
+        "embedded:fashion-mnist/" + "a" * 9_000,
+    ):
+        with pytest.raises((CheckpointError, RecipeError)) as raised:
+            find(address)
+        assert len(str(raised.value)) < 1000

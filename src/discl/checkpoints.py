@@ -11,7 +11,8 @@ from typing import Any
 
 from .assets import embedded
 from .checkpoint_checks import check_folder
-from .errors import CheckpointError
+from .errors import CheckpointError, shorten
+from .utils.atomic import is_regular, path_exists
 from .utils.hashing import digest_file, digest_files
 from .utils.logging import get_logger
 
@@ -49,13 +50,13 @@ def find_checkpoint(address: str) -> Path:
     if address.startswith("embedded:"):
         return _checked(embedded(address), address)
     path = local_path(address)
-    if path.exists():
+    if path_exists(path):
         return _checked(path, address)
     if is_hub_name(address):
         return _checked(_download(address), address)
     raise CheckpointError(
-        f"there is no checkpoint folder '{address}'. Give a folder, a hub name such as owner/name, "
-        "or embedded:fashion-mnist/diffusion."
+        f"there is no checkpoint folder '{_shown(address)}'. Give a folder, a hub name such as "
+        "owner/name, or embedded:fashion-mnist/diffusion."
     )
 
 
@@ -68,7 +69,7 @@ def find_stored_checkpoint(address: str) -> Path:
     Raises CheckpointError for a checkpoint that is not on this machine.
     """
     path = local_path(address)
-    if (path / "config.json").is_file():
+    if is_regular(path / "config.json"):
         return _checked(path, address)
     if address.startswith("embedded:"):
         return find_checkpoint(address)
@@ -77,7 +78,11 @@ def find_stored_checkpoint(address: str) -> Path:
 
         with suppress(Exception):
             return _checked(Path(snapshot_download(address, local_files_only=True)), address)
-    raise CheckpointError(f"no checkpoint '{address}' on this machine")
+    raise CheckpointError(f"no checkpoint '{_shown(address)}' on this machine")
+
+
+def _shown(address: str) -> str:
+    return shorten(address, 300, quoted=False)
 
 
 def local_path(address: str) -> Path:
@@ -90,7 +95,9 @@ def local_path(address: str) -> Path:
 
 def is_hub_name(address: str) -> bool:
     """Whether an address without a local file has the form `owner/name` of the hub."""
-    return address.count("/") == 1 and not address.startswith((".", "/", "~"))
+    return (
+        len(address) <= 200 and address.count("/") == 1 and not address.startswith((".", "/", "~"))
+    )
 
 
 def how_to_convert(address: str | Path) -> str:
@@ -124,18 +131,18 @@ def find_weights(address: str) -> Path:
             f"'{address}' holds pickled weights, which are refused because unpickling runs code. "
             f"To use them, {how_to_convert(address)}."
         )
-    if path.is_file() and path.suffix == ".safetensors":
+    if is_regular(path) and path.suffix == ".safetensors":
         return path
     owner, _, rest = address.partition("/")
     name, _, file = rest.partition("/")
     if (
-        path.exists()
+        path_exists(path)
         or path.suffix != ".safetensors"
         or not file
         or address.startswith((".", "/", "~"))
     ):
         raise CheckpointError(
-            f"there is no file '{address}'. Give a *.safetensors file, or "
+            f"there is no file '{_shown(address)}'. Give a *.safetensors file, or "
             "owner/name/FILE.safetensors on the hub."
         )
     from huggingface_hub import hf_hub_download
@@ -180,13 +187,13 @@ def find_settings(address: str) -> Path:
     Raises CheckpointError if the folder does not exist or refers to files outside it.
     """
     path = local_path(address)
-    if path.is_dir():
+    if path_exists(path) and path.is_dir():
         check_folder(path)
         return path
-    if path.exists() or not is_hub_name(address):
+    if path_exists(path) or not is_hub_name(address):
         raise CheckpointError(
-            f"there is no folder of configurations '{address}'. Give a folder or a hub name such "
-            "as owner/name."
+            f"there is no folder of configurations '{_shown(address)}'. Give a folder or a hub "
+            "name such as owner/name."
         )
     return _download(address, [pattern for pattern in WANTED if "safetensors" not in pattern])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from discl.models.classifier import (
     normalise,
     save_classifier,
 )
+from discl.run_folder import paths
+from discl.utils.stored import save_tensors
 
 
 def make_config(
@@ -201,3 +204,25 @@ def test_weights_of_another_architecture(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(unknown))
     with pytest.raises(CheckpointError, match="resnet11"):
         load_classifier(tmp_path)
+
+
+def test_weights_and_settings_that_no_training_writes_are_refused(tmp_path: Path) -> None:
+    config = make_config("resnet10", width=4)
+    model = build_classifier(config)
+    weights = model.state_dict()
+    name = next(key for key, value in weights.items() if value.is_floating_point())
+    for wrong, told in (
+        (torch.full_like(weights[name], math.nan), "not finite"),
+        (weights[name].to(torch.int64), "int64"),
+        (weights[name].to(torch.complex64), "complex64"),
+    ):
+        save_classifier(model, config, tmp_path)
+        save_tensors({**weights, name: wrong}, tmp_path / paths.WEIGHTS)
+        with pytest.raises(CheckpointError, match=f"'{name}' .*{told}"):
+            load_classifier(tmp_path)
+    for key, value in (("image_size", 99_999), ("light", ["lora"]), ("backbone", "x")):
+        save_classifier(model, config, tmp_path)
+        stored = json.loads((tmp_path / paths.CONFIG).read_text())
+        (tmp_path / paths.CONFIG).write_text(json.dumps({**stored, key: value}))
+        with pytest.raises(CheckpointError, match=f"{key} is "):
+            load_classifier(tmp_path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError, shorten, unknown
+from ..utils.atomic import is_regular, path_exists
 from ..utils.yaml_text import LISTS, read_yaml
 
 FOLDERS = {"fashion-mnist": "fashion_mnist"}
@@ -27,7 +28,7 @@ def embedded(address: str) -> Path:
         raise RecipeError(unknown("embedded asset", name, FOLDERS))
     root = Path(__file__).parent / FOLDERS[name]
     path = root / below
-    if not path.exists():
+    if not path_exists(path):
         raise RecipeError(
             f"'{shorten(address, quoted=False)}' is not in the package; embedded:{name} holds "
             f"{', '.join(sorted(item.name for item in root.iterdir()))}."
@@ -41,7 +42,7 @@ def embedded_phrases(name: str) -> Path:
     Raises RecipeError for an unknown one.
     """
     path = PHRASES / f"{name}.yaml"
-    if not path.is_file():
+    if not is_regular(path):
         raise RecipeError(
             unknown("phrase list", name, (item.stem for item in PHRASES.glob("*.yaml")))
         )
@@ -54,7 +55,7 @@ def embedded_index(name: str) -> Path:
     Raises RecipeError for an unknown one.
     """
     path = LONG_TAILS / f"{name}.txt"
-    if not path.is_file():
+    if not is_regular(path):
         raise RecipeError(
             unknown("long-tail index", name, (item.stem for item in LONG_TAILS.glob("*.txt")))
         )

@@ -299,8 +299,14 @@ def check_classifier(folder: Path, config: ClassifierConfig, fingerprint: str = 
         raise broken(path, "was trained on other data or settings", TRAINED_AGAIN)
 
 
+MOST = 8192
+"""Channels, and pixels a side, at most, as in a recipe."""
+
+
 def first_cause(error: Exception) -> str:
     """The first two lines of an error as one line of at most 500 characters."""
+    if type(error) is KeyError:
+        return f"it has no {error}"[:500]
     return " ".join(line.strip() for line in str(error).splitlines()[:2])[:500]
 
 
@@ -342,7 +348,9 @@ def load_classifier(
         if isinstance(model, LightClassifier):
             _check_base(folder, config)
             model.load_base(read_base(of_base, config.architecture, config.backbone or {}))
-        model.load_state_dict(read_tensors(folder / paths.WEIGHTS, TRAINED_AGAIN))
+        tensors = read_tensors(folder / paths.WEIGHTS, TRAINED_AGAIN)
+        _check_values(tensors, model.state_dict())
+        model.load_state_dict(tensors)
     return model.eval(), config
 
 
@@ -369,12 +377,25 @@ def _check_base(folder: Path, config: ClassifierConfig) -> None:
         )
 
 
+def _check_values(stored: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for tensors that are not finite, or of other numbers than the network's."""
+    for name, tensor in stored.items():
+        if name in network and network[name].is_floating_point() != tensor.is_floating_point():
+            raise ValueError(f"'{name}' is of {str(tensor.dtype).removeprefix('torch.')}")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"'{name}' has values that are not finite")
+
+
 def _check_config(config: ClassifierConfig) -> None:
     """Raises ValueError for sizes, normalisation or class names that no classifier can have."""
     for name, least in (("width", 0), ("image_size", 1), ("resize", 1)):
         value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 100_000:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
             raise ValueError(f"{name} is {value!r:.80}")
+    for name in ("light", "backbone"):
+        value = getattr(config, name)
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(f"{name} is {value!r:.80}, no mapping")
     if config.light is not None:
         check_light(config.light)
     for name in ("mean", "std"):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints import checkpoint_digest, find_checkpoint, find_stored_checkpoint
-from ..errors import CheckpointError, RecipeError
+from ..errors import CheckpointError, RecipeError, shorten
 from .clip import ClipClassifier, ClipTower, read_clip_tower
 from .heads import CosineHead
 from .pretrained import TimmClassifier, TransformersClassifier
@@ -358,8 +358,8 @@ def find_base(light: Mapping[str, Any], base: str | Path | None = None) -> Path:
             folder = find_stored_checkpoint(stated)
         except (CheckpointError, RecipeError) as error:
             raise CheckpointError(
-                f"it was tuned over the base '{stated}' of digest {wanted}, which is not here "
-                f"({error}). Name its folder: base=FOLDER, or --base FOLDER.",
+                f"it was tuned over the base {shorten(stated, 300)} of digest {wanted}, which is "
+                f"not here ({error}). Name its folder: base=FOLDER, or --base FOLDER.",
                 argument="base",
             ) from error
     found = checkpoint_digest(folder)
