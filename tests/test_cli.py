@@ -215,11 +215,16 @@ def test_init_writes_a_recipe_that_loads(
         recipe.hard.fewer_than,
         recipe.train.batch_size,
     ) == (100, 20, 20, 21)
-    assert list(recipe.methods) == ["ce", "ce-undersampled", "ce-balanced", "fixed", "discl"]
+    controls, spectrum = (
+        ["ce", "ce-undersampled", "ce-balanced"],
+        ["fixed", "discl", "discl-balanced"],
+    )
+    assert list(recipe.methods) == controls + spectrum
     methods = recipe.plain()["methods"]
     for rule in (True, False):  # hard.rule tail or probability
         assert find_control(methods, "discl", by_tail=rule) == "ce-undersampled"
         assert find_control(methods, "fixed", by_tail=rule) == "ce-undersampled"
+        assert find_control(methods, "discl-balanced", by_tail=rule) == "ce-balanced"
     header = (tmp_path / f"{name}.yaml").read_text().splitlines()[0]
     assert header.endswith(": 43 images in 2 classes (3 to 40 a class).")
 
