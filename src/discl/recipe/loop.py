@@ -8,8 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from ..curriculum.policies import make_policy
 from ..curriculum.rounds import drawn_levels, round_starts
-from ..curriculum.strategies import make_strategy
-from ..errors import RecipeError, arguments_named, unknown
+from ..errors import RecipeError, unknown
 from ..utils.plugins import check_address, is_address, read_piece
 from .types import Strict
 
@@ -122,15 +121,8 @@ def _check_learner(recipe: Recipe, name: str, method: Method) -> None:
         )
     if is_address(method.strategy):
         return
-    with arguments_named(curriculum_epochs="train.curriculum_epochs"):
-        strategy = make_strategy(
-            method.strategy,
-            levels=recipe.spectrum.levels,
-            curriculum_epochs=train.curriculum_epochs,
-            level=method.level,
-            seed=train.seed,
-        )
     starts, levels = round_starts(rounds, train.curriculum_epochs), recipe.spectrum.levels
+    strategy = method.make_strategy(train, levels)
     planned = drawn_levels(strategy, starts, train.curriculum_epochs, levels)
     if planned is not None and not all(planned):
         raise RecipeError(

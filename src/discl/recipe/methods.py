@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -11,13 +12,16 @@ from pydantic import (
 )
 
 from ..baselines import make_system
-from ..curriculum.strategies import find_strategy
-from ..errors import RecipeError, shorten
+from ..curriculum.strategies import Strategy, find_strategy, make_strategy
+from ..errors import RecipeError, arguments_named, shorten
 from ..levels import REAL
 from ..mixtures import LONG_FORM, Mixture, Sampling
 from ..training.objectives import Objective, read_objective
 from ..utils.plugins import check_address, is_address, read_piece
 from .types import Level, Strict
+
+if TYPE_CHECKING:
+    from .train import Train
 
 RETRIEVED = "retrieved"
 """The `images` of a method that takes those of an archive."""
@@ -224,6 +228,27 @@ class Method(Strict):
     def loss(self) -> Objective:
         """The objective with its parameters, or `module:attribute` as its name."""
         return read_objective(self.objective)
+
+    def make_strategy(
+        self, train: Train, levels: Sequence[int], allow_plugins: bool = False
+    ) -> Strategy:
+        """The method's strategy.
+
+        - `train`: the method's section `train`.
+        - `levels`: the levels of the spectrum.
+        - `allow_plugins`: whether `module:attribute` may be imported.
+
+        Raises RecipeError where a strategy of these epochs and levels is impossible.
+        """
+        with arguments_named(curriculum_epochs="train.curriculum_epochs"):
+            return make_strategy(
+                self.strategy,
+                levels=levels,
+                curriculum_epochs=train.curriculum_epochs,
+                level=self.level,
+                seed=train.seed,
+                allow_plugins=allow_plugins,
+            )
 
     @property
     def takes_synthetic(self) -> bool:

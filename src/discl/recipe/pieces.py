@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..baselines import make_system
 from ..curriculum.policies import make_policy
-from ..curriculum.strategies import follows_progress, make_strategy
+from ..curriculum.strategies import follows_progress
 from ..errors import RecipeError, arguments_named
 from ..training.objectives import make_objective
 from ..utils.plugins import PERMISSION, is_address, read_piece
@@ -113,14 +113,8 @@ def check_piece(
 ) -> None:
     """Raises RecipeError where the strategy, objective or system does not fit the method."""
     if key == "strategy":
-        with arguments_named(curriculum_epochs="train.curriculum_epochs"):
-            strategy = make_strategy(
-                method.strategy,
-                levels=levels,
-                curriculum_epochs=train.curriculum_epochs,
-                level=method.level,
-                allow_plugins=allow_plugins,
-            )  # raises errors that would otherwise appear after generation
+        # raises errors that would otherwise appear after generation
+        strategy = method.make_strategy(train, levels, allow_plugins)
         if method.prior == "effective" and follows_progress(method.strategy, strategy):
             raise RecipeError(
                 f"methods.{name}: prior 'effective' needs a schedule that is known in advance, but "

@@ -13,7 +13,7 @@ from ..run_folder.run import Run
 from ..spectrum.clip_filter import ClipScorer
 from ..spectrum.diffusers_engine import PlainEngine
 from ..spectrum.engine import Engine
-from ..spectrum.models import load_generator, load_plain
+from ..spectrum.models import check_generator, load_generator, load_plain
 from ..spectrum.plan import Request, read_plan
 from ..spectrum.worker import Worker
 from ..utils.logging import get_logger
@@ -39,6 +39,25 @@ GENERATOR_KEYS = {
 """The recipe's keys of a generator's arguments."""
 COMPILE_FROM = 1000
 """Minimum number of network calls for torch.compile to pay off."""
+
+
+def check_engine(run: Run, levels: Sequence[int], key: str = "spectrum.levels") -> None:
+    """Raises CheckpointError where the recipe's generator cannot make images of these levels.
+
+    - `key`: where the levels are stated.
+    """
+    spectrum = run.recipe.spectrum
+    with arguments_named("spectrum.checkpoint", **GENERATOR_KEYS | {"levels": key}):
+        check_generator(
+            run.base_address,
+            spectrum.num_inference_steps,
+            spectrum.size,
+            levels,
+            fixed=spectrum.steps == "fixed",
+            guidance_interval=spectrum.guidance_interval,
+            sampler=spectrum.sampler,
+            timestep_spacing=spectrum.timestep_spacing,
+        )
 
 
 def make_worker(run: Run) -> Worker:

@@ -23,9 +23,8 @@ from ..levels import REAL, check_level, check_levels, start_step
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.level_selection import Proposal, propose
-from ..spectrum.models import check_generator
 from ..utils.stored import read_table, write_text
-from .engine import GENERATOR_KEYS
+from .engine import check_engine
 from .trial import (
     Embedder,
     choose_sample,
@@ -74,17 +73,7 @@ def survey_levels(
         )
     with arguments_named(levels="grid"):
         check_levels(levels, 100 * steps if fixed else steps)
-    with arguments_named(**GENERATOR_KEYS | {"levels": "grid"}):
-        check_generator(
-            run.base_address,
-            steps,
-            config.size,
-            levels,
-            fixed=fixed,
-            guidance_interval=config.guidance_interval,
-            sampler=config.sampler,
-            timestep_spacing=config.timestep_spacing,
-        )
+    check_engine(run, levels, "grid")
     survey = _survey_run(run, levels, seeds)
     hard = read_table(run.path(paths.HARD))
     chosen = choose_sample(hard["id"].to_pylist(), hard["label"].to_pylist(), sources)

@@ -12,7 +12,7 @@ from datasets import Dataset
 from ..curriculum.progress import GuidanceSet
 from ..curriculum.sampling import Pool, SamplingConfig
 from ..curriculum.schedule import hold_out_guidance, make_sampling
-from ..curriculum.strategies import Strategy, follows_progress, make_strategy
+from ..curriculum.strategies import Strategy, follows_progress
 from ..errors import TrainingError, arguments_named
 from ..mixtures import read_mixture
 from ..recipe import Method
@@ -130,14 +130,7 @@ def _plan_real(run: Run, name: str, method: Method, pool: Pool) -> MethodPlan:
     Raises TrainingError where the real images or the processes do not allow it.
     """
     train, levels = run.recipe.training(name), run.recipe.spectrum.levels
-    strategy = make_strategy(
-        method.strategy,
-        levels=levels,
-        curriculum_epochs=train.curriculum_epochs,
-        level=method.level,
-        seed=train.seed,
-        allow_plugins=run.allow_plugins,
-    )
+    strategy = method.make_strategy(train, levels, run.allow_plugins)
     undersample, frequencies = read_mixture(
         method.model_dump(mode="json"), run.recipe.hard.rule == "tail"
     )

@@ -20,7 +20,7 @@ from ..run_folder.run import Run
 from ..spectrum.clip_filter import find_clip
 from ..spectrum.draws import Cap, count_further
 from ..spectrum.encoding import encode_image
-from ..spectrum.models import check_generator, check_peft, describe_loras
+from ..spectrum.models import check_peft, describe_loras
 from ..spectrum.plan import Request, plan_requests, write_plan
 from ..spectrum.store import Shards
 from ..utils.counts import count_of
@@ -38,7 +38,7 @@ from .budget import (
     unit_of,
 )
 from .classifiers import describe_classifier
-from .engine import GENERATOR_KEYS, make_engine
+from .engine import check_engine, make_engine
 from .method_plan import check_training
 from .pending import draws_so_far, planned_sources, score_and_list_missing
 from .prompts import check_prompts, ensure_texts
@@ -82,17 +82,7 @@ def check_models(run: Run, stage: str) -> None:
     spectrum = run.recipe.spectrum
     with arguments_named("spectrum.loras"):
         describe_loras(run.base_address.loras)
-    with arguments_named("spectrum.checkpoint", **GENERATOR_KEYS):
-        check_generator(
-            run.base_address,
-            spectrum.num_inference_steps,
-            spectrum.size,
-            spectrum.levels,
-            fixed=spectrum.steps == "fixed",
-            guidance_interval=spectrum.guidance_interval,
-            sampler=spectrum.sampler,
-            timestep_spacing=spectrum.timestep_spacing,
-        )
+    check_engine(run, spectrum.levels)
     if spectrum.early_rejection is not None and run.generator.plain:
         raise RecipeError(
             f"a {run.generator.family} is denoised by diffusers' own pipeline, which makes whole "

@@ -15,7 +15,6 @@ from ..curriculum.allocation import allocate
 from ..curriculum.policies import Cell, Policy, check_wishes, make_policy
 from ..curriculum.rounds import drawn_levels, offered_levels, round_shares, round_starts
 from ..curriculum.schedule import Record
-from ..curriculum.strategies import make_strategy
 from ..errors import BrokenFileError, RecipeError, RunError
 from ..recipe.loop import Loop, learner_of
 from ..run_folder import paths
@@ -178,14 +177,7 @@ class RoundPlanner:
         self.run, self.loop = run, recipe.loop
         self.levels = sorted(recipe.spectrum.levels)
         train, method = recipe.training(learner), recipe.methods[learner]
-        self.strategy = make_strategy(
-            method.strategy,
-            levels=self.levels,
-            curriculum_epochs=train.curriculum_epochs,
-            level=method.level,
-            seed=train.seed,
-            allow_plugins=run.allow_plugins,
-        )
+        self.strategy = method.make_strategy(train, self.levels, run.allow_plugins)
         starts = round_starts(self.loop.rounds, train.curriculum_epochs)
         self.planned = drawn_levels(self.strategy, starts, train.curriculum_epochs, self.levels)
         self.policy: Policy = make_policy(self.loop.policy, self.loop.rounds, run.allow_plugins)
