@@ -222,6 +222,24 @@ def test_a_killed_training_continues_to_the_same_tokens(tiny_model, tmp_path, mo
     assert whole.read_bytes() == target.read_bytes()
 
 
+@pytest.mark.slow
+def test_a_batch_that_does_not_fit_is_computed_in_parts(tiny_model, tmp_path, monkeypatch):
+    whole, calls = train(tiny_model, tmp_path / "whole.safetensors"), []
+    known = tiny_model.predict
+
+    def predict(latents, timesteps, conditioning):
+        calls.append(len(latents))
+        if len(latents) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return known(latents, timesteps, conditioning)
+
+    monkeypatch.setattr(tiny_model, "predict", predict)
+    parts = train(tiny_model, tmp_path / "parts.safetensors")
+    assert calls == [4, 2] + [1] * 12
+    first, second = load_file(tokens_of(whole)), load_file(tokens_of(parts))
+    assert all(torch.allclose(first[name], second[name], rtol=1e-3) for name in first)
+
+
 def test_a_class_without_images_keeps_the_embedding_of_its_name(tiny_model, tmp_path):
     model, images = tiny_model, make_images()
     only = AdapterImages(images.load, np.zeros(2, int), [["a bag"]] * 2)
