@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from discl.errors import CheckpointError
 from discl.models.classifier import (
-    ARCHITECTURES,
     ClassifierConfig,
     build_classifier,
     load_classifier,
     normalise,
     save_classifier,
 )
+from discl.models.resnet import ARCHITECTURES, BasicBlock, ResNet
 from discl.run_folder import paths
 from discl.utils.stored import save_tensors
 
@@ -82,8 +82,6 @@ def test_same_logits_as_the_resnet_of_transformers(blocks: tuple[int, ...]) -> N
     """The same weights in the same order, except that transformers lists the shortcut first."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    from discl.models.classifier import BasicBlock, ResNet
-
     torch.manual_seed(0)
     ours = ResNet(blocks, 8, 5).eval()
     for module in ours.modules():
@@ -113,8 +111,6 @@ def test_same_logits_as_the_resnet_of_transformers(blocks: tuple[int, ...]) -> N
 
 
 def test_shortcut_by_padding_puts_the_channels_in_the_middle() -> None:
-    from discl.models.classifier import BasicBlock
-
     block = BasicBlock(4, 8, 2, "padding").eval()
     nn.init.zeros_(block.bn2.weight)
     x = torch.rand(1, 4, 6, 6)

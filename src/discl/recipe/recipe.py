@@ -18,7 +18,7 @@ from pydantic import (
 
 from ..errors import RecipeError, join_lines, shorten, unknown
 from ..levels import REAL, TEXT_ONLY, format_level
-from ..models.classifier import ARCHITECTURES
+from ..models.resnet import ARCHITECTURES
 from ..training.objectives import FLYP
 from ..utils.plugins import read_piece
 from .audit import Audit

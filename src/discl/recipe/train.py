@@ -12,7 +12,8 @@ from pydantic import (
 )
 
 from ..errors import RecipeError, shorten
-from ..models.classifier import ARCHITECTURES, FROM_CHECKPOINT
+from ..models.classifier import FROM_CHECKPOINT
+from ..models.resnet import ARCHITECTURES
 from ..training.augmentation import AUGMENTATIONS
 from .paths import PathOrName
 from .types import Seed, Strict, Template, one_of

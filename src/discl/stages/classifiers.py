@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..checkpoints import checkpoint_digest, find_checkpoint, local_path
 from ..curriculum import schedule
 from ..errors import CheckpointError, RecipeError, arguments_named
-from ..models.classifier import ARCHITECTURES, ClassifierConfig, build_classifier
+from ..models.classifier import ClassifierConfig, build_classifier
 from ..models.clip import (
     ClipClassifier,
     clip_preprocessing,
@@ -35,6 +35,7 @@ from ..models.pretrained import (
     read_transformers_settings,
     three_numbers,
 )
+from ..models.resnet import ARCHITECTURES
 from ..prompts import class_prompts
 from ..recipe import Train
 from ..recipe.methods import Finish
