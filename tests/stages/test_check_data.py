@@ -524,7 +524,7 @@ def test_a_killed_preparation_goes_on(
 def test_files_that_are_not_read_are_counted_and_named(tmp_path: Path) -> None:
     """A class whose pictures are left out without a word would become hard, and be paid for."""
     root = tmp_path / "photos"
-    for name in ("cat/1.jpg", "dog/1.jpg"):
+    for name in ("cat/1.jpg", "dog/1.jpg", ".net/1.jpg"):
         miniatures.draw(root / name, 0, len(name))
     for name in ("dog/2.heic", "dog/sub/3.HEIC", "dog/notes.txt", "cat/._1.jpg"):
         (root / name).parent.mkdir(exist_ok=True)
@@ -539,6 +539,7 @@ def test_files_that_are_not_read_are_counted_and_named(tmp_path: Path) -> None:
         "1 that ends in .txt ('dog/notes.txt')",
         "1 hidden ('cat/._1.jpg')",
         "1 in no class ('cover.jpg')",
+        "1 hidden folder of images ('.net')",
     ):
         assert part in told[0]
     (root / "dog" / "1.jpg").unlink()

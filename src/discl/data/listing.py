@@ -15,6 +15,7 @@ IMAGE_SUFFIXES = picture_suffixes()
 COMMON = (".jpg", ".png", ".webp", ".tif", ".bmp", ".gif")
 SHOWN = 6
 LINKED_FOLDER = "linked folder"
+HIDDEN_FOLDER = "hidden folder of images"
 IMAGE_NAMED_FOLDER = "folder without images, named like an image"
 
 
@@ -56,7 +57,7 @@ class LeftOut:
 
 
 def _describe(kind: str, count: int) -> str:
-    if kind in (LINKED_FOLDER, IMAGE_NAMED_FOLDER) and count > 1:
+    if kind in (LINKED_FOLDER, HIDDEN_FOLDER, IMAGE_NAMED_FOLDER) and count > 1:
         return kind.replace("folder", "folders", 1)
     if not kind.startswith("."):
         return kind

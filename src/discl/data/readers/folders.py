@@ -14,7 +14,7 @@ import numpy as np
 
 from ...errors import DataError
 from ..gate import refuse_outside
-from ..listing import LeftOut, count_empty, is_picture_name, known_suffixes
+from ..listing import HIDDEN_FOLDER, LeftOut, count_empty, is_picture_name, known_suffixes
 from ..table import ImageTable
 from .building import Source, build_table, known_splits
 
@@ -79,8 +79,11 @@ def _count_unlabelled(source: Source, by_split: dict[str, list[Path]]) -> None:
     root = source.path
     for folder in {root, *(each.parent for folders in by_split.values() for each in folders)}:
         for file in folder.iterdir():
+            name = file.relative_to(root).as_posix()
             if is_picture_name(file.name) and file.is_file():
-                source.unread.add("in no class", file.relative_to(root).as_posix())
+                source.unread.add("in no class", name)
+            elif file.name.startswith(".") and file.is_dir() and holds_images(file):
+                source.unread.add(HIDDEN_FOLDER, name)
 
 
 def _images_of_class(folder: Path, source: Source) -> list[str]:
