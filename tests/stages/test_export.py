@@ -22,7 +22,7 @@ from discl import cli, mark_synthetic
 from discl.data import read_tables
 from discl.errors import RecipeError, StoreError
 from discl.export import FORMATS, MARKER, export_images
-from discl.export.formats import safe_names
+from discl.export.formats import safe_names, write_label_studio
 from discl.pipeline import run_until
 from discl.recipe import load_recipe
 from discl.run_folder.open import open_run
@@ -245,6 +245,12 @@ def test_label_studio_has_a_task_with_a_prediction_for_each_image(
         assert result["to_name"] == choices.get("toName") == image.get("name")
         assert result["type"] == "choices"
         assert result["value"] == {"choices": [CLASSES[row["label"]]]}
+
+
+def test_any_class_name_is_a_choice_of_label_studio(tmp_path: Path) -> None:
+    write_label_studio(tmp_path, [], ['<"&>', "a\x1b[1m\n"])
+    choices = ElementTree.parse(tmp_path / "labels.xml").iter("Choice")
+    assert [each.get("value") for each in choices] == ['<"&>', "a\\x1b[1m\\n"]
 
 
 def test_a_signed_export_is_another_one_and_names_who_signs(filtered: Run, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from xml.sax.saxutils import quoteattr
 
 from PIL import Image as Pillow
 
+from ..escaping import one_line
 from .signatures import suffix_of
 
 Image = Mapping[str, Any]
@@ -106,11 +107,13 @@ def write_fiftyone(folder: Path, images: Iterable[Image], class_names: Sequence[
 
 
 def write_label_studio(folder: Path, images: Iterable[Image], class_names: Sequence[str]) -> None:
-    """Writes `images/ID.webp`, `tasks.json` and `labels.xml`: tasks to import into Label Studio.
+    r"""Writes `images/ID.webp`, `tasks.json` and `labels.xml`: tasks to import into Label Studio.
 
     The class of an image is a prediction, which a person confirms or changes. Paths are those of
-    Label Studio's local files, below the document root `folder`.
+    Label Studio's local files, below the document root `folder`. XML holds no control characters:
+    they are written as `\x1b` in the names of classes.
     """
+    class_names = [one_line(name) for name in class_names]
     (folder / "images").mkdir()
     tasks: list[dict[str, Any]] = []
     for image in images:
