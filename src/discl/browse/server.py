@@ -77,9 +77,13 @@ def serve(
 
 
 def _read_ahead(view: RunView) -> None:
-    """Reads the rows while the browser starts; an error shows with the request that meets it."""
+    """Reads the rows and opens the data while the browser starts.
+
+    An error shows with the request that meets it.
+    """
     with suppress(Exception):
         view.columns()
+        view.real()
 
 
 def bind(port: int | None) -> socket.socket:

@@ -180,7 +180,7 @@ class _Search:
             )
             logger.info(f"{self.wide.describe(self.depth)} ({rule})")
         if self.left_out:
-            logger.warning(f"of {str(self.where)!r} are left out: {self.left_out}")
+            logger.warning(f"left out of {str(self.where)!r}: {self.left_out}")
 
     def _paths(self) -> Iterator[str]:
         if not self.where.is_dir():

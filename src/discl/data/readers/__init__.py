@@ -139,7 +139,7 @@ def read_tables(
     if unused:
         on_unused(unused)
     if source.unread:
-        on_left_out(f"of '{root}' are left out: {source.unread}.")
+        on_left_out(f"left out of '{root}': {source.unread}.")
     return tables if cameras is None else read_camera_traps(tables, cameras)
 
 
@@ -178,7 +178,7 @@ def read_archive(
     except OSError as error:
         raise DataError(f"'{root}' cannot be read as {kind}: {error}", argument="root") from error
     if source.unread:
-        on_left_out(f"of '{root}' are left out: {source.unread}.")
+        on_left_out(f"left out of '{root}': {source.unread}.")
     return _join_unlabelled(parts)
 
 
