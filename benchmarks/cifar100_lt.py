@@ -576,7 +576,8 @@ def make_entries(job: Job, found: Results) -> list[Any]:
     from discl.stages.compare import split_variant
 
     recipe, facts = job.recipe, read_facts(job)
-    paper = published_figures(recipe.compare.published)
+    published = recipe.compare.published
+    paper = {} if published is None else published_figures(published)
     entries = []
     for seen in found.told.values():
         levels = {level for each in seen for epoch in each["levels"] for level in epoch}

@@ -65,6 +65,21 @@ def test_light_tuning_has_the_rows_that_it_expects_something_of(script: Any) -> 
         assert (train.epochs, train.steps_per_epoch, train.batch_size) == (6, 60, 128)
 
 
+def test_the_table_of_light_tuning_has_no_published_figures(script: Any, tmp_path: Path) -> None:
+    light = load_script("light")
+    job = script.Job(
+        None, Path("work"), tmp_path, {}, light.RECIPE, oracle=False, filters=light.FILTERS,
+        expected=light.EXPECTED, families={}, methods=("flyp", "light", "light-levels-la"),
+        seeds=(0,),
+    )  # fmt: skip
+    make_up(script, job, script.trial_units(job))
+    make_up(script, job, script.edge_units(job))
+    make_up(script, job, script.seed_units(job))
+    told = script.write_table(job)
+    assert "| light-levels-la |" in told and "published" not in told
+    assert "few, light − flyp: +" in told
+
+
 LABELS = np.repeat(np.arange(100, dtype=np.uint8), 2)
 GROUPS = {"many": list(range(35)), "medium": list(range(35, 70)), "few": list(range(70, 100))}
 
