@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from discl.assets import embedded
-from discl.errors import CheckpointError, DisclError
+from discl.errors import BrokenFileError, CheckpointError, DisclError
 from discl.recipe import Recipe, load_recipe, validate
+from discl.run_folder import paths
 from discl.run_folder.open import open_run
 from discl.run_folder.run import Run
 from discl.stages.engine import GENERATOR_KEYS
@@ -58,6 +59,14 @@ def test_a_checkpoint_that_does_not_exist_is_an_error_of_its_key(
     recipe = load_recipe(small_tree, {"spectrum.loras": [{"path": "./no/such.safetensors"}]})
     with pytest.raises(CheckpointError, match=r"^spectrum\.loras: .*no/such\.safetensors"):
         check_models(Run(recipe, tmp_path), "train")
+
+
+def test_a_wrong_line_by_hand_is_an_error_before_images_are_made(
+    small_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / paths.OVERRIDES).write_text("id,verdict\na,kepp\n")
+    with pytest.raises(BrokenFileError, match="line 2: verdict"):
+        check_models(Run(validate(small_tree), tmp_path), "generate")
 
 
 def test_every_key_is_one_of_the_recipe() -> None:

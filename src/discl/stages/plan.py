@@ -16,6 +16,7 @@ from ..recipe import check_own_pieces
 from ..recipe.loop import learner_of
 from ..recipe.merge import get_value
 from ..run_folder import paths
+from ..run_folder.overrides import read_overrides
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import find_clip
 from ..spectrum.draws import Cap, count_further
@@ -59,13 +60,14 @@ def check_models(run: Run, stage: str) -> None:
 
     Raises CheckpointError for a checkpoint that is missing, of another family, or cannot make
     pictures of this size; StoreError for a store that cannot be reached; DataError for an archive
-    that is missing or empty; and, if `stage` needs classifiers, RecipeError for custom pieces that
-    are not allowed or do not exist.
+    that is missing or empty; BrokenFileError for a broken `overrides.csv`; and, if `stage` needs
+    classifiers, RecipeError for custom pieces that are not allowed or do not exist.
     """
     if stage in TRAINING or learner_of(run.recipe) is not None:
         check_own_pieces(run.recipe, run.allow_plugins)
     if stage in {"data", "hard"}:
         return
+    read_overrides(run.folder)
     retrieves = stage != "prompts" and needs_archive(run)
     if retrieves:
         _ = run.archive
