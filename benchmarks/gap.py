@@ -900,8 +900,7 @@ def tables(results: Path) -> str:
             cells = []
             for row in rows:
                 values = differences[name, row]
-                mean, half = interval(values) if values else (math.nan, math.nan)
-                cells.append(f"{mean:+.1f} ± {half:.1f}" if values else "–")
+                cells.append(_in_points(values) if values else "–")
             real = referees[SETTINGS[name].domain]
             shown = f"{known:.2f} ({real:.2f})"
             lines.append(f"| {name} ({len(units)}) | {shown} | " + " | ".join(cells) + " |")
@@ -960,11 +959,19 @@ def verdict(what: str, values: Sequence[float] | None, expected: str) -> list[st
         return []
     mean, half = interval(values)
     sign = "+" if mean - half > 0 else "-" if mean + half < 0 else "0"
-    if sign == expected:
+    if len(values) == 1:
+        outcome = "one draw: open"
+    elif sign == expected:
         outcome = "as expected" if sign != "0" else "interval includes 0"
     else:
         outcome = "not shown" if sign == "0" else "otherwise"
-    return [f"| {what} | {expected} | {mean:+.1f} ± {half:.1f} | {outcome} |"]
+    return [f"| {what} | {expected} | {_in_points(values)} | {outcome} |"]
+
+
+def _in_points(values: Sequence[float]) -> str:
+    """Mean ± half the interval; one value has none."""
+    mean, half = interval(values)
+    return f"{mean:+.1f} ± {half:.1f}" if len(values) > 1 else f"{mean:+.1f}"
 
 
 def _rank_over_settings(
