@@ -174,7 +174,8 @@ class Unit:
     def identity(self, job: Job) -> str:
         """A digest of everything that its figures depend on.
 
-        The path of the data, other methods and the length of the search are not included.
+        Folders of the data and of checkpoints, other methods and the length of the search are not
+        included.
         """
         from discl.utils.hashing import digest
 
@@ -184,8 +185,10 @@ class Unit:
             for name in ("data", "hard", "prompts", "spectrum", "filter", "train", "evaluate")
             if name in recipe
         }
-        for section in ("spectrum", "filter"):
-            told[section]["checkpoint"] = Path(told[section]["checkpoint"]).name
+        model = told["train"]["model"] = dict(told["train"]["model"])
+        for section in (told["spectrum"], told["filter"], model):
+            if section.get("checkpoint"):
+                section["checkpoint"] = Path(section["checkpoint"]).name
         told["data"].pop("root")
         method = recipe["methods"]["ce-discl" if self.method == ORACLE else self.method]
         if self.method in job.filters:

@@ -246,6 +246,16 @@ def test_the_committed_table_is_printed_again(script: Any) -> None:
     assert set(found.predicted) == set(committed["rows"]) and found.seeds == committed["seeds"]
 
 
+def test_the_committed_table_of_light_tuning_is_printed_again(script: Any) -> None:
+    """Wherever the repository lies: identities hold no paths of its checkpoints."""
+    light = load_script("light")
+    job = script.Job(
+        None, light.RESULTS, light.RESULTS, {}, light.RECIPE, oracle=False, filters=light.FILTERS
+    )
+    committed = json.loads((light.RESULTS / "comparison.json").read_text())
+    assert set(script.read_results(job).predicted) == set(committed["rows"])
+
+
 def test_the_long_recipe_searches_as_much_for_every_method(script: Any, tmp_path: Path) -> None:
     job = script.Job(None, tmp_path, tmp_path, {}, BENCHMARKS / "cifar100_lt_full.yaml")
     trials = [unit.method for unit in script.trial_units(job)]
