@@ -13,9 +13,8 @@ CODE := src tests benchmarks examples tools
 KEEP := MALLOC_MMAP_THRESHOLD_=134217728 MALLOC_TRIM_THRESHOLD_=268435456
 # Compiled modules are kept whatever the environment says: many tests start processes.
 KEEP += PYTHONDONTWRITEBYTECODE=
-# Files go to three processes in the order of tests/conftest.py, the longest ones first. Two cores
-# are busy with them: one process or another often waits, for a deadline or for one that it started.
-PYTEST := $(KEEP) $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# Files go to two processes in the order of tests/conftest.py, the longest ones first.
+PYTEST := $(KEEP) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-fast check docs clean
 
