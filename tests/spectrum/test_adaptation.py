@@ -13,21 +13,11 @@ import torch
 from torch.nn import functional as F
 
 from discl.errors import DataError, TrainingError
-from discl.spectrum.adaptation import AdapterImages, adaptation_loss, train_adapter
+from discl.spectrum.adaptation import adaptation_loss, train_adapter
 from discl.spectrum.adaptation_memory import estimate_memory
 from discl.spectrum.low_rank import AdapterSettings, low_rank_weights, record_of
 from discl.spectrum.models import Address, describe_loras, load_generator
-
-
-def make_images(count: int = 6, size: int = 32) -> AdapterImages:
-    """Flat pictures of two classes, the second one brighter."""
-    labels = np.arange(count) % 2
-
-    def load(row: int) -> np.ndarray:
-        rng = np.random.default_rng(row)
-        return (rng.integers(0, 60, (size, size, 3)) + 150 * labels[row]).astype(np.uint8)
-
-    return AdapterImages(load, labels, [["a photo of a bag"] for _ in labels])
+from helpers.adapting import bytes_kept, make_images
 
 
 def network_state(model) -> dict[str, torch.Tensor]:
@@ -165,20 +155,13 @@ def test_the_memory_told_beforehand_is_that_of_a_real_step(tiny_diffusion, tmp_p
     found = estimate_memory(str(tiny_diffusion), "float32", settings, latents=16)
     parts = (model.unet, model.vae, model.text_encoder)
     assert found.weights == sum(4 * p.numel() for part in parts for p in part.parameters())
-    kept: dict[int, torch.Tensor] = {}
+
+    def step() -> None:
+        texts = {name: rows[:1] for name, rows in model.encode_texts(["a bag"]).items()}
+        model.predict(torch.zeros(1, 4, 16, 16), torch.zeros(1, dtype=torch.int64), texts)
+
     with low_rank_weights(model.network, settings):
-        weights = {id(parameter) for parameter in model.network.parameters()}
-
-        def keep(tensor):
-            base = tensor if tensor._base is None else tensor._base
-            if id(base) not in weights:
-                kept[id(base)] = base
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda each: each):
-            texts = {name: rows[:1] for name, rows in model.encode_texts(["a bag"]).items()}
-            model.predict(torch.zeros(1, 4, 16, 16), torch.zeros(1, dtype=torch.int64), texts)
-    real = sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
+        real = bytes_kept([model.network], step)
     assert found.activations == pytest.approx(real, rel=0.15)
     less = dataclasses.replace(settings, gradient_checkpointing=True)
     checkpointed = estimate_memory(str(tiny_diffusion), "float32", less, latents=16)

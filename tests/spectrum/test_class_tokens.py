@@ -3,8 +3,8 @@ file."""
 
 from __future__ import annotations
 
+import inspect
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,9 @@ from discl.spectrum.low_rank import AdapterSettings, record_of, tokens_of
 from discl.spectrum.models import Address, load_generator
 from discl.spectrum.models.class_tokens import ClassTokens, load_class_tokens, trained_tokens
 from discl.spectrum.plan import Request
+from helpers.adapting import CLASSES, bytes_kept, make_images
 
-NAMES = ["bag", "coat"]
+NAMES = list(CLASSES)
 ALONE = AdapterSettings(rank=0, steps=3, batch_size=4, class_tokens=2, token_learning_rate=1e-2)
 
 
@@ -31,17 +32,6 @@ ALONE = AdapterSettings(rank=0, steps=3, batch_size=4, class_tokens=2, token_lea
 def tiny_model(tiny_diffusion):
     """Shared by the tests: a training leaves it as it was."""
     return load_generator(str(tiny_diffusion))
-
-
-def make_images(count: int = 6, text: str = "a photo of a {}", size: int = 32) -> AdapterImages:
-    """Flat pictures of two classes, the second one brighter."""
-    labels = np.arange(count) % 2
-
-    def load(row: int) -> np.ndarray:
-        rng = np.random.default_rng(row)
-        return (rng.integers(0, 60, (size, size, 3)) + 150 * labels[row]).astype(np.uint8)
-
-    return AdapterImages(load, labels, [[text.format(NAMES[label])] for label in labels])
 
 
 def state_of(model) -> dict[str, torch.Tensor]:
@@ -58,15 +48,17 @@ def train(model, target: Path, settings: AdapterSettings = ALONE, **others) -> P
     return train_adapter(model, images, settings, target, names=NAMES, **others)
 
 
-def read_into(pipeline, file: Path) -> None:
-    """The function that docs/worth.md shows."""
+def add_tokens(pipeline, file):
+    for name, rows in load_file(file).items():
+        part, token = name.split(".", 1)
+        tokenizer = getattr(pipeline, part.replace("text_encoder", "tokenizer"))
+        encoder = getattr(pipeline, part)
+        pipeline.load_textual_inversion({token: rows}, text_encoder=encoder, tokenizer=tokenizer)
+
+
+def test_the_function_of_these_tests_is_that_of_the_docs() -> None:
     page = Path(__file__).parents[2] / "docs/worth.md"
-    (shown,) = re.findall(
-        r"```python\n(.*?load_textual_inversion.*?)```", page.read_text(), re.DOTALL
-    )
-    names: dict = {}
-    exec(shown, names)
-    names["add_tokens"](pipeline, file)
+    assert inspect.getsource(add_tokens) in page.read_text()
 
 
 @pytest.mark.parametrize(
@@ -159,7 +151,7 @@ def test_only_the_new_rows_learn_and_diffusers_reads_them(
     loras = ((str(target), 1.0),) if rank else ()
     adapted = load_generator(Address(str(tiny_diffusion), None, loras, str(tokens_of(target))))
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_diffusion, safety_checker=None)
-    read_into(pipeline, tokens_of(target))
+    add_tokens(pipeline, tokens_of(target))
     prompt = adapted.class_tokens.write("a photo of a coat", 1)
     expected, empty = pipeline.encode_prompt("a photo of a <class-1>", "cpu", 1, True)
     with torch.no_grad():
@@ -181,7 +173,7 @@ def test_sdxl_learns_rows_of_both_text_encoders(tiny_xl, tmp_path):
     assert all(torch.equal(before[name], value) for name, value in state_of(model).items())
     adapted = load_generator(Address(str(tiny_xl), class_tokens=str(tokens_of(target))))
     pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_xl)
-    read_into(pipeline, tokens_of(target))
+    add_tokens(pipeline, tokens_of(target))
     states, _, pooled, _ = pipeline.encode_prompt(
         "a photo of a <class-0>", device="cpu", do_classifier_free_guidance=False
     )
@@ -353,20 +345,12 @@ def test_the_memory_told_beforehand_counts_tokens_and_text_encoders(tiny_diffusi
     model = load_generator(str(tiny_diffusion))  # its own, because it is frozen
     found = estimate_memory(str(tiny_diffusion), "float32", ALONE, 16, 2)
     assert found.values == 4 * 32 and found.state == 16 * 4 * 32
-    kept: dict[int, torch.Tensor] = {}
     model.network.requires_grad_(False)
+
+    def step() -> None:
+        texts = model.encode_texts(["a <class-0>"])
+        model.predict(torch.zeros(1, 4, 16, 16), torch.zeros(1, dtype=torch.int64), texts)
+
     with trained_tokens(model, NAMES, 2):
-        parts = (model.unet, model.text_encoder)
-        weights = {id(parameter) for part in parts for parameter in part.parameters()}
-
-        def keep(tensor):
-            base = tensor if tensor._base is None else tensor._base
-            if id(base) not in weights:
-                kept[id(base)] = base
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda each: each):
-            texts = model.encode_texts(["a <class-0>"])
-            model.predict(torch.zeros(1, 4, 16, 16), torch.zeros(1, dtype=torch.int64), texts)
-    real = sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
+        real = bytes_kept([model.unet, model.text_encoder], step)
     assert found.activations == pytest.approx(real, rel=0.15)
