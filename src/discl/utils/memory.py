@@ -15,9 +15,8 @@ KEPT = 128 << 20
 def keep_freed_memory() -> None:
     """Makes glibc keep what is freed, up to 256 MiB; elsewhere it does nothing.
 
-    By default every large tensor is a new mapping, and the system fills its pages with zeros. On
-    a CPU that is a fifth of the time of a small training. It holds for the whole process, so only
-    processes of our own call it.
+    By default every large tensor is a new mapping, and the system fills its pages with zeros
+    again. The setting holds for the whole process, so only processes of our own call it.
     """
     if sys.platform != "linux":
         return
