@@ -164,13 +164,20 @@ def test_lines_add_each_absent_control_once() -> None:
         ce=REAL, discl={"strategy": D2S}, all={"strategy": "all-levels"}, balanced=balanced
     )
     tree["methods"]["Same-Mixture"] = {"strategy": D2S, "train": {"epochs": 2}}
-    found = controls(tree, {"ce": 0.5, "discl": 0.5})
-    assert found.same_mixture == {"discl": None}
+    found = controls(tree, dict.fromkeys(["ce", "discl", "all", "balanced", "Same-Mixture"], 0.5))
+    assert found.same_mixture["discl"] is None
     assert yaml.safe_load(found.lines) == {
         "same-mixture-2": REAL | {"mixture": "undersampled"},
         "same-mixture-3": REAL | {"mixture": "class-balanced"},
         "same-mixture-4": REAL | {"mixture": "undersampled", "train": {"epochs": 2}},
     }
+
+
+def test_rows_that_are_not_in_the_table_are_not_spoken_of() -> None:
+    tree = recipe(under=UNDERSAMPLED, discl={"strategy": D2S}, later={"strategy": "all-levels"})
+    found = controls(tree, {"under": 0.4, "discl": 0.9})
+    assert found.notes[0] == "Same mixture without synthetic images: under for discl."
+    assert controls(tree, {"under": 0.4}) is None
 
 
 def test_a_table_without_synthetic_images_has_no_controls() -> None:

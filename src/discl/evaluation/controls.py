@@ -120,7 +120,7 @@ def make_controls(
     chosen_on: str,
     shown: str,
 ) -> Controls | None:
-    """The controls of a table; None if no method takes synthetic or retrieved images.
+    """The controls of a table; None if none of its rows takes synthetic or retrieved images.
 
     - `recipe`: plain tree with `methods` and `hard.rule`.
     - `rows`: names of the table's rows, such as `discl` and `discl+la`.
@@ -129,7 +129,8 @@ def make_controls(
     - `shown`: the split of the table.
     """
     methods, by_tail = recipe["methods"], recipe["hard"]["rule"] == "tail"
-    adding = [name for name, method in methods.items() if _adds_images(method)]
+    shown_methods = {split_variant(row)[0] for row in rows}
+    adding = [name for name in methods if name in shown_methods and _adds_images(methods[name])]
     if not adding:
         return None
     control = {name: find_control(methods, name, by_tail) for name in adding}
