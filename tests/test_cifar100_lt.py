@@ -254,6 +254,14 @@ def test_the_committed_table_of_light_tuning_is_printed_again(script: Any) -> No
     )
     committed = json.loads((light.RESULTS / "comparison.json").read_text())
     assert set(script.read_results(job).predicted) == set(committed["rows"])
+    page = (BENCHMARKS.parent / "docs" / "results.md").read_text()
+    _, _, section = page.partition("## Light tuning of a CLIP")
+    table = (light.RESULTS / "comparison.md").read_text().splitlines()
+    printed = {line.split(" | ")[0]: line.strip("| ").split(" | ") for line in table}
+    shown = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(shown) == len(committed["rows"])
+    for line in shown:
+        assert set(line.strip("| ").split(" | ")) <= set(printed[line.split(" | ")[0]])
 
 
 def test_the_long_recipe_searches_as_much_for_every_method(script: Any, tmp_path: Path) -> None:
