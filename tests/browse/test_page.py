@@ -50,6 +50,7 @@ class Site:
 
     def open(self) -> Any:
         page = self.context.new_page()
+        page.set_viewport_size({"width": 1280, "height": 800})
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", lambda line: line.type == "error" and self.errors.append(line.text))
         page.goto(self.address)
@@ -57,13 +58,13 @@ class Site:
         return page
 
     def again(self) -> Any:
-        """The page as a person finds it who opens it now."""
+        """The page as a person finds it who opens it now: a new tab, in front of the others."""
         (self.run / paths.OVERRIDES).unlink(missing_ok=True)
-        self.page.set_viewport_size({"width": 1280, "height": 800})
-        self.page.goto("about:blank")
-        self.page.goto(self.address)
+        before, self.page = self.page, self.open()
+        before.close()
         self.page.wait_for_selector("body.loaded .cell")
         self.page.focus("#grid")
+        assert self.page.evaluate("!document.hidden && document.hasFocus()")
         return self.page
 
     def saved(self, number: int) -> dict[str, tuple[str, str]]:
@@ -273,7 +274,8 @@ def test_what_the_server_refuses_is_taken_back(site: Site) -> None:
     page = site.again()
     refusal = {"status": 500, "body": json.dumps({"error": "the disk is full"})}
     page.route("**/api/overrides", lambda route: route.fulfill(**refusal))
-    page.keyboard.press("d")
+    with page.expect_response("**/api/overrides"):
+        page.keyboard.press("d")
     page.wait_for_selector(".said.bad")
     assert "the disk is full" in text_of(page, "said")
     assert page.locator(".cell.by-hand").count() == 0 and site.saved(0) == {}
