@@ -162,9 +162,9 @@ def cifar100_names() -> list[str]:
     return [name.replace(" ", "_") for name in yaml.safe_load(phrases.read_text())]
 
 
-def short() -> dict[str, Any]:
-    """The values of `short_recipe`."""
-    return _run(short_recipe())
+def short(measured: Sequence[str] = ()) -> dict[str, Any]:
+    """The values of `short_recipe`; results of some methods only, or of all."""
+    return _run(short_recipe(), measured)
 
 
 def demo() -> dict[str, Any]:
@@ -176,12 +176,19 @@ def demo() -> dict[str, Any]:
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {"plans": plans, "short": short, "demo": demo}
 
 
-def _run(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Images, verdicts, losses and results of a run of the recipe."""
+def _run(recipe: dict[str, Any], measured: Sequence[str] = ()) -> dict[str, Any]:
+    """Images, verdicts, losses and results of a run of the recipe; `measured` as in `short`."""
     import discl
 
     with tempfile.TemporaryDirectory() as folder:
         run = discl.open_run(recipe, Path(folder) / "run")
+        discl.run_until(run, "train")
+        if measured:
+            kept = {
+                name: words for name, words in recipe["methods"].items()
+                if words is None or name in measured
+            }  # fmt: skip
+            run = discl.open_run({**recipe, "methods": kept}, run.folder, amend=True)
         discl.run_until(run, "evaluate")
         return read_run(run.folder)
 
@@ -264,11 +271,20 @@ def compare(golden: Any, now: Any, tolerance: float | None, key: str = "") -> li
     return [] if golden == now else [f"{key}: {golden} -> {now}"]
 
 
-def check(part: str) -> list[str]:
-    """Differences between the pinned values of a part and those of the current code."""
+def check(part: str, measured: Sequence[str] = ()) -> list[str]:
+    """Differences between the pinned values of a part and those of the current code.
+
+    - `measured`: methods of `short` whose results are compared; by default all.
+    """
     pinned = json.loads((GOLDEN / f"{part}.json").read_text())
-    same = pinned["machine"] == machine()
-    return compare(pinned["values"], PARTS[part](), None if same else TOLERANCE[part])
+    same, values = pinned["machine"] == machine(), pinned["values"]
+    if measured:
+        values["results"] = {
+            row: figures for row, figures in values["results"].items()
+            if row.partition("+")[0] in measured
+        }  # fmt: skip
+    now = short(measured) if measured else PARTS[part]()
+    return compare(values, now, None if same else TOLERANCE[part])
 
 
 def write(part: str) -> Path:

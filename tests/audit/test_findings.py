@@ -115,6 +115,7 @@ def test_where_images_look_alike_the_limit_rises_to_one_in_a_hundred() -> None:
     alike = pairs(*np.linspace(0.9, 0.95, 51))
     assert raise_limit(limits, alike, 1000).copies == pytest.approx(0.945)
     assert raise_limit(limits, alike, 10_200) == limits
+    assert raise_limit(limits, pairs(0.91, 0.92, 0.93, 0.94, 0.95), 60) == limits, "few are shown"
     assert raise_limit(limits, pairs(*[0.999] * 60), 1000).copies == 0.97
     assert raise_limit(Limits(copies=0.98), alike, 1000).copies == 0.98
 

@@ -205,6 +205,20 @@ def test_a_batch_that_does_not_fit_is_computed_in_parts_with_the_same_losses(
     assert not (tmp_path / "none.safetensors").exists()
 
 
+def test_many_texts_are_encoded_as_they_are_drawn(tiny_diffusion, tmp_path, monkeypatch):
+    model = load_generator(str(tiny_diffusion))
+    settings = AdapterSettings(rank=2, steps=3, learning_rate=1e-3, batch_size=2)
+    held = train_adapter(model, make_images(), settings, tmp_path / "held.safetensors")
+    monkeypatch.setattr("discl.spectrum.adaptation.MOST_KNOWN", 0)
+    calls = []
+    encode = model.encode_texts
+    monkeypatch.setattr(model, "encode_texts", lambda texts: calls.append(texts) or encode(texts))
+    drawn = train_adapter(model, make_images(), settings, tmp_path / "drawn.safetensors")
+    assert [len(texts) for texts in calls] == [2, 2, 2]
+    losses = [json.loads(record_of(file).read_text())["losses"] for file in (held, drawn)]
+    assert np.allclose(*losses, rtol=1e-5)
+
+
 def test_a_record_holds_settings_losses_and_seconds(tiny_diffusion, tmp_path):
     model = load_generator(str(tiny_diffusion))
     settings = AdapterSettings(rank=2, steps=3, batch_size=2)

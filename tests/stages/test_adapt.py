@@ -17,7 +17,9 @@ from discl import open_run, run_until
 from discl.checkpoints import weights_digest
 from discl.errors import CheckpointError, DataError, RecipeError, RunError
 from discl.pipeline import levels, pilot
+from discl.spectrum.adaptation import train_adapter
 from discl.spectrum.plan import read_plan
+from helpers.captioners import save_blip
 
 ADAPT = {"rank": 2, "steps": 3, "learning_rate": 1e-2, "batch_size": 2}
 
@@ -58,6 +60,37 @@ def recipe(pictures, tiny_diffusion, tiny_clip) -> dict:
         "pilot": {"images": 32, "folds": 2},
         "runtime": {"device": "cpu"},
     }
+
+
+@pytest.mark.slow
+def test_an_image_is_learnt_with_its_own_caption(recipe, tmp_path, monkeypatch):
+    """Generation knows captions of hard images alone; adaptation sees all training images."""
+    templates = ["a {class}, {caption}", "{caption}: one {class}"]
+    captions = {"checkpoint": str(save_blip(tmp_path / "blip")), "max_new_tokens": 4}
+    recipe["prompts"] = {"templates": templates, "captions": captions}
+    recipe["spectrum"]["adapt"] = ADAPT
+    seen = []
+
+    def spy(model, images, *rest, **words):
+        seen.append(images)
+        return train_adapter(model, images, *rest, **words)
+
+    monkeypatch.setattr("discl.stages.adapt.train_adapter", spy)
+    run = open_run(recipe, tmp_path / "run")
+    run_until(run, "plan")
+    rows = [
+        row
+        for shard in sorted(run.path("captions").glob("part-*.parquet"))
+        for row in pq.read_table(shard).to_pylist()
+    ]
+    caption_of = {row["image"]: row["caption"] for row in rows}
+    data = pq.read_table(run.path("data.parquet")).to_pylist()
+    train = {row["id"]: row["digest"] for row in data if row["split"] == "train"}
+    (images,) = seen
+    assert len(images.texts) == len(train) == len(run.train.ids)
+    for name, label, texts in zip(run.train.ids, images.labels, images.texts, strict=True):
+        caption, spoken = caption_of[train[name]], "abcd"[label]
+        assert texts == [f"a {spoken}, {caption}".strip(" ,"), f"{caption}: one {spoken}"]
 
 
 @pytest.mark.slow

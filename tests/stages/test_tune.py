@@ -131,9 +131,7 @@ def test_compare_chooses_mixtures_on_validation(filtered_run: Path, tmp_path: Pa
         best = max(each["trials"], key=lambda trial: trial["figure"])
         default = {"ce": "all", "discl": "undersampled"}[name]
         assert record["mixtures"][name] == best["settings"].get("mixture", default)
-        method = json.loads(
-            (path.parent / "seeds" / "0" / "train" / name / "method.json").read_text()
-        )
+        method = json.loads((path.parent / "train" / name / "method.json").read_text())
         assert method.get("mixture") == best["settings"].get("mixture")
     table = path.read_text()
     assert "- mixtures: " in table and "never on test images" in table

@@ -34,6 +34,8 @@ KINDS = {
 """Every kind of finding, in words, by severity."""
 CANDIDATES_AMONG_REAL = 8
 """Most similar real images that a real one is aligned with."""
+FEW = 10
+"""Images that may count as copies in any set: true ones are often so many."""
 HIGHEST_LIMIT = 0.97
 """To which the limit of copies rises where images look alike."""
 NEIGHBOURS = 5
@@ -123,8 +125,25 @@ def find_duplicates(
     return findings
 
 
+def judge_duplicates(
+    parts: Sequence[Images],
+    limits: Limits,
+    on_progress: Callable[[int], None] = lambda count: None,
+) -> tuple[list[Finding], Limits]:
+    """(duplicates among real images, limits for them); see `find_duplicates` and `raise_limit`.
+
+    Near duplicates below the raised limit are left out.
+    """
+    duplicates = find_duplicates(parts, limits, on_progress)
+    raised = raise_limit(limits, duplicates, sum(map(len, parts)))
+    kept = [
+        each for each in duplicates if each.kind != "near-duplicate" or each.value >= raised.copies
+    ]
+    return kept, raised
+
+
 def raise_limit(limits: Limits, duplicates: Sequence[Finding], images: int) -> Limits:
-    """Limits at which at most 1 % of the real images count as copies, where images look alike.
+    """Limits at which at most 1 % of the real images, or ten, count as copies.
 
     Products on white, cells or digits resemble each other as a compressed copy does its original.
     The limit of copies rises to 0.97 at most, which crops and mirrored images reach.
@@ -137,7 +156,7 @@ def raise_limit(limits: Limits, duplicates: Sequence[Finding], images: int) -> L
         if each.kind == "near-duplicate":
             for key in ((each.split, each.id), (each.other_split, each.other)):
                 best[key] = max(best.get(key, 0.0), each.value)
-    allowed = images // 100
+    allowed = max(images // 100, FEW)
     if len(best) <= allowed:
         return limits
     needed = sorted(best.values(), reverse=True)[allowed]

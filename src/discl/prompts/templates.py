@@ -30,6 +30,11 @@ def fill(template: str, name: str) -> str:
     return template.replace("{class}", name)
 
 
+def fill_caption(prompt: str, caption: str) -> str:
+    """The prompt with `{caption}` replaced; a comma that an empty caption leaves goes too."""
+    return prompt.replace(CAPTION, caption).strip(" ,")
+
+
 def class_prompts(
     class_names: Sequence[str],
     templates: Sequence[str],

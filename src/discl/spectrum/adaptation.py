@@ -32,6 +32,8 @@ from .oom import call_halving, is_out_of_memory
 
 FLUX_GUIDANCE = 3.5
 """Guidance scale that a guidance-distilled network is trained with; the default of diffusers."""
+MOST_KNOWN = 1000
+"""Texts whose conditioning is held; that of SDXL takes 630 kB in float32."""
 SAVE_EVERY = 50
 
 
@@ -65,8 +67,8 @@ class _Source:
     """Images with their latents, and the weight of their loss.
 
     - `texts`: of each row, as the text encoders get them.
-    - `known`: conditioning of every text, one row each; None where class tokens learn, so that
-      texts are encoded in each step.
+    - `known`: conditioning of every text, one row each; None where class tokens learn or texts are
+      many, so that those drawn are encoded in each step.
     """
 
     images: AdapterImages
@@ -275,7 +277,8 @@ def _compute_gradients(
 def _condition(model: LatentModel, source: _Source, texts: Sequence[str]) -> Conditioning:
     """Conditioning of texts of a source, one row each."""
     if source.known is None:
-        conditioning = model.encode_texts(texts)
+        with torch.set_grad_enabled(model.class_tokens is not None):
+            conditioning = model.encode_texts(texts)
     else:
         rows = [source.known[text] for text in texts]
         conditioning = {name: torch.cat([each[name] for each in rows]) for name in rows[0]}
@@ -312,9 +315,13 @@ def _encode(model: LatentModel, images: AdapterImages) -> _Latents:
 
 
 @torch.no_grad()
-def _encode_texts(model: LatentModel, texts: Sequence[Sequence[str]]) -> Mapping[str, Conditioning]:
-    """Conditioning of every text, one row each."""
+def _encode_texts(
+    model: LatentModel, texts: Sequence[Sequence[str]]
+) -> Mapping[str, Conditioning] | None:
+    """Conditioning of every text, one row each; None for more than `MOST_KNOWN`, as of captions."""
     wanted = sorted({text for each in texts for text in each})
+    if len(wanted) > MOST_KNOWN:
+        return None
     return {text: model.encode_texts([text]) for text in wanted}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import RecipeError, shorten
 from ..levels import check_level, noise_fractions, start_step
-from ..prompts import CAPTION, draw_prompt
+from ..prompts import draw_prompt, fill_caption
 from ..utils.hashing import digest
 from ..utils.stored import read_table, write_table
 
@@ -243,7 +243,7 @@ class Planner:
         Each attempt draws another prompt and other noise.
         """
         prompt = draw_prompt(self.prompts[source["label"]], source["id"], seed, attempt)
-        prompt = prompt.replace(CAPTION, source.get("caption", "")).strip(" ,")
+        prompt = fill_caption(prompt, source.get("caption", ""))
         pixels = {
             "source_digest": source["digest"],
             "source_id": source["id"],

@@ -12,7 +12,7 @@ import torch
 
 from ..data import to_size
 from ..errors import CheckpointError, DataError, RecipeError, arguments_named, shorten
-from ..prompts import class_prompts
+from ..prompts import class_prompts, fill_caption
 from ..prompts.templates import spoken_names
 from ..recipe import Adapt
 from ..run_folder import paths
@@ -32,7 +32,7 @@ from ..utils.hashing import digest
 from ..utils.logging import get_logger
 from .pending import filter_texts
 from .prepare_data import split_rows_of
-from .prompts import ensure_texts
+from .prompts import add_captions, ensure_texts
 
 logger = get_logger(__name__)
 
@@ -48,9 +48,9 @@ KEYS = {
 def adapt(run: Run) -> Path:
     """Trains the recipe's weights or tokens, unless they exist; names them in `adapter.json`.
 
-    They are trained on the real training images and their prompts, never on validation or test
-    images. Their file is keyed by the generator, the images, the texts and the settings. Returns
-    the path of `adapter.json`; the run folder if the recipe adapts nothing.
+    They are trained on the real training images and their prompts, captions included, never on
+    validation or test images. Their file is keyed by the generator, the images, the texts and the
+    settings. Returns the path of `adapter.json`; the run folder if the recipe adapts nothing.
 
     Raises CheckpointError as `check_adaptable`, DataError for a single image and for a class name
     or prompt without tokens of its class, TrainingError if memory runs out or the loss is not
@@ -103,7 +103,8 @@ def ensure_adapter(run: Run, settings: Adapt, rows: np.ndarray) -> Path:
     """
     texts, names = class_texts(run), _names(run, settings)
     train, contents = run.train, split_rows_of(run, "train", ["digest"])["digest"].to_pylist()
-    chosen = [contents[row] for row in rows.tolist()]
+    chosen, labels = [contents[row] for row in rows.tolist()], train.labels[rows]
+    image_texts = _image_texts(run, texts, rows, chosen)
     key = digest(
         run.generator.model,
         describe_loras(run.base_address.loras),
@@ -111,7 +112,7 @@ def ensure_adapter(run: Run, settings: Adapt, rows: np.ndarray) -> Path:
         run.size,
         sorted(settings.model_dump().items()),
         chosen,
-        [texts[int(train.labels[row])] for row in rows.tolist()],
+        image_texts,
         *([names] if names else []),
     )[:16]
     file, wanted = make_folder(run.path(paths.ADAPTED)) / f"{key}.safetensors", _settings(settings)
@@ -120,7 +121,7 @@ def ensure_adapter(run: Run, settings: Adapt, rows: np.ndarray) -> Path:
     with arguments_named(images="data"):
         check_images(len(chosen))
     if names:
-        _warn_of_single(run, train.labels[rows])
+        _warn_of_single(run, labels)
     logger.info(f"adapt: {describe_memory(run)}")
     model = load_generator(run.base_address, run.recipe.spectrum.dtype, run.device)
     size = run.size
@@ -128,8 +129,7 @@ def ensure_adapter(run: Run, settings: Adapt, rows: np.ndarray) -> Path:
     def load(place: int) -> np.ndarray:
         return to_size(run.checked_image(int(rows[place]), chosen[place]), size, size)
 
-    labels = train.labels[rows]
-    images = AdapterImages(load, labels, [texts[label] for label in labels.tolist()])
+    images = AdapterImages(load, labels, image_texts)
     prior = _prior(run, model, settings, texts) if settings.prior_weight else None
     with (
         arguments_named(**KEYS),
@@ -219,6 +219,26 @@ def class_texts(run: Run) -> dict[int, list[str]]:
                 for label, name in enumerate(names)
             }
     return texts | ensure_texts(run)
+
+
+def _image_texts(
+    run: Run, texts: dict[int, list[str]], rows: np.ndarray, contents: Sequence[str]
+) -> list[list[str]]:
+    """Texts of each training image: those of its class, with its own caption.
+
+    - `texts`: of each label.
+    - `contents`: digests of the images at `rows`.
+    """
+    images = [
+        {"id": run.train.ids[row], "digest": content}
+        for row, content in zip(rows.tolist(), contents, strict=True)
+    ]
+    captions = [image.get("caption", "") for image in add_captions(run, images)]
+    labels = run.train.labels[rows].tolist()
+    return [
+        [fill_caption(text, caption) for text in texts[label]]
+        for label, caption in zip(labels, captions, strict=True)
+    ]
 
 
 def _settings(section: Adapt) -> AdapterSettings:

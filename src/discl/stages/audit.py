@@ -26,10 +26,9 @@ from ..audit.findings import (
     describe_findings,
     exact_duplicates,
     find_drift,
-    find_duplicates,
     find_poor,
     find_synthetic_copies,
-    raise_limit,
+    judge_duplicates,
 )
 from ..audit.measures import Measures, measure_image
 from ..audit.table import key_of_real, read_findings, write_findings
@@ -105,16 +104,13 @@ def audit(run: Run) -> Path:
     real = [each for each in images if each.split != SYNTHETIC]
     total = sum(map(len, real)) ** 2
     with progress("audit: copies among real images", total) as advance:
-        duplicates = find_duplicates(real, limits, advance)
-    limits = raise_limit(limits, duplicates, sum(map(len, real)))
+        duplicates, limits = judge_duplicates(real, limits, advance)
     if limits.copies > run.recipe.audit.copies:
         logger.info(
             f"audit: real images of this data look alike, so copies are those with a similarity of "
             f"{limits.copies:.3f} (audit.copies is {run.recipe.audit.copies:g})"
         )
-    findings += [
-        each for each in duplicates if each.kind != "near-duplicate" or each.value >= limits.copies
-    ]
+    findings += duplicates
     for synthetic in images[len(real) :]:
         findings += exact_duplicates([synthetic])
         total = len(synthetic) * sum(map(len, real))

@@ -64,13 +64,18 @@ Columns = Sequence[Column]
 
 
 def seed_run(run: Run, seed: int) -> Run:
-    """The run of another training seed, in `seeds/SEED`; it uses the spectrum of `run`."""
+    """The run of a training seed. It uses the spectrum of `run`, and its folder is `seeds/SEED`.
+
+    The recipe's own seed is `run` itself, so that what `discl run` has trained counts; unless an
+    older version has trained it in `seeds/SEED`.
+    """
+    folder = run.folder / paths.SEEDS / str(seed)
+    if seed == run.recipe.train.seed and not folder.exists():
+        return run
     recipe = run.recipe.model_copy(
         update={"train": run.recipe.train.model_copy(update={"seed": seed})}
     )
-    return replace(
-        run, recipe=recipe, folder=run.folder / paths.SEEDS / str(seed), overrides=_phase_1(run)
-    )
+    return replace(run, recipe=recipe, folder=folder, overrides=_phase_1(run))
 
 
 def _phase_1(run: Run) -> dict[str, Path]:

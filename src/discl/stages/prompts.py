@@ -112,17 +112,19 @@ def hard_classes(run: Run) -> set[str]:
     return {run.train.class_names[label] for label in labels.to_pylist()}
 
 
-def add_captions(run: Run, hard: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of `hard.parquet`, with a `caption` if the recipe has a captioner.
+def add_captions(run: Run, images: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of training images, with a `caption` if the recipe has a captioner.
 
     Missing captions are made first.
+
+    - `images`: rows with `id` and `digest`, such as those of `hard.parquet`.
     """
     captioner = run.recipe.prompts.captions
     if captioner is None:
-        return [dict(row) for row in hard]
-    write_prompts(run)
+        return [dict(row) for row in images]
+    _caption_images(run, captioner, images)
     captions = _captions(run, captioner)
-    return [{**row, "caption": captions[row["digest"]]} for row in hard]
+    return [{**row, "caption": captions[row["digest"]]} for row in images]
 
 
 def _describe_classes(run: Run, section: EndpointSection) -> Path:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..audit.coefficients import SIDE
 from ..audit.copies import make_thumbnail
-from ..audit.findings import Images, as_columns, describe_findings, find_duplicates, find_poor
+from ..audit.findings import Images, as_columns, describe_findings, find_poor, judge_duplicates
 from ..audit.limits import Limits
 from ..audit.measures import Measures, measure_image
 from ..data import ImageTable, Inspection
@@ -44,9 +44,8 @@ class QuickAudit:
         parts = [self._gather(split, tables[split], seen[split]) for split in tables]
         findings = [each for part in parts for each in find_poor(part, limits)]
         if self.compared:
-            findings += [
-                each for each in find_duplicates(parts, limits) if each.kind == "near-duplicate"
-            ]
+            duplicates, _ = judge_duplicates(parts, limits)
+            findings += [each for each in duplicates if each.kind == "near-duplicate"]
         return describe_findings(findings)
 
     def _gather(self, split: str, table: ImageTable, seen: Inspection) -> Images:
