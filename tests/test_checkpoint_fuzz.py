@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from discl.checkpoints import find_checkpoint
 from discl.errors import DisclError
 from discl.models.classifier import (
     ClassifierConfig,
@@ -120,11 +119,11 @@ def save_own(folder: Path) -> Path:
 
 FAMILIES: dict[str, tuple[str, int, list[Callable[[Path], Any]]]] = {
     "clip": (
-        "embedded:fashion-mnist/clip",
+        "tiny_clip",
         150,
         [lambda folder: ClipScorer(str(folder), {0: "a"}), train_from],
     ),
-    "diffusion": ("embedded:fashion-mnist/diffusion", 60, [load_whole]),
+    "diffusion": ("tiny_diffusion", 60, [load_whole]),
     "own": ("", 150, [load_classifier]),
 }
 
@@ -135,10 +134,10 @@ FAMILIES: dict[str, tuple[str, int, list[Callable[[Path], Any]]]] = {
     ["own", *(pytest.param(each, marks=pytest.mark.slow) for each in ("clip", "diffusion"))],
 )
 def test_mutated_configurations_end_well_or_with_one_clear_error(
-    family: str, tmp_path: Path
+    family: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    address, rounds, loads = FAMILIES[family]
-    whole = find_checkpoint(address) if address else save_own(tmp_path / "whole")
+    fixture, rounds, loads = FAMILIES[family]
+    whole = request.getfixturevalue(fixture) if fixture else save_own(tmp_path / "whole")
     folder = Path(shutil.copytree(whole, tmp_path / "mutated"))
     files = [
         file

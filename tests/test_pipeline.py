@@ -6,8 +6,6 @@ import io
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -45,6 +43,7 @@ from discl.stages import train as train_stage
 from discl.stages import trained as trained_stage
 from discl.training import loop
 from discl.training.checkpoint import read_history
+from helpers.commands import Command
 
 CLASSES = ("bag", "boot", "coat", "hat")
 COUNTS = {"train": (20, 12, 5, 3), "validation": (4, 4, 4, 4), "test": (3, 3, 3, 3)}
@@ -748,9 +747,9 @@ def test_every_method_has_the_same_number_of_trials(
         ]
         best = max(each["trials"], key=lambda trial: trial["figure"])
         assert each["chosen"] == best["settings"]
-        tuned[name] = json.loads(
-            (copied / "tuned" / "train" / name / "method.json").read_text()
-        )["train"]
+        tuned[name] = json.loads((copied / "tuned" / "train" / name / "method.json").read_text())[
+            "train"
+        ]
     assert found["methods"]["ce"]["trials"][1]["settings"] == {"train.optimizer.lr": 1e-9}
     assert set(found["methods"]["discl"]["trials"][1]["settings"]) == {
         "train.optimizer.lr",
@@ -854,13 +853,12 @@ def test_a_deletion_that_was_killed_leaves_no_classifier_behind(
 
 def run_and_kill(recipe: Path, folder: Path, ready: Callable[[], bool]) -> None:
     """`discl run` in a process of its own, killed as soon as the run has come so far."""
-    command = [sys.executable, "-m", "discl.cli", "run", str(recipe), "--out", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
-        while not ready():
-            assert child.poll() is None, child.stdout and child.stdout.read().decode()
-            time.sleep(0.002)
-        child.send_signal(signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL
+    command = Command(["run", recipe, "--out", folder], folder.parent / "streams")
+    while not ready():
+        assert command.poll() is None, command.errors
+        time.sleep(0.002)
+    command.kill()
+    assert command.wait() == -signal.SIGKILL
 
 
 @pytest.mark.slow

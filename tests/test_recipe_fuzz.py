@@ -49,6 +49,11 @@ methods:
 compare: {tune: {space: {train.optimizer.lr: [0.1, 0.2]}}}
 """
 
+
+def small_tree() -> dict[str, Any]:
+    return yaml.load(SMALL, yaml.CSafeLoader)
+
+
 STRANGE: list[Any] = [
     None,
     True,
@@ -150,7 +155,7 @@ def misspelt(key: Any, draw: random.Random) -> str:
 
 def change_tree(text: str, draw: random.Random) -> str:
     """Values replaced, moved, taken out, nested; keys misspelt."""
-    tree = yaml.safe_load(text)
+    tree = yaml.load(text, yaml.CSafeLoader)
     for _ in range(draw.choice([1, 1, 1, 2, 4])):
         known = places(tree)
         if not known:
@@ -171,7 +176,8 @@ def change_tree(text: str, draw: random.Random) -> str:
         else:
             for _ in range(draw.choice([1, 3, 40])):
                 parent[key] = draw.choice([[parent[key]], {"a": parent[key]}])
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=draw.random() < 0.5)
+    unicode = draw.random() < 0.5
+    return yaml.dump(tree, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=unicode)
 
 
 ODD_VALUES = (
@@ -305,7 +311,7 @@ def test_a_mutated_tree_is_refused_or_valid(numbers: range) -> None:
     ]
     for number in numbers:
         draw = random.Random(number)
-        tree = yaml.safe_load(SMALL)
+        tree = small_tree()
         *above, key = draw.choice(places(tree))
         at(tree, tuple(above))[key] = copy.copy(draw.choice(odd))
         check(lambda tree=tree: load_recipe(tree), f"tree {number}")  # type: ignore[misc]
@@ -315,13 +321,13 @@ def test_a_mutated_tree_is_refused_or_valid(numbers: range) -> None:
 def test_a_mutated_override_is_refused_or_valid(numbers: range) -> None:
     for number in numbers:
         draw = random.Random(number)
-        key = ".".join(map(str, draw.choice(places(yaml.safe_load(SMALL)))))
+        key = ".".join(map(str, draw.choice(places(small_tree()))))
         key = draw.choice([key, key, key, key * 40, f"{key}.x", key.replace(".", "..")])
         value = draw.choice(STRANGE)
         texts = ["[" * 900, "*a", "&a [*a]", "!!x y", chr(0), chr(0xD800), "9" * 5000]
         text = f"{key}={draw.choice([value, *texts])}"
         check(
-            lambda text=text: load_recipe(yaml.safe_load(SMALL), dict([parse_override(text)])),  # type: ignore[misc]
+            lambda text=text: load_recipe(small_tree(), dict([parse_override(text)])),  # type: ignore[misc]
             f"override {number}",
         )
 
@@ -337,7 +343,7 @@ SYSTEM_PARAMETERS = [
 def test_a_parameter_of_a_system_is_checked_as_the_recipe_is_read(
     name: str, parameter: str
 ) -> None:
-    tree = yaml.safe_load(SMALL)
+    tree = small_tree()
     taken = []
     for value in STRANGE:
         tree["methods"] = {"ce": {"system": {"name": name, parameter: value}}}

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -31,12 +32,14 @@ from discl.errors import RecipeError, RunError, StoreError
 from discl.pipeline import generate, run_until
 from discl.recipe import validate
 from discl.run_folder.images import stored_images
+from discl.run_folder.locks import lock
 from discl.run_folder.open import open_run
 from discl.run_folder.run import Run
 from discl.spectrum.plan import PlanShard, read_plan
 from discl.stages import generate as generate_stage
 from discl.stages.export import export
 from discl.stages.sample_pool import kept_images
+from helpers.commands import Command
 
 ROOT = Path(__file__).parents[2]
 PLANNED = 10 * 2 * 2
@@ -90,25 +93,20 @@ def test_several_processes_begin_one_folder_at_once(
     """Two shares and the whole: each waits where it has to, and every image is made once."""
     recipe, folder = tmp_path / "small.yaml", tmp_path / "run"
     recipe.write_text(yaml.safe_dump(small_tree))
-    words = [sys.executable, "-m", "discl.cli", "generate", str(recipe), "--out", str(folder)]
-    processes = [
-        subprocess.Popen(
-            [*words, *more],
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for more in (["--shard", "1/2"], ["--shard", "2/2"], [])
-    ]
-    told = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], told
-    assert all(output.strip().endswith(f"{folder}/spectrum") for output, _ in told)
+    with lock(folder, "train"):
+        commands = [
+            Command(["generate", recipe, "--out", folder, *more], tmp_path / str(number))
+            for number, more in enumerate((["--shard", "1/2"], ["--shard", "2/2"], []))
+        ]
+        while not all("waiting for process " in each.errors for each in commands):
+            assert all(each.poll() is None for each in commands)
+            time.sleep(0.01)
+    assert [each.wait() for each in commands] == [0, 0, 0], [each.errors for each in commands]
+    assert all(each.output.strip().endswith(f"{folder}/spectrum") for each in commands)
     assert all(
-        f"generate: shard {share}/2 is done; " in told[place][1]
-        for place, share in enumerate((1, 2))
+        f"generate: shard {share}/2 is done; " in each.errors
+        for share, each in enumerate(commands[:2], 1)
     )
-    assert any("waiting for process " in errors for _, errors in told)
     assert_complete(open_run(validate(small_tree), folder))
     assert not (folder / "locks").exists()
 

@@ -43,6 +43,7 @@ from discl.stages.workers.dispatcher import Dispatcher
 from discl.stages.workers.local import LocalWorkerPool, list_devices
 from discl.stages.workers.ray import RayAssignment, RayWorkerPool
 from helpers import workers as stand_ins
+from helpers.commands import Command
 
 PLANNED = 10 * 2 * 2
 """10 sources, 2 levels, 2 seeds."""
@@ -147,17 +148,14 @@ def test_sigterm_to_all_of_them_ends_them_with_what_is_finished(
     many = small_tree | {"spectrum": small_tree["spectrum"] | {"seeds": 4}}
     recipe, run = tmp_path / "many.yaml", start(many, tmp_path / "run", processes=2)
     recipe.write_text(yaml.safe_dump(run.recipe.plain()))
-    command = [sys.executable, "-m", "discl.cli", "generate", str(recipe), "--out", str(run.folder)]
-    process = subprocess.Popen(
-        command, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    command = Command(["generate", recipe, "--out", run.folder], tmp_path / "streams")
     while not list((run.folder / "spectrum").glob("part-*")):
-        assert process.poll() is None
+        assert command.poll() is None, command.errors
         time.sleep(0.005)
-    workers = workers_of(psutil.Process(process.pid))
-    os.killpg(process.pid, signal.SIGTERM)
-    told = process.communicate(timeout=120)[1]
-    assert process.returncode not in {0, -signal.SIGTERM} and "Traceback" not in told, told
+    workers = workers_of(psutil.Process(command.pid))
+    os.killpg(command.pid, signal.SIGTERM)
+    assert command.wait() not in {None, 0, -signal.SIGTERM}, command.errors
+    assert "Traceback" not in command.errors, command.errors
     assert workers and not psutil.wait_procs(workers, timeout=10)[1]
     made = pictures(run)
     assert 0 < len(made) < 2 * PLANNED
@@ -171,16 +169,17 @@ def test_an_error_of_a_worker_is_told_and_finished_work_is_kept(
     small_tree: dict[str, Any], tmp_path: Path
 ) -> None:
     """One source has changed since the plan was made. The command can be run again."""
-    run = start(small_tree, tmp_path / "run", processes=2)
-    with pytest.raises(RunError, match=r"image '.*' has changed since it was checked"):
-        generate(
-            replace(run, overrides={"hard.parquet": other_digest(run, tmp_path / "hard.parquet")})
-        )
+    run = start(small_tree, tmp_path / "run")
+    changed = replace(run, overrides={"hard.parquet": other_digest(run, tmp_path / "hard.parquet")})
+    with (
+        pytest.raises(RunError, match=r"image '.*' has changed since it was checked"),
+        LocalWorkerPool(changed, ["cpu"]) as pool,
+    ):
+        pool.make(read_plan(run.path("plan.parquet")), lambda count: None)
     assert not workers_of(psutil.Process())
     before = pictures(run)
-    run = start(small_tree, tmp_path / "run")
     generate(run)
-    assert len(pictures(run)) == PLANNED and set(before) <= set(pictures(run))
+    assert len(pictures(run)) == PLANNED and 0 < len(before) and set(before) <= set(pictures(run))
 
 
 def other_digest(run: Run, path: Path) -> Path:
@@ -288,46 +287,19 @@ def test_losses_in_a_row_are_counted_between_written_images() -> None:
     assert [losses.count(written) for written in (0, 4, 4, 8, 12, 12, 12)] == [False] * 6 + [True]
 
 
-@pytest.mark.slow
-def test_a_script_without_a_guard_is_not_run_again_by_its_workers(
-    small_tree: dict[str, Any], tmp_path: Path
-) -> None:
-    """Nor does a file beside the data stand in for a module of Python."""
-    run = start(small_tree, tmp_path / "run", processes=2)
-    script, folder = tmp_path / "script.py", tmp_path / "elsewhere"
-    folder.mkdir()
-    (folder / "struct.py").write_text("raise SystemExit('a file of the data was imported')")
-    script.write_text(SCRIPT)
-    words = [sys.executable, "-P", str(script), yaml.safe_dump(run.recipe.plain()), str(run.folder)]
-    ended = subprocess.run(words, env=environment(), cwd=folder, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout == "started\n40\n"
-
-
 SCRIPT = """
 import sys
 import yaml
 from discl.recipe import validate
 from discl.run_folder.open import open_run
 from discl.stages.generate import generate
-print("started", flush=True)
-run = open_run(validate(yaml.safe_load(sys.argv[1])), sys.argv[2])
-generate(run)
-print(len(run.spectrum.ids()))
-"""
-
-FEED = """
-import sys
-from discl.recipe import validate
-from discl.stages.generate import generate
 from discl.stages.workers.local import LocalWorkerPool
-from discl.run_folder.open import open_run
 from helpers.workers import fall_silent
-import yaml
+print("started", flush=True)
 LocalWorkerPool.target = staticmethod(fall_silent)
 generate(open_run(validate(yaml.safe_load(sys.argv[1])), sys.argv[2]))
 """
-"""A command that generates with workers that fall silent."""
+"""A script without `if __name__ == "__main__"` whose workers fall silent."""
 
 
 def environment() -> dict[str, str]:
@@ -337,13 +309,24 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_workers_go_when_the_command_is_killed(
+def test_workers_go_when_the_script_that_started_them_is_killed(
     small_tree: dict[str, Any], alone: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    """Even workers that ask nothing; the next run makes the rest, and no image twice."""
+    """Even workers that ask nothing; the next run makes the rest, and no image twice.
+
+    The script needs no guard, because workers do not run it again. Nor does a file beside the data
+    stand in for a module of Python.
+    """
     run = start(small_tree, tmp_path / "run", processes=2)
-    words = [sys.executable, "-c", FEED, yaml.safe_dump(run.recipe.plain()), str(run.folder)]
-    process, workers = subprocess.Popen(words, env=environment()), []
+    script, folder = tmp_path / "script.py", tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "struct.py").write_text("raise SystemExit('a file of the data was imported')")
+    script.write_text(SCRIPT)
+    words = [sys.executable, "-P", str(script), yaml.safe_dump(run.recipe.plain()), str(run.folder)]
+    told = tmp_path / "told"
+    with told.open("wb") as stream:
+        process = subprocess.Popen(words, env=environment(), cwd=folder, stdout=stream)
+    workers: list[psutil.Process] = []
     try:
         while len(list((run.folder / "spectrum").glob("part-*"))) < 2:
             assert process.poll() is None
@@ -356,6 +339,7 @@ def test_workers_go_when_the_command_is_killed(
         for each in (process, *workers):
             with suppress(psutil.NoSuchProcess):
                 each.kill()
+    assert told.read_text() == "started\n"
     before = pictures(run)
     assert len(before) == 2 * 4
     run = start(small_tree, run.folder)

@@ -21,6 +21,7 @@ from ..levels import REAL, TEXT_ONLY, format_level
 from ..models.resnet import ARCHITECTURES
 from ..training.objectives import FLYP
 from ..utils.plugins import read_piece
+from ..utils.yaml_text import DUMPER
 from .audit import Audit
 from .compare import Compare, Evaluate
 from .data import Data, Groups, Hard
@@ -232,7 +233,7 @@ class Recipe(Strict):
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.plain(), Dumper=DUMPER, sort_keys=False, allow_unicode=True)
 
 
 def check_twins(names: Iterable[str]) -> None:

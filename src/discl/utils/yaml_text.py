@@ -70,6 +70,9 @@ _FLOAT = re.compile(
 _AMBIGUOUS = re.compile(r"[-+]?(?:0[0-7_]+|[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?)")
 """Numbers in base 8 and base 60."""
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+"""Written in C, for what is written often. It escapes emoji, so texts for people are left to the
+other one."""
 
 
 def read_yaml(
