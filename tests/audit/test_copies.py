@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from discl.audit import proposals
+from discl.audit import copies, proposals
 from discl.audit.coefficients import SIDE
 from discl.audit.copies import compare, find_copies, make_thumbnail
 from helpers.planted import PLANTED, fashion
@@ -56,7 +56,8 @@ def test_the_search_is_the_same_in_blocks_of_any_size(monkeypatch: pytest.Monkey
     pairs = sorted(zip(whole.queries.tolist(), whole.references.tolist(), strict=True))
     assert pairs == [(2, 7), (3, 9), (7, 2), (9, 3)]
     assert whole.similarity == pytest.approx([1.0] * 4, abs=1e-4)
-    for name, size in (("QUERIES", 5), ("REFERENCES", 2), ("PAIRS", 1)):
+    monkeypatch.setattr(copies, "QUERIES_HELD", 5)
+    for name, size in (("QUERIES", 3), ("REFERENCES", 2), ("PAIRS", 1)):
         monkeypatch.setattr(proposals, f"{name}_AT_ONCE", size)
     done = []
     again = find_copies(

@@ -19,6 +19,8 @@ from .alignment import align
 from .coefficients import SIDE, crops
 from .proposals import Pairs, match, propose
 
+QUERIES_HELD = 65_536
+"""Of these the coefficients and the best pairs are held."""
 CANDIDATES = 32
 """Most similar references that are aligned and compared pixel by pixel, per query."""
 
@@ -59,8 +61,9 @@ def find_copies(
 ) -> Copies:
     """Every query that shows the picture of a reference, or a crop of it.
 
-    All pairs are compared, in blocks, so memory does not grow with the number of pairs. A reference
-    that is a crop of a query is found by the search in the other direction.
+    All pairs are compared, in blocks, so beside the thumbnails and what is found memory does not
+    grow with the images. A reference that is a crop of a query is found by the search in the other
+    direction.
 
     - `queries` `[n, 32, 32]`, `references` `[m, 32, 32]`: uint8, from `make_thumbnail`.
     - `same_query` `[n]`, `same_reference` `[m]`: pairs of equal numbers are left out, such as an
@@ -70,21 +73,22 @@ def find_copies(
       crops in sets whose images look alike.
     - `on_progress`: called with the number of queries × references that were compared.
     """
-    pairs = propose(
-        queries,
-        references,
-        same_query=same_query,
-        same_reference=same_reference,
-        candidates=candidates,
-        on_progress=on_progress,
-    )
-    similarity = _similarities(queries, references, pairs)
-    found = np.flatnonzero(similarity >= threshold)
-    return Copies(
-        pairs.queries[found].astype(np.int64),
-        pairs.references[found].astype(np.int64),
-        similarity[found],
-    )
+    found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))]
+    for start in range(0, len(queries), QUERIES_HELD):
+        part = slice(start, start + QUERIES_HELD)
+        pairs = propose(
+            queries[part],
+            references,
+            same_query=None if same_query is None else same_query[part],
+            same_reference=same_reference,
+            candidates=candidates,
+            on_progress=on_progress,
+        )
+        similarity = _similarities(queries[part], references, pairs)
+        near = np.flatnonzero(similarity >= threshold)
+        columns = pairs.queries[near].astype(np.int64) + start, pairs.references[near].astype(np.int64)
+        found.append((*columns, similarity[near]))
+    return Copies(*map(np.concatenate, zip(*found, strict=True)))
 
 
 def compare(queries: np.ndarray, references: np.ndarray) -> np.ndarray:
