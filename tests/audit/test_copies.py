@@ -9,6 +9,7 @@ from PIL import Image
 from discl.audit import copies, proposals
 from discl.audit.coefficients import SIDE
 from discl.audit.copies import compare, find_copies, make_thumbnail
+from discl.audit.stack import Stack
 from helpers.planted import PLANTED, fashion
 
 
@@ -70,6 +71,18 @@ def test_the_search_is_the_same_in_blocks_of_any_size(monkeypatch: pytest.Monkey
     )
     assert sorted(zip(again.queries.tolist(), again.references.tolist(), strict=True)) == pairs
     assert sum(done) == 144
+
+
+def test_a_stack_is_what_concatenation_makes() -> None:
+    parts = [noise(3), noise(1)[:0], noise(5)[3:]]
+    whole, chosen = np.concatenate(parts), np.array([4, 0, 4, 3])
+    for stack, same in ((Stack(parts), whole), (Stack(parts, chosen), whole[chosen])):
+        assert len(stack) == len(same)
+        for which in (slice(None), slice(1, 3), slice(9, 12), slice(2, 0, -1)):
+            assert np.array_equal(stack[which], same[which])
+        assert all(np.array_equal(stack[row], same[row]) for row in range(-1, len(same)))
+    with pytest.raises(IndexError):
+        Stack(parts)[5]
 
 
 def test_equal_numbers_are_left_out() -> None:

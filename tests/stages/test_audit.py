@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import shutil
 from pathlib import Path
@@ -18,7 +19,7 @@ from discl import Run, load_recipe, open_run
 from discl.audit.findings import KINDS, Finding
 from discl.audit.table import read_findings
 from discl.cli import app
-from discl.errors import CheckpointError
+from discl.errors import CheckpointError, StoreError
 from discl.pipeline import audit, run_until
 from discl.report import audit_rows
 from discl.run_folder import paths
@@ -168,6 +169,28 @@ def test_a_killed_audit_continues_to_the_same_result(
     assert len(pq.read_table(again.path(paths.AUDITED) / paths.THUMBNAILS)) == 40
     assert not again.path(paths.AUDIT).exists()
     assert audit(again).read_bytes() == expected
+
+
+def test_thumbnails_are_mapped_and_a_full_disk_is_told(
+    planted: tuple[Run, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(planted[0].folder, tmp_path / "run")
+    run = open_run(planted[0].recipe, tmp_path / "run")
+    seen: list[Any] = []
+    find = stage.find_poor
+    monkeypatch.setattr(
+        stage, "find_poor", lambda images, limits: seen.append(images) or find(images, limits)
+    )
+    audit(run)
+    assert seen and all(isinstance(each.thumbnails, np.memmap) for each in seen)
+    assert not [file for file in run.path(paths.AUDITED).rglob("*") if "tmp" in file.name]
+
+    def refuse(**_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(stage.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(StoreError, match="No space left on device; free space and run again"):
+        audit(run)
 
 
 def test_without_synthetic_images_the_real_ones_are_audited(

@@ -179,7 +179,7 @@ def test_an_error_of_a_worker_is_told_and_finished_work_is_kept(
     assert not workers_of(psutil.Process())
     before = pictures(run)
     generate(run)
-    assert len(pictures(run)) == PLANNED and 0 < len(before) and set(before) <= set(pictures(run))
+    assert len(pictures(run)) == PLANNED and len(before) > 0 and set(before) <= set(pictures(run))
 
 
 def other_digest(run: Run, path: Path) -> Path:

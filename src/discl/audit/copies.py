@@ -18,7 +18,9 @@ from ..data import to_square
 from .alignment import align
 from .coefficients import SIDE, crops
 from .proposals import Pairs, match, propose
+from .stack import Stack
 
+Thumbnails = np.ndarray | Stack
 QUERIES_HELD = 65_536
 """Of these the coefficients and the best pairs are held."""
 CANDIDATES = 32
@@ -50,8 +52,8 @@ def make_thumbnail(image: Image.Image) -> np.ndarray:
 
 
 def find_copies(
-    queries: np.ndarray,
-    references: np.ndarray,
+    queries: Thumbnails,
+    references: Thumbnails,
     *,
     same_query: np.ndarray | None = None,
     same_reference: np.ndarray | None = None,
@@ -65,7 +67,8 @@ def find_copies(
     grow with the images. A reference that is a crop of a query is found by the search in the other
     direction.
 
-    - `queries` `[n, 32, 32]`, `references` `[m, 32, 32]`: uint8, from `make_thumbnail`.
+    - `queries` `[n, 32, 32]`, `references` `[m, 32, 32]`: uint8, from `make_thumbnail`; an array or
+      a `Stack`.
     - `same_query` `[n]`, `same_reference` `[m]`: pairs of equal numbers are left out, such as an
       image and itself.
     - `threshold`: smallest `similarity`, in (0, 1].
@@ -86,12 +89,15 @@ def find_copies(
         )
         similarity = _similarities(queries[part], references, pairs)
         near = np.flatnonzero(similarity >= threshold)
-        columns = pairs.queries[near].astype(np.int64) + start, pairs.references[near].astype(np.int64)
+        columns = (
+            pairs.queries[near].astype(np.int64) + start,
+            pairs.references[near].astype(np.int64),
+        )
         found.append((*columns, similarity[near]))
     return Copies(*map(np.concatenate, zip(*found, strict=True)))
 
 
-def compare(queries: np.ndarray, references: np.ndarray) -> np.ndarray:
+def compare(queries: Thumbnails, references: Thumbnails) -> np.ndarray:
     """Correlation of the details of pairs, after the best crop and mirroring, float32 `[pairs]`.
 
     −1 where two images differ at a glance.
@@ -105,7 +111,7 @@ def compare(queries: np.ndarray, references: np.ndarray) -> np.ndarray:
     return result
 
 
-def _similarities(queries: np.ndarray, references: np.ndarray, pairs: Pairs) -> np.ndarray:
+def _similarities(queries: Thumbnails, references: Thumbnails, pairs: Pairs) -> np.ndarray:
     """Correlation of the details of pairs, float32 `[pairs]`."""
     similarity = np.full(len(pairs), -1, np.float32)
     columns = (pairs.queries, pairs.references, pairs.plain, pairs.mirrored)

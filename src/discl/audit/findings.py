@@ -10,6 +10,7 @@ import numpy as np
 from .copies import Copies, compare, find_copies
 from .limits import Limits
 from .measures import Measures
+from .stack import Stack
 
 SYNTHETIC = "synthetic"
 """Stands for a split where an image is synthetic."""
@@ -50,7 +51,7 @@ class Images:
     - `ids`: of the images; `contents`: digests of their pixels.
     - `labels`, `levels`: int64 `[images]`; real images have level 100.
     - `sources`: digest of the source's pixels, of synthetic images; empty for real ones.
-    - `thumbnails`: uint8 `[images, 32, 32]`.
+    - `thumbnails`: uint8 `[images, 32, 32]`, mapped from a file where there may be many.
     - `sizes`: width and height in pixels, int64 `[images, 2]`.
     - `measures`: columns as in `Measures`, float32 `[images]` each.
     """
@@ -102,9 +103,7 @@ def find_duplicates(
     )
     if len(first) < 2:
         return findings
-    images = np.concatenate([part.thumbnails for part in parts])
-    if len(first) < len(images):
-        images = images[first]
+    images = Stack([part.thumbnails for part in parts], np.asarray(first))
     numbers = np.arange(len(first))
     copies = find_copies(
         images,
@@ -191,10 +190,10 @@ def find_synthetic_copies(
     number_of = {part.contents[row]: number for number, (part, row) in _last_first(pixels)}
     contents = [number_of[part.contents[row]] for part, row in pixels]
     sources = np.asarray([number_of.get(each, -1) for each in synthetic.sources], np.int64)
-    thumbnails = np.concatenate([part.thumbnails for part in parts])
+    thumbnails = [part.thumbnails for part in parts]
     copies = find_copies(
         synthetic.thumbnails,
-        thumbnails,
+        Stack(thumbnails),
         same_query=sources,
         same_reference=np.asarray(contents, np.int64),
         threshold=limits.copies,
@@ -209,9 +208,9 @@ def find_synthetic_copies(
         if before is None or _rank(finding) > _rank(before):
             found[query] = finding
     low = np.flatnonzero((synthetic.levels < limits.own_source) & (sources >= 0))
-    rows = [row for row in low.tolist() if row not in found]
-    similarities = compare(synthetic.thumbnails[rows], thumbnails[sources[rows]])
-    for row, similarity in zip(rows, similarities.tolist(), strict=True):
+    rows = np.asarray([row for row in low.tolist() if row not in found], np.int64)
+    similarities = compare(Stack([synthetic.thumbnails], rows), Stack(thumbnails, sources[rows]))
+    for row, similarity in zip(rows.tolist(), similarities.tolist(), strict=True):
         if similarity >= limits.copies:
             source = pixels[sources[row]]
             found[row] = _about((synthetic, row), "copies-source", similarity, source)

@@ -19,6 +19,7 @@ from .coefficients import (
     odd,
     unit_rows,
 )
+from .stack import Stack
 
 SIEVE = 0.8
 """Smallest coarse cosine at which two images are compared further. In CIFAR-10 and Fashion-MNIST,
@@ -74,7 +75,7 @@ NONE = Pairs(
 
 def propose(
     queries: np.ndarray,
-    references: np.ndarray,
+    references: np.ndarray | Stack,
     *,
     same_query: np.ndarray | None,
     same_reference: np.ndarray | None,
@@ -115,7 +116,7 @@ def _describe(queries: np.ndarray) -> tuple[_Halves, _Halves]:
     return _split(unit_rows(own[:, :COARSE_COEFFICIENTS])), _split(unit_rows(own))
 
 
-def match(queries: np.ndarray, references: np.ndarray) -> Pairs:
+def match(queries: np.ndarray | Stack, references: np.ndarray | Stack) -> Pairs:
     """The rows whose query resembles its reference; both numbers of a pair are the row.
 
     - `queries`, `references` `[pairs, 32, 32]`: uint8.

@@ -6,6 +6,7 @@ What is measured of an image is stored once, in shards of `audit/`, so a killed 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
@@ -33,7 +34,7 @@ from ..audit.findings import (
 from ..audit.measures import Measures, measure_image
 from ..audit.table import key_of_real, read_findings, write_findings
 from ..data import Unreadable, decode_image, digest_image
-from ..errors import DataError, arguments_named
+from ..errors import DataError, StoreError, arguments_named
 from ..escaping import one_line
 from ..levels import REAL
 from ..run_folder import paths
@@ -41,6 +42,7 @@ from ..run_folder.images import stored_images
 from ..run_folder.run import Run
 from ..spectrum.clip_filter import find_clip
 from ..spectrum.store import Shards
+from ..utils.atomic import make_folder, why
 from ..utils.console import progress
 from ..utils.counts import count_have
 from ..utils.hashing import digest
@@ -54,11 +56,12 @@ logger = get_logger(__name__)
 
 AT_ONCE = 512
 """Images per shard, and the most that a killed audit measures again."""
+SIZE = ("width", "height")
 FIGURES = tuple(field.name for field in fields(Measures))
 MEASURED = pa.schema(
     [
         *(("id", pa.string()), ("content", pa.string()), ("thumbnail", pa.binary(SIDE * SIDE))),
-        *((name, pa.int32()) for name in ("width", "height")),
+        *((name, pa.int32()) for name in SIZE),
         *((name, pa.float32()) for name in FIGURES),
     ]
 )
@@ -98,9 +101,7 @@ def audit(run: Run) -> Path:
         logger.warning("audit: there is no synthetic image yet, so only real images are audited")
     for part in parts:
         findings += _ensure_measured(measured, part)
-    table = measured.read()
-    images = [_gather(table, part) for part in parts]
-    del table  # each part has a copy of its rows
+    images = _gather(measured, parts)
     real = [each for each in images if each.split != SYNTHETIC]
     total = sum(map(len, real)) ** 2
     with progress("audit: copies among real images", total) as advance:
@@ -209,24 +210,60 @@ def _measure_row(part: _Part, waiting: Sequence[int], number: int) -> dict[str, 
     }
 
 
-def _gather(table: pa.Table, part: _Part) -> Images:
-    """What was measured of the images of a part, without those that cannot be decoded."""
+def _gather(measured: Shards, parts: Sequence[_Part]) -> list[Images]:
+    """What was measured of the images of each part, without those that cannot be decoded."""
+    table = measured.read([name for name in MEASURED.names if name != "thumbnail"])
     place = {key: row for row, key in enumerate(table["id"].to_pylist())}
-    kept = [row for row, key in enumerate(part.keys) if key in place]
-    chosen = table.take([place[part.keys[row]] for row in kept])
-    stored = chosen["thumbnail"].combine_chunks()
-    pixels = np.frombuffer(stored.buffers()[1] or b"", np.uint8)[stored.offset * SIDE * SIDE :]
-    return Images(
-        part.split,
-        [part.ids[row] for row in kept],
-        chosen["content"].to_pylist(),
-        part.labels[kept],
-        part.levels[kept],
-        [part.sources[row] for row in kept],
-        pixels[: len(kept) * SIDE * SIDE].reshape(-1, SIDE, SIDE),
-        np.stack([chosen[name].to_numpy().astype(np.int64) for name in ("width", "height")], 1),
-        {name: chosen[name].to_numpy() for name in FIGURES},
-    )
+    kept = [[row for row, key in enumerate(part.keys) if key in place] for part in parts]
+    ends = np.cumsum([0, *map(len, kept)]).tolist()
+    keys = [part.keys[row] for part, rows in zip(parts, kept, strict=True) for row in rows]
+    thumbnails = _mapped_thumbnails(measured, keys)
+    images = []
+    for part, rows, first, end in zip(parts, kept, ends, ends[1:], strict=False):
+        chosen = table.take([place[key] for key in keys[first:end]])
+        images.append(
+            Images(
+                part.split,
+                [part.ids[row] for row in rows],
+                chosen["content"].to_pylist(),
+                part.labels[rows],
+                part.levels[rows],
+                [part.sources[row] for row in rows],
+                thumbnails[first:end],
+                np.stack([chosen[name].to_numpy().astype(np.int64) for name in SIZE], 1),
+                {name: chosen[name].to_numpy() for name in FIGURES},
+            )
+        )
+    return images
+
+
+def _mapped_thumbnails(measured: Shards, keys: Sequence[str]) -> np.ndarray:
+    """Thumbnails of the keys, in this order, mapped from a file that has no name.
+
+    Raises StoreError where the disk has no room.
+    """
+    rows_of: dict[str, list[int]] = {}
+    for row, key in enumerate(keys):
+        rows_of.setdefault(key, []).append(row)
+    pixels = SIDE * SIDE
+    try:
+        with tempfile.TemporaryFile(dir=make_folder(Path(measured.folder))) as stream:
+            for file in measured.files():
+                with measured.opened(file) as shard:
+                    table = measured.read_columns(shard, ["id", "thumbnail"])
+                columns = table["id"].to_pylist(), table["thumbnail"].to_pylist()
+                for key, thumbnail in zip(*columns, strict=True):
+                    for row in rows_of.get(key, ()):
+                        stream.seek(row * pixels)
+                        stream.write(thumbnail)
+            stream.flush()
+            if not keys:
+                return np.zeros((0, SIDE, SIDE), np.uint8)
+            return np.memmap(stream, np.uint8, "r", shape=(len(keys), SIDE, SIDE))
+    except OSError as error:
+        raise StoreError(
+            f"cannot write to {measured.folder}: {why(error)}; free space and run again."
+        ) from error
 
 
 # ---------------------------------------------------------------- features
