@@ -79,21 +79,19 @@ def find_copies(
     found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))]
     for start in range(0, len(queries), QUERIES_HELD):
         part = slice(start, start + QUERIES_HELD)
+        held = queries[part]
         pairs = propose(
-            queries[part],
+            held,
             references,
             same_query=None if same_query is None else same_query[part],
             same_reference=same_reference,
             candidates=candidates,
             on_progress=on_progress,
         )
-        similarity = _similarities(queries[part], references, pairs)
+        similarity = _similarities(held, references, pairs)
         near = np.flatnonzero(similarity >= threshold)
-        columns = (
-            pairs.queries[near].astype(np.int64) + start,
-            pairs.references[near].astype(np.int64),
-        )
-        found.append((*columns, similarity[near]))
+        rows, others = (side[near].astype(np.int64) for side in (pairs.queries, pairs.references))
+        found.append((rows + start, others, similarity[near]))
     return Copies(*map(np.concatenate, zip(*found, strict=True)))
 
 
