@@ -62,9 +62,9 @@ class Site:
         (self.run / paths.OVERRIDES).unlink(missing_ok=True)
         before, self.page = self.page, self.open()
         before.close()
+        self.page.bring_to_front()  # keys do not reach a tab behind others
         self.page.wait_for_selector("body.loaded .cell")
         self.page.focus("#grid")
-        assert self.page.evaluate("!document.hidden && document.hasFocus()")
         return self.page
 
     def saved(self, number: int) -> dict[str, tuple[str, str]]:
