@@ -26,7 +26,7 @@ import json
 import shutil
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -182,14 +182,17 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         lines.append(
             f"| {name} | {' | '.join(costs)} | {row['kept'] / row['images']:.0%} | "
             f"{row['clip_similarity_of_kept']:.3f} | {row['precision']:.2f} | "
-            f"{row['coverage']:.2f} | {_points(row['few'][LEARNER])} |"
+            f"{row['coverage']:.2f} | {_points(row, LEARNER)} |"
         )
-    control = _points(first["few"][CONTROL])
+    control = _points(first, CONTROL)
     return "\n".join([*lines, "", f"The same mixture without synthetic images: {control} on few."])
 
 
-def _points(values: Sequence[float]) -> str:
-    """Mean ± standard deviation in per cent."""
+def _points(row: Mapping[str, Any], method: str) -> str:
+    """Mean ± standard deviation in per cent; a dash where nothing was trained."""
+    values = row.get("few", {}).get(method)
+    if not values:
+        return "–"
     return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
 
 
