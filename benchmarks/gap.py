@@ -632,6 +632,7 @@ def train_referee(domain: str, work: Path, cifar10: Path | None) -> Any:
     from discl import read_tables
     from discl.data import to_square
 
+    torch.manual_seed(0)  # of the first weights too
     network = make_network(10, width=32, features=32)
     file = work / "referees" / f"{domain}.safetensors"
     if file.exists():
@@ -647,7 +648,6 @@ def train_referee(domain: str, work: Path, cifar10: Path | None) -> Any:
     )
     order = CLOTHES if domain != "photos" else ANIMALS_LAST
     labels = torch.tensor([order.index(str(table.class_names[at])) for at in table.labels.tolist()])
-    torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-3)
     steps = 3000
