@@ -221,6 +221,19 @@ def test_a_corrupted_shard_is_named(damage: Callable[[bytes], bytes], spectrum: 
     assert len(spectrum.ids()) == 2
 
 
+@pytest.mark.parametrize("column", ["id", "caption"])
+def test_a_shard_with_a_null_where_none_may_be_is_named(column: str, tmp_path: Path) -> None:
+    schema = pa.schema([(name, pa.string()) for name in ("id", "caption", "note")])
+    shards = Shards(tmp_path / "captions", schema, filled=("caption",))
+    shards.append([{"id": "a", "caption": "", "note": None}])
+    assert shards.read()["note"].to_pylist() == [None]
+    (file,) = shards.files()
+    rows = [{"id": "a", "caption": "b", "note": "c", column: None}]
+    pq.write_table(pa.Table.from_pylist(rows, schema), file)
+    with pytest.raises(StoreError, match=rf"{file.name} .* it has rows without '{column}'.*Delete"):
+        shards.read()
+
+
 def test_scores_lie_in_shards_of_their_own(tmp_path: Path) -> None:
     scores = score_shards(tmp_path / "scores")
     scores.append([{"id": "id-0", "scorer": "a", "clip_similarity": 0.25}])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -190,6 +191,21 @@ def test_thumbnails_are_mapped_and_a_full_disk_is_told(
 
     monkeypatch.setattr(stage.tempfile, "TemporaryFile", refuse)
     with pytest.raises(StoreError, match="No space left on device; free space and run again"):
+        audit(run)
+
+
+@pytest.mark.parametrize("column", ["thumbnail", "content", "width", "dark"])
+def test_a_measured_shard_with_a_null_is_named(
+    planted: tuple[Run, list[str]], tmp_path: Path, column: str
+) -> None:
+    shutil.copytree(planted[0].folder, tmp_path / "run")
+    run = open_run(planted[0].recipe, tmp_path / "run")
+    audit(run)
+    file = next((run.path(paths.AUDITED) / paths.THUMBNAILS).glob("part-*"))
+    table = pq.read_table(file)
+    rows = [{**row, column: None} for row in table.to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), file)
+    with pytest.raises(StoreError, match=f"without '{column}'"):
         audit(run)
 
 

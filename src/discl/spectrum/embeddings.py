@@ -23,7 +23,7 @@ LARGEST_COSINE = 1.001
 
 def embedding_shards(folder: Path) -> Shards:
     """The store of embeddings, keyed by image (id, or digest of a real one) and CLIP."""
-    return Shards(folder, SCHEMA, ("id", "clip"))
+    return Shards(folder, SCHEMA, ("id", "clip"), filled=("embedding",))
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ class Shards:
       are checked when they are read.
     - `keys`: the columns that identify a row. The name of a shard is a digest of its rows' keys.
     - `optional`: columns that may be missing in older shards; they are null there.
+    - `filled`: columns without nulls, besides the keys. A shard with one is refused.
 
     Raises StoreError for a URL that fsspec cannot open.
     """
@@ -72,8 +73,10 @@ class Shards:
         schema: pa.Schema,
         keys: Sequence[str] = ("id",),
         optional: Sequence[str] = (),
+        filled: Sequence[str] = (),
     ) -> None:
         self.schema, self.keys, self.optional = schema, tuple(keys), frozenset(optional)
+        self.filled = (*self.keys, *filled)
         self.remote, path = open_filesystem(folder)
         self.folder: Any = Path(path) if self.remote is None else str(folder).rstrip("/")
         self.root = path.rstrip("/")
@@ -291,7 +294,7 @@ class Shards:
             elif table.schema.field(name).type != kind:
                 column = table[name].cast(kind)
                 table = table.set_column(table.column_names.index(name), name, column)
-        for name in self.keys:
+        for name in self.filled:
             if name in table.column_names and table[name].null_count:
                 raise ValueError(f"it has rows without '{name}'")
         table.validate(full=True)

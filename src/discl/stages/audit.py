@@ -90,7 +90,7 @@ def audit(run: Run) -> Path:
     Nothing is generated. Without synthetic images the real ones are audited.
     """
     limits = run.recipe.audit.limits
-    measured = Shards(run.path(paths.AUDITED) / paths.THUMBNAILS, MEASURED)
+    measured = Shards(run.path(paths.AUDITED) / paths.THUMBNAILS, MEASURED, filled=MEASURED.names)
     measured.clear_unfinished()
     findings: list[Finding] = []
     parts = [*_real_parts(run), *_synthetic_part(run)]

@@ -254,10 +254,9 @@ def _caption_images(run: Run, section: Captions, rows: Sequence[Mapping[str, Any
 
 
 def _caption_shards(run: Run) -> Shards:
-    return Shards(
-        run.path(paths.CAPTIONS),
-        pa.schema([(name, pa.string()) for name in ("id", "image", "captioner", "caption")]),
-    )
+    columns = ("image", "captioner", "caption")
+    schema = pa.schema([(name, pa.string()) for name in ("id", *columns)])
+    return Shards(run.path(paths.CAPTIONS), schema, filled=columns)
 
 
 def _id_of(section: Captions) -> str:
