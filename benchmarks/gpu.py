@@ -63,12 +63,20 @@ GROUPS = (
         Part("gpu_engine", "pipelines", 80),
         Part("gpu_engine", "batch_finder", 40),
         Part("gpu_engine", "scorer", 40),
+        Part("gpu_engine", "autoencoder", 30),
+        Part("gpu_engine", "kernels", 20),
+        Part("gpu_engine", "layouts", 20),
+        Part("gpu_engine", "compiled", 170),
     ),
-    (Part("gpu_learning", "resnet10", 50), Part("gpu_learning", "clip_b16", 50)),
-    (Part("gpu_engine", "two_processes", 70),),
-    (Part("gpu_checks", "checks", 50), Part("gpu_checks", "adapter", 30)),
-    (Part("gpu_engine", "compiled", 170), Part("gpu_engine", "compiled_pipelines", 120)),
+    (
+        Part("gpu_learning", "resnet10", 50),
+        Part("gpu_learning", "clip_b16", 50),
+        Part("gpu_checks", "checks", 50),
+        Part("gpu_checks", "adapter", 30),
+    ),
     (Part("gpu_checks", "tests", 90),),
+    (Part("gpu_engine", "two_processes", 70),),
+    (Part("gpu_engine", "compiled_pipelines", 200),),
 )
 """Parts of one process each, the most important first."""
 

@@ -25,7 +25,11 @@ from gpu_bench import Bench
 
 GENERATOR = "embedded:fashion-mnist/diffusion"
 ROOT = Path(__file__).parents[1]
-TESTS = ("tests/spectrum/test_gpu.py", "tests/test_gpu_scripts.py")
+TESTS = (
+    "tests/spectrum/test_gpu.py",
+    "tests/training/test_image_cache.py",
+    "tests/test_gpu_scripts.py",
+)
 NEEDED = ("pytest", "datasets", "pyarrow", "pandas")
 
 
@@ -38,10 +42,14 @@ def generate(model: Any, slots: int, steps: int) -> dict[str, np.ndarray]:
 
 
 def checks(bench: Bench) -> Iterator[Figure]:
-    """Images of the device against those of the CPU in float32, with another number of slots."""
+    """Images of the device against those of the CPU in float32, with another number of slots.
+
+    TF32 is off, because torch has it on for convolutions.
+    """
+    torch.backends.cudnn.allow_tf32 = False
     steps = 10 if bench.smoke else 20
     families = {
-        "a tiny SDXL": lambda device: sdxl.build(sdxl.TINY, device, torch.float32),
+        "a tiny SDXL": lambda device: sdxl.build(sdxl.TINY, device, torch.float32, "cpu"),
         "the embedded generator": lambda device: load_generator(GENERATOR, "float32", device),
     }
     for name, build in list(families.items())[: 1 if bench.smoke else 2]:

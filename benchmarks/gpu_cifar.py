@@ -184,14 +184,17 @@ class Session:
 
     def training(self, name: str, seed: int, graph: bool | None = None) -> Training:
         pixels = self.pixels[self.data.settings["rows"][name]["images"]]
-        return Training(
-            self.data,
-            name,
-            seed,
-            pixels,
-            graph=self.graph if graph is None else graph,
-            precision=self.precision,
-        )
+
+        def make(graph: bool) -> Training:
+            return Training(self.data, name, seed, pixels, graph=graph, precision=self.precision)
+
+        if graph is not None:
+            return make(graph)
+        try:
+            return make(self.graph)
+        except RuntimeError as error:  # a loss that no graph can have
+            print(f"{name}: {error}", flush=True)
+            return make(False)
 
 
 def check_graph(session: Session, steps: int = 8) -> tuple[bool, str]:
@@ -211,10 +214,12 @@ def check_graph(session: Session, steps: int = 8) -> tuple[bool, str]:
     return difference <= EQUAL, f"losses differ by {difference:.2g} of their value"
 
 
-def measure_speeds(session: Session, steps: int = 40) -> dict[int, float]:
+def measure_speeds(
+    session: Session, together: Sequence[int] = TOGETHER, steps: int = 40
+) -> dict[int, float]:
     """Steps per second of all trainings together, by how many run at once."""
     speeds = {}
-    for count in TOGETHER:
+    for count in together:
         try:
             trainings = [session.training("ce", seed) for seed in range(count)]
             running = [training.steps() for training in trainings]
@@ -271,7 +276,12 @@ def carry_out(
 
 
 def train_units(
-    data: Data, archive: Archive, seeds: Sequence[int], device: torch.device, minutes: float
+    data: Data,
+    archive: Archive,
+    seeds: Sequence[int],
+    device: torch.device,
+    minutes: float,
+    together: Sequence[int] = TOGETHER,
 ) -> bool:
     """Trains what is missing while time is left; returns whether everything is there."""
     since = time.time()
@@ -288,7 +298,7 @@ def train_units(
         torch.backends.cudnn.benchmark = True
         equal, found = check_graph(session)
         session = replace(session, graph=equal)
-        speeds = measure_speeds(session) or speeds
+        speeds = measure_speeds(session, together) or speeds
         setup = {"graph": found, "steps_per_second": speeds, "device": describe_device(device)}
         setup |= {"torch": torch.__version__}
         archive.add({"setup.json": json.dumps(setup).encode()})
@@ -315,6 +325,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("build/gpu/data"))
     parser.add_argument("--out", type=Path, default=Path("build/gpu"))
     parser.add_argument("--seeds", type=int, nargs="+", help="default: those of the settings")
+    parser.add_argument(
+        "--together", type=int, nargs="+", default=TOGETHER, help="numbers at once to try"
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny data on the CPU")
     arguments = parser.parse_args()
     if not arguments.smoke and not torch.cuda.is_available():
@@ -328,7 +341,7 @@ def main() -> None:
     device = torch.device("cpu" if arguments.smoke else "cuda")
     archive = Archive(arguments.out / ARCHIVE)
     seeds = arguments.seeds or data.settings["seeds"]
-    train_units(data, archive, seeds, device, arguments.minutes)
+    train_units(data, archive, seeds, device, arguments.minutes, arguments.together)
 
 
 if __name__ == "__main__":

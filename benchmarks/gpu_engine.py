@@ -7,7 +7,7 @@ import multiprocessing
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,72 @@ def batch_finder(bench: Bench) -> Iterator[Figure]:
     yield Figure("UNet rows/s with these slots", rate, detail=f"{found.rows} rows a call")
 
 
+def autoencoder(bench: Bench) -> Iterator[Figure]:
+    """Decoded images per second by the size of a batch, and the memory that a batch takes."""
+    yield from time_decoder(bench, "plain", (1, 2) if bench.smoke else (1, 2, 4, 8, 16))
+
+
+def time_decoder(bench: Bench, kind: str, batches: Sequence[int]) -> Iterator[Figure]:
+    shape = bench.model.latent_shape(bench.size, bench.size)
+    for batch in batches:
+        latents = torch.zeros(batch, *shape, device=bench.device)
+        bench.begin()
+        with torch.inference_mode():
+            bench.model.decode(latents)
+            sdxl.wait(bench.device)
+            started, rounds = time.perf_counter(), max(16 // batch, 2)
+            for _ in range(rounds):
+                bench.model.decode(latents)
+        rate = rounds * batch / (time.perf_counter() - started)
+        peak = bench.end().get("peak_allocated_gib", 0)
+        name = f"{kind}: images/s decoded, {batch} a call"
+        yield Figure(name, rate, detail=f"peak {peak} GiB")
+
+
+KERNELS = (
+    ("attention", ("flash", "fmha", "attention", "sdpa")),
+    ("convolution", ("conv", "fprop", "implicit")),
+    ("matrix products", ("gemm", "cutlass", "nvjet", "cublas")),
+    ("normalisation", ("norm", "moments")),
+    ("layout", ("nchw", "nhwc", "transpose", "copy")),
+)
+"""Kinds of kernels, and parts of their names; a kernel is of the first kind that fits."""
+
+
+def kernels(bench: Bench) -> Iterator[Figure]:
+    """Which kernels a call of the network spends its time in."""
+    call = make_engine(bench)._make_call(bench.size, bench.size)
+    call()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if bench.device == "cuda":
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+    taken: dict[str, float] = {}
+    for event in profile.key_averages():
+        on_device = bench.device == "cuda"
+        spent = event.self_device_time_total if on_device else event.self_cpu_time_total
+        taken[event.key] = taken.get(event.key, 0) + spent
+    kinds: dict[str, dict[str, float]] = {}
+    for name, spent in taken.items():
+        matching = (kind for kind, parts in KERNELS if any(part in name.lower() for part in parts))
+        kinds.setdefault(next(matching, "others"), {})[name] = spent
+    total = sum(taken.values())
+    for kind, found in sorted(kinds.items(), key=lambda item: -sum(item[1].values())):
+        largest = sorted(found, key=lambda name: -found[name])[:3]
+        told = "; ".join(f"{name[:70]} {found[name] / total:.3f}" for name in largest)
+        yield Figure(f"time of a UNet call: {kind}", sum(found.values()) / total, detail=told)
+
+
+def layouts(bench: Bench) -> Iterator[Figure]:
+    """The network, not compiled, with its weights in `channels_last` and in torch's default."""
+    unet, engine, rates = bench.model.unet, make_engine(bench), []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        unet.to(memory_format=layout)
+        rates.append(engine.rows_per_second(bench.size, bench.size, calls=3))
+    yield Figure("UNet rows/s, default layout ÷ channels_last", rates[0] / rates[1])
+
+
 def scorer(bench: Bench) -> Iterator[Figure]:
     """`ClipScorer` with the shape of CLIP ViT-B/32: seconds for what the engine made."""
     from discl.spectrum.clip_filter import ClipScorer
@@ -177,7 +243,7 @@ def scorer(bench: Bench) -> Iterator[Figure]:
         rate = count / (time.perf_counter() - started)
     assert np.isfinite(cosines).all()
     yield Figure("CLIP ViT-B/32: images/s scored", rate, detail="preprocessing on a CPU included")
-    ours = bench.known.get("engine, plain")
+    ours = max(bench.known.get(f"engine, {kind}", 0) for kind in ("plain", "compiled"))
     if ours:
         yield Figure("CLIP scoring ÷ generation", ours / rate, "<=", 0.02)
 
@@ -200,7 +266,7 @@ def make_clip(folder: Path) -> Path:
 
 
 def compiled(bench: Bench) -> Iterator[Figure]:
-    """The engine with a compiled network (`runtime.compile`)."""
+    """The engine with compiled networks (`runtime.compile`)."""
     if "ceiling" not in bench.known:
         next(ceiling(bench))
     flops_of(bench)
@@ -210,10 +276,13 @@ def compiled(bench: Bench) -> Iterator[Figure]:
         engine.compile(bench.size, bench.size)
     yield Figure("compiled: seconds to compile", time.perf_counter() - started)
     yield from time_engine(bench, engine, "compiled")
+    yield from time_decoder(bench, "compiled", [engine.vae_batch_for(bench.size, bench.size)])
 
 
 def compiled_pipelines(bench: Bench) -> Iterator[Figure]:
-    """diffusers with the same compiled network; their shapes are compiled first."""
+    """diffusers with the same compiled networks; their shapes are compiled first."""
+    if not bench.smoke:
+        make_engine(bench).compile(bench.size, bench.size)
     yield from time_pipelines(bench, "compiled")
 
 

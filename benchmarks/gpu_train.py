@@ -88,6 +88,8 @@ class Training:
         self.losses = torch.zeros(self.plan["epochs"], device=self.device)
         self.drawn = np.zeros(pool.num_classes, np.int64)
         self.levels: list[list[int]] = []
+        if self.stream is not None:  # what was made so far is on another stream
+            torch.cuda.synchronize()
         self.graph = self._capture() if graph else None
 
     def on_stream(self) -> AbstractContextManager[Any]:

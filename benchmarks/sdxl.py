@@ -98,10 +98,16 @@ class RandomXL(StableDiffusionXL):
         }
 
 
-def build(shape: dict[str, Any], device: str, dtype: torch.dtype) -> RandomXL:
-    """The network of that shape on the device."""
+def build(
+    shape: dict[str, Any], device: str, dtype: torch.dtype, drawn_on: str | None = None
+) -> RandomXL:
+    """The network of that shape on the device.
+
+    - `drawn_on`: where the weights are drawn, by default on `device`, which is faster. Each kind of
+      device draws others.
+    """
     torch.manual_seed(0)
-    with torch.device(device):
+    with torch.device(drawn_on or device):
         unet = UNet2DConditionModel(
             **shape["unet"], use_linear_projection=True, addition_embed_type="text_time"
         )

@@ -92,6 +92,13 @@ def test_cosines_are_those_of_a_forward_pass(scorer: ClipScorer, tiny_clip: Path
     np.testing.assert_allclose(cosines, expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_pixels_are_those_of_the_processor(scorer: ClipScorer, mode: str) -> None:
+    for image in make_images():
+        wanted = scorer.processor(images=image.convert(mode), return_tensors="pt")["pixel_values"]
+        assert torch.equal(scorer._prepare(image.convert(mode)), wanted)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 3, 7])
 def test_batch_size_does_not_matter(batch: int, scorer: ClipScorer, tiny_clip: Path) -> None:
     other = ClipScorer(str(tiny_clip), TEXTS, batch=batch)

@@ -38,6 +38,12 @@ def generate(folder: Path, device: str, slots: int) -> dict[str, np.ndarray]:
     return {request.id: image for request, image in engine.generate(requests, load_pixels)}
 
 
+@pytest.fixture(autouse=True)
+def exact(monkeypatch):
+    """Convolutions in float32, for which torch takes TF32 otherwise."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.mark.parametrize("family", ["tiny_diffusion", "tiny_xl", "tiny_sd3"])
 def test_images_are_those_of_the_cpu(family, request):
     folder = request.getfixturevalue(family)

@@ -129,7 +129,9 @@ def test_the_vae_takes_smaller_batches(
     model: StableDiffusion, wanted: dict[str, np.ndarray]
 ) -> None:
     engine, made = make(Cramped(model, pictures=4))
-    assert engine.vae_batch == 3 and engine.slots == 12 and engine.work.out_of_memory == 2
+    assert (
+        engine.vae_batch_for(32, 32) == 3 and engine.slots == 12 and engine.work.out_of_memory == 2
+    )
     assert engine.work.vae_encodes == 4 and engine.work.vae_decodes == len(made) == len(wanted)
     assert (
         max(np.abs(made[name].astype(int) - wanted[name].astype(int)).max() for name in wanted) <= 1

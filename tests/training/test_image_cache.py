@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import io
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from PIL import Image
 
 from discl.errors import DataError
 from discl.training import image_cache as pixels_module
-from discl.training.image_cache import EpochLoader, ImageCache
+from discl.training.image_cache import EpochLoader, ImageCache, fetched_ahead
 
 EPOCHS = ([5, 0, 5, 11, 3, 8, 9], [1, 2, 3], [11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0])
 
@@ -137,6 +139,37 @@ def test_batches_draw_nothing_from_the_random_state(workers: int, on_demand: Ima
         drawn = torch.rand(4)
         torch.manual_seed(0)
         assert torch.equal(drawn, torch.rand(4))
+
+
+def test_items_are_fetched_ahead_in_order() -> None:
+    seen: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(5):
+            seen.append(item)
+            yield item
+        raise ValueError("broken")
+
+    fetched = fetched_ahead(items(), lambda item: -item)
+    assert next(fetched) == 0
+    assert [next(fetched) for _ in range(4)] == [-1, -2, -3, -4]
+    with pytest.raises(ValueError, match="broken"):
+        next(fetched)
+    some = fetched_ahead(iter(range(9)), str)
+    assert next(some) == "0"
+    some.close()  # its thread ends
+    assert not [each for each in threading.enumerate() if each.name.startswith("ThreadPool")]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of NVIDIA")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_arrive_on_a_gpu(workers: int, on_demand: ImageCache) -> None:
+    batches = EpochLoader(on_demand, 3, workers, "cuda")
+    for rows in EPOCHS:
+        for chosen, squares in batches.of(np.array(rows)):
+            assert squares.is_cuda
+            assert torch.equal(squares.cpu(), on_demand.__getitems__(chosen.tolist()))
 
 
 def test_an_image_that_went_missing_is_named(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ Thresholds are on the raw cosine, in [−1, 1]. CLIPScore is 2.5 · max(cos, 0)
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,7 +161,7 @@ class ClipScorer:
 
         def embed(size: int) -> torch.Tensor:
             part = list(images[first : first + size])
-            pixels = self.processor(images=part, return_tensors="pt")["pixel_values"]
+            pixels = torch.cat(list(threads.map(self._prepare, part)))
             padded = torch.zeros(size, *pixels.shape[1:])
             padded[: len(part)] = pixels
             with torch.inference_mode():
@@ -169,12 +171,23 @@ class ClipScorer:
         def on_halved(size: int) -> None:
             self.batch = size
 
-        while first < len(images):
-            embeddings = call_halving(
-                embed, self.batch, on_halved, where="CLIP", advice="use a device with more memory."
-            )
-            yield first, embeddings
-            first += len(embeddings)
+        advice = "use a device with more memory."
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # resizing is most of the work
+            while first < len(images):
+                embeddings = call_halving(embed, self.batch, on_halved, where="CLIP", advice=advice)
+                yield first, embeddings
+                first += len(embeddings)
+
+    def _prepare(self, image: Image.Image) -> torch.Tensor:
+        """Pixels of an image as the checkpoint's processor makes them, `[1, 3, side, side]`.
+
+        A square is resized beforehand, as the processor does it. Threads share that work, but not
+        the processor's copies of a large picture.
+        """
+        edge, plain = self.processor.size.get("shortest_edge"), image.mode == "RGB"
+        if self.processor.do_resize and edge and plain and image.width == image.height:
+            image = image.resize((edge, edge), self.processor.resample)
+        return self.processor(images=image, return_tensors="pt")["pixel_values"]
 
     @staticmethod
     def _normalise(features: Any) -> torch.Tensor:

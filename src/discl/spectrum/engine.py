@@ -31,6 +31,8 @@ from .text_cache import Text, TextCache
 MAX_SHAPES = 64
 """Maximum number of shapes of calls that are compiled, one by one."""
 MAX_VAE_BATCH = 16
+MAX_VAE_PIXELS = 8 * 1024**2
+"""Of a call of the VAE. More take memory and are hardly faster (benchmarks/README.md)."""
 
 
 class Engine:
@@ -110,7 +112,7 @@ class Engine:
             except Exception as error:
                 failed = error
                 break
-            full = len(finished) >= self.vae_batch
+            full = len(finished) >= self.vae_batch_for(request.height, request.width)
             if finished and (full or latents.shape != finished[0][1].shape):
                 yield from self._decode(finished)
                 finished = []
@@ -133,7 +135,7 @@ class Engine:
         ):
             slots = Slots(self, height, width)
             load = checked(load_pixels, height, width)
-            queue = RequestQueue(alike, self, slots.schedule.spans, load)
+            queue = RequestQueue(alike, self, slots.schedule.spans, load, (height, width))
             while True:
                 while slots.has_room() and (taken := queue.pop()) is not None:
                     slots.add(*taken)
@@ -149,7 +151,7 @@ class Engine:
         whole = list(itertools.compress(finished, finite))
         if whole:
             latents = torch.stack([each for _, each in whole])
-            images = self.through_vae(self.model.decode, latents).numpy()
+            images = self.decode(latents, whole[0][0].height, whole[0][0].width).numpy()
             self.work.vae_decodes += len(whole)
             for (request, _), image in zip(whole, images, strict=True):
                 yield request, image
@@ -189,8 +191,18 @@ class Engine:
         scale = torch.full((self.rows,), float(self.guidance_scale), device=self.model.device)
         return {"guidance_scale": scale}
 
-    def through_vae(self, call: Callable[[Tensor], Tensor], items: Tensor) -> Tensor:
-        """The result, on the CPU, of the VAE's `call` over batches of one static size."""
+    def encode(self, pixels: Tensor) -> Tensor:
+        """`LatentModel.encode_images` in batches that fit into memory, on the CPU."""
+        return self._through_vae(self.model.encode_images, pixels, *pixels.shape[-2:])
+
+    def decode(self, latents: Tensor, height: int, width: int) -> Tensor:
+        """`LatentModel.decode`, to images of that shape, in batches that fit into memory."""
+        return self._through_vae(self.model.decode, latents, height, width)
+
+    def _through_vae(
+        self, call: Callable[[Tensor], Tensor], items: Tensor, height: int, width: int
+    ) -> Tensor:
+        """The result of the VAE's `call` over batches of one static size."""
 
         def batches(size: int) -> Tensor:
             parts = []
@@ -200,14 +212,15 @@ class Engine:
                 parts.append(call(batch.to(self.model.device)).cpu()[: len(part)])
             return torch.cat(parts)
 
-        return call_halving(batches, self.vae_batch, self._halved_vae_batch, where="VAE")
+        size = self.vae_batch_for(height, width)
+        return call_halving(batches, size, self._halved_vae_batch, where="VAE")
 
     # ------------------------------------------------------------ batch sizes
 
     def set_slots(self, slots: int) -> None:
         """Sets the number of guided images in a call, from the next shape on."""
         self.slots, self.rows = slots, slots * (1 + self.guided)
-        self.vae_batch = min(slots, MAX_VAE_BATCH)
+        self._vae_batch = min(slots, MAX_VAE_BATCH)
         self.lookahead = max(16 * slots, 256)
 
     def fit_slots(self, height: int, width: int) -> int:
@@ -235,8 +248,12 @@ class Engine:
         self.slots, self.rows = slots, slots * (1 + self.guided)
         self.work.out_of_memory += 1
 
+    def vae_batch_for(self, height: int, width: int) -> int:
+        """Images of that many pixels a side in a call of the VAE."""
+        return min(self._vae_batch, max(MAX_VAE_PIXELS // (height * width), 1))
+
     def _halved_vae_batch(self, size: int) -> None:
-        self.vae_batch = size
+        self._vae_batch = size
         self.work.out_of_memory += 1
 
     # ------------------------------------------------------------ compilation and timing
@@ -244,7 +261,7 @@ class Engine:
     def compile(
         self, height: int, width: int, backend: str | Callable[..., Any] = "inductor"
     ) -> None:
-        """Compiles the network (torch.compile) for calls of this shape.
+        """Compiles network and VAE decoder (torch.compile) for calls of this shape.
 
         Other shapes and numbers of slots are compiled when they come. Pixels change by rounding
         only; ids stay.
@@ -252,16 +269,21 @@ class Engine:
         - `height`, `width`: of the images, in pixels.
         - `backend`: of torch.compile.
 
-        Raises the compiler's errors, after which the network is as before.
+        Raises the compiler's errors, after which both are as before.
         """
         # a run may have many shapes; beyond the limit torch would silently go on without
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_SHAPES)
-        network = self.model.network
-        network.compile(backend=backend, dynamic=False)
+        networks = self.model.network, self.model.autoencoder.vae.decoder
+        latents = torch.zeros(1, *self.model.latent_shape(height, width))
+        for network in networks:
+            network.compile(backend=backend, dynamic=False)
         try:
             self._make_call(height, width)()
+            with torch.inference_mode():  # as in `generate`; else it is compiled again there
+                self.decode(latents, height, width)
         except Exception:
-            network._compiled_call_impl = None
+            for network in networks:
+                network._compiled_call_impl = None
             raise
 
     @torch.inference_mode()

@@ -74,6 +74,7 @@ class RequestQueue:
     - `engine`: encodes texts and sources, and counts them.
     - `spans`: the steps of each level.
     - `load_pixels`: uint8 pixels of a source.
+    - `shape`: (height, width) of the images in pixels.
     """
 
     def __init__(
@@ -82,7 +83,9 @@ class RequestQueue:
         engine: Engine,
         spans: Mapping[int, range],
         load_pixels: LoadPixels,
+        shape: tuple[int, int],
     ) -> None:
+        self.shape = shape
         self.incoming = iter(requests)
         self.engine, self.spans, self.load_pixels = engine, spans, load_pixels
         self.heap: list[tuple[int, int, Request]] = []
@@ -142,7 +145,8 @@ class RequestQueue:
 
     def _encode(self, sources: list[str]) -> None:
         engine = self.engine
-        size = engine.vae_batch
+        height, width = self.shape
+        size = engine.vae_batch_for(height, width)
         for first in range(0, len(sources), size):
             part = sources[first : first + size]
             pixels = (
@@ -153,8 +157,6 @@ class RequestQueue:
                 / 127.5
                 - 1
             )
-            for source, latents in zip(
-                part, engine.through_vae(engine.model.encode_images, pixels), strict=True
-            ):
+            for source, latents in zip(part, engine.encode(pixels), strict=True):
                 self.latents[source] = latents.clone()
             engine.work.vae_encodes += len(part)

@@ -145,7 +145,8 @@ def _score_clean(
     """
 
     def score(requests: Sequence[Request], clean: Tensor) -> np.ndarray:
-        pixels = engine.through_vae(engine.model.decode, clean).numpy()
+        shape = requests[0].height, requests[0].width
+        pixels = engine.decode(clean, *shape).numpy()
         pictures = [Image.fromarray(picture) for picture in pixels]
         return scorer(pictures, [request.label for request in requests])
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from ..errors import DataError
 from ..utils.ordered_map import map_rows
 
 MEMORY_LIMIT = 2 * 1024**3
+
+T = TypeVar("T")
+S = TypeVar("S")
 
 
 class ImageCache(Dataset):
@@ -116,9 +119,20 @@ class _Order:
 
 
 class EpochLoader:
-    """Batches of one epoch after the other from the same workers; new rows restart nothing."""
+    """Batches of one epoch after the other from the same workers; new rows restart nothing.
 
-    def __init__(self, pixels: ImageCache, batch_size: int, workers: int = 0) -> None:
+    - `device`: where the squares are yielded. For a GPU a thread fetches and sends the next batch
+      while one is used.
+    """
+
+    def __init__(
+        self,
+        pixels: ImageCache,
+        batch_size: int,
+        workers: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
         # A separate object: workers end at once only if nothing refers back to their loader
         self.order = _Order(batch_size)
         self.aspects_of = partial(aspects_of, pixels)
@@ -135,8 +149,42 @@ class EpochLoader:
     def of(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yields (row numbers, uint8 squares) of each batch of `rows`, in order."""
         self.order.rows, size = rows, self.order.batch_size
-        for number, pixels in enumerate(self.loader):
+        batches: Iterator[Tensor] = iter(self.loader)
+        if self.device.type == "cuda":
+            batches = sent_ahead(batches, self.device)
+        for number, pixels in enumerate(batches):
             yield rows[number * size : (number + 1) * size], pixels
+
+
+def sent_ahead(batches: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Yields the batches on a GPU. The next one is sent on a stream of its own meanwhile."""
+    stream = torch.cuda.Stream(device)
+
+    def send(batch: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+        with torch.cuda.stream(stream):
+            sent = batch.pin_memory().to(device, non_blocking=True)
+            return sent, stream.record_event()
+
+    for batch, arrived in fetched_ahead(batches, send):
+        current = torch.cuda.current_stream(device)
+        current.wait_event(arrived)
+        batch.record_stream(current)  # its memory is not given away before this stream is done
+        yield batch
+
+
+def fetched_ahead(items: Iterator[T], prepare: Callable[[T], S]) -> Iterator[S]:
+    """Yields `prepare` of each item, in order; a thread fetches the next while one is used."""
+    ended = object()
+
+    def fetch() -> Any:
+        item = next(items, ended)
+        return ended if item is ended else prepare(item)  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(fetch)
+        while (found := waiting.result()) is not ended:
+            waiting = thread.submit(fetch)
+            yield found
 
 
 def aspects_of(pixels: ImageCache, rows: np.ndarray) -> Tensor | None:

@@ -89,7 +89,7 @@ def predict_logits(
     training = model.training
     model.eval()
     result = []
-    loader = EpochLoader(pixels, batch_size, workers)
+    loader = EpochLoader(pixels, batch_size, workers, device)
     for chosen, squares in loader.of(rows):
         aspects = loader.aspects_of(chosen)
         result.append(

@@ -150,7 +150,7 @@ class TrainState:
         """
         self.processes.check_batch_size(batch_size, self.steps.accumulate)
         parts = self.processes.size * self.steps.accumulate
-        return EpochLoader(pixels, batch_size // parts, workers)
+        return EpochLoader(pixels, batch_size // parts, workers, self.device)
 
     def train_epoch(
         self,
