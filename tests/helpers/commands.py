@@ -17,10 +17,11 @@ from pathlib import Path
 from unittest import mock
 
 import discl as package
+from discl.stages.workers import local
 
 TESTS = Path(__file__).parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
-LIBRARIES = ("helpers.libraries",)
+LIBRARIES = ("helpers.libraries", *local.LIBRARIES)
 
 
 class Command:

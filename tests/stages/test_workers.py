@@ -89,13 +89,15 @@ def assert_same(made: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -
     assert max(np.abs(made[name] - reference[name]).max() for name in reference) <= 1
 
 
-def workers_of(process: psutil.Process, sign: str = "spawn_main") -> list[psutil.Process]:
+def workers_of(process: psutil.Process, sign: str = "forkserver") -> list[psutil.Process]:
+    """Processes with that sign; without the server of which workers on one machine are forks."""
     found = []
     for child in process.children(recursive=True):
         try:
-            if sign in " ".join(child.cmdline()):
+            server = sign == "forkserver" and sign not in " ".join(child.parent().cmdline())
+            if sign in " ".join(child.cmdline()) and not server:
                 found.append(child)
-        except psutil.Error:
+        except (psutil.Error, AttributeError):  # it or its parent has ended
             continue
     return found
 
@@ -166,9 +168,13 @@ def test_sigterm_to_all_of_them_ends_them_with_what_is_finished(
 
 @pytest.mark.slow
 def test_an_error_of_a_worker_is_told_and_finished_work_is_kept(
-    small_tree: dict[str, Any], tmp_path: Path
+    small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One source has changed since the plan was made. The command can be run again."""
+    """One source has changed since the plan was made. The command can be run again.
+
+    The worker begins anew, as on a GPU.
+    """
+    monkeypatch.setattr(local, "FORKS", local.SPAWN)
     run = start(small_tree, tmp_path / "run")
     changed = replace(run, overrides={"hard.parquet": other_digest(run, tmp_path / "hard.parquet")})
     with (
@@ -176,7 +182,7 @@ def test_an_error_of_a_worker_is_told_and_finished_work_is_kept(
         LocalWorkerPool(changed, ["cpu"]) as pool,
     ):
         pool.make(read_plan(run.path("plan.parquet")), lambda count: None)
-    assert not workers_of(psutil.Process())
+    assert not workers_of(psutil.Process(), "spawn_main")
     before = pictures(run)
     generate(run)
     assert len(pictures(run)) == PLANNED and len(before) > 0 and set(before) <= set(pictures(run))
@@ -200,6 +206,19 @@ def test_workers_that_always_die_end_the_command(
         RunError,
         match=r"3 in a row: the worker on cpu ended with status 1\..* lower runtime\.slots",
     ):
+        generate(run)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("status", [40, 50])
+def test_libraries_are_loaded_once_for_all_workers(
+    status: int, small_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the server that they are forks of; the environment is that of now."""
+    run = start(small_tree, tmp_path / "run", processes=2)
+    monkeypatch.setattr(LocalWorkerPool, "target", staticmethod(stand_ins.tell_what_is_loaded))
+    monkeypatch.setenv("STATUS", str(status))
+    with pytest.raises(RunError, match=f"ended with status {status + 1}"):
         generate(run)
 
 
@@ -230,7 +249,7 @@ def test_a_worker_that_cannot_be_started(
         raise OSError(errno.EAGAIN, "no more processes")
 
     run = start(small_tree, tmp_path / "run", processes=2)
-    monkeypatch.setattr(local.SPAWN.Process, "_Popen", staticmethod(refuse))
+    monkeypatch.setattr(local.FORKS.Process, "_Popen", staticmethod(refuse))
     with pytest.raises(RunError, match=r"on cpu cannot be started: .*no more.*runtime\.processes"):
         generate(run)
 

@@ -2,6 +2,10 @@
 
 A worker process asks questions over a pipe of `multiprocessing`, and one thread of the command
 answers them. A worker that is killed is started again. A worker ends when the command is gone.
+
+On a CPU workers are forks of a server of `multiprocessing`, which has loaded the libraries for all
+of them. On GPUs each begins anew: diffusers looks for a GPU when it is imported, and no fork may
+use one that its parent has looked for.
 """
 
 from __future__ import annotations
@@ -11,12 +15,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess, SpawnProcess
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +36,17 @@ from .dispatcher import Dispatcher
 logger = get_logger(__name__)
 
 SPAWN = multiprocessing.get_context("spawn")
+FORKS = multiprocessing.get_context("forkserver")
+LIBRARIES = (
+    __name__,
+    "diffusers.pipelines.auto_pipeline",
+    "diffusers.pipelines.stable_diffusion",
+    "diffusers.schedulers.scheduling_ddim",
+    "transformers.models.auto.image_processing_auto",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.clip.tokenization_clip",
+)
+"""Modules that take seconds to load."""
 SAFE_PATH = "PYTHONSAFEPATH"
 ADVICE = (
     "Their own messages are above. Signal 9 mostly means that memory is full: lower runtime.slots "
@@ -73,13 +88,17 @@ def _clean_start() -> Iterator[None]:
             os.environ[SAFE_PATH] = safe
 
 
-def run_worker(connection: Connection) -> None:
+def run_worker(connection: Connection, environment: Mapping[str, str]) -> None:
     """A worker process: makes pieces of a plan until there is nothing left.
+
+    - `environment`: of the command, which may have changed since the server began.
 
     Its questions are `("begin",)`, `("take", bool)`, `("advance",)` and
     `("log", name, level, text)`; it ends with
     `("work", Work)` or `("error", DisclError)`. Each gets one answer.
     """
+    os.environ.clear()
+    os.environ.update(environment)
     for each in (signal.SIGINT, signal.SIGTERM):  # the command gets them too, and stops it
         signal.signal(each, signal.SIG_IGN)
     os.dup2(2, 1)  # standard output is the command's, whatever libraries print
@@ -126,7 +145,7 @@ class _Process:
 
     index: int
     life: int
-    process: SpawnProcess
+    process: SpawnProcess | ForkServerProcess
     connection: Connection
 
     @property
@@ -204,8 +223,18 @@ class LocalWorkerPool(WorkerPool):
     def _start_process(self, index: int, life: int = 0) -> None:
         if self.dispatcher.stopped:
             return
-        ours, theirs = SPAWN.Pipe()
-        process = SPAWN.Process(target=self.target, args=(theirs,), name=f"worker {index}")
+        ours, theirs = multiprocessing.Pipe()
+        given: dict[str, Any] = {
+            "target": self.target,
+            "args": (theirs, dict(os.environ)),
+            "name": f"worker {index}",
+        }
+        process: SpawnProcess | ForkServerProcess
+        if set(self.devices) == {"cpu"}:
+            FORKS.set_forkserver_preload(list(LIBRARIES))
+            process = FORKS.Process(**given)
+        else:
+            process = SPAWN.Process(**given)
         try:
             with _clean_start():
                 process.start()
