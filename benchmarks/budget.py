@@ -351,6 +351,14 @@ def tables(results: Path) -> str:
             pairs = zip(rows[::2], rows[1::2], strict=True)
             values = [shown(differences(units, *pair, "few")) for pair in pairs]
             lines.append(f"| {setting} | {policy} | {' | '.join(values)} |")
+    for policy in POLICIES[1:]:
+        means = []
+        for parts in PARTS:
+            row, other = (Unit("", 0, each, parts).row for each in (policy, "uniform"))
+            values, names = together(found, row, other, "few")
+            means.append(shown(values))
+        if len(names) > 1:
+            lines.append(f"| mean of {', '.join(names)} | {policy} | {' | '.join(means)} |")
     tail = [controls_table(found), whole_table(found), asked_table(results), expectations(found)]
     return "\n".join([*lines, *(line for table in tail for line in ("", *table))])
 

@@ -1,13 +1,14 @@
 """What lossy choices save and cost, always beside "just fewer steps".
 
     python -m benchmarks.lossy --work build/lossy --json benchmarks/results/lossy.json
+    python -m benchmarks.lcm --out build/lossy/lcm.safetensors      # for the rows of LCM
     python -m benchmarks.lossy --rows "DDIM, 10 steps"              # this row; others stay
     python -m benchmarks.lossy --table                              # from the committed figures
 
 Each row makes the same plan with one choice: fewer DDIM steps, another sampler, guidance on a part
-of the steps, or early rejection. The generator is the embedded one of Fashion-MNIST, at level 0.
-Its prompts are right with probability .6, so that the filter drops a part. A row whose file exists
-is not run again; call it again after a kill.
+of the steps, early rejection, or few steps of a distilled stand-in for an LCM-LoRA. The generator
+is the embedded one of Fashion-MNIST, at level 0. Its prompts are right with probability .6, so that
+the filter drops a part. A row whose file exists is not run again; call it again after a kill.
 
 - UNet rows and seconds of the processor, for an image of the plan and for a kept one.
 - Mean `clip_similarity`, and the fraction that the filter keeps.
@@ -46,12 +47,18 @@ ROWS: dict[str, dict[str, Any]] = {
     "DDIM, 20 steps": {},
     "DDIM, 10 steps": {"num_inference_steps": 10},
     "DDIM, 6 steps": {"num_inference_steps": 6},
+    "DDIM, 4 steps": {"num_inference_steps": 4},
+    "DDIM, 2 steps": {"num_inference_steps": 2},
     "DPM-Solver++, 10 steps": {"sampler": "dpm-solver++", "num_inference_steps": 10},
     "DPM-Solver++, 6 steps": {"sampler": "dpm-solver++", "num_inference_steps": 6},
     "Euler, 10 steps": {"sampler": "euler", "num_inference_steps": 10},
     "guided above .4 of the noise": {"guidance_interval": [0.4, 1.0]},
     "early rejection, loss .05": {"early_rejection": {"loss": 0.05, "teach": 100}},
+    "LCM, 8 steps": {"sampler": "lcm", "num_inference_steps": 8, "guidance_scale": 1.0},
+    "LCM, 4 steps": {"sampler": "lcm", "num_inference_steps": 4, "guidance_scale": 1.0},
 }
+LCM = "lcm.safetensors"
+"""Low-rank weights of `benchmarks/lcm.py` in the folder `--work`."""
 
 
 def make_row(name: str, work: Path, seeds: int) -> dict[str, Any]:
@@ -63,6 +70,8 @@ def make_row(name: str, work: Path, seeds: int) -> dict[str, Any]:
     from discl.run_folder.open import open_run
 
     changes = {"levels": LEVELS, "seeds": seeds, "num_inference_steps": STEPS, **ROWS[name]}
+    if changes.get("sampler") == "lcm":
+        changes["loras"] = [{"path": str((work / LCM).resolve())}]
     overrides = {f"spectrum.{key}": value for key, value in changes.items()}
     overrides |= {"prompts.phrases": write_phrases(SETTINGS["half"], work), **TRAIN}
     learners = METHODS if name == next(iter(ROWS)) else {LEARNER: METHODS[LEARNER]}

@@ -38,7 +38,7 @@ GENERATOR_KEYS = {
 }
 """The recipe's keys of a generator's arguments."""
 COMPILE_FROM = 1000
-"""Minimum number of network calls for torch.compile to pay off."""
+"""Minimum number of network calls for torch.compile to pay off; SDXL on an H100 has about 900."""
 
 
 def check_engine(run: Run, levels: Sequence[int], key: str = "spectrum.levels") -> None:
