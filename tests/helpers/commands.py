@@ -11,7 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
@@ -29,9 +29,17 @@ class Command:
 
     - `words`: such as `["generate", "recipe.yaml"]`.
     - `folder`: where its output is kept.
+    - `environment`: variables that it has besides those of the tests.
+    - `place`: its working directory, by default that of the tests.
     """
 
-    def __init__(self, words: Sequence[str | Path], folder: Path) -> None:
+    def __init__(
+        self,
+        words: Sequence[str | Path],
+        folder: Path,
+        environment: Mapping[str, str] | None = None,
+        place: Path | None = None,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._streams = folder / "output", folder / "errors"
         CONTEXT.set_forkserver_preload(list(LIBRARIES))
@@ -39,7 +47,9 @@ class Command:
         with mock.patch.dict(os.environ, PYTHONPATH=folders):
             forkserver.ensure_running()
         names = list(map(str, words)), list(map(str, self._streams))
-        self.process = CONTEXT.Process(target=_run, args=(*names, Path.cwd()))
+        self.process = CONTEXT.Process(
+            target=_run, args=(*names, place or Path.cwd(), environment or {})
+        )
         self.process.start()
         self.pid: int = self.process.pid or 0
 
@@ -67,9 +77,12 @@ class Command:
         return stream.read_text() if stream.exists() else ""
 
 
-def _run(words: Sequence[str], streams: Sequence[str], folder: Path) -> None:
+def _run(
+    words: Sequence[str], streams: Sequence[str], folder: Path, environment: Mapping[str, str]
+) -> None:
     """A command, in a session of its own as a shell starts it."""
     os.setsid()
+    os.environ.update(environment)
     os.chdir(folder)
     for number, name in enumerate(streams, 1):
         opened = os.open(name, os.O_WRONLY | os.O_CREAT, 0o644)

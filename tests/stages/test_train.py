@@ -6,7 +6,7 @@ import importlib
 import io
 import json
 import shutil
-import subprocess
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +37,7 @@ from discl.training.checkpoint import write_history
 from discl.training.distributed import Processes
 from discl.training.image_cache import ImageCache
 from discl.training.inference import predict_logits
+from helpers.commands import Command
 
 SMALL = {
     "train.batch_size": 8,
@@ -432,7 +433,7 @@ def test_a_classifier_goes_by_its_checkpoints_content_not_its_place(
 def test_two_processes_compare_where_the_first_alone_finds_the_hard_images(
     filtered_run: Path, tmp_path: Path
 ) -> None:
-    """torchrun with a command: what rank 0 does alone makes no other process wait for ever."""
+    """As torchrun starts them: what rank 0 does alone makes no other process wait for ever."""
     recipe = discl.load_recipe(
         filtered_run / "recipe.yaml",
         {**SMALL, "methods": REAL_ONLY | {"other": {"strategy": "all-levels"}}},
@@ -446,22 +447,17 @@ def test_two_processes_compare_where_the_first_alone_finds_the_hard_images(
         recipe, {**changes, "spectrum.seeds": 1, "spectrum.levels": [0], "compare.tune.trials": 2}
     )
     (tmp_path / "two.yaml").write_text(recipe.to_yaml())
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "discl.cli",
-    ]
     asked = ["compare", "two.yaml", "--out", "run", "--seeds", "0,1", "--tune"]
-    told = subprocess.run(
-        [*command, *asked], cwd=tmp_path, capture_output=True, text=True, timeout=400
-    )
-    assert told.returncode == 0, told.stderr[-2000:]
-    assert told.stdout.count("| first |") == 1, "the first process speaks for all"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    commands = []
+    for rank in ("0", "1"):
+        environment = {**common, "RANK": rank, "LOCAL_RANK": rank}
+        commands.append(Command(asked, tmp_path / rank, environment, tmp_path))
+    assert [each.wait(400) for each in commands] == [0, 0], [each.errors for each in commands]
+    told = "".join(each.output for each in commands)
+    assert told.count("| first |") == 1, "the first process speaks for all"
     rows = json.loads((tmp_path / "run" / "tuned" / "comparison.json").read_text())["rows"]
     assert {"first", "other"} <= set(rows) and all(
         len(row["figures"]["all"]) == 2 for row in rows.values()
