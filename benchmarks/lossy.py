@@ -15,7 +15,8 @@ the filter drops a part. A row whose file exists is not run again; call it again
 - Precision, the fraction of the kept images in a ball around a real image (arXiv 1904.06991), and
   coverage, the fraction of the real images with a kept image in theirs (arXiv 2002.09797). The
   features are those of a classifier that was trained on real images (`gap.train_referee`), so
-  neither the generator nor the filter knows them. All rows are compared with as many images.
+  neither the generator nor the filter knows them. All rows are compared with as many images, and
+  rows of another referee are refused: it depends on the machine, and precision on it by some .03.
 - Test accuracy on few classes of a ResNet-10 of width 8 that trains 24 epochs on real images and
   the kept ones, three seeds. The control has the same mixture without synthetic images.
 """
@@ -140,9 +141,10 @@ def compare_with_real(run: Any, verdicts: list[dict[str, Any]], work: Path) -> d
 
     from discl.data import decode_image, to_square
     from discl.run_folder.images import stored_images
-    from discl.utils.hashing import digest
+    from discl.utils.hashing import digest, digest_file
 
     referee = train_referee("fashion", work, None)
+    told = digest_file(work / "referees" / "fashion.safetensors")
 
     def features(pictures: list[Any]) -> Any:
         pixels = torch.from_numpy(np.stack([to_square(each, 32) for each in pictures]))
@@ -163,7 +165,12 @@ def compare_with_real(run: Any, verdicts: list[dict[str, Any]], work: Path) -> d
         figures.append(precision_and_coverage(made[labels == label], real))
         weights.append(len(real))
     precision, coverage = np.average(np.array(figures), axis=0, weights=weights).tolist()
-    return {"compared": len(kept), "precision": precision, "coverage": coverage}
+    return {
+        "compared": len(kept),
+        "precision": precision,
+        "coverage": coverage,
+        "referee": told,
+    }
 
 
 def precision_and_coverage(made: Any, real: Any, neighbours: int = 5) -> tuple[float, float]:
@@ -233,6 +240,8 @@ def main() -> None:
             print(f"{name}: {values}", flush=True)
         found[name] = json.loads(file.read_text())
     found = {name: found[name] for name in ROWS if name in found}
+    if len({row["referee"] for row in found.values()}) > 1:
+        raise SystemExit(f"{asked.json} has rows of another referee; run all of them in one --work")
     asked.json.parent.mkdir(parents=True, exist_ok=True)
     asked.json.write_text(json.dumps({"settings": settings, "rows": found}, indent=2) + "\n")
     print(table(found))
