@@ -521,27 +521,29 @@ def timings(bench: Bench, sources: int, clock: Clock) -> list[Figure]:
         return f"{theirs / ours:.2f} predicted from the calls"
 
     few, full = plans[sources], plans[slots]
+    number = calls[sources]["engine"][2 * slots]
     times = clock.compare(
-        {"engine": lambda: bench.generate(few), "per image": lambda: bench.single(few, 1)}
+        {
+            "engine": lambda: bench.generate(few),
+            "per image": lambda: bench.single(few, 1),
+            "per level": lambda: bench.batched(few, slots),
+            "bare": lambda: bench.bare(number),
+        }
     )
     name = "engine ÷ diffusers per (image, level)"
     told = predicted(sources, "per image")
     figures.append(clock.figure(name, times["per image"], times["engine"], ">=", 4.0, told))
     name = "engine ÷ diffusers per-level batches, {} images a level, at most {} rows a call"
-    kinds = ((few, sources, 1.15, "a small class"), (full, slots, 0.98, "full batches only"))
-    for requests, count, goal, kind in kinds:
-        arms: dict[str, Callable[[], object]] = {
-            "engine": lambda requests=requests: bench.generate(requests),  # type: ignore[misc]
-            "per level": lambda requests=requests: bench.batched(requests, slots),  # type: ignore[misc]
-        }
-        times = clock.compare(arms)
+    large = clock.compare(
+        {"engine": lambda: bench.generate(full), "per level": lambda: bench.batched(full, slots)}
+    )
+    for count, found, goal, kind in (
+        (sources, times, 1.15, "a small class"),
+        (slots, large, 0.98, "full batches only"),
+    ):
         told = f"{kind}; {predicted(count, 'per level')}"
         title = name.format(count, 2 * slots)
-        figures.append(clock.figure(title, times["per level"], times["engine"], ">=", goal, told))
-    number = calls[sources]["engine"][2 * slots]
-    times = clock.compare(
-        {"engine": lambda: bench.generate(few), "bare": lambda: bench.bare(number)}
-    )
+        figures.append(clock.figure(title, found["per level"], found["engine"], ">=", goal, told))
     title, told = "engine with VAE and texts ÷ bare UNet loop", f"{number} calls"
     figures.append(clock.figure(title, times["bare"], times["engine"], ">=", 0.9, told))
     speed = 2 * slots * number / times["bare"].typical(clock.name)
