@@ -117,7 +117,7 @@ def distil(target: Path, steps: int) -> dict[str, float | int]:
     """Trains the low-rank weights and writes them; returns what it cost."""
     model = discl.load_generator("embedded:fashion-mnist/diffusion")
     latents, labels, names = read_latents(model)
-    phrases = yaml.load(PHRASES.read_text(), Loader=yaml.CSafeLoader)
+    phrases = yaml.safe_load(PHRASES.read_text())
     with torch.no_grad():
         texts = {name: model.encode_texts(phrases[name]) for name in names}
         negative = model.encode_texts([""], negative=True)

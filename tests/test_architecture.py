@@ -366,6 +366,17 @@ def test_nothing_is_unpickled_evaluated_or_keyed_by_the_built_in_hash() -> None:
     assert offenders(unsafe) == {"unpickling": ["torch.load"]}
 
 
+def test_scripts_unpickle_nothing_and_read_plain_values_of_yaml() -> None:
+    banned = {"eval", "exec", "torch.load"}
+    banned |= {f"yaml.{name}" for name in ("load", "load_all", "full_load", "unsafe_load")}
+
+    def unsafe(script: str) -> set[str]:
+        packages = {name.split(".")[0] for name in imports(script)}
+        return packages & PICKLES | called_names(script) & banned
+
+    assert offenders(unsafe, SCRIPTS) == {}
+
+
 def test_the_converter_unpickles_tensors_only() -> None:
     """With the restricted unpickler, and no module imports the one that does it."""
     loads = [node for node in calls("unpickling") if ast.unparse(node.func) == "torch.load"]
