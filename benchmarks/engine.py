@@ -1,15 +1,16 @@
 """The engine against diffusers' pipelines: ratios of times in one process, and exact counters.
 
-    python benchmarks/engine.py --json benchmarks/results/engine.json   # about five minutes
+    python benchmarks/engine.py --json benchmarks/results/engine.json   # about four minutes
     python benchmarks/engine.py --quick          # seconds; its times mean nothing
     python benchmarks/engine.py --parts worker   # only reading, encoding, scoring, writing
     python benchmarks/engine.py --parts ceiling  # bfloat16, plain and compiled; peak memory
 
 - All arms run the same float32 weights at levels 0, 10, 30, 50, 70, 90. First they must make the
   same latents and images.
-- The arms take turns within every repetition, after one warm-up, in alternating order. A ratio is
-  the median over the ratios of the repetitions, with a distribution-free interval of at least 95 %
-  (order statistics). A goal is met if the whole interval meets it, and open if a part does.
+- The arms take turns within every repetition, in alternating order. None of them runs for the first
+  time there. A ratio is the median over the ratios of the repetitions, with a distribution-free
+  interval of at least 95 % (order statistics). A goal is met if the whole interval meets it, and
+  open if a part does.
 - Ratios are of the process's processor time on one thread: on a shared machine the wall's time also
   holds what others did. The wall's ratio stands beside it. With more threads only the wall counts.
 - A ratio is also predicted: a UNet call is timed at each number of rows that an arm uses, and the
@@ -36,6 +37,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,21 +132,24 @@ class Diffusers:
         )
 
     def __call__(
-        self, requests: Iterable[Request], batch: int, output: str = "np"
-    ) -> dict[str, Any]:
-        """`{id: picture or latents}` of calls of up to `batch` requests of one level."""
-        made: dict[str, Any] = {}
+        self, requests: Iterable[Request], batch: int, latents: dict[str, Tensor] | None = None
+    ) -> dict[str, np.ndarray]:
+        """`{id: picture}` of calls of up to `batch` requests of one level.
+
+        `latents` takes those of the last step, by id.
+        """
+        made: dict[str, np.ndarray] = {}
         requests = list(requests)
         for level in LEVELS:
             same = [request for request in requests if request.level == level]
             for first in range(0, len(same), batch):
                 part = same[first : first + batch]
                 made.update(
-                    zip((request.id for request in part), self._call(part, output), strict=True)
+                    zip((request.id for request in part), self._call(part, latents), strict=True)
                 )
         return made
 
-    def _call(self, requests: list[Request], output: str) -> Any:
+    def _call(self, requests: list[Request], latents: dict[str, Tensor] | None) -> np.ndarray:
         noise = torch.stack(
             [
                 draw_noise(request.source_id, request.seed, request.attempt, self.shape)
@@ -156,8 +161,10 @@ class Diffusers:
             "negative_prompt": [request.negative_prompt for request in requests],
             "num_inference_steps": self.steps,
             "guidance_scale": GUIDANCE_SCALE,
-            "output_type": output,
+            "output_type": "np",
         }
+        if latents is not None:
+            common["callback_on_step_end"] = partial(_keep_latents, latents, requests)
         if requests[0].level == 0:
             return self.text(latents=noise, height=self.size, width=self.size, **common).images
         self.image.noise = noise
@@ -183,6 +190,19 @@ class Diffusers:
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+
+def _keep_latents(
+    kept: dict[str, Tensor],
+    requests: list[Request],
+    pipeline: Any,
+    step: int,
+    timestep: Tensor,
+    state: dict[str, Tensor],
+) -> dict[str, Tensor]:
+    """A callback of a pipeline's steps; what the last one leaves in `kept` counts."""
+    kept.update(zip((request.id for request in requests), state["latents"], strict=True))
+    return state
 
 
 class Bench:
@@ -311,15 +331,21 @@ class Times:
 
 
 def take_turns(
-    arms: dict[str, Callable[[], object]], seconds: float, least: int = 5, most: int = 41
+    arms: dict[str, Callable[[], object]],
+    seconds: float,
+    least: int = 5,
+    most: int = 41,
+    warm: bool = False,
 ) -> dict[str, Times]:
-    """Times of every arm. They take turns in alternating order, after one warm-up round.
+    """Times of every arm. They take turns in alternating order.
 
-    Rounds are added until `seconds` have passed, at least `least` and at most `most`.
+    Rounds are added until `seconds` have passed, at least `least` and at most `most`. Unless all
+    arms are `warm`, because each has run with these shapes before, one more round goes first and
+    does not count.
     """
     times = {name: Times([], []) for name in arms}
     order, started = list(arms), time.perf_counter()
-    for repetition in range(-1, most):
+    for repetition in range(0 if warm else -1, most):
         if repetition >= least and time.perf_counter() - started > seconds:
             break
         for name in order:
@@ -359,7 +385,8 @@ def equality(bench: Bench, requests: list[Request]) -> list[Figure]:
         ("per image", bench.single, 1),
         ("per level", bench.batched, bench.slots),
     ):
-        wanted, drawn = arm(requests, batch, "latent"), arm(requests, batch)
+        wanted: dict[str, Tensor] = {}
+        drawn = arm(requests, batch, wanted)
         error = max(
             ((latents[one] - wanted[one]).abs().max() / wanted[one].abs().max()).item()
             for one in latents
@@ -447,8 +474,10 @@ class Clock:
     def name(self) -> str:
         return "processor" if torch.get_num_threads() == 1 else "wall"
 
-    def compare(self, arms: dict[str, Callable[[], object]]) -> dict[str, Times]:
-        return take_turns(arms, self.seconds)
+    def compare(
+        self, arms: dict[str, Callable[[], object]], warm: bool = False
+    ) -> dict[str, Times]:
+        return take_turns(arms, self.seconds, warm=warm)
 
     def figure(
         self,
@@ -496,7 +525,7 @@ def call_costs(bench: Bench, rows: Sequence[int], clock: Clock) -> dict[int, flo
 
 
 def timings(bench: Bench, sources: int, clock: Clock) -> list[Figure]:
-    """Goals 1, 2 and 5."""
+    """Goals 1, 2 and 5. Shapes are known by then: from `equality`, and from `call_costs`."""
     slots, figures = bench.slots, []
     plans = {count: make_requests(count, bench.steps, bench.size) for count in (sources, slots)}
     calls = {count: calls_of(bench, requests) for count, requests in plans.items()}
@@ -528,14 +557,16 @@ def timings(bench: Bench, sources: int, clock: Clock) -> list[Figure]:
             "per image": lambda: bench.single(few, 1),
             "per level": lambda: bench.batched(few, slots),
             "bare": lambda: bench.bare(number),
-        }
+        },
+        warm=True,
     )
     name = "engine ÷ diffusers per (image, level)"
     told = predicted(sources, "per image")
     figures.append(clock.figure(name, times["per image"], times["engine"], ">=", 4.0, told))
     name = "engine ÷ diffusers per-level batches, {} images a level, at most {} rows a call"
     large = clock.compare(
-        {"engine": lambda: bench.generate(full), "per level": lambda: bench.batched(full, slots)}
+        {"engine": lambda: bench.generate(full), "per level": lambda: bench.batched(full, slots)},
+        warm=True,
     )
     for count, found, goal, kind in (
         (sources, times, 1.15, "a small class"),
@@ -665,7 +696,8 @@ def beside_denoising(
         "worker": worker,
         "scoring": score,
     }
-    times = clock.compare(arms)
+    score()  # the engine's first time was in `equality`
+    times = clock.compare(arms, warm=True)
     return [
         clock.figure(
             "CLIP scoring ÷ generation",
