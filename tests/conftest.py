@@ -81,6 +81,14 @@ def kept_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def kept_imports() -> Iterator[None]:
+    """What a file has imported late is not searched for garbage by later files."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def shown_messages() -> Iterator[None]:
     """Messages on standard error, as the command line shows them; a test may silence its own."""

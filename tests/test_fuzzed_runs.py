@@ -24,7 +24,7 @@ from discl.run_folder.open import open_run
 from discl.stages.export import export
 from discl.stages.predict import predict
 
-MUTATIONS = (50, 50, 50, 50, 6)
+MUTATIONS = (30, 30, 30, 30, 6)
 """Mutated run folders per part; the last part is the quick one."""
 QUICK = len(MUTATIONS) - 1
 CALLS = 5

@@ -21,7 +21,7 @@ def tool() -> ModuleType:
     return module
 
 
-MEASURED = ("real-only", "diverse-to-specific", "adaptive", "objective-ldam", "system-ldmlr")
+MEASURED = ("diverse-to-specific", "adaptive", "system-ldmlr")
 """Methods whose results are compared here. `tools/compare_golden.py` compares those of all."""
 
 

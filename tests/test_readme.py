@@ -73,6 +73,7 @@ def test_your_own_images(
         "filter.threshold=-1",
         "train.epochs=3",
         "train.curriculum_epochs=2",
+        "train.steps_per_epoch=2",
         "train.image_size=32",
         "train.resize=40",
         "train.model.stem=3x3",

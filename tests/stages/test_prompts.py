@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -28,6 +29,7 @@ SMALL = {
     "data.long_tail.n_max": 20,
     "data.long_tail.imbalance_ratio": 10,
     "hard.fewer_than": 4,
+    "data.splits": {"test": None},  # a few images instead of 5,000
 }
 
 
@@ -92,7 +94,7 @@ def test_a_model_that_is_down_stops_the_run_with_what_was_made_intact(
 ) -> None:
     url = "http://127.0.0.1:9/v1"
     overrides = [
-        *(f"{key}={value}" for key, value in SMALL.items()),
+        *(f"{key}={json.dumps(value)}" for key, value in SMALL.items()),
         f"prompts.endpoint={{url: '{url}', model: m, retries: 0}}",
         "prompts.phrases=null",
     ]
