@@ -13,7 +13,7 @@ import discl
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "demo.ipynb"
 SMALL = {
-    "data.splits": {"test": None},  # a few images instead of 5,000
+    "data.splits": {"test": None},  # a few images instead of 10,000
     "data.long_tail.n_max": 60,
     "data.long_tail.imbalance_ratio": 20,
     "hard.fewer_than": 8,

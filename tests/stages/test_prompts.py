@@ -29,7 +29,7 @@ SMALL = {
     "data.long_tail.n_max": 20,
     "data.long_tail.imbalance_ratio": 10,
     "hard.fewer_than": 4,
-    "data.splits": {"test": None},  # a few images instead of 5,000
+    "data.splits": {"test": None},  # a few images instead of 10,000
 }
 
 
