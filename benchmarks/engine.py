@@ -28,7 +28,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
 import multiprocessing
 import statistics
 import tempfile
@@ -62,6 +61,7 @@ from discl.spectrum.worker import Worker
 from discl.utils.hashing import derive_seed
 from figures import Figure, as_rows, table
 from sdxl import count_flops, count_work, matmul_rate
+from turns import Times, paired, take_turns, typical_seconds
 
 LEVELS = (0, 10, 30, 50, 70, 90)
 CLASSES = ("shirt", "sneaker", "bag", "coat")
@@ -271,10 +271,9 @@ class Bench:
         unet(latents, torch.full((rows,), 500), torch.zeros(rows, length, width), return_dict=False)
 
     def _faster(self, layouts: dict[str, Any], rows: int) -> str:
-        seconds = interleave(
-            {name: lambda unet=unet: self.call(unet, rows) for name, unet in layouts.items()}, 5
-        )
-        return min(seconds, key=lambda name: statistics.median(seconds[name]))
+        arms = {name: lambda unet=unet: self.call(unet, rows) for name, unet in layouts.items()}
+        seconds = typical_seconds(arms, 5, "wall")
+        return min(seconds, key=seconds.__getitem__)
 
 
 class Weightless:
@@ -297,81 +296,6 @@ class Weightless:
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         return torch.zeros_like(latents)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A median of paired ratios, its interval, and how many pairs there were."""
-
-    median: float
-    low: float
-    high: float
-    pairs: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Interval:
-        """The interval of at least 95 % from order statistics; the extremes below six values."""
-        ordered = sorted(values)
-        count = len(ordered)
-        rank = 0
-        while sum(math.comb(count, k) for k in range(rank + 2)) / 2**count <= 0.025:
-            rank += 1
-        return cls(statistics.median(ordered), ordered[rank], ordered[-1 - rank], count)
-
-
-@dataclass(frozen=True)
-class Times:
-    """Seconds of one arm in every repetition, by the wall and of the processor."""
-
-    wall: list[float]
-    processor: list[float]
-
-    def typical(self, clock: str) -> float:
-        return statistics.median(getattr(self, clock))
-
-
-def take_turns(
-    arms: dict[str, Callable[[], object]],
-    seconds: float,
-    least: int = 5,
-    most: int = 41,
-    warm: bool = False,
-) -> dict[str, Times]:
-    """Times of every arm. They take turns in alternating order.
-
-    Rounds are added until `seconds` have passed, at least `least` and at most `most`. Unless all
-    arms are `warm`, because each has run with these shapes before, one more round goes first and
-    does not count.
-    """
-    times = {name: Times([], []) for name in arms}
-    order, started = list(arms), time.perf_counter()
-    for repetition in range(0 if warm else -1, most):
-        if repetition >= least and time.perf_counter() - started > seconds:
-            break
-        for name in order:
-            wall, processor = time.perf_counter(), time.process_time()
-            arms[name]()
-            if repetition >= 0:
-                times[name].wall.append(time.perf_counter() - wall)
-                times[name].processor.append(time.process_time() - processor)
-        order.reverse()
-    return times
-
-
-def interleave(arms: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
-    """Wall seconds of every arm in a fixed number of repetitions."""
-    times = take_turns(arms, 0.0, least=repetitions, most=repetitions)
-    return {name: each.wall for name, each in times.items()}
-
-
-def paired(slow: list[float], fast: list[float]) -> Interval:
-    """One arm's time ÷ the other's, repetition by repetition."""
-    return Interval.of([one / other for one, other in zip(slow, fast, strict=True)])
-
-
-def ratio(slow: list[float], fast: list[float]) -> float:
-    """Median over the repetitions of one arm's time ÷ the other's."""
-    return paired(slow, fast).median
 
 
 # ---------------------------------------------------------------- the figures
@@ -493,7 +417,7 @@ class Clock:
         told = [f"{found.pairs} pairs, {slow.typical(self.name):.3g} and "]
         told[0] += f"{fast.typical(self.name):.3g} s"
         if self.name != "wall":
-            told.append(f"by the wall {ratio(slow.wall, fast.wall):.3f}")
+            told.append(f"by the wall {paired(slow.wall, fast.wall).median:.3f}")
         words = "; ".join([*told, *([detail] if detail else [])])
         return Figure(name, found.median, comparison, goal, words, found.low, found.high)
 

@@ -4,10 +4,10 @@
     python benchmarks/training.py --quick          # seconds; its times mean nothing
 
 Every arm trains the same network with the same updates. Only the origin of a batch differs. The
-arms take turns, an epoch each, after one warm-up. A ratio is that of the medians. `--clock cpu`
-measures the processor time of this process instead of the wall time, for a busy machine. Then
-everything but the arm with workers runs in this process. The images are the shipped ones, as JPEG
-files of 32 and of 256 pixels.
+arms take turns, an epoch each, after one warm-up. A ratio is that of the medians. `--clock
+processor` measures the processor time of this process instead of the wall's, for a busy machine.
+Then everything but the arm with workers runs in this process. The images are the shipped ones, as
+JPEG files of 32 and of 256 pixels.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ import argparse
 import io
 import json
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -41,12 +39,13 @@ from discl.models.classifier import ClassifierConfig, build_classifier
 from discl.recipe import Train
 from discl.stages.classifiers import describe_classifier, starter_of
 from discl.training import image_cache as pixels_module
-from discl.training.image_cache import EpochLoader, ImageCache
+from discl.training.image_cache import EpochLoader, ImageCache, aspects_of
 from discl.training.inference import choose_precision, predict_logits
 from discl.training.objectives import FLYP, make_objective
 from discl.training.optim import make_optimizer
 from discl.training.step import EpochPart, StepConfig, TrainState
 from figures import Figure, as_rows, table
+from turns import typical_seconds
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LEVELS = (50, 70, 90)
@@ -182,6 +181,7 @@ class Fixed:
 
     def __init__(self, pixels: ImageCache, batch: int) -> None:
         self.rows, self.pixels = np.arange(batch), pixels.__getitems__(list(range(batch)))
+        self.aspects_of = partial(aspects_of, pixels)
 
     def of(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
         for _ in range(len(rows) // len(self.rows)):
@@ -256,25 +256,11 @@ def plain_loop(
 # ---------------------------------------------------------------- the measurements
 
 
-def take_turns(
-    arms: dict[str, Callable[[], None]], repetitions: int, clock: Callable[[], float]
-) -> dict[str, float]:
-    """Median seconds of each arm; they take turns, and one turn is not timed."""
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in range(repetitions + 1):
-        for name, carry_out in arms.items():
-            started = clock()
-            carry_out()
-            if turn:
-                times[name].append(clock() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def feeding(
     setting: Setting,
     images: int,
     repetitions: int,
-    clock: Callable[[], float],
+    clock: str,
     decoded: bool,
     title: str,
 ) -> list[Figure]:
@@ -310,7 +296,7 @@ def feeding(
         arms |= {f"fixed {name}": same_batch, f"curriculum {name}": ours}
     with tempfile.TemporaryDirectory() as folder:
         arms["plain"] = plain_loop(Path(folder), files, labels, setting)
-        seconds = take_turns(arms, repetitions, clock)
+        seconds = typical_seconds(arms, repetitions, clock)
     rate = {name: setting.steps * setting.batch / value for name, value in seconds.items()}
     automatic = str(precisions["auto"]).removeprefix("torch.")
     speeds = (
@@ -342,9 +328,7 @@ def feeding(
     ]
 
 
-def probing(
-    setting: Setting, images: int, repetitions: int, clock: Callable[[], float]
-) -> list[Figure]:
+def probing(setting: Setting, images: int, repetitions: int, clock: str) -> list[Figure]:
     """Time of measuring on V before and after a probe, as a fraction of its epoch.
 
     Also the time to draw the rows of an epoch, as a fraction of a step.
@@ -358,7 +342,7 @@ def probing(
     batches, config = learner.loader(pixels, setting.batch, 0), setting.config
     rows = np.arange(setting.steps * setting.batch) % images
     judged = np.arange(min(setting.steps * setting.batch, images))
-    seconds = take_turns(
+    seconds = typical_seconds(
         {
             "epoch": lambda: train_epoch(
                 learner, batches, rows, np.resize(labels, images), setting
@@ -379,7 +363,7 @@ def probing(
         _, guidance = hold_out_guidance(make_pool(real, hard, synthetic), levels, None, 0)
         before, after = np.random.default_rng(0).random((2, len(guidance)))
         gain = partial(measure_progress, guidance, before, after)
-        counted = take_turns({"gain": lambda gain=gain: none(gain())}, 3, clock)["gain"]
+        counted = typical_seconds({"gain": lambda gain=gain: none(gain())}, 3, clock)["gain"]
         measured, trained = 2 * len(guidance) * per_image + counted, real / setting.batch * step
         figures.append(
             Figure(
@@ -396,7 +380,7 @@ def probing(
         steps = int((~pool.synthetic).sum()) // setting.batch
         course = make_schedule(pool, strategy, steps * setting.batch, undersample=True)
         draws = (course.draw(epoch, 0, []) for epoch in range(100))
-        drawn = take_turns({"draw": partial(next, draws)}, 3, clock)["draw"]
+        drawn = typical_seconds({"draw": partial(next, draws)}, 3, clock)["draw"]
         told = f"{1000 * drawn:.0f} ms for {steps} steps of {1000 * step:.0f} ms"
         figures.append(
             Figure(
@@ -410,7 +394,7 @@ def probing(
     return figures
 
 
-def attention(repetitions: int, clock: Callable[[], float], batch: int = 128) -> list[Figure]:
+def attention(repetitions: int, clock: str, batch: int = 128) -> list[Figure]:
     """A step of FLYP in bfloat16 with the attention used on CPUs, against torch's fused one."""
     folder = Path(__file__).parent / "checkpoints" / "cifar" / "clip"
     train = Train.model_validate(
@@ -445,7 +429,7 @@ def attention(repetitions: int, clock: Callable[[], float], batch: int = 128) ->
             train_epoch(learner, Fixed(pixels, batch), rows, labels, setting)  # type: ignore[arg-type]
 
         arms[name] = epoch
-    seconds = take_turns(arms, repetitions, clock)
+    seconds = typical_seconds(arms, repetitions, clock)
     told = ", ".join(
         f"{name} {value / setting.steps:.3f} s a step" for name, value in seconds.items()
     )
@@ -521,7 +505,7 @@ def main() -> None:
     )
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
     parser.add_argument(
         "--quick", action="store_true", help="one short repetition, small pictures only"
     )
@@ -529,22 +513,26 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
     small = replace(SMALL, steps=2, batch=32) if arguments.quick else SMALL
     repetitions, images = (1, 256) if arguments.quick else (arguments.repetitions, 1024)
     figures: list[Figure] = []
     if "workers" in arguments.parts:
         figures.append(workers_restarted())
     if "small" in arguments.parts:
-        figures += feeding(small, images, repetitions, clock, True, "32 px, decoded once")
+        figures += feeding(small, images, repetitions, arguments.clock, True, "32 px, decoded once")
     if "progress" in arguments.parts:
-        figures += probing(small, images, repetitions, clock)
+        figures += probing(small, images, repetitions, arguments.clock)
     if "large" in arguments.parts and not arguments.quick:
         figures += feeding(
-            LARGE, 64, repetitions, clock, False, "224 px, decoded at each visit, no worker"
+            LARGE,
+            64,
+            repetitions,
+            arguments.clock,
+            False,
+            "224 px, decoded at each visit, no worker",
         )
     if "attention" in arguments.parts:
-        figures += attention(repetitions, clock)
+        figures += attention(repetitions, arguments.clock)
     print(table(figures))
     settings = {
         "small": asdict(small),

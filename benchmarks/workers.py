@@ -74,16 +74,16 @@ def idle_cores(seconds: float = 3.0) -> float:
     return sum(100 - percent for percent in psutil.cpu_percent(seconds, percpu=True)) / 100
 
 
-def worker(connection: Connection) -> None:
+def worker(connection: Connection, environment: dict[str, str]) -> None:
     """A worker process whose network waits, where the environment says so."""
-    if wait := float(os.environ.get(WAIT, 0)):
+    if wait := float(environment.get(WAIT, 0)):
 
         def predict(self: StableDiffusion, latents: torch.Tensor, *_: Any) -> torch.Tensor:
             time.sleep(wait)
             return torch.zeros_like(latents)
 
         StableDiffusion.predict = predict  # type: ignore[method-assign]
-    local.run_worker(connection)
+    local.run_worker(connection, environment)
 
 
 def main() -> None:
