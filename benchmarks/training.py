@@ -103,9 +103,8 @@ def make_pool(real: int, hard: int, synthetic: int) -> Pool:
     Each level of each class has the same number of synthetic images.
     """
     rows = np.arange(real + synthetic)
-    source = (
-        rows // 10 // len(LEVELS) * 10 % (hard // 10 * 10) + rows % 10
-    )  # one image a level of each
+    whole = max(10, hard // 10 * 10)
+    source = rows // 10 // len(LEVELS) * 10 % whole + rows % 10  # one image a level of each
     return Pool(
         labels=rows % 10,
         levels=np.where(rows < real, 100, np.asarray(LEVELS)[rows // 10 % len(LEVELS)]),
