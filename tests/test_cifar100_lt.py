@@ -141,7 +141,8 @@ def test_the_table_of_complete_seeds(script: Any, tmp_path: Path) -> None:
     assert script.chosen_settings(job) == {} and script.edge_units(job) == []
     with pytest.raises(SystemExit, match="no row is complete"):
         script.write_table(job)
-    later = {name for name in job.recipe.methods if name.endswith(("square-root", "-balanced"))}
+    ends = ("square-root", "-balanced", script.ADAPTED)
+    later = {name for name in job.recipe.methods if name.endswith(ends)}
     names = [name for name in job.recipe.methods if name not in later]
     make_up(script, job, [unit for unit in script.trial_units(job) if unit.method in names])
     beyond = script.edge_units(job)  # .03 is best, and the least of three rates
@@ -238,6 +239,24 @@ def test_rows_of_a_family_differ_in_their_mixture_alone(script: Any, tmp_path: P
         assert all(other == others[0] for other in others)
 
 
+def test_an_adapted_row_has_the_settings_of_the_row_without(script: Any, tmp_path: Path) -> None:
+    """Another identity, but no trial: its generator has seen what a trial holds out."""
+    whole = script.Job(None, tmp_path / "work", tmp_path / "results", {})
+    adapted = [name for name in whole.recipe.methods if name.endswith(script.ADAPTED)]
+    job = replace(whole, methods=(*adapted, *map(script.settings_of, adapted)), seeds=(0,))
+    methods = job.recipe.methods
+    assert adapted and not set(adapted) & set(job.trials)
+    make_up(script, job, script.trial_units(job))
+    make_up(script, job, script.edge_units(job))
+    chosen = script.chosen_settings(job)
+    for name in adapted:
+        plain = script.settings_of(name)
+        assert chosen[name] == chosen[plain] and methods[name] == methods[plain]
+        one, other = (script.Unit("seed-0/x", name, {}, 0) for _ in range(2))
+        same = replace(one, method=plain)
+        assert one.identity(job) == other.identity(job) != same.identity(job)
+
+
 def test_the_committed_table_is_printed_again(script: Any) -> None:
     """No committed training has lost its identity."""
     job = script.Job(None, script.RESULTS, script.RESULTS, {})
@@ -328,8 +347,13 @@ def test_the_oracle_has_real_images_that_training_lacks(script: Any, tmp_path: P
 
 @pytest.mark.slow
 def test_the_whole_of_it_in_miniature(
-    script: Any, tmp_path: Path, tiny_diffusion: Path, tiny_clip: Path
+    script: Any,
+    tmp_path: Path,
+    tiny_diffusion: Path,
+    tiny_clip: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(script, "ADAPT", {"rank": 2, "steps": 2, "batch_size": 2})
     for split, count in (("train", 72), ("test", 12)):
         for number in range(count):
             miniatures.draw(
@@ -364,6 +388,7 @@ def test_the_whole_of_it_in_miniature(
         "methods": {
             "ce": {"strategy": "real-only"},
             "ce-discl": {"strategy": "all-levels", "synthetic_scale": 2},
+            "ce-discl-adapted": {"strategy": "all-levels", "synthetic_scale": 2},
         },
         "baseline": "ce",
         "compare": {
@@ -397,7 +422,14 @@ def test_the_whole_of_it_in_miniature(
     assert held and sources and not held & sources
     table = script.write_table(job)
     told = json.loads((job.results / "comparison.json").read_text())
-    assert set(told["rows"]) == {"ce", "ce+la", "ce-discl", "ce-discl+la", "oracle", "oracle+la"}
+    names = ("ce", "ce-discl", "ce-discl-adapted", "oracle")
+    assert set(told["rows"]) == {name + la for name in names for la in ("", "+la")}
+    made = {
+        folder: set(pq.read_table(job.work / folder / "filter.parquet")["id"].to_pylist())
+        for folder in ("spectrum", "spectrum-adapted")
+    }
+    assert all(made.values()) and not made["spectrum"] & made["spectrum-adapted"]
+    assert not list(job.work.glob("trials/ce-discl-adapted*"))
     assert (
         told["rows"]["ce"]["costs"]["UNet rows"]
         == 0
