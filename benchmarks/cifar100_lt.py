@@ -1,13 +1,14 @@
 """The table of CIFAR100-LT, ratio 100: every system, three seeds, the same search for all.
 
-    python benchmarks/cifar100_lt.py --data DIR     # everything that is missing, then the table
+    python benchmarks/cifar100_lt.py --data DIR --archive ARCHIVE   # all that is missing, the table
     python benchmarks/cifar100_lt.py                # the table, from results/cifar100_lt
     python benchmarks/cifar100_lt.py --data DIR --methods ce-balanced text-balanced --processes 1
                                                     # these rows only, searched like all others
-    python benchmarks/cifar100_lt.py --data DIR --results build/try \\
+    python benchmarks/cifar100_lt.py --data DIR --archive ARCHIVE --results build/try \\
         --set train.steps_per_epoch=4               # a small trial
 
-DIR has CIFAR-100 as Parquet. Each training is a unit. Its figures and predictions are written to
+DIR has CIFAR-100 as Parquet. ARCHIVE has CIFAR-10, whose labels are not read: images of it are the
+synthetic ones of `ce-retrieval`. Each training is a unit. Its figures and predictions are written to
 `--results` when it ends. A unit with a file of this recipe and these settings is not run again, on
 any machine.
 
@@ -107,6 +108,8 @@ EXPECTED = (
     ("few", "discl-square-root-adapted", "discl-square-root", 0),
     ("all", "text-balanced-adapted+la", "ce-ldmlr+la", 0),
     ("all", "discl-balanced-adapted+la", "ce-ldmlr+la", 0),
+    # Written before images were retrieved. The archive has few images of the rare classes.
+    ("few", "ce-text-only", "ce-retrieval", 0),
 )
 """(column, row, other row, points of expected gain); open if the interval contains them."""
 GOAL = ("ce-ldmlr+la", 20.5)
@@ -118,8 +121,8 @@ class Job:
     """What all units share: paths of data, runs and results, and overrides of the recipe.
 
     `methods` and `seeds` select rows and training seeds; empty: all. `filters` are changes of the
-    section `filter` for single rows. `light.py` has other expectations and neither families nor an
-    oracle.
+    section `filter` for single rows. `archive` holds the images that rows with `images: retrieved`
+    choose from. `light.py` has other expectations, and neither families nor an oracle or archive.
     """
 
     data: Path | None
@@ -134,15 +137,17 @@ class Job:
     families: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: FAMILIES)
     oracle: bool = True
     filters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    archive: Path | None = None
 
     @cached_property
     def recipe(self) -> Any:
         from discl.recipe import load_recipe
 
-        root = {"data.root": str(self.data.resolve())} if self.data else {}
+        places = {"data.root": self.data, "retrieval.archive": self.archive}
+        named = {key: str(place.resolve()) for key, place in places.items() if place}
         return load_recipe(
             self.source,
-            {**root, "runtime.device": self.device, "runtime.threads": 1, **self.overrides},
+            {**named, "runtime.device": self.device, "runtime.threads": 1, **self.overrides},
         )
 
     @cached_property
@@ -215,6 +220,8 @@ class Unit:
             told["filter"] |= job.filters[self.method]
         if self.method.endswith(ADAPTED):
             told["spectrum"]["adapt"] = ADAPT
+        if retrieves(job, self.method):
+            told["retrieval"] = {**recipe["retrieval"], "archive": None}
         tune = job.recipe.compare.tune
         overlay = (
             [tune.train, tune.hold_out, tune.seed, tune.metric] if self.seed is None else self.seed
@@ -295,19 +302,36 @@ def seed_units(job: Job) -> list[Unit]:
     ]
 
 
+def retrieves(job: Job, row: str) -> bool:
+    """Whether a row takes images of the archive."""
+    return row != ORACLE and job.recipe.methods[row].images == "retrieved"
+
+
 def open_data(job: Job) -> Any:
     """The run whose data and spectrum units share, made where it is not there.
 
-    Where a row needs an adapted generator, there is a second one beside it.
+    Where a row needs an adapted generator, there is a second one beside it. Raises SystemExit if a
+    row needs an archive and the job has none.
     """
     from discl.pipeline import run_until
     from discl.recipe import load_recipe
     from discl.run_folder.open import open_run
 
+    retrieving = [row for row in job.rows if retrieves(job, row)]
+    if retrieving and not job.archive:
+        raise SystemExit(
+            f"{', '.join(retrieving)} takes images of an archive: name it with --archive, or "
+            "others with --methods."
+        )
+    recipe = job.recipe
+    if not retrieving:
+        methods = recipe.plain()["methods"].items()
+        others = {row: method for row, method in methods if not retrieves(job, row)}
+        recipe = load_recipe(recipe, {"methods": others})
     if any(row.endswith(ADAPTED) for row in job.rows):
-        adapted = load_recipe(job.recipe, {"spectrum.adapt": ADAPT})
+        adapted = load_recipe(recipe, {"spectrum.adapt": ADAPT})
         run_until(open_run(adapted, job.work / f"spectrum{ADAPTED}", amend=True), "filter")
-    run = open_run(job.recipe, job.work / "spectrum", amend=True)
+    run = open_run(recipe, job.work / "spectrum", amend=True)
     run_until(run, "filter")
     return run
 
@@ -351,6 +375,7 @@ def carry_out(unit: Unit, job: Job) -> str:
         "hard.parquet",
         "plan.parquet",
         "filter.parquet",
+        "retrieved.parquet",
         "spectrum",
         "scores",
         "cache",
@@ -847,8 +872,11 @@ def main() -> None:
         default=RECIPE,
         help="cifar100_lt_full.yaml is the long one, for a GPU",
     )
+    parser.add_argument(
+        "--archive", type=Path, help="CIFAR-10 as Parquet, for rows with retrieved images"
+    )
     arguments = parser.parse_args()
-    job = read_job(arguments, arguments.recipe)
+    job = read_job(arguments, arguments.recipe, archive=arguments.archive)
     carry_on(job, arguments.processes, arguments.minutes)
 
 

@@ -361,6 +361,8 @@ def test_the_whole_of_it_in_miniature(
                 number % 3,
                 number + 100 * (split == "test"),
             )
+    for number in range(20):
+        miniatures.draw(tmp_path / "archive" / f"{number}.png", number % 3, number + 200)
     asked = {
         "name": "short",
         "data": {
@@ -389,7 +391,9 @@ def test_the_whole_of_it_in_miniature(
             "ce": {"strategy": "real-only"},
             "ce-discl": {"strategy": "all-levels", "synthetic_scale": 2},
             "ce-discl-adapted": {"strategy": "all-levels", "synthetic_scale": 2},
+            "ce-retrieval": {"images": "retrieved", "synthetic_scale": 2},
         },
+        "retrieval": {"archive": "ARCHIVE", "threshold": -1, "copy_cosine": 1},
         "baseline": "ce",
         "compare": {
             "published": "cifar100-lt-ir100-resnet10",
@@ -406,6 +410,9 @@ def test_the_whole_of_it_in_miniature(
     job = script.Job(
         tmp_path / "pictures", tmp_path / "work", tmp_path / "results", {}, tmp_path / "short.yaml"
     )
+    with pytest.raises(SystemExit, match="ce-retrieval takes images of an archive: name it with"):
+        script.open_data(job)
+    job = replace(job, archive=tmp_path / "archive")
     script.prepare(script.open_data(job), job)
     for plan in (script.trial_units, script.edge_units, script.seed_units):
         units = plan(job)
@@ -422,7 +429,7 @@ def test_the_whole_of_it_in_miniature(
     assert held and sources and not held & sources
     table = script.write_table(job)
     told = json.loads((job.results / "comparison.json").read_text())
-    names = ("ce", "ce-discl", "ce-discl-adapted", "oracle")
+    names = ("ce", "ce-discl", "ce-discl-adapted", "ce-retrieval", "oracle")
     assert set(told["rows"]) == {name + la for name in names for la in ("", "+la")}
     made = {
         folder: set(pq.read_table(job.work / folder / "filter.parquet")["id"].to_pylist())
@@ -430,6 +437,10 @@ def test_the_whole_of_it_in_miniature(
     }
     assert all(made.values()) and not made["spectrum"] & made["spectrum-adapted"]
     assert not list(job.work.glob("trials/ce-discl-adapted*"))
+    assert len(pq.read_table(job.work / "spectrum" / "retrieved.parquet"))
+    assert told["rows"]["ce-retrieval"]["costs"]["UNet rows"] == 0
+    alone = replace(job, archive=None, methods=("ce",), work=tmp_path / "other")
+    assert "ce-retrieval" not in script.open_data(alone).recipe.methods
     assert (
         told["rows"]["ce"]["costs"]["UNet rows"]
         == 0
