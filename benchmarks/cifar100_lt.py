@@ -7,10 +7,10 @@
     python benchmarks/cifar100_lt.py --data DIR --archive ARCHIVE --results build/try \\
         --set train.steps_per_epoch=4               # a small trial
 
-DIR has CIFAR-100 as Parquet. ARCHIVE has CIFAR-10, whose labels are not read: images of it are the
-synthetic ones of `ce-retrieval`. Each training is a unit. Its figures and predictions are written to
-`--results` when it ends. A unit with a file of this recipe and these settings is not run again, on
-any machine.
+DIR has CIFAR-100 as Parquet. ARCHIVE has CIFAR-10, whose labels are not read: its images take the
+place of synthetic ones in `ce-retrieval`. Each training is a unit. Its figures and predictions are
+written to `--results` when it ends. A unit with a file of this recipe and these settings is not run
+again, on any machine.
 
 - Trials come first (`compare.tune` in cifar100_lt.yaml): the same number for every method,
   evaluated on a held-out fifth of the long-tailed set. If the best rate is the first or the last,
@@ -157,7 +157,7 @@ class Job:
 
     @cached_property
     def trials(self) -> dict[str, list[Mapping[str, Any]]]:
-        """Settings of the trials of the selected methods, without rows that have those of another."""
+        """Settings of the trials of the selected methods; some rows have those of another."""
         from discl.stages.tune import plan_trials
 
         names = dict.fromkeys(settings_of(name) for name in self.rows)

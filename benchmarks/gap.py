@@ -30,7 +30,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "gap"
@@ -517,14 +520,10 @@ def epochs_of(row: Row, samples: Samples, draw: int, training: Training) -> Iter
         yield draw_epoch(pool, chosen, sampling, training.samples, seed=seed)[0]
 
 
-def train_row(
+def train_network(
     row: Row, samples: Samples, draw: int, training: Training
-) -> dict[str, dict[str, float]]:
-    """`{split: {metric: per cent}}` of one training, `test` and `validation`.
-
-    Metrics without and with post-hoc logit adjustment (`+la`, arXiv 2007.07314). Its temperature is
-    the best on validation, its prior the classes as they were drawn.
-    """
+) -> tuple[Any, np.ndarray]:
+    """(a network in evaluation mode, how often each class was drawn) of one training."""
     import numpy as np
     import torch
     from torch.nn import functional as F
@@ -551,7 +550,21 @@ def train_row(
             loss.backward()
             optimizer.step()
             step += 1
-    network.eval()
+    return network.eval(), drawn
+
+
+def train_row(
+    row: Row, samples: Samples, draw: int, training: Training
+) -> dict[str, dict[str, float]]:
+    """`{split: {metric: per cent}}` of one training, `test` and `validation`.
+
+    Metrics without and with post-hoc logit adjustment (`+la`, arXiv 2007.07314). Its temperature is
+    the best on validation, its prior the classes as they were drawn.
+    """
+    import numpy as np
+    import torch
+
+    network, drawn = train_network(row, samples, draw, training)
     logits = {split: _predict(network, pixels) for split, (pixels, _) in samples.held_out.items()}
     prior = torch.from_numpy(np.log(drawn.clip(0.5) / drawn.sum())).float()
     counts = _real_counts(samples.pool)
@@ -756,9 +769,7 @@ def run_unit(
     if not of_real.exists():
         oracle = add_oracle(samples, SETTINGS[name], draw, work)
         rows = {
-            key: train_row(
-                row, oracle if row.oracle else _without_synthetic(samples), draw, training
-            )
+            key: train_row(row, oracle if row.oracle else real_samples(samples), draw, training)
             for key, row in chosen_rows(training, REAL_ROWS, name, draw).items()
         }
         write_json(of_real, {"rows": rows})
@@ -783,20 +794,22 @@ def chosen_rows(
     return chosen
 
 
-def _without_synthetic(samples: Samples) -> Samples:
+def real_samples(samples: Samples, rows: Any = None) -> Samples:
+    """The real images alone, or these rows of them."""
     import numpy as np
 
     from discl.curriculum.sampling import Pool
 
-    real, pool = np.flatnonzero(~samples.pool.synthetic), samples.pool
-    kept = Pool(
-        pool.labels[real],
-        pool.levels[real],
-        pool.synthetic[real],
-        pool.hard[real],
+    pool = samples.pool
+    kept = np.flatnonzero(~pool.synthetic) if rows is None else rows
+    alone = Pool(
+        pool.labels[kept],
+        pool.levels[kept],
+        pool.synthetic[kept],
+        pool.hard[kept],
         pool.class_names,
     )
-    return Samples(kept, samples.pixels[real], samples.passed[real], samples.held_out)
+    return Samples(alone, samples.pixels[kept], samples.passed[kept], samples.held_out)
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:

@@ -1,10 +1,13 @@
 """Does `discl pilot` rank what pays? Its estimates against final gains, over arms named before.
 
-    python -m benchmarks.pilot --work build/gap    # estimates for the draws there
+    python -m benchmarks.pilot --work build/gap            # estimates for the draws there
     python -m benchmarks.pilot --table                     # from the committed figures
 
 The arms are in `results/gap/pilot_arms.yaml`, the final gains in `results/gap`. Estimates are added
-to `results/gap/pilot.json`, a draw and setting at a time; what is there is not computed again.
+to `results/gap/pilot.json`, a draw and setting at a time; what is there is not computed again. Each
+has one kind for each `pilot.features`: `network`, the default, and `filter`. The kind `first` is of
+the estimator before, on features of the filter, where a few synthetic images weighed as much as a
+whole spectrum; its code is no longer there.
 """
 
 from __future__ import annotations
@@ -14,14 +17,31 @@ import json
 import os
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gap import SETTINGS, spearman
+from benchmarks.gap import (
+    SETTINGS,
+    TRAININGS,
+    Row,
+    load_samples,
+    real_samples,
+    spearman,
+    train_network,
+)
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "gap"
+FOLDS = 3
+KINDS = {
+    "network": "features of the trained network",
+    "filter": "features of the filter's CLIP",
+    "first": "the estimator before",
+}
+Estimates = dict[str, dict[str, Any]]
+"""`{setting-draw: {kind: {level: {few, low, high, overall, recognised}}}}`."""
 
 
 def read_arms() -> dict[str, Any]:
@@ -30,46 +50,64 @@ def read_arms() -> dict[str, Any]:
     return yaml.safe_load((RESULTS / "pilot_arms.yaml").read_text())
 
 
-def estimate(folder: Path, levels: list[int], images: int) -> dict[str, Any]:
-    """`{level: {few, low, high, overall, recognised}}` of one run of `gap.py`."""
+def estimate(name: str, draw: int, work: Path, arms: dict[str, Any]) -> dict[str, Any]:
+    """`{features: {level: {few, low, high, overall, recognised}}}` of one run of `gap.py`.
+
+    Features are those of the filter's CLIP, and of the small network of `gap.py`, trained on the
+    real images without the hard ones of a fold.
+    """
     import numpy as np
+    import torch
     from PIL import Image
 
-    from discl import ClipScorer, SpectrumDataset, load_recipe
-    from discl.evaluation.worth import Features, estimate_worth
+    from discl import ClipScorer, load_recipe
+    from discl.evaluation.worth import Features, deal_folds, estimate_worth
 
-    recipe = load_recipe(folder / "recipe.yaml")
-    train = SpectrumDataset.of_run(folder)
-    held_out = SpectrumDataset.of_run(folder, split="validation")
+    samples = load_samples(name, draw, work, None)
+    pool, (later, later_labels) = samples.pool, samples.held_out["validation"]
+    real = np.flatnonzero(~pool.synthetic)
+    fold_of = deal_folds(pool.labels[real], pool.hard[real], FOLDS)
+    chosen = {}
+    for level in arms["levels"]:
+        rows = np.flatnonzero(pool.synthetic & (pool.levels == level))
+        chosen[level] = rows[np.random.default_rng(level).permutation(len(rows))[: arms["images"]]]
+    recipe = load_recipe(work / "runs" / f"{name}-{draw}" / "recipe.yaml")
     scorer = ClipScorer(recipe.filter.checkpoint, {})
 
-    def embed(dataset: Any, rows: Any) -> Any:
-        pictures: list[Image.Image] = [dataset[int(row)].image.convert("RGB") for row in rows]
+    def embed(pixels: Any) -> Any:
+        pictures = [Image.fromarray(each.permute(1, 2, 0).numpy()) for each in pixels]
         return scorer.embed(pictures).astype(np.float32)
 
-    pool = train.pool
-    real = np.flatnonzero(~pool.synthetic)
-    known = Features(embed(train, real), pool.labels[real])
-    later = Features(embed(held_out, range(len(held_out))), held_out.pool.labels)
-    found = {}
-    for level in levels:
-        rows = np.flatnonzero(pool.synthetic & (pool.levels == level))
-        rows = rows[np.random.default_rng(level).permutation(len(rows))[:images]]
-        worth = estimate_worth(
-            known,
-            pool.hard[real],
-            Features(embed(train, rows), pool.labels[rows]),
-            pool.sources[rows],
-            held_out=later,
-        )
-        assert worth.overall is not None
-        found[str(level)] = {
-            "few": round(worth.few.mean, 2),
-            "low": round(worth.few.low, 2),
-            "high": round(worth.few.high, 2),
-            "overall": round(worth.overall.mean, 2),
-            "recognised": round(worth.recognised, 3),
-        }
+    networks = []
+    for fold in range(FOLDS):
+        seen = real_samples(samples, real[fold_of != fold])
+        networks.append(train_network(Row(), seen, draw, TRAININGS["small"])[0])
+
+    def describe(pixels: Any) -> Any:
+        with torch.inference_mode():
+            return np.stack([each[0](pixels.float() / 255 - 0.5).numpy() for each in networks])
+
+    found: dict[str, Any] = {}
+    for kind, features in (("filter", embed), ("network", describe)):
+        known = Features(features(samples.pixels[real]), pool.labels[real])
+        others = Features(features(later), later_labels.numpy())
+        for level, rows in chosen.items():
+            worth = estimate_worth(
+                known,
+                pool.hard[real],
+                Features(features(samples.pixels[rows]), pool.labels[rows]),
+                pool.sources[rows],
+                fold_of=fold_of,
+                held_out=others,
+            )
+            assert worth.overall is not None
+            found.setdefault(kind, {})[str(level)] = {
+                "few": round(worth.few.mean, 2),
+                "low": round(worth.few.low, 2),
+                "high": round(worth.few.high, 2),
+                "overall": round(worth.overall.mean, 2),
+                "recognised": round(worth.recognised, 3),
+            }
     return found
 
 
@@ -106,13 +144,15 @@ class Arm:
         return "false don't" if self.advised <= 0.5 and self.gain > 0 else ""
 
 
-def measured_arms(estimates: dict[str, dict[str, Any]]) -> list[Arm]:
-    """The arms of the file, in its order, that have an estimate."""
+def measured_arms(estimates: Estimates, kind: str, settings: Sequence[str]) -> list[Arm]:
+    """The arms of these settings, in the order of the file, that have an estimate of a kind."""
     named, found = read_arms(), []
-    for setting in named["settings"]:
-        draws = [key for key in estimates if key.rsplit("-", 1)[0] == setting]
+    for setting in settings:
+        draws = [
+            key for key in estimates if key.rsplit("-", 1)[0] == setting and kind in estimates[key]
+        ]
         for level in named["levels"] if draws else ():
-            of_draws = [estimates[key][str(level)] for key in draws]
+            of_draws = [estimates[key][kind][str(level)] for key in draws]
             few, overall, recognised = (
                 statistics.mean(each[name] for each in of_draws)
                 for name in ("few", "overall", "recognised")
@@ -125,24 +165,39 @@ def measured_arms(estimates: dict[str, dict[str, Any]]) -> list[Arm]:
     return found
 
 
-def table(estimates: dict[str, dict[str, Any]]) -> str:
-    """Arms with estimate, final gain and verdicts; rank correlation; wrong verdicts."""
-    arms = measured_arms(estimates)
-    lines = ["| setting | λ, % | recognised | pilot, few | pilot, all | final, few | verdict | |"]
-    lines.append("|---|---:|---:|---:|---:|---:|---|---|")
-    lines += [
-        f"| {arm.setting} | {arm.level} | {arm.recognised:.2f} | {arm.few:+.1f} "
-        f"| {arm.overall:+.1f} | {arm.gain:+.1f} | {arm.advised:.0%} do it | {arm.mistake} |"
-        for arm in arms
-    ]
+def table(estimates: Estimates) -> str:
+    """Arms with estimate, final gain and verdicts; rank correlations; wrong verdicts."""
+    named = read_arms()
+    lines = []
+    for kind, title in KINDS.items():
+        arms = measured_arms(estimates, kind, named["second"]["settings"])
+        if not arms:
+            continue
+        lines += [f"**{title}**", ""]
+        lines.append("| setting | λ, % | recognised | pilot, few | pilot, all | final, few | | |")
+        lines.append("|---|---:|---:|---:|---:|---:|---|---|")
+        lines += [
+            f"| {arm.setting} | {arm.level} | {arm.recognised:.2f} | {arm.few:+.1f} "
+            f"| {arm.overall:+.1f} | {arm.gain:+.1f} | {arm.advised:.0%} do it | {arm.mistake} |"
+            for arm in arms
+        ]
+        lines.append("")
+        first = [arm for arm in arms if arm.setting in named["settings"]]
+        style = [arm for arm in arms if arm.setting not in named["settings"]]
+        parts = {"all": arms, "Fashion-MNIST-LT": first, "style": style}
+        lines += [f"- {describe(name, part)}" for name, part in parts.items() if part]
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def describe(name: str, arms: Sequence[Arm]) -> str:
+    """Rank correlation and wrong verdicts of some arms."""
     yes, no = (sum(arm.mistake == each for arm in arms) for each in ("false do it", "false don't"))
     correlation = spearman([arm.few for arm in arms], [arm.gain for arm in arms])
-    lines += [
-        "",
-        f"Spearman over {len(arms)} arms: {correlation:.2f} (expected "
-        f'{read_arms()["expected"]["spearman"]}); false "do it" {yes}, false "don\'t" {no}.',
-    ]
-    return "\n".join(lines)
+    return (
+        f"{name}, {len(arms)} arms: Spearman {correlation:.3f}; "
+        f'false "do it" {yes}, false "don\'t" {no}'
+    )
 
 
 def main() -> None:
@@ -153,17 +208,18 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table and do nothing else")
     arguments = parser.parse_args()
     arms, file = read_arms(), RESULTS / "pilot.json"
-    estimates = json.loads(file.read_text()) if file.exists() else {}
+    estimates: Estimates = json.loads(file.read_text()) if file.exists() else {}
     if not arguments.table:
-        for setting in arms["settings"]:
-            for draw in range(1, 10):
+        for setting in arms["second"]["settings"]:
+            for draw in range(0 if setting.startswith("style") else 1, 10):
                 key, folder = f"{setting}-{draw}", arguments.work / "runs" / f"{setting}-{draw}"
-                if key in estimates or not (RESULTS / f"{key}.json").exists():
+                known = estimates.get(key, {})
+                if "network" in known or not (RESULTS / f"{key}.json").exists():
                     continue
                 if not (folder / "filter.parquet").exists():
                     print(f"{key}: no run in {arguments.work}", file=sys.stderr)
                     continue
-                estimates[key] = estimate(folder, arms["levels"], arms["images"])
+                estimates[key] = known | estimate(setting, draw, arguments.work, arms)
                 file.write_text(json.dumps(dict(sorted(estimates.items())), indent=1) + "\n")
                 print(key, flush=True)
     print(table(estimates))

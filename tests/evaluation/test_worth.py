@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from discl.errors import DataError
+from discl.evaluation import worth as module
 from discl.evaluation.worth import (
     Features,
+    Worth,
     class_totals,
+    deal_folds,
     estimate_worth,
     fit_head,
     precision_and_coverage,
@@ -38,10 +41,15 @@ def setting(shift: float):
     return real, hard, made, sources
 
 
+def estimate(real, hard, made, sources, *, folds: int = 3, **options) -> Worth:
+    fold_of = deal_folds(real.labels, hard, folds)
+    return estimate_worth(real, hard, made, sources, fold_of=fold_of, **options)
+
+
 def test_images_of_the_class_bring_more_than_those_of_another():
     held_out = blobs([200] * 4, 2)
-    right = estimate_worth(*setting(0.0), held_out=held_out)
-    wrong = estimate_worth(*setting(1.0), held_out=held_out)
+    right = estimate(*setting(0.0), held_out=held_out)
+    wrong = estimate(*setting(1.0), held_out=held_out)
     assert right.few.low > 0
     assert right.few.mean > wrong.few.mean + 3
     assert right.recognised > 0.5 > 0.3 > wrong.recognised
@@ -50,7 +58,7 @@ def test_images_of_the_class_bring_more_than_those_of_another():
 
 
 def test_without_validation_images_the_hard_ones_are_held_out_in_turn():
-    worth = estimate_worth(*setting(0.0))
+    worth = estimate(*setting(0.0))
     assert worth.overall is None
     assert worth.few.low <= worth.few.mean <= worth.few.high
 
@@ -64,7 +72,7 @@ def test_the_images_of_a_held_out_source_are_not_trained_on():
     hard = real.labels == 2
     rows = np.flatnonzero(hard)
     copies = real.take(np.repeat(rows, 5))
-    worth = estimate_worth(real, hard, copies, np.repeat(rows, 5), folds=5)
+    worth = estimate(real, hard, copies, np.repeat(rows, 5), folds=5)
     assert worth.few.mean < 40, "features are noise, so copies of others cannot help"
     assert worth.recognised < 0.7
 
@@ -75,9 +83,49 @@ def test_a_class_of_one_image_needs_a_validation_split():
     made = blobs([0, 0, 0, 10], 1)
     sources = np.full(10, 60)
     with pytest.raises(DataError) as caught:
-        estimate_worth(real, hard, made, sources)
+        estimate(real, hard, made, sources)
     assert caught.value.argument == "held_out"
-    assert estimate_worth(real, hard, made, sources, held_out=blobs([9] * 4, 3)).overall is not None
+    assert estimate(real, hard, made, sources, held_out=blobs([9] * 4, 3)).overall is not None
+
+
+def test_no_synthetic_image_weighs_more_than_a_real_one_of_its_class(monkeypatch):
+    """A pilot has few images; a whole spectrum has `scale` times the weight of the real ones."""
+    fitted = []
+    known = module.fit_head
+
+    def spy(features, weights, classes):
+        fitted.append((features.labels, weights))
+        return known(features, weights, classes)
+
+    monkeypatch.setattr(module, "fit_head", spy)
+    real, hard, made, sources = setting(0.0)
+    held_out = blobs([20] * 4, 2)
+    for count, part in ((2, 2 / 6), (60, 3 / 4)):  # beside four real images
+        fitted.clear()
+        few = np.arange(count)
+        fold_of = np.full(len(hard), -1)
+        estimate_worth(
+            real, hard, made.take(few), sources[few], fold_of=fold_of, held_out=held_out, scale=3.0
+        )
+        labels, weights = fitted[-1]
+        own = weights[labels == 3]
+        assert own.sum() == pytest.approx(1) and own[4:].sum() == pytest.approx(part)
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+def test_a_fold_is_measured_with_the_network_that_has_not_seen_it(fold):
+    """The features of the other network are all zero, so they would find nothing."""
+    real, hard, made, sources = setting(0.0)
+    fold_of = np.where(np.cumsum(hard) % 2 & hard, fold, -1)  # every second hard image
+    plain = estimate_worth(real, hard, made, sources, fold_of=fold_of)
+
+    def crossed(features: Features) -> Features:
+        values = np.zeros((2, *features.values.shape), np.float32)
+        values[fold] = features.values
+        return Features(values, features.labels)
+
+    assert estimate_worth(crossed(real), hard, crossed(made), sources, fold_of=fold_of) == plain
+    assert plain.recognised > 0
 
 
 @pytest.mark.parametrize(

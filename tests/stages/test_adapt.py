@@ -277,6 +277,46 @@ def test_the_weights_that_make_an_image_have_not_seen_its_source(recipe, tmp_pat
     assert all(sources and not sources & trained for sources, trained in seen)
 
 
+@pytest.mark.slow
+def test_the_networks_of_a_pilot_have_not_seen_what_they_are_measured_on(
+    recipe, tmp_path, monkeypatch
+):
+    """They are trained once; `features: filter` and pretrained networks need none."""
+    from discl.stages import pilot_networks as stage
+    from discl.utils.stored import read_table
+
+    known, seen = stage.fit_network, []
+
+    def spy(table, *rest, **words):
+        seen.append(set(table.ids))
+        return known(table, *rest, **words)
+
+    monkeypatch.setattr(stage, "fit_network", spy)
+    run = open_run(recipe, tmp_path / "run")
+    first = pilot(run).read_text()
+    assert "by a linear head on features of resnet10, 10 epochs on the real images" in first
+    hard = set(read_table(run.path("hard.parquet"), ["id"])["id"].to_pylist())
+    left_out = [hard - ids for ids in seen]
+    assert len(seen) == 2 and left_out[0] | left_out[1] == hard and all(left_out)
+    assert not left_out[0] & left_out[1]
+    assert pilot(open_run(recipe, tmp_path / "run")).read_text() == first and len(seen) == 2
+    recipe["pilot"]["features"] = "filter"
+    assert "features of clip" in pilot(open_run(recipe, tmp_path / "run", amend=True)).read_text()
+    recipe["pilot"]["features"] = "network"
+    clip = recipe["filter"]["checkpoint"]
+    recipe["train"]["model"] = {"architecture": "clip", "checkpoint": clip}
+    table = pilot(open_run(recipe, tmp_path / "run", amend=True)).read_text()
+    assert "features of clip clip" in table and len(seen) == 2
+
+
+def test_a_checkpoint_that_is_missing_is_told_before_an_image_is_made(recipe, tmp_path):
+    recipe["train"]["model"] = {"architecture": "clip", "checkpoint": str(tmp_path / "nowhere")}
+    run = open_run(recipe, tmp_path / "run")
+    with pytest.raises(CheckpointError, match="nowhere"):
+        pilot(run)
+    assert not list(run.folder.rglob("part-*.parquet"))
+
+
 @pytest.mark.parametrize(
     ("candidate", "key"),
     [
@@ -377,9 +417,9 @@ class Killed(Exception):
 
 @pytest.mark.slow
 def test_a_killed_pilot_continues_to_the_same_files(recipe, tmp_path, monkeypatch):
-    """Killed after the first images, within an adaptation, and among the embeddings."""
+    """Killed in every part: a network, the first images, an adaptation, the embeddings."""
     from discl.spectrum import adaptation
-    from discl.stages import trial
+    from discl.stages import pilot_networks, trial
 
     monkeypatch.setattr(adaptation, "SAVE_EVERY", 2)
     adapted = {"spectrum.adapt": ADAPT | {"steps": 5}}
@@ -399,6 +439,7 @@ def test_a_killed_pilot_continues_to_the_same_files(recipe, tmp_path, monkeypatc
         return counted
 
     for place, name, call in (
+        (pilot_networks, "fit_network", 2),
         (trial, "filter_spectrum", 1),
         (adaptation, "_take_step", 9),  # in the second of two trainings
         (trial.Embedder, "_add", 2),

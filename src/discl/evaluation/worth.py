@@ -1,4 +1,4 @@
-"""What synthetic images are worth to a classifier, estimated on frozen features."""
+"""What synthetic images are worth to a classifier, estimated by linear heads on its features."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Features:
-    """Frozen features of images.
+    """Features of images.
 
-    - `values`: float32 `[images, dimensions]`.
+    - `values`: float32 `[images, dimensions]`; of cross-fitted networks `[folds, images,
+      dimensions]`, where network f has not seen the hard images of fold f.
     - `labels`: int64 `[images]`.
     """
 
@@ -27,7 +28,11 @@ class Features:
     labels: np.ndarray
 
     def take(self, rows: np.ndarray) -> Features:
-        return Features(self.values[rows], self.labels[rows])
+        return Features(self.values[..., rows, :], self.labels[rows])
+
+    def of_fold(self, fold: int) -> Features:
+        """The features, `[images, dimensions]`, that may be measured on a fold."""
+        return self if self.values.ndim == 2 else Features(self.values[fold], self.labels)
 
 
 @dataclass(frozen=True)
@@ -126,32 +131,33 @@ def estimate_worth(
     synthetic: Features,
     sources: np.ndarray,
     *,
+    fold_of: np.ndarray,
     held_out: Features | None = None,
     class_counts: np.ndarray | None = None,
     mixture: Mixture = "class-balanced",
     scale: float = 3.0,
-    folds: int = 3,
     seed: int = 0,
 ) -> Worth:
     """Gain of a linear head with the synthetic images over the same mixture of real images.
 
     Cross-validated over the hard images: a head sees neither the hard images of its fold nor the
-    synthetic images made from them. It is measured on that fold and on `held_out`.
+    synthetic images made from them. It is measured on that fold and on `held_out`. No synthetic
+    image weighs more than a real one of its class, however few there are: a whole spectrum has
+    more.
 
     - `real`: the real training images; `hard` bool `[real]` marks those with a spectrum.
     - `synthetic`: the images to judge; `sources` int64 `[synthetic]` is the row of `real` that
       each was made from.
+    - `fold_of`: that of each image of `real`, by `deal_folds`.
     - `held_out`: validation images, which no head sees.
     - `class_counts`: real training images per class, int64 `[classes]`, if `real` has only some.
     - `mixture`, `scale`: see `class_totals`.
-    - `folds`: 2 or more; a class with fewer hard images has that many.
 
     Raises DataError where no class has two hard images and nothing is held out.
     """
     tail = _tail(hard, real, synthetic, held_out)
     if not tail.any():
         raise DataError("no image is hard, so there is nothing to estimate a gain on.")
-    fold_of = _folds(real.labels, hard, folds, seed)
     measured = held_out is not None and tail[held_out.labels].any()
     if (fold_of[hard] < 0).all() and not measured:
         raise DataError(
@@ -159,22 +165,24 @@ def estimate_worth(
             argument="held_out",
         )
     labels, changes, later, recognised = [], [], [], []
-    for fold in range(folds):
-        made = fold_of[sources] != fold
+    for fold in range(max(1, int(fold_of.max()) + 1)):
+        known, made = real.of_fold(fold), synthetic.of_fold(fold)
+        used = fold_of[sources] != fold
         control, judged = _fit_heads(
-            real.take(np.flatnonzero(fold_of != fold)),
-            synthetic.take(np.flatnonzero(made)),
+            known.take(np.flatnonzero(fold_of != fold)),
+            made.take(np.flatnonzero(used)),
             tail,
             class_counts,
             mixture=mixture,
             scale=scale,
         )
-        held = real.take(np.flatnonzero(hard & (fold_of == fold)))
+        held = known.take(np.flatnonzero(hard & (fold_of == fold)))
         labels.append(held.labels)
         changes.append(_right(judged, held) - _right(control, held))
-        recognised.append(_right(control, synthetic.take(np.flatnonzero(~made))))
+        recognised.append(_right(control, made.take(np.flatnonzero(~used))))
         if held_out is not None:
-            later.append((_right(control, held_out), _right(judged, held_out)))
+            others = held_out.of_fold(fold)
+            later.append((_right(control, others), _right(judged, others)))
     overall = None
     if held_out is not None:
         before, after = (np.mean(each, 0) for each in zip(*later, strict=True))
@@ -200,14 +208,21 @@ def score_mixtures(
     """Scores of heads that differ in how classes are mixed; arguments as of `estimate_worth`.
 
     - `synthetic`: None without any.
-    - `held_out`: images that no head sees.
+    - `held_out`: images that no head sees. With cross-fitted features the mean over the networks.
     """
     tail = _tail(hard, real, synthetic, held_out)
+    networks = 1 if real.values.ndim == 2 else len(real.values)
     scores = []
     for mixture in mixtures:
-        heads = _fit_heads(real, synthetic, tail, class_counts, mixture=mixture, scale=scale)
-        found = [_balanced(head, held_out) for head in heads]
-        scores.append(MixtureScore(mixture, found[0], found[1] if len(found) > 1 else None))
+        found = []
+        for fold in range(networks):
+            made = None if synthetic is None else synthetic.of_fold(fold)
+            heads = _fit_heads(
+                real.of_fold(fold), made, tail, class_counts, mixture=mixture, scale=scale
+            )
+            found.append([_balanced(head, held_out.of_fold(fold)) for head in heads])
+        plain, *mixed = np.mean(found, axis=0).tolist()
+        scores.append(MixtureScore(mixture, plain, mixed[0] if mixed else None))
     return scores
 
 
@@ -240,10 +255,12 @@ def _tail(hard: np.ndarray, real: Features, *others: Features | None) -> np.ndar
     return np.bincount(real.labels[hard], minlength=int(labels.max()) + 1) > 0
 
 
-def _folds(labels: np.ndarray, hard: np.ndarray, folds: int, seed: int) -> np.ndarray:
+def deal_folds(labels: np.ndarray, hard: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
     """Fold of each real image, int64; -1 for those that every head sees.
 
     Hard images of a class are dealt out in turn. A class with one hard image keeps it.
+
+    - `folds`: 2 or more; a class with fewer hard images has that many.
     """
     rng = np.random.default_rng(seed)
     fold_of = np.full(len(labels), -1)
@@ -282,14 +299,19 @@ def _fit_heads(
 
 
 def _fit(real: Features, synthetic: Features | None, totals: np.ndarray, scale: float) -> Head:
-    """A head where each class has its total weight, divided 1 : `scale` where it has both kinds."""
+    """A head where each class has its total weight.
+
+    A class with both kinds divides it 1 : `scale`, or evenly among its images where the synthetic
+    ones would weigh more than the real ones.
+    """
     classes = len(totals)
     real_counts = np.bincount(real.labels, minlength=classes)
     if synthetic is None or not len(synthetic.labels):
         weights = (totals / np.maximum(real_counts, 1))[real.labels]
         return fit_head(real, weights, classes)
     made_counts = np.bincount(synthetic.labels, minlength=classes)
-    part = np.where(made_counts > 0, np.where(real_counts > 0, scale / (1 + scale), 1.0), 0.0)
+    even = made_counts / np.maximum(made_counts + real_counts, 1)
+    part = np.where(real_counts > 0, np.minimum(even, scale / (1 + scale)), even)
     weights = np.concatenate(
         [
             (totals * (1 - part) / np.maximum(real_counts, 1))[real.labels],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -32,6 +32,12 @@ class Pilot(Strict):
         max_length=4,
         description="how classes are mixed, with and without synthetic images; a list: the first "
         "one for the gains, and all are compared on validation images",
+    )
+    features: Literal["network", "filter"] = Field(
+        "network",
+        description="what heads are trained on. network: features of the network of the section "
+        "train, its checkpoint or trained for hard.epochs on the real images; filter: of the "
+        "filter's CLIP, which is quicker but may know your classes when the network does not",
     )
     thresholds: list[Annotated[float, Field(ge=-1, le=1)]] | None = Field(
         None,

@@ -27,7 +27,14 @@ from ..utils.stored import read_table, write_text
 from .adapt import ensure_adapter, name_adapter
 from .levels import describe_levels
 from .pilot_advice import Outcome, Tried, advise, advise_mixture
-from .pilot_measure import embed_real, measure_candidate, measure_mixtures
+from .pilot_measure import (
+    FeatureSource,
+    describe_real,
+    fold_of_rows,
+    measure_candidate,
+    measure_mixtures,
+)
+from .pilot_networks import Networks, describe_network
 from .pilot_tables import as_csv, as_markdown
 from .plan import check_models
 from .trial import Embedder, choose_sample, make_images, set_sample, trial_run
@@ -54,6 +61,10 @@ def run_pilot(run: Run) -> Path:
     for name, candidate in candidates.items():
         with _left_out(name, failed):
             check_models(candidate, "filter")
+    if len(failed) == len(candidates):
+        raise next(iter(failed.values()))
+    own = run.recipe.pilot.features == "network"
+    networks = Networks(run, fold_of_rows(run)) if own else None
     trials: dict[str, list[Run]] = {}
     for name, candidate in candidates.items():
         if name not in failed:
@@ -62,17 +73,18 @@ def run_pilot(run: Run) -> Path:
     if not trials:
         raise next(iter(failed.values()))
     embedder = Embedder(run)
-    real = embed_real(run, embedder)
+    source: FeatureSource = networks or embedder
+    real = describe_real(run, embedder, source)
     outcomes: list[Outcome] = []
     tried: list[Tried] = []
     levels = {}
     for name, parts in trials.items():
-        rows, thresholds = measure_candidate(run, name, parts, real, embedder)
+        rows, thresholds = measure_candidate(run, name, parts, real, embedder, source)
         outcomes, tried = outcomes + rows, tried + thresholds
         levels[name] = describe_levels(parts, embedder)
     advice = advise(run.recipe, overrides, outcomes, tried, hard)
     best = trials.get(advice.get("candidate", ""), [])
-    mixtures = measure_mixtures(run, best, advice, real, embedder)
+    mixtures = measure_mixtures(run, best, advice, real, embedder, source)
     result = {
         **_describe(run, failed),
         "outcomes": [asdict(each) for each in outcomes],
@@ -194,7 +206,9 @@ def _describe(run: Run, failed: Mapping[str, DisclError]) -> dict[str, Any]:
     return {
         "name": recipe.name,
         "generator": public_name(recipe.spectrum.checkpoint),
-        "features": public_name(recipe.filter.checkpoint),
+        "features": describe_network(run)
+        if recipe.pilot.features == "network"
+        else public_name(recipe.filter.checkpoint),
         "threshold": recipe.filter.threshold,
         "mixture": recipe.pilot.mixture[0],
         "validation": "validation" in run.tables,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from ..evaluation.worth import (
     Features,
     MixtureScore,
     Worth,
+    deal_folds,
     estimate_worth,
     precision_and_coverage,
     score_mixtures,
@@ -27,58 +28,86 @@ from .sample_pool import hard_rows
 from .trial import Embedder
 
 
+class FeatureSource(Protocol):
+    """Computes features of images of a run and of its trials."""
+
+    def real(self, split: str, rows: Sequence[int]) -> np.ndarray:
+        """Those of these rows of a split: `Features.values`."""
+        ...
+
+    def synthetic(self, trial: Run, ids: Sequence[str]) -> np.ndarray:
+        """Those of images of a trial: `Features.values`."""
+        ...
+
+
 @dataclass(frozen=True)
 class RealImages:
-    """Embeddings of real images: those to train on, and those held out.
+    """Features of real images: those to train on, and those held out.
 
     - `rows`: int64, rows of the training table.
-    - `hard`: bool, which of them have a spectrum.
+    - `hard`: bool, which of them have a spectrum; `fold_of`: their folds.
+    - `reference`: embeddings by the filter's CLIP of those held out, or of all without any.
     """
 
     train: Features
     rows: np.ndarray
     hard: np.ndarray
+    fold_of: np.ndarray
     held_out: Features | None
+    reference: Features
 
 
 @dataclass(frozen=True)
 class MadeImages:
     """Synthetic images of a candidate.
 
+    - `features`: what heads get; `embeddings`: those of the filter's CLIP.
     - `similarity`: clip_similarity; `sources`: row of the source in `RealImages.train`.
     - `cost`: UNet rows.
     """
 
     features: Features
+    embeddings: Features
     levels: np.ndarray
     similarity: np.ndarray
     sources: np.ndarray
     cost: np.ndarray
 
 
-def embed_real(run: Run, embedder: Embedder) -> RealImages:
+def fold_of_rows(run: Run) -> np.ndarray:
+    """Fold of each training image, int64 `[real]`: see `deal_folds`."""
+    return deal_folds(run.train.labels, hard_rows(run), run.recipe.pilot.folds)
+
+
+def describe_real(run: Run, embedder: Embedder, source: FeatureSource) -> RealImages:
     """Real images of a run: all of the classes with hard images, some of the others."""
     most, train = run.recipe.pilot.real_per_class, run.train
     hard = hard_rows(run)
     tail = set(train.labels[hard].tolist())
     rows = _some_rows(train.ids, train.labels, most, tail)
-    held_out = None
+    split, chosen, held_out = "train", rows, None
     if "validation" in run.tables:
-        table = run.tables["validation"]
+        split, table = "validation", run.tables["validation"]
         chosen = _some_rows(table.ids, table.labels, most, tail)
-        held_out = Features(embedder.real("validation", chosen.tolist()), table.labels[chosen])
-    features = Features(embedder.real("train", rows.tolist()), train.labels[rows])
-    return RealImages(features, rows, hard[rows], held_out)
+        held_out = Features(source.real(split, chosen.tolist()), table.labels[chosen])
+    features = Features(source.real("train", rows.tolist()), train.labels[rows])
+    looks = Features(embedder.real(split, chosen.tolist()), run.tables[split].labels[chosen])
+    return RealImages(features, rows, hard[rows], fold_of_rows(run)[rows], held_out, looks)
 
 
 def measure_candidate(
-    run: Run, name: str, trials: Sequence[Run], real: RealImages, embedder: Embedder
+    run: Run,
+    name: str,
+    trials: Sequence[Run],
+    real: RealImages,
+    embedder: Embedder,
+    source: FeatureSource,
 ) -> tuple[list[Outcome], list[Tried]]:
     """(outcomes of all levels together and level by level, thresholds) of a candidate.
 
     The threshold is chosen first, on all levels together. The outcomes are those at it.
     """
-    made = _collect(run, trials, real, embedder)
+    made = _collect(run, trials, real, embedder, source)
     own, everything = run.recipe.filter.threshold, np.ones(len(made.levels), bool)
     wanted = run.recipe.pilot.thresholds
     tried = []
@@ -100,7 +129,12 @@ def measure_candidate(
 
 
 def measure_mixtures(
-    run: Run, trials: Sequence[Run], advice: Mapping[str, Any], real: RealImages, embedder: Embedder
+    run: Run,
+    trials: Sequence[Run],
+    advice: Mapping[str, Any],
+    real: RealImages,
+    embedder: Embedder,
+    source: FeatureSource,
 ) -> list[MixtureScore]:
     """Scores of the mixtures on validation images; none where the recipe names one mixture.
 
@@ -111,7 +145,7 @@ def measure_mixtures(
     if len(settings.mixture) < 2 or real.held_out is None:
         return []
     if advice["generate"]:
-        found = _collect(run, trials, real, embedder)
+        found = _collect(run, trials, real, embedder, source)
         passed = found.similarity >= advice["threshold"]
         made = found.features.take(np.flatnonzero(passed & np.isin(found.levels, advice["levels"])))
     return score_mixtures(
@@ -136,22 +170,30 @@ def _some_rows(ids: Sequence[str], labels: np.ndarray, most: int, whole: set[int
     return np.asarray(sorted(chosen), np.int64)
 
 
-def _collect(run: Run, trials: Sequence[Run], real: RealImages, embedder: Embedder) -> MadeImages:
+def _collect(
+    run: Run,
+    trials: Sequence[Run],
+    real: RealImages,
+    embedder: Embedder,
+    source: FeatureSource,
+) -> MadeImages:
     ids = run.train.ids
     row_of = {ids[row]: place for place, row in enumerate(real.rows.tolist())}
-    verdicts, features, cost = [], [], []
+    verdicts, features, looks, cost = [], [], [], []
     for trial in trials:
         found = read_table(trial.path(paths.FILTER)).to_pylist()
         requests = {request.id: request for request in read_plan(trial.path(paths.PLAN))}
-        features.append(embedder.synthetic(trial, [row["id"] for row in found]))
+        features.append(source.synthetic(trial, [row["id"] for row in found]))
+        looks.append(embedder.synthetic(trial, [row["id"] for row in found]))
         cost += [count_rows(trial, [requests[row["id"]]]) for row in found]
         verdicts += found
     labels, levels, similarity = (
         np.asarray([row[key] for row in verdicts]) for key in ("label", "level", "clip_similarity")
     )
     sources = np.asarray([row_of[row["source_id"]] for row in verdicts])
-    made = Features(np.concatenate(features), labels)
-    return MadeImages(made, levels, similarity, sources, np.asarray(cost))
+    made = Features(np.concatenate(features, axis=-2), labels)
+    embeddings = Features(np.concatenate(looks), labels)
+    return MadeImages(made, embeddings, levels, similarity, sources, np.asarray(cost))
 
 
 def _worth(run: Run, made: MadeImages, rows: np.ndarray, real: RealImages) -> Worth | None:
@@ -164,11 +206,11 @@ def _worth(run: Run, made: MadeImages, rows: np.ndarray, real: RealImages) -> Wo
         real.hard,
         made.features.take(rows),
         made.sources[rows],
+        fold_of=real.fold_of,
         held_out=real.held_out,
         class_counts=run.train.class_counts,
         mixture=settings.mixture[0],
         scale=run.recipe.synthetic_scale,
-        folds=settings.folds,
     )
 
 
@@ -195,16 +237,12 @@ def _outcome(
     )
     if worth is None:
         return basic
-    precision, coverage = _fidelity(made.features.take(rows), real)
+    precision, coverage = _fidelity(made.embeddings.take(rows), real.reference)
     return replace(basic, precision=precision, coverage=coverage, worth=worth)
 
 
-def _fidelity(made: Features, real: RealImages) -> tuple[float | None, float | None]:
-    """Mean precision and coverage over classes, against held-out real images of the class.
-
-    Without a validation split the training images take their place.
-    """
-    reference = real.held_out or real.train
+def _fidelity(made: Features, reference: Features) -> tuple[float | None, float | None]:
+    """Mean precision and coverage over classes, against real images of the class."""
     found = []
     for label in np.unique(made.labels).tolist():
         own = reference.values[reference.labels == label]
