@@ -42,6 +42,7 @@ SEEDS = 8
 FEW, MANY = 20, 100
 """A class with fewer images is few, one with more than `MANY` is many."""
 BATCH, RATE = 64, 0.003
+REFEREE_STEPS = 3000
 SCALE = 3.0
 TEMPERATURES = (0.5, 1.0, 1.5)
 CLOTHES = (
@@ -663,10 +664,9 @@ def train_referee(domain: str, work: Path, cifar10: Path | None) -> Any:
     labels = torch.tensor([order.index(str(table.class_names[at])) for at in table.labels.tolist()])
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-3)
-    steps = 3000
-    for step in range(steps):
+    for step in range(REFEREE_STEPS):
         for group in optimizer.param_groups:
-            group["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / REFEREE_STEPS))
         part = torch.randint(len(labels), (BATCH,), generator=generator)
         inputs = _augment(pixels[part].float() / 255 - 0.5, generator)
         loss = F.cross_entropy(network(inputs), labels[part])

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gap import RESULTS, SETTINGS, best_fixed, difference, interval, read_results
-from benchmarks.pilot import measured_arms
+from benchmarks.pilot import measured_arms, read_arms
 
 from discl.report.charts import Axis, nice_axis
 
@@ -38,6 +38,7 @@ ROWS = {
     "best fixed level": "#7a9a2e",
     "real images (oracle)": "#5f6368",
 }
+SETTING_COLOURS = (*ROWS.values(), "#7b4a1e")
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,10 @@ def draw_gap(results: Path, metric: str) -> str:
 
 def draw_pilot(results: Path) -> str:
     """Estimates and gains of the pilot's arms, one colour for each setting."""
-    arms = measured_arms(json.loads((results / "pilot.json").read_text()))
+    estimates = json.loads((results / "pilot.json").read_text())
+    arms = measured_arms(estimates, "network", read_arms()["second"]["settings"])
     settings = list(dict.fromkeys(arm.setting for arm in arms))
-    colours = dict(zip(settings, ROWS.values(), strict=False))
+    colours = dict(zip(settings, SETTING_COLOURS, strict=False))
     x = nice_axis(min(arm.few for arm in arms), max(arm.few for arm in arms))
     y = nice_axis(min(arm.gain for arm in arms), max(arm.gain for arm in arms))
     panel = Panel(LEFT, WIDTH - LEFT - RIGHT)

@@ -39,6 +39,29 @@ def test_a_benchmark_goes_through(
     assert len(json.loads(file.read_text())["figures"]) == figures
 
 
+@pytest.mark.slow
+def test_a_unit_of_the_gap_and_its_estimates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one image for each hard one and level, and networks that hardly train."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS.parent))
+    from benchmarks import gap, pilot
+
+    short = gap.Training(epochs=2, curriculum_epochs=2, samples=64)
+    for name, value in {"SEEDS": 1, "LEVELS": (0, 50), "REFEREE_STEPS": 2}.items():
+        monkeypatch.setattr(gap, name, value)
+    monkeypatch.setitem(gap.TRAININGS, "small", short)
+    work, results = tmp_path / "work", tmp_path / "results"
+    gap.run_unit("plain", 0, work, results, None, short)
+    unit = gap.read_results(results)["plain"][0]
+    assert {"ce", "oracle", "text-only", "fixed-50", "d2s-filtered"} <= unit["rows"].keys()
+    assert set(unit["gap"]) == {"0", "50"} and unit["rows"]["ce"]["test"]["all"] > 0
+    found = pilot.estimate("plain", 0, work, {"levels": [0, 50], "images": 20})
+    assert {kind: set(each) for kind, each in found.items()} == {
+        "filter": {"0", "50"}, "network": {"0", "50"},
+    }  # fmt: skip
+
+
 def test_the_worker_of_the_benchmark_is_called_like_that_of_a_run() -> None:
     names = runpy.run_path(str(BENCHMARKS / "workers.py"))
     ours, theirs = (inspect.signature(each) for each in (names["worker"], local.run_worker))
