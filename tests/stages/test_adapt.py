@@ -309,6 +309,17 @@ def test_the_networks_of_a_pilot_have_not_seen_what_they_are_measured_on(
     assert "features of clip clip" in table and len(seen) == 2
 
 
+@pytest.mark.parametrize(("images", "told"), [(8, False), (7, True)])
+def test_a_pilot_says_how_many_images_it_needs(recipe, tmp_path, images, told, caplog):
+    from discl.stages import pilot as stage
+
+    run = open_run(recipe, tmp_path / "run")
+    run_until(run, "prompts")
+    run.recipe.pilot.__dict__["images"] = images  # fewer than a recipe allows
+    stage._warn_of_few_images(run, [run])
+    assert ("pilot.images=8 is enough" in caplog.text) == told  # two classes, two levels
+
+
 def test_a_checkpoint_that_is_missing_is_told_before_an_image_is_made(recipe, tmp_path):
     recipe["train"]["model"] = {"architecture": "clip", "checkpoint": str(tmp_path / "nowhere")}
     run = open_run(recipe, tmp_path / "run")

@@ -7,7 +7,7 @@ store and filter, so that a killed pilot continues.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..escaping import one_line
 from ..recipe import Recipe, load_recipe
 from ..run_folder import paths
 from ..run_folder.run import Run
+from ..utils.counts import count_of
 from ..utils.hashing import digest
 from ..utils.logging import get_logger
 from ..utils.stored import read_table, write_text
@@ -63,6 +64,7 @@ def run_pilot(run: Run) -> Path:
             check_models(candidate, "filter")
     if len(failed) == len(candidates):
         raise next(iter(failed.values()))
+    _warn_of_few_images(run, candidates.values())
     own = run.recipe.pilot.features == "network"
     networks = Networks(run, fold_of_rows(run)) if own else None
     trials: dict[str, list[Run]] = {}
@@ -120,6 +122,19 @@ def _check_measurable(run: Run) -> int:
             "held out to measure on; add validation images of these classes (data.splits)."
         )
     return len(labels)
+
+
+def _warn_of_few_images(run: Run, candidates: Iterable[Run]) -> None:
+    """Logs how many images give each class with hard images two of every level."""
+    labels = set(read_table(run.path(paths.HARD), ["label"])["label"].to_pylist())
+    levels = max(len(each.recipe.spectrum.levels) for each in candidates)
+    images, wanted = run.recipe.pilot.images, 2 * len(labels) * levels
+    if images < wanted:
+        logger.warning(
+            f"pilot: {count_of(images, 'image')} of a candidate cannot show {len(labels)} classes "
+            f"twice at {count_of(levels, 'level')}; estimates are low and wide. "
+            f"pilot.images={wanted} is enough."
+        )
 
 
 @contextmanager
