@@ -5,9 +5,9 @@
 
 The arms are in `results/gap/pilot_arms.yaml`, the final gains in `results/gap`. Estimates are added
 to `results/gap/pilot.json`, a draw and setting at a time; what is there is not computed again. Each
-has one kind for each `pilot.features`: `network`, the default, and `filter`. The kind `first` is of
-the estimator before, on features of the filter, where a few synthetic images weighed as much as a
-whole spectrum; its code is no longer there.
+has one kind for each `pilot.judge`: `network` and `head`. The kind `first` is of a head for which a
+few synthetic images weighed as much as a whole spectrum. The kind `features` is of a head on
+features of a network trained on the real images. Their code is no longer there.
 """
 
 from __future__ import annotations
@@ -19,26 +19,20 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gap import (
-    SETTINGS,
-    TRAININGS,
-    Row,
-    load_samples,
-    real_samples,
-    spearman,
-    train_network,
-)
+from benchmarks.gap import SETTINGS, load_samples, spearman
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "gap"
 FOLDS = 3
 KINDS = {
-    "network": "features of the trained network",
-    "filter": "features of the filter's CLIP",
-    "first": "the estimator before",
+    "network": "a small network, trained from scratch",
+    "head": "a head on features of the filter's CLIP",
+    "features": "a head on features of a network trained on the real images",
+    "first": "the first head, for which images weighed more",
 }
 Estimates = dict[str, dict[str, Any]]
 """`{setting-draw: {kind: {level: {few, low, high, overall, recognised}}}}`."""
@@ -51,26 +45,17 @@ def read_arms() -> dict[str, Any]:
 
 
 def estimate(name: str, draw: int, work: Path, arms: dict[str, Any]) -> dict[str, Any]:
-    """`{features: {level: {few, low, high, overall, recognised}}}` of one run of `gap.py`.
-
-    Features are those of the filter's CLIP, and of the small network of `gap.py`, trained on the
-    real images without the hard ones of a fold.
-    """
+    """`{judge: {level: {few, low, high, overall, recognised}}}` of one run of `gap.py`."""
     import numpy as np
-    import torch
     from PIL import Image
 
     from discl import ClipScorer, load_recipe
-    from discl.evaluation.worth import Features, deal_folds, estimate_worth
+    from discl.evaluation.proxy import fit_proxy
+    from discl.evaluation.worth import Features, deal_folds, estimate_worth, fit_linear
 
     samples = load_samples(name, draw, work, None)
     pool, (later, later_labels) = samples.pool, samples.held_out["validation"]
     real = np.flatnonzero(~pool.synthetic)
-    fold_of = deal_folds(pool.labels[real], pool.hard[real], FOLDS)
-    chosen = {}
-    for level in arms["levels"]:
-        rows = np.flatnonzero(pool.synthetic & (pool.levels == level))
-        chosen[level] = rows[np.random.default_rng(level).permutation(len(rows))[: arms["images"]]]
     recipe = load_recipe(work / "runs" / f"{name}-{draw}" / "recipe.yaml")
     scorer = ClipScorer(recipe.filter.checkpoint, {})
 
@@ -78,27 +63,34 @@ def estimate(name: str, draw: int, work: Path, arms: dict[str, Any]) -> dict[str
         pictures = [Image.fromarray(each.permute(1, 2, 0).numpy()) for each in pixels]
         return scorer.embed(pictures).astype(np.float32)
 
-    networks = []
-    for fold in range(FOLDS):
-        seen = real_samples(samples, real[fold_of != fold])
-        networks.append(train_network(Row(), seen, draw, TRAININGS["small"])[0])
+    @cache
+    def train(key: tuple[bytes, ...]) -> Any:
+        features, weights, classes = fitted[key]
+        return fit_proxy(features.values, features.labels, weights, classes)
 
-    def describe(pixels: Any) -> Any:
-        with torch.inference_mode():
-            return np.stack([each[0](pixels.float() / 255 - 0.5).numpy() for each in networks])
+    fitted: dict[tuple[bytes, ...], Any] = {}
+
+    def fit(features: Any, weights: Any, classes: int) -> Any:
+        key = tuple(each.tobytes() for each in (features.values, features.labels, weights))
+        fitted[key] = features, weights, classes
+        return train(key)
 
     found: dict[str, Any] = {}
-    for kind, features in (("filter", embed), ("network", describe)):
-        known = Features(features(samples.pixels[real]), pool.labels[real])
-        others = Features(features(later), later_labels.numpy())
-        for level, rows in chosen.items():
+    for kind, describe, judge in (
+        ("head", embed, fit_linear),
+        ("network", lambda pixels: pixels.numpy(), fit),
+    ):
+        for level in arms["levels"]:
+            rows = np.flatnonzero(pool.synthetic & (pool.levels == level))
+            rows = rows[np.random.default_rng(level).permutation(len(rows))[: arms["images"]]]
             worth = estimate_worth(
-                known,
+                Features(describe(samples.pixels[real]), pool.labels[real]),
                 pool.hard[real],
-                Features(features(samples.pixels[rows]), pool.labels[rows]),
+                Features(describe(samples.pixels[rows]), pool.labels[rows]),
                 pool.sources[rows],
-                fold_of=fold_of,
-                held_out=others,
+                fold_of=deal_folds(pool.labels[real], pool.hard[real], FOLDS),
+                fit=judge,
+                held_out=Features(describe(later), later_labels.numpy()),
             )
             assert worth.overall is not None
             found.setdefault(kind, {})[str(level)] = {

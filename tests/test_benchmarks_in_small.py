@@ -50,7 +50,7 @@ def test_a_unit_of_the_gap_and_its_estimates(
     short = gap.Training(epochs=2, curriculum_epochs=2, samples=64)
     for name, value in {"SEEDS": 1, "LEVELS": (0, 50), "REFEREE_STEPS": 2}.items():
         monkeypatch.setattr(gap, name, value)
-    monkeypatch.setitem(gap.TRAININGS, "small", short)
+    monkeypatch.setattr("discl.evaluation.proxy.STEPS", 2)
     work, results = tmp_path / "work", tmp_path / "results"
     gap.run_unit("plain", 0, work, results, None, short)
     unit = gap.read_results(results)["plain"][0]
@@ -58,7 +58,7 @@ def test_a_unit_of_the_gap_and_its_estimates(
     assert set(unit["gap"]) == {"0", "50"} and unit["rows"]["ce"]["test"]["all"] > 0
     found = pilot.estimate("plain", 0, work, {"levels": [0, 50], "images": 20})
     assert {kind: set(each) for kind, each in found.items()} == {
-        "filter": {"0", "50"}, "network": {"0", "50"},
+        "head": {"0", "50"}, "network": {"0", "50"},
     }  # fmt: skip
 
 

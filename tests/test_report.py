@@ -1117,7 +1117,7 @@ def write_pilot(folder: Path, generate: bool = True) -> dict[str, Any]:
         "kept_at_proposal": 0.25,
     }
     pilot = {
-        "features": "embedded:fashion-mnist/clip",
+        "judge": "a small network, trained from scratch on 32 pixels",
         "mixture": "class-balanced",
         "outcomes": [
             {**row, "level": None, "precision": 0.9, "coverage": None, "worth": worth},

@@ -57,7 +57,7 @@ def recipe(pictures, tiny_diffusion, tiny_clip) -> dict:
         "filter": {"checkpoint": str(tiny_clip), "threshold": -1},
         "train": {"epochs": 2, "curriculum_epochs": 2, "image_size": 32, "batch_size": 8},
         "methods": {"discl": {"strategy": "diverse-to-specific"}},
-        "pilot": {"images": 32, "folds": 2},
+        "pilot": {"images": 32, "folds": 2, "judge": "head"},
         "runtime": {"device": "cpu"},
     }
 
@@ -278,35 +278,33 @@ def test_the_weights_that_make_an_image_have_not_seen_its_source(recipe, tmp_pat
 
 
 @pytest.mark.slow
-def test_the_networks_of_a_pilot_have_not_seen_what_they_are_measured_on(
-    recipe, tmp_path, monkeypatch
-):
-    """They are trained once; `features: filter` and pretrained networks need none."""
-    from discl.stages import pilot_networks as stage
-    from discl.utils.stored import read_table
+def test_a_pilot_judges_by_what_the_recipe_trains(recipe, tmp_path, monkeypatch):
+    """From scratch: a network, once for each set of images. From a checkpoint: a head."""
+    from discl.stages import pilot_judges as stage
 
-    known, seen = stage.fit_network, []
+    known, seen = stage.fit_proxy, []
 
-    def spy(table, *rest, **words):
-        seen.append(set(table.ids))
-        return known(table, *rest, **words)
+    def spy(pixels, labels, weights, *rest, **words):
+        seen.append(len(labels))
+        return known(pixels, labels, weights, *rest, **words)
 
-    monkeypatch.setattr(stage, "fit_network", spy)
+    monkeypatch.setattr(stage, "fit_proxy", spy)
+    monkeypatch.setattr("discl.evaluation.proxy.STEPS", 3)
+    recipe["pilot"]["judge"] = "auto"
     run = open_run(recipe, tmp_path / "run")
     first = pilot(run).read_text()
-    assert "by a linear head on features of resnet10, 10 epochs on the real images" in first
-    hard = set(read_table(run.path("hard.parquet"), ["id"])["id"].to_pylist())
-    left_out = [hard - ids for ids in seen]
-    assert len(seen) == 2 and left_out[0] | left_out[1] == hard and all(left_out)
-    assert not left_out[0] & left_out[1]
-    assert pilot(open_run(recipe, tmp_path / "run")).read_text() == first and len(seen) == 2
-    recipe["pilot"]["features"] = "filter"
-    assert "features of clip" in pilot(open_run(recipe, tmp_path / "run", amend=True)).read_text()
-    recipe["pilot"]["features"] = "network"
+    assert "by a small network, trained from scratch on 32 pixels; 95 % interval" in first
+    assert len(seen) < 2 * 2 * (2 + 4), "the networks of real images are trained once for each fold"
+    seen.clear()
+    assert pilot(open_run(recipe, tmp_path / "run")).read_text() == first
     clip = recipe["filter"]["checkpoint"]
     recipe["train"]["model"] = {"architecture": "clip", "checkpoint": clip}
+    seen.clear()
     table = pilot(open_run(recipe, tmp_path / "run", amend=True)).read_text()
-    assert "features of clip clip" in table and len(seen) == 2
+    assert "by a linear head on features of clip" in table and not seen
+    recipe["pilot"]["judge"] = "network"
+    pilot(open_run(recipe, tmp_path / "run", amend=True))
+    assert seen
 
 
 @pytest.mark.parametrize(("images", "told"), [(8, False), (7, True)])
@@ -318,14 +316,6 @@ def test_a_pilot_says_how_many_images_it_needs(recipe, tmp_path, images, told, c
     run.recipe.pilot.__dict__["images"] = images  # fewer than a recipe allows
     stage._warn_of_few_images(run, [run])
     assert ("pilot.images=8 is enough" in caplog.text) == told  # two classes, two levels
-
-
-def test_a_checkpoint_that_is_missing_is_told_before_an_image_is_made(recipe, tmp_path):
-    recipe["train"]["model"] = {"architecture": "clip", "checkpoint": str(tmp_path / "nowhere")}
-    run = open_run(recipe, tmp_path / "run")
-    with pytest.raises(CheckpointError, match="nowhere"):
-        pilot(run)
-    assert not list(run.folder.rglob("part-*.parquet"))
 
 
 @pytest.mark.parametrize(
@@ -428,9 +418,9 @@ class Killed(Exception):
 
 @pytest.mark.slow
 def test_a_killed_pilot_continues_to_the_same_files(recipe, tmp_path, monkeypatch):
-    """Killed in every part: a network, the first images, an adaptation, the embeddings."""
+    """Killed after the first images, within an adaptation, and among the embeddings."""
     from discl.spectrum import adaptation
-    from discl.stages import pilot_networks, trial
+    from discl.stages import trial
 
     monkeypatch.setattr(adaptation, "SAVE_EVERY", 2)
     adapted = {"spectrum.adapt": ADAPT | {"steps": 5}}
@@ -450,7 +440,6 @@ def test_a_killed_pilot_continues_to_the_same_files(recipe, tmp_path, monkeypatc
         return counted
 
     for place, name, call in (
-        (pilot_networks, "fit_network", 2),
         (trial, "filter_spectrum", 1),
         (adaptation, "_take_step", 9),  # in the second of two trainings
         (trial.Embedder, "_add", 2),

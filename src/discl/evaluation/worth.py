@@ -1,8 +1,8 @@
-"""What synthetic images are worth to a classifier, estimated by linear heads on its features."""
+"""What synthetic images are worth to a classifier, estimated by small ones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,10 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Features:
-    """Features of images.
+    """What a classifier is trained on.
 
-    - `values`: float32 `[images, dimensions]`; of cross-fitted networks `[folds, images,
-      dimensions]`, where network f has not seen the hard images of fold f.
+    - `values`: float32 `[images, dimensions]` for a head; pixels, uint8 `[images, 3, side, side]`,
+      for a network.
     - `labels`: int64 `[images]`.
     """
 
@@ -28,11 +28,13 @@ class Features:
     labels: np.ndarray
 
     def take(self, rows: np.ndarray) -> Features:
-        return Features(self.values[..., rows, :], self.labels[rows])
+        return Features(self.values[rows], self.labels[rows])
 
-    def of_fold(self, fold: int) -> Features:
-        """The features, `[images, dimensions]`, that may be measured on a fold."""
-        return self if self.values.ndim == 2 else Features(self.values[fold], self.labels)
+
+Predict = Callable[[np.ndarray], np.ndarray]
+"""From `Features.values` to labels, int64 `[images]`."""
+Fit = Callable[[Features, np.ndarray, int], Predict]
+"""From images, their weights, float64 `[images]`, and the number of classes to a classifier."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class Worth:
 
     - `few`: gain on the classes with hard images, mean over classes.
     - `overall`: gain on all classes, mean over the held-out images; None without any.
-    - `recognised`: fraction of the synthetic images that a head on real images alone assigns to
-      their class. The head did not see the source of the image.
+    - `recognised`: fraction of the synthetic images that a classifier of real images alone assigns
+      to their class. It did not see the source of the image.
     """
 
     few: Gain
@@ -61,7 +63,7 @@ class Worth:
 
 @dataclass(frozen=True)
 class MixtureScore:
-    """Balanced accuracy of a head on held-out images, in points.
+    """Balanced accuracy of a classifier on held-out images, in points.
 
     - `real`: trained on real images alone.
     - `mixed`: with synthetic images too, in the same mixture; None without any.
@@ -125,6 +127,12 @@ def fit_head(
     return scaled.numpy(), (bias.detach() - mean @ scaled).numpy()
 
 
+def fit_linear(features: Features, weights: np.ndarray, num_classes: int) -> Predict:
+    """The classifier of `fit_head`."""
+    matrix, bias = fit_head(features, weights, num_classes)
+    return lambda values: (values @ matrix + bias).argmax(1)
+
+
 def estimate_worth(
     real: Features,
     hard: np.ndarray,
@@ -132,16 +140,17 @@ def estimate_worth(
     sources: np.ndarray,
     *,
     fold_of: np.ndarray,
+    fit: Fit = fit_linear,
     held_out: Features | None = None,
     class_counts: np.ndarray | None = None,
     mixture: Mixture = "class-balanced",
     scale: float = 3.0,
     seed: int = 0,
 ) -> Worth:
-    """Gain of a linear head with the synthetic images over the same mixture of real images.
+    """Gain of a classifier with the synthetic images over the same mixture of real images.
 
-    Cross-validated over the hard images: a head sees neither the hard images of its fold nor the
-    synthetic images made from them. It is measured on that fold and on `held_out`. No synthetic
+    Cross-validated over the hard images: a classifier sees neither the hard images of its fold nor
+    the synthetic images made from them. It is measured on that fold and on `held_out`. No synthetic
     image weighs more than a real one of its class, however few there are: a whole spectrum has
     more.
 
@@ -149,7 +158,8 @@ def estimate_worth(
     - `synthetic`: the images to judge; `sources` int64 `[synthetic]` is the row of `real` that
       each was made from.
     - `fold_of`: that of each image of `real`, by `deal_folds`.
-    - `held_out`: validation images, which no head sees.
+    - `fit`: trains a classifier; a linear head by default.
+    - `held_out`: validation images, which no classifier sees.
     - `class_counts`: real training images per class, int64 `[classes]`, if `real` has only some.
     - `mixture`, `scale`: see `class_totals`.
 
@@ -166,23 +176,22 @@ def estimate_worth(
         )
     labels, changes, later, recognised = [], [], [], []
     for fold in range(max(1, int(fold_of.max()) + 1)):
-        known, made = real.of_fold(fold), synthetic.of_fold(fold)
-        used = fold_of[sources] != fold
-        control, judged = _fit_heads(
-            known.take(np.flatnonzero(fold_of != fold)),
-            made.take(np.flatnonzero(used)),
+        made = fold_of[sources] != fold
+        control, judged = _fit_both(
+            real.take(np.flatnonzero(fold_of != fold)),
+            synthetic.take(np.flatnonzero(made)),
             tail,
             class_counts,
+            fit=fit,
             mixture=mixture,
             scale=scale,
         )
-        held = known.take(np.flatnonzero(hard & (fold_of == fold)))
+        held = real.take(np.flatnonzero(hard & (fold_of == fold)))
         labels.append(held.labels)
         changes.append(_right(judged, held) - _right(control, held))
-        recognised.append(_right(control, made.take(np.flatnonzero(~used))))
+        recognised.append(_right(control, synthetic.take(np.flatnonzero(~made))))
         if held_out is not None:
-            others = held_out.of_fold(fold)
-            later.append((_right(control, others), _right(judged, others)))
+            later.append((_right(control, held_out), _right(judged, held_out)))
     overall = None
     if held_out is not None:
         before, after = (np.mean(each, 0) for each in zip(*later, strict=True))
@@ -202,27 +211,23 @@ def score_mixtures(
     held_out: Features,
     *,
     mixtures: Sequence[Mixture],
+    fit: Fit = fit_linear,
     class_counts: np.ndarray | None = None,
     scale: float = 3.0,
 ) -> list[MixtureScore]:
-    """Scores of heads that differ in how classes are mixed; arguments as of `estimate_worth`.
+    """Scores of classifiers that differ in how classes are mixed; see `estimate_worth`.
 
     - `synthetic`: None without any.
-    - `held_out`: images that no head sees. With cross-fitted features the mean over the networks.
+    - `held_out`: images that no classifier sees.
     """
     tail = _tail(hard, real, synthetic, held_out)
-    networks = 1 if real.values.ndim == 2 else len(real.values)
     scores = []
     for mixture in mixtures:
-        found = []
-        for fold in range(networks):
-            made = None if synthetic is None else synthetic.of_fold(fold)
-            heads = _fit_heads(
-                real.of_fold(fold), made, tail, class_counts, mixture=mixture, scale=scale
-            )
-            found.append([_balanced(head, held_out.of_fold(fold)) for head in heads])
-        plain, *mixed = np.mean(found, axis=0).tolist()
-        scores.append(MixtureScore(mixture, plain, mixed[0] if mixed else None))
+        fitted = _fit_both(
+            real, synthetic, tail, class_counts, fit=fit, mixture=mixture, scale=scale
+        )
+        found = [_balanced(predict, held_out) for predict in fitted]
+        scores.append(MixtureScore(mixture, found[0], found[1] if len(found) > 1 else None))
     return scores
 
 
@@ -256,7 +261,7 @@ def _tail(hard: np.ndarray, real: Features, *others: Features | None) -> np.ndar
 
 
 def deal_folds(labels: np.ndarray, hard: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
-    """Fold of each real image, int64; -1 for those that every head sees.
+    """Fold of each real image, int64; -1 for those that every classifier sees.
 
     Hard images of a class are dealt out in turn. A class with one hard image keeps it.
 
@@ -273,20 +278,17 @@ def deal_folds(labels: np.ndarray, hard: np.ndarray, folds: int, seed: int = 0) 
     return fold_of
 
 
-Head = tuple[np.ndarray, np.ndarray]
-"""Weights `[dimensions, classes]` and biases `[classes]` of a linear head."""
-
-
-def _fit_heads(
+def _fit_both(
     real: Features,
     synthetic: Features | None,
     tail: np.ndarray,
     class_counts: np.ndarray | None,
     *,
+    fit: Fit,
     mixture: Mixture,
     scale: float,
-) -> list[Head]:
-    """A head on the real images and, given synthetic ones, a head on both, of one mixture.
+) -> list[Predict]:
+    """A classifier of the real images and, given synthetic ones, one of both, in one mixture.
 
     - `tail`: whether a class has a spectrum, bool `[classes]`.
     """
@@ -295,11 +297,13 @@ def _fit_heads(
         counts = np.where(tail, counts, class_counts[: len(tail)])
     totals = class_totals(counts, tail, mixture, scale)
     kinds = [None] if synthetic is None else [None, synthetic]
-    return [_fit(real, made, totals, scale) for made in kinds]
+    return [_fit(real, made, totals, scale, fit) for made in kinds]
 
 
-def _fit(real: Features, synthetic: Features | None, totals: np.ndarray, scale: float) -> Head:
-    """A head where each class has its total weight.
+def _fit(
+    real: Features, synthetic: Features | None, totals: np.ndarray, scale: float, fit: Fit
+) -> Predict:
+    """A classifier to which each class has its total weight.
 
     A class with both kinds divides it 1 : `scale`, or evenly among its images where the synthetic
     ones would weigh more than the real ones.
@@ -308,7 +312,7 @@ def _fit(real: Features, synthetic: Features | None, totals: np.ndarray, scale: 
     real_counts = np.bincount(real.labels, minlength=classes)
     if synthetic is None or not len(synthetic.labels):
         weights = (totals / np.maximum(real_counts, 1))[real.labels]
-        return fit_head(real, weights, classes)
+        return fit(real, weights, classes)
     made_counts = np.bincount(synthetic.labels, minlength=classes)
     even = made_counts / np.maximum(made_counts + real_counts, 1)
     part = np.where(real_counts > 0, np.minimum(even, scale / (1 + scale)), even)
@@ -322,18 +326,17 @@ def _fit(real: Features, synthetic: Features | None, totals: np.ndarray, scale: 
         np.concatenate([real.values, synthetic.values]),
         np.concatenate([real.labels, synthetic.labels]),
     )
-    return fit_head(both, weights, classes)
+    return fit(both, weights, classes)
 
 
-def _right(head: Head, features: Features) -> np.ndarray:
-    """1.0 where a head names the image's class, float64 `[images]`."""
-    matrix, bias = head
-    return ((features.values @ matrix + bias).argmax(1) == features.labels).astype(float)
+def _right(predict: Predict, features: Features) -> np.ndarray:
+    """1.0 where a classifier names the image's class, float64 `[images]`."""
+    return (predict(features.values) == features.labels).astype(float)
 
 
-def _balanced(head: Head, features: Features) -> float:
+def _balanced(predict: Predict, features: Features) -> float:
     """Mean accuracy over the classes that are present, in points."""
-    right = _right(head, features)
+    right = _right(predict, features)
     labels = np.unique(features.labels)
     return 100 * float(np.mean([right[features.labels == label].mean() for label in labels]))
 

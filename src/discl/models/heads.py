@@ -25,28 +25,6 @@ class CosineHead(nn.Module):
         return cosines if self.scale == 1 else self.scale * cosines
 
 
-class HeadInputs(nn.Module):
-    """From pixels to what the last layer of a classifier gets, float32 `[batch, channels]`.
-
-    Raises TrainingError for a classifier without `head`.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self._found: Tensor | None = None
-        head_of(model).register_forward_pre_hook(self._keep)
-
-    def _keep(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._found = inputs[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.model(x)
-        found, self._found = self._found, None
-        assert found is not None
-        return found.flatten(1).float()
-
-
 def head_of(model: nn.Module) -> nn.Module:
     """Returns the last layer of a classifier; raises TrainingError for one without `head`."""
     head = getattr(model, "head", None)

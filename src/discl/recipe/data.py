@@ -194,8 +194,7 @@ class Hard(Strict):
         10,
         ge=1,
         le=100_000,
-        description="probability, filter.rule difficulty and alia, and pilot.features network: "
-        "epochs of each classifier",
+        description="probability, and filter.rule difficulty and alia: epochs of each classifier",
     )
     exclude: Annotated[list[str], BeforeValidator(_class_names)] = Field(
         default_factory=list,

@@ -33,11 +33,11 @@ class Pilot(Strict):
         description="how classes are mixed, with and without synthetic images; a list: the first "
         "one for the gains, and all are compared on validation images",
     )
-    features: Literal["network", "filter"] = Field(
-        "network",
-        description="what heads are trained on. network: features of the network of the section "
-        "train, its checkpoint or trained for hard.epochs on the real images; filter: of the "
-        "filter's CLIP, which is quicker but may know your classes when the network does not",
+    judge: Literal["auto", "network", "head"] = Field(
+        "auto",
+        description="what the gain is measured with. network: a small network, trained from "
+        "scratch; head: a linear head on features of the filter's CLIP; auto: head if training "
+        "starts from a checkpoint, else network",
     )
     thresholds: list[Annotated[float, Field(ge=-1, le=1)]] | None = Field(
         None,

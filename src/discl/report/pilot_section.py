@@ -63,7 +63,7 @@ class Pilot:
     headline: str
     reasons: Sequence[str]
     lines: str
-    features: str
+    judge: str
     mixture: str
     axis: Axis
     rows: Sequence[PilotRow]
@@ -77,7 +77,7 @@ def read_pilot(folder: Path) -> Pilot | None:
     file = folder / paths.PILOT / paths.PILOT_DATA
     if not file.is_file():
         return None
-    keys = ("outcomes", "thresholds", "levels", "advice", "failed", "features", "mixture")
+    keys = ("outcomes", "thresholds", "levels", "advice", "failed", "mixture")
     found = read_json(file, *keys, advice=AGAIN)
     advice = found["advice"]
     axis = _axis([*found["outcomes"], *found["thresholds"]])
@@ -100,7 +100,7 @@ def read_pilot(folder: Path) -> Pilot | None:
         headline=_headline(advice),
         reasons=advice["reasons"],
         lines=_lines(advice["recipe"]),
-        features=found["features"],
+        judge=found.get("judge") or f"a linear head on features of {found.get('features')}",
         mixture=found["mixture"],
         axis=axis,
         rows=rows,

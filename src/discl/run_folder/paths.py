@@ -83,8 +83,6 @@ PILOT = "pilot"
 """The images, scores and embeddings of all trials, a folder for each candidate, and the files
 below."""
 PILOT_DATA = "pilot.json"
-NETWORKS = "networks"
-"""What the features of a pilot are of, a classifier for each fold."""
 PILOT_CSV = "pilot.csv"
 PILOT_TABLE = "pilot.md"
 

@@ -28,14 +28,8 @@ from ..utils.stored import read_table, write_text
 from .adapt import ensure_adapter, name_adapter
 from .levels import describe_levels
 from .pilot_advice import Outcome, Tried, advise, advise_mixture
-from .pilot_measure import (
-    FeatureSource,
-    describe_real,
-    fold_of_rows,
-    measure_candidate,
-    measure_mixtures,
-)
-from .pilot_networks import Networks, describe_network
+from .pilot_judges import judge_of
+from .pilot_measure import describe_real, measure_candidate, measure_mixtures
 from .pilot_tables import as_csv, as_markdown
 from .plan import check_models
 from .trial import Embedder, choose_sample, make_images, set_sample, trial_run
@@ -65,8 +59,6 @@ def run_pilot(run: Run) -> Path:
     if len(failed) == len(candidates):
         raise next(iter(failed.values()))
     _warn_of_few_images(run, candidates.values())
-    own = run.recipe.pilot.features == "network"
-    networks = Networks(run, fold_of_rows(run)) if own else None
     trials: dict[str, list[Run]] = {}
     for name, candidate in candidates.items():
         if name not in failed:
@@ -75,20 +67,20 @@ def run_pilot(run: Run) -> Path:
     if not trials:
         raise next(iter(failed.values()))
     embedder = Embedder(run)
-    source: FeatureSource = networks or embedder
-    real = describe_real(run, embedder, source)
+    judge = judge_of(run, embedder)
+    real = describe_real(run, embedder, judge)
     outcomes: list[Outcome] = []
     tried: list[Tried] = []
     levels = {}
     for name, parts in trials.items():
-        rows, thresholds = measure_candidate(run, name, parts, real, embedder, source)
+        rows, thresholds = measure_candidate(run, name, parts, real, embedder, judge)
         outcomes, tried = outcomes + rows, tried + thresholds
         levels[name] = describe_levels(parts, embedder)
     advice = advise(run.recipe, overrides, outcomes, tried, hard)
     best = trials.get(advice.get("candidate", ""), [])
-    mixtures = measure_mixtures(run, best, advice, real, embedder, source)
+    mixtures = measure_mixtures(run, best, advice, real, embedder, judge)
     result = {
-        **_describe(run, failed),
+        **_describe(run, judge.name, failed),
         "outcomes": [asdict(each) for each in outcomes],
         "thresholds": [asdict(each) for each in tried],
         "levels": levels,
@@ -216,14 +208,12 @@ def _make_trials(run: Run, candidate: Run, name: str) -> list[Run]:
     return trials
 
 
-def _describe(run: Run, failed: Mapping[str, DisclError]) -> dict[str, Any]:
+def _describe(run: Run, judge: str, failed: Mapping[str, DisclError]) -> dict[str, Any]:
     recipe = run.recipe
     return {
         "name": recipe.name,
         "generator": public_name(recipe.spectrum.checkpoint),
-        "features": describe_network(run)
-        if recipe.pilot.features == "network"
-        else public_name(recipe.filter.checkpoint),
+        "judge": judge,
         "threshold": recipe.filter.threshold,
         "mixture": recipe.pilot.mixture[0],
         "validation": "validation" in run.tables,

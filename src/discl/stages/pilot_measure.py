@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -24,29 +24,19 @@ from ..utils.hashing import digest
 from ..utils.stored import read_table
 from .budget import count_rows
 from .pilot_advice import FEWEST, Outcome, Tried, choose_threshold, thresholds_to_try
+from .pilot_judges import Judge
 from .sample_pool import hard_rows
 from .trial import Embedder
 
 
-class FeatureSource(Protocol):
-    """Computes features of images of a run and of its trials."""
-
-    def real(self, split: str, rows: Sequence[int]) -> np.ndarray:
-        """Those of these rows of a split: `Features.values`."""
-        ...
-
-    def synthetic(self, trial: Run, ids: Sequence[str]) -> np.ndarray:
-        """Those of images of a trial: `Features.values`."""
-        ...
-
-
 @dataclass(frozen=True)
 class RealImages:
-    """Features of real images: those to train on, and those held out.
+    """Real images: those to train on, and those held out.
 
     - `rows`: int64, rows of the training table.
     - `hard`: bool, which of them have a spectrum; `fold_of`: their folds.
-    - `reference`: embeddings by the filter's CLIP of those held out, or of all without any.
+    - `reference`: embeddings by the filter's CLIP of those held out, or of all without any, of the
+      classes with hard images.
     """
 
     train: Features
@@ -61,7 +51,7 @@ class RealImages:
 class MadeImages:
     """Synthetic images of a candidate.
 
-    - `features`: what heads get; `embeddings`: those of the filter's CLIP.
+    - `features`: what the judge gets; `embeddings`: those of the filter's CLIP.
     - `similarity`: clip_similarity; `sources`: row of the source in `RealImages.train`.
     - `cost`: UNet rows.
     """
@@ -74,14 +64,9 @@ class MadeImages:
     cost: np.ndarray
 
 
-def fold_of_rows(run: Run) -> np.ndarray:
-    """Fold of each training image, int64 `[real]`: see `deal_folds`."""
-    return deal_folds(run.train.labels, hard_rows(run), run.recipe.pilot.folds)
-
-
-def describe_real(run: Run, embedder: Embedder, source: FeatureSource) -> RealImages:
+def describe_real(run: Run, embedder: Embedder, judge: Judge) -> RealImages:
     """Real images of a run: all of the classes with hard images, some of the others."""
-    most, train = run.recipe.pilot.real_per_class, run.train
+    most, train = judge.real_per_class, run.train
     hard = hard_rows(run)
     tail = set(train.labels[hard].tolist())
     rows = _some_rows(train.ids, train.labels, most, tail)
@@ -89,10 +74,13 @@ def describe_real(run: Run, embedder: Embedder, source: FeatureSource) -> RealIm
     if "validation" in run.tables:
         split, table = "validation", run.tables["validation"]
         chosen = _some_rows(table.ids, table.labels, most, tail)
-        held_out = Features(source.real(split, chosen.tolist()), table.labels[chosen])
-    features = Features(source.real("train", rows.tolist()), train.labels[rows])
-    looks = Features(embedder.real(split, chosen.tolist()), run.tables[split].labels[chosen])
-    return RealImages(features, rows, hard[rows], fold_of_rows(run)[rows], held_out, looks)
+        held_out = Features(judge.real(split, chosen.tolist()), table.labels[chosen])
+    features = Features(judge.real("train", rows.tolist()), train.labels[rows])
+    labels = run.tables[split].labels
+    judged = chosen[np.isin(labels[chosen], list(tail))]
+    looks = Features(embedder.real(split, judged.tolist()), labels[judged])
+    fold_of = deal_folds(train.labels[rows], hard[rows], run.recipe.pilot.folds)
+    return RealImages(features, rows, hard[rows], fold_of, held_out, looks)
 
 
 def measure_candidate(
@@ -101,13 +89,13 @@ def measure_candidate(
     trials: Sequence[Run],
     real: RealImages,
     embedder: Embedder,
-    source: FeatureSource,
+    judge: Judge,
 ) -> tuple[list[Outcome], list[Tried]]:
     """(outcomes of all levels together and level by level, thresholds) of a candidate.
 
     The threshold is chosen first, on all levels together. The outcomes are those at it.
     """
-    made = _collect(run, trials, real, embedder, source)
+    made = _collect(run, trials, real, embedder, judge)
     own, everything = run.recipe.filter.threshold, np.ones(len(made.levels), bool)
     wanted = run.recipe.pilot.thresholds
     tried = []
@@ -115,7 +103,7 @@ def measure_candidate(
         thresholds_to_try(own, made.similarity) if wanted is None else sorted({own, *wanted})
     ):
         passed = made.similarity >= threshold
-        worth = _worth(run, made, np.flatnonzero(passed), real)
+        worth = _worth(run, made, np.flatnonzero(passed), real, judge)
         tried.append(Tried(name, threshold, float(passed.mean()), worth))
     chosen = choose_threshold(own, tried)
     worth = next(each.worth for each in tried if each.threshold == chosen)
@@ -123,7 +111,7 @@ def measure_candidate(
     levels = np.unique(made.levels).tolist()
     for level in levels if len(levels) > 1 else []:
         at = made.levels == level
-        worth = _worth(run, made, np.flatnonzero(at & (made.similarity >= chosen)), real)
+        worth = _worth(run, made, np.flatnonzero(at & (made.similarity >= chosen)), real, judge)
         outcomes.append(_outcome(name, level, chosen, made, at=at, real=real, worth=worth))
     return outcomes, tried
 
@@ -134,7 +122,7 @@ def measure_mixtures(
     advice: Mapping[str, Any],
     real: RealImages,
     embedder: Embedder,
-    source: FeatureSource,
+    judge: Judge,
 ) -> list[MixtureScore]:
     """Scores of the mixtures on validation images; none where the recipe names one mixture.
 
@@ -145,7 +133,7 @@ def measure_mixtures(
     if len(settings.mixture) < 2 or real.held_out is None:
         return []
     if advice["generate"]:
-        found = _collect(run, trials, real, embedder, source)
+        found = _collect(run, trials, real, embedder, judge)
         passed = found.similarity >= advice["threshold"]
         made = found.features.take(np.flatnonzero(passed & np.isin(found.levels, advice["levels"])))
     return score_mixtures(
@@ -154,6 +142,7 @@ def measure_mixtures(
         made,
         real.held_out,
         mixtures=settings.mixture,
+        fit=judge.fit,
         class_counts=run.train.class_counts,
         scale=run.recipe.synthetic_scale,
     )
@@ -175,7 +164,7 @@ def _collect(
     trials: Sequence[Run],
     real: RealImages,
     embedder: Embedder,
-    source: FeatureSource,
+    judge: Judge,
 ) -> MadeImages:
     ids = run.train.ids
     row_of = {ids[row]: place for place, row in enumerate(real.rows.tolist())}
@@ -183,7 +172,7 @@ def _collect(
     for trial in trials:
         found = read_table(trial.path(paths.FILTER)).to_pylist()
         requests = {request.id: request for request in read_plan(trial.path(paths.PLAN))}
-        features.append(source.synthetic(trial, [row["id"] for row in found]))
+        features.append(judge.synthetic(trial, [row["id"] for row in found]))
         looks.append(embedder.synthetic(trial, [row["id"] for row in found]))
         cost += [count_rows(trial, [requests[row["id"]]]) for row in found]
         verdicts += found
@@ -191,12 +180,14 @@ def _collect(
         np.asarray([row[key] for row in verdicts]) for key in ("label", "level", "clip_similarity")
     )
     sources = np.asarray([row_of[row["source_id"]] for row in verdicts])
-    made = Features(np.concatenate(features, axis=-2), labels)
+    made = Features(np.concatenate(features), labels)
     embeddings = Features(np.concatenate(looks), labels)
     return MadeImages(made, embeddings, levels, similarity, sources, np.asarray(cost))
 
 
-def _worth(run: Run, made: MadeImages, rows: np.ndarray, real: RealImages) -> Worth | None:
+def _worth(
+    run: Run, made: MadeImages, rows: np.ndarray, real: RealImages, judge: Judge
+) -> Worth | None:
     """What these images are worth; None for too few to tell."""
     if len(rows) < FEWEST:
         return None
@@ -207,6 +198,7 @@ def _worth(run: Run, made: MadeImages, rows: np.ndarray, real: RealImages) -> Wo
         made.features.take(rows),
         made.sources[rows],
         fold_of=real.fold_of,
+        fit=judge.fit,
         held_out=real.held_out,
         class_counts=run.train.class_counts,
         mixture=settings.mixture[0],

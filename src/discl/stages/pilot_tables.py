@@ -76,8 +76,8 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     lines = [
         f"# {for_markdown(result['name'])}: pilot",
         "",
-        "Expected gain in points over the same mixture of real images, by a linear head on "
-        f"features of {for_markdown(result['features'])}; 95 % interval.",
+        "Expected gain in points over the same mixture of real images, by "
+        f"{for_markdown(result['judge'])}; 95 % interval.",
         "",
         "| candidate | λ, % | images | kept | UNet rows per kept image | recognised | precision "
         "| coverage | gain, classes with hard images | gain, all |",

@@ -143,37 +143,13 @@ def fit_classifier(
     - `fitted`: rows to train on; `scored`: rows of the result, `[scored, classes]`.
     - `aspects`: width / height of all images, which `train.resize_mode: whole` needs.
     """
-    rows, size = table.select(fitted + scored), describe_classifier(train, table.class_names).resize
+    rows = table.select(fitted + scored)
+    config = describe_classifier(train, table.class_names)
     pixels = ImageCache(
-        [rows], size, aspects=aspects[fitted + scored] if aspects is not None else None
+        [rows], config.resize, aspects=aspects[fitted + scored] if aspects is not None else None
     )
-    with tempfile.TemporaryDirectory() as name:
-        model, config = fit_network(
-            table.select(fitted), pixels, train, Path(name), epochs=epochs, device=device
-        )
-    others = np.arange(len(fitted), len(rows))
-    logits = predict_logits(model.to(device), pixels, others, config, device=device)
-    return metrics.softmax_rows(logits).numpy()
-
-
-def fit_network(
-    table: ImageTable,
-    pixels: ImageCache,
-    train: Train,
-    folder: Path,
-    *,
-    epochs: int,
-    device: torch.device,
-    fingerprint: str = "",
-) -> tuple[nn.Module, ClassifierConfig]:
-    """Trains a cross-entropy classifier on all images of a table; returns it and its input.
-
-    - `pixels`: its first images are those of the table.
-    - `folder`: gets the classifier. A killed training goes on there.
-    - `fingerprint`: identifies what is trained on what.
-    """
-    config, count = describe_classifier(train, table.class_names), len(table)
-    seen = make_pool(table, np.zeros(count, bool), no_images())
+    count = len(fitted)
+    seen = make_pool(table.select(fitted), np.zeros(count, bool), no_images())
     settings = describe_training(train, "full", real_images=count, device=device, epochs=epochs)
     job = TrainingJob(
         seen,
@@ -183,10 +159,14 @@ def fit_network(
         objective="cross-entropy",
         class_counts=seen.real_counts,
         classifier=config,
-        settings=replace(settings, select="last", fingerprint=fingerprint),
+        settings=replace(settings, select="last"),
         make_model=starter_of(config, train),
     )
-    with progress("score training images", epochs) as advance:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        progress("score training images", epochs) as advance,
+    ):
+        folder = Path(name)
         train_classifier(
             job,
             folder,
@@ -194,7 +174,10 @@ def fit_network(
             processes=Processes(),
             on_epoch=lambda record: advance(1),
         )
-    return load_classifier(folder)
+        model, _ = load_classifier(folder)
+    others = np.arange(count, len(rows))
+    logits = predict_logits(model.to(device), pixels, others, config, device=device)
+    return metrics.softmax_rows(logits).numpy()
 
 
 def make_job(
