@@ -80,17 +80,19 @@ def estimate(name: str, draw: int, work: Path, arms: dict[str, Any]) -> dict[str
         ("head", embed, fit_linear),
         ("network", lambda pixels: pixels.numpy(), fit),
     ):
+        known = Features(describe(samples.pixels[real]), pool.labels[real])
+        others = Features(describe(later), later_labels.numpy())
         for level in arms["levels"]:
             rows = np.flatnonzero(pool.synthetic & (pool.levels == level))
             rows = rows[np.random.default_rng(level).permutation(len(rows))[: arms["images"]]]
             worth = estimate_worth(
-                Features(describe(samples.pixels[real]), pool.labels[real]),
+                known,
                 pool.hard[real],
                 Features(describe(samples.pixels[rows]), pool.labels[rows]),
                 pool.sources[rows],
                 fold_of=deal_folds(pool.labels[real], pool.hard[real], FOLDS),
                 fit=judge,
-                held_out=Features(describe(later), later_labels.numpy()),
+                held_out=others,
             )
             assert worth.overall is not None
             found.setdefault(kind, {})[str(level)] = {
@@ -202,8 +204,10 @@ def main() -> None:
     arms, file = read_arms(), RESULTS / "pilot.json"
     estimates: Estimates = json.loads(file.read_text()) if file.exists() else {}
     if not arguments.table:
-        for setting in arms["second"]["settings"]:
-            for draw in range(0 if setting.startswith("style") else 1, 10):
+        for draw in range(10):  # so that a part of them is of all settings
+            for setting in arms["second"]["settings"]:
+                if not draw and setting in arms["settings"]:
+                    continue
                 key, folder = f"{setting}-{draw}", arguments.work / "runs" / f"{setting}-{draw}"
                 known = estimates.get(key, {})
                 if "network" in known or not (RESULTS / f"{key}.json").exists():
