@@ -25,12 +25,21 @@ def outcome(
     candidate: str, level: int | None, few: float, overall: float | None = 1.0, half: float = 1.0
 ) -> Outcome:
     gain = None if overall is None else Gain(overall, overall - 1, overall + 1)
-    worth = Worth(Gain(few, few - half, few + half), gain, recognised=0.3)
+    worth = Worth(Gain(few, few - half, few + half), gain, recognised=0.3, real=0.7)
     return Outcome(candidate, level, 0.6, 32, 0.5, 20.0, 0.9, 0.8, worth)
 
 
 def advice(*outcomes: Outcome) -> dict:
     return advise(load_recipe("fashion-lt"), CANDIDATES, outcomes)
+
+
+def test_a_gain_that_is_not_shown_is_undecided_and_none_is_advised_against():
+    found = advice(outcome("plain", None, 0.5), outcome("plain", 50, -2.0))
+    assert found["undecided"] and not found["generate"] and not found["recipe"]
+    assert "not decided" in found["reasons"][0] and "+0.5 [-0.5, +1.5]" in found["reasons"][1]
+    assert "recognises 30% of its images, and 70% of real ones" in found["reasons"][2]
+    found = advice(outcome("plain", None, -0.5), outcome("plain", 50, 2.0, overall=-1.0))
+    assert not found["undecided"] and "do not generate" in found["reasons"][0]
 
 
 def test_levels_whose_gain_is_shown_are_recommended_with_the_keys_of_their_candidate():
@@ -69,12 +78,11 @@ def test_the_strategy_follows_the_gain_over_the_levels(gains, strategy):
 @pytest.mark.parametrize(
     "rows",
     [
-        [outcome("plain", 0, 0.5)],
         [outcome("plain", 0, -9.0)],
         [outcome("plain", 0, 9.0, overall=-0.5)],
     ],
 )
-def test_what_is_not_shown_or_costs_the_other_classes_is_not_recommended(rows):
+def test_what_brings_nothing_or_costs_the_other_classes_is_not_recommended(rows):
     found = advice(*rows)
     assert not found["generate"] and not found["recipe"]
     assert "do not generate" in found["reasons"][0]
@@ -92,7 +100,7 @@ def test_nothing_that_passes_the_filter_is_no_verdict_on_the_images():
 
 def tried(threshold: float, few: float, kept: float = 0.5, overall: float = 1.0) -> Tried:
     gain = Gain(overall, overall - 1, overall + 1)
-    return Tried("plain", threshold, kept, Worth(Gain(few, few - 1.96, few + 1.96), gain, 0.9))
+    return Tried("plain", threshold, kept, Worth(Gain(few, few - 1.96, few + 1.96), gain, 0.9, 0.9))
 
 
 @pytest.mark.parametrize(

@@ -54,11 +54,13 @@ class Worth:
     - `overall`: gain on all classes, mean over the held-out images; None without any.
     - `recognised`: fraction of the synthetic images that a classifier of real images alone assigns
       to their class. It did not see the source of the image.
+    - `real`: the same fraction of held-out real images of these classes, mean over classes.
     """
 
     few: Gain
     overall: Gain | None
     recognised: float
+    real: float
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def estimate_worth(
             "every class has one hard image, so none can be held out; add validation images.",
             argument="held_out",
         )
-    labels, changes, later, recognised = [], [], [], []
+    labels, changes, later, recognised, plain = [], [], [], [], []
     for fold in range(max(1, int(fold_of.max()) + 1)):
         made = fold_of[sources] != fold
         control, judged = _fit_both(
@@ -188,7 +190,8 @@ def estimate_worth(
         )
         held = real.take(np.flatnonzero(hard & (fold_of == fold)))
         labels.append(held.labels)
-        changes.append(_right(judged, held) - _right(control, held))
+        plain.append(_right(control, held))
+        changes.append(_right(judged, held) - plain[-1])
         recognised.append(_right(control, synthetic.take(np.flatnonzero(~made))))
         if held_out is not None:
             later.append((_right(control, held_out), _right(judged, held_out)))
@@ -197,11 +200,17 @@ def estimate_worth(
         before, after = (np.mean(each, 0) for each in zip(*later, strict=True))
         in_tail = tail[held_out.labels]
         labels.append(held_out.labels[in_tail])
+        plain.append(before[in_tail])
         changes.append((after - before)[in_tail])
         overall = _gain(np.zeros_like(held_out.labels), after - before, seed)
     few = _gain(np.concatenate(labels), np.concatenate(changes), seed)
     found = np.concatenate(recognised)
-    return Worth(few, overall, float(found.mean()) if len(found) else 0.0)
+    return Worth(
+        few,
+        overall,
+        float(found.mean()) if len(found) else 0.0,
+        _mean_over_classes(np.concatenate(labels), np.concatenate(plain)),
+    )
 
 
 def score_mixtures(
@@ -336,9 +345,11 @@ def _right(predict: Predict, features: Features) -> np.ndarray:
 
 def _balanced(predict: Predict, features: Features) -> float:
     """Mean accuracy over the classes that are present, in points."""
-    right = _right(predict, features)
-    labels = np.unique(features.labels)
-    return 100 * float(np.mean([right[features.labels == label].mean() for label in labels]))
+    return 100 * _mean_over_classes(features.labels, _right(predict, features))
+
+
+def _mean_over_classes(labels: np.ndarray, values: np.ndarray) -> float:
+    return float(np.mean([values[labels == label].mean() for label in np.unique(labels)]))
 
 
 def _gain(labels: np.ndarray, difference: np.ndarray, seed: int) -> Gain:
@@ -349,5 +360,5 @@ def _gain(labels: np.ndarray, difference: np.ndarray, seed: int) -> Gain:
         [rng.choice(group, (RESAMPLES, len(group))).mean(1) for group in groups], axis=0
     )
     low, high = np.quantile(draws, [0.025, 0.975])
-    mean = float(np.mean([group.mean() for group in groups]))
+    mean = _mean_over_classes(labels, difference)
     return Gain(100 * mean, 100 * float(low), 100 * float(high))

@@ -111,6 +111,8 @@ def read_pilot(folder: Path) -> Pilot | None:
 
 
 def _headline(advice: Mapping[str, Any]) -> str:
+    if advice.get("undecided"):
+        return "The pilot cannot tell yet whether images pay."
     if not advice["generate"]:
         return "The pilot advises against generating."
     levels = advice["levels"]

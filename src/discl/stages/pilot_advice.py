@@ -97,8 +97,9 @@ def advise(
     """What to do, with reasons, and the lines of the recipe.
 
     A level is recommended if the lower end of its gain on the classes with hard images is above 0,
-    and the gain on all classes, where it was measured, is too. Otherwise a head that names those
-    classes more often, right or wrong, would pass.
+    and the gain on all classes, where it was measured, is too. Otherwise a classifier that names
+    those classes more often, right or wrong, would pass. Where no level is, and the mean of a gain
+    is above 0, the pilot is undecided.
 
     - `candidates`: `{candidate: values by key}`.
     - `tried`: thresholds of all candidates.
@@ -107,7 +108,9 @@ def advise(
     judged = [(each, each.worth) for each in outcomes if each.worth is not None]
     useful = [(each, worth) for each, worth in judged if _helps(worth)]
     if not useful:
-        return {"generate": False, "reasons": _reasons_against(judged), "recipe": {}}
+        undecided = any(worth.few.mean > 0 and _overall(worth) > 0 for _, worth in judged)
+        reasons = _reasons_against(judged, undecided)
+        return {"generate": False, "undecided": undecided, "reasons": reasons, "recipe": {}}
     best, gain = max(useful, key=lambda pair: pair[1].few.low)
     changes = candidates[best.candidate]
     mine = [(each, worth) for each, worth in judged if each.candidate == best.candidate]
@@ -140,6 +143,7 @@ def advise(
     ]
     return {
         "generate": True,
+        "undecided": False,
         "candidate": best.candidate,
         "levels": levels,
         "threshold": best.threshold,
@@ -303,24 +307,28 @@ def _misfits(recipe: Recipe, lines: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _reasons_against(judged: Judged) -> list[str]:
+def _reasons_against(judged: Judged, undecided: bool) -> list[str]:
     if not judged:
         return [
             f"fewer than {FEWEST} images of each candidate pass the filter at any threshold: "
             "raise pilot.images"
         ]
-    best, worth = max(judged, key=lambda pair: pair[1].few.mean)
+    open_ones = [(each, worth) for each, worth in judged if _overall(worth) > 0]
+    best, worth = max(open_ones if undecided else judged, key=lambda pair: pair[1].few.mean)
     where = "all levels" if best.level is None else f"level {best.level}"
     reasons = [
-        "re-balancing the real images gives as much: do not generate",
+        "not decided: the images may bring something, or re-balancing the real images gives as "
+        "much; raise pilot.images before you pay"
+        if undecided
+        else "re-balancing the real images gives as much: do not generate",
         f"the best, '{best.candidate}' at {where} and threshold {best.threshold:g}, brings "
         f"{interval(worth.few)} points",
     ]
-    if worth.recognised < 0.5:
+    if worth.recognised < worth.real / 2:
         reasons.append(
-            f"a classifier of the real images recognises {worth.recognised:.0%} of its images: the "
-            "generator does not know these classes; try spectrum.adapt, other texts or another "
-            "checkpoint"
+            f"a classifier of the real images recognises {worth.recognised:.0%} of its images, and "
+            f"{worth.real:.0%} of real ones: the generator does not know these classes; try "
+            "spectrum.adapt, other texts or another checkpoint"
         )
     return reasons
 
