@@ -122,7 +122,7 @@ def draw_gap(results: Path, metric: str) -> str:
 def draw_pilot(results: Path) -> str:
     """Estimates and gains of the pilot's arms, one colour for each setting."""
     estimates = json.loads((results / "pilot.json").read_text())
-    arms = measured_arms(estimates, "network", read_arms()["second"]["settings"])
+    arms = measured_arms(estimates, "head", read_arms()["second"]["settings"])
     settings = list(dict.fromkeys(arm.setting for arm in arms))
     colours = dict(zip(settings, SETTING_COLOURS, strict=False))
     x = nice_axis(min(arm.few for arm in arms), max(arm.few for arm in arms))

@@ -33,11 +33,10 @@ class Pilot(Strict):
         description="how classes are mixed, with and without synthetic images; a list: the first "
         "one for the gains, and all are compared on validation images",
     )
-    judge: Literal["auto", "network", "head"] = Field(
-        "auto",
-        description="what the gain is measured with. network: a small network, trained from "
-        "scratch; head: a linear head on features of the filter's CLIP; auto: head if training "
-        "starts from a checkpoint, else network",
+    judge: Literal["head", "network"] = Field(
+        "head",
+        description="what the gain is measured with. head: a linear head on features of the "
+        "filter's CLIP; network: a small network, trained from scratch",
     )
     thresholds: list[Annotated[float, Field(ge=-1, le=1)]] | None = Field(
         None,

@@ -49,10 +49,8 @@ class Judge(Protocol):
 
 def judge_of(run: Run, embedder: Embedder) -> Judge:
     """The judge that `pilot.judge` names."""
-    model, wanted = run.recipe.train.model, run.recipe.pilot.judge
-    starts_at_random = model.checkpoint is None or not model.pretrained
-    network = starts_at_random if wanted == "auto" else wanted == "network"
-    return NetworkJudge(run) if network else HeadJudge(run, embedder)
+    own = run.recipe.pilot.judge == "network"
+    return NetworkJudge(run) if own else HeadJudge(run, embedder)
 
 
 class HeadJudge:
