@@ -42,6 +42,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from safetensors.numpy import load_file, save_file
 
 HERE = Path(__file__).parent
@@ -64,15 +65,8 @@ CHOSEN = "-chosen"
 """`discl-chosen` is the row of the family `discl` with the best trial."""
 ADAPTED = "-adapted"
 """The end of the name of a row whose generator is adapted."""
-ADAPT = {
-    "rank": 16,
-    "steps": 600,
-    "learning_rate": 1e-3,
-    "batch_size": 32,
-    "layers": "attention-and-convolutions",
-    "flip": True,
-}
-"""How the generator is adapted: as in gap.py, and not searched."""
+ADAPT = yaml.safe_load((HERE / "adapt.yaml").read_text())
+"""How the generator is adapted; it is not searched here."""
 EXPECTED = (
     ("few", "ce-discl", "ce", 5),
     ("few", "ce-discl", "ce-all-levels", 0),
@@ -336,6 +330,15 @@ def open_data(job: Job) -> Any:
     return run
 
 
+def folder_of(unit: Unit, job: Job) -> str:
+    """Where the tables of a training are; what is not there is in `spectrum`."""
+    if unit.seed is None:
+        return "trials"
+    if unit.method == ORACLE:
+        return oracle_folder(job.recipe)
+    return f"spectrum{ADAPTED}" if unit.method.endswith(ADAPTED) else "spectrum"
+
+
 def carry_out(unit: Unit, job: Job) -> str:
     """Trains and measures a unit and writes its files; returns a line about it."""
     import torch
@@ -361,15 +364,7 @@ def carry_out(unit: Unit, job: Job) -> str:
             "train.curriculum_epochs": recipe.train.epochs,
         }
         recipe = load_recipe(recipe, {**extra, "compare.tune": {}})
-    shared = work / (
-        "trials"
-        if unit.seed is None
-        else oracle_folder(job.recipe)
-        if unit.method == ORACLE
-        else f"spectrum{ADAPTED}"
-        if unit.method.endswith(ADAPTED)
-        else "spectrum"
-    )
+    shared = work / folder_of(unit, job)
     names = (
         "data.parquet",
         "hard.parquet",

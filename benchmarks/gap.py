@@ -30,10 +30,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
+import yaml
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "gap"
@@ -108,15 +107,8 @@ SETTINGS |= {
     for name in ("half", "vague")
     for how in ("tokens", "both")
 }
-ADAPT = {
-    "rank": 16,
-    "steps": 600,
-    "learning_rate": 1e-3,
-    "batch_size": 32,
-    "layers": "attention-and-convolutions",
-    "flip": True,
-}
-"""How the generator is tuned, chosen by the pilot's estimates on draw 100, which is in no table."""
+ADAPT = yaml.safe_load((HERE / "adapt.yaml").read_text())
+"""How the generator is tuned."""
 ADAPTATIONS: dict[str, dict[str, Any]] = {
     "adapted": {},
     "tokens": {"rank": 0, "class_tokens": 2},
@@ -306,8 +298,6 @@ def _photos(
 
 def write_phrases(setting: Setting, work: Path) -> str:
     """Ten prompts per class. The first `right` of ten describe it, the others another garment."""
-    import yaml
-
     if setting.domain != "photos":
         if setting.right == 1:
             return "embedded:fashion-mnist"
@@ -454,24 +444,6 @@ def add_oracle(samples: Samples, setting: Setting, draw: int, work: Path) -> Sam
 # -------------------------------------------------------------------------------------- training
 
 
-def make_network(classes: int, width: int = 16, features: int = 64) -> Any:
-    """Three strided convolutions with batch norm, mean over positions, linear head."""
-    from torch import nn
-
-    def block(inputs: int, outputs: int) -> list[nn.Module]:
-        convolution = nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False)
-        return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
-
-    body = nn.Sequential(
-        *block(3, width),
-        *block(width, 2 * width),
-        *block(2 * width, features),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-    )
-    return nn.Sequential(body, nn.Linear(features, classes))
-
-
 def make_resnet10(classes: int) -> Any:
     """The network of the recipe `fashion-lt`."""
     from discl.models.classifier import ClassifierConfig, build_classifier
@@ -521,13 +493,19 @@ def epochs_of(row: Row, samples: Samples, draw: int, training: Training) -> Iter
         yield draw_epoch(pool, chosen, sampling, training.samples, seed=seed)[0]
 
 
-def train_network(
+def train_row(
     row: Row, samples: Samples, draw: int, training: Training
-) -> tuple[Any, np.ndarray]:
-    """(a network in evaluation mode, how often each class was drawn) of one training."""
+) -> dict[str, dict[str, float]]:
+    """`{split: {metric: per cent}}` of one training, `test` and `validation`.
+
+    Metrics without and with post-hoc logit adjustment (`+la`, arXiv 2007.07314). Its temperature is
+    the best on validation, its prior the classes as they were drawn.
+    """
     import numpy as np
     import torch
     from torch.nn import functional as F
+
+    from discl.evaluation.proxy import augment, make_network
 
     torch.manual_seed(draw)
     make = make_network if training.network == "small" else make_resnet10
@@ -541,7 +519,7 @@ def train_network(
         drawn += np.bincount(samples.pool.labels[rows], minlength=len(drawn))
         for first in range(0, len(rows), BATCH):
             part = torch.from_numpy(rows[first : first + BATCH])
-            pixels = _augment(samples.pixels[part].float() / 255 - 0.5, generator)
+            pixels = augment(samples.pixels[part].float() / 255 - 0.5, generator)
             for group in optimizer.param_groups:
                 group["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
             loss = F.cross_entropy(
@@ -551,21 +529,7 @@ def train_network(
             loss.backward()
             optimizer.step()
             step += 1
-    return network.eval(), drawn
-
-
-def train_row(
-    row: Row, samples: Samples, draw: int, training: Training
-) -> dict[str, dict[str, float]]:
-    """`{split: {metric: per cent}}` of one training, `test` and `validation`.
-
-    Metrics without and with post-hoc logit adjustment (`+la`, arXiv 2007.07314). Its temperature is
-    the best on validation, its prior the classes as they were drawn.
-    """
-    import numpy as np
-    import torch
-
-    network, drawn = train_network(row, samples, draw, training)
+    network.eval()
     logits = {split: _predict(network, pixels) for split, (pixels, _) in samples.held_out.items()}
     prior = torch.from_numpy(np.log(drawn.clip(0.5) / drawn.sum())).float()
     counts = _real_counts(samples.pool)
@@ -582,24 +546,6 @@ def train_row(
         }
         for split, (_, target) in samples.held_out.items()
     }
-
-
-def _augment(pixels: Any, generator: Any) -> Any:
-    """Random shift of each image by up to two pixels, and a mirror image of every second."""
-    import torch
-    from torch.nn import functional as F
-
-    size = pixels.shape[-1]
-    padded = F.pad(pixels, (2, 2, 2, 2), value=-0.5)
-    count = len(pixels)
-    down, right = torch.randint(5, (2, count), generator=generator)
-    span = torch.arange(size)
-    rows = (down[:, None] + span)[:, None, :, None]
-    columns = right[:, None] + span
-    mirrored = torch.rand(count, generator=generator) < 0.5
-    columns = torch.where(mirrored[:, None], columns.flip(1), columns)[:, None, None, :]
-    index = torch.arange(count)[:, None, None, None]
-    return padded[index, torch.arange(3)[None, :, None, None], rows, columns]
 
 
 def _predict(network: Any, pixels: Any) -> Any:
@@ -645,6 +591,7 @@ def train_referee(domain: str, work: Path, cifar10: Path | None) -> Any:
 
     from discl import read_tables
     from discl.data import to_square
+    from discl.evaluation.proxy import augment, make_network
 
     torch.manual_seed(0)  # of the first weights too
     network = make_network(10, width=32, features=32)
@@ -668,7 +615,7 @@ def train_referee(domain: str, work: Path, cifar10: Path | None) -> Any:
         for group in optimizer.param_groups:
             group["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / REFEREE_STEPS))
         part = torch.randint(len(labels), (BATCH,), generator=generator)
-        inputs = _augment(pixels[part].float() / 255 - 0.5, generator)
+        inputs = augment(pixels[part].float() / 255 - 0.5, generator)
         loss = F.cross_entropy(network(inputs), labels[part])
         optimizer.zero_grad()
         loss.backward()
@@ -769,7 +716,9 @@ def run_unit(
     if not of_real.exists():
         oracle = add_oracle(samples, SETTINGS[name], draw, work)
         rows = {
-            key: train_row(row, oracle if row.oracle else real_samples(samples), draw, training)
+            key: train_row(
+                row, oracle if row.oracle else _without_synthetic(samples), draw, training
+            )
             for key, row in chosen_rows(training, REAL_ROWS, name, draw).items()
         }
         write_json(of_real, {"rows": rows})
@@ -794,22 +743,20 @@ def chosen_rows(
     return chosen
 
 
-def real_samples(samples: Samples, rows: Any = None) -> Samples:
-    """The real images alone, or these rows of them."""
+def _without_synthetic(samples: Samples) -> Samples:
     import numpy as np
 
     from discl.curriculum.sampling import Pool
 
-    pool = samples.pool
-    kept = np.flatnonzero(~pool.synthetic) if rows is None else rows
-    alone = Pool(
-        pool.labels[kept],
-        pool.levels[kept],
-        pool.synthetic[kept],
-        pool.hard[kept],
+    real, pool = np.flatnonzero(~samples.pool.synthetic), samples.pool
+    kept = Pool(
+        pool.labels[real],
+        pool.levels[real],
+        pool.synthetic[real],
+        pool.hard[real],
         pool.class_names,
     )
-    return Samples(alone, samples.pixels[kept], samples.passed[kept], samples.held_out)
+    return Samples(kept, samples.pixels[real], samples.passed[real], samples.held_out)
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
@@ -928,8 +875,6 @@ def tables(results: Path) -> str:
 
 def _expectations(found: Mapping[str, Mapping[int, Any]]) -> list[str]:
     """What was written down beforehand, and what came."""
-    import yaml
-
     lines = ["| setting | difference | expected | measured | |", "|---|---|---|---|---|"]
     expected = yaml.safe_load((RESULTS / "expected.yaml").read_text())
     for name in SETTINGS:

@@ -19,7 +19,6 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def estimate(name: str, draw: int, work: Path, arms: dict[str, Any]) -> dict[str
     from PIL import Image
 
     from discl import ClipScorer, load_recipe
-    from discl.evaluation.proxy import fit_proxy
+    from discl.evaluation.proxy import Proxies
     from discl.evaluation.worth import Features, deal_folds, estimate_worth, fit_linear
 
     samples = load_samples(name, draw, work, None)
@@ -63,22 +62,10 @@ def estimate(name: str, draw: int, work: Path, arms: dict[str, Any]) -> dict[str
         pictures = [Image.fromarray(each.permute(1, 2, 0).numpy()) for each in pixels]
         return scorer.embed(pictures).astype(np.float32)
 
-    @cache
-    def train(key: tuple[bytes, ...]) -> Any:
-        features, weights, classes = fitted[key]
-        return fit_proxy(features.values, features.labels, weights, classes)
-
-    fitted: dict[tuple[bytes, ...], Any] = {}
-
-    def fit(features: Any, weights: Any, classes: int) -> Any:
-        key = tuple(each.tobytes() for each in (features.values, features.labels, weights))
-        fitted[key] = features, weights, classes
-        return train(key)
-
     found: dict[str, Any] = {}
-    for kind, describe, judge in (
+    for kind, describe, fit in (
         ("head", embed, fit_linear),
-        ("network", lambda pixels: pixels.numpy(), fit),
+        ("network", lambda pixels: pixels.numpy(), Proxies().fit),
     ):
         known = Features(describe(samples.pixels[real]), pool.labels[real])
         others = Features(describe(later), later_labels.numpy())
@@ -91,8 +78,9 @@ def estimate(name: str, draw: int, work: Path, arms: dict[str, Any]) -> dict[str
                 Features(describe(samples.pixels[rows]), pool.labels[rows]),
                 pool.sources[rows],
                 fold_of=deal_folds(pool.labels[real], pool.hard[real], FOLDS),
-                fit=judge,
+                fit=fit,
                 held_out=others,
+                mixture="undersampled",  # as the final networks are trained
             )
             assert worth.overall is not None
             found.setdefault(kind, {})[str(level)] = {

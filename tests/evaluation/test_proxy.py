@@ -47,7 +47,7 @@ def test_a_class_without_weight_is_never_named(monkeypatch):
 def test_augmentation_moves_and_mirrors_whole_images(side):
     rng = np.random.default_rng(0)
     batch = torch.from_numpy(rng.random((64, 3, side, side))).float()
-    moved = proxy._augment(batch, torch.Generator().manual_seed(0))
+    moved = proxy.augment(batch, torch.Generator().manual_seed(0))
     most = max(1, round(proxy.SHIFT * side))
     padded = torch.nn.functional.pad(batch, (most,) * 4, value=-0.5)
     kinds = set()

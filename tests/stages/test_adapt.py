@@ -280,16 +280,16 @@ def test_the_weights_that_make_an_image_have_not_seen_its_source(recipe, tmp_pat
 @pytest.mark.slow
 def test_a_pilot_may_judge_with_a_network(recipe, tmp_path, monkeypatch):
     """It is trained once for each set of images."""
-    from discl.stages import pilot_judges as stage
+    from discl.evaluation import proxy
 
-    known, seen = stage.fit_proxy, []
+    known, seen = proxy.fit_proxy, []
 
     def spy(pixels, labels, weights, *rest, **words):
         seen.append(len(labels))
         return known(pixels, labels, weights, *rest, **words)
 
-    monkeypatch.setattr(stage, "fit_proxy", spy)
-    monkeypatch.setattr("discl.evaluation.proxy.STEPS", 3)
+    monkeypatch.setattr(proxy, "fit_proxy", spy)
+    monkeypatch.setattr(proxy, "STEPS", 3)
     recipe["pilot"]["judge"] = "network"
     run = open_run(recipe, tmp_path / "run")
     first = pilot(run).read_text()

@@ -1,4 +1,4 @@
-"""A small network, trained to tell what images are worth to one that starts at random.
+"""A small network that is trained in seconds, to tell what images are worth to one like it.
 
 A head on features that know a class already gains little from more images of it. A network that
 learns its features from the same images may gain a lot.
@@ -6,15 +6,17 @@ learns its features from the same images may gain a lot.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WIDTH = 16
+from .worth import Features, Predict
+
 STEPS, BATCH, RATE = 480, 64, 3e-3
 """Updates, images of each, and the learning rate that falls to 0 along half a cosine."""
 SHIFT = 1 / 16
@@ -29,8 +31,8 @@ def fit_proxy(
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Trains three convolutions on images drawn by their weights.
+) -> Predict:
+    """Trains a small network on images drawn by their weights.
 
     Returns a function from pixels, as these, to labels, int64 `[images]`.
 
@@ -41,16 +43,18 @@ def fit_proxy(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = make_proxy(num_classes).to(device).train()
+        network: Any = make_network(num_classes).train()
+    network = network.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.0)
     images, targets = torch.from_numpy(pixels), torch.from_numpy(labels)
     chance = weights / weights.sum()
     for step in range(STEPS):
         rows = torch.from_numpy(draws.choice(len(labels), BATCH, p=chance))
-        moved = _augment(_centred(images[rows]), generator).to(device)
+        moved = augment(_centred(images[rows]), generator).to(device)
         for group in optimizer.param_groups:
             group["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / STEPS))
-        loss = F.cross_entropy(network(moved), targets[rows].to(device))
+        logits = network(moved.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(logits, targets[rows].to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -66,29 +70,67 @@ def fit_proxy(
     return predict
 
 
-def make_proxy(num_classes: int) -> nn.Module:
-    """Three strided convolutions with batch norm, the mean over positions, and a linear layer."""
+class Proxies:
+    """Networks of `fit_proxy`, each trained once for the same images and weights.
+
+    ```python
+    import numpy as np
+
+    from discl.evaluation.proxy import Proxies
+    from discl.evaluation.worth import Features
+
+    pixels = np.zeros((4, 3, 32, 32), np.uint8)
+    images = Features(pixels, np.array([0, 1, 0, 1]))
+    predict = Proxies().fit(images, np.ones(4), 2)
+    assert predict(pixels).shape == (4,)
+    ```
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = device
+        self._fitted: dict[str, Predict] = {}
+
+    def fit(self, images: Features, weights: np.ndarray, num_classes: int) -> Predict:
+        """A classifier of these images: see `evaluation.worth.Fit`."""
+        key = hashlib.blake2b(np.ascontiguousarray(images.values).data)
+        key.update(images.labels.tobytes() + weights.tobytes())
+        name = key.hexdigest()
+        if name not in self._fitted:
+            self._fitted[name] = fit_proxy(
+                images.values, images.labels, weights, num_classes, device=self.device
+            )
+        return self._fitted[name]
+
+
+def make_network(num_classes: int, width: int = 16, features: int = 64) -> nn.Sequential:
+    """[three strided convolutions with batch norm and a mean over positions, a linear layer].
+
+    - `width`: channels of the first convolution; `features`: of the last.
+    """
 
     def block(inputs: int, outputs: int) -> list[nn.Module]:
         convolution = nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False)
         return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
 
-    return nn.Sequential(
-        *block(3, WIDTH),
-        *block(WIDTH, 2 * WIDTH),
-        *block(2 * WIDTH, 4 * WIDTH),
+    body = nn.Sequential(
+        *block(3, width),
+        *block(width, 2 * width),
+        *block(2 * width, features),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(4 * WIDTH, num_classes),
     )
+    return nn.Sequential(body, nn.Linear(features, num_classes))
 
 
 def _centred(pixels: Tensor) -> Tensor:
     return pixels.float() / 255 - 0.5
 
 
-def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image moved at random over black, and every second mirrored."""
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image moved at random over black, and every second mirrored.
+
+    - `images`: float32 `[images, channels, side, side]`, black at −0.5.
+    """
     count, side = len(images), images.shape[-1]
     most = max(1, round(SHIFT * side))
     padded = F.pad(images, (most,) * 4, value=-0.5)

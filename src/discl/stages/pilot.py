@@ -29,7 +29,7 @@ from .adapt import ensure_adapter, name_adapter
 from .levels import describe_levels
 from .pilot_advice import Outcome, Tried, advise, advise_mixture
 from .pilot_judges import judge_of
-from .pilot_measure import describe_real, measure_candidate, measure_mixtures
+from .pilot_measure import Measurer
 from .pilot_tables import as_csv, as_markdown
 from .plan import check_models
 from .trial import Embedder, choose_sample, make_images, set_sample, trial_run
@@ -67,20 +67,19 @@ def run_pilot(run: Run) -> Path:
     if not trials:
         raise next(iter(failed.values()))
     embedder = Embedder(run)
-    judge = judge_of(run, embedder)
-    real = describe_real(run, embedder, judge)
+    measurer = Measurer(run, embedder, judge_of(run, embedder))
     outcomes: list[Outcome] = []
     tried: list[Tried] = []
     levels = {}
     for name, parts in trials.items():
-        rows, thresholds = measure_candidate(run, name, parts, real, embedder, judge)
+        rows, thresholds = measurer.candidate(name, parts)
         outcomes, tried = outcomes + rows, tried + thresholds
         levels[name] = describe_levels(parts, embedder)
     advice = advise(run.recipe, overrides, outcomes, tried, hard)
     best = trials.get(advice.get("candidate", ""), [])
-    mixtures = measure_mixtures(run, best, advice, real, embedder, judge)
+    mixtures = measurer.mixtures(best, advice)
     result = {
-        **_describe(run, judge.name, failed),
+        **_describe(run, measurer.judge.name, failed),
         "outcomes": [asdict(each) for each in outcomes],
         "thresholds": [asdict(each) for each in tried],
         "levels": levels,

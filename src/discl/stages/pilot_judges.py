@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -10,8 +9,8 @@ import numpy as np
 
 from ..checkpoints import public_name
 from ..data import decode_image, to_square
-from ..evaluation.proxy import fit_proxy
-from ..evaluation.worth import Features, Predict, fit_linear
+from ..evaluation.proxy import Proxies
+from ..evaluation.worth import Fit, fit_linear
 from ..run_folder.images import stored_images
 from ..run_folder.run import Run
 from ..utils.console import progress
@@ -34,16 +33,17 @@ class Judge(Protocol):
     name: str
     real_per_class: int
 
+    @property
+    def fit(self) -> Fit:
+        """Trains a classifier."""
+        ...
+
     def real(self, split: str, rows: Sequence[int]) -> np.ndarray:
         """`Features.values` of these rows of a split."""
         ...
 
     def synthetic(self, trial: Run, ids: Sequence[str]) -> np.ndarray:
         """`Features.values` of images of a trial."""
-        ...
-
-    def fit(self, features: Features, weights: np.ndarray, num_classes: int) -> Predict:
-        """A classifier: see `evaluation.worth.Fit`."""
         ...
 
 
@@ -71,7 +71,7 @@ class NetworkJudge:
         self.side = min(LARGEST, run.recipe.train.image_size)
         self.name = f"a small network, trained from scratch on {self.side} pixels"
         self.real_per_class = MORE_REAL * run.recipe.pilot.real_per_class
-        self._fitted: dict[str, Predict] = {}
+        self.fit = Proxies(run.device).fit
 
     def real(self, split: str, rows: Sequence[int]) -> np.ndarray:
         """uint8 `[rows, 3, side, side]`."""
@@ -91,14 +91,3 @@ class NetworkJudge:
             to_square(decode_image(images[row]["image"]), self.side) for row in range(len(ids))
         ]
         return np.stack(squares).transpose(0, 3, 1, 2)
-
-    def fit(self, features: Features, weights: np.ndarray, num_classes: int) -> Predict:
-        """A network, trained once for the same images and weights."""
-        key = hashlib.blake2b(np.ascontiguousarray(features.values).data)
-        key.update(features.labels.tobytes() + weights.tobytes())
-        name = key.hexdigest()
-        if name not in self._fitted:
-            self._fitted[name] = fit_proxy(
-                features.values, features.labels, weights, num_classes, device=self.run.device
-            )
-        return self._fitted[name]
