@@ -1182,6 +1182,23 @@ def test_a_pilot_that_advises_against_it_says_so(tmp_path: Path) -> None:
     assert "advises against" in page.text and "do not generate" in page.text
 
 
+def test_a_pilot_that_is_undecided_or_of_an_earlier_version_is_shown(tmp_path: Path) -> None:
+    """The judge of an earlier version was always a head, on features that it named."""
+    pilot = write_pilot(tmp_path, generate=False)
+    pilot["advice"] |= {"undecided": True, "reasons": ["not decided"]}
+    pilot["judge"] = EVIL
+    file = tmp_path / "pilot/pilot.json"
+    file.write_text(json.dumps(pilot))
+    page = Page(make_run(tmp_path, {"many": 30, "rare": 5}).read_text())
+    assert "cannot tell yet" in page.text and "not decided" in page.text
+    assert "<script" not in page.html and EVIL in page.text
+    del pilot["judge"], pilot["advice"]["undecided"]
+    file.write_text(json.dumps(pilot | {"features": "embedded:fashion-mnist/clip"}))
+    page = Page(make_run(tmp_path, {"many": 30, "rare": 5}).read_text())
+    assert "the gain of a linear head on features of embedded:fashion-mnist/clip" in page.text
+    assert "advises against" in page.text
+
+
 def test_an_adaptation_is_shown_with_settings_loss_seconds_and_digest(tmp_path: Path) -> None:
     write_adapter(tmp_path)
     changes = {"spectrum.adapt": {"rank": 4, "steps": 500, "learning_rate": 1e-4}}

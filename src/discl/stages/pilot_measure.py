@@ -20,6 +20,7 @@ from ..evaluation.worth import (
 from ..run_folder import paths
 from ..run_folder.run import Run
 from ..spectrum.plan import read_plan
+from ..utils.console import progress
 from ..utils.hashing import digest
 from ..utils.stored import read_table
 from .budget import count_rows
@@ -101,22 +102,26 @@ class Measurer:
         """
         made = self._collect(trials)
         own, wanted = self.run.recipe.filter.threshold, self.run.recipe.pilot.thresholds
-        everything = np.ones(len(made.levels), bool)
-        tried = []
-        for threshold in (
+        thresholds = (
             thresholds_to_try(own, made.similarity) if wanted is None else sorted({own, *wanted})
-        ):
-            passed = made.similarity >= threshold
-            worth = self._worth(made, np.flatnonzero(passed))
-            tried.append(Tried(name, threshold, float(passed.mean()), worth))
-        chosen = choose_threshold(own, tried)
-        worth = next(each.worth for each in tried if each.threshold == chosen)
-        outcomes = [self._outcome(name, None, chosen, made, at=everything, worth=worth)]
+        )
         levels = np.unique(made.levels).tolist()
-        for level in levels if len(levels) > 1 else []:
-            at = made.levels == level
-            worth = self._worth(made, np.flatnonzero(at & (made.similarity >= chosen)))
-            outcomes.append(self._outcome(name, level, chosen, made, at=at, worth=worth))
+        levels = levels if len(levels) > 1 else []
+        tried, everything = [], np.ones(len(made.levels), bool)
+        with progress("measure", len(thresholds) + len(levels)) as advance:
+            for threshold in thresholds:
+                passed = made.similarity >= threshold
+                worth = self._worth(made, np.flatnonzero(passed))
+                tried.append(Tried(name, threshold, float(passed.mean()), worth))
+                advance(1)
+            chosen = choose_threshold(own, tried)
+            worth = next(each.worth for each in tried if each.threshold == chosen)
+            outcomes = [self._outcome(name, None, chosen, made, at=everything, worth=worth)]
+            for level in levels:
+                at = made.levels == level
+                worth = self._worth(made, np.flatnonzero(at & (made.similarity >= chosen)))
+                outcomes.append(self._outcome(name, level, chosen, made, at=at, worth=worth))
+                advance(1)
         return outcomes, tried
 
     def mixtures(self, trials: Sequence[Run], advice: Mapping[str, Any]) -> list[MixtureScore]:
