@@ -176,8 +176,9 @@ def describe(name: str, arms: Sequence[Arm]) -> str:
     """Rank correlation and wrong verdicts of some arms."""
     yes, no = (sum(arm.mistake == each for arm in arms) for each in ("false do it", "false don't"))
     correlation = spearman([arm.few for arm in arms], [arm.gain for arm in arms])
+    paid, advised = sum(arm.gain > 0 for arm in arms), sum(arm.advised > 0.5 for arm in arms)
     return (
-        f"{name}, {len(arms)} arms: Spearman {correlation:.3f}; "
+        f"{name}, {len(arms)} arms: Spearman {correlation:.3f}; {paid} pay, {advised} advised; "
         f'false "do it" {yes}, false "don\'t" {no}'
     )
 
