@@ -116,15 +116,15 @@ def _check_measurable(run: Run) -> int:
 
 
 def _warn_of_few_images(run: Run, candidates: Iterable[Run]) -> None:
-    """Logs how many images give each class with hard images two of every level."""
+    """Warns where a class with hard images gets fewer than two images of a level."""
     labels = set(read_table(run.path(paths.HARD), ["label"])["label"].to_pylist())
     levels = max(len(each.recipe.spectrum.levels) for each in candidates)
     images, wanted = run.recipe.pilot.images, 2 * len(labels) * levels
     if images < wanted:
         logger.warning(
-            f"pilot: {count_of(images, 'image')} of a candidate cannot show {len(labels)} classes "
-            f"twice at {count_of(levels, 'level')}; estimates are low and wide. "
-            f"pilot.images={wanted} is enough."
+            f"pilot: {count_of(images, 'image')} of a candidate are fewer than two for each of "
+            f"{count_of(len(labels), 'class', 'classes')} and {count_of(levels, 'level')}, so "
+            f"estimates are low and their intervals wide; pilot.images={wanted} is enough"
         )
 
 
