@@ -304,6 +304,7 @@ def run(
             "num_inference_steps": 2,
         },
         "filter": {"checkpoint": str(tiny_clip), "threshold": -1},
+        "pilot": {"images": 16, "thresholds": [-1], "candidates": {CLASSES[0]: {}}},
         "methods": {"ce": {}, "discl": {"strategy": "all-levels", "sampling": "square-root"}},
         "train": {
             "batch_size": 4,
@@ -332,6 +333,7 @@ def test_hostile_names_through_every_command(
         ["run", recipe, "--out", str(out)],
         ["audit", recipe, "--out", str(out)],
         ["levels", recipe, "--out", str(out), "--sources", "4", "--grid", "0,50"],
+        ["pilot", recipe, "--out", str(out)],
         ["compare", recipe, "--out", str(out)],
         ["report", recipe, "--out", str(out)],
         ["export", recipe, "--run", str(out), "--out", str(exported), "--to", "imagefolder"],
@@ -357,11 +359,12 @@ def test_hostile_names_through_every_command(
         found = HIDDEN.search(shown)
         assert not found, (arguments, shown[max(found.start() - 200, 0) : found.end() + 100])
         assert not any(line.startswith(("# error", "error")) for line in told.out.splitlines())
-    for page in ("report.html", "levels/levels.html"):
+    for page in ("report.html", "levels/levels.html", "pilot/pilot.html"):
         assert is_harmless((out / page).read_text()), page
     assert '<section id="audit">' in (out / "report.html").read_text()
     reader = MarkdownIt("commonmark", {"html": True}).enable("table")
-    for text in (out / "comparison.md", out / "levels" / "levels.md", exported / "README.md"):
+    tables = ("comparison.md", "levels/levels.md", "pilot/pilot.md")
+    for text in (*(out / name for name in tables), exported / "README.md"):
         tokens = reader.parse(text.read_text())
         kinds = {each.type for token in tokens for each in (token, *(token.children or []))}
         assert not kinds & {"html_block", "html_inline", "link_open", "image"}, text

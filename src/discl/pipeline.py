@@ -20,7 +20,7 @@ from .errors import RunError
 from .escaping import one_line
 from .recipe import Recipe, check_own_pieces, load_recipe
 from .recipe.loop import learner_of
-from .report import audit_rows, write_comparison, write_report, write_survey
+from .report import audit_rows, write_comparison, write_pilot, write_report, write_survey
 from .run_folder import paths
 from .run_folder.open import open_run
 from .run_folder.run import Run
@@ -270,11 +270,14 @@ def levels(run: Run, sources: int = 32, grid: Sequence[int] | None = None, seeds
 def pilot(run: Run) -> Path:
     """Measures what each candidate of `pilot.candidates` is worth, before the spectrum is made.
 
-    Returns the path of `pilot.md`; `pilot.csv` and `pilot.json` are beside it.
+    Returns the path of `pilot.html`, which also shows the images. `pilot.md`, `pilot.csv` and
+    `pilot.json` are in the same folder, `pilot/` of the run folder.
     """
     run_until(run, "prompts")
     with run.lock("pilot"), _refusals("pilot"):
-        return pilot_stage.run_pilot(run).with_suffix(".md")
+        pilot_stage.run_pilot(run)
+        store = run.location(f"{paths.PILOT}/{paths.SPECTRUM}")
+        return write_pilot(run.folder, run.train, store)
 
 
 def audit(run: Run) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from discl import open_run, run_until
 from discl.checkpoints import weights_digest
 from discl.errors import CheckpointError, DataError, RecipeError, RunError
 from discl.pipeline import levels, pilot
+from discl.report import write_pilot
 from discl.spectrum.adaptation import train_adapter
 from discl.spectrum.plan import read_plan
 from helpers.captioners import save_blip
@@ -231,8 +234,9 @@ def test_a_pilot_measures_every_candidate_and_level_and_continues(recipe, tmp_pa
         "gone": {"spectrum.checkpoint": str(tmp_path / "nowhere")},
     }
     run = open_run(recipe, tmp_path / "run")
-    table = pilot(run)
-    result = json.loads((table.parent / "pilot.json").read_text())
+    page = pilot(run)
+    table = page.with_suffix(".md")
+    result = json.loads((page.parent / "pilot.json").read_text())
     rows = {(each["candidate"], each["level"]) for each in result["outcomes"]}
     assert rows == {(name, level) for name in ("as it is", "adapted") for level in (None, 0, 50)}
     assert list(result["failed"]) == ["gone"]
@@ -249,13 +253,36 @@ def test_a_pilot_measures_every_candidate_and_level_and_continues(recipe, tmp_pa
     weights = list(run.path("adapted").glob("*.safetensors"))
     assert len(weights) == 2, "one for each half of the hard images"
     assert shards
-    first = table.read_text()
-    assert pilot(open_run(recipe, tmp_path / "run")).read_text() == first
+    first, shown = table.read_text(), page.read_text()
+    assert pilot(open_run(recipe, tmp_path / "run")).read_text() == shown
+    assert table.read_text() == first
     assert {file: file.stat().st_mtime_ns for file in shards} == shards
     levels(run, sources=4, grid=[0, 50])
     assert set(table.parent.rglob("part-*.parquet")) == set(shards), "no image is made twice"
     found = json.loads((run.folder / "levels/levels.json").read_text())
     assert [row["images"] for row in found["levels"]] == [4, 4]
+
+
+@pytest.mark.slow
+def test_the_page_of_a_pilot_shows_its_images_at_the_chosen_threshold(recipe, tmp_path, caplog):
+    recipe["pilot"] |= {
+        "images": 8,
+        "thresholds": [1],
+        "candidates": {"as it is": {}, "<b>same</b>": {"prompts.names": {"a": "a"}}},
+    }
+    path = pilot(open_run(recipe, tmp_path / "run"))
+    page, result = path.read_text(), json.loads(path.with_suffix(".json").read_text())
+    assert path == tmp_path / "run/pilot/pilot.html"
+    assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", page) and "<script" not in page
+    shown = re.findall(r'title="λ (\d+) %, seed 0, clip_similarity [^,]+, (kept|dropped)', page)
+    assert Counter(shown) == {("0", "kept"): 8, ("50", "kept"): 8}, "4 sources of each candidate"
+    assert "&lt;b&gt;same&lt;/b&gt;" in page and "<b>same" not in page
+    assert "candidates 'as it is' and '<b>same</b>' have the same images" in caplog.text
+    result["outcomes"] = [{**each, "threshold": 1.0} for each in result["outcomes"]]
+    path.with_suffix(".json").write_text(json.dumps(result))
+    run = open_run(recipe, tmp_path / "run")
+    page = write_pilot(run.folder, run.train, run.folder / "pilot/spectrum").read_text()
+    assert page.count(", dropped: clip_similarity") == 2 * 16 and ", kept" not in page
 
 
 @pytest.mark.slow
@@ -292,13 +319,14 @@ def test_a_pilot_may_judge_with_a_network(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(proxy, "STEPS", 3)
     recipe["pilot"]["judge"] = "network"
     run = open_run(recipe, tmp_path / "run")
-    first = pilot(run).read_text()
+    first = pilot(run).with_suffix(".md").read_text()
     assert "by a small network, trained from scratch on 32 pixels; 95 % interval" in first
     assert len(seen) < 2 * 2 * (2 + 4), "the networks of real images are trained once for each fold"
-    assert pilot(open_run(recipe, tmp_path / "run")).read_text() == first
+    assert pilot(open_run(recipe, tmp_path / "run")).with_suffix(".md").read_text() == first
     del recipe["pilot"]["judge"]
     seen.clear()
-    table = pilot(open_run(recipe, tmp_path / "run", amend=True)).read_text()
+    again = pilot(open_run(recipe, tmp_path / "run", amend=True))
+    table = again.with_suffix(".md").read_text()
     assert "by a linear head on features of clip" in table and not seen
 
 
@@ -402,8 +430,8 @@ def test_a_missing_package_is_found_before_any_image_is_read(recipe, tmp_path, m
 def test_a_candidate_may_have_levels_that_no_method_has(recipe, tmp_path):
     recipe["methods"] = {"fixed": {"strategy": "fixed", "level": 50}}
     recipe["pilot"]["candidates"] = {"text": {"spectrum.levels": [0]}}
-    table = pilot(open_run(recipe, tmp_path / "run"))
-    outcomes = json.loads((table.parent / "pilot.json").read_text())["outcomes"]
+    page = pilot(open_run(recipe, tmp_path / "run"))
+    outcomes = json.loads((page.parent / "pilot.json").read_text())["outcomes"]
     assert [each["level"] for each in outcomes] == [None]
 
 
@@ -471,8 +499,8 @@ def test_a_candidate_whose_adaptation_runs_out_of_memory_is_left_out(recipe, tmp
 
     monkeypatch.setattr(adaptation, "adaptation_loss", full)
     recipe["spectrum"]["adapt"] = ADAPT
-    table = pilot(open_run(recipe, tmp_path / "run"))
-    result = json.loads((table.parent / "pilot.json").read_text())
+    page = pilot(open_run(recipe, tmp_path / "run"))
+    result = json.loads((page.parent / "pilot.json").read_text())
     assert {each["candidate"] for each in result["outcomes"]} == {"not adapted"}
     assert "gradient_checkpointing" in result["failed"]["adapted"]
 
@@ -505,7 +533,7 @@ def test_one_image_a_class_is_measured_on_validation_images(recipe, tmp_path):
         draw(root / "train" / name, label, count)
         draw(root / "validation" / name, label, 3)
     recipe["data"]["root"] = str(root)
-    table = pilot(open_run(recipe, tmp_path / "run"))
-    result = json.loads((table.parent / "pilot.json").read_text())
+    page = pilot(open_run(recipe, tmp_path / "run"))
+    result = json.loads((page.parent / "pilot.json").read_text())
     assert result["outcomes"][0]["worth"]["overall"] is not None
     assert result["levels"]["as it is"]["real"]["pair_similarity"] is None

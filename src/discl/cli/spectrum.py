@@ -62,12 +62,12 @@ def adapt(options: RunOptions) -> None:
 def pilot(options: RunOptions) -> None:
     """Measure on a few images whether a spectrum will pay; recommend levels, or none.
 
-    Example: `discl pilot mine.yaml --set pilot.images=256`
+    The page `pilot.html` shows the images. Example: `discl pilot mine.yaml --set pilot.images=256`
     """
     from ..pipeline import pilot as run_pilot
 
     path = run_pilot(options.open("prompts"))
-    echo(path.read_text())
+    echo(path.with_suffix(".md").read_text())
     echo(path)
 
 

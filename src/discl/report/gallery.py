@@ -1,4 +1,4 @@
-"""Chooses the images that the page shows."""
+"""Chooses the images that a page shows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,9 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from ..data import ImageTable
+from ..run_folder import paths
+from ..spectrum.clip_filter import judge
+from ..utils.stored import read_table
 from .run_summary import read_pictures
 
 MAX_CLASSES, MAX_SOURCES, MAX_SEEDS, MAX_LEVELS = 6, 2, 3, 8
@@ -93,13 +97,56 @@ class Pictured(Protocol):
     def class_counts(self) -> np.ndarray: ...
 
 
-def make_gallery(run: Pictured, train: ImageTable, store: Path | str) -> Gallery:
+@dataclass(frozen=True)
+class Trials:
+    """Trials of one spectrum, of `discl levels` or `discl pilot`, as the part of a run to show.
+
+    - `folders`: one for each trial.
+    - `threshold`: the filter's for the verdicts; None: those that the trials have.
+    """
+
+    folders: Sequence[Path]
+    class_names: Sequence[str]
+    class_counts: np.ndarray
+    threshold: float | None = None
+
+    @cached_property
+    def hard(self) -> list[dict[str, Any]]:
+        columns = ["id", "label"]
+        tables = [read_table(folder / paths.HARD, columns) for folder in self.folders]
+        return pa.concat_tables(tables).to_pylist()
+
+    @cached_property
+    def plan(self) -> pa.Table:
+        return pa.concat_tables(read_table(folder / paths.PLAN) for folder in self.folders)
+
+    @cached_property
+    def verdicts(self) -> pa.Table:
+        found = pa.concat_tables(read_table(folder / paths.FILTER) for folder in self.folders)
+        if self.threshold is None:
+            return found
+        similarities = found["clip_similarity"].to_pylist()
+        judged = [judge(similarity, self.threshold) for similarity in similarities]
+        columns = {
+            "keep": [each.keep for each in judged],
+            "reason": [each.reason for each in judged],
+        }
+        for name, values in columns.items():
+            place = found.column_names.index(name)
+            found = found.set_column(place, name, pa.array(values))
+        return found
+
+
+def make_gallery(
+    run: Pictured, train: ImageTable, store: Path | str, most_bytes: int = MAX_BYTES
+) -> Gallery:
     """Examples of up to 6 classes, rarest first, with up to 2 images each and the first seeds.
 
     - `store`: folder of the spectrum's shards.
+    - `most_bytes`: what the pictures take at most, nearly.
 
-    There are fewer with many levels or large pictures, so that they take at most about 2 MB. The
-    choice depends on ids and counts only, never on the pictures.
+    There are fewer with many levels or large pictures. The choice depends on ids and counts only,
+    never on the pictures.
     """
     levels = spread(sorted(pc.unique(run.plan["level"]).to_pylist(), reverse=True), MAX_LEVELS)
     seeds = sorted(pc.unique(run.plan["seed"]).to_pylist())[:MAX_SEEDS]
@@ -151,7 +198,7 @@ def make_gallery(run: Pictured, train: ImageTable, store: Path | str) -> Gallery
             to_uri(real),
             tuple(rows),
         )
-        if examples and sum(each.bytes for each in examples) + example.bytes > MAX_BYTES:
+        if examples and sum(each.bytes for each in examples) + example.bytes > most_bytes:
             break
         examples.append(example)
     return Gallery(

@@ -55,11 +55,13 @@ class PilotRow:
 class Pilot:
     """What `discl pilot` found.
 
+    - `candidate`: the recommended one; None if none is.
     - `similarity`: `{candidate: what discl levels measures}`.
     - `lines`: the recommended lines of a recipe; empty if it recommends none.
     """
 
     advised: bool
+    candidate: str | None
     headline: str
     reasons: Sequence[str]
     lines: str
@@ -97,6 +99,7 @@ def read_pilot(folder: Path) -> Pilot | None:
     ]
     return Pilot(
         advised=advice["generate"],
+        candidate=advice.get("candidate"),
         headline=_headline(advice),
         reasons=advice["reasons"],
         lines=_lines(advice["recipe"]),

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 from ..data import ImageTable
 from ..run_folder import paths
-from ..utils.stored import read_json, read_table, write_text
+from ..utils.stored import read_json, write_text
 from .charts import Axis, nice_axis
-from .gallery import make_gallery
+from .gallery import Trials, make_gallery
 from .templates import make_environment
 
 LAMBDA = Axis(0, 100, tuple(range(0, 101, 10)))
@@ -57,27 +53,6 @@ class Panel:
     marks: tuple[Mark, ...]
 
 
-@dataclass(frozen=True)
-class Surveyed:
-    """The part of a survey that the gallery needs."""
-
-    folder: Path
-    class_names: Sequence[str]
-    class_counts: np.ndarray
-
-    @cached_property
-    def hard(self) -> list[dict[str, Any]]:
-        return read_table(self.folder / paths.HARD, ["id", "label"]).to_pylist()
-
-    @cached_property
-    def plan(self) -> pa.Table:
-        return read_table(self.folder / paths.PLAN)
-
-    @cached_property
-    def verdicts(self) -> pa.Table:
-        return read_table(self.folder / paths.FILTER)
-
-
 def write_survey(
     folder: Path, train: ImageTable, snippet: str, store: Path | str | None = None
 ) -> Path:
@@ -91,7 +66,7 @@ def write_survey(
     """
     found = read_json(folder / paths.LEVELS_DATA, "levels", "proposal", "real", "threshold")
     gallery = make_gallery(
-        Surveyed(folder, train.class_names, train.class_counts),
+        Trials([folder], train.class_names, train.class_counts),
         train,
         store or folder / paths.SPECTRUM,
     )

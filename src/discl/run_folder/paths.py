@@ -85,6 +85,7 @@ below."""
 PILOT_DATA = "pilot.json"
 PILOT_CSV = "pilot.csv"
 PILOT_TABLE = "pilot.md"
+PILOT_PAGE = "pilot.html"
 
 AUDIT = "audit.parquet"
 AUDITED = "audit"

@@ -7,9 +7,10 @@ store and filter, so that a killed pilot continues.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def run_pilot(run: Run) -> Path:
                 trials[name] = _make_trials(run, candidate, name)
     if not trials:
         raise next(iter(failed.values()))
+    _warn_of_same_images(trials)
     embedder = Embedder(run)
     measurer = Measurer(run, embedder, judge_of(run, embedder))
     outcomes: list[Outcome] = []
@@ -80,6 +82,10 @@ def run_pilot(run: Run) -> Path:
     mixtures = measurer.mixtures(best, advice)
     result = {
         **_describe(run, measurer.judge.name, failed),
+        "trials": {
+            name: [part.folder.relative_to(run.folder / paths.PILOT).as_posix() for part in parts]
+            for name, parts in trials.items()
+        },
         "outcomes": [asdict(each) for each in outcomes],
         "thresholds": [asdict(each) for each in tried],
         "levels": levels,
@@ -126,6 +132,19 @@ def _warn_of_few_images(run: Run, candidates: Iterable[Run]) -> None:
             f"{count_of(len(labels), 'class', 'classes')} and {count_of(levels, 'level')}, so "
             f"estimates are low and their intervals wide; pilot.images={wanted} is enough"
         )
+
+
+def _warn_of_same_images(trials: Mapping[str, Sequence[Run]]) -> None:
+    """Warns of candidates that differ in name alone, because what they set has no effect."""
+    first: dict[frozenset[str], str] = {}
+    for name, parts in trials.items():
+        plans = [read_table(part.path(paths.PLAN), ["id"])["id"].to_pylist() for part in parts]
+        other = first.setdefault(frozenset(chain(*plans)), name)
+        if other != name:
+            logger.warning(
+                f"pilot: candidates '{one_line(other)}' and '{one_line(name)}' have the same "
+                "images, so what they set has no effect; prompts.phrases replaces prompts.templates"
+            )
 
 
 @contextmanager

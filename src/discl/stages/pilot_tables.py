@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ..escaping import for_markdown
+from ..escaping import for_csv, for_markdown
 from ..evaluation.worth import Gain
 from ..recipe.merge import set_value
 from .levels import proposal_lines
@@ -44,6 +44,7 @@ def as_csv(result: Mapping[str, Any]) -> str:
         few, overall = worth.get("few") or {}, worth.get("overall") or {}
         values = {
             **each,
+            "candidate": for_csv(each["candidate"]),
             "level": "all" if each["level"] is None else each["level"],
             "recognised": worth.get("recognised"),
             "few": few.get("mean"),
