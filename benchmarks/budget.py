@@ -39,7 +39,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gap
-from benchmarks.gap import SETTINGS, interval, write_json
+from benchmarks.gap import SETTINGS, write_json
+from benchmarks.gap_tables import interval, verdict
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "budget"
@@ -422,12 +423,12 @@ def expectations(found: Mapping[str, Mapping[int, Any]]) -> list[str]:
             values = differences(units, each["of"], each["minus"], "few")
             if len(values) > 1:
                 what = f"{setting} | few, {each['of']} − {each['minus']}"
-                lines += gap.verdict(what, values, each["sign"])
+                lines += verdict(what, values, each["sign"])
     for each in expected:
         values, names = together(found, each["of"], each["minus"], "few")
         if len(values) > 1 and len(names) > 1:
             what = f"mean of {', '.join(names)} | few, {each['of']} − {each['minus']}"
-            lines += gap.verdict(what, values, each["sign"])
+            lines += verdict(what, values, each["sign"])
     return lines
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.budget import PARTS, RESULTS, curves, read_results
-from benchmarks.gap import interval
 from benchmarks.gap_figures import (
     GAP,
     LEFT,
@@ -28,6 +27,7 @@ from benchmarks.gap_figures import (
     series,
     svg_file,
 )
+from benchmarks.gap_tables import interval
 
 from discl.report.charts import Axis, nice_axis
 
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "budget_few.svg").write_text(draw(arguments.results))
 
 

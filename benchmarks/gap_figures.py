@@ -23,7 +23,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gap import RESULTS, SETTINGS, best_fixed, difference, interval, read_results
+from benchmarks.gap import RESULTS, SETTINGS, best_fixed
+from benchmarks.gap_tables import difference, interval, read_results
 from benchmarks.pilot import measured_arms, read_arms
 
 from discl.report.charts import Axis, nice_axis
@@ -254,6 +255,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     for name, text in figures(arguments.results).items():
         (arguments.out / name).write_text(text)
 

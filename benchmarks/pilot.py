@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gap import SETTINGS, load_samples, spearman
+from benchmarks.gap import SETTINGS, load_samples
+from benchmarks.gap_tables import spearman
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "gap"

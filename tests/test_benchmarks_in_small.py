@@ -46,6 +46,7 @@ def test_a_unit_of_the_gap_and_its_estimates(
     """With one image for each hard one and level, and networks that hardly train."""
     monkeypatch.syspath_prepend(str(BENCHMARKS.parent))
     from benchmarks import gap, pilot
+    from benchmarks.gap_tables import read_results
 
     short = gap.Training(epochs=2, curriculum_epochs=2, samples=64)
     for name, value in {"SEEDS": 1, "LEVELS": (0, 50), "REFEREE_STEPS": 2}.items():
@@ -53,7 +54,7 @@ def test_a_unit_of_the_gap_and_its_estimates(
     monkeypatch.setattr("discl.evaluation.proxy.STEPS", 2)
     work, results = tmp_path / "work", tmp_path / "results"
     gap.run_unit("plain", 0, work, results, None, short)
-    unit = gap.read_results(results)["plain"][0]
+    unit = read_results(results)["plain"][0]
     assert {"ce", "oracle", "text-only", "fixed-50", "d2s-filtered"} <= unit["rows"].keys()
     assert set(unit["gap"]) == {"0", "50"} and unit["rows"]["ce"]["test"]["all"] > 0
     found = pilot.estimate("plain", 0, work, {"levels": [0, 50], "images": 20})
