@@ -8,9 +8,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -141,7 +143,7 @@ def test_the_table_of_complete_seeds(script: Any, tmp_path: Path) -> None:
     assert script.chosen_settings(job) == {} and script.edge_units(job) == []
     with pytest.raises(SystemExit, match="no row is complete"):
         script.write_table(job)
-    ends = ("square-root", "-balanced", script.ADAPTED)
+    ends = ("square-root", "-balanced", "-retrieval", script.ADAPTED, script.SHUFFLED)
     later = {name for name in job.recipe.methods if name.endswith(ends)}
     names = [name for name in job.recipe.methods if name not in later]
     make_up(script, job, [unit for unit in script.trial_units(job) if unit.method in names])
@@ -392,6 +394,7 @@ def test_the_whole_of_it_in_miniature(
             "ce-discl": {"strategy": "all-levels", "synthetic_scale": 2},
             "ce-discl-adapted": {"strategy": "all-levels", "synthetic_scale": 2},
             "ce-retrieval": {"images": "retrieved", "synthetic_scale": 2},
+            "ce-retrieval-shuffled": {"images": "retrieved", "synthetic_scale": 2},
         },
         "retrieval": {"archive": "ARCHIVE", "threshold": -1, "copy_cosine": 1},
         "baseline": "ce",
@@ -410,7 +413,9 @@ def test_the_whole_of_it_in_miniature(
     job = script.Job(
         tmp_path / "pictures", tmp_path / "work", tmp_path / "results", {}, tmp_path / "short.yaml"
     )
-    with pytest.raises(SystemExit, match="ce-retrieval takes images of an archive: name it with"):
+    with pytest.raises(
+        SystemExit, match="ce-retrieval, ce-retrieval-shuffled: .* of an archive; name it with"
+    ):
         script.open_data(job)
     job = replace(job, archive=tmp_path / "archive")
     script.prepare(script.open_data(job), job)
@@ -429,7 +434,14 @@ def test_the_whole_of_it_in_miniature(
     assert held and sources and not held & sources
     table = script.write_table(job)
     told = json.loads((job.results / "comparison.json").read_text())
-    names = ("ce", "ce-discl", "ce-discl-adapted", "ce-retrieval", "oracle")
+    names = (
+        "ce",
+        "ce-discl",
+        "ce-discl-adapted",
+        "ce-retrieval",
+        "ce-retrieval-shuffled",
+        "oracle",
+    )
     assert set(told["rows"]) == {name + la for name in names for la in ("", "+la")}
     made = {
         folder: set(pq.read_table(job.work / folder / "filter.parquet")["id"].to_pylist())
@@ -437,7 +449,9 @@ def test_the_whole_of_it_in_miniature(
     }
     assert all(made.values()) and not made["spectrum"] & made["spectrum-adapted"]
     assert not list(job.work.glob("trials/ce-discl-adapted*"))
-    assert len(pq.read_table(job.work / "spectrum" / "retrieved.parquet"))
+    for folder in ("spectrum", "retrieved-shuffled"):
+        assert len(pq.read_table(job.work / folder / "retrieved.parquet"))
+    assert not list(job.work.glob("trials/*shuffled*"))
     assert told["rows"]["ce-retrieval"]["costs"]["UNet rows"] == 0
     alone = replace(job, archive=None, methods=("ce",), work=tmp_path / "other")
     assert "ce-retrieval" not in script.open_data(alone).recipe.methods
@@ -453,6 +467,25 @@ def test_the_whole_of_it_in_miniature(
     )
     assert all(each["costs"]["training, core-s"] > 0 for each in told["rows"].values())
     assert "few, ce-discl − ce:" in table and "ce-all-levels" not in table
+
+
+def test_retrieved_images_are_shuffled_among_their_classes(script: Any, tmp_path: Path) -> None:
+    """A unit of such a row trains on the shuffled table."""
+    table = pa.table({"id": [str(number) for number in range(30)], "label": [4, 7, 9] * 10})
+    pq.write_table(table, tmp_path / "retrieved.parquet")
+    run = SimpleNamespace(path=lambda name: tmp_path / name)
+    for folder in ("one", "two"):
+        script.shuffle_retrieved(run, tmp_path / folder)
+    first, second = (
+        pq.read_table(tmp_path / folder / "retrieved.parquet") for folder in ("one", "two")
+    )
+    assert first.equals(second) and first["id"] == table["id"]
+    assert first["label"] != table["label"]
+    assert sorted(first["label"].to_pylist()) == sorted(table["label"].to_pylist())
+    job = script.Job(None, tmp_path, tmp_path, {})
+    unit = script.Unit("seed-0/x", f"ce-retrieval{script.SHUFFLED}", {}, 0)
+    assert script.folder_of(unit, job) == "retrieved-shuffled"
+    assert script.settings_of(unit.method) == "ce-retrieval"
 
 
 def test_the_documents_hold_what_was_measured() -> None:
