@@ -414,7 +414,8 @@ def test_the_whole_of_it_in_miniature(
         tmp_path / "pictures", tmp_path / "work", tmp_path / "results", {}, tmp_path / "short.yaml"
     )
     with pytest.raises(
-        SystemExit, match="ce-retrieval, ce-retrieval-shuffled: .* of an archive; name it with"
+        SystemExit,
+        match="ce-retrieval, ce-retrieval-shuffled: these rows take images of an archive",
     ):
         script.open_data(job)
     job = replace(job, archive=tmp_path / "archive")
