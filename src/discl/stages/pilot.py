@@ -135,15 +135,17 @@ def _warn_of_few_images(run: Run, candidates: Iterable[Run]) -> None:
 
 
 def _warn_of_same_images(trials: Mapping[str, Sequence[Run]]) -> None:
-    """Warns of candidates that differ in name alone, because what they set has no effect."""
+    """Warns of candidates that differ in name alone: what they set is the same or has no effect."""
     first: dict[frozenset[str], str] = {}
     for name, parts in trials.items():
+        phrases = parts[0].recipe.prompts.phrases is not None
+        hint = "; prompts.phrases takes the place of prompts.templates" if phrases else ""
         plans = [read_table(part.path(paths.PLAN), ["id"])["id"].to_pylist() for part in parts]
         other = first.setdefault(frozenset(chain(*plans)), name)
         if other != name:
             logger.warning(
                 f"pilot: candidates '{one_line(other)}' and '{one_line(name)}' have the same "
-                "images, so what they set has no effect; prompts.phrases replaces prompts.templates"
+                f"images: what they set is the same, or has no effect{hint}"
             )
 
 
