@@ -100,7 +100,7 @@ SETTINGS = {
 SETTINGS |= {
     f"{name}-adapted": replace(setting, adapted="adapted")
     for name, setting in SETTINGS.items()
-    if name not in {"plain", "style-25"}
+    if name != "plain"
 } | {
     f"{name}-{how}": replace(SETTINGS[name], adapted=how)
     for name in ("half", "vague")
