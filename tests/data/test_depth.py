@@ -127,7 +127,7 @@ def test_every_stage_sees_the_same_pixels(twelve_bits: Path, tmp_path: Path) -> 
 
 def test_the_rule_is_said_and_may_be_stated(twelve_bits: Path, tmp_path: Path) -> None:
     def told(**data: Any) -> str:
-        found = check_data(Data(root=str(twelve_bits), overlap="keep", **data)).findings
+        found = check_data(Data(root=str(twelve_bits), overlap="keep", **data)).problems
         return next(each.text for each in found if "8 bits" in each.text)
 
     assert "13 of whole numbers from 0 to 4095, where 0 is black and 4095 white" in told()

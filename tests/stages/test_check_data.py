@@ -64,8 +64,8 @@ def images(tmp_path: Path) -> Path:
 
 def told(root: Path, **values: object) -> list[tuple[bool, str]]:
     return [
-        (finding.fatal, finding.text)
-        for finding in check_data(Data(root=str(root), **values)).findings
+        (problem.fatal, problem.text)
+        for problem in check_data(Data(root=str(root), **values)).problems
     ]
 
 
@@ -96,7 +96,7 @@ GIVEN = {"own_split": {"validation": 0, "test": 0}}
 
 def test_a_sound_data_set(images: Path) -> None:
     check = check_data(Data(root=str(images), **GIVEN))
-    assert not check.fatal and not check.findings
+    assert not check.fatal and not check.problems
     assert describe_check(check, Groups(many=8, few=5)).splitlines()[1:] == [
         "train                   12        2         3 … 9           11 × 6 (6 … 17)        –",
         "test                     4        2         2 … 2                     6 × 6        –",
@@ -309,18 +309,18 @@ def test_counts_that_differ_from_the_published_are_told(tmp_path: Path) -> None:
 
 
 def test_published_counts() -> None:
-    """Published counts give no finding; another number or version gives one."""
+    """Published counts give no problem; another number or version gives one."""
     for kind, (classes, rows) in PUBLISHED.items():
         data = Data(root="x", format=kind)
         assert _published(data, rows, classes) == []
         for split, count in rows.items():
-            (finding,) = _published(data, {**rows, split: 5}, classes)
-            assert (finding.fatal, finding.text) == (
+            (problem,) = _published(data, {**rows, split: 5}, classes)
+            assert (problem.fatal, problem.text) == (
                 False,
                 f"{split} has 5 images; {count:,} are published.",
             )
-        (finding,) = _published(data, rows, 77)
-        assert "has 77 classes" in finding.text and f"has {classes:,}:" in finding.text
+        (problem,) = _published(data, rows, 77)
+        assert "has 77 classes" in problem.text and f"has {classes:,}:" in problem.text
         assert (
             _published(Data(root="x", format=kind, files={"train": "mine.txt"}), {"train": 5}, 77)
             == []
@@ -534,7 +534,7 @@ def test_files_that_are_not_read_are_counted_and_named(tmp_path: Path) -> None:
         (root / name).write_bytes(b"other")
     shutil.copy(root / "cat" / "1.jpg", root / "cover.jpg")
     told = [
-        each.text for each in check_data(Data(root=str(root))).findings if "left out" in each.text
+        each.text for each in check_data(Data(root=str(root))).problems if "left out" in each.text
     ]
     assert len(told) == 1
     for part in (
@@ -562,5 +562,5 @@ def test_files_of_a_tar_that_are_not_read_are_counted_and_named(tmp_path: Path) 
                 entry = tarfile.TarInfo(f"{number}.{suffix}")
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
-    told = [each.text for each in check_data(Data(root=str(tmp_path / "train.tar"))).findings]
+    told = [each.text for each in check_data(Data(root=str(tmp_path / "train.tar"))).problems]
     assert any("2 that end in .npy ('0.npy')" in each for each in told)

@@ -42,13 +42,13 @@ CIFAR_TEST = 10_000
 NO_NAME = re.compile(r"\d+|n\d{8}")
 """A class that has its label or, in ImageNet, its WordNet id for a name."""
 SHOWN = 8
-"""Classes that a finding lists."""
+"""Classes that the text of a problem lists."""
 SHOWN_UNREADABLE = 20
 """Unreadable images of a split that are listed."""
 
 
 @dataclass(frozen=True)
-class Finding:
+class Problem:
     """A problem; a fatal one would stop a run."""
 
     fatal: bool
@@ -75,16 +75,16 @@ class SplitCheck:
 
 @dataclass(frozen=True)
 class Check:
-    """Splits by name, class names, and all findings, the fatal ones first."""
+    """Splits by name, class names, and all problems, the fatal ones first."""
 
     splits: dict[str, SplitCheck]
     class_names: tuple[str, ...]
-    findings: list[Finding]
+    problems: list[Problem]
 
     @property
     def fatal(self) -> bool:
-        """Whether a finding would stop a run."""
-        return any(finding.fatal for finding in self.findings)
+        """Whether a problem is fatal."""
+        return any(problem.fatal for problem in self.problems)
 
 
 def check_data(data: Data, limits: Limits | None = None) -> Check:
@@ -96,10 +96,10 @@ def check_data(data: Data, limits: Limits | None = None) -> Check:
     - `limits`: when an image is too dark, blurred and so on; default those of `discl audit`.
     """
     limits = limits or Limits()
-    findings: list[Finding] = []
+    problems: list[Problem] = []
 
     def note(message: str) -> None:
-        findings.append(Finding(False, message))
+        problems.append(Problem(False, message))
 
     tables = read_data(data, lambda names: note(unused_splits(names)), note)
     given = set(tables)
@@ -108,7 +108,7 @@ def check_data(data: Data, limits: Limits | None = None) -> Check:
     for split, table in tables.items():
         with progress(f"check {split} images", len(table)) as advance:
             seen[split] = inspect_images(table, advance, audited.add)
-        findings += _unreadable(split, seen[split], data.unreadable == "error")
+        problems += _unreadable(split, seen[split], data.unreadable == "error")
     tables, seen = settle_depth(tables, seen, data.bits)
     if message := describe_depth(tables, seen):
         note(f"{message}.")
@@ -121,7 +121,7 @@ def check_data(data: Data, limits: Limits | None = None) -> Check:
         try:
             rows = long_tail_rows(tables["train"], seen["train"].digests, data.long_tail)
         except DataError as error:
-            findings.append(Finding(True, str(error)))
+            problems.append(Problem(True, str(error)))
         else:
             tables["train"] = tables["train"].select(rows)
             seen["train"] = seen["train"].select(rows)
@@ -129,25 +129,25 @@ def check_data(data: Data, limits: Limits | None = None) -> Check:
         split: _look(table, seen[split], split not in given) for split, table in tables.items()
     }
     names = tables["train"].class_names
-    findings += _copies(seen, tables, data.overlap == "error") + _classes(splits, names)
-    findings += _published(data, {split: check.rows for split, check in splits.items()}, len(names))
-    findings += [Finding(False, f"{text}.") for text in audited.describe(tables, seen, limits)]
+    problems += _copies(seen, tables, data.overlap == "error") + _classes(splits, names)
+    problems += _published(data, {split: check.rows for split, check in splits.items()}, len(names))
+    problems += [Problem(False, f"{text}.") for text in audited.describe(tables, seen, limits)]
     if problem := too_few_classes(data.root, names):
-        findings.append(Finding(True, problem))
+        problems.append(Problem(True, problem))
     if len(tables) == 1:
         problem = (
             "there is neither a validation nor a test split; set data.own_split or name them in "
             "data.splits."
         )
-        findings.append(Finding(True, problem))
-    return Check(splits, names, sorted(findings, key=lambda finding: not finding.fatal))
+        problems.append(Problem(True, problem))
+    return Check(splits, names, sorted(problems, key=lambda problem: not problem.fatal))
 
 
-def _unreadable(split: str, seen: Inspection, fatal: bool) -> list[Finding]:
+def _unreadable(split: str, seen: Inspection, fatal: bool) -> list[Problem]:
     texts = [f"{split}: {problem}" for _, problem in seen.unreadable[:SHOWN_UNREADABLE]]
     if (more := len(seen.unreadable) - SHOWN_UNREADABLE) > 0:
         texts.append(f"{split}: {count_of(more, 'more image')} cannot be read.")
-    return [Finding(fatal, text) for text in texts]
+    return [Problem(fatal, text) for text in texts]
 
 
 def _divide(data: Data, tables: dict[str, ImageTable], seen: dict[str, Inspection]) -> None:
@@ -169,7 +169,7 @@ def _look(table: ImageTable, seen: Inspection, own: bool) -> SplitCheck:
 
 
 def describe_check(check: Check, groups: Groups) -> str:
-    """The check as text: a table of the splits, then the findings."""
+    """The check as text: a table of the splits, then the problems."""
     heading = f"{'split':<16}{'images':>10}{'classes':>9}{'per class':>14}"
     lines = [f"{heading}{'width × height, median':>26}{'domains':>9}"]
     lines += [_describe_split(split, each) for split, each in check.splits.items()]
@@ -179,10 +179,10 @@ def describe_check(check: Check, groups: Groups) -> str:
     sizes = ", ".join(f"{len(labels)} {name}" for name, labels in members.items())
     lines.append(f"{count_of(len(check.class_names), 'class', 'classes')}: {sizes}")
     lines += [
-        f"{'error' if finding.fatal else 'note'}: {one_line(finding.text)}"
-        for finding in check.findings
+        f"{'error' if problem.fatal else 'note'}: {one_line(problem.text)}"
+        for problem in check.problems
     ]
-    return "\n".join(lines if check.findings else [*lines, "no problem found"])
+    return "\n".join(lines if check.problems else [*lines, "no problem found"])
 
 
 def _describe_split(name: str, split: SplitCheck) -> str:
@@ -201,14 +201,14 @@ def _describe_split(name: str, split: SplitCheck) -> str:
 
 def _copies(
     seen: dict[str, Inspection], tables: dict[str, ImageTable], fatal: bool
-) -> list[Finding]:
+) -> list[Problem]:
     """Pictures that are in two splits, twice in one, or under two labels."""
     ids = {split: table.ids for split, table in tables.items()}
     row_of = {
         split: {content: row for row, content in reversed(list(enumerate(inspection.digests)))}
         for split, inspection in seen.items()
     }
-    findings = []
+    problems = []
     for first, second in combinations(seen, 2):
         shared = [content for content in row_of[first] if content in row_of[second]]
         if shared:
@@ -217,16 +217,16 @@ def _copies(
                 f"{count_be(len(shared), 'picture')} in {first} and in {second}, by content (for "
                 f"example '{one}' is '{two}')."
             )
-            findings.append(Finding(fatal, text))
+            problems.append(Problem(fatal, text))
     for split, inspection in seen.items():
         copies = sum(count - 1 for count in Counter(inspection.digests).values() if count > 1)
         if copies:
             text = f"{split} holds {count_of(copies, 'copy', 'copies')} of its own images."
-            findings.append(Finding(False, text))
-    return findings + _relabelled(seen, tables)
+            problems.append(Problem(False, text))
+    return problems + _relabelled(seen, tables)
 
 
-def _relabelled(seen: dict[str, Inspection], tables: dict[str, ImageTable]) -> list[Finding]:
+def _relabelled(seen: dict[str, Inspection], tables: dict[str, ImageTable]) -> list[Problem]:
     """Pictures that are under two labels."""
     labels = {split: table.labels.tolist() for split, table in tables.items()}
     first_of: dict[str, tuple[str, int]] = {}
@@ -246,12 +246,12 @@ def _relabelled(seen: dict[str, Inspection], tables: dict[str, ImageTable]) -> l
     )
     number = count_have(len(differing), "picture")
     text = f"{number} copies under another label (for example {one} and {two})."
-    return [Finding(False, text)]
+    return [Problem(False, text)]
 
 
-def _classes(splits: dict[str, SplitCheck], names: tuple[str, ...]) -> list[Finding]:
+def _classes(splits: dict[str, SplitCheck], names: tuple[str, ...]) -> list[Problem]:
     """Classes without images, and those that texts cannot name."""
-    findings = []
+    problems = []
     for split, check in splits.items():
         empty = [name for name, count in zip(names, check.class_counts, strict=True) if not count]
         if empty:
@@ -259,7 +259,7 @@ def _classes(splits: dict[str, SplitCheck], names: tuple[str, ...]) -> list[Find
             text = f"{number} no image in {split}: {list_some(empty, SHOWN)}."
             if split == "train":
                 text += " data.drop_empty_classes: true leaves them out."
-            findings.append(Finding(split == "train", text))
+            problems.append(Problem(split == "train", text))
     bare = [name for name in names if NO_NAME.fullmatch(name)]
     if bare:
         text = (
@@ -267,11 +267,11 @@ def _classes(splits: dict[str, SplitCheck], names: tuple[str, ...]) -> list[Find
             f"({list_some(bare, SHOWN)}), which texts cannot use; add the file of names that the "
             "format has, or set prompts.names."
         )
-        findings.append(Finding(False, text))
-    return findings
+        problems.append(Problem(False, text))
+    return problems
 
 
-def _published(data: Data, rows: dict[str, int], classes: int) -> list[Finding]:
+def _published(data: Data, rows: dict[str, int], classes: int) -> list[Problem]:
     """Differences from the known data set of this format, or from CIFAR100-LT."""
     kind = format_of(data.root, data.format)
     known, expected = PUBLISHED.get(kind, (classes, {})) if not data.files else (classes, {})
@@ -285,9 +285,9 @@ def _published(data: Data, rows: dict[str, int], classes: int) -> list[Finding]:
             f"the data set has {count_of(classes, 'class', 'classes')}; {kind} as published has "
             f"{known:,}: another version, or a part of it."
         )
-        return [Finding(False, text)]
+        return [Problem(False, text)]
     return [
-        Finding(False, f"{split} has {rows[split]:,} images; {count:,} are published.")
+        Problem(False, f"{split} has {rows[split]:,} images; {count:,} are published.")
         for split, count in expected.items()
         if split in rows and rows[split] != count
     ]
