@@ -40,7 +40,7 @@ from typing import Any
 
 from benchmarks import gap
 from benchmarks.gap import SETTINGS, write_json
-from benchmarks.gap_tables import interval, verdict
+from benchmarks.gap_tables import in_points, verdict
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "budget"
@@ -321,14 +321,6 @@ def curves(
     }
 
 
-def shown(values: Sequence[float]) -> str:
-    """`+1.5 ± 0.4`, the mean and half its interval; `–` without values."""
-    if not values:
-        return "–"
-    mean, half = interval(values)
-    return f"{mean:+.1f} ± {half:.1f}" if len(values) > 1 else f"{mean:+.1f}"
-
-
 def tables(results: Path) -> str:
     """Gains by policy and budget, policies against `uniform`, and what was expected."""
     found, lines = read_results(results), []
@@ -339,7 +331,7 @@ def tables(results: Path) -> str:
         for setting, units in found.items():
             for policy, points in curves(units, metric).items():
                 cells = dict(points)
-                values = [shown(cells.get(1 / parts, [])) for parts in PARTS]
+                values = [in_points(cells.get(1 / parts, [])) for parts in PARTS]
                 lines.append(f"| {setting} ({len(units)}) | {policy} | {' | '.join(values)} |")
         lines.append("")
     lines += ["few, policy − uniform at the same budget, paired over the draws, points", ""]
@@ -350,14 +342,14 @@ def tables(results: Path) -> str:
                 (Unit("", 0, each, parts).row) for parts in PARTS for each in (policy, "uniform")
             ]
             pairs = zip(rows[::2], rows[1::2], strict=True)
-            values = [shown(differences(units, *pair, "few")) for pair in pairs]
+            values = [in_points(differences(units, *pair, "few")) for pair in pairs]
             lines.append(f"| {setting} | {policy} | {' | '.join(values)} |")
     for policy in POLICIES[1:]:
         means = []
         for parts in PARTS:
             row, other = (Unit("", 0, each, parts).row for each in (policy, "uniform"))
             values, names = together(found, row, other, "few")
-            means.append(shown(values))
+            means.append(in_points(values))
         if len(names) > 1:
             lines.append(f"| mean of {', '.join(names)} | {policy} | {' | '.join(means)} |")
     tail = [controls_table(found), whole_table(found), asked_table(results), expectations(found)]
@@ -375,7 +367,7 @@ def controls_table(found: Mapping[str, Mapping[int, Any]]) -> list[str]:
             for name in names:
                 values = [rows[name]["test"][metric] for rows in units.values() if name in rows]
                 cells.append(f"{statistics.mean(values):.1f}" if values else "–")
-            gain = shown(differences(units, "uniform-1", "best-real", metric))
+            gain = in_points(differences(units, "uniform-1", "best-real", metric))
             lines.append(f"| {setting}, {metric} | {' | '.join(cells)} | {gain} |")
     return lines
 
@@ -391,10 +383,10 @@ def whole_table(found: Mapping[str, Mapping[int, Any]]) -> list[str]:
                 differences(units, row, "uniform-1", metric, split)
                 for metric, split in (("few", "test"), ("few", "validation"), ("all+la", "test"))
             ]
-            lines.append(f"| {setting}, {row} | {' | '.join(map(shown, cells))} |")
+            lines.append(f"| {setting}, {row} | {' | '.join(map(in_points, cells))} |")
         values, names = together(found, row, "uniform-1", "few")
         if len(names) > 1:
-            lines.append(f"| mean of {', '.join(names)}, {row} | {shown(values)} | – | – |")
+            lines.append(f"| mean of {', '.join(names)}, {row} | {in_points(values)} | – | – |")
     return lines
 
 
@@ -423,12 +415,12 @@ def expectations(found: Mapping[str, Mapping[int, Any]]) -> list[str]:
             values = differences(units, each["of"], each["minus"], "few")
             if len(values) > 1:
                 what = f"{setting} | few, {each['of']} − {each['minus']}"
-                lines += verdict(what, values, each["sign"])
+                lines.append(f"| {what} | {' | '.join(verdict(values, each['sign']))} |")
     for each in expected:
         values, names = together(found, each["of"], each["minus"], "few")
         if len(values) > 1 and len(names) > 1:
             what = f"mean of {', '.join(names)} | few, {each['of']} − {each['minus']}"
-            lines += verdict(what, values, each["sign"])
+            lines.append(f"| {what} | {' | '.join(verdict(values, each['sign']))} |")
     return lines
 
 

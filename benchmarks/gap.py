@@ -792,14 +792,14 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--draws", nargs="+", type=int, default=list(range(10)))
     parser.add_argument("--cifar10", type=Path, help="folder with train.parquet and test.parquet")
-    parser.add_argument("--table", action="store_true", help="print the tables and do nothing else")
+    parser.add_argument("--table", action="store_true", help="print all tables and do nothing else")
     arguments = parser.parse_args()
     folder = RESULTS if arguments.network == "small" else RESULTS / arguments.network
     results, training = arguments.results or folder, TRAININGS[arguments.network]
     if arguments.table:
         from benchmarks.gap_tables import tables
 
-        print(tables(results))
+        print(tables(arguments.results or RESULTS))
         return
     if not (RESULTS / "referees.json").exists():
         measure_referees(arguments.work, RESULTS, arguments.cifar10)

@@ -1,4 +1,4 @@
-"""The tables of `gap.py`, from its committed figures: gains, and what was expected."""
+"""The tables of `gap.py`, from its committed figures, as `docs/results.md` has them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,33 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from benchmarks.gap import RESULTS, SETTINGS, best_fixed
+from benchmarks.gap import RESULTS, SETTINGS, TRAININGS, best_fixed
+
+Units = Mapping[int, Mapping[str, Any]]
+"""`{draw: {"rows": ..., "gap": ...}}` of one setting."""
+
+FEW = {
+    "text-only": "text-only",
+    "all": "all levels",
+    "d2s": "diverse-to-specific",
+    "s2d": "specific-to-diverse",
+    "best-fixed": "best fixed level",
+    "text-only-filtered": "text-only, filtered",
+    "d2s-filtered": "diverse-to-specific, filtered",
+    "oracle": "real images instead (oracle)",
+}
+"""Rows of the tables of few classes, the head undersampled, and their titles."""
+OVERALL = {
+    "text-only-balanced": "text-only",
+    "all-balanced": "all levels",
+    "d2s-balanced": "diverse-to-specific",
+    "text-only-balanced-filtered": "text-only, filtered",
+    "oracle-balanced": "real images instead (oracle)",
+}
+"""Rows of the table of all classes, drawn equally often."""
+BEST = "best row with images − best row without"
+"""The column of `best_difference`."""
+GENERATORS = {"adapted": "low-rank weights", "tokens": "class tokens", "both": "both"}
 
 
 def read_results(results: Path) -> dict[str, dict[int, dict[str, Any]]]:
@@ -26,6 +52,9 @@ def read_results(results: Path) -> dict[str, dict[int, dict[str, Any]]]:
     return found
 
 
+# --------------------------------------------------------------------------------------- figures
+
+
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """(mean, half width of the 95 % interval by Student's t over the draws)."""
     from discl.evaluation.comparison import STUDENT
@@ -36,32 +65,13 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values), STUDENT[min(len(values) - 2, len(STUDENT) - 1)] * spread
 
 
-def difference(units: Mapping[int, Any], row: str, other: str, metric: str) -> list[float]:
+def difference(units: Units, row: str, other: str, metric: str) -> list[float]:
     """Points of one row over another on test images, paired over the draws."""
     tests = [{name: rows["test"] for name, rows in unit["rows"].items()} for unit in units.values()]
     return [each[row][metric] - each[other][metric] for each in tests]
 
 
-SHOWN = {
-    "few": (
-        "text-only",
-        "all",
-        "d2s",
-        "s2d",
-        "best-fixed",
-        "text-only-filtered",
-        "d2s-filtered",
-        "ce-balanced",
-        "oracle",
-    ),
-    "all": ("text-only-balanced", "all-balanced", "d2s-balanced", "oracle-balanced"),
-}
-"""Rows of the tables, by metric."""
-
-
-def named_difference(
-    units: Mapping[int, Any], row: str, other: str, metric: str
-) -> list[float] | None:
+def named_difference(units: Units, row: str, other: str, metric: str) -> list[float] | None:
     """`difference`, with `best-fixed` for the level of each draw; None where a row was not run."""
     names = {draw: best_fixed(unit) if row == "best-fixed" else row for draw, unit in units.items()}
     if not all({names[draw], other} <= unit["rows"].keys() for draw, unit in units.items()):
@@ -69,65 +79,32 @@ def named_difference(
     return [difference({draw: units[draw]}, names[draw], other, metric)[0] for draw in units]
 
 
-def tables(results: Path) -> str:
-    """Rows against the same mixture without images, and what was expected, in Markdown."""
-    found = read_results(results)
-    referees = json.loads((RESULTS / "referees.json").read_text())
-    lines = []
-    for metric, rows in SHOWN.items():
-        control = "ce-undersampled" if metric == "few" else "ce-balanced"
-        differences = {
-            (name, row): named_difference(units, row, control, metric)
-            for name, units in found.items()
-            for row in rows
+def best_difference(units: Units) -> list[float]:
+    """Points over all classes of the best row with synthetic images over the best without.
+
+    Both are the best of a draw over all classes of the validation images, with or without logit
+    adjustment. An oracle is neither.
+    """
+    real = {"ce", "ce-undersampled", "oversampled", "ce-balanced"}
+    found = []
+    for unit in units.values():
+        rows = {
+            (name, metric): (splits["validation"][metric], splits["test"][metric])
+            for name, splits in unit["rows"].items()
+            if not name.startswith("oracle")
+            for metric in ("all", "all+la")
         }
-        rows = tuple(row for row in rows if any(differences[name, row] for name in found))
-        if not rows:
-            continue
-        lines += [f"{metric}, row − {control}, points; mean ± half the 95 % interval", ""]
-        lines.append("| setting (draws) | recognised at 0 % (real) | " + " | ".join(rows) + " |")
-        lines.append("|---|---:|" + "---:|" * len(rows))
-        for name, units in found.items():
-            known = statistics.mean(unit["gap"]["0"]["recognised"] for unit in units.values())
-            cells = []
-            for row in rows:
-                values = differences[name, row]
-                cells.append(_in_points(values) if values else "–")
-            real = referees[SETTINGS[name].domain]
-            shown = f"{known:.2f} ({real:.2f})"
-            lines.append(f"| {name} ({len(units)}) | {shown} | " + " | ".join(cells) + " |")
-        lines.append("")
-    fixed = [
-        f"{name}: {', '.join(best_fixed(unit) for unit in units.values())}"
-        for name, units in found.items()
-    ]
-    lines += ["Best fixed level on validation, by draw. " + "; ".join(fixed) + ".", ""]
-    return "\n".join([*lines, *_expectations(found)])
+        with_images, without = (
+            max(pair for (name, _), pair in rows.items() if (name in real) is alone)
+            for alone in (False, True)
+        )
+        found.append(with_images[1] - without[1])
+    return found
 
 
-def _expectations(found: Mapping[str, Mapping[int, Any]]) -> list[str]:
-    """What was written down beforehand, and what came."""
-    lines = ["| setting | difference | expected | measured | |", "|---|---|---|---|---|"]
-    expected = yaml.safe_load((RESULTS / "expected.yaml").read_text())
-    for name in SETTINGS:
-        for each in expected.get(name, ()):
-            if name not in found:
-                continue
-            values = named_difference(found[name], each["of"], each["minus"], each["metric"])
-            what = f"{name} | {each['metric']}, {each['of']} − {each['minus']}"
-            lines += verdict(what, values, each["sign"])
-    for each in expected["adapted"]:
-        name, tuned = each["setting"], f"{each['setting']}-{each.get('by', 'adapted')}"
-        draws = sorted(found.get(name, {}).keys() & found.get(tuned, {}).keys())
-        if draws:
-            row, metric = each["of"], each["metric"]
-            tests = [
-                [found[setting][draw]["rows"][row]["test"][metric] for setting in (tuned, name)]
-                for draw in draws
-            ]
-            what = f"{tuned} | {metric}, {row} − {row} of {name}"
-            lines += verdict(what, [after - before for after, before in tests], each["sign"])
-    return [*lines, "", *_rank_over_settings(found, expected["over the gap"][0])]
+def recognised(units: Units) -> float:
+    """Fraction of the text-only images that a classifier of the domain recognises."""
+    return statistics.mean(unit["gap"]["0"]["recognised"] for unit in units.values())
 
 
 def _ranks(values: list[float]) -> list[float]:
@@ -143,53 +120,209 @@ def spearman(first: list[float], second: list[float]) -> float:
     return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
 
 
-def verdict(what: str, values: Sequence[float] | None, expected: str) -> list[str]:
-    """One line of the table of expectations; none where a row was not run."""
+# ---------------------------------------------------------------------------------------- tables
+
+
+def tables(results: Path) -> str:
+    """All tables in Markdown: gains, tuned generators, and what was expected."""
+    found, deep = read_results(results), read_results(results / "resnet10")
+    plain = {name: units for name, units in found.items() if not SETTINGS[name].adapted}
+    parts = [
+        gains(plain, FEW, "few, over the same mixture without synthetic images"),
+        overall_gains(plain),
+        tuned_gains(found),
+        f"Best fixed level on validation, by draw. {_fixed_levels(plain)}.",
+        *expectations(found),
+    ]
+    if deep:
+        rows = {row: title for row, title in FEW.items() if row in TRAININGS["resnet10"].rows}
+        title = "ResNet-10, few, over the same mixture without synthetic images"
+        parts += [gains(deep, rows, title, overall=True), expectations(deep)[0]]
+    return "\n\n".join(parts)
+
+
+def gains(
+    found: Mapping[str, Units], rows: Mapping[str, str], title: str, overall: bool = False
+) -> str:
+    """Each row over the same mixture without synthetic images on few, the head undersampled.
+
+    - `overall`: add the column `BEST`, over all classes.
+    """
+    titles = ["samples", "recognised ÷ real", *rows.values(), "diverse-to-specific − text-only"]
+    titles += [f"all: {BEST}"] if overall else []
+    referees = json.loads((RESULTS / "referees.json").read_text())
+    body = []
+    for name, units in found.items():
+        known = recognised(units) / referees[SETTINGS[name].domain]
+        cells = [named_difference(units, row, "ce-undersampled", "few") for row in rows]
+        cells.append(named_difference(units, "d2s", "text-only", "few"))
+        cells += [best_difference(units)] if overall else []
+        body.append([title_of(name), f"{len(units)}", number(known), *map(in_points, cells)])
+    return markdown([title, *titles], body)
+
+
+def overall_gains(found: Mapping[str, Units]) -> str:
+    """Each row over all classes, and the best rows with and without synthetic images."""
+    head = "all, classes drawn equally, over the same without synthetic images"
+    titles = ["samples", *OVERALL.values(), BEST]
+    body = [
+        [
+            title_of(name),
+            f"{len(units)}",
+            *(in_points(named_difference(units, row, "ce-balanced", "all")) for row in OVERALL),
+            in_points(best_difference(units)),
+        ]
+        for name, units in found.items()
+    ]
+    return markdown([head, *titles], body)
+
+
+def tuned_gains(found: Mapping[str, Units]) -> str:
+    """Text-only images of a tuned generator against those of the same one as it is."""
+    titles = [
+        "few, text-only images of a tuned generator",
+        "tuned",
+        "samples",
+        "tuned − as it is",
+        "tuned − same mixture of real images",
+        "tuned and filtered − same mixture",
+        "recognised ÷ real, as it is → tuned",
+    ]
+    referees = json.loads((RESULTS / "referees.json").read_text())
+    body = []
+    for name in found:
+        if how := SETTINGS[name].adapted:
+            tuned, before = paired_units(found, name)
+            real = referees[SETTINGS[name].domain]
+            known = " → ".join(number(recognised(each) / real) for each in (before, tuned))
+            cells = [
+                tuned_difference(found, name, "text-only", "few"),
+                *(
+                    named_difference(tuned, row, "ce-undersampled", "few")
+                    for row in ("text-only", "text-only-filtered")
+                ),
+            ]
+            base = title_of(name.removesuffix(f"-{how}"))
+            body.append([base, GENERATORS[how], f"{len(tuned)}", *map(in_points, cells), known])
+    return markdown(titles, body)
+
+
+def paired_units(found: Mapping[str, Units], name: str) -> tuple[Units, Units]:
+    """Units of a tuned generator and of the same one as it is, of the draws that both have."""
+    before = found[name.removesuffix(f"-{SETTINGS[name].adapted}")]
+    draws = sorted(found[name].keys() & before.keys())
+    tuned, as_it_is = ({draw: each[draw] for draw in draws} for each in (found[name], before))
+    return tuned, as_it_is
+
+
+def tuned_difference(found: Mapping[str, Units], name: str, row: str, metric: str) -> list[float]:
+    """Points of a row with a tuned generator over the same row without, paired over the draws."""
+    tuned, before = paired_units(found, name)
+    tests = [
+        [each[draw]["rows"][row]["test"][metric] for each in (tuned, before)] for draw in tuned
+    ]
+    return [after - first for after, first in tests]
+
+
+def _fixed_levels(found: Mapping[str, Units]) -> str:
+    return "; ".join(
+        f"{title_of(name)}: "
+        + ", ".join(best_fixed(unit).removeprefix("fixed-") for unit in units.values())
+        for name, units in found.items()
+    )
+
+
+def expectations(found: Mapping[str, Units]) -> list[str]:
+    """What was written down beforehand, and what came; then ranks over the settings."""
+    expected = yaml.safe_load((RESULTS / "expected.yaml").read_text())
+    body = []
+    for name, units in found.items():
+        for each in expected.get(name, ()):
+            values = named_difference(units, each["of"], each["minus"], each["metric"])
+            title = f"{each['metric']}: {each['of']} − {each['minus']}"
+            body.append([title_of(name), title, *verdict(values, each["sign"])])
+    for each in expected["adapted"]:
+        name = f"{each['setting']}-{each.get('by', 'adapted')}"
+        if name in found and each["setting"] in found:
+            values = tuned_difference(found, name, each["of"], each["metric"])
+            how = GENERATORS[SETTINGS[name].adapted]
+            title = f"{each['metric']}: {each['of']}, {how} − as it is"
+            body.append([title_of(each["setting"]), title, *verdict(values, each["sign"])])
+    shown = [line for line in body if line[-1]]
+    table = markdown(["setting", "difference", "expected", "measured", "outcome"], shown)
+    return [table, *_rank_over_settings(found, expected["over the gap"][0])]
+
+
+def verdict(values: Sequence[float] | None, expected: str) -> list[str]:
+    """Expected sign, measured difference, outcome; all empty where a row was not run."""
     if not values:
-        return []
+        return ["", "", ""]
     mean, half = interval(values)
     sign = "+" if mean - half > 0 else "-" if mean + half < 0 else "0"
     if len(values) == 1:
-        outcome = "one draw: open"
+        outcome = "one sample: open"
     elif sign == expected:
         outcome = "as expected" if sign != "0" else "interval includes 0"
     else:
         outcome = "not shown" if sign == "0" else "otherwise"
-    return [f"| {what} | {expected} | {_in_points(values)} | {outcome} |"]
+    return [expected.replace("-", "−"), in_points(values), outcome]
 
 
-def _in_points(values: Sequence[float]) -> str:
-    """Mean ± half the interval; one value has none."""
-    mean, half = interval(values)
-    return f"{mean:+.1f} ± {half:.1f}" if len(values) > 1 else f"{mean:+.1f}"
-
-
-def _rank_over_settings(
-    found: Mapping[str, Mapping[int, Any]], expected: Mapping[str, Any]
-) -> list[str]:
+def _rank_over_settings(found: Mapping[str, Units], expected: Mapping[str, Any]) -> list[str]:
     """Rank correlation over settings of the recognised fraction and the gain of a row.
 
-    Settings with class tokens came later, and are left out.
+    Settings with class tokens, and the adapted style .25, came later and are left out.
     """
     row, control, metric = expected["against"]
-    gains = {name: named_difference(units, row, control, metric) for name, units in found.items()}
-    names = [
-        name for name in found if gains[name] and SETTINGS[name].adapted not in ("tokens", "both")
-    ]
+    later = {name for name in SETTINGS if SETTINGS[name].adapted in ("tokens", "both")}
+    gain = {name: named_difference(units, row, control, metric) for name, units in found.items()}
+    names = [name for name in found if gain[name] and name not in {*later, "style-25-adapted"}]
     if len(names) < 4:
         return []
-    known = [
-        statistics.mean(unit["gap"]["0"][expected["rank"]] for unit in found[name].values())
-        for name in names
-    ]
-    means = [statistics.mean(gains[name] or [math.nan]) for name in names]
     referees = json.loads((RESULTS / "referees.json").read_text())
+    known = [recognised(found[name]) for name in names]
+    means = [statistics.mean(gain[name] or [math.nan]) for name in names]
     relative = [
         each / referees[SETTINGS[name].domain] for name, each in zip(names, known, strict=True)
     ]
     return [
-        f"Spearman over {len(names)} settings of {expected['rank']} at 0 % and {row} − {control}, "
-        f"{metric}: {spearman(known, means):.2f} (expected sign {expected['sign']}). With "
-        f"{expected['rank']} ÷ that of real images, which was not written down beforehand: "
-        f"{spearman(relative, means):.2f}."
+        f"Rank correlation over {len(names)} settings of {expected['rank']} at 0 % and "
+        f"{row} − {control} on {metric}: {number(spearman(known, means))} (expected "
+        f"{expected['sign']}). With {expected['rank']} ÷ that of real images, which was not "
+        f"written down beforehand: {number(spearman(relative, means))}."
     ]
+
+
+# ------------------------------------------------------------------------------------------ text
+
+
+def title_of(name: str) -> str:
+    """Name of a setting as the page has it: `style-25` is style .25."""
+    style = SETTINGS[name].style
+    return f"style {style / 100:g}".replace(" 0.", " .") if style else name
+
+
+def number(value: float, sign: str = "", digits: int = 2) -> str:
+    """A figure without the 0 before its point: `.16`, `+1.2`, `−.3`; `sign` is that of a gain."""
+    value = round(value, digits)
+    lead = "−" if value < 0 else sign if value else ""
+    return lead + f"{abs(value):.{digits}f}".removeprefix("0")
+
+
+def in_points(values: Sequence[float] | None) -> str:
+    """Mean ± half the 95 % interval; one value has none, and a row that was not run is a dash."""
+    if not values:
+        return "–"
+    mean, half = interval(values)
+    text = number(mean, "+", 1)
+    return text if math.isinf(half) else f"{text} ± {number(half, digits=1)}"
+
+
+def markdown(titles: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table; its columns of figures are aligned to the right."""
+    figures = [
+        all(line[at][:1] in "+−–.0123456789" for line in body if line[at])
+        for at in range(len(titles))
+    ]
+    rule = ["---:" if each else "---" for each in figures]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (titles, rule, *body))

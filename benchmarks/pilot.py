@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gap import SETTINGS, load_samples
-from benchmarks.gap_tables import spearman
+from benchmarks.gap_tables import markdown, number, spearman
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "gap"
@@ -148,10 +148,44 @@ def measured_arms(estimates: Estimates, kind: str, settings: Sequence[str]) -> l
     return found
 
 
+def parts_of(arms: Sequence[Arm]) -> dict[str, list[Arm]]:
+    """All arms, and those of each task."""
+    first = read_arms()["settings"]
+    return {
+        "all": list(arms),
+        "Fashion-MNIST-LT": [arm for arm in arms if arm.setting in first],
+        "CIFAR-10-LT": [arm for arm in arms if arm.setting not in first],
+    }
+
+
+def summary(estimates: Estimates) -> str:
+    """Rank correlations and wrong verdicts of both judges, as `docs/results.md` has them."""
+    settings, body, counts = read_arms()["second"]["settings"], [], [0, 0, 0]
+    for kind, title in {"head": "`head` (default)", "network": "`network`"}.items():
+        if parts := parts_of(measured_arms(estimates, kind, settings)):
+            ranks = [
+                number(spearman([arm.few for arm in part], [arm.gain for arm in part]), digits=3)
+                for part in parts.values()
+            ]
+            mistakes = [arm.mistake for arm in parts["all"]]
+            wrong = [f"{mistakes.count(each)}" for each in ("false do it", "false don't")]
+            body.append([title, *ranks, *wrong])
+            counts = [len(part) for part in parts.values()]
+    titles = [
+        "`pilot.judge`",
+        f"rank correlation, all {counts[0]}",
+        f"{counts[1]} of Fashion-MNIST-LT",
+        f"{counts[2]} of CIFAR-10-LT",
+        "advised, did not pay",
+        "not advised, paid",
+    ]
+    return markdown(titles, body)
+
+
 def table(estimates: Estimates) -> str:
     """Arms with estimate, final gain and verdicts; rank correlations; wrong verdicts."""
     named = read_arms()
-    lines = []
+    lines = [summary(estimates), ""]
     for kind, title in KINDS.items():
         arms = measured_arms(estimates, kind, named["second"]["settings"])
         if not arms:
@@ -165,10 +199,7 @@ def table(estimates: Estimates) -> str:
             for arm in arms
         ]
         lines.append("")
-        first = [arm for arm in arms if arm.setting in named["settings"]]
-        style = [arm for arm in arms if arm.setting not in named["settings"]]
-        parts = {"all": arms, "Fashion-MNIST-LT": first, "style": style}
-        lines += [f"- {describe(name, part)}" for name, part in parts.items() if part]
+        lines += [f"- {describe(name, part)}" for name, part in parts_of(arms).items() if part]
         lines.append("")
     return "\n".join(lines).rstrip()
 
