@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from benchmarks.gap import RESULTS, SETTINGS, TRAININGS, best_fixed
+from benchmarks.gap import LEVELS, RESULTS, SETTINGS, TRAININGS, best_fixed
 
 Units = Mapping[int, Mapping[str, Any]]
 """`{draw: {"rows": ..., "gap": ...}}` of one setting."""
@@ -102,9 +102,9 @@ def best_difference(units: Units) -> list[float]:
     return found
 
 
-def recognised(units: Units) -> float:
-    """Fraction of the text-only images that a classifier of the domain recognises."""
-    return statistics.mean(unit["gap"]["0"]["recognised"] for unit in units.values())
+def gap_of(units: Units, measure: str, level: int = 0) -> float:
+    """Mean over the draws of what `gap.measure_gap` tells of the images of a level."""
+    return statistics.mean(unit["gap"][str(level)][measure] for unit in units.values())
 
 
 def _ranks(values: list[float]) -> list[float]:
@@ -128,6 +128,7 @@ def tables(results: Path) -> str:
     found, deep = read_results(results), read_results(results / "resnet10")
     plain = {name: units for name, units in found.items() if not SETTINGS[name].adapted}
     parts = [
+        measured_gap(plain),
         gains(plain, FEW, "few, over the same mixture without synthetic images"),
         overall_gains(plain),
         tuned_gains(found),
@@ -139,6 +140,18 @@ def tables(results: Path) -> str:
         title = "ResNet-10, few, over the same mixture without synthetic images"
         parts += [gains(deep, rows, title, overall=True), expectations(deep)[0]]
     return "\n\n".join(parts)
+
+
+def measured_gap(found: Mapping[str, Units]) -> str:
+    """What the images of each level are, by a classifier of the domain and its features."""
+    titles = ["the gap", "λ, %", "recognised", "precision", "coverage", "Fréchet distance", "kept"]
+    measures = ("recognised", "precision", "coverage", "frechet", "kept")
+    body = [
+        [title_of(name), f"{level}", *(number(gap_of(units, each, level)) for each in measures)]
+        for name, units in found.items()
+        for level in LEVELS
+    ]
+    return markdown(titles, body)
 
 
 def gains(
@@ -153,7 +166,7 @@ def gains(
     referees = json.loads((RESULTS / "referees.json").read_text())
     body = []
     for name, units in found.items():
-        known = recognised(units) / referees[SETTINGS[name].domain]
+        known = gap_of(units, "recognised") / referees[SETTINGS[name].domain]
         cells = [named_difference(units, row, "ce-undersampled", "few") for row in rows]
         cells.append(named_difference(units, "d2s", "text-only", "few"))
         cells += [best_difference(units)] if overall else []
@@ -187,6 +200,7 @@ def tuned_gains(found: Mapping[str, Units]) -> str:
         "tuned − same mixture of real images",
         "tuned and filtered − same mixture",
         "recognised ÷ real, as it is → tuned",
+        "coverage, as it is → tuned",
     ]
     referees = json.loads((RESULTS / "referees.json").read_text())
     body = []
@@ -194,7 +208,9 @@ def tuned_gains(found: Mapping[str, Units]) -> str:
         if how := SETTINGS[name].adapted:
             tuned, before = paired_units(found, name)
             real = referees[SETTINGS[name].domain]
-            known = " → ".join(number(recognised(each) / real) for each in (before, tuned))
+            both = (before, tuned)
+            known = " → ".join(number(gap_of(each, "recognised") / real) for each in both)
+            covered = " → ".join(number(gap_of(each, "coverage")) for each in both)
             cells = [
                 tuned_difference(found, name, "text-only", "few"),
                 *(
@@ -203,7 +219,8 @@ def tuned_gains(found: Mapping[str, Units]) -> str:
                 ),
             ]
             base = title_of(name.removesuffix(f"-{how}"))
-            body.append([base, GENERATORS[how], f"{len(tuned)}", *map(in_points, cells), known])
+            body.append([base, GENERATORS[how], f"{len(tuned)}", *map(in_points, cells)])
+            body[-1] += [known, covered]
     return markdown(titles, body)
 
 
@@ -280,7 +297,7 @@ def _rank_over_settings(found: Mapping[str, Units], expected: Mapping[str, Any])
     if len(names) < 4:
         return []
     referees = json.loads((RESULTS / "referees.json").read_text())
-    known = [recognised(found[name]) for name in names]
+    known = [gap_of(found[name], "recognised") for name in names]
     means = [statistics.mean(gain[name] or [math.nan]) for name in names]
     relative = [
         each / referees[SETTINGS[name].domain] for name, each in zip(names, known, strict=True)
