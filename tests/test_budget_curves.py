@@ -46,7 +46,7 @@ def test_gains_are_paired_over_draws_and_against_the_chosen_control(tmp_path: Pa
     assert budget.differences(units, "deficit-1/4", "uniform-1/4", "few") == [2]
     assert budget.differences(units, "uniform-1", "best-real", "few") == [10, 10, 10]
     text = budget.tables(tmp_path)
-    assert "| plain (3) | uniform | – | +5.0 ± 0.0 | – | +19.0 ± 2.5 |" in text
+    assert "| plain (3) | uniform | – | +5.0 ± .0 | – | +19.0 ± 2.5 |" in text
     assert "| plain | few, uniform-1 − ce-undersampled | + | +19.0 ± 2.5 | as expected |" in text
 
 
