@@ -141,7 +141,9 @@ TRAININGS = {
         curriculum_epochs=32,
         samples=1216,
         rows=(
+            "ce",
             "ce-undersampled",
+            "oversampled",
             "ce-balanced",
             "oracle",
             "text-only",
