@@ -16,15 +16,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gap import RESULTS, SETTINGS, best_fixed
-from benchmarks.gap_tables import difference, interval, read_results
+from benchmarks.gap import RESULTS, best_fixed
+from benchmarks.gap_tables import difference, gap_of, interval, read_results, real_recognised
 from benchmarks.pilot import measured_arms, read_arms
 
 from discl.report.charts import Axis, nice_axis
@@ -82,12 +81,10 @@ PANELS = {
 def gap_points(results: Path, metric: str, settings: Sequence[str]) -> dict[str, list[Point]]:
     """`{row: points}` over the settings of one task that have at least three draws."""
     points: dict[str, list[Point]] = {}
-    referees = json.loads((RESULTS / "referees.json").read_text())
     for name, units in read_results(results).items():
         if len(units) < 3 or name not in settings:
             continue
-        made = statistics.mean(unit["gap"]["0"]["recognised"] for unit in units.values())
-        known = made / referees[SETTINGS[name].domain]
+        known = gap_of(units, "recognised") / real_recognised(name)
         for row, values in gains(units, metric).items():
             mean, half = interval(values)
             title = f"{name}, {row}: {mean:+.1f} ± {half:.1f} ({len(values)} draws)"

@@ -117,6 +117,12 @@ def gap_of(units: Units, measure: str, level: int = 0) -> float:
     return statistics.mean(unit["gap"][str(level)][measure] for unit in units.values())
 
 
+def real_recognised(name: str) -> float:
+    """Fraction of a setting's real images that the classifier of its domain recognises."""
+    known = json.loads((RESULTS / "referees.json").read_text())
+    return float(known[SETTINGS[name].domain])
+
+
 def _ranks(values: list[float]) -> list[float]:
     """Ranks from 0, the mean rank for equal values."""
     order = sorted(values)
@@ -140,7 +146,7 @@ def tables(results: Path) -> str:
     parts = [
         measured_gap(plain),
         gains(plain, FEW, "few, over the same mixture without synthetic images"),
-        orders(plain, "few, one strategy over another"),
+        strategy_differences(plain, "few, one strategy over another"),
         overall_gains(plain),
         tuned_gains(found),
         f"Best fixed level on validation, by draw. {_fixed_levels(plain)}.",
@@ -150,7 +156,10 @@ def tables(results: Path) -> str:
         rows = {row: title for row, title in FEW.items() if row in TRAININGS["resnet10"].rows}
         title = "ResNet-10, few, over the same mixture without synthetic images"
         parts += [gains(deep, rows, title, overall=True)]
-        parts += [orders(deep, "ResNet-10, few, one strategy over another"), expectations(deep)[0]]
+        parts += [
+            strategy_differences(deep, "ResNet-10, few, one strategy over another"),
+            expectations(deep)[0],
+        ]
     return "\n\n".join(parts)
 
 
@@ -163,11 +172,10 @@ def measured_gap(found: Mapping[str, Units]) -> str:
         "frechet": "Fréchet distance",
         "kept": "kept",
     }
-    referees = json.loads((RESULTS / "referees.json").read_text())
     body = [
         [
             title_of(name),
-            number(referees[SETTINGS[name].domain]),
+            number(real_recognised(name)),
             f"{level}",
             *(number(gap_of(units, each, level)) for each in measures),
         ]
@@ -186,17 +194,16 @@ def gains(
     """
     titles = ["samples", "recognised ÷ real", *rows.values()]
     titles += [f"all: {BEST}"] if overall else []
-    referees = json.loads((RESULTS / "referees.json").read_text())
     body = []
     for name, units in found.items():
-        known = gap_of(units, "recognised") / referees[SETTINGS[name].domain]
+        known = gap_of(units, "recognised") / real_recognised(name)
         cells = [named_difference(units, row, "ce-undersampled", "few") for row in rows]
         cells += [best_difference(units)] if overall else []
         body.append([title_of(name), f"{len(units)}", number(known), *map(in_points, cells)])
     return markdown([title, *titles], body)
 
 
-def orders(found: Mapping[str, Units], title: str) -> str:
+def strategy_differences(found: Mapping[str, Units], title: str) -> str:
     """The `PAIRS` of strategies that were run, on few, the head undersampled."""
     known = {name for units in found.values() for unit in units.values() for name in unit["rows"]}
     pairs = {name: pair for name, pair in PAIRS.items() if known.issuperset(pair)}
@@ -238,12 +245,11 @@ def tuned_gains(found: Mapping[str, Units]) -> str:
         "recognised ÷ real, as it is → tuned",
         "coverage, as it is → tuned",
     ]
-    referees = json.loads((RESULTS / "referees.json").read_text())
     body = []
     for name in found:
-        if how := SETTINGS[name].adapted:
-            tuned, before = paired_units(found, name)
-            real = referees[SETTINGS[name].domain]
+        how, (tuned, before) = SETTINGS[name].adapted, paired_units(found, name)
+        if how and tuned:
+            real = real_recognised(name)
             both = (before, tuned)
             known = " → ".join(number(gap_of(each, "recognised") / real) for each in both)
             covered = " → ".join(number(gap_of(each, "coverage")) for each in both)
@@ -262,7 +268,7 @@ def tuned_gains(found: Mapping[str, Units]) -> str:
 
 def paired_units(found: Mapping[str, Units], name: str) -> tuple[Units, Units]:
     """Units of a tuned generator and of the same one as it is, of the draws that both have."""
-    before = found[name.removesuffix(f"-{SETTINGS[name].adapted}")]
+    before = found.get(name.removesuffix(f"-{SETTINGS[name].adapted}"), {})
     draws = sorted(found[name].keys() & before.keys())
     tuned, as_it_is = ({draw: each[draw] for draw in draws} for each in (found[name], before))
     return tuned, as_it_is
@@ -296,7 +302,7 @@ def expectations(found: Mapping[str, Units]) -> list[str]:
             body.append([title_of(name), title, *verdict(values, each["sign"])])
     for each in expected["adapted"]:
         name = f"{each['setting']}-{each.get('by', 'adapted')}"
-        if name in found and each["setting"] in found:
+        if name in found:
             values = tuned_difference(found, name, each["of"], each["metric"])
             how = GENERATORS[SETTINGS[name].adapted]
             title = f"{each['metric']}: {each['of']}, {how} − as it is"
@@ -332,12 +338,9 @@ def _rank_over_settings(found: Mapping[str, Units], expected: Mapping[str, Any])
     names = [name for name in found if gain[name] and name not in {*later, "style-25-adapted"}]
     if len(names) < 4:
         return []
-    referees = json.loads((RESULTS / "referees.json").read_text())
     known = [gap_of(found[name], "recognised") for name in names]
     means = [statistics.mean(gain[name] or [math.nan]) for name in names]
-    relative = [
-        each / referees[SETTINGS[name].domain] for name, each in zip(names, known, strict=True)
-    ]
+    relative = [each / real_recognised(name) for name, each in zip(names, known, strict=True)]
     return [
         f"Rank correlation over {len(names)} settings of {expected['rank']} at 0 % and "
         f"{row} − {control} on {metric}: {number(spearman(known, means))} (expected "
