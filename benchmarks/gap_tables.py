@@ -155,7 +155,7 @@ def tables(results: Path) -> str:
     if deep:
         rows = {row: title for row, title in FEW.items() if row in TRAININGS["resnet10"].rows}
         title = "ResNet-10, few, over the same mixture without synthetic images"
-        parts += [gains(deep, rows, title, overall=True)]
+        parts += [gains(deep, rows, title)]
         parts += [
             strategy_differences(deep, "ResNet-10, few, one strategy over another"),
             expectations(deep)[0],
